@@ -1,0 +1,37 @@
+# Everything from a fresh clone needs Python 3.11 or newer, pip and make. `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-full lint clean
+
+help:
+	@echo "make demo   set up, then classify the packaged images (no network needed after the set-up)"
+	@echo "make test   set up, then run the checks and the tests"
+	@echo "make lint   format, lint, types and import rules"
+	@echo "make clean  remove the environment and caches"
+
+# uv is several times faster than pip and used where it is installed.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@if command -v uv >/dev/null 2>&1; then \
+		uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
+	else \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+	fi
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python -m xcit.cli.demo
+
+test: $(VENV)/installed lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache demo

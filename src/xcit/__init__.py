@@ -1,0 +1,1 @@
+"""XCiT, complete on current PyTorch."""

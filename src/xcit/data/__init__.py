@@ -1,0 +1,1 @@
+"""Datasets, transforms and readers by kind of data."""

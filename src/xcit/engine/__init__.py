@@ -1,0 +1,1 @@
+"""Trains and evaluates any task; knows none by name."""

@@ -1,0 +1,36 @@
+"""What a person needs beside the weights to use a model's numbers: its preprocessing and its class names."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes a model's input.
+
+    `resize` "short_side" scales the short side to `resize_to` pixels and crops the centre; "exact" scales straight to
+    the square `image_size`, without regard to the aspect ratio. Both are bicubic on 8-bit pixels (Pillow).
+    `mean` and `std` are for pixels in 0..1, one number a channel; one number means a greyscale model.
+    """
+
+    image_size: int = 224
+    resize: Literal["short_side", "exact"] = "short_side"
+    resize_to: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """Name, class names in the order of the logits (empty when unknown) and preprocessing of a model with weights.
+
+    `class_ids` are the names of the classes' folders on disk where these differ from the names (ImageNet's wnids).
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] = ()
+    class_ids: tuple[str, ...] = ()

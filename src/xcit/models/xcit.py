@@ -1,0 +1,370 @@
+"""XCiT (arXiv 2106.09681): one config, one module, one loop over the blocks that serves every output.
+
+Shapes: `B` batch, `H = ceil(h / patch)`, `W = ceil(w / patch)` token grid of an h x w image, `N = H*W` tokens,
+`D` width.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from xcit.errors import XCiTError
+from xcit.models.info import ModelInfo
+from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem, XCABlock
+
+PATCH_SIZES = (4, 8, 16)
+
+GlobalPool = Literal["cls", "avg", "none"]
+OutType = Literal["cls_token", "featmap", "avg_featmap", "raw"]
+
+_POOL_SYNONYMS: dict[str, GlobalPool] = {"cls": "cls", "avg": "avg", "none": "none", "token": "cls", "": "none"}
+"""The names of `GlobalPool`, and timm's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class XCiTConfig:
+    """Shape of an XCiT.
+
+    `layer_scale` is the start of the learned residual scales; `tokens_norm` says whether the second norm of a class
+    attention block covers all tokens or only the class token; `cls_depth` 0 makes a backbone of patch tokens alone,
+    with no class token, no class attention and no final norm; `num_classes` 0 leaves the classifier out.
+
+    Raises:
+        XCiTError: if a field has an impossible value, or two fields do not fit.
+    """
+
+    patch_size: int = 16
+    embed_dim: int = 384
+    depth: int = 12
+    num_heads: int = 8
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    cls_depth: int = 2
+    tokens_norm: bool = True
+    layer_scale: float = 1.0
+    in_channels: int = 3
+    num_classes: int = 1000
+    global_pool: GlobalPool = "cls"
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        def need(condition: bool, message: str) -> None:
+            if not condition:
+                raise XCiTError(f"XCiTConfig: {message}")
+
+        need(self.patch_size in PATCH_SIZES, f"patch_size is {self.patch_size}, must be one of {PATCH_SIZES}")
+        for name in ("embed_dim", "depth", "num_heads", "in_channels"):
+            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be at least 1")
+        for name in ("cls_depth", "num_classes"):
+            need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, must be at least 0")
+        narrowing = self.patch_size // 2
+        need(
+            self.embed_dim % narrowing == 0,
+            f"embed_dim {self.embed_dim} must be a multiple of {narrowing} for patches of {self.patch_size}",
+        )
+        need(
+            self.embed_dim % self.num_heads == 0,
+            f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}",
+        )
+        need(int(self.embed_dim * self.mlp_ratio) >= 1, f"mlp_ratio is {self.mlp_ratio}, must be positive")
+        need(0 <= self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}, must be in [0, 1)")
+        need(
+            self.global_pool in ("cls", "avg", "none"),
+            f"global_pool is {self.global_pool!r}, must be 'cls', 'avg' or 'none'",
+        )
+        need(
+            self.global_pool != "cls" or self.cls_depth > 0,
+            "global_pool 'cls' needs a class token: cls_depth must be at least 1",
+        )
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width inside the MLPs."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+
+class _Encoded(NamedTuple):
+    """What one pass over the blocks gives."""
+
+    tokens: Tensor  # (B, 1+N, D) after the final norm, or (B, N, D) where the class attention was not run
+    taken: dict[int, Tensor]  # block index -> tokens after that block
+    grid: tuple[int, int]  # (H, W)
+
+
+class XCiT(nn.Module):
+    """Cross-covariance image transformer.
+
+    Takes images (B, in_channels, h, w) of any size from one patch up, square or not, multiple of the patch or not.
+    Blocks are counted 0..depth-1 for XCA and depth..depth+cls_depth-1 for class attention.
+
+    Attributes:
+        config: its shape.
+        info: class names and preprocessing where it came with weights, else none.
+    """
+
+    def __init__(self, config: XCiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.info: ModelInfo | None = None
+        self.grad_checkpointing = False
+        dim, heads = config.embed_dim, config.num_heads
+        self.stem = Stem(config.in_channels, dim, config.patch_size)
+        self.position = PositionCode(dim)
+        self.blocks = nn.ModuleList(
+            XCABlock(
+                dim,
+                heads,
+                config.hidden_dim,
+                qkv_bias=config.qkv_bias,
+                layer_scale=config.layer_scale,
+                drop_path_rate=config.drop_path_rate,
+            )
+            for _ in range(config.depth)
+        )
+        if config.cls_depth:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+            self.cls_blocks = nn.ModuleList(
+                ClassAttentionBlock(
+                    dim,
+                    heads,
+                    config.hidden_dim,
+                    qkv_bias=config.qkv_bias,
+                    layer_scale=config.layer_scale,
+                    tokens_norm=config.tokens_norm,
+                )
+                for _ in range(config.cls_depth)
+            )
+            self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.head = self._new_head()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Linear layers and the class token from a normal of 0.02 cut at two units, biases 0; convolutions as torch."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                _init_linear(module)
+        if self.config.cls_depth:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    # timm's names for three numbers that people read off a model.
+    @property
+    def num_classes(self) -> int:
+        """Classes of the head; 0 without one."""
+        return self.config.num_classes
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D."""
+        return self.config.embed_dim
+
+    @property
+    def num_features(self) -> int:
+        """Width of the feature that the head reads: D."""
+        return self.config.embed_dim
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block in the backward pass instead of keeping its activations (timm's name)."""
+        self.grad_checkpointing = enable
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the head by a new one, and the pooling if given (timm's call; its "token" and "" work too)."""
+        pool = self.config.global_pool
+        if global_pool is not None:
+            if global_pool not in _POOL_SYNONYMS:
+                raise XCiTError(f"global_pool is {global_pool!r}, must be 'cls', 'avg' or 'none'")
+            pool = _POOL_SYNONYMS[global_pool]
+        self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
+        reference = self.blocks[-1].get_parameter("scale_xca")
+        self.head = self._new_head().to(device=reference.device, dtype=reference.dtype)
+        if isinstance(self.head, nn.Linear):
+            _init_linear(self.head)
+        self.head.train(self.training)
+        if self.info is not None:
+            self.info = replace(self.info, class_names=(), class_ids=())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of normalised images; the pooled feature (B, D) where there is no head.
+
+        With `global_pool` "none" the head is applied to every token: (B, 1+N, num_classes).
+        """
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Tokens (B, 1+N, D) after the final norm, class token first; (B, N, D) where there is no class token."""
+        return self._encode(images).tokens
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pools tokens (B, 1+N, D) and classifies them; `pre_logits` stops at the pooled feature (B, D)."""
+        if self.config.global_pool == "cls":
+            tokens = tokens[:, 0]
+        elif self.config.global_pool == "avg":
+            tokens = tokens[:, 1 if self.config.cls_depth else 0 :].mean(dim=1)
+        if pre_logits:
+            return tokens
+        logits: Tensor = self.head(tokens)
+        return logits
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The tokens after chosen XCA blocks, as timm gives them.
+
+        Args:
+            images: (B, in_channels, h, w).
+            indices: the last n blocks for an int, all for none, else these; negative counts from the end.
+            norm: apply the final norm to each.
+            stop_early: run no XCA block after the last one asked for.
+            output_fmt: "NCHW" gives (B, D, H, W), "NLC" gives (B, N, D).
+            intermediates_only: leave the final tokens out, and the class attention that makes them.
+
+        Returns:
+            The intermediates in the order of the blocks, after the final tokens unless left out.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise XCiTError(f"output_fmt is {output_fmt!r}, must be 'NCHW' or 'NLC'")
+        depth = self.config.depth
+        if indices is None:
+            indices = range(depth)
+        elif isinstance(indices, int):
+            if not 0 < indices <= depth:
+                raise XCiTError(f"the last {indices} blocks were asked for, of {depth}")
+            indices = range(depth - indices, depth)
+        take = _resolve_indices(indices, depth)
+        encoded = self._encode(
+            images, take, stop=max(take) if stop_early else None, class_attention=not intermediates_only
+        )
+        intermediates = [encoded.taken[i] for i in take]
+        if norm and self.config.cls_depth:
+            intermediates = [self.norm(tokens) for tokens in intermediates]
+        if output_fmt == "NCHW":
+            intermediates = [_as_map(tokens, encoded.grid) for tokens in intermediates]
+        return intermediates if intermediates_only else (encoded.tokens, intermediates)
+
+    def extract_feat(
+        self,
+        images: Tensor,
+        stage: Literal["backbone", "neck", "pre_logits"] = "neck",
+        *,
+        out_type: OutType = "cls_token",
+        out_indices: int | Sequence[int] = (-1,),
+    ) -> tuple[Tensor, ...] | Tensor:
+        """Features as mmpretrain gives them.
+
+        Args:
+            images: (B, in_channels, h, w).
+            stage: "backbone" and "neck" (there is no neck) give a tuple, "pre_logits" its last tensor.
+            out_type: "cls_token" (B, D); "featmap" (B, D, H, W); "avg_featmap" (B, D), the mean of the patch tokens;
+                "raw" (B, N, D) after an XCA block, (B, 1+N, D) after a class attention block.
+            out_indices: blocks, counted over XCA and class attention blocks; negative counts from the end. The last
+                one is taken after the final norm.
+
+        Raises:
+            XCiTError: on an unknown name or index, or if a class token is asked of a block that has none.
+        """
+        if stage not in ("backbone", "neck", "pre_logits"):
+            raise XCiTError(f"stage is {stage!r}, must be 'backbone', 'neck' or 'pre_logits'")
+        if out_type not in ("cls_token", "featmap", "avg_featmap", "raw"):
+            raise XCiTError(f"out_type is {out_type!r}, must be 'cls_token', 'featmap', 'avg_featmap' or 'raw'")
+        depth = self.config.depth
+        num_blocks = depth + self.config.cls_depth
+        take = _resolve_indices([out_indices] if isinstance(out_indices, int) else out_indices, num_blocks)
+        if out_type == "cls_token" and take[0] < depth:
+            raise XCiTError(
+                f"block {take[0]} has no class token: it enters at block {depth} of {num_blocks}; "
+                "ask for 'featmap', 'avg_featmap' or 'raw'"
+            )
+        encoded = self._encode(images, take, stop=min(max(take), depth - 1), class_attention=take[-1] >= depth)
+        features = []
+        for index in take:
+            tokens = encoded.tokens if index == num_blocks - 1 else encoded.taken[index]
+            if out_type == "cls_token":
+                features.append(tokens[:, 0])
+            elif out_type == "raw":
+                features.append(tokens)
+            else:
+                patches = tokens[:, 1:] if index >= depth else tokens
+                features.append(patches.mean(dim=1) if out_type == "avg_featmap" else _as_map(patches, encoded.grid))
+        return features[-1] if stage == "pre_logits" else tuple(features)
+
+    def _encode(
+        self,
+        images: Tensor,
+        take: Collection[int] = (),
+        *,
+        stop: int | None = None,
+        class_attention: bool = True,
+    ) -> _Encoded:
+        """The one pass over the blocks: stem, XCA blocks up to `stop`, then class attention and the final norm."""
+        self._check_images(images)
+        image = self.stem(images)
+        height, width = image.shape[-2:]
+        tokens = image.flatten(2).transpose(1, 2) + self.position(height, width)
+        taken: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            tokens = self._run(block, tokens, height, width)
+            if index in take:
+                taken[index] = tokens
+            if index == stop:
+                break
+        if class_attention and self.config.cls_depth:
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+            for index, block in enumerate(self.cls_blocks, start=self.config.depth):
+                tokens = self._run(block, tokens)
+                if index in take:
+                    taken[index] = tokens
+            tokens = self.norm(tokens)
+        return _Encoded(tokens, taken, (height, width))
+
+    def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+        else:
+            out = block(*inputs)
+        return out
+
+    def _check_images(self, images: Tensor) -> None:
+        if images.ndim != 4:
+            raise XCiTError(f"images must be (batch, channels, height, width), not {tuple(images.shape)}")
+        channels, height, width = images.shape[1:]
+        config = self.config
+        if channels != config.in_channels:
+            raise XCiTError(f"images have {channels} channels, the model takes {config.in_channels}")
+        if height < config.patch_size or width < config.patch_size:
+            raise XCiTError(
+                f"images are {height}x{width} pixels, smaller than one patch of {config.patch_size}x{config.patch_size}"
+            )
+
+    def _new_head(self) -> nn.Module:
+        config = self.config
+        return nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
+
+
+def _init_linear(layer: nn.Linear) -> None:
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def _resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:
+    """Block indices from 0, in ascending order and each once; negative ones count from the end."""
+    if not indices:
+        raise XCiTError("no block was asked for: the list of indices is empty")
+    for index in indices:
+        if not -num_blocks <= index < num_blocks:
+            raise XCiTError(f"there is no block {index}: the model has {num_blocks}, counted from 0")
+    return sorted({index % num_blocks for index in indices})
+
+
+def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patch tokens (B, N, D) as an image (B, D, H, W)."""
+    return tokens.transpose(1, 2).unflatten(2, grid).contiguous()

@@ -1,0 +1,1 @@
+"""Files, formats and key maps of checkpoints: knows no model class."""

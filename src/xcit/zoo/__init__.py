@@ -1,0 +1,1 @@
+"""Names to records to built models with weights."""
