@@ -1,1 +1,51 @@
-"""XCiT, complete on current PyTorch."""
+"""XCiT (Cross-Covariance Image Transformers, arXiv 2106.09681), complete on current PyTorch.
+
+Names are loaded when they are first used, so that importing the package alone needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xcit.complexity import complexity as complexity
+    from xcit.errors import XCiTError as XCiTError
+    from xcit.evaluation import test as test
+    from xcit.inference import extract_features as extract_features
+    from xcit.inference import predict as predict
+    from xcit.models import XCiT as XCiT
+    from xcit.models import XCiTConfig as XCiTConfig
+    from xcit.weights.convert import convert as convert
+    from xcit.zoo import get_backbone as get_backbone
+    from xcit.zoo import get_model as get_model
+    from xcit.zoo import list_models as list_models
+    from xcit.zoo import load_weights as load_weights
+    from xcit.zoo import save_model as save_model
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "XCiT": "models",
+    "XCiTConfig": "models",
+    "XCiTError": "errors",
+    "complexity": "complexity",
+    "convert": "weights.convert",
+    "extract_features": "inference",
+    "get_backbone": "zoo",
+    "get_model": "zoo",
+    "list_models": "zoo",
+    "load_weights": "zoo",
+    "predict": "inference",
+    "save_model": "zoo",
+    "test": "evaluation",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'xcit' has no attribute {name!r}")
+    return getattr(import_module(f"xcit.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -34,3 +34,18 @@ class ModelInfo:
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
+
+
+def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_size: int) -> Preprocessing:
+    """How the published figures were measured.
+
+    Args:
+        protocol: "official" is the authors' and timm's: short side to the image size, centre crop. "mmpretrain" is
+            short side to 256/224 of the image size and centre crop, but at 384 straight to 384 x 384 uncropped.
+        image_size: pixels a side of the model's input; 224 and 384 were published.
+    """
+    if protocol == "official":
+        return Preprocessing(image_size=image_size, resize_to=image_size)
+    if image_size == 384:
+        return Preprocessing(image_size=384, resize="exact", resize_to=384)
+    return Preprocessing(image_size=image_size, resize_to=round(image_size * 256 / 224))

@@ -3,6 +3,8 @@
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads. No layer works in place.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class Stem(nn.Sequential):
     def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
         num_convs = patch_size.bit_length() - 1
         widths = [in_channels] + [embed_dim >> i for i in reversed(range(num_convs))]
-        super().__init__(*(ConvNorm(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        super().__init__(*(ConvNorm(a, b) for a, b in pairwise(widths)))
 
     def forward(self, image: Tensor) -> Tensor:
         for i, layer in enumerate(self):

@@ -1,0 +1,107 @@
+"""How large and how costly a model is: parameters and FLOPs by the published rule, and torch's own count beside them.
+
+Shapes: `H`, `W` token grid of an h x w image, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from xcit.models import XCiT, XCiTConfig
+from xcit.models.layers import ConvNorm
+from xcit.ops import POSITION_DIM
+
+KERNEL_AREA = 9  # every convolution but the position code's projection is 3x3
+
+# The published rule counts a norm as so many operations an element, next to one for a multiply-accumulate.
+LAYER_NORM_COST = 5
+BATCH_NORM_COST = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complexity:
+    """Size and cost of a model for one image.
+
+    Attributes:
+        params: numbers that training learns, the head's included.
+        flops: by the published rule: multiply-accumulates of convolutions, linear layers and attention, plus 5 an
+            element of a layer norm and 2 of a batch norm, without the head.
+        torch_flops: what `torch.utils.flop_counter` counts in this code's forward pass: 2 a multiply-accumulate, of
+            matrix products and convolutions only, the head's included.
+        image_size: (h, w) in pixels.
+        num_tokens: N, patches of the image.
+    """
+
+    params: int
+    flops: int
+    torch_flops: int
+    image_size: tuple[int, int]
+    num_tokens: int
+
+
+def complexity(model: XCiT | XCiTConfig, image_size: int | tuple[int, int] = 224) -> Complexity:
+    """Counts parameters and FLOPs; nothing is allocated or computed, so the largest model takes about a second.
+
+    Args:
+        model: a model, whose config is read, or a config.
+        image_size: side of a square, or (h, w), in pixels.
+
+    Raises:
+        XCiTError: if the image is smaller than one patch.
+    """
+    config = model.config if isinstance(model, XCiT) else model
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    with torch.device("meta"), torch.no_grad():
+        outline = XCiT(config).eval()
+        with FlopCounterMode(display=False) as counter:
+            outline(torch.empty(1, config.in_channels, height, width))
+    flops, num_tokens = _published_flops(outline, height, width)
+    return Complexity(
+        params=sum(parameter.numel() for parameter in outline.parameters()),
+        flops=flops,
+        torch_flops=counter.get_total_flops(),
+        image_size=(height, width),
+        num_tokens=num_tokens,
+    )
+
+
+def _published_flops(model: XCiT, height: int, width: int) -> tuple[int, int]:
+    """FLOPs by the published rule, and the number of tokens, for an image of height x width pixels."""
+    config = model.config
+    dim = config.embed_dim
+    stem = 0
+    for layer in model.stem:
+        assert isinstance(layer, ConvNorm)
+        height, width = -(-height // 2), -(-width // 2)
+        per_channel = KERNEL_AREA * layer.conv.in_channels + BATCH_NORM_COST
+        stem += per_channel * layer.conv.out_channels * height * width
+    num_tokens = height * width
+    # As one projection of the full grid's code, however the model computes it.
+    position = 2 * POSITION_DIM * dim * num_tokens
+    flops = stem + position + config.depth * _xca_block_flops(config, num_tokens)
+    if config.cls_depth:
+        final_norm = LAYER_NORM_COST * dim * (1 + num_tokens)
+        flops += config.cls_depth * _class_attention_block_flops(config, 1 + num_tokens) + final_norm
+    return flops, num_tokens
+
+
+def _xca_block_flops(config: XCiTConfig, num_tokens: int) -> int:
+    dim = config.embed_dim
+    norms = 3 * LAYER_NORM_COST * dim
+    linear = 4 * dim * dim  # queries, keys, values, output
+    attention = 2 * dim * (dim // config.num_heads)  # query x key and attention x value
+    lpi = dim * (2 * KERNEL_AREA + BATCH_NORM_COST)
+    mlp = 2 * dim * config.hidden_dim
+    return num_tokens * (norms + linear + attention + lpi + mlp)
+
+
+def _class_attention_block_flops(config: XCiTConfig, num_tokens: int) -> int:
+    """FLOPs of a class attention block on `num_tokens` tokens, the class token included."""
+    dim = config.embed_dim
+    norms = LAYER_NORM_COST * dim * (num_tokens + (num_tokens if config.tokens_norm else 1))
+    keys_values = 2 * dim * dim * num_tokens
+    query_output = 2 * dim * dim  # of the class token alone, as the attention's query and the MLP's input
+    attention = 2 * dim * num_tokens
+    mlp = 2 * dim * config.hidden_dim
+    return norms + keys_values + query_output + attention + mlp

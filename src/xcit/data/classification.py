@@ -1,0 +1,176 @@
+"""Labelled images: class folders, ImageNet as people have it on disk, and the data sets known by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from PIL import Image
+
+from xcit.data.images import IMAGE_SUFFIXES, read_image
+from xcit.data.named import FASHION_MNIST_CLASSES, fashion_mnist_root
+from xcit.errors import XCiTError
+from xcit.zoo.imagenet import imagenet_class_ids
+
+Split = Literal["train", "val"]
+
+GROUND_TRUTH_FILES = ("val.txt", "ILSVRC2012_val.txt", "LOC_val_solution.csv")
+"""Labels of a flat folder of validation images: lines of file name and class index or wnid, or Kaggle's table."""
+
+
+class LabelledImages(Protocol):
+    """A list of images with class indices."""
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """The classes' names on disk, in the order of the labels."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+
+    def image_name(self, index: int) -> str:
+        """What to call an image in a message."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files with labels."""
+
+    items: Sequence[tuple[Path, int]]
+    class_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.items[index]
+        return read_image(path), label
+
+    def image_name(self, index: int) -> str:
+        return str(self.items[index][0])
+
+
+class FashionMNIST:
+    """Fashion-MNIST: the 10,000 test images as "val", the 60,000 others as "train"."""
+
+    class_ids = FASHION_MNIST_CLASSES
+
+    def __init__(self, split: Split) -> None:
+        from torchvision import datasets
+
+        self.split = split
+        self._images = datasets.FashionMNIST(str(fashion_mnist_root()), train=split == "train")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self._images[index]
+        return image, label
+
+    def image_name(self, index: int) -> str:
+        return f"Fashion-MNIST {self.split} image {index}"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a data set, by index."""
+
+    images: LabelledImages
+    indices: Sequence[int]
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        return self.images.class_ids
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.images[self.indices[index]]
+
+    def image_name(self, index: int) -> str:
+        return self.images.image_name(self.indices[index])
+
+
+def open_labelled_images(data: str, split: Split) -> LabelledImages:
+    """Opens one split of a data set.
+
+    Args:
+        data: "fashion-mnist", or a folder in one of these forms: `<split>/<class>/<image>` (ImageNet's train and val by
+            wnid), `<class>/<image>`, or a flat folder of ImageNet's validation images with one of
+            `GROUND_TRUTH_FILES` in it, above it, or in a folder `meta` above it (as mmpretrain keeps it).
+        split: "val" is what a model is measured on. A folder without splits serves as either.
+
+    Raises:
+        XCiTError: if there is no such data set or folder, or no images or labels in it.
+    """
+    if data == "fashion-mnist":
+        return FashionMNIST(split)
+    root = Path(data)
+    if not root.is_dir():
+        known = "a folder of images by class, or 'fashion-mnist'"
+        raise XCiTError(f"{data}: no such folder; data is {known}")
+    if (root / split).is_dir():
+        root = root / split
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = [folder for folder in folders if folder.name != "meta"]
+    if split == "val" and not any(_images_in(folder) for folder in folders):
+        flat = _images_in(root)
+        if flat:
+            return _flat_imagenet(root, flat)
+    return _class_folders(root, folders)
+
+
+def _class_folders(root: Path, folders: Sequence[Path]) -> ImageFiles:
+    by_class = [(folder.name, _images_in(folder, recursive=True)) for folder in folders]
+    empty = [name for name, images in by_class if not images]
+    if not by_class or len(empty) == len(by_class):
+        raise XCiTError(f"{root}: no images by class: expected folders named for the classes, with images in them")
+    if empty:
+        raise XCiTError(f"{root}: no images of class {empty[0]!r}; remove the empty folder or fill it")
+    items = [(path, label) for label, (_, images) in enumerate(by_class) for path in images]
+    return ImageFiles(items, tuple(name for name, _ in by_class))
+
+
+def _images_in(folder: Path, recursive: bool = False) -> list[Path]:
+    entries = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(
+        entry
+        for entry in entries
+        if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+    )
+
+
+def _flat_imagenet(root: Path, images: Sequence[Path]) -> ImageFiles:
+    places = [folder / name for folder in (root, root.parent, root.parent / "meta") for name in GROUND_TRUTH_FILES]
+    ground_truth = next((place for place in places if place.is_file()), None)
+    if ground_truth is None:
+        raise XCiTError(
+            f"{root}: images without class folders need their labels in a file {GROUND_TRUTH_FILES[0]} beside or above "
+            "them, one line an image: its file name and its class (index from 0, or wnid)"
+        )
+    class_ids = imagenet_class_ids()
+    labels = _read_ground_truth(ground_truth, class_ids)
+    items = []
+    for path in images:
+        if path.name not in labels and path.stem not in labels:
+            raise XCiTError(f"{ground_truth}: no label for {path.name}")
+        items.append((path, labels.get(path.name, labels.get(path.stem, -1))))
+    return ImageFiles(items, class_ids)
+
+
+def _read_ground_truth(path: Path, class_ids: Sequence[str]) -> dict[str, int]:
+    index_of = {wnid: index for index, wnid in enumerate(class_ids)}
+    labels: dict[str, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = line.replace(",", " ").split()
+        if not words or words[0] == "ImageId":  # the head of Kaggle's table
+            continue
+        label = words[1] if len(words) > 1 else ""
+        index = int(label) if label.isdecimal() else index_of.get(label, -1)
+        if not 0 <= index < len(class_ids):
+            raise XCiTError(f"{path}, line {number}: {line!r} is no file name and class (index 0..999, or wnid)")
+        labels[Path(words[0]).name] = index
+    return labels

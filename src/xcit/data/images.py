@@ -1,0 +1,371 @@
+"""Images in: any source a person has at hand becomes one upright 8-bit RGB picture, or one line that says why not."""
+
+import contextlib
+import glob
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from xcit.errors import XCiTError
+
+ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+
+# What Pillow calls the formats that we read, with the suffixes of their files. EPS and the like stay out: Pillow would
+# start another program to draw them.
+_SUFFIXES_BY_FORMAT = {
+    "AVIF": (".avif",),
+    "BMP": (".bmp",),
+    "DDS": (".dds",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "ICNS": (".icns",),
+    "ICO": (".ico",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpf", ".jpx"),
+    "MPO": (".mpo",),
+    "PCX": (".pcx",),
+    "PNG": (".png", ".apng"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "PSD": (".psd",),
+    "QOI": (".qoi",),
+    "SGI": (".sgi",),
+    "TGA": (".tga",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
+"""The suffixes, in lower case, of the files that count as images in a folder."""
+
+# The first bytes of what people mistake for an image, and of images that are too damaged for Pillow to know them.
+_SIGNATURES = (
+    (b"\xff\xd8", "a damaged JPEG image"),
+    (b"\x89PNG", "a damaged PNG image"),
+    (b"GIF8", "a damaged GIF image"),
+    (b"RIFF", "a damaged WebP image, or sound or video"),
+    (b"II*\0", "a TIFF image that is damaged or of a rare kind"),
+    (b"MM\0*", "a TIFF image that is damaged or of a rare kind"),
+    (b"%PDF", "a PDF"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x93NUMPY", "a NumPy array; load it and pass the array"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "XML, perhaps an SVG drawing"),
+)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# PNG states its transparent colour at the file's bit depth. Pillow keeps it so, but scales the pixels to 8 bits.
+_PNG_TRANSPARENCY_SCALE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
+
+_warnings_lock = threading.Lock()
+
+
+def read_image(source: ImageSource) -> Image.Image:
+    """Reads an image as a good viewer shows it: upright (EXIF), transparency over white, first frame, 8-bit RGB.
+
+    Args:
+        source: a path; a PIL image of any mode (left as it is); an array (H, W) or (H, W, C) in RGB order; or a tensor
+            (H, W) or (C, H, W), with C 1, 3 or 4 (the last is alpha). Arrays and tensors hold uint8, uint16 (scaled to
+            8 bits), bool, or floating-point numbers in 0..1.
+
+    Returns:
+        A new image of mode "RGB", loaded, without metadata.
+
+    Raises:
+        XCiTError: "<path>: <reason>" if there is no such file, it cannot be read, is no image, is truncated or
+            damaged, or has so many pixels that it may be a decompression bomb (Pillow's limit); or if the pixels of
+            another source have a shape, type or range that is none of the above.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            with _pillow_errors():
+                return _to_rgb(source)
+        if isinstance(source, torch.Tensor):
+            return _from_tensor(source)
+        if isinstance(source, np.ndarray):
+            return _from_array(source)
+        if isinstance(source, str | os.PathLike):
+            with _open_file(Path(source)) as file, _pillow_errors():
+                return _to_rgb(_identify(file))
+    except XCiTError as error:
+        raise XCiTError(f"{_name(source)}: {error}") from error
+    raise XCiTError(f"an image is a path, a PIL image, a NumPy array or a tensor, not {type(source).__name__}")
+
+
+def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Finds the image files that a person means by files, folders and glob patterns.
+
+    A file is taken whatever its suffix, even if it is missing (`read_image` says so); a folder is searched with all
+    below it for `IMAGE_SUFFIXES`, hidden files and folders left out, "img2" before "img10"; a pattern (`*`, `?`,
+    `[...]`, `**` for any depth) stands for the files and folders that match it, unless a file has just that name.
+
+    Returns:
+        The paths in the order of the inputs, each file once.
+
+    Raises:
+        XCiTError: if a folder has no images, or a pattern no match.
+    """
+    found: dict[str, Path] = {}
+    for item in inputs:
+        for path in _expand(Path(item)):
+            found.setdefault(os.path.abspath(path), path)  # noqa: PTH100  (Path.absolute keeps "..")
+    return list(found.values())
+
+
+def _expand(path: Path) -> list[Path]:
+    if _is_folder(path):
+        images = _search(path)
+        if not images:
+            raise XCiTError(f"{_printable(path)}: a folder without images")
+        return images
+    if not glob.has_magic(str(path)) or os.path.lexists(path):
+        return [path]
+    # Path.glob refuses absolute patterns and finds hidden files.
+    matches = sorted((Path(match) for match in glob.glob(str(path), recursive=True)), key=_natural_order)  # noqa: PTH207
+    images = [image for match in matches for image in (_search(match) if _is_folder(match) else [match])]
+    if not images:
+        raise XCiTError(f"{_printable(path)}: no image matches this pattern")
+    return images
+
+
+def _search(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise XCiTError(f"{_printable(Path(error.filename))}: the folder cannot be read ({error.strerror})") from error
+
+    images = []
+    seen = set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        place = Path(parent)
+        if place.resolve() in seen:  # a link to a folder above it, or a second link to one place
+            folders.clear()
+            continue
+        seen.add(place.resolve())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = (name for name in files if not name.startswith("."))
+        images += [place / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(images, key=_natural_order)
+
+
+def _natural_order(path: Path) -> tuple[list[list[str | int]], str]:
+    """Orders by folder, then name, numbers in them by value. `re.split` puts text and digits in turns: never mixed."""
+    parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.parts]
+    return [[int(piece) if index % 2 else piece for index, piece in enumerate(part)] for part in parts], str(path)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # no permission to look, name too long: for the reader to report
+        return False
+
+
+def _open_file(path: Path) -> BinaryIO:
+    """Opens a file that has something in it; errors carry the reason alone."""
+    if "\0" in str(path):
+        raise XCiTError("no file can have a zero byte in its name")
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise XCiTError("is a folder, not an image file")
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe could wait for ever
+            raise XCiTError("is not a regular file")
+        if status.st_size == 0:
+            raise XCiTError("the file is empty (0 bytes)")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise XCiTError("no such file") from error
+    except PermissionError as error:
+        raise XCiTError("no permission to read it") from error
+    except OSError as error:
+        raise XCiTError(f"cannot be opened ({error.strerror})") from error
+
+
+def _identify(file: BinaryIO) -> Image.Image:
+    """Opens an image whose pixels are still to be read from `file`."""
+    try:
+        with _without_warnings():
+            image = Image.open(file)
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        raise XCiTError(f"not an image that can be read{_looks_like(file.read(512))}") from error
+    if image.format not in _SUFFIXES_BY_FORMAT:
+        raise XCiTError(f"{image.format} files are not read; convert it to PNG or JPEG")
+    if image.format == "PNG" and image.tile and "transparency" in image.info:
+        scale = _PNG_TRANSPARENCY_SCALE.get(str(image.tile[0][3]))
+        colour = image.info["transparency"]
+        if scale and isinstance(colour, tuple):
+            image.info["transparency"] = tuple(int(value * scale) for value in colour)
+        elif scale:
+            image.info["transparency"] = int(colour * scale)
+    return image
+
+
+def _looks_like(head: bytes) -> str:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for signature, name in _SIGNATURES:
+        if start.startswith(signature.lower()):
+            return f" (it looks like {name})"
+    if head[4:8] == b"ftyp":
+        return " (it looks like a video, or a HEIC or AVIF image; convert it to PNG or JPEG)"
+    text = head.decode("utf-8", errors="ignore")
+    if len(text.encode()) >= len(head) - 3 and all(letter.isprintable() or letter.isspace() for letter in text):
+        return " (it looks like text)"
+    return ""
+
+
+@contextlib.contextmanager
+def _pillow_errors() -> Iterator[None]:
+    """Turns whatever Pillow raises into the reason. Its decoders raise errors of any type on damaged files."""
+    try:
+        yield
+    except XCiTError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise XCiTError(f"more than {limit:,} pixels, perhaps a decompression bomb") from error
+    except MemoryError as error:
+        raise XCiTError("too large for the memory of this machine") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise XCiTError(f"a truncated, damaged or unsupported image ({reason})") from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silences Pillow's warnings, of images above half its limit and of odd metadata, for one thread at a time.
+
+    The filters of warnings belong to all threads: without the lock, two threads could restore them in the wrong order.
+    """
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise XCiTError(f"has no pixels ({image.width} x {image.height})")
+    is_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
+    with _without_warnings() if is_large else contextlib.nullcontext():  # so that small images load side by side
+        image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    if image.mode.startswith("I"):
+        rgb = Image.fromarray(_integers_to_8_bits(image)).convert("RGB")
+    elif image.mode == "F":
+        rgb = Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    elif image.has_transparency_data:
+        # Pillow knows no direct way from "La".
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
+    else:
+        rgb = image.convert("RGB")  # a copy in any case
+    rgb.info = {}  # the result is upright and opaque: what is left of the source would say otherwise
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Reads the EXIF orientation, 1 (upright) if there is none or the EXIF data is damaged, as in a few photographs."""
+    with _without_warnings(), contextlib.suppress(Exception):
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _integers_to_8_bits(image: Image.Image) -> np.ndarray:
+    """Scales the modes "I" and "I;16", which hold 16-bit (rarely 12-bit) greys, to 8 bits."""
+    pixels = np.asarray(image).astype(np.int32)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise XCiTError(f"integer pixels must be in 0..65535, found {pixels.min()}..{pixels.max()}")
+    tags = getattr(image, "tag_v2", {})
+    num_bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    grey = _scale_integers(pixels, white=4095 if num_bits == 12 else 65535)
+    if image.mode != "I" and tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
+        grey = 255 - grey  # white is zero in this TIFF; Pillow takes care of that for 8 bits only
+    if "transparency" in image.info:
+        grey[pixels == image.info["transparency"]] = 255
+    return grey
+
+
+def _scale_integers(pixels: np.ndarray, white: int) -> np.ndarray:
+    """Scales 0..white to 0..255, rounded to the nearest (white 65535: a 257th)."""
+    return ((pixels.astype(np.int32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def _from_tensor(tensor: torch.Tensor) -> Image.Image:
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # NumPy has no bfloat16
+    if tensor.ndim == 3:
+        _check_shape(tuple(tensor.shape), tensor.shape[0], "(C, H, W)")
+        tensor = tensor.permute(1, 2, 0)
+    else:
+        _check_shape(tuple(tensor.shape), 1, "(C, H, W)")
+    return _from_pixels(tensor.numpy())
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    _check_shape(array.shape, array.shape[2] if array.ndim == 3 else 1, "(H, W, C)")
+    return _from_pixels(array)
+
+
+def _check_shape(shape: tuple[int, ...], num_channels: int, form: str) -> None:
+    if len(shape) not in (2, 3) or num_channels not in (1, 3, 4) or 0 in shape:
+        raise XCiTError(f"shape {shape} is not that of one image: (H, W), or {form} with C 1, 3 or 4")
+
+
+def _from_pixels(pixels: np.ndarray) -> Image.Image:
+    """Makes an image of pixels (H, W) or (H, W, 1|3|4)."""
+    pixels = _to_8_bits(pixels)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
+
+
+def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    kind = pixels.dtype.kind
+    if kind == "b":
+        return pixels.astype(np.uint8) * np.uint8(255)
+    if kind == "u" and pixels.dtype.itemsize == 1:
+        return pixels
+    if kind == "u" and pixels.dtype.itemsize == 2:
+        return _scale_integers(pixels, white=65535)
+    if kind == "f":
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= 0 and high <= 1):  # so written, NaN fails too
+            raise XCiTError(f"floating-point pixels must be in 0..1, found {low:g}..{high:g}")
+        return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
+    raise XCiTError(f"pixels of type {pixels.dtype}; give uint8, uint16, bool, or floating-point numbers in 0..1")
+
+
+def _name(source: ImageSource) -> str:
+    if isinstance(source, Image.Image):
+        return _printable(Path(getattr(source, "filename", "") or f"PIL image of mode {source.mode}"))
+    if isinstance(source, torch.Tensor):
+        return "image tensor"
+    if isinstance(source, np.ndarray):
+        return "image array"
+    return _printable(Path(source))
+
+
+def _printable(path: Path) -> str:
+    """Shows a path on one line, whatever its bytes."""
+    return str(path) if str(path).isprintable() else ascii(str(path))

@@ -1,0 +1,45 @@
+"""Checkpoints of a run: written whole or not at all, read without running code."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xcit.errors import XCiTError
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Writes tensors and plain values; a crash or a full disk leaves the previous file as it was.
+
+    Raises:
+        XCiTError: if it can't be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        part.unlink(missing_ok=True)
+        raise XCiTError(f"{path}: could not be written: {error}; the previous checkpoint is kept") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads what `save_checkpoint` wrote, on the CPU.
+
+    Raises:
+        XCiTError: if it is missing, damaged or holds anything but tensors and plain values.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise XCiTError(f"{path}: no such checkpoint") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise XCiTError(f"{path}: not a checkpoint of a run, or damaged: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or "optimizer" not in state:
+        raise XCiTError(f"{path}: not a checkpoint of a run")
+    return state

@@ -1,0 +1,186 @@
+"""Typed config sections, and the overlay that reads them from YAML and from dotted names on the command line."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from xcit.errors import XCiTError
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW; biases, norms and everything one-dimensional are not decayed. `clip_grad` is a norm, 0 is off."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_grad: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Linear warm-up from `warmup_lr` over `warmup_epochs`, then a cosine down to `min_lr`; a step an iteration."""
+
+    epochs: int = 300
+    warmup_epochs: int = 20
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How a run computes. `batch_size` is the global batch; `ema_decay` 0 keeps no averaged weights."""
+
+    batch_size: int = 1024
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: float = 0.0
+    num_workers: int = 2
+    evaluate_every: int = 1
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested dicts of plain values, tuples as lists."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def save_yaml(config: Any, path: Path) -> None:
+    """Writes a config so that `load_yaml` gives it back."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def load_yaml(kind: type[Config], path: Path) -> Config:
+    """Reads a config of class `kind`.
+
+    Raises:
+        XCiTError: if the file is missing or no YAML, or a field is unknown or of another type.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise XCiTError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise XCiTError(f"{path}: not a YAML config: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise XCiTError(f"{path}: not a YAML config: its top is no mapping of field names to values")
+    return from_dict(kind, values, where=f"{path}: ")
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str = "") -> Config:
+    """Builds a config of class `kind` from nested dicts; a field left out keeps its default.
+
+    Raises:
+        XCiTError: if a field is unknown (the nearest right name is suggested), missing or of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise XCiTError(f"{where}no field {name!r}{_nearest(name, fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise XCiTError(f"{where}field {name!r} is missing")
+    return kind(**{name: _read(value, hints[name], f"{where}{name}") for name, value in values.items()})
+
+
+def override(config: Config, changes: Mapping[str, str]) -> Config:
+    """A copy with fields replaced by dotted name, values as typed on a command line.
+
+    Raises:
+        XCiTError: if a name is unknown (the nearest right one is suggested) or a value is of another type.
+    """
+    known = _dotted_names(config)
+    values = to_dict(config)
+    for name, text in changes.items():
+        if name not in known:
+            raise XCiTError(f"no config field {name!r}{_nearest(name, known)}")
+        *sections, last = name.split(".")
+        target = values
+        for section in sections:
+            target = target[section]
+        target[last] = _parse(text, known[name], name)
+    return from_dict(type(config), values)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _dotted_names(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf field's dotted name, with its type."""
+    hints = typing.get_type_hints(type(config))
+    names: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names |= _dotted_names(value, f"{prefix}{field.name}.")
+        else:
+            names[prefix + field.name] = hints[field.name]
+    return names
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    # A field given without its section is the commonest slip.
+    by_last_part = [other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = by_last_part or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+
+
+def _parse(text: str, hint: Any, name: str) -> Any:
+    """A command-line text as the plain value of a field's type."""
+    if hint is str or (typing.get_origin(hint) is Literal and text in typing.get_args(hint)):
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):
+        # YAML 1.1 takes 1e-3 for a text.
+        try:
+            value = float(value)
+        except ValueError:
+            if typing.get_origin(hint) is tuple:
+                value = [_parse(part.strip(), typing.get_args(hint)[0], name) for part in text.split(",")]
+    return value
+
+
+def _read(value: Any, hint: Any, where: str) -> Any:
+    """Checks a plain value against a type; dicts become configs, lists tuples, ints floats where the field says so."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise XCiTError(f"{where} must be a section of fields, not {value!r}")
+        return from_dict(typing.cast(type[Any], hint), value, where=f"{where}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise XCiTError(f"{where} must be one of {', '.join(map(str, arguments))}, not {value!r}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _read(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise XCiTError(f"{where} must be a list, not {value!r}")
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(inner) != len(value):
+            raise XCiTError(f"{where} must have {len(inner)} numbers, not {len(value)}")
+        return tuple(_read(v, i, where) for v, i in zip(value, inner, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise XCiTError(f"{where} must be of type {hint.__name__}, not {value!r}")
+    return value

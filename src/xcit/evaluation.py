@@ -1,0 +1,141 @@
+"""A trained model measured on a data set by its recipe: what `xcit test` does."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from xcit.data.classification import LabelledImages, open_labelled_images
+from xcit.errors import XCiTError
+from xcit.inference import default_device
+from xcit.models import Preprocessing, XCiT, published_preprocessing
+from xcit.recipes import get_recipe
+from xcit.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
+from xcit.zoo import find_checkpoint, load_as, load_checkpoint
+from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
+from xcit.zoo.records import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestResult:
+    """A report with what it was measured by: class names in the order of the confusion matrix, and preprocessing."""
+
+    report: ClassificationReport
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+
+
+def test(
+    config: str,
+    checkpoint: str | os.PathLike[str],
+    data: str,
+    *,
+    protocol: Protocol | None = None,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    started: Callable[[int], None] = lambda _: None,
+    report: Callable[[int], None] = lambda _: None,
+) -> TestResult:
+    """Measures a checkpoint on labelled images, as a recipe prepares them.
+
+    Args:
+        config: a recipe's name, or the path of an mmpretrain config of that name, or a run's YAML file.
+        checkpoint: a path, a URL or a name of the zoo.
+        data: a folder or a known name, see `open_labelled_images`.
+        protocol: prepare images by this published protocol instead of the recipe's own (mmpretrain's).
+        batch_size: images a forward pass.
+        num_workers: processes that read images.
+        device: where to compute; none is a GPU if there is one, else the CPU.
+        dtype: float32, or bfloat16 or float16 for autocast.
+        started: called once with the number of images.
+        report: called with the number of images of each batch.
+
+    Raises:
+        XCiTError: before anything is loaded or downloaded if recipe or data are wrong; then if the checkpoint can't be
+            had, does not fit the recipe, or has other classes than the data.
+    """
+    recipe = get_recipe(config)
+    spec = _preprocessing(recipe, protocol)
+    images = open_labelled_images(data, "val")
+    model = _load(recipe, os.fspath(checkpoint))
+    class_ids, class_names = _classes(model)
+    images = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
+    started(len(images))
+    place = torch.device(device) if device is not None else default_device()
+    result = evaluate_classification(
+        model.to(place),
+        images,
+        spec,
+        num_classes=model.num_classes,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        dtype=dtype,
+        report=report,
+    )
+    return TestResult(report=result, class_names=class_names or images.class_ids, preprocessing=spec)
+
+
+def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> Preprocessing:
+    if protocol is None:
+        return recipe.preprocessing
+    if recipe.model.num_classes != 1000:
+        raise XCiTError(f"{recipe.name} is no ImageNet recipe: the published protocols do not apply to it")
+    return published_preprocessing(protocol, recipe.preprocessing.image_size)
+
+
+def _load(recipe: ClassificationConfig, checkpoint: str) -> XCiT:
+    if "://" in checkpoint or Path(checkpoint).exists() or Path(checkpoint).suffix:
+        return load_as(recipe.model, checkpoint)
+    record = find_checkpoint(checkpoint)
+    if record.recipe != recipe.name and record.config != recipe.model:
+        raise XCiTError(f"{record.name} is no {recipe.name}: its recipe is {record.recipe}")
+    return load_checkpoint(record)
+
+
+def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Folder names and names of a model's classes; 1000 classes without names are ImageNet's."""
+    if model.info is not None:
+        return model.info.class_ids, model.info.class_names
+    if model.num_classes == 1000:
+        return imagenet_class_ids(), imagenet_class_names()
+    return (), ()
+
+
+class _Relabelled:
+    """Images with the labels of a model's classes in place of their folders' order."""
+
+    def __init__(self, images: LabelledImages, labels: Sequence[int], class_ids: tuple[str, ...]) -> None:
+        self.images, self.labels, self.class_ids = images, labels, class_ids
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.images[index]
+        return image, self.labels[label]
+
+    def image_name(self, index: int) -> str:
+        return self.images.image_name(index)
+
+
+def _with_labels_of(
+    images: LabelledImages, model_classes: tuple[str, ...], num_classes: int, data: str
+) -> LabelledImages:
+    """Matches folders to the model's classes by name, so that a part of ImageNet is measured right too."""
+    if images.class_ids == model_classes:
+        return images
+    index_of = {name: index for index, name in enumerate(model_classes)}
+    if all(name in index_of for name in images.class_ids):
+        return _Relabelled(images, [index_of[name] for name in images.class_ids], model_classes)
+    if not model_classes and len(images.class_ids) == num_classes:
+        return images  # nothing but the order is known
+    unknown = [name for name in images.class_ids if name not in index_of]
+    raise XCiTError(
+        f"{data} has {len(images.class_ids)} classes, and the model's {num_classes} do not include "
+        f"{', '.join(map(repr, unknown[:3]))}{', ...' if len(unknown) > 3 else ''}"
+    )

@@ -1,0 +1,249 @@
+"""Images in (path, PIL, numpy, tensor), classes or features out."""
+
+import copy
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from xcit.data.images import ImageSource, read_image
+from xcit.data.preprocess import preprocess
+from xcit.errors import XCiTError
+from xcit.models import ModelInfo, Preprocessing, XCiT
+from xcit.models.xcit import OutType
+from xcit.zoo import get_model
+
+Result = TypeVar("Result")
+
+DEFAULT_MODEL = "xcit-pico-fashion-mnist"
+"""The packaged model: the one that needs no download."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredClass:
+    """A class: its index in the logits, its name (its index as text where names are unknown), its probability."""
+
+    index: int
+    name: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The most probable classes of an image, best first. `source` is its path, or its place in the input."""
+
+    source: str
+    classes: tuple[ScoredClass, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features of an image, by block index; shapes as in `XCiT.extract_feat`, without the batch dimension."""
+
+    source: str
+    layers: dict[int, "np.ndarray[Any, np.dtype[np.float32]]"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """An input that is no image we can read, and why in one line."""
+
+    source: str
+    reason: str
+
+
+def predict(
+    images: ImageSource | Sequence[ImageSource],
+    model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
+    *,
+    topk: int = 5,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Prediction]:
+    """Classifies images.
+
+    Args:
+        images: one or several: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), each of any size.
+        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
+        topk: how many classes to give of each image.
+        batch_size: images a forward pass.
+        device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        One prediction an image, in order.
+
+    Raises:
+        XCiTError: if an image can't be read, or the model can't be had or has no classifier.
+    """
+    results = predict_each(_listed(images), model, topk=topk, batch_size=batch_size, device=device, dtype=dtype)
+    return [_readable(result) for result in results]
+
+
+def predict_each(
+    images: Iterable[ImageSource],
+    model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
+    *,
+    topk: int = 5,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Prediction | Unreadable]:
+    """Like `predict`, one at a time and without end; what can't be read is reported in its place."""
+    network, info, place = _prepare(model, device, dtype)
+    if not network.num_classes:
+        raise XCiTError(f"{info.name} has no classifier: it gives features only")
+    if topk < 1:
+        raise XCiTError(f"topk is {topk}, must be at least 1")
+    names = info.class_names or tuple(str(index) for index in range(network.num_classes))
+    for sources, batch in _batches(images, info.preprocessing, batch_size):
+        rows: Iterator[tuple[list[float], list[int]]] = iter(())
+        if batch is not None:
+            with torch.inference_mode():
+                scores = network(batch.to(place, dtype)).float().softmax(dim=-1)
+            best = scores.topk(min(topk, len(names)), dim=-1)
+            rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+        for source in sources:
+            if isinstance(source, Unreadable):
+                yield source
+            else:
+                classes = zip(*next(rows), strict=True)
+                yield Prediction(
+                    source=source,
+                    classes=tuple(ScoredClass(index=i, name=names[i], score=s) for s, i in classes),
+                )
+
+
+def extract_features(
+    images: ImageSource | Sequence[ImageSource],
+    model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
+    *,
+    out_type: OutType = "cls_token",
+    layers: Sequence[int] = (-1,),
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Features]:
+    """Features of images; arguments as in `predict` and `XCiT.extract_feat` (`layers` are its `out_indices`)."""
+    results = extract_features_each(
+        _listed(images), model, out_type=out_type, layers=layers, batch_size=batch_size, device=device, dtype=dtype
+    )
+    return [_readable(result) for result in results]
+
+
+def extract_features_each(
+    images: Iterable[ImageSource],
+    model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
+    *,
+    out_type: OutType = "cls_token",
+    layers: Sequence[int] = (-1,),
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Features | Unreadable]:
+    """Like `extract_features`, one at a time and without end; what can't be read is reported in its place."""
+    network, info, place = _prepare(model, device, dtype)
+    num_blocks = network.config.depth + network.config.cls_depth
+    indices = sorted({index % num_blocks for index in layers if -num_blocks <= index < num_blocks})
+    for sources, batch in _batches(images, info.preprocessing, batch_size):
+        rows: list[Any] = []
+        if batch is not None:
+            with torch.inference_mode():
+                found = network.extract_feat(batch.to(place, dtype), out_type=out_type, out_indices=layers)
+            rows = [tensor.float().cpu().numpy() for tensor in found]
+        position = 0
+        for source in sources:
+            if isinstance(source, Unreadable):
+                yield source
+            else:
+                yield Features(source=source, layers={i: row[position] for i, row in zip(indices, rows, strict=True)})
+                position += 1
+
+
+def default_device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _prepare(
+    model: str | os.PathLike[str] | XCiT, device: str | torch.device | None, dtype: torch.dtype
+) -> tuple[XCiT, ModelInfo, torch.device]:
+    """The model in evaluation mode, in place and precision; one that was passed in is left as it was."""
+    if isinstance(model, XCiT):
+        if model.info is None:
+            raise XCiTError(
+                "the model has no preprocessing: take it from xcit.get_model(..., pretrained=...), or set model.info"
+            )
+        parameter = next(model.parameters())
+        place = torch.device(device) if device is not None else parameter.device
+        if model.training or parameter.dtype != dtype or parameter.device != place:
+            model = copy.deepcopy(model).eval().to(place, dtype)
+        assert model.info is not None
+        return model, model.info, place
+    place = torch.device(device) if device is not None else default_device()
+    built = get_model(model, pretrained=True)
+    if built.info is None:
+        raise XCiTError(f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name")
+    return built.to(place, dtype), built.info, place
+
+
+def _batches(
+    images: Iterable[ImageSource], spec: Preprocessing, batch_size: int
+) -> Iterator[tuple[list[str | Unreadable], Tensor | None]]:
+    """Batches of inputs in order, read ahead by threads: Pillow decodes and resizes outside Python's lock."""
+    if batch_size < 1:
+        raise XCiTError(f"batch_size is {batch_size}, must be at least 1")
+    numbered = enumerate(images)
+    num_threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending: deque[Future[tuple[str, Tensor | str]]] = deque()
+
+        def submit(count: int) -> None:
+            pending.extend(pool.submit(_read, index, image, spec) for index, image in islice(numbered, count))
+
+        try:
+            submit(2 * batch_size)
+            while pending:
+                results = [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]
+                submit(len(results))
+                sources: list[str | Unreadable] = []
+                tensors: list[Tensor] = []
+                for source, result in results:
+                    if isinstance(result, str):
+                        sources.append(Unreadable(source=source, reason=result))
+                    else:
+                        sources.append(source)
+                        tensors.append(result)
+                yield sources, torch.stack(tensors) if tensors else None
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _read(index: int, image: ImageSource, spec: Preprocessing) -> tuple[str, Tensor | str]:
+    source = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+    try:
+        return source, preprocess(read_image(image), spec)
+    except XCiTError as error:
+        return source, str(error)
+
+
+def _listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    if isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor):
+        return [images]
+    return list(images)
+
+
+def _readable(result: Result | Unreadable) -> Result:
+    if isinstance(result, Unreadable):
+        raise XCiTError(result.reason)
+    return result

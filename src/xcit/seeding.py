@@ -1,0 +1,33 @@
+"""Seeds for every source of randomness that training draws from: Python's, NumPy's and torch's global generators."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def mix_seeds(*seeds: int) -> int:
+    """One 32-bit seed that depends on all of several."""
+    return int(np.random.SeedSequence(list(seeds)).generate_state(1)[0])
+
+
+def seed_all(*seeds: int) -> None:
+    """Seeds the three global generators."""
+    seed = mix_seeds(*seeds)
+    random.seed(seed)
+    np.random.seed(seed)  # timm's augmentations draw from the global generator
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Leaves the global generators as they were found."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,353 @@
+"""Checkpoint files: reads every published kind without running what is in it, and writes without half-written files.
+
+A pickle is a program, so it is read by torch's restricted unpickler, which knows tensors and containers. The few other
+things that published checkpoints hold beside their weights become an `_Inert` each, which keeps and runs nothing.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import re
+import secrets
+import threading
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.weights.formats import detect_format, to_native
+
+StoredFormat = Literal["xcit", "official", "timm", "mmpretrain", "dino", "dense"]
+
+_SHOWN = 6
+"""Names that an error shows before it says how many more there are."""
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """What a checkpoint file holds of an XCiT.
+
+    Attributes:
+        state: native name -> tensor on the CPU; it may still be mapped from the file, so leave that file as it is.
+        format: how the file names them. "dino" and "dense" are official names with other things around them: DINO's
+            projection head; the neck and heads of a detector or segmenter.
+        metadata: of a safetensors file, else empty.
+        set_aside: names, as in the file, of tensors that are neither backbone nor classifier.
+        path: the file.
+    """
+
+    state: dict[str, Tensor]
+    format: StoredFormat
+    metadata: dict[str, str]
+    set_aside: tuple[str, ...]
+    path: Path
+
+
+def read_checkpoint(path: str | Path) -> StoredWeights:
+    """Reads the weights of an XCiT from a file of any format; what the file is decides, not what it is called.
+
+    Raises:
+        XCiTError: if the file is missing, empty, damaged or no checkpoint, asks to run code, or holds no XCiT.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    wrapper: str | None = None
+    metadata: dict[str, str] = {}
+    if kind == "safetensors":
+        tensors, metadata = _read_safetensors(path)
+    else:
+        tensors, wrapper = _unwrap(_unpickle(path, zipped=kind == "zip"), path)
+    return _sort_out(_without_prefixes(tensors, path), wrapper, metadata, path)
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex, of all names, dtypes, shapes and bits; the order of the names does not matter."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        # Bytes, because NumPy knows no bfloat16; flat, because a scalar has no last dimension to view as bytes.
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a state in any format, whole or not at all.
+
+    The metadata gets a "digest": that of the state under its native names, so it is the same in every format.
+
+    Raises:
+        XCiTError: if the file cannot be written; what was there before is untouched.
+    """
+    tensors = _standalone(state)
+    native = to_native(tensors, detect_format(tensors) or "xcit")
+    metadata = {**metadata, "digest": digest(native)}
+    _write(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def write_pickle(
+    path: str | Path, state: Mapping[str, Tensor], wrap: Callable[[dict[str, Tensor]], Mapping[str, object]] = dict
+) -> None:
+    """Writes a state in torch's own file format, whole or not at all: flat, or as `wrap` puts it.
+
+    Raises:
+        XCiTError: if the file cannot be written; what was there before is untouched.
+    """
+    # Through memory: torch reports a full disk as an internal error, without the reason.
+    buffer = io.BytesIO()
+    torch.save(wrap(_standalone(state)), buffer)
+    _write(Path(path), lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+
+
+# Reading: what kind of file
+
+
+_NOT_CHECKPOINTS = (
+    (b"version https://git-lfs.github.com/", "a Git LFS pointer, not the file it points to: run `git lfs pull`"),
+    (b"\x89PNG", "a PNG image, not a checkpoint"),
+    (b"\xff\xd8\xff", "a JPEG image, not a checkpoint"),
+    (b"GIF8", "a GIF image, not a checkpoint"),
+    (b"RIFF", "a RIFF file (WebP image or media), not a checkpoint"),
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"%PDF", "a PDF document, not a checkpoint"),
+    (b"<", "a web page or other markup, not a checkpoint: download the file itself"),
+    (b"{", "a JSON or text file, not a checkpoint"),
+    (b"[", "a JSON or text file, not a checkpoint"),
+)
+
+
+def _kind(path: Path) -> Literal["safetensors", "zip", "pickle"]:
+    """Tells by its first bytes how a file is to be read."""
+    try:
+        if path.exists() and not path.is_file():
+            raise XCiTError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a checkpoint")
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise XCiTError(f"cannot read {path}: {reason}") from error
+    if not start:
+        raise XCiTError(f"{path} is empty")
+    # A safetensors file starts with the length of its JSON header in eight bytes, little-endian, at most 100 MB.
+    if start[4:9] == b"\0\0\0\0{":
+        return "safetensors"
+    if start.startswith(b"PK"):
+        return "zip"
+    if start.startswith(b"\x80"):
+        return "pickle"
+    for signature, what in _NOT_CHECKPOINTS:
+        if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(signature):
+            raise XCiTError(f"{path} is {what}")
+    if path.suffix == ".safetensors":
+        raise XCiTError(f"{path} is damaged: it has no safetensors header")
+    raise XCiTError(f"{path} is neither a safetensors file nor a PyTorch checkpoint")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise XCiTError(f"{path} is damaged or no safetensors file: {_brief(error)}") from error
+    except OSError as error:
+        raise XCiTError(f"cannot read {path}: {error.strerror or _brief(error)}") from error
+
+
+# Reading: pickles
+
+
+class _Inert:
+    """Stands for an object of a pickle that is not loaded: swallows all that would make it, keeps and runs nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_INERT_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_Inert, name)
+    for name in (
+        # The command line that the official code and DINO save as `args`.
+        "argparse.Namespace",
+        # mmengine's training log, whose methods were pickled by name through getattr.
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "builtins.getattr",
+        # Arrays and numbers of NumPy in `meta`, by NumPy 1 and 2.
+        "numpy.ndarray",
+        "numpy.dtype",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+    )
+]
+
+
+_UNPICKLING = threading.Lock()
+"""torch keeps its allow-list once a process, so that two threads would take it from one another."""
+
+
+def _unpickle(path: Path, zipped: bool) -> object:
+    if zipped:
+        _check_zip(path)
+    try:
+        with _UNPICKLING, warnings.catch_warnings(), torch.serialization.safe_globals(_INERT_GLOBALS):
+            # On pickle protocols and typed storage: nothing that the reader of a file could act on.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise XCiTError(f"{path} is damaged or holds more than weights: refused, nothing was run") from error
+        raise XCiTError(
+            f"{path} asks to load {found[1]!r}, which is no part of any weights: refused, it was not run"
+        ) from error
+    except OSError as error:
+        raise XCiTError(f"cannot read {path}: {error.strerror or _brief(error)}") from error
+    except Exception as error:  # bytes that are no pickle may end in any exception
+        raise XCiTError(f"{path} is damaged or no PyTorch checkpoint: {_brief(error)}") from error
+
+
+def _check_zip(path: Path) -> None:
+    """Refuses an archive that is cut off, damaged or not torch's; torch itself does not compare the checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            names = {entry.filename.rpartition("/")[2] for entry in entries}
+            if "constants.pkl" in names:
+                raise XCiTError(f"{path} is a TorchScript program, not a checkpoint: save its state_dict instead")
+            # torch stores without compression, and a mapped file is read as it lies.
+            if "data.pkl" not in names or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise XCiTError(f"{path} is a zip archive, but no PyTorch checkpoint")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise XCiTError(f"{path} is cut off or damaged: fetch it again") from error
+    except OSError as error:
+        raise XCiTError(f"cannot read {path}: {error.strerror or _brief(error)}") from error
+    if damaged is not None:
+        raise XCiTError(f"{path} is damaged: the checksum of {damaged!r} does not match; fetch it again")
+
+
+# Reading: which tensors
+
+
+def _unwrap(loaded: object, path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The named tensors in a loaded object, and the key that they were under."""
+    if not isinstance(loaded, dict):
+        raise XCiTError(f"{path} holds a {type(loaded).__name__.lstrip('_')}, not named tensors")
+    # In DINO the teacher is the model that is kept.
+    wrappers = ("teacher", "state_dict", "model") if "student" in loaded else ("state_dict", "model")
+    for wrapper in wrappers:
+        tensors = _tensors_of(loaded.get(wrapper))
+        if tensors:
+            return tensors, wrapper
+    tensors = _tensors_of(loaded)
+    if tensors:
+        return tensors, None
+    raise XCiTError(
+        f"{path} has no weights under 'model', 'state_dict' or 'teacher'; its top-level keys are: "
+        f"{_some(str(key) for key in loaded) or 'none'}"
+    )
+
+
+def _tensors_of(value: object) -> dict[str, Tensor]:
+    if not isinstance(value, dict):
+        return {}
+    return {
+        name: tensor.detach() for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
+
+
+def _without_prefixes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Takes off what `DistributedDataParallel` and `torch.compile` put before names."""
+    stripped = {re.sub(r"^(?:module\.|_orig_mod\.)+", "", name): tensor for name, tensor in tensors.items()}
+    if len(stripped) < len(tensors):
+        raise XCiTError(f"{path} holds two states in one: some names occur with and without 'module.'")
+    return stripped
+
+
+def _sort_out(tensors: dict[str, Tensor], wrapper: str | None, metadata: dict[str, str], path: Path) -> StoredWeights:
+    """Finds the format, sets aside what is neither backbone nor classifier, and renames the rest."""
+    format = detect_format(tensors)
+    stored: StoredFormat | None = format
+    kept = tensors
+    if format == "mmpretrain":
+        kept = {name: tensor for name, tensor in tensors.items() if name.startswith(("backbone.", "head."))}
+    elif format is not None and wrapper == "teacher":
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+        stored = "dino"
+    elif format == "official" and wrapper is None and not any(name.startswith("head.") for name in tensors):
+        stored = "dino"
+    elif format is None:
+        kept = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name.startswith("backbone.") and not re.match(r"backbone\.fpn[1-4]\.", name)
+        }
+        format = detect_format(name.removeprefix("backbone.") for name in kept)
+        stored = "dino" if wrapper == "teacher" else "dense"
+    if format is None or stored is None:
+        raise XCiTError(f"{path} holds no XCiT weights; it has {_some(tensors) or 'no tensors'}")
+    set_aside = tuple(name for name in tensors if name not in kept)
+    if format != "mmpretrain":
+        kept = {name.removeprefix("backbone."): tensor for name, tensor in kept.items()}
+    return StoredWeights(to_native(kept, format), stored, metadata, set_aside, path)
+
+
+# Writing
+
+
+def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that own their memory: safetensors refuses views, and torch would write all that they are a view of."""
+    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes to a new file in the same folder, and moves it into place once it is on the disk."""
+    temporary = path.with_name(f".xcit-{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        write(temporary)
+        # safetensors replaces the file by one that only its owner may read.
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _brief(error)
+        raise XCiTError(f"cannot write {path}: {reason}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+# Messages
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of a message that is not ours, at most 120 characters."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:120]

@@ -1,0 +1,102 @@
+"""Loads a state into a module strictly: what does not fit is named, and nothing is loaded in part."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from xcit.errors import XCiTError
+
+_LINES = 9
+"""Differing names that an error lists, over all kinds of difference."""
+
+_HEAD = ("head.weight", "head.bias")
+
+
+def check_state(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tensor], what: str) -> None:
+    """Compares names and shapes.
+
+    Args:
+        expected: native name -> shape that the model has.
+        state: native name -> tensor that is to be loaded. `num_batches_tracked` may be missing: old files lack it.
+        what: what the state is, to begin the error with, for instance the file's path.
+
+    Raises:
+        XCiTError: if a name or a shape differs; the lines after the first list what.
+    """
+    missing = {name for name in expected if name not in state and not _is_counter(name)}
+    unexpected = {name for name in state if name not in expected}
+    reshaped = {name for name in expected if name in state and tuple(state[name].shape) != tuple(expected[name])}
+    kinds = [
+        ("missing", [f"{name} {_shape(expected[name])}" for name in expected if name in missing]),
+        ("unexpected", [f"{name} {_shape(state[name].shape)}" for name in state if name in unexpected]),
+        (
+            "other shape",
+            [
+                f"{name} is {_shape(state[name].shape)}, the model's {_shape(expected[name])}"
+                for name in expected
+                if name in reshaped
+            ],
+        ),
+    ]
+    kinds = [(kind, lines) for kind, lines in kinds if lines]
+    if not kinds:
+        return
+    message = [f"{what} does not fit the model: " + ", ".join(f"{len(lines)} {kind}" for kind, lines in kinds)]
+    shown = _LINES // len(kinds)
+    for kind, lines in kinds:
+        message += [f"  {kind}: {line}" for line in lines[:shown]]
+        if len(lines) > shown:
+            message.append(f"  ... and {len(lines) - shown} more {kind}")
+    if missing | unexpected | reshaped <= set(_HEAD):
+        message += _head_advice(expected, state)
+    raise XCiTError("\n".join(message))
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Copies a state into a module, keeping the module's device and dtype.
+
+    Args:
+        module: whose names and shapes the state must have.
+        state: native name -> tensor; a missing `num_batches_tracked` leaves the module's as it is.
+        what: what the state is, to begin the error with, for instance the file's path.
+
+    Raises:
+        XCiTError: if a name or a shape differs; the module is then unchanged.
+    """
+    own = module.state_dict()
+    check_state({name: tensor.shape for name, tensor in own.items()}, state, what)
+    counters = {name: tensor for name, tensor in own.items() if name not in state}
+    module.load_state_dict({**state, **counters})
+
+
+def nonfinite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold an infinity or a NaN."""
+    return [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _head_advice(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> list[str]:
+    """What to do where only the classifier differs, and by its number of classes."""
+    wanted = expected[_HEAD[0]][0] if _HEAD[0] in expected else 0
+    found = state[_HEAD[0]].shape[0] if _HEAD[0] in state and state[_HEAD[0]].ndim else 0
+    if wanted == found:
+        return []
+    if not wanted:
+        return [f"The file has a classifier of {found} classes, the model none: pass num_classes={found} to load it."]
+    if not found:
+        return [
+            f"The file has no classifier, the model one of {wanted} classes: pass num_classes=0 to load the backbone, "
+            f"then call reset_classifier({wanted}) for a new one."
+        ]
+    return [
+        f"The file has {found} classes, the model {wanted}: pass num_classes={found} to get the file's classifier; "
+        f"for a new one, load that first and then call reset_classifier({wanted})."
+    ]

@@ -1,0 +1,43 @@
+"""The 14 published architectures, and this project's small ones, in one table."""
+
+from xcit.models import XCiTConfig
+
+
+def _published(embed_dim: int, num_heads: int, depth: int, patch_size: int) -> XCiTConfig:
+    return XCiTConfig(
+        patch_size=patch_size,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        depth=depth,
+        # Deep models need a small start of the residual scales (paper, section 4); nano models alone keep the second
+        # norm of the class attention blocks to the class token.
+        layer_scale=1.0 if depth == 12 else 1e-5,
+        tokens_norm=embed_dim != 128,
+    )
+
+
+_WIDTH_AND_HEADS = {"nano": (128, 4), "tiny": (192, 4), "small": (384, 8), "medium": (512, 8), "large": (768, 16)}
+_SIZES_AND_DEPTHS = (
+    ("nano", 12),
+    ("tiny", 12),
+    ("small", 12),
+    ("tiny", 24),
+    ("small", 24),
+    ("medium", 24),
+    ("large", 24),
+)
+
+PUBLISHED_ARCHITECTURES: dict[str, XCiTConfig] = {
+    f"{size}-{depth}-p{patch_size}": _published(*_WIDTH_AND_HEADS[size], depth, patch_size)
+    for size, depth in _SIZES_AND_DEPTHS
+    for patch_size in (16, 8)
+}
+"""Named `<size>-<depth>-p<patch>`, for 1000 classes."""
+
+ARCHITECTURES: dict[str, XCiTConfig] = {
+    **PUBLISHED_ARCHITECTURES,
+    # For images of some 28 pixels, grey; ours.
+    "pico-8-p4": XCiTConfig(
+        patch_size=4, embed_dim=96, num_heads=4, depth=8, cls_depth=2, mlp_ratio=4.0, in_channels=1, num_classes=10
+    ),
+}

@@ -1,0 +1,254 @@
+"""Names or files to models with weights."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from xcit.errors import XCiTError
+from xcit.models import ModelInfo, XCiT, XCiTConfig
+from xcit.weights.fetch import Progress, cache_dir, obtain
+from xcit.weights.files import StoredWeights, digest, read_checkpoint, write_safetensors
+from xcit.weights.load import check_state, load_state, nonfinite
+from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
+from xcit.zoo.names import find_checkpoint
+from xcit.zoo.records import Checkpoint
+from xcit.zoo.stored import build_model, config_from_state, empty_model, model_metadata, read_metadata
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def get_model(
+    model: str | os.PathLike[str],
+    pretrained: bool | str | os.PathLike[str] = False,
+    device: str | torch.device | None = None,
+    *,
+    num_classes: int | None = None,
+    progress: Progress | None = None,
+) -> XCiT:
+    """Builds a model by name, in evaluation mode.
+
+    Args:
+        model: a name or alias (see `list_models`), or the path of a weights file, which then is loaded.
+        pretrained: false for random weights, true for the published ones (downloaded once, see `fetch`), or the path or
+            URL of a file in any published format (official, timm, mmpretrain, DINO) with weights for this architecture.
+        device: where to put it; none is the CPU.
+        num_classes: another number than the weights have gives a new random head, 0 none.
+        progress: called while weights are downloaded.
+
+    Returns:
+        The model. `model.info` holds its class names and preprocessing where they are known.
+
+    Raises:
+        XCiTError: if the name is unknown, the weights can't be had, or they don't fit.
+    """
+    if _is_file(model):
+        if pretrained not in (False, True):
+            raise XCiTError(f"two weight files were given: {os.fspath(model)} and {pretrained}")
+        built = load_file(Path(model))
+    else:
+        record = find_checkpoint(os.fspath(model))
+        if pretrained is True:
+            built = load_checkpoint(record, progress=progress)
+        elif pretrained is False:
+            built = XCiT(replace(record.config, num_classes=_or(num_classes, record.config.num_classes))).eval()
+        else:
+            built = load_as(record.config, os.fspath(pretrained), num_classes=num_classes, progress=progress)
+            if built.info is None and built.num_classes == record.config.num_classes:
+                built.info = checkpoint_info(record)
+    if num_classes is not None and built.config.num_classes != num_classes:
+        built.reset_classifier(num_classes)
+    return built if device is None else built.to(device)
+
+
+def get_backbone(
+    model: str | os.PathLike[str],
+    pretrained: bool | str | os.PathLike[str] = False,
+    device: str | torch.device | None = None,
+    *,
+    progress: Progress | None = None,
+) -> XCiT:
+    """Builds the part that gives patch tokens alone: no class token, no class attention, no final norm, no head.
+
+    Takes the arguments of `get_model`. Weights may be a classifier's, whose other parts are left out, or the backbone of
+    a detection or segmentation model. `forward_intermediates` gives its feature maps.
+    """
+    if _is_file(model):
+        stored = read_checkpoint(Path(model))
+        config = _config_of(stored)
+        state = stored.state
+        what = str(stored.path)
+    else:
+        record = find_checkpoint(os.fspath(model))
+        config, what = record.config, record.name
+        if pretrained is False:
+            built = XCiT(_backbone_config(config)).eval()
+            return built if device is None else built.to(device)
+        if pretrained is True:
+            path = weights_path(record, progress=progress)
+        else:
+            path = _local(os.fspath(pretrained), progress)
+        state, what = read_checkpoint(path).state, str(path)
+    config = _backbone_config(config)
+    classifier_only = ("cls_token", "cls_blocks.", "norm.", "head.")
+    built = build_model(config, {n: t for n, t in state.items() if not n.startswith(classifier_only)}, what)
+    return built if device is None else built.to(device)
+
+
+def load_checkpoint(record: Checkpoint, *, progress: Progress | None = None) -> XCiT:
+    """A checkpoint's model, downloaded first if it is not on this machine."""
+    path = weights_path(record, progress=progress)
+    try:
+        stored = _verified(read_checkpoint(path))
+    except XCiTError:
+        if record.packaged is not None:
+            raise
+        # A damaged file in the cache can be had again.
+        path.unlink(missing_ok=True)
+        stored = _verified(read_checkpoint(weights_path(record, progress=progress)))
+    built = build_model(record.config, stored.state, str(stored.path))
+    built.info = checkpoint_info(record)
+    return built
+
+
+def load_file(path: Path) -> XCiT:
+    """The model of a weights file: one that `save_model` wrote, or a published architecture in any format."""
+    stored = _verified(read_checkpoint(path))
+    known = read_metadata(stored)
+    config = known[0] if known else config_from_state(stored.state, str(path))
+    built = build_model(config, stored.state, str(path))
+    built.info = known[1] if known else None
+    return built
+
+
+def load_as(
+    config: XCiTConfig, source: str, *, num_classes: int | None = None, progress: Progress | None = None
+) -> XCiT:
+    """A model of a given shape with the weights of a path or URL, in any format.
+
+    With `num_classes` the file may have another number of classes: its own head is loaded, if it has one.
+
+    Raises:
+        XCiTError: if the file can't be had or read, or does not fit.
+    """
+    path = _local(source, progress)
+    stored = _verified(read_checkpoint(path))
+    if stored.format == "dense":
+        raise XCiTError(
+            f"{path}: the backbone of a detection or segmentation model, without class attention; "
+            "use xcit.get_backbone(..., pretrained=...)"
+        )
+    has_head = "head.weight" in stored.state
+    if not has_head and config.num_classes and num_classes is None:
+        raise XCiTError(
+            f"{path}: a backbone without a classifier; pass num_classes=0 for its features, or the number of classes "
+            "for a new random head"
+        )
+    known = read_metadata(stored)
+    if num_classes is not None:
+        config = replace(config, num_classes=stored.state["head.weight"].shape[0] if has_head else 0)
+    built = build_model(config, stored.state, str(path))
+    built.info = known[1] if known else None
+    return built
+
+
+def load_weights(model: XCiT, path: str | os.PathLike[str]) -> None:
+    """Loads a file in any format into a model of your own shape, strictly.
+
+    Raises:
+        XCiTError: if the file can't be read or does not fit.
+    """
+    load_state(model, _verified(read_checkpoint(Path(path))).state, os.fspath(path))
+
+
+def checkpoint_info(record: Checkpoint) -> ModelInfo:
+    """Class names and preprocessing of a checkpoint."""
+    if record.packaged is not None:
+        known = read_metadata(read_checkpoint(packaged_path(record)))
+        assert known is not None and known[1] is not None
+        return known[1]
+    return ModelInfo(
+        name=record.name,
+        preprocessing=record.preprocessing,
+        class_names=imagenet_class_names(),
+        class_ids=imagenet_class_ids(),
+    )
+
+
+def weights_path(record: Checkpoint, *, folder: Path | None = None, progress: Progress | None = None) -> Path:
+    """A checkpoint as safetensors in this project's names, fetched, checked and converted if it is not there.
+
+    Args:
+        record: which one.
+        folder: where to keep it; none is the cache (`XCIT_CACHE`).
+        progress: called while it is downloaded.
+
+    Raises:
+        XCiTError: if no source has it, or what it has is damaged or does not fit.
+    """
+    if record.packaged is not None:
+        return packaged_path(record)
+    folder = folder or cache_dir() / "checkpoints"
+    path = folder / f"{record.name}.safetensors"
+    if path.exists():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise XCiTError(f"{folder}: can't be made: {error.strerror}") from None
+    with FileLock(f"{path}.lock"):
+        if not path.exists():  # another process may have fetched it while this one waited
+            downloads = cache_dir() / "downloads"
+            raw, _ = obtain(record.name, record.sources, downloads, progress=progress)
+            stored = _verified(read_checkpoint(raw))
+            expected = {name: tensor.shape for name, tensor in empty_model(record.config).state_dict().items()}
+            check_state(expected, stored.state, str(raw))
+            bad = nonfinite(stored.state)
+            if bad:
+                raise XCiTError(f"{raw}: tensor {bad[0]} holds NaN or infinity")
+            write_safetensors(path, stored.state, model_metadata(record.config, checkpoint_info(record)))
+            if downloads in raw.parents:
+                raw.unlink(missing_ok=True)
+    return path
+
+
+def packaged_path(record: Checkpoint) -> Path:
+    """The file of a model that this package ships."""
+    assert record.packaged is not None
+    return Path(__file__).parent / "packaged" / record.packaged
+
+
+def _verified(stored: StoredWeights) -> StoredWeights:
+    """Refuses a file whose tensors are not those it was written with."""
+    expected = stored.metadata.get("digest")
+    if expected is not None and digest(stored.state) != expected:
+        raise XCiTError(f"{stored.path}: damaged: its tensors do not match the digest it was written with")
+    return stored
+
+
+def _local(source: str, progress: Progress | None) -> Path:
+    """A path as it is; a URL's file, downloaded."""
+    if not source.startswith(("http://", "https://", "file://")):
+        return Path(source)
+    from xcit.weights.fetch import download
+
+    return download(source, cache_dir() / "downloads" / source.rsplit("/", 1)[-1], progress=progress)
+
+
+def _config_of(stored: StoredWeights) -> XCiTConfig:
+    known = read_metadata(stored)
+    return known[0] if known else config_from_state(stored.state, str(stored.path))
+
+
+def _backbone_config(config: XCiTConfig) -> XCiTConfig:
+    return replace(config, cls_depth=0, num_classes=0, global_pool="none")
+
+
+def _is_file(model: str | os.PathLike[str]) -> bool:
+    return not isinstance(model, str) or model.endswith(WEIGHT_SUFFIXES) or Path(model).is_file()
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value

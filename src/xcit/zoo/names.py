@@ -1,0 +1,48 @@
+"""From what a person types to a record."""
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from xcit.errors import XCiTError
+from xcit.zoo.checkpoints import CHECKPOINTS
+from xcit.zoo.records import Checkpoint
+
+_BY_LOWER_NAME: dict[str, Checkpoint] = {
+    name.lower(): record for record in CHECKPOINTS.values() for name in (record.name, *record.aliases)
+}
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """The record of a name or alias, upper or lower case alike.
+
+    Raises:
+        XCiTError: if there is none; the nearest names are suggested.
+    """
+    if name.lower() not in _BY_LOWER_NAME:
+        near = difflib.get_close_matches(name.lower(), _BY_LOWER_NAME, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else "`xcit list` shows all"
+        raise XCiTError(f"no model is called {name!r}; {hint}")
+    return _BY_LOWER_NAME[name.lower()]
+
+
+def list_models(
+    pattern: str | None = None,
+    exclude_patterns: str | Sequence[str] | None = None,
+    task: str | None = None,
+) -> list[str]:
+    """Names of checkpoints, sorted.
+
+    Args:
+        pattern: shell-style, with `*` added at its end; none takes all.
+        exclude_patterns: one or several, likewise; what matches any is left out.
+        task: "image-classification", or none for any.
+    """
+    excluded = [exclude_patterns] if isinstance(exclude_patterns, str) else list(exclude_patterns or ())
+    return sorted(
+        record.name
+        for record in CHECKPOINTS.values()
+        if fnmatchcase(record.name.lower(), f"{(pattern or '').lower()}*")
+        and not any(fnmatchcase(record.name.lower(), f"{other.lower()}*") for other in excluded)
+        and (task is None or record.task == task)
+    )

@@ -1,0 +1,125 @@
+"""A model and its weights file: what our safetensors files say of themselves, and what shapes tell of others."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.weights.files import StoredWeights, write_safetensors
+from xcit.weights.load import load_state
+from xcit.zoo.architectures import ARCHITECTURES
+
+METADATA_KEY = "xcit"
+"""Under this key a safetensors file's metadata hold shape, class names and preprocessing, as JSON."""
+
+
+def save_model(model: XCiT, path: Path) -> None:
+    """Writes weights, shape, class names and preprocessing to one safetensors file that `get_model` reads.
+
+    Raises:
+        XCiTError: if it can't be written; a file that was there stays as it was.
+    """
+    write_safetensors(path, model.state_dict(), model_metadata(model.config, model.info))
+
+
+def model_metadata(config: XCiTConfig, info: ModelInfo | None) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    content: dict[str, Any] = {"config": dataclasses.asdict(config)}
+    if info is not None:
+        content["info"] = dataclasses.asdict(info)
+    return {METADATA_KEY: json.dumps(content), "format": "pt"}
+
+
+def read_metadata(stored: StoredWeights) -> tuple[XCiTConfig, ModelInfo | None] | None:
+    """Shape and info from a file's metadata, none where it has no such metadata.
+
+    Raises:
+        XCiTError: if the metadata are not what `model_metadata` writes.
+    """
+    if METADATA_KEY not in stored.metadata:
+        return None
+    try:
+        content = json.loads(stored.metadata[METADATA_KEY])
+        config = XCiTConfig(**content["config"])
+        info = _info(content["info"]) if "info" in content else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise XCiTError(f"{stored.path}: its metadata can't be read: {error}") from None
+    return config, info
+
+
+def _info(content: Mapping[str, Any]) -> ModelInfo:
+    preprocessing = dict(content["preprocessing"])
+    for name in ("mean", "std"):
+        preprocessing[name] = tuple(preprocessing[name])
+    return ModelInfo(
+        name=content["name"],
+        preprocessing=Preprocessing(**preprocessing),
+        class_names=tuple(content["class_names"]),
+        class_ids=tuple(content["class_ids"]),
+    )
+
+
+def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
+    """The shape of the model that native weights belong to.
+
+    Raises:
+        XCiTError: if the weights fit no known architecture; tensors do not tell everything (`tokens_norm`).
+    """
+    try:
+        stem = _count(state, "stem")
+        embed_dim = state["position.projection.weight"].shape[0]
+        found = {
+            "patch_size": 2**stem,
+            "embed_dim": embed_dim,
+            "depth": _count(state, "blocks"),
+            "num_heads": state["blocks.0.xca.temperature"].shape[0],
+        }
+        in_channels = state["stem.0.conv.weight"].shape[1]
+    except (KeyError, IndexError) as error:
+        raise XCiTError(f"{what}: not the weights of an XCiT: no tensor {error}") from None
+    num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
+    for config in ARCHITECTURES.values():
+        if all(getattr(config, name) == value for name, value in found.items()):
+            changes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+            if "cls_token" not in state:
+                changes |= {"cls_depth": 0, "global_pool": "none"}
+            return dataclasses.replace(config, **changes)
+    shape = ", ".join(f"{name} {value}" for name, value in found.items())
+    raise XCiTError(
+        f"{what}: no known architecture has {shape}, and the file does not say what it is; build it with "
+        "xcit.XCiT(xcit.XCiTConfig(...)) and load the weights with xcit.load_weights(model, path)"
+    )
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    indices = {int(match[1]) for name in state if (match := re.match(rf"{prefix}\.(\d+)\.", name))}
+    return max(indices, default=-1) + 1
+
+
+def build_model(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -> XCiT:
+    """A model of this shape with these weights, in evaluation mode.
+
+    Raises:
+        XCiTError: if names or shapes differ; the message lists them.
+    """
+    model = empty_model(config)
+    load_state(model, state, what)
+    return model.eval()
+
+
+def empty_model(config: XCiTConfig) -> XCiT:
+    """A model on the CPU whose weights are not set: no time goes into an initialisation that is overwritten."""
+    with torch.device("meta"):
+        model = XCiT(config)
+    model = model.to_empty(device="cpu")
+    for name, buffer in model.named_buffers():
+        if name.endswith("num_batches_tracked"):  # the one thing a checkpoint may lack
+            buffer.zero_()
+    return model
