@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,19 +37,20 @@ def published(architecture: str, image_size: int) -> ClassificationConfig:
 
 
 def pico_fashion_mnist() -> ClassificationConfig:
-    """The packaged model: 1.2 M parameters, Fashion-MNIST. Its card tells the command, the time and the figure."""
+    """The packaged model: 0.4 M parameters on Fashion-MNIST, for two processor cores and an hour or two.
+
+    Its card tells the command, the time and the figure.
+    """
     return ClassificationConfig(
         name="xcit-pico-fashion-mnist",
-        model=replace(ARCHITECTURES["pico-8-p4"], drop_path_rate=0.05),
+        model=ARCHITECTURES["pico-6-p4"],
         preprocessing=Preprocessing(image_size=28, resize_to=28, mean=(0.2860,), std=(0.3530,)),
         data="fashion-mnist",
         holdout=5000,
-        augmentation=AugmentationConfig(
-            crop="padded", padding=2, random_erasing=0.25, mixup=0.2, cutmix=1.0, label_smoothing=0.1
-        ),
-        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.05, clip_grad=1.0),
-        schedule=ScheduleConfig(epochs=200, warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5),
-        run=RunConfig(batch_size=512, ema_decay=0.9995),
+        augmentation=AugmentationConfig(crop="padded", padding=2, random_erasing=0.1, label_smoothing=0.1),
+        optimizer=OptimizerConfig(lr=1.5e-3, weight_decay=0.05, clip_grad=1.0),
+        schedule=ScheduleConfig(epochs=26, warmup_epochs=1, warmup_lr=1e-6, min_lr=1e-6),
+        run=RunConfig(batch_size=128, ema_decay=0.999, num_workers=1),
     )
 
 

@@ -37,7 +37,5 @@ PUBLISHED_ARCHITECTURES: dict[str, XCiTConfig] = {
 ARCHITECTURES: dict[str, XCiTConfig] = {
     **PUBLISHED_ARCHITECTURES,
     # For images of some 28 pixels, grey; ours.
-    "pico-8-p4": XCiTConfig(
-        patch_size=4, embed_dim=96, num_heads=4, depth=8, cls_depth=2, mlp_ratio=4.0, in_channels=1, num_classes=10
-    ),
+    "pico-6-p4": XCiTConfig(patch_size=4, embed_dim=64, num_heads=4, depth=6, in_channels=1, num_classes=10),
 }

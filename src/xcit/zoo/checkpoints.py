@@ -108,9 +108,9 @@ def _published(
 
 PACKAGED = Checkpoint(
     name="xcit-pico-fashion-mnist",
-    aliases=("packaged", "xcit-pico-8-p4"),
-    architecture="pico-8-p4",
-    config=ARCHITECTURES["pico-8-p4"],
+    aliases=("packaged", "xcit-pico-6-p4"),
+    architecture="pico-6-p4",
+    config=ARCHITECTURES["pico-6-p4"],
     recipe="xcit-pico-fashion-mnist",
     dataset="Fashion-MNIST",
     preprocessing=Preprocessing(image_size=28, resize_to=28, mean=(0.2860,), std=(0.3530,)),
