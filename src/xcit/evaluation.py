@@ -1,5 +1,8 @@
 """A trained model measured on a data set by its recipe: what `xcit test` does."""
 
+import csv
+import dataclasses
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from xcit.inference import default_device
 from xcit.models import Preprocessing, XCiT, published_preprocessing
 from xcit.recipes import get_recipe
 from xcit.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
+from xcit.tasks.pictures import draw_confusion
 from xcit.zoo import find_checkpoint, load_as, load_checkpoint
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.records import Protocol
@@ -139,3 +143,35 @@ def _with_labels_of(
         f"{data} has {len(images.class_ids)} classes, and the model's {num_classes} do not include "
         f"{', '.join(map(repr, unknown[:3]))}{', ...' if len(unknown) > 3 else ''}"
     )
+
+
+def write_report(result: TestResult, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
+    """Writes report.json, confusion.csv (a row a true class) and confusion.png.
+
+    Returns:
+        The files, in this order.
+
+    Raises:
+        XCiTError: if matplotlib is missing; the other two files are written all the same.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    report, names = result.report, result.class_names
+    content = {
+        "config": config,
+        "checkpoint": checkpoint,
+        "data": data,
+        "preprocessing": dataclasses.asdict(result.preprocessing),
+        "num_images": report.num_images,
+        "top1": report.top1,
+        "top5": report.top5,
+        "loss": report.loss,
+        "unreadable": list(report.unreadable),
+    }
+    paths = [folder / name for name in ("report.json", "confusion.csv", "confusion.png")]
+    paths[0].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with paths[1].open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["true \\ predicted", *names])
+        rows.writerows([name, *counts] for name, counts in zip(names, report.confusion.tolist(), strict=True))
+    draw_confusion(report.confusion, names, f"top-1 {report.top1:.2f}% of {report.num_images:,} images", paths[2])
+    return paths

@@ -47,9 +47,9 @@ def pico_fashion_mnist() -> ClassificationConfig:
         preprocessing=Preprocessing(image_size=28, resize_to=28, mean=(0.2860,), std=(0.3530,)),
         data="fashion-mnist",
         holdout=5000,
-        augmentation=AugmentationConfig(crop="padded", padding=2, random_erasing=0.1, label_smoothing=0.1),
+        augmentation=AugmentationConfig(crop="padded", padding=1, random_erasing=0.1, label_smoothing=0.1),
         optimizer=OptimizerConfig(lr=1.5e-3, weight_decay=0.05, clip_grad=1.0),
-        schedule=ScheduleConfig(epochs=26, warmup_epochs=1, warmup_lr=1e-6, min_lr=1e-6),
+        schedule=ScheduleConfig(epochs=22, warmup_epochs=1, warmup_lr=1e-6, min_lr=1e-6),
         run=RunConfig(batch_size=128, ema_decay=0.999, num_workers=1),
     )
 

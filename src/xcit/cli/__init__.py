@@ -1,1 +1,100 @@
-"""The command line: parsing and printing, nothing else."""
+"""The command line: parsing and printing, nothing else. A verb's file is imported when the verb is used."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from xcit import __version__
+from xcit.errors import XCiTError
+
+USER_ERROR = 2
+"""Exit status of a mistake that stopped the command."""
+
+SOME_FAILED = 1
+"""Exit status of a command that went through, but not with every input."""
+
+INTERRUPTED = 130
+
+_VERBS = {
+    "list": ("models", "list_", "List the models."),
+    "info": ("models", "info", "Show all that is known of a model."),
+    "predict": ("predict", "predict", "Classify images."),
+    "features": ("features", "features", "Write features of images to a file."),
+    "test": ("test", "test", "Measure a checkpoint on labelled images."),
+    "train": ("train", "train", "Train by a recipe."),
+    "config": ("train", "config", "Print a recipe's full config."),
+    "fetch": ("weights", "fetch", "Download weights, for machines that will be offline."),
+    "convert": ("weights", "convert", "Rewrite a checkpoint in another format."),
+    "verify": ("weights", "verify", "Check a checkpoint: digest, names, shapes, values."),
+}
+"""Verb -> file, function, help. The help stands here so that `xcit --help` imports no verb."""
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        file, function, _ = _VERBS[cmd_name]
+        command: click.Command = getattr(import_module(f"xcit.cli.{file}"), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, text) for verb, (_, _, text) in _VERBS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _VERBS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _VERBS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(_VERBS)}"
+            ctx.fail(f"no command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="xcit")
+def _xcit() -> None:
+    """XCiT (Cross-Covariance Image Transformers): classify, extract features, measure, train.
+
+    `xcit predict` without arguments runs the packaged model on the packaged images. Environment: XCIT_CACHE (where
+    weights are kept), XCIT_MIRROR (a folder or URL to get them from), XCIT_DATA (named data sets), XCIT_OFFLINE=1.
+    """
+
+
+def main() -> None:
+    """Runs the command line: a user's mistake ends in one message and exit status 2."""
+    try:
+        status = _xcit.main(prog_name="xcit", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USER_ERROR)
+    except XCiTError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        # The reader of our output has gone, as with `xcit list | head`: nothing is wrong. What is still buffered goes
+        # nowhere, or Python would complain at its end.
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(SOME_FAILED)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror}")
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("xcit: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"xcit: error: {message}", err=True)
+    sys.exit(USER_ERROR)

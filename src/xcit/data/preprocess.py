@@ -1,7 +1,5 @@
 """From a picture to a model's input, with the very numbers that torchvision's transforms on PIL images give."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 from PIL import Image
@@ -45,27 +43,6 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
     tensor = tensor.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
     mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (spec.mean, spec.std))
     return tensor.sub_(mean).div_(std)
-
-
-def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_size: int) -> Preprocessing:
-    """Gives the preprocessing with which the published accuracies were measured.
-
-    Args:
-        protocol: "official" (timm's too): short side to `image_size`, centre crop. "mmpretrain": at 384, straight to
-            384 x 384; at 224, short side to 256 and centre crop; at any other size the same in proportion, the short
-            side rounded to whole pixels.
-        image_size: pixels a side of the model's input.
-
-    Raises:
-        XCiTError: if there is no such protocol.
-    """
-    if protocol == "official":
-        return Preprocessing(image_size=image_size, resize_to=image_size)
-    if protocol != "mmpretrain":
-        raise XCiTError(f"no protocol {protocol!r}; there are 'mmpretrain' and 'official'")
-    if image_size == 384:
-        return Preprocessing(image_size=image_size, resize="exact", resize_to=image_size)
-    return Preprocessing(image_size=image_size, resize_to=round(image_size * 256 / 224))
 
 
 def _resized(size: tuple[int, int], spec: Preprocessing) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from xcit.errors import XCiTError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -37,15 +39,21 @@ class ModelInfo:
 
 
 def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_size: int) -> Preprocessing:
-    """How the published figures were measured.
+    """Gives the preprocessing with which the published accuracies were measured.
 
     Args:
-        protocol: "official" is the authors' and timm's: short side to the image size, centre crop. "mmpretrain" is
-            short side to 256/224 of the image size and centre crop, but at 384 straight to 384 x 384 uncropped.
+        protocol: "official" (timm's too): short side to `image_size`, centre crop. "mmpretrain": at 384, straight to
+            384 x 384; at 224, short side to 256 and centre crop; at any other size the same in proportion, the short
+            side rounded to whole pixels.
         image_size: pixels a side of the model's input; 224 and 384 were published.
+
+    Raises:
+        XCiTError: if there is no such protocol.
     """
     if protocol == "official":
         return Preprocessing(image_size=image_size, resize_to=image_size)
+    if protocol != "mmpretrain":
+        raise XCiTError(f"no protocol {protocol!r}; there are 'mmpretrain' and 'official'")
     if image_size == 384:
-        return Preprocessing(image_size=384, resize="exact", resize_to=384)
+        return Preprocessing(image_size=image_size, resize="exact", resize_to=image_size)
     return Preprocessing(image_size=image_size, resize_to=round(image_size * 256 / 224))

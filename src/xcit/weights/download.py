@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request, build_opener
 
 from xcit.errors import XCiTError
 
@@ -175,7 +175,8 @@ class _Transfer:
             request.add_header("Range", f"bytes={offset}-")
             request.add_header("If-Range", version)
         try:
-            response = urlopen(request, timeout=self.timeout)
+            # Not `urlopen`, which keeps the proxies that the environment named at its first call.
+            response = build_opener().open(request, timeout=self.timeout)
         except HTTPError as error:
             with error:
                 if error.code != 416 or not offset:

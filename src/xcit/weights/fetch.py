@@ -115,7 +115,7 @@ def obtain(
                 raise XCiTError(blocked[url])
             return _from_source(source, directory, progress), source
         except XCiTError as error:
-            reasons.append(f"{source.label}: {error}")
+            reasons.append(f"{source.label}: {str(error).removeprefix(f'{source.label}: ')}")
     lines = "".join(f"  {reason}\n" for reason in reasons)
     raise FetchError(
         f"cannot get the weights of {name}:\n{lines}"
@@ -311,7 +311,7 @@ def _unreachable(urls: Iterable[str]) -> dict[str, str]:
         try:
             doors[url] = _door(url)
         except ValueError as error:
-            failures[url] = f"{url} is no valid URL ({error})"
+            failures[url] = f"not a URL that can be asked ({error})"
     verdicts = {door: f"no answer from {door.label} within {_PROBE_SECONDS:g} s" for door in doors.values()}
     # Each host is asked over IPv4 and IPv6 at once, for many a network has only one that works.
     waiting = {(door, family) for door in verdicts for family in (socket.AF_INET, socket.AF_INET6)}

@@ -6,6 +6,7 @@ from xcit.zoo.load import get_backbone, get_model, load_as, load_checkpoint, loa
 from xcit.zoo.names import find_checkpoint, list_models
 from xcit.zoo.records import Accuracy, Checkpoint
 from xcit.zoo.stored import save_model
+from xcit.zoo.verify import verify_weights
 
 __all__ = [
     "ARCHITECTURES",
@@ -21,5 +22,6 @@ __all__ = [
     "load_file",
     "load_weights",
     "save_model",
+    "verify_weights",
     "weights_path",
 ]

@@ -44,7 +44,7 @@ def get_model(
     Raises:
         XCiTError: if the name is unknown, the weights can't be had, or they don't fit.
     """
-    if _is_file(model):
+    if is_file(model):
         if pretrained not in (False, True):
             raise XCiTError(f"two weight files were given: {os.fspath(model)} and {pretrained}")
         built = load_file(Path(model))
@@ -72,10 +72,10 @@ def get_backbone(
 ) -> XCiT:
     """Builds the part that gives patch tokens alone: no class token, no class attention, no final norm, no head.
 
-    Takes the arguments of `get_model`. Weights may be a classifier's, whose other parts are left out, or the backbone of
-    a detection or segmentation model. `forward_intermediates` gives its feature maps.
+    Takes the arguments of `get_model`. Weights may be a classifier's, whose other parts are left out, or the backbone
+    of a detection or segmentation model. `forward_intermediates` gives its feature maps.
     """
-    if _is_file(model):
+    if is_file(model):
         stored = read_checkpoint(Path(model))
         config = _config_of(stored)
         state = stored.state
@@ -246,7 +246,8 @@ def _backbone_config(config: XCiTConfig) -> XCiTConfig:
     return replace(config, cls_depth=0, num_classes=0, global_pool="none")
 
 
-def _is_file(model: str | os.PathLike[str]) -> bool:
+def is_file(model: str | os.PathLike[str]) -> bool:
+    """Whether a model is given by its file rather than by name."""
     return not isinstance(model, str) or model.endswith(WEIGHT_SUFFIXES) or Path(model).is_file()
 
 

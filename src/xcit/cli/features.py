@@ -1,0 +1,79 @@
+"""`xcit features`: images to embeddings in a file."""
+
+from pathlib import Path
+
+import click
+
+from xcit.cli.options import checked_device, checked_dtype, compute_options
+
+OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
+
+
+def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of block numbers such as -1 or 3,7,11") from None
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet or .safetensors.")
+@click.option("--model", help="A name (see `xcit list`) or a weights file; the packaged model if left out.")
+@click.option("--out-type", type=click.Choice(OUT_TYPES), default="cls_token", show_default=True, help="What to keep.")
+@click.option(
+    "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
+)
+@compute_options(batch_size=32)
+def features(
+    inputs: tuple[str, ...],
+    out: Path,
+    model: str | None,
+    out_type: str,
+    layers: tuple[int, ...],
+    batch_size: int,
+    device: str | None,
+    dtype: str,
+) -> int:
+    """Write features of images (files, folders or patterns) to a file, with their file names.
+
+    An image that can't be read is named with the reason, the others go on, and the exit status is 1.
+    """
+    from typing import cast
+
+    from xcit.cli import SOME_FAILED
+    from xcit.cli.progress import download_bar, progress_bar
+    from xcit.data.features import open_feature_file
+    from xcit.data.images import find_images
+    from xcit.inference import DEFAULT_MODEL, Unreadable, extract_features_each
+    from xcit.models.xcit import OutType
+    from xcit.zoo import get_model
+
+    with open_feature_file(out) as file:
+        paths = find_images(inputs)
+        place = checked_device(device)
+        with download_bar() as downloaded:
+            network = get_model(model or DEFAULT_MODEL, pretrained=True, device=place, progress=downloaded)
+        num_unreadable = 0
+        with progress_bar("features", len(paths)) as bar:
+            for result in extract_features_each(
+                paths,
+                network,
+                out_type=cast(OutType, out_type),
+                layers=layers,
+                batch_size=batch_size,
+                device=place,
+                dtype=checked_dtype(dtype),
+            ):
+                if isinstance(result, Unreadable):
+                    num_unreadable += 1
+                    click.echo(f"xcit: {result.reason}", err=True)
+                else:
+                    file.add(result.source, result.layers)
+                bar.advance(1)
+    shapes = ", ".join(f"{name} {list(shape)}" for name, shape in file.shapes.items())
+    click.echo(f"{out}: {len(paths) - num_unreadable} images; {shapes}")
+    if num_unreadable:
+        click.echo(f"xcit: {num_unreadable} of {len(paths)} images could not be read", err=True)
+        return SOME_FAILED
+    return 0

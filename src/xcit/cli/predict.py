@@ -1,0 +1,59 @@
+"""`xcit predict`: images to classes."""
+
+from pathlib import Path
+
+import click
+
+from xcit.cli.options import checked_device, checked_dtype, compute_options
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@click.option("--model", help="A name (see `xcit list`) or a weights file; the packaged model if left out.")
+@click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show an image.")
+@click.option("--json", "json_path", metavar="FILE", help="Write JSON to FILE, - for standard output.")
+@click.option("--csv", "csv_path", metavar="FILE", help="Write CSV to FILE, - for standard output.")
+@compute_options(batch_size=32)
+def predict(
+    inputs: tuple[str, ...],
+    model: str | None,
+    topk: int,
+    json_path: str | None,
+    csv_path: str | None,
+    batch_size: int,
+    device: str | None,
+    dtype: str,
+) -> int:
+    """Classify images: files, folders (searched through) or patterns such as 'photos/**/*.jpg'.
+
+    Without INPUT the packaged images are classified. An image that can't be read is named with the reason, the others
+    go on, and the exit status is 1.
+    """
+    from xcit.cli import SOME_FAILED
+    from xcit.cli.progress import download_bar, progress_bar
+    from xcit.cli.results import open_results
+    from xcit.data.images import find_images
+    from xcit.inference import DEFAULT_MODEL, Unreadable, predict_each
+    from xcit.zoo import get_model
+
+    paths = find_images(inputs) if inputs else packaged_images()
+    place = checked_device(device)
+    with download_bar() as downloaded:
+        network = get_model(model or DEFAULT_MODEL, pretrained=True, device=place, progress=downloaded)
+    num_unreadable = 0
+    with open_results(json_path, csv_path) as results, progress_bar("predict", len(paths)) as bar:
+        for result in predict_each(
+            paths, network, topk=topk, batch_size=batch_size, device=place, dtype=checked_dtype(dtype)
+        ):
+            num_unreadable += isinstance(result, Unreadable)
+            results.add(result)
+            bar.advance(1)
+    if num_unreadable:
+        click.echo(f"xcit: {num_unreadable} of {len(paths)} images could not be read", err=True)
+        return SOME_FAILED
+    return 0
+
+
+def packaged_images() -> list[Path]:
+    """The images that this package ships: from Fashion-MNIST's test split, each named for its true class."""
+    return sorted((Path(__file__).parents[1] / "zoo" / "packaged" / "images").glob("*.png"))

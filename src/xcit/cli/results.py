@@ -1,0 +1,121 @@
+"""Where results of one image after another go: the screen, a JSON file or a CSV file."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+import click
+
+from xcit.errors import XCiTError
+
+if TYPE_CHECKING:
+    from xcit.inference import Prediction, Unreadable
+
+
+class Results(Protocol):
+    """Takes results as they come."""
+
+    def add(self, result: "Prediction | Unreadable") -> None:
+        """Writes one result."""
+
+
+class ScreenResults:
+    """A few lines an image on standard output; what could not be read goes to standard error."""
+
+    def add(self, result: "Prediction | Unreadable") -> None:
+        """Prints one result."""
+        if reason := getattr(result, "reason", None):
+            click.echo(f"xcit: {reason}", err=True)
+            return
+        click.echo(result.source)
+        for scored in getattr(result, "classes", ()):
+            click.echo(f"  {100 * scored.score:6.2f}%  {scored.name}")
+
+
+class JSONResults:
+    """One array of objects: `{"file", "classes": [{"name", "index", "score"}]}` or `{"file", "error"}`."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file, self._count = file, 0
+
+    def add(self, result: "Prediction | Unreadable") -> None:
+        """Writes one object."""
+        row: dict[str, object] = {"file": result.source}
+        if reason := getattr(result, "reason", None):
+            row["error"] = reason
+        else:
+            row["classes"] = [
+                {"name": scored.name, "index": scored.index, "score": scored.score}
+                for scored in getattr(result, "classes", ())
+            ]
+        self._file.write(("[\n " if self._count == 0 else ",\n ") + json.dumps(row, ensure_ascii=False))
+        self._count += 1
+
+    def finish(self) -> None:
+        """Closes the array."""
+        self._file.write("\n]\n" if self._count else "[]\n")
+
+
+class CSVResults:
+    """A row a class: file, rank from 1, index, name, score, error."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._rows = csv.writer(file)
+        self._rows.writerow(["file", "rank", "index", "name", "score", "error"])
+
+    def add(self, result: "Prediction | Unreadable") -> None:
+        """Writes the rows of one image."""
+        if reason := getattr(result, "reason", None):
+            self._rows.writerow([result.source, "", "", "", "", reason])
+        for rank, scored in enumerate(getattr(result, "classes", ()), start=1):
+            self._rows.writerow([result.source, rank, scored.index, scored.name, f"{scored.score:.6f}", ""])
+
+
+@contextmanager
+def open_results(json_path: str | None, csv_path: str | None) -> Iterator[Results]:
+    """The place for results. A file appears under its name when it is whole, also after an interrupt.
+
+    Raises:
+        XCiTError: if both are given, or the file can't be written.
+    """
+    if json_path and csv_path:
+        raise XCiTError("give --json or --csv, not both")
+    path = json_path or csv_path
+    if path is None:
+        yield ScreenResults()
+        return
+    with _output(path) as file:
+        if csv_path:
+            yield CSVResults(file)
+            return
+        results = JSONResults(file)
+        try:
+            yield results
+        finally:
+            results.finish()
+
+
+@contextmanager
+def _output(path: str) -> Iterator[IO[str]]:
+    if path == "-":
+        yield sys.stdout
+        return
+    target = Path(path)
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            try:
+                yield file
+            finally:
+                file.flush()
+        part.replace(target)
+    except KeyboardInterrupt:
+        part.replace(target)
+        raise
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise XCiTError(f"{path}: can't be written: {error.strerror}") from None

@@ -1,0 +1,72 @@
+"""`xcit test`: a checkpoint measured on labelled images."""
+
+from pathlib import Path
+
+import click
+
+from xcit.cli.options import checked_device, checked_dtype, compute_options
+
+PROTOCOLS = ("mmpretrain", "official")
+
+
+@click.command()
+@click.argument("config")
+@click.argument("checkpoint")
+@click.option("--data", required=True, help="A folder (ImageNet's val, or images by class), or fashion-mnist.")
+@click.option(
+    "--protocol", type=click.Choice(PROTOCOLS), help="How ImageNet's images are resized; mmpretrain's if left out."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; runs/test/CONFIG if left out.")
+@click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images.")
+@compute_options(batch_size=64)
+def test(
+    config: str,
+    checkpoint: str,
+    data: str,
+    protocol: str | None,
+    out: Path | None,
+    workers: int,
+    batch_size: int,
+    device: str | None,
+    dtype: str,
+) -> int:
+    """Measure CHECKPOINT (a file, a URL or a name) by the recipe CONFIG.
+
+    CONFIG is a recipe's name, or the path of mmpretrain's config of that name. Prints top-1, top-5 and loss; writes
+    report.json, confusion.csv and confusion.png.
+    """
+    from typing import cast
+
+    from xcit.cli import SOME_FAILED
+    from xcit.cli.progress import progress_bar
+    from xcit.evaluation import test as measure
+    from xcit.evaluation import write_report
+    from xcit.zoo.records import Protocol
+
+    with progress_bar("test") as bar:
+        result = measure(
+            config,
+            checkpoint,
+            data,
+            protocol=cast("Protocol | None", protocol),
+            batch_size=batch_size,
+            num_workers=workers,
+            device=checked_device(device),
+            dtype=checked_dtype(dtype),
+            started=bar.set_total,
+            report=bar.advance,
+        )
+    report = result.report
+    for reason in report.unreadable:
+        click.echo(f"xcit: {reason}", err=True)
+    click.echo(f"images {report.num_images}")
+    click.echo(f"top-1  {report.top1:.2f}%")
+    click.echo(f"top-5  {report.top5:.2f}%")
+    click.echo(f"loss   {report.loss:.4f}")
+    folder = out or Path("runs") / "test" / Path(config).stem
+    for path in write_report(result, folder, config=config, checkpoint=checkpoint, data=data):
+        click.echo(f"wrote  {path}")
+    if report.unreadable:
+        click.echo(f"xcit: {len(report.unreadable)} images could not be read and were not measured", err=True)
+        return SOME_FAILED
+    return 0

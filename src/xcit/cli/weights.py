@@ -1,0 +1,75 @@
+"""`xcit fetch`, `xcit convert` and `xcit verify`: weights as files."""
+
+from pathlib import Path
+
+import click
+
+FORMATS = ("xcit", "official", "timm", "mmpretrain")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="A folder, to serve as XCIT_MIRROR elsewhere.")
+def fetch(names: tuple[str, ...], folder: Path | None) -> int:
+    """Download weights into the cache or a folder. NAME may be a pattern, as for `xcit list`."""
+    from xcit.cli import SOME_FAILED
+    from xcit.cli.progress import download_bar
+    from xcit.errors import XCiTError
+    from xcit.zoo import find_checkpoint, list_models, weights_path
+
+    wanted = [found for name in names for found in (list_models(name) if "*" in name else [find_checkpoint(name).name])]
+    num_failed = 0
+    for name in dict.fromkeys(wanted):
+        try:
+            with download_bar() as downloaded:
+                path = weights_path(find_checkpoint(name), folder=folder, progress=downloaded)
+        except XCiTError as error:
+            num_failed += 1
+            click.echo(f"xcit: {error}", err=True)
+        else:
+            click.echo(f"{name}: {path}")
+    return SOME_FAILED if num_failed else 0
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Whose names the tensors get.")
+@click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
+def convert(source: Path, destination: Path, to: str, overwrite: bool) -> None:
+    """Rewrite the checkpoint SOURCE as DESTINATION, bit for bit.
+
+    The format of SOURCE is read off its tensors' names. DESTINATION ends in .safetensors or .pth.
+    """
+    from typing import cast
+
+    from xcit.weights.convert import convert as convert_file
+    from xcit.weights.formats import Format
+
+    stored = convert_file(source, destination, cast(Format, to), overwrite=overwrite)
+    click.echo(f"{source} ({stored.format}) -> {destination} ({to}): {len(stored.state)} tensors")
+    if stored.set_aside:
+        click.echo(
+            f"left out, as no part of the classifier: {', '.join(stored.set_aside[:5])}, {len(stored.set_aside)} in all"
+        )
+
+
+@click.command()
+@click.argument("name_or_path")
+def verify(name_or_path: str) -> None:
+    """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count."""
+    from xcit.cli.progress import download_bar
+    from xcit.zoo import verify_weights
+
+    with download_bar() as downloaded:
+        verified = verify_weights(name_or_path, progress=downloaded)
+    rows = [
+        ("file", str(verified.path)),
+        ("format", verified.format),
+        ("digest", f"{verified.digest} ({'as recorded in the file' if verified.recorded else 'none is recorded'})"),
+        ("names, shapes", f"{verified.num_tensors} tensors, as {verified.architecture} has them"),
+        ("values", "all finite"),
+        ("parameters", f"{verified.params:,}"),
+    ]
+    for label, value in rows:
+        click.echo(f"{label:14s} {value}")

@@ -1,0 +1,53 @@
+"""Pictures of a classifier's results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from xcit.errors import XCiTError
+
+_MAX_NAMED = 40
+"""Classes up to which names and counts can be read."""
+
+
+def draw_confusion(confusion: Tensor, names: Sequence[str], title: str, path: Path) -> None:
+    """Draws a confusion matrix, each row in shares of its true class.
+
+    Args:
+        confusion: (classes, classes) counts, a row a true class.
+        names: of the classes.
+        title: above the picture.
+        path: a PNG.
+
+    Raises:
+        XCiTError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise XCiTError(f"{path}: pictures need matplotlib: pip install 'xcit[extras]'") from None
+    counts = confusion.double()
+    shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+    num_classes = len(names)
+    named = num_classes <= _MAX_NAMED
+    side = 3 + 0.55 * num_classes if named else 10
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    # The square root brings out the rare confusions beside the diagonal.
+    image = axes.imshow(shares**0.5, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    if named:
+        axes.set_xticks(range(num_classes), names, rotation=45, ha="right")
+        axes.set_yticks(range(num_classes), names)
+        for row in range(num_classes):
+            for column in range(num_classes):
+                if count := int(confusion[row, column]):
+                    color = "white" if shares[row, column] > 0.4 else "black"
+                    axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=8)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    ticks = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1)
+    bar.set_ticks([tick**0.5 for tick in ticks], labels=[f"{tick:.0%}" for tick in ticks])
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,67 @@
+"""Whether a weights file is what it should be: what `xcit verify` does."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from xcit.errors import XCiTError
+from xcit.weights.fetch import Progress
+from xcit.weights.files import digest, read_checkpoint
+from xcit.weights.load import check_state, nonfinite
+from xcit.zoo.architectures import ARCHITECTURES
+from xcit.zoo.load import is_file, weights_path
+from xcit.zoo.names import find_checkpoint
+from xcit.zoo.stored import config_from_state, empty_model, read_metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedWeights:
+    """A file that is right. `digest` is over its tensors; `recorded` says whether the file names the same."""
+
+    path: Path
+    format: str
+    digest: str
+    recorded: bool
+    architecture: str
+    num_tensors: int
+    params: int
+
+
+def verify_weights(name_or_path: str | os.PathLike[str], *, progress: Progress | None = None) -> VerifiedWeights:
+    """Checks digest, names, shapes and values of a file or of a model of the zoo, fetched if it is not there.
+
+    Raises:
+        XCiTError: naming the first thing that is wrong.
+    """
+    if is_file(name_or_path):
+        path, expected_config = Path(name_or_path), None
+    else:
+        record = find_checkpoint(os.fspath(name_or_path))
+        path, expected_config = weights_path(record, progress=progress), record.config
+    stored = read_checkpoint(path)
+    found, recorded = digest(stored.state), stored.metadata.get("digest")
+    if recorded is not None and recorded != found:
+        raise XCiTError(f"{path}: damaged: its tensors have digest {found}, the file says {recorded}")
+    known = read_metadata(stored)
+    config = expected_config or (known[0] if known else config_from_state(stored.state, str(path)))
+    model = empty_model(config)
+    check_state({name: tensor.shape for name, tensor in model.state_dict().items()}, stored.state, str(path))
+    if bad := nonfinite(stored.state):
+        raise XCiTError(f"{path}: {len(bad)} tensors hold NaN or infinity, the first is {bad[0]}")
+    return VerifiedWeights(
+        path=path,
+        format=stored.format,
+        digest=found,
+        recorded=recorded is not None,
+        architecture=_architecture(config),
+        num_tensors=len(stored.state),
+        params=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def _architecture(config: object) -> str:
+    for name, known in ARCHITECTURES.items():
+        fields = ("num_classes", "in_channels", "global_pool", "cls_depth", "drop_path_rate")
+        if config == replace(known, **{field: getattr(config, field) for field in fields}):
+            return name
+    return "its own config"

@@ -1,0 +1,125 @@
+"""Counts against the 42 published rows, and against a naive count made with hooks on the real layers."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from xcit.complexity import Complexity, complexity
+from xcit.errors import XCiTError
+from xcit.models import XCiT, XCiTConfig
+from xcit.models.layers import XCA, ClassAttention, PositionCode
+from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
+
+ZOO = json.loads((Path(__file__).parents[1] / "data" / "zoo.json").read_text())
+SMALL = XCiTConfig(patch_size=4, embed_dim=16, depth=2, num_heads=4, num_classes=3, in_channels=1)
+
+
+def test_there_are_42_rows_and_14_architectures() -> None:
+    assert len(ZOO) == 42
+    assert {row["architecture"] for row in ZOO} == set(PUBLISHED_ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "image_size"), sorted({(row["architecture"], row["image_size"]) for row in ZOO})
+)
+def test_published_counts_without_error(architecture: str, image_size: int) -> None:
+    counted = complexity(PUBLISHED_ARCHITECTURES[architecture], image_size)
+    rows = [row for row in ZOO if (row["architecture"], row["image_size"]) == (architecture, image_size)]
+    assert [(row["params"], row["flops"]) for row in rows] == [(counted.params, counted.flops)] * len(rows)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (13, 30), (4, 4)])
+@pytest.mark.parametrize("tokens_norm", [True, False])
+@pytest.mark.parametrize("cls_depth", [0, 2])
+def test_equal_to_a_count_layer_by_layer(height: int, width: int, tokens_norm: bool, cls_depth: int) -> None:
+    config = XCiTConfig(
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=4,
+        mlp_ratio=2.5,
+        cls_depth=cls_depth,
+        tokens_norm=tokens_norm,
+        global_pool="cls" if cls_depth else "avg",
+    )
+    model = XCiT(config).eval()
+    flops: Counter[str] = Counter()
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        match module:
+            case nn.Linear():
+                flops["linear"] += output.numel() * module.in_features
+            case nn.Conv2d():
+                flops["conv"] += output.numel() * module.weight[0].numel()
+            case nn.LayerNorm():
+                flops["layer norm"] += 5 * output.numel()
+            case nn.BatchNorm2d():
+                flops["batch norm"] += 2 * output.numel()
+            case XCA():  # functional inside, so its linear layers are counted here too
+                num_tokens, dim = inputs[0].shape[1:]
+                flops["xca"] += module.qkv.weight.numel() * num_tokens + module.proj.weight.numel() * num_tokens
+                flops["xca"] += 2 * num_tokens * dim * (dim // config.num_heads)
+            case ClassAttention():
+                flops["class attention"] += 2 * inputs[0].shape[1] * config.embed_dim
+            case PositionCode():
+                flops["position"] += output.numel() * 64
+
+    for name, module in model.named_modules():
+        if name != "head":
+            module.register_forward_hook(count)
+    lpi_flops = 0
+    for block in model.blocks:
+
+        def count_lpi(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            nonlocal lpi_flops
+            lpi_flops += 2 * 9 * output.numel()
+
+        block.lpi.register_forward_hook(count_lpi)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, height, width))
+
+    counted = complexity(model, (height, width))
+    assert counted.flops == sum(flops.values()) + lpi_flops
+    assert counted.params == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_model_and_its_config_count_the_same() -> None:
+    model = XCiT(SMALL)
+    model.reset_classifier(7)
+    assert complexity(model, 28) == complexity(model.config, (28, 28))
+
+
+def test_image_size_and_tokens_are_reported() -> None:
+    counted = complexity(SMALL, (13, 30))
+    assert isinstance(counted, Complexity)
+    assert counted.image_size == (13, 30)
+    assert counted.num_tokens == 4 * 8
+
+
+def test_torch_flops_are_twice_the_products_of_the_forward_pass() -> None:
+    # depth 1, no class attention, no head: small enough to add up by hand.
+    config = XCiTConfig(
+        patch_size=4, embed_dim=16, depth=1, num_heads=2, mlp_ratio=2, cls_depth=0, num_classes=0, global_pool="avg"
+    )
+    counted = complexity(config, 16)
+    stem = 9 * 3 * 8 * 8 * 8 + 9 * 8 * 16 * 4 * 4
+    position = 2 * 4 * 32 * 16  # 4 rows and 4 columns
+    block = 16 * (4 * 16 * 16 + 2 * 16 * 8 + 2 * 9 * 16 + 2 * 16 * 32)
+    assert counted.torch_flops == 2 * (stem + position + block)
+
+
+def test_the_head_costs_torch_flops_and_params_but_no_published_flops() -> None:
+    with_head, without = complexity(SMALL, 28), complexity(replace(SMALL, num_classes=0), 28)
+    assert with_head.flops == without.flops
+    assert with_head.torch_flops - without.torch_flops == 2 * 16 * 3
+    assert with_head.params - without.params == 16 * 3 + 3
+
+
+def test_an_image_below_one_patch_is_an_error() -> None:
+    with pytest.raises(XCiTError, match="smaller than one patch of 4x4"):
+        complexity(SMALL, (3, 8))
