@@ -22,7 +22,7 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/python -m xcit.cli.demo
+	$(BIN)/python examples/demo.py
 
 test: $(VENV)/installed lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
@@ -34,4 +34,4 @@ lint: $(VENV)/installed
 	$(BIN)/lint-imports --no-cache
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache demo
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -49,8 +49,8 @@ def pico_fashion_mnist() -> ClassificationConfig:
         holdout=5000,
         augmentation=AugmentationConfig(crop="padded", padding=1, random_erasing=0.1, label_smoothing=0.1),
         optimizer=OptimizerConfig(lr=1.5e-3, weight_decay=0.05, clip_grad=1.0),
-        schedule=ScheduleConfig(epochs=22, warmup_epochs=1, warmup_lr=1e-6, min_lr=1e-6),
-        run=RunConfig(batch_size=128, ema_decay=0.999, num_workers=1),
+        schedule=ScheduleConfig(epochs=18, warmup_epochs=1, warmup_lr=1e-6, min_lr=1e-6),
+        run=RunConfig(batch_size=128, ema_decay=0.999, num_workers=1, evaluate_every=3),
     )
 
 
