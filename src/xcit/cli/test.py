@@ -64,8 +64,11 @@ def test(
     click.echo(f"top-5  {report.top5:.2f}%")
     click.echo(f"loss   {report.loss:.4f}")
     folder = out or Path("runs") / "test" / Path(config).stem
-    for path in write_report(result, folder, config=config, checkpoint=checkpoint, data=data):
+    written = write_report(result, folder, config=config, checkpoint=checkpoint, data=data)
+    for path in written:
         click.echo(f"wrote  {path}")
+    if written[-1].suffix != ".png":
+        click.echo("no picture of the confusion matrix: it needs matplotlib (pip install 'xcit[train]')", err=True)
     if report.unreadable:
         click.echo(f"xcit: {len(report.unreadable)} images could not be read and were not measured", err=True)
         return SOME_FAILED

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from xcit.errors import XCiTError
+
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("recipe")
@@ -19,34 +21,20 @@ def train(
 
     Any field of its config can be set by its dotted name, as in --schedule.epochs 10; `xcit config RECIPE` shows them.
     """
+    try:
+        import timm  # noqa: F401 - asked for before anything is read
+    except ImportError:
+        raise XCiTError("training needs timm: pip install 'xcit[train]'") from None
     from xcit.cli.options import checked_device
-    from xcit.engine.config import override, save_yaml
-    from xcit.errors import XCiTError
+    from xcit.engine.config import override
+    from xcit.engine.train import Progress
+    from xcit.inference import default_device
     from xcit.recipes import get_recipe
+    from xcit.training import train as train_recipe
 
     config = override(get_recipe(recipe), _pairs(changes) | ({"data": data} if data else {}))
     directory = out or Path("runs") / config.name
-    if (directory / "last.pt").exists() and not resume:
-        raise XCiTError(f"{directory} holds a run already: go on with --resume, or choose another folder with --out")
-    if resume and not (directory / "last.pt").exists():
-        raise XCiTError(f"{directory} holds no run to resume")
-    try:
-        import timm  # noqa: F401 - asked for before the data are read
-    except ImportError:
-        raise XCiTError("training needs timm: pip install 'xcit[train]'") from None
-    from xcit.engine.train import Progress
-    from xcit.engine.train import train as train_task
-    from xcit.inference import default_device
-    from xcit.tasks.classification import ClassificationTask
-
     place = checked_device(device) or default_device()
-    task = ClassificationTask(config)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_yaml(config, directory / "config.yaml")
-    click.echo(
-        f"{config.name}: {config.schedule.epochs} epochs, batch {config.run.batch_size}, "
-        f"learning rate {config.optimizer.lr:g}, on {place}; files in {directory}"
-    )
 
     def report(progress: Progress) -> None:
         if progress.figures is not None:
@@ -56,16 +44,11 @@ def train(
                 f"{progress.images_per_second:.0f} images/s"
             )
 
-    train_task(
-        task,
-        run=config.run,
-        optimizer_config=config.optimizer,
-        schedule_config=config.schedule,
-        directory=directory,
-        device=place,
-        resume=resume,
-        report=report,
+    click.echo(
+        f"{config.name}: {config.schedule.epochs} epochs, batch {config.run.batch_size}, "
+        f"learning rate {config.optimizer.lr:g}, on {place}; files in {directory}"
     )
+    train_recipe(config, directory, resume=resume, device=place, report=report)
     click.echo(f"weights: {directory / 'model.safetensors'}")
 
 

@@ -1,13 +1,13 @@
 """Labelled images: class folders, ImageNet as people have it on disk, and the data sets known by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from PIL import Image
 
-from xcit.data.images import IMAGE_SUFFIXES, read_image
+from xcit.data.images import images_below, read_image
 from xcit.data.named import FASHION_MNIST_CLASSES, fashion_mnist_root
 from xcit.errors import XCiTError
 from xcit.zoo.imagenet import imagenet_class_ids
@@ -114,33 +114,26 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
         raise XCiTError(f"{data}: no such folder; data is {known}")
     if (root / split).is_dir():
         root = root / split
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    folders = [folder for folder in folders if folder.name != "meta"]
-    if split == "val" and not any(_images_in(folder) for folder in folders):
-        flat = _images_in(root)
+    by_class = {
+        entry.name: images_below(entry)
+        for entry in sorted(root.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name != "meta"
+    }
+    if split == "val" and not any(by_class.values()):
+        flat = [path for path in images_below(root) if path.parent == root]
         if flat:
             return _flat_imagenet(root, flat)
-    return _class_folders(root, folders)
+    return _class_folders(root, by_class)
 
 
-def _class_folders(root: Path, folders: Sequence[Path]) -> ImageFiles:
-    by_class = [(folder.name, _images_in(folder, recursive=True)) for folder in folders]
-    empty = [name for name, images in by_class if not images]
-    if not by_class or len(empty) == len(by_class):
+def _class_folders(root: Path, by_class: Mapping[str, Sequence[Path]]) -> ImageFiles:
+    empty = [name for name, images in by_class.items() if not images]
+    if len(empty) == len(by_class):
         raise XCiTError(f"{root}: no images by class: expected folders named for the classes, with images in them")
     if empty:
         raise XCiTError(f"{root}: no images of class {empty[0]!r}; remove the empty folder or fill it")
-    items = [(path, label) for label, (_, images) in enumerate(by_class) for path in images]
-    return ImageFiles(items, tuple(name for name, _ in by_class))
-
-
-def _images_in(folder: Path, recursive: bool = False) -> list[Path]:
-    entries = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(
-        entry
-        for entry in entries
-        if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
-    )
+    items = [(path, label) for label, images in enumerate(by_class.values()) for path in images]
+    return ImageFiles(items, tuple(by_class))
 
 
 def _flat_imagenet(root: Path, images: Sequence[Path]) -> ImageFiles:

@@ -94,7 +94,7 @@ class _ParquetFile:
         try:
             import pyarrow  # noqa: F401 - asked for here, so that its lack is told before the work
         except ImportError:
-            raise XCiTError("Parquet needs pyarrow: pip install 'xcit[extras]'") from None
+            raise XCiTError("Parquet needs pyarrow: pip install 'xcit[all]'") from None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._part = part
         self._writer: Any = None

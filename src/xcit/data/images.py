@@ -135,7 +135,7 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 def _expand(path: Path) -> list[Path]:
     if _is_folder(path):
-        images = _search(path)
+        images = images_below(path)
         if not images:
             raise XCiTError(f"{_printable(path)}: a folder without images")
         return images
@@ -143,13 +143,19 @@ def _expand(path: Path) -> list[Path]:
         return [path]
     # Path.glob refuses absolute patterns and finds hidden files.
     matches = sorted((Path(match) for match in glob.glob(str(path), recursive=True)), key=_natural_order)  # noqa: PTH207
-    images = [image for match in matches for image in (_search(match) if _is_folder(match) else [match])]
+    images = [image for match in matches for image in (images_below(match) if _is_folder(match) else [match])]
     if not images:
         raise XCiTError(f"{_printable(path)}: no image matches this pattern")
     return images
 
 
-def _search(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """The image files in a folder and all below it, by suffix and in natural order, hidden ones left out.
+
+    Raises:
+        XCiTError: if a folder can't be read.
+    """
+
     def refuse(error: OSError) -> None:
         raise XCiTError(f"{_printable(Path(error.filename))}: the folder cannot be read ({error.strerror})") from error
 

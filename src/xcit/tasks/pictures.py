@@ -5,8 +5,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from xcit.errors import XCiTError
-
 _MAX_NAMED = 40
 """Classes up to which names and counts can be read."""
 
@@ -19,15 +17,10 @@ def draw_confusion(confusion: Tensor, names: Sequence[str], title: str, path: Pa
         names: of the classes.
         title: above the picture.
         path: a PNG.
-
-    Raises:
-        XCiTError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise XCiTError(f"{path}: pictures need matplotlib: pip install 'xcit[extras]'") from None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     counts = confusion.double()
     shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
     num_classes = len(names)

@@ -118,8 +118,10 @@ def empty_model(config: XCiTConfig) -> XCiT:
     """A model on the CPU whose weights are not set: no time goes into an initialisation that is overwritten."""
     with torch.device("meta"):
         model = XCiT(config)
-    model = model.to_empty(device="cpu")
-    for name, buffer in model.named_buffers():
+    # Not `to_empty`: from the meta device it imports sympy, which takes as long as half of torch.
+    state = {name: torch.empty(outline.shape, dtype=outline.dtype) for name, outline in model.state_dict().items()}
+    for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):  # the one thing a checkpoint may lack
-            buffer.zero_()
+            tensor.zero_()
+    model.load_state_dict(state, assign=True)
     return model
