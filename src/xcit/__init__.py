@@ -44,7 +44,9 @@ __all__ = [*_HOME]
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'xcit' has no attribute {name!r}")
-    return getattr(import_module(f"xcit.{_HOME[name]}"), name)
+    value = getattr(import_module(f"xcit.{_HOME[name]}"), name)
+    globals()[name] = value  # to stay: `complexity` is also the module's name, which the import has just put here
+    return value
 
 
 def __dir__() -> list[str]:

@@ -230,11 +230,16 @@ def _batches(
 
 
 def _read(index: int, image: ImageSource, spec: Preprocessing) -> tuple[str, Tensor | str]:
-    source = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+    path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+    source = f"image {index}" if path is None else path
     try:
-        return source, preprocess(read_image(image), spec)
+        picture = read_image(image)
     except XCiTError as error:
-        return source, str(error)
+        return source, f"{source}: {error}" if path is None else str(error)
+    try:
+        return source, preprocess(picture, spec)
+    except XCiTError as error:
+        return source, f"{source}: {error}"
 
 
 def _listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from xcit.engine.config import save_yaml
+from xcit.engine.config import load_yaml, save_yaml
 from xcit.engine.train import Progress
 from xcit.engine.train import train as train_task
 from xcit.errors import XCiTError
@@ -46,6 +46,12 @@ def train(
         raise XCiTError(f"{directory} holds a run already: resume it, or choose another folder")
     if resume and not (directory / "last.pt").exists():
         raise XCiTError(f"{directory} holds no run to resume")
+    if resume:
+        own = load_yaml(ClassificationConfig, directory / "config.yaml")
+        if own.model != config.model or bool(own.run.ema_decay) != bool(config.run.ema_decay):
+            raise XCiTError(
+                f"{directory} holds a run of another model, or with other averaging: resume by {directory}/config.yaml"
+            )
     task = ClassificationTask(config)
     directory.mkdir(parents=True, exist_ok=True)
     save_yaml(config, directory / "config.yaml")

@@ -1,5 +1,6 @@
 """The command line: parsing and printing, nothing else. A verb's file is imported when the verb is used."""
 
+import io
 import sys
 from importlib import import_module
 
@@ -69,7 +70,13 @@ def _xcit() -> None:
 
 
 def main() -> None:
-    """Runs the command line: a user's mistake ends in one message and exit status 2."""
+    """Runs the command line: a user's mistake ends in one message and exit status 2.
+
+    Where the reader of our output has gone, as with `xcit list | head`, click itself ends it without a word.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold what the terminal's encoding has not; standard error is so from the start.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _xcit.main(prog_name="xcit", standalone_mode=False)
     except click.ClickException as error:
@@ -77,13 +84,6 @@ def main() -> None:
         sys.exit(USER_ERROR)
     except XCiTError as error:
         _fail(str(error))
-    except BrokenPipeError:
-        # The reader of our output has gone, as with `xcit list | head`: nothing is wrong. What is still buffered goes
-        # nowhere, or Python would complain at its end.
-        import os
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(SOME_FAILED)
     except OSError as error:
         if error.errno is None:
             raise

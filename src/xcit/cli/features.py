@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.options import checked_device, checked_dtype, compute_options
+from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model
 
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
@@ -42,18 +42,16 @@ def features(
     from typing import cast
 
     from xcit.cli import SOME_FAILED
-    from xcit.cli.progress import download_bar, progress_bar
+    from xcit.cli.progress import progress_bar
     from xcit.data.features import open_feature_file
     from xcit.data.images import find_images
-    from xcit.inference import DEFAULT_MODEL, Unreadable, extract_features_each
+    from xcit.inference import Unreadable, extract_features_each
     from xcit.models.xcit import OutType
-    from xcit.zoo import get_model
 
     with open_feature_file(out) as file:
         paths = find_images(inputs)
         place = checked_device(device)
-        with download_bar() as downloaded:
-            network = get_model(model or DEFAULT_MODEL, pretrained=True, device=place, progress=downloaded)
+        network = load_model(model, place)
         num_unreadable = 0
         with progress_bar("features", len(paths)) as bar:
             for result in extract_features_each(

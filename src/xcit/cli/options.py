@@ -8,6 +8,8 @@ import click
 if TYPE_CHECKING:
     import torch
 
+    from xcit.models import XCiT
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -34,6 +36,27 @@ def compute_options(batch_size: int) -> Callable[[Function], Function]:
     return add
 
 
+def load_model(name: str | None, device: "torch.device | None") -> "XCiT":
+    """A model with weights, ready for images: the packaged one for none, else by name or file.
+
+    Raises:
+        XCiTError: if it can't be had, or it is a file that does not say how to prepare images.
+    """
+    from xcit.cli.progress import download_bar
+    from xcit.errors import XCiTError
+    from xcit.inference import DEFAULT_MODEL
+    from xcit.zoo import get_model
+
+    with download_bar() as downloaded:
+        model = get_model(name or DEFAULT_MODEL, pretrained=True, device=device, progress=downloaded)
+    if model.info is None:
+        raise XCiTError(
+            f"{name}: the file does not say how to prepare images; give the model's name, with the file's folder as "
+            "XCIT_MIRROR, or a file that `xcit train` or `xcit fetch --to` wrote"
+        )
+    return model
+
+
 def checked_device(name: str | None) -> "torch.device | None":
     """A device by name.
 
@@ -48,7 +71,7 @@ def checked_device(name: str | None) -> "torch.device | None":
 
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()  # there and back, for the meta device gives nothing back
     except (RuntimeError, AssertionError) as error:
         raise XCiTError(f"--device {name}: not on this machine ({str(error).splitlines()[0]})") from None
     return device

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.options import checked_device, checked_dtype, compute_options
+from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model
 
 
 @click.command()
@@ -30,16 +30,14 @@ def predict(
     go on, and the exit status is 1.
     """
     from xcit.cli import SOME_FAILED
-    from xcit.cli.progress import download_bar, progress_bar
+    from xcit.cli.progress import progress_bar
     from xcit.cli.results import open_results
     from xcit.data.images import find_images
-    from xcit.inference import DEFAULT_MODEL, Unreadable, predict_each
-    from xcit.zoo import get_model
+    from xcit.inference import Unreadable, predict_each
 
     paths = find_images(inputs) if inputs else packaged_images()
     place = checked_device(device)
-    with download_bar() as downloaded:
-        network = get_model(model or DEFAULT_MODEL, pretrained=True, device=place, progress=downloaded)
+    network = load_model(model, place)
     num_unreadable = 0
     with open_results(json_path, csv_path) as results, progress_bar("predict", len(paths)) as bar:
         for result in predict_each(

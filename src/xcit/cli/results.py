@@ -1,5 +1,6 @@
 """Where results of one image after another go: the screen, a JSON file or a CSV file."""
 
+import contextlib
 import csv
 import json
 import sys
@@ -103,19 +104,23 @@ def open_results(json_path: str | None, csv_path: str | None) -> Iterator[Result
 def _output(path: str) -> Iterator[IO[str]]:
     if path == "-":
         yield sys.stdout
+        sys.stdout.flush()  # here, where the loss of its reader is dealt with
         return
     target = Path(path)
+    if target.is_dir():
+        raise XCiTError(f"{path}: a folder, not a file for results")
     part = target.with_name(f"{target.name}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            try:
+        try:
+            # A name with bytes that are no text gets them as \udc.., JSON's own way to write them.
+            with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
                 yield file
-            finally:
-                file.flush()
+        except KeyboardInterrupt:
+            part.replace(target)
+            raise
         part.replace(target)
-    except KeyboardInterrupt:
-        part.replace(target)
-        raise
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise XCiTError(f"{path}: can't be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -18,6 +18,8 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
     from xcit.zoo import find_checkpoint, list_models, weights_path
 
     wanted = [found for name in names for found in (list_models(name) if "*" in name else [find_checkpoint(name).name])]
+    if not wanted:
+        raise XCiTError(f"no model matches {' or '.join(map(repr, names))}; `xcit list` shows all")
     num_failed = 0
     for name in dict.fromkeys(wanted):
         try:

@@ -80,11 +80,15 @@ class _ArraysFile:
         columns = {name: np.stack(rows) for name, rows in self._columns.items()}
         if self._suffix == ".npz":
             with self._part.open("wb") as file:
-                np.savez(file, allow_pickle=False, files=np.array(self._names), **columns)
+                np.savez(file, allow_pickle=False, files=np.array(self._names, dtype=np.str_), **columns)
         else:
+            from safetensors import SafetensorError
             from safetensors.numpy import save_file
 
-            save_file(columns, self._part, metadata={"files": json.dumps(self._names)})
+            try:
+                save_file(columns, self._part, metadata={"files": json.dumps(self._names)})
+            except SafetensorError as error:  # its own name for a full disk
+                raise OSError(str(error)) from None
 
 
 class _ParquetFile:
@@ -119,7 +123,9 @@ class _ParquetFile:
         import pyarrow.parquet as pq
 
         fields = [pa.field("file", pa.string())]
-        columns = [pa.array([name for name, _ in self._rows], pa.string())]
+        # Parquet holds UTF-8 only; bytes of a file's name that are no text are written as \udc...
+        names = [name.encode(errors="backslashreplace").decode() for name, _ in self._rows]
+        columns = [pa.array(names, pa.string())]
         for column, (_, *shape) in self.shapes.items():
             index, length = int(column.removeprefix("block_")), int(np.prod(shape))
             flat = np.stack([layers[index].ravel() for _, layers in self._rows]).ravel()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from xcit.data.classification import LabelledImages
-from xcit.data.preprocess import preprocess
+from xcit.data.preprocess import pixel_mode, preprocess
 from xcit.errors import XCiTError
 from xcit.models import Preprocessing
 from xcit.seeding import mix_seeds, own_randomness, seed_all
@@ -39,6 +39,16 @@ class AugmentationConfig:
     cutmix: float = 0.0
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("flip", "random_erasing", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise XCiTError(f"AugmentationConfig: {name} is {getattr(self, name)}, must be in 0..1")
+        for name in ("padding", "color_jitter", "mixup", "cutmix"):
+            if not getattr(self, name) >= 0:
+                raise XCiTError(f"AugmentationConfig: {name} is {getattr(self, name)}, must be 0 or more")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise XCiTError(f"AugmentationConfig: scale is {self.scale}, must be two rising shares of the area, to 1")
+
 
 def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTransform:
     """Image to augmented, normalised tensor (C, image_size, image_size); made of torchvision's and timm's parts."""
@@ -48,7 +58,7 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
 
     size, num_channels = spec.image_size, len(spec.mean)
     bicubic = transforms.InterpolationMode.BICUBIC
-    steps: list[object] = [transforms.Grayscale() if num_channels == 1 else _to_rgb]
+    steps: list[object] = [transforms.Grayscale() if pixel_mode(spec) == "L" else _to_rgb]
     if config.crop == "random_resized":
         steps.append(transforms.RandomResizedCrop(size, scale=config.scale, interpolation=bicubic))
     else:
@@ -58,7 +68,13 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
     if config.rand_augment:
         mean = tuple(round(255 * m) for m in spec.mean)
         fill = mean[0] if num_channels == 1 else mean
-        steps.append(rand_augment_transform(config.rand_augment, {"img_mean": fill, "translate_const": size // 3}))
+        try:
+            policy = rand_augment_transform(config.rand_augment, {"img_mean": fill, "translate_const": size // 3})
+        except (AssertionError, ValueError):
+            raise XCiTError(
+                f"rand_augment is {config.rand_augment!r}, must be a policy of timm's such as 'rand-m9-mstd0.5-inc1'"
+            ) from None
+        steps.append(policy)
     if config.color_jitter:
         steps.append(transforms.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
     steps += [transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
@@ -125,10 +141,20 @@ class TrainLoader:
             worker_init_fn=_one_thread,
         )
 
-    def epoch(self, epoch: int) -> "DataLoader[tuple[Tensor, int]]":
+    def epoch(self, epoch: int) -> "TrainLoader":
         """The loader, set to an epoch."""
         self._sampler.epoch = epoch
-        return self._loader
+        return self
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            yield from self._loader
+        except XCiTError as error:
+            # What a worker raises comes with its traceback in the message, our own message last.
+            raise XCiTError(str(error).rpartition(f"{XCiTError.__name__}: ")[2].rstrip()) from None
 
 
 def _one_thread(_: int) -> None:
@@ -146,9 +172,15 @@ class _EvaluationImages(Dataset[tuple[Tensor, int, str]]):
         try:
             image, label = self.images[index]
         except XCiTError as error:
-            size = self.spec.image_size
-            return torch.zeros(len(self.spec.mean), size, size), -1, str(error)
-        return preprocess(image, self.spec), label, ""
+            return self._nothing(str(error))
+        try:
+            return preprocess(image, self.spec), label, ""
+        except XCiTError as error:
+            return self._nothing(f"{self.images.image_name(index)}: {error}")
+
+    def _nothing(self, reason: str) -> tuple[Tensor, int, str]:
+        size = self.spec.image_size
+        return torch.zeros(len(self.spec.mean), size, size), -1, reason
 
 
 def evaluation_batches(

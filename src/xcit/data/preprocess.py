@@ -30,9 +30,7 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
         XCiTError: if `spec` has neither one nor three channels, or the image is so elongated that its scaled copy
             would take more than half a gigabyte.
     """
-    mode = _MODES.get(len(spec.mean))
-    if mode is None or len(spec.std) != len(spec.mean):
-        raise XCiTError(f"preprocessing takes 1 or 3 means and as many std, not {len(spec.mean)} and {len(spec.std)}")
+    mode = pixel_mode(spec)
     if image.mode != mode:
         image = image.convert(mode)
     size = _resized(image.size, spec)
@@ -43,6 +41,18 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
     tensor = tensor.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
     mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (spec.mean, spec.std))
     return tensor.sub_(mean).div_(std)
+
+
+def pixel_mode(spec: Preprocessing) -> str:
+    """Pillow's mode of what the model sees: "L" or "RGB".
+
+    Raises:
+        XCiTError: if `spec` has neither one nor three channels.
+    """
+    mode = _MODES.get(len(spec.mean))
+    if mode is None or len(spec.std) != len(spec.mean):
+        raise XCiTError(f"preprocessing takes 1 or 3 means and as many std, not {len(spec.mean)} and {len(spec.std)}")
+    return mode
 
 
 def _resized(size: tuple[int, int], spec: Preprocessing) -> tuple[int, int]:

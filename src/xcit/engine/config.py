@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -26,6 +27,11 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_grad: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "eps", "clip_grad"):
+            _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        _need(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -35,6 +41,11 @@ class ScheduleConfig:
     warmup_epochs: int = 20
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _need(self, "epochs", self.epochs >= 1, "at least 1")
+        for name in ("warmup_epochs", "warmup_lr", "min_lr"):
+            _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +58,18 @@ class RunConfig:
     ema_decay: float = 0.0
     num_workers: int = 2
     evaluate_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "evaluate_every"):
+            _need(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("seed", "num_workers"):
+            _need(self, name, getattr(self, name) >= 0, "0 or more")
+        _need(self, "ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
+
+
+def _need(config: object, name: str, condition: bool, must: str) -> None:
+    if not condition:
+        raise XCiTError(f"{type(config).__name__}: {name} is {getattr(config, name)}, must be {must}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

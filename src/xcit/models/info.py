@@ -24,6 +24,13 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
+    def __post_init__(self) -> None:
+        for name in ("image_size", "resize_to"):
+            if getattr(self, name) < 1:
+                raise XCiTError(f"Preprocessing: {name} is {getattr(self, name)}, must be at least 1")
+        if not all(std > 0 for std in self.std):
+            raise XCiTError(f"Preprocessing: std is {self.std}, must be above 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:

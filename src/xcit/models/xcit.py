@@ -4,8 +4,10 @@ Shapes: `B` batch, `H = ceil(h / patch)`, `W = ceil(w / patch)` token grid of an
 `D` width.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -326,10 +328,13 @@ class XCiT(nn.Module):
         return _Encoded(tokens, taken, (height, width))
 
     def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+            out: Tensor = block(*inputs)
+        elif torch.compiler.is_compiling():  # the compiler takes no context, and moves the statistics once anyway
+            out = checkpoint(block, *inputs, use_reentrant=False)
         else:
-            out = block(*inputs)
+            contexts = partial(_recompute_contexts, block)
+            out = checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
         return out
 
     def _check_images(self, images: Tensor) -> None:
@@ -347,6 +352,25 @@ class XCiT(nn.Module):
     def _new_head(self) -> nn.Module:
         config = self.config
         return nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
+
+
+def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For the forward pass of a checkpointed block, and for its recomputation."""
+    return nullcontext(), _keep_statistics(block)
+
+
+@contextmanager
+def _keep_statistics(block: nn.Module) -> Iterator[None]:
+    """Lets batch norms see a batch for a second time without counting it twice in their running statistics."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:  # the recomputation ends by an exception once it has what it needs
+        for norm, (momentum, num_batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches
 
 
 def _init_linear(layer: nn.Linear) -> None:

@@ -165,7 +165,7 @@ class ClassificationTask:
         )
         self._mixing = _mixing(config.augmentation, num_classes)
 
-    def train_batches(self, epoch: int) -> "torch.utils.data.DataLoader[Any]":
+    def train_batches(self, epoch: int) -> TrainLoader:
         """Batches (images (B, C, h, w), labels (B,)) of an epoch."""
         return self._loader.epoch(epoch)
 

@@ -1,8 +1,11 @@
 """Names or files to models with weights."""
 
+import hashlib
 import os
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 from filelock import FileLock
@@ -45,8 +48,7 @@ def get_model(
         XCiTError: if the name is unknown, the weights can't be had, or they don't fit.
     """
     if is_file(model):
-        if pretrained not in (False, True):
-            raise XCiTError(f"two weight files were given: {os.fspath(model)} and {pretrained}")
+        _one_file(model, pretrained)
         built = load_file(Path(model))
     else:
         record = find_checkpoint(os.fspath(model))
@@ -76,38 +78,28 @@ def get_backbone(
     of a detection or segmentation model. `forward_intermediates` gives its feature maps.
     """
     if is_file(model):
-        stored = read_checkpoint(Path(model))
+        _one_file(model, pretrained)
+        stored = _verified(read_checkpoint(Path(model)))
         config = _config_of(stored)
-        state = stored.state
-        what = str(stored.path)
     else:
         record = find_checkpoint(os.fspath(model))
-        config, what = record.config, record.name
+        config = record.config
         if pretrained is False:
             built = XCiT(_backbone_config(config)).eval()
             return built if device is None else built.to(device)
         if pretrained is True:
-            path = weights_path(record, progress=progress)
+            stored = _read_zoo(record, progress)
         else:
-            path = _local(os.fspath(pretrained), progress)
-        state, what = read_checkpoint(path).state, str(path)
-    config = _backbone_config(config)
+            stored = _verified(read_checkpoint(_local(os.fspath(pretrained), progress)))
     classifier_only = ("cls_token", "cls_blocks.", "norm.", "head.")
-    built = build_model(config, {n: t for n, t in state.items() if not n.startswith(classifier_only)}, what)
+    state = {name: tensor for name, tensor in stored.state.items() if not name.startswith(classifier_only)}
+    built = build_model(_backbone_config(config), state, str(stored.path))
     return built if device is None else built.to(device)
 
 
 def load_checkpoint(record: Checkpoint, *, progress: Progress | None = None) -> XCiT:
     """A checkpoint's model, downloaded first if it is not on this machine."""
-    path = weights_path(record, progress=progress)
-    try:
-        stored = _verified(read_checkpoint(path))
-    except XCiTError:
-        if record.packaged is not None:
-            raise
-        # A damaged file in the cache can be had again.
-        path.unlink(missing_ok=True)
-        stored = _verified(read_checkpoint(weights_path(record, progress=progress)))
+    stored = _read_zoo(record, progress)
     built = build_model(record.config, stored.state, str(stored.path))
     built.info = checkpoint_info(record)
     return built
@@ -202,14 +194,15 @@ def weights_path(record: Checkpoint, *, folder: Path | None = None, progress: Pr
         if not path.exists():  # another process may have fetched it while this one waited
             downloads = cache_dir() / "downloads"
             raw, _ = obtain(record.name, record.sources, downloads, progress=progress)
-            stored = _verified(read_checkpoint(raw))
-            expected = {name: tensor.shape for name, tensor in empty_model(record.config).state_dict().items()}
-            check_state(expected, stored.state, str(raw))
-            bad = nonfinite(stored.state)
-            if bad:
-                raise XCiTError(f"{raw}: tensor {bad[0]} holds NaN or infinity")
+            is_ours = downloads in raw.parents  # else a mirror's, or in the Hub's own cache
+            try:
+                stored = _checked(raw, record.config)
+            except XCiTError:
+                if is_ours:  # or it would be found there for ever
+                    raw.unlink(missing_ok=True)
+                raise
             write_safetensors(path, stored.state, model_metadata(record.config, checkpoint_info(record)))
-            if downloads in raw.parents:
+            if is_ours:
                 raw.unlink(missing_ok=True)
     return path
 
@@ -220,6 +213,18 @@ def packaged_path(record: Checkpoint) -> Path:
     return Path(__file__).parent / "packaged" / record.packaged
 
 
+def _read_zoo(record: Checkpoint, progress: Progress | None) -> StoredWeights:
+    """A checkpoint's weights; a damaged file in the cache is fetched anew."""
+    path = weights_path(record, progress=progress)
+    try:
+        return _verified(read_checkpoint(path))
+    except XCiTError:
+        if record.packaged is not None:
+            raise
+        path.unlink(missing_ok=True)
+        return _verified(read_checkpoint(weights_path(record, progress=progress)))
+
+
 def _verified(stored: StoredWeights) -> StoredWeights:
     """Refuses a file whose tensors are not those it was written with."""
     expected = stored.metadata.get("digest")
@@ -228,13 +233,26 @@ def _verified(stored: StoredWeights) -> StoredWeights:
     return stored
 
 
+def _checked(path: Path, config: XCiTConfig) -> StoredWeights:
+    """The weights of a file that are whole, finite, and of this shape."""
+    stored = _verified(read_checkpoint(path))
+    check_state({name: t.shape for name, t in empty_model(config).state_dict().items()}, stored.state, str(path))
+    if bad := nonfinite(stored.state):
+        raise XCiTError(f"{path}: tensor {bad[0]} holds NaN or infinity")
+    return stored
+
+
 def _local(source: str, progress: Progress | None) -> Path:
     """A path as it is; a URL's file, downloaded."""
-    if not source.startswith(("http://", "https://", "file://")):
+    if source.startswith("file://"):
+        return Path(url2pathname(urlsplit(source).path))
+    if not source.startswith(("http://", "https://")):
         return Path(source)
     from xcit.weights.fetch import download
 
-    return download(source, cache_dir() / "downloads" / source.rsplit("/", 1)[-1], progress=progress)
+    # Many a site calls its file model.safetensors.
+    name = f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{PurePosixPath(urlsplit(source).path).name}"
+    return download(source, cache_dir() / "downloads" / name, progress=progress)
 
 
 def _config_of(stored: StoredWeights) -> XCiTConfig:
@@ -249,6 +267,11 @@ def _backbone_config(config: XCiTConfig) -> XCiTConfig:
 def is_file(model: str | os.PathLike[str]) -> bool:
     """Whether a model is given by its file rather than by name."""
     return not isinstance(model, str) or model.endswith(WEIGHT_SUFFIXES) or Path(model).is_file()
+
+
+def _one_file(model: str | os.PathLike[str], pretrained: bool | str | os.PathLike[str]) -> None:
+    if pretrained not in (False, True):
+        raise XCiTError(f"two weight files were given: {os.fspath(model)} and {pretrained}")
 
 
 def _or(value: int | None, default: int) -> int:

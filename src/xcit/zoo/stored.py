@@ -119,7 +119,10 @@ def empty_model(config: XCiTConfig) -> XCiT:
     with torch.device("meta"):
         model = XCiT(config)
     # Not `to_empty`: from the meta device it imports sympy, which takes as long as half of torch.
-    state = {name: torch.empty(outline.shape, dtype=outline.dtype) for name, outline in model.state_dict().items()}
+    state = {
+        name: torch.empty(outline.shape, dtype=outline.dtype, device="cpu")
+        for name, outline in model.state_dict().items()
+    }
     for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):  # the one thing a checkpoint may lack
             tensor.zero_()

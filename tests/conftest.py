@@ -1,0 +1,38 @@
+"""What every test stands on: no network, a cache of the session's own, and Fashion-MNIST where the machine has it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xcit.data.named import fashion_mnist_root
+from xcit.errors import XCiTError
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("session")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("XCIT_CACHE", str(folder))
+        patch.delenv("XCIT_MIRROR", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """XCIT_DATA, for the rest of the session: the user's if Fashion-MNIST is in it, else filled from Debian's package.
+
+    Where neither has it, the test is skipped, or fails if XCIT_REQUIRE_FASHION_MNIST is set. Nothing is downloaded.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not (Path(os.environ.get("XCIT_DATA", "")) / "FashionMNIST" / "raw").is_dir():
+            patch.setenv("XCIT_DATA", str(tmp_path_factory.mktemp("data")))
+        try:
+            root = fashion_mnist_root()
+        except XCiTError as error:
+            if os.environ.get("XCIT_REQUIRE_FASHION_MNIST"):
+                pytest.fail(str(error))
+            pytest.skip(str(error))
+        yield root

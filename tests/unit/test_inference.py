@@ -1,0 +1,303 @@
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from xcit.data.images import read_image
+from xcit.data.preprocess import preprocess
+from xcit.errors import XCiTError
+from xcit.inference import (
+    Features,
+    Prediction,
+    Unreadable,
+    extract_features,
+    extract_features_each,
+    predict,
+    predict_each,
+)
+from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.zoo import get_model, save_model
+
+NUM_BLOCKS = 4
+OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
+
+
+@pytest.fixture(scope="module")
+def model() -> XCiT:
+    """Six classes, RGB at 32 pixels: a grid of 4 x 4 patches, two XCA and two class attention blocks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = XCiT(XCiTConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=6)).eval()
+        for parameter in network.parameters():  # so far from the start that images differ
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    network.info = ModelInfo(
+        name="small", preprocessing=Preprocessing(image_size=32, resize_to=36), class_names=tuple("abcdef")
+    )
+    return network
+
+
+@pytest.fixture(scope="module")
+def arrays() -> list[np.ndarray]:
+    draw = np.random.default_rng(0)
+    return [draw.integers(0, 256, (40 + 3 * index, 36, 3), dtype=np.uint8) for index in range(5)]
+
+
+@pytest.fixture
+def paths(arrays, tmp_path) -> list[Path]:
+    found = [tmp_path / f"{index}.png" for index in range(len(arrays))]
+    for array, path in zip(arrays, found, strict=True):
+        Image.fromarray(array).save(path)
+    return found
+
+
+def classes(predictions):
+    return [prediction.classes for prediction in predictions]
+
+
+def test_sources_of_any_kind_give_the_same(model, arrays, paths):
+    expected = classes(predict(paths, model))
+    assert len(set(expected)) == len(arrays), "the images must differ for the test to tell anything"
+    assert classes(predict([str(path) for path in paths], model)) == expected
+    assert classes(predict([Image.open(path).convert("RGB") for path in paths], model)) == expected
+    assert classes(predict(arrays, model)) == expected
+    assert classes(predict([torch.from_numpy(array).permute(2, 0, 1) for array in arrays], model)) == expected
+    assert classes(predict([array / 255 for array in arrays], model)) == expected
+
+
+def test_one_image_or_a_list_of_one(model, arrays, paths):
+    with Image.open(paths[0]) as opened:
+        for image in (paths[0], str(paths[0]), opened, arrays[0], torch.from_numpy(arrays[0]).permute(2, 0, 1)):
+            assert predict(image, model) == predict([image], model)
+
+
+def test_no_images(model):
+    assert predict([], model) == []
+    assert extract_features([], model) == []
+
+
+def test_sources_are_named(model, arrays, paths):
+    found = predict([paths[0], str(paths[1]), arrays[2]], model)
+    assert [prediction.source for prediction in found] == [str(paths[0]), str(paths[1]), "image 2"]
+
+
+def test_scores_are_the_softmax_of_the_logits(model, arrays, paths):
+    with torch.inference_mode():
+        batch = preprocess(read_image(paths[0]), model.info.preprocessing)[None]
+        expected = model(batch).softmax(dim=-1)[0]
+    found = predict(paths[0], model, topk=6)[0].classes
+    assert [scored.index for scored in found] == expected.argsort(descending=True).tolist()
+    for scored in found:
+        assert scored.score == pytest.approx(expected[scored.index].item(), abs=1e-6)
+        assert scored.name == "abcdef"[scored.index]
+
+
+@pytest.mark.parametrize("topk", [1, 3, 6, 50])
+def test_topk(model, paths, topk):
+    for prediction in predict(paths, model, topk=topk):
+        scores = [scored.score for scored in prediction.classes]
+        assert len(scores) == min(topk, 6)
+        assert scores == sorted(scores, reverse=True)
+        assert topk < 6 or sum(scores) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batch_size_changes_nothing(model, paths, batch_size):
+    expected = predict(paths, model, batch_size=5)
+    found = predict(paths, model, batch_size=batch_size)
+    assert [prediction.source for prediction in found] == [str(path) for path in paths]
+    for one, other in zip(found, expected, strict=True):
+        assert [scored.index for scored in one.classes] == [scored.index for scored in other.classes]
+        assert [s.score for s in one.classes] == pytest.approx([s.score for s in other.classes], abs=1e-6)
+
+
+@pytest.fixture
+def mixed(paths, arrays, tmp_path):
+    """Good ones, and what can't be read: first, last, between, and a whole batch of three."""
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    hair = tmp_path / "hair.png"
+    Image.new("L", (1, 2_000_000)).save(hair)
+    missing = tmp_path / "missing.png"
+    return [missing, paths[0], text, empty, hair, missing, paths[1], paths[2], np.full((9, 9), 7.0), 17, paths[3], text]
+
+
+REASONS = {
+    0: "missing.png: no such file",
+    2: "text.png: not an image that can be read (it looks like text)",
+    3: "empty.jpg: the file is empty (0 bytes)",
+    4: "hair.png: an image of 1 x 2000000 pixels is too elongated to scale its short side to 36",
+    5: "missing.png: no such file",
+    8: "image 8: image array: floating-point pixels must be in 0..1, found 7..7",
+    9: "image 9: an image is a path, a PIL image, a NumPy array or a tensor, not int",
+    11: "text.png: not an image that can be read (it looks like text)",
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_unreadable_ones_are_reported_in_their_place(model, paths, mixed, batch_size):
+    found = list(predict_each(mixed, model, batch_size=batch_size))
+    assert len(found) == len(mixed)
+    for index, result in enumerate(found):
+        if index in REASONS:
+            assert isinstance(result, Unreadable)
+            assert result.reason.endswith(REASONS[index])
+            assert "\n" not in result.reason
+        else:
+            assert isinstance(result, Prediction)
+            assert result.source == str(mixed[index])
+    alone = classes(predict(paths[:4], model, batch_size=1))
+    for one, other in zip([found[index] for index in (1, 6, 7, 10)], alone, strict=True):
+        assert [scored.index for scored in one.classes] == [scored.index for scored in other]
+
+
+def test_features_of_unreadable_ones_are_reported_in_their_place(model, paths, mixed):
+    found = list(extract_features_each(mixed, model, batch_size=3))
+    assert [isinstance(result, Unreadable) for result in found] == [index in REASONS for index in range(len(mixed))]
+    expected = extract_features(paths[3], model)[0].layers[3]
+    np.testing.assert_allclose(found[10].layers[3], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("verb", [predict, extract_features])
+def test_unreadable_image_is_an_error_of_the_whole_call(model, paths, verb):
+    with pytest.raises(XCiTError, match=r"^nowhere\.png: no such file$"):
+        verb([*paths, "nowhere.png"], model)
+    with pytest.raises(XCiTError, match=r"^image 1: image tensor: shape \(4, 3, 8, 8\) is not that of one image"):
+        verb([paths[0], torch.zeros(4, 3, 8, 8)], model)
+
+
+@pytest.mark.parametrize("each", [predict_each, extract_features_each])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_endless_input_is_read_only_a_little_ahead(model, arrays, each, batch_size):
+    taken = []
+
+    def endless():
+        for index in count():
+            taken.append(index)
+            yield arrays[index % len(arrays)]
+
+    results = each(endless(), model, batch_size=batch_size)
+    assert not taken, "nothing is read before the first result is asked for"
+    for num_results in range(1, 10):
+        next(results)
+        assert len(taken) <= num_results + 3 * batch_size
+    results.close()
+
+
+def test_model_without_info_is_refused(paths):
+    with pytest.raises(XCiTError, match=r"the model has no preprocessing: take it from xcit\.get_model"):
+        predict(paths, XCiT(XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2)))
+
+
+def test_model_without_a_classifier(model, paths):
+    headless = XCiT(XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0)).eval()
+    headless.info = model.info
+    with pytest.raises(XCiTError, match="small has no classifier: it gives features only"):
+        predict(paths, headless)
+    assert extract_features(paths[0], headless)[0].layers[2].shape == (16,)
+
+
+def test_classes_without_names_go_by_their_index(model, paths):
+    nameless = XCiT(model.config).eval()
+    nameless.info = ModelInfo(name="nameless", preprocessing=model.info.preprocessing)
+    for scored in predict(paths[0], nameless)[0].classes:
+        assert scored.name == str(scored.index)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"topk": 0}, "topk is 0, must be at least 1"), ({"batch_size": 0}, "batch_size is 0, must be at least 1")],
+)
+def test_impossible_numbers(model, paths, change, message):
+    with pytest.raises(XCiTError, match=message):
+        predict(paths, model, **change)
+
+
+def test_model_is_left_as_it_was(model, paths):
+    own = XCiT(model.config)
+    own.load_state_dict(model.state_dict())
+    own.info = model.info
+    own.double().train()
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    found = predict(paths, own)
+    assert own.training
+    assert all(module.training for module in own.modules())
+    for name, tensor in own.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in own.parameters())
+    assert [[s.index for s in p.classes] for p in found] == [
+        [s.index for s in p.classes] for p in predict(paths, model)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(model, paths, dtype):
+    exact, rough = predict(paths, model, topk=6), predict(paths, model, topk=6, dtype=dtype)
+    for one, other in zip(exact, rough, strict=True):
+        scores = {scored.index: scored.score for scored in other.classes}
+        assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+        for scored in one.classes:
+            assert scores[scored.index] == pytest.approx(scored.score, abs=0.1)
+    features = extract_features(paths[0], model, dtype=dtype)[0].layers[3]
+    assert features.dtype == np.float32
+    assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("out_type", OUT_TYPES)
+@pytest.mark.parametrize("layer", [0, 1, 2, 3, -1, -4])
+def test_features_are_those_of_the_model(model, arrays, paths, out_type, layer):
+    block = layer % NUM_BLOCKS
+    if out_type == "cls_token" and block < 2:
+        with pytest.raises(XCiTError, match=f"block {block} has no class token"):
+            extract_features(paths, model, out_type=out_type, layers=[layer])
+        return
+    found = extract_features(paths, model, out_type=out_type, layers=[layer], batch_size=2)
+    batch = torch.stack([preprocess(read_image(array), model.info.preprocessing) for array in arrays])
+    with torch.inference_mode():
+        (expected,) = model.extract_feat(batch, out_type=out_type, out_indices=[layer])
+    shape = {"cls_token": (16,), "featmap": (16, 4, 4), "avg_featmap": (16,), "raw": (16 + (block >= 2), 16)}[out_type]
+    for features, path, row in zip(found, paths, expected, strict=True):
+        assert isinstance(features, Features)
+        assert features.source == str(path)
+        assert list(features.layers) == [block]
+        assert features.layers[block].shape == shape
+        assert features.layers[block].dtype == np.float32
+        np.testing.assert_allclose(features.layers[block], row.numpy(), atol=1e-5)
+
+
+def test_features_of_several_layers(model, paths):
+    several = extract_features(paths, model, out_type="raw", layers=(-1, 0, 3, 1))
+    assert [list(features.layers) for features in several] == [[0, 1, 3]] * len(paths)
+    for layer in (0, 1, 3):
+        for one, other in zip(several, extract_features(paths, model, out_type="raw", layers=[layer]), strict=True):
+            np.testing.assert_allclose(one.layers[layer], other.layers[layer], atol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "message"), [((4,), "there is no block 4"), ((), "no block was asked for")])
+def test_layers_that_are_not_there(model, paths, layers, message):
+    with pytest.raises(XCiTError, match=message):
+        extract_features(paths, model, layers=layers)
+
+
+def test_model_by_name_and_by_file(model, arrays, paths, tmp_path):
+    assert classes(predict(paths[0])) == classes(predict(paths[0], "xcit-pico-fashion-mnist"))
+    assert classes(predict(paths[0])) == classes(predict(paths[0], get_model("packaged", pretrained=True)))
+    save_model(model, tmp_path / "own.safetensors")
+    assert predict(arrays, tmp_path / "own.safetensors") == predict(arrays, model)
+    assert predict(arrays, str(tmp_path / "own.safetensors")) == predict(arrays, model)
+
+
+def test_file_that_does_not_say_how_to_prepare_images(paths, tmp_path):
+    save_model(get_model("packaged"), tmp_path / "bare.safetensors")
+    with pytest.raises(XCiTError, match=r"bare\.safetensors: the file does not say how to prepare images"):
+        predict(paths, tmp_path / "bare.safetensors")
+
+
+def test_unknown_model_is_told_with_the_nearest(paths):
+    with pytest.raises(XCiTError, match=r"did you mean .*'xcit-pico-fashion-mnist'"):
+        predict(paths, "xcit-pico-fashion-mist")
