@@ -21,6 +21,7 @@ from xcit.tasks.classification import ClassificationConfig, ClassificationReport
 from xcit.tasks.pictures import draw_confusion
 from xcit.zoo import find_checkpoint, load_as, load_checkpoint
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
+from xcit.zoo.load import is_file
 from xcit.zoo.records import Protocol
 
 
@@ -67,7 +68,7 @@ def test(
     recipe = get_recipe(config)
     spec = _preprocessing(recipe, protocol)
     images = open_labelled_images(data, "val")
-    model = _load(recipe, os.fspath(checkpoint))
+    model = _load(recipe, checkpoint)
     class_ids, class_names = _classes(model)
     images = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
     started(len(images))
@@ -93,10 +94,11 @@ def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> P
     return published_preprocessing(protocol, recipe.preprocessing.image_size)
 
 
-def _load(recipe: ClassificationConfig, checkpoint: str) -> XCiT:
-    if "://" in checkpoint or Path(checkpoint).exists() or Path(checkpoint).suffix:
-        return load_as(recipe.model, checkpoint)
-    record = find_checkpoint(checkpoint)
+def _load(recipe: ClassificationConfig, checkpoint: str | os.PathLike[str]) -> XCiT:
+    name = os.fspath(checkpoint)
+    if is_file(checkpoint) or "://" in name:
+        return load_as(recipe.model, name)
+    record = find_checkpoint(name)
     if record.recipe != recipe.name and record.config != recipe.model:
         raise XCiTError(f"{record.name} is no {recipe.name}: its recipe is {record.recipe}")
     return load_checkpoint(record)

@@ -139,6 +139,8 @@ class TrainLoader:
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
+            # Its own, for the draw at each start of the workers would shift the model's: once a run, or once a resume.
+            generator=torch.Generator(),
         )
 
     def epoch(self, epoch: int) -> "TrainLoader":

@@ -1,5 +1,6 @@
 """Typed config sections, and the overlay that reads them from YAML and from dotted names on the command line."""
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -109,11 +110,11 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str = "")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise XCiTError(f"{where}no field {name!r}{_nearest(name, fields)}")
+            raise XCiTError(f"{where}{name} is no field{_nearest(str(name), fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise XCiTError(f"{where}field {name!r} is missing")
+            raise XCiTError(f"{where}{name} is missing")
     return kind(**{name: _read(value, hints[name], f"{where}{name}") for name, value in values.items()})
 
 
@@ -132,7 +133,7 @@ def override(config: Config, changes: Mapping[str, str]) -> Config:
         target = values
         for section in sections:
             target = target[section]
-        target[last] = _parse(text, known[name], name)
+        target[last] = _parse(text, known[name])
     return from_dict(type(config), values)
 
 
@@ -162,21 +163,16 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
 
 
-def _parse(text: str, hint: Any, name: str) -> Any:
+def _parse(text: str, hint: Any) -> Any:
     """A command-line text as the plain value of a field's type."""
     if hint is str or (typing.get_origin(hint) is Literal and text in typing.get_args(hint)):
         return text
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        value = text
-    if isinstance(value, str):
-        # YAML 1.1 takes 1e-3 for a text.
-        try:
-            value = float(value)
-        except ValueError:
-            if typing.get_origin(hint) is tuple:
-                value = [_parse(part.strip(), typing.get_args(hint)[0], name) for part in text.split(",")]
+        return text
+    if isinstance(value, str) and typing.get_origin(hint) is tuple:
+        return [_parse(part.strip(), typing.get_args(hint)[0]) for part in text.split(",")]
     return value
 
 
@@ -204,6 +200,9 @@ def _read(value: Any, hint: Any, where: str) -> Any:
         return tuple(_read(v, i, where) for v, i in zip(value, inner, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML 1.1 takes 1e-3 for a text
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise XCiTError(f"{where} must be of type {hint.__name__}, not {value!r}")
     return value

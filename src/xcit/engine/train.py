@@ -121,10 +121,6 @@ def train(
             )
             report(progress)
         seconds = time.perf_counter() - started
-        final = epoch + 1 == schedule_config.epochs
-        if final or (epoch + 1) % run.evaluate_every == 0:
-            figures = task.evaluate(ema.module if ema is not None else model)
-            report(Progress(**{**vars(progress), "figures": figures}))
         line: dict[str, Any] = {
             "epoch": epoch + 1,
             "loss": torch.stack(losses).mean().item(),
@@ -132,6 +128,11 @@ def train(
             "seconds": seconds,
             "images_per_second": num_images / seconds,
         }
+        final = epoch + 1 == schedule_config.epochs
+        if final or (epoch + 1) % run.evaluate_every == 0:
+            figures = task.evaluate(ema.module if ema is not None else model)
+            report(Progress(**{**vars(progress), "figures": figures}))
+            line |= figures
         save_checkpoint(
             {
                 "model": model.state_dict(),
@@ -142,7 +143,7 @@ def train(
             last,
         )
         with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line | figures) + "\n")
+            file.write(json.dumps(line) + "\n")
     if not figures:  # resumed after the last epoch
         figures = task.evaluate(ema.module if ema is not None else model)
     task.export(ema.module if ema is not None else model, directory / "model.safetensors", figures)

@@ -25,7 +25,8 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "resize_to"):
+        # "exact" has no use for `resize_to`.
+        for name in ("image_size", "resize_to") if self.resize == "short_side" else ("image_size",):
             if getattr(self, name) < 1:
                 raise XCiTError(f"Preprocessing: {name} is {getattr(self, name)}, must be at least 1")
         if not all(std > 0 for std in self.std):

@@ -31,10 +31,11 @@ def draw_confusion(confusion: Tensor, names: Sequence[str], title: str, path: Pa
     axes = figure.add_subplot()
     # The square root brings out the rare confusions beside the diagonal.
     image = axes.imshow(shares**0.5, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_title(title, parse_math=False)
     if named:
-        axes.set_xticks(range(num_classes), names, rotation=45, ha="right")
-        axes.set_yticks(range(num_classes), names)
+        axes.set_xticks(range(num_classes), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(num_classes), names, parse_math=False)
         for row in range(num_classes):
             for column in range(num_classes):
                 if count := int(confusion[row, column]):

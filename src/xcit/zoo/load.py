@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import torch
-from filelock import FileLock
 
 from xcit.errors import XCiTError
 from xcit.models import ModelInfo, XCiT, XCiTConfig
@@ -186,6 +185,8 @@ def weights_path(record: Checkpoint, *, folder: Path | None = None, progress: Pr
     path = folder / f"{record.name}.safetensors"
     if path.exists():
         return path
+    from filelock import FileLock  # a tenth of a second that only a download should cost
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,76 @@
+"""How long a user waits: `xcit --help` and a first prediction, beside `import torch` alone.
+
+    python benchmarks/startup.py [ROUNDS]
+
+Each round starts the three in turn, each in a fresh process, so that a busy moment of the machine meets them alike.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import xcit
+
+IMAGE = Path(xcit.__file__).parent / "zoo" / "packaged" / "images" / "bag.png"
+
+COMMANDS = {
+    "import torch": [sys.executable, "-c", "import torch"],
+    "xcit --help": [sys.executable, "-m", "xcit", "--help"],
+    "first prediction": [sys.executable, "-m", "xcit", "predict", str(IMAGE)],
+}
+"""What is measured; the first is what the others are compared with."""
+
+TARGETS = {"xcit --help": 0.25, "first prediction": 1.3}
+"""At most so many times `import torch`."""
+
+
+def seconds(command: list[str]) -> float:
+    """Wall-clock time of a process from its start to its end."""
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def processor() -> str:
+    """The processor's model, as the system names it."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"{platform.platform()}, {processor()}, {usable} of {os.cpu_count()} cores")
+    print(f"Python {platform.python_version()}, torch {version('torch')}, xcit {xcit.__version__}, {rounds} rounds")
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for command in COMMANDS.values():
+        seconds(command)  # not counted: it fills the disk cache
+    for _ in range(rounds):
+        for name, command in COMMANDS.items():
+            times[name].append(seconds(command))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    reference = next(iter(medians.values()))
+    print(f"{'':18s} {'median':>8s} {'fastest':>8s} {'slowest':>8s} {'x torch':>8s}   target")
+    for name, values in times.items():
+        ratio = medians[name] / reference
+        line = f"{name:18s} {medians[name]:6.2f} s {min(values):6.2f} s {max(values):6.2f} s {ratio:7.2f}x"
+        if name in TARGETS:
+            line += f"   at most {TARGETS[name]}x: {'met' if ratio <= TARGETS[name] else 'missed'}"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

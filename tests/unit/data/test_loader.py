@@ -1,0 +1,198 @@
+"""Batches for training follow from seed and epoch alone; batches for evaluation hold each readable image once."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from xcit.data.classification import ImageFiles
+from xcit.data.loader import AugmentationConfig, TrainLoader, evaluation_batches, train_transform
+from xcit.data.preprocess import preprocess
+from xcit.errors import XCiTError
+from xcit.models import Preprocessing
+
+SPEC = Preprocessing(image_size=16, resize_to=16)
+GREY = Preprocessing(image_size=16, resize_to=16, mean=(0.3,), std=(0.4,))
+STRONG = AugmentationConfig(rand_augment="rand-m9-n2-mstd0.5-inc1", color_jitter=0.4, random_erasing=0.5)
+
+# Of torch, on a machine with fewer cores than workers.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+class Noise:
+    """As many images as classes: the label tells which image a batch holds."""
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images = num_images
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        return tuple(map(str, range(self.num_images)))
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        pixels = np.random.default_rng(index).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        return Image.fromarray(pixels), index
+
+    def image_name(self, index: int) -> str:
+        return f"noise {index}"
+
+
+def loader(num_workers: int = 0, seed: int = 0, num_images: int = 10) -> TrainLoader:
+    transform = train_transform(STRONG, SPEC)
+    return TrainLoader(Noise(num_images), transform, batch_size=4, seed=seed, num_workers=num_workers)
+
+
+def epoch_of(loader: TrainLoader, epoch: int) -> Batches:
+    return [(images.clone(), labels.clone()) for images, labels in loader.epoch(epoch)]
+
+
+def equal(one: Batches, other: Batches) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def first_epochs() -> list[Batches]:
+    ours = loader()
+    return [epoch_of(ours, epoch) for epoch in range(3)]
+
+
+def test_batches_are_whole_and_their_images_differ(first_epochs: list[Batches]) -> None:
+    batches = first_epochs[0]
+    assert len(batches) == len(loader().epoch(0)) == 2  # 10 images, 4 a batch: two are left for another epoch
+    for images, labels in batches:
+        assert (images.shape, images.dtype) == ((4, 3, 16, 16), torch.float32)
+        assert labels.dtype == torch.int64
+    seen = torch.cat([labels for _, labels in batches]).tolist()
+    assert len(set(seen)) == 8
+
+
+def test_epochs_differ_in_order_and_in_draws(first_epochs: list[Batches]) -> None:
+    by_label = [
+        {int(label): image for images, labels in batches for image, label in zip(images, labels, strict=True)}
+        for batches in first_epochs
+    ]
+    assert [list(images) for images in by_label[:2]] != [list(images) for images in by_label[1:]]
+    both = by_label[0].keys() & by_label[1].keys()
+    assert both
+    assert not any(torch.equal(by_label[0][label], by_label[1][label]) for label in both)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_the_same_batches_for_any_number_of_workers_and_order_of_epochs(
+    first_epochs: list[Batches], num_workers: int
+) -> None:
+    ours = loader(num_workers)
+    # From a later epoch, as after a resume; then back, and the same once more.
+    for epoch in (2, 0, 1, 1):
+        random.seed(epoch + 5)
+        np.random.seed(epoch + 6)
+        torch.manual_seed(epoch + 7)
+        assert equal(epoch_of(ours, epoch), first_epochs[epoch])
+
+
+def test_another_seed_gives_other_batches(first_epochs: list[Batches]) -> None:
+    assert not equal(epoch_of(loader(seed=1), 0), first_epochs[0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_main_process_keeps_its_random_numbers(num_workers: int) -> None:
+    ours = loader(num_workers)
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    for epoch in (0, 1):
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        for _ in ours.epoch(epoch):
+            pass
+        assert random.getstate() == before[0]
+        assert str(np.random.get_state()) == str(before[1])
+        assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_training_image_is_one_line(tmp_path: Path, num_workers: int) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"")
+    images = ImageFiles([(path, 0)] * 4, ("x",))
+    ours = TrainLoader(images, train_transform(STRONG, SPEC), batch_size=4, seed=0, num_workers=num_workers)
+    with pytest.raises(XCiTError) as caught:
+        list(ours.epoch(0))
+    assert str(caught.value) == f"{path}: the file is empty (0 bytes)"
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "padded"])
+@pytest.mark.parametrize("spec", [SPEC, GREY], ids=["rgb", "grey"])
+def test_transforms_give_the_model_s_input(crop: str, spec: Preprocessing) -> None:
+    config = AugmentationConfig(crop=crop, rand_augment="rand-m9-n2-mstd0.5-inc1", random_erasing=1.0)  # type: ignore[arg-type]
+    tensor = train_transform(config, spec)(Noise(1)[0][0])
+    assert tensor.shape == (len(spec.mean), 16, 16)
+    assert tensor.isfinite().all()
+
+
+def test_without_augmentation_a_transform_prepares_as_evaluation_does() -> None:
+    config = AugmentationConfig(crop="padded", padding=0, flip=0.0)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8))
+    for spec in (SPEC, GREY):
+        assert torch.equal(train_transform(config, spec)(image), preprocess(image, spec))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"flip": 1.5}, "flip is 1.5"),
+        ({"mixup": -1.0}, "mixup is -1.0"),
+        ({"scale": (0.5, 0.1)}, r"scale is \(0.5, 0.1\)"),
+    ],
+)
+def test_impossible_augmentations_are_named(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(XCiTError, match=message):
+        AugmentationConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_an_unknown_policy_is_named() -> None:
+    with pytest.raises(XCiTError, match="rand_augment is 'cartwheel', must be a policy of timm's"):
+        train_transform(AugmentationConfig(rand_augment="cartwheel"), SPEC)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_takes_each_image_once_in_order(num_workers: int) -> None:
+    batches = list(evaluation_batches(Noise(10), SPEC, batch_size=4, num_workers=num_workers))
+    assert [len(images) for images, _, _ in batches] == [4, 4, 2]
+    assert torch.cat([labels for _, labels, _ in batches]).tolist() == list(range(10))
+    assert all(reasons == [] for _, _, reasons in batches)
+    images = torch.cat([images for images, _, _ in batches])
+    assert all(torch.equal(images[index], preprocess(Noise(10)[index][0], SPEC)) for index in range(10))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, num_workers: int) -> None:
+    paths = [tmp_path / name for name in ("a.png", "empty.png", "b.png", "hair.png", "missing.png", "text.png")]
+    for path in (paths[0], paths[2]):
+        Image.new("RGB", (8, 8), "red").save(path)
+    paths[1].write_bytes(b"")
+    Image.new("L", (1, 600_000)).save(paths[3])  # scaled up to 16 pixels it would be gigabytes
+    paths[5].write_text("no image")
+    images = ImageFiles([(path, label) for label, path in enumerate(paths)], tuple("abcdef"))
+    batches = list(evaluation_batches(images, SPEC, batch_size=3, num_workers=num_workers))
+    assert [labels.tolist() for _, labels, _ in batches] == [[0, 2], []]
+    assert batches[1][0].shape == (0, 3, 16, 16)
+    reasons = [reason for _, _, reasons in batches for reason in reasons]
+    assert [reason.split(": ")[0] for reason in reasons] == [str(paths[index]) for index in (1, 3, 4, 5)]
+    assert "the file is empty" in reasons[0]
+    assert "too elongated" in reasons[1]
+    assert "no such file" in reasons[2]
+    assert "looks like text" in reasons[3]
