@@ -7,19 +7,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xcit.complexity import complexity as complexity
+    from xcit.counting import complexity as complexity
     from xcit.errors import XCiTError as XCiTError
     from xcit.evaluation import test as test
     from xcit.inference import extract_features as extract_features
     from xcit.inference import predict as predict
     from xcit.models import XCiT as XCiT
     from xcit.models import XCiTConfig as XCiTConfig
+    from xcit.training import train as train
     from xcit.weights.convert import convert as convert
+    from xcit.zoo import fetch as fetch
+    from xcit.zoo import find_checkpoint as find_checkpoint
     from xcit.zoo import get_backbone as get_backbone
     from xcit.zoo import get_model as get_model
     from xcit.zoo import list_models as list_models
     from xcit.zoo import load_weights as load_weights
     from xcit.zoo import save_model as save_model
+    from xcit.zoo import verify as verify
 
 __version__ = "0.1.0"
 
@@ -27,9 +31,11 @@ _HOME = {
     "XCiT": "models",
     "XCiTConfig": "models",
     "XCiTError": "errors",
-    "complexity": "complexity",
+    "complexity": "counting",
     "convert": "weights.convert",
     "extract_features": "inference",
+    "fetch": "zoo",
+    "find_checkpoint": "zoo",
     "get_backbone": "zoo",
     "get_model": "zoo",
     "list_models": "zoo",
@@ -37,6 +43,8 @@ _HOME = {
     "predict": "inference",
     "save_model": "zoo",
     "test": "evaluation",
+    "train": "training",
+    "verify": "zoo",
 }
 __all__ = [*_HOME]
 
@@ -44,9 +52,7 @@ __all__ = [*_HOME]
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'xcit' has no attribute {name!r}")
-    value = getattr(import_module(f"xcit.{_HOME[name]}"), name)
-    globals()[name] = value  # to stay: `complexity` is also the module's name, which the import has just put here
-    return value
+    return getattr(import_module(f"xcit.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

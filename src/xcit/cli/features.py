@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model
+from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model, model_options
 
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
@@ -19,7 +19,7 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet or .safetensors.")
-@click.option("--model", help="A name (see `xcit list`) or a weights file; the packaged model if left out.")
+@model_options
 @click.option("--out-type", type=click.Choice(OUT_TYPES), default="cls_token", show_default=True, help="What to keep.")
 @click.option(
     "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
@@ -29,6 +29,7 @@ def features(
     inputs: tuple[str, ...],
     out: Path,
     model: str | None,
+    weights: str | None,
     out_type: str,
     layers: tuple[int, ...],
     batch_size: int,
@@ -51,7 +52,7 @@ def features(
     with open_feature_file(out) as file:
         paths = find_images(inputs)
         place = checked_device(device)
-        network = load_model(model, place)
+        network = load_model(model, weights, place)
         num_unreadable = 0
         with progress_bar("features", len(paths)) as bar:
             for result in extract_features_each(

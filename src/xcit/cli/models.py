@@ -38,7 +38,7 @@ def info(name: str, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from xcit.complexity import complexity
+    from xcit.counting import complexity
     from xcit.zoo import find_checkpoint
 
     record = find_checkpoint(name)

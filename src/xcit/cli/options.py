@@ -36,7 +36,17 @@ def compute_options(batch_size: int) -> Callable[[Function], Function]:
     return add
 
 
-def load_model(name: str | None, device: "torch.device | None") -> "XCiT":
+def model_options(function: Function) -> Function:
+    """Adds --model and --weights."""
+    for option in (
+        click.option("--weights", metavar="FILE", help="A file or URL with weights for --model, in any format."),
+        click.option("--model", help="A name (see `xcit list`) or a weights file; the packaged model if left out."),
+    ):
+        function = option(function)
+    return function
+
+
+def load_model(name: str | None, weights: str | None, device: "torch.device | None") -> "XCiT":
     """A model with weights, ready for images: the packaged one for none, else by name or file.
 
     Raises:
@@ -48,11 +58,11 @@ def load_model(name: str | None, device: "torch.device | None") -> "XCiT":
     from xcit.zoo import get_model
 
     with download_bar() as downloaded:
-        model = get_model(name or DEFAULT_MODEL, pretrained=True, device=device, progress=downloaded)
+        model = get_model(name or DEFAULT_MODEL, pretrained=weights or True, device=device, progress=downloaded)
     if model.info is None:
         raise XCiTError(
-            f"{name}: the file does not say how to prepare images; give the model's name, with the file's folder as "
-            "XCIT_MIRROR, or a file that `xcit train` or `xcit fetch --to` wrote"
+            f"{name}: the file does not say how to prepare images; give the model's name beside it: "
+            f"--model NAME --weights {name}"
         )
     return model
 

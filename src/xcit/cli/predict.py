@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model
+from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model, model_options
 
 
 @click.command()
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
-@click.option("--model", help="A name (see `xcit list`) or a weights file; the packaged model if left out.")
+@model_options
 @click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show an image.")
 @click.option("--json", "json_path", metavar="FILE", help="Write JSON to FILE, - for standard output.")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write CSV to FILE, - for standard output.")
@@ -17,6 +17,7 @@ from xcit.cli.options import checked_device, checked_dtype, compute_options, loa
 def predict(
     inputs: tuple[str, ...],
     model: str | None,
+    weights: str | None,
     topk: int,
     json_path: str | None,
     csv_path: str | None,
@@ -37,7 +38,7 @@ def predict(
 
     paths = find_images(inputs) if inputs else packaged_images()
     place = checked_device(device)
-    network = load_model(model, place)
+    network = load_model(model, weights, place)
     num_unreadable = 0
     with open_results(json_path, csv_path) as results, progress_bar("predict", len(paths)) as bar:
         for result in predict_each(

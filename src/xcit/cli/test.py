@@ -63,7 +63,9 @@ def test(
     click.echo(f"top-1  {report.top1:.2f}%")
     click.echo(f"top-5  {report.top5:.2f}%")
     click.echo(f"loss   {report.loss:.4f}")
-    folder = out or Path("runs") / "test" / Path(config).stem
+    path = Path(config)
+    # A run's own config.yaml is told apart by its folder.
+    folder = out or Path("runs") / "test" / (path.parent.name if path.name == "config.yaml" else path.stem)
     written = write_report(result, folder, config=config, checkpoint=checkpoint, data=data)
     for path in written:
         click.echo(f"wrote  {path}")

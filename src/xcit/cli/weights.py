@@ -15,7 +15,8 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
     from xcit.cli import SOME_FAILED
     from xcit.cli.progress import download_bar
     from xcit.errors import XCiTError
-    from xcit.zoo import find_checkpoint, list_models, weights_path
+    from xcit.zoo import fetch as fetch_one
+    from xcit.zoo import find_checkpoint, list_models
 
     wanted = [found for name in names for found in (list_models(name) if "*" in name else [find_checkpoint(name).name])]
     if not wanted:
@@ -24,7 +25,7 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
     for name in dict.fromkeys(wanted):
         try:
             with download_bar() as downloaded:
-                path = weights_path(find_checkpoint(name), folder=folder, progress=downloaded)
+                path = fetch_one(name, folder, progress=downloaded)
         except XCiTError as error:
             num_failed += 1
             click.echo(f"xcit: {error}", err=True)
@@ -61,10 +62,10 @@ def convert(source: Path, destination: Path, to: str, overwrite: bool) -> None:
 def verify(name_or_path: str) -> None:
     """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count."""
     from xcit.cli.progress import download_bar
-    from xcit.zoo import verify_weights
+    from xcit.zoo import verify as verify_file
 
     with download_bar() as downloaded:
-        verified = verify_weights(name_or_path, progress=downloaded)
+        verified = verify_file(name_or_path, progress=downloaded)
     rows = [
         ("file", str(verified.path)),
         ("format", verified.format),

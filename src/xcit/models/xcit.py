@@ -4,6 +4,7 @@ Shapes: `B` batch, `H = ceil(h / patch)`, `W = ceil(w / patch)` token grid of an
 `D` width.
 """
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -72,7 +73,10 @@ class XCiTConfig:
             self.embed_dim % self.num_heads == 0,
             f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}",
         )
-        need(int(self.embed_dim * self.mlp_ratio) >= 1, f"mlp_ratio is {self.mlp_ratio}, must be positive")
+        need(
+            math.isfinite(self.mlp_ratio) and self.hidden_dim >= 1,
+            f"mlp_ratio is {self.mlp_ratio}, must be positive, and so must embed_dim times it",
+        )
         need(0 <= self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}, must be in [0, 1)")
         need(
             self.global_pool in ("cls", "avg", "none"),

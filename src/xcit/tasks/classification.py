@@ -137,6 +137,10 @@ class ClassificationTask:
         if not config.data:
             raise XCiTError(f"{config.name} has no data of its own: give a folder of images by class with --data")
         train = open_labelled_images(config.data, "train")
+        if not 0 <= config.holdout < len(train):
+            raise XCiTError(
+                f"holdout is {config.holdout}, must be from 0 to fewer than the {len(train)} images there are"
+            )
         if config.holdout:
             # A fixed draw, whatever the seed of the run, so that runs can be compared.
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()

@@ -168,29 +168,44 @@ def checkpoint_info(record: Checkpoint) -> ModelInfo:
     )
 
 
-def weights_path(record: Checkpoint, *, folder: Path | None = None, progress: Progress | None = None) -> Path:
-    """A checkpoint as safetensors in this project's names, fetched, checked and converted if it is not there.
+def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: Progress | None = None) -> Path:
+    """Brings a checkpoint's weights to this machine, for a time without a network.
 
     Args:
-        record: which one.
-        folder: where to keep it; none is the cache (`XCIT_CACHE`).
-        progress: called while it is downloaded.
+        name: of the zoo.
+        folder: where to put a copy that can serve as `XCIT_MIRROR`; none leaves them in the cache (`XCIT_CACHE`).
+        progress: called while they are downloaded.
+
+    Returns:
+        The safetensors file.
+
+    Raises:
+        XCiTError: if no source has it, what it has is damaged, or the file can't be written.
+    """
+    path = weights_path(find_checkpoint(name), progress=progress)
+    if folder is None:
+        return path
+    copy = Path(folder) / path.name
+    stored = _verified(read_checkpoint(path))
+    _make_folder(copy.parent)
+    write_safetensors(copy, stored.state, stored.metadata)
+    return copy
+
+
+def weights_path(record: Checkpoint, *, progress: Progress | None = None) -> Path:
+    """A checkpoint in the cache, as safetensors in this project's names: fetched, checked and converted if need be.
 
     Raises:
         XCiTError: if no source has it, or what it has is damaged or does not fit.
     """
     if record.packaged is not None:
         return packaged_path(record)
-    folder = folder or cache_dir() / "checkpoints"
-    path = folder / f"{record.name}.safetensors"
+    path = cache_dir() / "checkpoints" / f"{record.name}.safetensors"
     if path.exists():
         return path
     from filelock import FileLock  # a tenth of a second that only a download should cost
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise XCiTError(f"{folder}: can't be made: {error.strerror}") from None
+    _make_folder(path.parent)
     with FileLock(f"{path}.lock"):
         if not path.exists():  # another process may have fetched it while this one waited
             downloads = cache_dir() / "downloads"
@@ -206,6 +221,13 @@ def weights_path(record: Checkpoint, *, folder: Path | None = None, progress: Pr
             if is_ours:
                 raw.unlink(missing_ok=True)
     return path
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise XCiTError(f"{folder}: can't be made: {error.strerror}") from None
 
 
 def packaged_path(record: Checkpoint) -> Path:

@@ -24,6 +24,7 @@ from xcit.weights.files import read_checkpoint, write_pickle, write_safetensors
 from xcit.weights.formats import from_native
 from xcit.zoo import (
     ARCHITECTURES,
+    fetch,
     find_checkpoint,
     get_backbone,
     get_model,
@@ -246,21 +247,27 @@ def test_offline_the_error_names_every_source_and_the_way_out(tmp_path: Path) ->
     assert not cached(tmp_path).exists()
 
 
-def test_weights_path_fills_a_folder_that_then_serves_as_a_mirror(
+def test_fetch_fills_a_folder_that_then_serves_as_a_mirror(
     nano: Nano, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(nano, "official.pth", mirror, "xcit_nano_12_p16_224.pth")
-    path = weights_path(RECORD, folder=tmp_path / "to" / "carry")
+    path = fetch(NAME, tmp_path / "to" / "carry")
     assert path == tmp_path / "to" / "carry" / f"{NAME}.safetensors"
-    assert not cached(tmp_path).exists()
+    assert list(path.parent.iterdir()) == [path]
+    cached(tmp_path).unlink()
     monkeypatch.setenv("XCIT_MIRROR", str(path.parent))
     assert_is_nano(get_model(NAME, pretrained=True), nano)
 
 
-def test_a_folder_that_cannot_be_made_is_named(nano: Nano, tmp_path: Path) -> None:
+def test_fetch_copies_a_packaged_model_too(tmp_path: Path) -> None:
+    path = fetch("packaged", tmp_path)
+    assert read_checkpoint(path).metadata == read_checkpoint(fetch("packaged")).metadata
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(XCiTError, match=r"file/inside: can't be made: Not a directory"):
-        weights_path(RECORD, folder=tmp_path / "file" / "inside")
+        fetch("packaged", tmp_path / "file" / "inside")
 
 
 def test_two_processes_that_fetch_at_once_do_not_clash(nano: Nano, mirror: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from xcit.complexity import Complexity, complexity
+from xcit.counting import Complexity, complexity
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 from xcit.models.layers import XCA, ClassAttention, PositionCode

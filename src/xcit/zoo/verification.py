@@ -27,7 +27,7 @@ class VerifiedWeights:
     params: int
 
 
-def verify_weights(name_or_path: str | os.PathLike[str], *, progress: Progress | None = None) -> VerifiedWeights:
+def verify(name_or_path: str | os.PathLike[str], *, progress: Progress | None = None) -> VerifiedWeights:
     """Checks digest, names, shapes and values of a file or of a model of the zoo, fetched if it is not there.
 
     Raises:

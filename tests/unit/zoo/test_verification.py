@@ -8,7 +8,7 @@ from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 from xcit.weights.convert import convert
 from xcit.weights.files import digest, write_pickle, write_safetensors
-from xcit.zoo import ARCHITECTURES, save_model, verify_weights
+from xcit.zoo import ARCHITECTURES, save_model, verify
 
 CONFIG = ARCHITECTURES["pico-6-p4"]
 
@@ -21,13 +21,13 @@ def state() -> dict[str, Tensor]:
 def test_a_good_file(tmp_path: Path, state: dict[str, Tensor]) -> None:
     path = tmp_path / "good.safetensors"
     write_safetensors(path, state, {})
-    found = verify_weights(path)
+    found = verify(path)
     assert (found.path, found.format, found.architecture) == (path, "xcit", "pico-6-p4")
     assert found.digest == digest(state)
     assert found.recorded
     assert found.num_tensors == len(state)
     assert found.params == sum(parameter.numel() for parameter in XCiT(CONFIG).parameters())
-    assert verify_weights(str(path)) == found
+    assert verify(str(path)) == found
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,13 @@ def test_the_digest_is_one_over_all_formats(tmp_path: Path, state: dict[str, Ten
     path = tmp_path / f"{form}{suffix}"
     write_safetensors(tmp_path / "source.safetensors", state, {})
     convert(tmp_path / "source.safetensors", path, form)  # type: ignore[arg-type]
-    found = verify_weights(path)
+    found = verify(path)
     assert (found.format, found.digest) == (form, digest(state))
     assert found.recorded == (suffix == ".safetensors")  # a pickle has no place for it
 
 
 def test_a_name_of_the_zoo() -> None:
-    found = verify_weights("packaged")
+    found = verify("packaged")
     assert found.path.name == "xcit-pico-fashion-mnist.safetensors"
     assert (found.architecture, found.recorded) == ("pico-6-p4", True)
 
@@ -51,7 +51,7 @@ def test_a_name_of_the_zoo() -> None:
 def test_a_shape_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "own.safetensors"
     save_model(XCiT(XCiTConfig(patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=3)), path)
-    assert verify_weights(path).architecture == "its own config"
+    assert verify(path).architecture == "its own config"
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -61,7 +61,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path, state: dict[str, Tensor]) -> Non
     content[-400] ^= 1
     path.write_bytes(content)
     with pytest.raises(XCiTError, match=rf"flipped\.safetensors: damaged: .* the file says {digest(state)}"):
-        verify_weights(path)
+        verify(path)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
@@ -73,7 +73,7 @@ def test_values_that_are_no_numbers_are_found(tmp_path: Path, state: dict[str, T
     with pytest.raises(
         XCiTError, match=r"2 tensors hold NaN or infinity, the first is (blocks\.3\.scale_lpi|norm\.bias)"
     ):
-        verify_weights(path)
+        verify(path)
 
 
 def test_a_missing_an_unknown_and_a_reshaped_tensor_are_found(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -83,7 +83,7 @@ def test_a_missing_an_unknown_and_a_reshaped_tensor_are_found(tmp_path: Path, st
     state["norm.weight"] = torch.zeros(65)
     write_pickle(path, state)
     with pytest.raises(XCiTError) as caught:
-        verify_weights(path)
+        verify(path)
     assert str(caught.value).splitlines() == [
         f"{path} does not fit the model: 1 missing, 1 unexpected, 1 other shape",
         "  missing: norm.bias 64",
@@ -94,6 +94,6 @@ def test_a_missing_an_unknown_and_a_reshaped_tensor_are_found(tmp_path: Path, st
 
 def test_missing_files_and_names_are_named(tmp_path: Path) -> None:
     with pytest.raises(XCiTError, match="no such file"):
-        verify_weights(tmp_path / "no.safetensors")
+        verify(tmp_path / "no.safetensors")
     with pytest.raises(XCiTError, match="no model is called 'xcit-nano'"):
-        verify_weights("xcit-nano")
+        verify("xcit-nano")

@@ -1,0 +1,285 @@
+"""`xcit.test`: a small model with ImageNet's 1000 classes on a few of them, by a run's YAML."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from xcit import evaluation
+from xcit.data.images import read_image
+from xcit.data.preprocess import preprocess
+from xcit.engine.config import save_yaml
+from xcit.errors import XCiTError
+from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig, published_preprocessing
+from xcit.tasks.classification import ClassificationConfig
+from xcit.zoo import save_model
+from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
+
+TINY = XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2)
+WNIDS = ("n02123045", "n15075141", "n01440764")  # tabby 281, toilet tissue 999, tench 0
+NANO = "xcit-nano-12-p16_8xb128_in1k"
+
+
+class Setting(NamedTuple):
+    folder: Path
+    config: str
+    checkpoint: str
+    data: str
+    model: XCiT
+    recipe: ClassificationConfig
+
+    def test(self, **changes: object) -> evaluation.TestResult:
+        arguments = {"config": self.config, "checkpoint": self.checkpoint, "data": self.data, "num_workers": 0}
+        return evaluation.test(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def make_model(num_classes: int = 1000, info: ModelInfo | None = None) -> XCiT:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = XCiT(replace(TINY, num_classes=num_classes)).eval()
+        # Large enough that the classes differ from image to image.
+        model.head.weight.data.normal_(std=3.0)
+    model.info = info
+    return model
+
+
+def write_images(root: Path, names: tuple[str, ...], count: int = 2) -> None:
+    draw = np.random.default_rng(0)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = draw.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((40, 30)).save(root / name / f"{index}.png")
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    recipe = ClassificationConfig(
+        name="tiny", model=TINY, preprocessing=Preprocessing(image_size=16, resize="exact", resize_to=16)
+    )
+    save_yaml(recipe, tmp_path / "tiny.yaml")
+    model = make_model()
+    save_model(model, tmp_path / "tiny.safetensors")
+    write_images(tmp_path / "imagenet" / "val", WNIDS)
+    return Setting(
+        tmp_path,
+        str(tmp_path / "tiny.yaml"),
+        str(tmp_path / "tiny.safetensors"),
+        str(tmp_path / "imagenet"),
+        model,
+        recipe,
+    )
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("XCIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XCIT_OFFLINE", "1")
+
+
+def naive(setting: Setting, spec: Preprocessing) -> tuple[float, float, float, dict[tuple[int, int], int]]:
+    """Top-1, top-5, loss and the counts by (true, predicted), image by image."""
+    right1 = right5 = 0
+    losses, counts = [], {}
+    paths = sorted(Path(setting.data).rglob("*.png"))
+    for path in paths:
+        true = imagenet_class_ids().index(path.parent.name)
+        with torch.inference_mode():
+            logits = setting.model(preprocess(read_image(path), spec)[None])[0].double().numpy()
+        ranked = np.argsort(-logits)
+        right1 += int(ranked[0] == true)
+        right5 += int(true in ranked[:5])
+        losses.append(math.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[true])
+        counts[true, int(ranked[0])] = counts.get((true, int(ranked[0])), 0) + 1
+    return 100 * right1 / len(paths), 100 * right5 / len(paths), float(np.mean(losses)), counts
+
+
+def test_a_part_of_imagenet_is_matched_by_wnid(setting: Setting) -> None:
+    # So that there is something right: one of the first class is taken for it, but not all images are.
+    with torch.inference_mode():
+        image = preprocess(read_image(Path(setting.data) / "val" / WNIDS[0] / "0.png"), setting.recipe.preprocessing)
+        logits = setting.model(image[None])[0]
+    setting.model.head.bias.data[281] += logits.max() - logits[281] + 0.01
+    save_model(setting.model, Path(setting.checkpoint))
+    top1, top5, loss, counts = naive(setting, setting.recipe.preprocessing)
+    assert 0 < top1 <= 100
+
+    seen: list[int] = []
+    totals: list[int] = []
+    result = setting.test(batch_size=4, started=totals.append, report=seen.append)
+    report = result.report
+    assert (totals, seen, report.num_images) == ([6], [4, 2], 6)
+    assert (report.top1, report.top5) == (top1, top5)
+    assert report.loss == pytest.approx(loss, rel=1e-5)
+    assert report.confusion.shape == (1000, 1000)
+    found = {(row, column): int(report.confusion[row, column]) for row, column in report.confusion.nonzero().tolist()}
+    assert found == counts
+    assert {row for row, _ in found} == {0, 281, 999}
+    assert result.class_names == imagenet_class_names()
+    assert result.preprocessing == setting.recipe.preprocessing
+    assert report.unreadable == ()
+
+
+def test_protocols_prepare_the_images_in_their_own_ways(setting: Setting) -> None:
+    by_recipe = setting.test()
+    found = {}
+    for protocol in ("mmpretrain", "official"):
+        result = setting.test(protocol=protocol)
+        assert result.preprocessing == published_preprocessing(protocol, 16)  # type: ignore[arg-type]
+        found[protocol] = result.report.loss
+        assert result.report.loss == pytest.approx(naive(setting, result.preprocessing)[2], rel=1e-5)
+    assert len({by_recipe.report.loss, *found.values()}) == 3
+    assert published_preprocessing("mmpretrain", 16).resize_to == 18
+    assert published_preprocessing("official", 16).resize_to == 16
+
+
+def test_protocols_are_for_imagenet(setting: Setting) -> None:
+    with pytest.raises(XCiTError, match="xcit-pico-fashion-mnist is no ImageNet recipe"):
+        setting.test(config="xcit-pico-fashion-mnist", checkpoint="packaged", protocol="official")
+
+
+def test_a_flat_folder_counts_the_same(setting: Setting) -> None:
+    expected = setting.test().report
+    flat = setting.folder / "flat" / "val"
+    flat.mkdir(parents=True)
+    lines = []
+    for path in sorted(Path(setting.data).rglob("*.png")):
+        name = f"{path.parent.name}_{path.name}"
+        path.rename(flat / name)
+        lines.append(f"{name} {path.parent.name}")
+    (flat.parent / "val.txt").write_text("\n".join(lines))
+    found = setting.test(data=str(flat.parent)).report
+    assert torch.equal(found.confusion, expected.confusion)
+    assert found.loss == pytest.approx(expected.loss)
+
+
+def test_an_unreadable_image_is_named_and_not_counted(setting: Setting) -> None:
+    expected = setting.test().report.confusion
+    bad = Path(setting.data) / "val" / WNIDS[1] / "broken.jpg"
+    bad.write_bytes(b"\xff\xd8\xff\xe0 broken")
+    report = setting.test().report
+    assert report.num_images == 6
+    assert torch.equal(report.confusion, expected)
+    assert len(report.unreadable) == 1
+    assert report.unreadable[0].startswith(f"{bad}: ")
+
+
+def test_unknown_classes_are_named(setting: Setting) -> None:
+    write_images(Path(setting.data) / "val", ("cat", "dog"))
+    with pytest.raises(XCiTError) as caught:
+        setting.test()
+    assert str(caught.value) == (f"{setting.data} has 5 classes, and the model's 1000 do not include 'cat', 'dog'")
+
+
+def test_classes_of_ones_own_are_matched_by_name(setting: Setting) -> None:
+    spec = setting.recipe.preprocessing
+    save_yaml(replace(setting.recipe, model=replace(TINY, num_classes=3)), Path(setting.config))
+    data = setting.folder / "animals"
+    write_images(data, ("cat", "dog"))
+    info = ModelInfo(name="animals", preprocessing=spec, class_names=("dog", "bird", "cat"))
+    save_model(make_model(3, info), Path(setting.checkpoint))
+    result = setting.test(data=str(data))
+    assert result.class_names == ("dog", "bird", "cat")
+    assert result.report.confusion.sum(dim=1).tolist() == [2, 0, 2]
+    # A file that does not say what its classes are: their order must do.
+    write_images(data, ("bird",))
+    save_model(make_model(3), Path(setting.checkpoint))
+    result = setting.test(data=str(data))
+    assert result.class_names == ("bird", "cat", "dog")
+    assert result.report.confusion.sum(dim=1).tolist() == [2, 2, 2]
+    # And of another number there is nothing to be said.
+    write_images(data, ("worm",))
+    with pytest.raises(XCiTError, match=r"animals has 4 classes, and the model's 3 do not include 'bird', 'cat'"):
+        setting.test(data=str(data))
+
+
+def test_the_checkpoint_must_fit_the_recipe(setting: Setting) -> None:
+    save_model(make_model(3), Path(setting.checkpoint))
+    with pytest.raises(XCiTError, match="The file has 3 classes, the model 1000"):
+        setting.test()
+    with pytest.raises(XCiTError, match="xcit-pico-fashion-mnist is no tiny: its recipe is xcit-pico-fashion-mnist"):
+        setting.test(checkpoint="packaged")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    "name", ["xcit-nano-12-p16", "xcit_nano_12_p16_224.fb_in1k", "timm/xcit_nano_12_p16_224.fb_dist_in1k"]
+)
+def test_names_of_the_zoo_are_no_paths(setting: Setting, name: str) -> None:
+    with pytest.raises(XCiTError, match="cannot get the weights of xcit-nano-12-p16_3rdparty"):
+        setting.test(config=f"configs/xcit/{NANO}.py", checkpoint=name)
+
+
+def test_a_checkpoint_may_be_a_path_or_a_url(setting: Setting) -> None:
+    expected = setting.test().report.confusion
+    path = Path(setting.checkpoint)
+    for checkpoint in (path, path.as_uri()):
+        assert torch.equal(setting.test(checkpoint=checkpoint).report.confusion, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": "xcit-nano"}, "no recipe is called 'xcit-nano'"),
+        ({"config": NANO, "data": "nowhere"}, "nowhere: no such folder"),
+        ({"checkpoint": "xcit-nano-12-p61"}, "no model is called 'xcit-nano-12-p61'; did you mean"),
+        ({"checkpoint": "no.pth"}, r"cannot read no\.pth: no such file"),
+        (
+            {"config": NANO, "checkpoint": "xcit-tiny-12-p16"},
+            "xcit-tiny-12-p16_3rdparty_in1k is no xcit-nano-12-p16_8x",
+        ),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_downloaded(
+    setting: Setting, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(XCiTError, match=message):
+        setting.test(**changes)
+
+
+def test_the_files_of_a_report(setting: Setting) -> None:
+    (Path(setting.data) / "val" / WNIDS[0] / "empty.png").write_bytes(b"")
+    result = setting.test()
+    folder = setting.folder / "out" / "tiny"
+    paths = evaluation.write_report(result, folder, config="tiny", checkpoint="c.pth", data="imagenet")
+    assert [path.name for path in paths] == ["report.json", "confusion.csv", "confusion.png"]
+    report = result.report
+    assert json.loads(paths[0].read_text()) == {
+        "config": "tiny",
+        "checkpoint": "c.pth",
+        "data": "imagenet",
+        "preprocessing": {
+            "image_size": 16,
+            "resize": "exact",
+            "resize_to": 16,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        },
+        "num_images": 6,
+        "top1": report.top1,
+        "top5": report.top5,
+        "loss": report.loss,
+        "unreadable": list(report.unreadable),
+    }
+    assert len(report.unreadable) == 1
+    with paths[1].open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert tuple(head[1:]) == tuple(row[0] for row in rows) == imagenet_class_names()
+    counts = torch.tensor([[int(value) for value in row[1:]] for row in rows])
+    assert torch.equal(counts, report.confusion)
+    with Image.open(paths[2]) as picture:
+        picture.load()
+        assert min(picture.size) > 300
+    # Written once more, they are replaced.
+    assert evaluation.write_report(result, folder, config="t", checkpoint="c.pth", data="d") == paths
+    assert json.loads(paths[0].read_text())["config"] == "t"
