@@ -15,8 +15,6 @@ class Task(Protocol):
     """What a batch means. The engine owns the loop, the optimiser and the files; the task owns the rest."""
 
     model: nn.Module
-    best_metric: str
-    """The figure of `evaluate` by which weights are compared: larger is better."""
 
     def train_batches(self, epoch: int) -> Batches:
         """The batches of one epoch; equal for equal seed and epoch."""

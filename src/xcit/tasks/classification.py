@@ -131,8 +131,6 @@ class ClassificationTask:
         XCiTError: if the data are missing, or have other classes than the model.
     """
 
-    best_metric = "top1"
-
     def __init__(self, config: ClassificationConfig) -> None:
         if not config.data:
             raise XCiTError(f"{config.name} has no data of its own: give a folder of images by class with --data")

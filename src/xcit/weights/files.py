@@ -210,6 +210,9 @@ def _unpickle(path: Path, zipped: bool) -> object:
         with _UNPICKLING, warnings.catch_warnings(), torch.serialization.safe_globals(_INERT_GLOBALS):
             # On pickle protocols and typed storage: nothing that the reader of a file could act on.
             warnings.simplefilter("ignore")
+            if path.suffix == ".safetensors":  # torch goes by the name, which is wrong here
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))

@@ -182,11 +182,10 @@ def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: 
     Raises:
         XCiTError: if no source has it, what it has is damaged, or the file can't be written.
     """
-    path = weights_path(find_checkpoint(name), progress=progress)
+    stored = _read_zoo(find_checkpoint(name), progress)
     if folder is None:
-        return path
-    copy = Path(folder) / path.name
-    stored = _verified(read_checkpoint(path))
+        return stored.path
+    copy = Path(folder) / stored.path.name
     _make_folder(copy.parent)
     write_safetensors(copy, stored.state, stored.metadata)
     return copy
@@ -208,19 +207,30 @@ def weights_path(record: Checkpoint, *, progress: Progress | None = None) -> Pat
     _make_folder(path.parent)
     with FileLock(f"{path}.lock"):
         if not path.exists():  # another process may have fetched it while this one waited
-            downloads = cache_dir() / "downloads"
-            raw, _ = obtain(record.name, record.sources, downloads, progress=progress)
-            is_ours = downloads in raw.parents  # else a mirror's, or in the Hub's own cache
-            try:
-                stored = _checked(raw, record.config)
-            except XCiTError:
-                if is_ours:  # or it would be found there for ever
-                    raw.unlink(missing_ok=True)
-                raise
+            stored, raw = _first_good(record, progress)
             write_safetensors(path, stored.state, model_metadata(record.config, checkpoint_info(record)))
-            if is_ours:
+            if cache_dir() in raw.parents:  # else it is a mirror's, or in the Hub's own cache
                 raw.unlink(missing_ok=True)
     return path
+
+
+def _first_good(record: Checkpoint, progress: Progress | None) -> tuple[StoredWeights, Path]:
+    """The weights of the first source that has them whole, and their file as it came."""
+    sources, problems = record.sources, list[str]()
+    while True:
+        try:
+            raw, source = obtain(record.name, sources, cache_dir() / "downloads", progress=progress)
+        except XCiTError as error:
+            raise XCiTError("\n".join([*problems, str(error)])) from None
+        try:
+            return _checked(raw, record.config), raw
+        except XCiTError as error:
+            if cache_dir() in raw.parents:  # or it would be found there for ever
+                raw.unlink(missing_ok=True)
+            if source is None or source == sources[-1]:
+                raise XCiTError("\n".join([*problems, str(error)])) from None
+            problems.append(str(error))
+            sources = sources[sources.index(source) + 1 :]
 
 
 def _make_folder(folder: Path) -> None:

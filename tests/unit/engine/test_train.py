@@ -25,8 +25,6 @@ CPU = torch.device("cpu")
 class Line:
     """Fits y = 2x - 1; a batch with a mark gives no number."""
 
-    best_metric = "fit"
-
     def __init__(self, num_batches: int = 4, bad: tuple[int, int] | None = None) -> None:
         torch.manual_seed(0)
         self.model: nn.Module = nn.Linear(1, 1)

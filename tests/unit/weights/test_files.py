@@ -557,3 +557,11 @@ def test_digest_of_a_known_state() -> None:
 )
 def test_digest_sees_every_difference(other: dict[str, Tensor]) -> None:
     assert digest(other) != digest({"a": torch.zeros(2, 2)})
+
+
+def test_a_pickle_under_the_name_of_a_safetensors_file(tmp_path: Path) -> None:
+    state = XCiT(XCiTConfig(embed_dim=16, depth=1, num_heads=2, num_classes=3)).state_dict()
+    path = tmp_path / "weights.safetensors"
+    torch.save(state, tmp_path / "weights.pth")
+    (tmp_path / "weights.pth").rename(path)
+    assert digest(read_checkpoint(path).state) == digest(state)

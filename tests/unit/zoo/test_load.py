@@ -525,3 +525,16 @@ def test_a_download_that_is_no_checkpoint_is_not_kept(
     assert_is_nano(load_checkpoint(record), nano)
     # The cache keeps the converted file alone.
     assert [path.name for path in (tmp_path / "cache" / "downloads").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_the_next_source_is_tried_where_one_has_something_else(nano: Nano, mirror: Path, tmp_path: Path) -> None:
+    (mirror / "xcit_nano_12_p16_224.fb_in1k.safetensors").write_text("<html>log in</html>")
+    put(nano, "official.pth", mirror, "xcit_nano_12_p16_224.pth")
+    assert_is_nano(get_model(NAME, pretrained=True), nano)
+
+
+def test_where_all_sources_have_something_else_each_is_named(mirror: Path) -> None:
+    (mirror / "xcit_nano_12_p16_224.fb_in1k.safetensors").write_text("<html>log in</html>")
+    (mirror / "xcit_nano_12_p16_224.pth").write_bytes(b"")
+    with pytest.raises(XCiTError, match=r"(?s)safetensors is a web page.*\.pth is empty.*Set XCIT_MIRROR"):
+        get_model(NAME, pretrained=True)
