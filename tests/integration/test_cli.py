@@ -23,7 +23,7 @@ from xcit.data.preprocess import preprocess
 from xcit.inference import extract_features
 from xcit.training import train
 from xcit.weights.files import read_checkpoint
-from xcit.zoo import CHECKPOINTS, find_checkpoint, get_model, save_model
+from xcit.zoo import CHECKPOINTS, fetch, find_checkpoint, get_model, save_model
 from xcit.zoo.load import packaged_path
 
 PACKAGED = packaged_path(CHECKPOINTS["xcit-pico-fashion-mnist"])
@@ -379,7 +379,7 @@ def test_measure_on_some_of_the_classes_in_another_order_of_labels(xcit, trained
         "xcit: part/rot/broken.png: not an image that can be read (it looks like text)\n"
         "xcit: 1 images could not be read and were not measured\n"
     )
-    report = json.loads(Path("runs/test/config/report.json").read_text(encoding="utf-8"))
+    report = json.loads(Path("runs/test/run/report.json").read_text(encoding="utf-8"))
     assert report["num_images"] == 20
     assert report["top1"] >= 90
     assert report["unreadable"] == ["part/rot/broken.png: not an image that can be read (it looks like text)"]
@@ -448,3 +448,11 @@ def test_reader_that_has_gone(arguments):
     os.close(write_end)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (1, "")
+
+
+def test_predict_with_weights_of_another_format(xcit, tmp_path):
+    weights = tmp_path / "pico.pth"
+    assert xcit("convert", fetch("packaged"), weights, "--to", "official").status == 0
+    done = xcit("predict", "--model", "xcit-pico-fashion-mnist", "--weights", weights)
+    assert done.status == 0
+    assert done.out == xcit("predict").out

@@ -266,7 +266,7 @@ def test_image_that_can_not_be_scaled_is_left_out_of_the_measurement(xcit, colou
             "xcit: data/rot/hair.png: an image of 1 x 700000 pixels is too elongated to scale its short side to 16",
             "xcit: 1 images could not be read and were not measured",
         ]
-    assert json.loads(Path("runs/test/config/report.json").read_text(encoding="utf-8"))["num_images"] == 30
+    assert json.loads(Path("runs/test/run/report.json").read_text(encoding="utf-8"))["num_images"] == 30
 
 
 def test_hostile_pickle_is_not_run(xcit):

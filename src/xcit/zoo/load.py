@@ -15,7 +15,7 @@ from xcit.weights.fetch import Progress, cache_dir, obtain
 from xcit.weights.files import StoredWeights, digest, read_checkpoint, write_safetensors
 from xcit.weights.load import check_state, load_state, nonfinite
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
-from xcit.zoo.names import find_checkpoint
+from xcit.zoo.names import find_checkpoint, is_known
 from xcit.zoo.records import Checkpoint
 from xcit.zoo.stored import build_model, config_from_state, empty_model, model_metadata, read_metadata
 
@@ -182,11 +182,13 @@ def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: 
     Raises:
         XCiTError: if no source has it, what it has is damaged, or the file can't be written.
     """
-    stored = _read_zoo(find_checkpoint(name), progress)
+    record = find_checkpoint(name)
+    if folder is not None:
+        _make_folder(Path(folder))
+    stored = _read_zoo(record, progress)
     if folder is None:
         return stored.path
     copy = Path(folder) / stored.path.name
-    _make_folder(copy.parent)
     write_safetensors(copy, stored.state, stored.metadata)
     return copy
 
@@ -298,8 +300,10 @@ def _backbone_config(config: XCiTConfig) -> XCiTConfig:
 
 
 def is_file(model: str | os.PathLike[str]) -> bool:
-    """Whether a model is given by its file rather than by name."""
-    return not isinstance(model, str) or model.endswith(WEIGHT_SUFFIXES) or Path(model).is_file()
+    """Whether a model is given by its path rather than by name."""
+    if not isinstance(model, str) or model.endswith(WEIGHT_SUFFIXES):
+        return True
+    return Path(model).exists() and not is_known(model)
 
 
 def _one_file(model: str | os.PathLike[str], pretrained: bool | str | os.PathLike[str]) -> None:

@@ -13,13 +13,18 @@ _BY_LOWER_NAME: dict[str, Checkpoint] = {
 }
 
 
+def is_known(name: str) -> bool:
+    """Whether a checkpoint has this name or alias."""
+    return name.lower() in _BY_LOWER_NAME
+
+
 def find_checkpoint(name: str) -> Checkpoint:
     """The record of a name or alias, upper or lower case alike.
 
     Raises:
         XCiTError: if there is none; the nearest names are suggested.
     """
-    if name.lower() not in _BY_LOWER_NAME:
+    if not is_known(name):
         near = difflib.get_close_matches(name.lower(), _BY_LOWER_NAME, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else "`xcit list` shows all"
         raise XCiTError(f"no model is called {name!r}; {hint}")
