@@ -80,7 +80,7 @@ ONE_LINE = [
     ("features empty --out a.npz", "empty: a folder without images"),
     # models and weights
     ("predict --model xcit-nano-12-p61", "no model is called 'xcit-nano-12-p61'; did you mean 'xcit-nano-12-p16'"),
-    ("predict --model empty", "no model is called 'empty'"),
+    ("predict --model empty", "empty is a folder, not a checkpoint"),
     ("predict --model nowhere.pth", "cannot read nowhere.pth: no such file"),
     ("predict --model picture.pth", "picture.pth is a PNG image, not a checkpoint"),
     ("predict --model zero.pth", "zero.pth is empty"),
