@@ -40,7 +40,7 @@ def encode_photographs() -> None:
     print("(the published weights come over the network: pretrained=True):\n")
     model = xcit.get_model("xcit-nano-12-p16")
     for path in photographs:
-        image = torch.from_numpy(sklearn.datasets.load_sample_image(path.name)).permute(2, 0, 1)[None] / 255
+        image = torch.tensor(sklearn.datasets.load_sample_image(path.name)).permute(2, 0, 1)[None] / 255
         with torch.inference_mode():
             (feature_map,) = model.extract_feat(image, out_type="featmap")
         print(f"  {path.name:12s} {tuple(image.shape)} -> feature map {tuple(feature_map.shape)}")
