@@ -75,7 +75,7 @@ class XCiTConfig:
         )
         need(
             math.isfinite(self.mlp_ratio) and self.hidden_dim >= 1,
-            f"mlp_ratio is {self.mlp_ratio}, must be positive, and so must embed_dim times it",
+            f"mlp_ratio is {self.mlp_ratio}, must be positive and finite",
         )
         need(0 <= self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}, must be in [0, 1)")
         need(
