@@ -17,7 +17,7 @@ from xcit.weights.load import check_state, load_state, nonfinite
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.names import find_checkpoint, is_known
 from xcit.zoo.records import Checkpoint
-from xcit.zoo.stored import build_model, config_from_state, empty_model, model_metadata, read_metadata
+from xcit.zoo.stored import build_model, describe, empty_model, model_metadata, read_metadata
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -79,7 +79,7 @@ def get_backbone(
     if is_file(model):
         _one_file(model, pretrained)
         stored = _verified(read_checkpoint(Path(model)))
-        config = _config_of(stored)
+        config, _ = describe(stored)
     else:
         record = find_checkpoint(os.fspath(model))
         config = record.config
@@ -107,10 +107,9 @@ def load_checkpoint(record: Checkpoint, *, progress: Progress | None = None) -> 
 def load_file(path: Path) -> XCiT:
     """The model of a weights file: one that `save_model` wrote, or a published architecture in any format."""
     stored = _verified(read_checkpoint(path))
-    known = read_metadata(stored)
-    config = known[0] if known else config_from_state(stored.state, str(path))
+    config, info = describe(stored)
     built = build_model(config, stored.state, str(path))
-    built.info = known[1] if known else None
+    built.info = info
     return built
 
 
@@ -288,11 +287,6 @@ def _local(source: str, progress: Progress | None) -> Path:
     # Many a site calls its file model.safetensors.
     name = f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{PurePosixPath(urlsplit(source).path).name}"
     return download(source, cache_dir() / "downloads" / name, progress=progress)
-
-
-def _config_of(stored: StoredWeights) -> XCiTConfig:
-    known = read_metadata(stored)
-    return known[0] if known else config_from_state(stored.state, str(stored.path))
 
 
 def _backbone_config(config: XCiTConfig) -> XCiTConfig:

@@ -66,6 +66,15 @@ def _info(content: Mapping[str, Any]) -> ModelInfo:
     )
 
 
+def describe(stored: StoredWeights) -> tuple[XCiTConfig, ModelInfo | None]:
+    """Shape and info of a file: from its metadata, else the shape from its tensors.
+
+    Raises:
+        XCiTError: if the metadata can't be read, or there are none and the tensors fit no known architecture.
+    """
+    return read_metadata(stored) or (config_from_state(stored.state, str(stored.path)), None)
+
+
 def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
     """The shape of the model that native weights belong to.
 

@@ -11,7 +11,7 @@ from xcit.weights.load import check_state, nonfinite
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.load import is_file, weights_path
 from xcit.zoo.names import find_checkpoint
-from xcit.zoo.stored import config_from_state, empty_model, read_metadata
+from xcit.zoo.stored import describe, empty_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,7 @@ def verify(name_or_path: str | os.PathLike[str], *, progress: Progress | None = 
     found, recorded = digest(stored.state), stored.metadata.get("digest")
     if recorded is not None and recorded != found:
         raise XCiTError(f"{path}: damaged: its tensors have digest {found}, the file says {recorded}")
-    known = read_metadata(stored)
-    config = expected_config or (known[0] if known else config_from_state(stored.state, str(path)))
+    config = expected_config or describe(stored)[0]
     model = empty_model(config)
     check_state({name: tensor.shape for name, tensor in model.state_dict().items()}, stored.state, str(path))
     if bad := nonfinite(stored.state):
