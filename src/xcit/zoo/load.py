@@ -100,7 +100,8 @@ def load_checkpoint(record: Checkpoint, *, progress: Progress | None = None) -> 
     """A checkpoint's model, downloaded first if it is not on this machine."""
     stored = _read_zoo(record, progress)
     built = build_model(record.config, stored.state, str(stored.path))
-    built.info = checkpoint_info(record)
+    # A packaged file's own metadata are at hand: no second reading at each start.
+    built.info = checkpoint_info(record) if record.packaged is None else describe(stored)[1]
     return built
 
 
