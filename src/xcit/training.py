@@ -2,66 +2,134 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from xcit.engine.checkpoint import LAST
 from xcit.engine.config import load_yaml, save_yaml
+from xcit.engine.curves import draw_curves
+from xcit.engine.distribution import Processes
+from xcit.engine.log import LOG, check_trackers
+from xcit.engine.task import Layout
 from xcit.engine.train import Progress
 from xcit.engine.train import train as train_task
 from xcit.errors import XCiTError
 from xcit.inference import default_device
-from xcit.recipes import get_recipe
+from xcit.recipes import RECIPES, get_recipe
 from xcit.tasks.classification import ClassificationConfig, ClassificationTask
+
+CONFIG = "config.yaml"
+"""The resolved config's name in a run's folder."""
+
+_FAR = 2.0
+"""A global batch this many times the recipe's, or this part of it, is worth a warning."""
 
 
 def train(
     config: str | ClassificationConfig,
     directory: str | os.PathLike[str],
     *,
-    resume: bool = False,
+    resume: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     report: Callable[[Progress], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
-    """Trains by a recipe; `directory` gets config.yaml, log.jsonl, last.pt after every epoch, and model.safetensors.
+    """Trains by a recipe, in one process or in each of those that torchrun started.
+
+    `directory` gets config.yaml, log.jsonl, curves.png, the checkpoints and the weights (see `engine.train`).
 
     Args:
         config: a recipe's name, a run's YAML file, or a config.
         directory: the run's folder, made if it is not there.
-        resume: go on from the checkpoint in the folder.
+        resume: go on from a checkpoint: its path, a run's folder for its last one, or "auto" for the last one of
+            `directory` if there is one; none begins a new run.
         device: where to compute; none is a GPU if there is one, else the CPU.
-        report: called after every step, and with figures after an evaluation.
+        report: called every few steps, and with figures after an evaluation, in the main process.
+        announce: called with lines for people, in the main process.
 
     Returns:
         The figures of the last evaluation.
 
     Raises:
-        XCiTError: before anything is loaded if recipe or folder are wrong, then on wrong data, on a loss that is not
-            finite, or if a file can't be written.
+        XCiTError: before anything is loaded if recipe, folder or checkpoint are wrong, then on wrong data, on a loss
+            that is not finite, or if a file can't be written.
+        Stopped: after SIGTERM or SIGINT, when all is saved.
     """
     if isinstance(config, str):
         config = get_recipe(config)
     directory = Path(directory)
-    if (directory / "last.pt").exists() and not resume:
-        raise XCiTError(f"{directory} holds a run already: resume it, or choose another folder")
-    if resume and not (directory / "last.pt").exists():
-        raise XCiTError(f"{directory} holds no run to resume")
-    if resume:
-        own = load_yaml(ClassificationConfig, directory / "config.yaml")
-        if own.model != config.model or bool(own.run.ema_decay) != bool(config.run.ema_decay):
-            raise XCiTError(
-                f"{directory} holds a run of another model, or with other averaging: resume by {directory}/config.yaml"
+    checkpoint = check_run(config, directory, resume)
+    processes = Processes(config.run, torch.device(device) if device is not None else default_device())
+    task = ClassificationTask(config, processes.layout)
+    if processes.is_main:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_yaml(task.config, directory / CONFIG)
+        for line in describe_batch(config, processes.layout):
+            announce(line)
+    try:
+        return train_task(
+            task,
+            processes,
+            run=config.run,
+            optimizer_config=config.optimizer,
+            schedule_config=config.schedule,
+            directory=directory,
+            resume_from=checkpoint,
+            report=report,
+            announce=announce,
+        )
+    finally:
+        if processes.is_main and (directory / LOG).exists():
+            draw_curves(directory / LOG, directory / "curves.png", config.name)
+        processes.close()
+
+
+def check_run(config: ClassificationConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:
+    """Checks what can be checked before anything is loaded; gives the checkpoint to go on from.
+
+    Raises:
+        XCiTError: if there are no data, the folder holds another run, or the checkpoint is of another model.
+    """
+    if not config.data:
+        raise XCiTError(f"{config.name} has no data of its own: give a folder of images by class with --data")
+    check_trackers(config.run)
+    last = directory / LAST
+    if resume == "auto":
+        resume = last if last.exists() else None
+    if resume is None:
+        if last.exists():
+            raise XCiTError(f"{directory} holds a run already: go on with --resume, or choose another folder: --out")
+        return None
+    checkpoint = Path(resume) / LAST if Path(resume).is_dir() else Path(resume)
+    if not checkpoint.exists():
+        raise XCiTError(f"{checkpoint}: no such checkpoint to resume from")
+    if last.exists() and checkpoint.parent.resolve() != directory.resolve():
+        raise XCiTError(f"{directory} holds another run than {checkpoint}: choose another folder with --out")
+    if (checkpoint.parent / CONFIG).exists():
+        own = load_yaml(ClassificationConfig, checkpoint.parent / CONFIG)
+        # A recipe may leave the number of classes to the data; the run's own config has it.
+        model = replace(config.model, num_classes=config.model.num_classes or own.model.num_classes)
+        if own.model != model:
+            raise XCiTError(f"{checkpoint} is of another model: resume by {checkpoint.parent / CONFIG}")
+    return checkpoint
+
+
+def describe_batch(config: ClassificationConfig, layout: Layout) -> list[str]:
+    """How the global batch is computed and with which learning rate; a warning where it is far from the recipe's."""
+    lines = [
+        f"global batch {layout.batch_size} = {layout.world_size} process{'es' * (layout.world_size > 1)} x "
+        f"{layout.accumulation} part{'s' * (layout.accumulation > 1)} x {layout.part_size} images, "
+        f"learning rate {config.optimizer.lr:g}"
+    ]
+    if config.name in RECIPES:
+        recipe = RECIPES[config.name]()
+        ratio = layout.batch_size / recipe.run.batch_size
+        if not 1 / _FAR < ratio < _FAR:
+            lines.append(
+                f"warning: the recipe's global batch is {recipe.run.batch_size}, with learning rate "
+                f"{recipe.optimizer.lr:g}; this run's is {layout.batch_size}, and the learning rate is not changed for "
+                f"it: in proportion it would be --optimizer.lr {recipe.optimizer.lr * ratio:.3g}"
             )
-    task = ClassificationTask(config)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_yaml(config, directory / "config.yaml")
-    return train_task(
-        task,
-        run=config.run,
-        optimizer_config=config.optimizer,
-        schedule_config=config.schedule,
-        directory=directory,
-        device=torch.device(device) if device is not None else default_device(),
-        resume=resume,
-        report=report,
-    )
+    return lines

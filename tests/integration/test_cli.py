@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from xcit.cli.predict import packaged_images
@@ -21,7 +20,6 @@ from xcit.data.images import read_image
 from xcit.data.named import FASHION_MNIST_CLASSES
 from xcit.data.preprocess import preprocess
 from xcit.inference import extract_features
-from xcit.training import train
 from xcit.weights.files import read_checkpoint
 from xcit.zoo import CHECKPOINTS, fetch, find_checkpoint, get_model, save_model
 from xcit.zoo.load import packaged_path
@@ -36,7 +34,7 @@ def start(*arguments: object, **options) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", **options)
 
 
-# list, info, config
+# list, info
 
 
 def test_list(xcit):
@@ -68,16 +66,6 @@ def test_info_as_json(xcit):
     assert found["name"] == "xcit-pico-fashion-mnist"
     assert found["complexity"]["params"] == sum(p.numel() for p in get_model("packaged").parameters())
     assert found["preprocessing"]["image_size"] == 28
-
-
-def test_config_with_overrides(xcit):
-    plain = yaml.safe_load(xcit("config", "configs/xcit/xcit-nano-12-p16_8xb128_in1k.py").out)
-    changes = ("--optimizer.lr", "2e-3", "--augmentation.scale=0.5,1", "--run.dtype", "bfloat16", "--data", "pictures")
-    changed = yaml.safe_load(xcit("config", "xcit-nano-12-p16_8xb128_in1k", *changes).out)
-    assert (plain["name"], plain["run"]["batch_size"]) == ("xcit-nano-12-p16_8xb128_in1k", 1024)
-    plain["optimizer"]["lr"], plain["augmentation"]["scale"] = 0.002, [0.5, 1.0]
-    plain["run"]["dtype"], plain["data"] = "bfloat16", "pictures"
-    assert changed == plain
 
 
 # predict
@@ -320,23 +308,7 @@ def test_fetch_goes_on_where_one_is_not_to_be_had(xcit, monkeypatch, tmp_path):
     assert done.err.startswith("xcit: cannot get the weights of xcit-tiny-12-p16_3rdparty_in1k:")
 
 
-# train, test
-
-
-def test_train(trained, colours):
-    run, done = trained
-    assert (done.status, done.err) == (0, "")
-    lines = done.out.splitlines()
-    assert lines[0].startswith("xcit-pico-fashion-mnist: 12 epochs, batch 5, learning rate 0.01, on cpu")
-    assert [line.split(":")[0] for line in lines[1:-1]] == [f"epoch {number}/12" for number in range(1, 13)]
-    assert lines[-1] == f"weights: {run / 'model.safetensors'}"
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "last.pt", "log.jsonl", "model.safetensors"}
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    assert (config["model"]["depth"], config["preprocessing"]["std"]) == (1, [0.25] * 3)
-    assert config["data"] == str(colours)
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["epoch"] for line in log] == [*range(1, 13)]
-    assert log[-1]["top1"] > 90
+# test
 
 
 def test_predict_with_what_was_trained(xcit, trained, colours):
@@ -383,36 +355,6 @@ def test_measure_on_some_of_the_classes_in_another_order_of_labels(xcit, trained
     assert report["num_images"] == 20
     assert report["top1"] >= 90
     assert report["unreadable"] == ["part/rot/broken.png: not an image that can be read (it looks like text)"]
-
-
-class CrashError(Exception):
-    pass
-
-
-def test_resume_repeats_a_run_that_was_not_interrupted(xcit, colours, small):
-    def crash(progress):
-        if progress.epoch == 1:
-            raise CrashError
-
-    fields = ("--data", colours, "--device", "cpu", *small, "--schedule.epochs", 2)
-    assert xcit("train", "xcit-pico-fashion-mnist", "--out", "whole", *fields).status == 0
-    with pytest.raises(CrashError):
-        train("whole/config.yaml", "cut", device="cpu", report=crash)
-    assert not Path("cut/model.safetensors").exists()
-    assert xcit("train", "cut/config.yaml", "--out", "cut", "--resume", "--device", "cpu").status == 0
-    whole, cut = (read_checkpoint(Path(run) / "model.safetensors").state for run in ("whole", "cut"))
-    assert whole.keys() == cut.keys()
-    assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
-
-
-def test_resume_with_more_epochs(xcit, colours, small):
-    fields = ("--data", colours, *small)
-    assert xcit("train", "xcit-pico-fashion-mnist", "--out", "run", *fields, "--schedule.epochs", 1).status == 0
-    done = xcit("train", "run/config.yaml", "--out", "run", "--resume", "--schedule.epochs", 3)
-    assert done.status == 0
-    assert [line.split(":")[0] for line in done.out.splitlines()[1:-1]] == ["epoch 2/3", "epoch 3/3"]
-    lines = Path("run/log.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
 # interrupts and pipes, in processes of their own

@@ -133,7 +133,7 @@ ONE_LINE = [
     (f"config {NANO} --optimizer.lrr 3", "no config field 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
     (f"config {NANO} --optimizer.lr fast", "optimizer.lr must be of type float, not 'fast'"),
     (f"config {NANO} --schedule.epochs 1.5", "schedule.epochs must be of type int, not 1.5"),
-    (f"config {NANO} --run.dtype float8", "run.dtype must be one of float32, bfloat16, not 'float8'"),
+    (f"config {NANO} --run.dtype float8", "run.dtype must be one of float32, bfloat16, float16, not 'float8'"),
     (f"config {NANO} --run.batch_size 0", "batch_size is 0, must be at least 1"),
     (f"config {NANO} --optimizer.lr -1", "lr is -1.0, must be 0 or more"),
     (f"config {NANO} --augmentation.flip 2", "flip is 2.0, must be in 0..1"),
@@ -147,13 +147,20 @@ ONE_LINE = [
     (f"train {NANO} --data hollow", "hollow: no images of class 'void'; remove the empty folder or fill it"),
     (f"train {NANO} --data colours", "colours has 3 classes, the model 1000: set model.num_classes to 3"),
     (f"train {NANO} --data colours --device cuda:99", "--device cuda:99: not on this machine"),
-    ("train run/config.yaml --out run", "run holds a run already: resume it"),
-    ("train run/config.yaml --out none --resume", "none holds no run to resume"),
-    ("train run/config.yaml --out run --resume --model.depth 2", "run holds a run of another model"),
-    ("train run/config.yaml --out run --resume --run.ema_decay 0.9", "or with other averaging: resume by run/config"),
+    (f"train {PICO} --outt a", "no option --outt; did you mean --out?"),
+    (f"train {PICO} --epochs 3", "no config field 'epochs'; did you mean 'schedule.epochs'?"),
+    (f"train {PICO} --schedule.epochs many --data nowhere", "schedule.epochs must be of type int, not 'many'"),
+    ("train pico-fashion", f"no recipe is called 'pico-fashion'; did you mean '{PICO}'?"),
+    ("train run/config.yaml", "run holds a run already: go on with --resume, or choose another folder"),
+    (f"train {PICO} --out run --data nowhere", "run holds a run already: go on with --resume, or choose another folder"),
+    ("train run/config.yaml --out none --resume nowhere.pt", "nowhere.pt: no such checkpoint"),
+    ("train run/config.yaml --out none --resume empty", "empty/last.pt: no such checkpoint"),
+    ("train run/config.yaml --resume file", "file"),
+    ("train run/config.yaml --resume --model.depth 2", "run/last.pt is of another model: resume by run/config.yaml"),
+    ("train run/config.yaml --resume --run.ema_decay 0.9", "run/last.pt was written with another run.ema_decay: keep"),
     ("train run/config.yaml --out file/run", "file/run: Not a directory"),
     ("train run/config.yaml --out a --run.batch_size 99", "fewer training images than one batch of 99"),
-    ("train run/config.yaml --out a --optimizer.lr 1e30", "at learning rate 1.00e+30; no epoch was finished"),
+    ("train run/config.yaml --out a --optimizer.lr 1e30", "the loss is nan in epoch 1, batch 2 of 6"),
     ("train run/config.yaml --out a --augmentation.rand_augment much", "rand_augment is 'much', must be a policy"),
     ("train run/config.yaml --out a --preprocessing.mean 1,2", "takes 1 or 3 means and as many std, not 2 and 3"),
     ("train run/config.yaml --out a --preprocessing.image_size 4", "4x4 pixels, smaller than one patch of 8x8"),
@@ -192,6 +199,10 @@ USAGE = [
     ("features a.png --out a.npz --layers last", "'last' is no list of block numbers such as -1 or 3,7,11"),
     ("convert a b --to onnx", "'onnx' is not one of 'xcit', 'official', 'timm', 'mmpretrain'"),
     ("info", "Error: Missing argument 'NAME'."),
+    ("train", "Error: Missing argument 'RECIPE'"),
+    (f"train --resume {PICO}", f"Error: Missing argument 'RECIPE'; {PICO} was read as the value of --resume: put"),
+    (f"train --optimizer.lr 1 {PICO}", "Error: RECIPE stands before its fields, and --optimizer.lr is one"),
+    (f"train {PICO} --out", "Error: Option '--out' requires an argument."),
     (f"config {NANO} stray", "Error: 'stray' is no --FIELD VALUE"),
     (f"config {NANO} --optimizer.lr", "Error: --optimizer.lr needs a value"),
 ]
@@ -246,13 +257,19 @@ forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWar
 
 
 @forks
-def test_broken_image_among_the_training_images(xcit, colours, tmp_path):
+def test_more_unreadable_training_images_than_allowed(xcit, colours, tmp_path):
     shutil.copytree(colours, tmp_path / "data")
     (tmp_path / "data" / "rot" / "3.png").write_text("text")
+    reason = "data/rot/3.png: not an image that can be read (it looks like text)"
     for num_workers in (0, 1):
-        done = xcit("train", "run/config.yaml", "--data", "data", "--out", "a", "--run.num_workers", num_workers)
+        out = f"out{num_workers}"
+        done = xcit("train", "run/config.yaml", "--data", "data", "--out", out, "--run.num_workers", num_workers)
         assert done.status == 2
-        assert done.err == "xcit: error: data/rot/3.png: not an image that can be read (it looks like text)\n"
+        assert done.err == (
+            "xcit: error: 1 of 30 training images can't be read, more than run.max_unreadable 0.01 allows; "
+            f"one is {reason}; all are in {out}/unreadable.txt\n"
+        )
+        assert Path(out, "unreadable.txt").read_text(encoding="utf-8") == f"{reason}\n"
 
 
 @forks

@@ -1,72 +1,204 @@
 """`xcit train` and `xcit config`: recipes."""
 
+import os
+import shlex
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from xcit.errors import XCiTError
 
+if TYPE_CHECKING:
+    from xcit.tasks.classification import ClassificationConfig
 
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("recipe")
-@click.option("--data", help="A folder of images by class, or a known name such as fashion-mnist.")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/RECIPE if left out.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run's folder.")
-@click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+STOPPED = 75
+"""Exit status of a run that a signal stopped after it had saved: sysexits' EX_TEMPFAIL, try again."""
+
+_OPTIONS = ("data", "out", "resume", "device")
+
+_TRAIN_HELP = """Train by RECIPE: a name (`xcit config` lists them), or a run's config.yaml.
+
+Any field of the config can be set by its dotted name, as in --schedule.epochs 10; `xcit config RECIPE` shows them all.
+
+\b
+The run's folder gets
+  config.yaml        every field as it was used; it serves as RECIPE too
+  log.jsonl          a line for some of the steps and for every epoch
+  curves.png         loss, figures and learning rate over the epochs
+  last.pt            the latest checkpoint, to go on from
+  best.pt            the one with the best figure
+  step-*.pt          the latest N, with --run.keep_checkpoints N
+  model.safetensors  the last weights, for `xcit predict --model`
+  best.safetensors   those with the best figure
+  unreadable.txt     images that could not be read, if there were any
+
+\b
+With several GPUs or machines, torchrun starts a process for each GPU, and
+run.batch_size is the batch of all together:
+  torchrun --nproc-per-node 8 -m xcit train RECIPE --data DIR
+
+\b
+Exit status:
+  0    trained to the end
+  2    a mistake, or a run that can't go on; one line says what to do
+  75   stopped by SIGTERM or SIGINT (Ctrl-C) and saved: --resume goes on
+  130  Ctrl-C before the training began, or a second time: not saved
+"""
+
+
+@click.command(help=_TRAIN_HELP, context_settings={"ignore_unknown_options": True})
+@click.argument("recipe", required=False, metavar="RECIPE")
+@click.option("--data", metavar="DATA", help="A folder of images by class, or a known name such as fashion-mnist.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The run's folder; if left out, that of RECIPE if it is a run's config.yaml, else runs/NAME.",
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[auto|PATH]",
+    help="Go on. Alone or with auto: from the last checkpoint in the run's folder, or begin if there is none. With "
+    "PATH: from that checkpoint, or the last one in that folder.",
+)
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
 @click.argument("changes", nargs=-1, type=click.UNPROCESSED, metavar="[--FIELD VALUE]...")
 def train(
-    recipe: str, data: str | None, out: Path | None, resume: bool, device: str | None, changes: tuple[str, ...]
-) -> None:
-    """Train by RECIPE: a name, or a run's config.yaml.
-
-    Any field of its config can be set by its dotted name, as in --schedule.epochs 10; `xcit config RECIPE` shows them.
-    """
+    recipe: str | None,
+    data: str | None,
+    out: Path | None,
+    resume: str | None,
+    device: str | None,
+    changes: tuple[str, ...],
+) -> int:
+    """Trains; gives the exit status."""
     try:
-        import timm  # noqa: F401 - asked for before anything is read
-    except ImportError:
-        raise XCiTError("training needs timm: pip install 'xcit[train]'") from None
+        return _train(recipe, data, out, resume, device, changes)
+    except (XCiTError, click.UsageError) as error:
+        _tell_torchrun(error)
+        if _is_main():
+            raise
+        from xcit.cli import USER_ERROR
+
+        return USER_ERROR
+
+
+def _train(
+    recipe: str | None,
+    data: str | None,
+    out: Path | None,
+    resume: str | None,
+    device: str | None,
+    changes: tuple[str, ...],
+) -> int:
+    for package in ("timm", "accelerate"):
+        if find_spec(package) is None:
+            raise XCiTError(f"training needs {package}: pip install 'xcit[train]'")
+    if recipe is None:
+        taken = (
+            f"; {resume} was read as the value of --resume: put RECIPE first" if resume not in (None, "auto") else ""
+        )
+        raise click.UsageError(f"Missing argument 'RECIPE'{taken}")
+    config = _config(recipe, _pairs(recipe, changes) | ({"data": data} if data else {}), _OPTIONS)
     from xcit.cli.options import checked_device
-    from xcit.engine.config import override
-    from xcit.engine.train import Progress
+    from xcit.cli.run_display import run_display
+    from xcit.engine.train import Stopped
     from xcit.inference import default_device
-    from xcit.recipes import get_recipe
     from xcit.training import train as train_recipe
 
-    config = override(get_recipe(recipe), _pairs(changes) | ({"data": data} if data else {}))
-    directory = out or Path("runs") / config.name
+    path = Path(recipe)
+    directory = out or (path.parent if path.name == "config.yaml" else Path("runs") / config.name)
     place = checked_device(device) or default_device()
-
-    def report(progress: Progress) -> None:
-        if progress.figures is not None:
-            figures = ", ".join(f"{name} {value:.3f}" for name, value in progress.figures.items())
-            click.echo(
-                f"epoch {progress.epoch + 1}/{progress.num_epochs}: loss {progress.loss:.3f}, {figures}, "
-                f"{progress.images_per_second:.0f} images/s"
+    heading = f"{config.name}: {config.schedule.epochs} epochs of {config.data} on {place}; files in {directory}"
+    try:
+        with run_display(heading) as display:
+            figures = train_recipe(
+                config, directory, resume=resume, device=place, report=display.report, announce=display.announce
             )
+    except Stopped as stopped:
+        if _is_main():
+            again = [
+                "xcit",
+                "train",
+                str(directory / "config.yaml"),
+                "--resume",
+                *(("--device", device) if device else ()),
+            ]
+            click.echo(
+                f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on with: {shlex.join(again)}",
+                err=True,
+            )
+        return STOPPED
+    if _is_main():
+        _print_result(directory, figures)
+    return 0
 
-    click.echo(
-        f"{config.name}: {config.schedule.epochs} epochs, batch {config.run.batch_size}, "
-        f"learning rate {config.optimizer.lr:g}, on {place}; files in {directory}"
-    )
-    train_recipe(config, directory, resume=resume, device=place, report=report)
-    click.echo(f"weights: {directory / 'model.safetensors'}")
+
+def _print_result(directory: Path, figures: dict[str, float]) -> None:
+    click.echo(f"figures: {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}")
+    for what, name in (
+        ("weights", "model.safetensors"),
+        ("best weights", "best.safetensors"),
+        ("curves", "curves.png"),
+    ):
+        if (directory / name).exists():
+            click.echo(f"{what}: {directory / name}")
+    model = shlex.quote(str(directory / "model.safetensors"))
+    click.echo(f"use them: xcit predict IMAGE... --model {model}")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("recipe")
+@click.argument("recipe", required=False)
 @click.argument("changes", nargs=-1, type=click.UNPROCESSED, metavar="[--FIELD VALUE]...")
-def config(recipe: str, changes: tuple[str, ...]) -> None:
-    """Print the full config of RECIPE, as YAML."""
+def config(recipe: str | None, changes: tuple[str, ...]) -> None:
+    """Print the full config of RECIPE, a name or a run's config.yaml, as YAML; without one, list the recipes.
+
+    Any field can be set by its dotted name, as in --schedule.epochs 10, to see what `xcit train` would do with it.
+    """
+    if recipe is None:
+        _list_recipes()
+        return
     import yaml
+
+    from xcit.engine.config import to_dict
+
+    click.echo(yaml.safe_dump(to_dict(_config(recipe, _pairs(recipe, changes))), sort_keys=False), nl=False)
+
+
+def _list_recipes() -> None:
+    from functools import partial
+    from inspect import getdoc
+
+    from xcit.recipes import RECIPES
+
+    width = max(map(len, RECIPES))
+    for name, recipe in RECIPES.items():
+        text = getdoc(recipe.func if isinstance(recipe, partial) else recipe) or ""
+        click.echo(f"{name:{width}}  {''.join(text.splitlines()[:1])}".rstrip())
+
+
+def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -> "ClassificationConfig":
+    """A recipe with some fields set; `options` are the verb's own, which may be what was meant."""
+    from difflib import get_close_matches
 
     from xcit.engine.config import override, to_dict
     from xcit.recipes import get_recipe
 
-    click.echo(yaml.safe_dump(to_dict(override(get_recipe(recipe), _pairs(changes))), sort_keys=False), nl=False)
+    config = get_recipe(recipe)
+    for name in pairs.keys() - to_dict(config).keys():
+        if "." not in name and (near := get_close_matches(name, options, n=1)):
+            raise XCiTError(f"no option --{name}; did you mean --{near[0]}?")
+    return override(config, pairs)
 
 
-def _pairs(changes: tuple[str, ...]) -> dict[str, str]:
+def _pairs(recipe: str, changes: tuple[str, ...]) -> dict[str, str]:
     """`--a.b 1` or `--a.b=1` to {"a.b": "1"}."""
+    if recipe.startswith("--"):
+        raise click.UsageError(f"RECIPE stands before its fields, and {recipe} is one")
     pairs: dict[str, str] = {}
     words = list(changes)
     while words:
@@ -80,3 +212,16 @@ def _pairs(changes: tuple[str, ...]) -> dict[str, str]:
             value = words.pop(0)
         pairs[name] = value
     return pairs
+
+
+def _is_main() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell_torchrun(error: Exception) -> None:
+    """Notes a mistake for torchrun's own summary: what one process alone met is not shown anywhere else."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+
+        ErrorHandler().record_exception(XCiTError(str(error)))  # without a traceback

@@ -3,16 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from PIL import Image
 
 from xcit.data.images import images_below, read_image
-from xcit.data.named import FASHION_MNIST_CLASSES, fashion_mnist_root
+from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_cifar, open_fashion_mnist
+from xcit.data.streams import is_stream
 from xcit.errors import XCiTError
 from xcit.zoo.imagenet import imagenet_class_ids
 
-Split = Literal["train", "val"]
+KNOWN_DATA = (
+    "a folder of images by class, 'fashion-mnist', 'cifar10', 'cifar100', 'hf:NAME', or a stream: 'hf-stream:NAME' or "
+    "'wds:PATTERN'"
+)
 
 GROUND_TRUTH_FILES = ("val.txt", "ILSVRC2012_val.txt", "LOC_val_solution.csv")
 """Labels of a flat folder of validation images: lines of file name and class index or wnid, or Kaggle's table."""
@@ -51,26 +55,22 @@ class ImageFiles:
         return str(self.items[index][0])
 
 
-class FashionMNIST:
-    """Fashion-MNIST: the 10,000 test images as "val", the 60,000 others as "train"."""
+@dataclass(frozen=True)
+class KnownImages:
+    """A split of a data set of torchvision's: its test images are "val", the others "train"."""
 
-    class_ids = FASHION_MNIST_CLASSES
-
-    def __init__(self, split: Split) -> None:
-        from torchvision import datasets
-
-        self.split = split
-        self._images = datasets.FashionMNIST(str(fashion_mnist_root()), train=split == "train")
+    name: str
+    class_ids: tuple[str, ...]
+    images: Sequence[tuple[Image.Image, int]]
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image, label = self._images[index]
-        return image, label
+        return self.images[index]
 
     def image_name(self, index: int) -> str:
-        return f"Fashion-MNIST {self.split} image {index}"
+        return f"{self.name} image {index}"
 
 
 @dataclass(frozen=True)
@@ -98,20 +98,29 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     """Opens one split of a data set.
 
     Args:
-        data: "fashion-mnist", or a folder in one of these forms: `<split>/<class>/<image>` (ImageNet's train and val by
-            wnid), `<class>/<image>`, or a flat folder of ImageNet's validation images with one of
-            `GROUND_TRUTH_FILES` in it, above it, or in a folder `meta` above it (as mmpretrain keeps it).
+        data: "fashion-mnist", "cifar10" or "cifar100"; `hf:NAME`, a data set of the Hugging Face Hub or a folder of
+            parquet files (see `open_hub_images`); or a folder in one of these forms: `<split>/<class>/<image>`
+            (ImageNet's train and val by wnid), `<class>/<image>`, or a flat folder of ImageNet's validation images with
+            one of `GROUND_TRUTH_FILES` in it, above it, or in a folder `meta` above it (as mmpretrain keeps it).
         split: "val" is what a model is measured on. A folder without splits serves as either.
 
     Raises:
         XCiTError: if there is no such data set or folder, or no images or labels in it.
     """
     if data == "fashion-mnist":
-        return FashionMNIST(split)
+        return KnownImages(f"Fashion-MNIST {split}", FASHION_MNIST_CLASSES, open_fashion_mnist(split))
+    if data in ("cifar10", "cifar100"):
+        cifar = open_cifar(data, split)
+        return KnownImages(f"{data} {split}", tuple(cifar.classes), cifar)
+    if data.startswith("hf:"):
+        from xcit.data.hub import open_hub_images
+
+        return open_hub_images(data, split)
+    if is_stream(data):
+        raise XCiTError(f"{data}: a stream can't be used here; give a folder of images by class, or 'hf:NAME'")
     root = Path(data)
     if not root.is_dir():
-        known = "a folder of images by class, or 'fashion-mnist'"
-        raise XCiTError(f"{data}: no such folder; data is {known}")
+        raise XCiTError(f"{data}: no such folder; data is {KNOWN_DATA}")
     if (root / split).is_dir():
         root = root / split
     by_class = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import io
 import os
 import re
 import stat
@@ -111,6 +112,17 @@ def read_image(source: ImageSource) -> Image.Image:
     except XCiTError as error:
         raise XCiTError(f"{_name(source)}: {error}") from error
     raise XCiTError(f"an image is a path, a PIL image, a NumPy array or a tensor, not {type(source).__name__}")
+
+
+def read_encoded_image(data: bytes, name: str) -> Image.Image:
+    """Reads the bytes of an image file as `read_image` reads the file; `name` is what errors call it."""
+    try:
+        if not data:
+            raise XCiTError("the file is empty (0 bytes)")
+        with _pillow_errors():
+            return _to_rgb(_identify(io.BytesIO(data)))
+    except XCiTError as error:
+        raise XCiTError(f"{name}: {error}") from error
 
 
 def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:

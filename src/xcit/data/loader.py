@@ -1,9 +1,10 @@
 """Labelled images as batches of tensors: for training shuffled and augmented, for evaluation in order, each once."""
 
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -25,7 +26,8 @@ class AugmentationConfig:
 
     `crop` "random_resized" cuts out a share of the area in `scale` and resizes it; "padded" moves the image by up to
     `padding` pixels. `rand_augment` is timm's name of a policy, "" for none. `mixup` and `cutmix` are the alphas of
-    timm's Mixup, 0 for none, each batch drawing one of the two.
+    timm's Mixup, 0 for none, each batch drawing one of the two by `switch`, the share of CutMix. `num_repeats` shows
+    an image that often, each time augmented anew, in an epoch of the same length.
     """
 
     crop: Literal["random_resized", "padded"] = "random_resized"
@@ -37,15 +39,19 @@ class AugmentationConfig:
     random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    switch: float = 0.5
     label_smoothing: float = 0.0
+    num_repeats: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("flip", "random_erasing", "label_smoothing"):
+        for name in ("flip", "random_erasing", "switch", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise XCiTError(f"AugmentationConfig: {name} is {getattr(self, name)}, must be in 0..1")
         for name in ("padding", "color_jitter", "mixup", "cutmix"):
             if not getattr(self, name) >= 0:
                 raise XCiTError(f"AugmentationConfig: {name} is {getattr(self, name)}, must be 0 or more")
+        if self.num_repeats < 1:
+            raise XCiTError(f"AugmentationConfig: num_repeats is {self.num_repeats}, must be at least 1")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise XCiTError(f"AugmentationConfig: scale is {self.scale}, must be two rising shares of the area, to 1")
 
@@ -88,9 +94,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class _TrainImages(Dataset[tuple[Tensor, int]]):
-    """Augmented images by (epoch, index). The draws follow from seed, epoch and index alone, so they are the same for
-    any number of workers, and after a resume.
+class _Key(NamedTuple):
+    """One draw of a training image: which epoch's, which image, and which of its repeats."""
+
+    epoch: int
+    image: int
+    repeat: int
+
+
+NUM_SUBSTITUTES = 100
+"""Images in a row that are tried in place of one that can't be read."""
+
+
+Sample = tuple[Tensor, int, tuple[str, ...]]
+"""An augmented image (C, h, w), its label, and a line for each image that could not be read in its place."""
+
+
+class _TrainImages(Dataset[Sample]):
+    """Augmented image, label, and what could not be read on the way, by key.
+
+    The draws follow from seed and key alone, so they are the same for any number of workers and processes, and after a
+    resume. In place of an unreadable image comes the next one of the data set.
     """
 
     def __init__(self, images: LabelledImages, transform: ImageTransform, seed: int) -> None:
@@ -99,71 +123,161 @@ class _TrainImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        image, label = self.images[index]
+    def __getitems__(self, keys: Sequence[_Key]) -> list[Sample]:
         # A worker's generators are its own; in the main process the model draws from the same ones.
         with nullcontext() if get_worker_info() else own_randomness():
-            seed_all(self.seed, epoch, index)
-            return self.transform(image), label
+            return [self[key] for key in keys]
+
+    def __getitem__(self, key: _Key) -> Sample:
+        image, label, unreadable = self._read(key.image)
+        seed_all(self.seed, *key)
+        return self.transform(image), label, unreadable
+
+    def _read(self, index: int) -> tuple[Image.Image, int, tuple[str, ...]]:
+        unreadable: list[str] = []
+        for substitute in range(min(len(self.images), NUM_SUBSTITUTES)):
+            try:
+                return *self.images[(index + substitute) % len(self.images)], tuple(unreadable)
+            except XCiTError as error:
+                unreadable.append(str(error))
+        raise XCiTError(f"{len(unreadable)} images in a row can't be read; the first: {unreadable[0]}")
 
 
-class _ShuffledSampler(Sampler[tuple[int, int]]):
-    """(epoch, index) of every image in an order that follows from seed and epoch."""
+def collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[str]]:
+    """Images (B, C, h, w), labels (B,), and the lines about what could not be read."""
+    images, labels, unreadable = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(labels), [reason for reasons in unreadable for reason in reasons]
 
-    def __init__(self, num_images: int, seed: int) -> None:
-        self.num_images, self.seed, self.epoch = num_images, seed, 0
+
+class _PartSampler(Sampler[list[_Key]]):
+    """The keys of one process's parts of an epoch's batches, from a step on.
+
+    Of each global batch, part k of n takes every n-th image from the k-th on; process r of w computes the parts r,
+    r + w, ... The order follows from seed and epoch. With `num_repeats` an image comes that often in a row and an epoch
+    is as long as without (repeated augmentation, arXiv 1901.09335; timm's sampler): the copies fall into different
+    parts.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        batch_size: int,
+        num_parts: int,
+        world_size: int,
+        rank: int,
+        seed: int,
+        num_repeats: int,
+    ) -> None:
+        self.num_images, self.seed, self.num_repeats = num_images, seed, num_repeats
+        self.batch_size, self.num_parts, self.world_size, self.rank = batch_size, num_parts, world_size, rank
+        self.epoch, self.first_step = 0, 0
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_images // self.batch_size
 
     def __len__(self) -> int:
-        return self.num_images
+        return (self.num_steps - self.first_step) * self.num_parts // self.world_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
-        for index in torch.randperm(self.num_images, generator=generator).tolist():
-            yield self.epoch, index
+    def __iter__(self) -> Iterator[list[_Key]]:
+        order = self._order()
+        for step in range(self.first_step, self.num_steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            for part in range(self.rank, self.num_parts, self.world_size):
+                yield batch[part :: self.num_parts]
+
+    def _order(self) -> list[_Key]:
+        seed = mix_seeds(self.seed, self.epoch)
+        if self.num_repeats == 1:
+            order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(seed)).tolist()
+            return [_Key(self.epoch, index, 0) for index in order]
+        from timm.data.distributed_sampler import RepeatAugSampler
+
+        # `selected_round` 0: timm otherwise rounds an epoch down to a multiple of 256 images.
+        sampler = RepeatAugSampler(
+            range(self.num_images), num_replicas=1, rank=0, num_repeats=self.num_repeats, selected_round=0
+        )
+        sampler.set_epoch(seed)
+        return [_Key(self.epoch, index, place % self.num_repeats) for place, index in enumerate(sampler)]
 
 
 class TrainLoader:
-    """Shuffled batches (images (B, C, h, w), labels (B,)); the order and every draw follow from seed and epoch."""
+    """Shuffled batches (images (B, C, h, w), labels (B,)); the order and every draw follow from seed and epoch.
+
+    Attributes:
+        num_steps: global batches an epoch; what is left over waits for another epoch.
+        num_inputs: images an epoch draws from.
+        unreadable: a line for each image that could not be read so far, each once.
+    """
 
     def __init__(
-        self, images: LabelledImages, transform: ImageTransform, *, batch_size: int, seed: int, num_workers: int
+        self,
+        images: LabelledImages,
+        transform: ImageTransform,
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+        num_parts: int = 1,
+        world_size: int = 1,
+        rank: int = 0,
+        num_repeats: int = 1,
     ) -> None:
-        self._sampler = _ShuffledSampler(len(images), seed)
+        self._sampler = _PartSampler(
+            len(images),
+            batch_size=batch_size,
+            num_parts=num_parts,
+            world_size=world_size,
+            rank=rank,
+            seed=seed,
+            num_repeats=num_repeats,
+        )
+        self.num_steps, self.num_inputs = self._sampler.num_steps, len(images)
+        self.unreadable: list[str] = []
         self._loader = DataLoader(
             _TrainImages(images, transform, seed),
-            batch_size=batch_size,
-            sampler=self._sampler,
-            drop_last=True,
+            batch_sampler=self._sampler,
+            collate_fn=collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=prepare_worker,
             # Its own, for the draw at each start of the workers would shift the model's: once a run, or once a resume.
             generator=torch.Generator(),
         )
 
-    def epoch(self, epoch: int) -> "TrainLoader":
-        """The loader, set to an epoch."""
-        self._sampler.epoch = epoch
-        return self
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        try:
-            yield from self._loader
-        except XCiTError as error:
-            # What a worker raises comes with its traceback in the message, our own message last.
-            raise XCiTError(str(error).rpartition(f"{XCiTError.__name__}: ")[2].rstrip()) from None
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's parts of an epoch's batches, from a step on."""
+        self._sampler.epoch, self._sampler.first_step = epoch, first_step
+        return received_batches(self._loader, self.unreadable)
 
 
-def _one_thread(_: int) -> None:
+def received_batches(
+    loader: Iterable[tuple[Tensor, Tensor, list[str]]], all_unreadable: list[str]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images and labels that a loader collated; adds new lines about unreadable images to a list."""
+    try:
+        for images, labels, unreadable in loader:
+            all_unreadable += [reason for reason in unreadable if reason not in all_unreadable]
+            yield images, labels
+    except XCiTError as error:
+        # What a worker raises comes with its traceback in the message, our own message last.
+        raise XCiTError(str(error).rpartition(f"{XCiTError.__name__}: ")[2].rstrip()) from None
+
+
+def prepare_worker(_: int) -> None:
+    """Makes a new worker process fit for its work."""
     torch.set_num_threads(1)
+    # Ctrl-C reaches every process of a terminal; the main one finishes its step and saves, and needs its workers.
+    # The same holds for the first SIGTERM, which a scheduler may send to all; the second is the main process's.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-class _EvaluationImages(Dataset[tuple[Tensor, int, str]]):
+class EvaluationImages(Dataset[tuple[Tensor, int, str]]):
+    """Prepared image (C, h, w), label, and ""; or zeros, -1, and why the image can't be read."""
+
     def __init__(self, images: LabelledImages, spec: Preprocessing) -> None:
         self.images, self.spec = images, spec
 
@@ -193,8 +307,15 @@ def evaluation_batches(
     An unreadable image is left out of its batch.
     """
     loader = DataLoader(
-        _EvaluationImages(images, spec), batch_size=batch_size, num_workers=num_workers, worker_init_fn=_one_thread
+        EvaluationImages(images, spec), batch_size=batch_size, num_workers=num_workers, worker_init_fn=prepare_worker
     )
+    return readable_batches(loader)
+
+
+def readable_batches(
+    loader: Iterable[tuple[Tensor, Tensor, Sequence[str]]],
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """Leaves out of the batches of `EvaluationImages` what could not be read."""
     for batch, labels, reasons in loader:
         readable = labels >= 0
         yield batch[readable], labels[readable], [reason for reason in reasons if reason]

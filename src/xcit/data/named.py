@@ -4,8 +4,14 @@ import gzip
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from xcit.errors import XCiTError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10, FashionMNIST
+
+Split = Literal["train", "val"]
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package `dataset-fashion-mnist` puts the four IDX files, gzipped."""
@@ -50,7 +56,7 @@ def fashion_mnist_root(debian: Path = DEBIAN_FASHION_MNIST) -> Path:
                 shutil.copyfileobj(source, target)
             part.replace(raw / name)
         return root
-    if os.environ.get("HF_HUB_OFFLINE") or os.environ.get("XCIT_OFFLINE"):
+    if _is_offline():
         raise XCiTError(_missing(root, "this machine is set to be offline"))
     from torchvision.datasets import FashionMNIST
 
@@ -61,8 +67,62 @@ def fashion_mnist_root(debian: Path = DEBIAN_FASHION_MNIST) -> Path:
     return root
 
 
+def open_fashion_mnist(split: Split) -> "FashionMNIST":
+    """The 60,000 training or the 10,000 test images.
+
+    Raises:
+        XCiTError: as `fashion_mnist_root`.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    return FashionMNIST(str(fashion_mnist_root()), train=split == "train")
+
+
 def _missing(root: Path, reason: str) -> str:
     return (
         f"Fashion-MNIST is not on this machine and could not be downloaded ({reason}); install Debian's package "
         f"dataset-fashion-mnist, or put its four IDX files, gunzipped, into {root / 'FashionMNIST' / 'raw'}"
+    )
+
+
+def open_cifar(name: str, split: Split) -> "CIFAR10":
+    """The data set "cifar10" or "cifar100" in the data folder, from torchvision's archive in it, or downloaded.
+
+    The files are pickles, which can run any command: torchvision compares each with the MD5 sum of the published one
+    before it opens it, and so is the archive compared here.
+
+    Raises:
+        XCiTError: if the data are not on the machine, or are others than the published ones, and can't be downloaded.
+    """
+    from filelock import FileLock
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    root, is_train = data_dir(), split == "train"
+    try:
+        return kind(str(root), train=is_train)
+    except RuntimeError:
+        pass  # not there, or not what was published
+    archive = root / kind.filename
+    has_archive = check_integrity(archive, kind.tgz_md5)
+    found = f"{archive} is not the published archive" if archive.is_file() and not has_archive else ""
+    if not has_archive and _is_offline():
+        raise XCiTError(_missing_cifar(name, archive, found or "this machine is set to be offline"))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{archive}.lock"):  # one of a machine's processes unpacks it
+            return kind(str(root), train=is_train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise XCiTError(_missing_cifar(name, archive, found or " ".join(str(error).split()))) from None
+
+
+def _is_offline() -> bool:
+    return bool(os.environ.get("HF_HUB_OFFLINE") or os.environ.get("XCIT_OFFLINE"))
+
+
+def _missing_cifar(name: str, archive: Path, reason: str) -> str:
+    return (
+        f"{name} is not on this machine and could not be downloaded ({reason}); "
+        f"put the published {archive.name} into {archive.parent}"
     )

@@ -1,12 +1,16 @@
 """Checkpoints of a run: written whole or not at all, read without running code."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from xcit.errors import XCiTError
+
+LAST, BEST = "last.pt", "best.pt"
+"""The latest checkpoint, and the one with the best figure, in a run's folder."""
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -25,6 +29,32 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
         part.unlink(missing_ok=True)
         raise XCiTError(f"{path}: could not be written: {error}; the previous checkpoint is kept") from error
+
+
+def keep_checkpoint(path: Path, name: str) -> None:
+    """Keeps a checkpoint under a second name, which costs no space where the disk knows links.
+
+    Raises:
+        XCiTError: if it can't be written.
+    """
+    part = path.with_name(f"{name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(path, part)
+        except OSError:  # no links on this file system
+            shutil.copyfile(path, part)
+        part.replace(path.with_name(name))
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise XCiTError(f"{path.with_name(name)}: could not be written: {error}") from error
+
+
+def keep_latest(path: Path, num_steps_done: int, num_kept: int) -> None:
+    """Keeps a checkpoint as `step-<steps done>.pt`, and the `num_kept` latest of these."""
+    keep_checkpoint(path, f"step-{num_steps_done:08d}.pt")
+    for old in sorted(path.parent.glob("step-*.pt"))[:-num_kept]:
+        old.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -20,18 +20,24 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW; biases, norms and everything one-dimensional are not decayed. `clip_grad` is a norm, 0 is off."""
+    """AdamW; biases, norms and everything one-dimensional are not decayed.
+
+    `clip_grad` is the largest norm of the gradients, 0 is off. `layer_decay` multiplies the learning rate once for each
+    block between a parameter and the head (BEiT, arXiv 2106.08254); 1 gives all the same.
+    """
 
     lr: float = 1e-3
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_grad: float = 0.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "eps", "clip_grad"):
             _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
         _need(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
+        _need(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +57,51 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How a run computes. `batch_size` is the global batch; `ema_decay` 0 keeps no averaged weights."""
+    """How a run computes.
+
+    Attributes:
+        batch_size: the global batch, over all processes and accumulation.
+        max_device_batch: images a process takes at once; more are accumulated. 0 is no limit.
+        seed: of the weights, the order of the data and every draw.
+        dtype: float32, or a 16-bit one for autocast; float16 scales the loss.
+        parallel: how several processes share a model: "ddp" copies it, "fsdp2" shards it.
+        sync_batch_norm: batch norms see the global batch (or what of it is computed at once) instead of a process's.
+        grad_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        compile: torch.compile the model.
+        ema_decay: of the averaged weights, which are then what is measured and exported; 0 keeps none.
+        num_workers: processes that read data, for each training process.
+        max_unreadable: share of the training inputs that may be unreadable before the run fails.
+        evaluate_every: epochs.
+        log_every: steps.
+        save_every_steps: steps between checkpoints inside an epoch; 0 saves at the ends of epochs only.
+        keep_checkpoints: how many of the latest checkpoints are kept beside `last` and `best`.
+        trackers: beside the log file: "tensorboard", "wandb".
+    """
 
     batch_size: int = 1024
+    max_device_batch: int = 0
     seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    sync_batch_norm: bool = False
+    grad_checkpointing: bool = False
+    compile: bool = False
     ema_decay: float = 0.0
     num_workers: int = 2
+    max_unreadable: float = 0.01
     evaluate_every: int = 1
+    log_every: int = 50
+    save_every_steps: int = 0
+    keep_checkpoints: int = 0
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "evaluate_every"):
+        for name in ("batch_size", "evaluate_every", "log_every"):
             _need(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("seed", "num_workers"):
+        for name in ("max_device_batch", "seed", "num_workers", "save_every_steps", "keep_checkpoints"):
             _need(self, name, getattr(self, name) >= 0, "0 or more")
         _need(self, "ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
+        _need(self, "max_unreadable", 0 <= self.max_unreadable <= 1, "in 0..1")
 
 
 def _need(config: object, name: str, condition: bool, must: str) -> None:

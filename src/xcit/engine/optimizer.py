@@ -6,11 +6,32 @@ import torch
 from torch import nn
 
 from xcit.engine.config import OptimizerConfig, ScheduleConfig
+from xcit.errors import XCiTError
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; biases and one-dimensional parameters are not decayed."""
-    groups = timm.optim.param_groups_weight_decay(model, config.weight_decay)
+    """AdamW on what is not frozen; biases and one-dimensional parameters are not decayed.
+
+    Args:
+        model: with `layer_decay` below 1 it tells the order of its layers by a `group_matcher`, as timm's models do.
+        config: the numbers. With `layer_decay` each group has an `lr_scale`, which the schedule multiplies in.
+
+    Raises:
+        XCiTError: if layers are to be told apart and the model does not say how, or nothing is left to train.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise XCiTError("every parameter is frozen: there is nothing left to train")
+    if config.layer_decay == 1:
+        groups = timm.optim.param_groups_weight_decay(model, config.weight_decay)
+    elif hasattr(model, "group_matcher"):
+        groups = timm.optim.param_groups_layer_decay(
+            model, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+        )
+    else:
+        raise XCiTError(
+            f"optimizer.layer_decay is {config.layer_decay}, but a {type(model).__name__} does not tell the order of "
+            "its layers (group_matcher): set it to 1"
+        )
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 

@@ -1,30 +1,47 @@
-"""The training loop: any task, one process; resumable at each epoch's end."""
+"""The training loop: any task, one process or many; stopped at any step, it goes on as if it had not been."""
 
-import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm.scheduler
-import timm.utils
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from xcit.engine.checkpoint import load_checkpoint, save_checkpoint
+from xcit.engine.checkpoint import BEST, LAST, keep_checkpoint, keep_latest, load_checkpoint, save_checkpoint
 from xcit.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.engine.optimizer import build_optimizer, build_schedule
+from xcit.engine.distribution import Processes
+from xcit.engine.log import RunLog
+from xcit.engine.signals import StopSignals
+from xcit.engine.state import build_state
 from xcit.engine.task import Task
 from xcit.errors import XCiTError
 from xcit.seeding import seed_all
 
+WEIGHTS, BEST_WEIGHTS, UNREADABLE = "model.safetensors", "best.safetensors", "unreadable.txt"
+"""Files in a run's folder: the last weights, those with the best figure, and the inputs that could not be read."""
+
+_GPU_INTERVAL = 20
+"""Steps between two looks at the losses on a GPU, which then has to be waited for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run is: after each step, and with figures after each epoch's evaluation."""
+    """Where a run is: reported every few steps, and with figures after each evaluation.
+
+    Attributes:
+        epoch: from 0.
+        num_epochs: of the run.
+        step: steps done of this epoch.
+        num_steps: of an epoch.
+        loss: the last step's, over all processes; with figures the epoch's mean.
+        lr: learning rate.
+        images_per_second: over all processes, since the start or the epoch's begin, whichever is later.
+        data_wait: share of that time that this process waited for data, 0..1.
+        figures: of an evaluation.
+    """
 
     epoch: int
     num_epochs: int
@@ -33,192 +50,348 @@ class Progress:
     loss: float
     lr: float
     images_per_second: float
+    data_wait: float
     figures: dict[str, float] | None = None
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the run did what it was asked to
+    """A signal stopped the run after it had saved.
+
+    Attributes:
+        checkpoint: from which it can go on.
+        signal: the signal's name.
+    """
+
+    def __init__(self, checkpoint: Path, signal: str) -> None:
+        super().__init__(f"stopped by {signal}; saved in {checkpoint}")
+        self.checkpoint, self.signal = checkpoint, signal
 
 
 def train(
     task: Task,
+    processes: Processes,
     *,
     run: RunConfig,
     optimizer_config: OptimizerConfig,
     schedule_config: ScheduleConfig,
     directory: Path,
-    device: torch.device,
-    resume: bool = False,
+    resume_from: Path | None = None,
     report: Callable[[Progress], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
     """Trains a task and exports its last weights, averaged ones if the run keeps them, to `model.safetensors`.
 
-    The directory gets `last.pt` after every epoch and `log.jsonl` with a line an epoch. No weights are chosen by the
-    evaluation: the last ones are the result.
+    The folder also gets `log.jsonl`, `last.pt` at each epoch's end and as often as the run says, `best.pt` and
+    `best.safetensors` at the best figure, and `unreadable.txt` if there were such inputs. The result is the last
+    weights: none are chosen by the evaluation, so its figure is not flattered.
 
     Args:
-        task: what to train; its model is moved to `device`.
-        run: batch, seed, precision, averaging.
+        task: what to train.
+        processes: this process and the others.
+        run: batch, seed, precision, averaging, checkpoints.
         optimizer_config: AdamW's numbers.
         schedule_config: epochs and learning rate.
-        directory: where the run's files go; it must exist.
-        device: where to compute.
-        resume: go on from `last.pt`.
-        report: called after every step.
+        directory: where the run's files go; it must exist, and be the same for all processes.
+        resume_from: go on from this checkpoint.
+        report: called every few steps and after each evaluation, in the main process.
+        announce: called with lines for people, in the main process.
 
     Returns:
         The figures of the last evaluation.
 
     Raises:
-        XCiTError: if the loss is not finite (the last good checkpoint stays), or a file can't be read or written.
+        XCiTError: if the loss is not finite or too many inputs are unreadable (the last good checkpoint stays), or a
+            file can't be read or written.
+        Stopped: after SIGTERM or SIGINT, when all is saved.
     """
-    steps_per_epoch = len(task.train_batches(0))
-    if steps_per_epoch == 0:
+    if task.num_steps == 0:
         raise XCiTError(f"fewer training images than one batch of {run.batch_size}")
-    model = task.model.to(device)
-    optimizer = build_optimizer(model, optimizer_config)
-    state = _State(
-        model=model,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, schedule_config, steps_per_epoch),
-        ema=timm.utils.ModelEmaV3(model, decay=run.ema_decay) if run.ema_decay else None,
-    )
-    last, log = directory / "last.pt", directory / "log.jsonl"
-    first_epoch = state.load(load_checkpoint(last)) if resume else 0
-    state.schedule.step_update(first_epoch * steps_per_epoch)
-    figures: dict[str, float] = {}
-    for epoch in range(first_epoch, schedule_config.epochs):
-        progress, line = _train_epoch(
-            state,
+    with StopSignals() as signals:
+        loop = _Loop(
             task,
+            processes,
             run=run,
-            clip_grad=optimizer_config.clip_grad,
-            device=device,
-            epoch=epoch,
-            num_epochs=schedule_config.epochs,
-            last=last,
-            report=report,
+            optimizer_config=optimizer_config,
+            schedule_config=schedule_config,
+            directory=directory,
+            signals=signals,
+            report=report if processes.is_main else lambda _: None,
+            announce=announce if processes.is_main else lambda _: None,
         )
-        final = epoch + 1 == schedule_config.epochs
-        if final or (epoch + 1) % run.evaluate_every == 0:
-            figures = task.evaluate(state.result)
-            report(replace(progress, figures=figures))
-            line |= figures
-        save_checkpoint(state.dump(epoch + 1), last)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    if not figures:  # resumed after the last epoch
-        figures = task.evaluate(state.result)
-    task.export(state.result, directory / "model.safetensors", figures)
-    return figures
+        if resume_from is not None:
+            loop.resume(resume_from)
+        try:
+            return loop.run_epochs()
+        except torch.OutOfMemoryError as error:
+            raise XCiTError(
+                f"out of memory with {processes.layout.part_size} images at once ({str(error).splitlines()[0]}): "
+                "set run.max_device_batch lower, or run.grad_checkpointing true"
+            ) from error
+        finally:
+            loop.close()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _State:
-    """All that a step changes."""
+class _Loop:
+    """A run while it runs."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: timm.scheduler.CosineLRScheduler
-    ema: timm.utils.ModelEmaV3 | None
+    def __init__(
+        self,
+        task: Task,
+        processes: Processes,
+        *,
+        run: RunConfig,
+        optimizer_config: OptimizerConfig,
+        schedule_config: ScheduleConfig,
+        directory: Path,
+        signals: StopSignals,
+        report: Callable[[Progress], None],
+        announce: Callable[[str], None],
+    ) -> None:
+        self.task, self.processes, self.run, self.directory = task, processes, run, directory
+        self.signals, self.report, self.announce = signals, report, announce
+        self.clip_grad, self.num_epochs = optimizer_config.clip_grad, schedule_config.epochs
+        self.num_steps = task.num_steps
+        self.state = build_state(
+            task.model,
+            processes,
+            run=run,
+            optimizer_config=optimizer_config,
+            schedule_config=schedule_config,
+            num_steps=self.num_steps,
+        )
+        self.log = RunLog(directory, run) if processes.is_main else None
+        self.last = directory / LAST
+        self.interval = 1 if processes.device.type == "cpu" else _GPU_INTERVAL
+        self.started = self.waited = 0.0
+        self.num_images = 0
 
-    @property
-    def result(self) -> nn.Module:
-        """The model that is measured and exported: the averaged one if the run keeps it."""
-        return self.model if self.ema is None else self.ema.module
+    def resume(self, checkpoint: Path) -> None:
+        self.state.load(load_checkpoint(checkpoint), str(checkpoint))
+        position = self.state.position
+        if self.log is not None:
+            self.log.rewind(epochs=position.epoch, steps=self.state.num_steps_done)
+        self.announce(
+            f"resumed from {checkpoint}: epoch {position.epoch + 1}, step {position.step} of {self.num_steps}"
+        )
 
-    def dump(self, epoch: int) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
-            "epoch": epoch,
-        }
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
 
-    def load(self, state: dict[str, Any]) -> int:
-        """Takes over what `dump` gave; returns how many epochs are done."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        epoch: int = state["epoch"]
-        return epoch
+    def run_epochs(self) -> dict[str, float]:
+        position, figures = self.state.position, None
+        while position.epoch < self.num_epochs:
+            self.train_epoch()
+            epoch = position.epoch + 1
+            figures = None
+            if epoch == self.num_epochs or epoch % self.run.evaluate_every == 0:
+                figures = self.evaluate()
+            self.write_epoch(figures or {})
+            position.epoch, position.step, position.losses = epoch, 0, 0.0
+        if figures is None:  # resumed after the end
+            figures = self.task.evaluate(self.state.result(), self.processes.layout, self.processes.reduce)
+        self.export(WEIGHTS)
+        return figures
 
+    def train_epoch(self) -> None:
+        """Trains from the position to the epoch's end, and saves there."""
+        position = self.state.position
+        self.started, self.waited, self.num_images = time.perf_counter(), 0.0, 0
+        _set_training(self.state.shared)
+        batches = self.task.train_batches(position.epoch, position.step) if position.step < self.num_steps else None
+        pending: list[dict[str, Tensor]] = []
+        while batches is not None and position.step < self.num_steps:
+            pending.append(self.step(batches))
+            position.step += 1
+            ends = position.step == self.num_steps
+            saves = ends or (self.run.save_every_steps > 0 and position.step % self.run.save_every_steps == 0)
+            if saves or position.step % self.interval == 0:
+                stops = self.look(pending)
+                pending = []
+                if saves or stops:
+                    self.save()
+                if stops:
+                    raise Stopped(self.last, self.signals.received or "another process's signal")
 
-def _train_epoch(
-    state: _State,
-    task: Task,
-    *,
-    run: RunConfig,
-    clip_grad: float,
-    device: torch.device,
-    epoch: int,
-    num_epochs: int,
-    last: Path,
-    report: Callable[[Progress], None],
-) -> tuple[Progress, dict[str, Any]]:
-    """One pass over the training data: where it ended, and what to log of it."""
-    # Every source of randomness starts anew from (seed, epoch): a resumed run repeats an uninterrupted one.
-    seed_all(run.seed, epoch)
-    state.model.train()
-    batches = task.train_batches(epoch)
-    started, num_images, losses = time.perf_counter(), 0, []
-    for step, batch in enumerate(batches):
-        batch = _to_device(batch, device)
-        with _autocast(run, device):
-            loss = task.loss(state.model, batch)["loss"]
-        losses.append(loss.detach())
-        # Reading the loss waits for the device, so a GPU is asked only now and then.
-        if step % (1 if device.type == "cpu" else 20) == 0 or step == len(batches) - 1:
-            loss_value = loss.item()
-            _check_finite(loss_value, epoch, step, state.optimizer, last)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if clip_grad:
-            nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad)
+    def step(self, batches: Iterator[Any]) -> dict[str, Tensor]:
+        """One step of the optimiser: the losses of this process, averaged over its parts of the batch."""
+        state, processes = self.state, self.processes
+        accumulation = processes.layout.accumulation
+        losses: dict[str, Tensor] = {}
+        for turn in range(accumulation):
+            batch = self.next_batch(batches)
+            # Every draw follows from the seed, the step and the part, whichever process computes it.
+            seed_all(self.run.seed, state.num_steps_done, processes.layout.part(turn))
+            with processes.accumulating(state.shared, last=turn + 1 == accumulation):
+                with processes.autocast():
+                    parts = self.task.loss(state.shared, batch)
+                processes.backward(parts["loss"] / accumulation)
+            for name, value in parts.items():
+                losses[name] = losses.get(name, 0) + value.detach().float() / accumulation
+        if self.clip_grad:
+            processes.clip_gradients(state.shared, self.clip_grad)
         state.optimizer.step()
-        num_steps_done = epoch * len(batches) + step + 1
-        state.schedule.step_update(num_steps_done)
+        state.optimizer.zero_grad(set_to_none=True)
+        processes.after_step(state.model)
+        done = state.num_steps_done + 1
+        state.schedule.step_update(done)
         if state.ema is not None:
-            state.ema.update(state.model, step=num_steps_done)
-        num_images += _batch_length(batch)
-        progress = Progress(
-            epoch=epoch,
-            num_epochs=num_epochs,
-            step=step + 1,
-            num_steps=len(batches),
-            loss=loss_value,
-            lr=state.optimizer.param_groups[0]["lr"],
-            images_per_second=num_images / (time.perf_counter() - started),
+            state.ema.update(state.model, step=done)
+        self.num_images += processes.layout.batch_size
+        return losses
+
+    def next_batch(self, batches: Iterator[Any]) -> Any:
+        started = time.perf_counter()
+        try:
+            batch = next(batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            # The signal that asks for a stop may have reached the workers too.
+            if self.signals.received:
+                self.save()
+                raise Stopped(self.last, self.signals.received) from None
+            raise XCiTError(
+                f"a process that reads data died ({str(error).splitlines()[0]}): "
+                "if memory was short, set run.num_workers or run.max_device_batch lower"
+            ) from error
+        batch = _to_device(batch, self.processes.device)
+        self.waited += time.perf_counter() - started
+        return batch
+
+    def look(self, pending: list[dict[str, Tensor]]) -> bool:
+        """Looks at the losses since the last time, with all processes; whether one of them was asked to stop.
+
+        Raises:
+            XCiTError: if a loss is not finite, or too many inputs are unreadable.
+        """
+        names = list(pending[0])
+        own = torch.stack([losses[name] for losses in pending for name in names]) / self.processes.layout.world_size
+        counts = own.new_tensor([float(bool(self.signals.received)), len(self.task.unreadable)])
+        *values, stops, num_unreadable = self.processes.reduce(torch.cat([own, counts])).tolist()
+        position = self.state.position
+        first = position.step - len(pending)
+        steps = [dict(zip(names, values[i : i + len(names)], strict=True)) for i in range(0, len(values), len(names))]
+        for step, losses in enumerate(steps, start=first + 1):
+            self.check_finite(losses["loss"], step)
+            position.losses += losses["loss"]
+            self.log_step(step, losses)
+        self.check_readable(int(num_unreadable))
+        self.report(self.progress(steps[-1]["loss"]))
+        return stops > 0
+
+    def progress(self, loss: float, figures: dict[str, float] | None = None) -> Progress:
+        position, speed = self.state.position, self.speed()
+        return Progress(
+            epoch=position.epoch,
+            num_epochs=self.num_epochs,
+            step=position.step,
+            num_steps=self.num_steps,
+            loss=loss,
+            lr=self.state.lr,
+            images_per_second=speed["images_per_second"],
+            data_wait=speed["data_wait"],
+            figures=figures,
         )
-        report(progress)
-    return progress, {
-        "epoch": epoch + 1,
-        "loss": torch.stack(losses).mean().item(),
-        "lr": progress.lr,
-        "seconds": time.perf_counter() - started,
-        "images_per_second": progress.images_per_second,
-    }
+
+    def check_finite(self, loss: float, step: int) -> None:
+        if math.isfinite(loss):
+            return
+        kept = f"the last good checkpoint is {self.last}" if self.last.exists() else "there is no checkpoint yet"
+        position = self.state.position
+        raise XCiTError(
+            f"the loss is {loss} in epoch {position.epoch + 1}, batch {step} of {self.num_steps} "
+            f"(step {position.epoch * self.num_steps + step}), at learning rate {self.state.lr:.2e} and batch size "
+            f"{self.run.batch_size}; {kept}; try a lower optimizer.lr, more schedule.warmup_epochs or "
+            "optimizer.clip_grad 1.0"
+        )
+
+    def check_readable(self, num_unreadable: int) -> None:
+        if num_unreadable <= self.run.max_unreadable * self.task.num_inputs:
+            return
+        self.write_unreadable()
+        own = self.task.unreadable
+        raise XCiTError(
+            f"{num_unreadable} of {self.task.num_inputs} training images can't be read, more than run.max_unreadable "
+            f"{self.run.max_unreadable:g} allows{f'; one is {own[0]}' if own else ''}; all are in "
+            f"{self.directory / UNREADABLE}"
+        )
+
+    def write_unreadable(self) -> None:
+        """Adds the inputs that any process could not read to the list in the run's folder."""
+        lines = self.processes.gather(list(self.task.unreadable))
+        path = self.directory / UNREADABLE
+        if not lines or not self.processes.is_main:
+            return
+        known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        new = [line for line in dict.fromkeys(lines) if line not in known]
+        if new:
+            path.write_text("".join(f"{line}\n" for line in [*known, *new]), encoding="utf-8")
+            self.announce(f"{len(new)} unreadable training images were skipped, see {path}; the first: {new[0]}")
+
+    def log_step(self, step: int, losses: dict[str, float]) -> None:
+        done = self.state.position.epoch * self.num_steps + step
+        if self.log is not None and done % self.run.log_every == 0:
+            epoch = self.state.position.epoch + 1
+            self.log.write({"kind": "step", "epoch": epoch, "step": done, **losses, "lr": self.state.lr} | self.speed())
+
+    def speed(self) -> dict[str, float]:
+        elapsed = time.perf_counter() - self.started
+        return {"images_per_second": self.num_images / elapsed, "data_wait": self.waited / elapsed}
+
+    def evaluate(self) -> dict[str, float]:
+        result = self.state.result()
+        figures = self.task.evaluate(result, self.processes.layout, self.processes.reduce)
+        position, figure = self.state.position, figures[self.task.watch]
+        self.report(self.progress(position.losses / self.num_steps, figures))
+        if position.best is None or figure > position.best:
+            position.best = figure
+            if self.processes.is_main:
+                keep_checkpoint(self.last, BEST)
+            self.export(BEST_WEIGHTS)
+        return figures
+
+    def write_epoch(self, figures: dict[str, float]) -> None:
+        position = self.state.position
+        self.write_unreadable()
+        if self.log is not None:
+            self.log.write(
+                {
+                    "kind": "epoch",
+                    "epoch": position.epoch + 1,
+                    "step": self.state.num_steps_done,
+                    "loss": position.losses / self.num_steps,
+                    "lr": self.state.lr,
+                    "seconds": time.perf_counter() - self.started,
+                }
+                | self.speed()
+                | figures
+            )
+
+    def save(self) -> None:
+        state = self.state.dump()
+        if not self.processes.is_main:
+            return
+        save_checkpoint(state, self.last)
+        if self.run.keep_checkpoints:
+            keep_latest(self.last, self.state.num_steps_done, self.run.keep_checkpoints)
+
+    def export(self, name: str) -> None:
+        result = self.state.result()
+        if self.processes.is_main:
+            self.task.export(result, self.directory / name)
 
 
-def _autocast(run: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
-    return nullcontext() if run.dtype == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def _check_finite(loss: float, epoch: int, step: int, optimizer: torch.optim.Optimizer, last: Path) -> None:
-    if math.isfinite(loss):
-        return
-    kept = (
-        f"the last good checkpoint is {last}" if last.exists() else "no epoch was finished, so there is no checkpoint"
-    )
-    raise XCiTError(
-        f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}, at learning rate "
-        f"{optimizer.param_groups[0]['lr']:.2e}; {kept}; try a lower optimizer.lr, more schedule.warmup_epochs or "
-        "optimizer.clip_grad 1.0"
-    )
+def _set_training(model: nn.Module) -> None:
+    """Training mode, but for modules whose parameters are all frozen: their norms' statistics are frozen too."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     return type(batch)(_to_device(part, device) for part in batch)
-
-
-def _batch_length(batch: Any) -> int:
-    return len(batch if isinstance(batch, torch.Tensor) else batch[0])

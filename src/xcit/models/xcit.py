@@ -176,6 +176,19 @@ class XCiT(nn.Module):
         """Recomputes each block in the backward pass instead of keeping its activations (timm's name)."""
         self.grad_checkpointing = enable
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int, ...] | None]]]:
+        """Patterns of parameter names in the order of the layers, for layer-wise learning-rate decay (timm's call).
+
+        Stem, position code and class token are the first layer, then each block is one, the final norm belongs to the
+        last of them, and the head is the last layer. `coarse` changes nothing: there are no larger stages.
+        """
+        layer_before = (99999,)  # timm's sign for "belongs to the layer before"
+        return {
+            "stem": r"^(?:stem|position|cls_token)",
+            "blocks": r"^blocks\.(\d+)",
+            "cls_blocks": [(r"^cls_blocks\.(\d+)", None), (r"^norm", layer_before)],
+        }
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the head by a new one, and the pooling if given (timm's call; its "token" and "" work too)."""
         pool = self.config.global_pool

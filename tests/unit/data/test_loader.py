@@ -52,7 +52,7 @@ def loader(num_workers: int = 0, seed: int = 0, num_images: int = 10) -> TrainLo
 
 
 def epoch_of(loader: TrainLoader, epoch: int) -> Batches:
-    return [(images.clone(), labels.clone()) for images, labels in loader.epoch(epoch)]
+    return [(images.clone(), labels.clone()) for images, labels in loader.batches(epoch)]
 
 
 def equal(one: Batches, other: Batches) -> bool:
@@ -69,7 +69,7 @@ def first_epochs() -> list[Batches]:
 
 def test_batches_are_whole_and_their_images_differ(first_epochs: list[Batches]) -> None:
     batches = first_epochs[0]
-    assert len(batches) == len(loader().epoch(0)) == 2  # 10 images, 4 a batch: two are left for another epoch
+    assert len(batches) == loader().num_steps == 2  # 10 images, 4 a batch: two are left for another epoch
     for images, labels in batches:
         assert (images.shape, images.dtype) == ((4, 3, 16, 16), torch.float32)
         assert labels.dtype == torch.int64
@@ -113,7 +113,7 @@ def test_the_main_process_keeps_its_random_numbers(num_workers: int) -> None:
     torch.manual_seed(3)
     for epoch in (0, 1):
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        for _ in ours.epoch(epoch):
+        for _ in ours.batches(epoch):
             pass
         assert random.getstate() == before[0]
         assert str(np.random.get_state()) == str(before[1])
@@ -121,14 +121,76 @@ def test_the_main_process_keeps_its_random_numbers(num_workers: int) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_unreadable_training_image_is_one_line(tmp_path: Path, num_workers: int) -> None:
+def test_the_next_image_takes_the_place_of_an_unreadable_one(tmp_path: Path, num_workers: int) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(5)]
+    for index, path in enumerate(paths):
+        Noise(5)[index][0].save(path)
+    paths[2].write_bytes(b"")
+    images = ImageFiles(list(zip(paths, range(5), strict=True)), tuple("abcde"))
+    ours = TrainLoader(images, train_transform(STRONG, SPEC), batch_size=5, seed=0, num_workers=num_workers)
+    for epoch in (0, 1):
+        ((batch, labels),) = ours.batches(epoch)
+        assert sorted(labels.tolist()) == [0, 1, 3, 3, 4]
+        assert len(batch) == 5
+    assert ours.unreadable == [f"{paths[2]}: the file is empty (0 bytes)"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_nothing_but_unreadable_images_is_one_line(tmp_path: Path, num_workers: int) -> None:
     path = tmp_path / "broken.png"
     path.write_bytes(b"")
     images = ImageFiles([(path, 0)] * 4, ("x",))
     ours = TrainLoader(images, train_transform(STRONG, SPEC), batch_size=4, seed=0, num_workers=num_workers)
     with pytest.raises(XCiTError) as caught:
-        list(ours.epoch(0))
-    assert str(caught.value) == f"{path}: the file is empty (0 bytes)"
+        list(ours.batches(0))
+    assert str(caught.value) == f"4 images in a row can't be read; the first: {path}: the file is empty (0 bytes)"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_goes_on_from_any_step(num_workers: int) -> None:
+    ours = loader(num_workers, num_images=17)
+    whole = epoch_of(ours, 1)
+    assert len(whole) == 4
+    for first_step in (1, 3, 4):
+        rest = [(images.clone(), labels.clone()) for images, labels in ours.batches(1, first_step)]
+        assert equal(rest, whole[first_step:])
+
+
+@pytest.mark.parametrize(("world_size", "num_parts"), [(1, 2), (2, 2), (2, 4)])
+@pytest.mark.parametrize("num_repeats", [1, 3])
+def test_the_parts_of_all_processes_make_the_whole_batches(world_size: int, num_parts: int, num_repeats: int) -> None:
+    def part_loader(rank: int, world_size: int, num_parts: int) -> TrainLoader:
+        return TrainLoader(
+            Noise(18),
+            train_transform(STRONG, SPEC),
+            batch_size=8,
+            seed=0,
+            num_workers=0,
+            num_parts=num_parts,
+            world_size=world_size,
+            rank=rank,
+            num_repeats=num_repeats,
+        )
+
+    whole = epoch_of(part_loader(0, 1, 1), 0)
+    own = [epoch_of(part_loader(rank, world_size, num_parts), 0) for rank in range(world_size)]
+    turns = num_parts // world_size
+    assert [len(batches) for batches in own] == [turns * len(whole)] * world_size
+    for step, (images, labels) in enumerate(whole):
+        for part in range(num_parts):
+            part_images, part_labels = own[part % world_size][step * turns + part // world_size]
+            assert torch.equal(part_labels, labels[part::num_parts])
+            assert torch.equal(part_images, images[part::num_parts])
+
+
+def test_repeats_are_augmented_each_on_its_own() -> None:
+    ours = TrainLoader(Noise(12), train_transform(STRONG, SPEC), batch_size=6, seed=0, num_workers=0, num_repeats=3)
+    batches = epoch_of(ours, 0)
+    assert len(batches) == ours.num_steps == 2  # as long as an epoch without repeats
+    for images, labels in batches:
+        assert labels.tolist() == [labels[0]] * 3 + [labels[3]] * 3
+        assert len(images.unique(dim=0)) == 6
+    assert {*batches[0][1].tolist()}.isdisjoint(batches[1][1].tolist())
 
 
 @pytest.mark.parametrize("crop", ["random_resized", "padded"])

@@ -120,7 +120,7 @@ def test_an_unknown_name_suggests_the_nearest(name: str, message: str) -> None:
         ("run.batch_size", "0.5", "run.batch_size must be of type int, not 0.5"),
         ("run.batch_size", "many", "run.batch_size must be of type int, not 'many'"),
         ("run.batch_size", "true", "run.batch_size must be of type int, not True"),
-        ("run.dtype", "float64", "run.dtype must be one of float32, bfloat16, not 'float64'"),
+        ("run.dtype", "float64", "run.dtype must be one of float32, bfloat16, float16, not 'float64'"),
         ("grey", "maybe", "grey must be of type bool, not 'maybe'"),
         ("grey", "1", "grey must be of type bool, not 1"),
         ("picture.scale", "0.5", "picture.scale must be a list, not 0.5"),

@@ -1,0 +1,197 @@
+"""Kill -9 at random moments, and a resume each time: is the result, bit for bit, that of the run left alone?
+
+    python benchmarks/kill_and_resume.py [--kills 10] [--processes 1] [--seed 0] [--keep FOLDER]
+
+A run of some hundred steps, with augmentation, Mixup and CutMix, stochastic depth, averaged weights and two processes
+that read data, is started by `xcit train`, with --processes 2 by torchrun; once to its end, and once killed again and
+again with all its processes. The moments are spread over the run, each at random within its share; every other one
+waits for the next save and falls into it. Exit status 1 if anything differs.
+"""
+
+import argparse
+import json
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from squares import HOLDOUT, draw_squares, squares_config
+
+import xcit
+from xcit.engine.checkpoint import LAST, load_checkpoint
+from xcit.engine.config import save_yaml
+from xcit.engine.log import LOG, read_log
+
+NUM_IMAGES_A_CLASS, BATCH_SIZE, SAVE_EVERY = 25, 8, 3
+NUM_STEPS = (3 * NUM_IMAGES_A_CLASS - HOLDOUT) // BATCH_SIZE
+"""Steps an epoch."""
+
+TIMES = ("seconds", "images_per_second", "data_wait")
+"""What of a log's line the clock decides."""
+
+LIMIT = 600.0
+"""Seconds that a run may take to its next step, or from its last to its end, on a busy machine."""
+
+
+@contextmanager
+def started(config: Path, run: Path, num_processes: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A run while it runs: it begins, or goes on where it can; all its processes are killed in the end."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes), "-m"]
+    command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), "xcit", "train", str(config)]
+    command += ["--out", str(run), "--resume", "auto", "--device", "cpu"]
+    with run.with_suffix(".txt").open("ab") as printed:
+        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a process and all that it started, in whatever session they are."""
+    try:
+        processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        processes = []
+    for one in processes:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    _, alive = psutil.wait_procs(processes, timeout=LIMIT)
+    if alive:
+        raise SystemExit(f"processes outlived SIGKILL: {alive}")
+
+
+def finish(config: Path, run: Path, num_processes: int) -> None:
+    """Lets a run go to its end."""
+    with started(config, run, num_processes) as process:
+        try:
+            status = process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            status = -1
+        if status:
+            raise SystemExit(f"the run failed, or stood still:\n{run.with_suffix('.txt').read_text()}")
+
+
+def step_of(run: Path) -> int:
+    """The last step that a run has logged."""
+    return max((line["step"] for line in read_log(run / LOG)), default=0) if (run / LOG).exists() else 0
+
+
+def wait_until(condition: Any, process: subprocess.Popen[bytes], run: Path) -> None:
+    """Waits, by the millisecond.
+
+    Raises:
+        SystemExit: if the run ends before, or it takes too long.
+    """
+    ends = time.monotonic() + LIMIT
+    while not condition():
+        if process.poll() is not None or time.monotonic() > ends:
+            raise SystemExit(f"the run ended, or stood still:\n{run.with_suffix('.txt').read_text()}")
+        time.sleep(0.001)
+
+
+def interrupt(config: Path, run: Path, num_processes: int, *, step: int, in_save: bool, delay: float) -> dict[str, Any]:
+    """Starts a run, or lets it go on, and kills it some time after a step, or in the first save after it."""
+    part = run / f"{LAST}.part"
+    began = time.monotonic()
+    with started(config, run, num_processes) as process:
+        wait_until(lambda: step_of(run) >= step, process, run)
+        if in_save:
+            wait_until(part.exists, process, run)
+        else:
+            time.sleep(delay)
+        kill(process)
+    saved = load_checkpoint(run / LAST)["position"] if (run / LAST).exists() else {"epoch": 0, "step": 0}
+    return {
+        "seconds": time.monotonic() - began,
+        "step": step_of(run),
+        "saved": saved["epoch"] * NUM_STEPS + saved["step"],
+        "in_save": part.exists(),
+    }
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """A log without the clock."""
+    lines = [json.loads(line) for line in (run / LOG).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def equal(first: Any, second: Any) -> bool:
+    """Whether nested values are equal, tensors bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(value, second[key]) for key, value in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return bool(first == second)
+
+
+def compare(alone: Path, killed: Path) -> bool:
+    """Prints what is equal; whether all is."""
+    states = [load_checkpoint(run / LAST) for run in (alone, killed)]
+    verdicts = {f"{LAST}: {part}": equal(states[0][part], states[1].get(part)) for part in states[0]}
+    for name in ("model.safetensors", "best.safetensors"):
+        verdicts[name] = (alone / name).read_bytes() == (killed / name).read_bytes()
+    verdicts[f"{LOG} without times"] = logged(alone) == logged(killed)
+    for name, verdict in verdicts.items():
+        print(f"{name:28s} {'equal' if verdict else 'DIFFERENT'}")
+    return all(verdicts.values())
+
+
+def main() -> int:
+    """Runs, kills, compares; gives the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--keep", type=Path, help="leave the runs in this folder")
+    arguments = parser.parse_args()
+    num_all, processes = arguments.epochs * NUM_STEPS, arguments.processes
+    print(f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, xcit {xcit.__version__}")
+    print(
+        f"{processes} process{'es' * (processes > 1)}, {arguments.epochs} epochs of {NUM_STEPS} steps, a save every "
+        f"{SAVE_EVERY} and at an epoch's end, seed of the moments {arguments.seed}"
+    )
+    draw = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+        draw_squares(folder / "data", NUM_IMAGES_A_CLASS)
+        fields = {"batch_size": BATCH_SIZE, "num_workers": 2, "save_every_steps": SAVE_EVERY}
+        config, alone, killed = folder / "squares.yaml", folder / "alone", folder / "killed"
+        save_yaml(squares_config(folder / "data", epochs=arguments.epochs, run=fields), config)
+        finish(config, alone, processes)
+        print("kill   at step   after   reached   saved   in a save")
+        for number in range(arguments.kills):
+            share = num_all / arguments.kills
+            # Beyond the step of the kill before, which the run reaches again first; short of the end.
+            step = max(int((number + 0.8 * draw.random()) * share), step_of(killed)) + 1
+            delay = draw.uniform(0, 0.2)
+            if step > num_all - SAVE_EVERY:
+                raise SystemExit(f"{arguments.kills} kills are too many for {num_all} steps: give more --epochs")
+            done = interrupt(config, killed, processes, step=step, in_save=number % 2 == 1, delay=delay)
+            print(
+                f"{number + 1:4d} {step:9d} {done['seconds']:6.1f}s {done['step']:9d} {done['saved']:7d}   "
+                f"{'yes' if done['in_save'] else 'no'}",
+                flush=True,
+            )
+        finish(config, killed, processes)
+        same = compare(alone, killed)
+    print(f"{arguments.kills} kills, {num_all} steps: {'bit-equal' if same else 'DIFFERENT'}")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

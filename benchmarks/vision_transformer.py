@@ -1,0 +1,95 @@
+"""A timm ViT of the packaged model's size, trained as that was, and both on Fashion-MNIST's test images in one table.
+
+    python benchmarks/vision_transformer.py train runs/vit     # an hour or two on two processor cores; goes on if stopped
+    python benchmarks/vision_transformer.py compare runs/vit runs/xcit-pico-fashion-mnist
+
+Same data, epochs, batch, augmentation, optimiser, schedule and averaging: the recipe `xcit-pico-fashion-mnist` with
+another model. The ViT has as many blocks, the same width, heads and patches; its MLPs are a little wider, so that both
+have the same number of parameters to 0.2%. Its learning rate is its own: with the recipe's, three times as high, its
+loss stayed at 1.09 in the second epoch, where the XCiT's was 0.83.
+"""
+
+import platform
+import statistics
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from xcit.data.classification import open_labelled_images
+from xcit.engine.config import override
+from xcit.engine.distribution import Processes
+from xcit.engine.log import read_log
+from xcit.engine.train import Progress, train
+from xcit.recipes import get_recipe
+from xcit.tasks.classification import ClassificationTask, evaluate_classification
+from xcit.zoo import get_model
+
+RECIPE = "xcit-pico-fashion-mnist"
+VIT_LEARNING_RATE = "1e-3"
+
+
+def build_vit() -> nn.Module:
+    return VisionTransformer(
+        img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=64, depth=8, num_heads=4, mlp_ratio=4.4375
+    )
+
+
+class ViTTask(ClassificationTask):
+    """The recipe's task with a ViT for its model."""
+
+    def __init__(self) -> None:
+        super().__init__(override(get_recipe(RECIPE), {"optimizer.lr": VIT_LEARNING_RATE}))
+        torch.manual_seed(self.config.run.seed)
+        self.model = build_vit()
+
+    def export(self, model: nn.Module, path: Path) -> None:
+        save_file(model.state_dict(), path)
+
+
+def train_vit(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    task = ViTTask()
+    config = task.config
+
+    def report(progress: Progress) -> None:
+        if progress.figures is not None:
+            print(f"epoch {progress.epoch + 1}/{progress.num_epochs}: loss {progress.loss:.3f}", progress.figures)
+
+    train(
+        task,
+        Processes(config.run, torch.device("cpu")),
+        run=config.run,
+        optimizer_config=config.optimizer,
+        schedule_config=config.schedule,
+        directory=folder,
+        resume_from=folder / "last.pt" if (folder / "last.pt").exists() else None,
+        report=report,
+        announce=print,
+    )
+
+
+def compare(vit_run: Path, xcit_run: Path) -> None:
+    vit = build_vit()
+    vit.load_state_dict(load_file(vit_run / "model.safetensors"))
+    xcit = get_model(str(xcit_run / "model.safetensors"))
+    spec, images = get_recipe(RECIPE).preprocessing, open_labelled_images("fashion-mnist", "val")
+    print(f"{platform.platform()}, torch {torch.__version__}, timm {timm.__version__}")
+    print(f"{'model':<12}{'parameters':>12}{'epochs':>8}{'images/s':>10}{'train loss':>12}{'test top-1':>12}{'test loss':>11}")
+    for name, model, run in (("XCiT pico", xcit, xcit_run), ("timm ViT", vit, vit_run)):
+        epochs = [line for line in read_log(run / "log.jsonl") if line["kind"] == "epoch"]
+        speed = statistics.median(line["images_per_second"] for line in epochs)
+        report = evaluate_classification(model.eval(), images, spec, num_classes=10, batch_size=500)
+        print(
+            f"{name:<12}{sum(p.numel() for p in model.parameters()):>12,}{len(epochs):>8}{speed:>10.0f}"
+            f"{epochs[-1]['loss']:>12.3f}{report.top1:>11.2f}%{report.loss:>11.4f}"
+        )
+
+
+if __name__ == "__main__":
+    verb, *folders = sys.argv[1:]
+    {"train": train_vit, "compare": compare}[verb](*map(Path, folders))

@@ -1,0 +1,283 @@
+"""Streams of labelled images as batches of tensors: for training shuffled and augmented, for evaluation each once."""
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import chain, count, islice, repeat
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from xcit.data.loader import (
+    NUM_SUBSTITUTES,
+    EvaluationImages,
+    ImageTransform,
+    Sample,
+    collate,
+    prepare_worker,
+    readable_batches,
+    received_batches,
+)
+from xcit.data.samples import StreamSample
+from xcit.data.streams import LabelledStream
+from xcit.errors import XCiTError
+from xcit.models import Preprocessing
+from xcit.seeding import mix_seeds, own_randomness, seed_all
+
+_FIRST_FILL = 100
+"""Samples in the shuffle buffer before the first one leaves it; from then on two come for each that leaves."""
+
+
+class StreamTrainLoader:
+    """What `TrainLoader` is for a list of images, for a stream: shuffled batches (images (B, C, h, w), labels (B,)).
+
+    An epoch's shards are permuted and dealt to slots, one for each worker of each process. A slot gives every n-th part
+    of the global batches, for n slots, from its own shards through a shuffle buffer; it starts its shards over where
+    they hold fewer images than the epoch takes from it. Order and draws follow from the seed, the epoch and the number
+    of slots.
+
+    Attributes:
+        num_steps: global batches an epoch; what is left over waits for another epoch.
+        num_inputs: images an epoch draws from.
+        unreadable: a line for each image that could not be read so far, each once.
+
+    Raises:
+        XCiTError: if there are fewer shards than slots, or images are to be repeated.
+    """
+
+    def __init__(
+        self,
+        stream: LabelledStream,
+        transform: ImageTransform,
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+        num_parts: int = 1,
+        world_size: int = 1,
+        rank: int = 0,
+        num_repeats: int = 1,
+        shuffle_buffer: int = 2000,
+    ) -> None:
+        """Divides the stream among the processes; see `TrainLoader` for what is not described here.
+
+        Args:
+            stream: what to read.
+            transform: image to tensor.
+            batch_size: global batch, over all processes and parts.
+            seed: of the order and every draw.
+            num_workers: processes that read, for each training process; 0 reads in this one.
+            num_parts: equal parts of a global batch.
+            world_size: training processes; each computes `num_parts / world_size` parts of a global batch.
+            rank: which of them this is.
+            num_repeats: 1, for a stream gives each image once.
+            shuffle_buffer: samples that each worker keeps in memory, as files, to draw the next one from.
+        """
+        if num_repeats != 1:
+            raise XCiTError(
+                f"num_repeats is {num_repeats}, and a stream gives each image once: set augmentation.num_repeats to 1"
+            )
+        _check_shards(stream.num_shards, world_size, num_workers)
+        self._parts = _TrainParts(
+            stream,
+            transform,
+            num_steps=stream.num_images // batch_size,
+            part_size=batch_size // num_parts,
+            parts_a_step=num_parts // world_size,
+            world_size=world_size,
+            rank=rank,
+            num_roles=max(num_workers, 1),
+            seed=seed,
+            shuffle_buffer=shuffle_buffer,
+        )
+        self.num_steps, self.num_inputs = self._parts.num_steps, stream.num_images
+        self.unreadable: list[str] = []
+        self._loader = DataLoader(
+            self._parts,
+            batch_size=None,  # what is read is a whole part
+            collate_fn=collate,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=prepare_worker,
+            # Its own, for the draw at each start of the workers would shift the model's: once a run, or once a resume.
+            generator=torch.Generator(),
+        )
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's parts of an epoch's batches, from a step on."""
+        self._parts.start_at(epoch, first_step)
+        return received_batches(self._loader, self.unreadable)
+
+
+def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
+    if num_shards < world_size:
+        raise XCiTError(
+            f"{num_shards} shards can't be divided among {world_size} processes: "
+            "write the data as more, smaller shards, or use fewer processes"
+        )
+    if num_shards < world_size * num_workers:
+        raise XCiTError(
+            f"{num_shards} shards can't be divided among {world_size * num_workers} readers ({world_size} processes of "
+            f"{num_workers} workers): set run.num_workers to at most {num_shards // world_size}, or write the data as "
+            "more, smaller shards"
+        )
+
+
+class _TrainParts(IterableDataset[list[Sample]]):
+    """One process's parts of an epoch's batches, as lists of images; each worker of the loader gives those of a slot.
+
+    The loader takes part k of a process from worker k % n, and its images come from the slot of role k % n. When an
+    epoch begins at a later step, the roles move on among the workers, and each leaves out what it gave before.
+    """
+
+    def __init__(
+        self,
+        stream: LabelledStream,
+        transform: ImageTransform,
+        *,
+        num_steps: int,
+        part_size: int,
+        parts_a_step: int,
+        world_size: int,
+        rank: int,
+        num_roles: int,
+        seed: int,
+        shuffle_buffer: int,
+    ) -> None:
+        self.stream, self.transform, self.seed = stream, transform, seed
+        self.num_steps, self.part_size, self.parts_a_step = num_steps, part_size, parts_a_step
+        self.world_size, self.rank, self.num_roles = world_size, rank, num_roles
+        self.shuffle_buffer = max(shuffle_buffer, 1)
+        # Epoch and first step, in memory that the workers share: they live on from one epoch to the next.
+        self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def start_at(self, epoch: int, first_step: int) -> None:
+        """Where the next iterators begin."""
+        self._start[0], self._start[1] = epoch, first_step
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        epoch, first_step = self._start.tolist()
+        worker = get_worker_info()
+        first_part, num_parts = first_step * self.parts_a_step, self.num_steps * self.parts_a_step
+        turn = first_part + (worker.id if worker else 0)
+        role = turn % self.num_roles
+        num_before = len(range(role, first_part, self.num_roles))
+        num_left = len(range(turn, num_parts, self.num_roles))
+        return islice(self._slot(epoch, role * self.world_size + self.rank, num_before * self.part_size), num_left)
+
+    def _slot(self, epoch: int, slot: int, first: int) -> Iterator[list[Sample]]:
+        """The parts of a slot from an image on, without end."""
+        samples = self._shuffled(epoch, slot, first)
+        waiting: deque[StreamSample] = deque()
+        for place in count(first, self.part_size):
+            # A worker's generators are its own; in the main process the model draws from the same ones.
+            with nullcontext() if get_worker_info() else own_randomness():
+                part = []
+                for index in range(place, place + self.part_size):
+                    image, label, unreadable = _read_first(waiting, samples)
+                    seed_all(self.seed, epoch, slot, index)
+                    part.append((self.transform(image), label, unreadable))
+                    waiting.popleft()
+            yield part
+
+    def _shuffled(self, epoch: int, slot: int, first: int) -> Iterator[StreamSample]:
+        """The samples of a slot from one on, each once in each pass over its shards, in the order of a shuffle buffer.
+
+        Before the first one nothing but labels is read.
+        """
+        order = list(range(self.stream.num_shards))
+        random.Random(mix_seeds(self.seed, epoch)).shuffle(order)
+        shards = order[slot :: self.world_size * self.num_roles]
+        draws = random.Random(mix_seeds(self.seed, epoch, slot))
+        place = 0
+        while True:
+            samples = chain.from_iterable(map(self.stream.shard, shards))
+            buffer: list[StreamSample] = []
+            for fill in chain(range(_FIRST_FILL, self.shuffle_buffer), repeat(self.shuffle_buffer)):
+                for sample in islice(samples, max(fill - len(buffer), 0)):
+                    # Read while it goes by: a disk gives shards fast from start to end, and slowly here and there.
+                    buffer.append(sample if place < first else sample.fetched())
+                if not buffer:
+                    break
+                chosen = draws.randrange(len(buffer))
+                buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+                sample = buffer.pop()
+                if place >= first:
+                    yield sample
+                place += 1
+            if place == 0:
+                raise XCiTError(f"no images are in {len(shards)} of the shards: they may be of another form")
+
+
+def _read_first(
+    waiting: deque[StreamSample], samples: Iterator[StreamSample]
+) -> tuple[Image.Image, int, tuple[str, ...]]:
+    """The first of `waiting`, which is filled from `samples`, or in place of an unreadable one the next.
+
+    The next one keeps its own place as well, so that what can be read does not change the order.
+    """
+    unreadable: list[str] = []
+    for place in range(NUM_SUBSTITUTES):
+        if place == len(waiting):
+            waiting.append(next(samples))
+        try:
+            return waiting[place].read(), waiting[place].label, tuple(unreadable)
+        except XCiTError as error:
+            unreadable.append(str(error))
+    raise XCiTError(f"{len(unreadable)} images in a row can't be read; the first: {unreadable[0]}")
+
+
+class _EvaluationStream(IterableDataset[tuple[Tensor, int, str]]):
+    """Prepared images of one process's shards; each worker of the loader reads every n-th of them."""
+
+    def __init__(self, stream: LabelledStream, spec: Preprocessing, world_size: int, rank: int) -> None:
+        self.stream, self.spec, self.world_size, self.rank = stream, spec, world_size, rank
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, str]]:
+        worker = get_worker_info()
+        shards = range(self.rank, self.stream.num_shards, self.world_size)
+        for shard in shards[worker.id :: worker.num_workers] if worker else shards:
+            for sample in self.stream.shard(shard):
+                yield EvaluationImages(_Alone(sample, self.stream.class_ids), self.spec)[0]
+
+
+class _Alone:
+    """One sample as a list of labelled images."""
+
+    def __init__(self, sample: StreamSample, class_ids: tuple[str, ...]) -> None:
+        self.sample, self.class_ids = sample, class_ids
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.sample.read(), self.sample.label
+
+    def image_name(self, index: int) -> str:
+        return self.sample.name
+
+
+def stream_evaluation_batches(
+    stream: LabelledStream,
+    spec: Preprocessing,
+    *,
+    batch_size: int,
+    num_workers: int,
+    world_size: int = 1,
+    rank: int = 0,
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """What `evaluation_batches` gives, of one process's share of a stream: the shards `rank`, `rank + world_size`, ...
+
+    Over all processes each image comes once; a process without a shard gets no batch.
+    """
+    loader = DataLoader(
+        _EvaluationStream(stream, spec, world_size, rank),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        worker_init_fn=prepare_worker,
+    )
+    return readable_batches(loader)

@@ -1,0 +1,57 @@
+"""Batch norms over several processes: computed together, or apart with their statistics averaged."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
+    """Lets every batch norm see the images of all processes: torch's SyncBatchNorm, or ours on the CPU."""
+    if device.type != "cpu":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return converted
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                together = _CPUSyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum)
+                together.load_state_dict(child.state_dict())
+                setattr(module, name, together.requires_grad_(child.weight.requires_grad))
+    return model
+
+
+def average_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor], world_size: int) -> None:
+    """Replaces every batch norm's running mean and variance by the processes' average."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    statistics = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var) if tensor is not None]
+    if not statistics:
+        return
+    averages = reduce(torch.cat(statistics)) / world_size
+    for tensor, average in zip(statistics, averages.split([len(tensor) for tensor in statistics]), strict=True):
+        tensor.copy_(average)
+
+
+class _CPUSyncBatchNorm(nn.BatchNorm2d):
+    """What torch's SyncBatchNorm, which wants a GPU, does: one batch norm over the images of all processes.
+
+    Takes (B, D, H, W), of the same shape in each process.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(image)
+        world_size = torch.distributed.get_world_size()
+        mean = all_reduce(image.mean(dim=(0, 2, 3))) / world_size
+        centred = image - mean[:, None, None]
+        variance = all_reduce(centred.square().mean(dim=(0, 2, 3))) / world_size
+        self._move_statistics(mean.detach(), variance.detach(), world_size * image.numel() // image.shape[1])
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+    def _move_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)

@@ -1,0 +1,126 @@
+"""Parameter groups: what is decayed, what learns more slowly, what is frozen; and the schedule on them."""
+
+import pytest
+import torch
+from torch import nn
+
+from xcit.engine.config import OptimizerConfig, ScheduleConfig
+from xcit.engine.optimizer import build_optimizer, build_schedule
+from xcit.errors import XCiTError
+from xcit.models import XCiT, XCiTConfig
+
+DEPTH = 11
+"""Enough for block 10 to come after block 9, not after block 1."""
+
+NUM_LAYERS = 1 + DEPTH + 2 + 1
+DECAY = 0.5
+
+
+@pytest.fixture
+def model() -> XCiT:
+    torch.manual_seed(0)
+    return XCiT(XCiTConfig(patch_size=4, embed_dim=8, depth=DEPTH, num_heads=2, num_classes=3))
+
+
+def layer_of(name: str) -> int:
+    """The layer of a parameter, 0..NUM_LAYERS-1, told by hand."""
+    if name.startswith(("stem.", "position.")) or name == "cls_token":
+        return 0
+    if name.startswith("blocks."):
+        return 1 + int(name.split(".")[1])
+    if name.startswith("cls_blocks."):
+        return 1 + DEPTH + int(name.split(".")[1])
+    return NUM_LAYERS - 2 if name.startswith("norm.") else NUM_LAYERS - 1
+
+
+def group_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, object]]:
+    """Each parameter's group, by the parameter's name; those in no group are left out."""
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: groups[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in groups}
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, DECAY])
+def test_biases_and_all_of_one_dimension_are_not_decayed(model: XCiT, layer_decay: float) -> None:
+    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.05, layer_decay=layer_decay))
+    groups = group_of(optimizer, model)
+    assert set(groups) == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert groups[name]["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0), name
+
+
+def test_without_layer_decay_all_learn_alike(model: XCiT) -> None:
+    groups = build_optimizer(model, OptimizerConfig(lr=0.1)).param_groups
+    assert len(groups) == 2
+    assert all(group["lr"] == 0.1 and "lr_scale" not in group for group in groups)
+
+
+def test_each_layer_away_from_the_head_learns_more_slowly(model: XCiT) -> None:
+    groups = group_of(build_optimizer(model, OptimizerConfig(layer_decay=DECAY)), model)
+    for name, group in groups.items():
+        assert group["lr_scale"] == DECAY ** (NUM_LAYERS - 1 - layer_of(name)), name
+
+
+def test_the_schedule_scales_each_group_from_the_first_step_on(model: XCiT) -> None:
+    optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, layer_decay=DECAY))
+    schedule = build_schedule(
+        optimizer, ScheduleConfig(epochs=4, warmup_epochs=1, warmup_lr=1e-3, min_lr=1e-4), steps_per_epoch=5
+    )
+    for num_done, lr in ((0, 1e-3), (1, 1e-3 + (0.1 - 1e-3) / 5), (5, 0.1), (20, 1e-4)):
+        schedule.step_update(num_done)
+        for name, group in group_of(optimizer, model).items():
+            expected = lr * DECAY ** (NUM_LAYERS - 1 - layer_of(name))
+            assert group["lr"] == pytest.approx(expected, rel=1e-9), (num_done, name)
+
+
+def test_weights_move_by_their_own_learning_rate(model: XCiT) -> None:
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-3, weight_decay=0.0, layer_decay=DECAY))
+    build_schedule(optimizer, ScheduleConfig(warmup_epochs=0), steps_per_epoch=5).step_update(0)
+    before = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        # AdamW's first step is the learning rate, whatever the gradient.
+        moved = (before[name] - parameter.double()).abs().mean().item()
+        assert moved == pytest.approx(1e-3 * DECAY ** (NUM_LAYERS - 1 - layer_of(name)), rel=0.05), name
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, DECAY])
+def test_what_is_frozen_is_left_out(model: XCiT, layer_decay: float) -> None:
+    model.stem.requires_grad_(False)
+    model.blocks[0].requires_grad_(False)
+    groups = group_of(build_optimizer(model, OptimizerConfig(layer_decay=layer_decay)), model)
+    trained = {name for name, _ in model.named_parameters() if not name.startswith(("stem.", "blocks.0."))}
+    assert set(groups) == trained
+    if layer_decay < 1:  # the others keep their places
+        assert groups["blocks.1.xca.qkv.weight"]["lr_scale"] == DECAY ** (NUM_LAYERS - 3)
+
+
+def test_nothing_to_train_is_an_error(model: XCiT) -> None:
+    with pytest.raises(XCiTError, match="every parameter is frozen: there is nothing left to train"):
+        build_optimizer(model.requires_grad_(False), OptimizerConfig())
+
+
+def test_layers_of_an_unknown_model_can_t_be_told_apart() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert len(build_optimizer(model, OptimizerConfig()).param_groups) == 2
+    with pytest.raises(XCiTError, match=r"layer_decay is 0\.5, but a Sequential does not tell the order of its layers"):
+        build_optimizer(model, OptimizerConfig(layer_decay=0.5))
+
+
+@pytest.mark.parametrize("cls_depth", [0, 1])
+def test_the_head_is_last_for_other_depths_of_class_attention(cls_depth: int) -> None:
+    model = XCiT(
+        XCiTConfig(
+            patch_size=4,
+            embed_dim=8,
+            depth=2,
+            num_heads=2,
+            cls_depth=cls_depth,
+            num_classes=3,
+            global_pool="cls" if cls_depth else "avg",
+        )
+    )
+    groups = group_of(build_optimizer(model, OptimizerConfig(layer_decay=DECAY)), model)
+    assert groups["head.weight"]["lr_scale"] == 1
+    assert groups["stem.0.conv.weight"]["lr_scale"] == DECAY ** (3 + cls_depth)
