@@ -1,6 +1,6 @@
 """A timm ViT of the packaged model's size, trained as that was, and both on Fashion-MNIST's test images in one table.
 
-    python benchmarks/vision_transformer.py train runs/vit     # an hour or two on two processor cores; goes on if stopped
+    python benchmarks/vision_transformer.py train runs/vit    # an hour or two on a processor core; goes on if stopped
     python benchmarks/vision_transformer.py compare runs/vit runs/xcit-pico-fashion-mnist
 
 Same data, epochs, batch, augmentation, optimiser, schedule and averaging: the recipe `xcit-pico-fashion-mnist` with
@@ -48,6 +48,7 @@ class ViTTask(ClassificationTask):
         self.model = build_vit()
 
     def export(self, model: nn.Module, path: Path) -> None:
+        """The weights alone: a ViT is none of our models."""
         save_file(model.state_dict(), path)
 
 
@@ -79,14 +80,15 @@ def compare(vit_run: Path, xcit_run: Path) -> None:
     xcit = get_model(str(xcit_run / "model.safetensors"))
     spec, images = get_recipe(RECIPE).preprocessing, open_labelled_images("fashion-mnist", "val")
     print(f"{platform.platform()}, torch {torch.__version__}, timm {timm.__version__}")
-    print(f"{'model':<12}{'parameters':>12}{'epochs':>8}{'images/s':>10}{'train loss':>12}{'test top-1':>12}{'test loss':>11}")
+    heads = ("parameters", "epochs", "images/s", "train loss", "test top-1", "test loss")
+    print(f"{'model':<12}" + "".join(f"{head:>12}" for head in heads))
     for name, model, run in (("XCiT pico", xcit, xcit_run), ("timm ViT", vit, vit_run)):
         epochs = [line for line in read_log(run / "log.jsonl") if line["kind"] == "epoch"]
         speed = statistics.median(line["images_per_second"] for line in epochs)
         report = evaluate_classification(model.eval(), images, spec, num_classes=10, batch_size=500)
         print(
-            f"{name:<12}{sum(p.numel() for p in model.parameters()):>12,}{len(epochs):>8}{speed:>10.0f}"
-            f"{epochs[-1]['loss']:>12.3f}{report.top1:>11.2f}%{report.loss:>11.4f}"
+            f"{name:<12}{sum(p.numel() for p in model.parameters()):>12,}{len(epochs):>12}{speed:>12.0f}"
+            f"{epochs[-1]['loss']:>12.3f}{report.top1:>11.2f}%{report.loss:>12.4f}"
         )
 
 

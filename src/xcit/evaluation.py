@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from PIL import Image
 from xcit.data.classification import LabelledImages, open_labelled_images
 from xcit.errors import XCiTError
 from xcit.inference import default_device
-from xcit.models import Preprocessing, XCiT, published_preprocessing
+from xcit.models import Preprocessing, XCiT, XCiTConfig, published_preprocessing
 from xcit.recipes import get_recipe
 from xcit.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
 from xcit.tasks.pictures import draw_confusion
@@ -97,11 +97,17 @@ def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> P
 def _load(recipe: ClassificationConfig, checkpoint: str | os.PathLike[str]) -> XCiT:
     name = os.fspath(checkpoint)
     if is_file(checkpoint) or "://" in name:
-        return load_as(recipe.model, name)
+        # A recipe may leave the number of classes to the data it is trained on.
+        return load_as(recipe.model, name, num_classes=None if recipe.model.num_classes else 0)
     record = find_checkpoint(name)
-    if record.recipe != recipe.name and record.config != recipe.model:
+    if record.recipe != recipe.name and not _same_shape(record.config, recipe.model):
         raise XCiTError(f"{record.name} is no {recipe.name}: its recipe is {record.recipe}")
     return load_checkpoint(record)
+
+
+def _same_shape(one: XCiTConfig, other: XCiTConfig) -> bool:
+    """Whether two configs differ in nothing but what only training knows, and the number of classes."""
+    return replace(one, num_classes=0, drop_path_rate=0.0) == replace(other, num_classes=0, drop_path_rate=0.0)
 
 
 def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:

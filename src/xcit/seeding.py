@@ -18,8 +18,8 @@ def seed_all(*seeds: int) -> None:
     seed = mix_seeds(*seeds)
     random.seed(seed)
     np.random.seed(seed)  # timm's augmentations draw from the global generator
-    # Not `torch.manual_seed`: where CUDA was not used yet, that keeps a formatted stack for each call, a millisecond and
-    # some memory an image.
+    # Not `torch.manual_seed`: where CUDA was not used yet, that keeps a formatted stack for each call: a
+    # millisecond and some memory an image.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from xcit.data.classification import has_validation
 from xcit.engine.checkpoint import LAST
 from xcit.engine.config import load_yaml, save_yaml
 from xcit.engine.curves import draw_curves
@@ -61,13 +62,17 @@ def train(
         config = get_recipe(config)
     directory = Path(directory)
     checkpoint = check_run(config, directory, resume)
+    # What a run started from is in its checkpoints, and may be gone.
+    initialize = config.initialize if checkpoint is None else config.initialize.frozen_only()
     processes = Processes(config.run, torch.device(device) if device is not None else default_device())
-    task = ClassificationTask(config, processes.layout)
-    if processes.is_main:
-        directory.mkdir(parents=True, exist_ok=True)
-        save_yaml(task.config, directory / CONFIG)
-        for line in describe_batch(config, processes.layout):
+    task = ClassificationTask(replace(config, initialize=initialize), processes.layout)
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def begin() -> None:
+        save_yaml(replace(task.config, initialize=config.initialize), directory / CONFIG)
+        for line in [*describe_batch(config, processes.layout), *describe_watching(config)]:
             announce(line)
+
     try:
         return train_task(
             task,
@@ -77,13 +82,23 @@ def train(
             schedule_config=config.schedule,
             directory=directory,
             resume_from=checkpoint,
+            begin=begin,
             report=report,
             announce=announce,
         )
     finally:
-        if processes.is_main and (directory / LOG).exists():
-            draw_curves(directory / LOG, directory / "curves.png", config.name)
+        if processes.is_main:
+            _draw(directory, config.name, announce)
         processes.close()
+
+
+def _draw(directory: Path, title: str, announce: Callable[[str], None]) -> None:
+    """Draws the curves; a run's end, good or bad, is not hidden behind a picture that can't be drawn."""
+    try:
+        if (directory / LOG).exists():
+            draw_curves(directory / LOG, directory / "curves.png", title)
+    except (ImportError, OSError) as error:
+        announce(f"warning: the curves could not be drawn: {error}")
 
 
 def check_run(config: ClassificationConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:
@@ -133,3 +148,13 @@ def describe_batch(config: ClassificationConfig, layout: Layout) -> list[str]:
                 f"it: in proportion it would be --optimizer.lr {recipe.optimizer.lr * ratio:.3g}"
             )
     return lines
+
+
+def describe_watching(config: ClassificationConfig) -> list[str]:
+    """A warning where a run is watched by the very images it is trained on."""
+    if config.holdout or config.val_data or has_validation(config.data):
+        return []
+    return [
+        f"warning: {config.data} has no folder val: the figures are of the images that are trained on; --holdout N "
+        "keeps N of them to measure on"
+    ]

@@ -195,6 +195,19 @@ def test_unreadable_images_are_skipped_named_and_kept_in_a_list(xcit, trained, c
     assert Path("a/unreadable.txt").read_text(encoding="utf-8") == f"{reason}\n"
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [["--optimizer.lrr", "1"], ["--data", "nowhere"], ["--out", "."], ["--device", "cuda:99"], ["--resume", "no.pt"]],
+    ids=" ".join,
+)
+def test_a_mistake_is_told_before_anything_else(xcit, trained, mistake, tmp_path):
+    (tmp_path / "last.pt").touch()
+    done = xcit("train", trained[0] / "config.yaml", "--out", "new", *mistake)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
 # one process of several
 
 

@@ -9,7 +9,7 @@ from xcit.engine.config import override, save_yaml
 from xcit.engine.task import Layout
 from xcit.errors import XCiTError
 from xcit.recipes import get_recipe
-from xcit.training import check_run, describe_batch
+from xcit.training import check_run, describe_batch, describe_watching
 
 PICO = get_recipe("xcit-pico-fashion-mnist")
 NANO = get_recipe("xcit-nano-12-p16_8xb128_in1k")
@@ -75,6 +75,15 @@ def test_a_batch_far_from_the_recipe_s_is_warned_of() -> None:
         "is not changed for it: in proportion it would be --optimizer.lr 6.25e-05"
     )
     assert len(describe_batch(NANO, Layout(batch_size=768))) == 1
+
+
+def test_being_watched_by_the_training_images_is_warned_of(tmp_path: Path) -> None:
+    assert not describe_watching(PICO)
+    (warning,) = describe_watching(replace(NANO, data=str(tmp_path)))
+    assert warning.startswith(f"warning: {tmp_path} has no folder val")
+    assert not describe_watching(replace(NANO, data=str(tmp_path), holdout=3))
+    (tmp_path / "val").mkdir()
+    assert not describe_watching(replace(NANO, data=str(tmp_path)))
 
 
 def test_the_learning_rate_is_never_changed_in_silence() -> None:

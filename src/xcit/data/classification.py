@@ -135,6 +135,11 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     return _class_folders(root, by_class)
 
 
+def has_validation(data: str) -> bool:
+    """Whether a data set that `open_labelled_images` opens has images to measure on beside those to train on."""
+    return not Path(data).is_dir() or (Path(data) / "val").is_dir()
+
+
 def _class_folders(root: Path, by_class: Mapping[str, Sequence[Path]]) -> ImageFiles:
     empty = [name for name, images in by_class.items() if not images]
     if len(empty) == len(by_class):

@@ -73,9 +73,13 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
         steps.append(transforms.RandomHorizontalFlip(config.flip))
     if config.rand_augment:
         mean = tuple(round(255 * m) for m in spec.mean)
-        fill = mean[0] if num_channels == 1 else mean
+        hyperparameters = {
+            "img_mean": mean[0] if num_channels == 1 else mean,
+            "translate_const": int(0.45 * size),  # timm's own share of the image
+            "interpolation": Image.Resampling.BICUBIC,  # as published; timm by itself draws one
+        }
         try:
-            policy = rand_augment_transform(config.rand_augment, {"img_mean": fill, "translate_const": size // 3})
+            policy = rand_augment_transform(config.rand_augment, hyperparameters)
         except (AssertionError, ValueError):
             raise XCiTError(
                 f"rand_augment is {config.rand_augment!r}, must be a policy of timm's such as 'rand-m9-mstd0.5-inc1'"

@@ -3,7 +3,9 @@
 Accelerate finds the processes and their devices and scales losses; torch copies (DDP) or shards (FSDP2) the model.
 """
 
+import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
@@ -98,8 +100,12 @@ class Processes:
             return self.shard(model)
         if self.layout.world_size == 1:
             return model
+        # A depthwise weight has one stride that means nothing, and DDP finds it different in the gradient.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         devices = None if self.device.type == "cpu" else [self.device]
-        # Batch norms' statistics are averaged after each step instead of copied from the first process before.
+        # Batch norms' statistics are averaged after each step instead of copied from the first process before it.
+        if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # from torch 2.13 on
+            return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
     def shard(self, model: nn.Module) -> nn.Module:

@@ -65,13 +65,15 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that a crash cut off is left out."""
+    """The lines of a log; one that a crash cut off is left out, and what is no line of ours."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             continue
+        if isinstance(line, dict) and line.get("kind") in ("step", "epoch") and {"step", "epoch"} <= line.keys():
+            lines.append(line)
     return lines
 
 

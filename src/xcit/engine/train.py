@@ -76,6 +76,7 @@ def train(
     schedule_config: ScheduleConfig,
     directory: Path,
     resume_from: Path | None = None,
+    begin: Callable[[], None] = lambda: None,
     report: Callable[[Progress], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
@@ -93,6 +94,7 @@ def train(
         schedule_config: epochs and learning rate.
         directory: where the run's files go; it must exist, and be the same for all processes.
         resume_from: go on from this checkpoint.
+        begin: called once when all is ready, the checkpoint loaded, in the main process.
         report: called every few steps and after each evaluation, in the main process.
         announce: called with lines for people, in the main process.
 
@@ -120,6 +122,8 @@ def train(
         )
         if resume_from is not None:
             loop.resume(resume_from)
+        if processes.is_main:
+            begin()
         try:
             return loop.run_epochs()
         except torch.OutOfMemoryError as error:
@@ -164,6 +168,7 @@ class _Loop:
         self.interval = 1 if processes.device.type == "cpu" else _GPU_INTERVAL
         self.started = self.waited = 0.0
         self.num_images = 0
+        self.is_best = False
 
     def resume(self, checkpoint: Path) -> None:
         self.state.load(load_checkpoint(checkpoint), str(checkpoint))
@@ -185,16 +190,20 @@ class _Loop:
             epoch = position.epoch + 1
             figures = None
             if epoch == self.num_epochs or epoch % self.run.evaluate_every == 0:
+                self.save()  # a long evaluation may be killed
                 figures = self.evaluate()
             self.write_epoch(figures or {})
             position.epoch, position.step, position.losses = epoch, 0, 0.0
+            self.save()
+            if self.is_best:
+                self.keep_best()
         if figures is None:  # resumed after the end
             figures = self.task.evaluate(self.state.result(), self.processes.layout, self.processes.reduce)
         self.export(WEIGHTS)
         return figures
 
     def train_epoch(self) -> None:
-        """Trains from the position to the epoch's end, and saves there."""
+        """Trains from the position to the epoch's end."""
         position = self.state.position
         self.started, self.waited, self.num_images = time.perf_counter(), 0.0, 0
         _set_training(self.state.shared)
@@ -204,8 +213,8 @@ class _Loop:
             pending.append(self.step(batches))
             position.step += 1
             ends = position.step == self.num_steps
-            saves = ends or (self.run.save_every_steps > 0 and position.step % self.run.save_every_steps == 0)
-            if saves or position.step % self.interval == 0:
+            saves = self.run.save_every_steps > 0 and position.step % self.run.save_every_steps == 0 and not ends
+            if ends or saves or position.step % self.interval == 0:
                 stops = self.look(pending)
                 pending = []
                 if saves or stops:
@@ -345,10 +354,7 @@ class _Loop:
         position, figure = self.state.position, figures[self.task.watch]
         self.report(self.progress(position.losses / self.num_steps, figures))
         if position.best is None or figure > position.best:
-            position.best = figure
-            if self.processes.is_main:
-                keep_checkpoint(self.last, BEST)
-            self.export(BEST_WEIGHTS)
+            position.best, self.is_best = figure, True
         return figures
 
     def write_epoch(self, figures: dict[str, float]) -> None:
@@ -375,6 +381,12 @@ class _Loop:
         save_checkpoint(state, self.last)
         if self.run.keep_checkpoints:
             keep_latest(self.last, self.state.num_steps_done, self.run.keep_checkpoints)
+
+    def keep_best(self) -> None:
+        self.is_best = False
+        if self.processes.is_main:
+            keep_checkpoint(self.last, BEST)
+        self.export(BEST_WEIGHTS)
 
     def export(self, name: str) -> None:
         result = self.state.result()

@@ -44,6 +44,11 @@ class InitializeConfig:
     stem: str = ""
     freeze: tuple[str, ...] = ()
 
+    def frozen_only(self) -> "InitializeConfig":
+        """The same stages frozen, without other weights: for a run that goes on from a checkpoint of its own."""
+        stem = ("stem",) if self.stem and "stem" not in self.freeze else ()
+        return InitializeConfig(freeze=(*self.freeze, *stem))
+
 
 def check_initialize(config: InitializeConfig, model: XCiTConfig) -> None:
     """Finds what is wrong before anything is read or downloaded.

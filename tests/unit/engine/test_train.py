@@ -191,7 +191,8 @@ def test_the_best_weights_are_kept_beside_the_last(tmp_path: Path) -> None:
     task = Line()
     train_line(task, tmp_path, epochs=6)
     best = int(np.argmax(task.evaluated))
-    assert read(tmp_path / "best.pt")["position"]["epoch"] == best
+    position = read(tmp_path / "best.pt")["position"]
+    assert (position["epoch"], position["best"]) == (best + 1, task.evaluated[best])
     assert torch.equal(read(tmp_path / "best.safetensors")["weight"], read(tmp_path / "best.pt")["model"]["weight"])
 
 
@@ -215,7 +216,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, finished: int) -
     if finished:
         assert f"the last good checkpoint is {tmp_path / 'last.pt'}" in message
         state = read(tmp_path / "last.pt")
-        assert (state["position"]["epoch"], state["position"]["step"]) == (1, 4)
+        assert (state["position"]["epoch"], state["position"]["step"]) == (2, 0)
         assert all(tensor.isfinite().all() for tensor in state["model"].values())
     else:
         assert "there is no checkpoint" in message
@@ -234,8 +235,8 @@ def test_resumed_after_the_last_epoch_exports_once_more(tmp_path: Path) -> None:
     before, log = (tmp_path / "model.safetensors").read_bytes(), untimed(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     again = Line()
-    reports = train_line(again, tmp_path, resume="last.pt")
-    assert [report.figures for report in reports] == [{"fit": task.evaluated[-1]}]
+    assert train_line(again, tmp_path, resume="last.pt") == []
+    assert again.evaluated == task.evaluated[-1:]
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert untimed(tmp_path) == log
 
@@ -292,7 +293,7 @@ def test_an_older_checkpoint_rewinds_the_log(tmp_path: Path) -> None:
     announced: list[str] = []
     train_line(Line(), tmp_path, resume="step-00000008.pt", announce=announced.append)
     assert untimed(tmp_path) == log
-    assert announced[0] == f"resumed from {tmp_path / 'step-00000008.pt'}: epoch 2, step 4 of 4"
+    assert announced[0] == f"resumed from {tmp_path / 'step-00000008.pt'}: epoch 3, step 0 of 4"
 
 
 def test_parts_of_a_batch_are_averaged(tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
 
     with pytest.raises(XCiTError, match=r"last\.pt: could not be written: .*; the previous checkpoint is kept"):
         train_line(Line(), tmp_path, report=stop_at(1, 1, fill))
-    assert read(tmp_path / "last.pt")["position"]["epoch"] == 0
+    assert read(tmp_path / "last.pt")["position"]["epoch"] == 1
     assert not (tmp_path / "last.pt.part").exists()
     train_line(Line(), tmp_path, resume="last.pt")
 

@@ -302,3 +302,12 @@ def test_a_checkpoint_is_tuned_on_a_folder_of_other_classes(trained: XCiT, tmp_p
     assert exported.num_classes == 3
     assert exported.info is not None
     assert exported.info.class_names == ("dark", "grey", "light")
+
+
+def test_a_run_that_goes_on_freezes_the_same_and_needs_no_files() -> None:
+    assert InitializeConfig(weights="gone.pth", freeze=("position",)).frozen_only() == InitializeConfig(
+        freeze=("position",)
+    )
+    with_stem = InitializeConfig(stem="gone.pth", freeze=("blocks.0",))
+    assert with_stem.frozen_only() == InitializeConfig(freeze=("blocks.0", "stem"))
+    assert with_stem.frozen_only().frozen_only() == with_stem.frozen_only()
