@@ -2,6 +2,9 @@
 
 import os
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +14,7 @@ import click
 from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
+    from xcit.engine.train import Stopped
     from xcit.tasks.classification import ClassificationConfig
 
 STOPPED = 75
@@ -48,6 +52,29 @@ Exit status:
 """
 
 
+def _is_main() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Lets one process of several tell a mistake that they share; the others end with the same status, silently."""
+    try:
+        yield
+    except (XCiTError, click.UsageError) as error:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+
+            # For torchrun's own summary, without a traceback: what one process alone met is not shown anywhere else.
+            ErrorHandler().record_exception(XCiTError(str(error)))
+        if _is_main():
+            raise
+        from xcit.cli import USER_ERROR
+
+        sys.exit(USER_ERROR)
+
+
 @click.command(help=_TRAIN_HELP, context_settings={"ignore_unknown_options": True})
 @click.argument("recipe", required=False, metavar="RECIPE")
 @click.option("--data", metavar="DATA", help="A folder of images by class, or a known name such as fashion-mnist.")
@@ -67,6 +94,7 @@ Exit status:
 )
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
 @click.argument("changes", nargs=-1, type=click.UNPROCESSED, metavar="[--FIELD VALUE]...")
+@_one_voice()
 def train(
     recipe: str | None,
     data: str | None,
@@ -76,25 +104,6 @@ def train(
     changes: tuple[str, ...],
 ) -> int:
     """Trains; gives the exit status."""
-    try:
-        return _train(recipe, data, out, resume, device, changes)
-    except (XCiTError, click.UsageError) as error:
-        _tell_torchrun(error)
-        if _is_main():
-            raise
-        from xcit.cli import USER_ERROR
-
-        return USER_ERROR
-
-
-def _train(
-    recipe: str | None,
-    data: str | None,
-    out: Path | None,
-    resume: str | None,
-    device: str | None,
-    changes: tuple[str, ...],
-) -> int:
     for package in ("timm", "accelerate"):
         if find_spec(package) is None:
             raise XCiTError(f"training needs {package}: pip install 'xcit[train]'")
@@ -121,21 +130,18 @@ def _train(
             )
     except Stopped as stopped:
         if _is_main():
-            again = [
-                "xcit",
-                "train",
-                str(directory / "config.yaml"),
-                "--resume",
-                *(("--device", device) if device else ()),
-            ]
-            click.echo(
-                f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on with: {shlex.join(again)}",
-                err=True,
-            )
+            _print_stop(stopped, directory, device)
         return STOPPED
     if _is_main():
         _print_result(directory, figures)
     return 0
+
+
+def _print_stop(stopped: "Stopped", directory: Path, device: str | None) -> None:
+    again = ["xcit", "train", str(directory / "config.yaml"), "--resume", *(("--device", device) if device else ())]
+    click.echo(
+        f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on with: {shlex.join(again)}", err=True
+    )
 
 
 def _print_result(directory: Path, figures: dict[str, float]) -> None:
@@ -212,16 +218,3 @@ def _pairs(recipe: str, changes: tuple[str, ...]) -> dict[str, str]:
             value = words.pop(0)
         pairs[name] = value
     return pairs
-
-
-def _is_main() -> bool:
-    """Whether this process speaks for all that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _tell_torchrun(error: Exception) -> None:
-    """Notes a mistake for torchrun's own summary: what one process alone met is not shown anywhere else."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
-
-        ErrorHandler().record_exception(XCiTError(str(error)))  # without a traceback

@@ -110,8 +110,8 @@ def train(
         raise XCiTError(f"fewer training images than one batch of {run.batch_size}")
     with StopSignals() as signals:
         loop = _Loop(
-            task,
-            processes,
+            task=task,
+            processes=processes,
             run=run,
             optimizer_config=optimizer_config,
             schedule_config=schedule_config,
@@ -135,40 +135,35 @@ def train(
             loop.close()
 
 
+@dataclass(kw_only=True)
 class _Loop:
     """A run while it runs."""
 
-    def __init__(
-        self,
-        task: Task,
-        processes: Processes,
-        *,
-        run: RunConfig,
-        optimizer_config: OptimizerConfig,
-        schedule_config: ScheduleConfig,
-        directory: Path,
-        signals: StopSignals,
-        report: Callable[[Progress], None],
-        announce: Callable[[str], None],
-    ) -> None:
-        self.task, self.processes, self.run, self.directory = task, processes, run, directory
-        self.signals, self.report, self.announce = signals, report, announce
-        self.clip_grad, self.num_epochs = optimizer_config.clip_grad, schedule_config.epochs
-        self.num_steps = task.num_steps
+    task: Task
+    processes: Processes
+    run: RunConfig
+    optimizer_config: OptimizerConfig
+    schedule_config: ScheduleConfig
+    directory: Path
+    signals: StopSignals
+    report: Callable[[Progress], None]
+    announce: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.num_steps = self.task.num_steps
         self.state = build_state(
-            task.model,
-            processes,
-            run=run,
-            optimizer_config=optimizer_config,
-            schedule_config=schedule_config,
+            self.task.model,
+            self.processes,
+            run=self.run,
+            optimizer_config=self.optimizer_config,
+            schedule_config=self.schedule_config,
             num_steps=self.num_steps,
         )
-        self.log = RunLog(directory, run) if processes.is_main else None
-        self.last = directory / LAST
-        self.interval = 1 if processes.device.type == "cpu" else _GPU_INTERVAL
+        self.log = RunLog(self.directory, self.run) if self.processes.is_main else None
+        self.last = self.directory / LAST
+        self.interval = 1 if self.processes.device.type == "cpu" else _GPU_INTERVAL
         self.started = self.waited = 0.0
         self.num_images = 0
-        self.is_best = False
 
     def resume(self, checkpoint: Path) -> None:
         self.state.load(load_checkpoint(checkpoint), str(checkpoint))
@@ -185,18 +180,16 @@ class _Loop:
 
     def run_epochs(self) -> dict[str, float]:
         position, figures = self.state.position, None
-        while position.epoch < self.num_epochs:
+        while position.epoch < self.schedule_config.epochs:
             self.train_epoch()
             epoch = position.epoch + 1
             figures = None
-            if epoch == self.num_epochs or epoch % self.run.evaluate_every == 0:
+            if epoch == self.schedule_config.epochs or epoch % self.run.evaluate_every == 0:
                 self.save()  # a long evaluation may be killed
                 figures = self.evaluate()
             self.write_epoch(figures or {})
             position.epoch, position.step, position.losses = epoch, 0, 0.0
             self.save()
-            if self.is_best:
-                self.keep_best()
         if figures is None:  # resumed after the end
             figures = self.task.evaluate(self.state.result(), self.processes.layout, self.processes.reduce)
         self.export(WEIGHTS)
@@ -237,8 +230,8 @@ class _Loop:
                 processes.backward(parts["loss"] / accumulation)
             for name, value in parts.items():
                 losses[name] = losses.get(name, 0) + value.detach().float() / accumulation
-        if self.clip_grad:
-            processes.clip_gradients(state.shared, self.clip_grad)
+        if self.optimizer_config.clip_grad:
+            processes.clip_gradients(state.shared, self.optimizer_config.clip_grad)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         processes.after_step(state.model)
@@ -293,7 +286,7 @@ class _Loop:
         position, speed = self.state.position, self.speed()
         return Progress(
             epoch=position.epoch,
-            num_epochs=self.num_epochs,
+            num_epochs=self.schedule_config.epochs,
             step=position.step,
             num_steps=self.num_steps,
             loss=loss,
@@ -354,7 +347,11 @@ class _Loop:
         position, figure = self.state.position, figures[self.task.watch]
         self.report(self.progress(position.losses / self.num_steps, figures))
         if position.best is None or figure > position.best:
-            position.best, self.is_best = figure, True
+            position.best = figure
+            # Before the next save: a run killed in between measures once more and keeps it then.
+            if self.processes.is_main:
+                keep_checkpoint(self.last, BEST)
+            self.export(BEST_WEIGHTS)
         return figures
 
     def write_epoch(self, figures: dict[str, float]) -> None:
@@ -381,12 +378,6 @@ class _Loop:
         save_checkpoint(state, self.last)
         if self.run.keep_checkpoints:
             keep_latest(self.last, self.state.num_steps_done, self.run.keep_checkpoints)
-
-    def keep_best(self) -> None:
-        self.is_best = False
-        if self.processes.is_main:
-            keep_checkpoint(self.last, BEST)
-        self.export(BEST_WEIGHTS)
 
     def export(self, name: str) -> None:
         result = self.state.result()

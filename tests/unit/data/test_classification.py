@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.data.classification import ImageFiles, LabelledImages, Subset, open_labelled_images
+from xcit.data.classification import KNOWN_DATA, ImageFiles, LabelledImages, Subset, open_labelled_images
 from xcit.data.named import FASHION_MNIST_CLASSES, data_dir, fashion_mnist_root
 from xcit.errors import XCiTError
 from xcit.zoo.imagenet import imagenet_class_ids
@@ -89,8 +89,7 @@ def test_no_images_at_all(tmp_path: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    message = f"{tmp_path}/no: no such folder; data is a folder of images by class, or 'fashion-mnist'"
-    assert error_of(tmp_path / "no") == message
+    assert error_of(tmp_path / "no") == f"{tmp_path}/no: no such folder; data is {KNOWN_DATA}"
     picture(tmp_path / "file.png")
     assert "no such folder" in error_of(tmp_path / "file.png")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageFile
 
-from xcit.data.images import IMAGE_SUFFIXES, find_images, read_image
+from xcit.data.images import IMAGE_SUFFIXES, find_images, read_encoded_image, read_image
 from xcit.errors import XCiTError
 
 # Every pixel differs from every other, so that no turn of the picture goes unseen.
@@ -90,6 +90,20 @@ def test_other_formats_are_read(tmp_path, kind):
 def test_paths_may_be_strings_and_suffixes_may_lie(tmp_path):
     path = write(tmp_path, as_file(Image.fromarray(PICTURE), "PNG"), "really a png.jpg")
     np.testing.assert_array_equal(pixels_of(str(path)), PICTURE)
+
+
+def test_the_bytes_of_a_file_are_read_as_the_file(tmp_path):
+    for data in (as_file(Image.fromarray(PICTURE), "PNG"), with_orientation(6, "PNG")):
+        image = read_encoded_image(data, "a.png")
+        np.testing.assert_array_equal(np.asarray(image), pixels_of(write(tmp_path, data)))
+        assert image.mode == "RGB"
+    for data in (b"", b"no image", as_file(Image.fromarray(BLOCKS), "JPEG")[:-100]):
+        with pytest.raises(XCiTError) as of_bytes:
+            read_encoded_image(data, "a.png")
+        path = write(tmp_path, data)
+        with pytest.raises(XCiTError) as of_file:
+            read_image(path)
+        assert str(of_bytes.value).removeprefix("a.png: ") == str(of_file.value).removeprefix(f"{path}: ")
 
 
 def test_progressive_jpeg_equals_pillow(tmp_path):

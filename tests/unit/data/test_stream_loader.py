@@ -190,11 +190,10 @@ def test_an_unreadable_image_is_named_and_the_next_takes_its_place(stream: Numbe
     assert len(ours.unreadable) == 2
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_nothing_readable_is_one_line(num_workers: int) -> None:
+def test_nothing_readable_is_one_line() -> None:
     stream = Numbered((4, 4), broken=frozenset(range(8)))
     with pytest.raises(XCiTError, match=r"^100 images in a row can't be read; the first: image \d: the file is empty"):
-        batches_of(loader(stream, num_workers=num_workers))
+        batches_of(loader(stream))
 
 
 def test_shards_without_images() -> None:
