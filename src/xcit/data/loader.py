@@ -270,13 +270,18 @@ def received_batches(
         raise XCiTError(str(error).rpartition(f"{XCiTError.__name__}: ")[2].rstrip()) from None
 
 
+_SECONDS_AFTER_SIGTERM = 20
+"""How long a worker goes on, for the main process to finish its step and save."""
+
+
 def prepare_worker(_: int) -> None:
     """Makes a new worker process fit for its work."""
     torch.set_num_threads(1)
     # Ctrl-C reaches every process of a terminal; the main one finishes its step and saves, and needs its workers.
-    # The same holds for the first SIGTERM, which a scheduler may send to all; the second is the main process's.
+    # A scheduler may send SIGTERM to all of them too: it ends a worker only when that time is over. (To ignore it would
+    # hang a program that ends by an error: Python then terminates the workers and waits for them.)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int, str]]):
