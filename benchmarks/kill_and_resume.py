@@ -160,7 +160,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="leave the runs in this folder")
     arguments = parser.parse_args()
     num_all, processes = arguments.epochs * NUM_STEPS, arguments.processes
-    print(f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, xcit {xcit.__version__}")
+    print(f"{platform.platform()}, torch {torch.__version__}, xcit {xcit.__version__}")
     print(
         f"{processes} process{'es' * (processes > 1)}, {arguments.epochs} epochs of {NUM_STEPS} steps, a save every "
         f"{SAVE_EVERY} and at an epoch's end, seed of the moments {arguments.seed}"

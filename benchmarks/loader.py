@@ -2,11 +2,11 @@
 
     python benchmarks/loader.py [ROUNDS] [--num-images 256] [--batch-size 32] [--workers 1 2] [--profile]
 
-The files, of noise and shapes, are drawn into a temporary folder, in ImageNet's usual size. Each round takes an epoch of
-each loader in turn, so that a busy moment of the machine meets them alike; the workers live through all rounds. timm's
-loader comes twice: normalising images in the workers, as ours does, and with its prefetcher, which passes bytes on and
-normalises batches in the main process. With --profile each takes an epoch in this process, and the functions in which it
-spends most time are printed.
+The files, of noise and shapes, are drawn into a temporary folder, in ImageNet's usual size. Each round takes an epoch
+of each loader in turn, so that a busy moment of the machine meets them alike; the workers live through all rounds.
+timm's loader comes twice: normalising images in the workers, as ours does, and with its prefetcher, which passes bytes
+on and normalises batches in the main process. With --profile each takes an epoch in this process, and the functions in
+which it spends most time are printed.
 """
 
 import argparse

@@ -6,8 +6,9 @@ Twenty steps of a small model, on the CPU, by DDP and by FSDP2 between two proce
 one process. Without synchronised batch norms that one computes the same two halves of each batch, one after the other:
 then all that draws at random is on, and the parameters are compared (the running statistics, which no step of training
 reads, are averaged by the two and followed by the one). With them it computes each batch at once, without what draws
-for a part of a batch, and all is compared. An odd number of images is evaluated by the two too. Exit status 1 beyond
-the limit.
+for a part of a batch, and all is compared. The key biases of class attention are left out: they move all tokens' scores
+alike, so their true gradient is 0, and AdamW makes steps of the rounding noise that is left. An odd number of images is
+evaluated by the two too. Exit status 1 beyond the limit.
 """
 
 import argparse
@@ -35,7 +36,11 @@ NUM_STEPS = (3 * NUM_IMAGES_A_CLASS - HOLDOUT) // BATCH_SIZE
 """Steps an epoch."""
 
 LIMIT = 1e-5
-"""Of the largest difference in a tensor, as a share of the largest number in it."""
+"""Of a tensor's difference, as a share of the tensor, both by their 2-norms."""
+
+WITHOUT_EFFECT = "attn.k.bias"
+"""The keys' biases in class attention add the same to every score of a query, which the softmax takes away: their
+gradients are rounding errors, of which AdamW makes steps of the usual size. They are left out of the comparison."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,11 @@ class Setting:
     parallel: str = ""
 
     def folder(self, root: Path) -> Path:
+        """Where the run's files are."""
         return root / f"{self.parallel or 'one'}-{'together' if self.sync_batch_norm else 'apart'}"
 
     def config(self, root: Path, epochs: int) -> ClassificationConfig:
+        """The run's config."""
         if self.parallel:
             run: dict[str, Any] = {"parallel": self.parallel, "sync_batch_norm": self.sync_batch_norm}
         else:
@@ -93,8 +100,8 @@ def run_all(settings: list[Setting], root: Path, epochs: int) -> None:
 
 
 def relative_difference(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest difference as a share of the largest number."""
-    difference, size = (value - reference).abs().max().item(), reference.abs().max().item()
+    """The difference as a share of the tensor."""
+    difference, size = (value - reference).norm().item(), reference.norm().item()
     return difference / size if size else difference
 
 
@@ -105,6 +112,8 @@ def compare_weights(setting: Setting, root: Path, epochs: int) -> bool:
     names = list(reference["model"])
     if not setting.sync_batch_norm:
         names = [name for name, _ in XCiT(setting.config(root, epochs).model).named_parameters()]
+    names = [name for name in names if not name.endswith(WITHOUT_EFFECT)]
+    names = [name for name in names if not name.endswith("attn.k.bias")]
     differences = {
         f"{model}: {name}": relative_difference(state[model][name].double(), reference[model][name].double())
         for model in ("model", "ema")
@@ -141,7 +150,7 @@ def main() -> int:
         run_all(TWO, arguments.worker, epochs)
         torch.distributed.destroy_process_group()
         return 0
-    print(f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, xcit {xcit.__version__}")
+    print(f"{platform.platform()}, torch {torch.__version__}, xcit {xcit.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         draw_squares(root / "data", NUM_IMAGES_A_CLASS)

@@ -28,9 +28,7 @@ def draw_squares(folder: Path, num_a_class: int) -> None:
             Image.fromarray(pixels).save(folder / name / f"{index}.png")
 
 
-def squares_config(
-    data: Path, *, epochs: int, run: dict[str, Any], draws_by_part: bool = True
-) -> ClassificationConfig:
+def squares_config(data: Path, *, epochs: int, run: dict[str, Any], draws_by_part: bool = True) -> ClassificationConfig:
     """A small model with all that draws at random; without `draws_by_part` what draws for a part of a batch is off."""
     mixed = {"mixup": 0.8, "cutmix": 1.0} if draws_by_part else {}
     return ClassificationConfig(
@@ -51,5 +49,5 @@ def squares_config(
         ),
         optimizer=OptimizerConfig(lr=2e-3, clip_grad=1.0),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=1, warmup_lr=1e-4),
-        run=RunConfig(**{"batch_size": 8, "num_workers": 0, "ema_decay": 0.99, "log_every": 1} | run),
+        run=RunConfig(**{"batch_size": 8, "num_workers": 0, "ema_decay": 0.9, "log_every": 1} | run),
     )

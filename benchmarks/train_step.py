@@ -1,6 +1,7 @@
 """A training step of our XCiT beside timm's, in the same loop with the same weights.
 
-    python benchmarks/train_step.py [ROUNDS] [--image-size 224] [--batch-size 8] [--threads 1] [--device cpu] [--profile]
+    python benchmarks/train_step.py [ROUNDS] [--image-size 224] [--batch-size 8] [--threads 1] [--device cpu]
+                                    [--profile]
 
 A step is forward pass, cross-entropy, backward pass and AdamW. Each round takes one step with each of the two in turn,
 so that a busy moment of the machine meets them alike; the ratio is that of the medians, and the quartiles are those of

@@ -1,10 +1,10 @@
 """Batch norms over several processes: computed together, or apart with their statistics averaged."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
@@ -32,6 +32,22 @@ def average_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor], wor
         tensor.copy_(average)
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; so is its gradient, for each process's loss depends on all summands."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
 class _CPUSyncBatchNorm(nn.BatchNorm2d):
     """What torch's SyncBatchNorm, which wants a GPU, does: one batch norm over the images of all processes.
 
@@ -42,9 +58,10 @@ class _CPUSyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(image)
         world_size = torch.distributed.get_world_size()
-        mean = all_reduce(image.mean(dim=(0, 2, 3))) / world_size
+        image = image.float()  # under autocast too: 16 bits are too few for a mean of squares
+        mean = _SumOverProcesses.apply(image.mean(dim=(0, 2, 3))) / world_size
         centred = image - mean[:, None, None]
-        variance = all_reduce(centred.square().mean(dim=(0, 2, 3))) / world_size
+        variance = _SumOverProcesses.apply(centred.square().mean(dim=(0, 2, 3))) / world_size
         self._move_statistics(mean.detach(), variance.detach(), world_size * image.numel() // image.shape[1])
         scale = (variance + self.eps).rsqrt() * self.weight
         return centred * scale[:, None, None] + self.bias[:, None, None]
