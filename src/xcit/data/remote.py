@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, build_opener
 
 from xcit.errors import XCiTError
-from xcit.weights.download import DownloadError, _first_byte, _version
+from xcit.weights.download import DownloadError, first_byte, version_of
 
 _TIMEOUT_SECONDS = 15.0
 _WAITS = (0, 1, 2, 4, 8, 16)
@@ -59,7 +59,7 @@ class _Body(io.RawIOBase):
         self._url, self._waits, self._position = url, waits, 0
         self._response: Any = None
         self._length: int | None = None
-        self._version: str | None = None
+        self.version_of: str | None = None
         self._try(lambda: b"")
 
     def readable(self) -> bool:
@@ -99,18 +99,18 @@ class _Body(io.RawIOBase):
         request = Request(self._url, headers={"User-Agent": "xcit", "Accept-Encoding": "identity"})
         if self._position:
             request.add_header("Range", f"bytes={self._position}-")
-            if self._version:
-                request.add_header("If-Range", self._version)
+            if self.version_of:
+                request.add_header("If-Range", self.version_of)
         # Not `urlopen`, which keeps the proxies that the environment named at its first call.
         response = build_opener().open(request, timeout=_TIMEOUT_SECONDS)
-        version = _version(response.headers)
+        version = version_of(response.headers)
         if not self._position:
             length = response.headers.get("Content-Length")
-            self._length, self._version = int(length) if length else None, version
-        elif version != self._version:
+            self._length, self.version_of = int(length) if length else None, version
+        elif version != self.version_of:
             response.close()
             raise XCiTError(f"{self._url}: the file has changed while it was read")
-        elif _first_byte(response.headers) != self._position:
+        elif first_byte(response.headers) != self._position:
             _skip(response, self._position)
         self._response = response
 

@@ -182,7 +182,7 @@ class _Transfer:
                 if error.code != 416 or not offset:
                     raise DownloadError(f"{self.url}: HTTP {error.code} {error.reason}", status=error.code) from error
                 found = error.headers.get("Content-Range")
-                if found == f"bytes */{offset}" and _version(error.headers) in (None, version):
+                if found == f"bytes */{offset}" and version_of(error.headers) in (None, version):
                     return None
         except (OSError, HTTPException, ValueError) as error:
             raise DownloadError(f"{self.url}: {_reason(error)}") from error
@@ -190,7 +190,7 @@ class _Transfer:
             if response.status != 206:
                 return response, 0
             # A server that resumes without comparing versions would splice two files.
-            if offset and _first_byte(response.headers) == offset and _version(response.headers) == version:
+            if offset and first_byte(response.headers) == offset and version_of(response.headers) == version:
                 return response, offset
             response.close()
             if not offset:
@@ -204,7 +204,7 @@ class _Transfer:
         if offset == 0:
             self.note.unlink(missing_ok=True)
         with self.part.open("ab" if offset else "wb") as file:
-            version = _version(response.headers)
+            version = version_of(response.headers)
             if offset == 0 and version is not None:
                 # Only now that the old bytes are gone may a note vouch for the new ones.
                 self.note.write_text(json.dumps({"url": self.url, "version": version}))
@@ -241,13 +241,13 @@ def _read(response: Any) -> bytes:
     return chunk
 
 
-def _version(headers: Message) -> str | None:
+def version_of(headers: Message) -> str | None:
     """The header that names the file's version in `If-Range`, which takes no weak ETag."""
     etag = headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
 
 
-def _first_byte(headers: Message) -> int | None:
+def first_byte(headers: Message) -> int | None:
     found = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 

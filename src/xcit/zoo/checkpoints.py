@@ -114,7 +114,7 @@ PACKAGED = Checkpoint(
     recipe="xcit-pico-fashion-mnist",
     dataset="Fashion-MNIST",
     preprocessing=Preprocessing(image_size=28, resize_to=28, mean=(0.2860,), std=(0.3530,)),
-    accuracies=(Accuracy(measured_by="xcit", top1=92.3, top5=99.92),),
+    accuracies=(Accuracy(measured_by="xcit", top1=92.33, top5=99.90),),
     packaged="xcit-pico-fashion-mnist.safetensors",
 )
 """The model in this package: trained by it, on ten kinds of garment."""
