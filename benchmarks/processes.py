@@ -7,7 +7,7 @@ one process. Without synchronised batch norms that one computes the same two hal
 then all that draws at random is on, and the parameters are compared (the running statistics, which no step of training
 reads, are averaged by the two and followed by the one). With them it computes each batch at once, without what draws
 for a part of a batch, and all is compared. The key biases of class attention are left out: they move all tokens' scores
-alike, which the softmax takes away, so their true gradient is 0, and AdamW makes steps of the usual size of the rounding
+alike, which the softmax takes away, so their true gradient is 0, and AdamW makes steps of full size of the rounding
 noise that is left. An odd number of images is evaluated by the two too. Exit status 1 beyond the limit.
 """
 

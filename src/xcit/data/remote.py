@@ -59,7 +59,7 @@ class _Body(io.RawIOBase):
         self._url, self._waits, self._position = url, waits, 0
         self._response: Any = None
         self._length: int | None = None
-        self.version_of: str | None = None
+        self._version: str | None = None
         self._try(lambda: b"")
 
     def readable(self) -> bool:
@@ -99,15 +99,15 @@ class _Body(io.RawIOBase):
         request = Request(self._url, headers={"User-Agent": "xcit", "Accept-Encoding": "identity"})
         if self._position:
             request.add_header("Range", f"bytes={self._position}-")
-            if self.version_of:
-                request.add_header("If-Range", self.version_of)
+            if self._version:
+                request.add_header("If-Range", self._version)
         # Not `urlopen`, which keeps the proxies that the environment named at its first call.
         response = build_opener().open(request, timeout=_TIMEOUT_SECONDS)
         version = version_of(response.headers)
         if not self._position:
             length = response.headers.get("Content-Length")
-            self._length, self.version_of = int(length) if length else None, version
-        elif version != self.version_of:
+            self._length, self._version = int(length) if length else None, version
+        elif version != self._version:
             response.close()
             raise XCiTError(f"{self._url}: the file has changed while it was read")
         elif first_byte(response.headers) != self._position:

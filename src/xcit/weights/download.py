@@ -248,6 +248,7 @@ def version_of(headers: Message) -> str | None:
 
 
 def first_byte(headers: Message) -> int | None:
+    """Where a partial answer begins in the file; none if the answer is not partial."""
     found = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 
