@@ -29,6 +29,7 @@ import xcit
 from xcit.engine.checkpoint import LAST, load_checkpoint
 from xcit.engine.config import save_yaml
 from xcit.engine.log import LOG, read_log
+from xcit.weights.files import read_checkpoint
 
 NUM_IMAGES_A_CLASS, BATCH_SIZE, SAVE_EVERY = 25, 8, 3
 NUM_STEPS = (3 * NUM_IMAGES_A_CLASS - HOLDOUT) // BATCH_SIZE
@@ -143,7 +144,9 @@ def compare(alone: Path, killed: Path) -> bool:
     states = [load_checkpoint(run / LAST) for run in (alone, killed)]
     verdicts = {f"{LAST}: {part}": equal(states[0][part], states[1].get(part)) for part in states[0]}
     for name in ("model.safetensors", "best.safetensors"):
-        verdicts[name] = (alone / name).read_bytes() == (killed / name).read_bytes()
+        # Not the files' bytes: safetensors writes the entries of its metadata in any order.
+        files = [read_checkpoint(run / name) for run in (alone, killed)]
+        verdicts[name] = files[0].metadata == files[1].metadata and equal(files[0].state, files[1].state)
     verdicts[f"{LOG} without times"] = logged(alone) == logged(killed)
     for name, verdict in verdicts.items():
         print(f"{name:28s} {'equal' if verdict else 'DIFFERENT'}")
