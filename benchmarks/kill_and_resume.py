@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -58,10 +59,9 @@ def started(config: Path, run: Path, num_processes: int) -> Iterator[subprocess.
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a process and all that it started, in whatever session they are."""
-    try:
-        processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        processes = []
+    if process.poll() is not None:
+        return
+    processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in processes:
         try:
             one.kill()
@@ -162,6 +162,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--keep", type=Path, help="leave the runs in this folder")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started does not outlive this one
     num_all, processes = arguments.epochs * NUM_STEPS, arguments.processes
     print(f"{platform.platform()}, torch {torch.__version__}, xcit {xcit.__version__}")
     print(
