@@ -51,7 +51,7 @@ def draw_jpegs(folder: Path, num_images: int) -> None:
     width, height = JPEG_SIZE
     for index in range(num_images):
         noise = Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        image = noise.filter(ImageFilter.GaussianBlur(1.5))
+        image = noise.filter(ImageFilter.GaussianBlur(1.0))
         pen = ImageDraw.Draw(image)
         for _ in range(12):
             (x, y), radius = draw.integers((0, 0), JPEG_SIZE), draw.integers(10, 80)
@@ -60,7 +60,7 @@ def draw_jpegs(folder: Path, num_images: int) -> None:
             shape((int(x - radius), int(y - radius), int(x + radius), int(y + radius)), fill=colour)
         place = folder / str(index % NUM_CLASSES)
         place.mkdir(parents=True, exist_ok=True)
-        image.save(place / f"{index}.jpg", quality=92)
+        image.save(place / f"{index}.jpg", quality=93)
 
 
 def ours(folder: Path, *, batch_size: int, num_workers: int) -> Epoch:
