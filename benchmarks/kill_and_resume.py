@@ -1,11 +1,12 @@
 """Kill -9 at random moments, and a resume each time: is the result, bit for bit, that of the run left alone?
 
-    python benchmarks/kill_and_resume.py [--kills 10] [--processes 1] [--seed 0] [--keep FOLDER]
+    python benchmarks/kill_and_resume.py [--task dino] [--kills 10] [--processes 1] [--seed 0] [--keep FOLDER]
 
-A run of some hundred steps, with augmentation, Mixup and CutMix, stochastic depth, averaged weights and two processes
-that read data, is started by `xcit train`, with --processes 2 by torchrun; once to its end, and once killed again and
-again with all its processes. The moments are spread over the run, each at random within its share; every other one
-waits for the next save and falls into it. Exit status 1 if anything differs.
+A run of some hundred steps, with augmentation, stochastic depth and two processes that read data (for classification
+with Mixup, CutMix and averaged weights too, for DINO with teacher and centre), is started by `xcit train`, with
+--processes 2 by torchrun; once to its end, and once killed again and again with all its processes. The moments are
+spread over the run, each at random within its share; every other one waits for the next save and falls into it. Exit
+status 1 if anything differs.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 
 import psutil
 import torch
-from squares import HOLDOUT, draw_squares, squares_config
+from squares import TASKS, draw_squares, num_training_images, squares_config
 
 import xcit
 from xcit.engine.checkpoint import LAST, load_checkpoint
@@ -33,8 +34,6 @@ from xcit.engine.log import LOG, read_log
 from xcit.weights.files import read_checkpoint
 
 NUM_IMAGES_A_CLASS, BATCH_SIZE, SAVE_EVERY = 25, 8, 3
-NUM_STEPS = (3 * NUM_IMAGES_A_CLASS - HOLDOUT) // BATCH_SIZE
-"""Steps an epoch."""
 
 TIMES = ("seconds", "images_per_second", "data_wait")
 """What of a log's line the clock decides."""
@@ -113,11 +112,14 @@ def interrupt(config: Path, run: Path, num_processes: int, *, step: int, in_save
         else:
             time.sleep(delay)
         kill(process)
-    saved = load_checkpoint(run / LAST)["position"] if (run / LAST).exists() else {"epoch": 0, "step": 0}
+    saved = 0
+    if (run / LAST).exists():
+        state = load_checkpoint(run / LAST)
+        saved = state["position"]["epoch"] * state["num_steps"] + state["position"]["step"]
     return {
         "seconds": time.monotonic() - began,
         "step": step_of(run),
-        "saved": saved["epoch"] * NUM_STEPS + saved["step"],
+        "saved": saved,
         "in_save": part.exists(),
     }
 
@@ -143,7 +145,7 @@ def compare(alone: Path, killed: Path) -> bool:
     """Prints what is equal; whether all is."""
     states = [load_checkpoint(run / LAST) for run in (alone, killed)]
     verdicts = {f"{LAST}: {part}": equal(states[0][part], states[1].get(part)) for part in states[0]}
-    for name in ("model.safetensors", "best.safetensors"):
+    for name in sorted(path.name for path in alone.glob("*.safetensors")):
         # Not the files' bytes: safetensors writes the entries of its metadata in any order.
         files = [read_checkpoint(run / name) for run in (alone, killed)]
         verdicts[name] = files[0].metadata == files[1].metadata and equal(files[0].state, files[1].state)
@@ -156,6 +158,7 @@ def compare(alone: Path, killed: Path) -> bool:
 def main() -> int:
     """Runs, kills, compares; gives the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default=TASKS[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=12)
@@ -163,11 +166,12 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="leave the runs in this folder")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started does not outlive this one
-    num_all, processes = arguments.epochs * NUM_STEPS, arguments.processes
+    num_steps = num_training_images(arguments.task, NUM_IMAGES_A_CLASS) // BATCH_SIZE
+    num_all, processes = arguments.epochs * num_steps, arguments.processes
     print(f"{platform.platform()}, torch {torch.__version__}, xcit {xcit.__version__}")
     print(
-        f"{processes} process{'es' * (processes > 1)}, {arguments.epochs} epochs of {NUM_STEPS} steps, a save every "
-        f"{SAVE_EVERY} and at an epoch's end, seed of the moments {arguments.seed}"
+        f"{arguments.task}, {processes} process{'es' * (processes > 1)}, {arguments.epochs} epochs of {num_steps} "
+        f"steps, a save every {SAVE_EVERY} and at an epoch's end, seed of the moments {arguments.seed}"
     )
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -175,7 +179,7 @@ def main() -> int:
         draw_squares(folder / "data", NUM_IMAGES_A_CLASS)
         fields = {"batch_size": BATCH_SIZE, "num_workers": 2, "save_every_steps": SAVE_EVERY}
         config, alone, killed = folder / "squares.yaml", folder / "alone", folder / "killed"
-        save_yaml(squares_config(folder / "data", epochs=arguments.epochs, run=fields), config)
+        save_yaml(squares_config(arguments.task, folder / "data", epochs=arguments.epochs, run=fields), config)
         finish(config, alone, processes)
         print("kill   at step   after   reached   saved   in a save")
         for number in range(arguments.kills):

@@ -1,6 +1,6 @@
 """Two processes against one with the same global batch: do they reach the same weights?
 
-    python benchmarks/processes.py [--epochs 4]
+    python benchmarks/processes.py [--task dino] [--epochs 4]
 
 Twenty steps of a small model, on the CPU, by DDP and by FSDP2 between two processes that torchrun starts, compared with
 one process. Without synchronised batch norms that one computes the same two halves of each batch, one after the other:
@@ -12,40 +12,44 @@ noise that is left. An odd number of images is evaluated by the two too. Exit st
 """
 
 import argparse
+import copy
 import json
 import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from squares import HOLDOUT, draw_squares, squares_config
+from squares import HOLDOUT, TASKS, draw_squares, num_training_images, squares_config
+from torch import nn
 
 import xcit
 from xcit.engine.checkpoint import LAST, load_checkpoint
 from xcit.engine.distribution import Processes
 from xcit.engine.train import train
-from xcit.models import XCiT
-from xcit.tasks.classification import ClassificationConfig, ClassificationTask, evaluate_classification
+from xcit.recipes import TrainingConfig
+from xcit.tasks.classification import ClassificationTask, evaluate_classification
+from xcit.tasks.dino import DINOTask
+from xcit.training import build_task
 
 NUM_IMAGES_A_CLASS, BATCH_SIZE = 16, 8
-NUM_STEPS = (3 * NUM_IMAGES_A_CLASS - HOLDOUT) // BATCH_SIZE
-"""Steps an epoch."""
 
 LIMIT = 1e-5
 """Of a tensor's difference, as a share of the tensor, both by their 2-norms."""
 
 WITHOUT_EFFECT = "attn.k.bias"
-"""What the end of a name says of the parameters that are not compared."""
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What the ends of names say of the tensors that are not compared, never or not with batch norms apart."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the batch norms see a batch, and how two processes share the model, "" in one."""
+    """What is trained, how the batch norms see a batch, and how two processes share the model, "" in one."""
 
+    task: str
     sync_batch_norm: bool
     parallel: str = ""
 
@@ -53,30 +57,30 @@ class Setting:
         """Where the run's files are."""
         return root / f"{self.parallel or 'one'}-{'together' if self.sync_batch_norm else 'apart'}"
 
-    def config(self, root: Path, epochs: int) -> ClassificationConfig:
+    def config(self, root: Path, epochs: int) -> TrainingConfig:
         """The run's config."""
         if self.parallel:
             run: dict[str, Any] = {"parallel": self.parallel, "sync_batch_norm": self.sync_batch_norm}
         else:
             run = {"max_device_batch": BATCH_SIZE if self.sync_batch_norm else BATCH_SIZE // 2}
         run["batch_size"] = BATCH_SIZE
-        return squares_config(root / "data", epochs=epochs, run=run, draws_by_part=not self.sync_batch_norm)
+        return squares_config(self.task, root / "data", epochs=epochs, run=run, draws_by_part=not self.sync_batch_norm)
 
 
-ONE = [Setting(sync_batch_norm=together) for together in (False, True)]
-TWO = [Setting(one.sync_batch_norm, parallel) for one in ONE for parallel in ("ddp", "fsdp2")]
+def settings(task: str, *shared_by: str) -> list[Setting]:
+    """Batch norms apart and together, in each of these ways to share a model."""
+    return [Setting(task, together, parallel) for together in (False, True) for parallel in shared_by]
 
 
-def run_all(settings: list[Setting], root: Path, epochs: int) -> None:
+def run_all(all_settings: list[Setting], root: Path, epochs: int) -> None:
     """Trains by each setting, and evaluates a fresh model; in every process alike."""
-    for setting in settings:
+    for setting in all_settings:
         config, folder = setting.config(root, epochs), setting.folder(root)
         # These are not closed: the processes meet once, for all settings.
         processes = Processes(config.run, torch.device("cpu"))
         folder.mkdir(exist_ok=True)
-        task = ClassificationTask(config, processes.layout)
-        fresh = XCiT(config.model)
-        fresh.load_state_dict(task.model.state_dict())
+        task, _ = build_task(config, processes.layout)
+        fresh = copy.deepcopy(task.model)
         train(
             task,
             processes,
@@ -85,17 +89,25 @@ def run_all(settings: list[Setting], root: Path, epochs: int) -> None:
             schedule_config=config.schedule,
             directory=folder,
         )
-        report = evaluate_classification(
-            fresh,
-            task.watched,
-            config.preprocessing,
-            num_classes=config.model.num_classes,
-            batch_size=2,
-            layout=processes.layout,
-            reduce=processes.reduce,
-        )
-        figures = report.figures() | {"num_images": report.num_images, "confusion": report.confusion.tolist()}
-        (folder / f"evaluation-{processes.layout.rank}.json").write_text(json.dumps(figures))
+        results = evaluate(task, fresh, processes)
+        (folder / f"evaluation-{processes.layout.rank}.json").write_text(json.dumps(results))
+
+
+def evaluate(task: ClassificationTask | DINOTask, fresh: nn.Module, processes: Processes) -> dict[str, Any]:
+    """What a process measures: figures, and what is counted, in batches of two images where the task lets us choose."""
+    if isinstance(task, DINOTask):
+        return {"figures": task.evaluate(fresh, processes.layout, processes.reduce)}
+    report = evaluate_classification(
+        fresh,
+        task.watched,
+        task.config.preprocessing,
+        num_classes=task.config.model.num_classes,
+        batch_size=2,
+        layout=processes.layout,
+        reduce=processes.reduce,
+    )
+    counts = {"num_images": report.num_images, "confusion": report.confusion.tolist()}
+    return {"figures": report.figures()} | counts
 
 
 def relative_difference(value: torch.Tensor, reference: torch.Tensor) -> float:
@@ -104,17 +116,17 @@ def relative_difference(value: torch.Tensor, reference: torch.Tensor) -> float:
     return difference / size if size else difference
 
 
-def compare_weights(setting: Setting, root: Path, epochs: int) -> bool:
+def compare_weights(setting: Setting, root: Path) -> bool:
     """Prints a line; whether the weights are within the limit."""
-    reference = load_checkpoint(Setting(setting.sync_batch_norm).folder(root) / LAST)
-    state = load_checkpoint(setting.folder(root) / LAST)
-    names = list(reference["model"])
+    one = replace(setting, parallel="").folder(root)
+    reference, state = load_checkpoint(one / LAST), load_checkpoint(setting.folder(root) / LAST)
+    names = [name for name in reference["model"] if not name.endswith(WITHOUT_EFFECT)]
     if not setting.sync_batch_norm:
-        names = [name for name, _ in XCiT(setting.config(root, epochs).model).named_parameters()]
-    names = [name for name in names if not name.endswith(WITHOUT_EFFECT)]
+        names = [name for name in names if not name.endswith(STATISTICS)]
     differences = {
         f"{model}: {name}": relative_difference(state[model][name].double(), reference[model][name].double())
         for model in ("model", "ema")
+        if reference[model] is not None
         for name in names
     }
     worst = max(differences, key=differences.__getitem__)
@@ -129,37 +141,44 @@ def compare_weights(setting: Setting, root: Path, epochs: int) -> bool:
 
 def compare_evaluation(setting: Setting, root: Path) -> bool:
     """Prints a line; whether both processes give the figures of one."""
-    expected = json.loads((Setting(setting.sync_batch_norm).folder(root) / "evaluation-0.json").read_text())
+    expected = json.loads((replace(setting, parallel="").folder(root) / "evaluation-0.json").read_text())
     found = [json.loads((setting.folder(root) / f"evaluation-{rank}.json").read_text()) for rank in range(2)]
-    loss = expected.pop("val_loss")
-    same = all(abs(one.pop("val_loss") / loss - 1) <= LIMIT and one == expected for one in found)
-    print(f"{setting.parallel:6s} evaluation of {expected['num_images']} images: {'equal' if same else 'DIFFERENT'}")
-    return same and expected["num_images"] == HOLDOUT
+    figures = expected.pop("figures")
+    same = True
+    for one in found:
+        own = one.pop("figures")
+        same &= own.keys() == figures.keys() and one == expected
+        same &= all(abs(own[name] - value) <= LIMIT * abs(value) for name, value in figures.items())
+    print(f"{setting.parallel:6s} evaluation of {HOLDOUT} images: {'equal' if same else 'DIFFERENT'}")
+    return same and expected.get("num_images", HOLDOUT) == HOLDOUT
 
 
 def main() -> int:
     """Trains and compares; gives the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default=TASKS[0])
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # what torchrun starts
     arguments = parser.parse_args()
-    epochs = arguments.epochs
+    epochs, task = arguments.epochs, arguments.task
+    two = settings(task, "ddp", "fsdp2")
     if arguments.worker:
-        run_all(TWO, arguments.worker, epochs)
+        run_all(two, arguments.worker, epochs)
         torch.distributed.destroy_process_group()
         return 0
     print(f"{platform.platform()}, torch {torch.__version__}, xcit {xcit.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         draw_squares(root / "data", NUM_IMAGES_A_CLASS)
-        run_all(ONE, root, epochs)
+        run_all(settings(task, ""), root, epochs)
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        worker = [__file__, "--worker", folder, "--epochs", str(epochs)]
+        worker = [__file__, "--worker", folder, "--epochs", str(epochs), "--task", task]
         subprocess.run([sys.executable, "-m", *launcher, *worker], check=True)
-        print(f"{epochs * NUM_STEPS} steps of {BATCH_SIZE} images; largest relative difference, limit {LIMIT:g}")
+        num_steps = epochs * (num_training_images(task, NUM_IMAGES_A_CLASS) // BATCH_SIZE)
+        print(f"{task}, {num_steps} steps of {BATCH_SIZE} images; largest relative difference, limit {LIMIT:g}")
         print("two    one                  compared    tensors   difference")
-        good = [compare_weights(setting, root, epochs) for setting in TWO]
-        good += [compare_evaluation(setting, root) for setting in TWO]
+        good = [compare_weights(setting, root) for setting in two]
+        good += [compare_evaluation(setting, root) for setting in two]
     return 0 if all(good) else 1
 
 

@@ -1,4 +1,4 @@
-"""A training run of seconds, for the benchmarks of training itself: noisy pictures of three colours, and a config."""
+"""Training runs of seconds, for the benchmarks of training itself: noisy pictures of three colours, and configs."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,17 @@ import numpy as np
 from PIL import Image
 
 from xcit.data.loader import AugmentationConfig
+from xcit.data.multi_crop import MultiCropConfig
 from xcit.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.models import Preprocessing, XCiTConfig
+from xcit.models.dino import DINOHeadConfig
+from xcit.recipes import TrainingConfig
 from xcit.tasks.classification import ClassificationConfig
+from xcit.tasks.dino import DINOConfig, TeachingConfig
 
 COLOURS = {"blue": (30, 60, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
+
+TASKS = ("classification", "dino")
 
 HOLDOUT = 7
 """Images a run is watched by: a number that no even number of processes divides."""
@@ -28,8 +34,20 @@ def draw_squares(folder: Path, num_a_class: int) -> None:
             Image.fromarray(pixels).save(folder / name / f"{index}.png")
 
 
-def squares_config(data: Path, *, epochs: int, run: dict[str, Any], draws_by_part: bool = True) -> ClassificationConfig:
+def num_training_images(task: str, num_a_class: int) -> int:
+    """Images that a run draws from: DINO needs no labels, and keeps none of them back."""
+    return len(COLOURS) * num_a_class - (HOLDOUT if task == "classification" else 0)
+
+
+def squares_config(
+    task: str, data: Path, *, epochs: int, run: dict[str, Any], draws_by_part: bool = True
+) -> TrainingConfig:
     """A small model with all that draws at random; without `draws_by_part` what draws for a part of a batch is off."""
+    make = {"classification": _classification, "dino": _dino}[task]
+    return make(data, epochs, {"batch_size": 8, "num_workers": 0, "log_every": 1} | run, draws_by_part)
+
+
+def _classification(data: Path, epochs: int, run: dict[str, Any], draws_by_part: bool) -> ClassificationConfig:
     mixed = {"mixup": 0.8, "cutmix": 1.0} if draws_by_part else {}
     return ClassificationConfig(
         name="squares",
@@ -49,5 +67,35 @@ def squares_config(data: Path, *, epochs: int, run: dict[str, Any], draws_by_par
         ),
         optimizer=OptimizerConfig(lr=2e-3, clip_grad=1.0),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=1, warmup_lr=1e-4),
-        run=RunConfig(**{"batch_size": 8, "num_workers": 0, "ema_decay": 0.9, "log_every": 1} | run),
+        run=RunConfig(**{"ema_decay": 0.9} | run),
+    )
+
+
+def _dino(data: Path, epochs: int, run: dict[str, Any], draws_by_part: bool) -> DINOConfig:
+    return DINOConfig(
+        name="dino-squares",
+        model=XCiTConfig(
+            patch_size=8,
+            embed_dim=16,
+            depth=2,
+            num_heads=2,
+            num_classes=0,
+            drop_path_rate=0.2 if draws_by_part else 0.0,
+        ),
+        preprocessing=Preprocessing(image_size=16, resize_to=16, mean=(0.4,) * 3, std=(0.3,) * 3),
+        data=str(data),
+        num_watched=HOLDOUT,
+        head=DINOHeadConfig(out_dim=64, hidden_dim=32, bottleneck_dim=16),
+        crops=MultiCropConfig(num_local=3, local_size=8),
+        dino=TeachingConfig(first_teacher_temperature=0.03, warmup_epochs=2),
+        optimizer=OptimizerConfig(
+            lr=2e-3,
+            weight_decay=0.04,
+            final_weight_decay=0.4,
+            clip_grad=0.3,
+            clip_mode="each",
+            eps=1e-5,  # or AdamW makes steps of full size of what rounding leaves of gradients near 0
+        ),
+        schedule=ScheduleConfig(epochs=epochs, warmup_epochs=1, warmup_lr=0.0),
+        run=RunConfig(**run),
     )

@@ -66,6 +66,8 @@ def test(
             had, does not fit the recipe, or has other classes than the data.
     """
     recipe = get_recipe(config)
+    if not isinstance(recipe, ClassificationConfig):
+        raise XCiTError(f"{recipe.name} trains no classifier: there is no top-1 to measure; its weights give features")
     spec = _preprocessing(recipe, protocol)
     images = open_labelled_images(data, "val")
     model = _load(recipe, checkpoint)

@@ -9,7 +9,7 @@ import torch
 
 from xcit.data.classification import has_validation
 from xcit.engine.checkpoint import LAST
-from xcit.engine.config import load_yaml, save_yaml
+from xcit.engine.config import save_yaml
 from xcit.engine.curves import draw_curves
 from xcit.engine.distribution import Processes
 from xcit.engine.log import LOG, check_trackers
@@ -18,8 +18,9 @@ from xcit.engine.train import Progress
 from xcit.engine.train import train as train_task
 from xcit.errors import XCiTError
 from xcit.inference import default_device
-from xcit.recipes import RECIPES, get_recipe
+from xcit.recipes import RECIPES, TrainingConfig, get_recipe
 from xcit.tasks.classification import ClassificationConfig, ClassificationTask
+from xcit.tasks.dino import DINOTask
 
 CONFIG = "config.yaml"
 """The resolved config's name in a run's folder."""
@@ -29,7 +30,7 @@ _FAR = 2.0
 
 
 def train(
-    config: str | ClassificationConfig,
+    config: str | TrainingConfig,
     directory: str | os.PathLike[str],
     *,
     resume: str | os.PathLike[str] | None = None,
@@ -62,14 +63,12 @@ def train(
         config = get_recipe(config)
     directory = Path(directory)
     checkpoint = check_run(config, directory, resume)
-    # What a run started from is in its checkpoints, and may be gone.
-    initialize = config.initialize if checkpoint is None else config.initialize.frozen_only()
     processes = Processes(config.run, torch.device(device) if device is not None else default_device())
-    task = ClassificationTask(replace(config, initialize=initialize), processes.layout)
+    task, resolved = build_task(config, processes.layout, is_new=checkpoint is None)
     directory.mkdir(parents=True, exist_ok=True)
 
     def begin() -> None:
-        save_yaml(replace(task.config, initialize=config.initialize), directory / CONFIG)
+        save_yaml(resolved, directory / CONFIG)
         for line in [*describe_batch(config, processes.layout), *describe_watching(config)]:
             announce(line)
 
@@ -92,6 +91,22 @@ def train(
         processes.close()
 
 
+def build_task(
+    config: TrainingConfig, layout: Layout, *, is_new: bool = True
+) -> tuple[ClassificationTask | DINOTask, TrainingConfig]:
+    """The task of a config, and the config with what the data decided; a run that is not new has its first weights.
+
+    Raises:
+        XCiTError: on wrong data, or if weights can't be had or do not fit.
+    """
+    if not isinstance(config, ClassificationConfig):
+        return DINOTask(config, layout), config
+    # What a run started from is in its checkpoints, and may be gone.
+    initialize = config.initialize if is_new else config.initialize.frozen_only()
+    task = ClassificationTask(replace(config, initialize=initialize), layout)
+    return task, replace(task.config, initialize=config.initialize)
+
+
 def _draw(directory: Path, title: str, announce: Callable[[str], None]) -> None:
     """Draws the curves; a run's end, good or bad, is not hidden behind a picture that can't be drawn."""
     try:
@@ -101,14 +116,15 @@ def _draw(directory: Path, title: str, announce: Callable[[str], None]) -> None:
         announce(f"warning: the curves could not be drawn: {error}")
 
 
-def check_run(config: ClassificationConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:
+def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:
     """Checks what can be checked before anything is loaded; gives the checkpoint to go on from.
 
     Raises:
         XCiTError: if there are no data, the folder holds another run, or the checkpoint is of another model.
     """
     if not config.data:
-        raise XCiTError(f"{config.name} has no data of its own: give a folder of images by class with --data")
+        by_class = " by class" if isinstance(config, ClassificationConfig) else ""
+        raise XCiTError(f"{config.name} has no data of its own: give a folder of images{by_class} with --data")
     check_trackers(config.run)
     last = directory / LAST
     if resume == "auto":
@@ -123,15 +139,15 @@ def check_run(config: ClassificationConfig, directory: Path, resume: str | os.Pa
     if last.exists() and checkpoint.parent.resolve() != directory.resolve():
         raise XCiTError(f"{directory} holds another run than {checkpoint}: choose another folder with --out")
     if (checkpoint.parent / CONFIG).exists():
-        own = load_yaml(ClassificationConfig, checkpoint.parent / CONFIG)
+        own = get_recipe(str(checkpoint.parent / CONFIG))
         # A recipe may leave the number of classes to the data; the run's own config has it.
         model = replace(config.model, num_classes=config.model.num_classes or own.model.num_classes)
-        if own.model != model:
+        if (own.task, own.model) != (config.task, model):
             raise XCiTError(f"{checkpoint} is of another model: resume by {checkpoint.parent / CONFIG}")
     return checkpoint
 
 
-def describe_batch(config: ClassificationConfig, layout: Layout) -> list[str]:
+def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
     """How the global batch is computed and with which learning rate; a warning where it is far from the recipe's."""
     lines = [
         f"global batch {layout.batch_size} = {layout.world_size} process{'es' * (layout.world_size > 1)} x "
@@ -150,9 +166,9 @@ def describe_batch(config: ClassificationConfig, layout: Layout) -> list[str]:
     return lines
 
 
-def describe_watching(config: ClassificationConfig) -> list[str]:
-    """A warning where a run is watched by the very images it is trained on."""
-    if config.holdout or config.val_data or has_validation(config.data):
+def describe_watching(config: TrainingConfig) -> list[str]:
+    """A warning where a run's figures are flattered by the very images it is trained on."""
+    if not isinstance(config, ClassificationConfig) or config.holdout or config.val_data or has_validation(config.data):
         return []
     return [
         f"warning: {config.data} has no folder val: the figures are of the images that are trained on; --holdout N "

@@ -20,6 +20,7 @@ from xcit.weights.files import read_checkpoint
 
 NANO = "xcit-nano-12-p16_8xb128_in1k"
 PICO = "xcit-pico-fashion-mnist"
+DINO = "dino_xcit-pico_fashion-mnist"
 
 
 @contextmanager
@@ -206,6 +207,77 @@ def test_a_mistake_is_told_before_anything_else(xcit, trained, mistake, tmp_path
     assert (done.status, done.out) == (2, "")
     assert done.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+# without labels
+
+
+@pytest.fixture(scope="module")
+def dino_fields(colours):
+    fields = {
+        "data": colours,
+        "model.embed_dim": 16,
+        "model.depth": 1,
+        "model.cls_depth": 1,
+        "head.out_dim": 32,
+        "head.hidden_dim": 16,
+        "head.bottleneck_dim": 8,
+        "num_watched": 10,
+        "schedule.epochs": 2,
+        "run.batch_size": 10,
+        "run.num_workers": 0,
+        "run.log_every": 1,
+    }
+    return ["--device", "cpu", *(word for name, value in fields.items() for word in (f"--{name}", value))]
+
+
+def test_dino_trains_is_resumed_and_gives_features(xcit, colours, dino_fields):
+    done = xcit("train", DINO, "--out", "run", *dino_fields)
+    assert (done.status, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[0] == f"{DINO}: 2 epochs of {colours} on cpu; files in run"
+    last = log_of(Path("run"), "epoch")[-1]
+    figures = f"feature_spread {last['feature_spread']:.3f}, teacher_entropy {last['teacher_entropy']:.3f}"
+    assert figures in lines[-5]
+    assert lines[-4:] == [
+        f"figures: {figures}",
+        "weights: run/model.safetensors",
+        "curves: run/curves.png",
+        "use them: xcit features IMAGE... --model run/model.safetensors --out features.npz",
+    ]
+    assert len(log_of(Path("run"), "step")) == 6
+    command = shlex.split(lines[-1].removeprefix("use them: ").replace("IMAGE...", str(colours / "rot")))
+    assert xcit(*command[1:]).out.startswith("features.npz: 10 images; ")
+    assert "has no classifier" in xcit("predict", colours / "rot", "--model", "run/model.safetensors").err
+
+    more = xcit("train", "run/config.yaml", "--resume", "--schedule.epochs", 3)
+    assert (more.status, more.err) == (0, "")
+    assert [begin for begin in beginnings(more.out) if begin.startswith("epoch ")][-1] == "epoch 3/3"
+    assert xcit("config", "run/config.yaml").out.startswith(f"name: {DINO}\ntask: dino\n")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (["--crops.local_size", 3], "crops.local_size is 3, smaller than one patch of 4x4"),
+        (["--model.num_classes", 10], "DINO trains a backbone without a classifier: set model.num_classes 10 to 0"),
+        (["--data", "empty"], "empty: a folder without images"),
+        (["--optimizer.clip_mode", "some"], "optimizer.clip_mode must be one of all, each, not 'some'"),
+        (["--augmentation.flip", 1], "no config field 'augmentation.flip'; did you mean 'crops.flip'?"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_a_dino_mistake_is_one_line(xcit, dino_fields, fields, told):
+    Path("empty").mkdir()
+    done = xcit("train", DINO, "--out", "run", *dino_fields, *fields)
+    assert (done.status, done.out, done.err) == (2, "", f"xcit: {told}\n")
+
+
+def test_a_dino_recipe_has_no_top1(xcit, colours, trained):
+    done = xcit("test", DINO, trained[0] / "model.safetensors", "--data", colours)
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert "trains no classifier" in done.err
 
 
 # one process of several

@@ -30,8 +30,9 @@ def run_benchmark(name: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_two_processes_reach_the_weights_of_one_and_evaluate_each_image_once():
-    printed = run_benchmark("processes.py", "--epochs", 2)
+@pytest.mark.parametrize("task", ["classification", "dino"])
+def test_two_processes_reach_the_weights_of_one_and_evaluate_each_image_once(task):
+    printed = run_benchmark("processes.py", "--epochs", 2, "--task", task)
     assert printed.count("within the limit") == 4
     assert printed.count("evaluation of 7 images: equal") == 4
 
@@ -45,6 +46,11 @@ def test_two_killed_processes_go_on_bit_for_bit_and_one_goes_on_from_them(xcit, 
     log = [json.loads(line) for line in Path("killed/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if line["kind"] == "step"] == [*range(1, 25)]
     assert [line["epoch"] for line in log if line["kind"] == "epoch"] == [1, 2, 3]
+
+
+def test_a_killed_dino_run_goes_on_bit_for_bit():
+    printed = run_benchmark("kill_and_resume.py", "--task", "dino", "--kills", 1, "--epochs", 2)
+    assert printed.splitlines()[-1] == "1 kills, 18 steps: bit-equal"
 
 
 def test_sigterm_to_a_run_and_all_its_processes_saves_and_the_run_goes_on_bit_for_bit(xcit, trained):

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from xcit.data.multi_crop import MultiCropConfig
 from xcit.engine.config import load_yaml, override, save_yaml
 from xcit.engine.task import divide
 from xcit.errors import XCiTError
 from xcit.models import Preprocessing
+from xcit.models.dino import DINOHeadConfig
 from xcit.recipes import RECIPES, get_recipe
 from xcit.tasks.classification import ClassificationConfig
+from xcit.tasks.dino import DINOConfig, TeachingConfig
 from xcit.tasks.distillation import DistillationConfig, check_teacher
 from xcit.tasks.initialization import InitializeConfig, check_initialize
 from xcit.zoo import ARCHITECTURES, CHECKPOINTS, find_checkpoint
@@ -29,6 +32,8 @@ COMMON: dict[str, Any] = {
     "optimizer.betas": (0.9, 0.999),
     "optimizer.eps": 1e-8,
     "optimizer.clip_grad": 0.0,
+    "optimizer.clip_mode": "all",
+    "optimizer.final_weight_decay": None,
     "optimizer.layer_decay": 1.0,
     "optimizer.lr": 5e-4 * 1024 / 512,
     "run.batch_size": 1024,
@@ -75,13 +80,38 @@ OFFICIAL = COMMON | {
 OFFICIAL_DROP_PATH = {"tiny-12": 0.0, "small-12": 0.05, "small-24": 0.1, "medium-24": 0.15}
 
 
+DINO_PUBLISHED = ["small-12-p16", "small-12-p8", "medium-24-p16", "medium-24-p8"]
+# The defaults of the authors' code, 64 images a GPU on a node of eight.
+DINO: dict[str, Any] = {
+    "run.batch_size": 512,
+    "run.max_device_batch": 64,
+    "run.sync_batch_norm": True,
+    "run.ema_decay": 0.0,
+    "run.seed": 0,
+    "run.num_workers": 10,
+    "run.dtype": "bfloat16",
+    "optimizer.lr": 5e-4 * 512 / 256,
+    "optimizer.weight_decay": 0.04,
+    "optimizer.final_weight_decay": 0.4,
+    "optimizer.betas": (0.9, 0.999),
+    "optimizer.eps": 1e-8,
+    "optimizer.clip_grad": 3.0,
+    "optimizer.clip_mode": "each",
+    "optimizer.layer_decay": 1.0,
+    "schedule.epochs": 100,
+    "schedule.warmup_epochs": 10,
+    "schedule.warmup_lr": 0.0,
+    "schedule.min_lr": 1e-6,
+}
+
+
 def field(config: Any, name: str) -> Any:
     for part in name.split("."):
         config = getattr(config, part)
     return config
 
 
-def agrees(config: ClassificationConfig, table: dict[str, Any]) -> bool:
+def agrees(config: ClassificationConfig | DINOConfig, table: dict[str, Any]) -> bool:
     found = {name: field(config, name) for name in table}
     assert found == table
     return True
@@ -95,6 +125,8 @@ def test_the_names_are_these() -> None:
         *(name for name, _, _ in PUBLISHED),
         *(f"xcit-{architecture}_{family}" for architecture in PUBLISHED_ARCHITECTURES for family in families),
         "xcit-pico-fashion-mnist",
+        *(f"dino_xcit-{architecture}_in1k" for architecture in DINO_PUBLISHED),
+        "dino_xcit-pico_fashion-mnist",
     }
     assert all(get_recipe(name).name == name for name in RECIPES)
 
@@ -206,8 +238,26 @@ def test_yaml_gives_every_recipe_back(name: str, tmp_path: Path) -> None:
     assert recipe.model.in_channels == len(recipe.preprocessing.mean)
     path = tmp_path / "config.yaml"
     save_yaml(recipe, path)
-    assert load_yaml(ClassificationConfig, path) == recipe
+    assert load_yaml(type(recipe), path) == recipe
     assert get_recipe(str(path)) == recipe
+
+
+def test_a_file_without_a_task_is_of_classification(tmp_path: Path) -> None:
+    recipe = get_recipe("xcit-nano-12-p16_transfer")
+    path = tmp_path / "config.yaml"
+    save_yaml(recipe, path)
+    text = path.read_text()
+    path.write_text(text.replace("task: classification\n", ""))
+    assert path.read_text() != text
+    assert get_recipe(str(path)) == recipe
+
+
+def test_an_unknown_task_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("name: x\ntask: moco\n")
+    with pytest.raises(XCiTError) as caught:
+        get_recipe(str(path))
+    assert str(caught.value) == f"{path}: no task is called 'moco'; there are: classification, dino"
 
 
 def test_a_run_s_yaml_keeps_what_was_changed(tmp_path: Path) -> None:
@@ -247,6 +297,7 @@ def test_a_config_file_is_never_run(tmp_path: Path) -> None:
         ("xcit-pico-fashionmnist", "xcit-pico-fashion-mnist"),
         ("xcit-small-12-p16_offical_in1k", "xcit-small-12-p16_official_in1k"),
         ("xcit-small-24-p8_tranfer", "xcit-small-24-p8_transfer"),
+        ("dino-xcit-small-12-p8_in1k", "dino_xcit-small-12-p8_in1k"),
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(written: str, meant: str) -> None:
@@ -273,3 +324,24 @@ def test_the_packaged_recipe_never_watches_the_test_images() -> None:
     assert recipe.holdout > 0
     assert recipe.model == ARCHITECTURES["pico-6-p4"]
     assert recipe.preprocessing == CHECKPOINTS["xcit-pico-fashion-mnist"].preprocessing
+
+
+@pytest.mark.parametrize("architecture", DINO_PUBLISHED)
+def test_a_dino_recipe_has_the_published_settings(architecture: str) -> None:
+    recipe = get_recipe(f"dino_xcit-{architecture}_in1k")
+    assert isinstance(recipe, DINOConfig)
+    assert recipe.model == replace(ARCHITECTURES[architecture], num_classes=0, drop_path_rate=0.1)
+    # What their k-NN evaluation does: short side to 256, centre crop of 224.
+    assert recipe.preprocessing == Preprocessing(image_size=224, resize="short_side", resize_to=256)
+    # The defaults of these are compared with the published ones where they are tested.
+    assert recipe.head == DINOHeadConfig()
+    assert recipe.crops == MultiCropConfig()
+    assert recipe.dino == TeachingConfig()
+    assert agrees(recipe, DINO)
+
+
+def test_the_small_dino_recipe_is_of_the_packaged_shape() -> None:
+    recipe, packaged = get_recipe("dino_xcit-pico_fashion-mnist"), get_recipe("xcit-pico-fashion-mnist")
+    assert recipe.model == replace(packaged.model, num_classes=0)
+    assert recipe.preprocessing == packaged.preprocessing
+    assert recipe.data == "fashion-mnist"

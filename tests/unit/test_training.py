@@ -55,6 +55,23 @@ def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
         check_run(replace(NANO, data="somewhere"), tmp_path, "auto")
 
 
+def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
+    dino = get_recipe("dino_xcit-pico_fashion-mnist")
+    (tmp_path / "last.pt").touch()
+    save_yaml(dino, tmp_path / "config.yaml")
+    assert check_run(dino, tmp_path, "auto") == tmp_path / "last.pt"
+    with pytest.raises(XCiTError, match="is of another model: resume by"):
+        check_run(PICO, tmp_path, "auto")
+
+
+def test_a_run_without_labels_asks_for_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(XCiTError) as caught:
+        check_run(get_recipe("dino_xcit-small-12-p16_in1k"), tmp_path, None)
+    assert str(caught.value) == (
+        "dino_xcit-small-12-p16_in1k has no data of its own: give a folder of images with --data"
+    )
+
+
 def test_data_are_asked_for_first(tmp_path: Path) -> None:
     with pytest.raises(XCiTError, match=r"xcit-nano-12-p16_8xb128_in1k has no data of its own: .* --data"):
         check_run(NANO, tmp_path, None)
@@ -82,6 +99,7 @@ def test_being_watched_by_the_training_images_is_warned_of(tmp_path: Path) -> No
     (warning,) = describe_watching(replace(NANO, data=str(tmp_path)))
     assert warning.startswith(f"warning: {tmp_path} has no folder val")
     assert not describe_watching(replace(NANO, data=str(tmp_path), holdout=3))
+    assert not describe_watching(replace(get_recipe("dino_xcit-small-12-p16_in1k"), data=str(tmp_path)))
     (tmp_path / "val").mkdir()
     assert not describe_watching(replace(NANO, data=str(tmp_path)))
 

@@ -15,7 +15,7 @@ from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
     from xcit.engine.train import Stopped
-    from xcit.tasks.classification import ClassificationConfig
+    from xcit.recipes import TrainingConfig
 
 STOPPED = 75
 """Exit status of a run that a signal stopped after it had saved: sysexits' EX_TEMPFAIL, try again."""
@@ -34,7 +34,8 @@ The run's folder gets
   last.pt            the latest checkpoint, to go on from
   best.pt            the one with the best figure
   step-*.pt          the latest N, with --run.keep_checkpoints N
-  model.safetensors  the last weights, for `xcit predict --model`
+  model.safetensors  the last weights, for `xcit predict --model`; of a DINO run
+                     the teacher's backbone, for `xcit features --model`
   best.safetensors   those with the best figure
   unreadable.txt     images that could not be read, if there were any
 
@@ -133,7 +134,7 @@ def train(
             _print_stop(stopped, directory, device)
         return STOPPED
     if _is_main():
-        _print_result(directory, figures)
+        _print_result(directory, figures, is_classifier=config.task == "classification")
     return 0
 
 
@@ -144,7 +145,7 @@ def _print_stop(stopped: "Stopped", directory: Path, device: str | None) -> None
     )
 
 
-def _print_result(directory: Path, figures: dict[str, float]) -> None:
+def _print_result(directory: Path, figures: dict[str, float], *, is_classifier: bool) -> None:
     click.echo(f"figures: {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}")
     for what, name in (
         ("weights", "model.safetensors"),
@@ -154,7 +155,10 @@ def _print_result(directory: Path, figures: dict[str, float]) -> None:
         if (directory / name).exists():
             click.echo(f"{what}: {directory / name}")
     model = shlex.quote(str(directory / "model.safetensors"))
-    click.echo(f"use them: xcit predict IMAGE... --model {model}")
+    if is_classifier:
+        click.echo(f"use them: xcit predict IMAGE... --model {model}")
+    else:
+        click.echo(f"use them: xcit features IMAGE... --model {model} --out features.npz")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -187,7 +191,7 @@ def _list_recipes() -> None:
         click.echo(f"{name:{width}}  {''.join(text.splitlines()[:1])}".rstrip())
 
 
-def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -> "ClassificationConfig":
+def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -> "TrainingConfig":
     """A recipe with some fields set; `options` are the verb's own, which may be what was meant."""
     from difflib import get_close_matches
 

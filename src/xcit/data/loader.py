@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -18,6 +18,9 @@ from xcit.models import Preprocessing
 from xcit.seeding import mix_seeds, own_randomness, seed_all
 
 ImageTransform = Callable[[Image.Image], Tensor]
+
+Images = TypeVar("Images")
+"""What a transform makes of an image and a loader of a batch: a tensor, or a list of them for several crops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,29 +113,30 @@ NUM_SUBSTITUTES = 100
 """Images in a row that are tried in place of one that can't be read."""
 
 
-Sample = tuple[Tensor, int, tuple[str, ...]]
+Sample = tuple[Images, int, tuple[str, ...]]
 """An augmented image (C, h, w), its label, and a line for each image that could not be read in its place."""
 
 
-class _TrainImages(Dataset[Sample]):
+class _TrainImages(Dataset[Sample[Images]], Generic[Images]):
     """Augmented image, label, and what could not be read on the way, by key.
 
     The draws follow from seed and key alone, so they are the same for any number of workers and processes, and after a
     resume. In place of an unreadable image comes the next one of the data set.
     """
 
-    def __init__(self, images: LabelledImages, transform: ImageTransform, seed: int) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
+    def __init__(self, images: LabelledImages, transform: Callable[[Image.Image], Images], seed: int) -> None:
+        self.images, self.seed = images, seed
+        self.transform: Callable[[Image.Image], Images] = transform
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: Sequence[_Key]) -> list[Sample]:
+    def __getitems__(self, keys: Sequence[_Key]) -> list[Sample[Images]]:
         # A worker's generators are its own; in the main process the model draws from the same ones.
         with nullcontext() if get_worker_info() else own_randomness():
             return [self[key] for key in keys]
 
-    def __getitem__(self, key: _Key) -> Sample:
+    def __getitem__(self, key: _Key) -> Sample[Images]:
         image, label, unreadable = self._read(key.image)
         seed_all(self.seed, *key)
         return self.transform(image), label, unreadable
@@ -147,10 +151,12 @@ class _TrainImages(Dataset[Sample]):
         raise XCiTError(f"{len(unreadable)} images in a row can't be read; the first: {unreadable[0]}")
 
 
-def collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[str]]:
-    """Images (B, C, h, w), labels (B,), and the lines about what could not be read."""
+def collate(samples: Sequence[Sample[Images]]) -> tuple[Any, Tensor, list[str]]:
+    """Images (B, C, h, w), of several crops a list of them; labels (B,); and the lines about what could not be read."""
     images, labels, unreadable = zip(*samples, strict=True)
-    return torch.stack(images), torch.tensor(labels), [reason for reasons in unreadable for reason in reasons]
+    whole = isinstance(images[0], Tensor)
+    stacked = torch.stack(images) if whole else [torch.stack(crops) for crops in zip(*images, strict=True)]
+    return stacked, torch.tensor(labels), [reason for reasons in unreadable for reason in reasons]
 
 
 class _PartSampler(Sampler[list[_Key]]):
@@ -206,8 +212,10 @@ class _PartSampler(Sampler[list[_Key]]):
         return [_Key(self.epoch, index, place % self.num_repeats) for place, index in enumerate(sampler)]
 
 
-class TrainLoader:
+class TrainLoader(Generic[Images]):
     """Shuffled batches (images (B, C, h, w), labels (B,)); the order and every draw follow from seed and epoch.
+
+    A transform that gives a list of crops makes the images of a batch a list too.
 
     Attributes:
         num_steps: global batches an epoch; what is left over waits for another epoch.
@@ -218,7 +226,7 @@ class TrainLoader:
     def __init__(
         self,
         images: LabelledImages,
-        transform: ImageTransform,
+        transform: Callable[[Image.Image], Images],
         *,
         batch_size: int,
         seed: int,
@@ -239,7 +247,7 @@ class TrainLoader:
         )
         self.num_steps, self.num_inputs = self._sampler.num_steps, len(images)
         self.unreadable: list[str] = []
-        self._loader = DataLoader(
+        self._loader: DataLoader[Sample[Images]] = DataLoader(
             _TrainImages(images, transform, seed),
             batch_sampler=self._sampler,
             collate_fn=collate,
@@ -251,15 +259,15 @@ class TrainLoader:
             generator=torch.Generator(),
         )
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Images, Tensor]]:
         """This process's parts of an epoch's batches, from a step on."""
         self._sampler.epoch, self._sampler.first_step = epoch, first_step
         return received_batches(self._loader, self.unreadable)
 
 
 def received_batches(
-    loader: Iterable[tuple[Tensor, Tensor, list[str]]], all_unreadable: list[str]
-) -> Iterator[tuple[Tensor, Tensor]]:
+    loader: Iterable[tuple[Images, Tensor, list[str]]], all_unreadable: list[str]
+) -> Iterator[tuple[Images, Tensor]]:
     """The images and labels that a loader collated; adds new lines about unreadable images to a list."""
     try:
         for images, labels, unreadable in loader:

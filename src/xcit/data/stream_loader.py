@@ -127,7 +127,7 @@ def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
         )
 
 
-class _TrainParts(IterableDataset[list[Sample]]):
+class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
     """One process's parts of an epoch's batches, as lists of images; each worker of the loader gives those of a slot.
 
     The loader takes part k of a process from worker k % n, and its images come from the slot of role k % n. When an
@@ -159,7 +159,7 @@ class _TrainParts(IterableDataset[list[Sample]]):
         """Where the next iterators begin."""
         self._start[0], self._start[1] = epoch, first_step
 
-    def __iter__(self) -> Iterator[list[Sample]]:
+    def __iter__(self) -> Iterator[list[Sample[Tensor]]]:
         epoch, first_step = self._start.tolist()
         worker = get_worker_info()
         first_part, num_parts = first_step * self.parts_a_step, self.num_steps * self.parts_a_step
@@ -169,7 +169,7 @@ class _TrainParts(IterableDataset[list[Sample]]):
         num_left = len(range(turn, num_parts, self.num_roles))
         return islice(self._slot(epoch, role * self.world_size + self.rank, num_before * self.part_size), num_left)
 
-    def _slot(self, epoch: int, slot: int, first: int) -> Iterator[list[Sample]]:
+    def _slot(self, epoch: int, slot: int, first: int) -> Iterator[list[Sample[Tensor]]]:
         """The parts of a slot from an image on, without end."""
         samples = self._shuffled(epoch, slot, first)
         waiting: deque[StreamSample] = deque()

@@ -22,8 +22,10 @@ Config = TypeVar("Config")
 class OptimizerConfig:
     """AdamW; biases, norms and everything one-dimensional are not decayed.
 
-    `clip_grad` is the largest norm of the gradients, 0 is off. `layer_decay` multiplies the learning rate once for each
-    block between a parameter and the head (BEiT, arXiv 2106.08254); 1 gives all the same.
+    `clip_grad` is the largest norm of the gradients, of all together or, by `clip_mode`, of each tensor; 0 is off.
+    `layer_decay` multiplies the learning rate once for each block between a parameter and the head (BEiT, arXiv
+    2106.08254); 1 gives all the same. `final_weight_decay` is where half a cosine over the run takes the weight decay,
+    a step an iteration; none leaves it.
     """
 
     lr: float = 1e-3
@@ -32,10 +34,15 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_grad: float = 0.0
     layer_decay: float = 1.0
+    final_weight_decay: float | None = None
+    clip_mode: Literal["all", "each"] = "all"
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "eps", "clip_grad"):
             _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        if self.final_weight_decay is not None:
+            _need(self, "final_weight_decay", 0 <= self.final_weight_decay < math.inf, "0 or more, or null")
+            _need(self, "weight_decay", self.weight_decay > 0, "above 0 where final_weight_decay is set")
         _need(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
         _need(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
 
@@ -125,6 +132,15 @@ def load_yaml(kind: type[Config], path: Path) -> Config:
     Raises:
         XCiTError: if the file is missing or no YAML, or a field is unknown or of another type.
     """
+    return from_dict(kind, read_yaml(path), where=f"{path}: ")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads the plain values of a config of any class.
+
+    Raises:
+        XCiTError: if the file is missing or no YAML.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -133,7 +149,7 @@ def load_yaml(kind: type[Config], path: Path) -> Config:
         raise XCiTError(f"{path}: not a YAML config: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise XCiTError(f"{path}: not a YAML config: its top is no mapping of field names to values")
-    return from_dict(kind, values, where=f"{path}: ")
+    return values
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str = "") -> Config:

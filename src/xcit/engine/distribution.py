@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,9 @@ from xcit.engine.task import Layout, divide
 from xcit.errors import XCiTError
 
 _MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+_CLIP_EPS = 1e-6
+"""What torch adds to a norm that it divides by."""
 
 
 @runtime_checkable
@@ -143,9 +146,16 @@ class Processes:
         """The backward pass, of a scaled loss with float16."""
         self._accelerator.backward(loss)
 
-    def clip_gradients(self, model: nn.Module, max_norm: float) -> None:
-        """Scales all gradients so that their common norm is at most `max_norm`."""
-        self._accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    def clip_gradients(self, model: nn.Module, max_norm: float, mode: Literal["all", "each"]) -> None:
+        """Scales all gradients so that their common norm is at most `max_norm`, or each so that its own is."""
+        if mode == "all":
+            self._accelerator.clip_grad_norm_(model.parameters(), max_norm)
+            return
+        self._accelerator.unscale_gradients()
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                norm = _gathered(parameter.grad.norm())
+                parameter.grad.mul_((max_norm / (norm + _CLIP_EPS)).clamp(max=1))
 
     def after_step(self, model: nn.Module) -> None:
         """Makes the processes' batch norms agree on their statistics, where they saw different images."""

@@ -1,4 +1,6 @@
-"""AdamW with the published parameter groups, and the schedule of its learning rate."""
+"""AdamW with the published parameter groups, and the schedules of its learning rate and weight decay."""
+
+import math
 
 import timm.optim
 import timm.scheduler
@@ -49,3 +51,30 @@ def build_schedule(
         warmup_prefix=True,
         t_in_epochs=False,
     )
+
+
+class WeightDecaySchedule:
+    """The weight decay by step: call `step_update(number of steps done)` after each.
+
+    Args:
+        optimizer: its groups have their first weight decay; one of 0 stays 0.
+        final: where half a cosine over the run takes the others; none leaves them.
+        num_steps: of the run.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, final: float | None, num_steps: int) -> None:
+        self._optimizer, self._final, self._num_steps = optimizer, final, num_steps
+        self._first = [group["weight_decay"] for group in optimizer.param_groups]
+
+    def step_update(self, num_steps_done: int) -> None:
+        """Sets what the next step takes."""
+        if self._final is None:
+            return
+        for group, first in zip(self._optimizer.param_groups, self._first, strict=True):
+            if first:
+                group["weight_decay"] = cosine(first, self._final, num_steps_done / self._num_steps)
+
+
+def cosine(start: float, end: float, share: float) -> float:
+    """Half a cosine from `start` at share 0 to `end` at share 1."""
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))

@@ -12,7 +12,7 @@ from torch import nn
 
 from xcit.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.engine.distribution import Processes, sharded_like, whole
-from xcit.engine.optimizer import build_optimizer, build_schedule
+from xcit.engine.optimizer import WeightDecaySchedule, build_optimizer, build_schedule
 from xcit.errors import XCiTError
 
 
@@ -33,7 +33,7 @@ class Position:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Model, averaged model, optimiser, schedule and position.
+    """Model, averaged model, optimiser, schedules and position.
 
     Attributes:
         model: the model on its own.
@@ -49,6 +49,7 @@ class TrainState:
     plain: nn.Module | None
     optimizer: Any
     schedule: timm.scheduler.CosineLRScheduler
+    weight_decay_schedule: WeightDecaySchedule
     num_steps: int
     position: Position = field(default_factory=Position)
 
@@ -61,6 +62,11 @@ class TrainState:
     def lr(self) -> float:
         """The next step's learning rate, of the group with the highest."""
         return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def step_update(self, num_steps_done: int) -> None:
+        """Sets the learning rate and the weight decay of the next step."""
+        self.schedule.step_update(num_steps_done)
+        self.weight_decay_schedule.step_update(num_steps_done)
 
     def result(self) -> nn.Module:
         """The model that is measured and exported: the averaged one if the run keeps it. All processes must call it."""
@@ -110,7 +116,7 @@ class TrainState:
         if self.processes.scaler is not None and state["scaler"] is not None:
             self.processes.scaler.load_state_dict(state["scaler"])
         self.position = position
-        self.schedule.step_update(self.num_steps_done)
+        self.step_update(self.num_steps_done)
 
     def _sharded_optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -139,8 +145,8 @@ def build_state(
     shared = processes.share_model(model)
     optimizer = processes.prepare_optimizer(build_optimizer(model, optimizer_config))
     schedule = build_schedule(optimizer, schedule_config, num_steps)
-    schedule.step_update(0)
-    return TrainState(
+    decay = WeightDecaySchedule(optimizer, optimizer_config.final_weight_decay, schedule_config.epochs * num_steps)
+    state = TrainState(
         processes=processes,
         model=model,
         shared=shared,
@@ -148,8 +154,11 @@ def build_state(
         plain=plain,
         optimizer=optimizer,
         schedule=schedule,
+        weight_decay_schedule=decay,
         num_steps=num_steps,
     )
+    state.step_update(0)
+    return state
 
 
 def _load_whole(model: nn.Module, state: dict[str, torch.Tensor]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -63,7 +63,7 @@ class Task(Protocol):
 
     Attributes:
         model: what is trained.
-        watch: the figure by which the best checkpoint is chosen; more is better.
+        watch: the figure by which the best checkpoint is chosen; more is better. "" chooses none.
     """
 
     model: nn.Module
@@ -92,3 +92,23 @@ class Task(Protocol):
 
     def export(self, model: nn.Module, path: Path) -> None:
         """Writes the weights with what a person needs to use them."""
+
+
+@runtime_checkable
+class StepHooks(Protocol):
+    """What a task may have besides: a say in each step, where more than the gradients of its loss move the model.
+
+    `model` is the task's own on the run's device, not what keeps its copies together; every process makes each call.
+    """
+
+    def begin_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Before the first step of an epoch, or of what is left of it; the model has been set to training."""
+
+    def before_update(self, model: nn.Module, step: int) -> None:
+        """Between the gradients, clipped if the run clips them, and the optimiser; `step` counts from the run's 0."""
+
+    def after_update(self, model: nn.Module, step: int, reduce: Reduce) -> None:
+        """After the optimiser."""
+
+    def concerns(self, step: int, losses: dict[str, float]) -> Sequence[str]:
+        """Lines for people about a step, whose scalars are the mean of all processes."""

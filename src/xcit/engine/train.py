@@ -16,7 +16,7 @@ from xcit.engine.distribution import Processes
 from xcit.engine.log import RunLog
 from xcit.engine.signals import StopSignals
 from xcit.engine.state import build_state
-from xcit.engine.task import Task
+from xcit.engine.task import StepHooks, Task
 from xcit.errors import XCiTError
 from xcit.seeding import seed_all
 
@@ -83,8 +83,8 @@ def train(
     """Trains a task and exports its last weights, averaged ones if the run keeps them, to `model.safetensors`.
 
     The folder also gets `log.jsonl`, `last.pt` at each epoch's end and as often as the run says, `best.pt` and
-    `best.safetensors` at the best figure, and `unreadable.txt` if there were such inputs. The result is the last
-    weights: none are chosen by the evaluation, so its figure is not flattered.
+    `best.safetensors` at the best figure if the task watches one, and `unreadable.txt` if there were such inputs. The
+    result is the last weights: none are chosen by the evaluation, so its figure is not flattered.
 
     Args:
         task: what to train.
@@ -151,6 +151,7 @@ class _Loop:
 
     def __post_init__(self) -> None:
         self.num_steps = self.task.num_steps
+        self.hooks = self.task if isinstance(self.task, StepHooks) else None
         self.state = build_state(
             self.task.model,
             self.processes,
@@ -200,6 +201,8 @@ class _Loop:
         position = self.state.position
         self.started, self.waited, self.num_images = time.perf_counter(), 0.0, 0
         _set_training(self.state.shared)
+        if self.hooks is not None:
+            self.hooks.begin_epoch(self.state.model, position.epoch)
         batches = self.task.train_batches(position.epoch, position.step) if position.step < self.num_steps else None
         pending: list[dict[str, Tensor]] = []
         while batches is not None and position.step < self.num_steps:
@@ -231,12 +234,16 @@ class _Loop:
             for name, value in parts.items():
                 losses[name] = losses.get(name, 0) + value.detach().float() / accumulation
         if self.optimizer_config.clip_grad:
-            processes.clip_gradients(state.shared, self.optimizer_config.clip_grad)
+            processes.clip_gradients(state.shared, self.optimizer_config.clip_grad, self.optimizer_config.clip_mode)
+        if self.hooks is not None:
+            self.hooks.before_update(state.model, state.num_steps_done)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
+        if self.hooks is not None:
+            self.hooks.after_update(state.model, state.num_steps_done, processes.reduce)
         processes.after_step(state.model)
         done = state.num_steps_done + 1
-        state.schedule.step_update(done)
+        state.step_update(done)
         if state.ema is not None:
             state.ema.update(state.model, step=done)
         self.num_images += processes.layout.batch_size
@@ -278,6 +285,9 @@ class _Loop:
             self.check_finite(losses["loss"], step)
             position.losses += losses["loss"]
             self.log_step(step, losses)
+            if self.hooks is not None:
+                for line in self.hooks.concerns(position.epoch * self.num_steps + step - 1, losses):
+                    self.announce(line)
         self.check_readable(int(num_unreadable))
         self.report(self.progress(steps[-1]["loss"]))
         return stops > 0
@@ -344,8 +354,11 @@ class _Loop:
     def evaluate(self) -> dict[str, float]:
         result = self.state.result()
         figures = self.task.evaluate(result, self.processes.layout, self.processes.reduce)
-        position, figure = self.state.position, figures[self.task.watch]
+        position = self.state.position
         self.report(self.progress(position.losses / self.num_steps, figures))
+        if not self.task.watch:
+            return figures
+        figure = figures[self.task.watch]
         if position.best is None or figure > position.best:
             position.best = figure
             # Before the next save: a run killed in between measures once more and keeps it then.

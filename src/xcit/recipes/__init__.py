@@ -5,14 +5,25 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from xcit.engine.config import load_yaml
+from xcit.engine.config import from_dict, read_yaml
 from xcit.errors import XCiTError
+from xcit.recipes.dino import DINO_ARCHITECTURES, dino, dino_pico_fashion_mnist
 from xcit.recipes.finetune import finetune_384, transfer
 from xcit.recipes.official import official, official_distilled
 from xcit.recipes.packaged import pico_fashion_mnist
 from xcit.recipes.published import published
 from xcit.tasks.classification import ClassificationConfig
+from xcit.tasks.dino import DINOConfig
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
+
+TrainingConfig = ClassificationConfig | DINOConfig
+"""The config of a run, whatever its task."""
+
+_CONFIGS: dict[str, type[ClassificationConfig] | type[DINOConfig]] = {
+    "classification": ClassificationConfig,
+    "dino": DINOConfig,
+}
+"""A config's field `task` to its class."""
 
 _FAMILIES: dict[str, Callable[[str], ClassificationConfig]] = {
     "8xb128_in1k": partial(published, image_size=224),
@@ -24,15 +35,20 @@ _FAMILIES: dict[str, Callable[[str], ClassificationConfig]] = {
 }
 """The last part of a name to its function of the architecture; the functions' docstrings say what to expect."""
 
-RECIPES: dict[str, Callable[[], ClassificationConfig]] = {
-    f"xcit-{architecture}_{family}": partial(make, architecture)
-    for family, make in _FAMILIES.items()
-    for architecture in PUBLISHED_ARCHITECTURES
-} | {"xcit-pico-fashion-mnist": pico_fashion_mnist}
+RECIPES: dict[str, Callable[[], TrainingConfig]] = {
+    **{
+        f"xcit-{architecture}_{family}": partial(make, architecture)
+        for family, make in _FAMILIES.items()
+        for architecture in PUBLISHED_ARCHITECTURES
+    },
+    "xcit-pico-fashion-mnist": pico_fashion_mnist,
+    **{f"dino_xcit-{architecture}_in1k": partial(dino, architecture) for architecture in DINO_ARCHITECTURES},
+    "dino_xcit-pico_fashion-mnist": dino_pico_fashion_mnist,
+}
 """Every recipe, by name."""
 
 
-def get_recipe(name: str) -> ClassificationConfig:
+def get_recipe(name: str) -> TrainingConfig:
     """The config of a recipe, of a run's YAML file, or of a path as people have it in their scripts.
 
     `configs/xcit/xcit-nano-12-p16_8xb128_in1k.py` means the recipe of that name; no such file need exist, and none is
@@ -43,11 +59,25 @@ def get_recipe(name: str) -> ClassificationConfig:
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        return load_yaml(ClassificationConfig, path)
+        return _load(path)
     wanted = path.stem if path.suffix == ".py" else name
     if wanted not in RECIPES:
         near = difflib.get_close_matches(wanted, RECIPES, n=1, cutoff=0.4)
         kinds = ", ".join(f"xcit-<architecture>_{family}" for family in _FAMILIES)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {kinds}, xcit-pico-fashion-mnist"
+        ours = "xcit-pico-fashion-mnist, dino_xcit-<architecture>_in1k, dino_xcit-pico_fashion-mnist"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {kinds}, {ours}"
         raise XCiTError(f"no recipe is called {wanted!r}; {hint}")
     return RECIPES[wanted]()
+
+
+def _load(path: Path) -> TrainingConfig:
+    """The config of a YAML file, of the task that it names; without one, as before there were several, classification.
+
+    Raises:
+        XCiTError: if the file can't be read, its task is unknown, or a field is unknown or of another type.
+    """
+    values = read_yaml(path)
+    task = values.get("task", "classification")
+    if task not in _CONFIGS:
+        raise XCiTError(f"{path}: no task is called {task!r}; there are: {', '.join(_CONFIGS)}")
+    return from_dict(_CONFIGS[task], values, where=f"{path}: ")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ class ClassificationConfig:
 
     Attributes:
         name: of the recipe or run, which the exported model keeps.
+        task: says in a file that this is such a config.
         model: its shape; `num_classes` 0 means as many as the data have.
         preprocessing: size and normalisation of the images in training, and all of it when measuring.
         data: a folder or a known name (see `open_labelled_images`), or a stream (see `open_stream`).
@@ -45,6 +46,7 @@ class ClassificationConfig:
     """
 
     name: str
+    task: Literal["classification"] = "classification"
     model: XCiTConfig
     preprocessing: Preprocessing
     data: str = ""

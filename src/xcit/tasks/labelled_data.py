@@ -60,7 +60,7 @@ def train_loader(
     num_workers: int,
     num_repeats: int,
     shuffle_buffer: int,
-) -> TrainLoader | StreamTrainLoader:
+) -> TrainLoader[Tensor] | StreamTrainLoader:
     """The loader of this process's parts; see `TrainLoader` and `StreamTrainLoader`, which alone has the buffer."""
     make = (
         partial(StreamTrainLoader, data, shuffle_buffer=shuffle_buffer)

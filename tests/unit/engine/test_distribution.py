@@ -65,3 +65,27 @@ def test_statistics_of_batch_norms_are_averaged() -> None:
 def test_whole_keeps_what_is_no_shard() -> None:
     state = {"a": torch.ones(2), "b": [1, {"c": (torch.zeros(1), None)}]}
     assert whole(state) == {"a": state["a"], "b": [1, {"c": (state["b"][1]["c"][0], None)}]}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("mode", ["all", "each"])
+def test_gradients_are_clipped_together_or_tensor_by_tensor(mode: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(2, 2))
+    model[1].bias.requires_grad_(False)
+    for factor, parameter in enumerate(model.parameters()):
+        if parameter.requires_grad:
+            parameter.grad = 0.2 * factor * torch.randn_like(parameter)
+    model[2].bias.grad = None  # as of a layer that is held
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
+    Processes(RunConfig(), CPU).clip_gradients(model, 0.5, mode)  # type: ignore[arg-type]
+    scaled = set()
+    for name, parameter in model.named_parameters():
+        if name not in gradients:
+            assert parameter.grad is None
+            continue
+        own = gradients[name].norm().item() if mode == "each" else norm
+        factor = min(1.0, 0.5 / (own + 1e-6))
+        scaled.add(factor < 1)
+        assert torch.allclose(parameter.grad, factor * gradients[name], rtol=1e-5), name
+    assert scaled == ({True, False} if mode == "each" else {True})

@@ -1,11 +1,13 @@
-"""Parameter groups: what is decayed, what learns more slowly, what is frozen; and the schedule on them."""
+"""Parameter groups: what is decayed, what learns more slowly, what is frozen; and the schedules on them."""
+
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from xcit.engine.config import OptimizerConfig, ScheduleConfig
-from xcit.engine.optimizer import build_optimizer, build_schedule
+from xcit.engine.optimizer import WeightDecaySchedule, build_optimizer, build_schedule, cosine
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 
@@ -124,3 +126,48 @@ def test_the_head_is_last_for_other_depths_of_class_attention(cls_depth: int) ->
     groups = group_of(build_optimizer(model, OptimizerConfig(layer_decay=DECAY)), model)
     assert groups["head.weight"]["lr_scale"] == 1
     assert groups["stem.0.conv.weight"]["lr_scale"] == DECAY ** (3 + cls_depth)
+
+
+def test_half_a_cosine() -> None:
+    assert (cosine(2.0, 5.0, 0.0), cosine(2.0, 5.0, 1.0)) == (2.0, 5.0)
+    assert cosine(2.0, 5.0, 0.5) == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, DECAY])
+def test_weight_decay_moves_by_a_cosine_where_there_is_any(model: XCiT, layer_decay: float) -> None:
+    config = OptimizerConfig(weight_decay=0.04, final_weight_decay=0.4, layer_decay=layer_decay)
+    optimizer = build_optimizer(model, config)
+    num_steps = 20
+    schedule = WeightDecaySchedule(optimizer, 0.4, num_steps)
+    for step in range(num_steps):
+        schedule.step_update(step)
+        expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * step / num_steps))
+        for name, group in group_of(optimizer, model).items():
+            decay = expected if model.get_parameter(name).ndim > 1 else 0.0
+            assert group["weight_decay"] == pytest.approx(decay, abs=1e-12), (step, name)
+
+
+def test_weight_decay_stays_without_an_end_for_it(model: XCiT) -> None:
+    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.04))
+    WeightDecaySchedule(optimizer, None, num_steps=20).step_update(19)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.04}
+
+
+def test_learning_rate_is_linear_then_a_cosine(model: XCiT) -> None:
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-3))
+    config = ScheduleConfig(epochs=10, warmup_epochs=2, warmup_lr=0.0, min_lr=1e-6)
+    schedule = build_schedule(optimizer, config, steps_per_epoch=7)
+    for step in range(70):
+        schedule.step_update(step)
+        if step < 14:
+            expected = 1e-3 * step / 14
+        else:
+            expected = 1e-6 + 0.5 * (1e-3 - 1e-6) * (1 + math.cos(math.pi * (step - 14) / (70 - 14)))
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected] * 2, rel=1e-9)
+
+
+def test_an_end_of_the_weight_decay_needs_a_beginning() -> None:
+    with pytest.raises(XCiTError, match=r"weight_decay is 0\.0, must be above 0 where final_weight_decay is set"):
+        OptimizerConfig(weight_decay=0.0, final_weight_decay=0.4)
+    with pytest.raises(XCiTError, match=r"final_weight_decay is -1\.0, must be 0 or more"):
+        OptimizerConfig(final_weight_decay=-1.0)

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,88 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, finished: int) -
         assert "there is no checkpoint" in message
         assert not (tmp_path / "last.pt").exists()
     assert not (tmp_path / "model.safetensors").exists()
+
+
+class Hooked(Line):
+    """Notes what it is asked, holds its bias by taking the gradient away, and has concerns."""
+
+    watch = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, int]] = []
+
+    def begin_epoch(self, model: nn.Module, epoch: int) -> None:
+        assert model.training
+        self.asked.append(("epoch", epoch))
+
+    def before_update(self, model: nn.Module, step: int) -> None:
+        assert isinstance(model, nn.Linear)
+        assert model.weight.grad is not None
+        model.bias.grad = None
+        self.weight = model.weight.detach().clone()
+        self.asked.append(("before", step))
+
+    def after_update(self, model: nn.Module, step: int, reduce: Reduce) -> None:
+        assert isinstance(model, nn.Linear)
+        # At step 0 the learning rate is 0.
+        assert torch.equal(model.weight, self.weight) == (step == 0)
+        assert reduce(torch.ones(1)) == 1
+        self.asked.append(("after", step))
+
+    def concerns(self, step: int, losses: dict[str, float]) -> Sequence[str]:
+        assert losses.keys() == {"loss", "root"}
+        return [f"step {step} worries"] if step % 8 == 3 else []
+
+
+def test_a_task_with_a_say_in_each_step_has_it(tmp_path: Path) -> None:
+    task, announced = Hooked(), list[str]()
+    assert isinstance(task.model, nn.Linear)
+    bias = task.model.bias.detach().clone()
+    train_line(task, tmp_path, epochs=2, announce=announced.append)
+    updates = [(when, step) for step in range(8) for when in ("before", "after")]
+    assert task.asked == [("epoch", 0), *updates[:8], ("epoch", 1), *updates[8:]]
+    assert torch.equal(task.model.bias, bias)
+    assert announced == ["step 3 worries"]
+
+
+def test_where_no_figure_is_watched_no_best_is_kept(tmp_path: Path) -> None:
+    reports = train_line(Hooked(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "log.jsonl", "model.safetensors"}
+    assert all("fit" in line for line in lines_of(tmp_path, "epoch"))
+    assert sum(report.figures is not None for report in reports) == 3
+    assert read(tmp_path / "last.pt")["position"]["best"] is None
+
+
+def test_a_task_is_asked_again_after_a_resume(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train_line(Hooked(), tmp_path, report=stop_at(1, 1, send(signal.SIGTERM)))
+    task = Hooked()
+    train_line(task, tmp_path, resume="last.pt")
+    assert task.asked[:3] == [("epoch", 1), ("before", 6), ("after", 6)]
+
+
+def test_the_weight_decay_goes_on_after_a_resume(tmp_path: Path) -> None:
+    def train_with(folder: Path, **more: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        config = RunConfig(batch_size=8, num_workers=0)
+        train(
+            Line(),
+            Processes(config, CPU),
+            run=config,
+            optimizer_config=OptimizerConfig(lr=0.3, weight_decay=0.04, final_weight_decay=0.4),
+            schedule_config=ScheduleConfig(epochs=3, warmup_epochs=1),
+            directory=folder,
+            **more,
+        )
+
+    train_with(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train_with(tmp_path / "parts", report=stop_at(1, 1, send(signal.SIGTERM)))
+    train_with(tmp_path / "parts", resume_from=tmp_path / "parts" / "last.pt")
+    states = [read(tmp_path / part / "last.pt") for part in ("whole", "parts")]
+    assert same(*states)
+    assert {group["weight_decay"] for group in states[0]["optimizer"]["param_groups"]} == {0.0, 0.4}
 
 
 def test_less_than_a_batch_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Several crops of one image, each augmented on its own: two global ones and some small local ones (multi-crop)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from xcit.data.preprocess import pixel_mode
+from xcit.errors import XCiTError
+from xcit.models import Preprocessing
+
+MultiCropTransform = Callable[[Image.Image], list[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiCropConfig:
+    """DINO's crops (arXiv 2104.14294) and what happens to them; the defaults are its code's.
+
+    Global crops have the size of the preprocessing.
+
+    Attributes:
+        num_local: local crops.
+        local_size: pixels a side of a local crop.
+        global_scale: share of the area that a global crop shows.
+        local_scale: likewise of a local crop.
+        flip: probability of a mirror image.
+        jitter: probability of a change of colour.
+        jitter_strength: its greatest changes of brightness, contrast, saturation and hue; a grey image has the first
+            two only.
+        grayscale: probability that a crop loses its colour.
+        blur: probability of a blur, of the first global, the second global and a local crop.
+        blur_radius: of the Gaussian, in pixels, drawn between these two.
+        solarize: probability that the second global crop has its bright pixels inverted.
+    """
+
+    num_local: int = 8
+    local_size: int = 96
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    flip: float = 0.5
+    jitter: float = 0.8
+    jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    grayscale: float = 0.2
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur_radius: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.2
+
+    def __post_init__(self) -> None:
+        def need(name: str, condition: bool, must: str) -> None:
+            if not condition:
+                raise XCiTError(f"MultiCropConfig: {name} is {getattr(self, name)}, must be {must}")
+
+        need("num_local", self.num_local >= 0, "0 or more")
+        need("local_size", self.local_size >= 1, "at least 1")
+        for name in ("flip", "jitter", "grayscale", "solarize"):
+            need(name, 0 <= getattr(self, name) <= 1, "in 0..1")
+        need("blur", all(0 <= share <= 1 for share in self.blur), "three probabilities in 0..1")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            need(name, 0 < low <= high <= 1, "two rising shares of the area, to 1")
+        need("blur_radius", 0 <= self.blur_radius[0] <= self.blur_radius[1], "two rising numbers of pixels")
+        need("jitter_strength", all(part >= 0 for part in self.jitter_strength), "four numbers of 0 or more")
+        need("jitter_strength", self.jitter_strength[3] <= 0.5, "a hue, the last number, of 0.5 at most")
+
+
+def multi_crop_transform(config: MultiCropConfig, spec: Preprocessing) -> MultiCropTransform:
+    """Image to its crops, normalised tensors: two (C, image_size, image_size), then the (C, local_size, local_size).
+
+    It draws from torch's global generator.
+    """
+    from torchvision import transforms
+
+    is_grey = pixel_mode(spec) == "L"
+    brightness, contrast, saturation, hue = config.jitter_strength
+    jitter = transforms.ColorJitter(brightness, contrast, *(() if is_grey else (saturation, hue)))
+    to_tensor = [transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
+
+    def crop(size: int, scale: tuple[float, float], blur: float, solarize: float = 0.0) -> Callable[..., Tensor]:
+        steps: list[object] = [
+            transforms.RandomResizedCrop(size, scale=scale, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(config.flip),
+            transforms.RandomApply([jitter], p=config.jitter),
+        ]
+        if not is_grey:
+            steps.append(transforms.RandomGrayscale(config.grayscale))
+        steps.append(transforms.RandomApply([_Blur(*config.blur_radius)], p=blur))
+        if solarize:
+            steps.append(transforms.RandomSolarize(threshold=128, p=solarize))
+        composed: Callable[..., Tensor] = transforms.Compose([*steps, *to_tensor])
+        return composed
+
+    local = crop(config.local_size, config.local_scale, config.blur[2])
+    crops = [
+        crop(spec.image_size, config.global_scale, config.blur[0]),
+        crop(spec.image_size, config.global_scale, config.blur[1], config.solarize),
+        *[local] * config.num_local,
+    ]
+    return _MultiCrop("L" if is_grey else "RGB", crops)
+
+
+@dataclass(frozen=True)
+class _MultiCrop:
+    """Pillow's mode, and what makes each crop."""
+
+    mode: str
+    crops: list[Callable[..., Tensor]]
+
+    def __call__(self, image: Image.Image) -> list[Tensor]:
+        image = image.convert(self.mode)
+        return [crop(image) for crop in self.crops]
+
+
+@dataclass(frozen=True)
+class _Blur:
+    """Pillow's Gaussian blur, its radius drawn between two."""
+
+    low: float
+    high: float
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        radius = self.low + (self.high - self.low) * torch.rand(()).item()
+        return image.filter(ImageFilter.GaussianBlur(radius))

@@ -1,0 +1,28 @@
+"""Images to train on whose classes do not count: a folder of any layout, or a data set known by name."""
+
+from pathlib import Path
+
+from xcit.data.classification import ImageFiles, LabelledImages, open_labelled_images
+from xcit.data.images import images_below
+from xcit.errors import XCiTError
+
+
+def open_unlabelled_images(data: str) -> LabelledImages:
+    """Opens the training images of a data set; their labels mean nothing.
+
+    Args:
+        data: a folder, of which all images at any depth are taken, or those in its folder `train` if it has one; or
+            any other data that `open_labelled_images` opens.
+
+    Raises:
+        XCiTError: if there is no such data set or folder, or no image in it.
+    """
+    root = Path(data)
+    if not root.is_dir():
+        return open_labelled_images(data, "train")
+    if (root / "train").is_dir():
+        root = root / "train"
+    images = images_below(root)
+    if not images:
+        raise XCiTError(f"{root}: a folder without images")
+    return ImageFiles([(path, 0) for path in images], ("",))

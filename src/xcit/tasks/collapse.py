@@ -1,0 +1,67 @@
+"""Collapse of a model that learns without labels: it says the same of all images. How it shows, and the warning."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+_WINDOW = 50
+"""Steps over which the signs are averaged: a few may look like a collapse."""
+
+_SMALLEST_SPREAD = 0.05
+"""A new network's features have some 0.3, those of a trained one more."""
+
+_SMALLEST_DIVERGENCE = 0.01
+"""As a share of the largest entropy; in the paper's runs that collapse it goes to 0 (figure 7)."""
+
+
+def feature_spread(features: Tensor) -> Tensor:
+    """How far apart features (B, D) point, 0 (all alike) to 1 (in all directions alike).
+
+    The standard deviation over the images of each entry of the unit features, averaged over the entries, times sqrt(D)
+    (arXiv 2011.10566, section 4.1).
+    """
+    unit = F.normalize(features, dim=-1)
+    return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
+
+
+class CollapseWatch:
+    """Looks at every step, and warns once for each time that the signs of a collapse have come and stayed."""
+
+    def __init__(self, num_outputs: int) -> None:
+        self._largest_entropy = math.log(num_outputs)
+        self._steps: deque[Mapping[str, float]] = deque(maxlen=_WINDOW)
+        self._has_warned = False
+
+    def look(self, step: int, losses: Mapping[str, float]) -> list[str]:
+        """Takes a step's "teacher_entropy" and "teacher_student_kl" (nats), and "feature_spread"; gives the warning."""
+        self._steps.append(losses)
+        if len(self._steps) < _WINDOW:
+            return []
+        problem = self._problem()
+        is_new = bool(problem) and not self._has_warned
+        self._has_warned = bool(problem)
+        return [f"warning: collapse: over the last {_WINDOW} steps, to step {step + 1}, {problem}"] if is_new else []
+
+    def _mean(self, name: str) -> float:
+        return sum(losses[name] for losses in self._steps) / len(self._steps)
+
+    def _problem(self) -> str:
+        """What is wrong and what may help, "" if nothing is."""
+        entropy, divergence, spread = map(self._mean, ("teacher_entropy", "teacher_student_kl", "feature_spread"))
+        if divergence > _SMALLEST_DIVERGENCE * self._largest_entropy:
+            if spread > _SMALLEST_SPREAD:
+                return ""
+            return (
+                f"the teacher's features of all images were alike (spread {spread:.3f} of 1): try a lower optimizer.lr "
+                "or more schedule.warmup_epochs"
+            )
+        told = f"teacher and student said the same of all images (divergence {divergence:.3f} nats), "
+        if entropy > self._largest_entropy / 2:
+            return told + (
+                f"all outputs alike (entropy {entropy:.2f} of {self._largest_entropy:.2f}): try a lower "
+                "dino.teacher_temperature"
+            )
+        return told + f"one output (entropy {entropy:.2f}): try a lower dino.center_momentum"
