@@ -189,7 +189,8 @@ def _prepare(
         place = torch.device(device) if device is not None else parameter.device
         if isinstance(model, FusedXCiT) and (parameter.dtype != dtype or parameter.device != place):
             model = copy.deepcopy(model)
-        return model.fuse().to(place, dtype), model.info, place
+        info = model.info
+        return model.fuse().to(place, dtype), info, place
     place = torch.device(device) if device is not None else default_device()
     built = get_model(model, pretrained=True)
     if built.info is None:
