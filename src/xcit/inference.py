@@ -189,8 +189,9 @@ def _prepare(
         place = torch.device(device) if device is not None else parameter.device
         if isinstance(model, FusedXCiT) and (parameter.dtype != dtype or parameter.device != place):
             model = copy.deepcopy(model)
-        info = model.info
-        return model.fuse().to(place, dtype), info, place
+        fused = model.fuse().to(place, dtype)
+        assert fused.info is not None
+        return fused, fused.info, place
     place = torch.device(device) if device is not None else default_device()
     built = get_model(model, pretrained=True)
     if built.info is None:
