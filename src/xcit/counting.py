@@ -3,6 +3,9 @@
 Shapes: `H`, `W` token grid of an h x w image, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels a head.
 """
 
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +67,16 @@ def complexity(model: XCiT | XCiTConfig, image_size: int | tuple[int, int] = 224
         image_size=(height, width),
         num_tokens=num_tokens,
     )
+
+
+def fitted_exponent(points: Sequence[tuple[float, float]]) -> float | None:
+    """The exponent b of the power law y = a * x^b that fits positive points (x, y) best, by their logarithms.
+
+    None where all points have one x, or there are none.
+    """
+    if len({x for x, _ in points}) < 2:
+        return None
+    return statistics.linear_regression(*zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)).slope
 
 
 def _published_flops(model: XCiT, height: int, width: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from xcit.counting import Complexity, complexity
+from xcit.counting import Complexity, complexity, fitted_exponent
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 from xcit.models.layers import XCA, ClassAttention, PositionCode
@@ -123,3 +123,20 @@ def test_the_head_costs_torch_flops_and_params_but_no_published_flops() -> None:
 def test_an_image_below_one_patch_is_an_error() -> None:
     with pytest.raises(XCiTError, match="smaller than one patch of 4x4"):
         complexity(SMALL, (3, 8))
+
+
+@pytest.mark.parametrize("exponent", [-1.0, 0.0, 0.5, 1.0, 2.25])
+def test_exponent_of_an_exact_power_law(exponent: float) -> None:
+    points = [(x, 7 * x**exponent) for x in (3.0, 10.0, 200.0, 4096.0)]
+    assert fitted_exponent(points) == pytest.approx(exponent, abs=1e-12)
+
+
+def test_exponent_needs_two_places() -> None:
+    assert fitted_exponent([]) is None
+    assert fitted_exponent([(2, 3), (2, 4)]) is None
+
+
+def test_cost_is_linear_in_the_tokens() -> None:
+    counts = [complexity(PUBLISHED_ARCHITECTURES["small-12-p8"], size) for size in (224, 384, 1024)]
+    exponent = fitted_exponent([(counted.num_tokens, counted.flops) for counted in counts])
+    assert exponent == pytest.approx(1, abs=0.001)
