@@ -12,7 +12,7 @@ from torch import nn
 from xcit.counting import Complexity, complexity, fitted_exponent
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
-from xcit.models.layers import XCA, ClassAttention, PositionCode
+from xcit.models.layers import MLP, XCA, ClassAttention, PositionCode
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
 ZOO = json.loads((Path(__file__).parents[1] / "data" / "zoo.json").read_text())
@@ -64,8 +64,12 @@ def test_equal_to_a_count_layer_by_layer(height: int, width: int, tokens_norm: b
                 num_tokens, dim = inputs[0].shape[1:]
                 flops["xca"] += module.qkv.weight.numel() * num_tokens + module.proj.weight.numel() * num_tokens
                 flops["xca"] += 2 * num_tokens * dim * (dim // config.num_heads)
-            case ClassAttention():
-                flops["class attention"] += 2 * inputs[0].shape[1] * config.embed_dim
+            case ClassAttention():  # never forms keys and values, which the published rule counts
+                num_tokens = inputs[0].shape[1]
+                flops["class attention"] += 2 * num_tokens * config.embed_dim
+                flops["class attention"] += (module.k.weight.numel() + module.v.weight.numel()) * num_tokens
+            case MLP():  # calls its second layer with scaled weights
+                flops["mlp"] += inputs[0][..., 0].numel() * module.fc2.weight.numel()
             case PositionCode():
                 flops["position"] += output.numel() * 64
 
@@ -81,7 +85,7 @@ def test_equal_to_a_count_layer_by_layer(height: int, width: int, tokens_norm: b
 
         block.lpi.register_forward_hook(count_lpi)
     with torch.no_grad():
-        model(torch.zeros(1, 3, height, width))
+        model.forward_features(torch.zeros(1, 3, height, width))
 
     counted = complexity(model, (height, width))
     assert counted.flops == sum(flops.values()) + lpi_flops

@@ -79,7 +79,7 @@ def scaled(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> tuple[Tensor, 
 def computes_in_float16(tokens: Tensor) -> bool:
     """Whether products with the tokens are made in float16, by autocast or by their own type."""
     device = tokens.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device) is torch.float16
     return tokens.dtype is torch.float16
 
