@@ -2,9 +2,9 @@
 
     python benchmarks/xca_forms.py [ROUNDS] [--threads 2]
 
-For each width D of a published model and each N / D, the time of the two ways to the attention and of the two ways to the
-output, for one image, in interleaved rounds. "of tokens" below 1 means that the Gram form is faster, "of values" below 1
-that the matrix form is.
+For each width D and each N / D, the time of the two ways to the attention and of the two ways to the output,
+for one image, in interleaved rounds. "of tokens" below 1 means that the Gram form is faster, "of values" that the
+matrix form is.
 """
 
 import argparse
@@ -69,9 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"{processor()}, {arguments.threads} threads, torch {torch.__version__}, {arguments.rounds} rounds")
-    print(
-        f"{'D':>4} {'N':>5} {'N/D':>5}   {'tokens':>9} {'gram':>9} {'of tokens':>9}   {'values':>9} {'matrix':>9} of values"
-    )
+    print(f"{'D':>4} {'N':>5} {'N/D':>5}   {'tokens':>9} {'gram':>9} of tokens   {'values':>9} {'matrix':>9} of values")
     with torch.inference_mode():
         for dim in HEADS:
             for ratio in RATIOS:
