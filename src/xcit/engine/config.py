@@ -20,14 +20,17 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW; biases, norms and everything one-dimensional are not decayed.
+    """AdamW or SGD; biases, norms and everything one-dimensional are not decayed.
 
-    `clip_grad` is the largest norm of the gradients, 0 is off. `layer_decay` multiplies the learning rate once for each
-    block between a parameter and the head (BEiT, arXiv 2106.08254); 1 gives all the same.
+    `betas` and `eps` are AdamW's, `momentum` is SGD's. `clip_grad` is the largest norm of the gradients, 0 is off.
+    `layer_decay` multiplies the learning rate once for each block between a parameter and the head (BEiT, arXiv
+    2106.08254); 1 gives all the same.
     """
 
+    kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
+    momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_grad: float = 0.0
@@ -36,18 +39,23 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "eps", "clip_grad"):
             _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        _need(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
         _need(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
         _need(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up from `warmup_lr` over `warmup_epochs`, then a cosine down to `min_lr`; a step an iteration."""
+    """Linear warm-up from `warmup_lr` over `warmup_epochs`, then a cosine down to `min_lr`.
+
+    The learning rate moves with each iteration, or with `by_epoch` at each epoch's begin.
+    """
 
     epochs: int = 300
     warmup_epochs: int = 20
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
+    by_epoch: bool = False
 
     def __post_init__(self) -> None:
         _need(self, "epochs", self.epochs >= 1, "at least 1")
