@@ -31,8 +31,8 @@ TEMPERATURE = 0.07
 NOWHERE = 2**31
 """The place of a class that no neighbour is of."""
 
-_MAX_SIMILARITIES = 2**26
-"""Numbers of one chunk's matrix of similarities: a quarter of a gigabyte."""
+_MAX_SIMILARITIES = 2**25
+"""Numbers of one chunk's matrix of similarities: an eighth of a gigabyte."""
 
 _DTYPES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
     torch.float32: "float32",
@@ -118,10 +118,10 @@ def evaluate_knn(
         XCiTError: if the data or the model can't be had, it is not known how to prepare images for it, no image can be
             read, or k is more than the training images.
     """
-    _check(ks, temperature)
     if dtype not in _DTYPES:
         raise XCiTError(f"dtype is {dtype}, must be torch.float32, torch.bfloat16 or torch.float16")
     train, val = open_train_and_val(data) if isinstance(data, str) else data
+    _check(ks, temperature, len(train))
     run = RunConfig(batch_size=batch_size * num_started_processes(), dtype=_DTYPES[dtype], num_workers=num_workers)
     processes = Processes(run, torch.device(device) if device is not None else default_device())
     try:
@@ -189,15 +189,11 @@ def knn_accuracies(
     Raises:
         XCiTError: if shapes do not fit, a label is no class index, a feature is not finite, or k is more than N.
     """
-    _check(ks, temperature)
     train, labels = _checked(train_features, train_labels, "training")
     val, targets = (tensor.to(train.device) for tensor in _checked(val_features, val_labels, "validation"))
     if train.shape[1] != val.shape[1]:
         raise XCiTError(f"training features have {train.shape[1]} numbers, validation features {val.shape[1]}")
-    if ks is None and not (ks := tuple(k for k in KS if k <= len(train))):
-        raise XCiTError(f"there are only {len(train)} training images: give a k of at most that many")
-    if max(ks) > len(train):
-        raise XCiTError(f"k is {max(ks)}, but there are only {len(train)} training images to be neighbours")
+    ks = _check(ks, temperature, len(train))
     num_classes = int(torch.cat([labels, targets]).max()) + 1
     rank, world_size = (layout.rank, layout.world_size) if layout is not None else (0, 1)
     num_right = torch.zeros(2, len(ks), dtype=torch.int64, device=train.device)
@@ -240,12 +236,19 @@ def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes
     return torch.where((labels == target).any(dim=1), place, NOWHERE)
 
 
-def _check(ks: Sequence[int] | None, temperature: float) -> None:
-    """Finds what is wrong before anything is computed."""
-    if ks is not None and (not ks or min(ks) < 1):
-        raise XCiTError(f"k is {', '.join(map(str, ks)) or 'missing'}, must be at least 1")
+def _check(ks: Sequence[int] | None, temperature: float, num_train: int) -> Sequence[int]:
+    """The numbers of neighbours, of so many training images at most."""
     if not 0 < temperature < float("inf"):
         raise XCiTError(f"temperature is {temperature}, must be above 0")
+    if ks is None:
+        ks = [k for k in KS if k <= num_train]
+        if not ks:
+            raise XCiTError(f"there are only {num_train} training images: give a k of at most that many")
+    if not ks or min(ks) < 1:
+        raise XCiTError(f"k is {', '.join(map(str, ks)) or 'missing'}, must be at least 1")
+    if max(ks) > num_train:
+        raise XCiTError(f"k is {max(ks)}, but there are only {num_train} training images to be neighbours")
+    return ks
 
 
 def _checked(features: Array, labels: Array, what: str) -> tuple[Tensor, Tensor]:

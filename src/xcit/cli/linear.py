@@ -96,7 +96,8 @@ def linear(
         if not is_main():
             return 0
         click.echo(
-            f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on by the same command with --resume",
+            f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on by the same command with "
+            "--resume",
             err=True,
         )
         return STOPPED
