@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def assert_is(model: XCiT, state: State) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_by_name_without_weights_there_is_no_head(name: str) -> None:
-    model = get_model(name, device="meta")
+    with torch.device("meta"):
+        model = get_model(name)
     assert model.config == CHECKPOINTS[name].config
     assert (model.num_classes, model.training) == (0, False)
     assert model(torch.empty(3, 3, 224, 224, device="meta")).shape == (3, model.embed_dim)
@@ -144,19 +146,18 @@ def test_a_new_head_on_a_backbone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "difference"),
+    ("architecture", "form", "difference"),
     [
-        ("small-12-p8", "patch_size is 8, the model's 16"),
-        ("medium-24-p16", "embed_dim is 512, the model's 384"),
-        ("small-24-p16", "depth is 24, the model's 12"),
+        ("small-12-p8", "backbone alone", "patch_size is 8, the model's 16"),
+        ("medium-24-p16", "full", "embed_dim is 512, the model's 384"),
+        ("small-24-p16", "full, bare teacher", "depth is 24, the model's 12"),
     ],
 )
 def test_another_architecture_is_told_in_one_line(
-    tmp_path: Path, form: str, architecture: str, difference: str
+    tmp_path: Path, architecture: str, form: str, difference: str
 ) -> None:
     path = tmp_path / "dino.pth"
-    config = get_model(f"xcit-{architecture}", device="meta", num_classes=0).config
-    write(path, form, config)
+    write(path, form, replace(ARCHITECTURES[architecture], num_classes=0))
     assert error_of(path) == f"{path}: the weights of another architecture: {difference}"
 
 
