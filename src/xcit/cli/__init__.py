@@ -27,6 +27,8 @@ _VERBS = {
     "linear": ("linear", "linear", "Measure features by a linear classifier trained on them."),
     "train": ("train", "train", "Train by a recipe."),
     "config": ("train", "config", "Print a recipe's full config."),
+    "bench": ("bench", "bench", "Measure speed and memory beside other implementations."),
+    "complexity": ("bench", "complexity", "Show how a model's cost grows with the image."),
     "fetch": ("weights", "fetch", "Download weights, for machines that will be offline."),
     "convert": ("weights", "convert", "Rewrite a checkpoint in another format."),
     "verify": ("weights", "verify", "Check a checkpoint: digest, names, shapes, values."),
