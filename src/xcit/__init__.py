@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from xcit.evaluation import test as test
     from xcit.inference import extract_features as extract_features
     from xcit.inference import predict as predict
+    from xcit.knn import evaluate_knn as evaluate_knn
+    from xcit.linear import train_linear as train_linear
     from xcit.models import XCiT as XCiT
     from xcit.models import XCiTConfig as XCiTConfig
     from xcit.training import train as train
@@ -33,6 +35,7 @@ _HOME = {
     "XCiTError": "errors",
     "complexity": "counting",
     "convert": "weights.convert",
+    "evaluate_knn": "knn",
     "extract_features": "inference",
     "fetch": "zoo",
     "find_checkpoint": "zoo",
@@ -44,6 +47,7 @@ _HOME = {
     "save_model": "zoo",
     "test": "evaluation",
     "train": "training",
+    "train_linear": "linear",
     "verify": "zoo",
 }
 __all__ = [*_HOME]

@@ -71,6 +71,10 @@ def test(
     spec = _preprocessing(recipe, protocol)
     images = open_labelled_images(data, "val")
     model = _load(recipe, checkpoint)
+    if not model.num_classes:
+        raise XCiTError(
+            f"{os.fspath(checkpoint)} has no classifier: its features are measured by xcit knn or xcit linear"
+        )
     class_ids, class_names = _classes(model)
     images = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
     started(len(images))

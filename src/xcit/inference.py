@@ -101,7 +101,7 @@ def predict_each(
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Prediction | Unreadable]:
     """Like `predict`, one at a time and without end; what can't be read is reported in its place."""
-    network, info, place = _prepare(model, device, dtype)
+    network, info, place = prepare_model(model, device, dtype)
     if not network.num_classes:
         raise XCiTError(f"{info.name} has no classifier: it gives features only")
     if topk < 1:
@@ -153,7 +153,7 @@ def extract_features_each(
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Features | Unreadable]:
     """Like `extract_features`, one at a time and without end; what can't be read is reported in its place."""
-    network, info, place = _prepare(model, device, dtype)
+    network, info, place = prepare_model(model, device, dtype)
     num_blocks = network.config.depth + network.config.cls_depth
     indices = sorted({index % num_blocks for index in layers if -num_blocks <= index < num_blocks})
     for sources, batch in _batches(images, info.preprocessing, batch_size):
@@ -176,10 +176,14 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _prepare(
+def prepare_model(
     model: str | os.PathLike[str] | XCiT, device: str | torch.device | None, dtype: torch.dtype
 ) -> tuple[XCiT, ModelInfo, torch.device]:
-    """The model fused, in place and precision; one that was passed in is left as it was."""
+    """The model fused, in place and precision; one that was passed in is left as it was.
+
+    Raises:
+        XCiTError: if it can't be had, or it is not known how to prepare images for it.
+    """
     if isinstance(model, XCiT):
         if model.info is None:
             raise XCiTError(

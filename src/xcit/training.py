@@ -10,9 +10,9 @@ import torch
 from xcit.data.classification import has_validation
 from xcit.engine.checkpoint import LAST
 from xcit.engine.config import save_yaml
-from xcit.engine.curves import draw_curves
+from xcit.engine.curves import draw_run
 from xcit.engine.distribution import Processes
-from xcit.engine.log import LOG, check_trackers
+from xcit.engine.log import check_trackers
 from xcit.engine.task import Layout
 from xcit.engine.train import Progress
 from xcit.engine.train import train as train_task
@@ -87,7 +87,7 @@ def train(
         )
     finally:
         if processes.is_main:
-            _draw(directory, config.name, announce)
+            draw_run(directory, config.name, announce)
         processes.close()
 
 
@@ -105,15 +105,6 @@ def build_task(
     initialize = config.initialize if is_new else config.initialize.frozen_only()
     task = ClassificationTask(replace(config, initialize=initialize), layout)
     return task, replace(task.config, initialize=config.initialize)
-
-
-def _draw(directory: Path, title: str, announce: Callable[[str], None]) -> None:
-    """Draws the curves; a run's end, good or bad, is not hidden behind a picture that can't be drawn."""
-    try:
-        if (directory / LOG).exists():
-            draw_curves(directory / LOG, directory / "curves.png", title)
-    except (ImportError, OSError) as error:
-        announce(f"warning: the curves could not be drawn: {error}")
 
 
 def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:

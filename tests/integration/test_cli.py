@@ -45,6 +45,11 @@ def test_list(xcit):
     assert [line.split()[0] for line in lines] == sorted(CHECKPOINTS)
     row = next(line for line in lines if line.startswith("xcit-nano-12-p8_3rdparty-dist_in1k-384px "))
     assert row.split() == ["xcit-nano-12-p8_3rdparty-dist_in1k-384px", "384", "77.8", "77.7", "ImageNet-1k"]
+    row = next(line for line in lines if line.startswith("dino_xcit-small-12-p16_in1k "))
+    assert row.split() == ["dino_xcit-small-12-p16_in1k", "224", "76.0", "77.8", "ImageNet-1k"]
+    # Each figure ends under its heading.
+    assert row.index("76.0") + 4 == head.index("top-1 k-NN") + len("top-1 k-NN")
+    assert row.index("77.8") + 4 == head.index("top-1 linear") + len("top-1 linear")
 
 
 @pytest.mark.parametrize("pattern", ["xcit-nano", "*-p8_*384px", "XCIT-Tiny-24-p1?"])
@@ -58,6 +63,13 @@ def test_info(xcit):
     done = xcit("info", "xcit_nano_12_p16")
     assert (done.status, done.err) == (0, "")
     for text in ("xcit-nano-12-p16_3rdparty_in1k", "3,053,224", "top-1 70.35%, top-5 89.98%", "69.90%", "Apache-2.0"):
+        assert text in done.out
+
+
+def test_info_of_a_backbone(xcit):
+    done = xcit("info", "dino_xcit_small_12_p8")
+    assert (done.status, done.err) == (0, "")
+    for text in ("dino_xcit-small-12-p8_in1k", "no classifier", "top-1 77.10% by k-NN", "top-1 79.20% by linear"):
         assert text in done.out
 
 

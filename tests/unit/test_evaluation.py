@@ -174,6 +174,16 @@ def test_an_unreadable_image_is_named_and_not_counted(setting: Setting) -> None:
     assert report.unreadable[0].startswith(f"{bad}: ")
 
 
+def test_a_model_without_a_classifier_is_for_other_verbs(setting: Setting) -> None:
+    save_yaml(replace(setting.recipe, model=replace(TINY, num_classes=0)), Path(setting.config))
+    save_model(XCiT(replace(TINY, num_classes=0)), Path(setting.checkpoint))
+    with pytest.raises(XCiTError) as caught:
+        setting.test()
+    assert str(caught.value) == (
+        f"{setting.checkpoint} has no classifier: its features are measured by xcit knn or xcit linear"
+    )
+
+
 def test_unknown_classes_are_named(setting: Setting) -> None:
     write_images(Path(setting.data) / "val", ("cat", "dog"))
     with pytest.raises(XCiTError) as caught:

@@ -23,6 +23,8 @@ _VERBS = {
     "predict": ("predict", "predict", "Classify images."),
     "features": ("features", "features", "Write features of images to a file."),
     "test": ("test", "test", "Measure a checkpoint on labelled images."),
+    "knn": ("knn", "knn", "Measure features by nearest neighbours."),
+    "linear": ("linear", "linear", "Measure features by a linear classifier trained on them."),
     "train": ("train", "train", "Train by a recipe."),
     "config": ("train", "config", "Print a recipe's full config."),
     "bench": ("bench", "bench", "Measure speed and memory beside other implementations."),

@@ -20,14 +20,17 @@ def list_(pattern: str | None, as_json: bool) -> None:
         click.echo(json.dumps(names, indent=1))
         return
     width = max(map(len, names))
-    click.echo(f"{'name':{width}}  px  top-1 official  top-1 mmpretrain  data")
+    click.echo(f"{'name':{width}}  px  top-1 official  top-1 mmpretrain  top-1 k-NN  top-1 linear  data")
     for name in names:
         record = find_checkpoint(name)
-        top1 = {accuracy.measured_by: f"{accuracy.top1:.1f}" for accuracy in record.accuracies}
-        own = top1.get("xcit")
-        official, mmpretrain = own or top1.get("official", ""), top1.get("mmpretrain", "")
-        size = record.preprocessing.image_size
-        click.echo(f"{name:{width}} {size:3d}  {official:>14s}  {mmpretrain:>16s}  {record.dataset}")
+        top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in record.accuracies}
+        official = top1.get(("classifier", "xcit")) or top1.get(("classifier", "official"), "")
+        mmpretrain = top1.get(("classifier", "mmpretrain"), "")
+        knn, linear = (top1.get((method, "official"), "") for method in ("k-NN", "linear"))
+        click.echo(
+            f"{name:{width}} {record.preprocessing.image_size:3d}  {official:>14s}  {mmpretrain:>16s}  {knn:>10s}  "
+            f"{linear:>12s}  {record.dataset}"
+        )
 
 
 @click.command()
@@ -51,11 +54,12 @@ def info(name: str, as_json: bool) -> None:
         resize = f"straight to {spec.image_size} x {spec.image_size}"
     else:
         resize = f"short side to {spec.resize_to}, centre {spec.image_size} x {spec.image_size}"
+    classes = f"{config.num_classes} classes" if config.num_classes else "without labels; no classifier"
     rows = [
         ("name", record.name),
         ("also", ", ".join(record.aliases)),
         ("task", record.task),
-        ("data", f"{record.dataset}, {config.num_classes} classes" + (", distilled" if record.distilled else "")),
+        ("data", f"{record.dataset}, {classes}" + (", distilled" if record.distilled else "")),
         (
             "architecture",
             f"{record.architecture}: width {config.embed_dim}, {config.depth} + {config.cls_depth} blocks, "
@@ -70,6 +74,7 @@ def info(name: str, as_json: bool) -> None:
                 "accuracy",
                 f"top-1 {accuracy.top1:.2f}%"
                 + (f", top-5 {accuracy.top5:.2f}%" if accuracy.top5 is not None else "")
+                + (f" by {accuracy.method}" if accuracy.method != "classifier" else "")
                 + f", measured by {accuracy.measured_by}",
             )
             for accuracy in record.accuracies

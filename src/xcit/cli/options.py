@@ -46,6 +46,63 @@ def model_options(function: Function) -> Function:
     return function
 
 
+def feature_options(function: Function) -> Function:
+    """Adds MODEL, --data, --weights, --no-cache and --workers: whose features, of what."""
+    for option in (
+        click.option(
+            "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images."
+        ),
+        click.option("--no-cache", is_flag=True, help="Keep no features, and use none that were kept."),
+        click.option("--weights", metavar="FILE", help="A file or URL with weights for MODEL, in any format."),
+        click.option(
+            "--data", required=True, help="A folder with train/CLASS/... and val/CLASS/..., or fashion-mnist."
+        ),
+        click.argument("model"),
+    ):
+        function = option(function)
+    return function
+
+
+def numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """An option's callback: one number or more, as `10 20` (in a `CommandWithNumbers`) or `10,20`, to a tuple."""
+
+    def convert(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int | float, ...] | None:
+        try:
+            return None if text is None else tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            what = "whole numbers" if kind is int else "numbers"
+            raise click.BadParameter(f"{text!r} is no list of {what} such as 1 2 or 1,2") from None
+
+    return convert
+
+
+class CommandWithNumbers(click.Command):
+    """A command whose options with a metavar such as `K...` take all the numbers that follow them: --k 10 20."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Joins the numbers after such an option by commas."""
+        options = (option for option in self.params if isinstance(option, click.Option))
+        lists = {name for option in options if (option.metavar or "").endswith("...") for name in option.opts}
+        joined: list[str] = []
+        is_value = False  # whether the last word is the first number of such an option, or more of them
+        for word in args:
+            if is_value and _is_number(word):
+                joined[-1] += f",{word}"
+                continue
+            name, equals, _ = word.partition("=")
+            is_value = name in lists if equals else bool(lists.intersection(joined[-1:]))
+            joined.append(word)
+        return super().parse_args(ctx, joined)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def load_model(name: str | None, weights: str | None, device: "torch.device | None") -> "XCiT":
     """A model with weights, ready for images: the packaged one for none, else by name or file.
 
@@ -61,8 +118,8 @@ def load_model(name: str | None, weights: str | None, device: "torch.device | No
         model = get_model(name or DEFAULT_MODEL, pretrained=weights or True, device=device, progress=downloaded)
     if model.info is None:
         raise XCiTError(
-            f"{name}: the file does not say how to prepare images; give the model's name beside it: "
-            f"--model NAME --weights {name}"
+            f"{name}: the file does not say how to prepare images; give the model's name in its place, and "
+            f"--weights {name}"
         )
     return model
 

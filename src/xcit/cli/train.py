@@ -1,24 +1,17 @@
 """`xcit train` and `xcit config`: recipes."""
 
-import os
 import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from xcit.cli.processes import STOPPED, is_main, need_packages, one_voice
 from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
     from xcit.engine.train import Stopped
     from xcit.recipes import TrainingConfig
-
-STOPPED = 75
-"""Exit status of a run that a signal stopped after it had saved: sysexits' EX_TEMPFAIL, try again."""
 
 _OPTIONS = ("data", "out", "resume", "device")
 
@@ -53,29 +46,6 @@ Exit status:
 """
 
 
-def _is_main() -> bool:
-    """Whether this process speaks for all that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def _one_voice() -> Iterator[None]:
-    """Lets one process of several tell a mistake that they share; the others end with the same status, silently."""
-    try:
-        yield
-    except (XCiTError, click.UsageError) as error:
-        if "TORCHELASTIC_ERROR_FILE" in os.environ:
-            from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
-
-            # For torchrun's own summary, without a traceback: what one process alone met is not shown anywhere else.
-            ErrorHandler().record_exception(XCiTError(str(error)))
-        if _is_main():
-            raise
-        from xcit.cli import USER_ERROR
-
-        sys.exit(USER_ERROR)
-
-
 @click.command(help=_TRAIN_HELP, context_settings={"ignore_unknown_options": True})
 @click.argument("recipe", required=False, metavar="RECIPE")
 @click.option("--data", metavar="DATA", help="A folder of images by class, or a known name such as fashion-mnist.")
@@ -95,7 +65,7 @@ def _one_voice() -> Iterator[None]:
 )
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
 @click.argument("changes", nargs=-1, type=click.UNPROCESSED, metavar="[--FIELD VALUE]...")
-@_one_voice()
+@one_voice()
 def train(
     recipe: str | None,
     data: str | None,
@@ -105,9 +75,7 @@ def train(
     changes: tuple[str, ...],
 ) -> int:
     """Trains; gives the exit status."""
-    for package in ("timm", "accelerate"):
-        if find_spec(package) is None:
-            raise XCiTError(f"training needs {package}: pip install 'xcit[train]'")
+    need_packages("training", "timm", "accelerate")
     if recipe is None:
         taken = (
             f"; {resume} was read as the value of --resume: put RECIPE first" if resume not in (None, "auto") else ""
@@ -130,10 +98,10 @@ def train(
                 config, directory, resume=resume, device=place, report=display.report, announce=display.announce
             )
     except Stopped as stopped:
-        if _is_main():
+        if is_main():
             _print_stop(stopped, directory, device)
         return STOPPED
-    if _is_main():
+    if is_main():
         _print_result(directory, figures, is_classifier=config.task == "classification")
     return 0
 

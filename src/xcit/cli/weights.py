@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-FORMATS = ("xcit", "official", "timm", "mmpretrain")
+FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino")
 
 
 @click.command()
@@ -38,18 +38,19 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Whose names the tensors get.")
+@click.option("--key", help="Which weights of SOURCE, if it has several: student, instead of DINO's teacher.")
 @click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
-def convert(source: Path, destination: Path, to: str, overwrite: bool) -> None:
+def convert(source: Path, destination: Path, to: str, key: str | None, overwrite: bool) -> None:
     """Rewrite the checkpoint SOURCE as DESTINATION, bit for bit.
 
     The format of SOURCE is read off its tensors' names. DESTINATION ends in .safetensors or .pth.
     """
     from typing import cast
 
+    from xcit.weights.convert import Target
     from xcit.weights.convert import convert as convert_file
-    from xcit.weights.formats import Format
 
-    stored = convert_file(source, destination, cast(Format, to), overwrite=overwrite)
+    stored = convert_file(source, destination, cast(Target, to), key=key, overwrite=overwrite)
     click.echo(f"{source} ({stored.format}) -> {destination} ({to}): {len(stored.state)} tensors")
     if stored.set_aside:
         click.echo(

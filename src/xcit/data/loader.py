@@ -28,14 +28,15 @@ class AugmentationConfig:
     """What training does to an image, and to a batch.
 
     `crop` "random_resized" cuts out a share of the area in `scale` and resizes it; "padded" moves the image by up to
-    `padding` pixels. `rand_augment` is timm's name of a policy, "" for none. `mixup` and `cutmix` are the alphas of
-    timm's Mixup, 0 for none, each batch drawing one of the two by `switch`, the share of CutMix. `num_repeats` shows
-    an image that often, each time augmented anew, in an epoch of the same length.
+    `padding` pixels; `interpolation` is of either's resizing. `rand_augment` is timm's name of a policy, "" for none.
+    `mixup` and `cutmix` are the alphas of timm's Mixup, 0 for none, each batch drawing one of the two by `switch`, the
+    share of CutMix. `num_repeats` shows an image that often, each time augmented anew, in an epoch of the same length.
     """
 
     crop: Literal["random_resized", "padded"] = "random_resized"
     scale: tuple[float, float] = (0.08, 1.0)
     padding: int = 4
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip: float = 0.5
     rand_augment: str = ""
     color_jitter: float = 0.0
@@ -66,12 +67,12 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
     from torchvision import transforms
 
     size, num_channels = spec.image_size, len(spec.mean)
-    bicubic = transforms.InterpolationMode.BICUBIC
+    resampling = transforms.InterpolationMode(config.interpolation)
     steps: list[object] = [transforms.Grayscale() if pixel_mode(spec) == "L" else _to_rgb]
     if config.crop == "random_resized":
-        steps.append(transforms.RandomResizedCrop(size, scale=config.scale, interpolation=bicubic))
+        steps.append(transforms.RandomResizedCrop(size, scale=config.scale, interpolation=resampling))
     else:
-        steps += [transforms.Resize((size, size), interpolation=bicubic), transforms.RandomCrop(size, config.padding)]
+        steps += [transforms.Resize((size, size), resampling), transforms.RandomCrop(size, config.padding)]
     if config.flip:
         steps.append(transforms.RandomHorizontalFlip(config.flip))
     if config.rand_augment:

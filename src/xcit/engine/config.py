@@ -20,16 +20,18 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW; biases, norms and everything one-dimensional are not decayed.
+    """AdamW or SGD; biases, norms and everything one-dimensional are not decayed.
 
-    `clip_grad` is the largest norm of the gradients, of all together or, by `clip_mode`, of each tensor; 0 is off.
-    `layer_decay` multiplies the learning rate once for each block between a parameter and the head (BEiT, arXiv
-    2106.08254); 1 gives all the same. `final_weight_decay` is where half a cosine over the run takes the weight decay,
-    a step an iteration; none leaves it.
+    `betas` and `eps` are AdamW's, `momentum` is SGD's. `clip_grad` is the largest norm of the gradients, of all together
+    or, by `clip_mode`, of each tensor; 0 is off. `layer_decay` multiplies the learning rate once for each block between
+    a parameter and the head (BEiT, arXiv 2106.08254); 1 gives all the same. `final_weight_decay` is where half a cosine
+    over the run takes the weight decay, a step an iteration; none leaves it.
     """
 
+    kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
+    momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_grad: float = 0.0
@@ -40,6 +42,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "eps", "clip_grad"):
             _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        _need(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
         if self.final_weight_decay is not None:
             _need(self, "final_weight_decay", 0 <= self.final_weight_decay < math.inf, "0 or more, or null")
             _need(self, "weight_decay", self.weight_decay > 0, "above 0 where final_weight_decay is set")
@@ -49,12 +52,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up from `warmup_lr` over `warmup_epochs`, then a cosine down to `min_lr`; a step an iteration."""
+    """Linear warm-up from `warmup_lr` over `warmup_epochs`, then a cosine down to `min_lr`.
+
+    The learning rate moves with each iteration, or with `by_epoch` at each epoch's begin.
+    """
 
     epochs: int = 300
     warmup_epochs: int = 20
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
+    by_epoch: bool = False
 
     def __post_init__(self) -> None:
         _need(self, "epochs", self.epochs >= 1, "at least 1")

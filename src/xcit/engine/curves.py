@@ -1,12 +1,12 @@
 """A run's log as a picture: the loss, every figure that is watched, and the learning rate."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xcit.engine.log import read_log
+from xcit.engine.log import LOG, read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +59,18 @@ class _Log:
         found = [line for line in lines if _is_number(line.get(name))]
         unit = self.steps_per_epoch or 1
         return _Curve(places=[line["step"] / unit for line in found], values=[line[name] for line in found])
+
+
+def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> None:
+    """Draws the curves of a run's log, if there is one, to `curves.png` in its folder.
+
+    A run's end, good or bad, is not hidden behind a picture that can't be drawn: then there is a warning.
+    """
+    try:
+        if (directory / LOG).exists():
+            draw_curves(directory / LOG, directory / "curves.png", title)
+    except (ImportError, OSError) as error:
+        announce(f"warning: the curves could not be drawn: {error}")
 
 
 def draw_curves(log: Path, picture: Path, title: str) -> None:

@@ -49,7 +49,7 @@ class Processes:
         Raises:
             XCiTError: if they do not find one another, or the settings do not go together.
         """
-        expected = _started_processes()
+        expected = num_started_processes()
         if run.dtype == "float16" and device.type != "cuda":
             raise XCiTError(f"run.dtype float16 needs a GPU, not {device}: use bfloat16")
         if run.dtype == "float16" and run.parallel == "fsdp2":
@@ -185,7 +185,12 @@ class Processes:
             torch.distributed.destroy_process_group()
 
 
-def _started_processes() -> int:
+def num_started_processes() -> int:
+    """How many processes torchrun started for this run, 1 without it.
+
+    Raises:
+        XCiTError: if the environment names no number.
+    """
     count = os.environ.get("WORLD_SIZE", "1")
     if not count.isdecimal():
         raise XCiTError(f"WORLD_SIZE is {count!r}, must be the number of processes: start them with torchrun")

@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, and the schedules of its learning rate and weight decay."""
+"""The optimiser with the published parameter groups, and the schedules of its learning rate and weight decay."""
 
 import math
 
@@ -11,8 +11,8 @@ from xcit.engine.config import OptimizerConfig, ScheduleConfig
 from xcit.errors import XCiTError
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW on what is not frozen; biases and one-dimensional parameters are not decayed.
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD on what is not frozen; biases and one-dimensional parameters are not decayed.
 
     Args:
         model: with `layer_decay` below 1 it tells the order of its layers by a `group_matcher`, as timm's models do.
@@ -34,7 +34,18 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
             f"optimizer.layer_decay is {config.layer_decay}, but a {type(model).__name__} does not tell the order of "
             "its layers (group_matcher): set it to 1"
         )
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+class _Cosine(timm.scheduler.CosineLRScheduler):
+    """timm's schedule, which here may stand still for some steps."""
+
+    steps_at_once = 1
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        super().step_update(num_updates // self.steps_at_once * self.steps_at_once, metric)
 
 
 def build_schedule(
@@ -42,7 +53,7 @@ def build_schedule(
 ) -> timm.scheduler.CosineLRScheduler:
     """The learning rate by step: call `step_update(number of steps done)` after each."""
     warmup_steps = config.warmup_epochs * steps_per_epoch
-    return timm.scheduler.CosineLRScheduler(
+    schedule = _Cosine(
         optimizer,
         t_initial=max(config.epochs * steps_per_epoch - warmup_steps, 1),
         lr_min=config.min_lr,
@@ -51,6 +62,9 @@ def build_schedule(
         warmup_prefix=True,
         t_in_epochs=False,
     )
+    if config.by_epoch:
+        schedule.steps_at_once = steps_per_epoch
+    return schedule
 
 
 class WeightDecaySchedule:

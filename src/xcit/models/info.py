@@ -33,6 +33,10 @@ class Preprocessing:
             raise XCiTError(f"Preprocessing: std is {self.std}, must be above 0")
 
 
+DINO_PREPROCESSING = Preprocessing(image_size=224, resize_to=256)
+"""With which the published k-NN and linear figures were measured: short side to 256, centre crop 224."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """Name, class names in the order of the logits (empty when unknown) and preprocessing of a model with weights.

@@ -30,6 +30,9 @@ from xcit.weights.formats import detect_format, to_native
 
 StoredFormat = Literal["xcit", "official", "timm", "mmpretrain", "dino", "dense"]
 
+_DINO_NETWORKS = ("teacher", "student")
+"""Keys of the two networks in a full DINO checkpoint."""
+
 _SHOWN = 6
 """Names that an error shows before it says how many more there are."""
 
@@ -54,8 +57,13 @@ class StoredWeights:
     path: Path
 
 
-def read_checkpoint(path: str | Path) -> StoredWeights:
+def read_checkpoint(path: str | Path, *, key: str | None = None) -> StoredWeights:
     """Reads the weights of an XCiT from a file of any format; what the file is decides, not what it is called.
+
+    Args:
+        path: the file.
+        key: the top-level entry of a pickle with the weights that are wanted, such as "student" of a full DINO
+            checkpoint; none takes the one that is meant to be used, there the teacher.
 
     Raises:
         XCiTError: if the file is missing, empty, damaged or no checkpoint, asks to run code, or holds no XCiT.
@@ -64,10 +72,12 @@ def read_checkpoint(path: str | Path) -> StoredWeights:
     kind = _kind(path)
     wrapper: str | None = None
     metadata: dict[str, str] = {}
-    if kind == "safetensors":
+    if kind != "safetensors":
+        tensors, wrapper = _unwrap(_unpickle(path, zipped=kind == "zip"), path, key)
+    elif key is None:
         tensors, metadata = _read_safetensors(path)
     else:
-        tensors, wrapper = _unwrap(_unpickle(path, zipped=kind == "zip"), path)
+        raise XCiTError(f"{path} is a safetensors file: it holds one set of weights, and no {key!r}")
     return _sort_out(_without_prefixes(tensors, path), wrapper, metadata, path)
 
 
@@ -250,22 +260,25 @@ def _check_zip(path: Path) -> None:
 # Reading: which tensors
 
 
-def _unwrap(loaded: object, path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The named tensors in a loaded object, and the key that they were under."""
+def _unwrap(loaded: object, path: Path, key: str | None) -> tuple[dict[str, Tensor], str | None]:
+    """The named tensors in a loaded object, and the key that they were under, which may be asked for."""
     if not isinstance(loaded, dict):
         raise XCiTError(f"{path} holds a {type(loaded).__name__.lstrip('_')}, not named tensors")
-    # In DINO the teacher is the model that is kept.
-    wrappers = ("teacher", "state_dict", "model") if "student" in loaded else ("state_dict", "model")
+    wrappers: tuple[str, ...] = ("state_dict", "model")
+    if key is not None:
+        wrappers = (key,)
+    elif "student" in loaded:  # in DINO the teacher is the model that is kept
+        wrappers = ("teacher", *wrappers)
     for wrapper in wrappers:
         tensors = _tensors_of(loaded.get(wrapper))
         if tensors:
             return tensors, wrapper
-    tensors = _tensors_of(loaded)
+    tensors = _tensors_of(loaded) if key is None else {}
     if tensors:
         return tensors, None
+    places = "'model', 'state_dict' or 'teacher'" if key is None else repr(key)
     raise XCiTError(
-        f"{path} has no weights under 'model', 'state_dict' or 'teacher'; its top-level keys are: "
-        f"{_some(str(key) for key in loaded) or 'none'}"
+        f"{path} has no weights under {places}; its top-level keys are: {_some(str(name) for name in loaded) or 'none'}"
     )
 
 
@@ -292,7 +305,7 @@ def _sort_out(tensors: dict[str, Tensor], wrapper: str | None, metadata: dict[st
     kept = tensors
     if format == "mmpretrain":
         kept = {name: tensor for name, tensor in tensors.items() if name.startswith(("backbone.", "head."))}
-    elif format is not None and wrapper == "teacher":
+    elif format is not None and wrapper in _DINO_NETWORKS:
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
         stored = "dino"
     elif format == "official" and wrapper is None and not any(name.startswith("head.") for name in tensors):
@@ -304,8 +317,10 @@ def _sort_out(tensors: dict[str, Tensor], wrapper: str | None, metadata: dict[st
             if name.startswith("backbone.") and not re.match(r"backbone\.fpn[1-4]\.", name)
         }
         format = detect_format(name.removeprefix("backbone.") for name in kept)
-        stored = "dino" if wrapper == "teacher" else "dense"
+        stored = "dino" if wrapper in _DINO_NETWORKS else "dense"
     if format is None or stored is None:
+        if tensors and all(name.startswith("head.") for name in tensors) and wrapper in _DINO_NETWORKS:
+            raise XCiTError(f"{path} holds DINO's projection head without the backbone: there is no XCiT in it")
         raise XCiTError(f"{path} holds no XCiT weights; it has {_some(tensors) or 'no tensors'}")
     set_aside = tuple(name for name in tensors if name not in kept)
     if format != "mmpretrain":

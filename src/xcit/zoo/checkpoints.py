@@ -1,6 +1,8 @@
-"""The 42 published checkpoints, and the packaged model, as records."""
+"""The 42 published classifiers, the 4 published DINO backbones, and the packaged model, as records."""
 
-from xcit.models import Preprocessing, published_preprocessing
+from dataclasses import replace
+
+from xcit.models import DINO_PREPROCESSING, Preprocessing, published_preprocessing
 from xcit.weights.fetch import Source
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.records import Accuracy, Checkpoint
@@ -106,6 +108,49 @@ def _published(
     )
 
 
+# Architecture; top-1 of k-NN and of a linear probe as the authors measured them. Which k was taken was not published.
+_DINO: tuple[tuple[str, float, float], ...] = (
+    ("small-12-p16", 76.0, 77.8),
+    ("small-12-p8", 77.1, 79.2),
+    ("medium-24-p16", 76.4, 78.8),
+    ("medium-24-p8", 77.9, 80.3),
+)
+
+
+def _dino(architecture: str, top1_knn: float, top1_linear: float) -> Checkpoint:
+    name = f"dino_xcit-{architecture}_in1k"
+    by_xcit = f"xcit_{architecture.replace('-p', '-cp').replace('-', '_')}_dino"
+    by_dino = f"dino_xcit_{architecture.replace('-', '_')}"
+    file = f"{by_dino}_pretrain"
+    return Checkpoint(
+        name=name,
+        # The name in DINO's own hub, the bare name, and those of the two published files.
+        aliases=(by_dino, f"dino_xcit-{architecture}", by_xcit, file),
+        task="image-features",
+        architecture=architecture,
+        config=replace(ARCHITECTURES[architecture], num_classes=0),
+        recipe=name,
+        dataset="ImageNet-1k",
+        preprocessing=DINO_PREPROCESSING,
+        accuracies=(
+            Accuracy(measured_by="official", method="k-NN", top1=top1_knn),
+            Accuracy(measured_by="official", method="linear", top1=top1_linear),
+        ),
+        sources=(
+            Source(
+                kind="url",
+                location=f"https://dl.fbaipublicfiles.com/dino/{file}/{file}.pth",
+                filename=f"{file}.pth",
+            ),
+            Source(
+                kind="url",
+                location=f"https://dl.fbaipublicfiles.com/xcit/{by_xcit}.pth",
+                filename=f"{by_xcit}.pth",
+            ),
+        ),
+    )
+
+
 PACKAGED = Checkpoint(
     name="xcit-pico-fashion-mnist",
     aliases=("packaged", "xcit-pico-6-p4"),
@@ -120,6 +165,7 @@ PACKAGED = Checkpoint(
 """The model in this package: trained by it, on ten kinds of garment."""
 
 CHECKPOINTS: dict[str, Checkpoint] = {
-    record.name: record for record in (*(_published(*row) for row in _PUBLISHED), PACKAGED)
+    record.name: record
+    for record in (*(_published(*row) for row in _PUBLISHED), *(_dino(*row) for row in _DINO), PACKAGED)
 }
 """Every checkpoint, by name."""

@@ -17,7 +17,7 @@ from xcit.weights.load import check_state, load_state, nonfinite
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.names import find_checkpoint, is_known
 from xcit.zoo.records import Checkpoint
-from xcit.zoo.stored import build_model, describe, empty_model, model_metadata, read_metadata
+from xcit.zoo.stored import build_model, describe, empty_model, model_metadata, read_metadata, shape_from_state
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -132,6 +132,8 @@ def load_as(
             "use xcit.get_backbone(..., pretrained=...)"
         )
     has_head = "head.weight" in stored.state
+    if not config.num_classes and num_classes is None:
+        _check_backbone(config, stored)
     if not has_head and config.num_classes and num_classes is None:
         raise XCiTError(
             f"{path}: a backbone without a classifier; pass num_classes=0 for its features, or the number of classes "
@@ -143,6 +145,27 @@ def load_as(
     built = build_model(config, stored.state, str(path))
     built.info = known[1] if known else None
     return built
+
+
+def _check_backbone(config: XCiTConfig, stored: StoredWeights) -> None:
+    """Refuses what can't be the weights of a model without classifier, in one line.
+
+    Raises:
+        XCiTError: if there is a classifier, or another architecture is told by the tensors.
+    """
+    shape = shape_from_state(stored.state, str(stored.path))
+    num_classes = shape.pop("num_classes")
+    for field, theirs in shape.items():
+        if theirs != getattr(config, field):
+            raise XCiTError(
+                f"{stored.path}: the weights of another architecture: {field} is {theirs}, the model's "
+                f"{getattr(config, field)}"
+            )
+    if num_classes:
+        raise XCiTError(
+            f"{stored.path}: a classifier of {num_classes} classes, for a model that has none: load it under a "
+            "classifier's name, or pass num_classes=0 to leave its head out"
+        )
 
 
 def load_weights(model: XCiT, path: str | os.PathLike[str]) -> None:
@@ -163,8 +186,8 @@ def checkpoint_info(record: Checkpoint) -> ModelInfo:
     return ModelInfo(
         name=record.name,
         preprocessing=record.preprocessing,
-        class_names=imagenet_class_names(),
-        class_ids=imagenet_class_ids(),
+        class_names=imagenet_class_names() if record.config.num_classes else (),
+        class_ids=imagenet_class_ids() if record.config.num_classes else (),
     )
 
 

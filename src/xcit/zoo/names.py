@@ -60,7 +60,7 @@ def list_models(
     Args:
         pattern: shell-style, with `*` added at its end; none takes all.
         exclude_patterns: one or several, likewise; what matches any is left out.
-        task: "image-classification", or none for any.
+        task: "image-classification", "image-features" for backbones without a classifier, or none for any.
     """
     excluded = [exclude_patterns] if isinstance(exclude_patterns, str) else list(exclude_patterns or ())
     return sorted(

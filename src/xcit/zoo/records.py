@@ -12,9 +12,13 @@ Protocol = Literal["mmpretrain", "official"]
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Published figures, in percent. `top5` is none where it was not published."""
+    """Published figures, in percent. `top5` is none where it was not published.
+
+    `method` says what classified: the model's own head, the nearest neighbours of its feature, or a linear probe on it.
+    """
 
     measured_by: str
+    method: Literal["classifier", "k-NN", "linear"] = "classifier"
     top1: float
     top5: float | None = None
 
@@ -26,7 +30,7 @@ class Checkpoint:
     Attributes:
         name: unique.
         aliases: other names for it: the official one, timm's, the bare architecture.
-        task: what it does.
+        task: what it does: "image-classification", or "image-features" where there is no classifier.
         architecture: its name in `ARCHITECTURES`.
         config: its shape.
         recipe: the name of the training config.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.models import DINO_PREPROCESSING, ModelInfo, Preprocessing, XCiT, XCiTConfig
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.load import load_state
 from xcit.zoo.architectures import ARCHITECTURES
@@ -69,10 +69,36 @@ def _info(content: Mapping[str, Any]) -> ModelInfo:
 def describe(stored: StoredWeights) -> tuple[XCiTConfig, ModelInfo | None]:
     """Shape and info of a file: from its metadata, else the shape from its tensors.
 
+    A DINO file needs no metadata: its backbones have one preprocessing and no classes.
+
     Raises:
         XCiTError: if the metadata can't be read, or there are none and the tensors fit no known architecture.
     """
-    return read_metadata(stored) or (config_from_state(stored.state, str(stored.path)), None)
+    if (known := read_metadata(stored)) is not None:
+        return known
+    config = config_from_state(stored.state, str(stored.path))
+    if stored.format == "dino" and config.in_channels == len(DINO_PREPROCESSING.mean):
+        return config, ModelInfo(name=stored.path.stem, preprocessing=DINO_PREPROCESSING)
+    return config, None
+
+
+def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
+    """What native weights tell of their model, by the names of the fields of `XCiTConfig`.
+
+    Raises:
+        XCiTError: if they are not of an XCiT.
+    """
+    try:
+        return {
+            "patch_size": 2 ** _count(state, "stem"),
+            "embed_dim": state["position.projection.weight"].shape[0],
+            "depth": _count(state, "blocks"),
+            "num_heads": state["blocks.0.xca.temperature"].shape[0],
+            "in_channels": state["stem.0.conv.weight"].shape[1],
+            "num_classes": state["head.weight"].shape[0] if "head.weight" in state else 0,
+        }
+    except (KeyError, IndexError) as error:
+        raise XCiTError(f"{what}: not the weights of an XCiT: no tensor {error}") from None
 
 
 def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
@@ -81,22 +107,10 @@ def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
     Raises:
         XCiTError: if the weights fit no known architecture; tensors do not tell everything (`tokens_norm`).
     """
-    try:
-        stem = _count(state, "stem")
-        embed_dim = state["position.projection.weight"].shape[0]
-        found = {
-            "patch_size": 2**stem,
-            "embed_dim": embed_dim,
-            "depth": _count(state, "blocks"),
-            "num_heads": state["blocks.0.xca.temperature"].shape[0],
-        }
-        in_channels = state["stem.0.conv.weight"].shape[1]
-    except (KeyError, IndexError) as error:
-        raise XCiTError(f"{what}: not the weights of an XCiT: no tensor {error}") from None
-    num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
+    found = shape_from_state(state, what)
+    changes: dict[str, Any] = {name: found.pop(name) for name in ("num_classes", "in_channels")}
     for config in ARCHITECTURES.values():
         if all(getattr(config, name) == value for name, value in found.items()):
-            changes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
             if "cls_token" not in state:
                 changes |= {"cls_depth": 0, "global_pool": "none"}
             return dataclasses.replace(config, **changes)

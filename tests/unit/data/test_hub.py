@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from xcit.data.classification import LabelledImages, open_labelled_images
+from xcit.data.fingerprint import fingerprint
 from xcit.data.stream_loader import StreamTrainLoader, stream_evaluation_batches
 from xcit.data.streams import open_stream
 from xcit.errors import XCiTError
@@ -262,3 +263,15 @@ def test_streams_in_a_loader(folder: Path, num_workers: int) -> None:
     if num_workers == 0:
         assert sorted(whole) == [0, 1, 2, 3, 4]
     assert [int(images) for images, _ in ours.batches(0, 3)] == whole[3:]
+
+
+def test_a_split_has_a_fingerprint_until_its_file_changes(folder: Path, png: Png) -> None:
+    def found(split: Any) -> str | None:
+        return fingerprint(open_labelled_images(f"hf:{folder}", split))
+
+    before = found("train")
+    assert before is not None
+    assert found("train") == before
+    assert found("val") not in (before, None)
+    write(folder / "data" / "train-00001-of-00002.parquet", [png(3), png(5)], [0, 1])
+    assert found("train") not in (before, None)

@@ -202,6 +202,29 @@ def test_transforms_give_the_model_s_input(crop: str, spec: Preprocessing) -> No
     assert tensor.isfinite().all()
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_crops_are_resized_as_the_config_says(interpolation: str) -> None:
+    from torchvision import transforms
+
+    config = AugmentationConfig(scale=(0.3, 0.6), interpolation=interpolation)  # type: ignore[arg-type]
+    theirs = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(
+                SPEC.image_size, (0.3, 0.6), interpolation=transforms.InterpolationMode(interpolation)
+            ),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(SPEC.mean, SPEC.std),
+        ]
+    )
+    image = Noise(1)[0][0].convert("RGB")
+    found = []
+    for transform in (train_transform(config, SPEC), theirs):
+        torch.manual_seed(5)
+        found.append(transform(image))
+    assert torch.equal(*found)
+
+
 def test_without_augmentation_a_transform_prepares_as_evaluation_does() -> None:
     config = AugmentationConfig(crop="padded", padding=0, flip=0.0)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8))

@@ -2,6 +2,8 @@
 
 import math
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -85,6 +87,32 @@ def test_weights_move_by_their_own_learning_rate(model: XCiT) -> None:
         # AdamW's first step is the learning rate, whatever the gradient.
         moved = (before[name] - parameter.double()).abs().mean().item()
         assert moved == pytest.approx(1e-3 * DECAY ** (NUM_LAYERS - 1 - layer_of(name)), rel=0.05), name
+
+
+def test_by_epoch_the_learning_rate_stands_still_for_an_epoch(model: XCiT) -> None:
+    config = ScheduleConfig(epochs=4, warmup_epochs=1, warmup_lr=0.0, min_lr=0.0)
+    optimizers = [build_optimizer(model, OptimizerConfig(lr=0.1)) for _ in range(2)]
+    by_step, by_epoch = (
+        build_schedule(optimizer, replace(config, by_epoch=by_epoch), steps_per_epoch=5)
+        for optimizer, by_epoch in zip(optimizers, (False, True), strict=True)
+    )
+    for num_done in range(21):
+        by_epoch.step_update(num_done)
+        by_step.step_update(num_done // 5 * 5)
+        assert optimizers[1].param_groups[0]["lr"] == optimizers[0].param_groups[0]["lr"]
+    assert optimizers[1].param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, DECAY])
+def test_sgd_has_the_same_groups(model: XCiT, layer_decay: float) -> None:
+    config = OptimizerConfig(weight_decay=0.05, layer_decay=layer_decay)
+    adamw, sgd = (build_optimizer(model, replace(config, kind=kind)) for kind in ("adamw", "sgd"))  # type: ignore[arg-type]
+    assert isinstance(sgd, torch.optim.SGD)
+    assert [group["momentum"] for group in sgd.param_groups] == [0.9] * len(adamw.param_groups)
+    for one, other in zip(adamw.param_groups, sgd.param_groups, strict=True):
+        assert one["weight_decay"] == other["weight_decay"]
+        assert one.get("lr_scale") == other.get("lr_scale")
+        assert all(a is b for a, b in zip(one["params"], other["params"], strict=True))
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, DECAY])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
-from xcit.weights.convert import convert
+from xcit.weights.convert import TARGETS, convert
 from xcit.weights.files import digest, read_checkpoint, write_safetensors
 from xcit.weights.formats import FORMATS, Format, from_native
 
@@ -68,6 +68,52 @@ def test_round_trips_between_all_formats(
             assert (stored.format, stored.set_aside) == (other, ())
             assert_bits_equal(stored.state, state)
             assert digest(stored.state) == digest(state)
+
+
+@pytest.mark.parametrize("suffixes", [(".pth", ".safetensors"), (".safetensors", ".pth")])
+def test_a_backbone_goes_to_dino_s_format_and_back(tmp_path: Path, suffixes: tuple[str, str]) -> None:
+    state = {name: tensor for name, tensor in random_state(0).items() if not name.startswith("head.")}
+    start = tmp_path / "start.safetensors"
+    write_safetensors(start, state, {})
+    dino = tmp_path / f"dino{suffixes[0]}"
+    convert(start, dino, "dino")
+    if dino.suffix == ".pth":  # the published form: names and tensors, nothing around them
+        assert torch.load(dino, weights_only=True).keys() == from_native(state, "official").keys()
+    assert read_checkpoint(dino).format == "dino"
+    for to in TARGETS:
+        back = tmp_path / f"{to}{suffixes[1]}"
+        assert convert(dino, back, to).format == "dino"
+        assert_bits_equal(read_checkpoint(back).state, state)
+        assert digest(read_checkpoint(back).state) == digest(state)
+
+
+def test_dino_s_format_has_no_place_for_a_classifier(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(XCiTError, match=r"source\.safetensors has a classifier, for which DINO's format has no place"):
+        convert(source, tmp_path / "dino.pth", "dino")
+    assert not (tmp_path / "dino.pth").exists()
+
+
+def test_the_student_of_a_full_dino_checkpoint_is_had_by_its_key(tmp_path: Path, source: Path) -> None:
+    networks = [
+        {name: tensor for name, tensor in random_state(seed).items() if not name.startswith("head.")} for seed in (0, 3)
+    ]
+    head = {"module.head.last_layer.weight_g": torch.ones(3, 1)}
+    student, teacher = (
+        {f"module.backbone.{name}": tensor for name, tensor in from_native(state, "official").items()} | head
+        for state in networks
+    )
+    path = tmp_path / "full.pth"
+    torch.save({"student": student, "teacher": teacher, "epoch": 3}, path)
+    for key, state in ((None, networks[1]), ("teacher", networks[1]), ("student", networks[0])):
+        stored = convert(path, tmp_path / "out.safetensors", "xcit", key=key, overwrite=True)
+        assert (stored.format, stored.set_aside) == ("dino", ("head.last_layer.weight_g",))
+        assert_bits_equal(read_checkpoint(tmp_path / "out.safetensors").state, state)
+    with pytest.raises(
+        XCiTError, match=r"full\.pth has no weights under 'ema'; its top-level keys are: student, teacher"
+    ):
+        convert(path, tmp_path / "other.pth", "xcit", key="ema")
+    with pytest.raises(XCiTError, match=r"source\.safetensors is a safetensors file: it holds one set of weights"):
+        convert(source, tmp_path / "other.pth", "xcit", key="student")
 
 
 @pytest.mark.parametrize("to", FORMATS)

@@ -1,6 +1,7 @@
-"""The records against a copy of the published table, field by field."""
+"""The records against copies of the published tables, field by field."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,22 @@ from xcit.zoo.architectures import ARCHITECTURES, PUBLISHED_ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS, PACKAGED
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
 
-ROWS = json.loads((Path(__file__).parents[2] / "data" / "zoo.json").read_text())
+DATA = Path(__file__).parents[2] / "data"
+ROWS = json.loads((DATA / "zoo.json").read_text())
+DINO_ROWS = json.loads((DATA / "dino.json").read_text())
 
 WIDTHS_AND_HEADS = {"nano": (128, 4), "tiny": (192, 4), "small": (384, 8), "medium": (512, 8), "large": (768, 16)}
 
 
-def test_the_records_are_the_42_rows_and_the_packaged_model() -> None:
-    assert list(CHECKPOINTS) == [row["name"] for row in ROWS] + [PACKAGED.name]
-    assert len(ROWS) == 42
+def dino_name(row: dict[str, object]) -> str:
+    """xcit_small_12_p16 -> dino_xcit-small-12-p16_in1k"""
+    return f"dino_{str(row['arch']).replace('_', '-')}_in1k"
+
+
+def test_the_records_are_the_46_rows_and_the_packaged_model() -> None:
+    names = [row["name"] for row in ROWS] + [dino_name(row) for row in DINO_ROWS]
+    assert list(CHECKPOINTS) == [*names, PACKAGED.name]
+    assert (len(ROWS), len(DINO_ROWS)) == (42, 4)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
@@ -46,6 +55,30 @@ def test_a_record_is_its_published_row(row: dict[str, object]) -> None:
     # The only digest that was published: in the name of mmpretrain's file.
     assert (hub.sha256, by_authors.sha256) == (None, None)
     assert by_mmpretrain.sha256 == str(row["url_mmpretrain"])[-12:-4]
+
+
+@pytest.mark.parametrize("row", DINO_ROWS, ids=dino_name)
+def test_a_dino_record_is_its_published_row(row: dict[str, object]) -> None:
+    record = CHECKPOINTS[dino_name(row)]
+    assert record.architecture == str(row["arch"]).removeprefix("xcit_").replace("_", "-")
+    assert record.config == replace(ARCHITECTURES[record.architecture], num_classes=0)
+    assert record.recipe == record.name
+    assert (record.dataset, record.task, record.licence) == ("ImageNet-1k", "image-features", "Apache-2.0")
+    assert (record.packaged, record.distilled) == (None, False)
+    # Short side to 256, centre crop 224.
+    assert record.preprocessing == Preprocessing(image_size=224, resize="short_side", resize_to=256)
+
+    knn, linear = record.accuracies
+    assert (knn.method, knn.measured_by, knn.top1, knn.top5) == ("k-NN", "official", row["knn_top1"], None)
+    assert (linear.method, linear.measured_by, linear.top1) == ("linear", "official", row["linear_top1"])
+
+    urls = [row["dino_repo_backbone_url"], row["xcit_repo_backbone_url"]]
+    assert [(source.kind, source.location, source.sha256) for source in record.sources] == [
+        ("url", url, None) for url in urls
+    ]
+    assert [source.filename for source in record.sources] == [str(url).rsplit("/", 1)[1] for url in urls]
+    # The name in DINO's own hub, and the names of the published files.
+    assert {f"dino_{row['arch']}", *(Path(source.filename).stem for source in record.sources)} < set(record.aliases)
 
 
 def test_architectures_are_the_published_shapes() -> None:

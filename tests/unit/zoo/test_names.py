@@ -26,6 +26,11 @@ from xcit.zoo.names import find_architecture
         ("xcit-nano-12-p16", "xcit-nano-12-p16_3rdparty_in1k"),
         ("xcit_tiny_24_p8", "xcit-tiny-24-p8_3rdparty_in1k"),
         ("packaged", "xcit-pico-fashion-mnist"),
+        # DINO's: in its hub, and as the two published files are called.
+        ("dino_xcit_small_12_p16", "dino_xcit-small-12-p16_in1k"),
+        ("dino_xcit-medium-24-p8", "dino_xcit-medium-24-p8_in1k"),
+        ("xcit_small_12_cp8_dino", "dino_xcit-small-12-p8_in1k"),
+        ("dino_xcit_medium_24_p16_pretrain", "dino_xcit-medium-24-p16_in1k"),
     ],
 )
 def test_finds_by_name_or_alias(typed: str, name: str) -> None:
@@ -44,6 +49,7 @@ def test_every_alias_finds_its_own_record() -> None:
     [
         ("xcit-nano-12-p61", "xcit-nano-12-p16"),
         ("xcit_smal_12_p16_224", "xcit_small_12_p16_224"),
+        ("dino_xcit-small-12-p61", "dino_xcit-small-12-p16"),
         ("xcit-tiny-24-p8_3rdparty-dist_in1k-384", "xcit-tiny-24-p8_3rdparty-dist_in1k-384px"),
     ],
 )
@@ -63,7 +69,7 @@ def test_a_name_like_no_other_points_to_the_list() -> None:
 
 def test_lists_all_sorted() -> None:
     assert list_models() == sorted(CHECKPOINTS)
-    assert len(list_models()) == 43
+    assert len(list_models()) == 47
 
 
 def test_the_pattern_gets_a_star_at_its_end() -> None:
@@ -83,12 +89,14 @@ def test_the_pattern_gets_a_star_at_its_end() -> None:
 def test_exclude_takes_one_pattern_or_several() -> None:
     assert list_models("xcit-nano", "*dist") == ["xcit-nano-12-p16_3rdparty_in1k", "xcit-nano-12-p8_3rdparty_in1k"]
     assert list_models("xcit-nano", ["*dist", "*p8"]) == ["xcit-nano-12-p16_3rdparty_in1k"]
-    assert list_models(exclude_patterns="xcit") == []
-    assert len(list_models(exclude_patterns=())) == 43
+    assert list_models(exclude_patterns="*xcit") == []
+    assert len(list_models(exclude_patterns=())) == 47
 
 
 def test_tasks() -> None:
-    assert list_models(task="image-classification") == list_models()
+    assert list_models(task="image-classification") == list_models("xcit")
+    assert list_models(task="image-features") == list_models("dino_")
+    assert len(list_models("dino_")) == 4
     assert list_models(task="object-detection") == []
     assert list_models("xcit-nano", task="image-classification") == list_models("xcit-nano")
 

@@ -1,0 +1,79 @@
+"""`xcit knn`: a model's features measured by nearest neighbours."""
+
+import click
+
+from xcit.cli.options import (
+    CommandWithNumbers,
+    checked_device,
+    checked_dtype,
+    compute_options,
+    feature_options,
+    load_model,
+    numbers,
+)
+from xcit.cli.processes import is_main, need_packages, one_voice
+
+
+@click.command(cls=CommandWithNumbers)
+@feature_options
+@click.option(
+    "--k", "ks", callback=numbers(int), metavar="K...", help="Numbers of neighbours; 10 20 100 200 if left out."
+)
+@click.option("--temperature", type=float, default=0.07, show_default=True, help="A vote is exp(similarity / it).")
+@compute_options(batch_size=128)
+@one_voice()
+def knn(
+    model: str,
+    data: str,
+    weights: str | None,
+    no_cache: bool,
+    workers: int,
+    ks: tuple[int, ...] | None,
+    temperature: float,
+    batch_size: int,
+    device: str | None,
+    dtype: str,
+) -> int:
+    """Measure the features of MODEL, a name or a weights file, by nearest neighbours; nothing is trained.
+
+    DATA has images by class to look for neighbours among (train) and to classify (val). An image that can't be read is
+    named with the reason, the others go on, and the exit status is 1.
+
+    With several GPUs: torchrun --nproc-per-node 8 -m xcit knn MODEL --data DIR
+    """
+    need_packages("xcit knn", "accelerate")
+    from xcit.cli import SOME_FAILED
+    from xcit.cli.progress import progress_bar
+    from xcit.knn import evaluate_knn
+
+    place = checked_device(device)
+    network = load_model(model, weights, None)
+    with progress_bar("features") as bar:
+        report = evaluate_knn(
+            network,
+            data,
+            ks=ks,
+            temperature=temperature,
+            cache=not no_cache,
+            batch_size=batch_size,
+            num_workers=workers,
+            device=place,
+            dtype=checked_dtype(dtype),
+            started=bar.set_total,
+            report=bar.advance,
+            announce=lambda line: click.echo(line, err=True),
+        )
+    if is_main():
+        for reason in report.unreadable:
+            click.echo(f"xcit: {reason}", err=True)
+        click.echo(f"neighbours among {report.num_train} images, votes of exp(similarity / {report.temperature:g})")
+        for accuracy in report.accuracies:
+            click.echo(
+                f"k {accuracy.k:4d}   top-1 {accuracy.top1:6.2f}%   top-5 {accuracy.top5:6.2f}%   "
+                f"({accuracy.num_right1} and {accuracy.num_right5} of {report.num_val} images)"
+            )
+        if report.unreadable:
+            click.echo(f"xcit: {len(report.unreadable)} images could not be read and did not count", err=True)
+            # The others end well: torchrun ends all processes when the first of them does not.
+            return SOME_FAILED
+    return 0

@@ -1,0 +1,38 @@
+"""What tells one data set from another, and from itself once it has changed, without reading its images."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from xcit.data.classification import ImageFiles, KnownImages, LabelledImages
+from xcit.data.hub import HubImages
+
+
+def fingerprint(images: LabelledImages) -> str | None:
+    """A SHA-256 in hex; none where nothing of the kind is known of such images.
+
+    Of files it is over paths, labels, sizes and times of change, of torchvision's sets over all pixels and labels, of
+    the Hub's sets over the fingerprint that their library keeps.
+    """
+    sha = hashlib.sha256()
+    if isinstance(images, ImageFiles):
+        for path, label in images.items:
+            try:
+                status = path.stat()
+            except OSError:
+                return None
+            sha.update(f"{path.absolute()}\0{label}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
+    elif isinstance(images, KnownImages):
+        contents: list[Any] = [getattr(images.images, name, None) for name in ("data", "targets")]
+        if any(content is None for content in contents):
+            return None
+        for content in contents:
+            array = np.ascontiguousarray(content)
+            sha.update(f"{array.dtype} {array.shape}\n".encode() + array.tobytes())
+    elif isinstance(images, HubImages):
+        sha.update(f"{images.rows._fingerprint}\n{images.columns}".encode())
+    else:
+        return None
+    sha.update("\n".join(images.class_ids).encode(errors="replace"))
+    return sha.hexdigest()

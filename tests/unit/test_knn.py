@@ -1,0 +1,253 @@
+"""Nearest neighbours against scikit-learn's, in special cases by hand, and on a data set of a few images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from xcit import knn
+from xcit.engine.task import Layout
+from xcit.errors import XCiTError
+from xcit.knn import NOWHERE, evaluate_knn, knn_accuracies, place_of_class
+from xcit.models import XCiT, XCiTConfig
+from xcit.tasks.labelled_features import feature_cache
+from xcit.zoo import get_model, save_model
+
+TEMPERATURE = 0.07
+
+
+def clusters(count: int, seed: int, num_classes: int = 7, dim: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """Features around a centre for each class, so noisy that many are classified wrong, and of any length."""
+    draw = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(num_classes, dim))
+    labels = draw.integers(0, num_classes, count)
+    features = centres[labels] + 1.5 * draw.normal(size=(count, dim))
+    return (features * draw.uniform(0.1, 10, (count, 1))).astype(np.float32), labels
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XCIT_CACHE", str(tmp_path / "cache"))
+
+
+# On arrays
+
+
+@pytest.mark.parametrize("temperature", [0.02, TEMPERATURE, 1.0])
+def test_equals_scikit_learn_with_the_published_weights(temperature: float) -> None:
+    train, labels = clusters(400, 0)
+    val, targets = clusters(300, 1)
+    ks = (1, 10, 20, 100, 200, 400)
+    report = knn_accuracies(train, labels, val, targets, ks=ks, temperature=temperature)
+    assert [accuracy.k for accuracy in report.accuracies] == list(ks)
+    assert (report.num_train, report.num_val, report.temperature) == (400, 300, temperature)
+    for accuracy in report.accuracies:
+        theirs = KNeighborsClassifier(
+            accuracy.k,
+            metric="cosine",
+            algorithm="brute",
+            weights=lambda distances: np.exp((1 - distances) / temperature),
+        ).fit(train, labels)
+        shares = theirs.predict_proba(val)
+        ranked = np.argsort(-shares, axis=1, kind="stable")
+        has_vote = shares[np.arange(300), targets] > 0
+        right1 = int((ranked[:, 0] == targets).sum())
+        right5 = int(((ranked[:, :5] == targets[:, None]).any(axis=1) & has_vote).sum())
+        assert (accuracy.num_right1, accuracy.num_right5) == (right1, right5)
+        assert accuracy.top1 == pytest.approx(100 * right1 / 300, rel=1e-12)
+        assert accuracy.top5 == pytest.approx(100 * right5 / 300, rel=1e-12)
+        assert 60 < right1 < 290, "neither chance nor perfect, or nothing is compared"
+
+
+def test_chunks_and_processes_count_each_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, labels = clusters(100, 0)
+    val, targets = clusters(53, 1)
+    whole = knn_accuracies(train, labels, val, targets, ks=(5, 20))
+    monkeypatch.setattr(knn, "_MAX_SIMILARITIES", 700)  # seven images at a time
+    assert knn_accuracies(train, labels, val, targets, ks=(5, 20)) == whole
+    parts = [
+        knn_accuracies(train, labels, val, targets, ks=(5, 20), layout=Layout(batch_size=3, rank=rank, world_size=3))
+        for rank in range(3)
+    ]
+    for index, accuracy in enumerate(whole.accuracies):
+        assert accuracy.num_right1 == sum(part.accuracies[index].num_right1 for part in parts)
+        assert accuracy.num_right5 == sum(part.accuracies[index].num_right5 for part in parts)
+
+
+def test_tensors_arrays_and_lengths_make_no_difference() -> None:
+    train, labels = clusters(60, 0)
+    val, targets = clusters(40, 1)
+    report = knn_accuracies(train, labels, val, targets, ks=(9,))
+    as_tensors = [torch.from_numpy(array) for array in (train.astype(np.float64), labels.astype(np.int32))]
+    assert knn_accuracies(*as_tensors, 1000 * val, targets.astype(np.uint8), ks=(9,)) == report
+
+
+def test_pixels_are_features_too() -> None:
+    draw = np.random.default_rng(0)
+    dark, bright = (draw.integers(low, low + 20, (30, 5 * 5), dtype=np.uint8) for low in (1, 200))
+    dark[:, :12] += 100  # another pattern, for brightness alone is normalised away
+    pixels, labels = np.concatenate([dark, bright]), np.repeat([0, 1], 30)
+    report = knn_accuracies(pixels[::2], labels[::2], pixels[1::2], labels[1::2], ks=(3,))
+    assert report.best.top1 == 100
+
+
+def test_of_equal_votes_the_lower_class_is_first() -> None:
+    # Two neighbours as similar as each other, of the classes 2 and 1.
+    train, labels = np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([2, 1])
+    val = np.array([[1.0, 0.0]] * 2)
+    report = knn_accuracies(train, labels, val, np.array([1, 2]), ks=(2,))
+    assert (report.accuracies[0].num_right1, report.accuracies[0].num_right5) == (1, 2)
+
+
+def test_a_class_without_a_vote_is_no_answer() -> None:
+    # The one neighbour is of class 1: classes 0 and 2 have nothing to be among the first five by.
+    train, labels = np.eye(3), np.array([0, 1, 2])
+    val = np.array([[0.1, 1.0, 0.0]] * 3)
+    one, three = knn_accuracies(train, labels, val, labels, ks=(1, 3)).accuracies
+    assert (one.num_right1, one.num_right5) == (1, 1)
+    assert (three.num_right1, three.num_right5) == (1, 3)
+
+
+def test_a_class_that_the_training_images_lack_is_wrong() -> None:
+    report = knn_accuracies(np.eye(2), np.array([0, 1]), np.eye(2), np.array([0, 5]), ks=(1, 2))
+    assert [(a.num_right1, a.num_right5) for a in report.accuracies] == [(1, 1), (1, 1)]
+
+
+def test_places_by_hand() -> None:
+    weights = torch.tensor([[3.0, 2.0, 2.0, 1.0]]).expand(4, -1)
+    labels = torch.tensor([[3, 1, 0, 1]]).expand(4, -1)  # votes: 2, 3, 0, 3
+    assert place_of_class(weights, labels, torch.tensor([0, 1, 2, 3]), 4).tolist() == [2, 0, NOWHERE, 1]
+
+
+def test_a_low_temperature_neither_overflows_nor_loses_the_nearest() -> None:
+    train, labels = clusters(50, 0)
+    val, targets = clusters(50, 1)
+    nearest = knn_accuracies(train, labels, val, targets, ks=(1,)).accuracies[0]
+    cold = knn_accuracies(train, labels, val, targets, ks=(50,), temperature=1e-6).accuracies[0]
+    assert cold.num_right1 == nearest.num_right1
+
+
+def test_by_itself_k_is_no_more_than_the_training_images() -> None:
+    train, labels = clusters(30, 0)
+    assert [a.k for a in knn_accuracies(train, labels, train, labels).accuracies] == [10, 20]
+    with pytest.raises(XCiTError, match="there are only 9 training images: give a k of at most that many"):
+        knn_accuracies(train[:9], labels[:9], train, labels)
+    with pytest.raises(XCiTError, match="k is 31, but there are only 30 training images to be neighbours"):
+        knn_accuracies(train, labels, train, labels, ks=(3, 31))
+    report = knn_accuracies(train, labels, train, labels, ks=(30, 1), temperature=1e3)
+    assert (report.accuracies[1].top1, report.best.k) == (100, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ks": ()}, "k is missing, must be at least 1"),
+        ({"ks": (3, 0)}, "k is 3, 0, must be at least 1"),
+        ({"temperature": 0.0}, "temperature is 0.0, must be above 0"),
+        ({"temperature": float("nan")}, "temperature is nan, must be above 0"),
+        ({"train_features": np.ones((3, 2, 2))}, "training features must be (images, numbers) and labels (images,)"),
+        ({"train_features": np.ones((3, 5))}, "training features have 5 numbers, validation features 4"),
+        ({"val_labels": np.zeros(2)}, "validation features must be (images, numbers) and labels (images,), not (3, 4)"),
+        ({"val_features": np.ones((0, 4)), "val_labels": np.ones(0)}, "validation features must be (images, numbers)"),
+        ({"val_features": np.full((3, 4), np.nan)}, "the validation features hold NaN or infinity"),
+        ({"train_labels": np.array([0, 1, -1])}, "training label -1 is no class index"),
+    ],
+)
+def test_what_makes_no_sense_is_told(changes: dict[str, object], message: str) -> None:
+    arguments = {
+        "train_features": np.ones((3, 4)),
+        "train_labels": np.arange(3),
+        "val_features": np.ones((3, 4)),
+        "val_labels": np.arange(3),
+        "ks": (1,),
+    }
+    with pytest.raises(XCiTError) as caught:
+        knn_accuracies(**(arguments | changes))  # type: ignore[arg-type]
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+# On a data set
+
+
+def test_the_features_of_both_splits_are_compared(splits: Path, tiny: XCiT) -> None:
+    seen: list[int] = []
+    report = evaluate_knn(
+        tiny, str(splits), ks=(1, 4), num_workers=0, batch_size=5, started=seen.append, report=seen.append
+    )
+    assert (report.num_train, report.num_val, report.unreadable) == (18, 9, ())
+    assert report.preprocessing == (tiny.info.preprocessing if tiny.info else None)
+    assert seen == [27, 5, 5, 5, 3, 5, 4]
+    assert report.best.top1 > 60  # three colours are told apart even by random weights
+    again = evaluate_knn(tiny, str(splits), ks=(4,), num_workers=0, report=seen.append)
+    assert again.accuracies == report.accuracies[1:]
+    assert seen[7:] == [18, 9], "taken from what was kept"
+
+
+def test_a_file_is_measured_as_its_model(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
+    save_model(tiny, tmp_path / "tiny.safetensors")
+    arguments = {"ks": (3,), "num_workers": 0, "cache": False}
+    found = evaluate_knn(tmp_path / "tiny.safetensors", str(splits), **arguments)
+    assert found == evaluate_knn(tiny, str(splits), **arguments)
+    assert not feature_cache().exists()
+
+
+def test_unreadable_images_are_named_and_do_not_count(splits: Path, tiny: XCiT) -> None:
+    paths = [splits / "train" / "blue" / "2.png", splits / "val" / "red" / "0.png"]
+    for path in paths:
+        path.write_text("text")
+    expected = tuple(f"{path}: not an image that can be read (it looks like text)" for path in paths)
+    for _ in range(2):  # computed, then kept
+        report = evaluate_knn(tiny, str(splits), num_workers=0)
+        assert (report.num_train, report.num_val, report.unreadable) == (17, 8, expected)
+
+
+def test_a_supervised_classifier_s_head_is_left_out(splits: Path, tiny: XCiT) -> None:
+    with_head = get_model_like(tiny, num_classes=5)
+    expected = evaluate_knn(tiny, str(splits), ks=(4,), num_workers=0)
+    seen: list[int] = []
+    assert evaluate_knn(with_head, str(splits), ks=(4,), num_workers=0, report=seen.append) == expected
+    assert seen == [18, 9], "the same backbone, so its features are kept already"
+    assert with_head(torch.rand(1, 3, 16, 16)).shape == (1, 5)
+
+
+def get_model_like(model: XCiT, num_classes: int) -> XCiT:
+    other = XCiT(XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=num_classes)).eval()
+    other.load_state_dict(other.state_dict() | model.state_dict())
+    other.info = model.info
+    return other
+
+
+def test_what_can_t_be_measured_is_told_in_one_line(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
+    def message(model: object, data: object, **options: object) -> str:
+        with pytest.raises(XCiTError) as caught:
+            evaluate_knn(model, data, num_workers=0, **options)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert message(tiny, str(tmp_path / "no")).startswith(f"{tmp_path}/no: no such folder")
+    (tmp_path / "empty").mkdir()
+    expected = "expected train/<class>/<image> and val/<class>/<image>"
+    assert message(tiny, str(tmp_path / "empty")) == f"{tmp_path}/empty: no folder train in it: {expected}"
+    assert message(tiny, str(splits), dtype=torch.float64).startswith("dtype is torch.float64, must be")
+    assert message(tiny, str(splits), ks=(19,)) == "k is 19, but there are only 18 training images to be neighbours"
+    patches = get_model("packaged", pretrained=True)
+    patches.reset_classifier(0, "none")
+    assert message(patches, str(splits)).startswith("a model without pooling gives tokens")
+    tiny.info = None
+    assert message(tiny, str(splits)).startswith("the model has no preprocessing")
+    (splits / "val").rename(tmp_path / "val")
+    assert message(tiny, str(splits)) == f"{splits}: no folder val in it: {expected}"
+    for name in ("blue", "green"):
+        (tmp_path / "val" / name).rename(tmp_path / "val" / f"{name}ish")
+    (tmp_path / "val").rename(splits / "val")
+    assert message(tiny, str(splits)) == f"{splits}: the training and the validation images have different classes"
+
+
+def test_weights_that_give_no_numbers_are_told(splits: Path, tiny: XCiT) -> None:
+    tiny.norm.weight.data[3] = torch.nan
+    with pytest.raises(XCiTError, match="the model's features hold NaN or infinity"):
+        evaluate_knn(tiny, str(splits), num_workers=0)
+    assert not feature_cache().exists()

@@ -1,0 +1,163 @@
+"""`xcit.train_linear` on three colours: what it measures, writes, and goes on from."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xcit.engine.log import read_log
+from xcit.engine.train import Progress, Stopped
+from xcit.errors import XCiTError
+from xcit.inference import predict
+from xcit.linear import LinearReport, train_linear
+from xcit.models import XCiT
+from xcit.tasks.labelled_features import feature_cache
+from xcit.weights.files import read_checkpoint
+from xcit.zoo import save_model
+
+ARGUMENTS: dict[str, Any] = {"lrs": (10.0,), "epochs": 4, "batch_size": 6, "num_workers": 0, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XCIT_CACHE", str(tmp_path / "cache"))
+
+
+def train(model: Any, data: Path, directory: Path, **changes: Any) -> LinearReport:
+    return train_linear(model, str(data), directory, **(ARGUMENTS | changes))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(run / "model.safetensors").state
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_measures_and_leaves_a_classifier(splits: Path, tiny: XCiT, tmp_path: Path, augmented: bool) -> None:
+    announced: list[str] = []
+    report = train(tiny, splits, tmp_path / "run", augmented=augmented, epochs=12, announce=announced.append)
+    assert announced == [
+        "18 training images of 3 classes, features of 16 numbers; global batch 6, learning rate 0.234375"
+    ]
+    assert (report.num_val, report.unreadable) == (9, ())
+    (accuracy,) = report.accuracies
+    assert accuracy == report.best
+    assert accuracy.top1 == 100 * accuracy.num_right1 / 9
+    assert accuracy.num_right1 >= 7
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "best.pt",
+        "best.safetensors",
+        "config.yaml",
+        "curves.png",
+        "last.pt",
+        "log.jsonl",
+        "model.safetensors",
+    }
+    epochs = [line for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "epoch"]
+    assert epochs[-1]["top1"] == accuracy.top1
+    found = predict(sorted((splits / "val").rglob("*.png")), tmp_path / "run" / "model.safetensors", topk=1)
+    right = [Path(one.source).parent.name == one.classes[0].name for one in found]
+    assert sum(right) == accuracy.num_right1
+
+
+def test_several_learning_rates_give_the_best_one_s_classifier(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
+    report = train(tiny, splits, tmp_path / "run", lrs=(1e-4, 10.0), augmented=False)
+    assert [accuracy.lr for accuracy in report.accuracies] == [1e-4, 10.0]
+    assert report.best.lr == 10.0
+    alone = train(tiny, splits, tmp_path / "alone", augmented=False)
+    assert alone.best.num_right1 == report.best.num_right1
+    one, other = weights(tmp_path / "run"), weights(tmp_path / "alone")
+    torch.testing.assert_close(one["head.weight"], other["head.weight"], rtol=1e-4, atol=1e-6)
+
+
+def test_features_of_centre_crops_are_computed_once(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
+    counts: list[int] = []
+
+    @contextmanager
+    def extracting(num_images: int) -> Iterator[Callable[[int], None]]:
+        counts.append(num_images)
+        yield counts.append
+
+    for name in ("one", "two"):
+        train(tiny, splits, tmp_path / name, augmented=False, extracting=extracting)
+    assert counts == [27, 9, 18, 27, 9, 18]
+    assert len(list(feature_cache().iterdir())) == 2
+    train(tiny, splits, tmp_path / "three", extracting=extracting)
+    assert counts[6:] == [9, 9], "the validation images alone, and they are kept already"
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    train(tiny, splits, tmp_path / "four", augmented=False, cache=False)
+    four = weights(tmp_path / "four")
+    assert all(torch.equal(tensor, four[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_a_stopped_run_goes_on_bit_for_bit(splits: Path, tiny: XCiT, tmp_path: Path, augmented: bool) -> None:
+    train(tiny, splits, tmp_path / "whole", augmented=augmented)
+
+    def stop(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped) as caught:
+        train(tiny, splits, tmp_path / "cut", augmented=augmented, report=stop)
+    assert caught.value.checkpoint == tmp_path / "cut" / "last.pt"
+    report = train(tiny, splits, tmp_path / "cut", augmented=augmented, resume=True)
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
+    # Resumed after its end it measures once more.
+    assert train(tiny, splits, tmp_path / "cut", augmented=augmented, resume=True) == report
+
+
+def test_another_run_is_not_gone_on_with(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny, splits, run, augmented=False, resume=True)  # nothing there yet: it begins
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(XCiTError, match="run holds a run already: go on with --resume, or choose another folder"):
+        train(tiny, splits, run, augmented=False)
+    other = {"lrs": (1.0,), "epochs": 5, "augmented": True, "batch_size": 9}
+    for name, value in other.items():
+        with pytest.raises(
+            XCiTError, match=rf"run holds another run: its {name} is .*; choose another folder with --out"
+        ):
+            train(tiny, splits, run, **({"augmented": False, "resume": True} | {name: value}))
+    tiny.norm.bias.data += 1
+    with pytest.raises(XCiTError, match="run holds another run: its backbone is"):
+        train(tiny, splits, run, augmented=False, resume=True)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_unreadable_images_are_named(splits: Path, tiny: XCiT, tmp_path: Path, augmented: bool) -> None:
+    paths = [splits / "train" / "red" / "2.png", splits / "val" / "blue" / "0.png"]
+    for path in paths:
+        path.write_text("text")
+    report = train(tiny, splits, tmp_path / "run", augmented=augmented)
+    assert report.num_val == 8
+    assert report.unreadable == tuple(f"{path}: not an image that can be read (it looks like text)" for path in paths)
+
+
+def test_what_can_t_be_trained_is_told_in_one_line(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
+    def message(model: Any = tiny, data: Path = splits, **changes: Any) -> str:
+        with pytest.raises(XCiTError) as caught:
+            train(model, data, tmp_path / "run", **changes)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "run").exists()
+        return str(caught.value)
+
+    assert message(batch_size=19) == (f"{splits} has 18 training images, fewer than a batch of 19: take a smaller one")
+    assert message(lrs=(-1.0,)) == "learning rates are -1.0, must be above 0"
+    assert message(data=tmp_path / "no").startswith(f"{tmp_path}/no: no such folder")
+    assert message(data=splits / "train").startswith(f"{splits}/train: no folder train in it")
+    assert message(model=tmp_path / "no.pth") == f"cannot read {tmp_path}/no.pth: no such file"
+    tiny.info = None
+    assert message(model=tiny).startswith("the model has no preprocessing")
+    save_model(tiny, tmp_path / "bare.safetensors")
+    assert message(model=tmp_path / "bare.safetensors").startswith(
+        f"{tmp_path}/bare.safetensors: the file does not say how to prepare images"
+    )
