@@ -76,6 +76,15 @@ def test_arrays_are_those_of_the_python_call(xcit, tmp_path, options):
     assert files_in(tmp_path / "maps") == sorted(["a-overlay.png", "a.npz", *pictures_of_channels])
 
 
+def test_precision_changes_little(xcit, tmp_path):
+    save_photograph(tmp_path / "a.png")
+    options = ("--out", "maps", "--arrays", "--no-figures", "--device", "cpu", "--dtype", "bfloat16")
+    assert xcit("attention", "a.png", *options).status == 0
+    with np.load("maps/a.npz") as archive:
+        np.testing.assert_allclose(archive["heads"].sum(axis=(1, 2)) + archive["class_token"], 1, atol=1e-5)
+        np.testing.assert_allclose(archive["heads"], class_attention("a.png")[0].heads, atol=0.1)
+
+
 def test_folders_below_the_input_stay_folders(xcit, tmp_path):
     for name in ("in/one/a.png", "in/two/a.png", "in/b.c.png"):
         save_photograph(tmp_path / name)

@@ -69,14 +69,14 @@ def attention(
     from xcit.cli.progress import progress_bar
     from xcit.explain import channel_attention, class_attention_each
     from xcit.explain.pictures import draw_temperatures, require_matplotlib
-    from xcit.inference import Unreadable
+    from xcit.inference import Unreadable, default_device
 
     require_matplotlib()
     paths = _images_outside(inputs, out) if inputs else packaged_images()
     places = [out / name for name in _names(paths)]
     _make_folder(out)
-    computer, precision = checked_device(device), checked_dtype(dtype)
-    network = load_model(model, weights, computer)
+    computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
+    network = load_model(model, weights, computer).to(precision)  # once, not for each image
     results = class_attention_each(paths, network, block=block, resize=resize, device=computer, dtype=precision)
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0
