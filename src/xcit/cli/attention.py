@@ -76,7 +76,7 @@ def attention(
     places = [out / name for name in _names(paths)]
     _make_folder(out)
     computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
-    network = load_model(model, weights, computer).to(precision)  # once, not for each image
+    network = load_model(model, weights, computer).fuse().to(precision)  # once, not for each image
     results = class_attention_each(paths, network, block=block, resize=resize, device=computer, dtype=precision)
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0

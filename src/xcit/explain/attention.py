@@ -21,12 +21,15 @@ from xcit.data.preprocess import normalize, pixel_mode, resize_short_side
 from xcit.errors import XCiTError
 from xcit.inference import DEFAULT_MODEL, Unreadable, listed, prepare_model, read_ahead, readable
 from xcit.models import Preprocessing, XCiT
-from xcit.models.layers import XCA, ClassAttention
+from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.ops import reference
 
 Numbers = np.ndarray[Any, np.dtype[np.float32]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+Inputs = tuple[Any, ...]
+"""What a block is called with."""
 
 Kind = TypeVar("Kind", bound=np.generic)
 
@@ -108,7 +111,8 @@ def class_attention(
 
     Args:
         images: one or several: a path, a PIL image, an array (h, w, 3) or a tensor (3, h, w), each of any size.
-        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
+        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`; fused or
+            not, the maps are the same.
         block: which class attention block, from 0; negative counts from the end.
         resize: scale the short side to so many pixels first; none keeps the image as it is.
         device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
@@ -140,8 +144,8 @@ def class_attention_each(
         raise XCiTError(f"{info.name} has no class attention: its cls_depth is 0")
     if not -num_blocks <= block < num_blocks:
         raise XCiTError(f"there is no class attention block {block}: {info.name} has {num_blocks}, counted from 0")
-    layers = [network.get_submodule(f"cls_blocks.{block % num_blocks}.attn")]
-    for result in _look_inside(images, network, info.preprocessing, layers, _attend, resize, place, dtype):
+    blocks = [network.get_submodule(f"cls_blocks.{block % num_blocks}")]
+    for result in _look_inside(images, network, info.preprocessing, blocks, _attend, resize, place, dtype):
         if isinstance(result, Unreadable):
             yield result
             continue
@@ -183,10 +187,10 @@ def channel_attention_each(
 ) -> Iterator[ChannelAttentionMaps | Unreadable]:
     """Like `channel_attention`, one at a time and without end; what can't be read is reported in its place."""
     network, info, place = prepare_model(model, device, dtype)
-    layers = [network.get_submodule(f"blocks.{index}.xca") for index in range(network.config.depth)]
-    temperatures = torch.stack([layer.get_parameter("temperature").detach().flatten() for layer in layers])
+    blocks = [network.get_submodule(f"blocks.{index}") for index in range(network.config.depth)]
+    temperatures = torch.stack([block.get_parameter("temperature").flatten() for block in blocks])
     temperatures = temperatures.float().cpu()
-    for result in _look_inside(images, network, info.preprocessing, layers, _correlate, resize, place, dtype):
+    for result in _look_inside(images, network, info.preprocessing, blocks, _correlate, resize, place, dtype):
         if isinstance(result, Unreadable):
             yield result
             continue
@@ -230,20 +234,20 @@ def largest_cells(maps: Numbers, share: float) -> Mask:
 class _Seen:
     source: str
     image: Pixels  # (h, w, 3)
-    found: list[Tensor]  # one a layer, on the CPU
+    found: list[Tensor]  # one a block, on the CPU
 
 
 def _look_inside(
     images: Iterable[ImageSource],
     network: XCiT,
     spec: Preprocessing,
-    layers: Sequence[nn.Module],
-    look: Callable[[nn.Module, Tensor], Tensor],
+    blocks: Sequence[nn.Module],
+    look: Callable[[nn.Module, Inputs], Tensor],
     resize: int | None,
     place: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[_Seen | Unreadable]:
-    """Runs each image alone, for sizes differ, and notes what `look` finds in the tokens that enter each layer."""
+    """Runs each image alone, for sizes differ, and notes what `look` finds in what enters each block."""
     patch_size = network.config.patch_size
     if resize is not None and resize < patch_size:
         raise XCiTError(f"resize is {resize}, must be at least one patch of {patch_size} pixels")
@@ -254,7 +258,7 @@ def _look_inside(
             continue
         source, (image, tensor) = result
         try:
-            found = _run(network, layers, look, tensor[None].to(place, dtype))
+            found = _run(network, blocks, look, tensor[None].to(place, dtype))
         except torch.OutOfMemoryError:
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
             yield Unreadable(source=source, reason=f"{source}: no memory for {size}; a resize makes it smaller")
@@ -277,14 +281,14 @@ def _prepare(
 
 
 def _run(
-    network: XCiT, layers: Sequence[nn.Module], look: Callable[[nn.Module, Tensor], Tensor], batch: Tensor
+    network: XCiT, blocks: Sequence[nn.Module], look: Callable[[nn.Module, Inputs], Tensor], batch: Tensor
 ) -> list[Tensor]:
     found: list[Tensor] = []
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(look(layer, inputs[0]))
+    def note(block: nn.Module, inputs: Inputs) -> None:
+        found.append(look(block, inputs))
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    hooks = [block.register_forward_pre_hook(note) for block in blocks]
     try:
         with torch.inference_mode():
             network.forward_features(batch)
@@ -294,22 +298,23 @@ def _run(
     return found
 
 
-def _attend(layer: nn.Module, tokens: Tensor) -> Tensor:
-    """Tokens (1, 1+N, D) to the class token's attention (M, 1+N)."""
-    assert isinstance(layer, ClassAttention)
-    query, key = layer.q(tokens[:, 0]).float(), layer.k(tokens).float()
+def _attend(block: nn.Module, inputs: Inputs) -> Tensor:
+    """Class token (1, 1, D) and patches (1, N, D) to the class token's attention (M, 1+N)."""
+    assert isinstance(block, FusedClassAttentionBlock)
+    tokens = block.norm_attn(torch.cat(inputs[:2], dim=1))
+    query, key = block.attn.q(tokens[:, 0]).float(), block.attn.k(tokens).float()
     # The values have no part in the attention.
-    _, attention = reference.class_attention(query, key, key, layer.num_heads)
+    _, attention = reference.class_attention(query, key, key, block.attn.num_heads)
     return attention[0].cpu()
 
 
-def _correlate(layer: nn.Module, tokens: Tensor) -> Tensor:
+def _correlate(block: nn.Module, inputs: Inputs) -> Tensor:
     """Tokens (1, N, D) to the cosines between the queries' and the keys' channels (M, C, C).
 
     The first half of `reference.xca`, which keeps them to itself.
     """
-    assert isinstance(layer, XCA)
-    num_heads = layer.temperature.shape[0]
-    qkv: Tensor = layer.qkv(tokens[0]).float()  # (N, 3D)
+    assert isinstance(block, FusedXCABlock)
+    num_heads = block.temperature.shape[0]
+    qkv: Tensor = block.qkv(block.norm_xca(inputs[0][0])).float()  # (N, 3D)
     query, key, _ = qkv.unflatten(1, (3, num_heads, -1)).permute(1, 2, 3, 0)  # each (M, C, N)
     return (F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).transpose(-2, -1)).cpu()

@@ -319,11 +319,9 @@ def test_an_image_too_large_for_the_memory_is_reported(model, each):
         if inputs[0].shape[-1] > 20:
             raise torch.OutOfMemoryError("out of memory")
 
-    hook = model.stem.register_forward_pre_hook(refuse)
-    try:
-        found = list(each([picture(8, 8), picture(8, 24), picture(8, 8)], model))
-    finally:
-        hook.remove()
+    fused = model.fuse()
+    fused.embedding.register_forward_pre_hook(refuse)
+    found = list(each([picture(8, 8), picture(8, 24), picture(8, 8)], fused))
     assert [isinstance(result, Unreadable) for result in found] == [False, True, False]
     assert found[1].reason == "image 1: no memory for 24 x 8 pixels; a resize makes it smaller"
 
@@ -335,27 +333,43 @@ def num_hooks(model: XCiT) -> int:
     return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
 
 
-@pytest.mark.parametrize("each", [class_attention_each, channel_attention_each])
-def test_model_is_left_as_it_was(model, each):
-    own = new_model()
-    own.train()
+@pytest.mark.parametrize("verb", [class_attention, channel_attention])
+def test_model_is_left_as_it_was(verb):
+    own = new_model().train()
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
-    results = each([picture(8, 8), picture(9, 9)], own)
-    next(results)
-    assert num_hooks(own) == 0, "between two images too"
-    list(results)
+    verb([picture(8, 8), picture(9, 9)], own)
     assert own.training
+    assert num_hooks(own) == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
+
+
+@pytest.mark.parametrize("each", [class_attention_each, channel_attention_each])
+def test_hooks_are_gone_between_images_and_after_an_error(model, each):
+    fused = model.fuse()
+    results = each([picture(8, 8), picture(9, 9)], fused)
+    next(results)
+    assert num_hooks(fused) == 0
+    list(results)
 
     def stop(module, inputs):
         raise RuntimeError("stop")
 
-    own.eval()
-    hook = own.norm.register_forward_pre_hook(stop)
+    hook = fused.norm.register_forward_pre_hook(stop)
     with pytest.raises(RuntimeError, match="stop"):
-        list(each([picture(8, 8)], own))
+        list(each([picture(8, 8)], fused))
     hook.remove()
-    assert num_hooks(own) == 0
+    assert num_hooks(fused) == 0
+
+
+def test_a_fused_model_gives_the_same(model):
+    image = picture(13, 18)
+    for dtype in (torch.float32, torch.bfloat16):
+        for fused in (model.fuse(), model.fuse().to(torch.bfloat16)):
+            (maps,) = class_attention(image, fused, dtype=dtype)
+            np.testing.assert_allclose(maps.heads, class_attention(image, model, dtype=dtype)[0].heads, atol=0.05)
+    np.testing.assert_array_equal(
+        channel_attention(image, model.fuse())[0].attention, channel_attention(image, model)[0].attention
+    )
 
 
 def test_a_model_without_a_head_and_one_from_a_file(tmp_path):
