@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from xcit import explain as explain
     from xcit.counting import complexity as complexity
     from xcit.errors import XCiTError as XCiTError
     from xcit.evaluation import test as test
@@ -54,10 +55,12 @@ __all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> object:
+    if name == "explain":  # a module of its own in the public API
+        return import_module("xcit.explain")
     if name not in _HOME:
         raise AttributeError(f"module 'xcit' has no attribute {name!r}")
     return getattr(import_module(f"xcit.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *_HOME, "explain"})

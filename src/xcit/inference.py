@@ -3,9 +3,10 @@
 import copy
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from xcit.models.xcit import OutType
 from xcit.zoo import get_model
 
 Result = TypeVar("Result")
+Prepared = TypeVar("Prepared")
 
 DEFAULT_MODEL = "xcit-pico-fashion-mnist"
 """The packaged model: the one that needs no download."""
@@ -87,8 +89,8 @@ def predict(
     Raises:
         XCiTError: if an image can't be read, or the model can't be had or has no classifier.
     """
-    results = predict_each(_listed(images), model, topk=topk, batch_size=batch_size, device=device, dtype=dtype)
-    return [_readable(result) for result in results]
+    results = predict_each(listed(images), model, topk=topk, batch_size=batch_size, device=device, dtype=dtype)
+    return [readable(result) for result in results]
 
 
 def predict_each(
@@ -137,9 +139,9 @@ def extract_features(
 ) -> list[Features]:
     """Features of images; arguments as in `predict` and `XCiT.extract_feat` (`layers` are its `out_indices`)."""
     results = extract_features_each(
-        _listed(images), model, out_type=out_type, layers=layers, batch_size=batch_size, device=device, dtype=dtype
+        listed(images), model, out_type=out_type, layers=layers, batch_size=batch_size, device=device, dtype=dtype
     )
-    return [_readable(result) for result in results]
+    return [readable(result) for result in results]
 
 
 def extract_features_each(
@@ -206,56 +208,66 @@ def prepare_model(
 def _batches(
     images: Iterable[ImageSource], spec: Preprocessing, batch_size: int
 ) -> Iterator[tuple[list[str | Unreadable], Tensor | None]]:
-    """Batches of inputs in order, read ahead by threads: Pillow decodes and resizes outside Python's lock."""
+    """Batches of inputs in order, with the tensor of those that could be read."""
     if batch_size < 1:
         raise XCiTError(f"batch_size is {batch_size}, must be at least 1")
+    results = read_ahead(images, partial(preprocess, spec=spec), num_ahead=2 * batch_size)
+    while batch := list(islice(results, batch_size)):
+        sources = [result if isinstance(result, Unreadable) else result[0] for result in batch]
+        tensors = [result[1] for result in batch if not isinstance(result, Unreadable)]
+        yield sources, torch.stack(tensors) if tensors else None
+
+
+def read_ahead(
+    images: Iterable[ImageSource], prepare: Callable[[Image.Image], Prepared], *, num_ahead: int
+) -> Iterator[tuple[str, Prepared] | Unreadable]:
+    """Inputs in order, each with its source and what `prepare` makes of it, read ahead by threads.
+
+    Pillow decodes and resizes outside Python's lock. An `XCiTError` of `prepare` makes the input unreadable.
+    """
     numbered = enumerate(images)
     num_threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as pool:
-        pending: deque[Future[tuple[str, Tensor | str]]] = deque()
+        pending: deque[Future[tuple[str, Prepared] | Unreadable]] = deque()
 
         def submit(count: int) -> None:
-            pending.extend(pool.submit(_read, index, image, spec) for index, image in islice(numbered, count))
+            pending.extend(pool.submit(_read, index, image, prepare) for index, image in islice(numbered, count))
 
         try:
-            submit(2 * batch_size)
+            submit(num_ahead)
             while pending:
-                results = [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]
-                submit(len(results))
-                sources: list[str | Unreadable] = []
-                tensors: list[Tensor] = []
-                for source, result in results:
-                    if isinstance(result, str):
-                        sources.append(Unreadable(source=source, reason=result))
-                    else:
-                        sources.append(source)
-                        tensors.append(result)
-                yield sources, torch.stack(tensors) if tensors else None
+                result = pending.popleft().result()
+                submit(1)
+                yield result
         finally:
             for future in pending:
                 future.cancel()
 
 
-def _read(index: int, image: ImageSource, spec: Preprocessing) -> tuple[str, Tensor | str]:
+def _read(
+    index: int, image: ImageSource, prepare: Callable[[Image.Image], Prepared]
+) -> tuple[str, Prepared] | Unreadable:
     path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
     source = f"image {index}" if path is None else path
     try:
         picture = read_image(image)
     except XCiTError as error:
-        return source, f"{source}: {error}" if path is None else str(error)
+        return Unreadable(source=source, reason=f"{source}: {error}" if path is None else str(error))
     try:
-        return source, preprocess(picture, spec)
+        return source, prepare(picture)
     except XCiTError as error:
-        return source, f"{source}: {error}"
+        return Unreadable(source=source, reason=f"{source}: {error}")
 
 
-def _listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    """One image or several, as a list."""
     if isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor):
         return [images]
     return list(images)
 
 
-def _readable(result: Result | Unreadable) -> Result:
+def readable(result: Result | Unreadable) -> Result:
+    """A result, or an `XCiTError` with the reason why there is none."""
     if isinstance(result, Unreadable):
         raise XCiTError(result.reason)
     return result

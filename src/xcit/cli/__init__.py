@@ -22,6 +22,7 @@ _VERBS = {
     "info": ("models", "info", "Show all that is known of a model."),
     "predict": ("predict", "predict", "Classify images."),
     "features": ("features", "features", "Write features of images to a file."),
+    "attention": ("attention", "attention", "Draw what the class token attends to."),
     "test": ("test", "test", "Measure a checkpoint on labelled images."),
     "knn": ("knn", "knn", "Measure features by nearest neighbours."),
     "linear": ("linear", "linear", "Measure features by a linear classifier trained on them."),

@@ -15,21 +15,19 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def compute_options(batch_size: int) -> Callable[[Function], Function]:
-    """Adds --batch-size, --device and --dtype."""
+def compute_options(batch_size: int | None) -> Callable[[Function], Function]:
+    """Adds --batch-size with this default (none leaves it out), --device and --dtype."""
 
     def add(function: Function) -> Function:
-        for option in (
+        options = [
             click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Precision."),
             click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu."),
-            click.option(
-                "--batch-size",
-                type=click.IntRange(min=1),
-                default=batch_size,
-                show_default=True,
-                help="Images a forward pass.",
-            ),
-        ):
+        ]
+        if batch_size is not None:
+            size = click.IntRange(min=1)
+            help_ = "Images a forward pass."
+            options.append(click.option("--batch-size", type=size, default=batch_size, show_default=True, help=help_))
+        for option in options:
             function = option(function)
         return function
 

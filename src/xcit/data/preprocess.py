@@ -33,14 +33,36 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
     mode = pixel_mode(spec)
     if image.mode != mode:
         image = image.convert(mode)
-    size = _resized(image.size, spec)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    pixels = np.array(_center_crop(image, spec.image_size))
-    tensor = torch.from_numpy(pixels.reshape(spec.image_size, spec.image_size, len(spec.mean)))
+    if spec.resize == "short_side":
+        image = resize_short_side(image, spec.resize_to)
+    elif image.size != (spec.image_size, spec.image_size):
+        image = image.resize((spec.image_size, spec.image_size), Image.Resampling.BICUBIC)
+    return normalize(_center_crop(image, spec.image_size), spec)
+
+
+def normalize(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
+    """The last step of `preprocess` alone: an image of any size, of the mode `pixel_mode(spec)`, to (C, h, w)."""
+    pixels = np.array(image)
+    tensor = torch.from_numpy(pixels.reshape(image.height, image.width, len(spec.mean)))
     tensor = tensor.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
     mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (spec.mean, spec.std))
     return tensor.sub_(mean).div_(std)
+
+
+def resize_short_side(image: Image.Image, size: int) -> Image.Image:
+    """Scales the short side to `size` pixels and the long one in proportion, bicubic, rounded as torchvision does.
+
+    Raises:
+        XCiTError: if the image is so elongated that its scaled copy would take more than half a gigabyte.
+    """
+    short, long = min(image.size), max(image.size)
+    new_long = int(size * long / short)
+    if size * new_long > _MAX_RESIZED_PIXELS:
+        raise XCiTError(
+            f"an image of {image.width} x {image.height} pixels is too elongated to scale its short side to {size}"
+        )
+    new_size = (size, new_long) if image.width <= image.height else (new_long, size)
+    return image if image.size == new_size else image.resize(new_size, Image.Resampling.BICUBIC)
 
 
 def pixel_mode(spec: Preprocessing) -> str:
@@ -53,19 +75,6 @@ def pixel_mode(spec: Preprocessing) -> str:
     if mode is None or len(spec.std) != len(spec.mean):
         raise XCiTError(f"preprocessing takes 1 or 3 means and as many std, not {len(spec.mean)} and {len(spec.std)}")
     return mode
-
-
-def _resized(size: tuple[int, int], spec: Preprocessing) -> tuple[int, int]:
-    if spec.resize == "exact":
-        return spec.image_size, spec.image_size
-    width, height = size
-    short, long = min(size), max(size)
-    new_short, new_long = spec.resize_to, int(spec.resize_to * long / short)
-    if new_short * new_long > _MAX_RESIZED_PIXELS:
-        raise XCiTError(
-            f"an image of {width} x {height} pixels is too elongated to scale its short side to {new_short}"
-        )
-    return (new_short, new_long) if width <= height else (new_long, new_short)
 
 
 def _center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -1,0 +1,196 @@
+"""`xcit attention`: what a model attends to, as pictures and arrays."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model, model_options
+from xcit.errors import XCiTError
+
+if TYPE_CHECKING:
+    from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps
+
+_HELP = """Draw what the class token attends to in images: files, folders (searched through) or patterns.
+
+Images keep their own size, whatever it is, unless --resize is given. Without INPUT the packaged images are drawn. An
+image that can't be read is named with the reason, the others go on, and the exit status is 1.
+
+\b
+For each image the folder --out gets
+  NAME-attention.png  the image, the mean of the heads over it, every head
+  NAME-overlay.png    the mean over the image alone, at the image's size
+  NAME.npz            with --arrays: the numbers
+  NAME-xca.png        with --xca: covariance of the channels, block by block
+and with --xca, once, temperatures.png. Images of several folders keep their
+folders below --out.
+"""
+
+
+@click.command(help=_HELP)
+@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
+@model_options
+@click.option(
+    "--block", type=int, default=-1, show_default=True, help="Class attention block from 0; from the end if < 0."
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="SHARE",
+    help="Show the fewest cells that hold this share of a map, such as 0.6; all if left out.",
+)
+@click.option("--resize", type=click.IntRange(min=1), metavar="N", help="Scale the short side to N pixels first.")
+@click.option("--arrays", is_flag=True, help="Write the numbers too.")
+@click.option("--xca", is_flag=True, help="Draw XCA's covariance of the channels and its temperatures too.")
+@click.option("--no-figures", is_flag=True, help="Write no NAME-attention.png: faster, as for the frames of a video.")
+@compute_options(batch_size=None)
+def attention(
+    inputs: tuple[str, ...],
+    out: Path,
+    model: str | None,
+    weights: str | None,
+    block: int,
+    threshold: float | None,
+    resize: int | None,
+    arrays: bool,
+    xca: bool,
+    no_figures: bool,
+    device: str | None,
+    dtype: str,
+) -> int:
+    """Draws and writes; gives the exit status."""
+    from xcit.cli import SOME_FAILED
+    from xcit.cli.predict import packaged_images
+    from xcit.cli.progress import progress_bar
+    from xcit.explain import channel_attention, class_attention_each
+    from xcit.explain.pictures import draw_temperatures, require_matplotlib
+    from xcit.inference import Unreadable, default_device
+
+    require_matplotlib()
+    paths = _images_outside(inputs, out) if inputs else packaged_images()
+    places = [out / name for name in _names(paths)]
+    _make_folder(out)
+    computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
+    network = load_model(model, weights, computer).fuse().to(precision)  # once, not for each image
+    results = class_attention_each(paths, network, block=block, resize=resize, device=computer, dtype=precision)
+    channels: ChannelAttentionMaps | None = None
+    num_unreadable = 0
+    with progress_bar("attention", len(paths)) as bar:
+        for place, result in zip(places, results, strict=True):
+            if isinstance(result, Unreadable):
+                num_unreadable += 1
+                click.echo(f"xcit: {result.reason}", err=True)
+            else:
+                if xca:  # of the image as it was read for the first
+                    (channels,) = channel_attention(result.image, network, device=computer, dtype=precision)
+                    channels = replace(channels, source=result.source)
+                _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)
+            bar.advance(1)
+    if channels is not None:
+        assert network.info is not None
+        with _whole_file(out / "temperatures.png") as part:
+            draw_temperatures(channels.temperatures, network.info.name, part)
+    click.echo(f"{out}: attention of {len(paths) - num_unreadable} images")
+    if num_unreadable:
+        click.echo(f"xcit: {num_unreadable} of {len(paths)} images could not be read", err=True)
+        return SOME_FAILED
+    return 0
+
+
+def _images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
+    """The images that are meant, without those that an earlier run left in `out`, unless they are named one by one."""
+    from xcit.data.images import find_images
+
+    named = {Path(item) for item in inputs}
+    found = find_images(inputs)
+    images = [path for path in found if path in named or not path.resolve().is_relative_to(out.resolve())]
+    if not images:
+        raise XCiTError(f"{out}: holds all images of the input: choose another folder for the results")
+    return images
+
+
+def _names(paths: Sequence[Path]) -> list[Path]:
+    """What to call each image's files: its place below the folder that all share, without suffix if that will do."""
+    places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100  (Path.absolute keeps "..")
+    top = os.path.commonpath([place.parent for place in places])
+    whole = [place.relative_to(top) for place in places]
+    bare = [name.with_suffix("") for name in whole]
+    return bare if len({str(name).casefold() for name in bare}) == len(bare) else whole
+
+
+def _write(
+    place: Path,
+    maps: "ClassAttentionMaps",
+    channels: "ChannelAttentionMaps | None",
+    *,
+    figure: bool,
+    arrays: bool,
+    threshold: float | None,
+) -> None:
+    """Writes the files of one image, whose names begin with `place`."""
+    from xcit.explain import pictures
+
+    _make_folder(place.parent)
+    with _whole_file(_beside(place, "-overlay.png")) as part:
+        pictures.overlay_mean(maps, threshold=threshold).save(part, format="PNG")
+    if figure:
+        with _whole_file(_beside(place, "-attention.png")) as part:
+            pictures.draw_class_attention(maps, part, threshold=threshold)
+    if channels is not None:
+        with _whole_file(_beside(place, "-xca.png")) as part:
+            pictures.draw_channel_attention(channels, part)
+    if arrays:
+        with _whole_file(_beside(place, ".npz")) as part:
+            _write_arrays(part, maps, channels, threshold)
+
+
+def _write_arrays(
+    path: Path, maps: "ClassAttentionMaps", channels: "ChannelAttentionMaps | None", threshold: float | None
+) -> None:
+    import numpy as np
+
+    from xcit.explain import largest_cells
+
+    arrays: dict[str, Any] = {"heads": maps.heads, "mean": maps.mean, "class_token": maps.class_token}
+    arrays |= {"block": maps.block, "patch_size": maps.patch_size}
+    if threshold is not None:
+        arrays |= {"heads_kept": largest_cells(maps.heads, threshold), "mean_kept": largest_cells(maps.mean, threshold)}
+    if channels is not None:
+        arrays |= {"covariance": channels.covariance, "channel_attention": channels.attention}
+        arrays |= {"temperatures": channels.temperatures}
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _beside(place: Path, ending: str) -> Path:
+    return place.with_name(f"{place.name}{ending}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise XCiTError(f"{folder}: can't be made: {error.strerror}") from None
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A file to write, which gets the name `path` when it is whole.
+
+    Raises:
+        XCiTError: if it can't be written.
+    """
+    part = _beside(path, ".part")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise XCiTError(f"{path}: can't be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()

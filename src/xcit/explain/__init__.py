@@ -1,0 +1,21 @@
+"""What a model attends to: the maps of its class attention and of its XCA, as arrays; `pictures` draws them."""
+
+from xcit.explain.attention import (
+    ChannelAttentionMaps,
+    ClassAttentionMaps,
+    channel_attention,
+    channel_attention_each,
+    class_attention,
+    class_attention_each,
+    largest_cells,
+)
+
+__all__ = [
+    "ChannelAttentionMaps",
+    "ClassAttentionMaps",
+    "channel_attention",
+    "channel_attention_each",
+    "class_attention",
+    "class_attention_each",
+    "largest_cells",
+]

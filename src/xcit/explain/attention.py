@@ -1,0 +1,320 @@
+"""The attention inside a model as arrays: of the class token over the patches, and of XCA's channels over channels.
+
+Shapes: `h`, `w` pixels of the image, `H = ceil(h / patch)`, `W = ceil(w / patch)` cells of the token grid, `N = H*W`,
+`D` width, `M` heads, `C = D/M` channels a head, `L` XCA blocks.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from xcit.data.images import ImageSource
+from xcit.data.preprocess import normalize, pixel_mode, resize_short_side
+from xcit.errors import XCiTError
+from xcit.inference import DEFAULT_MODEL, Unreadable, listed, prepare_model, read_ahead, readable
+from xcit.models import Preprocessing, XCiT
+from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
+from xcit.ops import reference
+
+Numbers = np.ndarray[Any, np.dtype[np.float32]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+Inputs = tuple[Any, ...]
+"""What a block is called with."""
+
+Kind = TypeVar("Kind", bound=np.generic)
+
+_NUM_AHEAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassAttentionMaps:
+    """What the class token of an image attends to in one class attention block.
+
+    A head's map and `class_token` are shares of one softmax: `heads.sum(axis=(1, 2)) + class_token` is 1 for each head.
+    Cell (i, j) of the grid looks at the pixels around (i * patch_size, j * patch_size); `to_pixels` puts it there.
+
+    Attributes:
+        source: the image's path, or its place in the input.
+        image: (h, w, 3), RGB as the model saw it: upright, grey for a grey model, resized if that was asked for.
+        block: the class attention block, from 0.
+        patch_size: pixels from one cell to the next.
+        heads: (M, H, W), each head's attention over the patches.
+        class_token: (M,), the share of each head's attention that the class token keeps for itself.
+    """
+
+    source: str
+    image: Pixels
+    block: int
+    patch_size: int
+    heads: Numbers
+    class_token: Numbers
+
+    @property
+    def mean(self) -> Numbers:
+        """(H, W), the mean of the heads."""
+        mean: Numbers = self.heads.mean(axis=0)
+        return mean
+
+    def to_pixels(self, maps: np.ndarray[Any, np.dtype[Kind]]) -> np.ndarray[Any, np.dtype[Kind]]:
+        """Maps (..., H, W) at the image's size, (..., h, w): each pixel takes the cell with the nearest centre.
+
+        The stem's convolutions centre cell (i, j) on the pixel (i * patch_size, j * patch_size), so its square lies
+        around that place, not right of it and below.
+        """
+        rows, columns = (
+            np.minimum((np.arange(num_pixels) + self.patch_size // 2) // self.patch_size, num_cells - 1)
+            for num_pixels, num_cells in zip(self.image.shape[:2], maps.shape[-2:], strict=True)
+        )
+        return maps[..., rows[:, None], columns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelAttentionMaps:
+    """How XCA mixes the channels of an image in every block: row c of a map tells what channel c is made of.
+
+    Attributes:
+        source: the image's path, or its place in the input.
+        covariance: (L, M, C, C), the cosines between the queries' channels (rows) and the keys' (columns), -1..1.
+        temperatures: (L, M), the learned factors; they belong to the model, not to the image.
+        attention: (L, M, C, C), the softmax over each row of the covariance times the head's temperature.
+    """
+
+    source: str
+    covariance: Numbers
+    temperatures: Numbers
+    attention: Numbers
+
+
+def class_attention(
+    images: ImageSource | Sequence[ImageSource],
+    model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
+    *,
+    block: int = -1,
+    resize: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[ClassAttentionMaps]:
+    """The class token's attention over an image, head by head.
+
+    Images go through the model at their own size, neither resized nor cropped, multiple of the patch or not. The code
+    of the paper's own pictures was never published: that the last block is the one to look at is our choice.
+
+    Args:
+        images: one or several: a path, a PIL image, an array (h, w, 3) or a tensor (3, h, w), each of any size.
+        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`; fused or
+            not, the maps are the same.
+        block: which class attention block, from 0; negative counts from the end.
+        resize: scale the short side to so many pixels first; none keeps the image as it is.
+        device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
+        dtype: float32, bfloat16 or float16; the softmax is in float32.
+
+    Returns:
+        One result an image, in order.
+
+    Raises:
+        XCiTError: if an image can't be read or is smaller than a patch, or the model can't be had or has no such block.
+    """
+    results = class_attention_each(listed(images), model, block=block, resize=resize, device=device, dtype=dtype)
+    return [readable(result) for result in results]
+
+
+def class_attention_each(
+    images: Iterable[ImageSource],
+    model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
+    *,
+    block: int = -1,
+    resize: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[ClassAttentionMaps | Unreadable]:
+    """Like `class_attention`, one at a time and without end; what can't be read is reported in its place."""
+    network, info, place = prepare_model(model, device, dtype)
+    num_blocks, patch_size = network.config.cls_depth, network.config.patch_size
+    if not num_blocks:
+        raise XCiTError(f"{info.name} has no class attention: its cls_depth is 0")
+    if not -num_blocks <= block < num_blocks:
+        raise XCiTError(f"there is no class attention block {block}: {info.name} has {num_blocks}, counted from 0")
+    blocks = [network.get_submodule(f"cls_blocks.{block % num_blocks}")]
+    for result in _look_inside(images, network, info.preprocessing, blocks, _attend, resize, place, dtype):
+        if isinstance(result, Unreadable):
+            yield result
+            continue
+        (attention,) = result.found
+        height, width = (-(-length // patch_size) for length in result.image.shape[:2])
+        yield ClassAttentionMaps(
+            source=result.source,
+            image=result.image,
+            block=block % num_blocks,
+            patch_size=patch_size,
+            heads=attention[:, 1:].unflatten(1, (height, width)).numpy(),
+            class_token=attention[:, 0].numpy(),
+        )
+
+
+def channel_attention(
+    images: ImageSource | Sequence[ImageSource],
+    model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
+    *,
+    resize: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[ChannelAttentionMaps]:
+    """XCA's covariance and attention between channels, of every block and head; arguments as in `class_attention`.
+
+    Source: the paper's section 3.2. The temperature multiplies, as in the published code.
+    """
+    results = channel_attention_each(listed(images), model, resize=resize, device=device, dtype=dtype)
+    return [readable(result) for result in results]
+
+
+def channel_attention_each(
+    images: Iterable[ImageSource],
+    model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
+    *,
+    resize: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[ChannelAttentionMaps | Unreadable]:
+    """Like `channel_attention`, one at a time and without end; what can't be read is reported in its place."""
+    network, info, place = prepare_model(model, device, dtype)
+    blocks = [network.get_submodule(f"blocks.{index}") for index in range(network.config.depth)]
+    temperatures = torch.stack([block.get_parameter("temperature").flatten() for block in blocks])
+    temperatures = temperatures.float().cpu()
+    for result in _look_inside(images, network, info.preprocessing, blocks, _correlate, resize, place, dtype):
+        if isinstance(result, Unreadable):
+            yield result
+            continue
+        covariance = torch.stack(result.found)
+        yield ChannelAttentionMaps(
+            source=result.source,
+            covariance=covariance.numpy(),
+            temperatures=temperatures.numpy(),
+            attention=(covariance * temperatures[..., None, None]).softmax(dim=-1).numpy(),
+        )
+
+
+def largest_cells(maps: Numbers, share: float) -> Mask:
+    """The smallest set of cells of each map that holds `share` of the map's sum, as in DINO's pictures.
+
+    Args:
+        maps: (..., H, W), none negative.
+        share: above 0, at most 1; DINO's videos were made with 0.6.
+
+    Returns:
+        (..., H, W), true in the set. Of equal cells the first count as larger.
+
+    Raises:
+        XCiTError: if `share` is out of range.
+    """
+    if not 0 < share <= 1:
+        raise XCiTError(f"the share of the attention to keep is {share:g}, must be above 0 and at most 1")
+    cells = maps.reshape(*maps.shape[:-2], -1).astype(np.float64)
+    order = np.argsort(-cells, axis=-1, kind="stable")
+    ranked = np.take_along_axis(cells, order, axis=-1)
+    sums = ranked.cumsum(axis=-1)
+    # A cell is needed where those before it do not suffice.
+    is_needed = np.roll(sums, 1, axis=-1) < share * sums[..., -1:]
+    is_needed[..., 0] = ranked[..., 0] > 0
+    kept = np.empty_like(is_needed)
+    np.put_along_axis(kept, order, is_needed, axis=-1)
+    return kept.reshape(maps.shape)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    source: str
+    image: Pixels  # (h, w, 3)
+    found: list[Tensor]  # one a block, on the CPU
+
+
+def _look_inside(
+    images: Iterable[ImageSource],
+    network: XCiT,
+    spec: Preprocessing,
+    blocks: Sequence[nn.Module],
+    look: Callable[[nn.Module, Inputs], Tensor],
+    resize: int | None,
+    place: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[_Seen | Unreadable]:
+    """Runs each image alone, for sizes differ, and notes what `look` finds in what enters each block."""
+    patch_size = network.config.patch_size
+    if resize is not None and resize < patch_size:
+        raise XCiTError(f"resize is {resize}, must be at least one patch of {patch_size} pixels")
+    prepare = partial(_prepare, spec=spec, patch_size=patch_size, resize=resize)
+    for result in read_ahead(images, prepare, num_ahead=_NUM_AHEAD):
+        if isinstance(result, Unreadable):
+            yield result
+            continue
+        source, (image, tensor) = result
+        try:
+            found = _run(network, blocks, look, tensor[None].to(place, dtype))
+        except torch.OutOfMemoryError:
+            size = f"{image.shape[1]} x {image.shape[0]} pixels"
+            yield Unreadable(source=source, reason=f"{source}: no memory for {size}; a resize makes it smaller")
+            continue
+        yield _Seen(source, image, found)
+
+
+def _prepare(
+    picture: Image.Image, *, spec: Preprocessing, patch_size: int, resize: int | None
+) -> tuple[Pixels, Tensor]:
+    picture = picture.convert(pixel_mode(spec))
+    if resize is not None:
+        picture = resize_short_side(picture, resize)
+    if min(picture.size) < patch_size:
+        raise XCiTError(
+            f"{picture.width} x {picture.height} pixels, smaller than one patch of {patch_size} x {patch_size}; "
+            "a resize makes it larger"
+        )
+    return np.asarray(picture.convert("RGB")), normalize(picture, spec)
+
+
+def _run(
+    network: XCiT, blocks: Sequence[nn.Module], look: Callable[[nn.Module, Inputs], Tensor], batch: Tensor
+) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def note(block: nn.Module, inputs: Inputs) -> None:
+        found.append(look(block, inputs))
+
+    hooks = [block.register_forward_pre_hook(note) for block in blocks]
+    try:
+        with torch.inference_mode():
+            network.forward_features(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _attend(block: nn.Module, inputs: Inputs) -> Tensor:
+    """Class token (1, 1, D) and patches (1, N, D) to the class token's attention (M, 1+N)."""
+    assert isinstance(block, FusedClassAttentionBlock)
+    tokens = block.norm_attn(torch.cat(inputs[:2], dim=1))
+    query, key = block.attn.q(tokens[:, 0]).float(), block.attn.k(tokens).float()
+    # The values have no part in the attention.
+    _, attention = reference.class_attention(query, key, key, block.attn.num_heads)
+    return attention[0].cpu()
+
+
+def _correlate(block: nn.Module, inputs: Inputs) -> Tensor:
+    """Tokens (1, N, D) to the cosines between the queries' and the keys' channels (M, C, C).
+
+    The first half of `reference.xca`, which keeps them to itself.
+    """
+    assert isinstance(block, FusedXCABlock)
+    num_heads = block.temperature.shape[0]
+    qkv: Tensor = block.qkv(block.norm_xca(inputs[0][0])).float()  # (N, 3D)
+    query, key, _ = qkv.unflatten(1, (3, num_heads, -1)).permute(1, 2, 3, 0)  # each (M, C, N)
+    return (F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).transpose(-2, -1)).cpu()

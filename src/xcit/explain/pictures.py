@@ -1,0 +1,227 @@
+"""Attention as pictures: heads beside their image, the mean over the image, XCA's covariances and temperatures.
+
+Maps are drawn cell by cell at the image's size, not interpolated: a soft picture would show more than the model saw.
+"""
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from xcit.errors import XCiTError
+from xcit.explain.attention import ChannelAttentionMaps, ClassAttentionMaps, Numbers, largest_cells
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MAP_COLOURS = "inferno"
+"""Perceptually uniform, and black where there is nothing."""
+
+_COVARIANCE_COLOURS = "RdBu_r"
+"""White where two channels have nothing in common."""
+
+_LEFT_OUT = "0.35"
+"""The grey of cells below the threshold: no colour of a map."""
+
+_GAP = "0.8"
+"""The grey between two heads' covariances, for cosines of 0 are white."""
+
+_BRIGHTEST = 0.995
+"""Cells up to this quantile are told apart by colour. A few cells hold so much that all others would be black."""
+
+_DPI = 130
+
+
+def require_matplotlib() -> None:
+    """Raises an `XCiTError` where there is no matplotlib, so that its lack is told before the work."""
+    if find_spec("matplotlib") is None:
+        raise XCiTError("pictures of attention need matplotlib: pip install 'xcit[train]'")
+
+
+def draw_class_attention(maps: ClassAttentionMaps, path: Path, *, threshold: float | None = None) -> None:
+    """Draws the image, the mean of the heads over it, and each head's map, with one colour bar for the heads.
+
+    Colours tell how many times as much a cell gets as if all tokens got the same; the mean has a scale of its own.
+    Beside each head's number stands the share that its class token keeps.
+
+    Args:
+        maps: of one image.
+        path: a PNG.
+        threshold: show the largest cells that together hold this share of each map only; none shows all.
+    """
+    require_matplotlib()
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    num_heads = len(maps.heads)
+    times_even = _times_even(maps, maps.heads)
+    top = _top(times_even)
+    scale = Normalize(0, top)
+    colours = colormaps[_MAP_COLOURS].with_extremes(bad=_LEFT_OUT)
+    height, width = maps.image.shape[:2]
+    figure, panels, bar_place = _grid(num_heads + 2, width / height)
+    figure.suptitle(_title(maps), fontsize=9, y=0.985, va="top", parse_math=False)
+    panels[0].imshow(maps.image)
+    panels[0].set_title("image", fontsize=8)
+    panels[1].imshow(np.asarray(overlay_mean(maps, threshold=threshold)))
+    panels[1].set_title("mean of the heads, own scale", fontsize=8)
+    shown = times_even if threshold is None else np.where(largest_cells(maps.heads, threshold), times_even, np.nan)
+    for index, (panel, head) in enumerate(zip(panels[2:], maps.to_pixels(shown), strict=True)):
+        drawn = panel.imshow(head, cmap=colours, norm=scale)
+        panel.set_title(f"head {index} (class token {maps.class_token[index]:.1%})", fontsize=8)
+    extend = "max" if times_even.max() > top else "neither"
+    bar = figure.colorbar(drawn, cax=bar_place, extend=extend, extendfrac=0.03)
+    bar.set_label("attention, times the even share", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    figure.savefig(path, format="png", dpi=_DPI)
+
+
+def overlay_mean(maps: ClassAttentionMaps, *, threshold: float | None = None) -> Image.Image:
+    """The mean of the heads in colour over the image in grey, (h, w); below the threshold the grey alone.
+
+    Raises:
+        XCiTError: if matplotlib is missing, or the threshold is out of range.
+    """
+    require_matplotlib()
+    from matplotlib import colormaps
+
+    mean = _times_even(maps, maps.mean)
+    values = maps.to_pixels(np.clip(mean / _top(mean), 0, 1))[..., None]
+    colour = colormaps[_MAP_COLOURS](values[..., 0])[..., :3]
+    grey = np.asarray(Image.fromarray(maps.image).convert("L"), dtype=np.float32)[..., None] / 255
+    # Where there is much attention, more of its colour and less of the image.
+    strength = 0.35 + 0.4 * values
+    mixed = (1 - strength) * grey + strength * colour
+    if threshold is not None:
+        kept = maps.to_pixels(largest_cells(maps.mean, threshold))[..., None]
+        mixed = np.where(kept, mixed, 0.65 * grey)
+    return Image.fromarray(np.rint(255 * mixed).astype(np.uint8))
+
+
+def draw_channel_attention(maps: ChannelAttentionMaps, path: Path) -> None:
+    """Draws the covariance of every XCA block (a row) and head (a column) of an image, with one colour bar.
+
+    Args:
+        maps: of one image.
+        path: a PNG.
+    """
+    require_matplotlib()
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_blocks, num_heads, size, _ = maps.covariance.shape
+    # One picture with gaps, for hundreds of panels take minutes.
+    gap = math.ceil(size / 16)
+    tiles = np.pad(maps.covariance, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
+    step = size + gap
+    mosaic = tiles.transpose(0, 2, 1, 3).reshape(num_blocks * step, num_heads * step)[:-gap, :-gap]
+    side = min(1.1, 12 / max(num_blocks, num_heads))
+    wide, high = side * num_heads, side * num_blocks
+    left, bottom, bar_room = 0.6, 0.5, 0.95
+    width, height = left + wide + bar_room, bottom + max(high, 1.5) + 0.35
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    figure.suptitle(
+        f"{Path(maps.source).name}: channels in XCA", fontsize=9, y=1 - 0.08 / height, va="top", parse_math=False
+    )
+    axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
+    bar_place = figure.add_axes(((left + wide + 0.12) / width, bottom / height, 0.14 / width, max(high, 1.5) / height))
+    colours = colormaps[_COVARIANCE_COLOURS].with_extremes(bad=_GAP)
+    drawn = axes.imshow(mosaic, cmap=colours, vmin=-1, vmax=1)
+    for axis, count in ((axes.xaxis, num_heads), (axes.yaxis, num_blocks)):
+        axis.set_ticks(step * np.arange(count) + (size - 1) / 2, labels=[str(index) for index in range(count)])
+    axes.set_xlabel("head", fontsize=8)
+    axes.set_ylabel("XCA block", fontsize=8)
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(drawn, cax=bar_place)
+    bar.set_label("cosine over the patches", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    figure.savefig(path, format="png", dpi=_DPI)
+
+
+def draw_temperatures(temperatures: Numbers, title: str, path: Path) -> None:
+    """Draws the learned temperature of every head over the blocks: points, for a head has no kin in the next block.
+
+    Args:
+        temperatures: (L, M).
+        title: above the picture.
+        path: a PNG.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    blocks = np.arange(len(temperatures))
+    figure = Figure(figsize=(5.5, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    places = np.repeat(blocks, temperatures.shape[1])
+    axes.plot(places, temperatures.ravel(), "o", color="#3b6ea5", alpha=0.7, markersize=4, label="a head")
+    axes.plot(blocks, temperatures.mean(axis=1), color="#d1603d", label="mean of a block")
+    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.set(xlabel="XCA block", ylabel="temperature, times the cosines")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, format="png", dpi=_DPI)
+
+
+def _times_even(maps: ClassAttentionMaps, shares: Numbers) -> Numbers:
+    """Shares as multiples of what each of the N + 1 tokens would get if all got the same."""
+    num_tokens = maps.heads[0].size + 1
+    return shares * num_tokens
+
+
+def _top(times_even: Numbers) -> float:
+    """The value of the brightest colour: not below the even share, else it would be noise that is brought out."""
+    highest = float(times_even.max())
+    top = max(float(np.quantile(times_even, _BRIGHTEST)), 1.0)
+    return min(highest, top) or 1.0
+
+
+def _title(maps: ClassAttentionMaps) -> str:
+    rows, columns = maps.heads.shape[1:]
+    return f"{Path(maps.source).name}: class attention block {maps.block}, {columns} x {rows} cells"
+
+
+def _grid(num_panels: int, aspect: float) -> "tuple[Figure, list[Axes], Axes]":
+    """A figure of equal panels in reading order, and a place for a colour bar beside them.
+
+    Placed by hand, in inches: matplotlib's own layouts take longer than all else together.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    fewest = math.ceil(num_panels**0.5)
+    num_columns = min(range(fewest, max(fewest, 8) + 1), key=lambda count: -num_panels % count)  # places left empty
+    num_rows = math.ceil(num_panels / num_columns)
+    aspect = min(max(aspect, 0.25), 4)
+    panel_height = 2.2 / aspect**0.5
+    panel_width = panel_height * aspect
+    gap, above, bar_room = 0.08, 0.26, 0.75  # between panels; a panel's title; the bar with its numbers
+    step_x, step_y = panel_width + gap, panel_height + above
+    width, height = gap + num_columns * step_x + bar_room, gap + num_rows * step_y + 0.22
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+
+    def place(left: float, bottom: float, wide: float, high: float) -> "Axes":
+        return figure.add_axes((left / width, bottom / height, wide / width, high / height))
+
+    panels = []
+    for index in range(num_panels):
+        row, column = divmod(index, num_columns)
+        bottom = gap + (num_rows - 1 - row) * step_y
+        panels.append(place(gap + column * step_x, bottom, panel_width, panel_height))
+        panels[-1].set_axis_off()
+    bar = place(gap + num_columns * step_x, gap, 0.14, (num_rows - 1) * step_y + panel_height)
+    return figure, panels, bar

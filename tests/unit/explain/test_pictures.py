@@ -1,0 +1,126 @@
+"""Pictures hold what the maps hold; how they look is judged by eye (docs/attention.md)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xcit.errors import XCiTError
+from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps, largest_cells, pictures
+from xcit.explain.pictures import draw_channel_attention, draw_class_attention, draw_temperatures, overlay_mean
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def maps_of(num_heads: int = 4, height: int = 13, width: int = 18, source: str = "a.png") -> ClassAttentionMaps:
+    draw = np.random.default_rng(num_heads)
+    shares = draw.random((num_heads, -(-height // 4) * -(-width // 4) + 1)).astype(np.float32) ** 4
+    shares /= shares.sum(axis=1, keepdims=True)
+    return ClassAttentionMaps(
+        source=source,
+        image=draw.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        block=1,
+        patch_size=4,
+        heads=shares[:, 1:].reshape(num_heads, -(-height // 4), -(-width // 4)),
+        class_token=shares[:, 0],
+    )
+
+
+def channels_of(num_blocks: int, num_heads: int) -> ChannelAttentionMaps:
+    draw = np.random.default_rng(num_heads)
+    covariance = draw.uniform(-1, 1, (num_blocks, num_heads, 8, 8)).astype(np.float32)
+    temperatures = draw.random((num_blocks, num_heads)).astype(np.float32)
+    return ChannelAttentionMaps(
+        source="a.png", covariance=covariance, temperatures=temperatures, attention=np.full_like(covariance, 1 / 8)
+    )
+
+
+@pytest.mark.parametrize(("num_heads", "threshold"), [(1, None), (4, 0.6), (5, None), (16, 0.6)])
+def test_draws_any_number_of_heads(tmp_path, num_heads, threshold):
+    draw_class_attention(maps_of(num_heads), tmp_path / "a.png", threshold=threshold)
+    drawn = pixels(tmp_path / "a.png")
+    assert min(drawn.shape[:2]) > 200
+    assert max(drawn.shape[:2]) < 3000
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 100
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (400, 4), (4, 400), (300, 200)])
+def test_draws_any_shape(tmp_path, height, width):
+    draw_class_attention(maps_of(height=height, width=width), tmp_path / "a.png")
+    assert max(pixels(tmp_path / "a.png").shape) < 4000
+    assert overlay_mean(maps_of(height=height, width=width)).size == (width, height)
+
+
+def test_the_overlay_is_the_map_on_the_grey_image():
+    """On a black image the brightness follows the mean; on attention that is all in one place the rest is grey."""
+    maps = replace(maps_of(), image=np.zeros((13, 18, 3), dtype=np.uint8))
+    brightness = np.asarray(overlay_mean(maps).convert("L")).astype(int)
+    mean = maps.to_pixels(maps.mean)
+    order = np.argsort(mean.ravel(), kind="stable")
+    assert (np.diff(brightness.ravel()[order]) >= -2).all(), "2: of rounding, once a channel"
+    assert brightness.max() > 100
+
+
+def test_below_the_threshold_the_overlay_is_grey():
+    maps = maps_of()
+    drawn = np.asarray(overlay_mean(maps, threshold=0.5)).astype(int)
+    kept = maps.to_pixels(largest_cells(maps.mean, 0.5))
+    colourfulness = drawn.max(axis=-1) - drawn.min(axis=-1)
+    assert 0 < kept.sum() < kept.size
+    assert (colourfulness[~kept] == 0).all()
+    assert (colourfulness[kept] > 0).any()
+
+
+@pytest.mark.parametrize("heads", [np.zeros, np.ones], ids=["none", "even"])
+def test_maps_without_anything_to_see(tmp_path, heads):
+    """All attention on the class token, and the same everywhere: no division by zero, no noise brought out."""
+    maps = maps_of()
+    maps = replace(maps, heads=heads(maps.heads.shape, dtype=np.float32) / (maps.heads[0].size + 1))
+    draw_class_attention(maps, tmp_path / "a.png", threshold=0.6)
+    assert overlay_mean(maps).size == (18, 13)
+
+
+def test_one_cell_that_holds_all_does_not_bring_out_the_noise():
+    """The even share is the least that the brightest colour stands for."""
+    heads = np.full((1, 50, 50), 1e-9, dtype=np.float32)
+    heads[0, 10, 10] = 1
+    maps = replace(maps_of(1, 200, 200), heads=heads, image=np.zeros((200, 200, 3), dtype=np.uint8))
+    drawn = np.asarray(overlay_mean(maps).convert("L"))
+    assert (drawn > 50).sum() == 16
+
+
+@pytest.mark.parametrize(("num_blocks", "num_heads"), [(1, 1), (24, 16)])
+def test_draws_channels_and_temperatures(tmp_path, num_blocks, num_heads):
+    maps = channels_of(num_blocks, num_heads)
+    draw_channel_attention(maps, tmp_path / "a.png")
+    draw_temperatures(maps.temperatures, "title", tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        drawn = pixels(tmp_path / name)
+        assert 100 < min(drawn.shape[:2]) <= max(drawn.shape[:2]) < 3000
+        assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 20
+
+
+def test_names_are_text_not_formulas(tmp_path):
+    name = r"$\wrong$ a_b^c.png"
+    draw_class_attention(maps_of(source=name), tmp_path / "a.png")
+    draw_channel_attention(replace(channels_of(1, 1), source=name), tmp_path / "a.png")
+    draw_temperatures(channels_of(1, 1).temperatures, name, tmp_path / "a.png")
+
+
+def test_what_pictures_need_is_named_where_it_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    for draw in (
+        lambda: draw_class_attention(maps_of(), tmp_path / "a.png"),
+        lambda: overlay_mean(maps_of()),
+        lambda: draw_channel_attention(channels_of(1, 1), tmp_path / "a.png"),
+        lambda: draw_temperatures(channels_of(1, 1).temperatures, "title", tmp_path / "a.png"),
+    ):
+        with pytest.raises(XCiTError, match=r"^pictures of attention need matplotlib: pip install 'xcit\[train\]'$"):
+            draw()
+    assert not list(tmp_path.iterdir())
