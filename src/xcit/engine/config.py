@@ -22,10 +22,10 @@ Config = TypeVar("Config")
 class OptimizerConfig:
     """AdamW or SGD; biases, norms and everything one-dimensional are not decayed.
 
-    `betas` and `eps` are AdamW's, `momentum` is SGD's. `clip_grad` is the largest norm of the gradients, of all together
-    or, by `clip_mode`, of each tensor; 0 is off. `layer_decay` multiplies the learning rate once for each block between
-    a parameter and the head (BEiT, arXiv 2106.08254); 1 gives all the same. `final_weight_decay` is where half a cosine
-    over the run takes the weight decay, a step an iteration; none leaves it.
+    `betas` and `eps` are AdamW's, `momentum` is SGD's. `clip_grad` is the largest norm of the gradients, of all
+    together or, by `clip_mode`, of each tensor; 0 is off. `layer_decay` multiplies the learning rate once for each
+    block between a parameter and the head (BEiT, arXiv 2106.08254); 1 gives all the same. `final_weight_decay` is where
+    half a cosine over the run takes the weight decay, a step an iteration; none leaves it.
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"

@@ -129,7 +129,7 @@ class LinearTask:
         self.model: nn.Module = LinearHeads(len(config.lrs), backbone.embed_dim, len(info.class_names))
         # Without decay, a loss times a number is a learning rate times that number.
         self._shares = [lr / max(config.lrs) for lr in config.lrs]
-        self._train: TrainLoader | _FeatureLoader
+        self._train: TrainLoader[Any] | _FeatureLoader
         if isinstance(train, LabelledFeatures):
             self._train = _FeatureLoader(train, layout, seed=config.run.seed)
         else:

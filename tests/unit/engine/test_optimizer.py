@@ -1,7 +1,6 @@
 """Parameter groups: what is decayed, what learns more slowly, what is frozen; and the schedules on them."""
 
 import math
-
 from dataclasses import replace
 
 import pytest
