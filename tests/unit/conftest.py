@@ -1,5 +1,8 @@
-"""What tests of features are made on: three colours in two splits, and a model of random weights."""
+"""What tests of several parts are made on: three colours in two splits, a model of random weights, published names."""
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +42,39 @@ def tiny() -> XCiT:
     spec = Preprocessing(image_size=16, resize_to=16, mean=(0.4,) * 3, std=(0.3,) * 3)
     model.info = ModelInfo(name="tiny", preprocessing=spec)
     return model
+
+
+_FILE = Path(__file__).parents[1] / "data" / "dense_keys.json"
+
+DENSE_ARCHITECTURES = {"tiny-12": (192, 12, 4), "small-12": (384, 12, 8), "small-24": (384, 24, 8)} | {
+    "medium-24": (512, 24, 8)
+}
+"""Width, depth and heads."""
+
+
+def _size(text: str, width: int, num_heads: int) -> int:
+    if text.isdigit():
+        return int(text)
+    if text == "M":
+        return num_heads
+    found = re.fullmatch(r"(\d*)D(?:/(\d+))?(?:\+(\d+))?", text)
+    assert found is not None
+    return int(found[1] or 1) * width // int(found[2] or 1) + int(found[3] or 0)
+
+
+@pytest.fixture(scope="session")
+def dense_keys() -> Callable[[str, str, int], dict[str, list[int]]]:
+    """`dense_keys(kind, architecture without patch, patch size)`: name -> shape as published."""
+    rows: dict[str, list[str]] = json.loads(_FILE.read_text())
+
+    def expand(kind: str, architecture: str, patch_size: int) -> dict[str, list[int]]:
+        width, depth, num_heads = DENSE_ARCHITECTURES[architecture]
+        shapes: dict[str, list[int]] = {}
+        for row in rows[f"{kind}-p{patch_size}"]:
+            name, _, sizes = row.partition(" ")
+            for index in range(depth if "{i}" in name else 1):
+                shape = [_size(size, width, num_heads) for size in sizes.split(",")] if sizes else []
+                shapes[name.replace("{i}", str(index))] = shape
+        return shapes
+
+    return expand

@@ -16,7 +16,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xcit.errors import XCiTError
+from xcit.weights.dense import DenseKind, dense_to_native, detect_dense, xcit_of
 from xcit.weights.formats import detect_format, to_native
 
 StoredFormat = Literal["xcit", "official", "timm", "mmpretrain", "dino", "dense"]
@@ -48,6 +49,9 @@ class StoredWeights:
         metadata: of a safetensors file, else empty.
         set_aside: names, as in the file, of tensors that are neither backbone nor classifier.
         path: the file.
+        dense: all of a detector or segmenter by its native names (see `weights/dense.py`), `state` being its XCiT;
+            empty for all else.
+        dense_kind: which detector or segmenter, none where its heads are unknown, or there are none.
     """
 
     state: dict[str, Tensor]
@@ -55,6 +59,13 @@ class StoredWeights:
     metadata: dict[str, str]
     set_aside: tuple[str, ...]
     path: Path
+    dense: dict[str, Tensor] = field(default_factory=dict)
+    dense_kind: DenseKind | None = None
+
+    @property
+    def whole(self) -> dict[str, Tensor]:
+        """All tensors that have a native name: what the file's digest is over."""
+        return self.dense or self.state
 
 
 def read_checkpoint(path: str | Path, *, key: str | None = None) -> StoredWeights:
@@ -310,22 +321,34 @@ def _sort_out(tensors: dict[str, Tensor], wrapper: str | None, metadata: dict[st
         stored = "dino"
     elif format == "official" and wrapper is None and not any(name.startswith("head.") for name in tensors):
         stored = "dino"
+    elif format is None and wrapper not in _DINO_NETWORKS:
+        return _sort_out_dense(tensors, metadata, path)
     elif format is None:
-        kept = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if name.startswith("backbone.") and not re.match(r"backbone\.fpn[1-4]\.", name)
-        }
+        kept = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
         format = detect_format(name.removeprefix("backbone.") for name in kept)
-        stored = "dino" if wrapper in _DINO_NETWORKS else "dense"
+        stored = "dino"
     if format is None or stored is None:
         if tensors and all(name.startswith("head.") for name in tensors) and wrapper in _DINO_NETWORKS:
             raise XCiTError(f"{path} holds DINO's projection head without the backbone: there is no XCiT in it")
-        raise XCiTError(f"{path} holds no XCiT weights; it has {_some(tensors) or 'no tensors'}")
+        raise _no_xcit(tensors, path)
     set_aside = tuple(name for name in tensors if name not in kept)
     if format != "mmpretrain":
         kept = {name.removeprefix("backbone."): tensor for name, tensor in kept.items()}
     return StoredWeights(to_native(kept, format), stored, metadata, set_aside, path)
+
+
+def _sort_out_dense(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> StoredWeights:
+    kind = detect_dense(tensors)
+    dense = dense_to_native(tensors, kind)
+    state = xcit_of(dense)
+    if detect_format(state) is None:
+        raise _no_xcit(tensors, path)
+    set_aside = tuple(name for name in tensors if not re.match(r"backbone\.(?!fpn[1-4]\.|pyramid\.)", name))
+    return StoredWeights(state, "dense", metadata, set_aside, path, dense, kind)
+
+
+def _no_xcit(tensors: Mapping[str, Tensor], path: Path) -> XCiTError:
+    return XCiTError(f"{path} holds no XCiT weights; it has {_some(tensors) or 'no tensors'}")
 
 
 # Writing

@@ -2,15 +2,18 @@
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Literal, overload
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import torch
+from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.models import ModelInfo, XCiT, XCiTConfig
+from xcit.models import ModelInfo, XCiT, XCiTConfig, XCiTPyramid
 from xcit.weights.fetch import Progress, cache_dir, obtain
 from xcit.weights.files import StoredWeights, digest, read_checkpoint, write_safetensors
 from xcit.weights.load import check_state, load_state, nonfinite
@@ -64,18 +67,55 @@ def get_model(
     return built if device is None else built.to(device)
 
 
+@overload
 def get_backbone(
     model: str | os.PathLike[str],
     pretrained: bool | str | os.PathLike[str] = False,
     device: str | torch.device | None = None,
     *,
+    pyramid: Literal[False] = False,
     progress: Progress | None = None,
-) -> XCiT:
+) -> XCiT: ...
+
+
+@overload
+def get_backbone(
+    model: str | os.PathLike[str],
+    pretrained: bool | str | os.PathLike[str] = False,
+    device: str | torch.device | None = None,
+    *,
+    pyramid: Literal[True],
+    out_indices: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> XCiTPyramid: ...
+
+
+def get_backbone(
+    model: str | os.PathLike[str],
+    pretrained: bool | str | os.PathLike[str] = False,
+    device: str | torch.device | None = None,
+    *,
+    pyramid: bool = False,
+    out_indices: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> XCiT | XCiTPyramid:
     """Builds the part that gives patch tokens alone: no class token, no class attention, no final norm, no head.
 
     Takes the arguments of `get_model`. Weights may be a classifier's, whose other parts are left out, or the backbone
     of a detection or segmentation model. `forward_intermediates` gives its feature maps.
+
+    Args:
+        model: see `get_model`.
+        pretrained: see `get_model`.
+        device: see `get_model`.
+        pyramid: give maps of strides 4, 8, 16 and 32 instead, for a detector's or segmenter's heads: the few layers
+            that resize the maps have the weights of a detection or segmentation model, and are new with any other.
+        out_indices: the four blocks that make the pyramid, see `XCiTPyramid`.
+        progress: called while weights are downloaded.
     """
+    if out_indices is not None and not pyramid:
+        raise XCiTError("out_indices are the blocks of a pyramid: pass pyramid=True, or call forward_intermediates")
+    stored: StoredWeights | None = None
     if is_file(model):
         _one_file(model, pretrained)
         stored = _verified(read_checkpoint(Path(model)))
@@ -83,17 +123,34 @@ def get_backbone(
     else:
         record = find_checkpoint(os.fspath(model))
         config = record.config
-        if pretrained is False:
-            built = XCiT(_backbone_config(config)).eval()
-            return built if device is None else built.to(device)
         if pretrained is True:
             stored = _read_zoo(record, progress)
-        else:
+        elif pretrained is not False:
             stored = _verified(read_checkpoint(_local(os.fspath(pretrained), progress)))
-    classifier_only = ("cls_token", "cls_blocks.", "norm.", "head.")
-    state = {name: tensor for name, tensor in stored.state.items() if not name.startswith(classifier_only)}
-    built = build_model(_backbone_config(config), state, str(stored.path))
+    config = _backbone_config(config)
+    built = _build_pyramid(config, out_indices, stored) if pyramid else _build_backbone(config, stored)
     return built if device is None else built.to(device)
+
+
+def _build_backbone(config: XCiTConfig, stored: StoredWeights | None) -> XCiT:
+    if stored is None:
+        return XCiT(config).eval()
+    return build_model(config, _without_classifier(stored.state), str(stored.path))
+
+
+def _build_pyramid(config: XCiTConfig, out_indices: Sequence[int] | None, stored: StoredWeights | None) -> XCiTPyramid:
+    built = XCiTPyramid(config, out_indices)
+    if stored is not None and stored.dense:
+        own = {name.removeprefix("backbone."): tensor for name, tensor in stored.dense.items()}
+        load_state(built, {name: own[name] for name in own if name.startswith(("xcit.", "pyramid."))}, str(stored.path))
+    elif stored is not None:
+        load_state(built.xcit, _without_classifier(stored.state), str(stored.path))
+    return built.eval()
+
+
+def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    classifier_only = ("cls_token", "cls_blocks.", "norm.", "head.")
+    return {name: tensor for name, tensor in state.items() if not name.startswith(classifier_only)}
 
 
 def load_checkpoint(record: Checkpoint, *, progress: Progress | None = None) -> XCiT:
@@ -286,7 +343,7 @@ def _read_zoo(record: Checkpoint, progress: Progress | None) -> StoredWeights:
 def _verified(stored: StoredWeights) -> StoredWeights:
     """Refuses a file whose tensors are not those it was written with."""
     expected = stored.metadata.get("digest")
-    if expected is not None and digest(stored.state) != expected:
+    if expected is not None and digest(stored.whole) != expected:
         raise XCiTError(f"{stored.path}: damaged: its tensors do not match the digest it was written with")
     return stored
 

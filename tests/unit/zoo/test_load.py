@@ -17,8 +17,9 @@ from torch import Tensor
 
 from xcit.data.named import FASHION_MNIST_CLASSES
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing, XCiT
+from xcit.models import Preprocessing, XCiT, XCiTPyramid
 from xcit.weights.convert import convert
+from xcit.weights.dense import dense_from_native
 from xcit.weights.fetch import Source
 from xcit.weights.files import read_checkpoint, write_pickle, write_safetensors
 from xcit.weights.formats import from_native
@@ -468,6 +469,31 @@ def test_a_random_backbone() -> None:
 def test_a_backbone_of_another_architecture_is_an_error(nano: Nano) -> None:
     with pytest.raises(XCiTError, match=r"dense\.pth does not fit the model"):
         get_backbone("xcit-tiny-12-p16", pretrained=nano.file("dense.pth"))
+
+
+def test_a_pyramid_of_any_file(nano: Nano, tmp_path: Path) -> None:
+    for file in ("official.pth", "dino.pth"):
+        pyramid = get_backbone(nano.file(file), pyramid=True)
+        assert isinstance(pyramid, XCiTPyramid)
+        assert not pyramid.training
+        assert all(torch.equal(tensor, nano.state[name]) for name, tensor in pyramid.xcit.state_dict().items())
+    whole = {f"backbone.{name}": tensor for name, tensor in pyramid.state_dict().items()}
+    published = dense_from_native(whole, None) | {"roi_head.weight": torch.zeros(1)}
+    torch.save({"state_dict": published, "meta": {}}, tmp_path / "whole.pth")
+    for model, source in ((tmp_path / "whole.pth", False), ("xcit-nano-12-p16", tmp_path / "whole.pth")):
+        found = get_backbone(model, source, pyramid=True, out_indices=(0, 1, 2, 3))
+        assert found.out_indices == (0, 1, 2, 3)
+        assert all(torch.equal(tensor, whole[f"backbone.{name}"]) for name, tensor in found.state_dict().items())
+        with torch.inference_mode():
+            assert [map.shape[-2:] for map in found(IMAGES)] == [(8, 12), (4, 6), (2, 3), (1, 1)]
+
+
+def test_a_random_pyramid_and_its_blocks() -> None:
+    assert get_backbone("xcit-nano-12-p16", pyramid=True).out_indices == (3, 5, 7, 11)
+    with pytest.raises(XCiTError, match="pyramid=True"):
+        get_backbone("xcit-nano-12-p16", out_indices=(0, 1, 2, 3))  # type: ignore[call-overload]
+    with pytest.raises(XCiTError, match="out_indices"):
+        get_backbone("xcit-nano-12-p16", pyramid=True, out_indices=(1, 2))
 
 
 # By URL

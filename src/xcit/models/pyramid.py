@@ -1,0 +1,135 @@
+"""XCiT as the backbone of a detector or segmenter: tokens after four blocks as maps of strides 4, 8, 16 and 32.
+
+Shapes: `B` batch, `D` width, `H`, `W` token grid of an h x w image.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcit.errors import XCiTError
+from xcit.models.xcit import XCiT, XCiTConfig
+
+STRIDES = (4, 8, 16, 32)
+"""Pixels of the image a pixel of each map, from the finest."""
+
+
+def default_out_indices(depth: int) -> tuple[int, ...]:
+    """The blocks whose tokens become the maps: a third, half, two thirds and all of the way, as in the paper's models.
+
+    Counted from 0: 3, 5, 7, 11 of twelve and 7, 11, 15, 23 of twenty-four.
+    """
+    return tuple(max(0, depth * sixths // 6 - 1) for sixths in (2, 3, 4, 6))
+
+
+class Shrink(nn.Module):
+    """The largest of each `factor` x `factor` pixels, of full squares alone; of what there is where a side is less."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps (B, D, H, W) to (B, D, max(1, H // factor), max(1, W // factor))."""
+        height, width = image.shape[-2:]
+        return F.max_pool2d(image, (min(self.factor, height), min(self.factor, width)))
+
+
+class TokenPyramid(nn.Module):
+    """Four maps of one stride, the patch's, to maps of strides 4, 8, 16 and 32 of the same width.
+
+    A transposed convolution doubles a map, a maximum shrinks it. Sizes are those of the token grid times or divided by
+    a power of two, rounded down: not exactly a quarter of the image where the patch does not divide it.
+    """
+
+    def __init__(self, embed_dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.stride4 = _resize(embed_dim, patch_size, 4)
+        self.stride8 = _resize(embed_dim, patch_size, 8)
+        self.stride16 = _resize(embed_dim, patch_size, 16)
+        self.stride32 = _resize(embed_dim, patch_size, 32)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Four maps (B, D, H, W), of the earliest block first, to four of strides 4, 8, 16 and 32."""
+        first, second, third, fourth = maps
+        return self.stride4(first), self.stride8(second), self.stride16(third), self.stride32(fourth)
+
+
+class XCiTPyramid(nn.Module):
+    """An XCiT without class token, and the pyramid on it: images (B, in_channels, h, w) to four maps of width D.
+
+    Takes normalised images of any size from one patch up. The tokens are taken as the blocks give them, without a norm.
+
+    Args:
+        config: of an XCiT without class attention and classifier (`cls_depth` 0).
+        out_indices: the four blocks whose tokens become the maps, in rising order, counted from 0; none takes
+            `default_out_indices`.
+
+    Attributes:
+        xcit: the backbone.
+        pyramid: what follows it.
+        out_indices: the four blocks.
+
+    Raises:
+        XCiTError: if the blocks are not four that the backbone has, in rising order, or the config has a class token.
+    """
+
+    def __init__(self, config: XCiTConfig, out_indices: Sequence[int] | None = None) -> None:
+        super().__init__()
+        if config.cls_depth:
+            raise XCiTError(
+                f"a pyramid is made of patch tokens alone: set cls_depth {config.cls_depth} to 0, and global_pool to "
+                "none"
+            )
+        self.out_indices = tuple(default_out_indices(config.depth) if out_indices is None else out_indices)
+        _check_indices(self.out_indices, config.depth)
+        self.xcit = XCiT(config)
+        self.pyramid = TokenPyramid(config.embed_dim, config.patch_size)
+
+    @property
+    def config(self) -> XCiTConfig:
+        """The backbone's shape."""
+        return self.xcit.config
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of each map."""
+        return self.xcit.embed_dim
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block in the backward pass instead of keeping its activations (timm's name)."""
+        self.xcit.set_grad_checkpointing(enable)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Maps of strides 4, 8, 16 and 32, each (B, D, height, width)."""
+        maps = self.xcit.forward_intermediates(images, self.out_indices, intermediates_only=True)
+        assert isinstance(maps, list)
+        # Two blocks of a very shallow model may be one and the same.
+        by_block = dict(zip(sorted(set(self.out_indices)), maps, strict=True))
+        four: tuple[Tensor, Tensor, Tensor, Tensor] = self.pyramid([by_block[index] for index in self.out_indices])
+        return four
+
+
+def _resize(embed_dim: int, patch_size: int, stride: int) -> nn.Module:
+    """From a map of the patch's stride to one of another, with the published layers for patches of 8 and 16."""
+
+    def double() -> nn.Module:
+        return nn.ConvTranspose2d(embed_dim, embed_dim, 2, stride=2)
+
+    if patch_size == 4 * stride:
+        return nn.Sequential(double(), nn.BatchNorm2d(embed_dim), nn.GELU(), double())
+    if patch_size == 2 * stride:
+        return nn.Sequential(double())
+    if patch_size == stride:
+        return nn.Identity()
+    return Shrink(stride // patch_size)
+
+
+def _check_indices(indices: Sequence[int], depth: int) -> None:
+    if len(indices) != len(STRIDES):
+        raise XCiTError(
+            f"out_indices must name {len(STRIDES)} blocks, one for each stride {STRIDES}, not {len(indices)}"
+        )
+    if list(indices) != sorted(indices) or not all(0 <= index < depth for index in indices):
+        raise XCiTError(f"out_indices {tuple(indices)} must rise and be within the {depth} blocks, counted from 0")

@@ -1,0 +1,160 @@
+"""Names of the tensors of whole detectors and segmenters: ours and the published ones, as one bijective table a kind.
+
+A dense model is a `backbone`, which is an XCiT and its pyramid, and one or several heads. A row of a head names a
+module, whose parameters and buffers keep their own last name; the XCiT's own names are in `weights/formats.py`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.weights.formats import from_native, to_native
+
+DenseKind = Literal["upernet", "sem-fpn"]
+DENSE_KINDS: tuple[DenseKind, ...] = get_args(DenseKind)
+
+XCIT = "backbone.xcit."
+"""Before the native names of the XCiT within a dense model."""
+
+_BACKBONE = "backbone."
+
+_PYRAMID = {
+    "backbone.pyramid.stride4.0": "backbone.fpn1.0",
+    "backbone.pyramid.stride4.1": "backbone.fpn1.1",
+    "backbone.pyramid.stride4.3": "backbone.fpn1.3",
+    "backbone.pyramid.stride8.0": "backbone.fpn2.0",
+}
+
+
+def _conv_norm(native: str, published: str) -> dict[str, str]:
+    return {f"{native}.conv": f"{published}.conv", f"{native}.norm": f"{published}.bn"}
+
+
+_UPERNET: dict[str, str] = {
+    **{
+        native: published
+        for i in range(4)
+        for native, published in _conv_norm(f"head.pools.{i}", f"decode_head.psp_modules.{i}.1").items()
+    },
+    **_conv_norm("head.bottleneck", "decode_head.bottleneck"),
+    **{
+        native: published
+        for i in range(3)
+        for native, published in (
+            *_conv_norm(f"head.laterals.{i}", f"decode_head.lateral_convs.{i}").items(),
+            *_conv_norm(f"head.smooths.{i}", f"decode_head.fpn_convs.{i}").items(),
+        )
+    },
+    **_conv_norm("head.fusion", "decode_head.fpn_bottleneck"),
+    "head.classifier": "decode_head.conv_seg",
+    **_conv_norm("auxiliary.conv", "auxiliary_head.convs.0"),
+    "auxiliary.classifier": "auxiliary_head.conv_seg",
+}
+
+_SEM_FPN: dict[str, str] = {
+    **{
+        native: published
+        for i in range(4)
+        for native, published in (
+            (f"neck.laterals.{i}", f"neck.lateral_convs.{i}.conv"),
+            (f"neck.smooths.{i}", f"neck.fpn_convs.{i}.conv"),
+        )
+    },
+    **{
+        native: published
+        for level, num_convs in enumerate((1, 1, 2, 3))
+        for i in range(num_convs)
+        for native, published in _conv_norm(
+            # The published sequences count the doublings between the convolutions too.
+            f"head.levels.{level}.{i}",
+            f"decode_head.scale_heads.{level}.{2 * i}",
+        ).items()
+    },
+    "head.classifier": "decode_head.conv_seg",
+}
+
+DENSE_TO_PUBLISHED: dict[DenseKind, dict[str, str]] = {
+    "upernet": _PYRAMID | _UPERNET,
+    "sem-fpn": _PYRAMID | _SEM_FPN,
+}
+"""Rows of each kind: native module -> published module, of all but the XCiT."""
+
+_PYRAMID_TO_NATIVE = {published: native for native, published in _PYRAMID.items()}
+
+_TO_NATIVE: dict[DenseKind, dict[str, str]] = {
+    kind: {published: native for native, published in rows.items()} for kind, rows in DENSE_TO_PUBLISHED.items()
+}
+
+
+def detect_dense(names: Iterable[str]) -> DenseKind | None:
+    """The kind of dense model whose heads have such names, ours or the published ones; none if they are of no kind."""
+    modules = {name.rpartition(".")[0] for name in names if not name.startswith(_BACKBONE)}
+    best: DenseKind | None = None
+    best_count = 0
+    for kind, rows in DENSE_TO_PUBLISHED.items():
+        count = max(len(modules & rows.keys()), len(modules & set(rows.values())))
+        if count > best_count:
+            best, best_count = kind, count
+    return best
+
+
+def dense_to_native(state: Mapping[str, Tensor], kind: DenseKind | None) -> dict[str, Tensor]:
+    """Renames a published state to our names; a state that has them, and unknown names, stay as they are.
+
+    Args:
+        state: of the whole model.
+        kind: its heads; none knows those of the pyramid alone.
+
+    Raises:
+        XCiTError: if two tensors would get one name.
+    """
+    if any(name.startswith(XCIT) for name in state):
+        return dict(state)
+    rows = _PYRAMID_TO_NATIVE if kind is None else _TO_NATIVE[kind]
+    renamed = _renamed(state, rows)
+    xcit = {name: tensor for name, tensor in state.items() if _is_xcit(name, rows)}
+    official = {name.removeprefix(_BACKBONE): tensor for name, tensor in xcit.items()}
+    return _joined(
+        {name: tensor for name, tensor in renamed.items() if name not in xcit},
+        {f"{XCIT}{name}": tensor for name, tensor in to_native(official, "official").items()},
+    )
+
+
+def dense_from_native(state: Mapping[str, Tensor], kind: DenseKind | None) -> dict[str, Tensor]:
+    """Renames a native state to the published names, the inverse of `dense_to_native`.
+
+    Raises:
+        XCiTError: if two tensors would get one name.
+    """
+    renamed = _renamed(state, _PYRAMID if kind is None else DENSE_TO_PUBLISHED[kind])
+    return _joined(
+        {name: tensor for name, tensor in renamed.items() if not name.startswith(XCIT)},
+        {f"{_BACKBONE}{name}": tensor for name, tensor in from_native(xcit_of(state), "official").items()},
+    )
+
+
+def xcit_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The XCiT in a native state of a dense model, by its own native names."""
+    return {name.removeprefix(XCIT): tensor for name, tensor in state.items() if name.startswith(XCIT)}
+
+
+def _is_xcit(name: str, rows: Mapping[str, str]) -> bool:
+    return name.startswith(_BACKBONE) and name.rpartition(".")[0] not in rows
+
+
+def _renamed(state: Mapping[str, Tensor], rows: Mapping[str, str]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        module, dot, leaf = name.rpartition(".")
+        renamed = _joined(renamed, {f"{rows.get(module, module)}{dot}{leaf}": tensor})
+    return renamed
+
+
+def _joined(one: dict[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for name, tensor in other.items():
+        if name in one:
+            raise XCiTError(f"two tensors are both {name!r} once renamed: formats are mixed in one state")
+        one[name] = tensor
+    return one
