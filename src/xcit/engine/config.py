@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +22,8 @@ Config = TypeVar("Config")
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW or SGD; biases, norms and everything one-dimensional are not decayed.
+
+    With `undecayed` "layer_norms" the layer norms alone are not, as in the published detectors and segmenters.
 
     `betas` and `eps` are AdamW's, `momentum` is SGD's. `clip_grad` is the largest norm of the gradients, of all
     together or, by `clip_mode`, of each tensor; 0 is off. `layer_decay` multiplies the learning rate once for each
@@ -38,6 +41,7 @@ class OptimizerConfig:
     layer_decay: float = 1.0
     final_weight_decay: float | None = None
     clip_mode: Literal["all", "each"] = "all"
+    undecayed: Literal["vectors", "layer_norms"] = "vectors"
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "eps", "clip_grad"):
@@ -48,13 +52,27 @@ class OptimizerConfig:
             _need(self, "weight_decay", self.weight_decay > 0, "above 0 where final_weight_decay is set")
         _need(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
         _need(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
+        _need(self, "layer_decay", self.layer_decay == 1 or self.undecayed == "vectors", "1 with undecayed layer_norms")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up from `warmup_lr` over `warmup_epochs`, then a cosine down to `min_lr`.
+    """Warm-up from `warmup_lr` over `warmup_epochs`, then the learning rate's way down.
 
     The learning rate moves with each iteration, or with `by_epoch` at each epoch's begin.
+
+    Attributes:
+        epochs: of the run.
+        warmup_epochs: of the warm-up, which rises in a straight line; 0 is none.
+        warmup_steps: counts the warm-up in iterations instead, if not 0.
+        warmup_lr: the first iteration's learning rate.
+        min_lr: where "cosine" and "linear" end.
+        by_epoch: whether the learning rate stands still within an epoch.
+        kind: "cosine" falls by half a cosine that begins after the warm-up; "linear" (mmseg's poly of power 1) falls in
+            a straight line over the run, and "milestones" by `decay` at some epochs: these two are multiplied by a
+            factor that rises to 1 as they warm up (mmcv's way).
+        milestones: epochs, counted from 0, at whose begin "milestones" falls.
+        decay: by what it is multiplied there.
     """
 
     epochs: int = 300
@@ -62,11 +80,21 @@ class ScheduleConfig:
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     by_epoch: bool = False
+    kind: Literal["cosine", "linear", "milestones"] = "cosine"
+    warmup_steps: int = 0
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
 
     def __post_init__(self) -> None:
         _need(self, "epochs", self.epochs >= 1, "at least 1")
-        for name in ("warmup_epochs", "warmup_lr", "min_lr"):
+        for name in ("warmup_epochs", "warmup_lr", "min_lr", "warmup_steps"):
             _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        rising = all(0 < one < other for one, other in pairwise((*self.milestones, math.inf)))
+        _need(self, "milestones", rising, "epochs above 0, in rising order")
+        _need(
+            self, "milestones", bool(self.milestones) == (self.kind == "milestones"), "given for kind milestones alone"
+        )
+        _need(self, "decay", 0 < self.decay <= 1, "in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-import timm.scheduler
+import timm.scheduler.scheduler
 import timm.utils
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ class TrainState:
     ema: timm.utils.ModelEmaV3 | None
     plain: nn.Module | None
     optimizer: Any
-    schedule: timm.scheduler.CosineLRScheduler
+    schedule: timm.scheduler.scheduler.Scheduler
     weight_decay_schedule: WeightDecaySchedule
     num_steps: int
     position: Position = field(default_factory=Position)

@@ -198,3 +198,70 @@ def test_an_end_of_the_weight_decay_needs_a_beginning() -> None:
         OptimizerConfig(weight_decay=0.0, final_weight_decay=0.4)
     with pytest.raises(XCiTError, match=r"final_weight_decay is -1\.0, must be 0 or more"):
         OptimizerConfig(final_weight_decay=-1.0)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, DECAY])
+def test_a_straight_line_under_its_warm_up(model: XCiT, layer_decay: float) -> None:
+    """mmseg's: poly of power 1 by iteration, times 1 - (1 - t / T) * (1 - ratio) for the first T iterations."""
+    optimizer = build_optimizer(model, OptimizerConfig(lr=6e-5, layer_decay=layer_decay))
+    ratio, num_warm, num_steps = 1e-6, 15, 160
+    config = ScheduleConfig(kind="linear", epochs=8, warmup_steps=num_warm, warmup_lr=6e-5 * ratio, min_lr=0.0)
+    schedule = build_schedule(optimizer, config, steps_per_epoch=20)
+    for step in range(num_steps):
+        schedule.step_update(step)
+        expected = 6e-5 * (1 - step / num_steps)
+        if step < num_warm:
+            expected *= 1 - (1 - step / num_warm) * (1 - ratio)
+        assert max(group["lr"] for group in optimizer.param_groups) == pytest.approx(expected, rel=1e-9)
+        lowest = DECAY ** (NUM_LAYERS - 1) if layer_decay < 1 else 1.0
+        assert min(group["lr"] for group in optimizer.param_groups) == pytest.approx(expected * lowest, rel=1e-9)
+
+
+def test_milestones_under_their_warm_up(model: XCiT) -> None:
+    """mmdet's: a tenth at each milestone, times the same factor."""
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-4))
+    config = ScheduleConfig(
+        kind="milestones", epochs=6, milestones=(3, 5), decay=0.1, warmup_steps=8, warmup_lr=1e-7, min_lr=0.0
+    )
+    schedule = build_schedule(optimizer, config, steps_per_epoch=5)
+    for step in range(30):
+        schedule.step_update(step)
+        expected = 1e-4 * (1.0 if step < 15 else 0.1 if step < 25 else 0.01)
+        if step < 8:
+            expected *= 1 - (1 - step / 8) * (1 - 1e-3)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9), step
+
+
+def test_a_cosine_with_its_warm_up_in_steps(model: XCiT) -> None:
+    rates = []
+    for config in (
+        ScheduleConfig(epochs=4, warmup_epochs=1),
+        ScheduleConfig(epochs=4, warmup_epochs=3, warmup_steps=5),
+    ):
+        optimizer = build_optimizer(model, OptimizerConfig())
+        schedule = build_schedule(optimizer, config, steps_per_epoch=5)
+        rates.append([])
+        for step in range(20):
+            schedule.step_update(step)
+            rates[-1].append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == rates[1]
+
+
+def test_layer_norms_alone_are_not_decayed(model: XCiT) -> None:
+    model.stem.requires_grad_(False)
+    groups = group_of(build_optimizer(model, OptimizerConfig(undecayed="layer_norms", weight_decay=0.01)), model)
+    assert set(groups) == {name for name, _ in model.named_parameters() if not name.startswith("stem.")}
+    for name, group in groups.items():
+        is_layer_norm = "norm" in name and ".lpi." not in name
+        assert group["weight_decay"] == (0.0 if is_layer_norm else 0.01), name
+
+
+def test_impossible_schedules() -> None:
+    with pytest.raises(XCiTError, match="milestones is \\(\\), must be given for kind milestones alone"):
+        ScheduleConfig(kind="milestones")
+    with pytest.raises(XCiTError, match="must be given for kind milestones alone"):
+        ScheduleConfig(milestones=(3,))
+    with pytest.raises(XCiTError, match="in rising order"):
+        ScheduleConfig(kind="milestones", milestones=(5, 3))
+    with pytest.raises(XCiTError, match=r"layer_decay is 0\.5, must be 1 with undecayed layer_norms"):
+        OptimizerConfig(layer_decay=0.5, undecayed="layer_norms")
