@@ -10,6 +10,7 @@ from xcit.ops.forms import (
     xca,
 )
 from xcit.ops.reference import POSITION_DIM, drop_path, fourier_position, lpi
+from xcit.ops.resize import resize_bilinear_8_bits
 
 __all__ = [
     "POSITION_DIM",
@@ -22,5 +23,6 @@ __all__ = [
     "gram",
     "lpi",
     "mixing_matrix",
+    "resize_bilinear_8_bits",
     "xca",
 ]

@@ -1,0 +1,92 @@
+"""Boxes (x1, y1, x2, y2) in pixels, and the steps from one box to another (dx, dy, dw, dh), as mmdetection has them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MAX_RATIO = abs(math.log(16 / 1000))
+"""The largest change, either way, of the logarithm of a side in one step."""
+
+_ONE_NMS = 10_000
+"""From so many boxes on each class is searched on its own."""
+
+
+def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor:
+    """The steps (n, 4) from boxes to targets, both (n, 4), divided by `std`."""
+    x, y, width, height = _centres(boxes)
+    target_x, target_y, target_width, target_height = _centres(targets)
+    steps = [
+        (target_x - x) / width,
+        (target_y - y) / height,
+        (target_width / width).log(),
+        (target_height / height).log(),
+    ]
+    return torch.stack(steps, dim=-1) / boxes.new_tensor(std)
+
+
+def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple[int, int]) -> Tensor:
+    """The boxes at the end of steps, cut off at the image's edge.
+
+    The logarithms of a side's change are clamped at both ends, where torchvision does so at the upper one alone.
+
+    Args:
+        boxes: (n, 4), where the steps begin.
+        steps: (n, ..., 4), which were divided by `std`.
+        std: of dx, dy, dw and dh.
+        size: height and width of the image, without padding.
+
+    Returns:
+        (n, ..., 4).
+    """
+    dx, dy, dw, dh = (steps * steps.new_tensor(std)).unbind(-1)
+    x, y, width, height = (part.view(-1, *[1] * (dx.ndim - 1)) for part in _centres(boxes))
+    half_width = 0.5 * width * dw.clamp(-MAX_RATIO, MAX_RATIO).exp()
+    half_height = 0.5 * height * dh.clamp(-MAX_RATIO, MAX_RATIO).exp()
+    x, y = x + width * dx, y + height * dy
+    decoded = torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], dim=-1)
+    return clip_boxes(decoded, size)
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) cut off at the edge of an image of this height and width."""
+    height, width = size
+    return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+
+
+def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
+    """Suppresses each box that overlaps a better one of its class by more than `iou`.
+
+    Classes are kept apart by moving each one's boxes away from all others'. That rounds the coordinates a little, and
+    to find the published boxes it has to be done as it was.
+
+    Args:
+        boxes: (n, 4).
+        scores: (n,).
+        classes: (n,), integers from 0.
+        iou: from 0 to 1.
+
+    Returns:
+        Indices of what is left, best first.
+    """
+    from torchvision.ops import nms
+
+    if not len(boxes):
+        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
+    apart = boxes + (classes.to(boxes) * (boxes.max() + 1))[:, None]
+    if len(boxes) < _ONE_NMS:
+        kept: Tensor = nms(apart, scores, iou)
+        return kept
+    parts = []
+    for number in classes.unique():
+        own = (classes == number).nonzero().squeeze(1)
+        parts.append(own[nms(apart[own], scores[own], iou)])
+    kept = torch.cat(parts).sort().values
+    return kept[scores[kept].sort(descending=True, stable=True).indices]
+
+
+def _centres(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centre x, y, width and height, each (n,)."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return (x1 + x2) * 0.5, (y1 + y2) * 0.5, x2 - x1, y2 - y1

@@ -1,0 +1,49 @@
+"""Images as the published detectors saw them: resized on 8-bit pixels, normalised, padded to a multiple of 32."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xcit.errors import XCiTError
+
+PAD_TO = 32
+"""Sides of what the network sees are multiples of it."""
+
+
+def scaled_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
+    """Height and width of an image, scaled as large as fits into both sides; halves are rounded up."""
+    scale = min(long_side / max(size), short_side / min(size))
+    height, width = (max(1, int(length * scale + 0.5)) for length in size)
+    return height, width
+
+
+def padded_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The next height and width that are multiples of 32."""
+    height, width = (math.ceil(length / PAD_TO) * PAD_TO for length in size)
+    return height, width
+
+
+def to_8_bits(image: Tensor, num_channels: int) -> Tensor:
+    """An image (C, h, w) of floating-point numbers in 0..1, or uint8 already, as uint8.
+
+    Raises:
+        XCiTError: if it has another shape, type or number of channels, or no pixels.
+    """
+    if image.ndim != 3 or image.shape[0] != num_channels or not image.numel():
+        raise XCiTError(f"an image for the detector is ({num_channels}, height, width), not {tuple(image.shape)}")
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise XCiTError(f"an image for the detector is uint8, or floating-point in 0..1, not {image.dtype}")
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def pad_and_stack(images: Sequence[Tensor]) -> Tensor:
+    """Images (C, h_i, w_i) as one batch (B, C, H, W), zeros to the right and below."""
+    sizes = [padded_size((image.shape[-2], image.shape[-1])) for image in images]
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    padded = [F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
+    return torch.stack(padded)

@@ -1,0 +1,182 @@
+"""Mask R-CNN (arXiv 1703.06870) on an XCiT: boxes, classes and masks, the numbers of the published checkpoints.
+
+torchvision has the layers; where its rules differ from those by which the published models were trained and measured
+(mmdetection 2.11), these hold: how an image is resized, anchors, the clamp of steps, RoIAlign, in whose pixels boxes
+are suppressed, how masks are pasted, and in training the losses, who is matched to what, and the targets of masks.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from xcit import ops
+from xcit.errors import XCiTError
+from xcit.models.detection.images import pad_and_stack, padded_size, scaled_size, to_8_bits
+from xcit.models.detection.masks import paste_masks
+from xcit.models.detection.roi_heads import MIN_SCORE, Detections, Objects, RoIHeads
+from xcit.models.detection.rpn import RegionProposalNetwork
+from xcit.models.info import IMAGENET_MEAN, IMAGENET_STD
+from xcit.models.pyramid import STRIDES, XCiTPyramid
+from xcit.models.xcit import XCiTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRCNNConfig:
+    """Shape of a Mask R-CNN; the defaults are the published ones.
+
+    Attributes:
+        backbone: an XCiT without class token; its stochastic depth is that of training.
+        out_indices: the four blocks whose tokens become the feature maps; empty takes `default_out_indices`.
+        num_classes: without the background.
+        channels: of the feature pyramid and of the convolutions for masks.
+        box_features: of the two linear layers for boxes.
+        anchor_scale: side of the smallest square anchor, in pixels of its feature map.
+        short_side: an image is scaled as large as fits into `short_side` and `long_side` pixels.
+        long_side: likewise.
+        mean: of the channels, of pixels in 0..1.
+        std: likewise.
+    """
+
+    backbone: XCiTConfig
+    out_indices: tuple[int, ...] = ()
+    num_classes: int = 80
+    channels: int = 256
+    box_features: int = 1024
+    anchor_scale: float = 8.0
+    short_side: int = 800
+    long_side: int = 1333
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        def need(name: str, condition: bool, must: str) -> None:
+            if not condition:
+                raise XCiTError(f"MaskRCNNConfig: {name} is {getattr(self, name)}, must be {must}")
+
+        for name in ("num_classes", "channels", "box_features", "short_side", "long_side"):
+            need(name, getattr(self, name) >= 1, "at least 1")
+        need("anchor_scale", self.anchor_scale > 0, "above 0")
+        need("long_side", self.long_side >= self.short_side, f"at least short_side {self.short_side}")
+        channels = self.backbone.in_channels
+        need("mean", len(self.mean) == channels, f"{channels} numbers, one a channel")
+        need("std", len(self.std) == channels and min(self.std) > 0, f"{channels} numbers above 0, one a channel")
+
+
+class MaskRCNN(nn.Module):
+    """Images to boxes, labels, scores and masks, called as torchvision's detectors are.
+
+    In evaluation mode `model(images)` takes images (C, h, w) of any sizes, uint8 or floating-point in 0..1, and gives a
+    dict for each: "boxes" (n, 4), (x1, y1, x2, y2) in its pixels; "labels" (n,) from 1; "scores" (n,), best first;
+    "masks" (n, 1, h, w), probabilities, the object being where they are 0.5 or more. `detect` gives the same with the
+    masks still small. Each image is computed on its own: an XCiT sees the padding too, and what is found in one image
+    must not depend on another.
+
+    In training mode `model(images, targets)` takes a dict for each image, of "boxes", "labels" and "masks" (m, h, w),
+    and gives the losses, of which the sum is to be minimised. Images are then taken in the size they have: to resize
+    them is part of the augmentation.
+
+    Attributes:
+        config: its shape.
+        class_names: of the labels from 1 on; empty if not known.
+    """
+
+    def __init__(self, config: MaskRCNNConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.class_names: tuple[str, ...] = ()
+        self.backbone = XCiTPyramid(config.backbone, config.out_indices or None)
+        widths = [config.backbone.embed_dim] * len(STRIDES)
+        self.fpn = FeaturePyramidNetwork(widths, config.channels, LastLevelMaxPool())
+        self.rpn = RegionProposalNetwork(config.channels, config.anchor_scale)
+        self.roi_heads = RoIHeads(config.channels, config.box_features, config.num_classes)
+        self.init_heads()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.parameters()).device
+
+    def init_heads(self) -> None:
+        """First weights of all but the backbone, as the published models had them."""
+        heads = self.roi_heads
+        for module in self.fpn.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+        for linear in (heads.box_head.fc6, heads.box_head.fc7):
+            nn.init.xavier_uniform_(linear.weight)
+        nn.init.normal_(heads.box_predictor.cls_score.weight, std=0.01)
+        nn.init.normal_(heads.box_predictor.bbox_pred.weight, std=0.001)
+        for module in [*heads.mask_head.modules(), *heads.mask_predictor.modules()]:
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias") and not name.startswith("backbone."):
+                nn.init.zeros_(parameter)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes the backbone's blocks in the backward pass (timm's name)."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> list[dict[str, Tensor]] | dict[str, Tensor]:
+        """Detections, or in training mode losses; see the class.
+
+        Raises:
+            XCiTError: if images or targets are not of the form above.
+        """
+        if self.training:
+            return self._losses(images, targets)
+        results = []
+        for image in images:
+            found = self.detect(image)
+            masks = paste_masks(found.masks, found.boxes, (image.shape[-2], image.shape[-1]))
+            results.append({"boxes": found.boxes, "labels": found.labels, "scores": found.scores, "masks": masks})
+        return results
+
+    @torch.no_grad()
+    def detect(
+        self, image: Tensor, *, min_score: float = MIN_SCORE, sides: tuple[int, int] | None = None
+    ) -> Detections:
+        """What is in one image (C, h, w), at most 100 objects.
+
+        Args:
+            image: uint8, or floating-point in 0..1, anywhere.
+            min_score: what is scored less is left out.
+            sides: as large as fits into this short and this long side the image is scaled; none takes the config's.
+        """
+        pixels = to_8_bits(image.to(self.device), len(self.config.mean))
+        size = (pixels.shape[-2], pixels.shape[-1])
+        scaled = scaled_size(size, *(sides or (self.config.short_side, self.config.long_side)))
+        height_scale, width_scale = scaled[0] / size[0], scaled[1] / size[1]
+        scale = torch.tensor([width_scale, height_scale, width_scale, height_scale], device=pixels.device)
+        maps = self._maps(pad_and_stack([self._normalize(ops.resize_bilinear_8_bits(pixels, scaled))]))
+        logits, steps = self.rpn(maps)
+        (proposals,) = self.rpn.proposals(maps, logits, steps, [scaled])
+        return self.roi_heads.detect(maps, proposals, scaled, scale, min_score)
+
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None) -> dict[str, Tensor]:
+        if targets is None or len(targets) != len(images):
+            raise XCiTError("a detector in training mode needs a target for each image; call .eval() to detect")
+        objects = [Objects(target["boxes"], target["labels"], target["masks"]) for target in targets]
+        pixels = [to_8_bits(image, len(self.config.mean)) for image in images]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in pixels]
+        maps = self._maps(pad_and_stack([self._normalize(image) for image in pixels]))
+        logits, steps = self.rpn(maps)
+        proposals = self.rpn.proposals(maps, logits, steps, sizes)
+        boxes = [own.boxes for own in objects]
+        losses = self.rpn.losses(maps, logits, steps, [padded_size(size) for size in sizes], boxes)
+        return losses | self.roi_heads.losses(maps, proposals, objects)
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        mean, std = (pixels.new_tensor(v, dtype=torch.float32) for v in (self.config.mean, self.config.std))
+        return (pixels.float() - 255 * mean.view(-1, 1, 1)) * (1 / (255 * std.view(-1, 1, 1)))
+
+    def _maps(self, batch: Tensor) -> list[Tensor]:
+        """Feature maps of strides 4, 8, 16, 32 and 64."""
+        levels = OrderedDict((str(level), features) for level, features in enumerate(self.backbone(batch)))
+        return list(self.fpn(levels).values())

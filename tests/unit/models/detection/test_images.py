@@ -1,0 +1,43 @@
+"""Sizes, padding and types of images."""
+
+import pytest
+import torch
+
+from xcit.errors import XCiTError
+from xcit.models.detection.images import pad_and_stack, padded_size, scaled_size, to_8_bits
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [((480, 640), (800, 1067)), ((360, 640), (750, 1333)), ((640, 480), (1067, 800)), ((1, 10_000), (1, 1333))],
+)
+def test_sizes_are_rounded_at_a_half(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+    assert scaled_size(size, 800, 1333) == scaled
+
+
+def test_padding_is_to_the_right_and_below() -> None:
+    assert padded_size((800, 1067)) == (800, 1088)
+    batch = pad_and_stack([torch.ones(3, 40, 64), torch.ones(3, 10, 70)])
+    assert batch.shape == (2, 3, 64, 96)
+    assert batch[0, :, :40, :64].all() and batch[0].sum() == 3 * 40 * 64
+    assert batch[1].sum() == 3 * 10 * 70
+
+
+def test_numbers_of_0_to_1_become_the_8_bits_they_were() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    assert torch.equal(to_8_bits(pixels.float() / 255, 1), pixels)
+    assert to_8_bits(pixels, 1) is pixels
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (torch.zeros(2, 8, 8), r"\(3, height, width\), not \(2, 8, 8\)"),
+        (torch.zeros(1, 3, 8, 8), "not \\(1, 3, 8, 8\\)"),
+        (torch.zeros(3, 0, 8), "not \\(3, 0, 8\\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "not torch.int64"),
+    ],
+)
+def test_what_is_no_image_is_named(image: torch.Tensor, words: str) -> None:
+    with pytest.raises(XCiTError, match=words):
+        to_8_bits(image, 3)
