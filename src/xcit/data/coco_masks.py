@@ -1,0 +1,125 @@
+"""COCO's masks: polygons, and run lengths (RLE) down the columns, as lists of numbers or packed in text."""
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from xcit.errors import XCiTError
+
+Segmentation: TypeAlias = list[list[float]] | dict[str, Any]
+"""Polygons x1, y1, x2, y2, ...; or `{"size": [height, width], "counts": [...] or text}`."""
+
+
+def mask_problem(segmentation: object, size: tuple[int, int]) -> str:
+    """What is wrong with a mask of an image of this height and width, "" if nothing is."""
+    if isinstance(segmentation, list):
+        return _polygons_problem(segmentation)
+    if isinstance(segmentation, dict):
+        return _rle_problem(segmentation, size)
+    return f"neither polygons nor RLE, but {type(segmentation).__name__}"
+
+
+def decode_mask(segmentation: Segmentation, size: tuple[int, int]) -> np.ndarray:
+    """The mask (height, width) uint8, 0 or 1."""
+    mask: np.ndarray = _api().decode(to_rle(segmentation, size))
+    return mask
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (height, width), 0 or not, as packed RLE whose counts are text."""
+    rle = _api().encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": _text(rle["counts"])}
+
+
+def mask_area(segmentation: Segmentation, size: tuple[int, int]) -> float:
+    """Pixels of a mask."""
+    return float(_api().area(to_rle(segmentation, size)))
+
+
+def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
+    """Any mask as packed RLE."""
+    api, (height, width) = _api(), size
+    if isinstance(segmentation, list):
+        rle: dict[str, Any] = api.merge(api.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        rle = api.frPyObjects(segmentation, height, width)
+    else:
+        rle = dict(segmentation)
+    return rle
+
+
+def box_polygon(box: tuple[float, ...]) -> Segmentation:
+    """The outline of a box x, y, width, height."""
+    x, y, width, height = box
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def _api() -> Any:
+    """COCO's mask functions in C.
+
+    Raises:
+        XCiTError: if the package is not installed.
+    """
+    try:
+        from faster_coco_eval import mask
+    except ImportError:
+        raise XCiTError("COCO's masks need faster-coco-eval: pip install 'xcit[detection]'") from None
+    return mask
+
+
+def _polygons_problem(polygons: list[object]) -> str:
+    for polygon in polygons:
+        if not isinstance(polygon, list):
+            return "a polygon is no list of numbers"
+        if len(polygon) < 6 or len(polygon) % 2:
+            return f"a polygon of {len(polygon)} numbers, where three points or more need two each"
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in polygon):
+            return "a polygon with something that is no finite number"
+    return ""
+
+
+def _rle_problem(rle: dict[str, Any], size: tuple[int, int]) -> str:
+    if rle.get("size") != list(size):
+        return f"its size is {rle.get('size')!r}, the image's [{size[0]}, {size[1]}]"
+    counts = rle.get("counts")
+    if isinstance(counts, str):
+        try:
+            counts = _unpacked(counts)
+        except (IndexError, ValueError):
+            return "its packed counts are cut off, or no RLE"
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        return "its counts are no numbers of pixels"
+    if sum(counts) != size[0] * size[1]:
+        return f"its counts add up to {sum(counts)} pixels, the image has {size[0] * size[1]}"
+    return ""
+
+
+def _unpacked(text: str) -> list[int]:
+    """The counts of packed RLE: five bits a letter from "0" on, the sixth says that more follow; from the fourth count
+    on the difference to the one two before.
+
+    Raises:
+        IndexError: if the last count is cut off.
+        ValueError: if a letter is none of theirs.
+    """
+    counts: list[int] = []
+    place = 0
+    while place < len(text):
+        value = shift = 0
+        more = True
+        while more:
+            bits = ord(text[place]) - 48
+            if not 0 <= bits < 64:
+                raise ValueError(text[place])
+            value |= (bits & 31) << shift
+            more = bool(bits & 32)
+            place, shift = place + 1, shift + 5
+            if not more and bits & 16:
+                value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+    return counts
+
+
+def _text(counts: str | bytes) -> str:
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts
