@@ -21,7 +21,7 @@ from xcit.errors import XCiTError
 from xcit.models import ModelInfo, Preprocessing, XCiT
 from xcit.models.fused import FusedXCiT
 from xcit.models.xcit import OutType
-from xcit.zoo import get_model
+from xcit.zoo import get_xcit
 
 Result = TypeVar("Result")
 Prepared = TypeVar("Prepared")
@@ -199,7 +199,7 @@ def prepare_model(
         assert fused.info is not None
         return fused, fused.info, place
     place = torch.device(device) if device is not None else default_device()
-    built = get_model(model, pretrained=True)
+    built = get_xcit(model, pretrained=True)
     if built.info is None:
         raise XCiTError(f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name")
     return built.fuse().to(place, dtype), built.info, place

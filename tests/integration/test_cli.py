@@ -21,7 +21,7 @@ from xcit.data.named import FASHION_MNIST_CLASSES
 from xcit.data.preprocess import preprocess
 from xcit.inference import extract_features
 from xcit.weights.files import read_checkpoint
-from xcit.zoo import CHECKPOINTS, fetch, find_checkpoint, get_model, save_model
+from xcit.zoo import CHECKPOINTS, RECORDS, SEGMENTERS, fetch, find_checkpoint, get_model, save_model
 from xcit.zoo.load import packaged_path
 
 PACKAGED = packaged_path(CHECKPOINTS["xcit-pico-fashion-mnist"])
@@ -42,14 +42,28 @@ def test_list(xcit):
     head, *lines = done.out.splitlines()
     assert (done.status, done.err) == (0, "")
     assert head.split()[:2] == ["name", "px"]
-    assert [line.split()[0] for line in lines] == sorted(CHECKPOINTS)
+    assert [line.split()[0] for line in lines] == sorted(RECORDS)
     row = next(line for line in lines if line.startswith("xcit-nano-12-p8_3rdparty-dist_in1k-384px "))
     assert row.split() == ["xcit-nano-12-p8_3rdparty-dist_in1k-384px", "384", "77.8", "77.7", "ImageNet-1k"]
     row = next(line for line in lines if line.startswith("dino_xcit-small-12-p16_in1k "))
     assert row.split() == ["dino_xcit-small-12-p16_in1k", "224", "76.0", "77.8", "ImageNet-1k"]
+    row = next(line for line in lines if line.startswith("sem-fpn_xcit-tiny-12-p16_80k_ade20k "))
+    assert row.split() == ["sem-fpn_xcit-tiny-12-p16_80k_ade20k", "512", "38.1", "ADE20K"]
+    assert row.index("38.1") == head.index("mIoU")
+    row = next(line for line in lines if line.startswith("dino_xcit-small-12-p16_in1k "))
     # Each figure ends under its heading.
     assert row.index("76.0") + 4 == head.index("top-1 k-NN") + len("top-1 k-NN")
     assert row.index("77.8") + 4 == head.index("top-1 linear") + len("top-1 linear")
+
+
+def test_list_and_info_of_segmenters(xcit):
+    names = json.loads(xcit("list", "--task", "semantic-segmentation", "--json").out)
+    assert names == sorted(SEGMENTERS)
+    name = "upernet_xcit-small-12-p16_160k_ade20k"
+    text = xcit("info", name).out
+    for part in ("upernet on small-12-p16: width 384", "150 classes", "mIoU 45.9%", "54,199,100", "fit 2048 x 512"):
+        assert part in text
+    assert json.loads(xcit("info", name, "--json").out)["complexity"] == {"params": 54199100}
 
 
 @pytest.mark.parametrize("pattern", ["xcit-nano", "*-p8_*384px", "XCIT-Tiny-24-p1?"])

@@ -1,35 +1,50 @@
 """`xcit list` and `xcit info`: what there is."""
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from xcit.zoo import Checkpoint, SegmenterRecord
+
+TASKS = ("image-classification", "image-features", "semantic-segmentation")
 
 
 @click.command("list")
 @click.argument("pattern", required=False)
+@click.option("--task", type=click.Choice(TASKS), help="Only models for this.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_(pattern: str | None, as_json: bool) -> None:
+def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
     """List the models whose names match PATTERN (shell-style; a beginning is enough)."""
     import json
 
     from xcit.errors import XCiTError
-    from xcit.zoo import find_checkpoint, list_models
+    from xcit.zoo import Checkpoint, find_record, list_models
 
-    names = list_models(pattern)
+    names = list_models(pattern, task=task)
     if not names:
-        raise XCiTError(f"no model matches {pattern!r}; `xcit list` shows all")
+        kind = "" if task is None else f" for {task}"
+        raise XCiTError(f"no model{kind} matches {pattern!r}; `xcit list` shows all")
     if as_json:
         click.echo(json.dumps(names, indent=1))
         return
     width = max(map(len, names))
-    click.echo(f"{'name':{width}}  px  top-1 official  top-1 mmpretrain  top-1 k-NN  top-1 linear  data")
+    click.echo(f"{'name':{width}}  px  top-1 official  top-1 mmpretrain  top-1 k-NN  top-1 linear  mIoU  data")
     for name in names:
-        record = find_checkpoint(name)
-        top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in record.accuracies}
-        official = top1.get(("classifier", "xcit")) or top1.get(("classifier", "official"), "")
-        mmpretrain = top1.get(("classifier", "mmpretrain"), "")
-        knn, linear = (top1.get((method, "official"), "") for method in ("k-NN", "linear"))
+        record = find_record(name)
+        official, mmpretrain, knn, linear, miou = "", "", "", "", ""
+        if isinstance(record, Checkpoint):
+            top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in record.accuracies}
+            official = top1.get(("classifier", "xcit")) or top1.get(("classifier", "official"), "")
+            mmpretrain = top1.get(("classifier", "mmpretrain"), "")
+            knn, linear = (top1.get((method, "official"), "") for method in ("k-NN", "linear"))
+            side = record.preprocessing.image_size
+        else:
+            miou = f"{record.figures[0].value:.1f}"
+            side = record.preprocessing.short_side
         click.echo(
-            f"{name:{width}} {record.preprocessing.image_size:3d}  {official:>14s}  {mmpretrain:>16s}  {knn:>10s}  "
-            f"{linear:>12s}  {record.dataset}"
+            f"{name:{width}} {side:3d}  {official:>14s}  {mmpretrain:>16s}  {knn:>10s}  {linear:>12s}  {miou:>4s}  "
+            f"{record.dataset}"
         )
 
 
@@ -41,33 +56,60 @@ def info(name: str, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from xcit.counting import complexity
-    from xcit.zoo import find_checkpoint
+    from xcit.zoo import Checkpoint, find_record
 
-    record = find_checkpoint(name)
-    counts = complexity(record.config, record.preprocessing.image_size)
+    record = find_record(name)
     if as_json:
-        click.echo(json.dumps({**dataclasses.asdict(record), "complexity": dataclasses.asdict(counts)}, indent=1))
+        counts = _counts(record)
+        click.echo(json.dumps({**dataclasses.asdict(record), "complexity": counts}, indent=1))
         return
+    rows = [
+        ("name", record.name),
+        ("also", ", ".join(record.aliases)),
+        ("task", record.task),
+        *(_classifier_rows(record) if isinstance(record, Checkpoint) else _segmenter_rows(record)),
+        ("recipe", record.recipe),
+        ("licence", record.licence),
+        *(
+            ("source", source.label + (f" (SHA-256 {source.sha256}...)" if source.sha256 else ""))
+            for source in record.sources
+        ),
+        *([("source", "in this package")] if record.packaged else []),
+    ]
+    for label, value in rows:
+        click.echo(f"{label:14s} {value}")
+
+
+def _counts(record: "Checkpoint | SegmenterRecord") -> dict[str, object]:
+    import dataclasses
+
+    from xcit.counting import complexity
+    from xcit.zoo import Checkpoint
+    from xcit.zoo.stored import num_parameters
+
+    if isinstance(record, Checkpoint):
+        return dataclasses.asdict(complexity(record.config, record.preprocessing.image_size))
+    return {"params": num_parameters(record.model)}
+
+
+def _classifier_rows(record: "Checkpoint") -> list[tuple[str, str]]:
+    counts = _counts(record)
     config, spec = record.config, record.preprocessing
     if spec.resize == "exact":
         resize = f"straight to {spec.image_size} x {spec.image_size}"
     else:
         resize = f"short side to {spec.resize_to}, centre {spec.image_size} x {spec.image_size}"
     classes = f"{config.num_classes} classes" if config.num_classes else "without labels; no classifier"
-    rows = [
-        ("name", record.name),
-        ("also", ", ".join(record.aliases)),
-        ("task", record.task),
+    return [
         ("data", f"{record.dataset}, {classes}" + (", distilled" if record.distilled else "")),
         (
             "architecture",
             f"{record.architecture}: width {config.embed_dim}, {config.depth} + {config.cls_depth} blocks, "
             f"{config.num_heads} heads, patches of {config.patch_size}",
         ),
-        ("parameters", f"{counts.params:,}"),
-        ("FLOPs", f"{counts.flops:,} (published rule: multiply-accumulates, without the head)"),
-        ("torch FLOPs", f"{counts.torch_flops:,} (torch's counter: 2 a multiply-accumulate)"),
+        ("parameters", f"{counts['params']:,}"),
+        ("FLOPs", f"{counts['flops']:,} (published rule: multiply-accumulates, without the head)"),
+        ("torch FLOPs", f"{counts['torch_flops']:,} (torch's counter: 2 a multiply-accumulate)"),
         ("preprocessing", f"{resize}, bicubic; mean {spec.mean}, std {spec.std}"),
         *(
             (
@@ -79,13 +121,25 @@ def info(name: str, as_json: bool) -> None:
             )
             for accuracy in record.accuracies
         ),
-        ("recipe", record.recipe),
-        ("licence", record.licence),
-        *(
-            ("source", source.label + (f" (SHA-256 {source.sha256}...)" if source.sha256 else ""))
-            for source in record.sources
-        ),
-        *([("source", "in this package")] if record.packaged else []),
     ]
-    for label, value in rows:
-        click.echo(f"{label:14s} {value}")
+
+
+def _segmenter_rows(record: "SegmenterRecord") -> list[tuple[str, str]]:
+    config, spec = record.config, record.preprocessing
+    return [
+        ("data", f"{record.dataset}, {record.model.num_classes} classes"),
+        (
+            "architecture",
+            f"{record.model.kind} on {record.architecture}: width {config.embed_dim}, {config.depth} blocks, "
+            f"{config.num_heads} heads, patches of {config.patch_size}",
+        ),
+        ("parameters", f"{_counts(record)['params']:,}"),
+        (
+            "preprocessing",
+            f"to fit {spec.long_side} x {spec.short_side}, bilinear; mean {spec.mean}, std {spec.std}",
+        ),
+        *(
+            ("accuracy", f"{figure.metric} {figure.value:.1f}%, measured by {figure.measured_by}")
+            for figure in record.figures
+        ),
+    ]

@@ -110,10 +110,10 @@ def load_model(name: str | None, weights: str | None, device: "torch.device | No
     from xcit.cli.progress import download_bar
     from xcit.errors import XCiTError
     from xcit.inference import DEFAULT_MODEL
-    from xcit.zoo import get_model
+    from xcit.zoo import get_xcit
 
     with download_bar() as downloaded:
-        model = get_model(name or DEFAULT_MODEL, pretrained=weights or True, device=device, progress=downloaded)
+        model = get_xcit(name or DEFAULT_MODEL, pretrained=weights or True, device=device, progress=downloaded)
     if model.info is None:
         raise XCiTError(
             f"{name}: the file does not say how to prepare images; give the model's name in its place, and "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino")
+FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg")
 
 
 @click.command()
@@ -51,7 +51,8 @@ def convert(source: Path, destination: Path, to: str, key: str | None, overwrite
     from xcit.weights.convert import convert as convert_file
 
     stored = convert_file(source, destination, cast(Target, to), key=key, overwrite=overwrite)
-    click.echo(f"{source} ({stored.format}) -> {destination} ({to}): {len(stored.state)} tensors")
+    num_tensors = len(stored.state if stored.set_aside else stored.whole)
+    click.echo(f"{source} ({stored.format}) -> {destination} ({to}): {num_tensors} tensors")
     if stored.set_aside:
         click.echo(
             f"left out, as no part of the classifier: {', '.join(stored.set_aside[:5])}, {len(stored.set_aside)} in all"

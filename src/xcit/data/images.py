@@ -125,6 +125,33 @@ def read_encoded_image(data: bytes, name: str) -> Image.Image:
         raise XCiTError(f"{name}: {error}") from error
 
 
+def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads a label image: one whole number a pixel, whatever colours a palette shows for them.
+
+    Returns:
+        uint8 (h, w).
+
+    Raises:
+        XCiTError: "<path>: <reason>" if it can't be read as an image, has colours instead of numbers, or numbers above
+            255.
+    """
+    try:
+        with _open_file(Path(path)) as file, _pillow_errors():
+            image = _identify(file)
+            image.load()
+            if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
+                raise XCiTError(
+                    f"a colour picture (mode {image.mode}): a label image has one number a pixel, the class, as a grey "
+                    "or palette PNG"
+                )
+            values = np.asarray(image)
+    except XCiTError as error:
+        raise XCiTError(f"{_name(path)}: {error}") from error
+    if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 255:
+        raise XCiTError(f"{_name(path)}: its labels go from {values.min()} to {values.max()}, must be within 0..255")
+    return values.astype(np.uint8)
+
+
 def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Finds the image files that a person means by files, folders and glob patterns.
 

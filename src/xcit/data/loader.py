@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -21,6 +21,19 @@ ImageTransform = Callable[[Image.Image], Tensor]
 
 Images = TypeVar("Images")
 """What a transform makes of an image and a loader of a batch: a tensor, or a list of them for several crops."""
+
+Source = TypeVar("Source")
+"""What a transform takes: an image, or an image with its label map."""
+
+SourceGiven = TypeVar("SourceGiven", covariant=True)
+
+
+class Samples(Protocol[SourceGiven]):
+    """A list of what a transform takes, each with a class index; `LabelledImages` is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[SourceGiven, int]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +131,16 @@ Sample = tuple[Images, int, tuple[str, ...]]
 """An augmented image (C, h, w), its label, and a line for each image that could not be read in its place."""
 
 
-class _TrainImages(Dataset[Sample[Images]], Generic[Images]):
+class _TrainImages(Dataset[Sample[Images]], Generic[Source, Images]):
     """Augmented image, label, and what could not be read on the way, by key.
 
     The draws follow from seed and key alone, so they are the same for any number of workers and processes, and after a
     resume. In place of an unreadable image comes the next one of the data set.
     """
 
-    def __init__(self, images: LabelledImages, transform: Callable[[Image.Image], Images], seed: int) -> None:
+    def __init__(self, images: Samples[Source], transform: Callable[[Source], Images], seed: int) -> None:
         self.images, self.seed = images, seed
-        self.transform: Callable[[Image.Image], Images] = transform
+        self.transform: Callable[[Source], Images] = transform
 
     def __len__(self) -> int:
         return len(self.images)
@@ -142,7 +155,7 @@ class _TrainImages(Dataset[Sample[Images]], Generic[Images]):
         seed_all(self.seed, *key)
         return self.transform(image), label, unreadable
 
-    def _read(self, index: int) -> tuple[Image.Image, int, tuple[str, ...]]:
+    def _read(self, index: int) -> tuple[Source, int, tuple[str, ...]]:
         unreadable: list[str] = []
         for substitute in range(min(len(self.images), NUM_SUBSTITUTES)):
             try:
@@ -226,8 +239,8 @@ class TrainLoader(Generic[Images]):
 
     def __init__(
         self,
-        images: LabelledImages,
-        transform: Callable[[Image.Image], Images],
+        images: Samples[Source],
+        transform: Callable[[Source], Images],
         *,
         batch_size: int,
         seed: int,

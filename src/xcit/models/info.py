@@ -69,3 +69,36 @@ def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_s
     if image_size == 384:
         return Preprocessing(image_size=image_size, resize="exact", resize_to=image_size)
     return Preprocessing(image_size=image_size, resize_to=round(image_size * 256 / 224))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationPreprocessing:
+    """How an image becomes a segmenter's input.
+
+    `long_side` and `short_side` bound it: it is scaled, up or down, to the largest size within both, each side rounded
+    to whole pixels (half up), bilinearly on 8-bit pixels; nothing is padded. 0 and 0 leave an image as it is. `mean`
+    and `std` are for pixels in 0..1, one number a channel; one number means a greyscale model.
+    """
+
+    long_side: int = 2048
+    short_side: int = 512
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if not (0 < self.short_side <= self.long_side or self.long_side == self.short_side == 0):
+            raise XCiTError(
+                f"SegmentationPreprocessing: short_side {self.short_side} must be above 0 and at most long_side "
+                f"{self.long_side}, or both 0"
+            )
+        if not all(std > 0 for std in self.std) or len(self.mean) != len(self.std):
+            raise XCiTError(f"SegmentationPreprocessing: std is {self.std}, must be above 0, one number a channel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterInfo:
+    """Name, preprocessing, and class names in the order of the logits (empty when unknown)."""
+
+    name: str
+    preprocessing: SegmentationPreprocessing
+    class_names: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from xcit.errors import XCiTError
 from xcit.models import Preprocessing
 from xcit.models.info import IMAGENET_MEAN
 from xcit.tasks.sources import find_source
-from xcit.zoo import get_model
+from xcit.zoo import get_xcit
 from xcit.zoo.names import is_known
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ _Loaded = tuple[nn.Module, Preprocessing, list[tuple[str, ...]]]
 
 
 def _load_xcit(source: str, spec: Preprocessing) -> _Loaded:
-    model = get_model(source, pretrained=True)
+    model = get_xcit(source, pretrained=True)
     if model.info is None:  # a file that says nothing; the published ones are all in ImageNet's normalisation
         return model, Preprocessing() if model.config.in_channels == len(IMAGENET_MEAN) else spec, []
     return model, model.info.preprocessing, [names for names in (model.info.class_ids, model.info.class_names) if names]

@@ -1,18 +1,24 @@
 """Rewrites a checkpoint in another format, bit for bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from xcit.errors import XCiTError
+from xcit.weights.dense import dense_from_native
 from xcit.weights.files import StoredWeights, read_checkpoint, write_pickle, write_safetensors
 from xcit.weights.formats import from_native
 
-Target = Literal["xcit", "official", "timm", "mmpretrain", "dino"]
+Target = Literal["xcit", "official", "timm", "mmpretrain", "dino", "mmseg"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-"""Formats that can be written. "dino" is a published DINO backbone: official names, no classifier, no wrapper."""
+"""Formats that can be written.
+
+"dino" is a published DINO backbone: official names, no classifier, no wrapper. "mmseg" is a published segmenter; "xcit"
+too keeps a segmenter whole, all others take the XCiT out of it.
+"""
 
 _PICKLED = (".pth", ".pt", ".bin")
 
@@ -22,6 +28,7 @@ _WRAP: dict[Target, Callable[[dict[str, Tensor]], dict[str, object]]] = {
     "timm": dict,
     "mmpretrain": lambda state: {"state_dict": state, "meta": {}},
     "dino": dict,
+    "mmseg": lambda state: {"state_dict": state, "meta": {}},
 }
 """How each format's own pickles hold the state."""
 
@@ -43,8 +50,8 @@ def convert(
         What was read. Its `set_aside` names the tensors that the new file has not.
 
     Raises:
-        XCiTError: if the source cannot be read, has a classifier that the format does not hold, or the destination
-            cannot be written, or exists and `overwrite` is not set. The source itself is never overwritten.
+        XCiTError: if the source cannot be read, is not what the format holds, or the destination cannot be written, or
+            exists and `overwrite` is not set. The source itself is never overwritten.
     """
     source, destination = Path(source), Path(destination)
     if to not in TARGETS:
@@ -59,9 +66,16 @@ def convert(
             raise XCiTError(f"{destination} is the file to convert itself: choose another destination")
         if not overwrite:
             raise XCiTError(f"{destination} exists: choose another destination, or ask to overwrite it")
-    state = from_native(stored.state, "official" if to == "dino" else to)
+    if to == "mmseg":
+        if stored.dense_kind is None:
+            raise XCiTError(f"{source} is no segmenter, which {to} is the format of: choose another format")
+        state = dense_from_native(stored.dense, stored.dense_kind)
+    elif to == "xcit" and stored.dense_kind is not None:
+        state = stored.dense
+    else:
+        state = from_native(stored.state, "official" if to == "dino" else to)
     if destination.suffix == ".safetensors":
         write_safetensors(destination, state, stored.metadata)
     else:
         write_pickle(destination, state, _WRAP[to])
-    return stored
+    return replace(stored, set_aside=()) if len(state) == len(stored.dense) else stored

@@ -2,30 +2,37 @@
 
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS
+from xcit.zoo.get import get_backbone, get_model, get_xcit
 from xcit.zoo.load import (
     fetch,
-    get_backbone,
-    get_model,
     load_as,
     load_checkpoint,
     load_file,
     load_weights,
     weights_path,
 )
-from xcit.zoo.names import find_checkpoint, list_models
-from xcit.zoo.records import Accuracy, Checkpoint
+from xcit.zoo.names import RECORDS, find_checkpoint, find_record, list_models
+from xcit.zoo.records import Accuracy, Checkpoint, Figure, Record, SegmenterRecord
+from xcit.zoo.segmenters import SEGMENTERS
 from xcit.zoo.stored import save_model
 from xcit.zoo.verification import verify
 
 __all__ = [
     "ARCHITECTURES",
     "CHECKPOINTS",
+    "RECORDS",
+    "SEGMENTERS",
     "Accuracy",
     "Checkpoint",
+    "Figure",
+    "Record",
+    "SegmenterRecord",
     "fetch",
     "find_checkpoint",
+    "find_record",
     "get_backbone",
     "get_model",
+    "get_xcit",
     "list_models",
     "load_as",
     "load_checkpoint",

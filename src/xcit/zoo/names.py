@@ -7,20 +7,39 @@ from fnmatch import fnmatchcase
 from xcit.errors import XCiTError
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS
-from xcit.zoo.records import Checkpoint
+from xcit.zoo.records import Checkpoint, Record
+from xcit.zoo.segmenters import SEGMENTERS
 
-_BY_LOWER_NAME: dict[str, Checkpoint] = {
-    name.lower(): record for record in CHECKPOINTS.values() for name in (record.name, *record.aliases)
+RECORDS: dict[str, Record] = {**CHECKPOINTS, **SEGMENTERS}
+"""Everything that can be had by name."""
+
+_BY_LOWER_NAME: dict[str, Record] = {
+    name.lower(): record for record in RECORDS.values() for name in (record.name, *record.aliases)
 }
 
 
 def is_known(name: str) -> bool:
-    """Whether a checkpoint has this name or alias."""
+    """Whether anything has this name or alias."""
     return name.lower() in _BY_LOWER_NAME
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """The record of a name or alias, upper or lower case alike.
+    """The record of a classifier's or feature backbone's name or alias, upper or lower case alike.
+
+    Raises:
+        XCiTError: if there is none (the nearest names are suggested), or it is of another kind of model.
+    """
+    record = find_record(name)
+    if not isinstance(record, Checkpoint):
+        raise XCiTError(
+            f"{record.name} is for {record.task}: it neither classifies nor gives one feature an image; its backbone "
+            f"is {record.architecture}"
+        )
+    return record
+
+
+def find_record(name: str) -> Record:
+    """The record of any name or alias, upper or lower case alike.
 
     Raises:
         XCiTError: if there is none; the nearest names are suggested.
@@ -55,17 +74,18 @@ def list_models(
     exclude_patterns: str | Sequence[str] | None = None,
     task: str | None = None,
 ) -> list[str]:
-    """Names of checkpoints, sorted.
+    """Names of models, sorted.
 
     Args:
         pattern: shell-style, with `*` added at its end; none takes all.
         exclude_patterns: one or several, likewise; what matches any is left out.
-        task: "image-classification", "image-features" for backbones without a classifier, or none for any.
+        task: "image-classification", "image-features" for backbones without a classifier,
+            "semantic-segmentation", or none for any.
     """
     excluded = [exclude_patterns] if isinstance(exclude_patterns, str) else list(exclude_patterns or ())
     return sorted(
         record.name
-        for record in CHECKPOINTS.values()
+        for record in RECORDS.values()
         if fnmatchcase(record.name.lower(), f"{(pattern or '').lower()}*")
         and not any(fnmatchcase(record.name.lower(), f"{other.lower()}*") for other in excluded)
         and (task is None or record.task == task)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from xcit.models import Preprocessing, XCiTConfig
+from xcit.models import Preprocessing, SegmentationPreprocessing, SegmenterConfig, XCiTConfig
 from xcit.weights.fetch import Source
 
 Protocol = Literal["mmpretrain", "official"]
@@ -56,3 +56,59 @@ class Checkpoint:
     sources: tuple[Source, ...] = ()
     packaged: str | None = None
     licence: str = "Apache-2.0"
+
+    @property
+    def model(self) -> XCiTConfig:
+        """The shape of the whole model."""
+        return self.config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A published figure, in percent, of the metric that it names."""
+
+    measured_by: str
+    metric: Literal["mIoU"]
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterRecord:
+    """A trained segmenter that can be had by name.
+
+    Attributes:
+        name: unique.
+        aliases: other names for it.
+        task: what it does.
+        architecture: that of its backbone, in `ARCHITECTURES`.
+        model: its shape.
+        recipe: the name of the training config.
+        dataset: what it was trained on and is measured on.
+        preprocessing: how to prepare images, as its authors measured it.
+        figures: published figures.
+        sources: where to get it, in the order they are tried.
+        packaged: none: no segmenter comes with this package.
+        licence: of the weights.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    task: str = "semantic-segmentation"
+    architecture: str
+    model: SegmenterConfig
+    recipe: str
+    dataset: str
+    preprocessing: SegmentationPreprocessing
+    figures: tuple[Figure, ...]
+    sources: tuple[Source, ...]
+    packaged: None = None
+    licence: str = "Apache-2.0"
+
+    @property
+    def config(self) -> XCiTConfig:
+        """The shape of the backbone."""
+        return self.model.backbone
+
+
+Record = Checkpoint | SegmenterRecord
+"""Anything that can be had by name."""

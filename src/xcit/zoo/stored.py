@@ -3,24 +3,41 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xcit.errors import XCiTError
-from xcit.models import DINO_PREPROCESSING, ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.models import (
+    DINO_PREPROCESSING,
+    ModelInfo,
+    Preprocessing,
+    SegmentationPreprocessing,
+    Segmenter,
+    SegmenterConfig,
+    SegmenterInfo,
+    XCiT,
+    XCiTConfig,
+    build_segmenter,
+)
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.load import load_state
 from xcit.zoo.architectures import ARCHITECTURES
 
+_SEGMENTATION = "semantic-segmentation"
+
 METADATA_KEY = "xcit"
 """Under this key a safetensors file's metadata hold shape, class names and preprocessing, as JSON."""
 
+ModelConfig = XCiTConfig | SegmenterConfig
+"""The shape of any model."""
 
-def save_model(model: XCiT, path: Path) -> None:
+
+def save_model(model: XCiT | Segmenter, path: Path) -> None:
     """Writes weights, shape, class names and preprocessing to one safetensors file that `get_model` reads.
 
     Raises:
@@ -29,29 +46,85 @@ def save_model(model: XCiT, path: Path) -> None:
     write_safetensors(path, model.state_dict(), model_metadata(model.config, model.info))
 
 
-def model_metadata(config: XCiTConfig, info: ModelInfo | None) -> dict[str, str]:
+def model_metadata(config: ModelConfig, info: ModelInfo | SegmenterInfo | None) -> dict[str, str]:
     """The metadata of a safetensors file."""
     content: dict[str, Any] = {"config": dataclasses.asdict(config)}
+    if isinstance(config, SegmenterConfig):
+        content["task"] = _SEGMENTATION
     if info is not None:
         content["info"] = dataclasses.asdict(info)
     return {METADATA_KEY: json.dumps(content), "format": "pt"}
 
 
 def read_metadata(stored: StoredWeights) -> tuple[XCiTConfig, ModelInfo | None] | None:
-    """Shape and info from a file's metadata, none where it has no such metadata.
+    """Shape and info of an XCiT from a file's metadata; of a segmenter's backbone, which has no info.
+
+    None where the file has no such metadata.
 
     Raises:
         XCiTError: if the metadata are not what `model_metadata` writes.
     """
+    content = _content(stored)
+    if content is None:
+        return None
+    with _readable(stored):
+        if content.get("task") == _SEGMENTATION:
+            return _segmenter_config(content["config"]).backbone, None
+        return XCiTConfig(**content["config"]), _info(content["info"]) if "info" in content else None
+
+
+def read_segmenter_metadata(stored: StoredWeights) -> tuple[SegmenterConfig, SegmenterInfo | None] | None:
+    """Shape and info of a segmenter from a file's metadata, none where it has none of a segmenter.
+
+    Raises:
+        XCiTError: if the metadata are not what `model_metadata` writes.
+    """
+    content = _content(stored)
+    if content is None or content.get("task") != _SEGMENTATION:
+        return None
+    with _readable(stored):
+        info = content.get("info")
+        return _segmenter_config(content["config"]), None if info is None else _segmenter_info(info)
+
+
+def _content(stored: StoredWeights) -> dict[str, Any] | None:
     if METADATA_KEY not in stored.metadata:
         return None
-    try:
+    with _readable(stored):
         content = json.loads(stored.metadata[METADATA_KEY])
-        config = XCiTConfig(**content["config"])
-        info = _info(content["info"]) if "info" in content else None
+        if not isinstance(content, dict):
+            raise TypeError("they are no mapping")
+        return content
+
+
+@contextmanager
+def _readable(stored: StoredWeights) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, TypeError, KeyError) as error:
         raise XCiTError(f"{stored.path}: its metadata can't be read: {error}") from None
-    return config, info
+
+
+def _segmenter_config(content: Mapping[str, Any]) -> SegmenterConfig:
+    indices = content["out_indices"]
+    return SegmenterConfig(
+        **{
+            **content,
+            "backbone": XCiTConfig(**content["backbone"]),
+            "out_indices": None if indices is None else tuple(indices),
+        }
+    )
+
+
+def _segmenter_info(content: Mapping[str, Any]) -> SegmenterInfo:
+    preprocessing = dict(content["preprocessing"])
+    for name in ("mean", "std"):
+        preprocessing[name] = tuple(preprocessing[name])
+    return SegmenterInfo(
+        name=content["name"],
+        preprocessing=SegmentationPreprocessing(**preprocessing),
+        class_names=tuple(content["class_names"]),
+    )
 
 
 def _info(content: Mapping[str, Any]) -> ModelInfo:
@@ -80,6 +153,31 @@ def describe(stored: StoredWeights) -> tuple[XCiTConfig, ModelInfo | None]:
     if stored.format == "dino" and config.in_channels == len(DINO_PREPROCESSING.mean):
         return config, ModelInfo(name=stored.path.stem, preprocessing=DINO_PREPROCESSING)
     return config, None
+
+
+def describe_segmenter(stored: StoredWeights) -> tuple[SegmenterConfig, SegmenterInfo | None]:
+    """Shape and info of a segmenter's file: from its metadata, else the shape from its tensors.
+
+    Raises:
+        XCiTError: if it holds no segmenter, or neither tells what it is.
+    """
+    if (known := read_segmenter_metadata(stored)) is not None:
+        return known
+    if stored.dense_kind is None:
+        raise XCiTError(f"{stored.path}: not the weights of a segmenter")
+    state = stored.dense
+    try:
+        num_classes, channels = state["head.classifier.weight"].shape[:2]
+        auxiliary = state["auxiliary.classifier.weight"].shape[1] if stored.dense_kind == "upernet" else None
+    except (KeyError, ValueError, IndexError) as error:
+        raise XCiTError(f"{stored.path}: not the weights of a segmenter: no tensor {error}") from None
+    config = SegmenterConfig(
+        kind=stored.dense_kind,
+        backbone=config_from_state(stored.state, str(stored.path)),
+        num_classes=num_classes,
+        channels=channels,
+    )
+    return config if auxiliary is None else dataclasses.replace(config, auxiliary_channels=auxiliary), None
 
 
 def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
@@ -137,10 +235,49 @@ def build_model(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -> X
     return model.eval()
 
 
+def build_stored_segmenter(config: SegmenterConfig, state: Mapping[str, Tensor], what: str) -> Segmenter:
+    """A segmenter of this shape with these weights, in evaluation mode.
+
+    Raises:
+        XCiTError: if names or shapes differ; the message lists them.
+    """
+    model = empty_segmenter(config)
+    load_state(model, state, what)
+    return model.eval()
+
+
 def empty_model(config: XCiTConfig) -> XCiT:
     """A model on the CPU whose weights are not set: no time goes into an initialisation that is overwritten."""
     with torch.device("meta"):
         model = XCiT(config)
+    _allocate(model)
+    return model
+
+
+def empty_segmenter(config: SegmenterConfig) -> Segmenter:
+    """Likewise a segmenter."""
+    with torch.device("meta"):
+        model = build_segmenter(config)
+    _allocate(model)
+    return model
+
+
+def outline(config: ModelConfig) -> dict[str, torch.Size]:
+    """Names and shapes of a model's tensors."""
+    return {name: tensor.shape for name, tensor in _on_meta(config).state_dict().items()}
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Numbers that training learns."""
+    return sum(parameter.numel() for parameter in _on_meta(config).parameters())
+
+
+def _on_meta(config: ModelConfig) -> XCiT | Segmenter:
+    with torch.device("meta"):
+        return XCiT(config) if isinstance(config, XCiTConfig) else build_segmenter(config)
+
+
+def _allocate(model: nn.Module) -> None:
     # Not `to_empty`: from the meta device it imports sympy, which takes as long as half of torch.
     state = {
         name: torch.empty(outline.shape, dtype=outline.dtype, device="cpu")
@@ -150,4 +287,3 @@ def empty_model(config: XCiTConfig) -> XCiT:
         if name.endswith("num_batches_tracked"):  # the one thing a checkpoint may lack
             tensor.zero_()
     model.load_state_dict(state, assign=True)
-    return model

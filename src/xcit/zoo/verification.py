@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xcit.errors import XCiTError
+from xcit.models import SegmenterConfig
 from xcit.weights.fetch import Progress
 from xcit.weights.files import digest, read_checkpoint
 from xcit.weights.load import check_state, nonfinite
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.load import is_file, weights_path
-from xcit.zoo.names import find_checkpoint
-from xcit.zoo.stored import describe, empty_model
+from xcit.zoo.names import find_record
+from xcit.zoo.stored import ModelConfig, describe, describe_segmenter, num_parameters, outline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +37,17 @@ def verify(name_or_path: str | os.PathLike[str], *, progress: Progress | None = 
     if is_file(name_or_path):
         path, expected_config = Path(name_or_path), None
     else:
-        record = find_checkpoint(os.fspath(name_or_path))
-        path, expected_config = weights_path(record, progress=progress), record.config
+        record = find_record(os.fspath(name_or_path))
+        path, expected_config = weights_path(record, progress=progress), record.model
     stored = read_checkpoint(path)
-    found, recorded = digest(stored.state), stored.metadata.get("digest")
+    found, recorded = digest(stored.whole), stored.metadata.get("digest")
     if recorded is not None and recorded != found:
         raise XCiTError(f"{path}: damaged: its tensors have digest {found}, the file says {recorded}")
-    config = expected_config or describe(stored)[0]
-    model = empty_model(config)
-    check_state({name: tensor.shape for name, tensor in model.state_dict().items()}, stored.state, str(path))
-    if bad := nonfinite(stored.state):
+    config = expected_config or (describe(stored) if stored.dense_kind is None else describe_segmenter(stored))[0]
+    expected = outline(config)
+    state = stored.state if stored.dense_kind is None else stored.dense
+    check_state(expected, state, str(path))
+    if bad := nonfinite(state):
         raise XCiTError(f"{path}: {len(bad)} tensors hold NaN or infinity, the first is {bad[0]}")
     return VerifiedWeights(
         path=path,
@@ -53,12 +55,14 @@ def verify(name_or_path: str | os.PathLike[str], *, progress: Progress | None = 
         digest=found,
         recorded=recorded is not None,
         architecture=_architecture(config),
-        num_tensors=len(stored.state),
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        num_tensors=len(state),
+        params=num_parameters(config),
     )
 
 
-def _architecture(config: object) -> str:
+def _architecture(config: ModelConfig) -> str:
+    if isinstance(config, SegmenterConfig):
+        return f"{config.kind} on {_architecture(config.backbone)}"
     for name, known in ARCHITECTURES.items():
         fields = ("num_classes", "in_channels", "global_pool", "cls_depth", "drop_path_rate")
         if config == replace(known, **{field: getattr(config, field) for field in fields}):

@@ -1,0 +1,158 @@
+"""From a scene to a segmenter's input: as published for measuring, and augmented for training (mmseg's for ADE20K).
+
+Shapes: `h`, `w` a picture's, `C` channels of the model.
+"""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from xcit.data.resize import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
+from xcit.data.segmentation import IGNORED, Labels, Scene
+from xcit.errors import XCiTError
+from xcit.models import SegmentationPreprocessing
+
+Pixels = NDArray[np.uint8]
+
+_CROP_TRIES = 10
+
+_HUES = 256
+"""Of Pillow's HSV, where OpenCV has 180."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationAugmentation:
+    """What training does to a scene.
+
+    Attributes:
+        scale: bounds of the factor by which the sizes of the preprocessing are multiplied, uniformly drawn.
+        crop_size: pixels a side of what is cut out; a smaller scene is padded, with labels that do not count.
+        max_class_share: a crop is drawn anew, some times, while one class has this share of it or more; 1 never.
+        flip: share of scenes that are mirrored.
+        distort: whether brightness, contrast, saturation and hue are changed, each with a chance of one half; of a grey
+            image the first two.
+    """
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    crop_size: int = 512
+    max_class_share: float = 0.75
+    flip: float = 0.5
+    distort: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise XCiTError(f"SegmentationAugmentation: scale is {self.scale}, must be two rising factors above 0")
+        if self.crop_size < 1:
+            raise XCiTError(f"SegmentationAugmentation: crop_size is {self.crop_size}, must be at least 1")
+        if not 0 < self.max_class_share <= 1:
+            raise XCiTError(
+                f"SegmentationAugmentation: max_class_share is {self.max_class_share}, must be above 0 and at most 1"
+            )
+        if not 0 <= self.flip <= 1:
+            raise XCiTError(f"SegmentationAugmentation: flip is {self.flip}, must be in 0..1")
+
+
+def to_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixels:
+    """8-bit pixels (h, w, C) of an image, grey where the model is."""
+    if len(spec.mean) not in (1, 3):
+        raise XCiTError(f"preprocessing takes 1 or 3 means, not {len(spec.mean)}")
+    pixels = np.asarray(image.convert("L" if len(spec.mean) == 1 else "RGB"))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def resized_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixels:
+    """8-bit pixels (h, w, C) at the size that a model is measured at."""
+    pixels = to_pixels(image, spec)
+    return resize_bilinear_8bit(pixels, target_size(pixels, spec))
+
+
+def target_size(pixels: Pixels, spec: SegmentationPreprocessing, factor: float = 1.0) -> tuple[int, int]:
+    """(height, width) that pixels (h, w, C) are scaled to, times a factor that bounds are truncated after."""
+    height, width = pixels.shape[:2]
+    if spec.long_side == 0:
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+    long_side, short_side = int(spec.long_side * factor), int(spec.short_side * factor)
+    return fitted_size(height, width, long_side=max(1, long_side), short_side=max(1, short_side))
+
+
+def normalized(pixels: Pixels, spec: SegmentationPreprocessing) -> Tensor:
+    """float32 (C, h, w) of 8-bit pixels (h, w, C): minus mean, by standard deviation, both times 255."""
+    mean = torch.tensor([255 * value for value in spec.mean], dtype=torch.float32)
+    factor = torch.tensor([1 / (255 * value) for value in spec.std], dtype=torch.float32)
+    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
+    return image.sub_(mean[:, None, None]).mul_(factor[:, None, None])
+
+
+def augmented(scene: Scene, config: SegmentationAugmentation, spec: SegmentationPreprocessing) -> list[Tensor]:
+    """A scene as training sees it, drawn from Python's global generator.
+
+    Returns:
+        Image (C, crop_size, crop_size) and labels, uint8 (crop_size, crop_size).
+    """
+    pixels = to_pixels(scene.image, spec)
+    size = target_size(pixels, spec, random.uniform(*config.scale))
+    pixels, labels = resize_bilinear_8bit(pixels, size), resize_nearest_8bit(scene.labels, size)
+    pixels, labels = _cropped(pixels, labels, config)
+    if random.random() < config.flip:
+        pixels, labels = pixels[:, ::-1], labels[:, ::-1]
+    if config.distort:
+        pixels = _distorted(pixels)
+    side = config.crop_size
+    image = torch.zeros(pixels.shape[2], side, side)
+    image[:, : pixels.shape[0], : pixels.shape[1]] = normalized(pixels, spec)
+    padded = torch.full((side, side), IGNORED, dtype=torch.uint8)
+    padded[: labels.shape[0], : labels.shape[1]] = torch.from_numpy(np.ascontiguousarray(labels))
+    return [image, padded]
+
+
+def _cropped(pixels: Pixels, labels: Labels, config: SegmentationAugmentation) -> tuple[Pixels, Labels]:
+    side = config.crop_size
+    for _ in range(_CROP_TRIES + 1):
+        top, left = (random.randint(0, max(length - side, 0)) for length in labels.shape)
+        window = (slice(top, top + side), slice(left, left + side))
+        if config.max_class_share == 1 or _is_varied(labels[window], config.max_class_share):
+            break
+    return pixels[window], labels[window]
+
+
+def _is_varied(labels: Labels, max_class_share: float) -> bool:
+    counts = np.bincount(labels.ravel(), minlength=IGNORED + 1)[:IGNORED]
+    return bool(np.count_nonzero(counts) > 1 and counts.max() < max_class_share * counts.sum())
+
+
+def _distorted(pixels: Pixels) -> Pixels:
+    """The photometric distortion of mmseg; hue and saturation in Pillow's 8-bit HSV instead of OpenCV's."""
+    if _chance():
+        pixels = _line(pixels, 1, random.uniform(-32, 32))
+    contrast_first = _chance()
+    if contrast_first and _chance():
+        pixels = _line(pixels, random.uniform(0.5, 1.5), 0)
+    if pixels.shape[2] == 3:
+        pixels = _recoloured(pixels)
+    if not contrast_first and _chance():
+        pixels = _line(pixels, random.uniform(0.5, 1.5), 0)
+    return pixels
+
+
+def _recoloured(pixels: Pixels) -> Pixels:
+    saturation = random.uniform(0.5, 1.5) if _chance() else 1.0
+    hue = round(random.randint(-18, 17) * _HUES / 180) if _chance() else 0
+    if saturation == 1 and hue == 0:
+        return pixels
+    hsv = np.array(Image.fromarray(np.ascontiguousarray(pixels)).convert("HSV"))
+    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + hue) % _HUES
+    hsv[..., 1] = _line(hsv[..., 1], saturation, 0)
+    return np.asarray(Image.frombytes("HSV", hsv.shape[1::-1], hsv.tobytes()).convert("RGB"))
+
+
+def _line(values: Pixels, factor: float, summand: float) -> Pixels:
+    return (values.astype(np.float32) * factor + summand).clip(0, 255).astype(np.uint8)
+
+
+def _chance() -> bool:
+    return random.random() < 0.5

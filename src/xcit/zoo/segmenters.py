@@ -1,0 +1,67 @@
+"""The 16 published segmenters of ADE20K as records."""
+
+from dataclasses import replace
+
+from xcit.models import SegmentationPreprocessing, SegmenterConfig, XCiTConfig
+from xcit.models.segmentation import SegmenterKind
+from xcit.weights.fetch import Source
+from xcit.zoo.architectures import ARCHITECTURES
+from xcit.zoo.records import Figure, SegmenterRecord
+
+# Architecture; mIoU of UperNet and of Semantic FPN as the authors measured them.
+_PUBLISHED: tuple[tuple[str, float, float], ...] = (
+    ("tiny-12-p16", 41.5, 38.1),
+    ("tiny-12-p8", 43.5, 39.9),
+    ("small-12-p16", 45.9, 43.9),
+    ("small-12-p8", 46.6, 44.2),
+    ("small-24-p16", 46.9, 44.6),
+    ("small-24-p8", 48.1, 47.1),
+    ("medium-24-p16", 47.6, 45.9),
+    ("medium-24-p8", 48.4, 46.9),
+)
+
+SEGMENTER_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED)
+"""Those whose segmenters were published."""
+
+
+def backbone_of(architecture: XCiTConfig) -> XCiTConfig:
+    """The part of an architecture that gives patch tokens alone: no class attention, no classifier."""
+    return replace(architecture, cls_depth=0, num_classes=0, global_pool="none")
+
+
+def segmenter_config(kind: SegmenterKind, architecture: XCiTConfig, num_classes: int = 150) -> SegmenterConfig:
+    """The published head on an architecture."""
+    channels = 512 if kind == "upernet" else 128
+    return SegmenterConfig(kind=kind, backbone=backbone_of(architecture), channels=channels, num_classes=num_classes)
+
+
+def segmenter_name(kind: SegmenterKind, architecture: str) -> str:
+    """The name of a published segmenter and of its recipe."""
+    return f"{kind}_xcit-{architecture}_{'160k' if kind == 'upernet' else '80k'}_ade20k"
+
+
+def _record(kind: SegmenterKind, architecture: str, miou: float) -> SegmenterRecord:
+    name = segmenter_name(kind, architecture)
+    file = f"{kind.replace('-', '_')}_xcit_{architecture.replace('-', '_')}"
+    return SegmenterRecord(
+        name=name,
+        # The names of the authors' config and file, and the bare name.
+        aliases=(name.replace("-", "_"), file, f"{kind}_xcit-{architecture}"),
+        architecture=architecture,
+        model=segmenter_config(kind, ARCHITECTURES[architecture]),
+        recipe=name,
+        dataset="ADE20K",
+        preprocessing=SegmentationPreprocessing(),
+        figures=(Figure(measured_by="official", metric="mIoU", value=miou),),
+        sources=(
+            Source(kind="url", location=f"https://dl.fbaipublicfiles.com/xcit/ade/{file}.pth", filename=f"{file}.pth"),
+        ),
+    )
+
+
+SEGMENTERS: dict[str, SegmenterRecord] = {
+    record.name: record
+    for architecture, upernet, sem_fpn in _PUBLISHED
+    for record in (_record("upernet", architecture, upernet), _record("sem-fpn", architecture, sem_fpn))
+}
+"""Every published segmenter, by name."""
