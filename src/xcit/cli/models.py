@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from xcit.zoo import Checkpoint, SegmenterRecord
+    from xcit.models import SegmentationPreprocessing
+    from xcit.models.detection.config import MaskRCNNConfig
+    from xcit.zoo import Checkpoint, DetectorRecord, SegmenterRecord
 
-TASKS = ("image-classification", "image-features", "semantic-segmentation")
+TASKS = ("image-classification", "image-features", "semantic-segmentation", "object-detection")
 
 
 @click.command("list")
@@ -19,7 +21,7 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
     import json
 
     from xcit.errors import XCiTError
-    from xcit.zoo import Checkpoint, find_record, list_models
+    from xcit.zoo import Checkpoint, SegmenterRecord, find_record, list_models
 
     names = list_models(pattern, task=task)
     if not names:
@@ -29,10 +31,13 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
         click.echo(json.dumps(names, indent=1))
         return
     width = max(map(len, names))
-    click.echo(f"{'name':{width}}  px  top-1 official  top-1 mmpretrain  top-1 k-NN  top-1 linear  mIoU  data")
+    click.echo(
+        f"{'name':{width}}  px  top-1 official  top-1 mmpretrain  top-1 k-NN  top-1 linear  mIoU  box AP  mask AP  data"
+    )
     for name in names:
         record = find_record(name)
-        official, mmpretrain, knn, linear, miou = "", "", "", "", ""
+        official, mmpretrain, knn, linear = "", "", "", ""
+        figures: dict[str, str] = {}
         if isinstance(record, Checkpoint):
             top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in record.accuracies}
             official = top1.get(("classifier", "xcit")) or top1.get(("classifier", "official"), "")
@@ -40,10 +45,11 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
             knn, linear = (top1.get((method, "official"), "") for method in ("k-NN", "linear"))
             side = record.preprocessing.image_size
         else:
-            miou = f"{record.figures[0].value:.1f}"
-            side = record.preprocessing.short_side
+            figures = {figure.metric: f"{figure.value:.1f}" for figure in record.figures}
+            side = (record.preprocessing if isinstance(record, SegmenterRecord) else record.model).short_side
         click.echo(
-            f"{name:{width}} {side:3d}  {official:>14s}  {mmpretrain:>16s}  {knn:>10s}  {linear:>12s}  {miou:>4s}  "
+            f"{name:{width}} {side:3d}  {official:>14s}  {mmpretrain:>16s}  {knn:>10s}  {linear:>12s}  "
+            f"{figures.get('mIoU', ''):>4s}  {figures.get('box AP', ''):>6s}  {figures.get('mask AP', ''):>7s}  "
             f"{record.dataset}"
         )
 
@@ -67,7 +73,7 @@ def info(name: str, as_json: bool) -> None:
         ("name", record.name),
         ("also", ", ".join(record.aliases)),
         ("task", record.task),
-        *(_classifier_rows(record) if isinstance(record, Checkpoint) else _segmenter_rows(record)),
+        *(_classifier_rows(record) if isinstance(record, Checkpoint) else _dense_rows(record)),
         ("recipe", record.recipe),
         ("licence", record.licence),
         *(
@@ -80,7 +86,7 @@ def info(name: str, as_json: bool) -> None:
         click.echo(f"{label:14s} {value}")
 
 
-def _counts(record: "Checkpoint | SegmenterRecord") -> dict[str, object]:
+def _counts(record: "Checkpoint | SegmenterRecord | DetectorRecord") -> dict[str, object]:
     import dataclasses
 
     from xcit.counting import complexity
@@ -124,13 +130,20 @@ def _classifier_rows(record: "Checkpoint") -> list[tuple[str, str]]:
     ]
 
 
-def _segmenter_rows(record: "SegmenterRecord") -> list[tuple[str, str]]:
-    config, spec = record.config, record.preprocessing
+def _dense_rows(record: "SegmenterRecord | DetectorRecord") -> list[tuple[str, str]]:
+    from xcit.zoo import SegmenterRecord
+
+    config = record.config
+    if isinstance(record, SegmenterRecord):
+        head: str = record.model.kind
+        spec: SegmentationPreprocessing | MaskRCNNConfig = record.preprocessing
+    else:
+        head, spec = "mask-rcnn", record.model
     return [
         ("data", f"{record.dataset}, {record.model.num_classes} classes"),
         (
             "architecture",
-            f"{record.model.kind} on {record.architecture}: width {config.embed_dim}, {config.depth} blocks, "
+            f"{head} on {record.architecture}: width {config.embed_dim}, {config.depth} blocks, "
             f"{config.num_heads} heads, patches of {config.patch_size}",
         ),
         ("parameters", f"{_counts(record)['params']:,}"),

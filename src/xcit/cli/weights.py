@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg")
+FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet")
 
 
 @click.command()

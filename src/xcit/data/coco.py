@@ -133,8 +133,8 @@ def open_coco(data: str | os.PathLike[str], split: Split) -> CocoImages:
 
     Args:
         data: a folder with `annotations/instances_<split>2017.json` and `<split>2017/` in it, as COCO is distributed,
-            or `annotations/<split>.json` and `<split>/`, or `<split>/_annotations.coco.json`; or a JSON file, which then
-            serves as either split.
+            or `annotations/<split>.json` and `<split>/`, or `<split>/_annotations.coco.json`; or a JSON file, which
+            then serves as either split.
         split: "val" is what a model is measured on.
 
     Raises:
@@ -156,7 +156,9 @@ def open_coco(data: str | os.PathLike[str], split: Split) -> CocoImages:
             continue
         images.append(CocoImage(number, path, (entry["height"], entry["width"]), tuple(objects.get(number, ()))))
     if not images:
-        raise XCiTError(f"{source}: none of its {len(entries)} images is in {folder} or another place where they may be")
+        raise XCiTError(
+            f"{source}: none of its {len(entries)} images is in {folder} or another place where they may be"
+        )
     return CocoImages(tuple(images), names, tuple(index_of), tuple(problems.lines()), source)
 
 
@@ -188,7 +190,7 @@ def _read_json(source: Path) -> dict[str, Any]:
 
 def _categories(content: Mapping[str, Any], source: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     """Names in the file's order, and the label of each category id."""
-    names, index_of = [], dict[int, int]()
+    names, index_of = list[str](), dict[int, int]()
     for entry in content["categories"]:
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
             raise XCiTError(f"{source}: a category needs a whole number as 'id' and a 'name': {_brief(entry)}")
@@ -266,7 +268,9 @@ def _object(
 ) -> CocoObject | None:
     box = _numbers(entry.get("bbox"))
     if len(box) != 4:
-        problems.add("annotations left out, for bbox is not four finite numbers", f"{what}: {_brief(entry.get('bbox'))}")
+        problems.add(
+            "annotations left out, for bbox is not four finite numbers", f"{what}: {_brief(entry.get('bbox'))}"
+        )
         return None
     segmentation = entry.get("segmentation")
     is_crowd = bool(entry.get("iscrowd", 0))

@@ -10,7 +10,6 @@ from xcit.ops.forms import (
     xca,
 )
 from xcit.ops.reference import POSITION_DIM, drop_path, fourier_position, lpi
-from xcit.ops.resize import resize_bilinear_8_bits
 
 __all__ = [
     "POSITION_DIM",
@@ -23,6 +22,5 @@ __all__ = [
     "gram",
     "lpi",
     "mixing_matrix",
-    "resize_bilinear_8_bits",
     "xca",
 ]

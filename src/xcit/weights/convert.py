@@ -8,19 +8,25 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.weights.dense import dense_from_native
+from xcit.weights.dense import DenseKind, dense_from_native
 from xcit.weights.files import StoredWeights, read_checkpoint, write_pickle, write_safetensors
 from xcit.weights.formats import from_native
 
-Target = Literal["xcit", "official", "timm", "mmpretrain", "dino", "mmseg"]
+Target = Literal["xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 """Formats that can be written.
 
-"dino" is a published DINO backbone: official names, no classifier, no wrapper. "mmseg" is a published segmenter; "xcit"
-too keeps a segmenter whole, all others take the XCiT out of it.
+"dino" is a published DINO backbone: official names, no classifier, no wrapper. "mmseg" is a published segmenter,
+"mmdet" a published detector; "xcit" too keeps these whole, all others take the XCiT out of them.
 """
 
 _PICKLED = (".pth", ".pt", ".bin")
+
+_DENSE: dict[Target, tuple[str, tuple[DenseKind, ...]]] = {
+    "mmseg": ("segmenter", ("upernet", "sem-fpn")),
+    "mmdet": ("detector", ("mask-rcnn",)),
+}
+"""Formats of whole dense models: what such a model is called, and its kinds."""
 
 _WRAP: dict[Target, Callable[[dict[str, Tensor]], dict[str, object]]] = {
     "xcit": dict,
@@ -29,6 +35,7 @@ _WRAP: dict[Target, Callable[[dict[str, Tensor]], dict[str, object]]] = {
     "mmpretrain": lambda state: {"state_dict": state, "meta": {}},
     "dino": dict,
     "mmseg": lambda state: {"state_dict": state, "meta": {}},
+    "mmdet": lambda state: {"state_dict": state, "meta": {}},
 }
 """How each format's own pickles hold the state."""
 
@@ -66,9 +73,10 @@ def convert(
             raise XCiTError(f"{destination} is the file to convert itself: choose another destination")
         if not overwrite:
             raise XCiTError(f"{destination} exists: choose another destination, or ask to overwrite it")
-    if to == "mmseg":
-        if stored.dense_kind is None:
-            raise XCiTError(f"{source} is no segmenter, which {to} is the format of: choose another format")
+    if to == "mmseg" or to == "mmdet":
+        what, kinds = _DENSE[to]
+        if stored.dense_kind not in kinds:
+            raise XCiTError(f"{source} is no {what}, which {to} is the format of: choose another format")
         state = dense_from_native(stored.dense, stored.dense_kind)
     elif to == "xcit" and stored.dense_kind is not None:
         state = stored.dense

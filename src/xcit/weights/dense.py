@@ -12,7 +12,7 @@ from torch import Tensor
 from xcit.errors import XCiTError
 from xcit.weights.formats import from_native, to_native
 
-DenseKind = Literal["upernet", "sem-fpn"]
+DenseKind = Literal["upernet", "sem-fpn", "mask-rcnn"]
 DENSE_KINDS: tuple[DenseKind, ...] = get_args(DenseKind)
 
 XCIT = "backbone.xcit."
@@ -75,9 +75,32 @@ _SEM_FPN: dict[str, str] = {
     "head.classifier": "decode_head.conv_seg",
 }
 
+# The classes stand in the published order, the background last: torchvision's other order is made of the labels.
+_MASK_RCNN: dict[str, str] = {
+    **{
+        native: published
+        for i in range(4)
+        for native, published in (
+            (f"fpn.inner_blocks.{i}.0", f"neck.lateral_convs.{i}.conv"),
+            (f"fpn.layer_blocks.{i}.0", f"neck.fpn_convs.{i}.conv"),
+            (f"roi_heads.mask_head.{i}.0", f"roi_head.mask_head.convs.{i}.conv"),
+        )
+    },
+    "rpn.head.conv.0.0": "rpn_head.rpn_conv",
+    "rpn.head.cls_logits": "rpn_head.rpn_cls",
+    "rpn.head.bbox_pred": "rpn_head.rpn_reg",
+    "roi_heads.box_head.fc6": "roi_head.bbox_head.shared_fcs.0",
+    "roi_heads.box_head.fc7": "roi_head.bbox_head.shared_fcs.1",
+    "roi_heads.box_predictor.cls_score": "roi_head.bbox_head.fc_cls",
+    "roi_heads.box_predictor.bbox_pred": "roi_head.bbox_head.fc_reg",
+    "roi_heads.mask_predictor.conv5_mask": "roi_head.mask_head.upsample",
+    "roi_heads.mask_predictor.mask_fcn_logits": "roi_head.mask_head.conv_logits",
+}
+
 DENSE_TO_PUBLISHED: dict[DenseKind, dict[str, str]] = {
     "upernet": _PYRAMID | _UPERNET,
     "sem-fpn": _PYRAMID | _SEM_FPN,
+    "mask-rcnn": _PYRAMID | _MASK_RCNN,
 }
 """Rows of each kind: native module -> published module, of all but the XCiT."""
 

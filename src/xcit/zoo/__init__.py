@@ -2,6 +2,7 @@
 
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS
+from xcit.zoo.detectors import DETECTORS
 from xcit.zoo.get import get_backbone, get_model, get_xcit
 from xcit.zoo.load import (
     fetch,
@@ -12,7 +13,7 @@ from xcit.zoo.load import (
     weights_path,
 )
 from xcit.zoo.names import RECORDS, find_checkpoint, find_record, list_models
-from xcit.zoo.records import Accuracy, Checkpoint, Figure, Record, SegmenterRecord
+from xcit.zoo.records import Accuracy, Checkpoint, DetectorRecord, Figure, Record, SegmenterRecord
 from xcit.zoo.segmenters import SEGMENTERS
 from xcit.zoo.stored import save_model
 from xcit.zoo.verification import verify
@@ -20,10 +21,12 @@ from xcit.zoo.verification import verify
 __all__ = [
     "ARCHITECTURES",
     "CHECKPOINTS",
+    "DETECTORS",
     "RECORDS",
     "SEGMENTERS",
     "Accuracy",
     "Checkpoint",
+    "DetectorRecord",
     "Figure",
     "Record",
     "SegmenterRecord",

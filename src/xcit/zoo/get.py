@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -14,15 +14,19 @@ from xcit.models import Segmenter, XCiT, XCiTConfig, XCiTPyramid, build_segmente
 from xcit.weights.fetch import Progress
 from xcit.weights.files import StoredWeights
 from xcit.weights.load import load_state
+from xcit.zoo.detectors import detector_info
 from xcit.zoo.load import (
     checkpoint_info,
     is_file,
     load_as,
     load_checkpoint,
+    load_detector,
+    load_detector_as,
     load_file,
     load_segmenter,
     load_segmenter_as,
     load_stored,
+    load_stored_detector,
     load_stored_segmenter,
     local,
     read_verified,
@@ -30,11 +34,14 @@ from xcit.zoo.load import (
     segmenter_info,
 )
 from xcit.zoo.names import find_checkpoint, find_record
-from xcit.zoo.records import SegmenterRecord
+from xcit.zoo.records import DetectorRecord, SegmenterRecord
 from xcit.zoo.segmenters import backbone_of
 from xcit.zoo.stored import build_model, describe
 
-Built = TypeVar("Built", XCiT, Segmenter)
+if TYPE_CHECKING:
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+Built = TypeVar("Built", XCiT, Segmenter, "MaskRCNN")
 
 
 def get_model(
@@ -44,21 +51,21 @@ def get_model(
     *,
     num_classes: int | None = None,
     progress: Progress | None = None,
-) -> XCiT | Segmenter:
+) -> "XCiT | Segmenter | MaskRCNN":
     """Builds a model by name, in evaluation mode.
 
     Args:
         model: a name or alias (see `list_models`), or the path of a weights file, which then is loaded.
         pretrained: false for random weights, true for the published ones (downloaded once, see `fetch`), or the path or
-            URL of a file in any published format (official, timm, mmpretrain, DINO; for a segmenter the official one)
-            with weights for this architecture.
+            URL of a file in any published format (official, timm, mmpretrain, DINO; for a segmenter or detector the
+            official one) with weights for this architecture.
         device: where to put it; none is the CPU.
         num_classes: another number than the weights have gives a new random head, 0 none.
         progress: called while weights are downloaded.
 
     Returns:
-        The model: an `XCiT`, or a `Segmenter` for names and files of semantic segmentation. `model.info` holds its
-        class names and preprocessing where they are known.
+        The model: an `XCiT`, or a `Segmenter` or `MaskRCNN` for names and files of segmentation and detection.
+        `model.info` holds its class names and preprocessing where they are known.
 
     Raises:
         XCiTError: if the name is unknown, the weights can't be had, or they don't fit.
@@ -68,8 +75,12 @@ def get_model(
         stored = read_verified(Path(model))
         if stored.dense_kind is None:
             return _with_classes(load_stored(stored), num_classes, device)
+        if stored.dense_kind == "mask-rcnn":
+            return _with_classes(load_stored_detector(stored), num_classes, device)
         return _with_classes(load_stored_segmenter(stored), num_classes, device)
     record = find_record(os.fspath(model))
+    if isinstance(record, DetectorRecord):
+        return _with_classes(_detector(record, pretrained, num_classes, progress), num_classes, device)
     if isinstance(record, SegmenterRecord):
         return _with_classes(_segmenter(record, pretrained, num_classes, progress), num_classes, device)
     return get_xcit(model, pretrained, device, num_classes=num_classes, progress=progress)
@@ -205,6 +216,24 @@ def _segmenter(
     built = load_segmenter_as(record.model, os.fspath(pretrained), progress=progress)
     if built.info is None and built.num_classes == record.model.num_classes:
         built.info = segmenter_info(record)
+    return built
+
+
+def _detector(
+    record: DetectorRecord,
+    pretrained: bool | str | os.PathLike[str],
+    num_classes: int | None,
+    progress: Progress | None,
+) -> "MaskRCNN":
+    if pretrained is True:
+        return load_detector(record, progress=progress)
+    if pretrained is not False:
+        return load_detector_as(record, os.fspath(pretrained), progress=progress)
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+    built = MaskRCNN(replace(record.model, num_classes=_or(num_classes, record.model.num_classes))).eval()
+    if built.num_classes == record.model.num_classes:
+        built.info = detector_info(record)
     return built
 
 

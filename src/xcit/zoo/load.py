@@ -4,29 +4,37 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from xcit.errors import XCiTError
 from xcit.models import ModelInfo, Segmenter, SegmenterConfig, SegmenterInfo, XCiT, XCiTConfig
+from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.weights.fetch import Progress, cache_dir, obtain
 from xcit.weights.files import StoredWeights, digest, read_checkpoint, write_safetensors
 from xcit.weights.load import check_state, load_state, nonfinite
 from xcit.zoo.ade20k import ade20k_class_names
+from xcit.zoo.detectors import EITHER_PATCH, detector_info
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.names import find_record, is_known
-from xcit.zoo.records import Checkpoint, Record, SegmenterRecord
+from xcit.zoo.records import Checkpoint, DetectorRecord, Record, SegmenterRecord
 from xcit.zoo.stored import (
     ModelConfig,
     build_model,
+    build_stored_detector,
     build_stored_segmenter,
     describe,
+    describe_detector,
     describe_segmenter,
     model_metadata,
     outline,
     read_metadata,
     shape_from_state,
 )
+
+if TYPE_CHECKING:
+    from xcit.models.detection.mask_rcnn import MaskRCNN
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -98,6 +106,49 @@ def load_segmenter_as(config: SegmenterConfig, source: str, *, progress: Progres
         raise XCiTError(f"{stored.path}: its head has {found.channels} channels, the model's {config.channels}")
     built = build_stored_segmenter(replace(found, out_indices=config.out_indices), stored.dense, str(stored.path))
     built.info = info
+    return built
+
+
+def load_stored_detector(stored: StoredWeights) -> "MaskRCNN":
+    """The detector of what was read of a file: one that `save_model` wrote, or a published one.
+
+    Raises:
+        XCiTError: if it holds no detector, or one of a head on no known architecture.
+    """
+    config, info = describe_detector(stored)
+    built = build_stored_detector(config, stored.dense, str(stored.path))
+    built.info = info
+    return built
+
+
+def load_detector(record: DetectorRecord, *, progress: Progress | None = None) -> "MaskRCNN":
+    """A published detector, downloaded first if it is not on this machine."""
+    stored = read_zoo(record, progress)
+    built = load_stored_detector(stored)
+    built.info = detector_info(record)
+    return built
+
+
+def load_detector_as(record: DetectorRecord, source: str, *, progress: Progress | None = None) -> "MaskRCNN":
+    """A detector of a record's head and backbone with the weights of a path or URL, whatever its classes.
+
+    Raises:
+        XCiTError: if the file can't be had or read, or holds no such detector; then in one line.
+    """
+    stored = read_verified(local(source, progress))
+    if stored.dense_kind != "mask-rcnn":
+        raise XCiTError(f"{stored.path}: not the weights of a detector, which {record.name} is")
+    found, info = describe_detector(stored)
+    expected = fitting_config(record, stored)
+    assert isinstance(expected, MaskRCNNConfig)
+    _check_backbone(expected.backbone, stored)
+    for name in ("channels", "box_features"):
+        if getattr(found, name) != getattr(expected, name):
+            raise XCiTError(f"{stored.path}: {name} is {getattr(found, name)}, the model's {getattr(expected, name)}")
+    built = build_stored_detector(found, stored.dense, str(stored.path))
+    built.info = info
+    if info is None and found.num_classes == expected.num_classes:
+        built.info = detector_info(record)
     return built
 
 
@@ -187,6 +238,20 @@ def segmenter_info(record: SegmenterRecord) -> SegmenterInfo:
     return SegmenterInfo(name=record.name, preprocessing=record.preprocessing, class_names=ade20k_class_names())
 
 
+def _info_of(record: Record) -> ModelInfo | SegmenterInfo | DetectorInfo:
+    if isinstance(record, DetectorRecord):
+        return detector_info(record)
+    return checkpoint_info(record) if isinstance(record, Checkpoint) else segmenter_info(record)
+
+
+def fitting_config(record: Record, stored: StoredWeights) -> ModelConfig:
+    """A record's shape, with the file's patch size where it is not known for sure which one was published."""
+    if not isinstance(record, DetectorRecord) or record.name != EITHER_PATCH:
+        return record.model
+    patch_size = shape_from_state(stored.state, str(stored.path))["patch_size"]
+    return replace(record.model, backbone=replace(record.model.backbone, patch_size=patch_size))
+
+
 def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: Progress | None = None) -> Path:
     """Brings a checkpoint's weights to this machine, for a time without a network.
 
@@ -229,8 +294,8 @@ def weights_path(record: Record, *, progress: Progress | None = None) -> Path:
     with FileLock(f"{path}.lock"):
         if not path.exists():  # another process may have fetched it while this one waited
             stored, raw = _first_good(record, progress)
-            info = checkpoint_info(record) if isinstance(record, Checkpoint) else segmenter_info(record)
-            write_safetensors(path, stored.whole, model_metadata(record.model, info))
+            config = fitting_config(record, stored)
+            write_safetensors(path, stored.whole, model_metadata(config, _info_of(record)))
             if cache_dir() in raw.parents:  # else it is a mirror's, or in the Hub's own cache
                 raw.unlink(missing_ok=True)
     return path
@@ -245,7 +310,7 @@ def _first_good(record: Record, progress: Progress | None) -> tuple[StoredWeight
         except XCiTError as error:
             raise XCiTError("\n".join([*problems, str(error)])) from None
         try:
-            return _checked(raw, record.model), raw
+            return _checked(raw, record), raw
         except XCiTError as error:
             if cache_dir() in raw.parents:  # or it would be found there for ever
                 raw.unlink(missing_ok=True)
@@ -289,10 +354,10 @@ def read_verified(path: Path) -> StoredWeights:
     return stored
 
 
-def _checked(path: Path, config: ModelConfig) -> StoredWeights:
-    """The weights of a file that are whole, finite, and of this shape."""
+def _checked(path: Path, record: Record) -> StoredWeights:
+    """The weights of a file that are whole, finite, and of the record's shape."""
     stored = read_verified(path)
-    check_state(outline(config), stored.whole, str(path))
+    check_state(outline(fitting_config(record, stored)), stored.whole, str(path))
     if bad := nonfinite(stored.whole):
         raise XCiTError(f"{path}: tensor {bad[0]} holds NaN or infinity")
     return stored

@@ -7,10 +7,11 @@ from fnmatch import fnmatchcase
 from xcit.errors import XCiTError
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS
+from xcit.zoo.detectors import DETECTORS
 from xcit.zoo.records import Checkpoint, Record
 from xcit.zoo.segmenters import SEGMENTERS
 
-RECORDS: dict[str, Record] = {**CHECKPOINTS, **SEGMENTERS}
+RECORDS: dict[str, Record] = {**CHECKPOINTS, **SEGMENTERS, **DETECTORS}
 """Everything that can be had by name."""
 
 _BY_LOWER_NAME: dict[str, Record] = {
@@ -80,7 +81,7 @@ def list_models(
         pattern: shell-style, with `*` added at its end; none takes all.
         exclude_patterns: one or several, likewise; what matches any is left out.
         task: "image-classification", "image-features" for backbones without a classifier,
-            "semantic-segmentation", or none for any.
+            "semantic-segmentation", "object-detection", or none for any.
     """
     excluded = [exclude_patterns] if isinstance(exclude_patterns, str) else list(exclude_patterns or ())
     return sorted(

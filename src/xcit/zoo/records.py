@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from xcit.models import Preprocessing, SegmentationPreprocessing, SegmenterConfig, XCiTConfig
+from xcit.models.detection.config import MaskRCNNConfig
 from xcit.weights.fetch import Source
 
 Protocol = Literal["mmpretrain", "official"]
@@ -68,7 +69,7 @@ class Figure:
     """A published figure, in percent, of the metric that it names."""
 
     measured_by: str
-    metric: Literal["mIoU"]
+    metric: Literal["mIoU", "box AP", "mask AP"]
     value: float
 
 
@@ -110,5 +111,41 @@ class SegmenterRecord:
         return self.model.backbone
 
 
-Record = Checkpoint | SegmenterRecord
+@dataclass(frozen=True, kw_only=True)
+class DetectorRecord:
+    """A trained detector that can be had by name.
+
+    Attributes:
+        name: unique.
+        aliases: other names for it.
+        task: what it does.
+        architecture: that of its backbone, in `ARCHITECTURES`.
+        model: its shape, which includes how images are prepared.
+        recipe: the name of the training config.
+        dataset: what it was trained on and is measured on.
+        figures: published figures.
+        sources: where to get it, in the order they are tried.
+        packaged: none: no detector comes with this package.
+        licence: of the weights.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    task: str = "object-detection"
+    architecture: str
+    model: MaskRCNNConfig
+    recipe: str
+    dataset: str
+    figures: tuple[Figure, ...]
+    sources: tuple[Source, ...]
+    packaged: None = None
+    licence: str = "Apache-2.0"
+
+    @property
+    def config(self) -> XCiTConfig:
+        """The shape of the backbone."""
+        return self.model.backbone
+
+
+Record = Checkpoint | SegmenterRecord | DetectorRecord
 """Anything that can be had by name."""

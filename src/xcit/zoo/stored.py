@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +24,25 @@ from xcit.models import (
     XCiTConfig,
     build_segmenter,
 )
+from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.load import load_state
 from xcit.zoo.architectures import ARCHITECTURES
 
+if TYPE_CHECKING:
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
 _SEGMENTATION = "semantic-segmentation"
+_DETECTION = "object-detection"
 
 METADATA_KEY = "xcit"
 """Under this key a safetensors file's metadata hold shape, class names and preprocessing, as JSON."""
 
-ModelConfig = XCiTConfig | SegmenterConfig
+ModelConfig = XCiTConfig | SegmenterConfig | MaskRCNNConfig
 """The shape of any model."""
 
 
-def save_model(model: XCiT | Segmenter, path: Path) -> None:
+def save_model(model: "XCiT | Segmenter | MaskRCNN", path: Path) -> None:
     """Writes weights, shape, class names and preprocessing to one safetensors file that `get_model` reads.
 
     Raises:
@@ -46,18 +51,20 @@ def save_model(model: XCiT | Segmenter, path: Path) -> None:
     write_safetensors(path, model.state_dict(), model_metadata(model.config, model.info))
 
 
-def model_metadata(config: ModelConfig, info: ModelInfo | SegmenterInfo | None) -> dict[str, str]:
+def model_metadata(config: ModelConfig, info: ModelInfo | SegmenterInfo | DetectorInfo | None) -> dict[str, str]:
     """The metadata of a safetensors file."""
     content: dict[str, Any] = {"config": dataclasses.asdict(config)}
     if isinstance(config, SegmenterConfig):
         content["task"] = _SEGMENTATION
+    if isinstance(config, MaskRCNNConfig):
+        content["task"] = _DETECTION
     if info is not None:
         content["info"] = dataclasses.asdict(info)
     return {METADATA_KEY: json.dumps(content), "format": "pt"}
 
 
 def read_metadata(stored: StoredWeights) -> tuple[XCiTConfig, ModelInfo | None] | None:
-    """Shape and info of an XCiT from a file's metadata; of a segmenter's backbone, which has no info.
+    """Shape and info of an XCiT from a file's metadata; of the backbone of a segmenter or detector, which has no info.
 
     None where the file has no such metadata.
 
@@ -70,6 +77,8 @@ def read_metadata(stored: StoredWeights) -> tuple[XCiTConfig, ModelInfo | None] 
     with _readable(stored):
         if content.get("task") == _SEGMENTATION:
             return _segmenter_config(content["config"]).backbone, None
+        if content.get("task") == _DETECTION:
+            return _detector_config(content["config"]).backbone, None
         return XCiTConfig(**content["config"]), _info(content["info"]) if "info" in content else None
 
 
@@ -85,6 +94,26 @@ def read_segmenter_metadata(stored: StoredWeights) -> tuple[SegmenterConfig, Seg
     with _readable(stored):
         info = content.get("info")
         return _segmenter_config(content["config"]), None if info is None else _segmenter_info(info)
+
+
+def read_detector_metadata(stored: StoredWeights) -> tuple[MaskRCNNConfig, DetectorInfo | None] | None:
+    """Shape and info of a detector from a file's metadata, none where it has none of a detector.
+
+    Raises:
+        XCiTError: if the metadata are not what `model_metadata` writes.
+    """
+    content = _content(stored)
+    if content is None or content.get("task") != _DETECTION:
+        return None
+    with _readable(stored):
+        info = content.get("info")
+        if info is not None:
+            info = DetectorInfo(
+                name=info["name"],
+                class_names=tuple(info["class_names"]),
+                category_ids=tuple(info["category_ids"]),
+            )
+        return _detector_config(content["config"]), info
 
 
 def _content(stored: StoredWeights) -> dict[str, Any] | None:
@@ -114,6 +143,11 @@ def _segmenter_config(content: Mapping[str, Any]) -> SegmenterConfig:
             "out_indices": None if indices is None else tuple(indices),
         }
     )
+
+
+def _detector_config(content: Mapping[str, Any]) -> MaskRCNNConfig:
+    tuples = {name: tuple(content[name]) for name in ("out_indices", "mean", "std")}
+    return MaskRCNNConfig(**{**content, **tuples, "backbone": XCiTConfig(**content["backbone"])})
 
 
 def _segmenter_info(content: Mapping[str, Any]) -> SegmenterInfo:
@@ -163,7 +197,7 @@ def describe_segmenter(stored: StoredWeights) -> tuple[SegmenterConfig, Segmente
     """
     if (known := read_segmenter_metadata(stored)) is not None:
         return known
-    if stored.dense_kind is None:
+    if stored.dense_kind is None or stored.dense_kind == "mask-rcnn":
         raise XCiTError(f"{stored.path}: not the weights of a segmenter")
     state = stored.dense
     try:
@@ -178,6 +212,26 @@ def describe_segmenter(stored: StoredWeights) -> tuple[SegmenterConfig, Segmente
         channels=channels,
     )
     return config if auxiliary is None else dataclasses.replace(config, auxiliary_channels=auxiliary), None
+
+
+def describe_detector(stored: StoredWeights) -> tuple[MaskRCNNConfig, DetectorInfo | None]:
+    """Shape and info of a detector's file: from its metadata, else the shape from its tensors.
+
+    Raises:
+        XCiTError: if it holds no detector, or neither tells what it is.
+    """
+    if (known := read_detector_metadata(stored)) is not None:
+        return known
+    if stored.dense_kind != "mask-rcnn":
+        raise XCiTError(f"{stored.path}: not the weights of a detector")
+    try:
+        box_features = stored.dense["roi_heads.box_head.fc7.weight"].shape[0]
+        num_classes, channels = stored.dense["roi_heads.mask_predictor.mask_fcn_logits.weight"].shape[:2]
+    except (KeyError, ValueError, IndexError) as error:
+        raise XCiTError(f"{stored.path}: not the weights of a detector: no tensor {error}") from None
+    backbone = config_from_state(stored.state, str(stored.path))
+    config = MaskRCNNConfig(backbone=backbone, num_classes=num_classes, channels=channels, box_features=box_features)
+    return config, None
 
 
 def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
@@ -246,6 +300,21 @@ def build_stored_segmenter(config: SegmenterConfig, state: Mapping[str, Tensor],
     return model.eval()
 
 
+def build_stored_detector(config: MaskRCNNConfig, state: Mapping[str, Tensor], what: str) -> "MaskRCNN":
+    """A detector of this shape with these weights, in evaluation mode.
+
+    Raises:
+        XCiTError: if names or shapes differ; the message lists them.
+    """
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+    with torch.device("meta"):
+        model = MaskRCNN(config)
+    _allocate(model)
+    load_state(model, state, what)
+    return model.eval()
+
+
 def empty_model(config: XCiTConfig) -> XCiT:
     """A model on the CPU whose weights are not set: no time goes into an initialisation that is overwritten."""
     with torch.device("meta"):
@@ -272,7 +341,12 @@ def num_parameters(config: ModelConfig) -> int:
     return sum(parameter.numel() for parameter in _on_meta(config).parameters())
 
 
-def _on_meta(config: ModelConfig) -> XCiT | Segmenter:
+def _on_meta(config: ModelConfig) -> nn.Module:
+    if isinstance(config, MaskRCNNConfig):
+        from xcit.models.detection.mask_rcnn import MaskRCNN
+
+        with torch.device("meta"):
+            return MaskRCNN(config)
     with torch.device("meta"):
         return XCiT(config) if isinstance(config, XCiTConfig) else build_segmenter(config)
 

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcit.errors import XCiTError
+from xcit.ops.resize_8bit import resize_bilinear_8bit
 
 PAD_TO = 32
 """Sides of what the network sees are multiples of it."""
 
 
-def scaled_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
-    """Height and width of an image, scaled as large as fits into both sides; halves are rounded up."""
-    scale = min(long_side / max(size), short_side / min(size))
-    height, width = (max(1, int(length * scale + 0.5)) for length in size)
-    return height, width
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image (C, h, w) uint8 at another height and width, bit for bit as OpenCV resizes it."""
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    return torch.from_numpy(resize_bilinear_8bit(pixels, size)).permute(2, 0, 1).to(image.device)
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -7,63 +7,21 @@ are suppressed, how masks are pasted, and in training the losses, who is matched
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from xcit import ops
 from xcit.errors import XCiTError
-from xcit.models.detection.images import pad_and_stack, padded_size, scaled_size, to_8_bits
+from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
+from xcit.models.detection.images import pad_and_stack, padded_size, resized, to_8_bits
 from xcit.models.detection.masks import paste_masks
 from xcit.models.detection.roi_heads import MIN_SCORE, Detections, Objects, RoIHeads
 from xcit.models.detection.rpn import RegionProposalNetwork
-from xcit.models.info import IMAGENET_MEAN, IMAGENET_STD
 from xcit.models.pyramid import STRIDES, XCiTPyramid
-from xcit.models.xcit import XCiTConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskRCNNConfig:
-    """Shape of a Mask R-CNN; the defaults are the published ones.
-
-    Attributes:
-        backbone: an XCiT without class token; its stochastic depth is that of training.
-        out_indices: the four blocks whose tokens become the feature maps; empty takes `default_out_indices`.
-        num_classes: without the background.
-        channels: of the feature pyramid and of the convolutions for masks.
-        box_features: of the two linear layers for boxes.
-        anchor_scale: side of the smallest square anchor, in pixels of its feature map.
-        short_side: an image is scaled as large as fits into `short_side` and `long_side` pixels.
-        long_side: likewise.
-        mean: of the channels, of pixels in 0..1.
-        std: likewise.
-    """
-
-    backbone: XCiTConfig
-    out_indices: tuple[int, ...] = ()
-    num_classes: int = 80
-    channels: int = 256
-    box_features: int = 1024
-    anchor_scale: float = 8.0
-    short_side: int = 800
-    long_side: int = 1333
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-    def __post_init__(self) -> None:
-        def need(name: str, condition: bool, must: str) -> None:
-            if not condition:
-                raise XCiTError(f"MaskRCNNConfig: {name} is {getattr(self, name)}, must be {must}")
-
-        for name in ("num_classes", "channels", "box_features", "short_side", "long_side"):
-            need(name, getattr(self, name) >= 1, "at least 1")
-        need("anchor_scale", self.anchor_scale > 0, "above 0")
-        need("long_side", self.long_side >= self.short_side, f"at least short_side {self.short_side}")
-        channels = self.backbone.in_channels
-        need("mean", len(self.mean) == channels, f"{channels} numbers, one a channel")
-        need("std", len(self.std) == channels and min(self.std) > 0, f"{channels} numbers above 0, one a channel")
+from xcit.ops.resize_8bit import fitted_size
 
 
 class MaskRCNN(nn.Module):
@@ -81,45 +39,46 @@ class MaskRCNN(nn.Module):
 
     Attributes:
         config: its shape.
-        class_names: of the labels from 1 on; empty if not known.
+        info: class names where they are known, else none.
     """
 
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
         self.config = config
-        self.class_names: tuple[str, ...] = ()
+        self.info: DetectorInfo | None = None
         self.backbone = XCiTPyramid(config.backbone, config.out_indices or None)
         widths = [config.backbone.embed_dim] * len(STRIDES)
         self.fpn = FeaturePyramidNetwork(widths, config.channels, LastLevelMaxPool())
         self.rpn = RegionProposalNetwork(config.channels, config.anchor_scale)
         self.roi_heads = RoIHeads(config.channels, config.box_features, config.num_classes)
-        self.init_heads()
+        for module in self.fpn.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(cast(Tensor, module.bias))
+
+    @property
+    def num_classes(self) -> int:
+        """Classes without the background."""
+        return self.config.num_classes
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return next(self.parameters()).device
 
-    def init_heads(self) -> None:
-        """First weights of all but the backbone, as the published models had them."""
-        heads = self.roi_heads
-        for module in self.fpn.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-        for linear in (heads.box_head.fc6, heads.box_head.fc7):
-            nn.init.xavier_uniform_(linear.weight)
-        nn.init.normal_(heads.box_predictor.cls_score.weight, std=0.01)
-        nn.init.normal_(heads.box_predictor.bbox_pred.weight, std=0.001)
-        for module in [*heads.mask_head.modules(), *heads.mask_predictor.modules()]:
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for name, parameter in self.named_parameters():
-            if name.endswith(".bias") and not name.startswith("backbone."):
-                nn.init.zeros_(parameter)
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes the backbone's blocks in the backward pass (timm's name)."""
         self.backbone.set_grad_checkpointing(enable)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces what depends on the number of classes by new layers."""
+        self.config = replace(self.config, num_classes=num_classes)
+        fresh = RoIHeads(self.config.channels, self.config.box_features, num_classes)
+        self.roi_heads.num_classes = num_classes
+        self.roi_heads.box_predictor = fresh.box_predictor.to(self.device)
+        self.roi_heads.mask_predictor.mask_fcn_logits = fresh.mask_predictor.mask_fcn_logits.to(self.device)
+        if self.info is not None:
+            self.info = replace(self.info, class_names=(), category_ids=())
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
@@ -151,10 +110,11 @@ class MaskRCNN(nn.Module):
         """
         pixels = to_8_bits(image.to(self.device), len(self.config.mean))
         size = (pixels.shape[-2], pixels.shape[-1])
-        scaled = scaled_size(size, *(sides or (self.config.short_side, self.config.long_side)))
+        short_side, long_side = sides or (self.config.short_side, self.config.long_side)
+        scaled = fitted_size(*size, long_side=long_side, short_side=short_side)
         height_scale, width_scale = scaled[0] / size[0], scaled[1] / size[1]
         scale = torch.tensor([width_scale, height_scale, width_scale, height_scale], device=pixels.device)
-        maps = self._maps(pad_and_stack([self._normalize(ops.resize_bilinear_8_bits(pixels, scaled))]))
+        maps = self._maps(pad_and_stack([self._normalize(resized(pixels, scaled))]))
         logits, steps = self.rpn(maps)
         (proposals,) = self.rpn.proposals(maps, logits, steps, [scaled])
         return self.roi_heads.detect(maps, proposals, scaled, scale, min_score)

@@ -52,6 +52,9 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.cls_score = nn.Linear(in_features, num_classes + 1)
         self.bbox_pred = nn.Linear(in_features, 4 * num_classes)
+        for layer, deviation in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=deviation)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, in_features) to logits (n, K + 1) and steps (n, K, 4), float32."""
@@ -68,6 +71,12 @@ class RoIHeads(nn.Module):
         self.box_predictor = BoxPredictor(box_features, num_classes)
         self.mask_head = MaskRCNNHeads(channels, (channels,) * 4, dilation=1)
         self.mask_predictor = MaskRCNNPredictor(channels, channels, num_classes)
+        # The convolutions have the published first weights from torchvision.
+        for linear in (self.box_head.fc6, self.box_head.fc7):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        for layer in (self.mask_predictor.conv5_mask, self.mask_predictor.mask_fcn_logits):
+            nn.init.zeros_(layer.bias)
 
     def detect(
         self, maps: Sequence[Tensor], proposals: Tensor, size: tuple[int, int], scale: Tensor, min_score: float

@@ -4,15 +4,8 @@ import pytest
 import torch
 
 from xcit.errors import XCiTError
-from xcit.models.detection.images import pad_and_stack, padded_size, scaled_size, to_8_bits
-
-
-@pytest.mark.parametrize(
-    ("size", "scaled"),
-    [((480, 640), (800, 1067)), ((360, 640), (750, 1333)), ((640, 480), (1067, 800)), ((1, 10_000), (1, 1333))],
-)
-def test_sizes_are_rounded_at_a_half(size: tuple[int, int], scaled: tuple[int, int]) -> None:
-    assert scaled_size(size, 800, 1333) == scaled
+from xcit.models.detection.images import pad_and_stack, padded_size, resized, to_8_bits
+from xcit.ops.resize_8bit import resize_bilinear_8bit
 
 
 def test_padding_is_to_the_right_and_below() -> None:
@@ -21,6 +14,12 @@ def test_padding_is_to_the_right_and_below() -> None:
     assert batch.shape == (2, 3, 64, 96)
     assert batch[0, :, :40, :64].all() and batch[0].sum() == 3 * 40 * 64
     assert batch[1].sum() == 3 * 10 * 70
+
+
+def test_resizing_is_opencvs() -> None:
+    pixels = torch.randint(0, 256, (3, 20, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = resize_bilinear_8bit(pixels.permute(1, 2, 0).numpy(), (33, 52))
+    assert torch.equal(resized(pixels, (33, 52)), torch.from_numpy(expected).permute(2, 0, 1))
 
 
 def test_numbers_of_0_to_1_become_the_8_bits_they_were() -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
-from xcit.models.detection import MaskRCNN, MaskRCNNConfig
+from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
+from xcit.models.detection.mask_rcnn import MaskRCNN
 from xcit.models.xcit import XCiTConfig
 
 CONFIG = MaskRCNNConfig(
@@ -127,6 +128,18 @@ def test_first_weights() -> None:
     assert heads.mask_head[0][0].weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
     biases = [module.bias for module in heads.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     assert not any(bias.any() for bias in biases if bias is not None)
+
+
+def test_other_classes(model: MaskRCNN) -> None:
+    model.info = DetectorInfo(name="five", class_names=tuple("abcde"), category_ids=(1, 2, 3, 4, 7))
+    kept = model.roi_heads.box_head.fc6.weight.clone()
+    model.reset_classifier(2)
+    assert model.num_classes == model.config.num_classes == 2
+    assert model.info == DetectorInfo(name="five")
+    assert torch.equal(model.roi_heads.box_head.fc6.weight, kept)
+    assert model.state_dict().keys() == MaskRCNN(model.config).state_dict().keys()
+    found = model([torch.rand(3, 70, 90)])[0]
+    assert found["labels"].max() <= 2
 
 
 def test_training_needs_targets(model: MaskRCNN) -> None:

@@ -1,0 +1,67 @@
+"""The 8 published detectors of COCO as records."""
+
+from xcit.models import XCiTConfig
+from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
+from xcit.weights.fetch import Source
+from xcit.zoo.architectures import ARCHITECTURES
+from xcit.zoo.coco import coco_category_ids, coco_class_names
+from xcit.zoo.records import DetectorRecord, Figure
+from xcit.zoo.segmenters import backbone_of
+
+# Architecture; box AP and mask AP as the authors measured them.
+_PUBLISHED: tuple[tuple[str, float, float], ...] = (
+    ("tiny-12-p16", 42.7, 38.5),
+    ("tiny-12-p8", 44.5, 40.3),
+    ("small-12-p16", 45.3, 40.8),
+    ("small-12-p8", 47.0, 42.3),
+    ("small-24-p16", 46.5, 41.8),
+    ("small-24-p8", 48.1, 43.0),
+    ("medium-24-p16", 46.7, 42.0),
+    ("medium-24-p8", 48.5, 43.7),
+)
+
+DETECTOR_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED)
+"""Those whose detectors were published."""
+
+EITHER_PATCH = "mask-rcnn_xcit-medium-24-p16_3x_coco"
+"""The model whose published config says patches of 8 where its name says 16: the file decides."""
+
+
+def detector_config(architecture: XCiTConfig, num_classes: int = 80) -> MaskRCNNConfig:
+    """The published Mask R-CNN on an architecture."""
+    return MaskRCNNConfig(backbone=backbone_of(architecture), num_classes=num_classes)
+
+
+def detector_name(architecture: str) -> str:
+    """The name of a published detector and of its recipe."""
+    return f"mask-rcnn_xcit-{architecture}_3x_coco"
+
+
+def detector_info(record: DetectorRecord) -> DetectorInfo:
+    """Class names of a published detector."""
+    return DetectorInfo(name=record.name, class_names=coco_class_names(), category_ids=coco_category_ids())
+
+
+def _record(architecture: str, box_ap: float, mask_ap: float) -> DetectorRecord:
+    name, with_underscores = detector_name(architecture), architecture.replace("-", "_")
+    file = f"maskrcnn_xcit_{with_underscores}"
+    return DetectorRecord(
+        name=name,
+        # The names of the authors' config and file, and the bare name.
+        aliases=(f"mask_rcnn_xcit_{with_underscores}_3x_coco", file, f"mask-rcnn_xcit-{architecture}"),
+        architecture=architecture,
+        model=detector_config(ARCHITECTURES[architecture]),
+        recipe=name,
+        dataset="COCO",
+        figures=(
+            Figure(measured_by="official", metric="box AP", value=box_ap),
+            Figure(measured_by="official", metric="mask AP", value=mask_ap),
+        ),
+        sources=(
+            Source(kind="url", location=f"https://dl.fbaipublicfiles.com/xcit/coco/{file}.pth", filename=f"{file}.pth"),
+        ),
+    )
+
+
+DETECTORS: dict[str, DetectorRecord] = {record.name: record for record in (_record(*row) for row in _PUBLISHED)}
+"""Every published detector, by name."""
