@@ -225,7 +225,11 @@ def _image_folder(data: Path, source: Path, split: Split, entries: Mapping[int, 
     roots = [data] if data.is_dir() else [source.parent, source.parent.parent]
     # The images of `val.json` are in `val`, whichever split is asked for.
     own = [source.parent / source.stem] if data.is_file() else [source.parent]
-    places = [*own, *(root / place.format(split=split) for root in roots for place in _IMAGE_FOLDERS)]
+    splits = [name for name in ("train", "val", "test") if name in source.stem] if data.is_file() else []
+    places = [
+        *own,
+        *(root / place.format(split=name) for name in splits or [split] for root in roots for place in _IMAGE_FOLDERS),
+    ]
     first = [entry["file_name"] for entry in list(entries.values())[:20]]
     for place in places:
         if any((place / name).is_file() for name in first):

@@ -38,6 +38,8 @@ def golden_model() -> MaskRCNN:
                 tensor.data = torch.from_numpy(draw.normal(0, (2 / fan_in) ** 0.5, tensor.shape)).float()
             elif isinstance(module, nn.BatchNorm2d) and name.startswith("running"):
                 tensor.data = torch.from_numpy(draw.uniform(0.5, 1.5, tensor.shape)).float()
+            elif name == "bias":
+                tensor.data.zero_()
     # Gentle enough that the order of the scores does not hang on the last bit.
     model.roi_heads.box_predictor.cls_score.weight.data.mul_(0.25)
     model.roi_heads.box_predictor.bbox_pred.weight.data.mul_(0.3)
