@@ -19,6 +19,7 @@ from xcit.tasks.classification import ClassificationConfig
 from xcit.tasks.dino import DINOConfig, TeachingConfig
 from xcit.tasks.distillation import DistillationConfig, check_teacher
 from xcit.tasks.initialization import InitializeConfig, check_initialize
+from xcit.tasks.segmentation import SegmentationConfig
 from xcit.zoo import ARCHITECTURES, CHECKPOINTS, SEGMENTERS, find_checkpoint
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
@@ -245,7 +246,8 @@ def test_every_checkpoint_has_its_recipe() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_yaml_gives_every_recipe_back(name: str, tmp_path: Path) -> None:
     recipe = get_recipe(name)
-    assert recipe.model.in_channels == len(recipe.preprocessing.mean)
+    model = recipe.model.backbone if isinstance(recipe, SegmentationConfig) else recipe.model
+    assert model.in_channels == len(recipe.preprocessing.mean)
     path = tmp_path / "config.yaml"
     save_yaml(recipe, path)
     assert load_yaml(type(recipe), path) == recipe
