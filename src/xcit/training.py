@@ -21,6 +21,7 @@ from xcit.inference import default_device
 from xcit.recipes import RECIPES, TrainingConfig, get_recipe
 from xcit.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.tasks.dino import DINOTask
+from xcit.tasks.segmentation import SegmentationConfig, SegmentationTask
 
 CONFIG = "config.yaml"
 """The resolved config's name in a run's folder."""
@@ -93,15 +94,18 @@ def train(
 
 def build_task(
     config: TrainingConfig, layout: Layout, *, is_new: bool = True
-) -> tuple[ClassificationTask | DINOTask, TrainingConfig]:
+) -> tuple[ClassificationTask | DINOTask | SegmentationTask, TrainingConfig]:
     """The task of a config, and the config with what the data decided; a run that is not new has its first weights.
 
     Raises:
         XCiTError: on wrong data, or if weights can't be had or do not fit.
     """
+    # What a run started from is in its checkpoints, and may be gone.
+    if isinstance(config, SegmentationConfig):
+        scenes = SegmentationTask(config if is_new else replace(config, backbone_weights=""), layout)
+        return scenes, replace(scenes.config, backbone_weights=config.backbone_weights)
     if not isinstance(config, ClassificationConfig):
         return DINOTask(config, layout), config
-    # What a run started from is in its checkpoints, and may be gone.
     initialize = config.initialize if is_new else config.initialize.frozen_only()
     task = ClassificationTask(replace(config, initialize=initialize), layout)
     return task, replace(task.config, initialize=config.initialize)

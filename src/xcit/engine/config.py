@@ -252,6 +252,8 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
 
 def _parse(text: str, hint: Any) -> Any:
     """A command-line text as the plain value of a field's type."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union) and text != "null":
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
     if hint is str or (typing.get_origin(hint) is Literal and text in typing.get_args(hint)):
         return text
     try:

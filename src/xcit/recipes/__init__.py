@@ -12,16 +12,20 @@ from xcit.recipes.finetune import finetune_384, transfer
 from xcit.recipes.official import official, official_distilled
 from xcit.recipes.packaged import pico_fashion_mnist
 from xcit.recipes.published import published
+from xcit.recipes.segmentation import segmentation
 from xcit.tasks.classification import ClassificationConfig
 from xcit.tasks.dino import DINOConfig
+from xcit.tasks.segmentation import SegmentationConfig
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
+from xcit.zoo.segmenters import SEGMENTERS
 
-TrainingConfig = ClassificationConfig | DINOConfig
+TrainingConfig = ClassificationConfig | DINOConfig | SegmentationConfig
 """The config of a run, whatever its task."""
 
-_CONFIGS: dict[str, type[ClassificationConfig] | type[DINOConfig]] = {
+_CONFIGS: dict[str, type[ClassificationConfig] | type[DINOConfig] | type[SegmentationConfig]] = {
     "classification": ClassificationConfig,
     "dino": DINOConfig,
+    "segmentation": SegmentationConfig,
 }
 """A config's field `task` to its class."""
 
@@ -44,6 +48,7 @@ RECIPES: dict[str, Callable[[], TrainingConfig]] = {
     "xcit-pico-fashion-mnist": pico_fashion_mnist,
     **{f"dino_xcit-{architecture}_in1k": partial(dino, architecture) for architecture in DINO_ARCHITECTURES},
     "dino_xcit-pico_fashion-mnist": dino_pico_fashion_mnist,
+    **{name: partial(segmentation, record.model.kind, record.architecture) for name, record in SEGMENTERS.items()},
 }
 """Every recipe, by name."""
 
@@ -64,7 +69,8 @@ def get_recipe(name: str) -> TrainingConfig:
     if wanted not in RECIPES:
         near = difflib.get_close_matches(wanted, RECIPES, n=1, cutoff=0.4)
         kinds = ", ".join(f"xcit-<architecture>_{family}" for family in _FAMILIES)
-        ours = "xcit-pico-fashion-mnist, dino_xcit-<architecture>_in1k, dino_xcit-pico_fashion-mnist"
+        ours = "xcit-pico-fashion-mnist, dino_xcit-<architecture>_in1k, dino_xcit-pico_fashion-mnist, "
+        ours += "upernet_xcit-<architecture>_160k_ade20k, sem-fpn_xcit-<architecture>_80k_ade20k"
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {kinds}, {ours}"
         raise XCiTError(f"no recipe is called {wanted!r}; {hint}")
     return RECIPES[wanted]()

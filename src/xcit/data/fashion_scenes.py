@@ -1,0 +1,175 @@
+"""Scenes of Fashion-MNIST garments, several to an image and overlapping, on textured ground: true masks for free.
+
+`compose` draws a scene with a mask of each garment, from which label maps (and boxes) are read off. Scenes for training
+take Fashion-MNIST's training images, those for validation its test images: no garment is in both.
+
+Shapes: `h`, `w` the scene's.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_fashion_mnist
+from xcit.errors import XCiTError
+from xcit.seeding import mix_seeds
+
+GROUND = "ground"
+"""The class of pixels without a garment, first of the label map's."""
+
+_SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1}
+
+_SEEN = 24
+"""The grey of a garment's picture above which it covers the ground: its own ground is 0, with traces of the scan."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneConfig:
+    """How scenes are drawn.
+
+    Attributes:
+        height: of a scene, in pixels.
+        width: likewise.
+        num_garments: the fewest and the most of a scene.
+        scale: bounds of the factor by which garments of 28 pixels a side are enlarged.
+        least_visible: share of a garment that must not be hidden by later ones; one hidden more is left out.
+    """
+
+    height: int = 96
+    width: int = 128
+    num_garments: tuple[int, int] = (2, 6)
+    scale: tuple[float, float] = (1.0, 2.0)
+    least_visible: float = 0.3
+
+    def __post_init__(self) -> None:
+        largest = int(28 * self.scale[1] + 0.5)
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise XCiTError(f"SceneConfig: scale is {self.scale}, must be two rising factors above 0")
+        if min(self.height, self.width) < largest:
+            raise XCiTError(
+                f"SceneConfig: a scene of {self.width} x {self.height} is smaller than a garment of {largest} pixels"
+            )
+        if not 1 <= self.num_garments[0] <= self.num_garments[1]:
+            raise XCiTError(f"SceneConfig: num_garments is {self.num_garments}, must be two rising numbers from 1 on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Garment:
+    """A garment of a scene: its class, index of `FASHION_MNIST_CLASSES`, and the pixels (h, w) where it is seen."""
+
+    label: int
+    mask: Mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionScene:
+    """A picture, 8-bit (h, w, 3), and its garments from the lowest to the topmost; no pixel is of two."""
+
+    pixels: NDArray[np.uint8]
+    garments: tuple[Garment, ...]
+
+    def label_map(self) -> NDArray[np.uint8]:
+        """(h, w): 0 is the ground, k + 1 the class k."""
+        labels = np.zeros(self.pixels.shape[:2], np.uint8)
+        for garment in self.garments:
+            labels[garment.mask] = garment.label + 1
+        return labels
+
+
+def compose(
+    garments: Sequence[tuple[Image.Image, int]], config: SceneConfig, draw: np.random.Generator
+) -> FashionScene:
+    """Draws a scene of garments (grey pictures of 28 x 28 pixels with their classes); all draws are from `draw`."""
+    pixels = _ground(config, draw)
+    num_garments = int(draw.integers(config.num_garments[0], config.num_garments[1] + 1))
+    # Both by luminance and by colour: the class is to be told by the shape.
+    placed: list[tuple[int, Mask, int]] = []
+    for index in draw.integers(0, len(garments), num_garments):
+        picture, label = garments[int(index)]
+        grey, place = _placed(picture, config, draw)
+        mask = np.zeros(pixels.shape[:2], bool)
+        mask[place] = grey > _SEEN
+        tint = draw.uniform(0.45, 1.0, 3)
+        covered = pixels[place]
+        covered[grey > _SEEN] = (grey[grey > _SEEN][:, None] * tint).astype(np.uint8)
+        placed = [(other, old & ~mask, size) for other, old, size in placed]
+        placed.append((label, mask, int(mask.sum())))
+    seen = [
+        Garment(label=label, mask=mask)
+        for label, mask, size in placed
+        if mask.any() and mask.sum() >= config.least_visible * size
+    ]
+    return FashionScene(pixels=pixels, garments=tuple(seen))
+
+
+def scenes(split: Split, count: int, *, config: SceneConfig | None = None, seed: int = 0) -> Iterator[FashionScene]:
+    """So many scenes of a split; each follows from the seed, the split and its number alone.
+
+    Raises:
+        XCiTError: if Fashion-MNIST can't be had.
+    """
+    garments = open_fashion_mnist(split)
+    for number in range(count):
+        draw = np.random.default_rng(mix_seeds(seed, _SPLIT_SEEDS[split], number))
+        yield compose(garments, config or SceneConfig(), draw)
+
+
+def write_segmentation_scenes(
+    folder: Path,
+    *,
+    num_train: int,
+    num_val: int,
+    config: SceneConfig | None = None,
+    seed: int = 0,
+    report: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Writes scenes with label maps as `open_scenes` reads them; `report` is called with 1 after each.
+
+    Raises:
+        XCiTError: if the folder holds something already, or can't be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise XCiTError(f"{folder}: is there already: choose another folder, or remove it")
+    try:
+        counts: tuple[tuple[Split, int], ...] = (("train", num_train), ("val", num_val))
+        for split, count in counts:
+            for kind in ("images", "labels"):
+                (folder / kind / split).mkdir(parents=True)
+            for number, scene in enumerate(scenes(split, count, config=config, seed=seed)):
+                Image.fromarray(scene.pixels).save(folder / "images" / split / f"{number:05}.png")
+                Image.fromarray(scene.label_map()).save(folder / "labels" / split / f"{number:05}.png")
+                report(1)
+        names = (GROUND, *FASHION_MNIST_CLASSES)
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    except OSError as error:
+        raise XCiTError(f"{folder}: can't be written: {error.strerror or error}") from None
+
+
+def _ground(config: SceneConfig, draw: np.random.Generator) -> NDArray[np.uint8]:
+    """Coloured noise of a random grain: no flat colour that would give the garments away."""
+    total = np.zeros((config.height, config.width, 3))
+    for grain in draw.choice([3, 6, 12, 24], 2, replace=False):
+        rows, columns = -(-config.height // grain) + 1, -(-config.width // grain) + 1
+        coarse = Image.fromarray(draw.integers(0, 256, (rows, columns, 3), dtype=np.uint8))
+        total += np.asarray(coarse.resize((config.width, config.height), Image.Resampling.BICUBIC), float)
+    base, strength = draw.uniform(20, 170, 3), draw.uniform(0.1, 0.35)
+    return (base + strength * (total / 2 - 127) + draw.normal(0, 4, total.shape)).clip(0, 255).astype(np.uint8)
+
+
+def _placed(
+    picture: Image.Image, config: SceneConfig, draw: np.random.Generator
+) -> tuple[NDArray[np.uint8], tuple[slice, slice]]:
+    """A garment's greys at its new size, perhaps mirrored, and where in the scene they go."""
+    side = int(28 * draw.uniform(*config.scale) + 0.5)
+    grey = np.asarray(picture.convert("L").resize((side, side), Image.Resampling.BICUBIC))
+    if draw.random() < 0.5:
+        grey = grey[:, ::-1]
+    top = int(draw.integers(0, config.height - side + 1))
+    left = int(draw.integers(0, config.width - side + 1))
+    return grey, (slice(top, top + side), slice(left, left + side))

@@ -1,0 +1,267 @@
+"""Images in, label maps out: whole images, or large ones by a sliding window in bounded memory.
+
+Shapes: `h`, `w` a picture's, `C` its channels, `K` classes. A label map is uint8 (h, w).
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from xcit.data.images import ImageSource
+from xcit.data.resize import resize_bilinear_8bit
+from xcit.data.segmentation import Labels
+from xcit.data.segmentation_transforms import Pixels, normalized, target_size, to_pixels
+from xcit.errors import XCiTError
+from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
+from xcit.models import SegmentationPreprocessing, Segmenter, SegmenterInfo
+from xcit.models.segmentation import resize_bilinear
+from xcit.zoo import get_model
+
+_CLASSES_AT_ONCE = 16
+"""Whose logits exist at an image's full size at one time."""
+
+_STRIP = 2048
+"""Columns of an image whose windows are averaged at one time."""
+
+_WINDOWS_AT_ONCE = 4
+"""Windows a forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindow:
+    """Windows of `size` pixels a side, `stride` apart; the last of a row ends where the image does."""
+
+    size: int = 512
+    stride: int = 341
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= self.size:
+            raise XCiTError(
+                f"a sliding window of {self.size} pixels can't move by {self.stride}: from 1 to its size is possible"
+            )
+
+    def starts(self, length: int) -> list[int]:
+        """Where windows begin along a side of an image."""
+        count = -(-max(length - self.size, 0) // self.stride) + 1
+        return [max(min(index * self.stride, length - self.size), 0) for index in range(count)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """A label map of an image.
+
+    Attributes:
+        source: the image's path, or its place in the input.
+        image: 8-bit RGB (h, w, 3), as it was read.
+        labels: the class of each pixel.
+        class_names: in the order of the labels; numbers where they are unknown.
+    """
+
+    source: str
+    image: Pixels
+    labels: Labels
+    class_names: tuple[str, ...]
+
+    def areas(self) -> dict[str, float]:
+        """Share of the pixels by class name, of the classes that there are, the largest first."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.class_names))
+        order = sorted(np.flatnonzero(counts), key=lambda index: -counts[index])
+        return {self.class_names[index]: float(counts[index] / self.labels.size) for index in order}
+
+
+class Part(NamedTuple):
+    """Averaged logits (K, rows, columns) of a part of an image, and where it begins."""
+
+    top: int
+    left: int
+    logits: Tensor
+
+
+def segment(
+    images: ImageSource | Sequence[ImageSource],
+    model: str | os.PathLike[str] | Segmenter,
+    *,
+    window: SlidingWindow | None = None,
+    keep_size: bool = False,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Segmentation]:
+    """Gives each pixel of images a class.
+
+    Args:
+        images: paths, PIL images, arrays or tensors, one or several (see `read_image`).
+        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
+        window: go over each image by a window, and average the logits where windows overlap; none takes it whole.
+        keep_size: leave images at their own size instead of scaling them as the model's preprocessing says.
+        device: where to compute; none is a GPU if there is one, else the CPU.
+        dtype: of weights and computation.
+
+    Returns:
+        A label map at its own size for each image.
+
+    Raises:
+        XCiTError: if an image can't be read, or the model can't be had or is no segmenter.
+    """
+    results = segment_each(listed(images), model, window=window, keep_size=keep_size, device=device, dtype=dtype)
+    return [readable(result) for result in results]
+
+
+def segment_each(
+    images: Iterable[ImageSource],
+    model: str | os.PathLike[str] | Segmenter,
+    *,
+    window: SlidingWindow | None = None,
+    keep_size: bool = False,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Segmentation | Unreadable]:
+    """Like `segment`, one at a time and without end; what can't be read is reported in its place."""
+    network, info, place = prepare_segmenter(model, device, dtype)
+    spec = info.preprocessing
+    names = info.class_names or tuple(map(str, range(network.num_classes)))
+    prepare = partial(_prepare, spec=spec, keep_size=keep_size, least=network.config.backbone.patch_size)
+    for result in read_ahead(images, prepare, num_ahead=2):
+        if isinstance(result, Unreadable):
+            yield result
+            continue
+        source, (image, pixels) = result
+        labels = predict_labels(network, pixels, spec, size=image.shape[:2], window=window, device=place, dtype=dtype)
+        yield Segmentation(source=source, image=image, labels=labels, class_names=names)
+
+
+def prepare_segmenter(
+    model: str | os.PathLike[str] | Segmenter, device: str | torch.device | None, dtype: torch.dtype
+) -> tuple[Segmenter, SegmenterInfo, torch.device]:
+    """A segmenter fused, in place and precision; one that was passed in is left as it was.
+
+    Raises:
+        XCiTError: if it can't be had, is no segmenter, or it is not known how to prepare images for it.
+    """
+    built = model if isinstance(model, Segmenter) else get_model(model, pretrained=True)
+    what = "the model" if isinstance(model, Segmenter) else os.fspath(model)
+    if not isinstance(built, Segmenter):
+        raise XCiTError(f"{what} is no segmenter: `xcit list --task semantic-segmentation` shows those there are")
+    if built.info is None:
+        raise XCiTError(
+            f"{what}: it is not known how to prepare images; load it by its model's name, or set model.info"
+        )
+    own = next(built.parameters()).device if isinstance(model, Segmenter) else default_device()
+    place = torch.device(device) if device is not None else own
+    return built.fuse().to(place, dtype), built.info, place
+
+
+def predict_labels(
+    network: Segmenter,
+    pixels: Pixels,
+    spec: SegmentationPreprocessing,
+    *,
+    size: tuple[int, int],
+    window: SlidingWindow | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Labels:
+    """The label map of one image.
+
+    Logits go to the size of the pixels first and then to that of the label map, as published; the largest wins.
+
+    Args:
+        network: in evaluation mode.
+        pixels: 8-bit (h, w, C) at the size that the model sees.
+        spec: whose mean and standard deviation are taken.
+        size: (height, width) of the label map.
+        window: how to go over the image; none takes it whole. Where `size` is the pixels' own, memory then does not
+            grow with the image.
+        device: of the network; none asks its parameters.
+        dtype: of the input.
+    """
+    device = device or next(network.parameters()).device
+    with torch.inference_mode():
+        if window is None:
+            image = normalized(pixels, spec).to(device, dtype)
+            return _best(network(image[None])[0], size)
+        parts = slide(network, pixels, spec, window, device=device, dtype=dtype)
+        height, width = pixels.shape[:2]
+        if size == (height, width):
+            labels = np.empty(size, np.uint8)
+            for top, left, logits in parts:
+                rows, columns = logits.shape[1:]
+                labels[top : top + rows, left : left + columns] = _best(logits, (rows, columns))
+            return labels
+        whole = torch.empty(network.num_classes, height, width, device=device)
+        for top, left, logits in parts:
+            whole[:, top : top + logits.shape[1], left : left + logits.shape[2]] = logits
+        return _best(whole, size)
+
+
+def slide(
+    network: Segmenter,
+    pixels: Pixels,
+    spec: SegmentationPreprocessing,
+    window: SlidingWindow,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[Part]:
+    """The mean of the logits of all windows over each pixel, part by part: rows as soon as no later window sees them.
+
+    An image wider than some thousand pixels is done in strips; windows on the border of two are computed for each.
+    """
+    height, width = pixels.shape[:2]
+    tops, lefts = window.starts(height), window.starts(width)
+    rows, columns = min(window.size, height), min(window.size, width)
+    for strip_left in range(0, width, _STRIP):
+        strip_right = min(strip_left + _STRIP, width)
+        seen = [left for left in lefts if left < strip_right and left + columns > strip_left]
+        total = torch.zeros(network.num_classes, rows, strip_right - strip_left, device=device)
+        count = torch.zeros(rows, strip_right - strip_left, device=device)
+        for index, top in enumerate(tops):
+            for first in range(0, len(seen), _WINDOWS_AT_ONCE):
+                some = seen[first : first + _WINDOWS_AT_ONCE]
+                crops = [normalized(pixels[top : top + rows, left : left + columns], spec) for left in some]
+                for left, logits in zip(some, network(torch.stack(crops).to(device, dtype)), strict=True):
+                    start, end = max(left, strip_left), min(left + columns, strip_right)
+                    place = slice(start - strip_left, end - strip_left)
+                    total[:, :, place] += logits[:, :, start - left : end - left]
+                    count[:, place] += 1
+            num_done = (tops[index + 1] if index + 1 < len(tops) else height) - top
+            yield Part(top, strip_left, total[:, :num_done] / count[:num_done])
+            total = torch.cat([total[:, num_done:], torch.zeros_like(total[:, :num_done])], dim=1)
+            count = torch.cat([count[num_done:], torch.zeros_like(count[:num_done])])
+
+
+def _best(logits: Tensor, size: tuple[int, int]) -> Labels:
+    """The class of the largest logit at each pixel, after a resize of the logits (K, h, w); some classes at a time."""
+    best: Tensor | None = None
+    labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
+    for first in range(0, len(logits), _CLASSES_AT_ONCE):
+        some = logits[first : first + _CLASSES_AT_ONCE].float()
+        if some.shape[1:] != size:
+            some = resize_bilinear(some[None], size)[0]
+        values, indices = some.max(dim=0)
+        indices = (indices + first).to(torch.uint8)
+        if best is None:
+            best, labels = values, indices
+        else:
+            labels = torch.where(values > best, indices, labels)
+            best = torch.maximum(best, values)
+    return labels.cpu().numpy()
+
+
+def _prepare(image: Image.Image, spec: SegmentationPreprocessing, keep_size: bool, least: int) -> tuple[Pixels, Pixels]:
+    """The image as it is, and the pixels that the model sees."""
+    pixels = to_pixels(image, spec)
+    if not keep_size:
+        pixels = resize_bilinear_8bit(pixels, target_size(pixels, spec))
+    if min(pixels.shape[:2]) < least:
+        raise XCiTError(
+            f"an image of {image.width} x {image.height} pixels, of which the model sees {pixels.shape[1]} x "
+            f"{pixels.shape[0]}: less than one patch of {least}"
+        )
+    return np.asarray(image), pixels
