@@ -20,6 +20,7 @@ from xcit.errors import XCiTError
 from xcit.inference import default_device
 from xcit.recipes import RECIPES, TrainingConfig, get_recipe
 from xcit.tasks.classification import ClassificationConfig, ClassificationTask
+from xcit.tasks.detection import DetectionConfig, DetectionTask
 from xcit.tasks.dino import DINOTask
 from xcit.tasks.segmentation import SegmentationConfig, SegmentationTask
 
@@ -70,7 +71,8 @@ def train(
 
     def begin() -> None:
         save_yaml(resolved, directory / CONFIG)
-        for line in [*describe_batch(config, processes.layout), *describe_watching(config)]:
+        problems = [f"warning: {line}" for line in task.problems] if isinstance(task, DetectionTask) else []
+        for line in [*describe_batch(config, processes.layout), *describe_watching(config), *problems]:
             announce(line)
 
     try:
@@ -94,13 +96,16 @@ def train(
 
 def build_task(
     config: TrainingConfig, layout: Layout, *, is_new: bool = True
-) -> tuple[ClassificationTask | DINOTask | SegmentationTask, TrainingConfig]:
+) -> tuple[ClassificationTask | DINOTask | SegmentationTask | DetectionTask, TrainingConfig]:
     """The task of a config, and the config with what the data decided; a run that is not new has its first weights.
 
     Raises:
         XCiTError: on wrong data, or if weights can't be had or do not fit.
     """
     # What a run started from is in its checkpoints, and may be gone.
+    if isinstance(config, DetectionConfig):
+        detection = DetectionTask(config if is_new else replace(config, backbone_weights=""), layout)
+        return detection, replace(detection.config, backbone_weights=config.backbone_weights)
     if isinstance(config, SegmentationConfig):
         scenes = SegmentationTask(config if is_new else replace(config, backbone_weights=""), layout)
         return scenes, replace(scenes.config, backbone_weights=config.backbone_weights)
@@ -163,6 +168,8 @@ def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
 
 def describe_watching(config: TrainingConfig) -> list[str]:
     """A warning where a run's figures are flattered by the very images it is trained on."""
+    if isinstance(config, DetectionConfig) and Path(config.data).is_file():
+        return [f"warning: {config.data} is all there is: the figures are of the images that are trained on"]
     if not isinstance(config, ClassificationConfig) or config.holdout or config.val_data or has_validation(config.data):
         return []
     return [

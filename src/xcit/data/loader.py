@@ -192,7 +192,9 @@ class _PartSampler(Sampler[list[_Key]]):
         rank: int,
         seed: int,
         num_repeats: int,
+        groups: Sequence[int] | None = None,
     ) -> None:
+        self.groups = groups
         self.num_images, self.seed, self.num_repeats = num_images, seed, num_repeats
         self.batch_size, self.num_parts, self.world_size, self.rank = batch_size, num_parts, world_size, rank
         self.epoch, self.first_step = 0, 0
@@ -215,6 +217,8 @@ class _PartSampler(Sampler[list[_Key]]):
         seed = mix_seeds(self.seed, self.epoch)
         if self.num_repeats == 1:
             order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(seed)).tolist()
+            if self.groups is not None:
+                order = self._grouped(order, self.groups)
             return [_Key(self.epoch, index, 0) for index in order]
         from timm.data.distributed_sampler import RepeatAugSampler
 
@@ -225,11 +229,26 @@ class _PartSampler(Sampler[list[_Key]]):
         sampler.set_epoch(seed)
         return [_Key(self.epoch, index, place % self.num_repeats) for place, index in enumerate(sampler)]
 
+    def _grouped(self, order: Sequence[int], groups: Sequence[int]) -> list[int]:
+        """Another order, in which each part is of one group, but for the last ones, which are of what is left over."""
+        size, parts = self.batch_size // self.num_parts, list[list[int]]()
+        waiting: dict[int, list[int]] = {}
+        for index in order:
+            own = waiting.setdefault(groups[index], [])
+            own.append(index)
+            if len(own) == size:
+                parts.append(waiting.pop(groups[index]))
+        left = [index for own in waiting.values() for index in own]
+        parts += [left[start : start + size] for start in range(0, len(left) - size + 1, size)]
+        batches = (parts[start : start + self.num_parts] for start in range(0, len(parts), self.num_parts))
+        return [part[place] for batch in batches for place in range(size) for part in batch]
+
 
 class TrainLoader(Generic[Images]):
     """Shuffled batches (images (B, C, h, w), labels (B,)); the order and every draw follow from seed and epoch.
 
-    A transform that gives a list of crops makes the images of a batch a list too.
+    A transform that gives a list of crops makes the images of a batch a list too. With `groups`, a number an image,
+    the images of a part are of one group; `collate_fn` joins the samples of a part otherwise than `collate` does.
 
     Attributes:
         num_steps: global batches an epoch; what is left over waits for another epoch.
@@ -249,6 +268,8 @@ class TrainLoader(Generic[Images]):
         world_size: int = 1,
         rank: int = 0,
         num_repeats: int = 1,
+        groups: Sequence[int] | None = None,
+        collate_fn: Callable[[Any], Any] = collate,
     ) -> None:
         self._sampler = _PartSampler(
             len(images),
@@ -258,13 +279,14 @@ class TrainLoader(Generic[Images]):
             rank=rank,
             seed=seed,
             num_repeats=num_repeats,
+            groups=groups,
         )
         self.num_steps, self.num_inputs = self._sampler.num_steps, len(images)
         self.unreadable: list[str] = []
         self._loader: DataLoader[Sample[Images]] = DataLoader(
             _TrainImages(images, transform, seed),
             batch_sampler=self._sampler,
-            collate_fn=collate,
+            collate_fn=collate_fn,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xcit.engine.config import from_dict, read_yaml
 from xcit.errors import XCiTError
+from xcit.recipes.detection import detection, pico_fashion_scenes
 from xcit.recipes.dino import DINO_ARCHITECTURES, dino, dino_pico_fashion_mnist
 from xcit.recipes.finetune import finetune_384, transfer
 from xcit.recipes.official import official, official_distilled
@@ -14,18 +15,23 @@ from xcit.recipes.packaged import pico_fashion_mnist
 from xcit.recipes.published import published
 from xcit.recipes.segmentation import segmentation
 from xcit.tasks.classification import ClassificationConfig
+from xcit.tasks.detection import DetectionConfig
 from xcit.tasks.dino import DINOConfig
 from xcit.tasks.segmentation import SegmentationConfig
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
+from xcit.zoo.detectors import DETECTORS
 from xcit.zoo.segmenters import SEGMENTERS
 
-TrainingConfig = ClassificationConfig | DINOConfig | SegmentationConfig
+TrainingConfig = ClassificationConfig | DINOConfig | SegmentationConfig | DetectionConfig
 """The config of a run, whatever its task."""
 
-_CONFIGS: dict[str, type[ClassificationConfig] | type[DINOConfig] | type[SegmentationConfig]] = {
+_CONFIGS: dict[
+    str, type[ClassificationConfig] | type[DINOConfig] | type[SegmentationConfig] | type[DetectionConfig]
+] = {
     "classification": ClassificationConfig,
     "dino": DINOConfig,
     "segmentation": SegmentationConfig,
+    "detection": DetectionConfig,
 }
 """A config's field `task` to its class."""
 
@@ -48,6 +54,8 @@ RECIPES: dict[str, Callable[[], TrainingConfig]] = {
     "xcit-pico-fashion-mnist": pico_fashion_mnist,
     **{f"dino_xcit-{architecture}_in1k": partial(dino, architecture) for architecture in DINO_ARCHITECTURES},
     "dino_xcit-pico_fashion-mnist": dino_pico_fashion_mnist,
+    **{name: partial(detection, record.architecture) for name, record in DETECTORS.items()},
+    "mask-rcnn_xcit-pico_fashion-scenes": pico_fashion_scenes,
     **{name: partial(segmentation, record.model.kind, record.architecture) for name, record in SEGMENTERS.items()},
 }
 """Every recipe, by name."""
@@ -70,7 +78,8 @@ def get_recipe(name: str) -> TrainingConfig:
         near = difflib.get_close_matches(wanted, RECIPES, n=1, cutoff=0.4)
         kinds = ", ".join(f"xcit-<architecture>_{family}" for family in _FAMILIES)
         ours = "xcit-pico-fashion-mnist, dino_xcit-<architecture>_in1k, dino_xcit-pico_fashion-mnist, "
-        ours += "upernet_xcit-<architecture>_160k_ade20k, sem-fpn_xcit-<architecture>_80k_ade20k"
+        ours += "upernet_xcit-<architecture>_160k_ade20k, sem-fpn_xcit-<architecture>_80k_ade20k, "
+        ours += "mask-rcnn_xcit-<architecture>_3x_coco, mask-rcnn_xcit-pico_fashion-scenes"
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {kinds}, {ours}"
         raise XCiTError(f"no recipe is called {wanted!r}; {hint}")
     return RECIPES[wanted]()

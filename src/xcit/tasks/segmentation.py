@@ -20,8 +20,9 @@ from xcit.engine.task import Layout, Reduce
 from xcit.errors import XCiTError
 from xcit.models import SegmentationPreprocessing, Segmenter, SegmenterConfig, SegmenterInfo, build_segmenter
 from xcit.segmenting import SlidingWindow, predict_labels
+from xcit.tasks.dense_backbone import take_backbone
 from xcit.tasks.sources import find_source
-from xcit.zoo import get_backbone, save_model
+from xcit.zoo import save_model
 
 AUXILIARY_WEIGHT = 0.4
 """Of the auxiliary head's loss, as published."""
@@ -250,7 +251,7 @@ class SegmentationTask:
         torch.manual_seed(config.run.seed)
         model = build_segmenter(config.model)
         if config.backbone_weights:
-            _take_backbone(model, config.backbone_weights)
+            take_backbone(model, config.backbone_weights)
         self.model: nn.Module = model
         self.info = SegmenterInfo(name=config.name, preprocessing=config.preprocessing, class_names=train.class_names)
         self._accumulation = layout.accumulation
@@ -328,15 +329,3 @@ class SegmentationTask:
         exported.load_state_dict(model.state_dict())
         exported.info = self.info
         save_model(exported, path)
-
-
-def _take_backbone(model: Segmenter, source: str) -> None:
-    found = get_backbone(source, pretrained=True, pyramid=True, out_indices=model.backbone.out_indices)
-    ours, theirs = model.config.backbone, found.config
-    for name in ("in_channels", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"):
-        if getattr(ours, name) != getattr(theirs, name):
-            raise XCiTError(
-                f"backbone_weights: {source} does not fit: its {name} is {getattr(theirs, name)}, the model's "
-                f"{getattr(ours, name)}"
-            )
-    model.backbone.load_state_dict(found.state_dict())

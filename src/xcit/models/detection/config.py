@@ -23,7 +23,7 @@ class MaskRCNNConfig:
     Attributes:
         backbone: an XCiT without class token; its stochastic depth is that of training.
         out_indices: the four blocks whose tokens become the feature maps; empty takes `default_out_indices`.
-        num_classes: without the background.
+        num_classes: without the background; 0 where the data decide.
         channels: of the feature pyramid and of the convolutions for masks.
         box_features: of the two linear layers for boxes.
         anchor_scale: side of the smallest square anchor, in pixels of its feature map.
@@ -49,7 +49,8 @@ class MaskRCNNConfig:
             if not condition:
                 raise XCiTError(f"MaskRCNNConfig: {name} is {getattr(self, name)}, must be {must}")
 
-        for name in ("num_classes", "channels", "box_features", "short_side", "long_side"):
+        need("num_classes", self.num_classes >= 0, "0 or more")
+        for name in ("channels", "box_features", "short_side", "long_side"):
             need(name, getattr(self, name) >= 1, "at least 1")
         need("anchor_scale", self.anchor_scale > 0, "above 0")
         need("long_side", self.long_side >= self.short_side, f"at least short_side {self.short_side}")

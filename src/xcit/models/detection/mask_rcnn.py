@@ -5,6 +5,7 @@ torchvision has the layers; where its rules differ from those by which the publi
 are suppressed, how masks are pasted, and in training the losses, who is matched to what, and the targets of masks.
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,6 +45,8 @@ class MaskRCNN(nn.Module):
 
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
+        if not config.num_classes:
+            raise XCiTError("a detector needs classes: set num_classes above 0")
         self.config = config
         self.info: DetectorInfo | None = None
         self.backbone = XCiTPyramid(config.backbone, config.out_indices or None)
@@ -79,6 +82,12 @@ class MaskRCNN(nn.Module):
         self.roi_heads.mask_predictor.mask_fcn_logits = fresh.mask_predictor.mask_fcn_logits.to(self.device)
         if self.info is not None:
             self.info = replace(self.info, class_names=(), category_ids=())
+
+    def fuse(self) -> "MaskRCNN":
+        """A copy for inference whose backbone is faster and takes less memory (see `XCiT.fuse`); no gradients."""
+        fused, xcit = copy.deepcopy(self), self.backbone.xcit.fuse()
+        fused.backbone.xcit = xcit
+        return fused.requires_grad_(False)
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None

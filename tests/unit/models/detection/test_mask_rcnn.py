@@ -150,7 +150,7 @@ def test_training_needs_targets(model: MaskRCNN) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_classes": 0}, "num_classes is 0, must be at least 1"),
+        ({"num_classes": -1}, "num_classes is -1, must be 0 or more"),
         ({"long_side": 50}, "long_side is 50, must be at least short_side 96"),
         ({"anchor_scale": 0.0}, "anchor_scale is 0.0"),
         ({"mean": (0.5,)}, "mean is \\(0.5,\\), must be 3 numbers"),

@@ -1,0 +1,180 @@
+"""From an annotated image to what a detector is trained on: mirrored, resized, cropped, as published for COCO.
+
+Shapes: `h`, `w` a picture's, `n` its objects.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from xcit.data.coco import CocoImages
+from xcit.data.resize import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
+from xcit.errors import XCiTError
+
+Pixels = NDArray[np.uint8]
+
+MIN_SIDE = 32
+"""Images with a side below are not trained on, as published."""
+
+
+class AnnotatedImage(NamedTuple):
+    """A picture with what is in it."""
+
+    pixels: Pixels  # (h, w, C)
+    boxes: NDArray[np.float32]  # (n, 4), (x1, y1, x2, y2)
+    labels: NDArray[np.int64]  # (n,), from 1
+    masks: Pixels  # (n, h, w), 0 or 1
+
+
+class TrainableImages:
+    """The images of a data set that are trained on, for `TrainLoader`.
+
+    Args:
+        images: the data set.
+        num_channels: 3, or 1 for greys.
+        with_empty: whether images without objects to train on are among them.
+    """
+
+    def __init__(self, images: CocoImages, *, num_channels: int, with_empty: bool) -> None:
+        self.images, self.num_channels = images, num_channels
+        self.indices = [
+            index
+            for index, image in enumerate(images.images)
+            if min(image.size) >= MIN_SIDE and (with_empty or any(one.is_trainable for one in image.objects))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[AnnotatedImage, int]:
+        """An annotated image; the number is for the loader, which wants one.
+
+        Raises:
+            XCiTError: "<path>: <reason>" if the picture can't be read.
+        """
+        place = self.indices[index]
+        pixels = picture_pixels(self.images.read(place), self.num_channels)
+        objects = [one for one in self.images.images[place].objects if one.is_trainable]
+        corners = np.array([one.box for one in objects], dtype=np.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        labels = np.array([one.label + 1 for one in objects], dtype=np.int64)
+        masks = self.images.masks(place, objects)
+        return AnnotatedImage(pixels, _clipped(corners, pixels.shape[:2]), labels, masks), 0
+
+    def groups(self) -> list[int]:
+        """1 for images that are wider than high, else 0: a batch of one kind needs less padding."""
+        sizes = (self.images.images[index].size for index in self.indices)
+        return [int(width > height) for height, width in sizes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionAugmentation:
+    """What training does to an annotated image.
+
+    Attributes:
+        flip: share of images that are mirrored.
+        short_sides: pixels, of which one is drawn; an image is scaled as large as fits into it and `long_side`.
+        long_side: likewise.
+        crop: share of images of which a part is cut out before, and scaled then.
+        crop_short_sides: pixels, of which one is drawn; the image is scaled by it before it is cut.
+        crop_size: bounds of the pixels of each side of that part, drawn one by one; an image with less stays whole.
+    """
+
+    flip: float = 0.5
+    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    long_side: int = 1333
+    crop: float = 0.5
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_size: tuple[int, int] = (384, 600)
+
+    def __post_init__(self) -> None:
+        def need(name: str, condition: bool, must: str) -> None:
+            if not condition:
+                raise XCiTError(f"DetectionAugmentation: {name} is {getattr(self, name)}, must be {must}")
+
+        for name in ("flip", "crop"):
+            need(name, 0 <= getattr(self, name) <= 1, "in 0..1")
+        for name in ("short_sides", "crop_short_sides"):
+            sides = getattr(self, name)
+            need(name, bool(sides) and min(sides) > 0, "one or more numbers above 0")
+        need("long_side", self.long_side > 0, "above 0")
+        need("crop_size", 1 <= self.crop_size[0] <= self.crop_size[1], "two rising numbers of pixels")
+
+
+def picture_pixels(picture: Image.Image, num_channels: int) -> Pixels:
+    """8-bit pixels (h, w, C) of a picture."""
+    pixels = np.asarray(picture.convert("L" if num_channels == 1 else "RGB"))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def augmented(image: AnnotatedImage, config: DetectionAugmentation) -> list[Tensor]:
+    """An annotated image as training sees it, drawn from Python's global generator.
+
+    Returns:
+        Pixels, uint8 (C, h, w); boxes (n, 4); labels (n,); and masks, uint8 (n, h, w).
+    """
+    if random.random() < config.flip:
+        image = _mirrored(image)
+    if random.random() < config.crop:
+        image = _scaled(image, random.choice(config.crop_short_sides), config.long_side)
+        image = _cropped(image, config.crop_size)
+    image = _scaled(image, random.choice(config.short_sides), config.long_side)
+    return [
+        torch.from_numpy(np.ascontiguousarray(image.pixels.transpose(2, 0, 1))),
+        torch.from_numpy(image.boxes),
+        torch.from_numpy(image.labels),
+        torch.from_numpy(np.ascontiguousarray(image.masks)),
+    ]
+
+
+def collate_detections(
+    samples: Sequence[tuple[list[Tensor], int, tuple[str, ...]]],
+) -> tuple[list[object], Tensor, list[str]]:
+    """Images, boxes, labels and masks, each a list of as many as there are images; for `TrainLoader`."""
+    parts, numbers, unreadable = zip(*samples, strict=True)
+    return (
+        [list(part) for part in zip(*parts, strict=True)],
+        torch.tensor(numbers),
+        [r for own in unreadable for r in own],
+    )
+
+
+def _mirrored(image: AnnotatedImage) -> AnnotatedImage:
+    width = image.pixels.shape[1]
+    boxes = image.boxes.copy()
+    boxes[:, [0, 2]] = width - image.boxes[:, [2, 0]]
+    return AnnotatedImage(image.pixels[:, ::-1], boxes, image.labels, image.masks[:, :, ::-1])
+
+
+def _scaled(image: AnnotatedImage, short_side: int, long_side: int) -> AnnotatedImage:
+    height, width = image.pixels.shape[:2]
+    size = fitted_size(height, width, long_side=long_side, short_side=short_side)
+    pixels = resize_bilinear_8bit(np.ascontiguousarray(image.pixels), size)
+    masks = np.zeros((len(image.masks), *size), np.uint8)
+    for scaled, mask in zip(masks, image.masks, strict=True):
+        scaled[:] = resize_nearest_8bit(mask, size)
+    factors = np.array([size[1] / width, size[0] / height] * 2, dtype=np.float32)
+    return AnnotatedImage(pixels, _clipped(image.boxes * factors, size), image.labels, masks)
+
+
+def _cropped(image: AnnotatedImage, bounds: tuple[int, int]) -> AnnotatedImage:
+    """A random part; it may have no objects in it."""
+    sides = image.pixels.shape[:2]
+    height, width = (random.randint(min(side, bounds[0]), min(side, bounds[1])) for side in sides)
+    top, left = random.randint(0, sides[0] - height), random.randint(0, sides[1] - width)
+    window = (slice(top, top + height), slice(left, left + width))
+    boxes = _clipped(image.boxes - np.array([left, top, left, top], dtype=np.float32), (height, width))
+    seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return AnnotatedImage(image.pixels[window], boxes[seen], image.labels[seen], image.masks[seen][:, *window])
+
+
+def _clipped(boxes: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
+    height, width = size
+    return boxes.clip(0, np.array([width, height, width, height], dtype=np.float32))

@@ -1,0 +1,159 @@
+"""Images in, detections out: boxes, classes and masks of one image after another.
+
+Shapes: `h`, `w` a picture's. Boxes are x, y, width and height, in its pixels.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from xcit.data.coco_masks import encode_mask
+from xcit.data.images import ImageSource
+from xcit.errors import XCiTError
+from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
+from xcit.zoo import get_model
+
+if TYPE_CHECKING:
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+    from xcit.models.detection.roi_heads import Detections
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectedObject:
+    """One object.
+
+    Attributes:
+        label: of its class, from 1.
+        name: of its class; the label as text where names are unknown.
+        score: 0..1.
+        box: x, y, width, height.
+        mask: packed RLE of the whole image (see `decode_mask`).
+    """
+
+    label: int
+    name: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectedObjects:
+    """What was found in an image.
+
+    Attributes:
+        source: the image's path, or its place in the input.
+        image: 8-bit RGB (h, w, 3), as it was read.
+        objects: best first.
+    """
+
+    source: str
+    image: NDArray[np.uint8]
+    objects: tuple[DetectedObject, ...]
+
+
+def detect(
+    images: ImageSource | Sequence[ImageSource],
+    model: "str | os.PathLike[str] | MaskRCNN",
+    *,
+    min_score: float = 0.5,
+    sides: tuple[int, int] | None = None,
+    full_size: bool = False,
+    device: str | torch.device | None = None,
+) -> list[DetectedObjects]:
+    """Finds objects in images.
+
+    Args:
+        images: one or several: a path, a PIL image, an array (h, w, 3) or a tensor (3, h, w), each of any size.
+        model: a name (its published weights are downloaded once), a weights file, or a detector from `get_model`.
+        min_score: what is scored less is left out.
+        sides: as large as fits into this short and this long side an image is scaled; none takes the model's own.
+        full_size: leave images in the size they have instead.
+        device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
+
+    Returns:
+        The objects of each image, in order.
+
+    Raises:
+        XCiTError: if an image can't be read, or the model can't be had or is no detector.
+    """
+    results = detect_each(listed(images), model, min_score=min_score, sides=sides, full_size=full_size, device=device)
+    return [readable(result) for result in results]
+
+
+def detect_each(
+    images: Iterable[ImageSource],
+    model: "str | os.PathLike[str] | MaskRCNN",
+    *,
+    min_score: float = 0.5,
+    sides: tuple[int, int] | None = None,
+    full_size: bool = False,
+    device: str | torch.device | None = None,
+) -> Iterator[DetectedObjects | Unreadable]:
+    """Like `detect`, one at a time and without end; what can't be read is reported in its place."""
+    if not 0 <= min_score <= 1:
+        raise XCiTError(f"min_score is {min_score}, must be in 0..1")
+    if sides is not None and not 0 < sides[0] <= sides[1]:
+        raise XCiTError(f"an image can't be scaled to a short side of {sides[0]} and a long one of {sides[1]} pixels")
+    network = prepare_detector(model, device)
+    names = network.info.class_names if network.info is not None else ()
+    # Two at a time: a picture may be large.
+    for result in read_ahead(images, np.asarray, num_ahead=2):
+        if isinstance(result, Unreadable):
+            yield result
+            continue
+        source, picture = result
+        pixels = _channels(picture, network.config.backbone.in_channels)
+        size = (pixels.shape[1], pixels.shape[2])
+        found = network.detect(pixels, min_score=min_score, sides=(min(size), max(size)) if full_size else sides)
+        yield DetectedObjects(source=source, image=picture, objects=tuple(detected_objects(found, size, names)))
+
+
+def prepare_detector(model: "str | os.PathLike[str] | MaskRCNN", device: str | torch.device | None) -> "MaskRCNN":
+    """A detector in place, with a faster backbone; one that was passed in is left as it was.
+
+    Raises:
+        XCiTError: if it can't be had, or is no detector.
+    """
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+    built = get_model(model, pretrained=True) if isinstance(model, str | os.PathLike) else model
+    if not isinstance(built, MaskRCNN):
+        raise XCiTError(f"{model if isinstance(model, str | os.PathLike) else type(built).__name__}: not a detector")
+    given = isinstance(model, MaskRCNN)
+    place = torch.device(device) if device is not None else built.device if given else default_device()
+    return built.fuse().to(place)
+
+
+def detected_objects(
+    found: "Detections", size: tuple[int, int], class_names: Sequence[str] = ()
+) -> Iterator[DetectedObject]:
+    """Detections of an image of this height and width, their masks packed one by one."""
+    from xcit.models.detection.masks import paste_mask
+
+    boxes, labels, scores, masks = (part.cpu() for part in found)
+    for box, label, score, mask in zip(boxes, labels.tolist(), scores.tolist(), masks, strict=True):
+        top, left, probabilities = paste_mask(mask, box, size)
+        whole = np.zeros(size, np.uint8)
+        whole[top : top + probabilities.shape[0], left : left + probabilities.shape[1]] = probabilities >= 0.5
+        x1, y1, x2, y2 = box.tolist()
+        yield DetectedObject(
+            label=label,
+            name=class_names[label - 1] if class_names else str(label),
+            score=score,
+            box=(x1, y1, x2 - x1, y2 - y1),
+            mask=encode_mask(whole),
+        )
+
+
+def _channels(picture: NDArray[np.uint8], num_channels: int) -> torch.Tensor:
+    """uint8 (C, h, w) of an RGB picture (h, w, 3)."""
+    if num_channels == 1:
+        return torch.from_numpy(np.array(Image.fromarray(picture).convert("L")))[None]
+    return torch.from_numpy(picture.transpose(2, 0, 1).copy())

@@ -1,0 +1,126 @@
+"""Average precision and recall of boxes and masks, COCO's twelve numbers, by faster-coco-eval."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from xcit.data.coco import CocoImages
+from xcit.data.coco_masks import to_rle
+from xcit.errors import XCiTError
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""Of the twelve: at IoU .50 to .95, at .50, at .75; of small, medium and large objects; and the recalls, of 1, 10 and
+100 detections an image, and by size."""
+
+DESCRIPTIONS = (
+    *(
+        (f"Average Precision (AP) @[ IoU={iou:<9} | area={area:>6} | maxDets=100 ]")
+        for iou, area in (
+            ("0.50:0.95", "all"),
+            ("0.50", "all"),
+            ("0.75", "all"),
+            ("0.50:0.95", "small"),
+            ("0.50:0.95", "medium"),
+            ("0.50:0.95", "large"),
+        )
+    ),
+    *(
+        (f"Average Recall    (AR) @[ IoU=0.50:0.95 | area={area:>6} | maxDets={count:>3} ]")
+        for area, count in (
+            ("all", 1),
+            ("all", 10),
+            ("all", 100),
+            ("small", 100),
+            ("medium", 100),
+            ("large", 100),
+        )
+    ),
+)
+"""The lines in which the numbers are usually printed."""
+
+
+class DetectionRow(NamedTuple):
+    """One detection: the image's index, its category id, score, box x, y, width, height, and packed mask."""
+
+    image: int
+    category_id: int
+    score: float
+    box: tuple[float, float, float, float]
+    mask: dict[str, Any]
+
+
+class Precision(NamedTuple):
+    """The twelve numbers of boxes and of masks, in percent; NaN where there are no objects of that size."""
+
+    boxes: tuple[float, ...]
+    masks: tuple[float, ...]
+
+
+def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequence[DetectionRow]) -> Precision:
+    """Compares detections with what is there.
+
+    Args:
+        images: the data set.
+        measured: indices of the images that were looked at.
+        rows: of these images.
+
+    Raises:
+        XCiTError: if there is no object in these images, or the package is not installed.
+    """
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError:
+        raise XCiTError("average precision needs faster-coco-eval: pip install 'xcit[detection]'") from None
+    truth = COCO(_truth(images, measured))
+    if all(one["iscrowd"] for one in truth.dataset["annotations"]):
+        raise XCiTError(f"{images.source}: no objects in the images that could be read: there is nothing to find")
+    ids = {index: images.images[index].id for index in measured}
+    common = [{"image_id": ids[row.image], "category_id": row.category_id, "score": row.score} for row in rows]
+    found = {
+        "bbox": [{**own, "bbox": list(row.box)} for own, row in zip(common, rows, strict=True)],
+        # Without the box, so that a mask's size is its own.
+        "segm": [{**own, "segmentation": row.mask} for own, row in zip(common, rows, strict=True)],
+    }
+    stats = []
+    for kind, detections in found.items():
+        evaluation = COCOeval_faster(truth, truth.loadRes(detections), kind, print_function=lambda *_: None)
+        evaluation.run()
+        stats.append(tuple(100 * float(value) if value >= 0 else float("nan") for value in evaluation.stats[:12]))
+    return Precision(*stats)
+
+
+def _truth(images: CocoImages, measured: Sequence[int]) -> dict[str, Any]:
+    """The data set as the evaluation takes it, its annotations counted from 1 and its masks packed."""
+    annotations = []
+    for index in measured:
+        image = images.images[index]
+        for one in image.objects:
+            rle = to_rle(one.segmentation, image.size)
+            counts = rle["counts"]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image.id,
+                    "category_id": images.category_ids[one.label],
+                    "bbox": list(one.box),
+                    "area": one.area,
+                    "iscrowd": int(one.is_crowd),
+                    "segmentation": {
+                        "size": list(image.size),
+                        "counts": counts.decode() if isinstance(counts, bytes) else counts,
+                    },
+                }
+            )
+    return {
+        "images": [
+            {
+                "id": images.images[index].id,
+                "height": images.images[index].size[0],
+                "width": images.images[index].size[1],
+            }
+            for index in measured
+        ],
+        "categories": [
+            {"id": number, "name": name} for number, name in zip(images.category_ids, images.class_names, strict=True)
+        ],
+        "annotations": annotations,
+    }

@@ -1,0 +1,29 @@
+"""What the backbone of a detector or segmenter starts from in training."""
+
+from typing import Any
+
+from xcit.errors import XCiTError
+from xcit.zoo import get_backbone
+
+_SHAPE = ("in_channels", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
+
+
+def take_backbone(model: Any, source: str) -> None:
+    """Gives a detector's or segmenter's backbone its first weights.
+
+    Args:
+        model: with an `XCiTPyramid` as `backbone`, whose shape is `config.backbone`.
+        source: a name of the zoo or a file, of a classifier, a feature backbone, a detector or a segmenter.
+
+    Raises:
+        XCiTError: if it can't be had or read, or does not fit.
+    """
+    found = get_backbone(source, pretrained=True, pyramid=True)
+    ours, theirs = model.config.backbone, found.config
+    for name in _SHAPE:
+        if getattr(ours, name) != getattr(theirs, name):
+            raise XCiTError(
+                f"backbone_weights: {source} does not fit: its {name} is {getattr(theirs, name)}, the model's "
+                f"{getattr(ours, name)}"
+            )
+    model.backbone.load_state_dict(found.state_dict())
