@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from xcit.linear import train_linear as train_linear
     from xcit.models import XCiT as XCiT
     from xcit.models import XCiTConfig as XCiTConfig
+    from xcit.segmenting import segment as segment
     from xcit.training import train as train
     from xcit.weights.convert import convert as convert
     from xcit.zoo import fetch as fetch
@@ -46,6 +47,7 @@ _HOME = {
     "load_weights": "zoo",
     "predict": "inference",
     "save_model": "zoo",
+    "segment": "segmenting",
     "test": "evaluation",
     "train": "training",
     "train_linear": "linear",

@@ -43,7 +43,7 @@ def segmentation(kind: SegmenterKind, architecture: str) -> SegmentationConfig:
 
 
 def segmentation_fashion_scenes(kind: SegmenterKind) -> SegmentationConfig:
-    """A pico XCiT on scenes of garments (`xcit make-data fashion-scenes`), for two processor cores and 20 minutes; ours.
+    """A pico XCiT on scenes of garments (`xcit make-data fashion-scenes`), for two cores and 20 minutes; ours.
 
     `xcit make-data fashion-scenes --task segmentation --out SCENES`, then `xcit train upernet_xcit-pico_fashion-scenes
     --data SCENES`. 11 classes, the ground among them.
