@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from xcit import explain as explain
     from xcit.counting import complexity as complexity
+    from xcit.detecting import detect as detect
     from xcit.errors import XCiTError as XCiTError
     from xcit.evaluation import test as test
     from xcit.inference import extract_features as extract_features
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from xcit.linear import train_linear as train_linear
     from xcit.models import XCiT as XCiT
     from xcit.models import XCiTConfig as XCiTConfig
+    from xcit.segmenting import segment as segment
     from xcit.training import train as train
     from xcit.weights.convert import convert as convert
     from xcit.zoo import fetch as fetch
@@ -46,6 +48,8 @@ _HOME = {
     "load_weights": "zoo",
     "predict": "inference",
     "save_model": "zoo",
+    "detect": "detecting",
+    "segment": "segmenting",
     "test": "evaluation",
     "train": "training",
     "train_linear": "linear",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from xcit.data.images import ImageSource
 from xcit.data.resize import resize_bilinear_8bit
@@ -20,7 +20,7 @@ from xcit.data.segmentation import Labels
 from xcit.data.segmentation_transforms import Pixels, normalized, target_size, to_pixels
 from xcit.errors import XCiTError
 from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
-from xcit.models import SegmentationPreprocessing, Segmenter, SegmenterInfo
+from xcit.models import SegmentationPreprocessing, Segmenter, SegmenterInfo, XCiT
 from xcit.models.segmentation import resize_bilinear
 from xcit.zoo import get_model
 
@@ -137,15 +137,20 @@ def segment_each(
 
 
 def prepare_segmenter(
-    model: str | os.PathLike[str] | Segmenter, device: str | torch.device | None, dtype: torch.dtype
+    model: str | os.PathLike[str] | XCiT | Segmenter,
+    device: str | torch.device | None,
+    dtype: torch.dtype,
+    *,
+    what: str = "the model",
 ) -> tuple[Segmenter, SegmenterInfo, torch.device]:
-    """A segmenter fused, in place and precision; one that was passed in is left as it was.
+    """A segmenter fused, in place and precision; one that was passed in is left as it was, and called `what` in errors.
 
     Raises:
         XCiTError: if it can't be had, is no segmenter, or it is not known how to prepare images for it.
     """
-    built = model if isinstance(model, Segmenter) else get_model(model, pretrained=True)
-    what = "the model" if isinstance(model, Segmenter) else os.fspath(model)
+    built = model
+    if not isinstance(built, nn.Module):
+        what, built = os.fspath(built), get_model(built, pretrained=True)
     if not isinstance(built, Segmenter):
         raise XCiTError(f"{what} is no segmenter: `xcit list --task semantic-segmentation` shows those there are")
     if built.info is None:

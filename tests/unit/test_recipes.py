@@ -138,6 +138,8 @@ def test_the_names_are_these() -> None:
         *(f"dino_xcit-{architecture}_in1k" for architecture in DINO_PUBLISHED),
         "dino_xcit-pico_fashion-mnist",
         *SEGMENTERS,
+        "upernet_xcit-pico_fashion-scenes",
+        "sem-fpn_xcit-pico_fashion-scenes",
     }
     assert all(get_recipe(name).name == name for name in RECIPES)
 

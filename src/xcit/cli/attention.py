@@ -1,16 +1,13 @@
 """`xcit attention`: what a model attends to, as pictures and arrays."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
 from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model, model_options
-from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
     from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps
@@ -72,9 +69,9 @@ def attention(
     from xcit.inference import Unreadable, default_device
 
     require_matplotlib()
-    paths = _images_outside(inputs, out) if inputs else packaged_images()
-    places = [out / name for name in _names(paths)]
-    _make_folder(out)
+    paths = images_outside(inputs, out) if inputs else packaged_images()
+    places = [out / name for name in result_names(paths)]
+    make_folder(out)
     computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
     network = load_model(model, weights, computer).fuse().to(precision)  # once, not for each image
     results = class_attention_each(paths, network, block=block, resize=resize, device=computer, dtype=precision)
@@ -93,34 +90,13 @@ def attention(
             bar.advance(1)
     if channels is not None:
         assert network.info is not None
-        with _whole_file(out / "temperatures.png") as part:
+        with whole_file(out / "temperatures.png") as part:
             draw_temperatures(channels.temperatures, network.info.name, part)
     click.echo(f"{out}: attention of {len(paths) - num_unreadable} images")
     if num_unreadable:
         click.echo(f"xcit: {num_unreadable} of {len(paths)} images could not be read", err=True)
         return SOME_FAILED
     return 0
-
-
-def _images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
-    """The images that are meant, without those that an earlier run left in `out`, unless they are named one by one."""
-    from xcit.data.images import find_images
-
-    named = {Path(item) for item in inputs}
-    found = find_images(inputs)
-    images = [path for path in found if path in named or not path.resolve().is_relative_to(out.resolve())]
-    if not images:
-        raise XCiTError(f"{out}: holds all images of the input: choose another folder for the results")
-    return images
-
-
-def _names(paths: Sequence[Path]) -> list[Path]:
-    """What to call each image's files: its place below the folder that all share, without suffix if that will do."""
-    places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100  (Path.absolute keeps "..")
-    top = os.path.commonpath([place.parent for place in places])
-    whole = [place.relative_to(top) for place in places]
-    bare = [name.with_suffix("") for name in whole]
-    return bare if len({str(name).casefold() for name in bare}) == len(bare) else whole
 
 
 def _write(
@@ -135,17 +111,17 @@ def _write(
     """Writes the files of one image, whose names begin with `place`."""
     from xcit.explain import pictures
 
-    _make_folder(place.parent)
-    with _whole_file(_beside(place, "-overlay.png")) as part:
+    make_folder(place.parent)
+    with whole_file(beside(place, "-overlay.png")) as part:
         pictures.overlay_mean(maps, threshold=threshold).save(part, format="PNG")
     if figure:
-        with _whole_file(_beside(place, "-attention.png")) as part:
+        with whole_file(beside(place, "-attention.png")) as part:
             pictures.draw_class_attention(maps, part, threshold=threshold)
     if channels is not None:
-        with _whole_file(_beside(place, "-xca.png")) as part:
+        with whole_file(beside(place, "-xca.png")) as part:
             pictures.draw_channel_attention(channels, part)
     if arrays:
-        with _whole_file(_beside(place, ".npz")) as part:
+        with whole_file(beside(place, ".npz")) as part:
             _write_arrays(part, maps, channels, threshold)
 
 
@@ -165,32 +141,3 @@ def _write_arrays(
         arrays |= {"temperatures": channels.temperatures}
     with path.open("wb") as file:
         np.savez(file, **arrays)
-
-
-def _beside(place: Path, ending: str) -> Path:
-    return place.with_name(f"{place.name}{ending}")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise XCiTError(f"{folder}: can't be made: {error.strerror}") from None
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, which gets the name `path` when it is whole.
-
-    Raises:
-        XCiTError: if it can't be written.
-    """
-    part = _beside(path, ".part")
-    try:
-        yield part
-        part.replace(path)
-    except OSError as error:
-        raise XCiTError(f"{path}: can't be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()

@@ -102,7 +102,7 @@ def train(
             _print_stop(stopped, directory, device)
         return STOPPED
     if is_main():
-        _print_result(directory, figures, is_classifier=config.task == "classification")
+        _print_result(directory, figures, config.task)
     return 0
 
 
@@ -113,7 +113,7 @@ def _print_stop(stopped: "Stopped", directory: Path, device: str | None) -> None
     )
 
 
-def _print_result(directory: Path, figures: dict[str, float], *, is_classifier: bool) -> None:
+def _print_result(directory: Path, figures: dict[str, float], task: str) -> None:
     click.echo(f"figures: {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}")
     for what, name in (
         ("weights", "model.safetensors"),
@@ -123,10 +123,13 @@ def _print_result(directory: Path, figures: dict[str, float], *, is_classifier: 
         if (directory / name).exists():
             click.echo(f"{what}: {directory / name}")
     model = shlex.quote(str(directory / "model.safetensors"))
-    if is_classifier:
-        click.echo(f"use them: xcit predict IMAGE... --model {model}")
-    else:
-        click.echo(f"use them: xcit features IMAGE... --model {model} --out features.npz")
+    uses = {
+        "classification": f"predict IMAGE... --model {model}",
+        "dino": f"features IMAGE... --model {model} --out features.npz",
+        "detection": f"detect IMAGE... --model {model} --out detections",
+        "segmentation": f"segment IMAGE... --model {model} --out labels",
+    }
+    click.echo(f"use them: xcit {uses[task]}")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

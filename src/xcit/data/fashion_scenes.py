@@ -7,7 +7,7 @@ Shapes: `h`, `w` the scene's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,11 @@ GROUND = "ground"
 
 _SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1}
 
-_SEEN = 24
+_SEEN = 8
 """The grey of a garment's picture above which it covers the ground: its own ground is 0, with traces of the scan."""
+
+_TRIES = 10
+"""Places that are tried for a garment."""
 
 Mask = NDArray[np.bool_]
 
@@ -38,7 +41,7 @@ class SceneConfig:
         width: likewise.
         num_garments: the fewest and the most of a scene.
         scale: bounds of the factor by which garments of 28 pixels a side are enlarged.
-        least_visible: share of a garment that must not be hidden by later ones; one hidden more is left out.
+        least_visible: share of a garment that no later one hides: such a one is laid elsewhere, or left out.
     """
 
     height: int = 96
@@ -88,24 +91,33 @@ def compose(
     """Draws a scene of garments (grey pictures of 28 x 28 pixels with their classes); all draws are from `draw`."""
     pixels = _ground(config, draw)
     num_garments = int(draw.integers(config.num_garments[0], config.num_garments[1] + 1))
-    # Both by luminance and by colour: the class is to be told by the shape.
-    placed: list[tuple[int, Mask, int]] = []
+    placed: list[_Placed] = []
     for index in draw.integers(0, len(garments), num_garments):
         picture, label = garments[int(index)]
-        grey, place = _placed(picture, config, draw)
-        mask = np.zeros(pixels.shape[:2], bool)
-        mask[place] = grey > _SEEN
-        tint = draw.uniform(0.45, 1.0, 3)
-        covered = pixels[place]
-        covered[grey > _SEEN] = (grey[grey > _SEEN][:, None] * tint).astype(np.uint8)
-        placed = [(other, old & ~mask, size) for other, old, size in placed]
-        placed.append((label, mask, int(mask.sum())))
-    seen = [
-        Garment(label=label, mask=mask)
-        for label, mask, size in placed
-        if mask.any() and mask.sum() >= config.least_visible * size
-    ]
-    return FashionScene(pixels=pixels, garments=tuple(seen))
+        for _ in range(_TRIES):
+            grey, place = _enlarged(picture, config, draw)
+            mask = np.zeros(pixels.shape[:2], bool)
+            mask[place] = grey > _SEEN
+            below = [replace(garment, mask=garment.mask & ~mask) for garment in placed]
+            if mask.any() and all(garment.is_seen(config.least_visible) for garment in below):
+                # A colour of its own each time: the class is to be told by the shape.
+                tint = draw.uniform(0.45, 1.0, 3)
+                pixels[mask] = (grey[mask[place]][:, None] * tint).astype(np.uint8)
+                placed = [*below, _Placed(label=label, mask=mask, size=int(mask.sum()))]
+                break
+    return FashionScene(
+        pixels=pixels, garments=tuple(Garment(label=garment.label, mask=garment.mask) for garment in placed)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Placed(Garment):
+    """A garment while others are still laid over it; `size` is its number of pixels when nothing was."""
+
+    size: int
+
+    def is_seen(self, least_visible: float) -> bool:
+        return bool(self.mask.sum() >= least_visible * self.size)
 
 
 def scenes(split: Split, count: int, *, config: SceneConfig | None = None, seed: int = 0) -> Iterator[FashionScene]:
@@ -134,8 +146,7 @@ def write_segmentation_scenes(
     Raises:
         XCiTError: if the folder holds something already, or can't be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise XCiTError(f"{folder}: is there already: choose another folder, or remove it")
+    refuse_existing(folder)
     try:
         counts: tuple[tuple[Split, int], ...] = (("train", num_train), ("val", num_val))
         for split, count in counts:
@@ -151,6 +162,16 @@ def write_segmentation_scenes(
         raise XCiTError(f"{folder}: can't be written: {error.strerror or error}") from None
 
 
+def refuse_existing(folder: Path) -> None:
+    """Checks that a folder is not there, or is empty.
+
+    Raises:
+        XCiTError: if it holds something, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise XCiTError(f"{folder}: is there already: choose another folder, or remove it")
+
+
 def _ground(config: SceneConfig, draw: np.random.Generator) -> NDArray[np.uint8]:
     """Coloured noise of a random grain: no flat colour that would give the garments away."""
     total = np.zeros((config.height, config.width, 3))
@@ -162,7 +183,7 @@ def _ground(config: SceneConfig, draw: np.random.Generator) -> NDArray[np.uint8]
     return (base + strength * (total / 2 - 127) + draw.normal(0, 4, total.shape)).clip(0, 255).astype(np.uint8)
 
 
-def _placed(
+def _enlarged(
     picture: Image.Image, config: SceneConfig, draw: np.random.Generator
 ) -> tuple[NDArray[np.uint8], tuple[slice, slice]]:
     """A garment's greys at its new size, perhaps mirrored, and where in the scene they go."""

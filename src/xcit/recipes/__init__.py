@@ -13,7 +13,7 @@ from xcit.recipes.finetune import finetune_384, transfer
 from xcit.recipes.official import official, official_distilled
 from xcit.recipes.packaged import pico_fashion_mnist
 from xcit.recipes.published import published
-from xcit.recipes.segmentation import segmentation
+from xcit.recipes.segmentation import segmentation, segmentation_fashion_scenes
 from xcit.tasks.classification import ClassificationConfig
 from xcit.tasks.detection import DetectionConfig
 from xcit.tasks.dino import DINOConfig
@@ -56,6 +56,8 @@ RECIPES: dict[str, Callable[[], TrainingConfig]] = {
     "dino_xcit-pico_fashion-mnist": dino_pico_fashion_mnist,
     **{name: partial(detection, record.architecture) for name, record in DETECTORS.items()},
     "mask-rcnn_xcit-pico_fashion-scenes": pico_fashion_scenes,
+    "upernet_xcit-pico_fashion-scenes": partial(segmentation_fashion_scenes, "upernet"),
+    "sem-fpn_xcit-pico_fashion-scenes": partial(segmentation_fashion_scenes, "sem-fpn"),
     **{name: partial(segmentation, record.model.kind, record.architecture) for name, record in SEGMENTERS.items()},
 }
 """Every recipe, by name."""

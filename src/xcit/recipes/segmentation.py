@@ -1,7 +1,8 @@
-"""Recipes of semantic segmentation: the 16 published ones."""
+"""Recipes of semantic segmentation: the 16 published ones, and small ones for composed scenes."""
 
 from dataclasses import replace
 
+from xcit.data.segmentation_transforms import SegmentationAugmentation
 from xcit.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.models import SegmentationPreprocessing
 from xcit.models.segmentation import SegmenterKind
@@ -38,4 +39,25 @@ def segmentation(kind: SegmenterKind, architecture: str) -> SegmentationConfig:
             kind="linear", epochs=10, warmup_epochs=0, warmup_steps=1500, warmup_lr=lr * 1e-6, min_lr=0.0
         ),
         run=RunConfig(batch_size=16, max_device_batch=2, sync_batch_norm=True),
+    )
+
+
+def segmentation_fashion_scenes(kind: SegmenterKind) -> SegmentationConfig:
+    """A pico XCiT on scenes of garments (`xcit make-data fashion-scenes`), for two cores and 20 minutes; ours.
+
+    `xcit make-data fashion-scenes --task segmentation --out SCENES`, then `xcit train upernet_xcit-pico_fashion-scenes
+    --data SCENES`. 11 classes, the ground among them.
+    """
+    architecture = replace(ARCHITECTURES["pico-6-p4"], in_channels=3)
+    model = segmenter_config(kind, architecture, num_classes=11)
+    return SegmentationConfig(
+        name=f"{kind}_xcit-pico_fashion-scenes",
+        model=replace(model, channels=64, auxiliary_channels=32),
+        preprocessing=SegmentationPreprocessing(long_side=0, short_side=0, mean=(0.4,) * 3, std=(0.25,) * 3),
+        augmentation=SegmentationAugmentation(scale=(0.75, 1.5), crop_size=96, max_class_share=1.0, distort=False),
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.01, clip_grad=1.0, undecayed="layer_norms"),
+        schedule=ScheduleConfig(
+            kind="linear", epochs=12, warmup_epochs=0, warmup_steps=100, warmup_lr=1e-6, min_lr=0.0
+        ),
+        run=RunConfig(batch_size=16, num_workers=1, log_every=10, evaluate_every=3),
     )

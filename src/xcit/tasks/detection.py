@@ -1,5 +1,6 @@
 """Detection and instance segmentation: losses, average precision, and the wiring of the data."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +28,8 @@ from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.tasks.average_precision import NAMES, DetectionRow, Precision, average_precision
 from xcit.tasks.dense_backbone import take_backbone
 from xcit.tasks.sources import find_source
-from xcit.zoo import save_model
+from xcit.zoo import get_model, save_model
+from xcit.zoo.load import is_file, load_detector_file
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
@@ -162,6 +164,34 @@ def evaluate_detection(
     rows.sort(key=lambda row: row.image)
     precision = average_precision(images, sorted(seen), rows)
     return DetectionReport(num_images=len(seen), precision=precision, unreadable=tuple(unreadable))
+
+
+def load_for(recipe: DetectionConfig, checkpoint: str | os.PathLike[str]) -> "MaskRCNN":
+    """A checkpoint as a recipe's model, prepared as the recipe says; its classes are its own.
+
+    Args:
+        recipe: the config of a recipe or run.
+        checkpoint: a path, a URL or a name of the zoo.
+
+    Raises:
+        XCiTError: if it can't be had, or is another model.
+    """
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+    name = os.fspath(checkpoint)
+    built = load_detector_file(name) if is_file(checkpoint) or "://" in name else get_model(name, pretrained=True)
+    if not isinstance(built, MaskRCNN):
+        raise XCiTError(f"{name} is no detector, which {recipe.name} trains")
+    ours, theirs = recipe.model.backbone, built.config.backbone
+    for field_name in ("in_channels", "patch_size", "embed_dim", "depth"):
+        if getattr(ours, field_name) != getattr(theirs, field_name):
+            raise XCiTError(
+                f"{name} is no {recipe.name}: its {field_name} is {getattr(theirs, field_name)}, the recipe's "
+                f"{getattr(ours, field_name)}"
+            )
+    prepared = {key: getattr(recipe.model, key) for key in ("short_side", "long_side", "mean", "std", "anchor_scale")}
+    built.config = replace(built.config, **prepared)
+    return built
 
 
 def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:

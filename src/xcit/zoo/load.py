@@ -121,6 +121,15 @@ def load_stored_detector(stored: StoredWeights) -> "MaskRCNN":
     return built
 
 
+def load_detector_file(source: str, *, progress: Progress | None = None) -> "MaskRCNN":
+    """The detector of a path or URL.
+
+    Raises:
+        XCiTError: if the file can't be had or read, or holds no detector.
+    """
+    return load_stored_detector(read_verified(local(source, progress)))
+
+
 def load_detector(record: DetectorRecord, *, progress: Progress | None = None) -> "MaskRCNN":
     """A published detector, downloaded first if it is not on this machine."""
     stored = read_zoo(record, progress)

@@ -1,0 +1,137 @@
+"""`xcit detect`: objects in images, as pictures and as COCO-format JSON."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
+from xcit.cli.options import checked_device
+from xcit.errors import XCiTError
+
+if TYPE_CHECKING:
+    from xcit.detecting import DetectedObjects
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+_HELP = """Find objects in images: files, folders (searched through) or patterns.
+
+An image that can't be read is named with the reason, the others go on, and the exit status is 1.
+
+\b
+For each image the folder --out gets
+  NAME-detections.png   the image with masks, boxes, class names and scores
+and once detections.json: images, categories and annotations in COCO's format,
+each annotation with its score; the masks are packed RLE.
+
+An image is scaled as large as fits into the model's own short and long side, or into those given; with --full-size it
+is not scaled, and goes through the model in one piece, so that no object is cut by the edge of a tile.
+"""
+
+
+@click.command(help=_HELP)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--model", required=True, metavar="NAME|FILE", help="A detector, see xcit list --task.")
+@click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
+@click.option(
+    "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="What is scored less is left out."
+)
+@click.option("--short-side", type=click.IntRange(min=1), help="Pixels; the model's own if left out.")
+@click.option("--long-side", type=click.IntRange(min=1), help="Pixels; in proportion to --short-side if left out.")
+@click.option("--full-size", is_flag=True, help="Leave images in the size they have.")
+@click.option("--no-pictures", is_flag=True, help="Write no NAME-detections.png.")
+@click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+def detect(
+    inputs: tuple[str, ...],
+    model: str,
+    weights: str | None,
+    out: Path,
+    score: float,
+    short_side: int | None,
+    long_side: int | None,
+    full_size: bool,
+    no_pictures: bool,
+    device: str | None,
+) -> int:
+    """Detects and writes; gives the exit status."""
+    from xcit.cli import SOME_FAILED
+    from xcit.cli.progress import download_bar, progress_bar
+    from xcit.detecting import detect_each, prepare_detector
+    from xcit.detection_pictures import draw_detections
+    from xcit.inference import Unreadable, default_device
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+    from xcit.zoo import get_model
+
+    if full_size and (short_side or long_side):
+        raise XCiTError("give --full-size, or --short-side and --long-side, not both")
+    paths = images_outside(inputs, out)
+    places = [out / name for name in result_names(paths)]
+    make_folder(out)
+    computer = checked_device(device) or default_device()
+    with download_bar() as downloaded:
+        built = get_model(model, pretrained=weights or True, progress=downloaded)
+    if not isinstance(built, MaskRCNN):
+        raise XCiTError(f"{model}: not a detector; `xcit list --task object-detection` shows those there are")
+    network = prepare_detector(built, computer)
+    sides = _sides(network, short_side, long_side)
+    results = detect_each(paths, network, min_score=score, sides=sides, full_size=full_size, device=computer)
+    content = _Annotations(network)
+    with progress_bar("detect", len(paths)) as bar:
+        for place, result in zip(places, results, strict=True):
+            if isinstance(result, Unreadable):
+                click.echo(f"xcit: {result.reason}", err=True)
+            else:
+                content.add(result)
+                if not no_pictures:
+                    make_folder(place.parent)
+                    with whole_file(beside(place, "-detections.png")) as part:
+                        draw_detections(result).save(part, format="PNG")
+            bar.advance(1)
+    with whole_file(out / "detections.json") as part:
+        part.write_text(json.dumps(content.content) + "\n", encoding="utf-8")
+    found = content.content
+    click.echo(f"{out}: {len(found['annotations'])} objects in {len(found['images'])} images")
+    if len(found["images"]) < len(paths):
+        click.echo(f"xcit: {len(paths) - len(found['images'])} of {len(paths)} images could not be read", err=True)
+        return SOME_FAILED
+    return 0
+
+
+def _sides(network: "MaskRCNN", short_side: int | None, long_side: int | None) -> tuple[int, int] | None:
+    if short_side is None and long_side is None:
+        return None
+    own = network.config.short_side, network.config.long_side
+    if short_side is None:
+        return min(own[0], long_side or 0), long_side or 0
+    return short_side, long_side or round(short_side * own[1] / own[0])
+
+
+class _Annotations:
+    """Detections in COCO's format."""
+
+    def __init__(self, network: "MaskRCNN") -> None:
+        info, count = network.info, network.num_classes
+        names = info.class_names if info is not None and info.class_names else [str(i) for i in range(1, count + 1)]
+        self._ids = info.category_ids if info is not None and info.category_ids else tuple(range(1, count + 1))
+        categories = [{"id": number, "name": name} for number, name in zip(self._ids, names, strict=True)]
+        self.content: dict[str, list[dict[str, Any]]] = {"images": [], "categories": categories, "annotations": []}
+
+    def add(self, result: "DetectedObjects") -> None:
+        """Adds an image and its objects."""
+        images, annotations = self.content["images"], self.content["annotations"]
+        height, width = result.image.shape[:2]
+        images.append({"id": len(images) + 1, "file_name": result.source, "height": height, "width": width})
+        for one in result.objects:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": len(images),
+                    "category_id": self._ids[one.label - 1],
+                    "bbox": [round(value, 3) for value in one.box],
+                    "area": round(one.box[2] * one.box[3], 3),
+                    "segmentation": one.mask,
+                    "score": round(one.score, 6),
+                    "iscrowd": 0,
+                }
+            )

@@ -1,0 +1,54 @@
+"""Label maps as pictures: with a palette, and over their image with a legend."""
+
+import colorsys
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from xcit.segmenting import Segmentation
+
+_GOLDEN = 0.618033988749895
+"""Part of the circle of hues between two classes: neighbours in the list, and their neighbours, differ."""
+
+_ROW = 18
+"""Pixels of a row of the legend."""
+
+
+def palette(num_classes: int) -> NDArray[np.uint8]:
+    """A colour (red, green, blue) for each class, (num_classes, 3); the same for a class whatever their number."""
+    colours = [
+        colorsys.hsv_to_rgb((index * _GOLDEN) % 1, (0.85, 0.6, 1.0)[index % 3], (0.95, 0.75, 0.55)[index // 3 % 3])
+        for index in range(num_classes)
+    ]
+    return (np.array(colours).reshape(-1, 3) * 255 + 0.5).astype(np.uint8)
+
+
+def label_picture(result: Segmentation) -> Image.Image:
+    """The label map as a palette image: its numbers are the classes, its colours are `palette`'s."""
+    picture = Image.fromarray(result.labels)
+    picture.putpalette(palette(len(result.class_names)).ravel().tolist())
+    return picture
+
+
+def overlay(result: Segmentation, *, opacity: float = 0.55) -> Image.Image:
+    """The colours over the image, and under it a legend of the classes that there are, the largest first."""
+    colours = palette(len(result.class_names))
+    mixed = (1 - opacity) * result.image + opacity * colours[result.labels]
+    picture = Image.fromarray((mixed + 0.5).astype(np.uint8))
+    areas = result.areas()
+    font = ImageFont.load_default(12)
+    texts = [f"{name} {share:.1%}" for name, share in areas.items()]
+    width = 26 + int(max(font.getlength(text) for text in texts))
+    columns = max(1, picture.width // width)
+    num_rows = -(-len(texts) // columns)
+    whole = Image.new("RGB", (max(picture.width, width), picture.height + num_rows * _ROW + 4), "white")
+    whole.paste(picture)
+    draw = ImageDraw.Draw(whole)
+    for place, (name, text) in enumerate(zip(areas, texts, strict=True)):
+        left = place % columns * width
+        top = picture.height + 4 + place // columns * _ROW
+        colour = tuple(int(value) for value in colours[result.class_names.index(name)])
+        draw.rectangle((left + 3, top + 1, left + 15, top + 13), fill=colour, outline="black")
+        draw.text((left + 20, top), text, fill="black", font=font)
+    return whole

@@ -1,0 +1,83 @@
+"""Scenes made, a small segmenter trained on them, measured, and used: each verb in its turn."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xcit.data.images import read_labels
+from xcit.data.segmentation import open_scenes
+
+RECIPE = "sem-fpn_xcit-pico_fashion-scenes"
+SHORT = ("--schedule.epochs", 1, "--schedule.warmup_steps", 1, "--run.batch_size", 2, "--run.num_workers", 0)
+SMALL = ("--model.backbone.depth", 2, "--model.out_indices", "0,0,1,1", "--epoch_steps", 2)
+
+
+@pytest.fixture
+def scenes(xcit, fashion_mnist: Path, tmp_path: Path) -> Path:
+    done = xcit("make-data", "fashion-scenes", "--task", "segmentation", "--out", tmp_path / "scenes", "--train", 3,
+                "--val", 2)  # fmt: skip
+    assert (done.status, done.err) == (0, "")
+    assert done.out == f"{tmp_path / 'scenes'}: 3 scenes to train on, 2 to measure on\n"
+    return tmp_path / "scenes"
+
+
+def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    done = xcit("train", RECIPE, "--data", scenes, "--out", run, "--device", "cpu", *SHORT, *SMALL)
+    assert done.status == 0, done.err
+    assert "mIoU" in done.out
+    assert f"use them: xcit segment IMAGE... --model {run / 'model.safetensors'} --out labels" in done.out
+
+    arguments = ("test", run / "config.yaml", run / "model.safetensors", "--data", scenes, "--workers", 0)
+    whole = xcit(*arguments, "--device", "cpu", "--out", tmp_path / "whole")
+    assert whole.status == 0, whole.err
+    assert [line.split()[0] for line in whole.out.splitlines()] == ["images", "mIoU", "mAcc", "aAcc"] + 3 * ["wrote"]
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    assert f"mIoU   {report['mIoU']:.2f}%" in whole.out
+    assert (tmp_path / "whole" / "iou.csv").read_text().splitlines()[1].startswith("ground,")
+    assert xcit(*arguments, "--slide", "--window", 64, "--device", "cpu", "--out", tmp_path / "slid").status == 0
+
+    # One that can't be used is named and counted, and the other measured.
+    Image.fromarray(np.full((96, 128), 99, np.uint8)).save(scenes / "labels" / "val" / "00001.png")
+    some = xcit(*arguments, "--device", "cpu", "--out", tmp_path / "some")
+    assert some.status == 1
+    assert "12288 of 12288 pixels have a label that is no class: 99; labels are 0 to 10, or 255" in some.err
+    assert "xcit: 1 scenes could not be read and were not measured" in some.err
+
+    (scenes / "images" / "val" / "broken.png").write_text("nothing")
+    done = xcit("segment", scenes / "images", "--model", run / "model.safetensors", "--out", out, "--device", "cpu",
+                "--slide", "--window", 64, "--keep-size")  # fmt: skip
+    assert done.status == 1
+    assert "broken.png" in done.err
+    assert "xcit: 1 of 6 images could not be read" in done.err
+    areas = json.loads((out / "areas.json").read_text())
+    assert len(areas) == 5
+    names = open_scenes(str(scenes), "train").class_names
+    for source, shares in areas.items():
+        assert sum(shares.values()) == pytest.approx(1)
+        place = out / Path(source).relative_to(scenes / "images").with_suffix("")
+        with Image.open(place.with_name(f"{place.name}-labels.png")) as picture:
+            assert picture.mode == "P"
+        labels = read_labels(place.with_name(f"{place.name}-labels.png"))
+        assert labels.shape == (96, 128)
+        assert {names[index] for index in np.unique(labels)} == set(shares)
+        with Image.open(place.with_name(f"{place.name}-overlay.png")) as shown:
+            assert shown.height > 96
+
+
+def test_mistakes_are_one_line(xcit, scenes: Path, tmp_path: Path) -> None:
+    image = scenes / "images" / "val" / "00000.png"
+    done = xcit("segment", image, "--model", "packaged", "--out", tmp_path / "out")
+    assert done.status == 2
+    assert "packaged is no segmenter" in done.err
+    (scenes / "labels" / "train" / "00002.png").unlink()
+    done = xcit("train", RECIPE, "--data", scenes, "--out", tmp_path / "run", "--device", "cpu", *SHORT, *SMALL)
+    assert done.status == 2
+    assert "1 of the 3 images in" in done.err
+    assert len(done.err.splitlines()) == 1
+    again = xcit("make-data", "fashion-scenes", "--task", "segmentation", "--out", scenes)
+    assert again.status == 2
+    assert "is there already" in again.err
