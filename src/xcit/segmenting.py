@@ -20,7 +20,7 @@ from xcit.data.segmentation import Labels
 from xcit.data.segmentation_transforms import Pixels, normalized, target_size, to_pixels
 from xcit.errors import XCiTError
 from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
-from xcit.models import SegmentationPreprocessing, Segmenter, SegmenterInfo, XCiT
+from xcit.models import SegmentationPreprocessing, Segmenter, SegmenterInfo
 from xcit.models.segmentation import resize_bilinear
 from xcit.zoo import get_model
 
@@ -137,7 +137,7 @@ def segment_each(
 
 
 def prepare_segmenter(
-    model: str | os.PathLike[str] | XCiT | Segmenter,
+    model: str | os.PathLike[str] | nn.Module,
     device: str | torch.device | None,
     dtype: torch.dtype,
     *,

@@ -90,7 +90,7 @@ def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequenc
 
 def _truth(images: CocoImages, measured: Sequence[int]) -> dict[str, Any]:
     """The data set as the evaluation takes it, its annotations counted from 1 and its masks packed."""
-    annotations = []
+    annotations = list[dict[str, Any]]()
     for index in measured:
         image = images.images[index]
         for one in image.objects:
