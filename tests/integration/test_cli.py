@@ -21,7 +21,7 @@ from xcit.data.named import FASHION_MNIST_CLASSES
 from xcit.data.preprocess import preprocess
 from xcit.inference import extract_features
 from xcit.weights.files import read_checkpoint
-from xcit.zoo import CHECKPOINTS, RECORDS, SEGMENTERS, fetch, find_checkpoint, get_model, save_model
+from xcit.zoo import CHECKPOINTS, DETECTORS, RECORDS, SEGMENTERS, fetch, find_checkpoint, get_model, save_model
 from xcit.zoo.load import packaged_path
 
 PACKAGED = packaged_path(CHECKPOINTS["xcit-pico-fashion-mnist"])
@@ -64,6 +64,19 @@ def test_list_and_info_of_segmenters(xcit):
     for part in ("upernet on small-12-p16: width 384", "150 classes", "mIoU 45.9%", "54,199,100", "fit 2048 x 512"):
         assert part in text
     assert json.loads(xcit("info", name, "--json").out)["complexity"] == {"params": 54199100}
+
+
+def test_list_and_info_of_detectors(xcit):
+    names = json.loads(xcit("list", "--task", "object-detection", "--json").out)
+    assert names == sorted(DETECTORS)
+    name = "mask-rcnn_xcit-small-12-p16_3x_coco"
+    head, row = xcit("list", name).out.splitlines()
+    assert row.split() == [name, "800", "45.3", "40.8", "COCO"]
+    for figure, heading in (("45.3", "box AP"), ("40.8", "mask AP")):
+        assert row.index(figure) + 4 == head.index(heading) + len(heading)
+    text = xcit("info", name).out
+    for part in ("mask-rcnn on small-12-p16: width 384", "80 classes", "box AP 45.3%", "44,386,560", "fit 1333 x 800"):
+        assert part in text
 
 
 @pytest.mark.parametrize("pattern", ["xcit-nano", "*-p8_*384px", "XCIT-Tiny-24-p1?"])

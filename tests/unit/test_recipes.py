@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 
+from xcit.data.detection_transforms import DetectionAugmentation
 from xcit.data.multi_crop import MultiCropConfig
 from xcit.engine.config import load_yaml, override, save_yaml
 from xcit.engine.task import divide
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing
+from xcit.models import Preprocessing, XCiTConfig
 from xcit.models.dino import DINOHeadConfig
 from xcit.recipes import RECIPES, get_recipe
 from xcit.tasks.classification import ClassificationConfig
+from xcit.tasks.detection import DetectionConfig
 from xcit.tasks.dino import DINOConfig, TeachingConfig
 from xcit.tasks.distillation import DistillationConfig, check_teacher
 from xcit.tasks.initialization import InitializeConfig, check_initialize
-from xcit.tasks.segmentation import SegmentationConfig
-from xcit.zoo import ARCHITECTURES, CHECKPOINTS, SEGMENTERS, find_checkpoint
+from xcit.zoo import ARCHITECTURES, CHECKPOINTS, DETECTORS, SEGMENTERS, DetectorRecord, find_checkpoint
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
 ROWS = json.loads((Path(__file__).parents[1] / "data" / "zoo.json").read_text())
@@ -140,6 +141,8 @@ def test_the_names_are_these() -> None:
         *SEGMENTERS,
         "upernet_xcit-pico_fashion-scenes",
         "sem-fpn_xcit-pico_fashion-scenes",
+        *DETECTORS,
+        "mask-rcnn_xcit-pico_fashion-scenes",
     }
     assert all(get_recipe(name).name == name for name in RECIPES)
 
@@ -248,12 +251,35 @@ def test_every_checkpoint_has_its_recipe() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_yaml_gives_every_recipe_back(name: str, tmp_path: Path) -> None:
     recipe = get_recipe(name)
-    model = recipe.model.backbone if isinstance(recipe, SegmentationConfig) else recipe.model
-    assert model.in_channels == len(recipe.preprocessing.mean)
+    model = recipe.model if isinstance(recipe.model, XCiTConfig) else recipe.model.backbone
+    spec = recipe.model if isinstance(recipe, DetectionConfig) else recipe.preprocessing
+    assert model.in_channels == len(spec.mean)
     path = tmp_path / "config.yaml"
     save_yaml(recipe, path)
     assert load_yaml(type(recipe), path) == recipe
     assert get_recipe(str(path)) == recipe
+
+
+@pytest.mark.parametrize("record", DETECTORS.values(), ids=DETECTORS)
+def test_a_detection_recipe_is_what_was_published(record: DetectorRecord) -> None:
+    recipe = get_recipe(record.recipe)
+    assert isinstance(recipe, DetectionConfig)
+    assert replace(recipe.model, backbone=replace(recipe.model.backbone, drop_path_rate=0.0)) == record.model
+    rates = {"tiny-12": 0.0, "small-12": 0.05, "small-24": 0.1, "medium-24": 0.15}
+    assert recipe.model.backbone.drop_path_rate == rates[record.architecture.rpartition("-")[0]]
+    optimizer, schedule, run = recipe.optimizer, recipe.schedule, recipe.run
+    assert (optimizer.kind, optimizer.lr, optimizer.weight_decay, optimizer.betas) == (
+        "adamw",
+        1e-4,
+        0.05,
+        (0.9, 0.999),
+    )
+    assert (optimizer.undecayed, optimizer.clip_grad, optimizer.eps) == ("layer_norms", 0.0, 1e-8)
+    assert (schedule.kind, schedule.epochs, schedule.milestones, schedule.decay) == ("milestones", 36, (27, 33), 0.1)
+    assert (schedule.warmup_steps, schedule.warmup_lr) == (500, pytest.approx(1e-7))
+    assert (run.batch_size, run.max_device_batch, run.sync_batch_norm) == (16, 2, True)
+    assert recipe.augmentation == DetectionAugmentation()
+    assert find_checkpoint(recipe.backbone_weights).architecture == record.architecture
 
 
 def test_a_file_without_a_task_is_of_classification(tmp_path: Path) -> None:
@@ -271,7 +297,10 @@ def test_an_unknown_task_is_named(tmp_path: Path) -> None:
     path.write_text("name: x\ntask: moco\n")
     with pytest.raises(XCiTError) as caught:
         get_recipe(str(path))
-    assert str(caught.value) == f"{path}: no task is called 'moco'; there are: classification, dino, segmentation"
+    assert (
+        str(caught.value)
+        == f"{path}: no task is called 'moco'; there are: classification, dino, segmentation, detection"
+    )
 
 
 def test_a_run_s_yaml_keeps_what_was_changed(tmp_path: Path) -> None:
