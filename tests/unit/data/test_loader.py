@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.data.classification import ImageFiles
-from xcit.data.loader import AugmentationConfig, TrainLoader, evaluation_batches, train_transform
+from xcit.data.loader import AugmentationConfig, TrainLoader, _PartSampler, evaluation_batches, train_transform
 from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
 from xcit.models import Preprocessing
@@ -281,3 +281,30 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, num_workers: 
     assert "too elongated" in reasons[1]
     assert "no such file" in reasons[2]
     assert "looks like text" in reasons[3]
+
+
+@pytest.mark.parametrize(("num_parts", "world_size"), [(1, 1), (2, 1), (4, 2)])
+def test_parts_of_one_group_each_but_for_what_is_left_over(num_parts: int, world_size: int) -> None:
+    groups = [int(index % 3 == 0) for index in range(50)]
+    parts: dict[int, list[list[int]]] = {}
+    for rank in range(world_size):
+        sampler = _PartSampler(
+            50,
+            batch_size=8,
+            num_parts=num_parts,
+            world_size=world_size,
+            rank=rank,
+            seed=0,
+            num_repeats=1,
+            groups=groups,
+        )
+        own = [[key.image for key in part] for part in sampler]
+        assert len(own) == len(sampler) == 6 * num_parts // world_size
+        parts[rank] = own
+    everything = [part for own in parts.values() for part in own]
+    images = [image for part in everything for image in part]
+    assert len(images) == len(set(images)) == 48
+    mixed = [part for part in everything if len({groups[image] for image in part}) > 1]
+    assert len(mixed) <= 2
+    sampler.epoch = 1
+    assert [[key.image for key in part] for part in sampler] != parts[world_size - 1]
