@@ -1,0 +1,101 @@
+"""The Gram matrix X^T X of normalised tokens X, all that cross-covariance attention needs of them, and X itself.
+
+Shapes: `B` batch, `N` tokens, `D` width.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from xcit.ops.triton.layer_norm import normalise
+
+ENOUGH_PROGRAMS = 264
+"""Programs that fill a large card, two on each of an H100's 132 multiprocessors: below it, N is split among more."""
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@triton.jit
+def _gram(
+    normed,
+    out,
+    num_tokens,
+    split_tokens,
+    dim: tl.constexpr,
+    side: tl.constexpr,
+    depth: tl.constexpr,
+    upcast: tl.constexpr,
+):
+    """A tile of side x side on or above the diagonal, and its mirror image, summed over the tokens of a split."""
+    pair, split = tl.program_id(0), tl.program_id(1)
+    image, num_images = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    right = 0  # pairs are counted column by column: column k begins at pair k (k + 1) / 2
+    for k in tl.static_range(1, (dim + side - 1) // side):
+        right += (pair >= k * (k + 1) // 2).to(tl.int32)
+    left = pair - right * (right + 1) // 2
+    left_columns = left * side + tl.arange(0, side)
+    right_columns = right * side + tl.arange(0, side)
+    normed += image * num_tokens * dim
+    end = tl.minimum((split + 1) * split_tokens, num_tokens)
+
+    gram = tl.zeros((side, side), tl.float32)
+    for start in range(split * split_tokens, end, depth):
+        rows = start + tl.arange(0, depth)
+        left_mask = (rows < end)[:, None] & (left_columns < dim)[None, :]
+        right_mask = (rows < end)[:, None] & (right_columns < dim)[None, :]
+        a = tl.load(normed + rows[:, None] * dim + left_columns[None, :], mask=left_mask, other=0.0)
+        b = tl.load(normed + rows[:, None] * dim + right_columns[None, :], mask=right_mask, other=0.0)
+        if upcast:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        gram = tl.dot(tl.trans(a), b, gram, input_precision="ieee")
+
+    out += (split * num_images + image) * dim * dim
+    # Each number above the diagonal is written to two places, so that the matrix is exactly symmetric.
+    rows, columns = left_columns[:, None], right_columns[None, :]
+    tl.store(out + rows * dim + columns, gram, mask=(rows <= columns) & (columns < dim))
+    rows, columns = right_columns[:, None], left_columns[None, :]
+    tl.store(out + rows * dim + columns, tl.trans(gram), mask=(rows > columns) & (rows < dim))
+
+
+@triton_op("xcit::normalised_gram", mutates_args={})
+def normalised_gram(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """LayerNorm without affine part, and the products of what comes out, accumulated in float32 in a fixed order.
+
+    Two kernels: the first writes X, the second reads it. One that normalised as it multiplied would move as many bytes
+    (statistics read the tokens too), would do it once for each of the D / 128 tiles in a row, and would bring its
+    operands to the tensor cores by way of registers; and X is needed after the attention in any case.
+
+    Args:
+        tokens: (B, N, D) of float32, bfloat16 or float16.
+        eps: what LayerNorm adds to the variance.
+
+    Returns:
+        X (B, N, D) in the dtype of the tokens; X^T X (B, D, D), float32; the sum of X over N (B, D), float32.
+    """
+    batch, num_tokens, dim = tokens.shape
+    normed, sums = normalise(tokens.contiguous(), eps)
+    side = 128 if dim % 128 == 0 and tokens.dtype != torch.float32 else 64
+    depth = 32 if tokens.dtype == torch.float32 else 64
+    num_tiles = triton.cdiv(dim, side)
+    num_pairs = num_tiles * (num_tiles + 1) // 2
+    num_splits = min(triton.cdiv(ENOUGH_PROGRAMS, num_pairs * batch), triton.cdiv(num_tokens, depth))
+    split_tokens = triton.cdiv(triton.cdiv(num_tokens, num_splits), depth) * depth
+    num_splits = triton.cdiv(num_tokens, split_tokens)
+    partial = tokens.new_empty((num_splits, batch, dim, dim), dtype=torch.float32)
+    wrap_triton(_gram)[(num_pairs, num_splits, batch)](
+        normed,
+        partial,
+        num_tokens,
+        split_tokens,
+        dim=dim,
+        side=side,
+        depth=depth,
+        upcast=INTERPRETED,  # the interpreter has no product of bfloat16
+        num_warps=8 if side == 128 else 4,
+        num_stages=3,
+    )
+    return normed, partial[0] if num_splits == 1 else partial.sum(dim=0), sums
