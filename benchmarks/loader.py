@@ -25,13 +25,13 @@ import PIL
 import timm
 import torch
 from PIL import Image, ImageDraw, ImageFilter
-from startup import processor
 from timm.data import ImageDataset, create_loader
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import xcit
 from xcit.data.classification import open_labelled_images
 from xcit.data.loader import AugmentationConfig, TrainLoader, train_transform
+from xcit.machine import processor
 from xcit.models import Preprocessing
 
 IMAGE_SIZE, JPEG_SIZE = 224, (500, 375)

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import xcit
+from xcit.machine import processor
 
 IMAGE = Path(xcit.__file__).parent / "zoo" / "packaged" / "images" / "bag.png"
 
@@ -35,16 +36,6 @@ def seconds(command: list[str]) -> float:
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
-
-
-def processor() -> str:
-    """The processor's model, as the system names it."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

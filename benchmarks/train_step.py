@@ -17,11 +17,11 @@ from collections.abc import Callable
 import timm
 import torch
 import torch.nn.functional as F
-from startup import processor
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import xcit
+from xcit.machine import processor
 from xcit.models import XCiT
 from xcit.weights.formats import to_native
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES

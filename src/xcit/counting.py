@@ -3,6 +3,9 @@
 Shapes: `H`, `W` token grid of an h x w image, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels a head.
 """
 
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +30,8 @@ class Complexity:
         params: numbers that training learns, the head's included.
         flops: by the published rule: multiply-accumulates of convolutions, linear layers and attention, plus 5 an
             element of a layer norm and 2 of a batch norm, without the head.
-        torch_flops: what `torch.utils.flop_counter` counts in this code's forward pass: 2 a multiply-accumulate, of
-            matrix products and convolutions only, the head's included.
+        torch_flops: what `torch.utils.flop_counter` counts in this code's forward pass with XCA as the paper writes it: 2
+            a multiply-accumulate, of matrix products and convolutions only, the head's included.
         image_size: (h, w) in pixels.
         num_tokens: N, patches of the image.
     """
@@ -64,6 +67,16 @@ def complexity(model: XCiT | XCiTConfig, image_size: int | tuple[int, int] = 224
         image_size=(height, width),
         num_tokens=num_tokens,
     )
+
+
+def fitted_exponent(points: Sequence[tuple[float, float]]) -> float | None:
+    """The exponent b of the power law y = a * x^b that fits positive points (x, y) best, by their logarithms.
+
+    None where all points have one x, or there are none.
+    """
+    if len({x for x, _ in points}) < 2:
+        return None
+    return statistics.linear_regression(*zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)).slope
 
 
 def _published_flops(model: XCiT, height: int, width: int) -> tuple[int, int]:

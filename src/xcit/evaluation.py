@@ -73,8 +73,10 @@ def test(
     images = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
     started(len(images))
     place = torch.device(device) if device is not None else default_device()
+    # Fused in float32 alone: autocast keeps the sum of the blocks in float32, which a fused copy would not.
+    network = model.fuse() if dtype == torch.float32 else model
     result = evaluate_classification(
-        model.to(place),
+        network.to(place),
         images,
         spec,
         num_classes=model.num_classes,

@@ -18,6 +18,7 @@ from xcit.data.images import ImageSource, read_image
 from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
 from xcit.models import ModelInfo, Preprocessing, XCiT
+from xcit.models.fused import FusedXCiT
 from xcit.models.xcit import OutType
 from xcit.zoo import get_model
 
@@ -73,7 +74,8 @@ def predict(
 
     Args:
         images: one or several: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), each of any size.
-        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
+        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`; to call
+            this often, pass `model.fuse()`, which is otherwise made anew each time.
         topk: how many classes to give of each image.
         batch_size: images a forward pass.
         device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
@@ -177,7 +179,7 @@ def default_device() -> torch.device:
 def _prepare(
     model: str | os.PathLike[str] | XCiT, device: str | torch.device | None, dtype: torch.dtype
 ) -> tuple[XCiT, ModelInfo, torch.device]:
-    """The model in evaluation mode, in place and precision; one that was passed in is left as it was."""
+    """The model fused, in place and precision; one that was passed in is left as it was."""
     if isinstance(model, XCiT):
         if model.info is None:
             raise XCiTError(
@@ -185,15 +187,16 @@ def _prepare(
             )
         parameter = next(model.parameters())
         place = torch.device(device) if device is not None else parameter.device
-        if model.training or parameter.dtype != dtype or parameter.device != place:
-            model = copy.deepcopy(model).eval().to(place, dtype)
-        assert model.info is not None
-        return model, model.info, place
+        if isinstance(model, FusedXCiT) and (parameter.dtype != dtype or parameter.device != place):
+            model = copy.deepcopy(model)
+        fused = model.fuse().to(place, dtype)
+        assert fused.info is not None
+        return fused, fused.info, place
     place = torch.device(device) if device is not None else default_device()
     built = get_model(model, pretrained=True)
     if built.info is None:
         raise XCiTError(f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name")
-    return built.to(place, dtype), built.info, place
+    return built.fuse().to(place, dtype), built.info, place
 
 
 def _batches(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.models import XCiT, XCiTConfig
+from xcit.models import XCiT, XCiTConfig, fused
 
 SMALL = XCiTConfig(embed_dim=32, depth=2, num_heads=4, mlp_ratio=2, num_classes=5)
 CONFIGS = {
@@ -127,6 +127,72 @@ def test_evaluation_is_deterministic_and_each_image_is_alone(config: XCiTConfig)
     assert torch.equal(model(images), output)
     for image, expected in zip(images, output, strict=True):
         torch.testing.assert_close(model(image[None])[0], expected)
+
+
+SIZES = ((1, 1), (3, 2), (9, 5), (4, 13))
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    """To 1e-5 of the largest number."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("numbers_at_once", [2**20, 32 * 7, 1], ids=["whole", "parts", "smallest parts"])
+def test_a_fused_copy_gives_the_same(config: XCiTConfig, numbers_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fused.NUMBERS_AT_ONCE, "cpu", numbers_at_once)
+    model = new_model(config)
+    before = copy.deepcopy(model.state_dict())
+    faster = model.fuse()
+    num_blocks = config.depth + config.cls_depth
+    for rows, columns in SIZES:
+        images = new_images(config, rows * config.patch_size - (rows > 1), columns * config.patch_size)
+        images_before = images.clone()
+        with torch.no_grad():
+            close(faster(images), model(images))
+            close(faster.forward_features(images), model.forward_features(images))
+            for out_type in ("cls_token", "featmap", "avg_featmap", "raw"):
+                first = config.depth if out_type == "cls_token" else 0
+                indices = range(first, num_blocks)
+                if not indices:
+                    continue
+                ours = model.extract_feat(images, out_type=out_type, out_indices=indices)
+                theirs = faster.extract_feat(images, out_type=out_type, out_indices=indices)
+                for expected, actual in zip(ours, theirs, strict=True):
+                    close(actual, expected)
+            last, taken = model.forward_intermediates(images)
+            fast_last, fast_taken = faster.forward_intermediates(images)
+            for expected, actual in zip([last, *taken], [fast_last, *fast_taken], strict=True):
+                close(actual, expected)
+        assert torch.equal(images, images_before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_fused_copy_shares_nothing_and_has_no_gradients(config: XCiTConfig) -> None:
+    model = new_model(config)
+    faster = model.fuse()
+    images = new_images(config, *odd_size(config)).requires_grad_()
+    expected = faster(images)
+    assert not expected.requires_grad
+    with torch.no_grad():
+        for value in [*model.parameters(), *model.buffers()]:
+            value.zero_()
+    assert torch.equal(faster(images), expected)
+    assert faster.fuse() is faster
+    assert not any(parameter.requires_grad for parameter in faster.parameters())
+    with pytest.raises(XCiTError, match="can't be trained"):
+        faster.train()
+
+
+def test_a_fused_copy_can_be_given_another_head_and_another_precision(config: XCiTConfig) -> None:
+    faster = new_model(config).fuse()
+    images = new_images(config, *odd_size(config))
+    expected = faster(images)
+    low = copy.deepcopy(faster).to(torch.bfloat16)(images.bfloat16())
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - expected).abs().max() <= 0.1 * expected.abs().max()
+    faster.reset_classifier(3)
+    assert faster(images).shape[-1] == 3
 
 
 @torch.no_grad()

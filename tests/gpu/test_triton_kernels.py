@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit import ops
+from xcit.ops import reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
@@ -83,7 +83,7 @@ def check_lpi(batch: int, height: int, width: int, dim: int, dtype: torch.dtype)
         affine.bias.copy_(shift)
         normed = F.layer_norm(tokens.double(), (dim,), *(p.double() for p in layer_norm.values()), LAYER_NORM_EPS)
         doubles = {name: value.double() for name, value in weights.items()}
-        branch = ops.lpi(as_image(normed, height, width), norm=affine, **doubles).flatten(2).mT
+        branch = reference.lpi(as_image(normed, height, width), norm=affine, **doubles).flatten(2).mT
 
         out = lpi(
             tokens,
@@ -149,7 +149,7 @@ def check_training(batch: int, height: int, width: int, dim: int, dtype: torch.d
     exact_tokens = tokens.detach().double().requires_grad_()
     exact_norm = [value.detach().double().requires_grad_() for value in norm]
     exact = {name: value.detach().double().requires_grad_() for name, value in weights.items()}
-    expected = ops.lpi(as_image(exact_tokens, height, width), norm=batch_norm, **exact).flatten(2).mT
+    expected = reference.lpi(as_image(exact_tokens, height, width), norm=batch_norm, **exact).flatten(2).mT
     expected_grads = torch.autograd.grad(expected, [exact_tokens, *exact_norm, *exact.values()], grad.double())
 
     assert_near(out, expected, max(TOLERANCE[dtype], 2e-5))

@@ -102,10 +102,10 @@ def block_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor
         for block in [*model.blocks, *class_attention]
     ]
     with torch.inference_mode():
-        logits = model(images)
-    for hook in hooks:
-        hook.remove()
-    return logits, outputs
+        model.forward_features(images)
+        for hook in hooks:
+            hook.remove()
+        return model(images), outputs
 
 
 @pytest.mark.parametrize("architecture", PUBLISHED_ARCHITECTURES)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from xcit.counting import Complexity, complexity
+from xcit.counting import Complexity, complexity, fitted_exponent
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
-from xcit.models.layers import XCA, ClassAttention, PositionCode
+from xcit.models.layers import MLP, XCA, ClassAttention, PositionCode
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
 ZOO = json.loads((Path(__file__).parents[1] / "data" / "zoo.json").read_text())
@@ -64,8 +64,12 @@ def test_equal_to_a_count_layer_by_layer(height: int, width: int, tokens_norm: b
                 num_tokens, dim = inputs[0].shape[1:]
                 flops["xca"] += module.qkv.weight.numel() * num_tokens + module.proj.weight.numel() * num_tokens
                 flops["xca"] += 2 * num_tokens * dim * (dim // config.num_heads)
-            case ClassAttention():
-                flops["class attention"] += 2 * inputs[0].shape[1] * config.embed_dim
+            case ClassAttention():  # never forms keys and values, which the published rule counts
+                num_tokens = inputs[0].shape[1]
+                flops["class attention"] += 2 * num_tokens * config.embed_dim
+                flops["class attention"] += (module.k.weight.numel() + module.v.weight.numel()) * num_tokens
+            case MLP():  # calls its second layer with scaled weights
+                flops["mlp"] += inputs[0][..., 0].numel() * module.fc2.weight.numel()
             case PositionCode():
                 flops["position"] += output.numel() * 64
 
@@ -81,7 +85,7 @@ def test_equal_to_a_count_layer_by_layer(height: int, width: int, tokens_norm: b
 
         block.lpi.register_forward_hook(count_lpi)
     with torch.no_grad():
-        model(torch.zeros(1, 3, height, width))
+        model.forward_features(torch.zeros(1, 3, height, width))
 
     counted = complexity(model, (height, width))
     assert counted.flops == sum(flops.values()) + lpi_flops
@@ -123,3 +127,20 @@ def test_the_head_costs_torch_flops_and_params_but_no_published_flops() -> None:
 def test_an_image_below_one_patch_is_an_error() -> None:
     with pytest.raises(XCiTError, match="smaller than one patch of 4x4"):
         complexity(SMALL, (3, 8))
+
+
+@pytest.mark.parametrize("exponent", [-1.0, 0.0, 0.5, 1.0, 2.25])
+def test_exponent_of_an_exact_power_law(exponent: float) -> None:
+    points = [(x, 7 * x**exponent) for x in (3.0, 10.0, 200.0, 4096.0)]
+    assert fitted_exponent(points) == pytest.approx(exponent, abs=1e-12)
+
+
+def test_exponent_needs_two_places() -> None:
+    assert fitted_exponent([]) is None
+    assert fitted_exponent([(2, 3), (2, 4)]) is None
+
+
+def test_cost_is_linear_in_the_tokens() -> None:
+    counts = [complexity(PUBLISHED_ARCHITECTURES["small-12-p8"], size) for size in (224, 384, 1024)]
+    exponent = fitted_exponent([(counted.num_tokens, counted.flops) for counted in counts])
+    assert exponent == pytest.approx(1, abs=0.001)

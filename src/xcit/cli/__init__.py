@@ -25,6 +25,8 @@ _VERBS = {
     "test": ("test", "test", "Measure a checkpoint on labelled images."),
     "train": ("train", "train", "Train by a recipe."),
     "config": ("train", "config", "Print a recipe's full config."),
+    "bench": ("bench", "bench", "Measure speed and memory beside other implementations."),
+    "complexity": ("bench", "complexity", "Show how a model's cost grows with the image."),
     "fetch": ("weights", "fetch", "Download weights, for machines that will be offline."),
     "convert": ("weights", "convert", "Rewrite a checkpoint in another format."),
     "verify": ("weights", "verify", "Check a checkpoint: digest, names, shapes, values."),

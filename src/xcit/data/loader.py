@@ -95,7 +95,7 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 class _Key(NamedTuple):

@@ -3,6 +3,8 @@
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads. No layer works in place.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -52,17 +54,38 @@ class PositionCode(nn.Module):
         self.projection = nn.Conv2d(2 * ops.POSITION_DIM, embed_dim, 1)
 
     def forward(self, height: int, width: int) -> Tensor:
+        y, x = self.code(height, width)
+        return (y + x).flatten(0, 1)[None]
+
+    def code(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Terms (H, 1, D) and (W, D) whose sum is the code of the grid."""
         weight, bias = self.projection.weight.flatten(1), self.projection.bias
         # The code of (y, x) is [code(y), code(x)], so its projection is a sum of one term a row and one a column:
         # H + W projections instead of H * W.
         weight_y, weight_x = weight.split(ops.POSITION_DIM, dim=1)
         y = F.linear(ops.fourier_position(height, weight.device).to(weight.dtype), weight_y)
         x = F.linear(ops.fourier_position(width, weight.device).to(weight.dtype), weight_x, bias)
-        return (y[:, None] + x).flatten(0, 1)[None]
+        return y[:, None], x
+
+
+def scaled(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer whose outputs are multiplied by a vector (outputs,), if there is one."""
+    assert layer.bias is not None
+    if scale is None:
+        return layer.weight, layer.bias
+    return scale.view(-1, *[1] * (layer.weight.ndim - 1)) * layer.weight, scale * layer.bias
+
+
+def computes_in_float16(tokens: Tensor) -> bool:
+    """Whether products with the tokens are made in float16, by autocast or by their own type."""
+    device = tokens.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device) is torch.float16
+    return tokens.dtype is torch.float16
 
 
 class XCA(nn.Module):
-    """Cross-covariance attention (paper, section 3.2) on tokens (B, N, D)."""
+    """Cross-covariance attention (paper, section 3.2) on tokens (B, N, D), its outputs multiplied by `scale` (D,)."""
 
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool) -> None:
         super().__init__()
@@ -70,12 +93,13 @@ class XCA(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return ops.xca(tokens, self.qkv.weight, self.qkv.bias, self.temperature, self.proj.weight, self.proj.bias)
+    def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
+        weight, bias = scaled(self.proj, scale)
+        return ops.xca(tokens, self.qkv.weight, self.qkv.bias, self.temperature, weight, bias)
 
 
 class LPI(nn.Module):
-    """Local patch interaction (paper, section 3.3) on tokens (B, N, D) of an H x W grid."""
+    """Local patch interaction (paper, section 3.3) on tokens (B, N, D) of an H x W grid, multiplied by `scale` (D,)."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -83,26 +107,26 @@ class LPI(nn.Module):
         self.norm = nn.BatchNorm2d(embed_dim)
         self.conv2 = nn.Conv2d(embed_dim, embed_dim, 3, padding=1, groups=embed_dim)
 
-    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        batch, num_tokens, dim = tokens.shape
-        image = tokens.transpose(1, 2).reshape(batch, dim, height, width)
-        conv1, conv2 = self.conv1, self.conv2
-        assert conv1.bias is not None and conv2.bias is not None
-        image = ops.lpi(image, conv1.weight, conv1.bias, self.norm, conv2.weight, conv2.bias)
-        return image.reshape(batch, dim, num_tokens).transpose(1, 2)
+    def forward(self, tokens: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
+        image = tokens.transpose(1, 2).unflatten(2, (height, width))
+        if image.device.type != "cpu":  # a CPU is fastest on channels last, as tokens lie
+            image = image.contiguous()
+        conv1 = self.conv1
+        assert conv1.bias is not None
+        image = ops.lpi(image, conv1.weight, conv1.bias, self.norm, *scaled(self.conv2, scale))
+        return image.flatten(2).transpose(1, 2)
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between, on each token alone."""
+    """Two linear layers with GELU between, on each token alone, multiplied by `scale` (D,)."""
 
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed_dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
-        return out
+    def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
+        return F.linear(F.gelu(self.fc1(tokens)), *scaled(self.fc2, scale))
 
 
 class ClassAttention(nn.Module):
@@ -117,7 +141,10 @@ class ClassAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        cls, _ = ops.class_attention(self.q(tokens[:, 0]), self.k(tokens), self.v(tokens), self.num_heads)
+        key, value = self.k, self.v
+        cls = ops.class_attention(
+            self.q(tokens[:, 0]), tokens, key.weight, key.bias, value.weight, value.bias, self.num_heads
+        )
         out: Tensor = self.proj(cls)
         return out
 
@@ -148,19 +175,23 @@ class XCABlock(nn.Module):
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        tokens = tokens + self._drop(self.scale_xca * self.xca(self.norm_xca(tokens)))
-        tokens = tokens + self._drop(self.scale_lpi * self.lpi(self.norm_lpi(tokens), height, width))
-        return tokens + self._drop(self.scale_mlp * self.mlp(self.norm_mlp(tokens)))
+        tokens = self._add(tokens, partial(self.xca, self.norm_xca(tokens)), self.scale_xca)
+        tokens = self._add(tokens, partial(self.lpi, self.norm_lpi(tokens), height, width), self.scale_lpi)
+        return self._add(tokens, partial(self.mlp, self.norm_mlp(tokens)), self.scale_mlp)
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        return ops.drop_path(branch, self.drop_path_rate, self.training)
+    def _add(self, tokens: Tensor, branch: Callable[[Tensor | None], Tensor], scale: Tensor) -> Tensor:
+        # Inside the branch LayerScale multiplies D x D weights; outside it would multiply N x D numbers and keep them
+        # for the backward pass. float16 can't hold such a product: 1e-5 of a weight of 0.02.
+        added = scale * branch(None) if computes_in_float16(tokens) else branch(scale)
+        return tokens + ops.drop_path(added, self.drop_path_rate, self.training)
 
 
 class ClassAttentionBlock(nn.Module):
     """Class attention, then MLP on the class token, on tokens (B, 1+N, D) with the class token first.
 
     The patch tokens move too, as in the code the published weights were trained with: the first residual adds their
-    own norm to them, the second adds them to themselves.
+    own norm to them, the second adds them to themselves. `only_class` leaves that out and gives the class token alone,
+    (B, 1, D).
     """
 
     def __init__(
@@ -182,10 +213,13 @@ class ClassAttentionBlock(nn.Module):
         self.mlp = MLP(embed_dim, hidden_dim)
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, only_class: bool = False) -> Tensor:
         normed = self.norm_attn(tokens)
-        attended = torch.cat([self.attn(normed)[:, None], normed[:, 1:]], dim=1)
-        tokens = tokens + self.scale_attn * attended
+        attended = self.attn(normed)[:, None]
+        if only_class:
+            cls = self.norm_mlp(tokens[:, :1] + self.scale_attn * attended)
+            return cls + self.scale_mlp * self.mlp(cls)
+        tokens = tokens + self.scale_attn * torch.cat([attended, normed[:, 1:]], dim=1)
         # tokens_norm: the second norm covers all tokens, or (nano models) the class token only.
         if self.tokens_norm:
             tokens = self.norm_mlp(tokens)

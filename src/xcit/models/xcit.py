@@ -93,7 +93,7 @@ class XCiTConfig:
         return int(self.embed_dim * self.mlp_ratio)
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
     """What one pass over the blocks gives."""
 
     tokens: Tensor  # (B, 1+N, D) after the final norm, or (B, N, D) where the class attention was not run
@@ -197,7 +197,7 @@ class XCiT(nn.Module):
                 raise XCiTError(f"global_pool is {global_pool!r}, must be 'cls', 'avg' or 'none'")
             pool = _POOL_SYNONYMS[global_pool]
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
-        reference = self.blocks[-1].get_parameter("scale_xca")
+        reference = next(self.parameters())
         self.head = self._new_head().to(device=reference.device, dtype=reference.dtype)
         if isinstance(self.head, nn.Linear):
             _init_linear(self.head)
@@ -210,7 +210,17 @@ class XCiT(nn.Module):
 
         With `global_pool` "none" the head is applied to every token: (B, 1+N, num_classes).
         """
-        return self.forward_head(self.forward_features(images))
+        only_class = self.config.global_pool == "cls"
+        return self.forward_head(self._encode(images, only_class=only_class).tokens)
+
+    def fuse(self) -> "XCiT":
+        """A copy for inference: same methods and outputs, faster, in less memory; it has no gradients.
+
+        The original is left as it is. To infer in float16 or bfloat16, fuse first and convert the copy.
+        """
+        from xcit.models.fused import FusedXCiT
+
+        return FusedXCiT(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Tokens (B, 1+N, D) after the final norm, class token first; (B, N, D) where there is no class token."""
@@ -302,7 +312,13 @@ class XCiT(nn.Module):
                 f"block {take[0]} has no class token: it enters at block {depth} of {num_blocks}; "
                 "ask for 'featmap', 'avg_featmap' or 'raw'"
             )
-        encoded = self._encode(images, take, stop=min(max(take), depth - 1), class_attention=take[-1] >= depth)
+        encoded = self._encode(
+            images,
+            take,
+            stop=min(max(take), depth - 1),
+            class_attention=take[-1] >= depth,
+            only_class=out_type == "cls_token",
+        )
         features = []
         for index in take:
             tokens = encoded.tokens if index == num_blocks - 1 else encoded.taken[index]
@@ -322,27 +338,45 @@ class XCiT(nn.Module):
         *,
         stop: int | None = None,
         class_attention: bool = True,
-    ) -> _Encoded:
-        """The one pass over the blocks: stem, XCA blocks up to `stop`, then class attention and the final norm."""
+        only_class: bool = False,
+    ) -> Encoded:
+        """The one pass over the blocks: stem, XCA blocks up to `stop`, then class attention and the final norm.
+
+        With `only_class` nobody looks at the patch tokens after class attention: those tokens are (B, 1, D).
+        """
         self._check_images(images)
-        image = self.stem(images)
-        height, width = image.shape[-2:]
-        tokens = image.flatten(2).transpose(1, 2) + self.position(height, width)
+        tokens, height, width = self._embed(images)
         taken: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
             tokens = self._run(block, tokens, height, width)
             if index in take:
-                taken[index] = tokens
+                taken[index] = self._keep(tokens)
             if index == stop:
                 break
         if class_attention and self.config.cls_depth:
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-            for index, block in enumerate(self.cls_blocks, start=self.config.depth):
-                tokens = self._run(block, tokens)
+            for index, attended in enumerate(self._attend(tokens, only_class), start=self.config.depth):
                 if index in take:
-                    taken[index] = tokens
-            tokens = self.norm(tokens)
-        return _Encoded(tokens, taken, (height, width))
+                    taken[index] = attended
+            tokens = self.norm(attended)
+        return Encoded(tokens, taken, (height, width))
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
+        """Tokens (B, N, D) with their position code, H and W."""
+        image = self.stem(images)
+        height, width = image.shape[-2:]
+        tokens = image.flatten(2).transpose(1, 2).contiguous()
+        return tokens + self.position(height, width), height, width
+
+    def _keep(self, tokens: Tensor) -> Tensor:
+        """Tokens that the next block leaves as they are."""
+        return tokens
+
+    def _attend(self, tokens: Tensor, only_class: bool) -> Iterator[Tensor]:
+        """Tokens (B, 1+N, D) after each class attention block; the last time (B, 1, D) if `only_class`."""
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        for index, block in enumerate(self.cls_blocks, start=1):
+            tokens = self._run(block, tokens, only_class and index == self.config.cls_depth)
+            yield tokens
 
     def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
         if not (self.grad_checkpointing and torch.is_grad_enabled()):

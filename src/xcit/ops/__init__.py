@@ -1,5 +1,26 @@
 """XCA, class attention and LPI as pure functions on tensors; the one place that chooses between their forms."""
 
-from xcit.ops.reference import POSITION_DIM, class_attention, drop_path, fourier_position, lpi, xca
+from xcit.ops.forms import (
+    attention_from_gram,
+    class_attention,
+    class_query,
+    class_value,
+    gram,
+    mixing_matrix,
+    xca,
+)
+from xcit.ops.reference import POSITION_DIM, drop_path, fourier_position, lpi
 
-__all__ = ["POSITION_DIM", "class_attention", "drop_path", "fourier_position", "lpi", "xca"]
+__all__ = [
+    "POSITION_DIM",
+    "attention_from_gram",
+    "class_attention",
+    "class_query",
+    "class_value",
+    "drop_path",
+    "fourier_position",
+    "gram",
+    "lpi",
+    "mixing_matrix",
+    "xca",
+]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from xcit.errors import XCiTError
+from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS
 from xcit.zoo.records import Checkpoint
 
@@ -29,6 +30,24 @@ def find_checkpoint(name: str) -> Checkpoint:
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else "`xcit list` shows all"
         raise XCiTError(f"no model is called {name!r}; {hint}")
     return _BY_LOWER_NAME[name.lower()]
+
+
+def find_architecture(name: str) -> str:
+    """An architecture by its own name, or by the name or alias of a checkpoint that has it; a key of `ARCHITECTURES`.
+
+    Raises:
+        XCiTError: if there is none; the nearest names are suggested.
+    """
+    lower = name.lower()
+    if lower in ARCHITECTURES:
+        return lower
+    if not is_known(name):
+        near = difflib.get_close_matches(lower, [*ARCHITECTURES, *_BY_LOWER_NAME], n=3, cutoff=0.4)
+        hint = (
+            f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"there are: {', '.join(ARCHITECTURES)}"
+        )
+        raise XCiTError(f"no architecture or model is called {name!r}; {hint}")
+    return _BY_LOWER_NAME[lower].architecture
 
 
 def list_models(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xcit import ops
+from xcit.ops import reference as ops
 
 B, H, W, D, M = 2, 3, 4, 12, 3
 N, C = H * W, D // M

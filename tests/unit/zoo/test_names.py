@@ -3,7 +3,8 @@ from fnmatch import fnmatchcase
 import pytest
 
 from xcit.errors import XCiTError
-from xcit.zoo import CHECKPOINTS, find_checkpoint, list_models
+from xcit.zoo import ARCHITECTURES, CHECKPOINTS, find_checkpoint, list_models
+from xcit.zoo.names import find_architecture
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,27 @@ def test_tasks() -> None:
     assert list_models(task="image-classification") == list_models()
     assert list_models(task="object-detection") == []
     assert list_models("xcit-nano", task="image-classification") == list_models("xcit-nano")
+
+
+@pytest.mark.parametrize(
+    ("typed", "architecture"),
+    [
+        *((name, name) for name in ARCHITECTURES),
+        ("Small-12-P8", "small-12-p8"),
+        ("xcit_small_12_p8_384_dist", "small-12-p8"),
+        ("xcit-medium-24-p16_3rdparty_in1k", "medium-24-p16"),
+        ("packaged", "pico-6-p4"),
+    ],
+)
+def test_finds_an_architecture_by_its_name_or_a_checkpoints(typed: str, architecture: str) -> None:
+    assert find_architecture(typed) == architecture
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [("small-12-p9", "did you mean 'small-12-p8'"), ("?", "there are: nano-12-p16, nano-12-p8, tiny-12-p16")],
+)
+def test_unknown_architecture(typed: str, hint: str) -> None:
+    with pytest.raises(XCiTError) as error:
+        find_architecture(typed)
+    assert str(error.value).startswith(f"no architecture or model is called {typed!r}; {hint}")

@@ -4,6 +4,7 @@ Shapes: `B` batch, `N` tokens, `D` width.
 """
 
 import os
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,6 +16,24 @@ from xcit.ops.triton.layer_norm import normalise
 
 ENOUGH_PROGRAMS = 264
 """Programs that fill a large card, two on each of an H100's 132 multiprocessors: below it, N is split among more."""
+
+
+class Tile(NamedTuple):
+    """Shape of a program's product: side x side, over `depth` tokens at a time; warps, and loads under way."""
+
+    side: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_tile(dim: int, dtype: torch.dtype) -> Tile:
+    """The tile for a width; float32 is multiplied without tensor cores, and a smaller one then fills the registers."""
+    if dtype == torch.float32:
+        return Tile(side=64, depth=32, num_warps=4, num_stages=3)
+    # With 8 warps the compiler would run a tile's products of 128 x 128 one after another.
+    return Tile(side=128 if dim % 128 == 0 else 64, depth=64, num_warps=4, num_stages=3)
+
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -78,8 +97,7 @@ def normalised_gram(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]
     """
     batch, num_tokens, dim = tokens.shape
     normed, sums = normalise(tokens.contiguous(), eps)
-    side = 128 if dim % 128 == 0 and tokens.dtype != torch.float32 else 64
-    depth = 32 if tokens.dtype == torch.float32 else 64
+    side, depth, num_warps, num_stages = choose_tile(dim, tokens.dtype)
     num_tiles = triton.cdiv(dim, side)
     num_pairs = num_tiles * (num_tiles + 1) // 2
     num_splits = min(triton.cdiv(ENOUGH_PROGRAMS, num_pairs * batch), triton.cdiv(num_tokens, depth))
@@ -95,7 +113,7 @@ def normalised_gram(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]
         side=side,
         depth=depth,
         upcast=INTERPRETED,  # the interpreter has no product of bfloat16
-        num_warps=8 if side == 128 else 4,
-        num_stages=3,
+        num_warps=num_warps,
+        num_stages=num_stages,
     )
     return normed, partial[0] if num_splits == 1 else partial.sum(dim=0), sums

@@ -30,6 +30,9 @@ ENOUGH_PROGRAMS = 2048
 CHANNELS = 64
 """Channels of a program: it divides the width of every published model."""
 
+NUM_WARPS = 2
+"""So a thread has one channel of each column."""
+
 
 def columns_at_once(width: int, most: int = 8) -> int:
     """Columns of a strip, at most `most`, for the registers: strips of equal width if there is a width of over half."""
@@ -181,6 +184,6 @@ def lpi(
         num_channels=CHANNELS,
         num_columns=num_columns,
         whole=width % num_columns == 0,
-        num_warps=2,
+        num_warps=NUM_WARPS,
     )
     return out

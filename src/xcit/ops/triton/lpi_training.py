@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from xcit.ops.triton.lpi import CHANNELS, ENOUGH_PROGRAMS, columns_at_once, rows_at_once
+from xcit.ops.triton.lpi import CHANNELS, ENOUGH_PROGRAMS, NUM_WARPS, columns_at_once, rows_at_once
 from xcit.ops.triton.rows import (
     activate,
     add_row,
@@ -338,7 +338,7 @@ def lpi_training(
     grid, num_rows = _grid(batch, height, width, dim, num_columns)
     partial = tokens.new_empty((grid[1] * grid[2], 2, dim), dtype=torch.float32)
     wrap_triton(_moments)[grid](
-        tokens, partial, conv1_weight, conv1_bias, batch, height, width, num_rows, **tile, num_warps=2
+        tokens, partial, conv1_weight, conv1_bias, batch, height, width, num_rows, **tile, num_warps=NUM_WARPS
     )
     mean, mean_square = (partial.sum(dim=0, dtype=torch.float64) / (batch * num_tokens)).unbind()
     variance = (mean_square - mean.square()).clamp(min=0)
@@ -358,7 +358,7 @@ def lpi_training(
         width,
         num_rows,
         **tile,
-        num_warps=2,
+        num_warps=NUM_WARPS,
     )
     return out, mean.float(), variance.float()
 
@@ -407,7 +407,7 @@ def lpi_backward(
         width,
         num_rows,
         **tile,
-        num_warps=2,
+        num_warps=NUM_WARPS,
     )
     sums = partial.sum(dim=0)
     grad_norm_bias, grad_norm_weight, grad_bias2, grad_taps2 = sums[0], sums[1], sums[2], sums[3:].t()
@@ -431,7 +431,7 @@ def lpi_backward(
         width,
         num_rows,
         **tile,
-        num_warps=2,
+        num_warps=NUM_WARPS,
     )
     sums = partial.sum(dim=0)
     grad_bias1, grad_taps1 = sums[0], sums[1:].t()

@@ -1,0 +1,278 @@
+"""The comparison: contenders are built, checked against the reference, timed in turn, and their memory is measured."""
+
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xcit.bench.contenders import build, build_reference, check_contenders
+from xcit.bench.measuring import matrix_peak, ratio_of_medians, synchronizer, time_rounds
+from xcit.bench.memory import MemoryUnknownError, cuda_growth, peak_memory_in_new_process
+from xcit.bench.results import (
+    BenchResult,
+    DType,
+    Failure,
+    Growth,
+    Machine,
+    Measurement,
+    ModelResult,
+    SizeResult,
+)
+from xcit.bench.work import Case, Work
+from xcit.counting import Complexity, complexity, fitted_exponent
+from xcit.errors import XCiTError
+from xcit.inference import default_device
+from xcit.machine import processor
+from xcit.zoo.architectures import ARCHITECTURES
+from xcit.zoo.names import find_architecture
+
+TOLERANCES: dict[DType, float] = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+"""Largest difference of outputs, as a share of the largest value, that rounding alone may make."""
+
+FORWARDS_A_STEP = 3
+"""What a training step costs in forward passes: each product of the forward pass has two in the backward pass."""
+
+_REASON_LENGTH = 200
+
+
+def compare(
+    models: Sequence[str],
+    sizes: Sequence[int],
+    contenders: Sequence[str] = ("xcit", "timm"),
+    *,
+    train: bool = False,
+    batch_size: int = 1,
+    dtype: DType = "float32",
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    rounds: int = 10,
+    memory: bool = True,
+    started: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> BenchResult:
+    """Measures contenders side by side, with the same weights and images.
+
+    Args:
+        models: names of architectures, or of checkpoints, for their architectures; the weights are drawn at random.
+        sizes: sides of square images, in pixels.
+        contenders: of `INFERENCE_CONTENDERS`, or of `TRAINING_CONTENDERS` to train; the first is what the others are
+            compared with.
+        train: measure a step of training (forward pass, cross-entropy, backward pass) instead of a forward pass.
+        batch_size: images at once.
+        dtype: precision: of weights and images, or of autocast in training. On a GPU float32 is without TF32.
+        device: where to compute; none is a GPU if there is one, else the CPU.
+        threads: of torch and ONNX Runtime on the CPU; none is torch's own number.
+        rounds: how often each contender is timed at each size.
+        memory: measure peak memory too; see `xcit.bench.memory` for what that is.
+        started: called once with the number of units of work.
+        advance: called with how many of them are done.
+        announce: called with a line about each contender that could not be measured; the others go on.
+
+    Raises:
+        XCiTError: before anything is measured if a name, a size or a setting is wrong or a package is missing; later if
+            the outputs of a contender are not those of the reference, the plain model in float32.
+    """
+    place = torch.device(device) if device is not None else default_device()
+    threads = torch.get_num_threads() if threads is None else threads
+    numbers = [
+        ("batch_size", batch_size),
+        ("threads", threads),
+        ("rounds", rounds),
+        *(("size", size) for size in sizes),
+    ]
+    for name, number in numbers:
+        if number < 1:
+            raise XCiTError(f"{name} is {number}, must be at least 1")
+    architectures = [find_architecture(name) for name in models]
+    check_contenders(contenders, architectures, train=train, dtype=dtype, device=place)
+    counts = {name: [complexity(ARCHITECTURES[name], size) for size in sizes] for name in architectures}
+    if memory and place.type == "cpu" and sys.platform != "linux":
+        announce("peak memory on the CPU is measured on Linux only")
+        memory = False
+    in_processes = memory and place.type == "cpu"
+    started(len(architectures) * len(sizes) * len(contenders) * (1 + rounds + in_processes))
+    found = []
+    with _settings(place, threads), tempfile.TemporaryDirectory() as folder:
+        machine = _machine(place, dtype, threads, contenders)
+        for name in architectures:
+            results = []
+            for count in counts[name]:
+                case = Case(
+                    architecture=name,
+                    image_size=count.image_size[0],
+                    batch_size=batch_size,
+                    train=train,
+                    dtype=dtype,
+                    device=str(place),
+                    threads=threads,
+                )
+                result = _measure(
+                    case,
+                    count,
+                    contenders,
+                    Path(folder),
+                    matrix_peak=machine.matrix_peak,
+                    rounds=rounds,
+                    memory=memory,
+                    advance=advance,
+                )
+                for failure in result.failures:
+                    announce(f"{name} at {case.image_size} px: {failure.what}: {failure.reason}")
+                results.append(result)
+            found.append(ModelResult(model=name, sizes=tuple(results), growth=_growth(results, contenders)))
+    return BenchResult(
+        machine=machine,
+        contenders=tuple(contenders),
+        train=train,
+        dtype=dtype,
+        batch_size=batch_size,
+        rounds=rounds,
+        models=tuple(found),
+    )
+
+
+@contextmanager
+def _settings(device: torch.device, threads: int) -> Iterator[None]:
+    """The number of threads, and on a GPU the fastest convolutions in full precision; as they were, afterwards."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    convolutions: AbstractContextManager[None] = nullcontext()
+    if device.type == "cuda":
+        convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+    try:
+        with convolutions:
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _machine(device: torch.device, dtype: DType, threads: int, contenders: Sequence[str]) -> Machine:
+    packages = dict.fromkeys(name.partition("-")[0] for name in contenders)  # each contender's name begins with one
+    return Machine(
+        name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        device=str(device),
+        threads=threads,
+        matrix_peak=matrix_peak(device, getattr(torch, dtype)),
+        versions=(
+            f"Python {platform.python_version()}",
+            *(f"{package} {version(package)}" for package in ("torch", *packages) if package != "xcit"),
+        ),
+    )
+
+
+def _measure(
+    case: Case,
+    count: Complexity,
+    contenders: Sequence[str],
+    folder: Path,
+    *,
+    matrix_peak: float,
+    rounds: int,
+    memory: bool,
+    advance: Callable[[int], None],
+) -> SizeResult:
+    """All contenders of one case; what fails is set aside with its reason, except a wrong output."""
+    device = torch.device(case.device)
+    try:
+        reference = build_reference(case).outputs()
+    except (RuntimeError, ValueError) as error:
+        reason = _in_one_line(error)
+        raise XCiTError(f"{case.architecture} can't be measured at {case.image_size} px: {reason}") from None
+    torch.compiler.reset()  # each case is compiled by itself, without what earlier sizes have taught the compiler
+    works: dict[str, Work] = {}
+    differences: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+    failures: list[Failure] = []
+    for name in contenders:
+        try:
+            work = build(name, case, folder)
+            allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            outputs = work.outputs()
+            if memory and device.type == "cuda":
+                peaks[name] = cuda_growth(work, allocated, device) / case.batch_size
+            else:
+                work()  # a second time, to be warm
+        except Exception as error:
+            failures.append(Failure(what=name, reason=_in_one_line(error)))
+            advance(1 + rounds)
+            continue
+        differences[name] = _checked_difference(name, outputs, reference, case)
+        works[name] = work
+        advance(1)
+    seconds = time_rounds(works, rounds, synchronize=synchronizer(device), advance=advance)
+    names = list(works)
+    works.clear()
+    if memory and device.type == "cpu":
+        for name in names:
+            try:
+                peaks[name] = peak_memory_in_new_process(name, case, folder)
+            except MemoryUnknownError as error:
+                failures.append(Failure(what=f"{name}, peak memory", reason=str(error)))
+            advance(1)
+    arithmetic = case.batch_size * count.torch_flops * (FORWARDS_A_STEP if case.train else 1)
+    first = contenders[0]
+    measurements = []
+    for name in names:
+        median = statistics.median(seconds[name])
+        ratio = ratio_of_medians(seconds[name], seconds[first]) if first in seconds and name != first else None
+        measurements.append(
+            Measurement(
+                contender=name,
+                seconds=seconds[name],
+                milliseconds=1000 * median / case.batch_size,
+                ratio=ratio[0] if ratio else None,
+                ratio_quartiles=ratio[1] if ratio else None,
+                peak_memory=peaks.get(name),
+                peak_share=arithmetic / median / matrix_peak,
+                difference=differences[name],
+            )
+        )
+    return SizeResult(
+        image_size=case.image_size,
+        num_tokens=count.num_tokens,
+        flops=count.torch_flops,
+        measurements=tuple(measurements),
+        failures=tuple(failures),
+    )
+
+
+def _checked_difference(name: str, outputs: Sequence[Tensor], reference: Sequence[Tensor], case: Case) -> float:
+    """How far a contender's outputs are from the reference's.
+
+    Raises:
+        XCiTError: if rounding can't be why.
+    """
+    pairs = zip(outputs, reference, strict=True)
+    difference = max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
+    tolerance = TOLERANCES[case.dtype]
+    if not difference <= tolerance:
+        raise XCiTError(
+            f"{name} does not compute what {case.architecture} does at {case.image_size} px: its outputs differ by "
+            f"{difference:.1e} of the largest, more than the {tolerance:g} that {case.dtype} explains"
+        )
+    return difference
+
+
+def _in_one_line(error: Exception) -> str:
+    """An error's kind and the beginning of what it says."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:_REASON_LENGTH]}{'...' if len(text) > _REASON_LENGTH else ''}"
+
+
+def _growth(results: Sequence[SizeResult], contenders: Sequence[str]) -> tuple[Growth, ...]:
+    """The exponents of each contender over the sizes at which it was measured."""
+    growth = []
+    for name in contenders:
+        points = [(r.num_tokens, m) for r in results for m in r.measurements if m.contender == name]
+        times = [(tokens, m.milliseconds) for tokens, m in points]
+        memories = [(tokens, m.peak_memory) for tokens, m in points if m.peak_memory]
+        growth.append(Growth(contender=name, time=fitted_exponent(times), memory=fitted_exponent(memories)))
+    return tuple(growth)

@@ -1,0 +1,59 @@
+"""timm's model in ONNX Runtime: exported at one image size, kept as a file, run on the CPU."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from xcit.bench.work import Case
+
+
+def open_session(
+    build_model: Callable[[], nn.Module], case: Case, folder: Path, *, keeps_memory: bool
+) -> Callable[[Tensor], Tensor]:
+    """A function from images to logits by ONNX Runtime; the model is exported if the folder has no file of it yet.
+
+    Args:
+        build_model: gives the model, in evaluation mode.
+        case: for whose images and threads.
+        folder: where the file is, or will be.
+        keeps_memory: whether working memory is kept for the next run.
+    """
+    import onnxruntime
+
+    path = folder / f"{case.architecture}-{case.image_size}-{case.batch_size}.onnx"
+    if not path.exists():
+        _export(build_model(), case, path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = case.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Its threads wait for work by spinning: within a run that is its way to be fast, after it they would take the
+    # processor from the next contender.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    run_options = onnxruntime.RunOptions()
+    if not keeps_memory:
+        run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def forward(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"images": images.numpy()}, run_options)
+        return torch.from_numpy(logits)
+
+    return forward
+
+
+def _export(model: nn.Module, case: Case, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, of no use here
+        torch.onnx.export(
+            model,
+            (case.images(),),
+            path,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=True,
+            verbose=False,
+        )

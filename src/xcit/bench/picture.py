@@ -1,0 +1,99 @@
+"""Time and peak memory of an image against the number of tokens, on logarithmic axes, a line a contender."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xcit.bench.results import BenchResult, Growth, Measurement, ModelResult
+from xcit.bench.tables import MEGABYTE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Ours in blues, timm's in oranges, compiled ones dashed: told apart by mark and dash in grey too.
+_STYLES = {
+    "xcit": ("#08519c", "-", "o"),
+    "xcit-plain": ("#6baed6", "-", "s"),
+    "xcit-compile": ("#08519c", "--", "^"),
+    "timm": ("#d95f02", "-", "D"),
+    "timm-compile": ("#d95f02", "--", "v"),
+    "onnxruntime": ("0.4", "-.", "P"),
+}
+
+
+def draw_growth(result: BenchResult, model: ModelResult, path: Path) -> None:
+    """Draws a model's measurements; one panel where no memory was measured.
+
+    Args:
+        result: the comparison.
+        model: one of its models.
+        path: a PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    has_memory = any(m.peak_memory is not None for size in model.sizes for m in size.measurements)
+    num_panels = 2 if has_memory else 1
+    figure = Figure(figsize=(1 + 5.5 * num_panels, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    what = "training step" if result.train else "inference"
+    threads = f", {result.machine.threads} threads" if result.machine.device == "cpu" else ""
+    figure.suptitle(
+        f"{model.model}, {what}, {result.dtype}, batch {result.batch_size}, on {result.machine.name}{threads}",
+        fontweight="bold",
+        parse_math=False,
+    )
+    axes = figure.add_subplot(1, num_panels, 1)
+    _draw(axes, result, model, lambda m: m.milliseconds, lambda g: g.time)
+    axes.set(ylabel="milliseconds an image", title="time")
+    if has_memory:
+        axes = figure.add_subplot(1, num_panels, 2)
+        _draw(axes, result, model, lambda m: m.peak_memory and m.peak_memory / MEGABYTE, lambda g: g.memory)
+        axes.set(ylabel="MB an image", title="peak memory above model and input")
+    figure.savefig(path, dpi=110)
+
+
+def _draw(
+    axes: "Axes",
+    result: BenchResult,
+    model: ModelResult,
+    value: Callable[[Measurement], float | None],
+    exponent: Callable[[Growth], float | None],
+) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set(xscale="log", yscale="log", xlabel="tokens (pixels a side)")
+    for growth in model.growth:
+        points = [
+            (size.num_tokens, found)
+            for size in model.sizes
+            for measurement in size.measurements
+            if measurement.contender == growth.contender and (found := value(measurement))
+        ]
+        if not points:
+            continue
+        color, line, mark = _STYLES[growth.contender]
+        slope = exponent(growth)
+        label = growth.contender if slope is None else f"{growth.contender}: tokens$^{{{slope:.2f}}}$"
+        axes.plot(*zip(*sorted(points), strict=True), line, color=color, marker=mark, markersize=6, label=label)
+    places = _spaced([(size.num_tokens, size.image_size) for size in model.sizes])
+    axes.set_xticks([tokens for tokens, _ in places], [f"{tokens:,}\n({side})" for tokens, side in places])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.10g}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")
+
+
+def _spaced(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The places on a logarithmic axis whose labels have room beside one another; the last is always one."""
+    ordered = sorted(set(places), reverse=True)
+    room = (ordered[0][0] / ordered[-1][0]) ** (1 / 7)
+    kept = ordered[:1]
+    for place in ordered[1:]:
+        if kept[-1][0] >= place[0] * room:
+            kept.append(place)
+    return kept

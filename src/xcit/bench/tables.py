@@ -1,0 +1,107 @@
+"""A comparison as text: what was measured where, a table for each model, and how its figures grow."""
+
+from xcit.bench.results import BenchResult, Measurement, ModelResult
+
+MEGABYTE = 1e6
+
+
+def heading(result: BenchResult) -> tuple[str, str]:
+    """Two lines: machine and versions; what was measured, and the machine's matrix product peak."""
+    machine = result.machine
+    threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
+    place = threads if machine.device == "cpu" else f"{machine.device}, {threads} on the CPU"
+    what = "training step (forward, loss, backward)" if result.train else "inference"
+    return (
+        f"{machine.name}, {place}; {', '.join(machine.versions)}",
+        f"{what}, {result.dtype}, batch {result.batch_size}, {_count(result.rounds, 'round')} in turn; "
+        f"peak of matrix products {flops_per_second(machine.matrix_peak)}",
+    )
+
+
+def headers(result: BenchResult) -> tuple[str, ...]:
+    """Of the columns of `rows`."""
+    first = result.contenders[0]
+    columns = ["px", "tokens", "contender", "ms/image", f"{first} is faster by", "quartiles"]
+    if _has_memory(result):
+        columns.append("peak MB/image")
+    return (*columns, "of peak", "difference")
+
+
+def rows(result: BenchResult, model: ModelResult) -> list[tuple[tuple[str, ...], ...]]:
+    """The cells of a model's table: for each image size, a row a contender."""
+    groups = []
+    for size in model.sizes:
+        group = []
+        for measurement in size.measurements:
+            cells = [f"{size.image_size}", f"{size.num_tokens:,}", *_cells(measurement)]
+            if not _has_memory(result):
+                del cells[6]
+            group.append(tuple(cells))
+        groups.append(tuple(group))
+    return groups
+
+
+def growth_lines(model: ModelResult) -> list[str]:
+    """A line a contender: the fitted exponents against the number of tokens, where there are two sizes."""
+    lines = []
+    for growth in model.growth:
+        parts = [
+            f"{what} as tokens^{exponent:.2f}"
+            for what, exponent in (("time", growth.time), ("memory", growth.memory))
+            if exponent is not None
+        ]
+        if parts:
+            lines.append(f"{growth.contender}: {', '.join(parts)}")
+    return lines
+
+
+def markdown(result: BenchResult) -> str:
+    """The whole comparison in Markdown."""
+    lines = [*(f"{line}  " for line in heading(result))]
+    columns = headers(result)
+    for model in result.models:
+        lines += ["", f"### {model.model}", "", _markdown_row(columns)]
+        lines.append(_markdown_row(["---" if name == "contender" else "---:" for name in columns]))
+        lines += [_markdown_row(row) for group in rows(result, model) for row in group]
+        if growth := growth_lines(model):
+            lines += ["", "Fitted growth:", "", *(f"- {line}" for line in growth)]
+        failures = [(size.image_size, failure) for size in model.sizes for failure in size.failures]
+        if failures:
+            lines += ["", "Not measured:", ""]
+            lines += [f"- {failure.what} at {size} px: {failure.reason}" for size, failure in failures]
+    return "\n".join(lines) + "\n"
+
+
+def flops_per_second(value: float) -> str:
+    """A speed with a unit that suits its size."""
+    return f"{value / 1e12:.1f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
+
+
+def three_digits(value: float) -> str:
+    """A number with three digits, or more before its point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _cells(measurement: Measurement) -> tuple[str, ...]:
+    memory, quartiles = measurement.peak_memory, measurement.ratio_quartiles
+    return (
+        measurement.contender,
+        three_digits(measurement.milliseconds),
+        "" if measurement.ratio is None else f"{measurement.ratio:.2f}x",
+        "" if quartiles is None else f"{quartiles[0]:.2f}-{quartiles[1]:.2f}",
+        "" if memory is None else three_digits(memory / MEGABYTE),
+        f"{measurement.peak_share:.0%}",
+        f"{measurement.difference:.0e}",
+    )
+
+
+def _has_memory(result: BenchResult) -> bool:
+    return any(m.peak_memory is not None for model in result.models for s in model.sizes for m in s.measurements)
+
+
+def _markdown_row(cells: tuple[str, ...] | list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

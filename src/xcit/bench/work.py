@@ -1,0 +1,126 @@
+"""What is measured of each contender: a forward pass, or a step of training, on a batch of seeded noise."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcit.bench.results import DType
+from xcit.models import XCiT, XCiTConfig
+from xcit.weights.formats import to_native
+from xcit.zoo.architectures import ARCHITECTURES
+
+SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is measured of each contender: a forward pass of a batch of square images, or a step of training.
+
+    `device` is as torch names it, `threads` those of the CPU.
+    """
+
+    architecture: str
+    image_size: int
+    batch_size: int
+    train: bool
+    dtype: DType
+    device: str
+    threads: int
+
+    @property
+    def config(self) -> XCiTConfig:
+        """The architecture's shape."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The precision as torch's."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    def images(self) -> Tensor:
+        """The batch: seeded noise, (B, channels, size, size), in float32 with values that `dtype` has too."""
+        size = self.image_size
+        generator = torch.Generator().manual_seed(SEED)
+        images = torch.randn(self.batch_size, self.config.in_channels, size, size, generator=generator)
+        return images.to(self.torch_dtype).float().to(self.device)
+
+    def labels(self) -> Tensor:
+        """A random class for each image."""
+        generator = torch.Generator().manual_seed(SEED)
+        return torch.randint(self.config.num_classes, (self.batch_size,), generator=generator).to(self.device)
+
+
+class Inference:
+    """A forward pass without gradients; gives the logits."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], images: Tensor) -> None:
+        self._forward, self._images = forward, images
+
+    def __call__(self) -> Tensor:
+        """Does it once."""
+        with torch.inference_mode():
+            return self._forward(self._images)
+
+    def outputs(self) -> list[Tensor]:
+        """What is compared: the logits."""
+        return [self().float()]
+
+
+class TrainingStep:
+    """Forward pass, cross-entropy, backward pass, gradients set to none; no optimiser. Gives the logits.
+
+    Args:
+        model: whose parameters get gradients.
+        forward: the model, or its compiled form.
+        images: in float32.
+        labels: of the images.
+        dtype: of autocast, float32 for none, as in `xcit train`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        dtype: torch.dtype,
+    ) -> None:
+        self._model, self._forward, self._images, self._labels, self._dtype = model, forward, images, labels, dtype
+
+    def __call__(self) -> Tensor:
+        """Does it once."""
+        logits = self._step()
+        self._model.zero_grad(set_to_none=True)
+        return logits
+
+    def outputs(self) -> list[Tensor]:
+        """What is compared: the logits, and all gradients by our names."""
+        logits = self._step()
+        gradients = {name: _gradient(parameter) for name, parameter in self._model.named_parameters()}
+        self._model.zero_grad(set_to_none=True)
+        if not isinstance(self._model, XCiT):
+            gradients = to_native(gradients, "timm")
+        return [logits.float(), torch.cat([gradients[name].flatten() for name in sorted(gradients)])]
+
+    def _step(self) -> Tensor:
+        autocast: AbstractContextManager[object] = nullcontext()
+        if self._dtype != torch.float32:
+            autocast = torch.autocast(self._images.device.type, dtype=self._dtype)
+        with autocast:
+            logits = self._forward(self._images)
+            loss = F.cross_entropy(logits, self._labels)
+        loss.backward()
+        return logits.detach()
+
+
+Work = Inference | TrainingStep
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad.detach().clone()

@@ -1,0 +1,296 @@
+"""XCiT for inference alone: the same outputs from fewer and smaller steps, in bounded memory.
+
+Batch norms become part of the convolutions before them, LayerScale of the last weights of each branch. Where the tokens
+are too many for the cache, a block goes over them in parts and adds to them where they lie: beside the tokens, only one
+part's intermediates exist at a time, whatever the size of the image.
+
+Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels a head.
+"""
+
+import copy
+from collections.abc import Collection, Iterator
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcit import ops
+from xcit.errors import XCiTError
+from xcit.models.layers import ClassAttentionBlock, ConvNorm, PositionCode, Stem, XCABlock
+from xcit.models.xcit import Encoded, XCiT
+
+NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
+"""Numbers of the tokens in a part, by device: enough for full speed, few enough for the cache or a small GPU.
+
+The MLP makes four times as many of them.
+"""
+
+HALO = 2
+"""Rows on either side that a row sees in LPI: one a convolution."""
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def tokens_at_once(tokens: Tensor) -> int | None:
+    """How many of the tokens (B, N, D), over all images, make a part; none where there are to be no parts."""
+    if torch.compiler.is_compiling():  # the compiler fuses what it sees whole
+        return None
+    return max(1, NUMBERS_AT_ONCE.get(tokens.device.type, NUMBERS_AT_ONCE["cuda"]) // tokens.shape[-1])
+
+
+def parts(length: int, most: int | None) -> Iterator[tuple[int, int]]:
+    """(start, end) of parts of about equal length, each of at most `most`, or 1; all in one if there is no limit."""
+    num_parts = 1 if most is None else -(-length // max(1, most))
+    return pairwise([0, *(length * i // num_parts for i in range(1, num_parts)), length])
+
+
+class FusedEmbedding(nn.Module):
+    """`Stem` and `PositionCode` in one: image (B, in_channels, h, w) to tokens (B, N, D), H and W.
+
+    A large image goes through in stripes of rows, each with the rows beside it that it sees: the stem's first map would
+    otherwise be the peak of the model's memory.
+    """
+
+    def __init__(self, stem: Stem, position: PositionCode) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(fold_norm(layer) for layer in stem if isinstance(layer, ConvNorm))
+        self.position = position
+
+    def forward(self, image: Tensor) -> tuple[Tensor, int, int]:
+        batch, height, width = image.shape[0], *image.shape[2:]
+        heights = [height]  # of the image and of each map
+        for _ in self.convs:
+            height, width = -(-height // 2), -(-width // 2)
+            heights.append(height)
+        y, x = self.position.code(height, width)
+        tokens = image.new_empty(batch, height, width, x.shape[-1])
+        at_once = tokens_at_once(tokens)
+        # The first map has 2^(k-1) times the numbers of the last one, of k.
+        rows_at_once = None if at_once is None else at_once // (batch * width * 2 ** (len(self.convs) - 1))
+        for start, end in parts(height, rows_at_once):
+            tokens[:, start:end] = self._rows(image, start, end, heights) + (y[start:end] + x)
+        return tokens.flatten(1, 2), height, width
+
+    def _rows(self, image: Tensor, start: int, end: int, heights: list[int]) -> Tensor:
+        """Rows start..end of the patches, (B, rows, W, D)."""
+        spans = [(start, end)]  # the rows of each map, from the last to the image, that these see
+        for height in reversed(heights[:-1]):
+            start, end = spans[-1]
+            spans.append((max(2 * start - 1, 0), min(2 * end, height)))
+        spans.reverse()
+        rows = image[:, :, slice(*spans[0])]
+        for index, (conv, (_, seen_to), (start, end)) in enumerate(zip(self.convs, spans, spans[1:], strict=False)):
+            assert isinstance(conv, nn.Conv2d)
+            if index:
+                torch.ops.aten.gelu_(rows)
+            # A convolution pads both sides or none. At the top of an image both: the lower row is either needed, or
+            # beyond the reach of the last stride.
+            at_top = start == 0
+            if seen_to < 2 * end and not at_top:
+                rows = F.pad(rows, (0, 0, 0, 1))
+            rows = F.conv2d(rows, conv.weight, conv.bias, stride=2, padding=(int(at_top), 1))
+        return rows.permute(0, 2, 3, 1)
+
+
+class FusedXCABlock(nn.Module):
+    """`XCABlock` that changes its tokens (B, N, D), of an H x W grid, where they lie."""
+
+    def __init__(self, block: XCABlock) -> None:
+        super().__init__()
+        self.norm_xca, self.norm_lpi, self.norm_mlp = block.norm_xca, block.norm_lpi, block.norm_mlp
+        self.temperature, self.qkv = block.xca.temperature, block.xca.qkv
+        self.proj = scale_outputs(block.xca.proj, block.scale_xca)
+        self.conv1, self.conv2 = block.lpi.conv1, scale_outputs(block.lpi.conv2, block.scale_lpi)
+        scale, shift = norm_line(block.lpi.norm)
+        self.norm_scale = frozen(scale[:, None, None], like=self.temperature)
+        self.norm_shift = frozen(shift[:, None, None], like=self.temperature)
+        self.fc1, self.fc2 = block.mlp.fc1, scale_outputs(block.mlp.fc2, block.scale_mlp)
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        num_tokens, at_once = tokens.shape[1], tokens_at_once(tokens)
+        if at_once is None or num_tokens <= at_once:
+            for start, end in parts(len(tokens), None if at_once is None else at_once // num_tokens):
+                images = tokens[start:end]
+                self._xca(images)
+                grid = images.unflatten(1, (height, width))
+                grid += self._lpi(self.norm_lpi(grid))
+        else:
+            for image in tokens:
+                self._xca_in_parts(image, at_once)
+                self._lpi_in_stripes(image.unflatten(0, (height, width)), at_once)
+        self._mlp(tokens.flatten(0, 1), at_once)
+        return tokens
+
+    def _xca(self, tokens: Tensor) -> None:
+        tokens += ops.xca(
+            self.norm_xca(tokens), self.qkv.weight, self.qkv.bias, self.temperature, self.proj.weight, self.proj.bias
+        )
+
+    def _xca_in_parts(self, tokens: Tensor, at_once: int) -> None:
+        """XCA of one image's tokens (N, D): one pass for their Gram matrix, one for its use."""
+        gram, total = ops.gram(self.norm_xca(tokens[None, :0]))
+        for start, end in parts(len(tokens), at_once):
+            more = ops.gram(self.norm_xca(tokens[None, start:end]))
+            gram, total = gram + more[0], total + more[1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        attention = ops.attention_from_gram(gram, total, len(tokens), weight, bias, self.temperature)
+        matrix, row = ops.mixing_matrix(attention, weight, bias, self.proj.weight, self.proj.bias)
+        matrix, row = matrix[0].to(tokens.dtype), row[0].to(tokens.dtype)
+        for start, end in parts(len(tokens), at_once):
+            part = tokens[start:end]
+            normed = self.norm_xca(part)
+            part.add_(row).addmm_(normed, matrix)
+
+    def _lpi(self, normed: Tensor) -> Tensor:
+        """LPI of normed tokens (B, H, W, D), channels last as they lie."""
+        image = normed.permute(0, 3, 1, 2)
+        dim = image.shape[1]
+        image = F.conv2d(image, self.conv1.weight, self.conv1.bias, padding=1, groups=dim)
+        image = torch.ops.aten.gelu_(image)
+        # Not part of the second convolution: that one pads what comes out of the norm.
+        image.mul_(self.norm_scale).add_(self.norm_shift)
+        image = F.conv2d(image, self.conv2.weight, self.conv2.bias, padding=1, groups=dim)
+        return image.permute(0, 2, 3, 1)
+
+    def _lpi_in_stripes(self, image: Tensor, at_once: int) -> None:
+        """LPI of one image (H, W, D) in stripes of rows, each with the rows beside it that it sees."""
+        height, width, _ = image.shape
+        first, seen = 0, image[:0]  # the normed rows first.. that the last stripe saw: in `image` they have changed
+        # LPI makes no more numbers than it takes, the MLP four times as many.
+        for start, end in parts(height, 4 * at_once // width):
+            seen = seen[max(start - HALO, 0) - first :]
+            first = max(start - HALO, 0)
+            seen = torch.cat([seen, self.norm_lpi(image[first + len(seen) : end + HALO])])
+            image[start:end] += self._lpi(seen[None])[0, start - first : end - first]
+
+    def _mlp(self, tokens: Tensor, at_once: int | None) -> None:
+        """MLP of tokens (B*N, D)."""
+        for start, end in parts(len(tokens), at_once):
+            part = tokens[start:end]
+            hidden = torch.ops.aten.gelu_(self.fc1(self.norm_mlp(part)))
+            part.add_(self.fc2.bias).addmm_(hidden, self.fc2.weight.t())
+
+
+class FusedClassAttentionBlock(nn.Module):
+    """`ClassAttentionBlock` on class token (B, 1, D) and patches (B, N, D) apart; these change where they lie."""
+
+    def __init__(self, block: ClassAttentionBlock) -> None:
+        super().__init__()
+        self.tokens_norm = block.tokens_norm
+        self.norm_attn, self.norm_mlp = block.norm_attn, block.norm_mlp
+        self.attn, self.scale_attn = block.attn, block.scale_attn
+        self.mlp, self.scale_mlp = block.mlp, block.scale_mlp
+
+    def forward(self, cls: Tensor, patches: Tensor, patches_wanted: bool) -> Tensor:
+        """The class token after the block; the patches are brought there too only where they are wanted."""
+        at_once = tokens_at_once(patches)
+        spans = list(parts(patches.shape[1], None if at_once is None else at_once // len(patches)))
+        attn, normed_cls = self.attn, self.norm_attn(cls)
+        vectors, offsets = ops.class_query(attn.q(normed_cls[:, 0]), attn.k.weight, attn.k.bias, attn.num_heads)
+        scores = [normed_cls @ vectors.mT, *(self.norm_attn(patches[:, a:b]) @ vectors.mT for a, b in spans)]
+        weights = (torch.cat(scores, dim=1).mT + offsets).softmax(dim=-1)  # (B, M, 1+N)
+        mixed = weights[:, :, :1] * normed_cls
+        for start, end in spans:
+            part = patches[:, start:end]
+            normed = self.norm_attn(part)
+            mixed = mixed + weights[:, :, 1 + start : 1 + end] @ normed
+            if patches_wanted:
+                part.addcmul_(normed, self.scale_attn)
+                part.copy_(self.norm_mlp(part) if self.tokens_norm else part).mul_(2)
+        cls = cls + self.scale_attn * attn.proj(ops.class_value(mixed, attn.v.weight, attn.v.bias))[:, None]
+        cls = self.norm_mlp(cls)
+        return cls + self.scale_mlp * self.mlp(cls)
+
+
+class FusedXCiT(XCiT):
+    """What `XCiT.fuse` gives: all that the model can do but train, with weights of its own and no gradients."""
+
+    def __init__(self, model: XCiT) -> None:
+        nn.Module.__init__(self)
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.config, self.info, self.grad_checkpointing = model.config, model.info, False
+        self.embedding = FusedEmbedding(model.stem, model.position)
+        self.blocks = nn.ModuleList(FusedXCABlock(block) for block in model.blocks if isinstance(block, XCABlock))
+        if self.config.cls_depth:
+            self.cls_token, self.norm = model.cls_token, model.norm
+            self.cls_blocks = nn.ModuleList(
+                FusedClassAttentionBlock(block) for block in model.cls_blocks if isinstance(block, ClassAttentionBlock)
+            )
+        self.head = model.head
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FusedXCiT":
+        """Refuses to: the model it was made from can be trained."""
+        if mode:
+            raise XCiTError("a fused model can't be trained: train the one it was made from, and fuse that")
+        super().train(False)
+        return self
+
+    def fuse(self) -> "FusedXCiT":
+        """The model itself."""
+        return self
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """As the original's."""
+        with torch.no_grad():
+            return super().forward_head(tokens, pre_logits)
+
+    def _encode(
+        self,
+        images: Tensor,
+        take: Collection[int] = (),
+        *,
+        stop: int | None = None,
+        class_attention: bool = True,
+        only_class: bool = False,
+    ) -> Encoded:
+        # Sums in place need one precision: the model's own.
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return super()._encode(images, take, stop=stop, class_attention=class_attention, only_class=only_class)
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
+        embedded: tuple[Tensor, int, int] = self.embedding(images)
+        return embedded
+
+    def _keep(self, tokens: Tensor) -> Tensor:
+        return tokens.clone()
+
+    def _attend(self, tokens: Tensor, only_class: bool) -> Iterator[Tensor]:
+        cls = self.cls_token.expand(len(tokens), -1, -1)
+        for index, block in enumerate(self.cls_blocks, start=1):
+            cls = block(cls, tokens, not (only_class and index == self.config.cls_depth))
+            yield cls if only_class else torch.cat([cls, tokens], dim=1)
+
+
+def norm_line(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift (channels,) of a batch norm in evaluation, in float64."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return scale, norm.bias.double() - norm.running_mean.double() * scale
+
+
+def fold_norm(layer: ConvNorm) -> nn.Conv2d:
+    """The convolution and its norm as one convolution."""
+    scale, shift = norm_line(layer.norm)
+    return with_numbers(layer.conv, layer.conv.weight * scale.view(-1, 1, 1, 1), shift)
+
+
+def scale_outputs(layer: Layer, scale: Tensor) -> Layer:
+    """The layer with its outputs multiplied by a vector (outputs,)."""
+    assert layer.bias is not None
+    scale = scale.double()
+    return with_numbers(layer, layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)), layer.bias * scale)
+
+
+def with_numbers(layer: Layer, weight: Tensor, bias: Tensor) -> Layer:
+    """A copy of the layer with other numbers."""
+    layer = copy.deepcopy(layer)
+    layer.weight, layer.bias = frozen(weight, like=layer.weight), frozen(bias, like=layer.weight)
+    return layer
+
+
+def frozen(value: Tensor, like: Tensor) -> nn.Parameter:
+    """A parameter that is not learned, in the precision of another."""
+    return nn.Parameter(value.to(like.dtype), requires_grad=False)
