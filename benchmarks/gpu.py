@@ -16,9 +16,6 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-from gpu_parts.bench import Bench, Report
-
 SHARES = {"check": 0.1, "kernels": 0.25, "models": 0.4, "train": 0.25, "tune": 0.25}
 """Of the minutes, for each part; what a part leaves over goes to the next ones."""
 
@@ -27,18 +24,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--parts", default="check,kernels,models,train", help=f"of {', '.join(SHARES)}")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts")
     parser.add_argument("--tiny", action="store_true", help="smallest shapes")
     arguments = parser.parse_args()
     names = arguments.parts.split(",")
     if unknown := set(names) - set(SHARES):
         parser.error(f"no part is called {unknown.pop()}; there are: {', '.join(SHARES)}")
-    device: torch.device = arguments.device
-    if device.type == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # for the kernels, which the imports below define
+    if arguments.device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, as torch and timm may do
+    import torch
     from gpu_parts import kernels, models, tune
+    from gpu_parts.bench import Bench, Report
 
+    device = torch.device(arguments.device)
     parts = {
         "check": kernels.check,
         "kernels": kernels.kernels,

@@ -52,7 +52,7 @@ def run(form: Form, inputs: Outputs, grad: Tensor | None) -> Outputs:
             return form(*inputs)
     inputs = tuple(value.detach().requires_grad_() for value in inputs)
     outputs = form(*inputs)
-    return (*outputs, *torch.autograd.grad(outputs[0], inputs, grad))
+    return (*(value.detach() for value in outputs), *torch.autograd.grad(outputs[0], inputs, grad))
 
 
 def lpi_problem(batch: int, height: int, width: int, dim: int, dtype: torch.dtype, device: torch.device) -> Problem:

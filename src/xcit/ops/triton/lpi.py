@@ -39,9 +39,9 @@ def columns_at_once(width: int, most: int = 8) -> int:
     return next((num for num in range(most, most // 2, -1) if width % num == 0), min(width, most))
 
 
-def rows_at_once(height: int, num_programs: int, enough: int = ENOUGH_PROGRAMS) -> int:
+def rows_at_once(height: int, num_programs: int) -> int:
     """Rows that a program walks down, of `height`, if with all of them there were `num_programs`: at least 4."""
-    return max(4, triton.cdiv(height, triton.cdiv(enough, num_programs)))
+    return max(4, triton.cdiv(height, triton.cdiv(ENOUGH_PROGRAMS, num_programs)))
 
 
 @triton.jit

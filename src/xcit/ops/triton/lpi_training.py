@@ -296,7 +296,9 @@ def _grid(batch: int, height: int, width: int, dim: int, num_columns: int) -> tu
     num_blocks, num_strips = triton.cdiv(dim, CHANNELS), triton.cdiv(width, num_columns)
     num_rows = rows_at_once(height, num_blocks * num_strips * batch)
     num_tiles = num_strips * triton.cdiv(height, num_rows)
-    return (num_blocks, num_tiles, min(batch, triton.cdiv(ENOUGH_PROGRAMS, num_blocks * num_tiles))), num_rows
+    # More images a program are fewer partial sums to write and to add up.
+    num_images = max(1, num_blocks * num_tiles * batch // ENOUGH_PROGRAMS)
+    return (num_blocks, num_tiles, triton.cdiv(batch, num_images)), num_rows
 
 
 @triton_op("xcit::lpi_training", mutates_args={})
