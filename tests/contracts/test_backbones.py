@@ -184,6 +184,14 @@ def test_a_fused_copy_shares_nothing_and_has_no_gradients(config: XCiTConfig) ->
         faster.train()
 
 
+def test_a_fused_copy_is_traced_whole_by_the_compiler(config: XCiTConfig) -> None:
+    torch.compiler.reset()
+    faster = new_model(config).fuse()
+    compiled = torch.compile(faster, fullgraph=True, backend="eager")
+    images = new_images(config, *odd_size(config))
+    close(compiled(images), faster(images))
+
+
 def test_a_fused_copy_can_be_given_another_head_and_another_precision(config: XCiTConfig) -> None:
     faster = new_model(config).fuse()
     images = new_images(config, *odd_size(config))

@@ -232,11 +232,12 @@ class FusedXCiT(XCiT):
         """The model itself."""
         return self
 
+    @torch.no_grad()
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """As the original's."""
-        with torch.no_grad():
-            return super().forward_head(tokens, pre_logits)
+        return super().forward_head(tokens, pre_logits)
 
+    @torch.no_grad()
     def _encode(
         self,
         images: Tensor,
@@ -247,7 +248,7 @@ class FusedXCiT(XCiT):
         only_class: bool = False,
     ) -> Encoded:
         # Sums in place need one precision: the model's own.
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False):
             return super()._encode(images, take, stop=stop, class_attention=class_attention, only_class=only_class)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
@@ -257,11 +258,15 @@ class FusedXCiT(XCiT):
     def _keep(self, tokens: Tensor) -> Tensor:
         return tokens.clone()
 
-    def _attend(self, tokens: Tensor, only_class: bool) -> Iterator[Tensor]:
-        cls = self.cls_token.expand(len(tokens), -1, -1)
-        for index, block in enumerate(self.cls_blocks, start=1):
-            cls = block(cls, tokens, not (only_class and index == self.config.cls_depth))
-            yield cls if only_class else torch.cat([cls, tokens], dim=1)
+    def _attend(self, tokens: Tensor, take: Collection[int], taken: dict[int, Tensor], only_class: bool) -> Tensor:
+        last = self.config.depth + self.config.cls_depth - 1
+        cls = attended = self.cls_token.expand(len(tokens), -1, -1)
+        for index, block in enumerate(self.cls_blocks, start=self.config.depth):
+            cls = block(cls, tokens, not (only_class and index == last))
+            if index == last or index in take:
+                attended = cls if only_class else torch.cat([cls, tokens], dim=1)
+                taken[index] = attended
+        return attended
 
 
 def norm_line(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

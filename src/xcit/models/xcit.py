@@ -354,10 +354,7 @@ class XCiT(nn.Module):
             if index == stop:
                 break
         if class_attention and self.config.cls_depth:
-            for index, attended in enumerate(self._attend(tokens, only_class), start=self.config.depth):
-                if index in take:
-                    taken[index] = attended
-            tokens = self.norm(attended)
+            tokens = self.norm(self._attend(tokens, take, taken, only_class))
         return Encoded(tokens, taken, (height, width))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
@@ -371,12 +368,15 @@ class XCiT(nn.Module):
         """Tokens that the next block leaves as they are."""
         return tokens
 
-    def _attend(self, tokens: Tensor, only_class: bool) -> Iterator[Tensor]:
-        """Tokens (B, 1+N, D) after each class attention block; the last time (B, 1, D) if `only_class`."""
+    def _attend(self, tokens: Tensor, take: Collection[int], taken: dict[int, Tensor], only_class: bool) -> Tensor:
+        """Tokens (B, 1+N, D) after the class attention blocks; (B, 1, D) if `only_class`. Adds to `taken`."""
+        last = self.config.depth + self.config.cls_depth - 1
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        for index, block in enumerate(self.cls_blocks, start=1):
-            tokens = self._run(block, tokens, only_class and index == self.config.cls_depth)
-            yield tokens
+        for index, block in enumerate(self.cls_blocks, start=self.config.depth):
+            tokens = self._run(block, tokens, only_class and index == last)
+            if index in take:
+                taken[index] = tokens
+        return tokens
 
     def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
