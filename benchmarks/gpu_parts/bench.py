@@ -77,7 +77,9 @@ class Clock:
 
     def take_turns(self, runs: Mapping[str, Run]) -> dict[str, list[float]]:
         """Seconds of each round, in which all take turns; all have run before."""
-        repeats = {name: max(1, min(100, int(SAMPLE_SECONDS / self.seconds(run, 1)))) for name, run in runs.items()}
+        repeats = dict.fromkeys(runs, 1)
+        if self.cuda:
+            repeats = {name: max(1, min(100, int(SAMPLE_SECONDS / self.seconds(run, 1)))) for name, run in runs.items()}
         names = [*runs]
         taken: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(self.rounds):

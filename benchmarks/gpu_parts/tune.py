@@ -8,7 +8,7 @@ from typing import Any
 
 from gpu_parts.bench import Bench
 from gpu_parts.problems import Problem, gram_problem, lpi_problem, training_problem
-from xcit.ops.triton import gram, lpi, lpi_training
+from xcit.ops.triton import gram, tiles
 
 Choose = Callable[[dict[str, int]], AbstractContextManager[None]]
 
@@ -84,9 +84,12 @@ def _compare(bench: Bench, problem: Problem, options: list[dict[str, int]], choo
 
 @contextmanager
 def _lpi_choice(option: dict[str, int]) -> Iterator[None]:
-    columns = lambda width, most=8: min(option["columns"], width)  # noqa: E731
-    values = {"CHANNELS": option["channels"], "NUM_WARPS": option["warps"], "columns_at_once": columns}
-    with constants(lpi, **values), constants(lpi_training, **values):
+    with constants(
+        tiles,
+        CHANNELS=option["channels"],
+        NUM_WARPS=option["warps"],
+        columns_at_once=lambda width, most: min(option["columns"], width),
+    ):
         yield
 
 

@@ -20,9 +20,10 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 import triton.language as tl  # noqa: E402
 
-from xcit.ops.triton import lpi_training as training  # noqa: E402
+from xcit.ops.triton import tiles  # noqa: E402
 from xcit.ops.triton.gram import normalised_gram  # noqa: E402
 from xcit.ops.triton.lpi import lpi  # noqa: E402
+from xcit.ops.triton.lpi_training import lpi_training  # noqa: E402
 from xcit.ops.triton.rows import gelu_and_slope  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
@@ -118,7 +119,7 @@ def test_lpi_in_low_precision(shape: tuple[int, int, int, int], dtype: torch.dty
 def train_lpi(
     tokens: Tensor, height: int, width: int, norm: tuple[Tensor, Tensor], weights: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return training.lpi_training(
+    return lpi_training(
         tokens,
         height,
         width,
@@ -173,7 +174,7 @@ def test_training_in_low_precision(shape: tuple[int, int, int, int], dtype: torc
 
 
 def test_training_with_several_images_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "ENOUGH_PROGRAMS", 1)
+    monkeypatch.setattr(tiles, "ENOUGH_PROGRAMS", 1)
     check_training(2, 2, 2, 3, dtype=torch.float32)
 
 

@@ -23,25 +23,7 @@ from xcit.ops.triton.rows import (
     place,
     repeat,
 )
-
-ENOUGH_PROGRAMS = 2048
-"""Programs that fill a large card: below it, an image's rows are divided among more."""
-
-CHANNELS = 64
-"""Channels of a program: it divides the width of every published model."""
-
-NUM_WARPS = 2
-"""So a thread has one channel of each column."""
-
-
-def columns_at_once(width: int, most: int = 8) -> int:
-    """Columns of a strip, at most `most`, for the registers: strips of equal width if there is a width of over half."""
-    return next((num for num in range(most, most // 2, -1) if width % num == 0), min(width, most))
-
-
-def rows_at_once(height: int, num_programs: int) -> int:
-    """Rows that a program walks down, of `height`, if with all of them there were `num_programs`: at least 4."""
-    return max(4, triton.cdiv(height, triton.cdiv(ENOUGH_PROGRAMS, num_programs)))
+from xcit.ops.triton.tiles import COLUMNS, divide
 
 
 @triton.jit
@@ -159,11 +141,9 @@ def lpi(
     tokens = tokens.contiguous()
     batch, _, dim = tokens.shape
     mean, inverse_deviation = statistics(tokens, norm_eps)
-    num_columns = columns_at_once(width)
-    num_blocks, num_strips = triton.cdiv(dim, CHANNELS), triton.cdiv(width, num_columns)
-    num_rows = rows_at_once(height, num_blocks * num_strips * batch)
+    tiles = divide(batch, height, width, dim, most_columns=COLUMNS)
     out = torch.empty_like(tokens)
-    wrap_triton(_lpi)[(num_blocks, num_strips * triton.cdiv(height, num_rows), batch)](
+    wrap_triton(_lpi)[tiles.grid](
         tokens,
         out,
         mean,
@@ -179,11 +159,7 @@ def lpi(
         layer_scale,
         height,
         width,
-        num_rows,
-        dim=dim,
-        num_channels=CHANNELS,
-        num_columns=num_columns,
-        whole=width % num_columns == 0,
-        num_warps=NUM_WARPS,
+        tiles.num_rows,
+        **tiles.constants,
     )
     return out

@@ -64,6 +64,14 @@ def flip(taps):
 
 
 @triton.jit
+def store_sums(pointer, sums, channels, mask, dim: tl.constexpr, num: tl.constexpr):
+    """Writes the program's `num` sums for each channel."""
+    program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    for k in tl.static_range(num):
+        tl.store(pointer + (program * num + k) * dim + channels, sums[k], mask=mask)
+
+
+@triton.jit
 def repeat(value, num: tl.constexpr):
     """A row of `num` equal columns."""
     row = ()
