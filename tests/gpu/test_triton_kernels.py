@@ -76,7 +76,7 @@ def convolutions(dim: int) -> dict[str, Tensor]:
 def check_lpi(batch: int, height: int, width: int, dim: int, dtype: torch.dtype) -> None:
     tokens = normal(batch, height * width, dim).to(dtype)
     layer_norm = {"weight": normal(dim), "bias": normal(dim)}
-    scale, shift, layer_scale = normal(dim), normal(dim), normal(dim)
+    scale, shift = normal(dim), normal(dim)
     weights = convolutions(dim)
     affine = nn.BatchNorm2d(dim, eps=0, device=DEVICE, dtype=torch.float64).eval()
     with torch.no_grad():
@@ -99,15 +99,30 @@ def check_lpi(batch: int, height: int, width: int, dim: int, dtype: torch.dtype)
             shift,
             weights["conv2_weight"],
             weights["conv2_bias"],
-            layer_scale,
         )
     assert out.dtype == dtype
-    assert_near(out, tokens.double() + layer_scale.double() * branch, TOLERANCE[dtype])
+    assert_near(out, tokens.double() + branch, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("shape", IMAGES)
 def test_lpi(shape: tuple[int, int, int, int]) -> None:
     check_lpi(*shape, dtype=torch.float32)
+
+
+def test_no_images_and_tokens_that_lie_in_another_order() -> None:
+    zero, one, weights = torch.zeros(3, device=DEVICE), torch.ones(6, device=DEVICE)[::2], convolutions(3)
+    bias = torch.stack([weights["conv1_bias"], zero], dim=1)[:, 0]
+    parameters = (one, zero, 1e-6, weights["conv1_weight"], bias, one, zero, weights["conv2_weight"], bias)
+    tokens = normal(1, 3, 4).mT
+    with torch.no_grad():
+        assert lpi(tokens[:0], 2, 2, *parameters).shape == (0, 4, 3)
+        copies = [value.contiguous() if isinstance(value, Tensor) else value for value in parameters]
+        assert torch.equal(lpi(tokens, 2, 2, *parameters), lpi(tokens.contiguous(), 2, 2, *copies))
+        assert normalised_gram(tokens[:0], 1e-6)[1].shape == (0, 3, 3)
+        for one_way, other in zip(
+            normalised_gram(tokens, 1e-6), normalised_gram(tokens.contiguous(), 1e-6), strict=True
+        ):
+            assert torch.equal(one_way, other)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -234,7 +249,7 @@ def test_compiled_in_one_graph_with_gradients() -> None:
     def infer(tokens: Tensor) -> Tensor:
         fixed = {name: value.detach() for name, value in weights.items()}
         first, second = list(fixed.values())[:2], list(fixed.values())[2:]
-        out = lpi(tokens * 2, height, width, ones, ones, 1e-6, *first, ones, ones, *second, ones)
+        out = lpi(tokens * 2, height, width, ones, ones, 1e-6, *first, ones, ones, *second)
         normed, gram, total = normalised_gram(out, 1e-6)
         return normed @ gram.to(normed.dtype) + total[:, None]
 
@@ -264,3 +279,22 @@ def test_every_run_gives_the_same() -> None:
 
     for first, second in zip(run(), run(), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="12 GB of numbers")
+def test_an_image_of_more_numbers_than_32_bits_count() -> None:
+    side, dim, seen = 2400, 384, 8
+    tokens = torch.randn(1, side * side, dim, device=DEVICE, dtype=torch.bfloat16)
+    assert tokens.numel() > 2**31
+    weights, one, zero = convolutions(dim), torch.ones(dim, device=DEVICE), torch.zeros(dim, device=DEVICE)
+    first = (one, zero, LAYER_NORM_EPS, weights["conv1_weight"], weights["conv1_bias"])
+    parameters = (*first, one, zero, weights["conv2_weight"], weights["conv2_bias"])
+    with torch.no_grad():
+        last = tokens[:, -seen * side :]
+        expected = lpi(last, seen, side, *parameters)[:, 2 * side :]
+        assert_near(lpi(tokens, side, side, *parameters)[:, (2 - seen) * side :], expected.double(), 1e-5)
+        normed, gram, total = normalised_gram(tokens, LAYER_NORM_EPS)
+        parts = [normalised_gram(part, LAYER_NORM_EPS) for part in tokens.tensor_split(3, dim=1)]
+    assert torch.equal(normed[:, -side:], parts[-1][0][:, -side:])
+    assert_near(gram, torch.stack([part[1] for part in parts]).double().sum(dim=0), 1e-5)
+    assert_near(total, torch.stack([part[2] for part in parts]).double().sum(dim=0), 1e-4)

@@ -3,7 +3,6 @@
 Shapes: `B` batch, `N` tokens, `D` width.
 """
 
-import os
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from xcit.ops.triton import INTERPRETED
 from xcit.ops.triton.layer_norm import normalise
 
 ENOUGH_PROGRAMS = 264
@@ -35,9 +35,6 @@ def choose_tile(dim: int, dtype: torch.dtype) -> Tile:
     return Tile(side=128 if dim % 128 == 0 else 64, depth=64, num_warps=4, num_stages=3)
 
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
 @triton.jit
 def _gram(
     normed,
@@ -58,19 +55,23 @@ def _gram(
     left = pair - right * (right + 1) // 2
     left_columns = left * side + tl.arange(0, side)
     right_columns = right * side + tl.arange(0, side)
-    normed += image * num_tokens * dim
-    end = tl.minimum((split + 1) * split_tokens, num_tokens)
+    first = split * split_tokens
+    num_rows = tl.minimum(split_tokens, num_tokens - first)
+    normed += (image * num_tokens + first) * dim
+    rows = tl.arange(0, depth)
+    left_pointers = normed + rows[:, None] * dim + left_columns[None, :]
+    right_pointers = normed + rows[:, None] * dim + right_columns[None, :]
 
     gram = tl.zeros((side, side), tl.float32)
-    for start in range(split * split_tokens, end, depth):
-        rows = start + tl.arange(0, depth)
-        left_mask = (rows < end)[:, None] & (left_columns < dim)[None, :]
-        right_mask = (rows < end)[:, None] & (right_columns < dim)[None, :]
-        a = tl.load(normed + rows[:, None] * dim + left_columns[None, :], mask=left_mask, other=0.0)
-        b = tl.load(normed + rows[:, None] * dim + right_columns[None, :], mask=right_mask, other=0.0)
+    for start in range(0, num_rows, depth):
+        known = (rows < num_rows - start)[:, None]
+        a = tl.load(left_pointers, mask=known & (left_columns < dim)[None, :], other=0.0)
+        b = tl.load(right_pointers, mask=known & (right_columns < dim)[None, :], other=0.0)
         if upcast:
             a, b = a.to(tl.float32), b.to(tl.float32)
         gram = tl.dot(tl.trans(a), b, gram, input_precision="ieee")
+        left_pointers += depth * dim  # no offset from the image's first number: that may not fit 32 bits
+        right_pointers += depth * dim
 
     out += (split * num_images + image) * dim * dim
     # Each number above the diagonal is written to two places, so that the matrix is exactly symmetric.
@@ -100,7 +101,7 @@ def normalised_gram(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]
     side, depth, num_warps, num_stages = choose_tile(dim, tokens.dtype)
     num_tiles = triton.cdiv(dim, side)
     num_pairs = num_tiles * (num_tiles + 1) // 2
-    num_splits = min(triton.cdiv(ENOUGH_PROGRAMS, num_pairs * batch), triton.cdiv(num_tokens, depth))
+    num_splits = min(triton.cdiv(ENOUGH_PROGRAMS, num_pairs * max(1, batch)), triton.cdiv(num_tokens, depth))
     split_tokens = triton.cdiv(triton.cdiv(num_tokens, num_splits), depth) * depth
     num_splits = triton.cdiv(num_tokens, split_tokens)
     partial = tokens.new_empty((num_splits, batch, dim, dim), dtype=torch.float32)

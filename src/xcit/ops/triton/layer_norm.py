@@ -43,7 +43,7 @@ def _normalise(
     num_rows: tl.constexpr,
     width: tl.constexpr,
 ):
-    part, num_parts, image = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    part, num_parts, image = tl.program_id(0).to(tl.int64), tl.num_programs(0), tl.program_id(1).to(tl.int64)
     columns = tl.arange(0, width)
     tokens += image * num_tokens * dim
     normed += image * num_tokens * dim

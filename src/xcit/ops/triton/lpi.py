@@ -51,7 +51,6 @@ def _lpi(
     hidden_shift,
     conv2_weight,
     conv2_bias,
-    layer_scale,
     height,
     width,
     num_rows,
@@ -75,7 +74,6 @@ def _lpi(
     bias2 = load_channels(conv2_bias, channels, mask)
     scale = load_channels(hidden_scale, channels, mask)
     shift = load_channels(hidden_shift, channels, mask)
-    branch_scale = load_channels(layer_scale, channels, mask)
 
     first = first_token(tl.program_id(2), height, width, first_row - 2, first_column)
     tokens += first * dim + channels
@@ -95,7 +93,7 @@ def _lpi(
         known = in_row(row >= first_row + 2, inside[2:-2], num_columns)
         residual = load_row(tokens - 2 * width * dim, known, mask, dim, num_columns)
         for i in tl.static_range(num_columns):
-            tl.store(out + i * dim, residual[i] + branch_scale * result[i], mask=mask & known[i])
+            tl.store(out + i * dim, residual[i] + result[i], mask=mask & known[i])
         tokens += width * dim
         out += width * dim
         mean += width
@@ -116,9 +114,10 @@ def lpi(
     hidden_shift: Tensor,
     conv2_weight: Tensor,
     conv2_bias: Tensor,
-    layer_scale: Tensor,
 ) -> Tensor:
-    """The LPI branch of a block and its residual, in float32 arithmetic: tokens + layer_scale * LPI(LayerNorm(tokens)).
+    """The LPI branch of a block and its residual, in float32 arithmetic: tokens + LPI(LayerNorm(tokens)).
+
+    LayerScale belongs into the second convolution, as in a fused model.
 
     Args:
         tokens: (B, N, D) of an H x W grid: float32, bfloat16 or float16.
@@ -133,13 +132,13 @@ def lpi(
         hidden_shift: (D,), what it then adds.
         conv2_weight: (D, 1, 3, 3).
         conv2_bias: (D,).
-        layer_scale: (D,).
 
     Returns:
         (B, N, D) in the dtype of the tokens.
     """
     tokens = tokens.contiguous()
-    batch, _, dim = tokens.shape
+    batch, num_tokens, dim = tokens.shape
+    assert num_tokens == height * width
     mean, inverse_deviation = statistics(tokens, norm_eps)
     tiles = divide(batch, height, width, dim, most_columns=COLUMNS)
     out = torch.empty_like(tokens)
@@ -148,15 +147,14 @@ def lpi(
         out,
         mean,
         inverse_deviation,
-        norm_weight,
-        norm_bias,
+        norm_weight.contiguous(),
+        norm_bias.contiguous(),
         conv1_weight.contiguous(),
-        conv1_bias,
-        hidden_scale,
-        hidden_shift,
+        conv1_bias.contiguous(),
+        hidden_scale.contiguous(),
+        hidden_shift.contiguous(),
         conv2_weight.contiguous(),
-        conv2_bias,
-        layer_scale,
+        conv2_bias.contiguous(),
         height,
         width,
         tiles.num_rows,

@@ -202,6 +202,7 @@ def lpi_backward(
     """
     tokens, grad_out = tokens.contiguous(), grad_out.contiguous()
     conv1_weight, conv2_weight = conv1_weight.contiguous(), conv2_weight.contiguous()
+    conv1_bias, norm_weight, norm_bias = conv1_bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous()
     batch, num_tokens, dim = tokens.shape
     tiles = divide(batch, height, width, dim, most_columns=BACKWARD_COLUMNS, sums=True)
     num_sums = tiles.grid[1] * tiles.grid[2]

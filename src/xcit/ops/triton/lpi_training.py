@@ -159,7 +159,9 @@ def lpi_training(
         (B, N, D) in the dtype of the tokens, and mean and biased variance (D,), float32, of what the norm saw.
     """
     tokens, conv1_weight, conv2_weight = tokens.contiguous(), conv1_weight.contiguous(), conv2_weight.contiguous()
+    conv1_bias, conv2_bias = conv1_bias.contiguous(), conv2_bias.contiguous()
     batch, num_tokens, dim = tokens.shape
+    assert num_tokens == height * width
     tiles = divide(batch, height, width, dim, most_columns=COLUMNS, sums=True)
     partial = tokens.new_empty((tiles.grid[1] * tiles.grid[2], 2, dim), dtype=torch.float32)
     wrap_triton(_moments)[tiles.grid](

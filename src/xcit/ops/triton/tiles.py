@@ -38,7 +38,7 @@ def divide(batch: int, height: int, width: int, dim: int, *, most_columns: int, 
     """
     num_columns = columns_at_once(width, most_columns)
     num_blocks, num_strips = triton.cdiv(dim, CHANNELS), triton.cdiv(width, num_columns)
-    num_rows = max(4, triton.cdiv(height, triton.cdiv(ENOUGH_PROGRAMS, num_blocks * num_strips * batch)))
+    num_rows = max(4, triton.cdiv(height, triton.cdiv(ENOUGH_PROGRAMS, num_blocks * num_strips * max(1, batch))))
     num_tiles = num_strips * triton.cdiv(height, num_rows)
     num_images = max(1, num_blocks * num_tiles * batch // ENOUGH_PROGRAMS) if sums else 1
     constants = {"dim": dim, "num_channels": CHANNELS, "num_columns": num_columns, "whole": width % num_columns == 0}

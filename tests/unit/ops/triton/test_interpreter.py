@@ -15,7 +15,7 @@ import torch
 
 from xcit.ops.triton import is_available
 
-KERNEL_TESTS = Path(__file__).parents[3] / "gpu" / "test_triton_kernels.py"
+KERNEL_TESTS = Path(__file__).parents[3] / "gpu"
 
 
 def test_kernels_are_for_cuda_alone() -> None:
