@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpu_parts.bench import Bench, Run
-from gpu_parts.problems import GramBlock, KernelBlock, use_kernels
 from xcit.bench.contenders import plain_model, timm_model
 from xcit.bench.measuring import ratio_of_medians
 from xcit.bench.work import Case, Inference, TrainingStep, Work
+from xcit.models.kernels import use_kernels
 
 # In the order in which they are made ready, for the last may fall out for time. Ours: "xcit-plain" is the model that
 # trains, "xcit" its fused copy (in training itself), "kernels" that with LPI by a kernel, "gram" that with XCA from the
@@ -65,7 +65,10 @@ def _case(bench: Bench, architecture: str, size: int, batch: int, *, train: bool
 
 
 def _build(bench: Bench, name: str, case: Case) -> Work:
-    model = _model(name.removesuffix("-compile"), case, bench).train(case.train).to(bench.device)
+    kind = name.removesuffix("-compile")
+    model = _model(kind, case).to(bench.device)
+    if kind in ("kernels", "gram"):  # the interpreter would take a minute for all blocks
+        use_kernels(model.blocks[0] if bench.tiny else model, gram=kind == "gram")
     images = case.images()
     if not case.train:  # not before, so that each weight is rounded once
         model, images = model.to(case.torch_dtype), images.to(case.torch_dtype)
@@ -75,23 +78,15 @@ def _build(bench: Bench, name: str, case: Case) -> Work:
     return Inference(forward, images)
 
 
-def _model(kind: str, case: Case, bench: Bench) -> nn.Module:
+def _model(kind: str, case: Case) -> nn.Module:
     import timm
 
     if kind == "vit":
-        return timm.create_model("vit_small_patch16_224", img_size=case.image_size)
+        return timm.create_model("vit_small_patch16_224", img_size=case.image_size).train(case.train)
     if kind == "timm":
-        return timm_model(case)
-    model = plain_model(case)
-    # The interpreter would take a minute for all blocks.
-    most = 1 if bench.tiny else None
-    if case.train:
-        return use_kernels(model, most=most) if kind == "kernels" else model
-    if kind == "xcit-plain":
-        return model
-    model = model.eval().fuse()
-    blocks = {"kernels": KernelBlock, "gram": GramBlock}
-    return use_kernels(model, blocks[kind], most=most) if kind in blocks else model
+        return timm_model(case).train(case.train)
+    model = plain_model(case).train(case.train)
+    return model if case.train or kind == "xcit-plain" else model.fuse()
 
 
 def _time(bench: Bench, case: Case, names: tuple[str, ...], deadline: float) -> None:
@@ -149,6 +144,8 @@ def _time(bench: Bench, case: Case, names: tuple[str, ...], deadline: float) -> 
             ready_seconds=ready[name],
         )
     for name, work in works.items() if cuda else ():
+        if bench.out_of_time(deadline + 30):
+            break
         with report.attempt(f"profile {name}"):
             _profile(bench, f"{case.architecture}, {'training' if case.train else 'inference'}, {name}", work)
 

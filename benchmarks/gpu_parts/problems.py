@@ -1,4 +1,4 @@
-"""What the Triton kernels are run on: problems with the plain forms beside each kernel, and models that use them."""
+"""What the Triton kernels are run on: problems, with the plain forms beside each kernel."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xcit import ops
-from xcit.models import XCiT
-from xcit.models.fused import FusedXCABlock
-from xcit.models.layers import LPI, NORM_EPS, scaled
+from xcit.models.layers import NORM_EPS
 from xcit.ops import reference
 from xcit.ops.triton.gram import normalised_gram
 from xcit.ops.triton.lpi import lpi
@@ -56,29 +53,29 @@ def run(form: Form, inputs: Outputs, grad: Tensor | None) -> Outputs:
 
 
 def lpi_problem(batch: int, height: int, width: int, dim: int, dtype: torch.dtype, device: torch.device) -> Problem:
-    """The LPI branch of a block in inference, with its LayerNorm, LayerScale and residual."""
+    """The LPI branch of a block in inference, with its LayerNorm and residual."""
 
     def eager(tokens: Tensor, *parameters: Tensor) -> Outputs:
-        norm, norm_bias, weight1, bias1, scale, shift, weight2, bias2, layer_scale = parameters
+        norm, norm_bias, weight1, bias1, scale, shift, weight2, bias2 = parameters
         image = F.layer_norm(tokens, (dim,), norm, norm_bias, NORM_EPS).mT.unflatten(2, (height, width)).contiguous()
         affine = lambda hidden: hidden * scale[:, None, None] + shift[:, None, None]  # noqa: E731
         image = reference.lpi(image, weight1, bias1, affine, weight2, bias2)  # type: ignore[arg-type]
-        return (tokens + layer_scale * image.flatten(2).mT,)
+        return (tokens + image.flatten(2).mT,)
 
     def channels_last(tokens: Tensor, *parameters: Tensor) -> Outputs:
-        norm, norm_bias, weight1, bias1, scale, shift, weight2, bias2, layer_scale = parameters
+        norm, norm_bias, weight1, bias1, scale, shift, weight2, bias2 = parameters
         image = F.layer_norm(tokens, (dim,), norm, norm_bias, NORM_EPS).mT.unflatten(2, (height, width))
         image = F.gelu(F.conv2d(image, weight1, bias1, padding=1, groups=dim))
         image = image * scale[:, None, None] + shift[:, None, None]
         image = F.conv2d(image, weight2, bias2, padding=1, groups=dim)
-        return (tokens + layer_scale * image.flatten(2).mT,)
+        return (tokens + image.flatten(2).mT,)
 
     def kernel(tokens: Tensor, *parameters: Tensor) -> Outputs:
         norm, norm_bias, *others = parameters
         return (lpi(tokens, height, width, norm, norm_bias, NORM_EPS, *others),)
 
     tokens = torch.randn(batch, height * width, dim, device=device, dtype=dtype)
-    shapes = [(dim,), (dim,), (dim, 1, 3, 3), (dim,), (dim,), (dim,), (dim, 1, 3, 3), (dim,), (dim,)]
+    shapes = [(dim,), (dim,), (dim, 1, 3, 3), (dim,), (dim,), (dim,), (dim, 1, 3, 3), (dim,)]
     parameters = tuple(0.5 * torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
     return Problem(
         name="lpi",
@@ -145,71 +142,3 @@ def gram_problem(batch: int, num_tokens: int, dim: int, dtype: torch.dtype, devi
         forms=forms,
         num_bytes=2 * tokens.nbytes + 4 * batch * dim * dim,
     )
-
-
-class KernelBlock(FusedXCABlock):
-    """A fused block with LPI in one kernel."""
-
-    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """As of the block, but for tokens of their own."""
-        self._xca(tokens)
-        norm = self.norm_lpi
-        tokens = lpi(
-            tokens,
-            height,
-            width,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            self.conv1.weight,
-            self.conv1.bias,
-            self.norm_scale.flatten(),
-            self.norm_shift.flatten(),
-            self.conv2.weight,
-            self.conv2.bias,
-            torch.ones_like(norm.weight),  # LayerScale is in the second convolution
-        )
-        self._mlp(tokens.flatten(0, 1), None)
-        return tokens
-
-
-class GramBlock(KernelBlock):
-    """That, with XCA from the Gram matrix of a kernel; the norm's affine part goes into the weights after it."""
-
-    def _xca(self, tokens: Tensor) -> None:
-        norm = self.norm_xca
-        normed, gram, total = normalised_gram(tokens, norm.eps)
-        qkv_weight = self.qkv.weight.float()
-        weight = qkv_weight * norm.weight.float()
-        bias = qkv_weight @ norm.bias.float()
-        if self.qkv.bias is not None:
-            bias = bias + self.qkv.bias.float()
-        attention = ops.attention_from_gram(gram, total[:, None], tokens.shape[1], weight, bias, self.temperature)
-        matrix, row = ops.mixing_matrix(attention, weight, bias, self.proj.weight, self.proj.bias)
-        tokens += row.to(tokens.dtype)
-        tokens.baddbmm_(normed, matrix.to(tokens.dtype))
-
-
-class KernelLPI(LPI):
-    """LPI in training by kernels."""
-
-    def forward(self, tokens: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
-        """As of LPI."""
-        device, norm = tokens.device.type, self.norm
-        if torch.is_autocast_enabled(device):
-            tokens = tokens.to(torch.get_autocast_dtype(device))
-        conv1, conv2 = (self.conv1.weight, self.conv1.bias), scaled(self.conv2, scale)
-        out, mean, variance = lpi_training(tokens, height, width, *conv1, norm.weight, norm.bias, norm.eps, *conv2)
-        with torch.no_grad():
-            count = tokens.numel() / tokens.shape[-1]
-            norm.running_mean.lerp_(mean, norm.momentum)
-            norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
-        return out
-
-
-def use_kernels(model: XCiT, block: type[FusedXCABlock] | None = None, most: int | None = None) -> XCiT:
-    """Makes the blocks of a fused model, or at `most` so many, blocks of another kind; or the LPI of a plain one."""
-    old, new = (LPI, KernelLPI) if block is None else (FusedXCABlock, block)
-    for module in [module for module in model.modules() if type(module) is old][:most]:
-        module.__class__ = new
-    return model

@@ -7,7 +7,7 @@ from xcit.models import XCiT, XCiTConfig
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with torch for Linux")
 
-from xcit.models.kernels import use_kernels  # noqa: E402
+from xcit.models.kernels import use_kernels
 
 
 def test_a_model_on_the_cpu_is_refused() -> None:

@@ -8,9 +8,9 @@
     rows.py          device functions of the LPI kernels
     tiles.py         how those divide a batch among programs
 
-Nothing calls them by itself: `models.kernels` makes a model that does. Tensors lie on the current CUDA device, or on the
-CPU in Triton's interpreter. Triton comes with torch for Linux, not for every platform: import these modules only where
-`is_available`.
+Nothing calls them by itself: `models.kernels` makes a model that does. Tensors lie on the current CUDA device, or on
+the CPU in Triton's interpreter. Triton comes with torch for Linux, not for every platform: import these modules only
+where `is_available`.
 """
 
 import os
