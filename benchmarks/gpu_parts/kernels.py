@@ -33,16 +33,12 @@ def check(bench: Bench, deadline: float) -> None:
     for shape in [(1, 2, 2, 3)] if bench.tiny else SHAPES_CHECKED:
         batch, height, width, dim = shape
         for dtype in TOLERANCE:
-            place = (dtype, bench.device)
-            for make, sizes in (
-                (lpi_problem, shape),
-                (training_problem, shape),
-                (gram_problem, (batch, height * width, dim)),
-            ):
+            tokens = (batch, height * width, dim)
+            for make, sizes in ((lpi_problem, shape), (training_problem, shape), (gram_problem, tokens)):
                 if bench.out_of_time(deadline):
                     return
                 with bench.report.attempt(f"check {make.__name__} {sizes} {dtype}"):
-                    _check(bench, make(*sizes, *place), dtype)
+                    _check(bench, make(*sizes, dtype, bench.device), dtype)
 
 
 def _check(bench: Bench, problem: Problem, dtype: torch.dtype) -> None:

@@ -21,6 +21,9 @@ WIDE = ("timm", "timm-compile", "kernels-compile", "xcit-compile", "gram-compile
 NARROW = ("vit-compile", "timm-compile", "kernels-compile", "xcit-compile", "timm", "xcit", "kernels")
 TRAINING = ("timm", "timm-compile", "kernels-compile", "xcit-compile", "xcit", "kernels")
 
+LARGEST_DIFFERENCE = 0.3
+"""Of |difference| / |timm's|: more is no rounding of bfloat16, over a dozen blocks with random weights."""
+
 
 def models(bench: Bench, deadline: float) -> None:
     """Forward passes in bfloat16; the narrow model beside the ViT of as much arithmetic."""
@@ -143,6 +146,9 @@ def _time(bench: Bench, case: Case, names: tuple[str, ...], deadline: float) -> 
             difference=off,
             ready_seconds=ready[name],
         )
+        if off is not None and not off < LARGEST_DIFFERENCE:
+            report.say(f"    WRONG {name}")
+            report.record("failures", what=f"{case.architecture} {name}", error=f"differs by {off}")
     for name, work in works.items() if cuda else ():
         if bench.out_of_time(deadline + 30):
             break
