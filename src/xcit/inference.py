@@ -206,10 +206,8 @@ def prepare_model(
     """
     found, info = find_model(model)
     parameter = next(found.parameters())
-    if device is not None:
-        place = torch.device(device)
-    else:
-        place = parameter.device if found is model else default_device()
+    default = parameter.device if found is model else default_device()
+    place = torch.device(device) if device is not None else default
     if isinstance(found, FusedXCiT) and (parameter.dtype != dtype or parameter.device != place):
         found = copy.deepcopy(found)
     return found.fuse().to(place, dtype), info, place
