@@ -24,6 +24,7 @@ from xcit.models import (
     XCiTConfig,
     build_segmenter,
 )
+from xcit.models.fused import FusedXCiT
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.load import load_state
 from xcit.zoo.architectures import ARCHITECTURES
@@ -41,8 +42,10 @@ def save_model(model: XCiT | Segmenter, path: Path) -> None:
     """Writes weights, shape, class names and preprocessing to one safetensors file that `get_model` reads.
 
     Raises:
-        XCiTError: if it can't be written; a file that was there stays as it was.
+        XCiTError: if it can't be written; a file that was there stays as it was. If the model is fused.
     """
+    if isinstance(model, FusedXCiT):
+        raise XCiTError("a fused model can't be saved: save the one it was made from")
     write_safetensors(path, model.state_dict(), model_metadata(model.config, model.info))
 
 
