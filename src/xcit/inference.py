@@ -178,10 +178,8 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prepare_model(
-    model: str | os.PathLike[str] | XCiT, device: str | torch.device | None, dtype: torch.dtype
-) -> tuple[XCiT, ModelInfo, torch.device]:
-    """The model fused, in place and precision; one that was passed in is left as it was.
+def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
+    """The model with its published weights if it is a name, and what is known of it.
 
     Raises:
         XCiTError: if it can't be had, or it is not known how to prepare images for it.
@@ -191,18 +189,28 @@ def prepare_model(
             raise XCiTError(
                 "the model has no preprocessing: take it from xcit.get_model(..., pretrained=...), or set model.info"
             )
-        parameter = next(model.parameters())
-        place = torch.device(device) if device is not None else parameter.device
-        if isinstance(model, FusedXCiT) and (parameter.dtype != dtype or parameter.device != place):
-            model = copy.deepcopy(model)
-        fused = model.fuse().to(place, dtype)
-        assert fused.info is not None
-        return fused, fused.info, place
-    place = torch.device(device) if device is not None else default_device()
+        return model, model.info
     built = get_xcit(model, pretrained=True)
     if built.info is None:
         raise XCiTError(f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name")
-    return built.fuse().to(place, dtype), built.info, place
+    return built, built.info
+
+
+def prepare_model(
+    model: str | os.PathLike[str] | XCiT, device: str | torch.device | None, dtype: torch.dtype
+) -> tuple[XCiT, ModelInfo, torch.device]:
+    """The model fused, in place and precision; one that was passed in is left as it was.
+
+    Raises:
+        XCiTError: as `find_model` does.
+    """
+    found, info = find_model(model)
+    parameter = next(found.parameters())
+    default = parameter.device if found is model else default_device()
+    place = torch.device(device) if device is not None else default
+    if isinstance(found, FusedXCiT) and (parameter.dtype != dtype or parameter.device != place):
+        found = copy.deepcopy(found)
+    return found.fuse().to(place, dtype), info, place
 
 
 def _batches(

@@ -15,8 +15,9 @@ from xcit.engine.distribution import Processes
 from xcit.engine.train import Progress
 from xcit.engine.train import train as train_task
 from xcit.errors import XCiTError
-from xcit.inference import default_device, prepare_model
+from xcit.inference import default_device, find_model, prepare_model
 from xcit.models import ModelInfo, XCiT
+from xcit.models.fused import FusedXCiT
 from xcit.tasks.labelled_features import backbone_digest, extract, feature_cache, open_train_and_val, share_of
 from xcit.tasks.linear import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
@@ -126,7 +127,10 @@ def train_linear(
         )
     processes = Processes(run, torch.device(device) if device is not None else default_device())
     try:
-        network, info, _ = prepare_model(model, processes.device, torch.float32)
+        backbone, info = find_model(model)
+        if isinstance(backbone, FusedXCiT):
+            raise XCiTError("the classifier of a fused model can't be saved: pass the model it was made from")
+        network, _, _ = prepare_model(backbone, processes.device, torch.float32)
         config = replace(config, name=info.name, backbone=backbone_digest(network))
         checkpoint = check_run(config, directory, resume=resume)
         splits = (val,) if augmented else (val, train)
@@ -147,6 +151,7 @@ def train_linear(
             ]
         task = LinearTask(
             config,
+            backbone,
             network,
             _classifier_info(info, train.class_ids),
             train if augmented else features[1],
@@ -181,7 +186,7 @@ def _train(
         save_yaml(config, directory / CONFIG)
         announce(
             f"{task.num_inputs} training images of {len(task.info.class_names)} classes, features of "
-            f"{task.backbone.embed_dim} numbers; global batch {config.run.batch_size}, learning rate {lrs}"
+            f"{task.network.embed_dim} numbers; global batch {config.run.batch_size}, learning rate {lrs}"
         )
 
     try:

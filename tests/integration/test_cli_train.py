@@ -270,7 +270,7 @@ def test_dino_trains_is_resumed_and_gives_features(xcit, colours, dino_fields):
 def test_a_dino_mistake_is_one_line(xcit, dino_fields, fields, told):
     Path("empty").mkdir()
     done = xcit("train", DINO, "--out", "run", *dino_fields, *fields)
-    assert (done.status, done.out, done.err) == (2, "", f"xcit: {told}\n")
+    assert (done.status, done.out, done.err) == (2, "", f"xcit: error: {told}\n")
 
 
 def test_a_dino_recipe_has_no_top1(xcit, colours, trained):

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -91,6 +92,8 @@ def compare(
     for name, number in numbers:
         if number < 1:
             raise XCiTError(f"{name} is {number}, must be at least 1")
+    if not (models and sizes and contenders):
+        raise XCiTError("there is nothing to measure: name at least one model, one size and one contender")
     architectures = [find_architecture(name) for name in models]
     check_contenders(contenders, architectures, train=train, dtype=dtype, device=place)
     counts = {name: [complexity(ARCHITECTURES[name], size) for size in sizes] for name in architectures}
@@ -181,57 +184,49 @@ def _measure(
 ) -> SizeResult:
     """All contenders of one case; what fails is set aside with its reason, except a wrong output."""
     device = torch.device(case.device)
+    in_processes = memory and device.type == "cpu"
     try:
         reference = build_reference(case).outputs()
     except (RuntimeError, ValueError) as error:
         reason = _in_one_line(error)
         raise XCiTError(f"{case.architecture} can't be measured at {case.image_size} px: {reason}") from None
     torch.compiler.reset()  # each case is compiled by itself, without what earlier sizes have taught the compiler
-    works: dict[str, Work] = {}
-    differences: dict[str, float] = {}
-    peaks: dict[str, float] = {}
+    ready: dict[str, _Ready] = {}
     failures: list[Failure] = []
     for name in contenders:
         try:
-            work = build(name, case, folder)
-            allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-            outputs = work.outputs()
-            if memory and device.type == "cuda":
-                peaks[name] = cuda_growth(work, allocated, device) / case.batch_size
-            else:
-                work()  # a second time, to be warm
-        except Exception as error:
+            ready[name] = _prepare(name, case, folder, memory=memory)
+            advance(1)
+        except Exception as error:  # whatever a compiler or another package may raise
             failures.append(Failure(what=name, reason=_in_one_line(error)))
-            advance(1 + rounds)
-            continue
-        differences[name] = _checked_difference(name, outputs, reference, case)
-        works[name] = work
-        advance(1)
+            advance(1 + rounds + in_processes)
+    differences = {name: _checked_difference(name, one.outputs, reference, case) for name, one in ready.items()}
+    peaks = {name: one.peak_memory for name, one in ready.items()}
+    works = {name: one.work for name, one in ready.items()}
     seconds = time_rounds(works, rounds, synchronize=synchronizer(device), advance=advance)
-    names = list(works)
+    ready.clear()
     works.clear()
-    if memory and device.type == "cpu":
-        for name in names:
+    if in_processes:
+        for name in peaks:
             try:
                 peaks[name] = peak_memory_in_new_process(name, case, folder)
             except MemoryUnknownError as error:
                 failures.append(Failure(what=f"{name}, peak memory", reason=str(error)))
             advance(1)
     arithmetic = case.batch_size * count.torch_flops * (FORWARDS_A_STEP if case.train else 1)
-    first = contenders[0]
     measurements = []
-    for name in names:
-        median = statistics.median(seconds[name])
-        ratio = ratio_of_medians(seconds[name], seconds[first]) if first in seconds and name != first else None
+    for name, times in seconds.items():
+        compared = name != contenders[0] and contenders[0] in seconds
+        ratio, quartiles = ratio_of_medians(times, seconds[contenders[0]]) if compared else (None, None)
         measurements.append(
             Measurement(
                 contender=name,
-                seconds=seconds[name],
-                milliseconds=1000 * median / case.batch_size,
-                ratio=ratio[0] if ratio else None,
-                ratio_quartiles=ratio[1] if ratio else None,
-                peak_memory=peaks.get(name),
-                peak_share=arithmetic / median / matrix_peak,
+                seconds=times,
+                milliseconds=1000 * statistics.median(times) / case.batch_size,
+                ratio=ratio,
+                ratio_quartiles=quartiles,
+                peak_memory=peaks[name],
+                peak_share=arithmetic / statistics.median(times) / matrix_peak,
                 difference=differences[name],
             )
         )
@@ -242,6 +237,28 @@ def _measure(
         measurements=tuple(measurements),
         failures=tuple(failures),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """A contender that has run, and so is warm; its peak memory where that is known by now."""
+
+    work: Work
+    outputs: list[Tensor]
+    peak_memory: float | None
+
+
+def _prepare(name: str, case: Case, folder: Path, *, memory: bool) -> _Ready:
+    """Builds a contender and runs it twice."""
+    work = build(name, case, folder)
+    device = torch.device(case.device)
+    if not memory or device.type != "cuda":
+        outputs = work.outputs()
+        work()
+        return _Ready(work=work, outputs=outputs, peak_memory=None)
+    allocated = torch.cuda.memory_allocated(device)
+    outputs = work.outputs()
+    return _Ready(work=work, outputs=outputs, peak_memory=cuda_growth(work, allocated, device) / case.batch_size)
 
 
 def _checked_difference(name: str, outputs: Sequence[Tensor], reference: Sequence[Tensor], case: Case) -> float:

@@ -34,13 +34,13 @@ def draw_growth(result: BenchResult, model: ModelResult, path: Path) -> None:
 
     has_memory = any(m.peak_memory is not None for size in model.sizes for m in size.measurements)
     num_panels = 2 if has_memory else 1
-    figure = Figure(figsize=(1 + 5.5 * num_panels, 5.2), layout="constrained")
+    figure = Figure(figsize=(1.5 + 5.2 * num_panels, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     what = "training step" if result.train else "inference"
     threads = f", {result.machine.threads} threads" if result.machine.device == "cpu" else ""
     figure.suptitle(
-        f"{model.model}, {what}, {result.dtype}, batch {result.batch_size}, on {result.machine.name}{threads}",
-        fontweight="bold",
+        f"{model.model}, {what}\n{result.dtype}, batch {result.batch_size}, {result.machine.name}{threads}",
+        fontsize="medium",
         parse_math=False,
     )
     axes = figure.add_subplot(1, num_panels, 1)
@@ -76,6 +76,9 @@ def _draw(
         slope = exponent(growth)
         label = growth.contender if slope is None else f"{growth.contender}: tokens$^{{{slope:.2f}}}$"
         axes.plot(*zip(*sorted(points), strict=True), line, color=color, marker=mark, markersize=6, label=label)
+    if len(model.sizes) == 1:
+        (size,) = model.sizes
+        axes.set_xlim(size.num_tokens / 4, size.num_tokens * 4)  # else it would stand at the edge
     places = _spaced([(size.num_tokens, size.image_size) for size in model.sizes])
     axes.set_xticks([tokens for tokens, _ in places], [f"{tokens:,}\n({side})" for tokens, side in places])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -85,7 +88,7 @@ def _draw(
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="best")
 
 
 def _spaced(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -79,7 +79,7 @@ def flops_per_second(value: float) -> str:
 
 def three_digits(value: float) -> str:
     """A number with three digits, or more before its point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def _cells(measurement: Measurement) -> tuple[str, ...]:

@@ -60,6 +60,6 @@ def dino_pico_fashion_mnist() -> DINOConfig:
         ),
         dino=TeachingConfig(teacher_momentum=0.99, freeze_last_layer=1),
         optimizer=OptimizerConfig(lr=5e-4, weight_decay=0.04, final_weight_decay=0.4, clip_grad=3.0, clip_mode="each"),
-        schedule=ScheduleConfig(epochs=4, warmup_epochs=1, warmup_lr=0.0, min_lr=1e-6),
-        run=RunConfig(batch_size=256, num_workers=1, log_every=10),
+        schedule=ScheduleConfig(epochs=5, warmup_epochs=1, warmup_lr=0.0, min_lr=1e-6),
+        run=RunConfig(batch_size=128, num_workers=1, log_every=10),
     )

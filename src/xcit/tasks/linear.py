@@ -108,6 +108,7 @@ class LinearTask:
         self,
         config: LinearConfig,
         backbone: XCiT,
+        network: XCiT,
         info: ModelInfo,
         train: LabelledImages | LabelledFeatures,
         val: LabelledFeatures,
@@ -117,16 +118,17 @@ class LinearTask:
 
         Args:
             config: of the run.
-            backbone: in evaluation mode, on the device where it computes.
+            backbone: what is exported under the classifier.
+            network: the same fused, or in evaluation mode, on the device where it computes.
             info: of the classifier that is exported: the data's classes, the backbone's preprocessing.
             train: images for a run that is augmented, else features.
             val: what to measure on.
             layout: which of several processes this is.
         """
-        self.config, self.backbone, self.info, self._val = config, backbone, info, val
+        self.config, self.backbone, self.network, self.info, self._val = config, backbone, network, info, val
         self.accuracies: tuple[LinearAccuracy, ...] = ()
         torch.manual_seed(config.run.seed)
-        self.model: nn.Module = LinearHeads(len(config.lrs), backbone.embed_dim, len(info.class_names))
+        self.model: nn.Module = LinearHeads(len(config.lrs), network.embed_dim, len(info.class_names))
         # Without decay, a loss times a number is a learning rate times that number.
         self._shares = [lr / max(config.lrs) for lr in config.lrs]
         self._train: TrainLoader[Any] | _FeatureLoader
@@ -173,7 +175,7 @@ class LinearTask:
         inputs, labels = batch
         if self.config.augmented:
             with torch.no_grad():
-                inputs = pooled_feature(self.backbone, inputs)
+                inputs = pooled_feature(self.network, inputs)
         logits = model(inputs.float())
         losses = [F.cross_entropy(logits[:, head].float(), labels) for head in range(len(self._shares))]
         total = torch.stack([loss * share for loss, share in zip(losses, self._shares, strict=True)]).sum()

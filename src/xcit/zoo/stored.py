@@ -24,7 +24,11 @@ from xcit.models import (
     XCiTConfig,
     build_segmenter,
 )
+<<<<<<< HEAD
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
+=======
+from xcit.models.fused import FusedXCiT
+>>>>>>> segmentation
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.load import load_state
 from xcit.zoo.architectures import ARCHITECTURES
@@ -46,8 +50,10 @@ def save_model(model: "XCiT | Segmenter | MaskRCNN", path: Path) -> None:
     """Writes weights, shape, class names and preprocessing to one safetensors file that `get_model` reads.
 
     Raises:
-        XCiTError: if it can't be written; a file that was there stays as it was.
+        XCiTError: if it can't be written; a file that was there stays as it was. If the model is fused.
     """
+    if isinstance(model, FusedXCiT):
+        raise XCiTError("a fused model can't be saved: save the one it was made from")
     write_safetensors(path, model.state_dict(), model_metadata(model.config, model.info))
 
 

@@ -24,7 +24,7 @@ def test_a_row_says_which_way_the_ratio_goes(result: BenchResult) -> None:
         "ms/image": "157",
         "xcit is faster by": "2.00x",
         "quartiles": "1.90-2.10",
-        "peak MB/image": "22",
+        "peak MB/image": "22.0",
         "of peak": "46%",
         "difference": "3e-07",
     }
@@ -62,7 +62,8 @@ def test_markdown(result: BenchResult) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.01234, "0.0123"), (1.5, "1.5"), (99.94, "99.9"), (99.96, "100"), (1234.5, "1,234")]
+    ("value", "text"),
+    [(0.01234, "0.0123"), (1.5, "1.50"), (22.0, "22.0"), (99.94, "99.9"), (99.96, "100"), (1234.5, "1,234")],
 )
 def test_three_digits(value: float, text: str) -> None:
     assert three_digits(value) == text

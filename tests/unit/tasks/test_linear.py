@@ -39,6 +39,7 @@ def make_task(tiny: XCiT, config: LinearConfig, train: Any = None, layout: Layou
     return LinearTask(
         config,
         tiny,
+        tiny.fuse(),
         info,
         train or features(50, 0),
         features(30, 1),

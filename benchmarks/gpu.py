@@ -1,0 +1,86 @@
+"""Everything that a GPU has to say, in one command: the Triton kernels checked and timed, and whole models beside timm.
+
+    python benchmarks/gpu.py --out runs/gpu [--parts check,kernels,models,train] [--minutes 7.5]
+    python benchmarks/gpu.py --out runs/tune --parts tune            # other launch shapes of the kernels
+    python benchmarks/gpu.py --out /tmp/gpu --device cpu --tiny      # tries the script itself, in Triton's interpreter
+
+Figures are medians of rounds in which all contenders take turns, timed by the device's events; ratios come with the
+quartiles of the single rounds' ratios. What fails is said, and the rest goes on; a part that has used up its share of
+the minutes leaves out what is last in it. The folder gets results.json, table.txt and profile.txt, as far as they are.
+Models run the kernels by `xcit.models.kernels.use_kernels`, which nothing else calls. timm must be installed.
+"""
+
+import argparse
+import os
+import platform
+import time
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+SHARES = {"check": 0.15, "kernels": 0.2, "models": 0.4, "train": 0.25, "tune": 0.25}
+"""Of the minutes, for each part; what a part leaves over goes to the next ones."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--parts", default="check,kernels,models,train", help=f"of {', '.join(SHARES)}")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--minutes", type=float, default=7.5, help="for all parts; what has begun is ended")
+    parser.add_argument("--tiny", action="store_true", help="smallest shapes")
+    arguments = parser.parse_args()
+    names = arguments.parts.split(",")
+    if unknown := set(names) - set(SHARES):
+        parser.error(f"no part is called {unknown.pop()}; there are: {', '.join(SHARES)}")
+    if arguments.device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, as torch and timm may do
+    if missing := [package for package in ("triton", "timm") if find_spec(package) is None]:
+        raise SystemExit(f"benchmarks/gpu.py needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    import torch
+
+    if arguments.device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(
+            "benchmarks/gpu.py needs a CUDA GPU; here is none (--device cpu --tiny tries the script itself)"
+        )
+    from gpu_parts import kernels, models, tune
+    from gpu_parts.bench import Bench, Report
+
+    device = torch.device(arguments.device)
+    parts = {
+        "check": kernels.check,
+        "kernels": kernels.kernels,
+        "models": models.models,
+        "train": models.train,
+        "tune": tune.tune,
+    }
+    # The attention that is made from a Gram matrix in float32, beside tokens in bfloat16, needs no more.
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    started = time.monotonic()
+    report = Report(arguments.out)
+    bench = Bench(device, arguments.tiny, report)
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    versions = {package: version(package) for package in ("torch", "triton", "timm")}
+    speeds = {"matrix_peak": bench.matrix_peak, "copy_peak": bench.copy_peak}
+    report.record("machine", name=machine, versions=versions, **speeds, parts=names, minutes=arguments.minutes)
+    report.say(f"{machine}, " + ", ".join(f"{package} {number}" for package, number in versions.items()))
+    report.say(
+        f"matrix product in bfloat16 {bench.matrix_peak / 1e12:.0f} TFLOP/s; "
+        f"copy {bench.copy_peak / 1e12:.2f} TB/s, read and written"
+    )
+    for index, name in enumerate(names):
+        began = time.monotonic()
+        left = started + 60 * arguments.minutes - began
+        with report.attempt(name):
+            parts[name](bench, began + left * SHARES[name] / sum(SHARES[other] for other in names[index:]))
+        report.say(f"  ({name}: {time.monotonic() - began:.0f} s)")
+    report.say(f"\nall in {time.monotonic() - started:.0f} s; results in {arguments.out}")
+    wrong = [entry for entry in report.records.get("check", []) if not entry["ok"]]
+    failures = report.records.get("failures", [])
+    if wrong or failures:
+        raise SystemExit(f"{len(wrong)} wrong, {len(failures)} failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Models that run the Triton kernels of `ops.triton`: by an explicit call of `use_kernels`, never by themselves.
+
+No other module imports this one: on a GPU the plain forms run until one has measured where the kernels win. It can be
+imported where Triton is installed.
+
+Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from xcit import ops
+from xcit.errors import XCiTError
+from xcit.models.fused import FusedXCABlock, tokens_at_once
+from xcit.models.layers import LPI, scaled
+from xcit.ops.triton import is_available
+from xcit.ops.triton.gram import normalised_gram
+from xcit.ops.triton.lpi import lpi
+from xcit.ops.triton.lpi_training import lpi_training
+
+
+def use_kernels(module: nn.Module, *, gram: bool = False) -> None:
+    """Lets a model, or some of its blocks, run the kernels from now on; weights and their names stay as they are.
+
+    A fused model runs LPI with its norm and residual in one kernel; one that trains runs LPI's training.
+
+    Args:
+        module: a model, fused or not, on its CUDA device.
+        gram: whether a fused model's XCA is made from the Gram matrix of a kernel too.
+
+    Raises:
+        XCiTError: if the kernels can't run on the model's device, or nothing in it could use them.
+    """
+    device = next(module.parameters()).device
+    if not is_available(device):
+        raise XCiTError(f"the Triton kernels run on a CUDA GPU, and the model is on {device}: leave use_kernels out")
+    others: dict[type, type] = {FusedXCABlock: GramKernelBlock if gram else KernelBlock}
+    if not gram:
+        others[LPI] = KernelLPI
+    parts = [part for part in module.modules() if type(part) in others]
+    if not parts:
+        kind = "fused XCA blocks" if gram else "XCA blocks"
+        raise XCiTError(f"use_kernels found no {kind} without kernels in {type(module).__name__}")
+    for part in parts:
+        # Not new modules: these have the same parameters under the same names, and their owners need not be known.
+        part.__class__ = others[type(part)]
+
+
+class KernelBlock(FusedXCABlock):
+    """`FusedXCABlock` with LPI in one kernel, its output in tokens of their own; tokens in parts go the plain way."""
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        at_once = tokens_at_once(tokens)
+        if at_once is not None and tokens.shape[:2].numel() > at_once:
+            return super().forward(tokens, height, width)
+        self._xca(tokens)
+        norm, conv1, conv2 = self.norm_lpi, self.conv1, self.conv2
+        assert conv1.bias is not None and conv2.bias is not None
+        scale, shift = self.norm_scale.flatten(), self.norm_shift.flatten()
+        first = (norm.weight, norm.bias, norm.eps, conv1.weight, conv1.bias)
+        tokens = lpi(tokens, height, width, *first, scale, shift, conv2.weight, conv2.bias)
+        self._mlp(tokens.flatten(0, 1), None)
+        return tokens
+
+
+class GramKernelBlock(KernelBlock):
+    """That, with XCA from the Gram matrix of a kernel; the norm's affine part goes into the weights after it."""
+
+    def _xca(self, tokens: Tensor) -> None:
+        norm = self.norm_xca
+        normed, gram, total = normalised_gram(tokens, norm.eps)
+        qkv_weight = self.qkv.weight.float()
+        weight, bias = qkv_weight * norm.weight.float(), qkv_weight @ norm.bias.float()
+        if self.qkv.bias is not None:
+            bias = bias + self.qkv.bias.float()
+        attention = ops.attention_from_gram(gram, total[:, None], tokens.shape[1], weight, bias, self.temperature)
+        matrix, row = ops.mixing_matrix(attention, weight, bias, self.proj.weight, self.proj.bias)
+        tokens += row.to(tokens.dtype)
+        tokens.baddbmm_(normed, matrix.to(tokens.dtype))
+
+
+class KernelLPI(LPI):
+    """`LPI` that trains by kernels; in evaluation, and with statistics of several processes, it is the plain one."""
+
+    def forward(self, tokens: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
+        norm = self.norm
+        if not norm.training or type(norm) is not nn.BatchNorm2d:
+            return super().forward(tokens, height, width, scale)
+        device = tokens.device.type
+        if torch.is_autocast_enabled(device):
+            tokens = tokens.to(torch.get_autocast_dtype(device))
+        conv1 = self.conv1
+        assert conv1.bias is not None
+        first = (conv1.weight, conv1.bias, norm.weight, norm.bias, norm.eps)
+        out, mean, variance = lpi_training(tokens, height, width, *first, *scaled(self.conv2, scale))
+        self._move_statistics(mean, variance, tokens.shape[:2].numel())
+        return out
+
+    @torch.no_grad()
+    def _move_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """What `nn.BatchNorm2d` does to its running statistics, from the batch's, of `count` tokens."""
+        norm = self.norm
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked += 1
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / max(1, count - 1)), norm.momentum)

@@ -1,0 +1,120 @@
+"""The Gram matrix X^T X of normalised tokens X, all that cross-covariance attention needs of them, and X itself.
+
+Shapes: `B` batch, `N` tokens, `D` width.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from xcit.ops.triton import INTERPRETED
+from xcit.ops.triton.layer_norm import normalise
+
+ENOUGH_PROGRAMS = 264
+"""Programs that fill a large card, two on each of an H100's 132 multiprocessors: below it, N is split among more."""
+
+
+class Tile(NamedTuple):
+    """Shape of a program's product: side x side, over `depth` tokens at a time; warps, and loads under way."""
+
+    side: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_tile(dim: int, dtype: torch.dtype) -> Tile:
+    """The tile for a width; float32 is multiplied without tensor cores, and a smaller one then fills the registers."""
+    if dtype == torch.float32:
+        return Tile(side=64, depth=32, num_warps=4, num_stages=3)
+    # With 8 warps the compiler would run a tile's products of 128 x 128 one after another.
+    return Tile(side=128 if dim % 128 == 0 else 64, depth=64, num_warps=4, num_stages=3)
+
+
+@triton.jit
+def _gram(
+    normed,
+    out,
+    num_tokens,
+    split_tokens,
+    dim: tl.constexpr,
+    side: tl.constexpr,
+    depth: tl.constexpr,
+    upcast: tl.constexpr,
+):
+    """A tile of side x side on or above the diagonal, and its mirror image, summed over the tokens of a split."""
+    pair, split = tl.program_id(0), tl.program_id(1)
+    image, num_images = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    right = 0  # pairs are counted column by column: column k begins at pair k (k + 1) / 2
+    for k in tl.static_range(1, (dim + side - 1) // side):
+        right += (pair >= k * (k + 1) // 2).to(tl.int32)
+    left = pair - right * (right + 1) // 2
+    left_columns = left * side + tl.arange(0, side)
+    right_columns = right * side + tl.arange(0, side)
+    first = split * split_tokens
+    num_rows = tl.minimum(split_tokens, num_tokens - first)
+    normed += (image * num_tokens + first) * dim
+    rows = tl.arange(0, depth)
+    left_pointers = normed + rows[:, None] * dim + left_columns[None, :]
+    right_pointers = normed + rows[:, None] * dim + right_columns[None, :]
+
+    gram = tl.zeros((side, side), tl.float32)
+    for start in range(0, num_rows, depth):
+        known = (rows < num_rows - start)[:, None]
+        a = tl.load(left_pointers, mask=known & (left_columns < dim)[None, :], other=0.0)
+        b = tl.load(right_pointers, mask=known & (right_columns < dim)[None, :], other=0.0)
+        if upcast:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        gram = tl.dot(tl.trans(a), b, gram, input_precision="ieee")
+        left_pointers += depth * dim  # no offset from the image's first number: that may not fit 32 bits
+        right_pointers += depth * dim
+
+    out += (split * num_images + image) * dim * dim
+    # Each number above the diagonal is written to two places, so that the matrix is exactly symmetric.
+    rows, columns = left_columns[:, None], right_columns[None, :]
+    tl.store(out + rows * dim + columns, gram, mask=(rows <= columns) & (columns < dim))
+    rows, columns = right_columns[:, None], left_columns[None, :]
+    tl.store(out + rows * dim + columns, tl.trans(gram), mask=(rows > columns) & (rows < dim))
+
+
+@triton_op("xcit::normalised_gram", mutates_args={})
+def normalised_gram(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """LayerNorm without affine part, and the products of what comes out, accumulated in float32 in a fixed order.
+
+    Two kernels: the first writes X, the second reads it. One that normalised as it multiplied would move as many bytes
+    (statistics read the tokens too), would do it once for each of the D / 128 tiles in a row, and would bring its
+    operands to the tensor cores by way of registers; and X is needed after the attention in any case.
+
+    Args:
+        tokens: (B, N, D) of float32, bfloat16 or float16.
+        eps: what LayerNorm adds to the variance.
+
+    Returns:
+        X (B, N, D) in the dtype of the tokens; X^T X (B, D, D), float32; the sum of X over N (B, D), float32.
+    """
+    batch, num_tokens, dim = tokens.shape
+    normed, sums = normalise(tokens.contiguous(), eps)
+    side, depth, num_warps, num_stages = choose_tile(dim, tokens.dtype)
+    num_tiles = triton.cdiv(dim, side)
+    num_pairs = num_tiles * (num_tiles + 1) // 2
+    num_splits = min(triton.cdiv(ENOUGH_PROGRAMS, num_pairs * max(1, batch)), triton.cdiv(num_tokens, depth))
+    split_tokens = triton.cdiv(triton.cdiv(num_tokens, num_splits), depth) * depth
+    num_splits = triton.cdiv(num_tokens, split_tokens)
+    partial = tokens.new_empty((num_splits, batch, dim, dim), dtype=torch.float32)
+    wrap_triton(_gram)[(num_pairs, num_splits, batch)](
+        normed,
+        partial,
+        num_tokens,
+        split_tokens,
+        dim=dim,
+        side=side,
+        depth=depth,
+        upcast=INTERPRETED,  # the interpreter has no product of bfloat16
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+    return normed, partial[0] if num_splits == 1 else partial.sum(dim=0), sums

@@ -1,0 +1,52 @@
+"""How the LPI kernels divide a batch of images among programs."""
+
+from typing import NamedTuple
+
+import triton
+
+CHANNELS = 64
+"""Channels of a program: it divides the width of every published model."""
+
+NUM_WARPS = 2
+"""So a thread has one channel of each column."""
+
+ENOUGH_PROGRAMS = 2048
+"""Programs that fill a large card: below it an image's rows are divided too, above it sums are over several images."""
+
+COLUMNS, BACKWARD_COLUMNS = 8, 7
+"""Columns of a strip at most, for the registers; the backward pass holds rows of more images."""
+
+
+class Tiles(NamedTuple):
+    """Programs along channels, tiles and images; rows of a tile; and the constants that a kernel is compiled for."""
+
+    grid: tuple[int, int, int]
+    num_rows: int
+    constants: dict[str, int]
+
+
+def divide(batch: int, height: int, width: int, dim: int, *, most_columns: int, sums: bool = False) -> Tiles:
+    """The tiles of `batch` images of height x width x dim.
+
+    Args:
+        batch: B.
+        height: H.
+        width: W.
+        dim: D.
+        most_columns: of a tile.
+        sums: whether a program adds up over images, so that there are fewer partial sums to write and to add.
+    """
+    num_columns = columns_at_once(width, most_columns)
+    num_blocks, num_strips = triton.cdiv(dim, CHANNELS), triton.cdiv(width, num_columns)
+    num_rows = max(4, triton.cdiv(height, triton.cdiv(ENOUGH_PROGRAMS, num_blocks * num_strips * max(1, batch))))
+    num_tiles = num_strips * triton.cdiv(height, num_rows)
+    num_images = max(1, num_blocks * num_tiles * batch // ENOUGH_PROGRAMS) if sums else 1
+    constants = {"dim": dim, "num_channels": CHANNELS, "num_columns": num_columns, "whole": width % num_columns == 0}
+    return Tiles(
+        (num_blocks, num_tiles, triton.cdiv(batch, num_images)), num_rows, constants | {"num_warps": NUM_WARPS}
+    )
+
+
+def columns_at_once(width: int, most: int) -> int:
+    """Columns of a strip, at most `most`: strips of equal width if there is a width of over half."""
+    return next((num for num in range(most, most // 2, -1) if width % num == 0), min(width, most))

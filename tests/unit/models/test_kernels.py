@@ -1,0 +1,16 @@
+"""`models.kernels` where the kernels can't run; tests/gpu has what they give, run by tests/unit/ops/triton as well."""
+
+import pytest
+
+from xcit.errors import XCiTError
+from xcit.models import XCiT, XCiTConfig
+
+pytest.importorskip("triton", reason="Triton is not installed: it comes with torch for Linux")
+
+from xcit.models.kernels import use_kernels
+
+
+def test_a_model_on_the_cpu_is_refused() -> None:
+    model = XCiT(XCiTConfig(embed_dim=16, depth=1, num_heads=2, cls_depth=1))
+    with pytest.raises(XCiTError, match="run on a CUDA GPU, and the model is on cpu"):
+        use_kernels(model)
