@@ -24,11 +24,8 @@ from xcit.models import (
     XCiTConfig,
     build_segmenter,
 )
-<<<<<<< HEAD
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
-=======
 from xcit.models.fused import FusedXCiT
->>>>>>> segmentation
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.load import load_state
 from xcit.zoo.architectures import ARCHITECTURES
