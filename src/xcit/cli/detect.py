@@ -119,6 +119,8 @@ class _Annotations:
 
     def add(self, result: "DetectedObjects") -> None:
         """Adds an image and its objects."""
+        from xcit.data.coco_masks import mask_area
+
         images, annotations = self.content["images"], self.content["annotations"]
         height, width = result.image.shape[:2]
         images.append({"id": len(images) + 1, "file_name": result.source, "height": height, "width": width})
@@ -129,7 +131,7 @@ class _Annotations:
                     "image_id": len(images),
                     "category_id": self._ids[one.label - 1],
                     "bbox": [round(value, 3) for value in one.box],
-                    "area": round(one.box[2] * one.box[3], 3),
+                    "area": mask_area(one.mask, (height, width)),
                     "segmentation": one.mask,
                     "score": round(one.score, 6),
                     "iscrowd": 0,

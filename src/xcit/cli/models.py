@@ -21,7 +21,7 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
     import json
 
     from xcit.errors import XCiTError
-    from xcit.zoo import Checkpoint, SegmenterRecord, find_record, list_models
+    from xcit.zoo import find_record, list_models
 
     names = list_models(pattern, task=task)
     if not names:
@@ -30,28 +30,35 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(names, indent=1))
         return
+    rows = [_list_row(find_record(name)) for name in names]
+    columns = [column for column in _COLUMNS if any(row.get(column) for row in rows)]
     width = max(map(len, names))
-    click.echo(
-        f"{'name':{width}}  px  top-1 official  top-1 mmpretrain  top-1 k-NN  top-1 linear  mIoU  box AP  mask AP  data"
-    )
-    for name in names:
-        record = find_record(name)
-        official, mmpretrain, knn, linear = "", "", "", ""
-        figures: dict[str, str] = {}
-        if isinstance(record, Checkpoint):
-            top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in record.accuracies}
-            official = top1.get(("classifier", "xcit")) or top1.get(("classifier", "official"), "")
-            mmpretrain = top1.get(("classifier", "mmpretrain"), "")
-            knn, linear = (top1.get((method, "official"), "") for method in ("k-NN", "linear"))
-            side = record.preprocessing.image_size
-        else:
-            figures = {figure.metric: f"{figure.value:.1f}" for figure in record.figures}
-            side = (record.preprocessing if isinstance(record, SegmenterRecord) else record.model).short_side
-        click.echo(
-            f"{name:{width}} {side:3d}  {official:>14s}  {mmpretrain:>16s}  {knn:>10s}  {linear:>12s}  "
-            f"{figures.get('mIoU', ''):>4s}  {figures.get('box AP', ''):>6s}  {figures.get('mask AP', ''):>7s}  "
-            f"{record.dataset}"
-        )
+    click.echo("  ".join([f"{'name':{width}}", *columns]))
+    for row in rows:
+        cells = [f"{row.get(column, ''):>{len(column)}s}" for column in columns[:-1]]
+        click.echo("  ".join([f"{row['name']:{width}}", *cells, row["data"]]))
+
+
+_FIGURES = ("top-1 official", "top-1 mmpretrain", "top-1 k-NN", "top-1 linear", "mIoU", "box AP", "mask AP")
+_COLUMNS = (" px", *_FIGURES, "data")
+
+
+def _list_row(record: "Checkpoint | SegmenterRecord | DetectorRecord") -> dict[str, str]:
+    """What the list says of a model, by column."""
+    from xcit.zoo import Checkpoint, SegmenterRecord
+
+    row = {"name": record.name, "data": record.dataset}
+    if isinstance(record, Checkpoint):
+        top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in record.accuracies}
+        return row | {
+            " px": str(record.preprocessing.image_size),
+            "top-1 official": top1.get(("classifier", "xcit")) or top1.get(("classifier", "official"), ""),
+            "top-1 mmpretrain": top1.get(("classifier", "mmpretrain"), ""),
+            "top-1 k-NN": top1.get(("k-NN", "official"), ""),
+            "top-1 linear": top1.get(("linear", "official"), ""),
+        }
+    side = (record.preprocessing if isinstance(record, SegmenterRecord) else record.model).short_side
+    return row | {" px": str(side)} | {figure.metric: f"{figure.value:.1f}" for figure in record.figures}
 
 
 @click.command()

@@ -30,6 +30,10 @@ The MLP makes four times as many of them.
 HALO = 2
 """Rows on either side that a row sees in LPI: one a convolution."""
 
+LEAST_ROWS = 4
+"""Rows of patches that go through the stem at once, however wide: of one row, half the pixels that it sees are not its.
+"""
+
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
@@ -68,8 +72,8 @@ class FusedEmbedding(nn.Module):
         tokens = image.new_empty(batch, height, width, x.shape[-1])
         at_once = tokens_at_once(tokens)
         # The first map has 2^(k-1) times the numbers of the last one, of k.
-        rows_at_once = None if at_once is None else at_once // (batch * width * 2 ** (len(self.convs) - 1))
-        for start, end in parts(height, rows_at_once):
+        most = None if at_once is None else max(LEAST_ROWS, at_once // (batch * width * 2 ** (len(self.convs) - 1)))
+        for start, end in parts(height, most):
             tokens[:, start:end] = self._rows(image, start, end, heights) + (y[start:end] + x)
         return tokens.flatten(1, 2), height, width
 
@@ -116,11 +120,10 @@ class FusedXCABlock(nn.Module):
                 self._xca(images)
                 grid = images.unflatten(1, (height, width))
                 grid += self._lpi(self.norm_lpi(grid))
+            self._mlp(tokens.flatten(0, 1), at_once)
         else:
             for image in tokens:
-                self._xca_in_parts(image, at_once)
-                self._lpi_in_stripes(image.unflatten(0, (height, width)), at_once)
-        self._mlp(tokens.flatten(0, 1), at_once)
+                self._in_stripes(image.unflatten(0, (height, width)), at_once)
         return tokens
 
     def _xca(self, tokens: Tensor) -> None:
@@ -128,8 +131,29 @@ class FusedXCABlock(nn.Module):
             self.norm_xca(tokens), self.qkv.weight, self.qkv.bias, self.temperature, self.proj.weight, self.proj.bias
         )
 
-    def _xca_in_parts(self, tokens: Tensor, at_once: int) -> None:
-        """XCA of one image's tokens (N, D): one pass for their Gram matrix, one for its use."""
+    def _in_stripes(self, image: Tensor, at_once: int) -> None:
+        """The block on one image (H, W, D): a pass for XCA's Gram matrix, and one in stripes of rows for all the rest.
+
+        A stripe goes through LPI with the rows beside it that it sees, to which XCA's part is added before.
+        """
+        matrix, row = self._mixing(image.flatten(0, 1), at_once)
+        height, width, _ = image.shape
+        first, seen = 0, image[:0]  # the normed rows first.. that the last stripe saw: in `image` they have changed
+        # LPI makes no more numbers than it takes, the MLP four times as many.
+        for start, end in parts(height, 2 * at_once // width):
+            seen = seen[max(start - HALO, 0) - first :]
+            first = max(start - HALO, 0)
+            new = image[first + len(seen) : end + HALO]
+            tokens = new.flatten(0, 1)
+            normed = self.norm_xca(tokens)
+            tokens.add_(row).addmm_(normed, matrix)
+            seen = torch.cat([seen, self.norm_lpi(new)])
+            stripe = image[start:end]
+            stripe += self._lpi(seen[None])[0, start - first : end - first]
+            self._mlp(stripe.flatten(0, 1), at_once)
+
+    def _mixing(self, tokens: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+        """XCA of one image's tokens (N, D) as a matrix (D, D) and a row (D,): see `ops.mixing_matrix`."""
         gram, total = ops.gram(self.norm_xca(tokens[None, :0]))
         for start, end in parts(len(tokens), at_once):
             more = ops.gram(self.norm_xca(tokens[None, start:end]))
@@ -137,11 +161,7 @@ class FusedXCABlock(nn.Module):
         weight, bias = self.qkv.weight, self.qkv.bias
         attention = ops.attention_from_gram(gram, total, len(tokens), weight, bias, self.temperature)
         matrix, row = ops.mixing_matrix(attention, weight, bias, self.proj.weight, self.proj.bias)
-        matrix, row = matrix[0].to(tokens.dtype), row[0].to(tokens.dtype)
-        for start, end in parts(len(tokens), at_once):
-            part = tokens[start:end]
-            normed = self.norm_xca(part)
-            part.add_(row).addmm_(normed, matrix)
+        return matrix[0].to(tokens.dtype), row[0].to(tokens.dtype)
 
     def _lpi(self, normed: Tensor) -> Tensor:
         """LPI of normed tokens (B, H, W, D), channels last as they lie."""
@@ -153,17 +173,6 @@ class FusedXCABlock(nn.Module):
         image.mul_(self.norm_scale).add_(self.norm_shift)
         image = F.conv2d(image, self.conv2.weight, self.conv2.bias, padding=1, groups=dim)
         return image.permute(0, 2, 3, 1)
-
-    def _lpi_in_stripes(self, image: Tensor, at_once: int) -> None:
-        """LPI of one image (H, W, D) in stripes of rows, each with the rows beside it that it sees."""
-        height, width, _ = image.shape
-        first, seen = 0, image[:0]  # the normed rows first.. that the last stripe saw: in `image` they have changed
-        # LPI makes no more numbers than it takes, the MLP four times as many.
-        for start, end in parts(height, 4 * at_once // width):
-            seen = seen[max(start - HALO, 0) - first :]
-            first = max(start - HALO, 0)
-            seen = torch.cat([seen, self.norm_lpi(image[first + len(seen) : end + HALO])])
-            image[start:end] += self._lpi(seen[None])[0, start - first : end - first]
 
     def _mlp(self, tokens: Tensor, at_once: int | None) -> None:
         """MLP of tokens (B*N, D)."""

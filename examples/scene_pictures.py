@@ -1,0 +1,138 @@
+"""Scenes of garments, their true labels, and what trained models make of them, as one picture.
+
+    python examples/scene_pictures.py segmentation SCENES OUT.png MODEL.safetensors [MODEL.safetensors ...]
+    python examples/scene_pictures.py detection SCENES OUT.png MODEL.safetensors [MODEL.safetensors ...]
+
+SCENES is what `xcit make-data fashion-scenes` wrote. The first scenes of its validation split are shown, none chosen.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from xcit.data.coco import CocoImages, open_coco
+from xcit.data.coco_masks import decode_mask, encode_mask
+from xcit.data.segmentation import open_scenes
+from xcit.detecting import DetectedObject, DetectedObjects, detect
+from xcit.detection_pictures import draw_detections
+from xcit.segmentation_pictures import palette
+from xcit.segmenting import segment
+
+ENLARGED = 2
+"""Pixels of the picture for one of a scene, in segmentation."""
+
+ENLARGED_FOR_TEXT = 4
+"""Likewise in detection, where names have to fit."""
+
+GAP, HEADING = 6, 22
+
+
+def sheet(
+    columns: Sequence[str], rows: Sequence[Sequence[Image.Image]], legend: Sequence[tuple[str, tuple[int, ...]]]
+) -> Image.Image:
+    """Rows of pictures of one size under headings, and a legend below."""
+    font, (width, height) = ImageFont.load_default(13), rows[0][0].size
+    whole_width = len(columns) * (width + GAP) - GAP
+    entry = 24 + int(max((font.getlength(name) for name, _ in legend), default=0))
+    per_line = max(1, whole_width // entry)
+    legend_height = -(-len(legend) // per_line) * HEADING
+    whole = Image.new("RGB", (whole_width, HEADING + len(rows) * (height + GAP) + legend_height), "white")
+    draw = ImageDraw.Draw(whole)
+    for x, name in enumerate(columns):
+        draw.text((x * (width + GAP), 3), name, fill="black", font=font)
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            whole.paste(picture, (x * (width + GAP), HEADING + y * (height + GAP)))
+    top = HEADING + len(rows) * (height + GAP)
+    for place, (name, colour) in enumerate(legend):
+        left, line = place % per_line * entry, top + place // per_line * HEADING
+        draw.rectangle((left + 2, line + 3, left + 16, line + 17), fill=colour, outline="black")
+        draw.text((left + 21, line + 2), name, fill="black", font=font)
+    return whole
+
+
+def enlarged(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Each pixel (of the first two axes) as a square of `factor`."""
+    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def segmentation(scenes_folder: str, models: Sequence[str], count: int) -> Image.Image:
+    """A scene a row: itself, its labels, and each model's."""
+    scenes = open_scenes(scenes_folder, "val")
+    shown = [scenes[index][0] for index in range(count)]
+    colours = palette(len(scenes.class_names))
+    maps = [[scene.labels for scene in shown]]
+    maps += [[found.labels for found in segment([scene.image for scene in shown], model)] for model in models]
+    rows = []
+    for index, scene in enumerate(shown):
+        pixels = [np.asarray(scene.image), *(colours[own[index]] for own in maps)]
+        rows.append([Image.fromarray(enlarged(picture, ENLARGED)) for picture in pixels])
+    legend = [(name, tuple(map(int, colour))) for name, colour in zip(scenes.class_names, colours, strict=True)]
+    return sheet(["scene", "truth", *map(title, models)], rows, legend)
+
+
+def truth(images: CocoImages, index: int) -> DetectedObjects:
+    """What is in an image, as if it had been found."""
+    image = images.images[index]
+    objects = tuple(
+        DetectedObject(
+            label=one.label + 1,
+            name=images.class_names[one.label],
+            score=1.0,
+            box=one.box,
+            mask=encode_mask(decode_mask(one.segmentation, image.size)),
+        )
+        for one in image.objects
+    )
+    return DetectedObjects(source=str(image.path), image=np.asarray(images.read(index)), objects=objects)
+
+
+def large(found: DetectedObjects, factor: int) -> Image.Image:
+    """The picture of detections, all enlarged before it is drawn."""
+    size = found.image.shape[0], found.image.shape[1]
+    objects = tuple(
+        DetectedObject(
+            label=one.label,
+            name=one.name,
+            score=one.score,
+            box=tuple(factor * value for value in one.box),
+            mask=encode_mask(enlarged(decode_mask(one.mask, size), factor)),
+        )
+        for one in found.objects
+    )
+    pixels = enlarged(found.image, factor)
+    return draw_detections(DetectedObjects(source=found.source, image=pixels, objects=objects))
+
+
+def detection(scenes_folder: str, models: Sequence[str], count: int) -> Image.Image:
+    """A scene a row: its objects, and those that each model finds."""
+    images = open_coco(scenes_folder, "val")
+    columns = [[truth(images, index) for index in range(count)]]
+    columns += [detect([images.images[index].path for index in range(count)], model) for model in models]
+    rows = [[large(column[index], ENLARGED_FOR_TEXT) for column in columns] for index in range(count)]
+    return sheet(["truth", *map(title, models)], rows, [])
+
+
+def title(model: str) -> str:
+    """A run's name: its folder's."""
+    return Path(model).resolve().parent.name
+
+
+def main() -> None:
+    """Draws and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["segmentation", "detection"])
+    parser.add_argument("scenes")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--count", type=int, default=4, help="scenes")
+    arguments = parser.parse_args()
+    draw = segmentation if arguments.task == "segmentation" else detection
+    draw(arguments.scenes, arguments.models, arguments.count).save(arguments.out, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
