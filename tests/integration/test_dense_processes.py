@@ -1,4 +1,4 @@
-"""A detector trained by two processes, stopped and resumed: real processes, started as people do."""
+"""Detectors and segmenters trained by two processes, stopped and resumed: real processes, started as people do."""
 
 import json
 import os
@@ -15,11 +15,15 @@ from xcit.weights.files import read_checkpoint
 
 pytestmark = pytest.mark.timeout(1800)
 
-FIELDS = {
-    "--schedule.epochs": 2, "--schedule.warmup_epochs": 0, "--run.batch_size": 4, "--run.max_device_batch": 2,
-    "--run.num_workers": 1, "--run.log_every": 1, "--run.evaluate_every": 2, "--model.backbone.depth": 2,
-    "--model.out_indices": "0,0,1,1", "--model.channels": 16, "--device": "cpu",
+COMMON = {
+    "--run.batch_size": 4, "--run.max_device_batch": 2, "--run.num_workers": 0, "--run.log_every": 1,
+    "--run.evaluate_every": 2, "--schedule.epochs": 2, "--model.backbone.depth": 2, "--model.out_indices": "0,0,1,1",
+    "--model.channels": 16, "--device": "cpu",
 }  # fmt: skip
+RUNS = {
+    "detection": ("mask-rcnn_xcit-pico_fashion-scenes", COMMON | {"--schedule.warmup_epochs": 0}),
+    "segmentation": ("sem-fpn_xcit-pico_fashion-scenes", COMMON | {"--epoch_steps": 4, "--schedule.warmup_steps": 1}),
+}
 
 
 TWO = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -81,6 +85,15 @@ sys.stdout.write(f"{report.num_images} {report.precision}" + chr(10))  # in one 
 """
 
 
+@pytest.fixture
+def scenes(xcit, fashion_mnist: Path, tmp_path: Path, task: str) -> Path:
+    done = xcit("make-data", "fashion-scenes", "--task", task, "--out", tmp_path / "scenes", "--train", 16,
+                "--val", 5)  # fmt: skip
+    assert done.status == 0
+    return tmp_path / "scenes"
+
+
+@pytest.mark.parametrize("task", ["detection"])
 def test_two_processes_measure_each_image_once(scenes: Path) -> None:
     Path("measure.py").write_text(MEASURE)
     printed = [
@@ -93,17 +106,11 @@ def test_two_processes_measure_each_image_once(scenes: Path) -> None:
     assert float(one.split("(")[2].split(",")[0]) > 10
 
 
-@pytest.fixture
-def scenes(xcit, fashion_mnist: Path, tmp_path: Path) -> Path:
-    done = xcit("make-data", "fashion-scenes", "--task", "detection", "--out", tmp_path / "scenes", "--train", 16,
-                "--val", 5)  # fmt: skip
-    assert done.status == 0
-    return tmp_path / "scenes"
-
-
-def test_two_processes_train_and_measure_as_one_and_a_stopped_run_goes_on_bit_for_bit(scenes: Path) -> None:
-    fields = [word for pair in FIELDS.items() for word in pair]
-    recipe = ("mask-rcnn_xcit-pico_fashion-scenes", "--data", scenes)
+@pytest.mark.parametrize("task", RUNS)
+def test_two_processes_train_and_measure_as_one_and_a_stopped_run_goes_on_bit_for_bit(task: str, scenes: Path) -> None:
+    name, changes = RUNS[task]
+    fields = [word for pair in changes.items() for word in pair]
+    recipe = (name, "--data", scenes)
     one = train(*recipe, "--out", "one", *fields)
     train(*recipe, "--out", "two", *fields, processes=2)
 
