@@ -67,7 +67,10 @@ def test(
     """
     recipe = get_recipe(config)
     if not isinstance(recipe, ClassificationConfig):
-        raise XCiTError(f"{recipe.name} trains no classifier: there is no top-1 to measure; its weights give features")
+        raise XCiTError(
+            f"{recipe.name} trains no classifier: there is no top-1 to measure; features are measured by `xcit knn` "
+            "and `xcit linear`, segmenters and detectors by `xcit test`"
+        )
     spec = _preprocessing(recipe, protocol)
     images = open_labelled_images(data, "val")
     model = _load(recipe, checkpoint)
