@@ -11,19 +11,19 @@ from xcit.segmentation_pictures import palette
 def draw_detections(result: DetectedObjects, *, opacity: float = 0.45) -> Image.Image:
     """The image with its objects, each class in one colour, the best on top; one mask at a time is unpacked."""
     height, width = result.image.shape[:2]
-    colours = palette(max((one.label for one in result.objects), default=0))
+    colours = palette(1 + max((one.label for one in result.objects), default=0))  # its first is the background's
     pixels = result.image.copy()
     for one in reversed(result.objects):
         rows, columns = _window(one.box, (height, width))
         mask = decode_mask(one.mask, (height, width))[rows, columns].astype(bool)
         part = pixels[rows, columns]
-        part[mask] = ((1 - opacity) * part[mask] + opacity * colours[one.label - 1] + 0.5).astype(np.uint8)
+        part[mask] = ((1 - opacity) * part[mask] + opacity * colours[one.label] + 0.5).astype(np.uint8)
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     line = max(1, round(min(width, height) / 300))
     font = ImageFont.load_default(max(10, round(min(width, height) / 40)))
     for one in reversed(result.objects):
-        colour = tuple(int(value) for value in colours[one.label - 1])
+        colour = tuple(int(value) for value in colours[one.label])
         x, y, box_width, box_height = one.box
         draw.rectangle((x, y, max(x, x + box_width - 1), max(y, y + box_height - 1)), outline=colour, width=line)
         text = f"{one.name} {one.score:.2f}"

@@ -16,12 +16,16 @@ _ROW = 18
 
 
 def palette(num_classes: int) -> NDArray[np.uint8]:
-    """A colour (red, green, blue) for each class, (num_classes, 3); the same for a class whatever their number."""
+    """A colour (red, green, blue) for each class, (num_classes, 3); the same for a class whatever their number.
+
+    The first is grey: it is mostly what lies behind all else, the ground or the wall.
+    """
     colours = [
         colorsys.hsv_to_rgb((index * _GOLDEN) % 1, (0.85, 0.6, 1.0)[index % 3], (0.95, 0.75, 0.55)[index // 3 % 3])
-        for index in range(num_classes)
+        for index in range(1, num_classes)
     ]
-    return (np.array(colours).reshape(-1, 3) * 255 + 0.5).astype(np.uint8)
+    whole = np.array([(0.45, 0.45, 0.45), *colours][:num_classes]).reshape(-1, 3)
+    return (whole * 255 + 0.5).astype(np.uint8)
 
 
 def label_picture(result: Segmentation) -> Image.Image:
