@@ -17,7 +17,7 @@ from xcit.data.coco_masks import encode_mask
 from xcit.data.images import ImageSource
 from xcit.errors import XCiTError
 from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
-from xcit.zoo import get_model
+from xcit.zoo import check_task, get_model
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
@@ -123,10 +123,12 @@ def prepare_detector(model: "str | os.PathLike[str] | MaskRCNN", device: str | t
     """
     from xcit.models.detection.mask_rcnn import MaskRCNN
 
-    built = get_model(model, pretrained=True) if isinstance(model, str | os.PathLike) else model
+    given = not isinstance(model, str | os.PathLike)
+    if not given:
+        check_task(model, "object-detection")
+    built = model if given else get_model(model, pretrained=True)
     if not isinstance(built, MaskRCNN):
-        raise XCiTError(f"{model if isinstance(model, str | os.PathLike) else type(built).__name__}: not a detector")
-    given = isinstance(model, MaskRCNN)
+        raise XCiTError(f"{type(built).__name__ if given else os.fspath(model)}: not a detector")
     place = torch.device(device) if device is not None else built.device if given else default_device()
     return built.fuse().to(place)
 

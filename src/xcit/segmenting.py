@@ -22,7 +22,7 @@ from xcit.errors import XCiTError
 from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
 from xcit.models import SegmentationPreprocessing, Segmenter, SegmenterInfo
 from xcit.models.segmentation import resize_bilinear
-from xcit.zoo import get_model
+from xcit.zoo import check_task, get_model
 
 _CLASSES_AT_ONCE = 16
 """Whose logits exist at an image's full size at one time."""
@@ -150,6 +150,7 @@ def prepare_segmenter(
     """
     built = model
     if not isinstance(built, nn.Module):
+        check_task(built, "semantic-segmentation")
         what, built = os.fspath(built), get_model(built, pretrained=True)
     if not isinstance(built, Segmenter):
         raise XCiTError(f"{what} is no segmenter: `xcit list --task semantic-segmentation` shows those there are")

@@ -75,7 +75,7 @@ def test_mistakes(xcit, scenes: Path, tmp_path: Path) -> None:
     both = xcit("detect", scenes, "--model", "x", "--out", tmp_path / "o", "--full-size", "--short-side", 100)
     assert both.status == 2 and "give --full-size, or --short-side and --long-side, not both" in both.err
     other = xcit("detect", scenes, "--model", "packaged", "--out", tmp_path / "o")
-    assert other.status == 2 and "packaged: not a detector; `xcit list --task object-detection`" in other.err
+    assert other.status == 2 and "packaged is for image-classification, not for object-detection: `xcit" in other.err
     done = xcit("test", RECIPE, "packaged", "--data", scenes)
     assert done.status == 2 and "packaged is no detector" in done.err
     done = xcit("train", RECIPE, "--data", scenes, "--model.num_classes", 4, "--out", tmp_path / "run")

@@ -72,7 +72,7 @@ def test_mistakes_are_one_line(xcit, scenes: Path, tmp_path: Path) -> None:
     image = scenes / "images" / "val" / "00000.png"
     done = xcit("segment", image, "--model", "packaged", "--out", tmp_path / "out")
     assert done.status == 2
-    assert "packaged is no segmenter" in done.err
+    assert "packaged is for image-classification, not for semantic-segmentation" in done.err
     (scenes / "labels" / "train" / "00002.png").unlink()
     done = xcit("train", RECIPE, "--data", scenes, "--out", tmp_path / "run", "--device", "cpu", *SHORT, *SMALL)
     assert done.status == 2

@@ -99,7 +99,7 @@ def test_mistakes(model: MaskRCNN) -> None:
         detect(pixels, model, min_score=2)
     with pytest.raises(XCiTError, match="short side of 50 and a long one of 20"):
         detect(pixels, model, sides=(50, 20))
-    with pytest.raises(XCiTError, match="packaged: not a detector"):
+    with pytest.raises(XCiTError, match="packaged is for image-classification, not for object-detection"):
         detect(pixels, "packaged")
 
 

@@ -116,7 +116,9 @@ def test_files_names_and_what_can_t_be_read(model: Segmenter, tmp_path: Path) ->
 
 
 def test_what_is_no_segmenter(model: Segmenter) -> None:
-    with pytest.raises(XCiTError, match="is no segmenter: `xcit list --task semantic-segmentation`"):
+    with pytest.raises(
+        XCiTError, match="is for image-classification, not for semantic-segmentation: `xcit list --task"
+    ):
         segment(picture(20, 20), "xcit-pico-fashion-mnist")
     bare = build_segmenter(model.config)
     with pytest.raises(XCiTError, match="it is not known how to prepare images"):

@@ -61,10 +61,11 @@ def detect(
     from xcit.detection_pictures import draw_detections
     from xcit.inference import Unreadable, default_device
     from xcit.models.detection.mask_rcnn import MaskRCNN
-    from xcit.zoo import get_model
+    from xcit.zoo import check_task, get_model
 
     if full_size and (short_side or long_side):
         raise XCiTError("give --full-size, or --short-side and --long-side, not both")
+    check_task(model, "object-detection")
     paths = images_outside(inputs, out)
     places = [out / name for name in result_names(paths)]
     make_folder(out)

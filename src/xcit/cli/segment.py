@@ -54,9 +54,10 @@ def segment(
     from xcit.inference import Unreadable, default_device
     from xcit.segmentation_pictures import label_picture, overlay
     from xcit.segmenting import SlidingWindow, prepare_segmenter, segment_each
-    from xcit.zoo import get_model
+    from xcit.zoo import check_task, get_model
 
     over = SlidingWindow(size=window, stride=stride or max(1, round(window * 2 / 3))) if slide else None
+    check_task(model, "semantic-segmentation")
     paths = images_outside(inputs, out)
     places = [out / name for name in result_names(paths)]
     make_folder(out)

@@ -12,7 +12,7 @@ from xcit.zoo.load import (
     load_weights,
     weights_path,
 )
-from xcit.zoo.names import RECORDS, find_checkpoint, find_record, list_models
+from xcit.zoo.names import RECORDS, check_task, find_checkpoint, find_record, list_models
 from xcit.zoo.records import Accuracy, Checkpoint, DetectorRecord, Figure, Record, SegmenterRecord
 from xcit.zoo.segmenters import SEGMENTERS
 from xcit.zoo.stored import save_model
@@ -30,6 +30,7 @@ __all__ = [
     "Figure",
     "Record",
     "SegmenterRecord",
+    "check_task",
     "fetch",
     "find_checkpoint",
     "find_record",

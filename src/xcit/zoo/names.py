@@ -1,6 +1,7 @@
 """From what a person types to a record."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -50,6 +51,17 @@ def find_record(name: str) -> Record:
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else "`xcit list` shows all"
         raise XCiTError(f"no model is called {name!r}; {hint}")
     return _BY_LOWER_NAME[name.lower()]
+
+
+def check_task(model: str | os.PathLike[str], task: str) -> None:
+    """Refuses a name of the zoo that is for another task, before its weights are downloaded; a file passes.
+
+    Raises:
+        XCiTError: if it is.
+    """
+    name = os.fspath(model)
+    if is_known(name) and (own := find_record(name).task) != task:
+        raise XCiTError(f"{name} is for {own}, not for {task}: `xcit list --task {task}` shows what is")
 
 
 def find_architecture(name: str) -> str:
