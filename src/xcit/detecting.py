@@ -123,12 +123,13 @@ def prepare_detector(model: "str | os.PathLike[str] | MaskRCNN", device: str | t
     """
     from xcit.models.detection.mask_rcnn import MaskRCNN
 
-    given = not isinstance(model, str | os.PathLike)
-    if not given:
+    if isinstance(model, str | os.PathLike):
         check_task(model, "object-detection")
-    built = model if given else get_model(model, pretrained=True)
+        what, built, given = os.fspath(model), get_model(model, pretrained=True), False
+    else:
+        what, built, given = type(model).__name__, model, True
     if not isinstance(built, MaskRCNN):
-        raise XCiTError(f"{type(built).__name__ if given else os.fspath(model)}: not a detector")
+        raise XCiTError(f"{what}: not a detector")
     place = torch.device(device) if device is not None else built.device if given else default_device()
     return built.fuse().to(place)
 
