@@ -2,7 +2,7 @@
 
     python benchmarks/performance.py [CASE ...]
 
-About half an hour on two cores that do nothing else. Each case is a comparison as `xcit bench` makes it; without names
+About forty minutes on two cores that do nothing else. Each case is a comparison as `xcit bench` makes it; without names
 all are measured. In the page, the text between `<!-- case -->` and `<!-- end of case -->` is replaced.
 """
 
@@ -20,6 +20,12 @@ def beside_peers() -> BenchResult:
     return compare(["small-12-p8"], [224, 384, 1024], contenders, memory=False, rounds=5, announce=say)
 
 
+def compiled() -> BenchResult:
+    return compare(
+        ["small-12-p8"], [224, 384, 1024], ("xcit-compile", "timm-compile"), memory=False, rounds=5, announce=say
+    )
+
+
 def few_tokens() -> BenchResult:
     contenders = ("xcit-compile", "xcit", "timm", "timm-compile", "onnxruntime")
     return compare(["nano-12-p16", "small-12-p16"], [224], contenders, memory=False, rounds=25, announce=say)
@@ -33,7 +39,13 @@ def growth() -> BenchResult:
     return compare(["small-12-p16"], [512, 1024, 2048, 4096], ("xcit", "timm"), rounds=3, announce=say)
 
 
-CASES = {"beside-peers": beside_peers, "few-tokens": few_tokens, "training": training, "growth": growth}
+CASES = {
+    "beside-peers": beside_peers,
+    "compiled": compiled,
+    "few-tokens": few_tokens,
+    "training": training,
+    "growth": growth,
+}
 
 
 def say(line: str) -> None:
