@@ -26,7 +26,7 @@ demo: $(VENV)/installed
 
 # Two processes of one thread each: the models are small, and more threads would only wait for one another.
 test: $(VENV)/installed lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=40
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -118,7 +118,7 @@ def detection(scenes_folder: str, models: Sequence[str], count: int) -> Image.Im
 
 def title(model: str) -> str:
     """A run's name: its folder's."""
-    return Path(model).resolve().parent.name
+    return Path(model).absolute().parent.name
 
 
 def main() -> None:
