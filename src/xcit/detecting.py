@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from xcit.data.coco_masks import encode_mask
 from xcit.data.images import ImageSource
@@ -115,22 +116,24 @@ def detect_each(
         yield DetectedObjects(source=source, image=picture, objects=tuple(detected_objects(found, size, names)))
 
 
-def prepare_detector(model: "str | os.PathLike[str] | MaskRCNN", device: str | torch.device | None) -> "MaskRCNN":
-    """A detector in place, with a faster backbone; one that was passed in is left as it was.
+def prepare_detector(
+    model: str | os.PathLike[str] | nn.Module, device: str | torch.device | None, *, what: str = "the model"
+) -> "MaskRCNN":
+    """A detector in place, with a faster backbone; one passed in is left as it was, and called `what` in errors.
 
     Raises:
         XCiTError: if it can't be had, or is no detector.
     """
     from xcit.models.detection.mask_rcnn import MaskRCNN
 
-    if isinstance(model, str | os.PathLike):
-        check_task(model, "object-detection")
-        what, built, given = os.fspath(model), get_model(model, pretrained=True), False
-    else:
-        what, built, given = type(model).__name__, model, True
+    built = model
+    if not isinstance(built, nn.Module):
+        check_task(built, "object-detection")
+        what, built = os.fspath(built), get_model(built, pretrained=True)
     if not isinstance(built, MaskRCNN):
-        raise XCiTError(f"{what}: not a detector")
-    place = torch.device(device) if device is not None else built.device if given else default_device()
+        raise XCiTError(f"{what}: not a detector; `xcit list --task object-detection` shows those there are")
+    default = built.device if built is model else default_device()
+    place = torch.device(device) if device is not None else default
     return built.fuse().to(place)
 
 

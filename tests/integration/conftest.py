@@ -102,3 +102,18 @@ def trained(
     run = tmp_path_factory.mktemp("runs") / "run"
     fields = ("--data", colours, "--device", "cpu", *small, "--schedule.epochs", 12)
     return run, xcit("train", "xcit-pico-fashion-mnist", "--out", run, *fields)
+
+
+@pytest.fixture
+def make_scenes(xcit, fashion_mnist: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Composes scenes of garments for a task, so many to train and to measure on, and gives their folder."""
+
+    def make(task: str, num_train: int, num_val: int) -> Path:
+        folder = tmp_path / "scenes"
+        counts = ("--train", num_train, "--val", num_val)
+        done = xcit("make-data", "fashion-scenes", "--task", task, "--out", folder, *counts)
+        assert (done.status, done.err) == (0, "")
+        assert done.out == f"{folder}: {num_train} scenes to train on, {num_val} to measure on\n"
+        return folder
+
+    return make

@@ -15,12 +15,8 @@ SMALL = ("--model.backbone.depth", 2, "--model.out_indices", "0,0,1,1", "--model
 
 
 @pytest.fixture
-def scenes(xcit, fashion_mnist: Path, tmp_path: Path) -> Path:
-    done = xcit("make-data", "fashion-scenes", "--task", "detection", "--out", tmp_path / "scenes", "--train", 4,
-                "--val", 2)  # fmt: skip
-    assert (done.status, done.err) == (0, "")
-    assert done.out == f"{tmp_path / 'scenes'}: 4 scenes to train on, 2 to measure on\n"
-    return tmp_path / "scenes"
+def scenes(make_scenes) -> Path:
+    return make_scenes("detection", 4, 2)
 
 
 def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> None:

@@ -86,11 +86,8 @@ sys.stdout.write(f"{report.num_images} {report.precision}" + chr(10))  # in one 
 
 
 @pytest.fixture
-def scenes(xcit, fashion_mnist: Path, tmp_path: Path, task: str) -> Path:
-    done = xcit("make-data", "fashion-scenes", "--task", task, "--out", tmp_path / "scenes", "--train", 16,
-                "--val", 5)  # fmt: skip
-    assert done.status == 0
-    return tmp_path / "scenes"
+def scenes(make_scenes, task: str) -> Path:
+    return make_scenes(task, 16, 5)
 
 
 @pytest.mark.parametrize("task", ["detection"])

@@ -61,9 +61,9 @@ def attention(
     dtype: str,
 ) -> int:
     """Draws and writes; gives the exit status."""
-    from xcit.cli import SOME_FAILED
     from xcit.cli.predict import packaged_images
     from xcit.cli.progress import progress_bar
+    from xcit.cli.results import status_of
     from xcit.explain import channel_attention, class_attention_each
     from xcit.explain.pictures import draw_temperatures, require_matplotlib
     from xcit.inference import Unreadable, default_device
@@ -93,10 +93,7 @@ def attention(
         with whole_file(out / "temperatures.png") as part:
             draw_temperatures(channels.temperatures, network.info.name, part)
     click.echo(f"{out}: attention of {len(paths) - num_unreadable} images")
-    if num_unreadable:
-        click.echo(f"xcit: {num_unreadable} of {len(paths)} images could not be read", err=True)
-        return SOME_FAILED
-    return 0
+    return status_of(num_unreadable, len(paths))
 
 
 def _write(

@@ -55,12 +55,11 @@ def detect(
     device: str | None,
 ) -> int:
     """Detects and writes; gives the exit status."""
-    from xcit.cli import SOME_FAILED
     from xcit.cli.progress import download_bar, progress_bar
+    from xcit.cli.results import status_of
     from xcit.detecting import detect_each, prepare_detector
     from xcit.detection_pictures import draw_detections
     from xcit.inference import Unreadable, default_device
-    from xcit.models.detection.mask_rcnn import MaskRCNN
     from xcit.zoo import check_task, get_model
 
     if full_size and (short_side or long_side):
@@ -72,9 +71,7 @@ def detect(
     computer = checked_device(device) or default_device()
     with download_bar() as downloaded:
         built = get_model(model, pretrained=weights or True, progress=downloaded)
-    if not isinstance(built, MaskRCNN):
-        raise XCiTError(f"{model}: not a detector; `xcit list --task object-detection` shows those there are")
-    network = prepare_detector(built, computer)
+    network = prepare_detector(built, computer, what=model)
     sides = _sides(network, short_side, long_side)
     results = detect_each(paths, network, min_score=score, sides=sides, full_size=full_size, device=computer)
     content = _Annotations(network)
@@ -93,10 +90,7 @@ def detect(
         part.write_text(json.dumps(content.content) + "\n", encoding="utf-8")
     found = content.content
     click.echo(f"{out}: {len(found['annotations'])} objects in {len(found['images'])} images")
-    if len(found["images"]) < len(paths):
-        click.echo(f"xcit: {len(paths) - len(found['images'])} of {len(paths)} images could not be read", err=True)
-        return SOME_FAILED
-    return 0
+    return status_of(len(paths) - len(found["images"]), len(paths))
 
 
 def _sides(network: "MaskRCNN", short_side: int | None, long_side: int | None) -> tuple[int, int] | None:

@@ -42,8 +42,8 @@ def features(
     """
     from typing import cast
 
-    from xcit.cli import SOME_FAILED
     from xcit.cli.progress import progress_bar
+    from xcit.cli.results import status_of
     from xcit.data.features import open_feature_file
     from xcit.data.images import find_images
     from xcit.inference import Unreadable, extract_features_each
@@ -72,7 +72,4 @@ def features(
                 bar.advance(1)
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in file.shapes.items())
     click.echo(f"{out}: {len(paths) - num_unreadable} images; {shapes}")
-    if num_unreadable:
-        click.echo(f"xcit: {num_unreadable} of {len(paths)} images could not be read", err=True)
-        return SOME_FAILED
-    return 0
+    return status_of(num_unreadable, len(paths))

@@ -39,6 +39,7 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
         click.echo("  ".join([f"{row['name']:{width}}", *cells, row["data"]]))
 
 
+# A heading is as wide as its figures: three digits for the pixels.
 _FIGURES = ("top-1 official", "top-1 mmpretrain", "top-1 k-NN", "top-1 linear", "mIoU", "box AP", "mask AP")
 _COLUMNS = (" px", *_FIGURES, "data")
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
 
     from xcit.models import XCiT
+    from xcit.segmenting import SlidingWindow
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,6 +43,32 @@ def model_options(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+def window_options(help_: str) -> Callable[[Function], Function]:
+    """Adds --slide with this help, --window and --stride, for `sliding_window`."""
+
+    def add(function: Function) -> Function:
+        for option in (
+            click.option(
+                "--stride", type=click.IntRange(min=1), help="Pixels from window to window; two thirds if left out."
+            ),
+            click.option(
+                "--window", type=click.IntRange(min=1), default=512, show_default=True, help="Its side in pixels."
+            ),
+            click.option("--slide", is_flag=True, help=help_),
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
+def sliding_window(slide: bool, size: int, stride: int | None) -> "SlidingWindow | None":
+    """The window that the options of `window_options` mean, none where an image is taken whole."""
+    from xcit.segmenting import SlidingWindow
+
+    return SlidingWindow(size=size, stride=stride or max(1, round(size * 2 / 3))) if slide else None
 
 
 def feature_options(function: Function) -> Function:

@@ -30,9 +30,8 @@ def predict(
     Without INPUT the packaged images are classified. An image that can't be read is named with the reason, the others
     go on, and the exit status is 1.
     """
-    from xcit.cli import SOME_FAILED
     from xcit.cli.progress import progress_bar
-    from xcit.cli.results import open_results
+    from xcit.cli.results import open_results, status_of
     from xcit.data.images import find_images
     from xcit.inference import Unreadable, predict_each
 
@@ -47,10 +46,7 @@ def predict(
             num_unreadable += isinstance(result, Unreadable)
             results.add(result)
             bar.advance(1)
-    if num_unreadable:
-        click.echo(f"xcit: {num_unreadable} of {len(paths)} images could not be read", err=True)
-        return SOME_FAILED
-    return 0
+    return status_of(num_unreadable, len(paths))
 
 
 def packaged_images() -> list[Path]:

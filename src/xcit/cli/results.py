@@ -124,3 +124,13 @@ def _output(path: str) -> Iterator[IO[str]]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def status_of(num_unreadable: int, num_images: int) -> int:
+    """The exit status of a verb that went over images; says how many of them could not be read, if any."""
+    from xcit.cli import SOME_FAILED
+
+    if not num_unreadable:
+        return 0
+    click.echo(f"xcit: {num_unreadable} of {num_images} images could not be read", err=True)
+    return SOME_FAILED

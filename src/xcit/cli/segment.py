@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
-from xcit.cli.options import checked_device, checked_dtype, compute_options
+from xcit.cli.options import checked_device, checked_dtype, compute_options, sliding_window, window_options
 
 _HELP = """Give each pixel of images a class: files, folders (searched through) or patterns.
 
@@ -29,9 +29,7 @@ memory does not grow with it: for maps and panoramas of any size.
 @click.option("--model", required=True, metavar="NAME|FILE", help="A segmenter, see xcit list --task.")
 @click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
-@click.option("--slide", is_flag=True, help="Go over each image by a window.")
-@click.option("--window", type=click.IntRange(min=1), default=512, show_default=True, help="Its side in pixels.")
-@click.option("--stride", type=click.IntRange(min=1), help="Pixels from window to window; two thirds if left out.")
+@window_options("Go over each image by a window.")
 @click.option("--keep-size", is_flag=True, help="Take images at their own size, not at the model's.")
 @click.option("--no-overlays", is_flag=True, help="Write no NAME-overlay.png.")
 @compute_options(batch_size=None)
@@ -49,14 +47,14 @@ def segment(
     dtype: str,
 ) -> int:
     """Segments and writes; gives the exit status."""
-    from xcit.cli import SOME_FAILED
     from xcit.cli.progress import download_bar, progress_bar
+    from xcit.cli.results import status_of
     from xcit.inference import Unreadable, default_device
     from xcit.segmentation_pictures import label_picture, overlay
-    from xcit.segmenting import SlidingWindow, prepare_segmenter, segment_each
+    from xcit.segmenting import prepare_segmenter, segment_each
     from xcit.zoo import check_task, get_model
 
-    over = SlidingWindow(size=window, stride=stride or max(1, round(window * 2 / 3))) if slide else None
+    over = sliding_window(slide, window, stride)
     check_task(model, "semantic-segmentation")
     paths = images_outside(inputs, out)
     places = [out / name for name in result_names(paths)]
@@ -83,7 +81,4 @@ def segment(
     with whole_file(out / "areas.json") as part:
         part.write_text(json.dumps(areas, indent=1) + "\n", encoding="utf-8")
     click.echo(f"{out}: label maps of {len(areas)} images")
-    if len(areas) < len(paths):
-        click.echo(f"xcit: {len(paths) - len(areas)} of {len(paths)} images could not be read", err=True)
-        return SOME_FAILED
-    return 0
+    return status_of(len(paths) - len(areas), len(paths))

@@ -1,13 +1,15 @@
 """`xcit test`: a checkpoint measured on labelled images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from xcit.cli.options import checked_device, checked_dtype, compute_options
+from xcit.cli.options import checked_device, checked_dtype, compute_options, sliding_window, window_options
 
 if TYPE_CHECKING:
+    from xcit.segmenting import SlidingWindow
     from xcit.tasks.detection import DetectionConfig
     from xcit.tasks.segmentation import SegmentationConfig
 
@@ -25,9 +27,7 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--protocol", type=click.Choice(PROTOCOLS), help="How ImageNet's images are resized; mmpretrain's if left out."
 )
-@click.option("--slide", is_flag=True, help="Of segmentation: go over each image by a window, not whole.")
-@click.option("--window", type=click.IntRange(min=1), default=512, show_default=True, help="Its side in pixels.")
-@click.option("--stride", type=click.IntRange(min=1), help="Pixels from window to window; two thirds if left out.")
+@window_options("Of segmentation: go over each image by a window, not whole.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; runs/test/CONFIG if left out.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images.")
 @compute_options(batch_size=64)
@@ -53,7 +53,6 @@ def test(
     """
     from typing import cast
 
-    from xcit.cli import SOME_FAILED
     from xcit.cli.progress import progress_bar
     from xcit.evaluation import test as measure
     from xcit.evaluation import write_report
@@ -67,7 +66,7 @@ def test(
     if isinstance(recipe, DetectionConfig):
         return _test_detections(recipe, config, checkpoint, data, folder, workers, device)
     if isinstance(recipe, SegmentationConfig):
-        over = (window, stride or max(1, round(window * 2 / 3))) if slide else None
+        over = sliding_window(slide, window, stride)
         return _test_scenes(recipe, config, checkpoint, data, over, folder, workers, device, dtype)
     with progress_bar("test") as bar:
         result = measure(
@@ -94,10 +93,17 @@ def test(
         click.echo(f"wrote  {path}")
     if written[-1].suffix != ".png":
         click.echo("no picture of the confusion matrix: it needs matplotlib (pip install 'xcit[train]')", err=True)
-    if report.unreadable:
-        click.echo(f"xcit: {len(report.unreadable)} images could not be read and were not measured", err=True)
-        return SOME_FAILED
-    return 0
+    return _status(report.unreadable, "images")
+
+
+def _status(unreadable: Sequence[str], kind: str) -> int:
+    """The exit status; says how many of the data could not be read, if any."""
+    from xcit.cli import SOME_FAILED
+
+    if not unreadable:
+        return 0
+    click.echo(f"xcit: {len(unreadable)} {kind} could not be read and were not measured", err=True)
+    return SOME_FAILED
 
 
 def _folder(config: str) -> Path:
@@ -111,23 +117,21 @@ def _test_scenes(
     config: str,
     checkpoint: str,
     data: str,
-    window: tuple[int, int] | None,
+    window: "SlidingWindow | None",
     folder: Path,
     workers: int,
     device: str | None,
     dtype: str,
 ) -> int:
-    from xcit.cli import SOME_FAILED
     from xcit.cli.progress import progress_bar
     from xcit.scene_evaluation import test_scenes, write_scene_report
-    from xcit.segmenting import SlidingWindow
 
     with progress_bar("test") as bar:
         result = test_scenes(
             recipe,
             checkpoint,
             data,
-            window=None if window is None else SlidingWindow(size=window[0], stride=window[1]),
+            window=window,
             num_workers=workers,
             device=checked_device(device),
             dtype=checked_dtype(dtype),
@@ -142,10 +146,7 @@ def _test_scenes(
         click.echo(f"{name:6s} {value:.2f}%")
     for path in write_scene_report(result, folder, config=config, checkpoint=checkpoint, data=data):
         click.echo(f"wrote  {path}")
-    if report.unreadable:
-        click.echo(f"xcit: {len(report.unreadable)} scenes could not be read and were not measured", err=True)
-        return SOME_FAILED
-    return 0
+    return _status(report.unreadable, "scenes")
 
 
 def _test_detections(
@@ -157,7 +158,6 @@ def _test_detections(
     workers: int,
     device: str | None,
 ) -> int:
-    from xcit.cli import SOME_FAILED
     from xcit.cli.progress import progress_bar
     from xcit.detection_evaluation import test_detections, write_detection_report
     from xcit.tasks.average_precision import DESCRIPTIONS
@@ -182,7 +182,4 @@ def _test_detections(
             click.echo(f" {description} = {value / 100:.3f}")
     for path in write_detection_report(result, folder, config=config, checkpoint=checkpoint, data=data):
         click.echo(f"wrote  {path}")
-    if report.unreadable:
-        click.echo(f"xcit: {len(report.unreadable)} images could not be read and were not measured", err=True)
-        return SOME_FAILED
-    return 0
+    return _status(report.unreadable, "images")
