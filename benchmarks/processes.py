@@ -1,6 +1,6 @@
 """Two processes against one with the same global batch: do they reach the same weights?
 
-    python benchmarks/processes.py [--task dino] [--epochs 4]
+    python benchmarks/processes.py [--task classification dino] [--epochs 4]
 
 Twenty steps of a small model, on the CPU, by DDP and by FSDP2 between two processes that torchrun starts, compared with
 one process. Without synchronised batch norms that one computes the same two halves of each batch, one after the other:
@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Setting:
 
     def folder(self, root: Path) -> Path:
         """Where the run's files are."""
-        return root / f"{self.parallel or 'one'}-{'together' if self.sync_batch_norm else 'apart'}"
+        return root / f"{self.task}-{self.parallel or 'one'}-{'together' if self.sync_batch_norm else 'apart'}"
 
     def config(self, root: Path, epochs: int) -> TrainingConfig:
         """The run's config."""
@@ -67,9 +68,12 @@ class Setting:
         return squares_config(self.task, root / "data", epochs=epochs, run=run, draws_by_part=not self.sync_batch_norm)
 
 
-def settings(task: str, *shared_by: str) -> list[Setting]:
-    """Batch norms apart and together, in each of these ways to share a model."""
-    return [Setting(task, together, parallel) for together in (False, True) for parallel in shared_by]
+SHARED_BY = ("ddp", "fsdp2")
+
+
+def settings(tasks: Iterable[str], shared_by: Iterable[str]) -> list[Setting]:
+    """Each task with batch norms apart and together, in each of these ways to share a model."""
+    return [Setting(task, together, way) for task in tasks for together in (False, True) for way in shared_by]
 
 
 def run_all(all_settings: list[Setting], root: Path, epochs: int) -> None:
@@ -156,29 +160,30 @@ def compare_evaluation(setting: Setting, root: Path) -> bool:
 def main() -> int:
     """Trains and compares; gives the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=TASKS, default=TASKS[0])
+    parser.add_argument("--task", choices=TASKS, nargs="+", default=TASKS[:1])
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # what torchrun starts
     arguments = parser.parse_args()
-    epochs, task = arguments.epochs, arguments.task
-    two = settings(task, "ddp", "fsdp2")
+    epochs, tasks = arguments.epochs, arguments.task
     if arguments.worker:
-        run_all(two, arguments.worker, epochs)
+        run_all(settings(tasks, SHARED_BY), arguments.worker, epochs)
         torch.distributed.destroy_process_group()
         return 0
     print(f"{platform.platform()}, torch {torch.__version__}, xcit {xcit.__version__}")
+    good = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         draw_squares(root / "data", NUM_IMAGES_A_CLASS)
-        run_all(settings(task, ""), root, epochs)
+        run_all(settings(tasks, ("",)), root, epochs)
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        worker = [__file__, "--worker", folder, "--epochs", str(epochs), "--task", task]
+        worker = [__file__, "--worker", folder, "--epochs", str(epochs), "--task", *tasks]
         subprocess.run([sys.executable, "-m", *launcher, *worker], check=True)
-        num_steps = epochs * (num_training_images(task, NUM_IMAGES_A_CLASS) // BATCH_SIZE)
-        print(f"{task}, {num_steps} steps of {BATCH_SIZE} images; largest relative difference, limit {LIMIT:g}")
-        print("two    one                  compared    tensors   difference")
-        good = [compare_weights(setting, root) for setting in two]
-        good += [compare_evaluation(setting, root) for setting in two]
+        for task in tasks:
+            num_steps = epochs * (num_training_images(task, NUM_IMAGES_A_CLASS) // BATCH_SIZE)
+            print(f"{task}, {num_steps} steps of {BATCH_SIZE} images; largest relative difference, limit {LIMIT:g}")
+            print("two    one                  compared    tensors   difference")
+            good += [compare_weights(setting, root) for setting in settings([task], SHARED_BY)]
+            good += [compare_evaluation(setting, root) for setting in settings([task], SHARED_BY)]
     return 0 if all(good) else 1
 
 

@@ -1,13 +1,14 @@
 """The command line in this process, away from the user's files, and a run that it trained."""
 
 import io
+import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Done, Forked
 from PIL import Image
 
 COLOURS = {"blau": (30, 60, 200), "grün": (30, 190, 60), "rot": (210, 40, 30)}
@@ -35,13 +36,6 @@ SMALL = {
     "run.evaluate_every": "1",
 }
 """Fields that make the packaged model's recipe one of seconds, for the three colours."""
-
-
-@dataclass(frozen=True)
-class Done:
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +96,20 @@ def trained(
     run = tmp_path_factory.mktemp("runs") / "run"
     fields = ("--data", colours, "--device", "cpu", *small, "--schedule.epochs", 12)
     return run, xcit("train", "xcit-pico-fashion-mnist", "--out", run, *fields)
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Forked]]:
+    """Starts `python ARGUMENTS...` in one process of its own or more; what still runs at the end is killed."""
+    started = []
+
+    def begin(*arguments: object, processes: int = 1) -> Forked:
+        started.append(Forked(list(map(str, arguments)), processes, tmp_path_factory.mktemp("outputs")))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.send(signal.SIGKILL)
 
 
 @pytest.fixture

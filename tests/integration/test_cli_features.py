@@ -1,11 +1,8 @@
 """`xcit knn` and `xcit linear`: as people type them, in one process and in two."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,13 +36,6 @@ def _files(tmp_path, colours):
             place = tmp_path / "data" / ("train" if index < 7 else "val") / folder.name
             place.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, place)
-
-
-def in_two(*arguments: object) -> subprocess.CompletedProcess:
-    """`xcit ARGUMENTS...` in two processes, as torchrun starts them."""
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "xcit"]
-    command = [sys.executable, "-m", *launcher, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 KNN = ("knn", "tiny.safetensors", "--data", "data", "--device", "cpu")
@@ -111,13 +101,13 @@ def test_knn_of_a_dino_file_needs_no_name(xcit):
     assert (done.status, done.err) == (0, "")
 
 
-def test_two_processes_find_the_neighbours_that_one_finds(xcit):
+def test_two_processes_find_the_neighbours_that_one_finds(xcit, start):
     (Path("data/train/rot/0.png")).write_text("text")  # an odd number of images in each split
     alone = xcit(*KNN, "--workers", 0, "--no-cache", "--k", 1, 3, 20)
     for _ in range(2):  # computed, then kept
-        done = in_two(*KNN, "--workers", 0, "--k", 1, 3, 20)
-        assert done.stdout == alone.out
-        assert done.stderr.count("0.png: not an image") == 1
+        done = start("-m", "xcit", *KNN, "--workers", 0, "--k", 1, 3, 20, processes=2).finish()
+        assert done.out == alone.out
+        assert done.err.count("0.png: not an image") == 1
     assert len(list(Path(".cache/features").iterdir())) == 2
 
 
@@ -165,11 +155,11 @@ def test_linear_goes_on(xcit):
 
 
 @pytest.mark.parametrize("options", [(), ("--no-augmentation",)])
-def test_two_processes_learn_what_one_learns(xcit, options):
+def test_two_processes_learn_what_one_learns(xcit, start, options):
     assert xcit(*LINEAR, "--lr", 10, "--workers", 0, "--out", "one", *options).status == 0
-    done = in_two(*LINEAR, "--lr", 10, "--workers", 0, "--out", "two", *options)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 4/4") == 1
+    done = start("-m", "xcit", *LINEAR, "--lr", 10, "--workers", 0, "--out", "two", *options, processes=2).finish()
+    assert done.status == 0, done.err
+    assert done.out.count("epoch 4/4") == 1
     one, two = (read_checkpoint(Path(run, "model.safetensors")).state for run in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)

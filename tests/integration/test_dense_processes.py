@@ -1,15 +1,14 @@
-"""Detectors and segmenters trained by two processes, stopped and resumed: real processes, started as people do."""
+"""Detectors and segmenters trained and measured by two processes, stopped and resumed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 
 from xcit.weights.files import read_checkpoint
 
@@ -24,28 +23,6 @@ RUNS = {
     "detection": ("mask-rcnn_xcit-pico_fashion-scenes", COMMON | {"--schedule.warmup_epochs": 0}),
     "segmentation": ("sem-fpn_xcit-pico_fashion-scenes", COMMON | {"--epoch_steps": 4, "--schedule.warmup_steps": 1}),
 }
-
-
-TWO = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-def command(*arguments: object, processes: int = 1) -> list[str]:
-    start = ["-m", *TWO] if processes == 2 else []
-    return [sys.executable, *start, "-m", "xcit", *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    """Of every process alike: with other numbers of threads sums are rounded otherwise."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def train(*arguments: object, processes: int = 1) -> str:
-    """Runs to the end; gives what it prints."""
-    done = subprocess.run(
-        command("train", *arguments, processes=processes), capture_output=True, text=True, env=environment()
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 MEASURE = """
@@ -91,20 +68,27 @@ def scenes(make_scenes, task: str) -> Path:
 
 
 @pytest.mark.parametrize("task", ["detection"])
-def test_two_processes_measure_each_image_once(scenes: Path) -> None:
+def test_two_processes_measure_each_image_once(start: Callable[..., Forked], scenes: Path) -> None:
     Path("measure.py").write_text(MEASURE)
     printed = [
-        subprocess.run([sys.executable, *start, "measure.py", str(scenes), *more], capture_output=True, text=True)
-        for start, more in (([], []), (["-m", *TWO], ["two"]))
+        start("measure.py", scenes).finish(),
+        start("measure.py", scenes, "two", processes=2).finish(),
     ]
-    assert [done.returncode for done in printed] == [0, 0], printed[1].stderr
-    (one,), (first, second) = (done.stdout.splitlines() for done in printed)
+    assert [done.status for done in printed] == [0, 0], printed[1].err
+    (one,), (first, second) = (done.out.splitlines() for done in printed)
     assert one == first == second and one.startswith("5 Precision(boxes=(")
     assert float(one.split("(")[2].split(",")[0]) > 10
 
 
 @pytest.mark.parametrize("task", RUNS)
-def test_two_processes_train_and_measure_as_one_and_a_stopped_run_goes_on_bit_for_bit(task: str, scenes: Path) -> None:
+def test_two_processes_train_and_measure_as_one_and_a_stopped_run_goes_on_bit_for_bit(
+    start: Callable[..., Forked], task: str, scenes: Path
+) -> None:
+    def train(*arguments: object, processes: int = 1) -> str:
+        done = start("-m", "xcit", "train", *arguments, processes=processes).finish()
+        assert done.status == 0, done.out + done.err
+        return done.out
+
     name, changes = RUNS[task]
     fields = [word for pair in changes.items() for word in pair]
     recipe = (name, "--data", scenes)
@@ -124,17 +108,12 @@ def test_two_processes_train_and_measure_as_one_and_a_stopped_run_goes_on_bit_fo
     assert figures in measured
 
     # Stopped and resumed.
-    stopped = subprocess.Popen(
-        command("train", *recipe, "--out", "cut", *fields), stderr=subprocess.PIPE, text=True, env=environment()
-    )
-    try:
-        while stopped.poll() is None and not Path("cut/log.jsonl").exists():
-            time.sleep(0.01)
-        stopped.send_signal(signal.SIGTERM)
-        _, complained = stopped.communicate()
-    finally:
-        stopped.kill()
-    assert stopped.returncode == 75, complained
+    stopped = start("-m", "xcit", "train", *recipe, "--out", "cut", *fields)
+    while stopped.running and not Path("cut/log.jsonl").exists():
+        time.sleep(0.01)
+    stopped.send(signal.SIGTERM)
+    done = stopped.finish()
+    assert done.status == 75, done.err
     train("cut/config.yaml", "--resume", "--device", "cpu")
     cut = read_checkpoint(Path("cut/model.safetensors")).dense
     assert all(torch.equal(tensor, cut[name]) for name, tensor in states["one"].items())

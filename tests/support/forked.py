@@ -1,0 +1,112 @@
+"""Python programs in processes of their own, alone or as the ranks of a group, that need not import torch anew.
+
+They are forks of a server that has imported what training needs. An interpreter takes ten seconds of a processor for
+it, longer than most of what the tests then want of it. What they see is what `python` and `torchrun` would give them.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import torch
+
+PRELOADED = ("timm.data", "xcit.training", "xcit.knn", "xcit.linear", "xcit.tasks.detection", "xcit.tasks.segmentation")
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(list(PRELOADED))
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a program ended: the first status that is not 0, and what all its processes wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass
+class Forked:
+    """A program while it runs: `python ARGUMENTS...`, with more than one process as torchrun starts them.
+
+    It runs in the current folder and environment, on one thread a process: with other numbers of threads sums are
+    rounded otherwise. What it writes goes to two files in the folder `outputs`.
+    """
+
+    arguments: Sequence[str]
+    num_processes: int
+    outputs: Path
+    processes: list[ForkServerProcess] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._files = [self.outputs / name for name in ("out", "err")]
+        for path in self._files:
+            path.touch()
+        environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+        ranks: list[dict[str, str]] = [{}]
+        if self.num_processes > 1:
+            common = {"WORLD_SIZE": self.num_processes, "LOCAL_WORLD_SIZE": self.num_processes}
+            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+            ranks = [
+                {name: str(value) for name, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+                for rank in range(self.num_processes)
+            ]
+        self.processes = [
+            _context.Process(target=_run, args=(list(self.arguments), Path.cwd(), environment | rank, self._files))
+            for rank in ranks
+        ]
+        for process in self.processes:
+            process.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether any process does."""
+        return any(process.is_alive() for process in self.processes)
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to all that run."""
+        for process in self.processes:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, number)
+
+    def finish(self) -> Done:
+        """Waits for the end; once a process has failed the others are killed, as torchrun does."""
+        while self.running:
+            if any(process.exitcode for process in self.processes):
+                self.send(signal.SIGKILL)
+            time.sleep(0.01)
+        status = next((process.exitcode for process in self.processes if process.exitcode), 0)
+        return Done(status, *(path.read_text(encoding="utf-8") for path in self._files))
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
+
+
+def _run(arguments: list[str], folder: Path, environment: dict[str, str], outputs: Sequence[Path]) -> None:
+    """In the fork: becomes the program."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    for number, path in enumerate(outputs, start=1):
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.dup2(opened, number)
+        os.close(opened)
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
