@@ -131,13 +131,16 @@ def extract_features(
     images: ImageSource | Sequence[ImageSource],
     model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
     *,
-    out_type: OutType = "cls_token",
+    out_type: OutType | None = None,
     layers: Sequence[int] = (-1,),
     batch_size: int = 32,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> list[Features]:
-    """Features of images; arguments as in `predict` and `XCiT.extract_feat` (`layers` are its `out_indices`)."""
+    """Features of images; arguments as in `predict` and `XCiT.extract_feat` (`layers` are its `out_indices`).
+
+    Without `out_type` they are what the model pools: the class token, or the mean of the patch tokens.
+    """
     results = extract_features_each(
         listed(images), model, out_type=out_type, layers=layers, batch_size=batch_size, device=device, dtype=dtype
     )
@@ -148,7 +151,7 @@ def extract_features_each(
     images: Iterable[ImageSource],
     model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
     *,
-    out_type: OutType = "cls_token",
+    out_type: OutType | None = None,
     layers: Sequence[int] = (-1,),
     batch_size: int = 32,
     device: str | torch.device | None = None,
@@ -156,6 +159,8 @@ def extract_features_each(
 ) -> Iterator[Features | Unreadable]:
     """Like `extract_features`, one at a time and without end; what can't be read is reported in its place."""
     network, info, place = prepare_model(model, device, dtype)
+    if out_type is None:
+        out_type = "avg_featmap" if network.config.global_pool == "avg" else "cls_token"
     num_blocks = network.config.depth + network.config.cls_depth
     indices = sorted({index % num_blocks for index in layers if -num_blocks <= index < num_blocks})
     for sources, batch in _batches(images, info.preprocessing, batch_size):

@@ -218,12 +218,12 @@ def dino_fields(colours):
         "data": colours,
         "model.embed_dim": 16,
         "model.depth": 1,
-        "model.cls_depth": 1,
         "head.out_dim": 32,
         "head.hidden_dim": 16,
         "head.bottleneck_dim": 8,
         "num_watched": 10,
         "schedule.epochs": 2,
+        "schedule.warmup_steps": 0,
         "run.batch_size": 10,
         "run.num_workers": 0,
         "run.log_every": 1,
@@ -259,7 +259,7 @@ def test_dino_trains_is_resumed_and_gives_features(xcit, colours, dino_fields):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        (["--crops.local_size", 3], "crops.local_size is 3, smaller than one patch of 4x4"),
+        (["--crops.local_size", 3], "crops.local_size is 3, smaller than one patch of 8x8"),
         (["--model.num_classes", 10], "DINO trains a backbone without a classifier: set model.num_classes 10 to 0"),
         (["--data", "empty"], "empty: a folder without images"),
         (["--optimizer.clip_mode", "some"], "optimizer.clip_mode must be one of all, each, not 'some'"),

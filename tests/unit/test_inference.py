@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -160,6 +161,16 @@ def test_features_of_unreadable_ones_are_reported_in_their_place(model, paths, m
     assert [isinstance(result, Unreadable) for result in found] == [index in REASONS for index in range(len(mixed))]
     expected = extract_features(paths[3], model)[0].layers[3]
     np.testing.assert_allclose(found[10].layers[3], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pool", "cls_depth"), [("cls", 2), ("avg", 2), ("avg", 0)])
+def test_without_a_type_features_are_what_the_model_pools(model, paths, pool, cls_depth):
+    other = XCiT(replace(model.config, global_pool=pool, cls_depth=cls_depth, num_classes=0)).eval()
+    other.info = ModelInfo(name="other", preprocessing=model.info.preprocessing)
+    with torch.inference_mode():
+        expected = other(preprocess(read_image(paths[0]), model.info.preprocessing)[None])[0]
+    (found,) = extract_features(paths[0], other)[0].layers.values()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("verb", [predict, extract_features])

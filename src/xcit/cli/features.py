@@ -20,7 +20,12 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet or .safetensors.")
 @model_options
-@click.option("--out-type", type=click.Choice(OUT_TYPES), default="cls_token", show_default=True, help="What to keep.")
+@click.option(
+    "--out-type",
+    type=click.Choice(OUT_TYPES),
+    show_default="what the model pools: cls_token, or avg_featmap",
+    help="What to keep.",
+)
 @click.option(
     "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
 )
@@ -30,7 +35,7 @@ def features(
     out: Path,
     model: str | None,
     weights: str | None,
-    out_type: str,
+    out_type: str | None,
     layers: tuple[int, ...],
     batch_size: int,
     device: str | None,
@@ -58,7 +63,7 @@ def features(
             for result in extract_features_each(
                 paths,
                 network,
-                out_type=cast(OutType, out_type),
+                out_type=cast(OutType | None, out_type),
                 layers=layers,
                 batch_size=batch_size,
                 device=place,
