@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from xcit.data.coco_masks import encode_mask
+from xcit.data.coco_masks import encode_part
 from xcit.data.images import ImageSource
 from xcit.errors import XCiTError
 from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
@@ -146,15 +146,13 @@ def detected_objects(
     boxes, labels, scores, masks = (part.cpu() for part in found)
     for box, label, score, mask in zip(boxes, labels.tolist(), scores.tolist(), masks, strict=True):
         top, left, probabilities = paste_mask(mask, box, size)
-        whole = np.zeros(size, np.uint8)
-        whole[top : top + probabilities.shape[0], left : left + probabilities.shape[1]] = probabilities >= 0.5
         x1, y1, x2, y2 = box.tolist()
         yield DetectedObject(
             label=label,
             name=class_names[label - 1] if class_names else str(label),
             score=score,
             box=(x1, y1, x2 - x1, y2 - y1),
-            mask=encode_mask(whole),
+            mask=encode_part((probabilities >= 0.5).numpy(), top, left, size),
         )
 
 

@@ -32,6 +32,24 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": _text(rle["counts"])}
 
 
+def encode_part(part: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Like `encode_mask`, of a mask of this height and width that is 0 but for a part whose corner is at top, left.
+
+    The time is the part's, not the image's.
+    """
+    height, width = size
+    framed = np.zeros((part.shape[1], part.shape[0] + 2), np.int8)
+    framed[:, 1:-1] = (part != 0).T
+    columns, rows = np.nonzero(np.diff(framed, axis=1))
+    # Where runs begin and end, down the image's columns; a run to the last row ends where one from the first begins,
+    # and then both are one.
+    edges, times = np.unique((left + columns) * height + top + rows, return_counts=True)
+    edges = np.union1d(edges[times == 1], [height * width])
+    counts = np.diff(edges, prepend=0).tolist()
+    rle = _api().frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {"size": [height, width], "counts": _text(rle["counts"])}
+
+
 def mask_area(segmentation: Segmentation, size: tuple[int, int]) -> float:
     """Pixels of a mask."""
     return float(_api().area(to_rle(segmentation, size)))

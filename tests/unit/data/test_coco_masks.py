@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as reference
 
-from xcit.data.coco_masks import box_polygon, decode_mask, encode_mask, mask_area, mask_problem
+from xcit.data.coco_masks import box_polygon, decode_mask, encode_mask, encode_part, mask_area, mask_problem
 
 SIZE = (30, 40)
 MASK = (np.random.default_rng(0).random(SIZE) < 0.3).astype(np.uint8)
@@ -32,6 +32,17 @@ def test_long_runs_are_packed_in_several_letters() -> None:
         rle = encode_mask(mask)
         assert mask_problem(rle, (900, 1200)) == ""
         assert np.array_equal(decode_mask(rle, (900, 1200)), mask)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize(("top", "left", "height", "width"), [
+    (4, 6, 7, 5), (0, 0, 20, 30), (0, 3, 20, 4), (19, 29, 1, 1), (2, 25, 18, 5), (0, 0, 6, 30), (5, 5, 0, 0),
+])  # fmt: skip
+def test_a_part_is_packed_as_the_whole_is(share: float, top: int, left: int, height: int, width: int) -> None:
+    part = np.random.default_rng(1).random((height, width)) < share
+    whole = np.zeros((20, 30), np.uint8)
+    whole[top : top + height, left : left + width] = part
+    assert encode_part(part, top, left, whole.shape) == encode_mask(whole)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # NumPy 2 on pycocotools
