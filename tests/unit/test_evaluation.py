@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from xcit.data.preprocess import preprocess
 from xcit.engine.config import save_yaml
 from xcit.errors import XCiTError
 from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig, published_preprocessing
+from xcit.segmenting import SlidingWindow
 from xcit.tasks.classification import ClassificationConfig
 from xcit.zoo import save_model
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
@@ -257,11 +259,29 @@ def test_mistakes_are_named_before_anything_is_downloaded(
         setting.test(**changes)
 
 
+@pytest.mark.parametrize(
+    ("config", "asked", "message"),
+    [
+        (NANO, {"window": SlidingWindow()}, f"{NANO} trains no segmenter: no window goes over its images"),
+        ("sem-fpn_xcit-pico_fashion-scenes", {"protocol": "official"}, "trains no classifier: the published protocols"),
+        (
+            "mask-rcnn_xcit-pico_fashion-scenes",
+            {"dtype": torch.bfloat16},
+            "mask-rcnn_xcit-pico_fashion-scenes: a detector is measured in float32 alone, not in torch.bfloat16",
+        ),
+        ("dino_xcit-pico_fashion-mnist", {}, "no detector; features are measured by `xcit knn` and `xcit linear`"),
+    ],
+)
+def test_what_does_not_belong_to_the_task_is_refused(config: str, asked: dict[str, object], message: str) -> None:
+    with pytest.raises(XCiTError, match=re.escape(message)):
+        evaluation.test(config, "nowhere.pth", "nowhere", **asked)  # type: ignore[arg-type]
+
+
 def test_the_files_of_a_report(setting: Setting) -> None:
     (Path(setting.data) / "val" / WNIDS[0] / "empty.png").write_bytes(b"")
     result = setting.test()
     folder = setting.folder / "out" / "tiny"
-    paths = evaluation.write_report(result, folder, config="tiny", checkpoint="c.pth", data="imagenet")
+    paths = result.write(folder, config="tiny", checkpoint="c.pth", data="imagenet")
     assert [path.name for path in paths] == ["report.json", "confusion.csv", "confusion.png"]
     report = result.report
     assert json.loads(paths[0].read_text()) == {
@@ -291,5 +311,5 @@ def test_the_files_of_a_report(setting: Setting) -> None:
         picture.load()
         assert min(picture.size) > 300
     # Written once more, they are replaced.
-    assert evaluation.write_report(result, folder, config="t", checkpoint="c.pth", data="d") == paths
+    assert result.write(folder, config="t", checkpoint="c.pth", data="d") == paths
     assert json.loads(paths[0].read_text())["config"] == "t"

@@ -1,17 +1,11 @@
 """`xcit test`: a checkpoint measured on labelled images."""
 
-from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from xcit.cli.options import checked_device, checked_dtype, compute_options, sliding_window, window_options
-
-if TYPE_CHECKING:
-    from xcit.segmenting import SlidingWindow
-    from xcit.tasks.detection import DetectionConfig
-    from xcit.tasks.segmentation import SegmentationConfig
 
 PROTOCOLS = ("mmpretrain", "official")
 
@@ -53,27 +47,19 @@ def test(
     """
     from typing import cast
 
+    from xcit.cli import SOME_FAILED
     from xcit.cli.progress import progress_bar
     from xcit.evaluation import test as measure
-    from xcit.evaluation import write_report
-    from xcit.recipes import get_recipe
-    from xcit.tasks.detection import DetectionConfig
-    from xcit.tasks.segmentation import SegmentationConfig
+    from xcit.evaluation.classification import ClassificationResult
     from xcit.zoo.records import Protocol
 
-    recipe = get_recipe(config)
-    folder = out or _folder(config)
-    if isinstance(recipe, DetectionConfig):
-        return _test_detections(recipe, config, checkpoint, data, folder, workers, device)
-    if isinstance(recipe, SegmentationConfig):
-        over = sliding_window(slide, window, stride)
-        return _test_scenes(recipe, config, checkpoint, data, over, folder, workers, device, dtype)
     with progress_bar("test") as bar:
         result = measure(
             config,
             checkpoint,
             data,
             protocol=cast("Protocol | None", protocol),
+            window=sliding_window(slide, window, stride),
             batch_size=batch_size,
             num_workers=workers,
             device=checked_device(device),
@@ -81,28 +67,18 @@ def test(
             started=bar.set_total,
             report=bar.advance,
         )
-    report = result.report
-    for reason in report.unreadable:
-        click.echo(f"xcit: {reason}", err=True)
-    click.echo(f"images {report.num_images}")
-    click.echo(f"top-1  {report.top1:.2f}%")
-    click.echo(f"top-5  {report.top5:.2f}%")
-    click.echo(f"loss   {report.loss:.4f}")
-    written = write_report(result, folder, config=config, checkpoint=checkpoint, data=data)
-    for path in written:
+    for problem in result.problems:
+        click.echo(f"xcit: {problem}", err=True)
+    for line in (f"images {result.report.num_images}", *result.lines()):
+        click.echo(line)
+    for path in result.write(out or _folder(config), config=config, checkpoint=checkpoint, data=data):
         click.echo(f"wrote  {path}")
-    if written[-1].suffix != ".png":
+    if isinstance(result, ClassificationResult) and find_spec("matplotlib") is None:
         click.echo("no picture of the confusion matrix: it needs matplotlib (pip install 'xcit[train]')", err=True)
-    return _status(report.unreadable, "images")
-
-
-def _status(unreadable: Sequence[str], kind: str) -> int:
-    """The exit status; says how many of the data could not be read, if any."""
-    from xcit.cli import SOME_FAILED
-
-    if not unreadable:
+    num_unreadable = len(result.report.unreadable)
+    if not num_unreadable:
         return 0
-    click.echo(f"xcit: {len(unreadable)} {kind} could not be read and were not measured", err=True)
+    click.echo(f"xcit: {num_unreadable} images could not be read and were not measured", err=True)
     return SOME_FAILED
 
 
@@ -110,76 +86,3 @@ def _folder(config: str) -> Path:
     path = Path(config)
     # A run's own config.yaml is told apart by its folder.
     return Path("runs") / "test" / (path.parent.name if path.name == "config.yaml" else path.stem)
-
-
-def _test_scenes(
-    recipe: "SegmentationConfig",
-    config: str,
-    checkpoint: str,
-    data: str,
-    window: "SlidingWindow | None",
-    folder: Path,
-    workers: int,
-    device: str | None,
-    dtype: str,
-) -> int:
-    from xcit.cli.progress import progress_bar
-    from xcit.scene_evaluation import test_scenes, write_scene_report
-
-    with progress_bar("test") as bar:
-        result = test_scenes(
-            recipe,
-            checkpoint,
-            data,
-            window=window,
-            num_workers=workers,
-            device=checked_device(device),
-            dtype=checked_dtype(dtype),
-            started=bar.set_total,
-            report=bar.advance,
-        )
-    report = result.report
-    for reason in report.unreadable:
-        click.echo(f"xcit: {reason}", err=True)
-    click.echo(f"images {report.num_images}")
-    for name, value in report.figures().items():
-        click.echo(f"{name:6s} {value:.2f}%")
-    for path in write_scene_report(result, folder, config=config, checkpoint=checkpoint, data=data):
-        click.echo(f"wrote  {path}")
-    return _status(report.unreadable, "scenes")
-
-
-def _test_detections(
-    recipe: "DetectionConfig",
-    config: str,
-    checkpoint: str,
-    data: str,
-    folder: Path,
-    workers: int,
-    device: str | None,
-) -> int:
-    from xcit.cli.progress import progress_bar
-    from xcit.detection_evaluation import test_detections, write_detection_report
-    from xcit.tasks.average_precision import DESCRIPTIONS
-
-    with progress_bar("test") as bar:
-        result = test_detections(
-            recipe,
-            checkpoint,
-            data,
-            num_workers=workers,
-            device=checked_device(device),
-            started=bar.set_total,
-            report=bar.advance,
-        )
-    report = result.report
-    for line in (*result.problems, *report.unreadable):
-        click.echo(f"xcit: {line}", err=True)
-    click.echo(f"images {report.num_images}")
-    for kind, values in (("boxes", report.precision.boxes), ("masks", report.precision.masks)):
-        click.echo(kind)
-        for description, value in zip(DESCRIPTIONS, values, strict=True):
-            click.echo(f" {description} = {value / 100:.3f}")
-    for path in write_detection_report(result, folder, config=config, checkpoint=checkpoint, data=data):
-        click.echo(f"wrote  {path}")
-    return _status(report.unreadable, "images")

@@ -1,10 +1,8 @@
-"""A trained model measured on a data set by its recipe: what `xcit test` does."""
+"""A classifier measured on labelled images."""
 
-import csv
 import dataclasses
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +12,8 @@ from PIL import Image
 
 from xcit.data.classification import LabelledImages, open_labelled_images
 from xcit.errors import XCiTError
-from xcit.inference import default_device
+from xcit.evaluation.result import Measuring, TestResult, write_confusion, write_json
 from xcit.models import Preprocessing, XCiT, XCiTConfig, published_preprocessing
-from xcit.recipes import get_recipe
 from xcit.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
 from xcit.tasks.pictures import draw_confusion
 from xcit.zoo import find_checkpoint, load_as, load_checkpoint
@@ -26,51 +23,57 @@ from xcit.zoo.records import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestResult:
+class ClassificationResult(TestResult):
     """A report with what it was measured by: class names in the order of the confusion matrix, and preprocessing."""
 
     report: ClassificationReport
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.report.unreadable
 
-def test(
-    config: str,
+    def lines(self) -> list[str]:
+        report = self.report
+        return [f"top-1  {report.top1:.2f}%", f"top-5  {report.top5:.2f}%", f"loss   {report.loss:.4f}"]
+
+    def write(self, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
+        """Writes report.json, confusion.csv (a row a true class) and, where matplotlib is installed, confusion.png."""
+        report, names = self.report, self.class_names
+        content = {
+            "config": config,
+            "checkpoint": checkpoint,
+            "data": data,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "num_images": report.num_images,
+            "top1": report.top1,
+            "top5": report.top5,
+            "loss": report.loss,
+            "unreadable": list(report.unreadable),
+        }
+        paths = [
+            write_json(folder / "report.json", content),
+            write_confusion(folder / "confusion.csv", names, report.confusion),
+        ]
+        if find_spec("matplotlib") is not None:
+            paths.append(folder / "confusion.png")
+            draw_confusion(
+                report.confusion, names, f"top-1 {report.top1:.2f}% of {report.num_images:,} images", paths[2]
+            )
+        return paths
+
+
+def measure_classifier(
+    recipe: ClassificationConfig,
     checkpoint: str | os.PathLike[str],
     data: str,
+    how: Measuring,
     *,
-    protocol: Protocol | None = None,
-    batch_size: int = 64,
-    num_workers: int = 2,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-    started: Callable[[int], None] = lambda _: None,
-    report: Callable[[int], None] = lambda _: None,
-) -> TestResult:
-    """Measures a checkpoint on labelled images, as a recipe prepares them.
-
-    Args:
-        config: a recipe's name, or the path of an mmpretrain config of that name, or a run's YAML file.
-        checkpoint: a path, a URL or a name of the zoo.
-        data: a folder or a known name, see `open_labelled_images`.
-        protocol: prepare images by this published protocol instead of the recipe's own (mmpretrain's).
-        batch_size: images a forward pass.
-        num_workers: processes that read images.
-        device: where to compute; none is a GPU if there is one, else the CPU.
-        dtype: float32, or bfloat16 or float16 for autocast.
-        started: called once with the number of images.
-        report: called with the number of images of each batch.
-
-    Raises:
-        XCiTError: before anything is loaded or downloaded if recipe or data are wrong; then if the checkpoint can't be
-            had, does not fit the recipe, or has other classes than the data.
-    """
-    recipe = get_recipe(config)
-    if not isinstance(recipe, ClassificationConfig):
-        raise XCiTError(
-            f"{recipe.name} trains no classifier: there is no top-1 to measure; features are measured by `xcit knn` "
-            "and `xcit linear`, segmenters and detectors by `xcit test`"
-        )
+    protocol: Protocol | None,
+    batch_size: int,
+) -> ClassificationResult:
+    """See `xcit.test`."""
     spec = _preprocessing(recipe, protocol)
     images = open_labelled_images(data, "val")
     model = _load(recipe, checkpoint)
@@ -80,21 +83,20 @@ def test(
         )
     class_ids, class_names = _classes(model)
     images = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
-    started(len(images))
-    place = torch.device(device) if device is not None else default_device()
+    how.started(len(images))
     # Fused in float32 alone: autocast keeps the sum of the blocks in float32, which a fused copy would not.
-    network = model.fuse() if dtype == torch.float32 else model
+    network = model.fuse() if how.dtype == torch.float32 else model
     result = evaluate_classification(
-        network.to(place),
+        network.to(how.device),
         images,
         spec,
         num_classes=model.num_classes,
         batch_size=batch_size,
-        num_workers=num_workers,
-        dtype=dtype,
-        report=report,
+        num_workers=how.num_workers,
+        dtype=how.dtype,
+        report=how.report,
     )
-    return TestResult(report=result, class_names=class_names or images.class_ids, preprocessing=spec)
+    return ClassificationResult(report=result, class_names=class_names or images.class_ids, preprocessing=spec)
 
 
 def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> Preprocessing:
@@ -163,34 +165,3 @@ def _with_labels_of(
         f"{data} has {len(images.class_ids)} classes, and the model's {num_classes} do not include "
         f"{', '.join(map(repr, unknown[:3]))}{', ...' if len(unknown) > 3 else ''}"
     )
-
-
-def write_report(result: TestResult, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
-    """Writes report.json, confusion.csv (a row a true class) and, where matplotlib is installed, confusion.png.
-
-    Returns:
-        The files that were written, in this order.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    report, names = result.report, result.class_names
-    content = {
-        "config": config,
-        "checkpoint": checkpoint,
-        "data": data,
-        "preprocessing": dataclasses.asdict(result.preprocessing),
-        "num_images": report.num_images,
-        "top1": report.top1,
-        "top5": report.top5,
-        "loss": report.loss,
-        "unreadable": list(report.unreadable),
-    }
-    paths = [folder / name for name in ("report.json", "confusion.csv", "confusion.png")]
-    paths[0].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with paths[1].open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["true \\ predicted", *names])
-        rows.writerows([name, *counts] for name, counts in zip(names, report.confusion.tolist(), strict=True))
-    if find_spec("matplotlib") is None:
-        return paths[:2]
-    draw_confusion(report.confusion, names, f"top-1 {report.top1:.2f}% of {report.num_images:,} images", paths[2])
-    return paths

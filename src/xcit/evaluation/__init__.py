@@ -1,0 +1,78 @@
+"""A trained model measured on a data set by its recipe: what `xcit test` does."""
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from xcit.errors import XCiTError
+from xcit.evaluation.classification import measure_classifier
+from xcit.evaluation.detection import measure_detector
+from xcit.evaluation.result import Measuring, TestResult
+from xcit.evaluation.segmentation import measure_segmenter
+from xcit.inference import default_device
+from xcit.recipes import get_recipe
+from xcit.segmenting import SlidingWindow
+from xcit.tasks.classification import ClassificationConfig
+from xcit.tasks.detection import DetectionConfig
+from xcit.tasks.segmentation import SegmentationConfig
+from xcit.zoo.records import Protocol
+
+__all__ = ["TestResult", "test"]
+
+
+def test(
+    config: str,
+    checkpoint: str | os.PathLike[str],
+    data: str,
+    *,
+    protocol: Protocol | None = None,
+    window: SlidingWindow | None = None,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    started: Callable[[int], None] = lambda _: None,
+    report: Callable[[int], None] = lambda _: None,
+) -> TestResult:
+    """Measures a checkpoint on labelled data, as a recipe prepares them.
+
+    Args:
+        config: a recipe's name, or the path of an mmpretrain config of that name, or a run's YAML file.
+        checkpoint: a path, a URL or a name of the zoo.
+        data: a folder or a known name: of images by class (see `open_labelled_images`), of scenes with label maps
+            (`open_scenes`) or of annotated images (`open_coco`), as the recipe's task has it.
+        protocol: of classification: prepare images by this published protocol instead of the recipe's (mmpretrain's).
+        window: of segmentation: how to go over an image; none takes it whole, as the published figures were measured.
+        batch_size: of classification: images a forward pass. Segmenters and detectors take one at a time.
+        num_workers: processes that read images.
+        device: where to compute; none is a GPU if there is one, else the CPU.
+        dtype: float32, or bfloat16 or float16: for autocast of a classifier, for a segmenter's weights too; detectors
+            are measured in float32 alone.
+        started: called once with the number of images.
+        report: called with the number of images of each batch.
+
+    Returns:
+        What was measured, by task: its `report` is a `ClassificationReport`, `SegmentationReport` or `DetectionReport`.
+
+    Raises:
+        XCiTError: before anything is loaded or downloaded if recipe, data or what is asked for are wrong; then if the
+            checkpoint can't be had, does not fit the recipe, or has other classes than the data.
+    """
+    recipe = get_recipe(config)
+    if protocol is not None and not isinstance(recipe, ClassificationConfig):
+        raise XCiTError(f"{recipe.name} trains no classifier: the published protocols do not apply to it")
+    if window is not None and not isinstance(recipe, SegmentationConfig):
+        raise XCiTError(f"{recipe.name} trains no segmenter: no window goes over its images")
+    place = torch.device(device) if device is not None else default_device()
+    how = Measuring(num_workers=num_workers, device=place, dtype=dtype, started=started, report=report)
+    if isinstance(recipe, ClassificationConfig):
+        return measure_classifier(recipe, checkpoint, data, how, protocol=protocol, batch_size=batch_size)
+    if isinstance(recipe, SegmentationConfig):
+        return measure_segmenter(recipe, checkpoint, data, how, window=window)
+    if isinstance(recipe, DetectionConfig):
+        return measure_detector(recipe, checkpoint, data, how)
+    raise XCiTError(
+        f"{recipe.name} trains no classifier, no segmenter and no detector; features are measured by `xcit knn` and "
+        "`xcit linear`"
+    )

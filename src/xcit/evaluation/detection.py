@@ -1,0 +1,68 @@
+"""A detector measured on annotated images."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from xcit.data.coco import open_coco
+from xcit.errors import XCiTError
+from xcit.evaluation.result import Measuring, TestResult, write_json
+from xcit.tasks.average_precision import DESCRIPTIONS, NAMES
+from xcit.tasks.detection import DetectionConfig, DetectionReport, evaluate_detection, load_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionResult(TestResult):
+    """A report, and a line a kind of entry of the data that is not as it should be."""
+
+    report: DetectionReport
+    data_problems: tuple[str, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return (*self.data_problems, *self.report.unreadable)
+
+    def lines(self) -> list[str]:
+        """COCO's twelve numbers of boxes and of masks, as its own code prints them."""
+        precision = self.report.precision
+        return [
+            line
+            for kind, values in (("boxes", precision.boxes), ("masks", precision.masks))
+            for line in (
+                kind,
+                *(f" {text} = {value / 100:.3f}" for text, value in zip(DESCRIPTIONS, values, strict=True)),
+            )
+        ]
+
+    def write(self, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
+        """Writes report.json."""
+        report = self.report
+        content = {
+            "config": config,
+            "checkpoint": checkpoint,
+            "data": data,
+            "num_images": report.num_images,
+            **{
+                kind: {name: None if math.isnan(value) else value for name, value in zip(NAMES, values, strict=True)}
+                for kind, values in (("box", report.precision.boxes), ("mask", report.precision.masks))
+            },
+            "unreadable": list(report.unreadable),
+            "problems": list(self.data_problems),
+        }
+        return [write_json(folder / "report.json", content)]
+
+
+def measure_detector(
+    recipe: DetectionConfig, checkpoint: str | os.PathLike[str], data: str, how: Measuring
+) -> DetectionResult:
+    """See `xcit.test`: each image on its own, in float32, as the published figures were measured."""
+    if how.dtype != torch.float32:
+        raise XCiTError(f"{recipe.name}: a detector is measured in float32 alone, not in {how.dtype}")
+    images = open_coco(data, "val")
+    model = load_for(recipe, checkpoint)
+    how.started(len(images))
+    found = evaluate_detection(model.fuse().to(how.device), images, num_workers=how.num_workers, report=how.report)
+    return DetectionResult(report=found, data_problems=images.problems)

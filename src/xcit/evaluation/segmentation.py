@@ -1,0 +1,91 @@
+"""A segmenter measured on labelled scenes."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from xcit.data.segmentation import open_scenes
+from xcit.errors import XCiTError
+from xcit.evaluation.result import Measuring, TestResult, write_confusion, write_json, write_table
+from xcit.models import Segmenter
+from xcit.segmenting import SlidingWindow
+from xcit.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation
+from xcit.zoo import get_model
+from xcit.zoo.load import is_file, load_segmenter_as
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentationResult(TestResult):
+    """A report with the class names in the order of the confusion matrix, and what it was measured by."""
+
+    report: SegmentationReport
+    class_names: tuple[str, ...]
+    recipe: SegmentationConfig
+    window: SlidingWindow | None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.report.unreadable
+
+    def lines(self) -> list[str]:
+        return [f"{name:6s} {value:.2f}%" for name, value in self.report.figures().items()]
+
+    def write(self, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
+        """Writes report.json, iou.csv (a row a class) and confusion.csv (a row a true class)."""
+        report, names = self.report, self.class_names
+        content = {
+            "config": config,
+            "checkpoint": checkpoint,
+            "data": data,
+            "preprocessing": dataclasses.asdict(self.recipe.preprocessing),
+            "window": None if self.window is None else dataclasses.asdict(self.window),
+            "num_images": report.num_images,
+            **report.figures(),
+            "unreadable": list(report.unreadable),
+        }
+        iou = [(name, f"{value:.2f}") for name, value in zip(names, report.iou, strict=True)]
+        return [
+            write_json(folder / "report.json", content),
+            write_table(folder / "iou.csv", ["class", "IoU"], iou),
+            write_confusion(folder / "confusion.csv", names, report.confusion),
+        ]
+
+
+def measure_segmenter(
+    recipe: SegmentationConfig,
+    checkpoint: str | os.PathLike[str],
+    data: str,
+    how: Measuring,
+    *,
+    window: SlidingWindow | None,
+) -> SegmentationResult:
+    """See `xcit.test`."""
+    scenes = open_scenes(data, "val")
+    model = _load(recipe, checkpoint)
+    known = () if model.info is None else model.info.class_names
+    if model.num_classes != len(scenes.class_names) or (known and known != scenes.class_names):
+        raise XCiTError(
+            f"{data} has {len(scenes.class_names)} classes ({scenes.class_names[0]}, ...), and the model "
+            f"{model.num_classes}{f' ({known[0]}, ...)' if known else ''}: they must be the same, in the same order"
+        )
+    how.started(len(scenes))
+    result = evaluate_segmentation(
+        model.fuse().to(how.device, how.dtype),
+        scenes,
+        recipe.preprocessing,
+        window=window,
+        num_workers=how.num_workers,
+        dtype=how.dtype,
+        report=how.report,
+    )
+    return SegmentationResult(report=result, class_names=scenes.class_names, recipe=recipe, window=window)
+
+
+def _load(recipe: SegmentationConfig, checkpoint: str | os.PathLike[str]) -> Segmenter:
+    name = os.fspath(checkpoint)
+    if is_file(checkpoint) or "://" in name:
+        return load_segmenter_as(recipe.model, name)
+    model = get_model(name, pretrained=True)
+    if not isinstance(model, Segmenter) or model.config.kind != recipe.model.kind:
+        raise XCiTError(f"{name} is no {recipe.name}: its head is another")
+    return model
