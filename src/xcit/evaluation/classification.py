@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from xcit.data.classification import LabelledImages, open_labelled_images
 from xcit.errors import XCiTError
-from xcit.evaluation.result import Measuring, TestResult, write_confusion, write_json
+from xcit.evaluation.result import Measuring, TestResult, write_confusion
 from xcit.models import Preprocessing, XCiT, XCiTConfig, published_preprocessing
 from xcit.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
 from xcit.tasks.pictures import draw_confusion
@@ -38,13 +39,9 @@ class ClassificationResult(TestResult):
         report = self.report
         return [f"top-1  {report.top1:.2f}%", f"top-5  {report.top5:.2f}%", f"loss   {report.loss:.4f}"]
 
-    def write(self, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
-        """Writes report.json, confusion.csv (a row a true class) and, where matplotlib is installed, confusion.png."""
-        report, names = self.report, self.class_names
-        content = {
-            "config": config,
-            "checkpoint": checkpoint,
-            "data": data,
+    def content(self) -> dict[str, Any]:
+        report = self.report
+        return {
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "num_images": report.num_images,
             "top1": report.top1,
@@ -52,15 +49,15 @@ class ClassificationResult(TestResult):
             "loss": report.loss,
             "unreadable": list(report.unreadable),
         }
-        paths = [
-            write_json(folder / "report.json", content),
-            write_confusion(folder / "confusion.csv", names, report.confusion),
-        ]
+
+    def write_tables(self, folder: Path) -> list[Path]:
+        """Writes confusion.csv (a row a true class) and, where matplotlib is installed, confusion.png."""
+        report, names = self.report, self.class_names
+        paths = [write_confusion(folder / "confusion.csv", names, report.confusion)]
         if find_spec("matplotlib") is not None:
             paths.append(folder / "confusion.png")
-            draw_confusion(
-                report.confusion, names, f"top-1 {report.top1:.2f}% of {report.num_images:,} images", paths[2]
-            )
+            title = f"top-1 {report.top1:.2f}% of {report.num_images:,} images"
+            draw_confusion(report.confusion, names, title, paths[-1])
         return paths
 
 

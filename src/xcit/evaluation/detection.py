@@ -3,13 +3,13 @@
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from xcit.data.coco import open_coco
 from xcit.errors import XCiTError
-from xcit.evaluation.result import Measuring, TestResult, write_json
+from xcit.evaluation.result import Measuring, TestResult
 from xcit.tasks.average_precision import DESCRIPTIONS, NAMES
 from xcit.tasks.detection import DetectionConfig, DetectionReport, evaluate_detection, load_for
 
@@ -37,22 +37,17 @@ class DetectionResult(TestResult):
             )
         ]
 
-    def write(self, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
-        """Writes report.json."""
-        report = self.report
-        content = {
-            "config": config,
-            "checkpoint": checkpoint,
-            "data": data,
-            "num_images": report.num_images,
+    def content(self) -> dict[str, Any]:
+        precision = self.report.precision
+        return {
+            "num_images": self.report.num_images,
             **{
                 kind: {name: None if math.isnan(value) else value for name, value in zip(NAMES, values, strict=True)}
-                for kind, values in (("box", report.precision.boxes), ("mask", report.precision.masks))
+                for kind, values in (("box", precision.boxes), ("mask", precision.masks))
             },
-            "unreadable": list(report.unreadable),
+            "unreadable": list(self.report.unreadable),
             "problems": list(self.data_problems),
         }
-        return [write_json(folder / "report.json", content)]
 
 
 def measure_detector(

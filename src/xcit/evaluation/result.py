@@ -39,19 +39,24 @@ class TestResult(ABC):
         """The figures, for people."""
 
     @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """What report.json holds, as JSON has it."""
+
+    def write_tables(self, folder: Path) -> list[Path]:
+        """Writes what is better read as a table or seen as a picture; gives the files' paths."""
+        return []
+
     def write(self, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
-        """Writes report.json, which begins with these three, and what else belongs to the task, into a folder.
+        """Writes all of it into a folder, which is made: report.json, that begins with what was measured, and tables.
 
         Returns:
             The files that were written, report.json first.
         """
-
-
-def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Writes an object as a file, and makes the folder for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return path
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "report.json"
+        content = {"config": config, "checkpoint": checkpoint, "data": data} | self.content()
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return [path, *self.write_tables(folder)]
 
 
 def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:

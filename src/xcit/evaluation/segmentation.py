@@ -3,10 +3,11 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from xcit.data.segmentation import open_scenes
 from xcit.errors import XCiTError
-from xcit.evaluation.result import Measuring, TestResult, write_confusion, write_json, write_table
+from xcit.evaluation.result import Measuring, TestResult, write_confusion, write_table
 from xcit.models import Segmenter
 from xcit.segmenting import SlidingWindow
 from xcit.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation
@@ -30,22 +31,20 @@ class SegmentationResult(TestResult):
     def lines(self) -> list[str]:
         return [f"{name:6s} {value:.2f}%" for name, value in self.report.figures().items()]
 
-    def write(self, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
-        """Writes report.json, iou.csv (a row a class) and confusion.csv (a row a true class)."""
-        report, names = self.report, self.class_names
-        content = {
-            "config": config,
-            "checkpoint": checkpoint,
-            "data": data,
+    def content(self) -> dict[str, Any]:
+        return {
             "preprocessing": dataclasses.asdict(self.recipe.preprocessing),
             "window": None if self.window is None else dataclasses.asdict(self.window),
-            "num_images": report.num_images,
-            **report.figures(),
-            "unreadable": list(report.unreadable),
+            "num_images": self.report.num_images,
+            **self.report.figures(),
+            "unreadable": list(self.report.unreadable),
         }
+
+    def write_tables(self, folder: Path) -> list[Path]:
+        """Writes iou.csv (a row a class) and confusion.csv (a row a true class)."""
+        report, names = self.report, self.class_names
         iou = [(name, f"{value:.2f}") for name, value in zip(names, report.iou, strict=True)]
         return [
-            write_json(folder / "report.json", content),
             write_table(folder / "iou.csv", ["class", "IoU"], iou),
             write_confusion(folder / "confusion.csv", names, report.confusion),
         ]
