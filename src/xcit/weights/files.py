@@ -275,6 +275,7 @@ def _unwrap(loaded: object, path: Path, key: str | None) -> tuple[dict[str, Tens
     """The named tensors in a loaded object, and the key that they were under, which may be asked for."""
     if not isinstance(loaded, dict):
         raise XCiTError(f"{path} holds a {type(loaded).__name__.lstrip('_')}, not named tensors")
+    loaded = _networks_apart(loaded)
     wrappers: tuple[str, ...] = ("state_dict", "model")
     if key is not None:
         wrappers = (key,)
@@ -291,6 +292,17 @@ def _unwrap(loaded: object, path: Path, key: str | None) -> tuple[dict[str, Tens
     raise XCiTError(
         f"{path} has no weights under {places}; its top-level keys are: {_some(str(name) for name in loaded) or 'none'}"
     )
+
+
+def _networks_apart(loaded: dict[Any, Any]) -> dict[Any, Any]:
+    """A checkpoint of one of our DINO runs, whose model is both networks and a centre, laid out as a published one."""
+    both = _tensors_of(loaded.get("model"))
+    if not all(any(name.startswith(f"{network}.backbone.") for name in both) for network in _DINO_NETWORKS):
+        return loaded
+    return {
+        network: {name.removeprefix(f"{network}."): both[name] for name in both if name.startswith(f"{network}.")}
+        for network in _DINO_NETWORKS
+    }
 
 
 def _tensors_of(value: object) -> dict[str, Tensor]:

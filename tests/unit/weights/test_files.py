@@ -158,6 +158,18 @@ def test_full_dino_checkpoint_gives_the_teacher(tmp_path: Path) -> None:
     assert (bare.format, bare.set_aside) == ("dino", tuple(head))
 
 
+def test_checkpoint_of_our_own_dino_run_gives_the_teacher_or_the_student(tmp_path: Path) -> None:
+    head = {"head.mlp.0.weight": torch.ones(4, 16)}
+    teacher = {f"backbone.{name}": tensor for name, tensor in BACKBONE.items()} | head
+    model = {f"teacher.{name}": tensor for name, tensor in teacher.items()}
+    model |= {f"student.{name}": tensor + 1 for name, tensor in teacher.items()} | {"center": torch.zeros(1, 8)}
+    path = saved(tmp_path / "last.pt", {"model": model, "optimizer": {}, "num_steps": 9})
+    stored = read_checkpoint(path)
+    assert_state(stored, BACKBONE)
+    assert (stored.format, stored.set_aside) == ("dino", tuple(head))
+    assert_state(read_checkpoint(path, key="student"), {name: tensor + 1 for name, tensor in BACKBONE.items()})
+
+
 def test_a_dino_head_alone_is_no_xcit(tmp_path: Path) -> None:
     head = {"module.head.mlp.0.weight": torch.ones(4, 16), "module.head.last_layer.weight_g": torch.ones(8, 1)}
     path = saved(tmp_path / "head.pth", {"student": head, "teacher": head})
