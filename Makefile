@@ -24,9 +24,10 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
 
-# Two processes of one thread each: the models are small, and more threads would only wait for one another.
+# Two processes of one thread each: the models are small, and more threads would only wait for one another. Bytecode is
+# kept whatever the shell says: many of the tests start Python, and without it torch alone takes seconds to import.
 test: $(VENV)/installed lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=40
+	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=40
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

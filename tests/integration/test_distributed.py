@@ -1,6 +1,6 @@
-"""What two processes do together, and what a kill or a signal does to a run: real processes, started as people do.
+"""What two processes do together, and what a kill or a signal does to a run.
 
-The two scripts are the benchmarks of the same names, whose figures are published; here they run shorter.
+What is compared, and how, is that of the benchmarks whose figures are published; here it runs shorter.
 """
 
 import json
@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from kill_and_resume import compare, step_of
+from squares import draw_squares, squares_config
 
+from xcit.engine.config import save_yaml
 from xcit.weights.files import read_checkpoint
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -21,35 +24,45 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.timeout(1800)  # each process imports torch first, which on a busy machine takes a while
 
 
-def run_benchmark(name: str, *arguments: object) -> str:
-    """What a benchmark prints; it fails the test if it finds a difference, or anything warns."""
-    command = [sys.executable, BENCHMARKS / name, *map(str, arguments)]
+def test_two_processes_reach_the_weights_of_one_and_evaluate_each_image_once():
+    """Started by torchrun, as people do."""
+    command = [sys.executable, BENCHMARKS / "processes.py", "--epochs", "2", "--task", "classification", "dino"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stderr
-    return done.stdout
+    assert done.stdout.count("within the limit") == 8
+    assert done.stdout.count("evaluation of 7 images: equal") == 8
 
 
-def test_two_processes_reach_the_weights_of_one_and_evaluate_each_image_once():
-    printed = run_benchmark("processes.py", "--epochs", 2, "--task", "classification", "dino")
-    assert printed.count("within the limit") == 8
-    assert printed.count("evaluation of 7 images: equal") == 8
+@pytest.mark.parametrize(("task", "processes"), [("classification", 2), ("dino", 1)])
+def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes):
+    fields = {"batch_size": 8, "num_workers": 2, "save_every_steps": 3}
+    draw_squares(Path("data"), 25)
+    save_yaml(squares_config(task, Path("data"), epochs=2, run=fields), Path("squares.yaml"))
 
+    def run(folder):
+        command = ("-m", "xcit", "train", "squares.yaml", "--out", folder, "--resume", "auto", "--device", "cpu")
+        return start(*command, processes=processes)
 
-def test_two_killed_processes_go_on_bit_for_bit_and_one_goes_on_from_them(xcit, tmp_path):
-    printed = run_benchmark("kill_and_resume.py", "--processes", 2, "--kills", 1, "--epochs", 2, "--keep", tmp_path)
-    assert printed.splitlines()[-1] == "1 kills, 16 steps: bit-equal"
+    alone = run("alone").finish()
+    assert alone.status == 0, alone.err
+    killed = run("killed")
+    # In the middle of a save, the second one.
+    while killed.running and not (step_of(Path("killed")) >= 4 and Path("killed/last.pt.part").exists()):
+        time.sleep(0.001)
+    killed.send(signal.SIGKILL)
+    assert killed.finish().status == -signal.SIGKILL
+    assert Path("killed/last.pt").exists() and not Path("killed/model.safetensors").exists()
+    resumed = run("killed").finish()
+    assert resumed.status == 0, resumed.err
+    assert compare(Path("alone"), Path("killed"))
 
-    alone = xcit("train", "squares.yaml", "--out", "killed", "--resume", "--schedule.epochs", 3, "--device", "cpu")
-    assert (alone.status, alone.err) == (0, "")
-    log = [json.loads(line) for line in Path("killed/log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log if line["kind"] == "step"] == [*range(1, 25)]
-    assert [line["epoch"] for line in log if line["kind"] == "epoch"] == [1, 2, 3]
-
-
-def test_a_killed_dino_run_goes_on_bit_for_bit():
-    printed = run_benchmark("kill_and_resume.py", "--task", "dino", "--kills", 1, "--epochs", 2)
-    assert printed.splitlines()[-1] == "1 kills, 18 steps: bit-equal"
+    if processes == 2:  # one goes on from them
+        more = xcit("train", "squares.yaml", "--out", "killed", "--resume", "--schedule.epochs", 3, "--device", "cpu")
+        assert (more.status, more.err) == (0, "")
+        log = [json.loads(line) for line in Path("killed/log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in log if line["kind"] == "step"] == [*range(1, 25)]
+        assert [line["epoch"] for line in log if line["kind"] == "epoch"] == [1, 2, 3]
 
 
 def test_sigterm_to_a_run_and_all_its_processes_saves_and_the_run_goes_on_bit_for_bit(xcit, trained):
