@@ -1,12 +1,14 @@
 """What a model's features are worth on Fashion-MNIST, beside those of the same model untrained, and raw pixels.
 
     python benchmarks/dino_evaluation.py runs/dino/model.safetensors [--data fashion-mnist] [--seed 0]
+        [--before runs/dino/step-937.pt ...]
 
 One run measures all and prints a table in Markdown: k-NN on the validation images for each k, and a linear probe. The
 weights of the untrained model are drawn with the seed, and its batch norms have seen nothing. Raw pixels are grey or
 RGB in 0..1, at the model's size. k, and the probe's learning rate, are the best by the same images for all alike, so
 the best figures flatter a little. The probe trains without augmentation; --augmented takes the published protocol,
-which computes the features of the training images anew in each epoch.
+which computes the features of the training images anew in each epoch. --before adds what its run kept on the way
+(`--run.keep_checkpoints`), measured by k-NN.
 """
 
 import argparse
@@ -62,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a weights file, or a name of the zoo")
     parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--before", nargs="+", type=Path, default=[], help="earlier checkpoints of the same run")
     parser.add_argument("--seed", type=int, default=0, help="of the untrained model")
     parser.add_argument("--epochs", type=int, default=100, help="of the linear probe")
     parser.add_argument("--batch-size", type=int, default=1024, help="of the linear probe")
@@ -92,6 +95,10 @@ def main() -> None:
                 **common,
             )
         rows.append(row(name, knn, linear))
+    for path in arguments.before:
+        earlier = untrained(model, 0)
+        xcit.load_weights(earlier, path)
+        rows.append(row(path.stem, evaluate_knn(earlier, splits, **common), None))
     pixels = [array for images in splits for array in pixels_of(images, model.info.preprocessing)]
     raw = knn_accuracies(*pixels)
     rows.append(row("raw pixels", raw, None))
