@@ -99,7 +99,7 @@ def _run(arguments: list[str], folder: Path, environment: dict[str, str], output
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    multiprocessing.set_start_method("fork", force=True)  # Linux's own; a fork of the server has the server's
+    multiprocessing.set_start_method(None, force=True)  # the default again, in place of the server's
     torch.set_num_threads(1)
     for number, path in enumerate(outputs, start=1):
         opened = os.open(path, os.O_WRONLY | os.O_APPEND)
