@@ -1,20 +1,11 @@
-"""Checkpoint files: reads every published kind without running what is in it, and writes without half-written files.
-
-A pickle is a program, so it is read by torch's restricted unpickler, which knows tensors and containers. The few other
-things that published checkpoints hold beside their weights become an `_Inert` each, which keeps and runs nothing.
-"""
+"""Checkpoint files: reads every published kind without running what is in it, and writes without half-written files."""
 
 import contextlib
 import hashlib
 import io
 import os
-import pickle
 import re
 import secrets
-import threading
-import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +19,7 @@ from torch import Tensor
 from xcit.errors import XCiTError
 from xcit.weights.dense import DenseKind, dense_to_native, detect_dense, xcit_of
 from xcit.weights.formats import detect_format, to_native
+from xcit.weights.pickles import brief, read_pickle
 
 StoredFormat = Literal["xcit", "official", "timm", "mmpretrain", "dino", "dense"]
 
@@ -84,7 +76,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> StoredWeight
     wrapper: str | None = None
     metadata: dict[str, str] = {}
     if kind != "safetensors":
-        tensors, wrapper = _unwrap(_unpickle(path, zipped=kind == "zip"), path, key)
+        tensors, wrapper = _unwrap(read_pickle(path, zipped=kind == "zip"), path, key)
     elif key is None:
         tensors, metadata = _read_safetensors(path)
     else:
@@ -180,92 +172,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise XCiTError(f"{path} is damaged or no safetensors file: {_brief(error)}") from error
+        raise XCiTError(f"{path} is damaged or no safetensors file: {brief(error)}") from error
     except OSError as error:
-        raise XCiTError(f"cannot read {path}: {error.strerror or _brief(error)}") from error
-
-
-# Reading: pickles
-
-
-class _Inert:
-    """Stands for an object of a pickle that is not loaded: swallows all that would make it, keeps and runs nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-_INERT_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (_Inert, name)
-    for name in (
-        # The command line that the official code and DINO save as `args`.
-        "argparse.Namespace",
-        # mmengine's training log, whose methods were pickled by name through getattr.
-        "mmengine.logging.history_buffer.HistoryBuffer",
-        "builtins.getattr",
-        # Arrays and numbers of NumPy in `meta`, by NumPy 1 and 2.
-        "numpy.ndarray",
-        "numpy.dtype",
-        "numpy.core.multiarray._reconstruct",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray._reconstruct",
-        "numpy._core.multiarray.scalar",
-    )
-]
-
-
-_UNPICKLING = threading.Lock()
-"""torch keeps its allow-list once a process, so that two threads would take it from one another."""
-
-
-def _unpickle(path: Path, zipped: bool) -> object:
-    if zipped:
-        _check_zip(path)
-    try:
-        with _UNPICKLING, warnings.catch_warnings(), torch.serialization.safe_globals(_INERT_GLOBALS):
-            # On pickle protocols and typed storage: nothing that the reader of a file could act on.
-            warnings.simplefilter("ignore")
-            if path.suffix == ".safetensors":  # torch goes by the name, which is wrong here
-                with path.open("rb") as file:
-                    return torch.load(file, map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            raise XCiTError(f"{path} is damaged or holds more than weights: refused, nothing was run") from error
-        raise XCiTError(
-            f"{path} asks to load {found[1]!r}, which is no part of any weights: refused, it was not run"
-        ) from error
-    except OSError as error:
-        raise XCiTError(f"cannot read {path}: {error.strerror or _brief(error)}") from error
-    except Exception as error:  # bytes that are no pickle may end in any exception
-        raise XCiTError(f"{path} is damaged or no PyTorch checkpoint: {_brief(error)}") from error
-
-
-def _check_zip(path: Path) -> None:
-    """Refuses an archive that is cut off, damaged or not torch's; torch itself does not compare the checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            names = {entry.filename.rpartition("/")[2] for entry in entries}
-            if "constants.pkl" in names:
-                raise XCiTError(f"{path} is a TorchScript program, not a checkpoint: save its state_dict instead")
-            # torch stores without compression, and a mapped file is read as it lies.
-            if "data.pkl" not in names or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise XCiTError(f"{path} is a zip archive, but no PyTorch checkpoint")
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise XCiTError(f"{path} is cut off or damaged: fetch it again") from error
-    except OSError as error:
-        raise XCiTError(f"cannot read {path}: {error.strerror or _brief(error)}") from error
-    if damaged is not None:
-        raise XCiTError(f"{path} is damaged: the checksum of {damaged!r} does not match; fetch it again")
+        raise XCiTError(f"cannot read {path}: {error.strerror or brief(error)}") from error
 
 
 # Reading: which tensors
@@ -296,13 +205,19 @@ def _unwrap(loaded: object, path: Path, key: str | None) -> tuple[dict[str, Tens
 
 def _networks_apart(loaded: dict[Any, Any]) -> dict[Any, Any]:
     """A checkpoint of one of our DINO runs, whose model is both networks and a centre, laid out as a published one."""
-    both = _tensors_of(loaded.get("model"))
-    if not all(any(name.startswith(f"{network}.backbone.") for name in both) for network in _DINO_NETWORKS):
+    both = loaded.get("model")
+    if not isinstance(both, dict):
         return loaded
-    return {
-        network: {name.removeprefix(f"{network}."): both[name] for name in both if name.startswith(f"{network}.")}
+    networks = {
+        network: {
+            name.removeprefix(f"{network}."): value
+            for name, value in both.items()
+            if isinstance(name, str) and name.startswith(f"{network}.")
+        }
         for network in _DINO_NETWORKS
     }
+    is_ours = all(any(name.startswith("backbone.") for name in network) for network in networks.values())
+    return networks if is_ours else loaded
 
 
 def _tensors_of(value: object) -> dict[str, Tensor]:
@@ -384,7 +299,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else _brief(error)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else brief(error)
         raise XCiTError(f"cannot write {path}: {reason}") from error
     finally:
         with contextlib.suppress(OSError):
@@ -398,9 +313,3 @@ def _some(names: Iterable[str]) -> str:
     names = list(names)
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _brief(error: BaseException) -> str:
-    """The first line of a message that is not ours, at most 120 characters."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:120]

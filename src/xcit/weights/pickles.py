@@ -1,0 +1,110 @@
+"""Pickles read without running what is in them.
+
+A pickle is a program, so it is read by torch's restricted unpickler, which knows tensors and containers. The few other
+things that published checkpoints hold beside their weights become an `_Inert` each, which keeps and runs nothing.
+"""
+
+import pickle
+import re
+import threading
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xcit.errors import XCiTError
+
+
+class _Inert:
+    """Stands for an object of a pickle that is not loaded: swallows all that would make it, keeps and runs nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_INERT_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_Inert, name)
+    for name in (
+        # The command line that the official code and DINO save as `args`.
+        "argparse.Namespace",
+        # mmengine's training log, whose methods were pickled by name through getattr.
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "builtins.getattr",
+        # Arrays and numbers of NumPy in `meta`, by NumPy 1 and 2.
+        "numpy.ndarray",
+        "numpy.dtype",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+    )
+]
+
+
+_UNPICKLING = threading.Lock()
+"""torch keeps its allow-list once a process, so that two threads would take it from one another."""
+
+
+def read_pickle(path: Path, *, zipped: bool) -> object:
+    """What a pickle holds, its tensors on the CPU; `zipped` tells torch's present file format from the one before.
+
+    Raises:
+        XCiTError: if the file can't be read, is damaged or no checkpoint, or asks to run code.
+    """
+    if zipped:
+        _check_zip(path)
+    try:
+        with _UNPICKLING, warnings.catch_warnings(), torch.serialization.safe_globals(_INERT_GLOBALS):
+            # On pickle protocols and typed storage: nothing that the reader of a file could act on.
+            warnings.simplefilter("ignore")
+            if path.suffix == ".safetensors":  # torch goes by the name, which is wrong here
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise XCiTError(f"{path} is damaged or holds more than weights: refused, nothing was run") from error
+        raise XCiTError(
+            f"{path} asks to load {found[1]!r}, which is no part of any weights: refused, it was not run"
+        ) from error
+    except OSError as error:
+        raise XCiTError(f"cannot read {path}: {error.strerror or brief(error)}") from error
+    except Exception as error:  # bytes that are no pickle may end in any exception
+        raise XCiTError(f"{path} is damaged or no PyTorch checkpoint: {brief(error)}") from error
+
+
+def _check_zip(path: Path) -> None:
+    """Refuses an archive that is cut off, damaged or not torch's; torch itself does not compare the checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            names = {entry.filename.rpartition("/")[2] for entry in entries}
+            if "constants.pkl" in names:
+                raise XCiTError(f"{path} is a TorchScript program, not a checkpoint: save its state_dict instead")
+            # torch stores without compression, and a mapped file is read as it lies.
+            if "data.pkl" not in names or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise XCiTError(f"{path} is a zip archive, but no PyTorch checkpoint")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise XCiTError(f"{path} is cut off or damaged: fetch it again") from error
+    except OSError as error:
+        raise XCiTError(f"cannot read {path}: {error.strerror or brief(error)}") from error
+    if damaged is not None:
+        raise XCiTError(f"{path} is damaged: the checksum of {damaged!r} does not match; fetch it again")
+
+
+def brief(error: BaseException) -> str:
+    """The first line of a message that is not ours, at most 120 characters."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:120]
