@@ -38,6 +38,9 @@ from xcit.training import build_task
 
 NUM_IMAGES_A_CLASS, BATCH_SIZE = 16, 8
 
+SHARED_BY = ("ddp", "fsdp2")
+"""How two processes share the model."""
+
 LIMIT = 1e-5
 """Of a tensor's difference, as a share of the tensor, both by their 2-norms."""
 
@@ -66,9 +69,6 @@ class Setting:
             run = {"max_device_batch": BATCH_SIZE if self.sync_batch_norm else BATCH_SIZE // 2}
         run["batch_size"] = BATCH_SIZE
         return squares_config(self.task, root / "data", epochs=epochs, run=run, draws_by_part=not self.sync_batch_norm)
-
-
-SHARED_BY = ("ddp", "fsdp2")
 
 
 def settings(tasks: Iterable[str], shared_by: Iterable[str]) -> list[Setting]:
@@ -182,8 +182,9 @@ def main() -> int:
             num_steps = epochs * (num_training_images(task, NUM_IMAGES_A_CLASS) // BATCH_SIZE)
             print(f"{task}, {num_steps} steps of {BATCH_SIZE} images; largest relative difference, limit {LIMIT:g}")
             print("two    one                  compared    tensors   difference")
-            good += [compare_weights(setting, root) for setting in settings([task], SHARED_BY)]
-            good += [compare_evaluation(setting, root) for setting in settings([task], SHARED_BY)]
+            two = settings([task], SHARED_BY)
+            good += [compare_weights(setting, root) for setting in two]
+            good += [compare_evaluation(setting, root) for setting in two]
     return 0 if all(good) else 1
 
 

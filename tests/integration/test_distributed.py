@@ -34,8 +34,8 @@ def test_two_processes_reach_the_weights_of_one_and_evaluate_each_image_once():
     assert done.stdout.count("evaluation of 7 images: equal") == 8
 
 
-@pytest.mark.parametrize(("task", "processes"), [("classification", 2), ("dino", 1)])
-def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes):
+@pytest.mark.parametrize(("task", "processes", "num_steps"), [("classification", 2, 16), ("dino", 1, 18)])
+def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes, num_steps):
     fields = {"batch_size": 8, "num_workers": 2, "save_every_steps": 3}
     draw_squares(Path("data"), 25)
     save_yaml(squares_config(task, Path("data"), epochs=2, run=fields), Path("squares.yaml"))
@@ -47,8 +47,9 @@ def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes):
     alone = run("alone").finish()
     assert alone.status == 0, alone.err
     killed = run("killed")
-    # In the middle of a save, the second one.
-    while killed.running and not (step_of(Path("killed")) >= 4 and Path("killed/last.pt.part").exists()):
+    while killed.running and step_of(Path("killed")) < 4:
+        time.sleep(0.001)
+    while killed.running and not Path("killed/last.pt.part").exists():  # in the middle of a save, not the first
         time.sleep(0.001)
     killed.send(signal.SIGKILL)
     assert killed.finish().status == -signal.SIGKILL
@@ -56,6 +57,7 @@ def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes):
     resumed = run("killed").finish()
     assert resumed.status == 0, resumed.err
     assert compare(Path("alone"), Path("killed"))
+    assert step_of(Path("killed")) == num_steps
 
     if processes == 2:  # one goes on from them
         more = xcit("train", "squares.yaml", "--out", "killed", "--resume", "--schedule.epochs", 3, "--device", "cpu")

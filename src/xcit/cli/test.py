@@ -1,6 +1,5 @@
 """`xcit test`: a checkpoint measured on labelled images."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -71,9 +70,10 @@ def test(
         click.echo(f"xcit: {problem}", err=True)
     for line in (f"images {result.report.num_images}", *result.lines()):
         click.echo(line)
-    for path in result.write(out or _folder(config), config=config, checkpoint=checkpoint, data=data):
+    written = result.write(out or _folder(config), config=config, checkpoint=checkpoint, data=data)
+    for path in written:
         click.echo(f"wrote  {path}")
-    if isinstance(result, ClassificationResult) and find_spec("matplotlib") is None:
+    if isinstance(result, ClassificationResult) and written[-1].suffix != ".png":
         click.echo("no picture of the confusion matrix: it needs matplotlib (pip install 'xcit[train]')", err=True)
     num_unreadable = len(result.report.unreadable)
     if not num_unreadable:

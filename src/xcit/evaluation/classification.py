@@ -31,10 +31,6 @@ class ClassificationResult(TestResult):
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return self.report.unreadable
-
     def lines(self) -> list[str]:
         report = self.report
         return [f"top-1  {report.top1:.2f}%", f"top-5  {report.top5:.2f}%", f"loss   {report.loss:.4f}"]
@@ -43,11 +39,9 @@ class ClassificationResult(TestResult):
         report = self.report
         return {
             "preprocessing": dataclasses.asdict(self.preprocessing),
-            "num_images": report.num_images,
             "top1": report.top1,
             "top5": report.top5,
             "loss": report.loss,
-            "unreadable": list(report.unreadable),
         }
 
     def write_tables(self, folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ class DetectionResult(TestResult):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        return (*self.data_problems, *self.report.unreadable)
+        return (*self.data_problems, *super().problems)
 
     def lines(self) -> list[str]:
         """COCO's twelve numbers of boxes and of masks, as its own code prints them."""
@@ -40,12 +40,10 @@ class DetectionResult(TestResult):
     def content(self) -> dict[str, Any]:
         precision = self.report.precision
         return {
-            "num_images": self.report.num_images,
             **{
                 kind: {name: None if math.isnan(value) else value for name, value in zip(NAMES, values, strict=True)}
                 for kind, values in (("box", precision.boxes), ("mask", precision.masks))
             },
-            "unreadable": list(self.report.unreadable),
             "problems": list(self.data_problems),
         }
 

@@ -30,9 +30,10 @@ class TestResult(ABC):
     report: Any
 
     @property
-    @abstractmethod
     def problems(self) -> tuple[str, ...]:
         """A line for each thing that was not measured, and each that is not as it should be in the data."""
+        unreadable: tuple[str, ...] = self.report.unreadable
+        return unreadable
 
     @abstractmethod
     def lines(self) -> list[str]:
@@ -40,7 +41,7 @@ class TestResult(ABC):
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
-        """What report.json holds, as JSON has it."""
+        """What report.json holds of the task, as JSON has it."""
 
     def write_tables(self, folder: Path) -> list[Path]:
         """Writes what is better read as a table or seen as a picture; gives the files' paths."""
@@ -54,7 +55,8 @@ class TestResult(ABC):
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "report.json"
-        content = {"config": config, "checkpoint": checkpoint, "data": data} | self.content()
+        content = {"config": config, "checkpoint": checkpoint, "data": data, "num_images": self.report.num_images}
+        content |= self.content() | {"unreadable": list(self.report.unreadable)}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         return [path, *self.write_tables(folder)]
 

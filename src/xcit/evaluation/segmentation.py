@@ -24,10 +24,6 @@ class SegmentationResult(TestResult):
     recipe: SegmentationConfig
     window: SlidingWindow | None
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return self.report.unreadable
-
     def lines(self) -> list[str]:
         return [f"{name:6s} {value:.2f}%" for name, value in self.report.figures().items()]
 
@@ -35,9 +31,7 @@ class SegmentationResult(TestResult):
         return {
             "preprocessing": dataclasses.asdict(self.recipe.preprocessing),
             "window": None if self.window is None else dataclasses.asdict(self.window),
-            "num_images": self.report.num_images,
             **self.report.figures(),
-            "unreadable": list(self.report.unreadable),
         }
 
     def write_tables(self, folder: Path) -> list[Path]:
