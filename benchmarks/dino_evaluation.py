@@ -26,7 +26,7 @@ from xcit.data.preprocess import preprocess
 from xcit.knn import KNNReport, evaluate_knn, knn_accuracies
 from xcit.linear import LinearReport, train_linear
 from xcit.models import Preprocessing, XCiT
-from xcit.tasks.labelled_features import open_train_and_val
+from xcit.training.tasks.labelled_features import open_train_and_val
 
 LRS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """For a batch of 256. The published one is the first; small models on small data need more."""

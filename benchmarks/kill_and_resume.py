@@ -28,9 +28,9 @@ import torch
 from squares import TASKS, draw_squares, num_training_images, squares_config
 
 import xcit
-from xcit.engine.checkpoint import LAST, load_checkpoint
-from xcit.engine.config import save_yaml
-from xcit.engine.log import LOG, read_log
+from xcit.training.engine.checkpoint import LAST, load_checkpoint
+from xcit.training.engine.config import save_yaml
+from xcit.training.engine.log import LOG, read_log
 from xcit.weights.files import read_checkpoint
 
 NUM_IMAGES_A_CLASS, BATCH_SIZE, SAVE_EVERY = 25, 8, 3

@@ -28,13 +28,13 @@ from squares import HOLDOUT, TASKS, draw_squares, num_training_images, squares_c
 from torch import nn
 
 import xcit
-from xcit.engine.checkpoint import LAST, load_checkpoint
-from xcit.engine.distribution import Processes
-from xcit.engine.train import train
-from xcit.recipes import TrainingConfig
-from xcit.tasks.classification import ClassificationTask, evaluate_classification
-from xcit.tasks.dino import DINOTask
-from xcit.training import build_task
+from xcit.training.engine.checkpoint import LAST, load_checkpoint
+from xcit.training.engine.distribution import Processes
+from xcit.training.engine.train import train
+from xcit.training.recipes import TrainingConfig
+from xcit.training.run import build_task
+from xcit.training.tasks.classification import ClassificationTask, evaluate_classification
+from xcit.training.tasks.dino import DINOTask
 
 NUM_IMAGES_A_CLASS, BATCH_SIZE = 16, 8
 

@@ -8,12 +8,12 @@ from PIL import Image
 
 from xcit.data.loader import AugmentationConfig
 from xcit.data.multi_crop import MultiCropConfig
-from xcit.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.models import Preprocessing, XCiTConfig
 from xcit.models.dino import DINOHeadConfig
-from xcit.recipes import TrainingConfig
-from xcit.tasks.classification import ClassificationConfig
-from xcit.tasks.dino import DINOConfig, TeachingConfig
+from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
+from xcit.training.recipes import TrainingConfig
+from xcit.training.tasks.classification import ClassificationConfig
+from xcit.training.tasks.dino import DINOConfig, TeachingConfig
 
 COLOURS = {"blue": (30, 60, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
 

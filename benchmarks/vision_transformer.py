@@ -21,12 +21,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from xcit.data.classification import open_labelled_images
-from xcit.engine.config import override
-from xcit.engine.distribution import Processes
-from xcit.engine.log import read_log
-from xcit.engine.train import Progress, train
-from xcit.recipes import get_recipe
-from xcit.tasks.classification import ClassificationTask, evaluate_classification
+from xcit.training.engine.config import override
+from xcit.training.engine.distribution import Processes
+from xcit.training.engine.log import read_log
+from xcit.training.engine.train import Progress, train
+from xcit.training.recipes import get_recipe
+from xcit.training.tasks.classification import ClassificationTask, evaluate_classification
 from xcit.zoo import get_model
 
 RECIPE = "xcit-pico-fashion-mnist"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xcit.models import XCiT as XCiT
     from xcit.models import XCiTConfig as XCiTConfig
     from xcit.segmenting import segment as segment
-    from xcit.training import train as train
+    from xcit.training.run import train as train
     from xcit.weights.convert import convert as convert
     from xcit.zoo import fetch as fetch
     from xcit.zoo import find_checkpoint as find_checkpoint
@@ -51,7 +51,7 @@ _HOME = {
     "save_model": "zoo",
     "segment": "segmenting",
     "test": "evaluation",
-    "train": "training",
+    "train": "training.run",
     "train_linear": "linear",
     "verify": "zoo",
 }

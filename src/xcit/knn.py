@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcit.data.classification import LabelledImages
-from xcit.engine.config import RunConfig
-from xcit.engine.distribution import Processes, num_started_processes
-from xcit.engine.task import Layout, Reduce
 from xcit.errors import XCiTError
 from xcit.inference import default_device, prepare_model
 from xcit.models import Preprocessing, XCiT
-from xcit.tasks.labelled_features import extract, feature_cache, open_train_and_val, share_of
+from xcit.training.engine.config import RunConfig
+from xcit.training.engine.distribution import Processes, num_started_processes
+from xcit.training.engine.task import Layout, Reduce
+from xcit.training.tasks.labelled_features import extract, feature_cache, open_train_and_val, share_of
 
 KS = (10, 20, 100, 200)
 """The published numbers of neighbours."""

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 
-from xcit.engine.checkpoint import LAST
-from xcit.engine.config import RunConfig, load_yaml, save_yaml
-from xcit.engine.curves import draw_run
-from xcit.engine.distribution import Processes
-from xcit.engine.train import Progress
-from xcit.engine.train import train as train_task
 from xcit.errors import XCiTError
 from xcit.inference import default_device, find_model, prepare_model
 from xcit.models import ModelInfo, XCiT
 from xcit.models.fused import FusedXCiT
-from xcit.tasks.labelled_features import backbone_digest, extract, feature_cache, open_train_and_val, share_of
-from xcit.tasks.linear import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
+from xcit.training.engine.checkpoint import LAST
+from xcit.training.engine.config import RunConfig, load_yaml, save_yaml
+from xcit.training.engine.curves import draw_run
+from xcit.training.engine.distribution import Processes
+from xcit.training.engine.train import Progress
+from xcit.training.engine.train import train as train_task
+from xcit.training.tasks.labelled_features import backbone_digest, extract, feature_cache, open_train_and_val, share_of
+from xcit.training.tasks.linear import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
 
 CONFIG = "config.yaml"

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from xcit import XCiT
-from xcit.engine.config import OptimizerConfig
-from xcit.engine.optimizer import build_optimizer
+from xcit.training.engine.config import OptimizerConfig
+from xcit.training.engine.optimizer import build_optimizer
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
 

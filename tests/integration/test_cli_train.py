@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from xcit.recipes import RECIPES
+from xcit.training.recipes import RECIPES
 from xcit.weights.files import read_checkpoint
 
 NANO = "xcit-nano-12-p16_8xb128_in1k"

@@ -30,11 +30,11 @@ import sys
 import torch
 from torch import nn
 from xcit.data.coco import open_coco
-from xcit.engine.task import Layout
+from xcit.training.engine.task import Layout
 from xcit.models.detection.mask_rcnn import MaskRCNN
 from xcit.models.detection.roi_heads import Detections
-from xcit.recipes import get_recipe
-from xcit.tasks.detection import evaluate_detection
+from xcit.training.recipes import get_recipe
+from xcit.training.tasks.detection import evaluate_detection
 
 images = open_coco(sys.argv[1], "val")
 
@@ -51,7 +51,7 @@ class Knowing(MaskRCNN):
         scores = (torch.rand(len(labels), generator=draw) * 4).round() / 4  # ties too
         return Detections(boxes, labels, scores, torch.ones(len(labels), 28, 28))
 
-from xcit.tasks.detection import _MeasuredImages
+from xcit.training.tasks.detection import _MeasuredImages
 pixels = [pixels for _, pixels, _ in _MeasuredImages(images, 3)]
 layout = None
 if len(sys.argv) > 2:

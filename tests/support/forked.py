@@ -18,7 +18,14 @@ from pathlib import Path
 
 import torch
 
-PRELOADED = ("timm.data", "xcit.training", "xcit.knn", "xcit.linear", "xcit.tasks.detection", "xcit.tasks.segmentation")
+PRELOADED = (
+    "timm.data",
+    "xcit.training.run",
+    "xcit.knn",
+    "xcit.linear",
+    "xcit.training.tasks.detection",
+    "xcit.training.tasks.segmentation",
+)
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(PRELOADED))

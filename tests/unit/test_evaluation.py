@@ -16,11 +16,11 @@ from PIL import Image
 from xcit import evaluation
 from xcit.data.images import read_image
 from xcit.data.preprocess import preprocess
-from xcit.engine.config import save_yaml
 from xcit.errors import XCiTError
 from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig, published_preprocessing
 from xcit.segmenting import SlidingWindow
-from xcit.tasks.classification import ClassificationConfig
+from xcit.training.engine.config import save_yaml
+from xcit.training.tasks.classification import ClassificationConfig
 from xcit.zoo import save_model
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
 

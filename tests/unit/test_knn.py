@@ -8,11 +8,11 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from xcit import knn
-from xcit.engine.task import Layout
 from xcit.errors import XCiTError
 from xcit.knn import NOWHERE, evaluate_knn, knn_accuracies, place_of_class
 from xcit.models import XCiT, XCiTConfig
-from xcit.tasks.labelled_features import feature_cache
+from xcit.training.engine.task import Layout
+from xcit.training.tasks.labelled_features import feature_cache
 from xcit.zoo import get_model, save_model
 
 TEMPERATURE = 0.07

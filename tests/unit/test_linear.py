@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from xcit.engine.log import read_log
-from xcit.engine.train import Progress, Stopped
 from xcit.errors import XCiTError
 from xcit.inference import predict
 from xcit.linear import LinearReport, train_linear
 from xcit.models import XCiT
-from xcit.tasks.labelled_features import feature_cache
+from xcit.training.engine.log import read_log
+from xcit.training.engine.train import Progress, Stopped
+from xcit.training.tasks.labelled_features import feature_cache
 from xcit.weights.files import read_checkpoint
 from xcit.zoo import save_model
 

@@ -67,8 +67,8 @@ def linear(
     need_packages("xcit linear", "timm", "accelerate")
     from xcit.cli import SOME_FAILED
     from xcit.cli.run_display import run_display
-    from xcit.engine.train import Stopped
     from xcit.linear import train_linear
+    from xcit.training.engine.train import Stopped
 
     place = checked_device(device)
     network = load_model(model, weights, None)

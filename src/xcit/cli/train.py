@@ -10,8 +10,8 @@ from xcit.cli.processes import STOPPED, is_main, need_packages, one_voice
 from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
-    from xcit.engine.train import Stopped
-    from xcit.recipes import TrainingConfig
+    from xcit.training.engine.train import Stopped
+    from xcit.training.recipes import TrainingConfig
 
 _OPTIONS = ("data", "out", "resume", "device")
 
@@ -84,9 +84,9 @@ def train(
     config = _config(recipe, _pairs(recipe, changes) | ({"data": data} if data else {}), _OPTIONS)
     from xcit.cli.options import checked_device
     from xcit.cli.run_display import run_display
-    from xcit.engine.train import Stopped
     from xcit.inference import default_device
-    from xcit.training import train as train_recipe
+    from xcit.training.engine.train import Stopped
+    from xcit.training.run import train as train_recipe
 
     path = Path(recipe)
     directory = out or (path.parent if path.name == "config.yaml" else Path("runs") / config.name)
@@ -145,7 +145,7 @@ def config(recipe: str | None, changes: tuple[str, ...]) -> None:
         return
     import yaml
 
-    from xcit.engine.config import to_dict
+    from xcit.training.engine.config import to_dict
 
     click.echo(yaml.safe_dump(to_dict(_config(recipe, _pairs(recipe, changes))), sort_keys=False), nl=False)
 
@@ -154,7 +154,7 @@ def _list_recipes() -> None:
     from functools import partial
     from inspect import getdoc
 
-    from xcit.recipes import RECIPES
+    from xcit.training.recipes import RECIPES
 
     width = max(map(len, RECIPES))
     for name, recipe in RECIPES.items():
@@ -166,8 +166,8 @@ def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -
     """A recipe with some fields set; `options` are the verb's own, which may be what was meant."""
     from difflib import get_close_matches
 
-    from xcit.engine.config import override, to_dict
-    from xcit.recipes import get_recipe
+    from xcit.training.engine.config import override, to_dict
+    from xcit.training.recipes import get_recipe
 
     config = get_recipe(recipe)
     for name in pairs.keys() - to_dict(config).keys():

@@ -11,11 +11,11 @@ from xcit.evaluation.detection import measure_detector
 from xcit.evaluation.result import Measuring, TestResult
 from xcit.evaluation.segmentation import measure_segmenter
 from xcit.inference import default_device
-from xcit.recipes import get_recipe
 from xcit.segmenting import SlidingWindow
-from xcit.tasks.classification import ClassificationConfig
-from xcit.tasks.detection import DetectionConfig
-from xcit.tasks.segmentation import SegmentationConfig
+from xcit.training.recipes import get_recipe
+from xcit.training.tasks.classification import ClassificationConfig
+from xcit.training.tasks.detection import DetectionConfig
+from xcit.training.tasks.segmentation import SegmentationConfig
 from xcit.zoo.records import Protocol
 
 __all__ = ["TestResult", "test"]

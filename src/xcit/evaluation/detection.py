@@ -10,8 +10,8 @@ import torch
 from xcit.data.coco import open_coco
 from xcit.errors import XCiTError
 from xcit.evaluation.result import Measuring, TestResult
-from xcit.tasks.average_precision import DESCRIPTIONS, NAMES
-from xcit.tasks.detection import DetectionConfig, DetectionReport, evaluate_detection, load_for
+from xcit.training.tasks.average_precision import DESCRIPTIONS, NAMES
+from xcit.training.tasks.detection import DetectionConfig, DetectionReport, evaluate_detection, load_for
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from xcit.errors import XCiTError
 from xcit.evaluation.result import Measuring, TestResult, write_confusion, write_table
 from xcit.models import Segmenter
 from xcit.segmenting import SlidingWindow
-from xcit.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation
+from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation
 from xcit.zoo import get_model
 from xcit.zoo.load import is_file, load_segmenter_as
 

@@ -1,0 +1,173 @@
+"""A run's log as a picture: the loss, every figure that is watched, and the learning rate."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xcit.training.engine.log import LOG, read_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_STRONG, _FAINT, _OTHER = "#08519c", "#9ecae1", "#d95f02"
+"""Two blues of the confusion matrix, and a colour that is told from them in grey too."""
+
+_LABELS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
+"""What a figure is called, with its unit, where its name alone does not say."""
+
+_NO_FIGURES = {"epoch", "step", "loss", "lr", "seconds", "images_per_second", "data_wait"}
+"""Numbers of an epoch's line that do not come from an evaluation."""
+
+_FEW = 60
+"""Points up to which each gets a mark."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Curve:
+    places: Sequence[float]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Log:
+    """A log's lines, by their number of steps, each once."""
+
+    steps: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]
+
+    @property
+    def steps_per_epoch(self) -> float | None:
+        """Steps of an epoch, none if not one was finished."""
+        return self.epochs[-1]["step"] / self.epochs[-1]["epoch"] if self.epochs else None
+
+    @property
+    def end(self) -> float:
+        """Where the last line stands, in epochs, or in steps where no epoch was finished."""
+        last: int = max(line["step"] for line in (*self.steps[-1:], *self.epochs[-1:]))
+        return last / (self.steps_per_epoch or 1)
+
+    @property
+    def figures(self) -> list[str]:
+        """What the evaluations measured, in the order of their first lines."""
+        names = {name: None for line in self.epochs for name in line if _is_number(line[name])}
+        return [name for name in names if name not in _NO_FIGURES]
+
+    def curve(self, lines: Sequence[dict[str, Any]], name: str) -> _Curve:
+        """One number of the lines that have it, over epochs, or over steps where no epoch was finished."""
+        found = [line for line in lines if _is_number(line.get(name))]
+        unit = self.steps_per_epoch or 1
+        return _Curve(places=[line["step"] / unit for line in found], values=[line[name] for line in found])
+
+
+def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> None:
+    """Draws the curves of a run's log, if there is one, to `curves.png` in its folder.
+
+    A run's end, good or bad, is not hidden behind a picture that can't be drawn: then there is a warning.
+    """
+    try:
+        if (directory / LOG).exists():
+            draw_curves(directory / LOG, directory / "curves.png", title)
+    except (ImportError, OSError) as error:
+        announce(f"warning: the curves could not be drawn: {error}")
+
+
+def draw_curves(log: Path, picture: Path, title: str) -> None:
+    """Draws loss, figures and learning rate of a run over its epochs.
+
+    Faint is each step that was logged, strong the mean of an epoch. A line that a crash cut off is left out; of a part
+    that was logged twice, as by a run that was resumed, the later lines count. Without lines no picture is made.
+
+    Args:
+        log: a run's `log.jsonl`.
+        picture: a PNG.
+        title: above the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    run = _read(log)
+    if not run.steps and not run.epochs:
+        return
+    with_loss = [name for name in run.figures if name.endswith("loss")]
+    panels = ["loss", *(name for name in run.figures if name not in with_loss), "lr"]
+    num_rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(10, 0.5 + 3.1 * num_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontweight="bold", parse_math=False)
+    for index, name in enumerate(panels):
+        axes = figure.add_subplot(num_rows, 2, index + 1)
+        if name == "loss":
+            _draw_loss(axes, run, with_loss)
+        elif name == "lr":
+            _draw_learning_rate(axes, run)
+        else:
+            _draw_figure(axes, run.curve(run.epochs, name), _label(name))
+        axes.set_xlabel("epoch" if run.epochs else "step")
+        axes.set_xlim(0, run.end * 1.02)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=110)
+
+
+def _read(log: Path) -> _Log:
+    by_kind: dict[str, dict[int, dict[str, Any]]] = {"step": {}, "epoch": {}}
+    for line in read_log(log):
+        if isinstance(line, dict) and line.get("kind") in by_kind and _is_number(line.get("step")):
+            by_kind[line["kind"]][line["step"]] = line
+    steps, epochs = ([lines[step] for step in sorted(lines)] for lines in by_kind.values())
+    return _Log(steps=steps, epochs=epochs)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _draw_loss(axes: "Axes", run: _Log, others: Sequence[str]) -> None:
+    steps, epochs = run.curve(run.steps, "loss"), run.curve(run.epochs, "loss")
+    if steps.values:
+        axes.plot(
+            steps.places, steps.values, color=_FAINT, linewidth=0.8, **_marks(steps), label="training, single steps"
+        )
+    if epochs.values:
+        # The mean of an epoch stands in its middle, for it tells of the model of all its steps.
+        middles = [place - 0.5 for place in epochs.places]
+        axes.plot(middles, epochs.values, color=_STRONG, **_marks(epochs), label="training, mean of an epoch")
+    for index, name in enumerate(others):
+        curve = run.curve(run.epochs, name)
+        label = "validation" if name == "val_loss" else _label(name)
+        axes.plot(curve.places, curve.values, ("-", "--", ":")[index % 3], color=_OTHER, **_marks(curve), label=label)
+    axes.set_title("loss")
+    axes.legend(frameon=False)
+
+
+def _draw_figure(axes: "Axes", curve: _Curve, label: str) -> None:
+    axes.plot(curve.places, curve.values, color=_STRONG, **_marks(curve))
+    highest = max(range(len(curve.values)), key=curve.values.__getitem__)
+    axes.plot(curve.places[highest], curve.values[highest], "o", color=_OTHER, markersize=6)
+    axes.set_title(
+        f"{label}: highest {curve.values[highest]:.2f} in epoch {curve.places[highest]:.0f}, "
+        f"last {curve.values[-1]:.2f}",
+        parse_math=False,
+    )
+
+
+def _draw_learning_rate(axes: "Axes", run: _Log) -> None:
+    # A short run may have logged no step: then there are its epochs' ends.
+    curve = run.curve(run.steps if len(run.steps) > 1 else run.epochs, "lr")
+    axes.plot(curve.places, curve.values, color=_STRONG, **_marks(curve))
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    axes.set_title("learning rate")
+
+
+def _label(name: str) -> str:
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def _marks(curve: _Curve) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 3} if len(curve.values) <= _FEW else {}

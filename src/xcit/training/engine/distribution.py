@@ -1,0 +1,226 @@
+"""The processes of a run, one or as many as torchrun started: device, precision, the model among them, and their talk.
+
+Accelerate finds the processes and their devices and scales losses; torch copies (DDP) or shards (FSDP2) the model.
+"""
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from xcit.errors import XCiTError
+from xcit.training.engine.batch_norm import average_statistics, synchronise
+from xcit.training.engine.config import RunConfig
+from xcit.training.engine.task import Layout, divide
+
+_MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+_CLIP_EPS = 1e-6
+"""What torch adds to a norm that it divides by."""
+
+
+@runtime_checkable
+class _Checkpointing(Protocol):
+    """A model that can recompute its activations; the name is timm's."""
+
+    def set_grad_checkpointing(self, enable: bool) -> None: ...
+
+
+class Processes:
+    """What one process of a run knows of itself and the others.
+
+    Attributes:
+        device: where this process computes.
+        layout: its share of a global batch.
+    """
+
+    def __init__(self, run: RunConfig, device: torch.device) -> None:
+        """Joins the processes that torchrun started, if it did.
+
+        Raises:
+            XCiTError: if they do not find one another, or the settings do not go together.
+        """
+        expected = num_started_processes()
+        if run.dtype == "float16" and device.type != "cuda":
+            raise XCiTError(f"run.dtype float16 needs a GPU, not {device}: use bfloat16")
+        if run.dtype == "float16" and run.parallel == "fsdp2":
+            raise XCiTError("run.dtype float16 does not go with run.parallel fsdp2: use bfloat16")
+        if device.type == "cuda" and device.index is not None and expected == 1:
+            torch.cuda.set_device(device)
+        # Accelerate keeps its settings for the life of a process, and refuses others in a second run.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=_MIXED_PRECISION[run.dtype])
+        self._run = run
+        self.device: torch.device = self._accelerator.device
+        world_size: int = self._accelerator.num_processes
+        if world_size != expected:
+            raise XCiTError(f"torchrun started {expected} processes, {world_size} found one another")
+        self.layout: Layout = divide(
+            run.batch_size,
+            max_device_batch=run.max_device_batch,
+            rank=self._accelerator.process_index,
+            world_size=world_size,
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.layout.rank == 0
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of every weight."""
+        return self._run.parallel == "fsdp2" and self.layout.world_size > 1
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        """The model on this process's device, with batch norms as the run wants them, not yet shared."""
+        if self._run.sync_batch_norm and self.layout.world_size > 1:
+            model = synchronise(model, self.device)
+        if self._run.grad_checkpointing:
+            if not isinstance(model, _Checkpointing):
+                raise XCiTError(f"run.grad_checkpointing: {type(model).__name__} has no set_grad_checkpointing")
+            model.set_grad_checkpointing(True)
+        return model.to(self.device)
+
+    def share_model(self, model: nn.Module) -> nn.Module:
+        """The module to call in training: the model itself, or what keeps its copies or shards together.
+
+        The weights must be the same in all processes. A sharded model keeps its parameters' order and names.
+        """
+        if self._run.compile:
+            model.compile()
+        if self.is_sharded:
+            return self.shard(model)
+        if self.layout.world_size == 1:
+            return model
+        # A depthwise weight has one stride that means nothing, and DDP finds it different in the gradient.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        devices = None if self.device.type == "cpu" else [self.device]
+        # Batch norms' statistics are averaged after each step instead of copied from the first process before it.
+        if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # from torch 2.13 on
+            return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+    def shard(self, model: nn.Module) -> nn.Module:
+        """Shards a model in place (FSDP2), each block of its lists on its own."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.layout.world_size,))
+        for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
+
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The optimiser, which with float16 leaves out steps whose gradients overflowed."""
+        return self._accelerator.prepare_optimizer(optimizer)
+
+    @contextmanager
+    def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
+        """Around forward and backward pass of a part: gradients are shared with the last part only."""
+        if self.is_sharded:
+            model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        waiting: AbstractContextManager[Any] = nullcontext()
+        if not last and isinstance(model, DistributedDataParallel):
+            waiting = model.no_sync()
+        with waiting:
+            yield
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Around the forward pass: computes in the run's precision."""
+        return self._accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass, of a scaled loss with float16."""
+        self._accelerator.backward(loss)
+
+    def clip_gradients(self, model: nn.Module, max_norm: float, mode: Literal["all", "each"]) -> None:
+        """Scales all gradients so that their common norm is at most `max_norm`, or each so that its own is."""
+        if mode == "all":
+            self._accelerator.clip_grad_norm_(model.parameters(), max_norm)
+            return
+        self._accelerator.unscale_gradients()
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                norm = _gathered(parameter.grad.norm())
+                parameter.grad.mul_((max_norm / (norm + _CLIP_EPS)).clamp(max=1))
+
+    def after_step(self, model: nn.Module) -> None:
+        """Makes the processes' batch norms agree on their statistics, where they saw different images."""
+        if self.layout.world_size > 1 and not self._run.sync_batch_norm:
+            average_statistics(model, self.reduce, self.layout.world_size)
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The loss scale's state; none without float16."""
+        return self._accelerator.scaler
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over the processes, the same in each."""
+        total: Tensor = self._accelerator.reduce(tensor, "sum")
+        return total
+
+    def gather(self, lines: list[str]) -> list[str]:
+        """The lines of all processes, in their order."""
+        if self.layout.world_size == 1:
+            return lines
+        gathered: list[str] = gather_object(lines)
+        return gathered
+
+    def close(self) -> None:
+        """Takes leave of the other processes."""
+        if self.layout.world_size > 1:
+            torch.distributed.destroy_process_group()
+
+
+def num_started_processes() -> int:
+    """How many processes torchrun started for this run, 1 without it.
+
+    Raises:
+        XCiTError: if the environment names no number.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if not count.isdecimal():
+        raise XCiTError(f"WORLD_SIZE is {count!r}, must be the number of processes: start them with torchrun")
+    return int(count)
+
+
+def whole(value: Any) -> Any:
+    """A state dict with every sharded tensor gathered; all processes must call it."""
+    return _map_tensors(value, _gathered)
+
+
+def sharded_like(value: Any, parameter: Tensor) -> Any:
+    """A whole tensor of a parameter's shape, sharded as the parameter is; anything else as it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(part, function) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_tensors(part, function) for part in value)
+    return value
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full

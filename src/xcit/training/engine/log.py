@@ -1,0 +1,89 @@
+"""What a run writes of itself: a line of JSON for some steps and every epoch, and the same to trackers."""
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from xcit.errors import XCiTError
+from xcit.training.engine.config import RunConfig
+
+LOG = "log.jsonl"
+"""The log's name in a run's folder."""
+
+Line = Mapping[str, Any]
+
+
+def check_trackers(run: RunConfig) -> None:
+    """Checks that the trackers' packages are there.
+
+    Raises:
+        XCiTError: if one is not.
+    """
+    for tracker in run.trackers:
+        if find_spec(tracker) is None:
+            raise XCiTError(f"run.trackers: {tracker} is not installed: pip install {tracker}")
+
+
+class RunLog:
+    """The log of a run; only the main process has one."""
+
+    def __init__(self, directory: Path, run: RunConfig) -> None:
+        self.path = directory / LOG
+        self._trackers = [_tracker(name, directory) for name in run.trackers]
+
+    def rewind(self, *, epochs: int, steps: int) -> None:
+        """Drops what a run wrote after the point from which it goes on: after so many whole epochs, and steps."""
+        if not self.path.exists():
+            return
+        limits = {"epoch": epochs, "step": steps}
+        kept = [line for line in read_log(self.path) if line[line["kind"]] <= limits[line["kind"]]]
+        part = self.path.with_name(f"{LOG}.part")
+        part.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
+        part.replace(self.path)
+
+    def write(self, line: Line) -> None:
+        """Adds a line.
+
+        Raises:
+            XCiTError: if it can't be written.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise XCiTError(f"{self.path}: could not be written: {error}") from error
+        numbers = {f"{line['kind']}/{name}": value for name, value in line.items() if isinstance(value, float)}
+        for tracker in self._trackers:
+            tracker.log(numbers, step=line["step"])
+
+    def close(self) -> None:
+        """Finishes what the trackers have begun."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; one that a crash cut off is left out, and what is no line of ours."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and line.get("kind") in ("step", "epoch") and {"step", "epoch"} <= line.keys():
+            lines.append(line)
+    return lines
+
+
+def _tracker(name: str, directory: Path) -> Any:
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    if name == "tensorboard":
+        tracker: Any = TensorBoardTracker("tensorboard", logging_dir=directory)
+    else:
+        # A resumed run is a new one there, of the same group.
+        tracker = WandBTracker("xcit", dir=str(directory), name=directory.name, group=directory.name)
+    tracker.start()
+    return tracker

@@ -1,0 +1,144 @@
+"""The optimiser with the published parameter groups, and the schedules of its learning rate and weight decay."""
+
+import math
+from typing import Any
+
+import timm.optim
+import timm.scheduler
+import timm.scheduler.scheduler
+import torch
+from torch import nn
+
+from xcit.errors import XCiTError
+from xcit.training.engine.config import OptimizerConfig, ScheduleConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD on what is not frozen; biases and one-dimensional parameters, or layer norms, are not decayed.
+
+    Args:
+        model: with `layer_decay` below 1 it tells the order of its layers by a `group_matcher`, as timm's models do.
+        config: the numbers. With `layer_decay` each group has an `lr_scale`, which the schedule multiplies in.
+
+    Raises:
+        XCiTError: if layers are to be told apart and the model does not say how, or nothing is left to train.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise XCiTError("every parameter is frozen: there is nothing left to train")
+    if config.undecayed == "layer_norms":
+        groups = _layer_norms_apart(model, config.weight_decay)
+    elif config.layer_decay == 1:
+        groups = timm.optim.param_groups_weight_decay(model, config.weight_decay)
+    elif hasattr(model, "group_matcher"):
+        groups = timm.optim.param_groups_layer_decay(
+            model, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+        )
+    else:
+        raise XCiTError(
+            f"optimizer.layer_decay is {config.layer_decay}, but a {type(model).__name__} does not tell the order of "
+            "its layers (group_matcher): set it to 1"
+        )
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def _layer_norms_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm)
+        for parameter in module.parameters()
+    }
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if id(parameter) in norms], "weight_decay": 0.0},
+        {"params": [parameter for parameter in trained if id(parameter) not in norms], "weight_decay": weight_decay},
+    ]
+
+
+class _Cosine(timm.scheduler.CosineLRScheduler):
+    """timm's schedule, which here may stand still for some steps."""
+
+    steps_at_once = 1
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        super().step_update(num_updates // self.steps_at_once * self.steps_at_once, metric)
+
+
+class _UnderWarmup(timm.scheduler.scheduler.Scheduler):
+    """A falling learning rate that is multiplied by a rising factor as it warms up."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int, warmup_steps: int
+    ) -> None:
+        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
+        self._config, self._steps_per_epoch, self._warmup_steps = config, steps_per_epoch, warmup_steps
+
+    def _get_lr(self, t: int) -> list[float]:
+        config = self._config
+        if config.by_epoch:
+            t -= t % self._steps_per_epoch
+        return [self._regular(lr, t) * self._factor(lr, t) for lr in self.base_values]
+
+    def _regular(self, lr: float, step: int) -> float:
+        config = self._config
+        if config.kind == "milestones":
+            epoch = step // self._steps_per_epoch
+            return lr * float(config.decay ** sum(epoch >= milestone for milestone in config.milestones))
+        share = min(step / (config.epochs * self._steps_per_epoch), 1.0)
+        return float(config.min_lr + (lr - config.min_lr) * (1 - share))
+
+    def _factor(self, lr: float, step: int) -> float:
+        if step >= self._warmup_steps or lr == 0:
+            return 1.0
+        first = self._config.warmup_lr / lr
+        return first + (1 - first) * step / self._warmup_steps
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int
+) -> timm.scheduler.scheduler.Scheduler:
+    """The learning rate by step: call `step_update(number of steps done)` after each."""
+    warmup_steps = config.warmup_steps or config.warmup_epochs * steps_per_epoch
+    if config.kind != "cosine":
+        return _UnderWarmup(optimizer, config, steps_per_epoch, warmup_steps)
+    schedule = _Cosine(
+        optimizer,
+        t_initial=max(config.epochs * steps_per_epoch - warmup_steps, 1),
+        lr_min=config.min_lr,
+        warmup_t=warmup_steps,
+        warmup_lr_init=config.warmup_lr,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    if config.by_epoch:
+        schedule.steps_at_once = steps_per_epoch
+    return schedule
+
+
+class WeightDecaySchedule:
+    """The weight decay by step: call `step_update(number of steps done)` after each.
+
+    Args:
+        optimizer: its groups have their first weight decay; one of 0 stays 0.
+        final: where half a cosine over the run takes the others; none leaves them.
+        num_steps: of the run.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, final: float | None, num_steps: int) -> None:
+        self._optimizer, self._final, self._num_steps = optimizer, final, num_steps
+        self._first = [group["weight_decay"] for group in optimizer.param_groups]
+
+    def step_update(self, num_steps_done: int) -> None:
+        """Sets what the next step takes."""
+        if self._final is None:
+            return
+        for group, first in zip(self._optimizer.param_groups, self._first, strict=True):
+            if first:
+                group["weight_decay"] = cosine(first, self._final, num_steps_done / self._num_steps)
+
+
+def cosine(start: float, end: float, share: float) -> float:
+    """Half a cosine from `start` at share 0 to `end` at share 1."""
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))

@@ -1,0 +1,166 @@
+"""All that a training step changes, and its way into a checkpoint and back."""
+
+import copy
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm.scheduler.scheduler
+import timm.utils
+import torch
+from torch import nn
+
+from xcit.errors import XCiTError
+from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
+from xcit.training.engine.distribution import Processes, sharded_like, whole
+from xcit.training.engine.optimizer import WeightDecaySchedule, build_optimizer, build_schedule
+
+
+@dataclass(kw_only=True)
+class Position:
+    """Where a run is: `step` steps into epoch `epoch`, both counted from 0.
+
+    After an epoch's last step and before its evaluation, `step` is the number of steps of an epoch. `losses` is the sum
+    of the epoch's losses so far, and `best` the best figure yet. No generator's state is among it: every draw follows
+    from the seed, the position and the part of the batch, in every process.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    losses: float = 0.0
+    best: float | None = None
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Model, averaged model, optimiser, schedules and position.
+
+    Attributes:
+        model: the model on its own.
+        shared: what is called in training: the model, or what keeps its copies or shards together.
+        ema: averaged weights, if the run keeps them.
+        plain: where the model is sharded, a model of whole weights to measure and export with.
+    """
+
+    processes: Processes
+    model: nn.Module
+    shared: nn.Module
+    ema: timm.utils.ModelEmaV3 | None
+    plain: nn.Module | None
+    optimizer: Any
+    schedule: timm.scheduler.scheduler.Scheduler
+    weight_decay_schedule: WeightDecaySchedule
+    num_steps: int
+    position: Position = field(default_factory=Position)
+
+    @property
+    def num_steps_done(self) -> int:
+        """Optimiser steps since the run's start."""
+        return self.position.epoch * self.num_steps + self.position.step
+
+    @property
+    def lr(self) -> float:
+        """The next step's learning rate, of the group with the highest."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def step_update(self, num_steps_done: int) -> None:
+        """Sets the learning rate and the weight decay of the next step."""
+        self.schedule.step_update(num_steps_done)
+        self.weight_decay_schedule.step_update(num_steps_done)
+
+    def result(self) -> nn.Module:
+        """The model that is measured and exported: the averaged one if the run keeps it. All processes must call it."""
+        model = self.model if self.ema is None else self.ema.module
+        if self.plain is None:
+            return model
+        self.plain.load_state_dict(whole(model.state_dict()))
+        return self.plain
+
+    def dump(self) -> dict[str, Any]:
+        """Tensors and plain values, with whole tensors where they are sharded. All processes must call it."""
+        scaler = self.processes.scaler
+        return {
+            "model": whole(self.model.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "ema": None if self.ema is None else whole(self.ema.module.state_dict()),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "position": dataclasses.asdict(self.position),
+            "num_steps": self.num_steps,
+            "batch_size": self.processes.layout.batch_size,
+        }
+
+    def load(self, state: dict[str, Any], source: str) -> None:
+        """Takes over what `dump` gave, whatever the number of processes it was given by.
+
+        Raises:
+            XCiTError: if it is of another model or another optimiser, or from the middle of an epoch of other batches.
+        """
+        position = Position(**state["position"])
+        if (state["num_steps"], state["batch_size"]) != (self.num_steps, self.processes.layout.batch_size):
+            if 0 < position.step < state["num_steps"]:
+                raise XCiTError(
+                    f"{source} is from step {position.step} of an epoch of {state['num_steps']} batches of "
+                    f"{state['batch_size']}; this run's epochs have {self.num_steps} of "
+                    f"{self.processes.layout.batch_size}: keep data and run.batch_size, or resume from an epoch's end"
+                )
+            position.step = min(position.step, self.num_steps)
+        if (state["ema"] is None) != (self.ema is None):
+            raise XCiTError(f"{source} was written with another run.ema_decay: keep averaging on or off as it was")
+        try:
+            _load_whole(self.model, state["model"])
+            if self.ema is not None:
+                _load_whole(self.ema.module, state["ema"])
+            self.optimizer.load_state_dict(self._sharded_optimizer_state(state["optimizer"]))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise XCiTError(f"{source} does not fit this run: {' '.join(str(error).split())}") from None
+        if self.processes.scaler is not None and state["scaler"] is not None:
+            self.processes.scaler.load_state_dict(state["scaler"])
+        self.position = position
+        self.step_update(self.num_steps_done)
+
+    def _sharded_optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            index: {name: sharded_like(value, parameters[index]) for name, value in of_one.items()}
+            for index, of_one in state["state"].items()
+        }
+        return state | {"state": moments}
+
+
+def build_state(
+    model: nn.Module,
+    processes: Processes,
+    *,
+    run: RunConfig,
+    optimizer_config: OptimizerConfig,
+    schedule_config: ScheduleConfig,
+    num_steps: int,
+) -> TrainState:
+    """A run's beginning, on the processes' devices."""
+    model = processes.prepare_model(model)
+    plain = copy.deepcopy(model) if processes.is_sharded else None
+    ema = timm.utils.ModelEmaV3(model, decay=run.ema_decay, foreach=not processes.is_sharded) if run.ema_decay else None
+    if ema is not None and processes.is_sharded:
+        processes.shard(ema.module)
+    shared = processes.share_model(model)
+    optimizer = processes.prepare_optimizer(build_optimizer(model, optimizer_config))
+    schedule = build_schedule(optimizer, schedule_config, num_steps)
+    decay = WeightDecaySchedule(optimizer, optimizer_config.final_weight_decay, schedule_config.epochs * num_steps)
+    state = TrainState(
+        processes=processes,
+        model=model,
+        shared=shared,
+        ema=ema,
+        plain=plain,
+        optimizer=optimizer,
+        schedule=schedule,
+        weight_decay_schedule=decay,
+        num_steps=num_steps,
+    )
+    state.step_update(0)
+    return state
+
+
+def _load_whole(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    own = model.state_dict()
+    model.load_state_dict({name: sharded_like(tensor, own.get(name, tensor)) for name, tensor in state.items()})

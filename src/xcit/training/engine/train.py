@@ -1,0 +1,413 @@
+"""The training loop: any task, one process or many; stopped at any step, it goes on as if it had not been."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xcit.errors import XCiTError
+from xcit.seeding import seed_all
+from xcit.training.engine.checkpoint import BEST, LAST, keep_checkpoint, keep_latest, load_checkpoint, save_checkpoint
+from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
+from xcit.training.engine.distribution import Processes
+from xcit.training.engine.log import RunLog
+from xcit.training.engine.signals import StopSignals
+from xcit.training.engine.state import build_state
+from xcit.training.engine.task import StepHooks, Task
+
+WEIGHTS, BEST_WEIGHTS, UNREADABLE = "model.safetensors", "best.safetensors", "unreadable.txt"
+"""Files in a run's folder: the last weights, those with the best figure, and the inputs that could not be read."""
+
+_GPU_INTERVAL = 20
+"""Steps between two looks at the losses on a GPU, which then has to be waited for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is: reported every few steps, and with figures after each evaluation.
+
+    Attributes:
+        epoch: from 0.
+        num_epochs: of the run.
+        step: steps done of this epoch.
+        num_steps: of an epoch.
+        loss: the last step's, over all processes; with figures the epoch's mean.
+        lr: learning rate.
+        images_per_second: over all processes, since the start or the epoch's begin, whichever is later.
+        data_wait: share of that time that this process waited for data, 0..1.
+        figures: of an evaluation.
+    """
+
+    epoch: int
+    num_epochs: int
+    step: int
+    num_steps: int
+    loss: float
+    lr: float
+    images_per_second: float
+    data_wait: float
+    figures: dict[str, float] | None = None
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the run did what it was asked to
+    """A signal stopped the run after it had saved.
+
+    Attributes:
+        checkpoint: from which it can go on.
+        signal: the signal's name.
+    """
+
+    def __init__(self, checkpoint: Path, signal: str) -> None:
+        super().__init__(f"stopped by {signal}; saved in {checkpoint}")
+        self.checkpoint, self.signal = checkpoint, signal
+
+
+def train(
+    task: Task,
+    processes: Processes,
+    *,
+    run: RunConfig,
+    optimizer_config: OptimizerConfig,
+    schedule_config: ScheduleConfig,
+    directory: Path,
+    resume_from: Path | None = None,
+    begin: Callable[[], None] = lambda: None,
+    report: Callable[[Progress], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> dict[str, float]:
+    """Trains a task and exports its last weights, averaged ones if the run keeps them, to `model.safetensors`.
+
+    The folder also gets `log.jsonl`, `last.pt` at each epoch's end and as often as the run says, `best.pt` and
+    `best.safetensors` at the best figure if the task watches one, and `unreadable.txt` if there were such inputs. The
+    result is the last weights: none are chosen by the evaluation, so its figure is not flattered.
+
+    Args:
+        task: what to train.
+        processes: this process and the others.
+        run: batch, seed, precision, averaging, checkpoints.
+        optimizer_config: AdamW's numbers.
+        schedule_config: epochs and learning rate.
+        directory: where the run's files go; it must exist, and be the same for all processes.
+        resume_from: go on from this checkpoint.
+        begin: called once when all is ready, the checkpoint loaded, in the main process.
+        report: called every few steps and after each evaluation, in the main process.
+        announce: called with lines for people, in the main process.
+
+    Returns:
+        The figures of the last evaluation.
+
+    Raises:
+        XCiTError: if the loss is not finite or too many inputs are unreadable (the last good checkpoint stays), or a
+            file can't be read or written.
+        Stopped: after SIGTERM or SIGINT, when all is saved.
+    """
+    if task.num_steps == 0:
+        raise XCiTError(f"fewer training images than one batch of {run.batch_size}")
+    with StopSignals() as signals:
+        loop = _Loop(
+            task=task,
+            processes=processes,
+            run=run,
+            optimizer_config=optimizer_config,
+            schedule_config=schedule_config,
+            directory=directory,
+            signals=signals,
+            report=report if processes.is_main else lambda _: None,
+            announce=announce if processes.is_main else lambda _: None,
+        )
+        if resume_from is not None:
+            loop.resume(resume_from)
+        if processes.is_main:
+            begin()
+        try:
+            return loop.run_epochs()
+        except torch.OutOfMemoryError as error:
+            raise XCiTError(
+                f"out of memory with {processes.layout.part_size} images at once ({str(error).splitlines()[0]}): "
+                "set run.max_device_batch lower, or run.grad_checkpointing true"
+            ) from error
+        finally:
+            loop.close()
+
+
+@dataclass(kw_only=True)
+class _Loop:
+    """A run while it runs."""
+
+    task: Task
+    processes: Processes
+    run: RunConfig
+    optimizer_config: OptimizerConfig
+    schedule_config: ScheduleConfig
+    directory: Path
+    signals: StopSignals
+    report: Callable[[Progress], None]
+    announce: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.num_steps = self.task.num_steps
+        self.hooks = self.task if isinstance(self.task, StepHooks) else None
+        self.state = build_state(
+            self.task.model,
+            self.processes,
+            run=self.run,
+            optimizer_config=self.optimizer_config,
+            schedule_config=self.schedule_config,
+            num_steps=self.num_steps,
+        )
+        self.log = RunLog(self.directory, self.run) if self.processes.is_main else None
+        self.last = self.directory / LAST
+        self.interval = 1 if self.processes.device.type == "cpu" else _GPU_INTERVAL
+        self.started = self.waited = 0.0
+        self.num_images = 0
+
+    def resume(self, checkpoint: Path) -> None:
+        self.state.load(load_checkpoint(checkpoint), str(checkpoint))
+        position = self.state.position
+        if self.log is not None:
+            self.log.rewind(epochs=position.epoch, steps=self.state.num_steps_done)
+        self.announce(
+            f"resumed from {checkpoint}: epoch {position.epoch + 1}, step {position.step} of {self.num_steps}"
+        )
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+
+    def run_epochs(self) -> dict[str, float]:
+        position, figures = self.state.position, None
+        while position.epoch < self.schedule_config.epochs:
+            self.train_epoch()
+            epoch = position.epoch + 1
+            figures = None
+            if epoch == self.schedule_config.epochs or epoch % self.run.evaluate_every == 0:
+                self.save()  # a long evaluation may be killed
+                figures = self.evaluate()
+            self.write_epoch(figures or {})
+            position.epoch, position.step, position.losses = epoch, 0, 0.0
+            self.save()
+        if figures is None:  # resumed after the end
+            figures = self.task.evaluate(self.state.result(), self.processes.layout, self.processes.reduce)
+        self.export(WEIGHTS)
+        return figures
+
+    def train_epoch(self) -> None:
+        """Trains from the position to the epoch's end."""
+        position = self.state.position
+        self.started, self.waited, self.num_images = time.perf_counter(), 0.0, 0
+        _set_training(self.state.shared)
+        if self.hooks is not None:
+            self.hooks.begin_epoch(self.state.model, position.epoch)
+        batches = self.task.train_batches(position.epoch, position.step) if position.step < self.num_steps else None
+        pending: list[dict[str, Tensor]] = []
+        while batches is not None and position.step < self.num_steps:
+            pending.append(self.step(batches))
+            position.step += 1
+            ends = position.step == self.num_steps
+            saves = self.run.save_every_steps > 0 and position.step % self.run.save_every_steps == 0 and not ends
+            if ends or saves or position.step % self.interval == 0:
+                stops = self.look(pending)
+                pending = []
+                if saves or stops:
+                    self.save()
+                if stops:
+                    raise Stopped(self.last, self.signals.received or "another process's signal")
+
+    def step(self, batches: Iterator[Any]) -> dict[str, Tensor]:
+        """One step of the optimiser: the losses of this process, averaged over its parts of the batch."""
+        state, processes = self.state, self.processes
+        accumulation = processes.layout.accumulation
+        losses: dict[str, Tensor] = {}
+        for turn in range(accumulation):
+            batch = self.next_batch(batches)
+            # Every draw follows from the seed, the step and the part, whichever process computes it.
+            seed_all(self.run.seed, state.num_steps_done, processes.layout.part(turn))
+            with processes.accumulating(state.shared, last=turn + 1 == accumulation):
+                with processes.autocast():
+                    parts = self.task.loss(state.shared, batch)
+                processes.backward(parts["loss"] / accumulation)
+            for name, value in parts.items():
+                losses[name] = losses.get(name, 0) + value.detach().float() / accumulation
+        if self.optimizer_config.clip_grad:
+            processes.clip_gradients(state.shared, self.optimizer_config.clip_grad, self.optimizer_config.clip_mode)
+        if self.hooks is not None:
+            self.hooks.before_update(state.model, state.num_steps_done)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if self.hooks is not None:
+            self.hooks.after_update(state.model, state.num_steps_done, processes.reduce)
+        processes.after_step(state.model)
+        done = state.num_steps_done + 1
+        state.step_update(done)
+        if state.ema is not None:
+            state.ema.update(state.model, step=done)
+        self.num_images += processes.layout.batch_size
+        return losses
+
+    def next_batch(self, batches: Iterator[Any]) -> Any:
+        started = time.perf_counter()
+        try:
+            batch = next(batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            # The signal that asks for a stop may have reached the workers too.
+            if self.signals.received:
+                self.save()
+                raise Stopped(self.last, self.signals.received) from None
+            raise XCiTError(
+                f"a process that reads data died ({str(error).splitlines()[0]}): "
+                "if memory was short, set run.num_workers or run.max_device_batch lower"
+            ) from error
+        batch = _to_device(batch, self.processes.device)
+        self.waited += time.perf_counter() - started
+        return batch
+
+    def look(self, pending: list[dict[str, Tensor]]) -> bool:
+        """Looks at the losses since the last time, with all processes; whether one of them was asked to stop.
+
+        Raises:
+            XCiTError: if a loss is not finite, or too many inputs are unreadable.
+        """
+        names = list(pending[0])
+        own = torch.stack([losses[name] for losses in pending for name in names]) / self.processes.layout.world_size
+        counts = own.new_tensor([float(bool(self.signals.received)), len(self.task.unreadable)])
+        *values, stops, num_unreadable = self.processes.reduce(torch.cat([own, counts])).tolist()
+        position = self.state.position
+        first = position.step - len(pending)
+        steps = [dict(zip(names, values[i : i + len(names)], strict=True)) for i in range(0, len(values), len(names))]
+        for step, losses in enumerate(steps, start=first + 1):
+            self.check_finite(losses["loss"], step)
+            position.losses += losses["loss"]
+            self.log_step(step, losses)
+            if self.hooks is not None:
+                for line in self.hooks.concerns(position.epoch * self.num_steps + step - 1, losses):
+                    self.announce(line)
+        self.check_readable(int(num_unreadable))
+        self.report(self.progress(steps[-1]["loss"]))
+        return stops > 0
+
+    def progress(self, loss: float, figures: dict[str, float] | None = None) -> Progress:
+        position, speed = self.state.position, self.speed()
+        return Progress(
+            epoch=position.epoch,
+            num_epochs=self.schedule_config.epochs,
+            step=position.step,
+            num_steps=self.num_steps,
+            loss=loss,
+            lr=self.state.lr,
+            images_per_second=speed["images_per_second"],
+            data_wait=speed["data_wait"],
+            figures=figures,
+        )
+
+    def check_finite(self, loss: float, step: int) -> None:
+        if math.isfinite(loss):
+            return
+        kept = f"the last good checkpoint is {self.last}" if self.last.exists() else "there is no checkpoint yet"
+        position = self.state.position
+        raise XCiTError(
+            f"the loss is {loss} in epoch {position.epoch + 1}, batch {step} of {self.num_steps} "
+            f"(step {position.epoch * self.num_steps + step}), at learning rate {self.state.lr:.2e} and batch size "
+            f"{self.run.batch_size}; {kept}; try a lower optimizer.lr, more schedule.warmup_epochs or "
+            "optimizer.clip_grad 1.0"
+        )
+
+    def check_readable(self, num_unreadable: int) -> None:
+        if num_unreadable <= self.run.max_unreadable * self.task.num_inputs:
+            return
+        self.write_unreadable()
+        own = self.task.unreadable
+        raise XCiTError(
+            f"{num_unreadable} of {self.task.num_inputs} training images can't be read, more than run.max_unreadable "
+            f"{self.run.max_unreadable:g} allows{f'; one is {own[0]}' if own else ''}; all are in "
+            f"{self.directory / UNREADABLE}"
+        )
+
+    def write_unreadable(self) -> None:
+        """Adds the inputs that any process could not read to the list in the run's folder."""
+        lines = self.processes.gather(list(self.task.unreadable))
+        path = self.directory / UNREADABLE
+        if not lines or not self.processes.is_main:
+            return
+        known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        new = [line for line in dict.fromkeys(lines) if line not in known]
+        if new:
+            path.write_text("".join(f"{line}\n" for line in [*known, *new]), encoding="utf-8")
+            self.announce(f"{len(new)} unreadable training images were skipped, see {path}; the first: {new[0]}")
+
+    def log_step(self, step: int, losses: dict[str, float]) -> None:
+        done = self.state.position.epoch * self.num_steps + step
+        if self.log is not None and done % self.run.log_every == 0:
+            epoch = self.state.position.epoch + 1
+            self.log.write({"kind": "step", "epoch": epoch, "step": done, **losses, "lr": self.state.lr} | self.speed())
+
+    def speed(self) -> dict[str, float]:
+        elapsed = time.perf_counter() - self.started
+        return {"images_per_second": self.num_images / elapsed, "data_wait": self.waited / elapsed}
+
+    def evaluate(self) -> dict[str, float]:
+        result = self.state.result()
+        figures = self.task.evaluate(result, self.processes.layout, self.processes.reduce)
+        position = self.state.position
+        self.report(self.progress(position.losses / self.num_steps, figures))
+        if not self.task.watch:
+            return figures
+        figure = figures[self.task.watch]
+        if position.best is None or figure > position.best:
+            position.best = figure
+            # Before the next save: a run killed in between measures once more and keeps it then.
+            if self.processes.is_main:
+                keep_checkpoint(self.last, BEST)
+            self.export(BEST_WEIGHTS)
+        return figures
+
+    def write_epoch(self, figures: dict[str, float]) -> None:
+        position = self.state.position
+        self.write_unreadable()
+        if self.log is not None:
+            self.log.write(
+                {
+                    "kind": "epoch",
+                    "epoch": position.epoch + 1,
+                    "step": self.state.num_steps_done,
+                    "loss": position.losses / self.num_steps,
+                    "lr": self.state.lr,
+                    "seconds": time.perf_counter() - self.started,
+                }
+                | self.speed()
+                | figures
+            )
+
+    def save(self) -> None:
+        state = self.state.dump()
+        if not self.processes.is_main:
+            return
+        save_checkpoint(state, self.last)
+        if self.run.keep_checkpoints:
+            keep_latest(self.last, self.state.num_steps_done, self.run.keep_checkpoints)
+
+    def export(self, name: str) -> None:
+        result = self.state.result()
+        if self.processes.is_main:
+            self.task.export(result, self.directory / name)
+
+
+def _set_training(model: nn.Module) -> None:
+    """Training mode, but for modules whose parameters are all frozen: their norms' statistics are frozen too."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return type(batch)(_to_device(part, device) for part in batch)

@@ -1,0 +1,100 @@
+"""Recipes: a name to a full config. The names come from one table, not from a file each."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from xcit.errors import XCiTError
+from xcit.training.engine.config import from_dict, read_yaml
+from xcit.training.recipes.detection import detection, pico_fashion_scenes
+from xcit.training.recipes.dino import DINO_ARCHITECTURES, dino, dino_pico_fashion_mnist
+from xcit.training.recipes.finetune import finetune_384, transfer
+from xcit.training.recipes.official import official, official_distilled
+from xcit.training.recipes.packaged import pico_fashion_mnist
+from xcit.training.recipes.published import published
+from xcit.training.recipes.segmentation import segmentation, segmentation_fashion_scenes
+from xcit.training.tasks.classification import ClassificationConfig
+from xcit.training.tasks.detection import DetectionConfig
+from xcit.training.tasks.dino import DINOConfig
+from xcit.training.tasks.segmentation import SegmentationConfig
+from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
+from xcit.zoo.detectors import DETECTORS
+from xcit.zoo.segmenters import SEGMENTERS
+
+TrainingConfig = ClassificationConfig | DINOConfig | SegmentationConfig | DetectionConfig
+"""The config of a run, whatever its task."""
+
+_CONFIGS: dict[
+    str, type[ClassificationConfig] | type[DINOConfig] | type[SegmentationConfig] | type[DetectionConfig]
+] = {
+    "classification": ClassificationConfig,
+    "dino": DINOConfig,
+    "segmentation": SegmentationConfig,
+    "detection": DetectionConfig,
+}
+"""A config's field `task` to its class."""
+
+_FAMILIES: dict[str, Callable[[str], ClassificationConfig]] = {
+    "8xb128_in1k": partial(published, image_size=224),
+    "8xb128_in1k-384px": partial(published, image_size=384),
+    "official_in1k": official,
+    "official-dist_in1k": official_distilled,
+    "ours-ft384_in1k": finetune_384,
+    "transfer": transfer,
+}
+"""The last part of a name to its function of the architecture; the functions' docstrings say what to expect."""
+
+RECIPES: dict[str, Callable[[], TrainingConfig]] = {
+    **{
+        f"xcit-{architecture}_{family}": partial(make, architecture)
+        for family, make in _FAMILIES.items()
+        for architecture in PUBLISHED_ARCHITECTURES
+    },
+    "xcit-pico-fashion-mnist": pico_fashion_mnist,
+    **{f"dino_xcit-{architecture}_in1k": partial(dino, architecture) for architecture in DINO_ARCHITECTURES},
+    "dino_xcit-pico_fashion-mnist": dino_pico_fashion_mnist,
+    **{name: partial(detection, record.architecture) for name, record in DETECTORS.items()},
+    "mask-rcnn_xcit-pico_fashion-scenes": pico_fashion_scenes,
+    "upernet_xcit-pico_fashion-scenes": partial(segmentation_fashion_scenes, "upernet"),
+    "sem-fpn_xcit-pico_fashion-scenes": partial(segmentation_fashion_scenes, "sem-fpn"),
+    **{name: partial(segmentation, record.model.kind, record.architecture) for name, record in SEGMENTERS.items()},
+}
+"""Every recipe, by name."""
+
+
+def get_recipe(name: str) -> TrainingConfig:
+    """The config of a recipe, of a run's YAML file, or of a path as people have it in their scripts.
+
+    `configs/xcit/xcit-nano-12-p16_8xb128_in1k.py` means the recipe of that name; no such file need exist, and none is
+    run.
+
+    Raises:
+        XCiTError: if there is no such recipe; the nearest is suggested.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return _load(path)
+    wanted = path.stem if path.suffix == ".py" else name
+    if wanted not in RECIPES:
+        near = difflib.get_close_matches(wanted, RECIPES, n=1, cutoff=0.4)
+        kinds = ", ".join(f"xcit-<architecture>_{family}" for family in _FAMILIES)
+        ours = "xcit-pico-fashion-mnist, dino_xcit-<architecture>_in1k, dino_xcit-pico_fashion-mnist, "
+        ours += "upernet_xcit-<architecture>_160k_ade20k, sem-fpn_xcit-<architecture>_80k_ade20k, "
+        ours += "mask-rcnn_xcit-<architecture>_3x_coco, mask-rcnn_xcit-pico_fashion-scenes"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {kinds}, {ours}"
+        raise XCiTError(f"no recipe is called {wanted!r}; {hint}")
+    return RECIPES[wanted]()
+
+
+def _load(path: Path) -> TrainingConfig:
+    """The config of a YAML file, of the task that it names; without one, as before there were several, classification.
+
+    Raises:
+        XCiTError: if the file can't be read, its task is unknown, or a field is unknown or of another type.
+    """
+    values = read_yaml(path)
+    task = values.get("task", "classification")
+    if task not in _CONFIGS:
+        raise XCiTError(f"{path}: no task is called {task!r}; there are: {', '.join(_CONFIGS)}")
+    return from_dict(_CONFIGS[task], values, where=f"{path}: ")

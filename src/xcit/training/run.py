@@ -1,0 +1,178 @@
+"""A recipe trained on its data: what `xcit train` does."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from xcit.data.classification import has_validation
+from xcit.errors import XCiTError
+from xcit.inference import default_device
+from xcit.training.engine.checkpoint import LAST
+from xcit.training.engine.config import save_yaml
+from xcit.training.engine.curves import draw_run
+from xcit.training.engine.distribution import Processes
+from xcit.training.engine.log import check_trackers
+from xcit.training.engine.task import Layout
+from xcit.training.engine.train import Progress
+from xcit.training.engine.train import train as train_task
+from xcit.training.recipes import RECIPES, TrainingConfig, get_recipe
+from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
+from xcit.training.tasks.detection import DetectionConfig, DetectionTask
+from xcit.training.tasks.dino import DINOTask
+from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationTask
+
+CONFIG = "config.yaml"
+"""The resolved config's name in a run's folder."""
+
+_FAR = 2.0
+"""A global batch this many times the recipe's, or this part of it, is worth a warning."""
+
+
+def train(
+    config: str | TrainingConfig,
+    directory: str | os.PathLike[str],
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    report: Callable[[Progress], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> dict[str, float]:
+    """Trains by a recipe, in one process or in each of those that torchrun started.
+
+    `directory` gets config.yaml, log.jsonl, curves.png, the checkpoints and the weights (see `engine.train`).
+
+    Args:
+        config: a recipe's name, a run's YAML file, or a config.
+        directory: the run's folder, made if it is not there.
+        resume: go on from a checkpoint: its path, a run's folder for its last one, or "auto" for the last one of
+            `directory` if there is one; none begins a new run.
+        device: where to compute; none is a GPU if there is one, else the CPU.
+        report: called every few steps, and with figures after an evaluation, in the main process.
+        announce: called with lines for people, in the main process.
+
+    Returns:
+        The figures of the last evaluation.
+
+    Raises:
+        XCiTError: before anything is loaded if recipe, folder or checkpoint are wrong, then on wrong data, on a loss
+            that is not finite, or if a file can't be written.
+        Stopped: after SIGTERM or SIGINT, when all is saved.
+    """
+    if isinstance(config, str):
+        config = get_recipe(config)
+    directory = Path(directory)
+    checkpoint = check_run(config, directory, resume)
+    processes = Processes(config.run, torch.device(device) if device is not None else default_device())
+    task, resolved = build_task(config, processes.layout, is_new=checkpoint is None)
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def begin() -> None:
+        save_yaml(resolved, directory / CONFIG)
+        problems = [f"warning: {line}" for line in task.problems] if isinstance(task, DetectionTask) else []
+        for line in [*describe_batch(config, processes.layout), *describe_watching(config), *problems]:
+            announce(line)
+
+    try:
+        return train_task(
+            task,
+            processes,
+            run=config.run,
+            optimizer_config=config.optimizer,
+            schedule_config=config.schedule,
+            directory=directory,
+            resume_from=checkpoint,
+            begin=begin,
+            report=report,
+            announce=announce,
+        )
+    finally:
+        if processes.is_main:
+            draw_run(directory, config.name, announce)
+        processes.close()
+
+
+def build_task(
+    config: TrainingConfig, layout: Layout, *, is_new: bool = True
+) -> tuple[ClassificationTask | DINOTask | SegmentationTask | DetectionTask, TrainingConfig]:
+    """The task of a config, and the config with what the data decided; a run that is not new has its first weights.
+
+    Raises:
+        XCiTError: on wrong data, or if weights can't be had or do not fit.
+    """
+    # What a run started from is in its checkpoints, and may be gone.
+    if isinstance(config, DetectionConfig):
+        detection = DetectionTask(config if is_new else replace(config, backbone_weights=""), layout)
+        return detection, replace(detection.config, backbone_weights=config.backbone_weights)
+    if isinstance(config, SegmentationConfig):
+        scenes = SegmentationTask(config if is_new else replace(config, backbone_weights=""), layout)
+        return scenes, replace(scenes.config, backbone_weights=config.backbone_weights)
+    if not isinstance(config, ClassificationConfig):
+        return DINOTask(config, layout), config
+    initialize = config.initialize if is_new else config.initialize.frozen_only()
+    task = ClassificationTask(replace(config, initialize=initialize), layout)
+    return task, replace(task.config, initialize=config.initialize)
+
+
+def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:
+    """Checks what can be checked before anything is loaded; gives the checkpoint to go on from.
+
+    Raises:
+        XCiTError: if there are no data, the folder holds another run, or the checkpoint is of another model.
+    """
+    if not config.data:
+        by_class = " by class" if isinstance(config, ClassificationConfig) else ""
+        raise XCiTError(f"{config.name} has no data of its own: give a folder of images{by_class} with --data")
+    check_trackers(config.run)
+    last = directory / LAST
+    if resume == "auto":
+        resume = last if last.exists() else None
+    if resume is None:
+        if last.exists():
+            raise XCiTError(f"{directory} holds a run already: go on with --resume, or choose another folder: --out")
+        return None
+    checkpoint = Path(resume) / LAST if Path(resume).is_dir() else Path(resume)
+    if not checkpoint.exists():
+        raise XCiTError(f"{checkpoint}: no such checkpoint to resume from")
+    if last.exists() and checkpoint.parent.resolve() != directory.resolve():
+        raise XCiTError(f"{directory} holds another run than {checkpoint}: choose another folder with --out")
+    if (checkpoint.parent / CONFIG).exists():
+        own = get_recipe(str(checkpoint.parent / CONFIG))
+        # A recipe may leave the number of classes to the data; the run's own config has it.
+        model = replace(config.model, num_classes=config.model.num_classes or own.model.num_classes)
+        if (own.task, own.model) != (config.task, model):
+            raise XCiTError(f"{checkpoint} is of another model: resume by {checkpoint.parent / CONFIG}")
+    return checkpoint
+
+
+def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
+    """How the global batch is computed and with which learning rate; a warning where it is far from the recipe's."""
+    lines = [
+        f"global batch {layout.batch_size} = {layout.world_size} process{'es' * (layout.world_size > 1)} x "
+        f"{layout.accumulation} part{'s' * (layout.accumulation > 1)} x {layout.part_size} images, "
+        f"learning rate {config.optimizer.lr:g}"
+    ]
+    if config.name in RECIPES:
+        recipe = RECIPES[config.name]()
+        ratio = layout.batch_size / recipe.run.batch_size
+        if not 1 / _FAR < ratio < _FAR:
+            lines.append(
+                f"warning: the recipe's global batch is {recipe.run.batch_size}, with learning rate "
+                f"{recipe.optimizer.lr:g}; this run's is {layout.batch_size}, and the learning rate is not changed for "
+                f"it: in proportion it would be --optimizer.lr {recipe.optimizer.lr * ratio:.3g}"
+            )
+    return lines
+
+
+def describe_watching(config: TrainingConfig) -> list[str]:
+    """A warning where a run's figures are flattered by the very images it is trained on."""
+    if isinstance(config, DetectionConfig) and Path(config.data).is_file():
+        return [f"warning: {config.data} is all there is: the figures are of the images that are trained on"]
+    if not isinstance(config, ClassificationConfig) or config.holdout or config.val_data or has_validation(config.data):
+        return []
+    return [
+        f"warning: {config.data} has no folder val: the figures are of the images that are trained on; --holdout N "
+        "keeps N of them to measure on"
+    ]

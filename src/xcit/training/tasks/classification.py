@@ -1,0 +1,337 @@
+"""Image classification: the loss, the figures, and the wiring of the data."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcit.data.loader import AugmentationConfig, train_transform
+from xcit.errors import XCiTError
+from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
+from xcit.training.engine.task import Layout, Reduce
+from xcit.training.tasks.distillation import DistillationConfig, check_teacher, load_teacher
+from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
+from xcit.training.tasks.labelled_data import (
+    LabelledData,
+    evaluation_batches_of,
+    num_images_of,
+    open_data,
+    train_loader,
+)
+from xcit.zoo import save_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig:
+    """A whole classification run.
+
+    Attributes:
+        name: of the recipe or run, which the exported model keeps.
+        task: says in a file that this is such a config.
+        model: its shape; `num_classes` 0 means as many as the data have.
+        preprocessing: size and normalisation of the images in training, and all of it when measuring.
+        data: a folder or a known name (see `open_labelled_images`), or a stream (see `open_stream`).
+        val_data: where to watch the run, if not in `data`; a stream needs it.
+        holdout: images taken off the training split to watch the run by; 0 watches the validation split.
+        shuffle_buffer: images of a stream that each worker keeps in memory, as files, to draw the next one from.
+        class_weights: what a class counts in the loss, a number a class (see `weighted_cross_entropy`); none counts all
+            the same. A teacher's term has none.
+        augmentation: of training images.
+        initialize: first weights and frozen stages.
+        distillation: a teacher.
+        optimizer: AdamW's numbers.
+        schedule: epochs and learning rate.
+        run: how to compute.
+    """
+
+    name: str
+    task: Literal["classification"] = "classification"
+    model: XCiTConfig
+    preprocessing: Preprocessing
+    data: str = ""
+    val_data: str = ""
+    holdout: int = 0
+    shuffle_buffer: int = 2000
+    class_weights: tuple[float, ...] = ()
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    initialize: InitializeConfig = field(default_factory=InitializeConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.holdout and self.val_data:
+            raise XCiTError("give holdout or val_data, not both: a run is watched by one of them")
+        if self.shuffle_buffer < 1:
+            raise XCiTError(f"shuffle_buffer is {self.shuffle_buffer}, must be at least 1")
+        if not all(0 < weight < math.inf for weight in self.class_weights):
+            raise XCiTError(f"class_weights are {self.class_weights}, must be above 0")
+        if self.class_weights and self.model.num_classes not in (0, len(self.class_weights)):
+            raise XCiTError(f"{len(self.class_weights)} class_weights for {self.model.num_classes} classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationReport:
+    """Figures of a model on labelled images.
+
+    Attributes:
+        num_images: images that were measured.
+        top1: percent of them whose first class is right.
+        top5: percent of them with the right class among the first five.
+        loss: mean cross-entropy, natural logarithm.
+        confusion: (num_classes, num_classes) counts, a row a true class, a column a predicted one.
+        unreadable: one line for each image that could not be read, and so was not measured.
+    """
+
+    num_images: int
+    top1: float
+    top5: float
+    loss: float
+    confusion: Tensor
+    unreadable: tuple[str, ...]
+
+    def figures(self) -> dict[str, float]:
+        """The scalars, by name."""
+        return {"top1": self.top1, "top5": self.top5, "val_loss": self.loss}
+
+
+def evaluate_classification(
+    model: nn.Module,
+    images: LabelledData,
+    spec: Preprocessing,
+    *,
+    num_classes: int,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    layout: Layout | None = None,
+    reduce: Reduce = lambda tensor: tensor,
+    report: Callable[[int], None] = lambda _: None,
+) -> ClassificationReport:
+    """Measures a classifier on labelled images, each counted once.
+
+    Args:
+        model: gives logits (B, num_classes); it is put in evaluation mode for the time.
+        images: what to measure on; their labels index the logits.
+        spec: how an image becomes the model's input.
+        num_classes: of the model.
+        batch_size: images a forward pass.
+        num_workers: processes that read images; 0 reads them in this one.
+        device: where the model is; none asks its parameters.
+        dtype: float32, or bfloat16 or float16 for autocast.
+        layout: which of several processes this is; each takes its share of the images.
+        reduce: sums over the processes, so that every one of them gets the figures of all images.
+        report: called with the number of images of each batch.
+
+    Returns:
+        The figures; the lines about unreadable images are this process's.
+
+    Raises:
+        XCiTError: if not one image could be read.
+    """
+    batches = evaluation_batches_of(images, spec, batch_size=batch_size, num_workers=num_workers, layout=layout)
+    device = device or next(model.parameters()).device
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    num_right5, loss_sum, unreadable = 0, 0.0, []
+    was_training = model.training
+    model.eval()
+    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+    with torch.inference_mode():
+        for batch, labels, reasons in batches:
+            unreadable += reasons
+            if len(labels):
+                with autocast:
+                    logits = model(batch.to(device))
+                logits = logits.float().cpu()
+                loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
+                ranked = logits.topk(min(5, num_classes), dim=-1).indices
+                num_right5 += int((ranked == labels[:, None]).sum())
+                confusion += torch.bincount(labels * num_classes + ranked[:, 0], minlength=num_classes**2).reshape(
+                    num_classes, num_classes
+                )
+            report(len(labels) + len(reasons))
+    model.train(was_training)
+    sums = reduce(torch.tensor([num_right5, loss_sum], dtype=torch.float64, device=device)).tolist()
+    confusion = reduce(confusion.to(device)).cpu()
+    num_images = int(confusion.sum())
+    if num_images == 0:
+        first = f"; the first: {unreadable[0]}" if unreadable else ""
+        raise XCiTError(f"none of the {num_images_of(images)} images could be read{first}")
+    return ClassificationReport(
+        num_images=num_images,
+        top1=100 * int(confusion.diagonal().sum()) / num_images,
+        top5=100 * sums[0] / num_images,
+        loss=sums[1] / num_images,
+        confusion=confusion,
+        unreadable=tuple(unreadable),
+    )
+
+
+def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy in which classes count differently, against mixed or smoothed labels too.
+
+    With share p[i, c] of class c in image i, the model's probability q[i, c] and weight w[c]:
+    loss = -sum(w[c] p[i, c] log q[i, c]) / sum(w[c] p[i, c]), both over all i and c. Where each image is of one class,
+    that is torch's cross-entropy with weights.
+
+    Args:
+        logits: (B, num_classes).
+        targets: (B, num_classes), each row a share of 1.
+        weights: (num_classes,).
+    """
+    shares = targets * weights
+    return -(shares * logits.float().log_softmax(dim=1)).sum() / shares.sum()
+
+
+class ClassificationTask:
+    """Wires a config's data, augmentation, first weights, teacher and loss to the engine.
+
+    Attributes:
+        config: with the data's number of classes where it was left open.
+
+    Raises:
+        XCiTError: before anything is read or downloaded if the config names what does not exist; then if the data are
+            missing, or have other classes than the model, or weights can't be had or do not fit.
+    """
+
+    watch = "top1"
+
+    def __init__(self, config: ClassificationConfig, layout: Layout | None = None) -> None:
+        layout = layout or Layout(batch_size=config.run.batch_size)
+        if not config.data:
+            raise XCiTError(f"{config.name} has no data of its own: give a folder of images by class with --data")
+        check_initialize(config.initialize, config.model)
+        check_teacher(config.distillation, config.preprocessing, config.model.num_classes)
+        train, self.watched = open_data(
+            config.data, val_data=config.val_data, holdout=config.holdout, num_classes=config.model.num_classes
+        )
+        num_classes = len(train.class_ids)
+        if config.model.num_classes == 0:
+            config = replace(config, model=replace(config.model, num_classes=num_classes))
+        if num_classes != config.model.num_classes:
+            raise XCiTError(
+                f"{config.data} has {num_classes} classes, the model {config.model.num_classes}: "
+                f"set model.num_classes to {num_classes}"
+            )
+        self.config = config
+        torch.manual_seed(config.run.seed)
+        model = XCiT(config.model)
+        initialize(model, config.initialize)
+        self.model: nn.Module = model
+        # Not a part of the model: it is neither trained nor saved.
+        self._teacher = (
+            load_teacher(config.distillation, config.preprocessing, num_classes=num_classes, class_ids=train.class_ids)
+            if config.distillation.teacher
+            else None
+        )
+        self.info = ModelInfo(name=config.name, preprocessing=config.preprocessing, class_names=train.class_ids)
+        self._loader = train_loader(
+            train,
+            train_transform(config.augmentation, config.preprocessing),
+            layout,
+            seed=config.run.seed,
+            num_workers=config.run.num_workers,
+            num_repeats=config.augmentation.num_repeats,
+            shuffle_buffer=config.shuffle_buffer,
+        )
+        self._mixing = _mixing(config.augmentation, num_classes, layout.part_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps an epoch."""
+        return self._loader.num_steps
+
+    @property
+    def num_inputs(self) -> int:
+        """Training images."""
+        return self._loader.num_inputs
+
+    @property
+    def unreadable(self) -> Sequence[str]:
+        """A line for each training image that this process could not read."""
+        return self._loader.unreadable
+
+    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's parts (images (B, C, h, w), labels (B,)) of an epoch's batches."""
+        return self._loader.batches(epoch, first_step)
+
+    def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Cross-entropy against the mixed or smoothed labels; with a teacher its term too, and both on their own."""
+        images, targets = batch
+        if self._mixing is not None:
+            images, targets = self._mixing(images, targets)
+        logits = model(images)
+        label_loss = self._label_loss(logits, targets)
+        if self._teacher is None:
+            return {"loss": label_loss}
+        teacher_loss = self._teacher.loss(images, logits)
+        alpha = self.config.distillation.alpha
+        return {
+            "loss": (1 - alpha) * label_loss + alpha * teacher_loss,
+            "label_loss": label_loss.detach(),
+            "teacher_loss": teacher_loss.detach(),
+        }
+
+    def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Of labels (B,), smoothed here, or of mixed labels (B, num_classes), which are smoothed already."""
+        smoothing = self.config.augmentation.label_smoothing if targets.ndim == 1 else 0.0
+        if not self.config.class_weights:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        num_classes = len(self.config.class_weights)
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, num_classes) * (1 - smoothing) + smoothing / num_classes
+        return weighted_cross_entropy(logits, targets, torch.tensor(self.config.class_weights, device=logits.device))
+
+    def evaluate(
+        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+    ) -> dict[str, float]:
+        """Top-1, top-5 and loss on the images the run is watched by."""
+        report = evaluate_classification(
+            model,
+            self.watched,
+            self.config.preprocessing,
+            num_classes=self.config.model.num_classes,
+            batch_size=500,
+            num_workers=self.config.run.num_workers,
+            layout=layout,
+            reduce=reduce,
+        )
+        return report.figures()
+
+    def export(self, model: nn.Module, path: Path) -> None:
+        """Weights, shape, class names and preprocessing in one safetensors file."""
+        exported = XCiT(replace(self.config.model, drop_path_rate=0.0))
+        exported.load_state_dict(model.state_dict())
+        exported.info = self.info
+        save_model(exported, path)
+
+
+def _mixing(
+    config: AugmentationConfig, num_classes: int, part_size: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    if not (config.mixup or config.cutmix):
+        return None
+    if part_size % 2:
+        raise XCiTError(
+            f"mixup and cutmix need an even number of images at a time, not {part_size}: change run.batch_size or "
+            "run.max_device_batch"
+        )
+    from timm.data import Mixup
+
+    mixing: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        switch_prob=config.switch,
+        label_smoothing=config.label_smoothing,
+        num_classes=num_classes,
+    )
+    return mixing

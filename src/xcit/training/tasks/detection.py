@@ -1,0 +1,327 @@
+"""Detection and instance segmentation: losses, average precision, and the wiring of the data."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from xcit.data.coco import CocoImages, open_coco
+from xcit.data.detection_transforms import (
+    DetectionAugmentation,
+    TrainableImages,
+    augmented,
+    collate_detections,
+    picture_pixels,
+)
+from xcit.data.loader import TrainLoader, prepare_worker
+from xcit.detecting import detected_objects
+from xcit.errors import XCiTError
+from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
+from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
+from xcit.training.engine.task import Layout, Reduce
+from xcit.training.tasks.average_precision import NAMES, DetectionRow, Precision, average_precision
+from xcit.training.tasks.dense_backbone import take_backbone
+from xcit.training.tasks.sources import find_source
+from xcit.zoo import get_model, save_model
+from xcit.zoo.load import is_file, load_detector_file
+
+if TYPE_CHECKING:
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionConfig:
+    """A whole detection run.
+
+    Attributes:
+        name: of the recipe or run, which the exported model keeps.
+        task: says in a file that this is such a config.
+        model: its shape, and how images are prepared to measure it; `num_classes` 0 means as many as the data have.
+        data: a folder or JSON file in COCO's format, see `open_coco`.
+        backbone_weights: what the backbone starts from: a name of the zoo or a file, of a classifier, a feature
+            backbone, a detector or a segmenter; "" is random weights.
+        train_on_empty: whether images without objects are trained on; published models were not.
+        augmentation: of training images.
+        optimizer: AdamW's numbers.
+        schedule: epochs and learning rate.
+        run: how to compute.
+    """
+
+    name: str
+    task: Literal["detection"] = "detection"
+    model: MaskRCNNConfig
+    data: str = ""
+    backbone_weights: str = ""
+    train_on_empty: bool = False
+    augmentation: DetectionAugmentation = field(default_factory=DetectionAugmentation)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionReport:
+    """Figures of a detector on annotated images.
+
+    Attributes:
+        num_images: images that were measured.
+        precision: the twelve numbers of boxes and of masks.
+        unreadable: a line for each image that could not be read, and so was not measured; this process's.
+    """
+
+    num_images: int
+    precision: Precision
+    unreadable: tuple[str, ...]
+
+    def figures(self) -> dict[str, float]:
+        """AP, AP50 and AP75 of boxes and of masks, by name."""
+        return {
+            f"{kind}_{name}": value
+            for kind, values in (("box", self.precision.boxes), ("mask", self.precision.masks))
+            for name, value in list(zip(NAMES, values, strict=True))[:3]
+        }
+
+
+class _MeasuredImages(Dataset[tuple[int, Tensor | None, str]]):
+    """An image's index, its pixels uint8 (C, h, w), and ""; or nothing and why."""
+
+    def __init__(self, images: CocoImages, num_channels: int) -> None:
+        self.images, self.num_channels = images, num_channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
+        try:
+            pixels = picture_pixels(self.images.read(index), self.num_channels)
+        except XCiTError as error:
+            return index, None, str(error)
+        return index, torch.from_numpy(pixels.transpose(2, 0, 1).copy()), ""
+
+
+def evaluate_detection(
+    model: nn.Module,
+    images: CocoImages,
+    *,
+    num_workers: int = 0,
+    layout: Layout | None = None,
+    report: Callable[[int], None] = lambda _: None,
+) -> DetectionReport:
+    """Measures a detector on annotated images, one at a time, each counted once.
+
+    Args:
+        model: a detector; it is put in evaluation mode for the time.
+        images: what to measure on; its classes are found among the model's by name, in their order where the model's
+            have no names.
+        num_workers: processes that read images; 0 reads them in this one.
+        layout: which of several processes this is; each takes its share of the images, and gets the figures of all.
+        report: called with 1 after each image.
+
+    Raises:
+        XCiTError: if the model lacks a class of the images, or not one image could be read.
+    """
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+    assert isinstance(model, MaskRCNN)
+    category_of = match_categories(model, images)
+    world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
+    measured = _MeasuredImages(images, model.config.backbone.in_channels)
+    loader: DataLoader[Any] = DataLoader(
+        Subset(measured, range(rank, len(measured), world_size)),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        worker_init_fn=prepare_worker,
+    )
+    rows, seen, unreadable = list[DetectionRow](), list[int](), list[str]()
+    was_training = model.training
+    model.eval()
+    for index, pixels, reason in loader:
+        if reason:
+            unreadable.append(reason)
+        else:
+            seen.append(index)
+            for found in detected_objects(model.detect(pixels), images.images[index].size):
+                if found.label in category_of:
+                    rows.append(DetectionRow(index, category_of[found.label], found.score, found.box, found.mask))
+        report(1)
+    model.train(was_training)
+    if world_size > 1:
+        shares: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(shares, (rows, seen))
+        rows = [row for share, _ in shares for row in share]
+        seen = [index for _, share in shares for index in share]
+    if not seen:
+        first = f"; the first: {unreadable[0]}" if unreadable else ""
+        raise XCiTError(f"none of the {len(images)} images could be read{first}")
+    # In the images' order, whoever measured them: equal scores then rank alike for any number of processes.
+    rows.sort(key=lambda row: row.image)
+    precision = average_precision(images, sorted(seen), rows)
+    return DetectionReport(num_images=len(seen), precision=precision, unreadable=tuple(unreadable))
+
+
+def load_for(recipe: DetectionConfig, checkpoint: str | os.PathLike[str]) -> "MaskRCNN":
+    """A checkpoint as a recipe's model, prepared as the recipe says; its classes are its own.
+
+    Args:
+        recipe: the config of a recipe or run.
+        checkpoint: a path, a URL or a name of the zoo.
+
+    Raises:
+        XCiTError: if it can't be had, or is another model.
+    """
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+    name = os.fspath(checkpoint)
+    built = load_detector_file(name) if is_file(checkpoint) or "://" in name else get_model(name, pretrained=True)
+    if not isinstance(built, MaskRCNN):
+        raise XCiTError(f"{name} is no detector, which {recipe.name} trains")
+    ours, theirs = recipe.model.backbone, built.config.backbone
+    for field_name in ("in_channels", "patch_size", "embed_dim", "depth"):
+        if getattr(ours, field_name) != getattr(theirs, field_name):
+            raise XCiTError(
+                f"{name} is no {recipe.name}: its {field_name} is {getattr(theirs, field_name)}, the recipe's "
+                f"{getattr(ours, field_name)}"
+            )
+    prepared = {key: getattr(recipe.model, key) for key in ("short_side", "long_side", "mean", "std", "anchor_scale")}
+    built.config = replace(built.config, **prepared)
+    return built
+
+
+def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
+    """The data set's category id of each of a model's labels, counted from 1, that it has.
+
+    Raises:
+        XCiTError: if the model lacks a class of the data set.
+    """
+    names = model.info.class_names if model.info is not None else ()
+    if not names:
+        if model.num_classes != len(images.class_names):
+            raise XCiTError(
+                f"{images.source} has {len(images.class_names)} classes, the model {model.num_classes} without names"
+            )
+        return dict(enumerate(images.category_ids, start=1))
+    label_of = {name: label for label, name in enumerate(names, start=1)}
+    if lacking := [name for name in images.class_names if name not in label_of]:
+        more = ", ..." if len(lacking) > 3 else ""
+        raise XCiTError(
+            f"{images.source} has {len(images.class_names)} classes, and the model's {len(names)} do not include "
+            f"{', '.join(map(repr, lacking[:3]))}{more}"
+        )
+    return {label_of[name]: number for name, number in zip(images.class_names, images.category_ids, strict=True)}
+
+
+def _as_it_is(sample: Any) -> Any:
+    return sample
+
+
+class DetectionTask:
+    """Wires a config's data, augmentation, first weights and losses to the engine.
+
+    Attributes:
+        config: with the data's number of classes where it was left open.
+        problems: a line a kind of entry of the data that is not as it should be.
+
+    Raises:
+        XCiTError: if the data are missing, or the two splits have different classes, or weights can't be had or do not
+            fit.
+    """
+
+    watch = "box_AP"
+
+    def __init__(self, config: DetectionConfig, layout: Layout | None = None) -> None:
+        from xcit.models.detection.mask_rcnn import MaskRCNN
+
+        layout = layout or Layout(batch_size=config.run.batch_size)
+        if not config.data:
+            raise XCiTError(f"{config.name} has no data of its own: give a folder in COCO's form with --data")
+        if config.backbone_weights:
+            find_source(config.backbone_weights, "backbone_weights")
+        train, self.watched = open_coco(config.data, "train"), open_coco(config.data, "val")
+        if set(train.class_names) != set(self.watched.class_names):
+            raise XCiTError(f"{config.data}: the training and the validation images have different classes")
+        self.problems = tuple(dict.fromkeys([*train.problems, *self.watched.problems]))
+        num_classes = len(train.class_names)
+        if config.model.num_classes == 0:
+            config = replace(config, model=replace(config.model, num_classes=num_classes))
+        if num_classes != config.model.num_classes:
+            raise XCiTError(
+                f"{config.data} has {num_classes} classes, the model {config.model.num_classes}: "
+                f"set model.num_classes to {num_classes}"
+            )
+        self.config = config
+        torch.manual_seed(config.run.seed)
+        model = MaskRCNN(config.model)
+        if config.backbone_weights:
+            take_backbone(model, config.backbone_weights)
+        model.info = self.info = DetectorInfo(
+            name=config.name, class_names=train.class_names, category_ids=train.category_ids
+        )
+        self.model: nn.Module = model
+        images = TrainableImages(
+            train, num_channels=config.model.backbone.in_channels, with_empty=config.train_on_empty
+        )
+        self._loader: TrainLoader[Any] = TrainLoader(
+            images,
+            partial(augmented, config=config.augmentation),
+            batch_size=layout.batch_size,
+            num_parts=layout.num_parts,
+            world_size=layout.world_size,
+            rank=layout.rank,
+            seed=config.run.seed,
+            num_workers=config.run.num_workers,
+            groups=images.groups(),
+            collate_fn=collate_detections,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps an epoch."""
+        return self._loader.num_steps
+
+    @property
+    def num_inputs(self) -> int:
+        """Training images."""
+        return self._loader.num_inputs
+
+    @property
+    def unreadable(self) -> Sequence[str]:
+        """A line for each training image that this process could not read."""
+        return self._loader.unreadable
+
+    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[list[Tensor]]]:
+        """This process's parts of an epoch's batches: lists of images, boxes, labels and masks."""
+        return (parts for parts, _ in self._loader.batches(epoch, first_step))
+
+    def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """The sum of the five losses, and each on its own."""
+        images, *objects = batch
+        targets = [
+            {"boxes": boxes, "labels": labels, "masks": masks} for boxes, labels, masks in zip(*objects, strict=True)
+        ]
+        losses: dict[str, Tensor] = model(images, targets)
+        total = torch.stack(list(losses.values())).sum()
+        return {"loss": total, **{name: loss.detach() for name, loss in losses.items()}}
+
+    def evaluate(
+        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+    ) -> dict[str, float]:
+        """AP, AP50 and AP75 of boxes and masks on the validation images."""
+        report = evaluate_detection(model, self.watched, num_workers=self.config.run.num_workers, layout=layout)
+        return report.figures()
+
+    def export(self, model: nn.Module, path: Path) -> None:
+        """Weights, shape and class names in one safetensors file."""
+        from xcit.models.detection.mask_rcnn import MaskRCNN
+
+        shape = self.config.model
+        exported = MaskRCNN(replace(shape, backbone=replace(shape.backbone, drop_path_rate=0.0)))
+        exported.load_state_dict(model.state_dict())
+        exported.info = self.info
+        save_model(exported, path)

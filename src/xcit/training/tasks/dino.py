@@ -1,0 +1,299 @@
+"""DINO pre-training (arXiv 2104.14294): a student learns to say of any crop what its own average says of another."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcit.data.classification import Subset
+from xcit.data.loader import TrainLoader
+from xcit.data.multi_crop import MultiCropConfig, multi_crop_transform
+from xcit.data.unlabelled import open_unlabelled_images
+from xcit.errors import XCiTError
+from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.models.dino import DINO, NUM_GLOBAL, DINOHeadConfig
+from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
+from xcit.training.engine.optimizer import cosine
+from xcit.training.engine.task import Layout, Reduce
+from xcit.training.tasks.collapse import CollapseWatch, feature_spread
+from xcit.training.tasks.labelled_data import evaluation_batches_of
+from xcit.zoo import save_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachingConfig:
+    """How the student is taught; the defaults are the published ones.
+
+    Attributes:
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's; a lower one makes surer targets.
+        first_teacher_temperature: where its warm-up begins.
+        warmup_epochs: of the teacher's temperature, which rises in equal steps from epoch to epoch; 0 is none.
+        teacher_momentum: share of itself that the teacher keeps at the first step; it rises to 1 by half a cosine.
+        center_momentum: likewise of the centre, at every step.
+        freeze_last_layer: epochs in which the student's last layer stays as it is.
+    """
+
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    first_teacher_temperature: float = 0.04
+    warmup_epochs: int = 0
+    teacher_momentum: float = 0.996
+    center_momentum: float = 0.9
+    freeze_last_layer: int = 1
+
+    def __post_init__(self) -> None:
+        def need(name: str, condition: bool, must: str) -> None:
+            if not condition:
+                raise XCiTError(f"dino.{name} is {getattr(self, name)}, must be {must}")
+
+        for name in ("student_temperature", "teacher_temperature", "first_teacher_temperature"):
+            need(name, 0 < getattr(self, name) < float("inf"), "above 0")
+        for name in ("teacher_momentum", "center_momentum"):
+            need(name, 0 <= getattr(self, name) <= 1, "in 0..1")
+        for name in ("warmup_epochs", "freeze_last_layer"):
+            need(name, getattr(self, name) >= 0, "0 or more")
+
+    def temperature(self, epoch: int) -> float:
+        """The teacher's, in an epoch counted from 0."""
+        if epoch >= self.warmup_epochs:
+            return self.teacher_temperature
+        share = epoch / (self.warmup_epochs - 1) if epoch else 0.0
+        return self.first_teacher_temperature + share * (self.teacher_temperature - self.first_teacher_temperature)
+
+    def momentum(self, step: int, num_steps: int) -> float:
+        """The teacher's, at a step of a run, counted from 0."""
+        return cosine(self.teacher_momentum, 1.0, step / num_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOConfig:
+    """A whole DINO run.
+
+    Attributes:
+        name: of the recipe or run, which the exported backbone keeps.
+        task: says in a file that this is such a config.
+        model: shape of the backbone, without a classifier; its stochastic depth is the student's.
+        preprocessing: size and normalisation of the global crops, and all of it for the exported backbone.
+        data: images without labels, see `open_unlabelled_images`.
+        num_watched: training images, a fixed draw, by whose features the run is watched after an epoch.
+        head: the projection head.
+        crops: how many, how large, and what happens to them.
+        dino: temperatures and momenta.
+        optimizer: AdamW's numbers.
+        schedule: epochs and learning rate.
+        run: how to compute.
+    """
+
+    name: str
+    task: Literal["dino"] = "dino"
+    model: XCiTConfig
+    preprocessing: Preprocessing
+    data: str = ""
+    num_watched: int = 1000
+    head: DINOHeadConfig = field(default_factory=DINOHeadConfig)
+    crops: MultiCropConfig = field(default_factory=MultiCropConfig)
+    dino: TeachingConfig = field(default_factory=TeachingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_watched < 2:
+            raise XCiTError(f"num_watched is {self.num_watched}, must be at least 2")
+        if self.run.ema_decay:
+            raise XCiTError("run.ema_decay: DINO's teacher is an average already, and is what is exported: set it to 0")
+        patch = self.model.patch_size
+        sizes = {"preprocessing.image_size": self.preprocessing.image_size}
+        if self.crops.num_local:
+            sizes["crops.local_size"] = self.crops.local_size
+        for name, size in sizes.items():
+            if size < patch:
+                raise XCiTError(f"{name} is {size}, smaller than one patch of {patch}x{patch}")
+
+
+def teacher_probabilities(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """Targets (2*B, K) from the teacher's logits (2*B, K) and the centre (1, K): centred, then sharpened."""
+    return ((logits - center) / temperature).softmax(dim=-1).detach()
+
+
+def dino_loss(student_logits: Tensor, targets: Tensor, *, num_crops: int, student_temperature: float) -> Tensor:
+    """Cross-entropy of the student's views against the teacher's, but for the same view: the mean over all such pairs.
+
+    loss = mean over (g, v), g != v, of the batch's mean of -sum(targets[g] * log softmax(student[v] / temperature)).
+
+    Args:
+        student_logits: (V*B, K), the global crops first.
+        targets: (2*B, K), of the same global crops.
+        num_crops: V.
+        student_temperature: of the student's softmax.
+    """
+    views = (student_logits / student_temperature).log_softmax(dim=-1).chunk(num_crops)
+    terms = [
+        -(target * view).sum(dim=-1).mean()
+        for g, target in enumerate(targets.chunk(NUM_GLOBAL))
+        for v, view in enumerate(views)
+        if v != g
+    ]
+    return torch.stack(terms).mean()
+
+
+class DINOTask:
+    """Wires a config's data, crops, student, teacher and centre to the engine.
+
+    Attributes:
+        config: as it was given.
+
+    Raises:
+        XCiTError: if the data are missing, or a field does not fit the others.
+    """
+
+    watch = ""
+
+    def __init__(self, config: DINOConfig, layout: Layout | None = None) -> None:
+        layout = layout or Layout(batch_size=config.run.batch_size)
+        if not config.data:
+            raise XCiTError(f"{config.name} has no data of its own: give a folder of images with --data")
+        images = open_unlabelled_images(config.data)
+        self.config = config
+        torch.manual_seed(config.run.seed)
+        self.model: nn.Module = DINO(config.model, config.head)
+        # A fixed draw, whatever the seed of the run, so that runs can be compared.
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        self._watched = Subset(images, order[: config.num_watched].tolist())
+        self._loader: TrainLoader[list[Tensor]] = TrainLoader(
+            images,
+            multi_crop_transform(config.crops, config.preprocessing),
+            batch_size=layout.batch_size,
+            num_parts=layout.num_parts,
+            world_size=layout.world_size,
+            rank=layout.rank,
+            seed=config.run.seed,
+            num_workers=config.run.num_workers,
+        )
+        self._batch_size = layout.batch_size
+        self._epoch = 0
+        # Of the teacher's logits over this process's parts of a step.
+        self._logits_sum: Tensor | None = None
+        self._collapse = CollapseWatch(num_outputs=config.head.out_dim)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps an epoch."""
+        return self._loader.num_steps
+
+    @property
+    def num_inputs(self) -> int:
+        """Training images."""
+        return self._loader.num_inputs
+
+    @property
+    def unreadable(self) -> Sequence[str]:
+        """A line for each training image that this process could not read."""
+        return self._loader.unreadable
+
+    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
+        """This process's parts of an epoch's batches: a list of crops (B, C, h, w), the two global ones first."""
+        return (crops for crops, _ in self._loader.batches(epoch, first_step))
+
+    def begin_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Puts the teacher back into training mode: its batch norms see the batch, as the student's do."""
+        assert isinstance(model, DINO)
+        model.teacher.train()
+        self._epoch = epoch
+
+    def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """The loss; and of the same crops the teacher's entropy, its divergence from the student, and its spread."""
+        output = model(batch)
+        settings = self.config.dino
+        targets = teacher_probabilities(output.teacher_logits, output.center, settings.temperature(self._epoch))
+        loss = dino_loss(
+            output.student_logits, targets, num_crops=len(batch), student_temperature=settings.student_temperature
+        )
+        logits_sum = output.teacher_logits.sum(dim=0, keepdim=True)
+        self._logits_sum = logits_sum if self._logits_sum is None else self._logits_sum + logits_sum
+        entropy = _entropy(targets).mean()
+        return {
+            "loss": loss,
+            "teacher_entropy": entropy,
+            # A cross-entropy is the entropy and the divergence; every target is in as many pairs.
+            "teacher_student_kl": loss.detach() - entropy,
+            "feature_spread": feature_spread(output.teacher_features.float()),
+        }
+
+    def before_update(self, model: nn.Module, step: int) -> None:
+        """Holds the last layer in the first epochs: no gradient, so neither a step nor weight decay."""
+        assert isinstance(model, DINO)
+        if step < self.config.dino.freeze_last_layer * self.num_steps:
+            for parameter in model.student.head.last_layer.parameters():
+                parameter.grad = None
+
+    @torch.no_grad()
+    def after_update(self, model: nn.Module, step: int, reduce: Reduce) -> None:
+        """Moves the teacher's parameters after the student's, and the centre after the logits of the whole batch."""
+        assert isinstance(model, DINO) and self._logits_sum is not None
+        settings = self.config.dino
+        momentum = settings.momentum(step, self.config.schedule.epochs * self.num_steps)
+        for own, other in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+            own.mul_(momentum).add_(other, alpha=1 - momentum)
+        mean = reduce(self._logits_sum) / (NUM_GLOBAL * self._batch_size)
+        model.center.mul_(settings.center_momentum).add_(mean, alpha=1 - settings.center_momentum)
+        self._logits_sum = None
+
+    def concerns(self, step: int, losses: dict[str, float]) -> Sequence[str]:
+        """A warning when the features collapse."""
+        return self._collapse.look(step, losses)
+
+    def evaluate(
+        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+    ) -> dict[str, float]:
+        """Of the teacher in evaluation mode on whole training images: spread of the features, and entropy (nats)."""
+        assert isinstance(model, DINO)
+        device = model.center.device
+        was_training = model.teacher.training
+        model.teacher.eval()
+        batches = evaluation_batches_of(
+            self._watched,
+            self.config.preprocessing,
+            batch_size=250,
+            num_workers=self.config.run.num_workers,
+            layout=layout,
+        )
+        temperature = self.config.dino.temperature(self._epoch)
+        embed_dim = self.config.model.embed_dim
+        # Sums over the images: of the unit features' entries, of their squares, of the entropies, and of 1.
+        sums = torch.zeros(2 * embed_dim + 2, dtype=torch.float64, device=device)
+        with torch.inference_mode():
+            for images, _, _ in batches:
+                if len(images):
+                    features, logits = model.teacher([images.to(device)])
+                    unit = F.normalize(features.double(), dim=-1)
+                    entropy = _entropy(teacher_probabilities(logits, model.center, temperature))
+                    scalars = torch.stack([entropy.double(), torch.ones_like(entropy).double()], dim=1)
+                    sums += torch.cat([unit, unit.square(), scalars], dim=1).sum(dim=0)
+        model.teacher.train(was_training)
+        total, squares, (entropy_sum, count) = reduce(sums).split([embed_dim, embed_dim, 2])
+        if count == 0:
+            raise XCiTError(f"none of the {len(self._watched)} images that the run is watched by could be read")
+        deviation = (squares / count - (total / count).square()).clamp(min=0).sqrt()
+        return {
+            "feature_spread": deviation.mean().item() * embed_dim**0.5,
+            "teacher_entropy": (entropy_sum / count).item(),
+        }
+
+    def export(self, model: nn.Module, path: Path) -> None:
+        """The teacher's backbone with its shape and preprocessing in one safetensors file."""
+        assert isinstance(model, DINO)
+        backbone = XCiT(replace(self.config.model, drop_path_rate=0.0))
+        backbone.load_state_dict(model.teacher.backbone.state_dict())
+        backbone.info = ModelInfo(name=self.config.name, preprocessing=self.config.preprocessing)
+        save_model(backbone, path)
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """Entropies (B,) in nats of distributions (B, K)."""
+    return torch.special.entr(probabilities).sum(dim=-1)

@@ -1,0 +1,212 @@
+"""Knowledge distillation: a trained model whose predictions are a second target beside the labels."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcit.data.samples import numbered_classes
+from xcit.errors import XCiTError
+from xcit.models import Preprocessing
+from xcit.models.info import IMAGENET_MEAN
+from xcit.training.tasks.sources import find_source
+from xcit.zoo import get_xcit
+from xcit.zoo.names import is_known
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+
+_TIMM = "timm/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """A teacher, and how much of the loss is its own: loss = (1 - alpha) * label_loss + alpha * teacher_loss.
+
+    Attributes:
+        teacher: "timm/<model>" with timm's pretrained weights, or an XCiT by its checkpoint's name or file; "" is none.
+        kind: "hard" is cross-entropy against the teacher's first class (DeiT, arXiv 2012.12877, section 4); "soft" is
+            the divergence from the teacher's probabilities, both at `temperature` T, times T^2 (arXiv 1503.02531).
+        alpha: the teacher's share, 0..1.
+        temperature: of "soft"; DeiT's comparison took 3.
+    """
+
+    teacher: str = ""
+    kind: Literal["hard", "soft"] = "hard"
+    alpha: float = 0.5
+    temperature: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise XCiTError(f"DistillationConfig: alpha is {self.alpha}, must be in 0..1")
+        if not 0 < self.temperature < float("inf"):
+            raise XCiTError(f"DistillationConfig: temperature is {self.temperature}, must be above 0")
+
+
+class Teacher:
+    """A trained classifier in evaluation mode; no gradient goes into it.
+
+    It sees the very images that the student sees, mixed ones too, in its own normalisation.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: DistillationConfig, *, own: Preprocessing, given: Preprocessing
+    ) -> None:
+        """Takes the model's own preprocessing, and that of the images it is given; their mean and std count."""
+        self.model, self.config = model.eval().requires_grad_(False), config
+        own_mean, own_std, mean, std = (
+            torch.tensor(numbers)[:, None, None] for numbers in (own.mean, own.std, given.mean, given.std)
+        )
+        self._same = torch.equal(own_mean, mean) and torch.equal(own_std, std)
+        self._scale, self._shift = std / own_std, (mean - own_mean) / own_std
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes), float32, of images (B, C, h, w) in the student's normalisation."""
+        if self._scale.device != images.device:
+            self.model.to(images.device)
+            self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
+        if not self._same:
+            images = images * self._scale + self._shift
+        logits: Tensor = self.model(images)
+        return logits.float()
+
+    def loss(self, images: Tensor, logits: Tensor) -> Tensor:
+        """The teacher's term, a scalar, of the student's logits (B, num_classes) for images (B, C, h, w)."""
+        target, logits = self.logits(images), logits.float()
+        if self.config.kind == "hard":
+            return F.cross_entropy(logits, target.argmax(dim=1))
+        temperature = self.config.temperature
+        student, teacher = ((numbers / temperature).log_softmax(dim=1) for numbers in (logits, target))
+        return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def check_teacher(config: DistillationConfig, spec: Preprocessing, num_classes: int) -> None:
+    """Finds what is wrong before anything is read or downloaded.
+
+    Args:
+        config: without a teacher nothing is wrong.
+        spec: the run's preprocessing.
+        num_classes: of the run; 0 while it is not known.
+
+    Raises:
+        XCiTError: if there is no such teacher, or it is known to have other classes or channels.
+    """
+    if not config.teacher:
+        return
+    if _is_timms(config.teacher):
+        known = _timm_config(config.teacher)
+        classes, channels = known.num_classes, known.input_size[0]
+    else:
+        record = find_source(config.teacher, "distillation.teacher")
+        if record is None:
+            return
+        classes, channels = record.config.num_classes, record.config.in_channels
+    _check_channels(config.teacher, channels, spec)
+    if num_classes and classes != num_classes:
+        raise XCiTError(f"distillation.teacher: {config.teacher} has {classes} classes, this run {num_classes}")
+
+
+def load_teacher(
+    config: DistillationConfig, spec: Preprocessing, *, num_classes: int, class_ids: Sequence[str] = ()
+) -> Teacher:
+    """Loads the teacher, downloaded first if it is not on this machine.
+
+    Args:
+        config: which, and how it teaches.
+        spec: the run's preprocessing.
+        num_classes: of the run.
+        class_ids: the data's names of the classes in the order of the labels, where they are known; mere numbers tell
+            nothing.
+
+    Raises:
+        XCiTError: if it can't be had, takes no such images, or has other classes.
+    """
+    check_teacher(config, spec, num_classes)
+    if _is_timms(config.teacher):
+        model, own, names = _load_timms(config.teacher)
+    else:
+        model, own, names = _load_xcit(config.teacher, spec)
+    _check_channels(config.teacher, len(own.mean), spec)
+    if names and class_ids and tuple(class_ids) not in (*names, numbered_classes(num_classes)):
+        raise XCiTError(
+            f"distillation.teacher: {config.teacher} knows other classes than the data, or in another order: "
+            f"{_shown(names[0])}, the data {_shown(class_ids)}"
+        )
+    teacher = Teacher(model, config, own=own, given=spec)
+    size = spec.image_size
+    try:
+        shape = tuple(teacher.logits(torch.zeros(1, len(spec.mean), size, size)).shape)
+    except (RuntimeError, AssertionError, XCiTError) as error:
+        reason = " ".join(str(error).split())
+        raise XCiTError(
+            f"distillation.teacher: {config.teacher} takes no images of {size}x{size} pixels: {reason}"
+        ) from None
+    if shape != (1, num_classes):
+        raise XCiTError(
+            f"distillation.teacher: {config.teacher} gives {shape[-1]} numbers an image, the data have {num_classes} "
+            "classes"
+        )
+    return teacher
+
+
+_Loaded = tuple[nn.Module, Preprocessing, list[tuple[str, ...]]]
+"""A teacher, its own preprocessing, and its classes' names in each form that is known."""
+
+
+def _load_xcit(source: str, spec: Preprocessing) -> _Loaded:
+    model = get_xcit(source, pretrained=True)
+    if model.info is None:  # a file that says nothing; the published ones are all in ImageNet's normalisation
+        return model, Preprocessing() if model.config.in_channels == len(IMAGENET_MEAN) else spec, []
+    return model, model.info.preprocessing, [names for names in (model.info.class_ids, model.info.class_names) if names]
+
+
+def _load_timms(source: str) -> _Loaded:
+    import timm
+
+    try:
+        model = timm.create_model(source.removeprefix(_TIMM), pretrained=True)
+    except Exception as error:  # timm's own, the Hub's, and those of its HTTP library, which differs between versions
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise XCiTError(f"distillation.teacher: {source} can't be had: {reason}") from error
+    known = _timm_config(source)
+    names = tuple(known.label_names or ())
+    return model, Preprocessing(mean=tuple(known.mean), std=tuple(known.std)), [names] if names else []
+
+
+def _is_timms(teacher: str) -> bool:
+    """Whether timm is to be asked; the zoo has timm's XCiTs under timm's names, and more places to get them from."""
+    return teacher.startswith(_TIMM) and not is_known(teacher)
+
+
+def _timm_config(teacher: str) -> "PretrainedCfg":
+    """What timm knows of a pretrained model before it is loaded.
+
+    Raises:
+        XCiTError: if timm has no such model; the nearest is suggested.
+    """
+    import timm
+
+    name = teacher.removeprefix(_TIMM)
+    if not timm.models.is_model_pretrained(name):
+        near = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=1)
+        hint = f"did you mean '{_TIMM}{near[0]}'?" if near else "timm.list_models(pretrained=True) tells all"
+        raise XCiTError(f"distillation.teacher: timm has no pretrained model {name!r}; {hint}")
+    config = timm.models.get_pretrained_cfg(name)
+    assert config is not None
+    return config
+
+
+def _check_channels(teacher: str, channels: int, spec: Preprocessing) -> None:
+    if channels != len(spec.mean):
+        raise XCiTError(
+            f"distillation.teacher: {teacher} takes images of {channels} channels, this run's have {len(spec.mean)}"
+        )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}"

@@ -1,0 +1,145 @@
+"""What a model starts from: other weights, the stem of another model, and the stages that stay as they are."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from xcit.errors import XCiTError
+from xcit.models import XCiT, XCiTConfig
+from xcit.training.tasks.sources import find_source
+from xcit.zoo import load_as, load_checkpoint, load_file
+
+_SHAPE = (
+    "in_channels",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "qkv_bias",
+    "cls_depth",
+    "tokens_norm",
+)
+"""Fields in which a model and its first weights must agree: all but the head's and those that set no weight's shape."""
+
+_STEM_SHAPE = ("in_channels", "patch_size", "embed_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitializeConfig:
+    """What a model starts from, where that is not random weights.
+
+    Attributes:
+        weights: a checkpoint's name, a file or a URL, in any published format. All is taken over but a head of another
+            number of classes, which stays new.
+        stem: a trained model of the same width and patch size, by name or file. Its stem is copied and frozen
+            (patch-stem surgery), which the authors did to keep the largest models stable.
+        freeze: stages that are not trained: "stem", "position", "blocks.0", ..., "cls_token", "cls_blocks.0", ...,
+            "norm", "head"; "blocks.0-5" is six of them. The statistics of their batch norms stay too.
+    """
+
+    weights: str = ""
+    stem: str = ""
+    freeze: tuple[str, ...] = ()
+
+    def frozen_only(self) -> "InitializeConfig":
+        """The same stages frozen, without other weights: for a run that goes on from a checkpoint of its own."""
+        stem = ("stem",) if self.stem and "stem" not in self.freeze else ()
+        return InitializeConfig(freeze=(*self.freeze, *stem))
+
+
+def check_initialize(config: InitializeConfig, model: XCiTConfig) -> None:
+    """Finds what is wrong before anything is read or downloaded.
+
+    Raises:
+        XCiTError: if a source does not exist or is known not to fit, or a stage does not exist.
+    """
+    if config.weights and "://" not in config.weights:
+        record = find_source(config.weights, "initialize.weights")
+        if record is not None:
+            _check_shape(record.config, model, _SHAPE, f"initialize.weights: {record.name}")
+    if config.stem:
+        record = find_source(config.stem, "initialize.stem")
+        if record is not None:
+            _check_shape(record.config, model, _STEM_SHAPE, f"initialize.stem: {record.name}")
+    _stages_to_freeze(config, model)
+
+
+def initialize(model: XCiT, config: InitializeConfig) -> None:
+    """Gives a new model its first weights, and freezes what is to stay: `requires_grad` is false there.
+
+    Raises:
+        XCiTError: if weights can't be had or read, or do not fit; and what `check_initialize` raises.
+    """
+    frozen = _stages_to_freeze(config, model.config)
+    if config.weights:
+        _take_weights(model, config.weights)
+    if config.stem:
+        _take_stem(model, config.stem)
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(f"{stage}." for stage in frozen)) or name in frozen:
+            parameter.requires_grad_(False)
+
+
+def _take_weights(model: XCiT, source: str) -> None:
+    record = None if "://" in source else find_source(source, "initialize.weights")
+    if record is not None:
+        found = load_checkpoint(record)
+    else:
+        found = load_as(model.config, source, num_classes=model.num_classes)
+    state = found.state_dict()
+    if found.num_classes != model.num_classes:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    model.load_state_dict({**model.state_dict(), **state})
+
+
+def _take_stem(model: XCiT, source: str) -> None:
+    record = find_source(source, "initialize.stem")
+    found = load_checkpoint(record) if record is not None else load_file(Path(source))
+    _check_shape(found.config, model.config, _STEM_SHAPE, f"initialize.stem: {source}")
+    model.stem.load_state_dict(found.stem.state_dict())
+
+
+def _check_shape(found: XCiTConfig, model: XCiTConfig, fields: Sequence[str], what: str) -> None:
+    for field in fields:
+        theirs, ours = getattr(found, field), getattr(model, field)
+        if theirs != ours:
+            raise XCiTError(f"{what} does not fit: its {field} is {theirs}, the model's {ours}")
+
+
+def _stages_to_freeze(config: InitializeConfig, model: XCiTConfig) -> set[str]:
+    """Prefixes of the frozen parameters' names.
+
+    Raises:
+        XCiTError: if a stage does not exist, or none is left to train.
+    """
+    stages = _stages(model)
+    frozen = {"stem"} if config.stem else set()
+    for name in config.freeze:
+        wanted = _stages_of(name)
+        unknown = next((stage for stage in wanted if stage not in stages), None)
+        if unknown is not None:
+            near = difflib.get_close_matches(unknown, stages, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(stages)}"
+            raise XCiTError(f"initialize.freeze: no stage is called {unknown!r}; {hint}")
+        frozen.update(wanted)
+    if frozen.issuperset(stages):
+        raise XCiTError("initialize.freeze names every stage: nothing is left to train")
+    return frozen
+
+
+def _stages(model: XCiTConfig) -> list[str]:
+    stages = ["stem", "position", *(f"blocks.{index}" for index in range(model.depth))]
+    if model.cls_depth:
+        stages += ["cls_token", *(f"cls_blocks.{index}" for index in range(model.cls_depth)), "norm"]
+    return [*stages, "head"]
+
+
+def _stages_of(name: str) -> list[str]:
+    """The stage itself, or those of a range such as "blocks.0-5"."""
+    match = re.fullmatch(r"(blocks|cls_blocks)\.(\d+)-(\d+)", name)
+    if match is None or int(match[2]) > int(match[3]):
+        return [name]
+    return [f"{match[1]}.{index}" for index in range(int(match[2]), int(match[3]) + 1)]

@@ -1,0 +1,203 @@
+"""The features that a frozen model gives of a data set: each image once, over all processes, kept for the next time."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from xcit.data.classification import LabelledImages, Subset, open_labelled_images
+from xcit.data.fingerprint import fingerprint
+from xcit.data.loader import EvaluationImages, prepare_worker
+from xcit.errors import XCiTError
+from xcit.models import Preprocessing, XCiT
+from xcit.training.engine.config import RunConfig
+from xcit.training.engine.distribution import Processes
+from xcit.weights.fetch import cache_dir
+from xcit.weights.files import digest, write_safetensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFeatures:
+    """What a model gives of a data set's images, in their order.
+
+    Attributes:
+        features: (N, D) float32, of the images that could be read.
+        labels: (N,) class indices.
+        unreadable: one line for each image that could not be read.
+    """
+
+    features: Tensor
+    labels: Tensor
+    unreadable: tuple[str, ...] = ()
+
+
+def feature_cache() -> Path:
+    """The folder in which features are kept: `features` in the cache of weights (`XCIT_CACHE`)."""
+    return cache_dir() / "features"
+
+
+def open_train_and_val(data: str) -> tuple[LabelledImages, LabelledImages]:
+    """The two splits of a data set: features of the one are compared with those of the other.
+
+    Raises:
+        XCiTError: if one is missing, or they have different classes; and what `open_labelled_images` raises.
+    """
+    root = Path(data)
+    for split in ("train", "val"):
+        if root.is_dir() and not (root / split).is_dir():
+            raise XCiTError(f"{data}: no folder {split} in it: expected train/<class>/<image> and val/<class>/<image>")
+    train, val = open_labelled_images(data, "train"), open_labelled_images(data, "val")
+    if train.class_ids != val.class_ids:
+        raise XCiTError(f"{data}: the training and the validation images have different classes")
+    return train, val
+
+
+def pooled_feature(model: XCiT, images: Tensor) -> Tensor:
+    """The feature (B, D) that a classifier reads: the class token after the final norm, or the mean of the patches'."""
+    return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def backbone_digest(model: XCiT) -> str:
+    """SHA-256, in hex, of all that a model's feature depends on: its weights and shape without the classifier."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    config = replace(model.config, num_classes=0, drop_path_rate=0.0)
+    return hashlib.sha256(f"{digest(state)} {json.dumps(asdict(config))}".encode()).hexdigest()
+
+
+def share_of(images: LabelledImages, processes: Processes) -> range:
+    """The images that this process computes the features of."""
+    return range(processes.layout.rank, len(images), processes.layout.world_size)
+
+
+def extract(
+    model: XCiT,
+    images: LabelledImages,
+    spec: Preprocessing,
+    processes: Processes,
+    *,
+    run: RunConfig,
+    batch_size: int,
+    cache: Path | None = None,
+    report: Callable[[int], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> LabelledFeatures:
+    """The features of all images, the same in every process, on its device.
+
+    Args:
+        model: in evaluation mode, on the processes' device.
+        images: the data set.
+        spec: how an image becomes the model's input.
+        processes: which share the work.
+        run: its `dtype` is the model's precision, `num_workers` the processes that read images.
+        batch_size: images a forward pass, in each process.
+        cache: a folder to keep features in, by weights, data and preprocessing, and to take them from; none keeps none.
+        report: called with the number of images of each batch of this process.
+        announce: called with a line for people if features could not be kept, in the main process.
+
+    Raises:
+        XCiTError: if not one image could be read, or a feature is not finite.
+    """
+    if model.config.global_pool == "none":
+        raise XCiTError(
+            "a model without pooling gives tokens, no feature of the image: set global_pool to 'cls' or 'avg'"
+        )
+    path = _place(cache, model, images, spec, run)
+    known = None if path is None else _read(path, processes.device)
+    # Where one process lacks the file, as on a machine with a disk of its own, all compute their shares again.
+    num_missing = processes.reduce(torch.tensor([float(known is None)], device=processes.device)).item()
+    if known is not None and not num_missing:
+        report(len(share_of(images, processes)))
+        return known
+    found = _compute(model, images, spec, processes, run=run, batch_size=batch_size, report=report)
+    if path is not None and processes.is_main:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_safetensors(
+                path,
+                {"features": found.features, "labels": found.labels},
+                {"unreadable": json.dumps(found.unreadable)},
+            )
+        except (XCiTError, OSError) as error:  # no reason to lose what took minutes to compute
+            announce(f"warning: the features are not kept for the next time: {error}")
+    return found
+
+
+def _compute(
+    model: XCiT,
+    images: LabelledImages,
+    spec: Preprocessing,
+    processes: Processes,
+    *,
+    run: RunConfig,
+    batch_size: int,
+    report: Callable[[int], None],
+) -> LabelledFeatures:
+    share, device = share_of(images, processes), processes.device
+    features = torch.zeros(len(images), model.embed_dim, device=device)
+    marks = torch.zeros(len(images), dtype=torch.int64, device=device)  # label + 1; 0 is unreadable
+    unreadable: list[str] = []
+    loader = DataLoader(
+        EvaluationImages(Subset(images, share), spec),
+        batch_size=batch_size,
+        num_workers=run.num_workers,
+        worker_init_fn=prepare_worker,
+    )
+    done = 0
+    with torch.inference_mode():
+        for batch, labels, reasons in loader:
+            rows = torch.tensor(share[done : done + len(labels)], device=device)
+            with processes.autocast():
+                found = pooled_feature(model, batch.to(device))
+            features[rows], marks[rows] = found.float(), labels.to(device) + 1
+            unreadable += [reason for reason in reasons if reason]
+            done += len(labels)
+            report(len(labels))
+    if processes.layout.world_size > 1:
+        # Every row is 0 but in the process that computed it.
+        features, marks = processes.reduce(features), processes.reduce(marks)
+        unreadable = sorted(processes.gather(unreadable))
+    is_readable = marks > 0
+    if not is_readable.any():
+        raise XCiTError(f"none of the {len(images)} images could be read; the first: {unreadable[0]}")
+    features = features[is_readable]
+    if not torch.isfinite(features).all():
+        raise XCiTError(
+            "the model's features hold NaN or infinity: its weights are no good, or run.dtype is too narrow"
+        )
+    return LabelledFeatures(features=features, labels=marks[is_readable] - 1, unreadable=tuple(unreadable))
+
+
+def _place(cache: Path | None, model: XCiT, images: LabelledImages, spec: Preprocessing, run: RunConfig) -> Path | None:
+    """Where the features are kept: a file named for all they depend on, none where that is not known."""
+    data = None if cache is None else fingerprint(images)
+    if cache is None or data is None:
+        return None
+    content = {
+        "model": backbone_digest(model),
+        "data": data,
+        "preprocessing": asdict(spec),
+        "dtype": run.dtype,
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return cache / f"{key[:32]}.safetensors"
+
+
+def _read(path: Path, device: torch.device) -> LabelledFeatures | None:
+    """What was kept, none where there is nothing, or a damaged file, which is then replaced."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return LabelledFeatures(
+                features=file.get_tensor("features").to(device),
+                labels=file.get_tensor("labels").to(device),
+                unreadable=tuple(json.loads(file.metadata()["unreadable"])),
+            )
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None

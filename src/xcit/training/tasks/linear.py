@@ -1,0 +1,252 @@
+"""A linear probe: a classifier on the features of a frozen model, or several that learn at different rates."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcit.data.classification import LabelledImages
+from xcit.data.loader import AugmentationConfig, TrainLoader, train_transform
+from xcit.errors import XCiTError
+from xcit.models import ModelInfo, XCiT
+from xcit.seeding import mix_seeds
+from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
+from xcit.training.engine.task import Layout, Reduce
+from xcit.training.tasks.labelled_features import LabelledFeatures, pooled_feature
+from xcit.zoo import save_model
+
+AUGMENTATION = AugmentationConfig(interpolation="bilinear")
+"""As published: a random resized crop, as torchvision does it by itself, and a flip."""
+
+LR_BATCH = 256
+"""The global batch that a learning rate is given for."""
+
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig:
+    """A linear probe as DINO's authors ran it (arXiv 2104.14294), where nothing else is said.
+
+    Attributes:
+        name: of the model.
+        backbone: digest of the model's weights, so that a run goes on with the same.
+        data: a folder or a known name (see `open_labelled_images`).
+        augmented: train on random crops, whose features are computed anew in each epoch; else on the centre crops that
+            are measured too, whose features are computed once: a fraction of the time, and not the published protocol.
+        lrs: learning rates for a global batch of 256, in proportion for others; a classifier learns with each.
+        epochs: of training.
+        run: how to compute.
+    """
+
+    name: str
+    backbone: str
+    data: str
+    augmented: bool = True
+    lrs: tuple[float, ...] = (0.001,)
+    epochs: int = 100
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if not self.lrs or not all(0 < lr < float("inf") for lr in self.lrs):
+            raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs)) or 'missing'}, must be above 0")
+        if len(set(self.lrs)) < len(self.lrs):
+            raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs))}, must differ")
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """SGD with momentum, without decay, at the highest learning rate."""
+        lr = max(self.lrs) * self.run.batch_size / LR_BATCH
+        return OptimizerConfig(kind="sgd", lr=lr, momentum=0.9, weight_decay=0.0)
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """A cosine down to 0, a step an epoch."""
+        return ScheduleConfig(epochs=self.epochs, warmup_epochs=0, warmup_lr=0.0, min_lr=0.0, by_epoch=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearAccuracy:
+    """What the classifier of a learning rate tells: counts of right images, the same in percent, and the mean loss."""
+
+    lr: float
+    num_right1: int
+    num_right5: int
+    top1: float
+    top5: float
+    loss: float
+
+
+class LinearHeads(nn.Module):
+    """Classifiers side by side, alike at the start: features (B, D) to logits (B, heads, classes)."""
+
+    def __init__(self, num_heads: int, dim: int, num_classes: int) -> None:
+        super().__init__()
+        start = torch.empty(num_classes, dim).normal_(std=0.01)
+        self.weight = nn.Parameter(start.repeat(num_heads, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(num_heads, num_classes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of each classifier."""
+        return torch.einsum("bd,hcd->bhc", features, self.weight) + self.bias
+
+
+class LinearTask:
+    """Wires features, augmentation and loss of a probe to the engine. The frozen model is no part of what it trains.
+
+    Attributes:
+        accuracies: of the last evaluation, one a learning rate.
+    """
+
+    watch = "top1"
+
+    def __init__(
+        self,
+        config: LinearConfig,
+        backbone: XCiT,
+        network: XCiT,
+        info: ModelInfo,
+        train: LabelledImages | LabelledFeatures,
+        val: LabelledFeatures,
+        layout: Layout,
+    ) -> None:
+        """Takes what it needs.
+
+        Args:
+            config: of the run.
+            backbone: what is exported under the classifier.
+            network: the same fused, or in evaluation mode, on the device where it computes.
+            info: of the classifier that is exported: the data's classes, the backbone's preprocessing.
+            train: images for a run that is augmented, else features.
+            val: what to measure on.
+            layout: which of several processes this is.
+        """
+        self.config, self.backbone, self.network, self.info, self._val = config, backbone, network, info, val
+        self.accuracies: tuple[LinearAccuracy, ...] = ()
+        torch.manual_seed(config.run.seed)
+        self.model: nn.Module = LinearHeads(len(config.lrs), network.embed_dim, len(info.class_names))
+        # Without decay, a loss times a number is a learning rate times that number.
+        self._shares = [lr / max(config.lrs) for lr in config.lrs]
+        self._train: TrainLoader[Any] | _FeatureLoader
+        if isinstance(train, LabelledFeatures):
+            self._train = _FeatureLoader(train, layout, seed=config.run.seed)
+        else:
+            self._train = TrainLoader(
+                train,
+                train_transform(AUGMENTATION, info.preprocessing),
+                batch_size=layout.batch_size,
+                num_parts=layout.num_parts,
+                world_size=layout.world_size,
+                rank=layout.rank,
+                seed=config.run.seed,
+                num_workers=config.run.num_workers,
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps an epoch."""
+        return self._train.num_steps
+
+    @property
+    def num_inputs(self) -> int:
+        """Training images."""
+        return self._train.num_inputs
+
+    @property
+    def unreadable(self) -> Sequence[str]:
+        """A line for each training image that this process could not read."""
+        return self._train.unreadable
+
+    @property
+    def best(self) -> LinearAccuracy:
+        """The accuracy with the highest top-1, of equal ones the first."""
+        return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
+
+    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's parts (images (B, C, h, w) or features (B, D), labels (B,)) of an epoch's batches."""
+        return self._train.batches(epoch, first_step)
+
+    def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """The sum of the classifiers' cross-entropies, each times its share of the highest learning rate."""
+        inputs, labels = batch
+        if self.config.augmented:
+            with torch.no_grad():
+                inputs = pooled_feature(self.network, inputs)
+        logits = model(inputs.float())
+        losses = [F.cross_entropy(logits[:, head].float(), labels) for head in range(len(self._shares))]
+        total = torch.stack([loss * share for loss, share in zip(losses, self._shares, strict=True)]).sum()
+        if len(losses) == 1:
+            return {"loss": total}
+        names = (f"loss_lr{lr:g}" for lr in self.config.lrs)
+        return {"loss": total} | {name: loss.detach() for name, loss in zip(names, losses, strict=True)}
+
+    def evaluate(
+        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+    ) -> dict[str, float]:
+        """Top-1, top-5 and loss of the best classifier on the validation images, and with several each one's top-1."""
+        layout = layout or Layout(batch_size=self.config.run.batch_size)
+        features, labels = self._val.features, self._val.labels
+        num_heads, num_images = len(self.config.lrs), len(labels)
+        # Rows: images with the right class first, among the first five, and the loss.
+        sums = torch.zeros(3, num_heads, dtype=torch.float64, device=features.device)
+        with torch.inference_mode():
+            for rows in torch.arange(layout.rank, num_images, layout.world_size).split(_ROWS_AT_ONCE):
+                logits, targets = model(features[rows]).float(), labels[rows]
+                right = logits.topk(min(5, logits.shape[2]), dim=2).indices == targets[:, None, None]
+                sums[0] += right[:, :, 0].sum(dim=0)
+                sums[1] += right.any(dim=2).sum(dim=0)
+                repeated = targets[:, None].expand(-1, num_heads)
+                sums[2] += F.cross_entropy(logits.transpose(1, 2), repeated, reduction="none").double().sum(dim=0)
+        self.accuracies = tuple(
+            LinearAccuracy(
+                lr=lr,
+                num_right1=round(right1),
+                num_right5=round(right5),
+                top1=100 * right1 / num_images,
+                top5=100 * right5 / num_images,
+                loss=loss / num_images,
+            )
+            for lr, right1, right5, loss in zip(self.config.lrs, *reduce(sums).tolist(), strict=True)
+        )
+        figures = {"top1": self.best.top1, "top5": self.best.top5, "val_loss": self.best.loss}
+        if num_heads > 1:
+            figures |= {f"top1_lr{accuracy.lr:g}": accuracy.top1 for accuracy in self.accuracies}
+        return figures
+
+    def export(self, model: nn.Module, path: Path) -> None:
+        """The whole classifier, backbone and best head, in one safetensors file that `xcit predict` takes."""
+        head = self.accuracies.index(self.best)
+        num_classes = len(self.info.class_names)
+        exported = XCiT(replace(self.backbone.config, num_classes=num_classes, drop_path_rate=0.0))
+        state = {name: tensor for name, tensor in self.backbone.state_dict().items() if not name.startswith("head.")}
+        own = model.state_dict()
+        exported.load_state_dict(state | {f"head.{name}": own[name][head] for name in ("weight", "bias")})
+        exported.info = self.info
+        save_model(exported, path)
+
+
+class _FeatureLoader:
+    """Shuffled batches of features and labels, divided among processes as `TrainLoader` divides images.
+
+    The lines about unreadable images are the first process's, for every process has all of them.
+    """
+
+    def __init__(self, data: LabelledFeatures, layout: Layout, *, seed: int) -> None:
+        self._data, self._layout, self._seed = data, layout, seed
+        self.num_steps = len(data.labels) // layout.batch_size
+        self.num_inputs = len(data.labels) + len(data.unreadable)
+        self.unreadable = list(data.unreadable) if layout.rank == 0 else []
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        layout, features, labels = self._layout, self._data.features, self._data.labels
+        generator = torch.Generator().manual_seed(mix_seeds(self._seed, epoch))
+        order = torch.randperm(len(labels), generator=generator).to(labels.device)
+        for step in range(first_step, self.num_steps):
+            batch = order[step * layout.batch_size : (step + 1) * layout.batch_size]
+            for turn in range(layout.accumulation):
+                rows = batch[layout.part(turn) :: layout.num_parts]
+                yield features[rows], labels[rows]

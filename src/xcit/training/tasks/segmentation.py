@@ -1,0 +1,331 @@
+"""Semantic segmentation: the loss, the figures, and the wiring of the data."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from xcit.data.loader import TrainLoader, prepare_worker
+from xcit.data.segmentation import IGNORED, LabelledScenes, Labels, open_scenes
+from xcit.data.segmentation_transforms import Pixels, SegmentationAugmentation, augmented, resized_pixels
+from xcit.errors import XCiTError
+from xcit.models import SegmentationPreprocessing, Segmenter, SegmenterConfig, SegmenterInfo, build_segmenter
+from xcit.segmenting import SlidingWindow, predict_labels
+from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
+from xcit.training.engine.task import Layout, Reduce
+from xcit.training.tasks.dense_backbone import take_backbone
+from xcit.training.tasks.sources import find_source
+from xcit.zoo import save_model
+
+AUXILIARY_WEIGHT = 0.4
+"""Of the auxiliary head's loss, as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig:
+    """A whole segmentation run.
+
+    Attributes:
+        name: of the recipe or run, which the exported model keeps.
+        task: says in a file that this is such a config.
+        model: its shape; `num_classes` 0 means as many as the data have.
+        preprocessing: normalisation, and the size at which the run is measured; training draws its sizes around it.
+        data: a folder, see `open_scenes`.
+        backbone_weights: what the backbone starts from: a name of the zoo or a file, of a classifier, a feature
+            backbone or a segmenter; "" is random weights.
+        epoch_steps: iterations that count as an epoch, after which the run is measured and saved, however many passes
+            over the data they are; 0 is one pass.
+        augmentation: of training scenes.
+        optimizer: AdamW's numbers.
+        schedule: epochs and learning rate.
+        run: how to compute.
+    """
+
+    name: str
+    task: Literal["segmentation"] = "segmentation"
+    model: SegmenterConfig
+    preprocessing: SegmentationPreprocessing
+    data: str = ""
+    backbone_weights: str = ""
+    epoch_steps: int = 0
+    augmentation: SegmentationAugmentation = field(default_factory=SegmentationAugmentation)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.epoch_steps < 0:
+            raise XCiTError(f"epoch_steps is {self.epoch_steps}, must be 0 or more")
+        patch = self.model.backbone.patch_size
+        if self.augmentation.crop_size < patch:
+            raise XCiTError(
+                f"augmentation.crop_size is {self.augmentation.crop_size}, smaller than one patch of {patch}x{patch}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationReport:
+    """Figures of a segmenter on labelled scenes, in percent.
+
+    Attributes:
+        num_images: scenes that were measured.
+        miou: mean over the classes of intersection over union; classes that are neither true nor predicted anywhere
+            are left out.
+        macc: mean over the classes that are true somewhere of the share of their pixels that is right.
+        aacc: share of all pixels that is right.
+        iou: of each class, NaN where it is left out.
+        confusion: (K, K) counts of pixels, a row a true class, a column a predicted one.
+        unreadable: one line for each scene that could not be read, and so was not measured.
+    """
+
+    num_images: int
+    miou: float
+    macc: float
+    aacc: float
+    iou: tuple[float, ...]
+    confusion: Tensor
+    unreadable: tuple[str, ...]
+
+    def figures(self) -> dict[str, float]:
+        """The scalars, by name."""
+        return {"mIoU": self.miou, "mAcc": self.macc, "aAcc": self.aacc}
+
+
+def count_pixels(labels: Labels, predicted: Labels, num_classes: int) -> Tensor:
+    """Confusion (K, K) of two label maps of one size, a row a true class; pixels without a label do not count."""
+    counted = labels != IGNORED
+    true, guess = (torch.from_numpy(values[counted]).long() for values in (labels, predicted))
+    return torch.bincount(true * num_classes + guess, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def report_of(confusion: Tensor, *, num_images: int, unreadable: Sequence[str] = ()) -> SegmentationReport:
+    """The figures of a confusion (K, K) of int64 counts."""
+    counts = confusion.double()
+    right, true = counts.diagonal(), counts.sum(dim=1)
+    iou = 100 * right / (true + counts.sum(dim=0) - right)  # 0 / 0 is NaN: neither true nor predicted
+    return SegmentationReport(
+        num_images=num_images,
+        miou=iou.nanmean().item(),
+        macc=100 * (right / true).nanmean().item(),
+        aacc=100 * (right.sum() / true.sum()).item(),
+        iou=tuple(iou.tolist()),
+        confusion=confusion,
+        unreadable=tuple(unreadable),
+    )
+
+
+class _MeasuredScenes(Dataset[tuple[Pixels | None, Labels | None, str]]):
+    """Pixels as the model sees them, labels at the scene's own size, and ""; or nothing and why."""
+
+    def __init__(self, scenes: LabelledScenes, spec: SegmentationPreprocessing) -> None:
+        self.scenes, self.spec = scenes, spec
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> tuple[Pixels | None, Labels | None, str]:
+        try:
+            scene, _ = self.scenes[index]
+            return resized_pixels(scene.image, self.spec), scene.labels, ""
+        except XCiTError as error:
+            return None, None, str(error)
+
+
+def evaluate_segmentation(
+    model: nn.Module,
+    scenes: LabelledScenes,
+    spec: SegmentationPreprocessing,
+    *,
+    window: SlidingWindow | None = None,
+    num_workers: int = 0,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    layout: Layout | None = None,
+    reduce: Reduce = lambda tensor: tensor,
+    report: Callable[[int], None] = lambda _: None,
+) -> SegmentationReport:
+    """Measures a segmenter on labelled scenes, one at a time at their own sizes, each counted once.
+
+    Args:
+        model: a segmenter; it is put in evaluation mode for the time.
+        scenes: what to measure on; their labels index the logits.
+        spec: how an image becomes the model's input.
+        window: how to go over an image; none takes it whole.
+        num_workers: processes that read scenes; 0 reads them in this one.
+        device: where the model is; none asks its parameters.
+        dtype: of the model's input.
+        layout: which of several processes this is; each takes its share of the scenes.
+        reduce: sums over the processes, so that every one of them gets the figures of all scenes.
+        report: called with 1 after each scene.
+
+    Returns:
+        The figures; the lines about unreadable scenes are this process's.
+
+    Raises:
+        XCiTError: if not one scene could be read.
+    """
+    assert isinstance(model, Segmenter)
+    device = device or next(model.parameters()).device
+    measured = _MeasuredScenes(scenes, spec)
+    world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
+    loader: DataLoader[Any] = DataLoader(
+        Subset(measured, range(rank, len(measured), world_size)),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        worker_init_fn=prepare_worker,
+    )
+    num_classes = model.num_classes
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    num_images, unreadable = 0, []
+    was_training = model.training
+    model.eval()
+    for pixels, labels, reason in loader:
+        if reason:
+            unreadable.append(reason)
+        else:
+            predicted = predict_labels(
+                model, pixels, spec, size=labels.shape, window=window, device=device, dtype=dtype
+            )
+            confusion += count_pixels(labels, predicted, num_classes)
+            num_images += 1
+        report(1)
+    model.train(was_training)
+    confusion = reduce(confusion.to(device)).cpu()
+    num_images = int(reduce(torch.tensor([num_images], device=device)).item())
+    if num_images == 0:
+        first = f"; the first: {unreadable[0]}" if unreadable else ""
+        raise XCiTError(f"none of the {len(scenes)} scenes could be read{first}")
+    return report_of(confusion, num_images=num_images, unreadable=unreadable)
+
+
+def _as_it_is(sample: Any) -> Any:
+    """Keeps arrays arrays, where a loader would make tensors of them."""
+    return sample
+
+
+def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, K, H, W) against labels (B, H, W), averaged over all pixels.
+
+    Those without a label add nothing to the sum, but count in the average: as the published models were trained.
+    """
+    total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORED, reduction="sum")
+    return total / labels.numel()
+
+
+class SegmentationTask:
+    """Wires a config's data, augmentation, first weights and loss to the engine.
+
+    Attributes:
+        config: with the data's number of classes where it was left open.
+
+    Raises:
+        XCiTError: if the data are missing, or have other classes than the model, or weights can't be had or do not fit.
+    """
+
+    watch = "mIoU"
+
+    def __init__(self, config: SegmentationConfig, layout: Layout | None = None) -> None:
+        layout = layout or Layout(batch_size=config.run.batch_size)
+        if not config.data:
+            raise XCiTError(f"{config.name} has no data of its own: give a folder with --data")
+        if config.backbone_weights:
+            find_source(config.backbone_weights, "backbone_weights")
+        train, self.watched = open_scenes(config.data, "train"), open_scenes(config.data, "val")
+        num_classes = len(train.class_names)
+        if config.model.num_classes == 0:
+            config = replace(config, model=replace(config.model, num_classes=num_classes))
+        if num_classes != config.model.num_classes:
+            raise XCiTError(
+                f"{config.data} has {num_classes} classes, the model {config.model.num_classes}: "
+                f"set model.num_classes to {num_classes}"
+            )
+        self.config = config
+        torch.manual_seed(config.run.seed)
+        model = build_segmenter(config.model)
+        if config.backbone_weights:
+            take_backbone(model, config.backbone_weights)
+        self.model: nn.Module = model
+        self.info = SegmenterInfo(name=config.name, preprocessing=config.preprocessing, class_names=train.class_names)
+        self._accumulation = layout.accumulation
+        self._loader: TrainLoader[list[Tensor]] = TrainLoader(
+            train,
+            partial(augmented, config=config.augmentation, spec=config.preprocessing),
+            batch_size=layout.batch_size,
+            num_parts=layout.num_parts,
+            world_size=layout.world_size,
+            rank=layout.rank,
+            seed=config.run.seed,
+            num_workers=config.run.num_workers,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps an epoch; 0 where there are fewer scenes than a batch."""
+        return (self.config.epoch_steps or self._loader.num_steps) if self._loader.num_steps else 0
+
+    @property
+    def num_inputs(self) -> int:
+        """Training scenes."""
+        return self._loader.num_inputs
+
+    @property
+    def unreadable(self) -> Sequence[str]:
+        """A line for each training scene that this process could not read."""
+        return self._loader.unreadable
+
+    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
+        """This process's parts [images (B, C, h, w), labels (B, h, w)] of an epoch's batches, from a step on."""
+        parts = self._endless(epoch * self.num_steps + first_step)
+        return islice(parts, (self.num_steps - first_step) * self._accumulation)
+
+    def _endless(self, step: int) -> Iterator[list[Tensor]]:
+        """The parts of all batches from a step of the run on, pass after pass over the data."""
+        number, first_step = divmod(step, self._loader.num_steps)
+        while True:
+            for scenes, _ in self._loader.batches(number, first_step):
+                yield scenes
+            number, first_step = number + 1, 0
+
+    def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """The pixels' cross-entropy, with the auxiliary head's where there is one, and then both on their own."""
+        images, labels = batch
+        output = model(images, with_auxiliary=True)
+        loss = pixel_loss(output.logits, labels)
+        if output.auxiliary is None:
+            return {"loss": loss}
+        auxiliary = pixel_loss(output.auxiliary, labels)
+        return {
+            "loss": loss + AUXILIARY_WEIGHT * auxiliary,
+            "head_loss": loss.detach(),
+            "auxiliary_loss": auxiliary.detach(),
+        }
+
+    def evaluate(
+        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+    ) -> dict[str, float]:
+        """MIoU, mAcc and aAcc on the validation scenes, whole."""
+        report = evaluate_segmentation(
+            model,
+            self.watched,
+            self.config.preprocessing,
+            num_workers=self.config.run.num_workers,
+            layout=layout,
+            reduce=reduce,
+        )
+        return report.figures()
+
+    def export(self, model: nn.Module, path: Path) -> None:
+        """Weights, shape, class names and preprocessing in one safetensors file."""
+        shape = self.config.model
+        exported = build_segmenter(replace(shape, backbone=replace(shape.backbone, drop_path_rate=0.0)))
+        exported.load_state_dict(model.state_dict())
+        exported.info = self.info
+        save_model(exported, path)

@@ -1,0 +1,110 @@
+"""What `xcit train` checks before it loads anything, and says of its batch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from xcit.errors import XCiTError
+from xcit.training.engine.config import override, save_yaml
+from xcit.training.engine.task import Layout
+from xcit.training.recipes import get_recipe
+from xcit.training.run import check_run, describe_batch, describe_watching
+
+PICO = get_recipe("xcit-pico-fashion-mnist")
+NANO = get_recipe("xcit-nano-12-p16_8xb128_in1k")
+
+
+def test_a_new_folder_begins_a_new_run(tmp_path: Path) -> None:
+    assert check_run(PICO, tmp_path / "run", None) is None
+    assert check_run(PICO, tmp_path / "run", "auto") is None
+
+
+@pytest.mark.parametrize("resume", ["auto", "folder", "file", "other"])
+def test_a_run_is_found_again(tmp_path: Path, resume: str) -> None:
+    for name in ("last.pt", "best.pt"):
+        (tmp_path / name).touch()
+    save_yaml(PICO, tmp_path / "config.yaml")
+    place = {"auto": "auto", "folder": tmp_path, "file": tmp_path / "last.pt", "other": tmp_path / "best.pt"}[resume]
+    expected = tmp_path / ("best.pt" if resume == "other" else "last.pt")
+    assert check_run(PICO, tmp_path, place) == expected
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(XCiTError, match=r"holds a run already: go on with --resume"):
+        check_run(PICO, tmp_path, None)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "last.pt").touch()
+    with pytest.raises(XCiTError, match=r"holds another run than"):
+        check_run(PICO, tmp_path, other)
+
+
+@pytest.mark.parametrize("resume", ["nowhere.pt", "."])
+def test_a_missing_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(XCiTError, match="no such checkpoint to resume from"):
+        check_run(PICO, tmp_path / "run", resume)
+
+
+def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").touch()
+    save_yaml(PICO, tmp_path / "config.yaml")
+    with pytest.raises(XCiTError, match="is of another model: resume by"):
+        check_run(replace(NANO, data="somewhere"), tmp_path, "auto")
+
+
+def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
+    dino = get_recipe("dino_xcit-pico_fashion-mnist")
+    (tmp_path / "last.pt").touch()
+    save_yaml(dino, tmp_path / "config.yaml")
+    assert check_run(dino, tmp_path, "auto") == tmp_path / "last.pt"
+    with pytest.raises(XCiTError, match="is of another model: resume by"):
+        check_run(PICO, tmp_path, "auto")
+
+
+def test_a_run_without_labels_asks_for_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(XCiTError) as caught:
+        check_run(get_recipe("dino_xcit-small-12-p16_in1k"), tmp_path, None)
+    assert str(caught.value) == (
+        "dino_xcit-small-12-p16_in1k has no data of its own: give a folder of images with --data"
+    )
+
+
+def test_data_are_asked_for_first(tmp_path: Path) -> None:
+    with pytest.raises(XCiTError, match=r"xcit-nano-12-p16_8xb128_in1k has no data of its own: .* --data"):
+        check_run(NANO, tmp_path, None)
+
+
+def test_the_batch_is_described() -> None:
+    layout = Layout(batch_size=1024, world_size=2, accumulation=4)
+    assert describe_batch(NANO, layout) == [
+        "global batch 1024 = 2 processes x 4 parts x 128 images, learning rate 0.001"
+    ]
+
+
+def test_a_batch_far_from_the_recipe_s_is_warned_of() -> None:
+    lines = describe_batch(NANO, Layout(batch_size=64))
+    assert lines[0] == "global batch 64 = 1 process x 1 part x 64 images, learning rate 0.001"
+    assert lines[1] == (
+        "warning: the recipe's global batch is 1024, with learning rate 0.001; this run's is 64, and the learning rate "
+        "is not changed for it: in proportion it would be --optimizer.lr 6.25e-05"
+    )
+    assert len(describe_batch(NANO, Layout(batch_size=768))) == 1
+
+
+def test_being_watched_by_the_training_images_is_warned_of(tmp_path: Path) -> None:
+    assert not describe_watching(PICO)
+    (warning,) = describe_watching(replace(NANO, data=str(tmp_path)))
+    assert warning.startswith(f"warning: {tmp_path} has no folder val")
+    assert not describe_watching(replace(NANO, data=str(tmp_path), holdout=3))
+    assert not describe_watching(replace(get_recipe("dino_xcit-small-12-p16_in1k"), data=str(tmp_path)))
+    (tmp_path / "val").mkdir()
+    assert not describe_watching(replace(NANO, data=str(tmp_path)))
+
+
+def test_the_learning_rate_is_never_changed_in_silence() -> None:
+
+    changed = override(NANO, {"run.batch_size": "64"})
+    assert changed.optimizer == NANO.optimizer
