@@ -23,8 +23,8 @@ import torch
 import xcit
 from xcit.data.classification import LabelledImages
 from xcit.data.preprocess import preprocess
-from xcit.knn import KNNReport, evaluate_knn, knn_accuracies
-from xcit.linear import LinearReport, train_linear
+from xcit.measure.knn import KNNReport, evaluate_knn, knn_accuracies
+from xcit.measure.linear import LinearReport, train_linear
 from xcit.models import Preprocessing, XCiT
 from xcit.training.tasks.labelled_features import open_train_and_val
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xcit import explain as explain
-    from xcit.counting import complexity as complexity
     from xcit.detecting import detect as detect
     from xcit.errors import XCiTError as XCiTError
-    from xcit.evaluation import test as test
     from xcit.inference import extract_features as extract_features
     from xcit.inference import predict as predict
-    from xcit.knn import evaluate_knn as evaluate_knn
-    from xcit.linear import train_linear as train_linear
+    from xcit.measure.complexity import complexity as complexity
+    from xcit.measure.knn import evaluate_knn as evaluate_knn
+    from xcit.measure.linear import train_linear as train_linear
+    from xcit.measure.test import test as test
     from xcit.models import XCiT as XCiT
     from xcit.models import XCiTConfig as XCiTConfig
     from xcit.segmenting import segment as segment
@@ -36,10 +36,10 @@ _HOME = {
     "XCiT": "models",
     "XCiTConfig": "models",
     "XCiTError": "errors",
-    "complexity": "counting",
+    "complexity": "measure.complexity",
     "convert": "weights.convert",
     "detect": "detecting",
-    "evaluate_knn": "knn",
+    "evaluate_knn": "measure.knn",
     "extract_features": "inference",
     "fetch": "zoo",
     "find_checkpoint": "zoo",
@@ -50,9 +50,9 @@ _HOME = {
     "predict": "inference",
     "save_model": "zoo",
     "segment": "segmenting",
-    "test": "evaluation",
+    "test": "measure.test",
     "train": "training.run",
-    "train_linear": "linear",
+    "train_linear": "measure.linear",
     "verify": "zoo",
 }
 __all__ = [*_HOME]

@@ -21,8 +21,8 @@ import torch
 PRELOADED = (
     "timm.data",
     "xcit.training.run",
-    "xcit.knn",
-    "xcit.linear",
+    "xcit.measure.knn",
+    "xcit.measure.linear",
     "xcit.training.tasks.detection",
     "xcit.training.tasks.segmentation",
 )

@@ -27,10 +27,10 @@ from xcit.bench.results import (
     SizeResult,
 )
 from xcit.bench.work import Case, Work
-from xcit.counting import Complexity, complexity, fitted_exponent
 from xcit.errors import XCiTError
 from xcit.inference import default_device
 from xcit.machine import processor
+from xcit.measure.complexity import Complexity, complexity, fitted_exponent
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.names import find_architecture
 

@@ -205,8 +205,8 @@ def complexity(
     import json
     from collections.abc import Sequence
 
-    from xcit.counting import complexity as count
-    from xcit.counting import fitted_exponent
+    from xcit.measure.complexity import complexity as count
+    from xcit.measure.complexity import fitted_exponent
     from xcit.zoo.architectures import ARCHITECTURES
     from xcit.zoo.names import find_architecture
 

@@ -44,7 +44,7 @@ def knn(
     need_packages("xcit knn", "accelerate")
     from xcit.cli import SOME_FAILED
     from xcit.cli.progress import progress_bar
-    from xcit.knn import evaluate_knn
+    from xcit.measure.knn import evaluate_knn
 
     place = checked_device(device)
     network = load_model(model, weights, None)

@@ -12,7 +12,7 @@ from xcit.cli.options import CommandWithNumbers, checked_device, feature_options
 from xcit.cli.processes import STOPPED, is_main, need_packages, one_voice
 
 if TYPE_CHECKING:
-    from xcit.linear import LinearReport
+    from xcit.measure.linear import LinearReport
 
 
 @click.command(cls=CommandWithNumbers)
@@ -67,7 +67,7 @@ def linear(
     need_packages("xcit linear", "timm", "accelerate")
     from xcit.cli import SOME_FAILED
     from xcit.cli.run_display import run_display
-    from xcit.linear import train_linear
+    from xcit.measure.linear import train_linear
     from xcit.training.engine.train import Stopped
 
     place = checked_device(device)

@@ -97,7 +97,7 @@ def info(name: str, as_json: bool) -> None:
 def _counts(record: "Checkpoint | SegmenterRecord | DetectorRecord") -> dict[str, object]:
     import dataclasses
 
-    from xcit.counting import complexity
+    from xcit.measure.complexity import complexity
     from xcit.zoo import Checkpoint
     from xcit.zoo.stored import num_parameters
 

@@ -48,8 +48,8 @@ def test(
 
     from xcit.cli import SOME_FAILED
     from xcit.cli.progress import progress_bar
-    from xcit.evaluation import test as measure
-    from xcit.evaluation.classification import ClassificationResult
+    from xcit.measure.classification import ClassificationResult
+    from xcit.measure.test import test as measure
     from xcit.zoo.records import Protocol
 
     with progress_bar("test") as bar:

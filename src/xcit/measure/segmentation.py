@@ -7,7 +7,7 @@ from typing import Any
 
 from xcit.data.segmentation import open_scenes
 from xcit.errors import XCiTError
-from xcit.evaluation.result import Measuring, TestResult, write_confusion, write_table
+from xcit.measure.result import Measuring, TestResult, write_confusion, write_table
 from xcit.models import Segmenter
 from xcit.segmenting import SlidingWindow
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation

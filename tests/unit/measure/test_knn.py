@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from xcit import knn
 from xcit.errors import XCiTError
-from xcit.knn import NOWHERE, evaluate_knn, knn_accuracies, place_of_class
+from xcit.measure import knn
+from xcit.measure.knn import NOWHERE, evaluate_knn, knn_accuracies, place_of_class
 from xcit.models import XCiT, XCiTConfig
 from xcit.training.engine.task import Layout
 from xcit.training.tasks.labelled_features import feature_cache

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import torch
 
 from xcit.errors import XCiTError
-from xcit.evaluation.classification import measure_classifier
-from xcit.evaluation.detection import measure_detector
-from xcit.evaluation.result import Measuring, TestResult
-from xcit.evaluation.segmentation import measure_segmenter
 from xcit.inference import default_device
+from xcit.measure.classification import measure_classifier
+from xcit.measure.detection import measure_detector
+from xcit.measure.result import Measuring, TestResult
+from xcit.measure.segmentation import measure_segmenter
 from xcit.segmenting import SlidingWindow
 from xcit.training.recipes import get_recipe
 from xcit.training.tasks.classification import ClassificationConfig

@@ -12,7 +12,7 @@ import torch
 
 from xcit.errors import XCiTError
 from xcit.inference import predict
-from xcit.linear import LinearReport, train_linear
+from xcit.measure.linear import LinearReport, train_linear
 from xcit.models import XCiT
 from xcit.training.engine.log import read_log
 from xcit.training.engine.train import Progress, Stopped

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from xcit import evaluation
 from xcit.data.images import read_image
 from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
+from xcit.measure import test as evaluation
 from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig, published_preprocessing
 from xcit.segmenting import SlidingWindow
 from xcit.training.engine.config import save_yaml

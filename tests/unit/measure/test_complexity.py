@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from xcit.counting import Complexity, complexity, fitted_exponent
 from xcit.errors import XCiTError
+from xcit.measure.complexity import Complexity, complexity, fitted_exponent
 from xcit.models import XCiT, XCiTConfig
 from xcit.models.layers import MLP, XCA, ClassAttention, PositionCode
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
-ZOO = json.loads((Path(__file__).parents[1] / "data" / "zoo.json").read_text())
+ZOO = json.loads((Path(__file__).parents[2] / "data" / "zoo.json").read_text())
 SMALL = XCiTConfig(patch_size=4, embed_dim=16, depth=2, num_heads=4, num_classes=3, in_channels=1)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from xcit.data.coco import open_coco
 from xcit.errors import XCiTError
-from xcit.evaluation.result import Measuring, TestResult
+from xcit.measure.result import Measuring, TestResult
 from xcit.training.tasks.average_precision import DESCRIPTIONS, NAMES
 from xcit.training.tasks.detection import DetectionConfig, DetectionReport, evaluate_detection, load_for
 

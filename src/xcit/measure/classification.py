@@ -13,7 +13,7 @@ from PIL import Image
 
 from xcit.data.classification import LabelledImages, open_labelled_images
 from xcit.errors import XCiTError
-from xcit.evaluation.result import Measuring, TestResult, write_confusion
+from xcit.measure.result import Measuring, TestResult, write_confusion
 from xcit.models import Preprocessing, XCiT, XCiTConfig, published_preprocessing
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
 from xcit.training.tasks.pictures import draw_confusion
