@@ -22,10 +22,10 @@ import torch
 
 import xcit
 from xcit.data.classification import LabelledImages
-from xcit.data.preprocess import preprocess
+from xcit.images.preprocess import Preprocessing, preprocess
 from xcit.measure.knn import KNNReport, evaluate_knn, knn_accuracies
 from xcit.measure.linear import LinearReport, train_linear
-from xcit.models import Preprocessing, XCiT
+from xcit.models import XCiT
 from xcit.training.tasks.labelled_features import open_train_and_val
 
 LRS = (0.001, 0.01, 0.1, 1.0, 10.0)

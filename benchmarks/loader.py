@@ -31,8 +31,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 import xcit
 from xcit.data.classification import open_labelled_images
 from xcit.data.loader import AugmentationConfig, TrainLoader, train_transform
+from xcit.images.preprocess import Preprocessing
 from xcit.machine import processor
-from xcit.models import Preprocessing
 
 IMAGE_SIZE, JPEG_SIZE = 224, (500, 375)
 RANDOM_ERASING = 0.25

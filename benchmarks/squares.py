@@ -8,7 +8,8 @@ from PIL import Image
 
 from xcit.data.loader import AugmentationConfig
 from xcit.data.multi_crop import MultiCropConfig
-from xcit.models import Preprocessing, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import XCiTConfig
 from xcit.models.dino import DINOHeadConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.recipes import TrainingConfig

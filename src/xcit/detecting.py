@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 from xcit.data.coco_masks import encode_part
-from xcit.data.images import ImageSource
 from xcit.errors import XCiTError
+from xcit.images.read import ImageSource
 from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
 from xcit.zoo import check_task, get_model
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xcit.data.images import ImageSource, read_image
-from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
-from xcit.models import ModelInfo, Preprocessing, XCiT
+from xcit.images.preprocess import Preprocessing, preprocess
+from xcit.images.read import ImageSource, read_image
+from xcit.models import ModelInfo, XCiT
 from xcit.models.fused import FusedXCiT
 from xcit.models.xcit import OutType
 from xcit.zoo import get_xcit

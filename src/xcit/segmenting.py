@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xcit.data.images import ImageSource
-from xcit.data.resize import resize_bilinear_8bit
 from xcit.data.segmentation import Labels
 from xcit.data.segmentation_transforms import Pixels, normalized, target_size, to_pixels
 from xcit.errors import XCiTError
+from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.images.read import ImageSource
+from xcit.images.resize_8bit import resize_bilinear_8bit
 from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
-from xcit.models import SegmentationPreprocessing, Segmenter, SegmenterInfo
+from xcit.models import Segmenter, SegmenterInfo
 from xcit.models.segmentation import resize_bilinear
 from xcit.zoo import check_task, get_model
 

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from xcit.cli.predict import packaged_images
-from xcit.data.images import read_image
 from xcit.data.named import FASHION_MNIST_CLASSES
-from xcit.data.preprocess import preprocess
+from xcit.images.preprocess import preprocess
+from xcit.images.read import read_image
 from xcit.inference import extract_features
 from xcit.weights.files import read_checkpoint
 from xcit.zoo import CHECKPOINTS, DETECTORS, RECORDS, SEGMENTERS, fetch, find_checkpoint, get_model, save_model

@@ -10,7 +10,8 @@ from PIL import Image
 
 from xcit.cli.predict import packaged_images
 from xcit.explain import channel_attention, class_attention, largest_cells, pictures
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.zoo import save_model
 
 BAG = packaged_images()[1]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from xcit.models import DINO_PREPROCESSING, ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.images.preprocess import DINO_PREPROCESSING, Preprocessing
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.weights.convert import convert
 from xcit.weights.files import read_checkpoint
 from xcit.zoo import ARCHITECTURES, get_model, save_model

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.data.images import read_labels
 from xcit.data.segmentation import open_scenes
+from xcit.images.read import read_labels
 
 RECIPE = "sem-fpn_xcit-pico_fashion-scenes"
 SHORT = ("--schedule.epochs", 1, "--schedule.warmup_steps", 1, "--run.batch_size", 2, "--run.num_workers", 0)

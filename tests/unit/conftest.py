@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 
 COLOURS = {"blue": (30, 60, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
 NUM_A_CLASS = {"train": 6, "val": 3}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from xcit.data.images import read_image
-from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing, preprocess
+from xcit.images.read import read_image
 from xcit.inference import (
     Features,
     Prediction,
@@ -19,7 +19,7 @@ from xcit.inference import (
     predict,
     predict_each,
 )
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.zoo import get_model, save_model
 
 NUM_BLOCKS = 4

@@ -11,15 +11,9 @@ from PIL import Image
 from xcit import segmenting
 from xcit.data.segmentation_transforms import normalized, resized_pixels
 from xcit.errors import XCiTError
+from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.inference import Unreadable
-from xcit.models import (
-    SegmentationPreprocessing,
-    Segmenter,
-    SegmenterConfig,
-    SegmenterInfo,
-    XCiTConfig,
-    build_segmenter,
-)
+from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, XCiTConfig, build_segmenter
 from xcit.segmenting import SlidingWindow, predict_labels, segment, segment_each
 from xcit.zoo import save_model
 

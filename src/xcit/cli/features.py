@@ -50,7 +50,7 @@ def features(
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.data.features import open_feature_file
-    from xcit.data.images import find_images
+    from xcit.images.read import find_images
     from xcit.inference import Unreadable, extract_features_each
     from xcit.models.xcit import OutType
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from xcit.models import SegmentationPreprocessing
+    from xcit.images.preprocess import SegmentationPreprocessing
     from xcit.models.detection.config import MaskRCNNConfig
     from xcit.zoo import Checkpoint, DetectorRecord, SegmenterRecord
 

@@ -32,7 +32,7 @@ def predict(
     """
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import open_results, status_of
-    from xcit.data.images import find_images
+    from xcit.images.read import find_images
     from xcit.inference import Unreadable, predict_each
 
     paths = find_images(inputs) if inputs else packaged_images()

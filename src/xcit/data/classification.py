@@ -7,10 +7,10 @@ from typing import Protocol
 
 from PIL import Image
 
-from xcit.data.images import images_below, read_image
 from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_cifar, open_fashion_mnist
 from xcit.data.streams import is_stream
 from xcit.errors import XCiTError
+from xcit.images.read import images_below, read_image
 from xcit.zoo.imagenet import imagenet_class_ids
 
 KNOWN_DATA = (

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from xcit.data.coco_masks import Segmentation, box_polygon, decode_mask, mask_area, mask_problem
-from xcit.data.images import read_image
 from xcit.data.named import Split
 from xcit.errors import XCiTError
+from xcit.images.read import read_image
 
 _ANNOTATION_FILES = (
     "annotations/instances_{split}2017.json",

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.data.coco import CocoImages
-from xcit.data.resize import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 from xcit.errors import XCiTError
+from xcit.images.resize_8bit import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 Pixels = NDArray[np.uint8]
 

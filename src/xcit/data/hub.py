@@ -10,10 +10,10 @@ from urllib.parse import parse_qsl
 
 from PIL import Image
 
-from xcit.data.images import read_encoded_image
 from xcit.data.named import Split
 from xcit.data.samples import StreamSample, label_problem, numbered_classes, parse_class_names, unreadable_sample
 from xcit.errors import XCiTError
+from xcit.images.read import read_encoded_image
 
 _SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from xcit.data.classification import LabelledImages
-from xcit.data.preprocess import pixel_mode, preprocess
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing
+from xcit.images.preprocess import Preprocessing, pixel_mode, preprocess
 from xcit.seeding import mix_seeds, own_randomness, seed_all
 
 ImageTransform = Callable[[Image.Image], Tensor]

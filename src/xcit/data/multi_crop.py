@@ -7,9 +7,8 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from xcit.data.preprocess import pixel_mode
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing
+from xcit.images.preprocess import Preprocessing, pixel_mode
 
 MultiCropTransform = Callable[[Image.Image], list[Tensor]]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from xcit.data.images import read_encoded_image
 from xcit.errors import XCiTError
+from xcit.images.read import read_encoded_image
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from xcit.data.images import images_below, read_image, read_labels
 from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
 from xcit.errors import XCiTError
+from xcit.images.read import images_below, read_image, read_labels
 from xcit.zoo.ade20k import ade20k_class_names
 
 IGNORED = 255

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from xcit.data.resize import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 from xcit.data.segmentation import IGNORED, Labels, Scene
 from xcit.errors import XCiTError
-from xcit.models import SegmentationPreprocessing
+from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.images.resize_8bit import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 Pixels = NDArray[np.uint8]
 

@@ -24,7 +24,7 @@ from xcit.data.loader import (
 from xcit.data.samples import StreamSample
 from xcit.data.streams import LabelledStream
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing
+from xcit.images.preprocess import Preprocessing
 from xcit.seeding import mix_seeds, own_randomness, seed_all
 
 _FIRST_FILL = 100

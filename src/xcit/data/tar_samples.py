@@ -13,10 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
-from xcit.data.images import IMAGE_SUFFIXES
 from xcit.data.remote import is_url, open_url
 from xcit.data.samples import StreamSample, label_problem, unreadable_sample
 from xcit.errors import XCiTError
+from xcit.images.read import IMAGE_SUFFIXES
 
 _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _LABELS = ("cls", "json")

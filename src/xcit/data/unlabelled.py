@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from xcit.data.classification import ImageFiles, LabelledImages, open_labelled_images
-from xcit.data.images import images_below
 from xcit.errors import XCiTError
+from xcit.images.read import images_below
 
 
 def open_unlabelled_images(data: str) -> LabelledImages:

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from xcit.data.images import ImageSource
-from xcit.data.preprocess import normalize, pixel_mode, resize_short_side
 from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing, normalize, pixel_mode, resize_short_side
+from xcit.images.read import ImageSource
 from xcit.inference import DEFAULT_MODEL, Unreadable, listed, prepare_model, read_ahead, readable
-from xcit.models import Preprocessing, XCiT
+from xcit.models import XCiT
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.ops import reference
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 from xcit.data.classification import LabelledImages, open_labelled_images
 from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing, published_preprocessing
 from xcit.measure.result import Measuring, TestResult, write_confusion
-from xcit.models import Preprocessing, XCiT, XCiTConfig, published_preprocessing
+from xcit.models import XCiT, XCiTConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
 from xcit.training.tasks.pictures import draw_confusion
 from xcit.zoo import find_checkpoint, load_as, load_checkpoint

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from xcit.data.classification import LabelledImages
 from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing
 from xcit.inference import default_device, prepare_model
-from xcit.models import Preprocessing, XCiT
+from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes, num_started_processes
 from xcit.training.engine.task import Layout, Reduce

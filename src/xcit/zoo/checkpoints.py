@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from xcit.models import DINO_PREPROCESSING, Preprocessing, published_preprocessing
+from xcit.images.preprocess import DINO_PREPROCESSING, Preprocessing, published_preprocessing
 from xcit.weights.fetch import Source
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.records import Accuracy, Checkpoint

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from xcit.models import Preprocessing, SegmentationPreprocessing, SegmenterConfig, XCiTConfig
+from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing
+from xcit.models import SegmenterConfig, XCiTConfig
 from xcit.models.detection.config import MaskRCNNConfig
 from xcit.weights.fetch import Source
 

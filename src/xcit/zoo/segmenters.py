@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from xcit.models import SegmentationPreprocessing, SegmenterConfig, XCiTConfig
+from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.models import SegmenterConfig, XCiTConfig
 from xcit.models.segmentation import SegmenterKind
 from xcit.weights.fetch import Source
 from xcit.zoo.architectures import ARCHITECTURES

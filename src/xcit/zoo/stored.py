@@ -12,18 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
-from xcit.models import (
-    DINO_PREPROCESSING,
-    ModelInfo,
-    Preprocessing,
-    SegmentationPreprocessing,
-    Segmenter,
-    SegmenterConfig,
-    SegmenterInfo,
-    XCiT,
-    XCiTConfig,
-    build_segmenter,
-)
+from xcit.images.preprocess import DINO_PREPROCESSING, Preprocessing, SegmentationPreprocessing
+from xcit.models import ModelInfo, Segmenter, SegmenterConfig, SegmenterInfo, XCiT, XCiTConfig, build_segmenter
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.fused import FusedXCiT
 from xcit.weights.files import StoredWeights, write_safetensors

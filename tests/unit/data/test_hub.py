@@ -17,7 +17,7 @@ from xcit.data.fingerprint import fingerprint
 from xcit.data.stream_loader import StreamTrainLoader, stream_evaluation_batches
 from xcit.data.streams import open_stream
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing
+from xcit.images.preprocess import Preprocessing
 
 datasets = pytest.importorskip("datasets")
 from pyarrow import Table, parquet  # noqa: E402

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from xcit.data.classification import ImageFiles
 from xcit.data.loader import AugmentationConfig, TrainLoader, _PartSampler, evaluation_batches, train_transform
-from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing
+from xcit.images.preprocess import Preprocessing, preprocess
 
 SPEC = Preprocessing(image_size=16, resize_to=16)
 GREY = Preprocessing(image_size=16, resize_to=16, mean=(0.3,), std=(0.4,))

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from xcit.data.loader import TrainLoader
 from xcit.data.multi_crop import MultiCropConfig, multi_crop_transform
-from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing
+from xcit.images.preprocess import Preprocessing, preprocess
 
 RGB = Preprocessing(image_size=16, resize_to=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 GREY = Preprocessing(image_size=16, resize_to=16, mean=(0.3,), std=(0.4,))

@@ -11,7 +11,7 @@ from PIL import Image
 from xcit.data.segmentation import IGNORED, LabelledScenes, Scene, open_scenes
 from xcit.data.segmentation_transforms import SegmentationAugmentation, augmented, normalized, resized_pixels
 from xcit.errors import XCiTError
-from xcit.models import SegmentationPreprocessing
+from xcit.images.preprocess import SegmentationPreprocessing
 
 CLASSES = ("ground", "bag", "coat")
 

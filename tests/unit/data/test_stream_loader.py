@@ -15,12 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.data.loader import AugmentationConfig, train_transform
-from xcit.data.preprocess import preprocess
 from xcit.data.samples import StreamSample, unreadable_sample
 from xcit.data.stream_loader import StreamTrainLoader, stream_evaluation_batches
 from xcit.data.streams import open_stream
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing
+from xcit.images.preprocess import Preprocessing, preprocess
 
 SPEC = Preprocessing(image_size=8, resize_to=8)
 STRONG = AugmentationConfig(rand_augment="rand-m9-n2-mstd0.5-inc1", random_erasing=0.5)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from xcit.data.preprocess import normalize
 from xcit.errors import XCiTError
 from xcit.explain import (
     channel_attention,
@@ -17,8 +16,9 @@ from xcit.explain import (
     class_attention_each,
     largest_cells,
 )
+from xcit.images.preprocess import Preprocessing, normalize
 from xcit.inference import Unreadable
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.models.layers import Stem
 from xcit.zoo import get_model, save_model
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from xcit.data.images import read_image
-from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing, preprocess, published_preprocessing
+from xcit.images.read import read_image
 from xcit.measure import test as evaluation
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig, published_preprocessing
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.segmenting import SlidingWindow
 from xcit.training.engine.config import save_yaml
 from xcit.training.tasks.classification import ClassificationConfig

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 
 DEPTH, CLS_DEPTH, DIM = 3, 2, 16
 CONFIG = XCiTConfig(patch_size=4, embed_dim=DIM, depth=DEPTH, num_heads=4, cls_depth=CLS_DEPTH, num_classes=5)

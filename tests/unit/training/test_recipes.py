@@ -11,7 +11,8 @@ import pytest
 from xcit.data.detection_transforms import DetectionAugmentation
 from xcit.data.multi_crop import MultiCropConfig
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import XCiTConfig
 from xcit.models.dino import DINOHeadConfig
 from xcit.training.engine.config import load_yaml, override, save_yaml
 from xcit.training.engine.task import divide

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from xcit.models import Preprocessing, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import XCiTConfig
 from xcit.zoo.architectures import ARCHITECTURES, PUBLISHED_ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS, PACKAGED
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.models import DINO_PREPROCESSING, XCiT, XCiTConfig
+from xcit.images.preprocess import DINO_PREPROCESSING
+from xcit.models import XCiT, XCiTConfig
 from xcit.weights.formats import from_native
 from xcit.zoo import ARCHITECTURES, CHECKPOINTS, find_checkpoint, get_model, load_checkpoint, load_file, verify
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from xcit.data.named import FASHION_MNIST_CLASSES
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing, XCiT, XCiTPyramid
+from xcit.images.preprocess import Preprocessing
+from xcit.models import XCiT, XCiTPyramid
 from xcit.weights.convert import convert
 from xcit.weights.dense import dense_from_native
 from xcit.weights.fetch import Source

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from xcit.errors import XCiTError
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.weights.files import digest, read_checkpoint, write_safetensors
 from xcit.zoo import get_model, load_file, save_model
 from xcit.zoo.architectures import ARCHITECTURES, PUBLISHED_ARCHITECTURES

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from xcit.errors import XCiTError
-from xcit.models.info import IMAGENET_MEAN, IMAGENET_STD
+from xcit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from xcit.models.xcit import XCiTConfig
 
 

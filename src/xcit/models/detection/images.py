@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.ops.resize_8bit import resize_bilinear_8bit
+from xcit.images.resize_8bit import resize_bilinear_8bit
 
 PAD_TO = 32
 """Sides of what the network sees are multiples of it."""

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from xcit.errors import XCiTError
+from xcit.images.resize_8bit import fitted_size
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.detection.images import pad_and_stack, padded_size, resized, to_8_bits
 from xcit.models.detection.masks import paste_masks
 from xcit.models.detection.roi_heads import MIN_SCORE, Detections, Objects, RoIHeads
 from xcit.models.detection.rpn import RegionProposalNetwork
 from xcit.models.pyramid import STRIDES, XCiTPyramid
-from xcit.ops.resize_8bit import fitted_size
 
 
 class MaskRCNN(nn.Module):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from xcit.data.multi_crop import MultiCropConfig
-from xcit.models import Preprocessing, published_preprocessing
+from xcit.images.preprocess import Preprocessing, published_preprocessing
 from xcit.models.dino import DINOHeadConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.tasks.dino import DINOConfig, TeachingConfig

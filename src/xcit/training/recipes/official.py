@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from xcit.data.loader import AugmentationConfig
-from xcit.models import published_preprocessing
+from xcit.images.preprocess import published_preprocessing
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.distillation import DistillationConfig

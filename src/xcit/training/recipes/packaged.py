@@ -1,7 +1,7 @@
 """The recipe of the model in this package."""
 
 from xcit.data.loader import AugmentationConfig
-from xcit.models import Preprocessing
+from xcit.images.preprocess import Preprocessing
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.zoo.architectures import ARCHITECTURES

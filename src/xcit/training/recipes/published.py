@@ -1,7 +1,7 @@
 """The recipes of mmpretrain's 28 published configs."""
 
 from xcit.data.loader import AugmentationConfig
-from xcit.models import published_preprocessing
+from xcit.images.preprocess import published_preprocessing
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.zoo.architectures import ARCHITECTURES

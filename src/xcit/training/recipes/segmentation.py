@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from xcit.data.segmentation_transforms import SegmentationAugmentation
-from xcit.models import SegmentationPreprocessing
+from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.models.segmentation import SegmenterKind
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.recipes.official import drop_path_rate

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from xcit.data.loader import AugmentationConfig, train_transform
 from xcit.errors import XCiTError
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.distillation import DistillationConfig, check_teacher, load_teacher

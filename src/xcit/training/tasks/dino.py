@@ -14,7 +14,8 @@ from xcit.data.loader import TrainLoader
 from xcit.data.multi_crop import MultiCropConfig, multi_crop_transform
 from xcit.data.unlabelled import open_unlabelled_images
 from xcit.errors import XCiTError
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.models.dino import DINO, NUM_GLOBAL, DINOHeadConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.optimizer import cosine

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from xcit.data.samples import numbered_classes
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing
-from xcit.models.info import IMAGENET_MEAN
+from xcit.images.preprocess import IMAGENET_MEAN, Preprocessing
 from xcit.training.tasks.sources import find_source
 from xcit.zoo import get_xcit
 from xcit.zoo.names import is_known

@@ -12,7 +12,7 @@ from xcit.data.loader import ImageTransform, TrainLoader, evaluation_batches
 from xcit.data.stream_loader import StreamTrainLoader, stream_evaluation_batches
 from xcit.data.streams import LabelledStream, is_stream, open_stream
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing
+from xcit.images.preprocess import Preprocessing
 from xcit.training.engine.task import Layout
 
 if TYPE_CHECKING:

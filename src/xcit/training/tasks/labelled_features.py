@@ -15,7 +15,8 @@ from xcit.data.classification import LabelledImages, Subset, open_labelled_image
 from xcit.data.fingerprint import fingerprint
 from xcit.data.loader import EvaluationImages, prepare_worker
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing, XCiT
+from xcit.images.preprocess import Preprocessing
+from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
 from xcit.weights.fetch import cache_dir

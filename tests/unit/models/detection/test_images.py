@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from xcit.errors import XCiTError
+from xcit.images.resize_8bit import resize_bilinear_8bit
 from xcit.models.detection.images import pad_and_stack, padded_size, resized, to_8_bits
-from xcit.ops.resize_8bit import resize_bilinear_8bit
 
 
 def test_padding_is_to_the_right_and_below() -> None:

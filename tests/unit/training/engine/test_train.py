@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from xcit.data.loader import AugmentationConfig
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import XCiTConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log

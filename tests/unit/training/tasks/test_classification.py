@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from xcit.data.classification import ImageFiles
 from xcit.data.loader import AugmentationConfig
 from xcit.errors import XCiTError
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.training.engine.config import RunConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask, evaluate_classification
 from xcit.zoo import load_file

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from xcit.data.multi_crop import MultiCropConfig
-from xcit.models import Preprocessing, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import XCiTConfig
 from xcit.models.dino import DINOHeadConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes

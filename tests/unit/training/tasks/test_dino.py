@@ -15,9 +15,9 @@ from torch import Tensor
 
 import xcit
 from xcit.data.multi_crop import MultiCropConfig
-from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing, XCiTConfig
+from xcit.images.preprocess import Preprocessing, preprocess
+from xcit.models import XCiTConfig
 from xcit.models.dino import DINO, DINOHeadConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from xcit.data.loader import AugmentationConfig
 from xcit.errors import XCiTError
-from xcit.models import ModelInfo, Preprocessing, XCiT, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.training.engine.config import RunConfig, from_dict
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.training.tasks.distillation import DistillationConfig, Teacher, check_teacher, load_teacher

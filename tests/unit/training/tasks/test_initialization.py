@@ -10,7 +10,8 @@ from PIL import Image
 
 from xcit.data.loader import AugmentationConfig
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing, XCiT, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import XCiT, XCiTConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, override
 from xcit.training.engine.optimizer import build_optimizer
 from xcit.training.recipes import get_recipe

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from xcit.data.loader import AugmentationConfig
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing, XCiTConfig
+from xcit.images.preprocess import Preprocessing
+from xcit.models import XCiTConfig
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.task import Layout
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask, evaluate_classification

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xcit.data.classification import open_labelled_images
-from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing, XCiT
+from xcit.images.preprocess import Preprocessing, preprocess
+from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.tasks.labelled_features import (

@@ -15,7 +15,8 @@ import xcit
 from xcit.data.segmentation import IGNORED, open_scenes
 from xcit.data.segmentation_transforms import SegmentationAugmentation
 from xcit.errors import XCiTError
-from xcit.models import SegmentationPreprocessing, Segmenter, SegmenterConfig, XCiT, XCiTConfig
+from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.models import Segmenter, SegmenterConfig, XCiT, XCiTConfig
 from xcit.models.segmentation import SegmenterKind
 from xcit.segmenting import SlidingWindow
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig, override, save_yaml

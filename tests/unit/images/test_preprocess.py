@@ -5,9 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from xcit.data.preprocess import preprocess
 from xcit.errors import XCiTError
-from xcit.models import Preprocessing, published_preprocessing
+from xcit.images.preprocess import Preprocessing, preprocess, published_preprocessing
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageFile
 
-from xcit.data.images import IMAGE_SUFFIXES, find_images, read_encoded_image, read_image
 from xcit.errors import XCiTError
+from xcit.images.read import IMAGE_SUFFIXES, find_images, read_encoded_image, read_image
 
 # Every pixel differs from every other, so that no turn of the picture goes unseen.
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3

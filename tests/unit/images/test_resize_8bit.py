@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from xcit.data.resize import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 from xcit.errors import XCiTError
+from xcit.images.resize_8bit import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 # Size and channels of the picture, new size, CRC-32 of cv2.resize with INTER_LINEAR and with INTER_NEAREST.
 OPENCV = [

@@ -1,0 +1,1 @@
+"""One image: opened, resized, cropped, normalised."""
