@@ -16,8 +16,8 @@ from PIL import Image
 import xcit
 from xcit.cli.predict import packaged_images
 from xcit.data.named import open_fashion_mnist
+from xcit.draw.attention import draw_channel_attention, draw_class_attention, draw_temperatures, overlay_mean
 from xcit.explain import ClassAttentionMaps, channel_attention, class_attention, class_attention_each
-from xcit.explain.pictures import draw_channel_attention, draw_class_attention, draw_temperatures, overlay_mean
 
 PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"
 SANDAL = next(path for path in packaged_images() if path.stem == "sandal")

@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 from xcit.data.coco import CocoImages, open_coco
 from xcit.data.coco_masks import decode_mask, encode_mask
 from xcit.data.segmentation import open_scenes
-from xcit.detecting import DetectedObject, DetectedObjects, detect
-from xcit.detection_pictures import draw_detections
-from xcit.segmentation_pictures import palette
-from xcit.segmenting import segment
+from xcit.draw.detections import draw_detections
+from xcit.draw.labels import palette
+from xcit.inference.detect import DetectedObject, DetectedObjects, detect
+from xcit.inference.segment import segment
 
 ENLARGED = 2
 """Pixels of the picture for one of a scene, in segmentation."""

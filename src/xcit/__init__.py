@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xcit import explain as explain
-    from xcit.detecting import detect as detect
     from xcit.errors import XCiTError as XCiTError
-    from xcit.inference import extract_features as extract_features
-    from xcit.inference import predict as predict
+    from xcit.inference.classify import extract_features as extract_features
+    from xcit.inference.classify import predict as predict
+    from xcit.inference.detect import detect as detect
+    from xcit.inference.segment import segment as segment
     from xcit.measure.complexity import complexity as complexity
     from xcit.measure.knn import evaluate_knn as evaluate_knn
     from xcit.measure.linear import train_linear as train_linear
     from xcit.measure.test import test as test
     from xcit.models import XCiT as XCiT
     from xcit.models import XCiTConfig as XCiTConfig
-    from xcit.segmenting import segment as segment
     from xcit.training.run import train as train
     from xcit.weights.convert import convert as convert
     from xcit.zoo import fetch as fetch
@@ -38,18 +38,18 @@ _HOME = {
     "XCiTError": "errors",
     "complexity": "measure.complexity",
     "convert": "weights.convert",
-    "detect": "detecting",
+    "detect": "inference.detect",
     "evaluate_knn": "measure.knn",
-    "extract_features": "inference",
+    "extract_features": "inference.classify",
     "fetch": "zoo",
     "find_checkpoint": "zoo",
     "get_backbone": "zoo",
     "get_model": "zoo",
     "list_models": "zoo",
     "load_weights": "zoo",
-    "predict": "inference",
+    "predict": "inference.classify",
     "save_model": "zoo",
-    "segment": "segmenting",
+    "segment": "inference.segment",
     "test": "measure.test",
     "train": "training.run",
     "train_linear": "measure.linear",

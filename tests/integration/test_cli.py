@@ -19,7 +19,7 @@ from xcit.cli.predict import packaged_images
 from xcit.data.named import FASHION_MNIST_CLASSES
 from xcit.images.preprocess import preprocess
 from xcit.images.read import read_image
-from xcit.inference import extract_features
+from xcit.inference.classify import extract_features
 from xcit.weights.files import read_checkpoint
 from xcit.zoo import CHECKPOINTS, DETECTORS, RECORDS, SEGMENTERS, fetch, find_checkpoint, get_model, save_model
 from xcit.zoo.load import packaged_path

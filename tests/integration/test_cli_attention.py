@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from xcit.cli.predict import packaged_images
-from xcit.explain import channel_attention, class_attention, largest_cells, pictures
+from xcit.draw import attention as pictures
+from xcit.explain import channel_attention, class_attention, largest_cells
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.zoo import save_model

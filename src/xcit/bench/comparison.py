@@ -28,7 +28,7 @@ from xcit.bench.results import (
 )
 from xcit.bench.work import Case, Work
 from xcit.errors import XCiTError
-from xcit.inference import default_device
+from xcit.inference.reading import default_device
 from xcit.machine import processor
 from xcit.measure.complexity import Complexity, complexity, fitted_exponent
 from xcit.zoo.architectures import ARCHITECTURES

@@ -64,9 +64,9 @@ def attention(
     from xcit.cli.predict import packaged_images
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
+    from xcit.draw.attention import draw_temperatures, require_matplotlib
     from xcit.explain import channel_attention, class_attention_each
-    from xcit.explain.pictures import draw_temperatures, require_matplotlib
-    from xcit.inference import Unreadable, default_device
+    from xcit.inference.reading import Unreadable, default_device
 
     require_matplotlib()
     paths = images_outside(inputs, out) if inputs else packaged_images()
@@ -106,7 +106,7 @@ def _write(
     threshold: float | None,
 ) -> None:
     """Writes the files of one image, whose names begin with `place`."""
-    from xcit.explain import pictures
+    from xcit.draw import attention as pictures
 
     make_folder(place.parent)
     with whole_file(beside(place, "-overlay.png")) as part:

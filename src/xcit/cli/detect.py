@@ -11,7 +11,7 @@ from xcit.cli.options import checked_device
 from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
-    from xcit.detecting import DetectedObjects
+    from xcit.inference.detect import DetectedObjects
     from xcit.models.detection.mask_rcnn import MaskRCNN
 
 _HELP = """Find objects in images: files, folders (searched through) or patterns.
@@ -57,9 +57,9 @@ def detect(
     """Detects and writes; gives the exit status."""
     from xcit.cli.progress import download_bar, progress_bar
     from xcit.cli.results import status_of
-    from xcit.detecting import detect_each, prepare_detector
-    from xcit.detection_pictures import draw_detections
-    from xcit.inference import Unreadable, default_device
+    from xcit.draw.detections import draw_detections
+    from xcit.inference.detect import detect_each, prepare_detector
+    from xcit.inference.reading import Unreadable, default_device
     from xcit.zoo import check_task, get_model
 
     if full_size and (short_side or long_side):

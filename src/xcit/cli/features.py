@@ -51,7 +51,8 @@ def features(
     from xcit.cli.results import status_of
     from xcit.data.features import open_feature_file
     from xcit.images.read import find_images
-    from xcit.inference import Unreadable, extract_features_each
+    from xcit.inference.classify import extract_features_each
+    from xcit.inference.reading import Unreadable
     from xcit.models.xcit import OutType
 
     with open_feature_file(out) as file:

@@ -8,8 +8,8 @@ import click
 if TYPE_CHECKING:
     import torch
 
+    from xcit.inference.segment import SlidingWindow
     from xcit.models import XCiT
-    from xcit.segmenting import SlidingWindow
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -66,7 +66,7 @@ def window_options(help_: str) -> Callable[[Function], Function]:
 
 def sliding_window(slide: bool, size: int, stride: int | None) -> "SlidingWindow | None":
     """The window that the options of `window_options` mean, none where an image is taken whole."""
-    from xcit.segmenting import SlidingWindow
+    from xcit.inference.segment import SlidingWindow
 
     return SlidingWindow(size=size, stride=stride or max(1, round(size * 2 / 3))) if slide else None
 
@@ -136,7 +136,7 @@ def load_model(name: str | None, weights: str | None, device: "torch.device | No
     """
     from xcit.cli.progress import download_bar
     from xcit.errors import XCiTError
-    from xcit.inference import DEFAULT_MODEL
+    from xcit.inference.classify import DEFAULT_MODEL
     from xcit.zoo import get_xcit
 
     with download_bar() as downloaded:

@@ -33,7 +33,8 @@ def predict(
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import open_results, status_of
     from xcit.images.read import find_images
-    from xcit.inference import Unreadable, predict_each
+    from xcit.inference.classify import predict_each
+    from xcit.inference.reading import Unreadable
 
     paths = find_images(inputs) if inputs else packaged_images()
     place = checked_device(device)

@@ -14,7 +14,8 @@ import click
 from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
-    from xcit.inference import Prediction, Unreadable
+    from xcit.inference.classify import Prediction
+    from xcit.inference.reading import Unreadable
 
 
 class Results(Protocol):

@@ -49,9 +49,9 @@ def segment(
     """Segments and writes; gives the exit status."""
     from xcit.cli.progress import download_bar, progress_bar
     from xcit.cli.results import status_of
-    from xcit.inference import Unreadable, default_device
-    from xcit.segmentation_pictures import label_picture, overlay
-    from xcit.segmenting import prepare_segmenter, segment_each
+    from xcit.draw.labels import label_picture, overlay
+    from xcit.inference.reading import Unreadable, default_device
+    from xcit.inference.segment import prepare_segmenter, segment_each
     from xcit.zoo import check_task, get_model
 
     over = sliding_window(slide, window, stride)

@@ -84,7 +84,7 @@ def train(
     config = _config(recipe, _pairs(recipe, changes) | ({"data": data} if data else {}), _OPTIONS)
     from xcit.cli.options import checked_device
     from xcit.cli.run_display import run_display
-    from xcit.inference import default_device
+    from xcit.inference.reading import default_device
     from xcit.training.engine.train import Stopped
     from xcit.training.run import train as train_recipe
 

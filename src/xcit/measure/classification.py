@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from xcit.data.classification import LabelledImages, open_labelled_images
+from xcit.draw.confusion import draw_confusion
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, published_preprocessing
 from xcit.measure.result import Measuring, TestResult, write_confusion
 from xcit.models import XCiT, XCiTConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
-from xcit.training.tasks.pictures import draw_confusion
 from xcit.zoo import find_checkpoint, load_as, load_checkpoint
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.load import is_file

@@ -17,7 +17,8 @@ from torch import Tensor
 from xcit.data.classification import LabelledImages
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
-from xcit.inference import default_device, prepare_model
+from xcit.inference.classify import prepare_model
+from xcit.inference.reading import default_device
 from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes, num_started_processes

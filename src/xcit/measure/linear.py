@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from xcit.errors import XCiTError
-from xcit.inference import default_device, find_model, prepare_model
+from xcit.inference.classify import find_model, prepare_model
+from xcit.inference.reading import default_device
 from xcit.models import ModelInfo, XCiT
 from xcit.models.fused import FusedXCiT
 from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.config import RunConfig, load_yaml, save_yaml
-from xcit.training.engine.curves import draw_run
 from xcit.training.engine.distribution import Processes
+from xcit.training.engine.log import draw_run
 from xcit.training.engine.train import Progress
 from xcit.training.engine.train import train as train_task
 from xcit.training.tasks.labelled_features import backbone_digest, extract, feature_cache, open_train_and_val, share_of

@@ -7,9 +7,9 @@ from typing import Any
 
 from xcit.data.segmentation import open_scenes
 from xcit.errors import XCiTError
+from xcit.inference.segment import SlidingWindow
 from xcit.measure.result import Measuring, TestResult, write_confusion, write_table
 from xcit.models import Segmenter
-from xcit.segmenting import SlidingWindow
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation
 from xcit.zoo import get_model
 from xcit.zoo.load import is_file, load_segmenter_as

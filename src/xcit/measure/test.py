@@ -6,12 +6,12 @@ from collections.abc import Callable
 import torch
 
 from xcit.errors import XCiTError
-from xcit.inference import default_device
+from xcit.inference.reading import default_device
+from xcit.inference.segment import SlidingWindow
 from xcit.measure.classification import measure_classifier
 from xcit.measure.detection import measure_detector
 from xcit.measure.result import Measuring, TestResult
 from xcit.measure.segmentation import measure_segmenter
-from xcit.segmenting import SlidingWindow
 from xcit.training.recipes import get_recipe
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.detection import DetectionConfig

@@ -9,12 +9,11 @@ import torch
 
 from xcit.data.classification import has_validation
 from xcit.errors import XCiTError
-from xcit.inference import default_device
+from xcit.inference.reading import default_device
 from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.config import save_yaml
-from xcit.training.engine.curves import draw_run
 from xcit.training.engine.distribution import Processes
-from xcit.training.engine.log import check_trackers
+from xcit.training.engine.log import check_trackers, draw_run
 from xcit.training.engine.task import Layout
 from xcit.training.engine.train import Progress
 from xcit.training.engine.train import train as train_task

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xcit.errors import XCiTError
-from xcit.inference import predict
+from xcit.inference.classify import predict
 from xcit.measure.linear import LinearReport, train_linear
 from xcit.models import XCiT
 from xcit.training.engine.log import read_log

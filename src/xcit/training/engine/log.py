@@ -1,11 +1,12 @@
 """What a run writes of itself: a line of JSON for some steps and every epoch, and the same to trackers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from xcit.draw.curves import draw_curves
 from xcit.errors import XCiTError
 from xcit.training.engine.config import RunConfig
 
@@ -75,6 +76,18 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and line.get("kind") in ("step", "epoch") and {"step", "epoch"} <= line.keys():
             lines.append(line)
     return lines
+
+
+def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> None:
+    """Draws the curves of a run's log, if there is one, to `curves.png` in its folder.
+
+    A run's end, good or bad, is not hidden behind a picture that can't be drawn: then there is a warning.
+    """
+    try:
+        if (directory / LOG).exists():
+            draw_curves(read_log(directory / LOG), directory / "curves.png", title)
+    except (ImportError, OSError) as error:
+        announce(f"warning: the curves could not be drawn: {error}")
 
 
 def _tracker(name: str, directory: Path) -> Any:

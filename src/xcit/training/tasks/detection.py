@@ -20,8 +20,8 @@ from xcit.data.detection_transforms import (
     picture_pixels,
 )
 from xcit.data.loader import TrainLoader, prepare_worker
-from xcit.detecting import detected_objects
 from xcit.errors import XCiTError
+from xcit.inference.detect import detected_objects
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce

@@ -17,8 +17,8 @@ from xcit.data.segmentation import IGNORED, LabelledScenes, Labels, open_scenes
 from xcit.data.segmentation_transforms import Pixels, SegmentationAugmentation, augmented, resized_pixels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.inference.segment import SlidingWindow, predict_labels
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, build_segmenter
-from xcit.segmenting import SlidingWindow, predict_labels
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.dense_backbone import take_backbone

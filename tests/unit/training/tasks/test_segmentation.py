@@ -16,9 +16,9 @@ from xcit.data.segmentation import IGNORED, open_scenes
 from xcit.data.segmentation_transforms import SegmentationAugmentation
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.inference.segment import SlidingWindow
 from xcit.models import Segmenter, SegmenterConfig, XCiT, XCiTConfig
 from xcit.models.segmentation import SegmenterKind
-from xcit.segmenting import SlidingWindow
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig, override, save_yaml
 from xcit.training.engine.task import Layout
 from xcit.training.recipes import get_recipe

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from xcit import segmenting
 from xcit.data.segmentation_transforms import normalized, resized_pixels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
-from xcit.inference import Unreadable
+from xcit.inference import segment as segmenting
+from xcit.inference.reading import Unreadable
+from xcit.inference.segment import SlidingWindow, predict_labels, segment, segment_each
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, XCiTConfig, build_segmenter
-from xcit.segmenting import SlidingWindow, predict_labels, segment, segment_each
 from xcit.zoo import save_model
 
 SPEC = SegmentationPreprocessing(long_side=80, short_side=40, mean=(0.5,) * 3, std=(0.25,) * 3)

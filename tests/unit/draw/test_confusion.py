@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xcit.training.tasks.pictures import draw_confusion
+from xcit.draw.confusion import draw_confusion
 
 
 def pixels(path: Path) -> np.ndarray:

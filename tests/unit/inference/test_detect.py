@@ -9,10 +9,10 @@ from PIL import Image
 
 import xcit
 from xcit.data.coco_masks import decode_mask, encode_mask
-from xcit.detecting import DetectedObject, DetectedObjects, detect, detect_each, detected_objects
-from xcit.detection_pictures import draw_detections
+from xcit.draw.detections import draw_detections
 from xcit.errors import XCiTError
-from xcit.inference import Unreadable
+from xcit.inference.detect import DetectedObject, DetectedObjects, detect, detect_each, detected_objects
+from xcit.inference.reading import Unreadable
 from xcit.models import XCiTConfig
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.detection.mask_rcnn import MaskRCNN

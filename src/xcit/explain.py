@@ -1,6 +1,6 @@
 """What a model attends to: the maps of its class attention and of its XCA, as arrays; `pictures` draws them."""
 
-from xcit.explain.attention import (
+from xcit.inference.attention import (
     ChannelAttentionMaps,
     ClassAttentionMaps,
     channel_attention,

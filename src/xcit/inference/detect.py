@@ -17,7 +17,7 @@ from torch import nn
 from xcit.data.coco_masks import encode_part
 from xcit.errors import XCiTError
 from xcit.images.read import ImageSource
-from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
+from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
 from xcit.zoo import check_task, get_model
 
 if TYPE_CHECKING:

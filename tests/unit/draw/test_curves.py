@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.training.engine.curves import draw_curves
+from xcit.draw.curves import draw_curves
+from xcit.training.engine.log import read_log
 
 
 def log_lines(num_epochs: int = 4, *, evaluate_every: int = 1, log_every: int = 2) -> list[dict[str, Any]]:
@@ -28,7 +29,7 @@ def log_lines(num_epochs: int = 4, *, evaluate_every: int = 1, log_every: int = 
 def drawn(folder: Path, lines: Sequence[dict[str, Any] | str], title: str = "a run") -> np.ndarray:
     log, picture = folder / "log.jsonl", folder / "curves.png"
     log.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
-    draw_curves(log, picture, title)
+    draw_curves(read_log(log), picture, title)
     with Image.open(picture) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
@@ -93,5 +94,5 @@ def test_of_a_part_that_was_logged_twice_the_later_lines_count(tmp_path: Path, u
 
 def test_without_lines_there_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").touch()
-    draw_curves(tmp_path / "log.jsonl", tmp_path / "curves.png", "a run")
+    draw_curves(read_log(tmp_path / "log.jsonl"), tmp_path / "curves.png", "a run")
     assert not (tmp_path / "curves.png").exists()

@@ -10,15 +10,8 @@ from PIL import Image
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, preprocess
 from xcit.images.read import read_image
-from xcit.inference import (
-    Features,
-    Prediction,
-    Unreadable,
-    extract_features,
-    extract_features_each,
-    predict,
-    predict_each,
-)
+from xcit.inference.classify import Features, Prediction, extract_features, extract_features_each, predict, predict_each
+from xcit.inference.reading import Unreadable
 from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.zoo import get_model, save_model
 

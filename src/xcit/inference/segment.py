@@ -20,7 +20,7 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import resize_bilinear_8bit
-from xcit.inference import Unreadable, default_device, listed, read_ahead, readable
+from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
 from xcit.models import Segmenter, SegmenterInfo
 from xcit.models.segmentation import resize_bilinear
 from xcit.zoo import check_task, get_model

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from xcit.segmenting import Segmentation
+from xcit.inference.segment import Segmentation
 
 _GOLDEN = 0.618033988749895
 """Part of the circle of hues between two classes: neighbours in the list, and their neighbours, differ."""

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from xcit.errors import XCiTError
-from xcit.explain.attention import ChannelAttentionMaps, ClassAttentionMaps, Numbers, largest_cells
+from xcit.inference.attention import ChannelAttentionMaps, ClassAttentionMaps, Numbers, largest_cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

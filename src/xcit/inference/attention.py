@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, normalize, pixel_mode, resize_short_side
 from xcit.images.read import ImageSource
-from xcit.inference import DEFAULT_MODEL, Unreadable, listed, prepare_model, read_ahead, readable
+from xcit.inference.classify import DEFAULT_MODEL, prepare_model
+from xcit.inference.reading import Unreadable, listed, read_ahead, readable
 from xcit.models import XCiT
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.ops import reference

@@ -1,12 +1,10 @@
 """A run's log as a picture: the loss, every figure that is watched, and the learning rate."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from xcit.training.engine.log import LOG, read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +32,8 @@ class _Curve:
 class _Log:
     """A log's lines, by their number of steps, each once."""
 
-    steps: list[dict[str, Any]]
-    epochs: list[dict[str, Any]]
+    steps: list[Mapping[str, Any]]
+    epochs: list[Mapping[str, Any]]
 
     @property
     def steps_per_epoch(self) -> float | None:
@@ -54,33 +52,21 @@ class _Log:
         names = {name: None for line in self.epochs for name in line if _is_number(line[name])}
         return [name for name in names if name not in _NO_FIGURES]
 
-    def curve(self, lines: Sequence[dict[str, Any]], name: str) -> _Curve:
+    def curve(self, lines: Sequence[Mapping[str, Any]], name: str) -> _Curve:
         """One number of the lines that have it, over epochs, or over steps where no epoch was finished."""
         found = [line for line in lines if _is_number(line.get(name))]
         unit = self.steps_per_epoch or 1
         return _Curve(places=[line["step"] / unit for line in found], values=[line[name] for line in found])
 
 
-def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> None:
-    """Draws the curves of a run's log, if there is one, to `curves.png` in its folder.
-
-    A run's end, good or bad, is not hidden behind a picture that can't be drawn: then there is a warning.
-    """
-    try:
-        if (directory / LOG).exists():
-            draw_curves(directory / LOG, directory / "curves.png", title)
-    except (ImportError, OSError) as error:
-        announce(f"warning: the curves could not be drawn: {error}")
-
-
-def draw_curves(log: Path, picture: Path, title: str) -> None:
+def draw_curves(lines: Iterable[Mapping[str, Any]], picture: Path, title: str) -> None:
     """Draws loss, figures and learning rate of a run over its epochs.
 
-    Faint is each step that was logged, strong the mean of an epoch. A line that a crash cut off is left out; of a part
-    that was logged twice, as by a run that was resumed, the later lines count. Without lines no picture is made.
+    Faint is each step that was logged, strong the mean of an epoch. Of a part that was logged twice, as by a run that
+    was resumed, the later lines count. Without lines no picture is made.
 
     Args:
-        log: a run's `log.jsonl`.
+        lines: of a run's log.
         picture: a PNG.
         title: above the picture.
     """
@@ -88,7 +74,7 @@ def draw_curves(log: Path, picture: Path, title: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    run = _read(log)
+    run = _sorted(lines)
     if not run.steps and not run.epochs:
         return
     with_loss = [name for name in run.figures if name.endswith("loss")]
@@ -114,12 +100,12 @@ def draw_curves(log: Path, picture: Path, title: str) -> None:
     figure.savefig(picture, dpi=110)
 
 
-def _read(log: Path) -> _Log:
-    by_kind: dict[str, dict[int, dict[str, Any]]] = {"step": {}, "epoch": {}}
-    for line in read_log(log):
-        if isinstance(line, dict) and line.get("kind") in by_kind and _is_number(line.get("step")):
+def _sorted(lines: Iterable[Mapping[str, Any]]) -> _Log:
+    by_kind: dict[str, dict[int, Mapping[str, Any]]] = {"step": {}, "epoch": {}}
+    for line in lines:
+        if line.get("kind") in by_kind and _is_number(line.get("step")):
             by_kind[line["kind"]][line["step"]] = line
-    steps, epochs = ([lines[step] for step in sorted(lines)] for lines in by_kind.values())
+    steps, epochs = ([found[step] for step in sorted(found)] for found in by_kind.values())
     return _Log(steps=steps, epochs=epochs)
 
 

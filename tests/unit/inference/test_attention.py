@@ -17,7 +17,7 @@ from xcit.explain import (
     largest_cells,
 )
 from xcit.images.preprocess import Preprocessing, normalize
-from xcit.inference import Unreadable
+from xcit.inference.reading import Unreadable
 from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.models.layers import Stem
 from xcit.zoo import get_model, save_model

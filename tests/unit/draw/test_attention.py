@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xcit.draw import attention as pictures
+from xcit.draw.attention import draw_channel_attention, draw_class_attention, draw_temperatures, overlay_mean
 from xcit.errors import XCiTError
-from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps, largest_cells, pictures
-from xcit.explain.pictures import draw_channel_attention, draw_class_attention, draw_temperatures, overlay_mean
+from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps, largest_cells
 
 
 def pixels(path: Path) -> np.ndarray:

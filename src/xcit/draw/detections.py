@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from xcit.data.coco_masks import decode_mask
-from xcit.detecting import DetectedObjects
-from xcit.segmentation_pictures import palette
+from xcit.draw.labels import palette
+from xcit.inference.detect import DetectedObjects
 
 
 def draw_detections(result: DetectedObjects, *, opacity: float = 0.45) -> Image.Image:

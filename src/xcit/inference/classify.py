@@ -2,29 +2,24 @@
 
 import copy
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, preprocess
-from xcit.images.read import ImageSource, read_image
+from xcit.images.read import ImageSource
+from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
 from xcit.models import ModelInfo, XCiT
 from xcit.models.fused import FusedXCiT
 from xcit.models.xcit import OutType
 from xcit.zoo import get_xcit
-
-Result = TypeVar("Result")
-Prepared = TypeVar("Prepared")
 
 DEFAULT_MODEL = "xcit-pico-fashion-mnist"
 """The packaged model: the one that needs no download."""
@@ -53,14 +48,6 @@ class Features:
 
     source: str
     layers: dict[int, "np.ndarray[Any, np.dtype[np.float32]]"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unreadable:
-    """An input that is no image we can read, and why in one line."""
-
-    source: str
-    reason: str
 
 
 def predict(
@@ -178,11 +165,6 @@ def extract_features_each(
                 position += 1
 
 
-def default_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
     """The model with its published weights if it is a name, and what is known of it.
 
@@ -229,58 +211,3 @@ def _batches(
         sources = [result if isinstance(result, Unreadable) else result[0] for result in batch]
         tensors = [result[1] for result in batch if not isinstance(result, Unreadable)]
         yield sources, torch.stack(tensors) if tensors else None
-
-
-def read_ahead(
-    images: Iterable[ImageSource], prepare: Callable[[Image.Image], Prepared], *, num_ahead: int
-) -> Iterator[tuple[str, Prepared] | Unreadable]:
-    """Inputs in order, each with its source and what `prepare` makes of it, read ahead by threads.
-
-    Pillow decodes and resizes outside Python's lock. An `XCiTError` of `prepare` makes the input unreadable.
-    """
-    numbered = enumerate(images)
-    num_threads = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(num_threads) as pool:
-        pending: deque[Future[tuple[str, Prepared] | Unreadable]] = deque()
-
-        def submit(count: int) -> None:
-            pending.extend(pool.submit(_read, index, image, prepare) for index, image in islice(numbered, count))
-
-        try:
-            submit(num_ahead)
-            while pending:
-                result = pending.popleft().result()
-                submit(1)
-                yield result
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _read(
-    index: int, image: ImageSource, prepare: Callable[[Image.Image], Prepared]
-) -> tuple[str, Prepared] | Unreadable:
-    path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
-    source = f"image {index}" if path is None else path
-    try:
-        picture = read_image(image)
-    except XCiTError as error:
-        return Unreadable(source=source, reason=f"{source}: {error}" if path is None else str(error))
-    try:
-        return source, prepare(picture)
-    except XCiTError as error:
-        return Unreadable(source=source, reason=f"{source}: {error}")
-
-
-def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    """One image or several, as a list."""
-    if isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor):
-        return [images]
-    return list(images)
-
-
-def readable(result: Result | Unreadable) -> Result:
-    """A result, or an `XCiTError` with the reason why there is none."""
-    if isinstance(result, Unreadable):
-        raise XCiTError(result.reason)
-    return result

@@ -1,0 +1,1 @@
+"""Images in, answers out: classes, features, label maps, objects, attention."""

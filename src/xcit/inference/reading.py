@@ -1,0 +1,88 @@
+"""Inputs read ahead by threads, in order; what can't be read is reported in its place."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.images.read import ImageSource, read_image
+
+Result = TypeVar("Result")
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """An input that is no image we can read, and why in one line."""
+
+    source: str
+    reason: str
+
+
+def default_device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_ahead(
+    images: Iterable[ImageSource], prepare: Callable[[Image.Image], Prepared], *, num_ahead: int
+) -> Iterator[tuple[str, Prepared] | Unreadable]:
+    """Inputs in order, each with its source and what `prepare` makes of it, read ahead by threads.
+
+    Pillow decodes and resizes outside Python's lock. An `XCiTError` of `prepare` makes the input unreadable.
+    """
+    numbered = enumerate(images)
+    num_threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending: deque[Future[tuple[str, Prepared] | Unreadable]] = deque()
+
+        def submit(count: int) -> None:
+            pending.extend(pool.submit(_read, index, image, prepare) for index, image in islice(numbered, count))
+
+        try:
+            submit(num_ahead)
+            while pending:
+                result = pending.popleft().result()
+                submit(1)
+                yield result
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _read(
+    index: int, image: ImageSource, prepare: Callable[[Image.Image], Prepared]
+) -> tuple[str, Prepared] | Unreadable:
+    path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+    source = f"image {index}" if path is None else path
+    try:
+        picture = read_image(image)
+    except XCiTError as error:
+        return Unreadable(source=source, reason=f"{source}: {error}" if path is None else str(error))
+    try:
+        return source, prepare(picture)
+    except XCiTError as error:
+        return Unreadable(source=source, reason=f"{source}: {error}")
+
+
+def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    """One image or several, as a list."""
+    if isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor):
+        return [images]
+    return list(images)
+
+
+def readable(result: Result | Unreadable) -> Result:
+    """A result, or an `XCiTError` with the reason why there is none."""
+    if isinstance(result, Unreadable):
+        raise XCiTError(result.reason)
+    return result
