@@ -16,7 +16,7 @@ from PIL import Image
 import xcit
 from xcit.cli.predict import packaged_images
 from xcit.data.named import open_fashion_mnist
-from xcit.draw.attention import draw_channel_attention, draw_class_attention, draw_temperatures, overlay_mean
+from xcit.draw.attention import draw_temperatures
 from xcit.explain import ClassAttentionMaps, channel_attention, class_attention, class_attention_each
 
 PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"
@@ -28,7 +28,7 @@ def draw_garments(path: Path, tile: int = 112, gap: int = 4) -> None:
     """One image of each class, and over it the mean of both class attention blocks; none is chosen."""
     rows = [class_attention(packaged_images(), block=block) for block in (0, 1)]
     pictures = [[Image.fromarray(maps.image) for maps in rows[0]]]
-    pictures += [[overlay_mean(maps) for maps in row] for row in rows]
+    pictures += [[maps.overlay() for maps in row] for row in rows]
     step = tile + gap
     sheet = Image.new("RGB", (step * len(rows[0]) - gap, step * len(pictures) - gap), "white")
     for y, row in enumerate(pictures):
@@ -40,7 +40,7 @@ def draw_garments(path: Path, tile: int = 112, gap: int = 4) -> None:
 def draw_photograph(maps: ClassAttentionMaps, path: Path, width: int = 1000, threshold: float | None = None) -> None:
     """A figure as JPEG, for as PNG a photograph's grain takes a megabyte."""
     whole = path.with_suffix(".png")
-    draw_class_attention(maps, whole, threshold=threshold)
+    maps.draw(whole, threshold=threshold)
     with Image.open(whole) as image:
         size = width, round(image.height * width / image.width)
         image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(path, quality=90, subsampling=0)
@@ -86,12 +86,12 @@ def measure() -> None:
 def draw(out: Path) -> None:
     draw_garments(out / "attention-garments.png")
     (sandal,) = class_attention(SANDAL)
-    draw_class_attention(sandal, out / "attention-sandal.png")
+    sandal.draw(out / "attention-sandal.png")
     china, flower = class_attention([PHOTOGRAPHS / "china.jpg", PHOTOGRAPHS / "flower.jpg"])
     draw_photograph(china, out / "attention-china.jpg")
     draw_photograph(flower, out / "attention-flower.jpg", threshold=0.6)
     (channels,) = channel_attention(SANDAL)
-    draw_channel_attention(channels, out / "attention-channels.png")
+    channels.draw(out / "attention-channels.png")
     draw_temperatures(channels.temperatures, "xcit-pico-fashion-mnist", out / "attention-temperatures.png")
 
 

@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 from xcit.data.coco import CocoImages, open_coco
 from xcit.data.coco_masks import decode_mask, encode_mask
 from xcit.data.segmentation import open_scenes
-from xcit.draw.detections import draw_detections
 from xcit.draw.labels import palette
 from xcit.inference.detect import DetectedObject, DetectedObjects, detect
 from xcit.inference.segment import segment
@@ -104,7 +103,7 @@ def large(found: DetectedObjects, factor: int) -> Image.Image:
         for one in found.objects
     )
     pixels = enlarged(found.image, factor)
-    return draw_detections(DetectedObjects(source=found.source, image=pixels, objects=objects))
+    return DetectedObjects(source=found.source, image=pixels, objects=objects).picture()
 
 
 def detection(scenes_folder: str, models: Sequence[str], count: int) -> Image.Image:

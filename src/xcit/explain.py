@@ -1,5 +1,6 @@
-"""What a model attends to: the maps of its class attention and of its XCA, as arrays; `pictures` draws them."""
+"""What a model attends to: the maps of its class attention and of its XCA, as arrays that can be drawn."""
 
+from xcit.draw.cells import largest_cells
 from xcit.inference.attention import (
     ChannelAttentionMaps,
     ClassAttentionMaps,
@@ -7,7 +8,6 @@ from xcit.inference.attention import (
     channel_attention_each,
     class_attention,
     class_attention_each,
-    largest_cells,
 )
 
 __all__ = [

@@ -106,17 +106,15 @@ def _write(
     threshold: float | None,
 ) -> None:
     """Writes the files of one image, whose names begin with `place`."""
-    from xcit.draw import attention as pictures
-
     make_folder(place.parent)
     with whole_file(beside(place, "-overlay.png")) as part:
-        pictures.overlay_mean(maps, threshold=threshold).save(part, format="PNG")
+        maps.overlay(threshold=threshold).save(part, format="PNG")
     if figure:
         with whole_file(beside(place, "-attention.png")) as part:
-            pictures.draw_class_attention(maps, part, threshold=threshold)
+            maps.draw(part, threshold=threshold)
     if channels is not None:
         with whole_file(beside(place, "-xca.png")) as part:
-            pictures.draw_channel_attention(channels, part)
+            channels.draw(part)
     if arrays:
         with whole_file(beside(place, ".npz")) as part:
             _write_arrays(part, maps, channels, threshold)

@@ -57,7 +57,6 @@ def detect(
     """Detects and writes; gives the exit status."""
     from xcit.cli.progress import download_bar, progress_bar
     from xcit.cli.results import status_of
-    from xcit.draw.detections import draw_detections
     from xcit.inference.detect import detect_each, prepare_detector
     from xcit.inference.reading import Unreadable, default_device
     from xcit.zoo import check_task, get_model
@@ -84,7 +83,7 @@ def detect(
                 if not no_pictures:
                     make_folder(place.parent)
                     with whole_file(beside(place, "-detections.png")) as part:
-                        draw_detections(result).save(part, format="PNG")
+                        result.picture().save(part, format="PNG")
             bar.advance(1)
     with whole_file(out / "detections.json") as part:
         part.write_text(json.dumps(content.content) + "\n", encoding="utf-8")

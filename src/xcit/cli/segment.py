@@ -49,7 +49,6 @@ def segment(
     """Segments and writes; gives the exit status."""
     from xcit.cli.progress import download_bar, progress_bar
     from xcit.cli.results import status_of
-    from xcit.draw.labels import label_picture, overlay
     from xcit.inference.reading import Unreadable, default_device
     from xcit.inference.segment import prepare_segmenter, segment_each
     from xcit.zoo import check_task, get_model
@@ -73,10 +72,10 @@ def segment(
                 areas[result.source] = result.areas()
                 make_folder(place.parent)
                 with whole_file(beside(place, "-labels.png")) as part:
-                    label_picture(result).save(part, format="PNG")
+                    result.picture().save(part, format="PNG")
                 if not no_overlays:
                     with whole_file(beside(place, "-overlay.png")) as part:
-                        overlay(result).save(part, format="PNG")
+                        result.overlay().save(part, format="PNG")
             bar.advance(1)
     with whole_file(out / "areas.json") as part:
         part.write_text(json.dumps(areas, indent=1) + "\n", encoding="utf-8")

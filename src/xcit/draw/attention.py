@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from xcit.draw.cells import Cells, at_image_size, largest_cells
 from xcit.errors import XCiTError
-from xcit.inference.attention import ChannelAttentionMaps, ClassAttentionMaps, Numbers, largest_cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,37 +43,52 @@ def require_matplotlib() -> None:
         raise XCiTError("pictures of attention need matplotlib: pip install 'xcit[train]'")
 
 
-def draw_class_attention(maps: ClassAttentionMaps, path: Path, *, threshold: float | None = None) -> None:
+def draw_class_attention(
+    image: NDArray[np.uint8],
+    heads: Cells,
+    class_token: Cells,
+    patch_size: int,
+    path: Path,
+    *,
+    title: str,
+    threshold: float | None = None,
+) -> None:
     """Draws the image, the mean of the heads over it, and each head's map, with one colour bar for the heads.
 
     Colours tell how many times as much a cell gets as if all tokens got the same; the mean has a scale of its own.
     Beside each head's number stands the share that its class token keeps.
 
     Args:
-        maps: of one image.
+        image: (h, w, 3).
+        heads: (M, H, W), each head's attention over the patches.
+        class_token: (M,), the share of each head's attention that the class token keeps.
+        patch_size: pixels from one cell to the next.
         path: a PNG.
+        title: above the picture.
         threshold: show the largest cells that together hold this share of each map only; none shows all.
     """
     require_matplotlib()
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
-    num_heads = len(maps.heads)
-    times_even = _times_even(maps, maps.heads)
+    num_heads = len(heads)
+    times_even = _times_even(heads)
     top = _top(times_even)
     scale = Normalize(0, top)
     colours = colormaps[_MAP_COLOURS].with_extremes(bad=_LEFT_OUT)
-    height, width = maps.image.shape[:2]
+    height, width = image.shape[:2]
     figure, panels, bar_place = _grid(num_heads + 2, width / height)
-    figure.suptitle(_title(maps), fontsize=9, y=0.985, va="top", parse_math=False)
-    panels[0].imshow(maps.image)
+    figure.suptitle(title, fontsize=9, y=0.985, va="top", parse_math=False)
+    panels[0].imshow(image)
     panels[0].set_title("image", fontsize=8)
-    panels[1].imshow(np.asarray(overlay_mean(maps, threshold=threshold)))
+    panels[1].imshow(np.asarray(overlay_mean(image, heads, patch_size, threshold=threshold)))
     panels[1].set_title("mean of the heads, own scale", fontsize=8)
-    shown = times_even if threshold is None else np.where(largest_cells(maps.heads, threshold), times_even, np.nan)
-    for index, (panel, head) in enumerate(zip(panels[2:], maps.to_pixels(shown), strict=True)):
+    shown = times_even if threshold is None else np.where(largest_cells(heads, threshold), times_even, np.nan)
+    for index, (panel, head) in enumerate(
+        zip(panels[2:], at_image_size(shown, image.shape[:2], patch_size), strict=True)
+    ):
         drawn = panel.imshow(head, cmap=colours, norm=scale)
-        panel.set_title(f"head {index} (class token {maps.class_token[index]:.1%})", fontsize=8)
+        panel.set_title(f"head {index} (class token {class_token[index]:.1%})", fontsize=8)
     extend = "max" if times_even.max() > top else "neither"
     bar = figure.colorbar(drawn, cax=bar_place, extend=extend, extendfrac=0.03)
     bar.set_label("attention, times the even share", fontsize=8)
@@ -80,8 +96,10 @@ def draw_class_attention(maps: ClassAttentionMaps, path: Path, *, threshold: flo
     figure.savefig(path, format="png", dpi=_DPI)
 
 
-def overlay_mean(maps: ClassAttentionMaps, *, threshold: float | None = None) -> Image.Image:
-    """The mean of the heads in colour over the image in grey, (h, w); below the threshold the grey alone.
+def overlay_mean(
+    image: NDArray[np.uint8], heads: Cells, patch_size: int, *, threshold: float | None = None
+) -> Image.Image:
+    """The mean of the heads (M, H, W) in colour over the image (h, w, 3) in grey; below the threshold the grey alone.
 
     Raises:
         XCiTError: if matplotlib is missing, or the threshold is out of range.
@@ -89,35 +107,37 @@ def overlay_mean(maps: ClassAttentionMaps, *, threshold: float | None = None) ->
     require_matplotlib()
     from matplotlib import colormaps
 
-    mean = _times_even(maps, maps.mean)
-    values = maps.to_pixels(np.clip(mean / _top(mean), 0, 1))[..., None]
+    mean = heads.mean(axis=0)
+    times_even = _times_even(mean)
+    values = at_image_size(np.clip(times_even / _top(times_even), 0, 1), image.shape[:2], patch_size)[..., None]
     colour = colormaps[_MAP_COLOURS](values[..., 0])[..., :3]
-    grey = np.asarray(Image.fromarray(maps.image).convert("L"), dtype=np.float32)[..., None] / 255
+    grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None] / 255
     # Where there is much attention, more of its colour and less of the image.
     strength = 0.35 + 0.4 * values
     mixed = (1 - strength) * grey + strength * colour
     if threshold is not None:
-        kept = maps.to_pixels(largest_cells(maps.mean, threshold))[..., None]
+        kept = at_image_size(largest_cells(mean, threshold), image.shape[:2], patch_size)[..., None]
         mixed = np.where(kept, mixed, 0.65 * grey)
     return Image.fromarray(np.rint(255 * mixed).astype(np.uint8))
 
 
-def draw_channel_attention(maps: ChannelAttentionMaps, path: Path) -> None:
+def draw_channel_attention(covariance: Cells, path: Path, *, title: str) -> None:
     """Draws the covariance of every XCA block (a row) and head (a column) of an image, with one colour bar.
 
     Args:
-        maps: of one image.
+        covariance: (L, M, C, C), -1..1.
         path: a PNG.
+        title: above the picture.
     """
     require_matplotlib()
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    num_blocks, num_heads, size, _ = maps.covariance.shape
+    num_blocks, num_heads, size, _ = covariance.shape
     # One picture with gaps, for hundreds of panels take minutes.
     gap = math.ceil(size / 16)
-    tiles = np.pad(maps.covariance, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
+    tiles = np.pad(covariance, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
     step = size + gap
     mosaic = tiles.transpose(0, 2, 1, 3).reshape(num_blocks * step, num_heads * step)[:-gap, :-gap]
     side = min(1.1, 12 / max(num_blocks, num_heads))
@@ -126,9 +146,7 @@ def draw_channel_attention(maps: ChannelAttentionMaps, path: Path) -> None:
     width, height = left + wide + bar_room, bottom + max(high, 1.5) + 0.35
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    figure.suptitle(
-        f"{Path(maps.source).name}: channels in XCA", fontsize=9, y=1 - 0.08 / height, va="top", parse_math=False
-    )
+    figure.suptitle(title, fontsize=9, y=1 - 0.08 / height, va="top", parse_math=False)
     axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
     bar_place = figure.add_axes(((left + wide + 0.12) / width, bottom / height, 0.14 / width, max(high, 1.5) / height))
     colours = colormaps[_COVARIANCE_COLOURS].with_extremes(bad=_GAP)
@@ -145,7 +163,7 @@ def draw_channel_attention(maps: ChannelAttentionMaps, path: Path) -> None:
     figure.savefig(path, format="png", dpi=_DPI)
 
 
-def draw_temperatures(temperatures: Numbers, title: str, path: Path) -> None:
+def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
     """Draws the learned temperature of every head over the blocks: points, for a head has no kin in the next block.
 
     Args:
@@ -176,22 +194,17 @@ def draw_temperatures(temperatures: Numbers, title: str, path: Path) -> None:
     figure.savefig(path, format="png", dpi=_DPI)
 
 
-def _times_even(maps: ClassAttentionMaps, shares: Numbers) -> Numbers:
-    """Shares as multiples of what each of the N + 1 tokens would get if all got the same."""
-    num_tokens = maps.heads[0].size + 1
+def _times_even(shares: Cells) -> Cells:
+    """Shares (..., H, W) as multiples of what each of the N + 1 tokens would get if all got the same."""
+    num_tokens = shares.shape[-2] * shares.shape[-1] + 1
     return shares * num_tokens
 
 
-def _top(times_even: Numbers) -> float:
+def _top(times_even: Cells) -> float:
     """The value of the brightest colour: not below the even share, else it would be noise that is brought out."""
     highest = float(times_even.max())
     top = max(float(np.quantile(times_even, _BRIGHTEST)), 1.0)
     return min(highest, top) or 1.0
-
-
-def _title(maps: ClassAttentionMaps) -> str:
-    rows, columns = maps.heads.shape[1:]
-    return f"{Path(maps.source).name}: class attention block {maps.block}, {columns} x {rows} cells"
 
 
 def _grid(num_panels: int, aspect: float) -> "tuple[Figure, list[Axes], Axes]":

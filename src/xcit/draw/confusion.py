@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 _MAX_NAMED = 40
 """Classes up to which names and counts can be read."""
 
 
-def draw_confusion(confusion: Tensor, names: Sequence[str], title: str, path: Path) -> None:
+def draw_confusion(confusion: NDArray[np.integer], names: Sequence[str], title: str, path: Path) -> None:
     """Draws a confusion matrix, each row in shares of its true class.
 
     Args:
@@ -21,8 +22,7 @@ def draw_confusion(confusion: Tensor, names: Sequence[str], title: str, path: Pa
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    counts = confusion.double()
-    shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+    shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
     num_classes = len(names)
     named = num_classes <= _MAX_NAMED
     side = 3 + 0.55 * num_classes if named else 10

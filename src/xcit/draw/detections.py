@@ -1,32 +1,52 @@
 """Detections as pictures: masks, boxes, class names and scores over the image."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from xcit.data.coco_masks import decode_mask
 from xcit.draw.labels import palette
-from xcit.inference.detect import DetectedObjects
+
+Box = tuple[float, float, float, float]
+"""x, y, width and height, in pixels."""
 
 
-def draw_detections(result: DetectedObjects, *, opacity: float = 0.45) -> Image.Image:
-    """The image with its objects, each class in one colour, the best on top; one mask at a time is unpacked."""
-    height, width = result.image.shape[:2]
-    colours = palette(1 + max((one.label for one in result.objects), default=0))  # its first is the background's
-    pixels = result.image.copy()
-    for one in reversed(result.objects):
-        rows, columns = _window(one.box, (height, width))
-        mask = decode_mask(one.mask, (height, width))[rows, columns].astype(bool)
+def draw_detections(
+    image: NDArray[np.uint8],
+    boxes: Sequence[Box],
+    labels: Sequence[int],
+    texts: Sequence[str],
+    masks: Iterable[NDArray[np.uint8]],
+    *,
+    opacity: float = 0.45,
+) -> Image.Image:
+    """The image with its objects, each class in one colour; the last object lies on top.
+
+    Args:
+        image: (h, w, 3).
+        boxes: of the objects.
+        labels: of their classes, from 1.
+        texts: what is written at each box.
+        masks: (h, w) each, 0 or 1; taken one at a time, so that they need not all be in memory.
+        opacity: of a mask's colour.
+    """
+    height, width = image.shape[:2]
+    colours = palette(1 + max(labels, default=0))  # its first is the background's
+    pixels = image.copy()
+    for box, label, mask in zip(boxes, labels, masks, strict=True):
+        rows, columns = _window(box, (height, width))
+        inside = mask[rows, columns].astype(bool)
         part = pixels[rows, columns]
-        part[mask] = ((1 - opacity) * part[mask] + opacity * colours[one.label] + 0.5).astype(np.uint8)
+        part[inside] = ((1 - opacity) * part[inside] + opacity * colours[label] + 0.5).astype(np.uint8)
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     line = max(1, round(min(width, height) / 300))
     font = ImageFont.load_default(max(10, round(min(width, height) / 40)))
-    for one in reversed(result.objects):
-        colour = tuple(int(value) for value in colours[one.label])
-        x, y, box_width, box_height = one.box
+    for box, label, text in zip(boxes, labels, texts, strict=True):
+        colour = tuple(int(value) for value in colours[label])
+        x, y, box_width, box_height = box
         draw.rectangle((x, y, max(x, x + box_width - 1), max(y, y + box_height - 1)), outline=colour, width=line)
-        text = f"{one.name} {one.score:.2f}"
         _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
         # Above the box if there is room, else within.
         place = (min(max(x, 0), max(0, width - right)), y - bottom - 2 if y > bottom + 2 else max(y, 0))
@@ -36,7 +56,7 @@ def draw_detections(result: DetectedObjects, *, opacity: float = 0.45) -> Image.
     return picture
 
 
-def _window(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[slice, slice]:
+def _window(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
     """The rows and columns of an image that a box's mask may reach."""
     x, y, width, height = box
     return (

@@ -1,12 +1,11 @@
 """Label maps as pictures: with a palette, and over their image with a legend."""
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-
-from xcit.inference.segment import Segmentation
 
 _GOLDEN = 0.618033988749895
 """Part of the circle of hues between two classes: neighbours in the list, and their neighbours, differ."""
@@ -28,31 +27,47 @@ def palette(num_classes: int) -> NDArray[np.uint8]:
     return (whole * 255 + 0.5).astype(np.uint8)
 
 
-def label_picture(result: Segmentation) -> Image.Image:
-    """The label map as a palette image: its numbers are the classes, its colours are `palette`'s."""
-    picture = Image.fromarray(result.labels)
-    picture.putpalette(palette(len(result.class_names)).ravel().tolist())
+def label_shares(labels: NDArray[np.uint8]) -> dict[int, float]:
+    """Share of the pixels of each label that a label map has, the largest first."""
+    counts = np.bincount(labels.ravel())
+    order = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
+    return {int(label): float(counts[label] / labels.size) for label in order}
+
+
+def draw_labels(labels: NDArray[np.uint8], num_classes: int) -> Image.Image:
+    """A label map (h, w) as a palette image: its numbers are the labels, its colours are `palette`'s."""
+    picture = Image.fromarray(labels)
+    picture.putpalette(palette(num_classes).ravel().tolist())
     return picture
 
 
-def overlay(result: Segmentation, *, opacity: float = 0.55) -> Image.Image:
-    """The colours over the image, and under it a legend of the classes that there are, the largest first."""
-    colours = palette(len(result.class_names))
-    mixed = (1 - opacity) * result.image + opacity * colours[result.labels]
+def overlay_labels(
+    image: NDArray[np.uint8], labels: NDArray[np.uint8], names: Sequence[str], *, opacity: float = 0.55
+) -> Image.Image:
+    """The labels' colours over the image, and under it a legend of the labels that there are, the largest first.
+
+    Args:
+        image: (h, w, 3).
+        labels: (h, w).
+        names: of the labels.
+        opacity: of the colours.
+    """
+    colours = palette(len(names))
+    mixed = (1 - opacity) * image + opacity * colours[labels]
     picture = Image.fromarray((mixed + 0.5).astype(np.uint8))
-    areas = result.areas()
+    shares = label_shares(labels)
     font = ImageFont.load_default(12)
-    texts = [f"{name} {share:.1%}" for name, share in areas.items()]
+    texts = [f"{names[label]} {share:.1%}" for label, share in shares.items()]
     width = 26 + int(max(font.getlength(text) for text in texts))
     columns = max(1, picture.width // width)
     num_rows = -(-len(texts) // columns)
     whole = Image.new("RGB", (max(picture.width, width), picture.height + num_rows * _ROW + 4), "white")
     whole.paste(picture)
     draw = ImageDraw.Draw(whole)
-    for place, (name, text) in enumerate(zip(areas, texts, strict=True)):
+    for place, (label, text) in enumerate(zip(shares, texts, strict=True)):
         left = place % columns * width
         top = picture.height + 4 + place // columns * _ROW
-        colour = tuple(int(value) for value in colours[result.class_names.index(name)])
+        colour = tuple(int(value) for value in colours[label])
         draw.rectangle((left + 3, top + 1, left + 15, top + 13), fill=colour, outline="black")
         draw.text((left + 20, top), text, fill="black", font=font)
     return whole

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from xcit.draw import attention as draw_attention
+from xcit.draw.cells import at_image_size
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, normalize, pixel_mode, resize_short_side
 from xcit.images.read import ImageSource
@@ -27,7 +30,6 @@ from xcit.ops import reference
 
 Numbers = np.ndarray[Any, np.dtype[np.float32]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 Inputs = tuple[Any, ...]
 """What a block is called with."""
@@ -67,16 +69,25 @@ class ClassAttentionMaps:
         return mean
 
     def to_pixels(self, maps: np.ndarray[Any, np.dtype[Kind]]) -> np.ndarray[Any, np.dtype[Kind]]:
-        """Maps (..., H, W) at the image's size, (..., h, w): each pixel takes the cell with the nearest centre.
+        """Maps (..., H, W) at the image's size, (..., h, w): each pixel takes the cell with the nearest centre."""
+        return at_image_size(maps, self.image.shape[:2], self.patch_size)
 
-        The stem's convolutions centre cell (i, j) on the pixel (i * patch_size, j * patch_size), so its square lies
-        around that place, not right of it and below.
-        """
-        rows, columns = (
-            np.minimum((np.arange(num_pixels) + self.patch_size // 2) // self.patch_size, num_cells - 1)
-            for num_pixels, num_cells in zip(self.image.shape[:2], maps.shape[-2:], strict=True)
+    def overlay(self, *, threshold: float | None = None) -> Image.Image:
+        """The mean of the heads in colour over the image in grey; with a threshold, only the largest cells."""
+        return draw_attention.overlay_mean(self.image, self.heads, self.patch_size, threshold=threshold)
+
+    def draw(self, path: Path, *, threshold: float | None = None) -> None:
+        """Draws the image, the mean of the heads over it, and each head's map to a PNG."""
+        rows, columns = self.heads.shape[1:]
+        draw_attention.draw_class_attention(
+            self.image,
+            self.heads,
+            self.class_token,
+            self.patch_size,
+            path,
+            title=f"{Path(self.source).name}: class attention block {self.block}, {columns} x {rows} cells",
+            threshold=threshold,
         )
-        return maps[..., rows[:, None], columns]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +105,10 @@ class ChannelAttentionMaps:
     covariance: Numbers
     temperatures: Numbers
     attention: Numbers
+
+    def draw(self, path: Path) -> None:
+        """Draws the covariance of every block and head to a PNG."""
+        draw_attention.draw_channel_attention(self.covariance, path, title=f"{Path(self.source).name}: channels in XCA")
 
 
 def class_attention(
@@ -202,33 +217,6 @@ def channel_attention_each(
             temperatures=temperatures.numpy(),
             attention=(covariance * temperatures[..., None, None]).softmax(dim=-1).numpy(),
         )
-
-
-def largest_cells(maps: Numbers, share: float) -> Mask:
-    """The smallest set of cells of each map that holds `share` of the map's sum, as in DINO's pictures.
-
-    Args:
-        maps: (..., H, W), none negative.
-        share: above 0, at most 1; DINO's videos were made with 0.6.
-
-    Returns:
-        (..., H, W), true in the set. Of equal cells the first count as larger.
-
-    Raises:
-        XCiTError: if `share` is out of range.
-    """
-    if not 0 < share <= 1:
-        raise XCiTError(f"the share of the attention to keep is {share:g}, must be above 0 and at most 1")
-    cells = maps.reshape(*maps.shape[:-2], -1).astype(np.float64)
-    order = np.argsort(-cells, axis=-1, kind="stable")
-    ranked = np.take_along_axis(cells, order, axis=-1)
-    sums = ranked.cumsum(axis=-1)
-    # A cell is needed where those before it do not suffice.
-    is_needed = np.roll(sums, 1, axis=-1) < share * sums[..., -1:]
-    is_needed[..., 0] = ranked[..., 0] > 0
-    kept = np.empty_like(is_needed)
-    np.put_along_axis(kept, order, is_needed, axis=-1)
-    return kept.reshape(maps.shape)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from xcit.data.coco_masks import encode_part
+from xcit.data.coco_masks import decode_mask, encode_part
+from xcit.draw.detections import draw_detections
 from xcit.errors import XCiTError
 from xcit.images.read import ImageSource
 from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
@@ -57,6 +58,18 @@ class DetectedObjects:
     source: str
     image: NDArray[np.uint8]
     objects: tuple[DetectedObject, ...]
+
+    def picture(self) -> Image.Image:
+        """The image with masks, boxes, class names and scores, the best object on top."""
+        size = (self.image.shape[0], self.image.shape[1])
+        objects = self.objects[::-1]
+        return draw_detections(
+            self.image,
+            [one.box for one in objects],
+            [one.label for one in objects],
+            [f"{one.name} {one.score:.2f}" for one in objects],
+            (decode_mask(one.mask, size) for one in objects),
+        )
 
 
 def detect(

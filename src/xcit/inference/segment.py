@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from xcit.data.segmentation import Labels
 from xcit.data.segmentation_transforms import Pixels, normalized, target_size, to_pixels
+from xcit.draw.labels import draw_labels, label_shares, overlay_labels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.read import ImageSource
@@ -72,9 +73,15 @@ class Segmentation:
 
     def areas(self) -> dict[str, float]:
         """Share of the pixels by class name, of the classes that there are, the largest first."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.class_names))
-        order = sorted(np.flatnonzero(counts), key=lambda index: -counts[index])
-        return {self.class_names[index]: float(counts[index] / self.labels.size) for index in order}
+        return {self.class_names[label]: share for label, share in label_shares(self.labels).items()}
+
+    def picture(self) -> Image.Image:
+        """The label map as a palette image: its numbers are the classes."""
+        return draw_labels(self.labels, len(self.class_names))
+
+    def overlay(self) -> Image.Image:
+        """The classes' colours over the image, with a legend of those that there are."""
+        return overlay_labels(self.image, self.labels, self.class_names)
 
 
 class Part(NamedTuple):

@@ -52,7 +52,7 @@ class ClassificationResult(TestResult):
         if find_spec("matplotlib") is not None:
             paths.append(folder / "confusion.png")
             title = f"top-1 {report.top1:.2f}% of {report.num_images:,} images"
-            draw_confusion(report.confusion, names, title, paths[-1])
+            draw_confusion(report.confusion.numpy(), names, title, paths[-1])
         return paths
 
 

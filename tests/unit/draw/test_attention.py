@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from xcit.draw import attention as pictures
-from xcit.draw.attention import draw_channel_attention, draw_class_attention, draw_temperatures, overlay_mean
+from xcit.draw.attention import draw_temperatures
 from xcit.errors import XCiTError
 from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps, largest_cells
 
@@ -44,7 +44,7 @@ def channels_of(num_blocks: int, num_heads: int) -> ChannelAttentionMaps:
 
 @pytest.mark.parametrize(("num_heads", "threshold"), [(1, None), (4, 0.6), (5, None), (16, 0.6)])
 def test_draws_any_number_of_heads(tmp_path, num_heads, threshold):
-    draw_class_attention(maps_of(num_heads), tmp_path / "a.png", threshold=threshold)
+    maps_of(num_heads).draw(tmp_path / "a.png", threshold=threshold)
     drawn = pixels(tmp_path / "a.png")
     assert min(drawn.shape[:2]) > 200
     assert max(drawn.shape[:2]) < 3000
@@ -53,15 +53,15 @@ def test_draws_any_number_of_heads(tmp_path, num_heads, threshold):
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (400, 4), (4, 400), (300, 200)])
 def test_draws_any_shape(tmp_path, height, width):
-    draw_class_attention(maps_of(height=height, width=width), tmp_path / "a.png")
+    maps_of(height=height, width=width).draw(tmp_path / "a.png")
     assert max(pixels(tmp_path / "a.png").shape) < 4000
-    assert overlay_mean(maps_of(height=height, width=width)).size == (width, height)
+    assert maps_of(height=height, width=width).overlay().size == (width, height)
 
 
 def test_the_overlay_is_the_map_on_the_grey_image():
     """On a black image the brightness follows the mean; on attention that is all in one place the rest is grey."""
     maps = replace(maps_of(), image=np.zeros((13, 18, 3), dtype=np.uint8))
-    brightness = np.asarray(overlay_mean(maps).convert("L")).astype(int)
+    brightness = np.asarray(maps.overlay().convert("L")).astype(int)
     mean = maps.to_pixels(maps.mean)
     order = np.argsort(mean.ravel(), kind="stable")
     assert (np.diff(brightness.ravel()[order]) >= -2).all(), "2: of rounding, once a channel"
@@ -70,7 +70,7 @@ def test_the_overlay_is_the_map_on_the_grey_image():
 
 def test_below_the_threshold_the_overlay_is_grey():
     maps = maps_of()
-    drawn = np.asarray(overlay_mean(maps, threshold=0.5)).astype(int)
+    drawn = np.asarray(maps.overlay(threshold=0.5)).astype(int)
     kept = maps.to_pixels(largest_cells(maps.mean, 0.5))
     colourfulness = drawn.max(axis=-1) - drawn.min(axis=-1)
     assert 0 < kept.sum() < kept.size
@@ -83,8 +83,8 @@ def test_maps_without_anything_to_see(tmp_path, heads):
     """All attention on the class token, and the same everywhere: no division by zero, no noise brought out."""
     maps = maps_of()
     maps = replace(maps, heads=heads(maps.heads.shape, dtype=np.float32) / (maps.heads[0].size + 1))
-    draw_class_attention(maps, tmp_path / "a.png", threshold=0.6)
-    assert overlay_mean(maps).size == (18, 13)
+    maps.draw(tmp_path / "a.png", threshold=0.6)
+    assert maps.overlay().size == (18, 13)
 
 
 def test_one_cell_that_holds_all_does_not_bring_out_the_noise():
@@ -92,14 +92,14 @@ def test_one_cell_that_holds_all_does_not_bring_out_the_noise():
     heads = np.full((1, 50, 50), 1e-9, dtype=np.float32)
     heads[0, 10, 10] = 1
     maps = replace(maps_of(1, 200, 200), heads=heads, image=np.zeros((200, 200, 3), dtype=np.uint8))
-    drawn = np.asarray(overlay_mean(maps).convert("L"))
+    drawn = np.asarray(maps.overlay().convert("L"))
     assert (drawn > 50).sum() == 16
 
 
 @pytest.mark.parametrize(("num_blocks", "num_heads"), [(1, 1), (24, 16)])
 def test_draws_channels_and_temperatures(tmp_path, num_blocks, num_heads):
     maps = channels_of(num_blocks, num_heads)
-    draw_channel_attention(maps, tmp_path / "a.png")
+    maps.draw(tmp_path / "a.png")
     draw_temperatures(maps.temperatures, "title", tmp_path / "b.png")
     for name in ("a.png", "b.png"):
         drawn = pixels(tmp_path / name)
@@ -109,17 +109,17 @@ def test_draws_channels_and_temperatures(tmp_path, num_blocks, num_heads):
 
 def test_names_are_text_not_formulas(tmp_path):
     name = r"$\wrong$ a_b^c.png"
-    draw_class_attention(maps_of(source=name), tmp_path / "a.png")
-    draw_channel_attention(replace(channels_of(1, 1), source=name), tmp_path / "a.png")
+    maps_of(source=name).draw(tmp_path / "a.png")
+    replace(channels_of(1, 1), source=name).draw(tmp_path / "a.png")
     draw_temperatures(channels_of(1, 1).temperatures, name, tmp_path / "a.png")
 
 
 def test_what_pictures_need_is_named_where_it_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     for draw in (
-        lambda: draw_class_attention(maps_of(), tmp_path / "a.png"),
-        lambda: overlay_mean(maps_of()),
-        lambda: draw_channel_attention(channels_of(1, 1), tmp_path / "a.png"),
+        lambda: maps_of().draw(tmp_path / "a.png"),
+        lambda: maps_of().overlay(),
+        lambda: channels_of(1, 1).draw(tmp_path / "a.png"),
         lambda: draw_temperatures(channels_of(1, 1).temperatures, "title", tmp_path / "a.png"),
     ):
         with pytest.raises(XCiTError, match=r"^pictures of attention need matplotlib: pip install 'xcit\[train\]'$"):

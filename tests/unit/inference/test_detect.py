@@ -9,7 +9,6 @@ from PIL import Image
 
 import xcit
 from xcit.data.coco_masks import decode_mask, encode_mask
-from xcit.draw.detections import draw_detections
 from xcit.errors import XCiTError
 from xcit.inference.detect import DetectedObject, DetectedObjects, detect, detect_each, detected_objects
 from xcit.inference.reading import Unreadable
@@ -122,10 +121,10 @@ def test_a_picture_shows_mask_box_and_name() -> None:
     one = DetectedObject(label=1, name="cat", score=0.9, box=(40, 50, 60, 40), mask=encode_mask(mask))
     edge = DetectedObject(label=2, name="a very long name", score=0.5, box=(150, 0, 10, 5), mask=encode_mask(0 * mask))
     result = DetectedObjects(source="x", image=image, objects=(one, edge))
-    picture = np.asarray(draw_detections(result))
+    picture = np.asarray(result.picture())
     assert picture.shape == image.shape
     changed = (picture != 128).any(axis=2)
     assert changed[70, 70] and changed[50, 60] and changed[45, 45] and not changed[110, 20]
     assert np.array_equal(image, np.full((120, 160, 3), 128, np.uint8))
     nothing = DetectedObjects(source="x", image=image, objects=())
-    assert np.array_equal(np.asarray(draw_detections(nothing)), image)
+    assert np.array_equal(np.asarray(nothing.picture()), image)
