@@ -28,8 +28,8 @@ import torch
 from squares import TASKS, draw_squares, num_training_images, squares_config
 
 import xcit
+from xcit.config import save_yaml
 from xcit.training.engine.checkpoint import LAST, load_checkpoint
-from xcit.training.engine.config import save_yaml
 from xcit.training.engine.log import LOG, read_log
 from xcit.weights.files import read_checkpoint
 

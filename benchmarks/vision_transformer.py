@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from xcit.config import override
 from xcit.data.classification import open_labelled_images
-from xcit.training.engine.config import override
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
 from xcit.training.engine.train import Progress, train

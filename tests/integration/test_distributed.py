@@ -16,7 +16,7 @@ import torch
 from kill_and_resume import compare, step_of
 from squares import draw_squares, squares_config
 
-from xcit.training.engine.config import save_yaml
+from xcit.config import save_yaml
 from xcit.weights.files import read_checkpoint
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from xcit.bench.contenders import build
 from xcit.bench.work import Case, Work
-from xcit.training.engine.config import from_dict, to_dict
+from xcit.config import from_dict, to_dict
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_HIGH_WATER_MARK = "5"

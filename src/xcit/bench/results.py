@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from xcit.training.engine.config import from_dict, to_dict
+from xcit.config import from_dict, to_dict
 
 DType = Literal["float32", "bfloat16", "float16"]
 

@@ -145,7 +145,7 @@ def config(recipe: str | None, changes: tuple[str, ...]) -> None:
         return
     import yaml
 
-    from xcit.training.engine.config import to_dict
+    from xcit.config import to_dict
 
     click.echo(yaml.safe_dump(to_dict(_config(recipe, _pairs(recipe, changes))), sort_keys=False), nl=False)
 
@@ -166,7 +166,7 @@ def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -
     """A recipe with some fields set; `options` are the verb's own, which may be what was meant."""
     from difflib import get_close_matches
 
-    from xcit.training.engine.config import override, to_dict
+    from xcit.config import override, to_dict
     from xcit.training.recipes import get_recipe
 
     config = get_recipe(recipe)

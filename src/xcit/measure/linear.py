@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
+from xcit.config import load_yaml, save_yaml
 from xcit.errors import XCiTError
 from xcit.inference.classify import find_model, prepare_model
 from xcit.inference.reading import default_device
 from xcit.models import ModelInfo, XCiT
 from xcit.models.fused import FusedXCiT
 from xcit.training.engine.checkpoint import LAST
-from xcit.training.engine.config import RunConfig, load_yaml, save_yaml
+from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import draw_run
 from xcit.training.engine.train import Progress

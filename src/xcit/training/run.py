@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from xcit.config import save_yaml
 from xcit.data.classification import has_validation
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
 from xcit.training.engine.checkpoint import LAST
-from xcit.training.engine.config import save_yaml
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import check_trackers, draw_run
 from xcit.training.engine.task import Layout

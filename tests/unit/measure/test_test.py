@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from xcit.config import save_yaml
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, preprocess, published_preprocessing
 from xcit.images.read import read_image
 from xcit.inference.segment import SlidingWindow
 from xcit.measure import test as evaluation
 from xcit.models import ModelInfo, XCiT, XCiTConfig
-from xcit.training.engine.config import save_yaml
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.zoo import save_model
 from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names

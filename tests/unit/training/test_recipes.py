@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from xcit.config import load_yaml, override, save_yaml
 from xcit.data.detection_transforms import DetectionAugmentation
 from xcit.data.multi_crop import MultiCropConfig
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiTConfig
 from xcit.models.dino import DINOHeadConfig
-from xcit.training.engine.config import load_yaml, override, save_yaml
 from xcit.training.engine.task import divide
 from xcit.training.recipes import RECIPES, get_recipe
 from xcit.training.tasks.classification import ClassificationConfig

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from xcit.config import override, save_yaml
 from xcit.errors import XCiTError
-from xcit.training.engine.config import override, save_yaml
 from xcit.training.engine.task import Layout
 from xcit.training.recipes import get_recipe
 from xcit.training.run import check_run, describe_batch, describe_watching

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from xcit.config import from_dict, read_yaml
 from xcit.errors import XCiTError
-from xcit.training.engine.config import from_dict, read_yaml
 from xcit.training.recipes.detection import detection, pico_fashion_scenes
 from xcit.training.recipes.dino import DINO_ARCHITECTURES, dino, dino_pico_fashion_mnist
 from xcit.training.recipes.finetune import finetune_384, transfer

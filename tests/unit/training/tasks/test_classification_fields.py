@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from xcit.config import override
 from xcit.data.loader import AugmentationConfig
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiTConfig
-from xcit.training.engine.config import RunConfig, override
+from xcit.training.engine.config import RunConfig
 from xcit.training.engine.task import Layout
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask, weighted_cross_entropy
 

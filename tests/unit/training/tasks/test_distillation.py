@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from xcit.config import from_dict
 from xcit.data.loader import AugmentationConfig
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
-from xcit.training.engine.config import RunConfig, from_dict
+from xcit.training.engine.config import RunConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.training.tasks.distillation import DistillationConfig, Teacher, check_teacher, load_teacher
 from xcit.zoo import save_model

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from xcit.config import override
 from xcit.data.loader import AugmentationConfig
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiT, XCiTConfig
-from xcit.training.engine.config import OptimizerConfig, RunConfig, override
+from xcit.training.engine.config import OptimizerConfig, RunConfig
 from xcit.training.engine.optimizer import build_optimizer
 from xcit.training.recipes import get_recipe
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xcit.config import load_yaml, save_yaml
 from xcit.data.classification import open_labelled_images
 from xcit.errors import XCiTError
 from xcit.models import ModelInfo, XCiT
-from xcit.training.engine.config import RunConfig, load_yaml, save_yaml
+from xcit.training.engine.config import RunConfig
 from xcit.training.engine.optimizer import build_optimizer, build_schedule
 from xcit.training.engine.task import Layout
 from xcit.training.tasks.labelled_features import LabelledFeatures, pooled_feature

@@ -12,6 +12,7 @@ from sklearn.metrics import jaccard_score, recall_score
 from torch import Tensor
 
 import xcit
+from xcit.config import override, save_yaml
 from xcit.data.segmentation import IGNORED, open_scenes
 from xcit.data.segmentation_transforms import SegmentationAugmentation
 from xcit.errors import XCiTError
@@ -19,7 +20,7 @@ from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.inference.segment import SlidingWindow
 from xcit.models import Segmenter, SegmenterConfig, XCiT, XCiTConfig
 from xcit.models.segmentation import SegmenterKind
-from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig, override, save_yaml
+from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout
 from xcit.training.recipes import get_recipe
 from xcit.training.tasks.segmentation import (
