@@ -17,8 +17,7 @@ from xcit.images.preprocess import Preprocessing, preprocess
 from xcit.images.read import ImageSource
 from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
 from xcit.models import ModelInfo, XCiT
-from xcit.models.fused import FusedXCiT
-from xcit.models.xcit import OutType
+from xcit.models.xcit import FusedXCiT, OutType
 from xcit.zoo import get_xcit
 
 DEFAULT_MODEL = "xcit-pico-fashion-mnist"

@@ -13,7 +13,7 @@ from xcit.errors import XCiTError
 from xcit.inference.classify import find_model, prepare_model
 from xcit.inference.reading import default_device
 from xcit.models import ModelInfo, XCiT
-from xcit.models.fused import FusedXCiT
+from xcit.models.xcit import FusedXCiT
 from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
-from xcit.models.xcit import XCiT, XCiTConfig
+from xcit.models.config import XCiTConfig
+from xcit.models.xcit import XCiT
 
 NUM_GLOBAL = 2
 """Global crops: what the teacher sees."""

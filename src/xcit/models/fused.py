@@ -8,7 +8,7 @@ Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, 
 """
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TypeVar
 
@@ -17,9 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit import ops
-from xcit.errors import XCiTError
 from xcit.models.layers import ClassAttentionBlock, ConvNorm, PositionCode, Stem, XCABlock
-from xcit.models.xcit import Encoded, XCiT
 
 NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 """Numbers of the tokens in a part, by device: enough for full speed, few enough for the cache or a small GPU.
@@ -211,71 +209,6 @@ class FusedClassAttentionBlock(nn.Module):
         cls = cls + self.scale_attn * attn.proj(ops.class_value(mixed, attn.v.weight, attn.v.bias))[:, None]
         cls = self.norm_mlp(cls)
         return cls + self.scale_mlp * self.mlp(cls)
-
-
-class FusedXCiT(XCiT):
-    """What `XCiT.fuse` gives: all that the model can do but train, with weights of its own and no gradients."""
-
-    def __init__(self, model: XCiT) -> None:
-        nn.Module.__init__(self)
-        model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.config, self.info, self.grad_checkpointing = model.config, model.info, False
-        self.embedding = FusedEmbedding(model.stem, model.position)
-        self.blocks = nn.ModuleList(FusedXCABlock(block) for block in model.blocks if isinstance(block, XCABlock))
-        if self.config.cls_depth:
-            self.cls_token, self.norm = model.cls_token, model.norm
-            self.cls_blocks = nn.ModuleList(
-                FusedClassAttentionBlock(block) for block in model.cls_blocks if isinstance(block, ClassAttentionBlock)
-            )
-        self.head = model.head
-        self.eval()
-
-    def train(self, mode: bool = True) -> "FusedXCiT":
-        """Refuses to: the model it was made from can be trained."""
-        if mode:
-            raise XCiTError("a fused model can't be trained: train the one it was made from, and fuse that")
-        super().train(False)
-        return self
-
-    def fuse(self) -> "FusedXCiT":
-        """The model itself."""
-        return self
-
-    @torch.no_grad()
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """As the original's."""
-        return super().forward_head(tokens, pre_logits)
-
-    @torch.no_grad()
-    def _encode(
-        self,
-        images: Tensor,
-        take: Collection[int] = (),
-        *,
-        stop: int | None = None,
-        class_attention: bool = True,
-        only_class: bool = False,
-    ) -> Encoded:
-        # Sums in place need one precision: the model's own.
-        with torch.autocast(images.device.type, enabled=False):
-            return super()._encode(images, take, stop=stop, class_attention=class_attention, only_class=only_class)
-
-    def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
-        embedded: tuple[Tensor, int, int] = self.embedding(images)
-        return embedded
-
-    def _keep(self, tokens: Tensor) -> Tensor:
-        return tokens.clone()
-
-    def _attend(self, tokens: Tensor, take: Collection[int], taken: dict[int, Tensor], only_class: bool) -> Tensor:
-        last = self.config.depth + self.config.cls_depth - 1
-        cls = attended = self.cls_token.expand(len(tokens), -1, -1)
-        for index, block in enumerate(self.cls_blocks, start=self.config.depth):
-            cls = block(cls, tokens, not (only_class and index == last))
-            if index == last or index in take:
-                attended = cls if only_class else torch.cat([cls, tokens], dim=1)
-                taken[index] = attended
-        return attended
 
 
 def norm_line(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
-from xcit.models.xcit import XCiT, XCiTConfig
+from xcit.models.config import XCiTConfig
+from xcit.models.xcit import XCiT
 
 STRIDES = (4, 8, 16, 32)
 """Pixels of the image a pixel of each map, from the finest."""

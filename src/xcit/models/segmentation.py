@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
+from xcit.models.config import XCiTConfig
 from xcit.models.info import SegmenterInfo
 from xcit.models.pyramid import STRIDES, XCiTPyramid
-from xcit.models.xcit import XCiTConfig
 
 SegmenterKind = Literal["upernet", "sem-fpn"]
 

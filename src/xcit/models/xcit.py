@@ -4,93 +4,25 @@ Shapes: `B` batch, `H = ceil(h / patch)`, `W = ceil(w / patch)` token grid of an
 `D` width.
 """
 
-import math
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+import copy
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from xcit.errors import XCiTError
+from xcit.models.config import GlobalPool, XCiTConfig
+from xcit.models.fused import FusedClassAttentionBlock, FusedEmbedding, FusedXCABlock
 from xcit.models.info import ModelInfo
 from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem, XCABlock
+from xcit.models.recompute import recomputed
 
-PATCH_SIZES = (4, 8, 16)
-
-GlobalPool = Literal["cls", "avg", "none"]
 OutType = Literal["cls_token", "featmap", "avg_featmap", "raw"]
 
 _POOL_SYNONYMS: dict[str, GlobalPool] = {"cls": "cls", "avg": "avg", "none": "none", "token": "cls", "": "none"}
 """The names of `GlobalPool`, and timm's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class XCiTConfig:
-    """Shape of an XCiT.
-
-    `layer_scale` is the start of the learned residual scales; `tokens_norm` says whether the second norm of a class
-    attention block covers all tokens or only the class token; `cls_depth` 0 makes a backbone of patch tokens alone,
-    with no class token, no class attention and no final norm; `num_classes` 0 leaves the classifier out.
-
-    Raises:
-        XCiTError: if a field has an impossible value, or two fields do not fit.
-    """
-
-    patch_size: int = 16
-    embed_dim: int = 384
-    depth: int = 12
-    num_heads: int = 8
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
-    cls_depth: int = 2
-    tokens_norm: bool = True
-    layer_scale: float = 1.0
-    in_channels: int = 3
-    num_classes: int = 1000
-    global_pool: GlobalPool = "cls"
-    drop_path_rate: float = 0.0
-
-    def __post_init__(self) -> None:
-        def need(condition: bool, message: str) -> None:
-            if not condition:
-                raise XCiTError(f"XCiTConfig: {message}")
-
-        need(self.patch_size in PATCH_SIZES, f"patch_size is {self.patch_size}, must be one of {PATCH_SIZES}")
-        for name in ("embed_dim", "depth", "num_heads", "in_channels"):
-            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be at least 1")
-        for name in ("cls_depth", "num_classes"):
-            need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, must be at least 0")
-        narrowing = self.patch_size // 2
-        need(
-            self.embed_dim % narrowing == 0,
-            f"embed_dim {self.embed_dim} must be a multiple of {narrowing} for patches of {self.patch_size}",
-        )
-        need(
-            self.embed_dim % self.num_heads == 0,
-            f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}",
-        )
-        need(
-            math.isfinite(self.mlp_ratio) and self.hidden_dim >= 1,
-            f"mlp_ratio is {self.mlp_ratio}, must be positive and finite",
-        )
-        need(0 <= self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}, must be in [0, 1)")
-        need(
-            self.global_pool in ("cls", "avg", "none"),
-            f"global_pool is {self.global_pool!r}, must be 'cls', 'avg' or 'none'",
-        )
-        need(
-            self.global_pool != "cls" or self.cls_depth > 0,
-            "global_pool 'cls' needs a class token: cls_depth must be at least 1",
-        )
-
-    @property
-    def hidden_dim(self) -> int:
-        """Width inside the MLPs."""
-        return int(self.embed_dim * self.mlp_ratio)
 
 
 class Encoded(NamedTuple):
@@ -218,8 +150,6 @@ class XCiT(nn.Module):
 
         The original is left as it is. To infer in float16 or bfloat16, fuse first and convert the copy.
         """
-        from xcit.models.fused import FusedXCiT
-
         return FusedXCiT(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -379,13 +309,9 @@ class XCiT(nn.Module):
         return tokens
 
     def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
-        if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            out: Tensor = block(*inputs)
-        elif torch.compiler.is_compiling():  # the compiler takes no context, and moves the statistics once anyway
-            out = checkpoint(block, *inputs, use_reentrant=False)
-        else:
-            contexts = partial(_recompute_contexts, block)
-            out = checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return recomputed(block, *inputs)
+        out: Tensor = block(*inputs)
         return out
 
     def _check_images(self, images: Tensor) -> None:
@@ -405,23 +331,69 @@ class XCiT(nn.Module):
         return nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
 
 
-def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For the forward pass of a checkpointed block, and for its recomputation."""
-    return nullcontext(), _keep_statistics(block)
+class FusedXCiT(XCiT):
+    """What `XCiT.fuse` gives: all that the model can do but train, with weights of its own and no gradients."""
 
+    def __init__(self, model: XCiT) -> None:
+        nn.Module.__init__(self)
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.config, self.info, self.grad_checkpointing = model.config, model.info, False
+        self.embedding = FusedEmbedding(model.stem, model.position)
+        self.blocks = nn.ModuleList(FusedXCABlock(block) for block in model.blocks if isinstance(block, XCABlock))
+        if self.config.cls_depth:
+            self.cls_token, self.norm = model.cls_token, model.norm
+            self.cls_blocks = nn.ModuleList(
+                FusedClassAttentionBlock(block) for block in model.cls_blocks if isinstance(block, ClassAttentionBlock)
+            )
+        self.head = model.head
+        self.eval()
 
-@contextmanager
-def _keep_statistics(block: nn.Module) -> Iterator[None]:
-    """Lets batch norms see a batch for a second time without counting it twice in their running statistics."""
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:  # the recomputation ends by an exception once it has what it needs
-        for norm, (momentum, num_batches) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, num_batches
+    def train(self, mode: bool = True) -> "FusedXCiT":
+        """Refuses to: the model it was made from can be trained."""
+        if mode:
+            raise XCiTError("a fused model can't be trained: train the one it was made from, and fuse that")
+        super().train(False)
+        return self
+
+    def fuse(self) -> "FusedXCiT":
+        """The model itself."""
+        return self
+
+    @torch.no_grad()
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """As the original's."""
+        return super().forward_head(tokens, pre_logits)
+
+    @torch.no_grad()
+    def _encode(
+        self,
+        images: Tensor,
+        take: Collection[int] = (),
+        *,
+        stop: int | None = None,
+        class_attention: bool = True,
+        only_class: bool = False,
+    ) -> Encoded:
+        # Sums in place need one precision: the model's own.
+        with torch.autocast(images.device.type, enabled=False):
+            return super()._encode(images, take, stop=stop, class_attention=class_attention, only_class=only_class)
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
+        embedded: tuple[Tensor, int, int] = self.embedding(images)
+        return embedded
+
+    def _keep(self, tokens: Tensor) -> Tensor:
+        return tokens.clone()
+
+    def _attend(self, tokens: Tensor, take: Collection[int], taken: dict[int, Tensor], only_class: bool) -> Tensor:
+        last = self.config.depth + self.config.cls_depth - 1
+        cls = attended = self.cls_token.expand(len(tokens), -1, -1)
+        for index, block in enumerate(self.cls_blocks, start=self.config.depth):
+            cls = block(cls, tokens, not (only_class and index == last))
+            if index == last or index in take:
+                attended = cls if only_class else torch.cat([cls, tokens], dim=1)
+                taken[index] = attended
+        return attended
 
 
 def _init_linear(layer: nn.Linear) -> None:

@@ -15,7 +15,7 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import DINO_PREPROCESSING, Preprocessing, SegmentationPreprocessing
 from xcit.models import ModelInfo, Segmenter, SegmenterConfig, SegmenterInfo, XCiT, XCiTConfig, build_segmenter
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
-from xcit.models.fused import FusedXCiT
+from xcit.models.xcit import FusedXCiT
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.load import load_state
 from xcit.zoo.architectures import ARCHITECTURES

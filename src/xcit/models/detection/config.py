@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from xcit.errors import XCiTError
 from xcit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from xcit.models.xcit import XCiTConfig
+from xcit.models.config import XCiTConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch import nn
 
+from xcit.models.config import XCiTConfig
 from xcit.models.detection.config import MaskRCNNConfig
 from xcit.models.detection.mask_rcnn import MaskRCNN
-from xcit.models.xcit import XCiTConfig
 
 GOLDEN = Path(__file__).parents[3] / "data" / "golden_detections.json"
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
+from xcit.models.config import XCiTConfig
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.detection.mask_rcnn import MaskRCNN
-from xcit.models.xcit import XCiTConfig
 
 CONFIG = MaskRCNNConfig(
     backbone=XCiTConfig(
