@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from xcit.ops.triton.rows import (
+from gpu.kernels.rows import (
     add_row,
     channel_mask,
     convolve,
@@ -24,7 +24,7 @@ from xcit.ops.triton.rows import (
     repeat,
     store_sums,
 )
-from xcit.ops.triton.tiles import BACKWARD_COLUMNS, divide
+from gpu.kernels.tiles import BACKWARD_COLUMNS, divide
 
 
 @triton.jit

@@ -8,7 +8,7 @@
     rows.py          device functions of the LPI kernels
     tiles.py         how those divide a batch among programs
 
-Nothing calls them by itself: `models.kernels` makes a model that does. Tensors lie on the current CUDA device, or on
+Nothing calls them by itself: `use.py` makes a model that does. Tensors lie on the current CUDA device, or on
 the CPU in Triton's interpreter. Triton comes with torch for Linux, not for every platform: import these modules only
 where `is_available`.
 """

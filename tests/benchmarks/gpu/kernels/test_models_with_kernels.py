@@ -16,7 +16,7 @@ if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs a GPU, or Triton's interpreter", allow_module_level=True)
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from xcit.models.kernels import GramKernelBlock, KernelBlock, KernelLPI, use_kernels  # noqa: E402
+from gpu.kernels.use import GramKernelBlock, KernelBlock, KernelLPI, use_kernels  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 

@@ -1,7 +1,7 @@
 """The Triton kernels against the reference in float64: on a GPU, or in Triton's interpreter where that is set.
 
 The interpreter (TRITON_INTERPRET=1) takes tensors of the CPU, and tens of milliseconds for a row of an image, so it
-gets the smallest shapes that have an edge of each kind. tests/unit/ops/triton runs these tests that way.
+gets the smallest shapes that have an edge of each kind. tests/benchmarks/gpu runs these tests that way.
 """
 
 import os
@@ -19,12 +19,11 @@ if not INTERPRETED and not torch.cuda.is_available():
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 import triton.language as tl  # noqa: E402
-
-from xcit.ops.triton import tiles  # noqa: E402
-from xcit.ops.triton.gram import normalised_gram  # noqa: E402
-from xcit.ops.triton.lpi import lpi  # noqa: E402
-from xcit.ops.triton.lpi_training import lpi_training  # noqa: E402
-from xcit.ops.triton.rows import gelu_and_slope  # noqa: E402
+from gpu.kernels import tiles  # noqa: E402
+from gpu.kernels.gram import normalised_gram  # noqa: E402
+from gpu.kernels.lpi import lpi  # noqa: E402
+from gpu.kernels.lpi_training import lpi_training  # noqa: E402
+from gpu.kernels.rows import gelu_and_slope  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 

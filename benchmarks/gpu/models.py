@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpu_parts.bench import Bench, Run
+from gpu.bench import Bench, Run
+from gpu.kernels.use import use_kernels
 from xcit.bench.contenders import plain_model, timm_model
 from xcit.bench.measuring import ratio_of_medians
 from xcit.bench.work import Case, Inference, TrainingStep, Work
-from xcit.models.kernels import use_kernels
 
 # In the order in which they are made ready, for the last may fall out for time. Ours: "xcit-plain" is the model that
 # trains, "xcit" its fused copy (in training itself), "kernels" that with LPI by a kernel, "gram" that with XCA from the

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpu.kernels.gram import normalised_gram
+from gpu.kernels.lpi import lpi
+from gpu.kernels.lpi_training import lpi_training
 from xcit.models.layers import NORM_EPS
 from xcit.ops import reference
-from xcit.ops.triton.gram import normalised_gram
-from xcit.ops.triton.lpi import lpi
-from xcit.ops.triton.lpi_training import lpi_training
 
 Outputs = tuple[Tensor, ...]
 Form = Callable[..., Outputs]

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from gpu_parts.bench import Bench, Run
-from gpu_parts.problems import Problem, gram_problem, lpi_problem, training_problem
+from gpu.bench import Bench, Run
+from gpu.problems import Problem, gram_problem, lpi_problem, training_problem
 from xcit.bench.measuring import ratio_of_medians
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-4, torch.float16: 2e-3}
 """Of |difference| / |exact|, both norms."""
 
-# (B, H, W, D), even and odd, the one that is timed first; tests/gpu has more.
+# (B, H, W, D), even and odd, the one that is timed first; tests/benchmarks/gpu/kernels has more.
 SHAPES_CHECKED = [(4, 28, 28, 384), (3, 13, 17, 130), (64, 7, 7, 768)]
 
 # Width, side of the token grid, and batches, the one that matters most first.

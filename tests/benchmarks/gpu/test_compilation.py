@@ -13,10 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: it comes with torch for Linux")
 
+from gpu.kernels import gram, layer_norm, lpi, lpi_backward, lpi_training  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
-
-from xcit.ops.triton import gram, layer_norm, lpi, lpi_backward, lpi_training  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 

@@ -1,4 +1,4 @@
-"""Models that run the Triton kernels of `ops.triton`: by an explicit call of `use_kernels`, never by themselves.
+"""Models that run the Triton kernels of `gpu.kernels`: by an explicit call of `use_kernels`, never by themselves.
 
 No other module imports this one: on a GPU the plain forms run until one has measured where the kernels win. It can be
 imported where Triton is installed.
@@ -9,14 +9,14 @@ Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width.
 import torch
 from torch import Tensor, nn
 
+from gpu.kernels import is_available
+from gpu.kernels.gram import normalised_gram
+from gpu.kernels.lpi import lpi
+from gpu.kernels.lpi_training import lpi_training
 from xcit import ops
 from xcit.errors import XCiTError
 from xcit.models.fused import FusedXCABlock, tokens_at_once
 from xcit.models.layers import LPI, scaled
-from xcit.ops.triton import is_available
-from xcit.ops.triton.gram import normalised_gram
-from xcit.ops.triton.lpi import lpi
-from xcit.ops.triton.lpi_training import lpi_training
 
 
 def use_kernels(module: nn.Module, *, gram: bool = False) -> None:

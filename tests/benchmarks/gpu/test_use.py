@@ -1,4 +1,4 @@
-"""`models.kernels` where the kernels can't run; tests/gpu has what they give, run by tests/unit/ops/triton as well."""
+"""The switch where the kernels can't run; kernels/ has what they give, which test_interpreter.py runs as well."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from xcit.models import XCiT, XCiTConfig
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with torch for Linux")
 
-from xcit.models.kernels import use_kernels
+from gpu.kernels.use import use_kernels
 
 
 def test_a_model_on_the_cpu_is_refused() -> None:

@@ -1,13 +1,13 @@
 """Everything that a GPU has to say, in one command: the Triton kernels checked and timed, and whole models beside timm.
 
-    python benchmarks/gpu.py --out runs/gpu [--parts check,kernels,models,train] [--minutes 7.5]
-    python benchmarks/gpu.py --out runs/tune --parts tune            # other launch shapes of the kernels
-    python benchmarks/gpu.py --out /tmp/gpu --device cpu --tiny      # tries the script itself, in Triton's interpreter
+    python benchmarks/on_gpu.py --out runs/gpu [--parts check,kernels,models,train] [--minutes 7.5]
+    python benchmarks/on_gpu.py --out runs/tune --parts tune            # other launch shapes of the kernels
+    python benchmarks/on_gpu.py --out /tmp/gpu --device cpu --tiny   # tries the script itself, in Triton's interpreter
 
 Figures are medians of rounds in which all contenders take turns, timed by the device's events; ratios come with the
 quartiles of the single rounds' ratios. What fails is said, and the rest goes on; a part that has used up its share of
 the minutes leaves out what is last in it. The folder gets results.json, table.txt and profile.txt, as far as they are.
-Models run the kernels by `xcit.models.kernels.use_kernels`, which nothing else calls. timm must be installed.
+Models run the kernels by `gpu.kernels.use.use_kernels`, which nothing else calls. timm must be installed.
 """
 
 import argparse
@@ -36,20 +36,20 @@ def main() -> None:
     if arguments.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, as torch and timm may do
     if missing := [package for package in ("triton", "timm") if find_spec(package) is None]:
-        raise SystemExit(f"benchmarks/gpu.py needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise SystemExit(f"benchmarks/on_gpu.py needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     import torch
 
     if arguments.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(
-            "benchmarks/gpu.py needs a CUDA GPU; here is none (--device cpu --tiny tries the script itself)"
+            "benchmarks/on_gpu.py needs a CUDA GPU; here is none (--device cpu --tiny tries the script itself)"
         )
-    from gpu_parts import kernels, models, tune
-    from gpu_parts.bench import Bench, Report
+    from gpu import models, single_kernels, tune
+    from gpu.bench import Bench, Report
 
     device = torch.device(arguments.device)
     parts = {
-        "check": kernels.check,
-        "kernels": kernels.kernels,
+        "check": single_kernels.check,
+        "kernels": single_kernels.kernels,
         "models": models.models,
         "train": models.train,
         "tune": tune.tune,

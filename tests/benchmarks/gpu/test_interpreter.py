@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu.kernels import is_available
 
-from xcit.ops.triton import is_available
-
-KERNEL_TESTS = Path(__file__).parents[3] / "gpu"
+KERNEL_TESTS = Path(__file__).parent / "kernels"
 
 
 def test_kernels_are_for_cuda_alone() -> None:

@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from xcit.ops.triton.layer_norm import statistics
-from xcit.ops.triton.rows import (
+from gpu.kernels.layer_norm import statistics
+from gpu.kernels.rows import (
     activate,
     channel_mask,
     convolve,
@@ -23,7 +23,7 @@ from xcit.ops.triton.rows import (
     place,
     repeat,
 )
-from xcit.ops.triton.tiles import COLUMNS, divide
+from gpu.kernels.tiles import COLUMNS, divide
 
 
 @triton.jit

@@ -22,8 +22,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from xcit.ops.triton.lpi_backward import lpi_backward
-from xcit.ops.triton.rows import (
+from gpu.kernels.lpi_backward import lpi_backward
+from gpu.kernels.rows import (
     activate,
     channel_mask,
     convolve,
@@ -39,7 +39,7 @@ from xcit.ops.triton.rows import (
     repeat,
     store_sums,
 )
-from xcit.ops.triton.tiles import COLUMNS, divide
+from gpu.kernels.tiles import COLUMNS, divide
 
 
 @triton.jit

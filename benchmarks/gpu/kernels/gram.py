@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from xcit.ops.triton import INTERPRETED
-from xcit.ops.triton.layer_norm import normalise
+from gpu.kernels import INTERPRETED
+from gpu.kernels.layer_norm import normalise
 
 ENOUGH_PROGRAMS = 264
 """Programs that fill a large card, two on each of an H100's 132 multiprocessors: below it, N is split among more."""

@@ -1,4 +1,4 @@
-"""Launch shapes of the Triton kernels, timed one against another: the last word on the constants in ops/triton."""
+"""Launch shapes of the Triton kernels, timed one against another: the last word on the constants in kernels/."""
 
 import itertools
 import statistics
@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from gpu_parts.bench import Bench
-from gpu_parts.problems import Problem, gram_problem, lpi_problem, training_problem
-from xcit.ops.triton import gram, tiles
+from gpu.bench import Bench
+from gpu.kernels import gram, tiles
+from gpu.problems import Problem, gram_problem, lpi_problem, training_problem
 
 Choose = Callable[[dict[str, int]], AbstractContextManager[None]]
 

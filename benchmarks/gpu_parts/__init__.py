@@ -1,1 +1,0 @@
-"""The parts of gpu.py. Those that use kernels are imported once it is known whether these run in the interpreter."""
