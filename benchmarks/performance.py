@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from xcit.bench import BenchResult, compare, draw_growth, markdown
+from beside_peers import BenchResult, compare, draw_growth, markdown
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

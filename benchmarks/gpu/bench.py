@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from xcit.bench.measuring import matrix_peak
+from xcit.measure.clock import matrix_peak
 
 SAMPLE_SECONDS = 0.004
 """What is shorter is repeated for so long before the clock is read."""

@@ -4,14 +4,14 @@ import statistics
 import time
 
 import torch
+from beside_peers.contenders import plain_model, timm_model
+from beside_peers.work import Case, Inference, TrainingStep, Work
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpu.bench import Bench, Run
 from gpu.kernels.use import use_kernels
-from xcit.bench.contenders import plain_model, timm_model
-from xcit.bench.measuring import ratio_of_medians
-from xcit.bench.work import Case, Inference, TrainingStep, Work
+from xcit.measure.clock import ratio_of_medians
 
 # In the order in which they are made ready, for the last may fall out for time. Ours: "xcit-plain" is the model that
 # trains, "xcit" its fused copy (in training itself), "kernels" that with LPI by a kernel, "gram" that with XCA from the

@@ -7,7 +7,7 @@ import torch
 
 from gpu.bench import Bench, Run
 from gpu.problems import Problem, gram_problem, lpi_problem, training_problem
-from xcit.bench.measuring import ratio_of_medians
+from xcit.measure.clock import ratio_of_medians
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-4, torch.float16: 2e-3}
 """Of |difference| / |exact|, both norms."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xcit.models import XCiT as XCiT
     from xcit.models import XCiTConfig as XCiTConfig
     from xcit.training.run import train as train
-    from xcit.weights.convert import convert as convert
+    from xcit.zoo import convert as convert
     from xcit.zoo import fetch as fetch
     from xcit.zoo import find_checkpoint as find_checkpoint
     from xcit.zoo import get_backbone as get_backbone
@@ -37,7 +37,7 @@ _HOME = {
     "XCiTConfig": "models",
     "XCiTError": "errors",
     "complexity": "measure.complexity",
-    "convert": "weights.convert",
+    "convert": "zoo",
     "detect": "inference.detect",
     "evaluate_knn": "measure.knn",
     "extract_features": "inference.classify",

@@ -3,85 +3,69 @@
 import json
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import xcit as package
-from xcit.bench import BenchResult, markdown
 
-TINY = ("--models", "nano-12-p16", "--rounds", 1, "--threads", 1, "--device", "cpu")
+FEW = ("--rounds", 1, "--threads", 1, "--device", "cpu")
 
 
 @pytest.fixture(autouse=True)
 def _small_matrices(monkeypatch):
-    monkeypatch.setattr("xcit.bench.measuring.CPU_SIDES", (64,))
+    monkeypatch.setattr("xcit.measure.clock.CPU_SIDES", (64,))
 
 
 def test_bench(xcit):
-    done = xcit("bench", *TINY, "--sizes", "32,64", "--against", "timm,xcit-plain", "--no-memory", "--out", "a/b")
+    done = xcit("bench", "nano-12-p16", *FEW, "--sizes", "32,64", "--batch-sizes", "1,3", "--no-memory")
     assert (done.status, done.err) == (0, "")
     machine, settings, *lines = done.out.splitlines()
-    assert f"torch {version('torch')}, timm {version('timm')}" in machine
-    assert settings.startswith("inference, float32, batch 1, 1 round in turn; peak of matrix products ")
+    assert f"torch {version('torch')}" in machine
+    assert settings.startswith("inference, float32, 1 round in turn; peak of matrix products ")
     assert lines[0].strip() == "nano-12-p16"
-    assert "xcit is faster by" in lines[2]
-    rows = [line.split() for line in lines if line.strip().endswith(("e-07", "0e+00"))]
-    assert [row[:3] for row in rows] == [
-        [px, tokens, name] for px, tokens in (("32", "4"), ("64", "16")) for name in ("xcit", "timm", "xcit-plain")
-    ]
-    assert [line.split()[0] for line in lines if "time as tokens^" in line] == ["xcit:", "timm:", "xcit-plain:"]
-    assert lines[-3:] == ["wrote  a/b/bench.json", "wrote  a/b/bench.md", "wrote  a/b/nano-12-p16.png"]
-
-    result = BenchResult.from_json(Path("a/b/bench.json").read_text(encoding="utf-8"))
-    assert result.contenders == ("xcit", "timm", "xcit-plain")
-    assert Path("a/b/bench.md").read_text(encoding="utf-8") == markdown(result)
-    with Image.open("a/b/nano-12-p16.png") as picture:
-        assert min(picture.size) > 300
+    assert lines[2].split() == ["px", "batch", "ms/image", "images/s"]
+    rows = [line.split() for line in lines[4:] if line.strip()]
+    assert [row[:2] for row in rows] == [[px, batch] for px in ("32", "64") for batch in ("1", "3")]
+    assert all(float(row[2]) > 0 and float(row[3].replace(",", "")) > 0 for row in rows)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory on the CPU is measured on Linux only")
-def test_bench_of_memory(xcit):
-    done = xcit("bench", *TINY, "--models", "packaged", "--sizes", 28, "--against", "", "--out", ".")
+def test_bench_of_a_file_with_memory_as_json(xcit, trained):
+    model = trained[0] / "model.safetensors"
+    done = xcit("bench", model, *FEW, "--sizes", 32, "--batch-sizes", 2, "--json")
     assert (done.status, done.err) == (0, "")
-    assert "peak MB/image" in done.out
-    (size,) = BenchResult.from_json(Path("bench.json").read_text(encoding="utf-8")).models[0].sizes
-    assert [measurement.contender for measurement in size.measurements] == ["xcit"]
-    assert size.measurements[0].peak_memory > 0
+    report = json.loads(done.out)
+    (speed,) = report["speeds"]
+    assert (report["model"], speed["image_size"], speed["batch_size"]) == (str(model), 32, 2)
+    assert speed["peak_memory"] > 2 * 3 * 4 * 32
+    assert len(speed["seconds"]) == 1
 
 
-def test_bench_of_training(xcit):
-    done = xcit("bench", *TINY, "--sizes", 32, "--train", "--batch-size", 2, "--no-memory")
+@pytest.mark.parametrize("name", ["sem-fpn_xcit-tiny-12-p16_80k_ade20k", "mask-rcnn_xcit-tiny-12-p16_3x_coco"])
+def test_bench_of_other_kinds(xcit, name):
+    done = xcit("bench", name, *FEW, "--sizes", 64, "--no-memory")
     assert (done.status, done.err) == (0, "")
-    assert "training step (forward, loss, backward), float32, batch 2" in done.out
-    assert "xcit-plain is faster by" in done.out
+    assert done.out.splitlines()[2].strip() == name
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--against tim", "no contender is called 'tim'; did you mean 'timm'?"),
-        ("--models nano-12-p61", "no architecture or model is called 'nano-12-p61'; did you mean 'nano-12-p16'"),
-        ("--sizes 224,8", "images are 8x8 pixels, smaller than one patch of 16x16"),
-        ("--train --against onnxruntime", "onnxruntime does not train; what does: xcit-plain, xcit-compile, timm"),
-        ("--against onnxruntime --dtype bfloat16", "onnxruntime is measured in float32 on the CPU only"),
-        ("--models packaged --sizes 28", "timm has no pico-6-p4: measure it beside xcit-plain or xcit-compile"),
-        ("--device cuda:99", "--device cuda:99: not on this machine"),
-        ("--out file/results", "file/results: Not a directory"),
-        ("--train --sizes 16", "nano-12-p16 can't be measured at 16 px: ValueError: Expected more than 1 value per"),
+        ("nano-12-p61", "no architecture or model is called 'nano-12-p61'; did you mean 'nano-12-p16'"),
+        ("nano-12-p16 --sizes 8", "images are 8x8 pixels, smaller than one patch of 16x16"),
+        ("nowhere.pth", "nowhere.pth: no such file"),
+        ("nano-12-p16 --device cuda:99", "--device cuda:99: not on this machine"),
+        ("mask-rcnn_xcit-tiny-12-p16 --dtype bfloat16", "a detector computes in float32 alone, not in bfloat16"),
     ],
 )
 def test_mistake_is_told_in_one_line(xcit, arguments, message):
-    Path("file").touch()
-    done = xcit("bench", *TINY, "--no-memory", *arguments.split())
+    done = xcit("bench", "--device", "cpu", "--no-memory", *arguments.split())
     assert (done.status, done.out) == (2, "")
-    assert done.err.startswith("xcit: error: ")
     assert message in done.err
     assert done.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", ["bench", "complexity small-12-p8"])
+@pytest.mark.parametrize("verb", ["bench nano-12-p16", "complexity small-12-p8"])
 @pytest.mark.parametrize("sizes", ["", "224;384", "0", "224,-1"])
 def test_sizes_that_are_none(xcit, verb, sizes):
     done = xcit(*verb.split(), "--sizes", sizes)

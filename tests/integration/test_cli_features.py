@@ -11,9 +11,9 @@ import torch
 
 from xcit.images.preprocess import DINO_PREPROCESSING, Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
-from xcit.weights.convert import convert
 from xcit.weights.files import read_checkpoint
 from xcit.zoo import ARCHITECTURES, get_model, save_model
+from xcit.zoo.conversion import convert
 
 # From Python 3.12 on, a process with threads is warned of when it forks, as torch's data loader does.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

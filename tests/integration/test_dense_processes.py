@@ -10,7 +10,7 @@ import pytest
 import torch
 from forked import Forked
 
-from xcit.weights.files import read_checkpoint
+from xcit.zoo.stored import read_weights
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -96,7 +96,7 @@ def test_two_processes_train_and_measure_as_one_and_a_stopped_run_goes_on_bit_fo
     train(*recipe, "--out", "two", *fields, processes=2)
 
     # The same parts of each batch, computed by one or by two.
-    states = {name: read_checkpoint(Path(name) / "model.safetensors").dense for name in ("one", "two")}
+    states = {name: read_weights(Path(name) / "model.safetensors").dense for name in ("one", "two")}
     for name, tensor in states["one"].items():
         if "running" not in name and "tracked" not in name:
             difference = (tensor - states["two"][name]).norm() / tensor.norm().clamp(min=1e-3)
@@ -115,7 +115,7 @@ def test_two_processes_train_and_measure_as_one_and_a_stopped_run_goes_on_bit_fo
     done = stopped.finish()
     assert done.status == 75, done.err
     train("cut/config.yaml", "--resume", "--device", "cpu")
-    cut = read_checkpoint(Path("cut/model.safetensors")).dense
+    cut = read_weights(Path("cut/model.safetensors")).dense
     assert all(torch.equal(tensor, cut[name]) for name, tensor in states["one"].items())
     steps = [json.loads(line)["step"] for line in Path("cut/log.jsonl").read_text().splitlines() if '"step"' in line]
     assert max(steps) == 8

@@ -31,7 +31,7 @@ _VERBS = {
     "train": ("train", "train", "Train by a recipe."),
     "config": ("train", "config", "Print a recipe's full config."),
     "make-data": ("make_data", "make_data", "Compose a data set to try things on."),
-    "bench": ("bench", "bench", "Measure speed and memory beside other implementations."),
+    "bench": ("bench", "bench", "Measure a model's speed and memory on this machine."),
     "complexity": ("bench", "complexity", "Show how a model's cost grows with the image."),
     "fetch": ("weights", "fetch", "Download weights, for machines that will be offline."),
     "convert": ("weights", "convert", "Rewrite a checkpoint in another format."),
@@ -78,7 +78,12 @@ def _xcit() -> None:
 
 
 def main() -> None:
-    """Runs the command line: a user's mistake ends in one message and exit status 2.
+    """Runs the command line."""
+    run(_xcit, "xcit")
+
+
+def run(command: click.Command, name: str) -> None:
+    """Runs a command and ends the process: a user's mistake ends in one message and exit status 2.
 
     Where the reader of our output has gone, as with `xcit list | head`, click itself ends it without a word.
     """
@@ -86,7 +91,7 @@ def main() -> None:
         # A file's name may hold what the terminal's encoding has not; standard error is so from the start.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = _xcit.main(prog_name="xcit", standalone_mode=False)
+        status = command.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(USER_ERROR)

@@ -16,9 +16,9 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
     from xcit.cli.progress import download_bar
     from xcit.errors import XCiTError
     from xcit.zoo import fetch as fetch_one
-    from xcit.zoo import find_checkpoint, list_models
+    from xcit.zoo import find_record, list_models
 
-    wanted = [found for name in names for found in (list_models(name) if "*" in name else [find_checkpoint(name).name])]
+    wanted = [found for name in names for found in (list_models(name) if "*" in name else [find_record(name).name])]
     if not wanted:
         raise XCiTError(f"no model matches {' or '.join(map(repr, names))}; `xcit list` shows all")
     num_failed = 0
@@ -45,12 +45,9 @@ def convert(source: Path, destination: Path, to: str, key: str | None, overwrite
 
     The format of SOURCE is read off its tensors' names. DESTINATION ends in .safetensors or .pth.
     """
-    from typing import cast
+    from xcit.zoo import convert as convert_file
 
-    from xcit.weights.convert import Target
-    from xcit.weights.convert import convert as convert_file
-
-    stored = convert_file(source, destination, cast(Target, to), key=key, overwrite=overwrite)
+    stored = convert_file(source, destination, to, key=key, overwrite=overwrite)
     num_tensors = len(stored.state if stored.set_aside else stored.whole)
     click.echo(f"{source} ({stored.format}) -> {destination} ({to}): {num_tensors} tensors")
     if stored.set_aside:

@@ -11,7 +11,7 @@ from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_cifar, open_fashi
 from xcit.data.streams import is_stream
 from xcit.errors import XCiTError
 from xcit.images.read import images_below, read_image
-from xcit.zoo.imagenet import imagenet_class_ids
+from xcit.zoo.classes import imagenet_class_ids
 
 KNOWN_DATA = (
     "a folder of images by class, 'fashion-mnist', 'cifar10', 'cifar100', 'hf:NAME', or a stream: 'hf-stream:NAME' or "

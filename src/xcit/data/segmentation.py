@@ -16,7 +16,7 @@ from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
 from xcit.errors import XCiTError
 from xcit.images.read import images_below, read_image, read_labels
-from xcit.zoo.ade20k import ade20k_class_names
+from xcit.zoo.classes import ade20k_class_names
 
 IGNORED = 255
 """The label of pixels that count neither in training nor in a figure."""

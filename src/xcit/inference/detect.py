@@ -18,8 +18,9 @@ from xcit.data.coco_masks import decode_mask, encode_part
 from xcit.draw.detections import draw_detections
 from xcit.errors import XCiTError
 from xcit.images.read import ImageSource
-from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
-from xcit.zoo import check_task, get_model
+from xcit.inference.preparing import prepare_of_kind
+from xcit.inference.reading import Unreadable, listed, read_ahead, readable
+from xcit.zoo.kinds import DETECTOR
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
@@ -137,17 +138,8 @@ def prepare_detector(
     Raises:
         XCiTError: if it can't be had, or is no detector.
     """
-    from xcit.models.detection.mask_rcnn import MaskRCNN
-
-    built = model
-    if not isinstance(built, nn.Module):
-        check_task(built, "object-detection")
-        what, built = os.fspath(built), get_model(built, pretrained=True)
-    if not isinstance(built, MaskRCNN):
-        raise XCiTError(f"{what}: not a detector; `xcit list --task object-detection` shows those there are")
-    default = built.device if built is model else default_device()
-    place = torch.device(device) if device is not None else default
-    return built.fuse().to(place)
+    network, place = prepare_of_kind(DETECTOR, model, device, what=what)
+    return network.fuse().to(place)
 
 
 def detected_objects(

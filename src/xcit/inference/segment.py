@@ -21,10 +21,11 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import resize_bilinear_8bit
-from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
+from xcit.inference.preparing import prepare_of_kind
+from xcit.inference.reading import Unreadable, listed, read_ahead, readable
 from xcit.models import Segmenter, SegmenterInfo
 from xcit.models.segmentation import resize_bilinear
-from xcit.zoo import check_task, get_model
+from xcit.zoo.kinds import SEGMENTER
 
 _CLASSES_AT_ONCE = 16
 """Whose logits exist at an image's full size at one time."""
@@ -156,19 +157,13 @@ def prepare_segmenter(
     Raises:
         XCiTError: if it can't be had, is no segmenter, or it is not known how to prepare images for it.
     """
-    built = model
-    if not isinstance(built, nn.Module):
-        check_task(built, "semantic-segmentation")
-        what, built = os.fspath(built), get_model(built, pretrained=True)
-    if not isinstance(built, Segmenter):
-        raise XCiTError(f"{what} is no segmenter: `xcit list --task semantic-segmentation` shows those there are")
-    if built.info is None:
+    network, place = prepare_of_kind(SEGMENTER, model, device, what=what)
+    if network.info is None:
+        what = what if isinstance(model, nn.Module) else os.fspath(model)
         raise XCiTError(
             f"{what}: it is not known how to prepare images; load it by its model's name, or set model.info"
         )
-    own = next(built.parameters()).device if isinstance(model, Segmenter) else default_device()
-    place = torch.device(device) if device is not None else own
-    return built.fuse().to(place, dtype), built.info, place
+    return network.fuse().to(place, dtype), network.info, place
 
 
 def predict_labels(

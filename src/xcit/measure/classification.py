@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from xcit.data.classification import LabelledImages, open_labelled_images
 from xcit.draw.confusion import draw_confusion
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, published_preprocessing
+from xcit.measure.loading import load_for
 from xcit.measure.result import Measuring, TestResult, write_confusion
-from xcit.models import XCiT, XCiTConfig
+from xcit.models import XCiT
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
-from xcit.zoo import find_checkpoint, load_as, load_checkpoint
-from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
-from xcit.zoo.load import is_file
+from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
+from xcit.zoo.kinds import CLASSIFIER
 from xcit.zoo.records import Protocol
 
 
@@ -68,7 +68,7 @@ def measure_classifier(
     """See `xcit.test`."""
     spec = _preprocessing(recipe, protocol)
     images = open_labelled_images(data, "val")
-    model = _load(recipe, checkpoint)
+    model = load_for(recipe, checkpoint, CLASSIFIER)
     if not model.num_classes:
         raise XCiTError(
             f"{os.fspath(checkpoint)} has no classifier: its features are measured by xcit knn or xcit linear"
@@ -97,22 +97,6 @@ def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> P
     if recipe.model.num_classes != 1000:
         raise XCiTError(f"{recipe.name} is no ImageNet recipe: the published protocols do not apply to it")
     return published_preprocessing(protocol, recipe.preprocessing.image_size)
-
-
-def _load(recipe: ClassificationConfig, checkpoint: str | os.PathLike[str]) -> XCiT:
-    name = os.fspath(checkpoint)
-    if is_file(checkpoint) or "://" in name:
-        # A recipe may leave the number of classes to the data it is trained on.
-        return load_as(recipe.model, name, num_classes=None if recipe.model.num_classes else 0)
-    record = find_checkpoint(name)
-    if record.recipe != recipe.name and not _same_shape(record.config, recipe.model):
-        raise XCiTError(f"{record.name} is no {recipe.name}: its recipe is {record.recipe}")
-    return load_checkpoint(record)
-
-
-def _same_shape(one: XCiTConfig, other: XCiTConfig) -> bool:
-    """Whether two configs differ in nothing but what only training knows, and the number of classes."""
-    return replace(one, num_classes=0, drop_path_rate=0.0) == replace(other, num_classes=0, drop_path_rate=0.0)
 
 
 def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:

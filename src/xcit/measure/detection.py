@@ -2,16 +2,18 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from xcit.data.coco import open_coco
 from xcit.errors import XCiTError
+from xcit.measure.loading import load_for
 from xcit.measure.result import Measuring, TestResult
 from xcit.training.tasks.average_precision import DESCRIPTIONS, NAMES
-from xcit.training.tasks.detection import DetectionConfig, DetectionReport, evaluate_detection, load_for
+from xcit.training.tasks.detection import DetectionConfig, DetectionReport, evaluate_detection
+from xcit.zoo.kinds import DETECTOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,11 @@ def measure_detector(
     if how.dtype != torch.float32:
         raise XCiTError(f"{recipe.name}: a detector is measured in float32 alone, not in {how.dtype}")
     images = open_coco(data, "val")
-    model = load_for(recipe, checkpoint)
+    model = load_for(recipe, checkpoint, DETECTOR)
+    prepared = {
+        name: getattr(recipe.model, name) for name in ("short_side", "long_side", "mean", "std", "anchor_scale")
+    }
+    model.config = replace(model.config, **prepared)
     how.started(len(images))
     found = evaluate_detection(model.fuse().to(how.device), images, num_workers=how.num_workers, report=how.report)
     return DetectionResult(report=found, data_problems=images.problems)

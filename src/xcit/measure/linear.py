@@ -22,7 +22,7 @@ from xcit.training.engine.train import Progress
 from xcit.training.engine.train import train as train_task
 from xcit.training.tasks.labelled_features import backbone_digest, extract, feature_cache, open_train_and_val, share_of
 from xcit.training.tasks.linear import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
-from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
+from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 
 CONFIG = "config.yaml"
 """The config's name in a run's folder."""

@@ -8,11 +8,10 @@ from typing import Any
 from xcit.data.segmentation import open_scenes
 from xcit.errors import XCiTError
 from xcit.inference.segment import SlidingWindow
+from xcit.measure.loading import load_for
 from xcit.measure.result import Measuring, TestResult, write_confusion, write_table
-from xcit.models import Segmenter
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation
-from xcit.zoo import get_model
-from xcit.zoo.load import is_file, load_segmenter_as
+from xcit.zoo.kinds import SEGMENTER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ def measure_segmenter(
 ) -> SegmentationResult:
     """See `xcit.test`."""
     scenes = open_scenes(data, "val")
-    model = _load(recipe, checkpoint)
+    model = load_for(recipe, checkpoint, SEGMENTER)
     known = () if model.info is None else model.info.class_names
     if model.num_classes != len(scenes.class_names) or (known and known != scenes.class_names):
         raise XCiTError(
@@ -72,13 +71,3 @@ def measure_segmenter(
         report=how.report,
     )
     return SegmentationResult(report=result, class_names=scenes.class_names, recipe=recipe, window=window)
-
-
-def _load(recipe: SegmentationConfig, checkpoint: str | os.PathLike[str]) -> Segmenter:
-    name = os.fspath(checkpoint)
-    if is_file(checkpoint) or "://" in name:
-        return load_segmenter_as(recipe.model, name)
-    model = get_model(name, pretrained=True)
-    if not isinstance(model, Segmenter) or model.config.kind != recipe.model.kind:
-        raise XCiTError(f"{name} is no {recipe.name}: its head is another")
-    return model

@@ -1,5 +1,6 @@
 """The models as plain `nn.Module`s: no files, no training logic."""
 
+from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing, published_preprocessing
 from xcit.models.config import XCiTConfig
 from xcit.models.info import ModelInfo, SegmenterInfo
 from xcit.models.pyramid import XCiTPyramid
@@ -8,6 +9,8 @@ from xcit.models.xcit import XCiT
 
 __all__ = [
     "ModelInfo",
+    "Preprocessing",
+    "SegmentationPreprocessing",
     "Segmenter",
     "SegmenterConfig",
     "SegmenterInfo",
@@ -17,4 +20,5 @@ __all__ = [
     "XCiTConfig",
     "XCiTPyramid",
     "build_segmenter",
+    "published_preprocessing",
 ]

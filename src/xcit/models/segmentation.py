@@ -239,10 +239,13 @@ class Segmenter(nn.Module):
         return None
 
     def fuse(self) -> "Segmenter":
-        """A copy for inference whose backbone is faster and takes less memory (see `XCiT.fuse`); no gradients."""
-        fused, xcit = copy.deepcopy(self), self.backbone.xcit.fuse()
-        fused.backbone.xcit = xcit
-        return fused.requires_grad_(False)
+        """A copy for inference, in evaluation mode, whose backbone is faster and takes less memory; no gradients.
+
+        See `XCiT.fuse`. The copy can't be set to training.
+        """
+        fused = copy.deepcopy(self)
+        fused.backbone.xcit = self.backbone.xcit.fuse()
+        return fused.requires_grad_(False).eval()
 
     def _init_heads(self) -> None:
         """Convolutions from a normal that keeps the variance of gradients, classifiers from one of 0.01, biases 0."""

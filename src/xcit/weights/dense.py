@@ -1,26 +1,29 @@
-"""Names of the tensors of whole detectors and segmenters: ours and the published ones, as one bijective table a kind.
+"""Names of the tensors of whole detectors and segmenters: ours and the published ones, as one bijective table a head.
 
-A dense model is a `backbone`, which is an XCiT and its pyramid, and one or several heads. A row of a head names a
-module, whose parameters and buffers keep their own last name; the XCiT's own names are in `weights/formats.py`.
+A dense model is a `backbone`, which is an XCiT and its pyramid, and one or several heads. A row names a module, whose
+parameters and buffers keep their own last name; the XCiT's own names are in `weights/formats.py`. Which heads there are
+is told by the table of model kinds (`zoo/kinds.py`).
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
 
 from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.weights.formats import from_native, to_native
 
-DenseKind = Literal["upernet", "sem-fpn", "mask-rcnn"]
-DENSE_KINDS: tuple[DenseKind, ...] = get_args(DenseKind)
+Rows = Mapping[str, str]
+"""Native module -> published module, of all of a dense model but its XCiT."""
+
+Heads = Mapping[str, Rows]
+"""The name of a head -> its rows."""
 
 XCIT = "backbone.xcit."
 """Before the native names of the XCiT within a dense model."""
 
 _BACKBONE = "backbone."
 
-_PYRAMID = {
+PYRAMID: Rows = {
     "backbone.pyramid.stride4.0": "backbone.fpn1.0",
     "backbone.pyramid.stride4.1": "backbone.fpn1.1",
     "backbone.pyramid.stride4.3": "backbone.fpn1.3",
@@ -32,7 +35,8 @@ def _conv_norm(native: str, published: str) -> dict[str, str]:
     return {f"{native}.conv": f"{published}.conv", f"{native}.norm": f"{published}.bn"}
 
 
-_UPERNET: dict[str, str] = {
+UPERNET: Rows = {
+    **PYRAMID,
     **{
         native: published
         for i in range(4)
@@ -53,7 +57,8 @@ _UPERNET: dict[str, str] = {
     "auxiliary.classifier": "auxiliary_head.conv_seg",
 }
 
-_SEM_FPN: dict[str, str] = {
+SEM_FPN: Rows = {
+    **PYRAMID,
     **{
         native: published
         for i in range(4)
@@ -76,7 +81,8 @@ _SEM_FPN: dict[str, str] = {
 }
 
 # The classes stand in the published order, the background last: torchvision's other order is made of the labels.
-_MASK_RCNN: dict[str, str] = {
+MASK_RCNN: Rows = {
+    **PYRAMID,
     **{
         native: published
         for i in range(4)
@@ -97,45 +103,32 @@ _MASK_RCNN: dict[str, str] = {
     "roi_heads.mask_predictor.mask_fcn_logits": "roi_head.mask_head.conv_logits",
 }
 
-DENSE_TO_PUBLISHED: dict[DenseKind, dict[str, str]] = {
-    "upernet": _PYRAMID | _UPERNET,
-    "sem-fpn": _PYRAMID | _SEM_FPN,
-    "mask-rcnn": _PYRAMID | _MASK_RCNN,
-}
-"""Rows of each kind: native module -> published module, of all but the XCiT."""
 
-_PYRAMID_TO_NATIVE = {published: native for native, published in _PYRAMID.items()}
-
-_TO_NATIVE: dict[DenseKind, dict[str, str]] = {
-    kind: {published: native for native, published in rows.items()} for kind, rows in DENSE_TO_PUBLISHED.items()
-}
-
-
-def detect_dense(names: Iterable[str]) -> DenseKind | None:
-    """The kind of dense model whose heads have such names, ours or the published ones; none if they are of no kind."""
+def detect_head(names: Iterable[str], heads: Heads) -> str | None:
+    """The head whose modules have such names, ours or the published ones; none if it is none of these."""
     modules = {name.rpartition(".")[0] for name in names if not name.startswith(_BACKBONE)}
-    best: DenseKind | None = None
+    best: str | None = None
     best_count = 0
-    for kind, rows in DENSE_TO_PUBLISHED.items():
+    for head, rows in heads.items():
         count = max(len(modules & rows.keys()), len(modules & set(rows.values())))
         if count > best_count:
-            best, best_count = kind, count
+            best, best_count = head, count
     return best
 
 
-def dense_to_native(state: Mapping[str, Tensor], kind: DenseKind | None) -> dict[str, Tensor]:
+def dense_to_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
     """Renames a published state to our names; a state that has them, and unknown names, stay as they are.
 
     Args:
         state: of the whole model.
-        kind: its heads; none knows those of the pyramid alone.
+        rows: of its head; `PYRAMID` alone where the head is unknown.
 
     Raises:
         XCiTError: if two tensors would get one name.
     """
     if any(name.startswith(XCIT) for name in state):
         return dict(state)
-    rows = _PYRAMID_TO_NATIVE if kind is None else _TO_NATIVE[kind]
+    rows = {published: native for native, published in rows.items()}
     renamed = _renamed(state, rows)
     xcit = {name: tensor for name, tensor in state.items() if _is_xcit(name, rows)}
     official = {name.removeprefix(_BACKBONE): tensor for name, tensor in xcit.items()}
@@ -145,13 +138,13 @@ def dense_to_native(state: Mapping[str, Tensor], kind: DenseKind | None) -> dict
     )
 
 
-def dense_from_native(state: Mapping[str, Tensor], kind: DenseKind | None) -> dict[str, Tensor]:
+def dense_from_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
     """Renames a native state to the published names, the inverse of `dense_to_native`.
 
     Raises:
         XCiTError: if two tensors would get one name.
     """
-    renamed = _renamed(state, _PYRAMID if kind is None else DENSE_TO_PUBLISHED[kind])
+    renamed = _renamed(state, rows)
     return _joined(
         {name: tensor for name, tensor in renamed.items() if not name.startswith(XCIT)},
         {f"{_BACKBONE}{name}": tensor for name, tensor in from_native(xcit_of(state), "official").items()},
@@ -163,11 +156,11 @@ def xcit_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(XCIT): tensor for name, tensor in state.items() if name.startswith(XCIT)}
 
 
-def _is_xcit(name: str, rows: Mapping[str, str]) -> bool:
+def _is_xcit(name: str, rows: Rows) -> bool:
     return name.startswith(_BACKBONE) and name.rpartition(".")[0] not in rows
 
 
-def _renamed(state: Mapping[str, Tensor], rows: Mapping[str, str]) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         module, dot, leaf = name.rpartition(".")

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.weights.dense import DenseKind, dense_to_native, detect_dense, xcit_of
+from xcit.weights.dense import PYRAMID, Heads, dense_to_native, detect_head, xcit_of
 from xcit.weights.formats import detect_format, to_native
 from xcit.weights.pickles import brief, read_pickle
 
@@ -43,7 +44,7 @@ class StoredWeights:
         path: the file.
         dense: all of a detector or segmenter by its native names (see `weights/dense.py`), `state` being its XCiT;
             empty for all else.
-        dense_kind: which detector or segmenter, none where its heads are unknown, or there are none.
+        head: the name of the detector's or segmenter's head; none where it is unknown, or there is none.
     """
 
     state: dict[str, Tensor]
@@ -52,7 +53,7 @@ class StoredWeights:
     set_aside: tuple[str, ...]
     path: Path
     dense: dict[str, Tensor] = field(default_factory=dict)
-    dense_kind: DenseKind | None = None
+    head: str | None = None
 
     @property
     def whole(self) -> dict[str, Tensor]:
@@ -60,13 +61,14 @@ class StoredWeights:
         return self.dense or self.state
 
 
-def read_checkpoint(path: str | Path, *, key: str | None = None) -> StoredWeights:
+def read_checkpoint(path: str | Path, *, key: str | None = None, heads: Heads = MappingProxyType({})) -> StoredWeights:
     """Reads the weights of an XCiT from a file of any format; what the file is decides, not what it is called.
 
     Args:
         path: the file.
         key: the top-level entry of a pickle with the weights that are wanted, such as "student" of a full DINO
             checkpoint; none takes the one that is meant to be used, there the teacher.
+        heads: of detectors and segmenters, to know one by; of any other the XCiT alone is found.
 
     Raises:
         XCiTError: if the file is missing, empty, damaged or no checkpoint, asks to run code, or holds no XCiT.
@@ -81,7 +83,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> StoredWeight
         tensors, metadata = _read_safetensors(path)
     else:
         raise XCiTError(f"{path} is a safetensors file: it holds one set of weights, and no {key!r}")
-    return _sort_out(_without_prefixes(tensors, path), wrapper, metadata, path)
+    return _sort_out(_without_prefixes(tensors, path), wrapper, metadata, path, heads)
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
@@ -236,7 +238,9 @@ def _without_prefixes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Te
     return stripped
 
 
-def _sort_out(tensors: dict[str, Tensor], wrapper: str | None, metadata: dict[str, str], path: Path) -> StoredWeights:
+def _sort_out(
+    tensors: dict[str, Tensor], wrapper: str | None, metadata: dict[str, str], path: Path, heads: Heads
+) -> StoredWeights:
     """Finds the format, sets aside what is neither backbone nor classifier, and renames the rest."""
     format = detect_format(tensors)
     stored: StoredFormat | None = format
@@ -249,7 +253,7 @@ def _sort_out(tensors: dict[str, Tensor], wrapper: str | None, metadata: dict[st
     elif format == "official" and wrapper is None and not any(name.startswith("head.") for name in tensors):
         stored = "dino"
     elif format is None and wrapper not in _DINO_NETWORKS:
-        return _sort_out_dense(tensors, metadata, path)
+        return _sort_out_dense(tensors, metadata, path, heads)
     elif format is None:
         kept = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
         format = detect_format(name.removeprefix("backbone.") for name in kept)
@@ -264,14 +268,14 @@ def _sort_out(tensors: dict[str, Tensor], wrapper: str | None, metadata: dict[st
     return StoredWeights(to_native(kept, format), stored, metadata, set_aside, path)
 
 
-def _sort_out_dense(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> StoredWeights:
-    kind = detect_dense(tensors)
-    dense = dense_to_native(tensors, kind)
+def _sort_out_dense(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path, heads: Heads) -> StoredWeights:
+    head = detect_head(tensors, heads)
+    dense = dense_to_native(tensors, PYRAMID if head is None else heads[head])
     state = xcit_of(dense)
     if detect_format(state) is None:
         raise _no_xcit(tensors, path)
     set_aside = tuple(name for name in tensors if not re.match(r"backbone\.(?!fpn[1-4]\.|pyramid\.)", name))
-    return StoredWeights(state, "dense", metadata, set_aside, path, dense, kind)
+    return StoredWeights(state, "dense", metadata, set_aside, path, dense, head)
 
 
 def _no_xcit(tensors: Mapping[str, Tensor], path: Path) -> XCiTError:

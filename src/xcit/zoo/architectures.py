@@ -1,5 +1,7 @@
 """The 14 published architectures, and this project's small ones, in one table."""
 
+from dataclasses import replace
+
 from xcit.models import XCiTConfig
 
 
@@ -39,3 +41,8 @@ ARCHITECTURES: dict[str, XCiTConfig] = {
     # For images of some 28 pixels, grey; ours.
     "pico-6-p4": XCiTConfig(patch_size=4, embed_dim=64, num_heads=4, depth=6, in_channels=1, num_classes=10),
 }
+
+
+def backbone_of(architecture: XCiTConfig) -> XCiTConfig:
+    """The part of an architecture that gives patch tokens alone: no class attention, no classifier."""
+    return replace(architecture, cls_depth=0, num_classes=0, global_pool="none")

@@ -1,12 +1,10 @@
 """The 8 published detectors of COCO as records."""
 
 from xcit.models import XCiTConfig
-from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
+from xcit.models.detection.config import MaskRCNNConfig
 from xcit.weights.fetch import Source
-from xcit.zoo.architectures import ARCHITECTURES
-from xcit.zoo.coco import coco_category_ids, coco_class_names
+from xcit.zoo.architectures import ARCHITECTURES, backbone_of
 from xcit.zoo.records import DetectorRecord, Figure
-from xcit.zoo.segmenters import backbone_of
 
 # Architecture; box AP and mask AP as the authors measured them.
 _PUBLISHED: tuple[tuple[str, float, float], ...] = (
@@ -35,11 +33,6 @@ def detector_config(architecture: XCiTConfig, num_classes: int = 80) -> MaskRCNN
 def detector_name(architecture: str) -> str:
     """The name of a published detector and of its recipe."""
     return f"mask-rcnn_xcit-{architecture}_3x_coco"
-
-
-def detector_info(record: DetectorRecord) -> DetectorInfo:
-    """Class names of a published detector."""
-    return DetectorInfo(name=record.name, class_names=coco_class_names(), category_ids=coco_category_ids())
 
 
 def _record(architecture: str, box_ap: float, mask_ap: float) -> DetectorRecord:

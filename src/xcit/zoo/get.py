@@ -4,44 +4,25 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.models import Segmenter, XCiT, XCiTConfig, XCiTPyramid, build_segmenter
+from xcit.models import Segmenter, XCiT, XCiTConfig, XCiTPyramid
 from xcit.weights.fetch import Progress
 from xcit.weights.files import StoredWeights
-from xcit.weights.load import load_state
-from xcit.zoo.detectors import detector_info
-from xcit.zoo.load import (
-    checkpoint_info,
-    is_file,
-    load_as,
-    load_checkpoint,
-    load_detector,
-    load_detector_as,
-    load_file,
-    load_segmenter,
-    load_segmenter_as,
-    load_stored,
-    load_stored_detector,
-    load_stored_segmenter,
-    local,
-    read_verified,
-    read_zoo,
-    segmenter_info,
-)
-from xcit.zoo.names import find_checkpoint, find_record
-from xcit.zoo.records import DetectorRecord, SegmenterRecord
-from xcit.zoo.segmenters import backbone_of
-from xcit.zoo.stored import build_model, describe
+from xcit.weights.strict import load_state
+from xcit.zoo.architectures import backbone_of
+from xcit.zoo.kinds import CLASSIFIER
+from xcit.zoo.load import fitting_config, load_record, local, read_record, record_info
+from xcit.zoo.names import find_checkpoint, find_record, is_file
+from xcit.zoo.records import Record
+from xcit.zoo.stored import build_stored, describe_backbone, load_file, load_stored, load_stored_as, read_verified
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
-
-Built = TypeVar("Built", XCiT, Segmenter, "MaskRCNN")
 
 
 def get_model(
@@ -72,18 +53,10 @@ def get_model(
     """
     if is_file(model):
         _one_file(model, pretrained)
-        stored = read_verified(Path(model))
-        if stored.dense_kind is None:
-            return _with_classes(load_stored(stored), num_classes, device)
-        if stored.dense_kind == "mask-rcnn":
-            return _with_classes(load_stored_detector(stored), num_classes, device)
-        return _with_classes(load_stored_segmenter(stored), num_classes, device)
-    record = find_record(os.fspath(model))
-    if isinstance(record, DetectorRecord):
-        return _with_classes(_detector(record, pretrained, num_classes, progress), num_classes, device)
-    if isinstance(record, SegmenterRecord):
-        return _with_classes(_segmenter(record, pretrained, num_classes, progress), num_classes, device)
-    return get_xcit(model, pretrained, device, num_classes=num_classes, progress=progress)
+        built = load_stored(read_verified(Path(model)))
+    else:
+        built = _from_record(find_record(os.fspath(model)), pretrained, num_classes, progress)
+    return _with_classes(built, num_classes, device)
 
 
 def get_xcit(
@@ -105,15 +78,7 @@ def get_xcit(
         _one_file(model, pretrained)
         built = load_file(Path(model))
     else:
-        record = find_checkpoint(os.fspath(model))
-        if pretrained is True:
-            built = load_checkpoint(record, progress=progress)
-        elif pretrained is False:
-            built = XCiT(replace(record.config, num_classes=_or(num_classes, record.config.num_classes))).eval()
-        else:
-            built = load_as(record.config, os.fspath(pretrained), num_classes=num_classes, progress=progress)
-            if built.info is None and built.num_classes == record.config.num_classes:
-                built.info = checkpoint_info(record)
+        built = _from_record(find_checkpoint(os.fspath(model)), pretrained, num_classes, progress)
     return _with_classes(built, num_classes, device)
 
 
@@ -169,12 +134,12 @@ def get_backbone(
     if is_file(model):
         _one_file(model, pretrained)
         stored = read_verified(Path(model))
-        config, _ = describe(stored)
+        config = describe_backbone(stored)
     else:
         record = find_record(os.fspath(model))
-        config = record.config
+        config = record.backbone
         if pretrained is True:
-            stored = read_zoo(record, progress)
+            stored = read_record(record, progress)
         elif pretrained is not False:
             stored = read_verified(local(os.fspath(pretrained), progress))
     config = backbone_of(config)
@@ -185,7 +150,9 @@ def get_backbone(
 def _build_backbone(config: XCiTConfig, stored: StoredWeights | None) -> XCiT:
     if stored is None:
         return XCiT(config).eval()
-    return build_model(config, _without_classifier(stored.state), str(stored.path))
+    return CLASSIFIER.require(
+        build_stored(config, _without_classifier(stored.state), str(stored.path)), str(stored.path)
+    )
 
 
 def _build_pyramid(config: XCiTConfig, out_indices: Sequence[int] | None, stored: StoredWeights | None) -> XCiTPyramid:
@@ -203,41 +170,22 @@ def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith(classifier_only)}
 
 
-def _segmenter(
-    record: SegmenterRecord,
-    pretrained: bool | str | os.PathLike[str],
-    num_classes: int | None,
-    progress: Progress | None,
-) -> Segmenter:
+def _from_record(
+    record: Record, pretrained: bool | str | os.PathLike[str], num_classes: int | None, progress: Progress | None
+) -> Any:
     if pretrained is True:
-        return load_segmenter(record, progress=progress)
+        return load_record(record, progress=progress)
     if pretrained is False:
-        return build_segmenter(replace(record.model, num_classes=_or(num_classes, record.model.num_classes))).eval()
-    built = load_segmenter_as(record.model, os.fspath(pretrained), progress=progress)
+        config = record.model if num_classes is None else replace(record.model, num_classes=num_classes)
+        return record.kind.build(config).eval()
+    stored = read_verified(local(os.fspath(pretrained), progress))
+    built = load_stored_as(fitting_config(record, stored), stored, num_classes=num_classes)
     if built.info is None and built.num_classes == record.model.num_classes:
-        built.info = segmenter_info(record)
+        built.info = record_info(record)
     return built
 
 
-def _detector(
-    record: DetectorRecord,
-    pretrained: bool | str | os.PathLike[str],
-    num_classes: int | None,
-    progress: Progress | None,
-) -> "MaskRCNN":
-    if pretrained is True:
-        return load_detector(record, progress=progress)
-    if pretrained is not False:
-        return load_detector_as(record, os.fspath(pretrained), progress=progress)
-    from xcit.models.detection.mask_rcnn import MaskRCNN
-
-    built = MaskRCNN(replace(record.model, num_classes=_or(num_classes, record.model.num_classes))).eval()
-    if built.num_classes == record.model.num_classes:
-        built.info = detector_info(record)
-    return built
-
-
-def _with_classes(built: Built, num_classes: int | None, device: str | torch.device | None) -> Built:
+def _with_classes(built: Any, num_classes: int | None, device: str | torch.device | None) -> Any:
     if num_classes is not None and built.num_classes != num_classes:
         built.reset_classifier(num_classes)
     return built if device is None else built.to(device)
@@ -246,7 +194,3 @@ def _with_classes(built: Built, num_classes: int | None, device: str | torch.dev
 def _one_file(model: str | os.PathLike[str], pretrained: bool | str | os.PathLike[str]) -> None:
     if pretrained not in (False, True):
         raise XCiTError(f"two weight files were given: {os.fspath(model)} and {pretrained}")
-
-
-def _or(value: int | None, default: int) -> int:
-    return default if value is None else value

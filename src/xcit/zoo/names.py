@@ -4,6 +4,8 @@ import difflib
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import cast
 
 from xcit.errors import XCiTError
 from xcit.zoo.architectures import ARCHITECTURES
@@ -20,9 +22,19 @@ _BY_LOWER_NAME: dict[str, Record] = {
 }
 
 
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
 def is_known(name: str) -> bool:
     """Whether anything has this name or alias."""
     return name.lower() in _BY_LOWER_NAME
+
+
+def is_file(model: str | os.PathLike[str]) -> bool:
+    """Whether a model is given by its path rather than by name."""
+    if not isinstance(model, str) or model.endswith(WEIGHT_SUFFIXES):
+        return True
+    return Path(model).exists() and not is_known(model)
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -32,12 +44,12 @@ def find_checkpoint(name: str) -> Checkpoint:
         XCiTError: if there is none (the nearest names are suggested), or it is of another kind of model.
     """
     record = find_record(name)
-    if not isinstance(record, Checkpoint):
+    if record.kind is not Checkpoint.kind:
         raise XCiTError(
             f"{record.name} is for {record.task}: it neither classifies nor gives one feature an image; its backbone "
             f"is {record.architecture}"
         )
-    return record
+    return cast(Checkpoint, record)
 
 
 def find_record(name: str) -> Record:

@@ -1,15 +1,71 @@
 """What is known of a checkpoint before it is loaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing
-from xcit.models import SegmenterConfig, XCiTConfig
-from xcit.models.detection.config import MaskRCNNConfig
+from xcit.models import ModelInfo, SegmenterConfig, SegmenterInfo, XCiTConfig
+from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.weights.fetch import Source
+from xcit.zoo.classes import classes_of
+from xcit.zoo.kinds import CLASSIFIER, DETECTOR, SEGMENTER, Kind
 
 Protocol = Literal["mmpretrain", "official"]
 """Who measured, and how they resized; see `published_preprocessing`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A trained model that can be had by name.
+
+    Attributes:
+        kind: of model.
+        name: unique.
+        aliases: other names for it: the authors', timm's, the bare architecture.
+        task: what it does.
+        architecture: of its backbone, in `ARCHITECTURES`.
+        recipe: the name of the training config.
+        dataset: what it was trained on and is measured on.
+        sources: where to get it, in the order they are tried; empty for a packaged model.
+        packaged: the file in this package, for a model that needs no download.
+        licence: of the weights.
+    """
+
+    kind: ClassVar[Kind[Any, Any, Any]]
+
+    name: str
+    aliases: tuple[str, ...]
+    task: str
+    architecture: str
+    recipe: str
+    dataset: str
+    sources: tuple[Source, ...] = ()
+    packaged: str | None = None
+    licence: str = "Apache-2.0"
+
+    if TYPE_CHECKING:
+
+        @property
+        def model(self) -> Any:
+            """The shape of the whole model: a field, or a property."""
+
+    @property
+    def backbone(self) -> XCiTConfig:
+        """The shape of the XCiT in it."""
+        return self.kind.backbone(self.model)
+
+    def info(self) -> Any:
+        """Class names and preprocessing, as its model has them in `info`."""
+        raise NotImplementedError
+
+    def row(self) -> dict[str, str]:
+        """What a list says of it beside name and data, by column: " px", and published figures."""
+        raise NotImplementedError
+
+    def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Labels and values for people; `counts` has the parameters, and FLOPs where the kind counts them."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,43 +82,81 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A trained model that can be had by name.
+class Checkpoint(Record):
+    """A classifier or feature backbone.
 
     Attributes:
-        name: unique.
-        aliases: other names for it: the official one, timm's, the bare architecture.
-        task: what it does: "image-classification", or "image-features" where there is no classifier.
-        architecture: its name in `ARCHITECTURES`.
+        task: "image-classification", or "image-features" where there is no classifier.
         config: its shape.
-        recipe: the name of the training config.
-        dataset: what it was trained on and is measured on.
         distilled: whether a teacher helped.
         preprocessing: how to prepare images, as its authors measured it.
         accuracies: published figures, each with its protocol.
-        sources: where to get it, in the order they are tried; empty for a packaged model.
-        packaged: the file in this package, for a model that needs no download.
-        licence: of the weights.
     """
 
-    name: str
-    aliases: tuple[str, ...]
-    task: str = "image-classification"
-    architecture: str
+    kind = CLASSIFIER
+
+    task: str = CLASSIFIER.task
     config: XCiTConfig
-    recipe: str
-    dataset: str
     distilled: bool = False
     preprocessing: Preprocessing
     accuracies: tuple[Accuracy, ...]
-    sources: tuple[Source, ...] = ()
-    packaged: str | None = None
-    licence: str = "Apache-2.0"
 
     @property
     def model(self) -> XCiTConfig:
         """The shape of the whole model."""
         return self.config
+
+    def info(self) -> ModelInfo:
+        """Class names and preprocessing."""
+        classes = classes_of(self.dataset if self.config.num_classes else "")
+        return ModelInfo(
+            name=self.name,
+            preprocessing=self.preprocessing,
+            class_names=classes.names,
+            class_ids=classes.folders,
+        )
+
+    def row(self) -> dict[str, str]:
+        """Pixels a side and top-1 by who measured it, and how."""
+        top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in self.accuracies}
+        return {
+            " px": str(self.preprocessing.image_size),
+            "top-1 official": top1.get(("classifier", "xcit")) or top1.get(("classifier", "official"), ""),
+            "top-1 mmpretrain": top1.get(("classifier", "mmpretrain"), ""),
+            "top-1 k-NN": top1.get(("k-NN", "official"), ""),
+            "top-1 linear": top1.get(("linear", "official"), ""),
+        }
+
+    def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Data, shape, counts, preprocessing and accuracies."""
+        config, spec = self.config, self.preprocessing
+        if spec.resize == "exact":
+            resize = f"straight to {spec.image_size} x {spec.image_size}"
+        else:
+            resize = f"short side to {spec.resize_to}, centre {spec.image_size} x {spec.image_size}"
+        classes = f"{config.num_classes} classes" if config.num_classes else "without labels; no classifier"
+        return [
+            ("data", f"{self.dataset}, {classes}" + (", distilled" if self.distilled else "")),
+            (
+                "architecture",
+                f"{self.architecture}: width {config.embed_dim}, {config.depth} + {config.cls_depth} blocks, "
+                f"{config.num_heads} heads, patches of {config.patch_size}",
+            ),
+            ("parameters", f"{counts['params']:,}"),
+            ("FLOPs", f"{counts['flops']:,} (published rule: multiply-accumulates, without the head)"),
+            ("torch FLOPs", f"{counts['torch_flops']:,} (torch's counter: 2 a multiply-accumulate)"),
+            ("preprocessing", f"{resize}, bicubic; mean {spec.mean}, std {spec.std}"),
+            *(
+                (
+                    "accuracy",
+                    f"top-1 {accuracy.top1:.2f}%"
+                    + (f", top-5 {accuracy.top5:.2f}%" if accuracy.top5 is not None else "")
+                    + (f" by {accuracy.method}" if accuracy.method != "classifier" else "")
+                    + f", measured by {accuracy.measured_by}",
+                )
+                for accuracy in self.accuracies
+            ),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,78 +169,97 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterRecord:
-    """A trained segmenter that can be had by name.
+class DenseRecord(Record):
+    """A segmenter or detector: an XCiT with a pyramid and a head.
 
     Attributes:
-        name: unique.
-        aliases: other names for it.
-        task: what it does.
-        architecture: that of its backbone, in `ARCHITECTURES`.
-        model: its shape.
-        recipe: the name of the training config.
-        dataset: what it was trained on and is measured on.
-        preprocessing: how to prepare images, as its authors measured it.
-        figures: published figures.
-        sources: where to get it, in the order they are tried.
-        packaged: none: no segmenter comes with this package.
-        licence: of the weights.
+        figures: published ones.
     """
 
-    name: str
-    aliases: tuple[str, ...]
-    task: str = "semantic-segmentation"
-    architecture: str
-    model: SegmenterConfig
-    recipe: str
-    dataset: str
-    preprocessing: SegmentationPreprocessing
     figures: tuple[Figure, ...]
-    sources: tuple[Source, ...]
-    packaged: None = None
-    licence: str = "Apache-2.0"
 
     @property
-    def config(self) -> XCiTConfig:
-        """The shape of the backbone."""
-        return self.model.backbone
+    def head(self) -> str:
+        """The head's name."""
+        raise NotImplementedError
+
+    @property
+    def spec(self) -> SegmentationPreprocessing | MaskRCNNConfig:
+        """What says how images are prepared."""
+        raise NotImplementedError
+
+    def row(self) -> dict[str, str]:
+        """Pixels of the short side, and the figures."""
+        return {" px": str(self.spec.short_side)} | {figure.metric: f"{figure.value:.1f}" for figure in self.figures}
+
+    def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Data, shape, parameters, preprocessing and figures."""
+        config, spec = self.backbone, self.spec
+        return [
+            ("data", f"{self.dataset}, {self.model.num_classes} classes"),
+            (
+                "architecture",
+                f"{self.head} on {self.architecture}: width {config.embed_dim}, {config.depth} blocks, "
+                f"{config.num_heads} heads, patches of {config.patch_size}",
+            ),
+            ("parameters", f"{counts['params']:,}"),
+            (
+                "preprocessing",
+                f"to fit {spec.long_side} x {spec.short_side}, bilinear; mean {spec.mean}, std {spec.std}",
+            ),
+            *(
+                ("accuracy", f"{figure.metric} {figure.value:.1f}%, measured by {figure.measured_by}")
+                for figure in self.figures
+            ),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorRecord:
-    """A trained detector that can be had by name.
+class SegmenterRecord(DenseRecord):
+    """A segmenter; `preprocessing` says how to prepare images, as its authors measured it."""
 
-    Attributes:
-        name: unique.
-        aliases: other names for it.
-        task: what it does.
-        architecture: that of its backbone, in `ARCHITECTURES`.
-        model: its shape, which includes how images are prepared.
-        recipe: the name of the training config.
-        dataset: what it was trained on and is measured on.
-        figures: published figures.
-        sources: where to get it, in the order they are tried.
-        packaged: none: no detector comes with this package.
-        licence: of the weights.
-    """
+    kind = SEGMENTER
 
-    name: str
-    aliases: tuple[str, ...]
-    task: str = "object-detection"
-    architecture: str
-    model: MaskRCNNConfig
-    recipe: str
-    dataset: str
-    figures: tuple[Figure, ...]
-    sources: tuple[Source, ...]
-    packaged: None = None
-    licence: str = "Apache-2.0"
+    task: str = SEGMENTER.task
+    model: SegmenterConfig
+    preprocessing: SegmentationPreprocessing
 
     @property
-    def config(self) -> XCiTConfig:
-        """The shape of the backbone."""
-        return self.model.backbone
+    def head(self) -> str:
+        """The head's name."""
+        return self.model.kind
+
+    @property
+    def spec(self) -> SegmentationPreprocessing:
+        """What says how images are prepared."""
+        return self.preprocessing
+
+    def info(self) -> SegmenterInfo:
+        """Class names and preprocessing."""
+        names = classes_of(self.dataset).names
+        return SegmenterInfo(name=self.name, preprocessing=self.preprocessing, class_names=names)
 
 
-Record = Checkpoint | SegmenterRecord | DetectorRecord
-"""Anything that can be had by name."""
+@dataclass(frozen=True, kw_only=True)
+class DetectorRecord(DenseRecord):
+    """A detector, whose shape includes how images are prepared."""
+
+    kind = DETECTOR
+
+    task: str = DETECTOR.task
+    model: MaskRCNNConfig
+
+    @property
+    def head(self) -> str:
+        """The head's name."""
+        return "mask-rcnn"
+
+    @property
+    def spec(self) -> MaskRCNNConfig:
+        """What says how images are prepared."""
+        return self.model
+
+    def info(self) -> DetectorInfo:
+        """Class names, with COCO's ids."""
+        classes = classes_of(self.dataset)
+        return DetectorInfo(name=self.name, class_names=classes.names, category_ids=classes.numbers)

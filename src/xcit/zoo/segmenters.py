@@ -1,12 +1,10 @@
 """The 16 published segmenters of ADE20K as records."""
 
-from dataclasses import replace
-
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.models import SegmenterConfig, XCiTConfig
 from xcit.models.segmentation import SegmenterKind
 from xcit.weights.fetch import Source
-from xcit.zoo.architectures import ARCHITECTURES
+from xcit.zoo.architectures import ARCHITECTURES, backbone_of
 from xcit.zoo.records import Figure, SegmenterRecord
 
 # Architecture; mIoU of UperNet and of Semantic FPN as the authors measured them.
@@ -23,11 +21,6 @@ _PUBLISHED: tuple[tuple[str, float, float], ...] = (
 
 SEGMENTER_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED)
 """Those whose segmenters were published."""
-
-
-def backbone_of(architecture: XCiTConfig) -> XCiTConfig:
-    """The part of an architecture that gives patch tokens alone: no class attention, no classifier."""
-    return replace(architecture, cls_depth=0, num_classes=0, global_pool="none")
 
 
 def segmenter_config(kind: SegmenterKind, architecture: XCiTConfig, num_classes: int = 150) -> SegmenterConfig:

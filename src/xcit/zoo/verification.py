@@ -1,20 +1,18 @@
 """Whether a weights file is what it should be: what `xcit verify` does."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from xcit.errors import XCiTError
-from xcit.models import SegmenterConfig
-from xcit.models.detection.config import MaskRCNNConfig
 from xcit.weights.fetch import Progress
-from xcit.weights.files import digest, read_checkpoint
-from xcit.weights.load import check_state, nonfinite
-from xcit.zoo.architectures import ARCHITECTURES
-from xcit.zoo.load import is_file, weights_path
-from xcit.zoo.names import find_record
-from xcit.zoo.stored import ModelConfig, describe, describe_detector, describe_segmenter, num_parameters, outline
+from xcit.weights.files import digest
+from xcit.weights.strict import check_state, nonfinite
+from xcit.zoo.kinds import kind_of_config
+from xcit.zoo.load import fitting_config, weights_path
+from xcit.zoo.names import find_record, is_file
+from xcit.zoo.shapes import architecture_of
+from xcit.zoo.stored import describe, num_parameters, outline, read_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,42 +34,25 @@ def verify(name_or_path: str | os.PathLike[str], *, progress: Progress | None = 
     Raises:
         XCiTError: naming the first thing that is wrong.
     """
-    if is_file(name_or_path):
-        path, expected_config = Path(name_or_path), cast(ModelConfig | None, None)
-    else:
-        record = find_record(os.fspath(name_or_path))
-        path, expected_config = weights_path(record, progress=progress), record.model
-    stored = read_checkpoint(path)
-    # Its own metadata or tensors tell what a detector is: of one it is not known for sure.
-    if stored.dense_kind == "mask-rcnn":
-        expected_config = describe_detector(stored)[0]
+    record = None if is_file(name_or_path) else find_record(os.fspath(name_or_path))
+    path = Path(name_or_path) if record is None else weights_path(record, progress=progress)
+    stored = read_weights(path)
     found, recorded = digest(stored.whole), stored.metadata.get("digest")
     if recorded is not None and recorded != found:
         raise XCiTError(f"{path}: damaged: its tensors have digest {found}, the file says {recorded}")
-    config = expected_config or (describe(stored) if stored.dense_kind is None else describe_segmenter(stored))[0]
-    expected = outline(config)
-    state = stored.state if stored.dense_kind is None else stored.dense
-    check_state(expected, state, str(path))
+    config = describe(stored).config if record is None else fitting_config(record, stored)
+    # Of a head that is unknown only the XCiT can be checked.
+    state = stored.state if stored.head is None else stored.dense
+    check_state(outline(config), state, str(path))
     if bad := nonfinite(state):
         raise XCiTError(f"{path}: {len(bad)} tensors hold NaN or infinity, the first is {bad[0]}")
+    architecture = architecture_of(kind_of_config(config).backbone(config))
     return VerifiedWeights(
         path=path,
         format=stored.format,
         digest=found,
         recorded=recorded is not None,
-        architecture=_architecture(config),
+        architecture=architecture if stored.head is None else f"{stored.head} on {architecture}",
         num_tensors=len(state),
         params=num_parameters(config),
     )
-
-
-def _architecture(config: ModelConfig) -> str:
-    if isinstance(config, SegmenterConfig):
-        return f"{config.kind} on {_architecture(config.backbone)}"
-    if isinstance(config, MaskRCNNConfig):
-        return f"mask-rcnn on {_architecture(config.backbone)}"
-    for name, known in ARCHITECTURES.items():
-        fields = ("num_classes", "in_channels", "global_pool", "cls_depth", "drop_path_rate")
-        if config == replace(known, **{field: getattr(config, field) for field in fields}):
-            return name
-    return "its own config"

@@ -10,7 +10,7 @@ from PIL import Image
 from xcit.data.classification import KNOWN_DATA, ImageFiles, LabelledImages, Subset, open_labelled_images
 from xcit.data.named import FASHION_MNIST_CLASSES, data_dir, fashion_mnist_root
 from xcit.errors import XCiTError
-from xcit.zoo.imagenet import imagenet_class_ids
+from xcit.zoo.classes import imagenet_class_ids
 
 WNIDS = ("n01440764", "n02123045", "n15075141")  # tench 0, tabby 281, toilet tissue 999
 

@@ -22,7 +22,7 @@ from xcit.measure import test as evaluation
 from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.zoo import save_model
-from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
+from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 
 TINY = XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2)
 WNIDS = ("n02123045", "n15075141", "n01440764")  # tabby 281, toilet tissue 999, tench 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from xcit.errors import XCiTError
 from xcit.models import XCiTConfig
 from xcit.models.segmentation import Segmenter, SegmenterConfig, SegmenterKind, SegmenterOutput, build_segmenter
-from xcit.weights.dense import dense_from_native
+from xcit.weights.dense import SEM_FPN, UPERNET, dense_from_native
 
 KINDS: tuple[SegmenterKind, ...] = ("upernet", "sem-fpn")
 State = Mapping[str, Tensor]
@@ -97,7 +97,7 @@ def published_sem_fpn(state: State, x: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def test_the_published_heads(kind: SegmenterKind, patch_size: int, size: tuple[int, int]) -> None:
     model, images = new(kind, patch_size), torch.randn(2, 3, *size)
-    state = dense_from_native(model.state_dict(), kind)
+    state = dense_from_native(model.state_dict(), UPERNET if kind == "upernet" else SEM_FPN)
     maps = model.backbone(images)
     plain = (published_upernet if kind == "upernet" else published_sem_fpn)(state, maps)
     found = model(images)

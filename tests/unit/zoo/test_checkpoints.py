@@ -10,7 +10,7 @@ from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiTConfig
 from xcit.zoo.architectures import ARCHITECTURES, PUBLISHED_ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS, PACKAGED
-from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
+from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 
 DATA = Path(__file__).parents[2] / "data"
 ROWS = json.loads((DATA / "zoo.json").read_text())

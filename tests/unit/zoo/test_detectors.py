@@ -14,10 +14,10 @@ from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig, XCiTPyramid
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.detection.mask_rcnn import MaskRCNN
-from xcit.weights.convert import convert
-from xcit.weights.dense import dense_from_native, dense_to_native
+from xcit.weights.dense import MASK_RCNN, dense_from_native, dense_to_native
 from xcit.zoo import ARCHITECTURES, DETECTORS, RECORDS, find_record, get_backbone, get_model, save_model, verify
-from xcit.zoo.coco import coco_category_ids, coco_class_names
+from xcit.zoo.classes import coco_category_ids, coco_class_names
+from xcit.zoo.conversion import convert
 from xcit.zoo.detectors import EITHER_PATCH, detector_name
 from xcit.zoo.stored import num_parameters, outline
 
@@ -56,9 +56,9 @@ def test_a_record_is_its_published_row(row: dict[str, Any], dense_keys: DenseKey
     size, _, patch = architecture.rpartition("-p")
     published = {name: torch.zeros(()).expand(s) for name, s in dense_keys("mask-rcnn", size, int(patch)).items()}
     assert len(published) == row["state_dict_entries"]
-    native = dense_to_native(published, "mask-rcnn")
+    native = dense_to_native(published, MASK_RCNN)
     assert {name: tensor.shape for name, tensor in native.items()} == outline(record.model)
-    back = dense_from_native(native, "mask-rcnn")
+    back = dense_from_native(native, MASK_RCNN)
     assert back.keys() == published.keys() and all(back[name] is published[name] for name in published)
 
 

@@ -14,7 +14,7 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import DINO_PREPROCESSING
 from xcit.models import XCiT, XCiTConfig
 from xcit.weights.formats import from_native
-from xcit.zoo import ARCHITECTURES, CHECKPOINTS, find_checkpoint, get_model, load_checkpoint, load_file, verify
+from xcit.zoo import ARCHITECTURES, CHECKPOINTS, find_checkpoint, get_model, load_file, load_record, verify
 
 NAMES = [name for name in CHECKPOINTS if name.startswith("dino_")]
 NAME = "dino_xcit-small-12-p16_in1k"
@@ -131,7 +131,7 @@ def test_pretrained_takes_the_published_file_from_a_mirror(tmp_path: Path, monke
         path = tmp_path / source.filename
         _, teacher = write(path, "backbone alone", record.config)
         assert_is(get_model(NAME, pretrained=True), teacher)
-        kept = load_checkpoint(record)
+        kept = load_record(record)
         assert kept.info is not None
         assert (kept.info.preprocessing, kept.info.class_names) == (DINO_PREPROCESSING, ())
         path.unlink()

@@ -19,8 +19,7 @@ from xcit.data.named import FASHION_MNIST_CLASSES
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiT, XCiTPyramid
-from xcit.weights.convert import convert
-from xcit.weights.dense import dense_from_native
+from xcit.weights.dense import PYRAMID, dense_from_native
 from xcit.weights.fetch import Source
 from xcit.weights.files import read_checkpoint, write_pickle, write_safetensors
 from xcit.weights.formats import from_native
@@ -30,13 +29,14 @@ from xcit.zoo import (
     find_checkpoint,
     get_backbone,
     get_model,
-    load_checkpoint,
     load_file,
+    load_record,
     load_weights,
     save_model,
     weights_path,
 )
-from xcit.zoo.imagenet import imagenet_class_ids, imagenet_class_names
+from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
+from xcit.zoo.conversion import convert
 
 NAME = "xcit-nano-12-p16_3rdparty_in1k"
 RECORD = find_checkpoint(NAME)
@@ -309,7 +309,7 @@ def test_the_packaged_model_knows_its_classes() -> None:
     assert model.info.class_names == FASHION_MNIST_CLASSES
     assert model.info.preprocessing.image_size == 28
     assert model(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
-    assert load_checkpoint(find_checkpoint("packaged")).info == model.info
+    assert load_record(find_checkpoint("packaged")).info == model.info
 
 
 # By file
@@ -479,7 +479,7 @@ def test_a_pyramid_of_any_file(nano: Nano, tmp_path: Path) -> None:
         assert not pyramid.training
         assert all(torch.equal(tensor, nano.state[name]) for name, tensor in pyramid.xcit.state_dict().items())
     whole = {f"backbone.{name}": tensor for name, tensor in pyramid.state_dict().items()}
-    published = dense_from_native(whole, None) | {"roi_head.weight": torch.zeros(1)}
+    published = dense_from_native(whole, PYRAMID) | {"roi_head.weight": torch.zeros(1)}
     torch.save({"state_dict": published, "meta": {}}, tmp_path / "whole.pth")
     for model, source in ((tmp_path / "whole.pth", False), ("xcit-nano-12-p16", tmp_path / "whole.pth")):
         found = get_backbone(model, source, pyramid=True, out_indices=(0, 1, 2, 3))
@@ -547,9 +547,9 @@ def test_a_download_that_is_no_checkpoint_is_not_kept(
     monkeypatch.delenv("XCIT_OFFLINE")
     monkeypatch.delenv("HF_HUB_OFFLINE")
     with pytest.raises(XCiTError, match="a web page"):
-        load_checkpoint(record)
+        load_record(record)
     put(nano, "official.pth", folder, "nano.pth")
-    assert_is_nano(load_checkpoint(record), nano)
+    assert_is_nano(load_record(record), nano)
     # The cache keeps the converted file alone.
     assert [path.name for path in (tmp_path / "cache" / "downloads").iterdir() if path.suffix != ".lock"] == []
 

@@ -13,8 +13,7 @@ import xcit
 from xcit.errors import XCiTError
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, XCiT, XCiTConfig, build_segmenter
 from xcit.models.segmentation import SegmenterKind
-from xcit.weights.convert import convert
-from xcit.weights.files import read_checkpoint
+from xcit.weights.dense import dense_to_native
 from xcit.zoo import (
     ARCHITECTURES,
     RECORDS,
@@ -26,9 +25,11 @@ from xcit.zoo import (
     save_model,
     verify,
 )
-from xcit.zoo.ade20k import ade20k_class_names
+from xcit.zoo.classes import ade20k_class_names
+from xcit.zoo.conversion import convert
+from xcit.zoo.kinds import SEGMENTER
 from xcit.zoo.segmenters import segmenter_name
-from xcit.zoo.stored import num_parameters, outline
+from xcit.zoo.stored import num_parameters, outline, read_weights
 
 DenseKeys = Callable[[str, str, int], dict[str, list[int]]]
 ROWS = json.loads((Path(__file__).parents[2] / "data" / "segmentation.json").read_text())
@@ -74,9 +75,7 @@ def test_a_record_is_its_published_row(row: dict[str, object], dense_keys: Dense
     size, _, patch = architecture.rpartition("-p")
     published = {name: torch.zeros(()).expand(shape) for name, shape in dense_keys(kind, size, int(patch)).items()}
     assert len(published) == row["state_dict_entries"]
-    from xcit.weights.dense import dense_to_native
-
-    native = dense_to_native(published, kind)
+    native = dense_to_native(published, SEGMENTER.heads[kind])
     assert {name: tensor.shape for name, tensor in native.items()} == outline(record.model)
 
 
@@ -216,7 +215,7 @@ def test_damaged_metadata_are_named(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_model(small("upernet"), tmp_path / "own.safetensors")
-    stored = read_checkpoint(tmp_path / "own.safetensors")
+    stored = read_weights(tmp_path / "own.safetensors")
     metadata = stored.metadata | {"xcit": stored.metadata["xcit"].replace("channels", "chanels")}
     save_file(stored.dense, tmp_path / "bad.safetensors", metadata=metadata)
     with pytest.raises(XCiTError, match=r"bad\.safetensors: its metadata can't be read"):

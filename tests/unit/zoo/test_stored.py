@@ -12,7 +12,9 @@ from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.weights.files import digest, read_checkpoint, write_safetensors
 from xcit.zoo import get_model, load_file, save_model
 from xcit.zoo.architectures import ARCHITECTURES, PUBLISHED_ARCHITECTURES
-from xcit.zoo.stored import config_from_state, empty_model, model_metadata, read_metadata
+from xcit.zoo.kinds import CLASSIFIER
+from xcit.zoo.shapes import config_from_state
+from xcit.zoo.stored import Statement, empty_model, model_metadata, read_metadata
 
 # Every field but the defaults.
 CONFIG = XCiTConfig(
@@ -108,7 +110,7 @@ def test_files_of_others_have_no_metadata_of_ours(tmp_path: Path) -> None:
     stored = read_checkpoint(write(tmp_path / "other.safetensors", {"format": "pt", "licence": "MIT"}))
     assert read_metadata(stored) is None
     stored = read_checkpoint(write(tmp_path / "ours.safetensors", model_metadata(CONFIG, INFO)))
-    assert read_metadata(stored) == (CONFIG, INFO)
+    assert read_metadata(stored) == Statement(kind=CLASSIFIER, config=CONFIG, info=INFO)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

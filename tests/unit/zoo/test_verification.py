@@ -6,9 +6,9 @@ from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
-from xcit.weights.convert import convert
 from xcit.weights.files import digest, write_pickle, write_safetensors
 from xcit.zoo import ARCHITECTURES, save_model, verify
+from xcit.zoo.conversion import convert
 
 CONFIG = ARCHITECTURES["pico-6-p4"]
 

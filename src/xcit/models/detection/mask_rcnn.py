@@ -22,6 +22,7 @@ from xcit.models.detection.images import pad_and_stack, padded_size, resized, to
 from xcit.models.detection.masks import paste_masks
 from xcit.models.detection.roi_heads import MIN_SCORE, Detections, Objects, RoIHeads
 from xcit.models.detection.rpn import RegionProposalNetwork
+from xcit.models.modes import evaluating
 from xcit.models.pyramid import STRIDES, XCiTPyramid
 
 
@@ -84,10 +85,13 @@ class MaskRCNN(nn.Module):
             self.info = replace(self.info, class_names=(), category_ids=())
 
     def fuse(self) -> "MaskRCNN":
-        """A copy for inference whose backbone is faster and takes less memory (see `XCiT.fuse`); no gradients."""
-        fused, xcit = copy.deepcopy(self), self.backbone.xcit.fuse()
-        fused.backbone.xcit = xcit
-        return fused.requires_grad_(False)
+        """A copy for inference, in evaluation mode, whose backbone is faster and takes less memory; no gradients.
+
+        See `XCiT.fuse`. The copy can't be set to training.
+        """
+        fused = copy.deepcopy(self)
+        fused.backbone.xcit = self.backbone.xcit.fuse()
+        return fused.requires_grad_(False).eval()
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
@@ -110,7 +114,7 @@ class MaskRCNN(nn.Module):
     def detect(
         self, image: Tensor, *, min_score: float = MIN_SCORE, sides: tuple[int, int] | None = None
     ) -> Detections:
-        """What is in one image (C, h, w), at most 100 objects.
+        """What is in one image (C, h, w), at most 100 objects; as in evaluation mode, whatever mode it is in.
 
         Args:
             image: uint8, or floating-point in 0..1, anywhere.
@@ -123,10 +127,11 @@ class MaskRCNN(nn.Module):
         scaled = fitted_size(*size, long_side=long_side, short_side=short_side)
         height_scale, width_scale = scaled[0] / size[0], scaled[1] / size[1]
         scale = torch.tensor([width_scale, height_scale, width_scale, height_scale], device=pixels.device)
-        maps = self._maps(pad_and_stack([self._normalize(resized(pixels, scaled))]))
-        logits, steps = self.rpn(maps)
-        (proposals,) = self.rpn.proposals(maps, logits, steps, [scaled])
-        return self.roi_heads.detect(maps, proposals, scaled, scale, min_score)
+        with evaluating(self):
+            maps = self._maps(pad_and_stack([self._normalize(resized(pixels, scaled))]))
+            logits, steps = self.rpn(maps)
+            (proposals,) = self.rpn.proposals(maps, logits, steps, [scaled])
+            return self.roi_heads.detect(maps, proposals, scaled, scale, min_score)
 
     def _losses(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None) -> dict[str, Tensor]:
         if targets is None or len(targets) != len(images):

@@ -7,9 +7,8 @@ from xcit.models.detection.config import MaskRCNNConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.recipes.official import drop_path_rate
 from xcit.training.tasks.detection import DetectionConfig
-from xcit.zoo.architectures import ARCHITECTURES
+from xcit.zoo.architectures import ARCHITECTURES, backbone_of
 from xcit.zoo.detectors import detector_config, detector_name
-from xcit.zoo.segmenters import backbone_of
 
 
 def detection(architecture: str) -> DetectionConfig:

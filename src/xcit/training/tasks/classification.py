@@ -15,6 +15,7 @@ from xcit.data.loader import AugmentationConfig, train_transform
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
+from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.distillation import DistillationConfig, check_teacher, load_teacher
@@ -143,10 +144,8 @@ def evaluate_classification(
     device = device or next(model.parameters()).device
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     num_right5, loss_sum, unreadable = 0, 0.0, []
-    was_training = model.training
-    model.eval()
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
-    with torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         for batch, labels, reasons in batches:
             unreadable += reasons
             if len(labels):
@@ -160,7 +159,6 @@ def evaluate_classification(
                     num_classes, num_classes
                 )
             report(len(labels) + len(reasons))
-    model.train(was_training)
     sums = reduce(torch.tensor([num_right5, loss_sum], dtype=torch.float64, device=device)).tolist()
     confusion = reduce(confusion.to(device)).cpu()
     num_images = int(confusion.sum())

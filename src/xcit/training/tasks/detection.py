@@ -1,6 +1,5 @@
 """Detection and instance segmentation: losses, average precision, and the wiring of the data."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,13 +22,13 @@ from xcit.data.loader import TrainLoader, prepare_worker
 from xcit.errors import XCiTError
 from xcit.inference.detect import detected_objects
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
+from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.average_precision import NAMES, DetectionRow, Precision, average_precision
 from xcit.training.tasks.dense_backbone import take_backbone
 from xcit.training.tasks.sources import find_source
-from xcit.zoo import get_model, save_model
-from xcit.zoo.load import is_file, load_detector_file
+from xcit.zoo import save_model
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
@@ -140,18 +139,16 @@ def evaluate_detection(
         worker_init_fn=prepare_worker,
     )
     rows, seen, unreadable = list[DetectionRow](), list[int](), list[str]()
-    was_training = model.training
-    model.eval()
-    for index, pixels, reason in loader:
-        if reason:
-            unreadable.append(reason)
-        else:
-            seen.append(index)
-            for found in detected_objects(model.detect(pixels), images.images[index].size):
-                if found.label in category_of:
-                    rows.append(DetectionRow(index, category_of[found.label], found.score, found.box, found.mask))
-        report(1)
-    model.train(was_training)
+    with evaluating(model):
+        for index, pixels, reason in loader:
+            if reason:
+                unreadable.append(reason)
+            else:
+                seen.append(index)
+                for found in detected_objects(model.detect(pixels), images.images[index].size):
+                    if found.label in category_of:
+                        rows.append(DetectionRow(index, category_of[found.label], found.score, found.box, found.mask))
+            report(1)
     if world_size > 1:
         shares: list[Any] = [None] * world_size
         torch.distributed.all_gather_object(shares, (rows, seen))
@@ -164,34 +161,6 @@ def evaluate_detection(
     rows.sort(key=lambda row: row.image)
     precision = average_precision(images, sorted(seen), rows)
     return DetectionReport(num_images=len(seen), precision=precision, unreadable=tuple(unreadable))
-
-
-def load_for(recipe: DetectionConfig, checkpoint: str | os.PathLike[str]) -> "MaskRCNN":
-    """A checkpoint as a recipe's model, prepared as the recipe says; its classes are its own.
-
-    Args:
-        recipe: the config of a recipe or run.
-        checkpoint: a path, a URL or a name of the zoo.
-
-    Raises:
-        XCiTError: if it can't be had, or is another model.
-    """
-    from xcit.models.detection.mask_rcnn import MaskRCNN
-
-    name = os.fspath(checkpoint)
-    built = load_detector_file(name) if is_file(checkpoint) or "://" in name else get_model(name, pretrained=True)
-    if not isinstance(built, MaskRCNN):
-        raise XCiTError(f"{name} is no detector, which {recipe.name} trains")
-    ours, theirs = recipe.model.backbone, built.config.backbone
-    for field_name in ("in_channels", "patch_size", "embed_dim", "depth"):
-        if getattr(ours, field_name) != getattr(theirs, field_name):
-            raise XCiTError(
-                f"{name} is no {recipe.name}: its {field_name} is {getattr(theirs, field_name)}, the recipe's "
-                f"{getattr(ours, field_name)}"
-            )
-    prepared = {key: getattr(recipe.model, key) for key in ("short_side", "long_side", "mean", "std", "anchor_scale")}
-    built.config = replace(built.config, **prepared)
-    return built
 
 
 def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:

@@ -17,6 +17,7 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.models.dino import DINO, NUM_GLOBAL, DINOHeadConfig
+from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.optimizer import cosine
 from xcit.training.engine.task import Layout, Reduce
@@ -255,8 +256,6 @@ class DINOTask:
         """Of the teacher in evaluation mode on whole training images: spread of the features, and entropy (nats)."""
         assert isinstance(model, DINO)
         device = model.center.device
-        was_training = model.teacher.training
-        model.teacher.eval()
         batches = evaluation_batches_of(
             self._watched,
             self.config.preprocessing,
@@ -268,7 +267,7 @@ class DINOTask:
         embed_dim = self.config.model.embed_dim
         # Sums over the images: of the unit features' entries, of their squares, of the entropies, and of 1.
         sums = torch.zeros(2 * embed_dim + 2, dtype=torch.float64, device=device)
-        with torch.inference_mode():
+        with evaluating(model.teacher), torch.inference_mode():
             for images, _, _ in batches:
                 if len(images):
                     features, logits = model.teacher([images.to(device)])
@@ -276,7 +275,6 @@ class DINOTask:
                     entropy = _entropy(teacher_probabilities(logits, model.center, temperature))
                     scalars = torch.stack([entropy.double(), torch.ones_like(entropy).double()], dim=1)
                     sums += torch.cat([unit, unit.square(), scalars], dim=1).sum(dim=0)
-        model.teacher.train(was_training)
         total, squares, (entropy_sum, count) = reduce(sums).split([embed_dim, embed_dim, 2])
         if count == 0:
             raise XCiTError(f"none of the {len(self._watched)} images that the run is watched by could be read")

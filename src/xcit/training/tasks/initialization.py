@@ -9,7 +9,7 @@ from pathlib import Path
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 from xcit.training.tasks.sources import find_source
-from xcit.zoo import load_as, load_checkpoint, load_file
+from xcit.zoo import load_as, load_file, load_record
 
 _SHAPE = (
     "in_channels",
@@ -85,10 +85,7 @@ def initialize(model: XCiT, config: InitializeConfig) -> None:
 
 def _take_weights(model: XCiT, source: str) -> None:
     record = None if "://" in source else find_source(source, "initialize.weights")
-    if record is not None:
-        found = load_checkpoint(record)
-    else:
-        found = load_as(model.config, source, num_classes=model.num_classes)
+    found = load_as(model.config, source, num_classes=model.num_classes) if record is None else load_record(record)
     state = found.state_dict()
     if found.num_classes != model.num_classes:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
@@ -97,7 +94,7 @@ def _take_weights(model: XCiT, source: str) -> None:
 
 def _take_stem(model: XCiT, source: str) -> None:
     record = find_source(source, "initialize.stem")
-    found = load_checkpoint(record) if record is not None else load_file(Path(source))
+    found = load_record(record) if record is not None else load_file(Path(source))
     _check_shape(found.config, model.config, _STEM_SHAPE, f"initialize.stem: {source}")
     model.stem.load_state_dict(found.stem.state_dict())
 

@@ -19,6 +19,7 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.inference.segment import SlidingWindow, predict_labels
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, build_segmenter
+from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.dense_backbone import take_backbone
@@ -186,19 +187,17 @@ def evaluate_segmentation(
     num_classes = model.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     num_images, unreadable = 0, []
-    was_training = model.training
-    model.eval()
-    for pixels, labels, reason in loader:
-        if reason:
-            unreadable.append(reason)
-        else:
-            predicted = predict_labels(
-                model, pixels, spec, size=labels.shape, window=window, device=device, dtype=dtype
-            )
-            confusion += count_pixels(labels, predicted, num_classes)
-            num_images += 1
-        report(1)
-    model.train(was_training)
+    with evaluating(model):
+        for pixels, labels, reason in loader:
+            if reason:
+                unreadable.append(reason)
+            else:
+                predicted = predict_labels(
+                    model, pixels, spec, size=labels.shape, window=window, device=device, dtype=dtype
+                )
+                confusion += count_pixels(labels, predicted, num_classes)
+                num_images += 1
+            report(1)
     confusion = reduce(confusion.to(device)).cpu()
     num_images = int(reduce(torch.tensor([num_images], device=device)).item())
     if num_images == 0:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from xcit.errors import XCiTError
 from xcit.zoo import Checkpoint, find_checkpoint
-from xcit.zoo.load import is_file
+from xcit.zoo.names import is_file
 
 
 def find_source(source: str, field: str) -> Checkpoint | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from xcit.bench.work import Case
+from beside_peers.work import Case
 
 
 def open_session(

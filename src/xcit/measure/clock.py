@@ -1,16 +1,44 @@
-"""The clock: rounds in which all take turns, ratios with their spread, and the machine's matrix product peak."""
+"""The clock, and the machine it stands on: rounds in which all take turns, ratios with their spread, matrix peak."""
 
+import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Literal
 
 import torch
+
+from xcit.machine import processor
+
+DType = Literal["float32", "bfloat16", "float16"]
 
 CPU_SIDES, ACCELERATOR_SIDES = (512, 1024, 2048), (2048, 4096, 8192)
 """Sides of the square matrices whose product is timed."""
 
 _SECONDS_A_SIDE = 0.5
 _MAX_PRODUCTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where it was measured.
+
+    Attributes:
+        name: of the GPU, or of the processor.
+        device: as torch names it.
+        threads: that torch and ONNX Runtime may use on the CPU.
+        matrix_peak: FLOP/s of the fastest square matrix product in the same precision, on as many threads.
+        versions: of what takes part, as "torch 2.7.0".
+    """
+
+    name: str
+    device: str
+    threads: int
+    matrix_peak: float
+    versions: tuple[str, ...]
 
 
 def time_rounds(
@@ -84,3 +112,53 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] |
             if time.perf_counter() > ends:
                 break
     return best
+
+
+@contextmanager
+def settings(device: torch.device, threads: int) -> Iterator[None]:
+    """The number of threads, and on a GPU the fastest convolutions in full precision; as they were, afterwards."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    convolutions: AbstractContextManager[None] = nullcontext()
+    if device.type == "cuda":
+        convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+    try:
+        with convolutions:
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def this_machine(device: torch.device, dtype: DType, threads: int, packages: Sequence[str] = ()) -> Machine:
+    """Where it is measured, with the versions of Python, torch and the packages that take part; measures the peak."""
+    return Machine(
+        name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        device=str(device),
+        threads=threads,
+        matrix_peak=matrix_peak(device, getattr(torch, dtype)),
+        versions=(
+            f"Python {platform.python_version()}",
+            *(f"{package} {version(package)}" for package in ("torch", *packages)),
+        ),
+    )
+
+
+def headings(machine: Machine, what: str, rounds: int) -> tuple[str, str]:
+    """Two lines: machine and versions; what was measured, and the machine's matrix product peak."""
+    threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
+    place = threads if machine.device == "cpu" else f"{machine.device}, {threads} on the CPU"
+    return (
+        f"{machine.name}, {place}; {', '.join(machine.versions)}",
+        f"{what}, {rounds} round{'s' * (rounds != 1)} in turn; "
+        f"peak of matrix products {flops_per_second(machine.matrix_peak)}",
+    )
+
+
+def flops_per_second(value: float) -> str:
+    """A speed with a unit that suits its size."""
+    return f"{value / 1e12:.1f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
+
+
+def three_digits(value: float) -> str:
+    """A number with three digits, or more before its point."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"

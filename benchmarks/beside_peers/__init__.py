@@ -1,10 +1,10 @@
 """XCiT beside its peers with the same weights: time, peak memory, and how both grow with the number of tokens."""
 
-from xcit.bench.comparison import compare
-from xcit.bench.contenders import INFERENCE_CONTENDERS, TRAINING_CONTENDERS
-from xcit.bench.picture import draw_growth
-from xcit.bench.results import BenchResult, Failure, Growth, Machine, Measurement, ModelResult, SizeResult
-from xcit.bench.tables import markdown
+from beside_peers.comparison import compare
+from beside_peers.contenders import INFERENCE_CONTENDERS, TRAINING_CONTENDERS
+from beside_peers.picture import draw_growth
+from beside_peers.results import BenchResult, Failure, Growth, Machine, Measurement, ModelResult, SizeResult
+from beside_peers.tables import markdown
 
 __all__ = [
     "INFERENCE_CONTENDERS",

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from beside_peers import BenchResult, compare, comparison
+from beside_peers.contenders import build
+from beside_peers.work import Case, Inference, Work
 
-from xcit.bench import BenchResult, compare, comparison
-from xcit.bench.contenders import build
-from xcit.bench.work import Case, Inference, Work
 from xcit.errors import XCiTError
 
 SMALL = {"memory": False, "rounds": 2, "device": "cpu", "threads": 1}
@@ -14,7 +14,7 @@ SMALL = {"memory": False, "rounds": 2, "device": "cpu", "threads": 1}
 
 @pytest.fixture(autouse=True)
 def _small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xcit.bench.measuring.CPU_SIDES", (64,))
+    monkeypatch.setattr("xcit.measure.clock.CPU_SIDES", (64,))
 
 
 @pytest.fixture(scope="module")

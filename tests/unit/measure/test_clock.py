@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from xcit.bench.measuring import matrix_peak, ratio_of_medians, synchronizer, time_rounds
+from xcit.measure.clock import matrix_peak, ratio_of_medians, synchronizer, time_rounds
 
 
 def test_each_round_does_all_and_begins_with_another() -> None:

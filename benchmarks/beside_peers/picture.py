@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xcit.bench.results import BenchResult, Growth, Measurement, ModelResult
-from xcit.bench.tables import MEGABYTE
+from beside_peers.results import BenchResult, Growth, Measurement, ModelResult
+from beside_peers.tables import MEGABYTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

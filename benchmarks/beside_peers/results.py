@@ -2,30 +2,9 @@
 
 import json
 from dataclasses import dataclass
-from typing import Literal
 
 from xcit.config import from_dict, to_dict
-
-DType = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Where it was measured.
-
-    Attributes:
-        name: of the GPU, or of the processor.
-        device: as torch names it.
-        threads: that torch and ONNX Runtime may use on the CPU.
-        matrix_peak: FLOP/s of the fastest square matrix product in the same precision, on as many threads.
-        versions: of what takes part, as "torch 2.7.0".
-    """
-
-    name: str
-    device: str
-    threads: int
-    matrix_peak: float
-    versions: tuple[str, ...]
+from xcit.measure.clock import DType, Machine
 
 
 @dataclass(frozen=True, kw_only=True)

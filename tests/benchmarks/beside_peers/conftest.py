@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-
-from xcit.bench import BenchResult, Failure, Growth, Machine, Measurement, ModelResult, SizeResult
+from beside_peers import BenchResult, Failure, Growth, Machine, Measurement, ModelResult, SizeResult
 
 
 def _measured(contender: str, milliseconds: float, ratio: float | None, memory: float | None) -> Measurement:

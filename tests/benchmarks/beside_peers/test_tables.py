@@ -1,9 +1,10 @@
 from collections.abc import Callable
 
 import pytest
+from beside_peers import BenchResult, markdown
+from beside_peers.tables import growth_lines, headers, heading, rows
 
-from xcit.bench import BenchResult, markdown
-from xcit.bench.tables import flops_per_second, growth_lines, headers, heading, rows, three_digits
+from xcit.measure.clock import flops_per_second, three_digits
 
 
 def test_rows_have_a_cell_for_each_header(make_result: Callable[..., BenchResult]) -> None:

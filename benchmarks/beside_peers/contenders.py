@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from xcit.bench.onnx_session import open_session
-from xcit.bench.results import DType
-from xcit.bench.work import SEED, Case, Inference, TrainingStep, Work
+from beside_peers.onnx_session import open_session
+from beside_peers.results import DType
+from beside_peers.work import SEED, Case, Inference, TrainingStep, Work
 from xcit.errors import XCiTError
 from xcit.models import XCiT
 from xcit.weights.formats import from_native

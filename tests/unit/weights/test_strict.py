@@ -5,7 +5,7 @@ import torch
 
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
-from xcit.weights.load import check_state, load_state, nonfinite
+from xcit.weights.strict import check_state, load_state, nonfinite
 
 
 def model(**changes: int) -> XCiT:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.bench.results import DType
+from beside_peers.results import DType
 from xcit.models import XCiT, XCiTConfig
 from xcit.weights.formats import to_native
 from xcit.zoo.architectures import ARCHITECTURES

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
-from xcit.weights.convert import convert
 from xcit.weights.files import digest, read_checkpoint, write_safetensors
 from xcit.weights.formats import FORMATS, Format, from_native
+from xcit.zoo.conversion import convert
 
 METADATA = {"config": '{"embed_dim": 16}', "licence": "Apache-2.0"}
 

@@ -3,45 +3,46 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import cast
 
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.weights.dense import DenseKind, dense_from_native
-from xcit.weights.files import StoredWeights, read_checkpoint, write_pickle, write_safetensors
-from xcit.weights.formats import from_native
-
-Target = Literal["xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet"]
-TARGETS: tuple[Target, ...] = get_args(Target)
-"""Formats that can be written.
-
-"dino" is a published DINO backbone: official names, no classifier, no wrapper. "mmseg" is a published segmenter,
-"mmdet" a published detector; "xcit" too keeps these whole, all others take the XCiT out of them.
-"""
+from xcit.weights.dense import dense_from_native
+from xcit.weights.files import StoredWeights, write_pickle, write_safetensors
+from xcit.weights.formats import FORMATS, Format, from_native
+from xcit.zoo.kinds import KINDS
+from xcit.zoo.stored import read_weights
 
 _PICKLED = (".pth", ".pt", ".bin")
 
-_DENSE: dict[Target, tuple[str, tuple[DenseKind, ...]]] = {
-    "mmseg": ("segmenter", ("upernet", "sem-fpn")),
-    "mmdet": ("detector", ("mask-rcnn",)),
-}
-"""Formats of whole dense models: what such a model is called, and its kinds."""
 
-_WRAP: dict[Target, Callable[[dict[str, Tensor]], dict[str, object]]] = {
+def _openmmlab(state: dict[str, Tensor]) -> dict[str, object]:
+    return {"state_dict": state, "meta": {}}
+
+
+_WRAP: dict[str, Callable[[dict[str, Tensor]], dict[str, object]]] = {
     "xcit": dict,
     "official": lambda state: {"model": state},
     "timm": dict,
-    "mmpretrain": lambda state: {"state_dict": state, "meta": {}},
+    "mmpretrain": _openmmlab,
     "dino": dict,
-    "mmseg": lambda state: {"state_dict": state, "meta": {}},
-    "mmdet": lambda state: {"state_dict": state, "meta": {}},
 }
-"""How each format's own pickles hold the state."""
+"""How each format's own pickles hold the state; whole published models are OpenMMLab's."""
+
+
+def targets() -> tuple[str, ...]:
+    """Formats that can be written.
+
+    "dino" is a published DINO backbone: official names, no classifier, no wrapper. Those after it are whole published
+    models of a kind ("mmseg" segmenters, "mmdet" detectors); "xcit" too keeps these whole, all others take the XCiT out
+    of them.
+    """
+    return (*FORMATS, "dino", *(kind.published_format for kind in KINDS.values() if kind.published_format))
 
 
 def convert(
-    source: str | Path, destination: str | Path, to: Target, *, key: str | None = None, overwrite: bool = False
+    source: str | Path, destination: str | Path, to: str, *, key: str | None = None, overwrite: bool = False
 ) -> StoredWeights:
     """Reads a checkpoint of any format and writes it in another.
 
@@ -49,7 +50,7 @@ def convert(
         source: the checkpoint.
         destination: the new file. Its suffix chooses the file type: .safetensors, or .pth, .pt, .bin for torch's own,
             which has no place for the metadata of a safetensors file.
-        to: the new file's format, one of `TARGETS`.
+        to: the new file's format, one of `targets()`.
         key: which of several sets of weights in one file to take, see `read_checkpoint`.
         overwrite: replace the destination if it exists.
 
@@ -61,11 +62,11 @@ def convert(
             exists and `overwrite` is not set. The source itself is never overwritten.
     """
     source, destination = Path(source), Path(destination)
-    if to not in TARGETS:
-        raise XCiTError(f"unknown format {to!r}: choose one of {', '.join(TARGETS)}")
+    if to not in targets():
+        raise XCiTError(f"unknown format {to!r}: choose one of {', '.join(targets())}")
     if destination.suffix not in (".safetensors", *_PICKLED):
         raise XCiTError(f"{destination} must end in .safetensors or one of {', '.join(_PICKLED)}")
-    stored = read_checkpoint(source, key=key)
+    stored = read_weights(source, key=key)
     if to == "dino" and any(name.startswith("head.") for name in stored.state):
         raise XCiTError(f"{source} has a classifier, for which DINO's format has no place: choose another format")
     if destination.exists():
@@ -73,17 +74,17 @@ def convert(
             raise XCiTError(f"{destination} is the file to convert itself: choose another destination")
         if not overwrite:
             raise XCiTError(f"{destination} exists: choose another destination, or ask to overwrite it")
-    if to == "mmseg" or to == "mmdet":
-        what, kinds = _DENSE[to]
-        if stored.dense_kind not in kinds:
-            raise XCiTError(f"{source} is no {what}, which {to} is the format of: choose another format")
-        state = dense_from_native(stored.dense, stored.dense_kind)
-    elif to == "xcit" and stored.dense_kind is not None:
+    kind = next((kind for kind in KINDS.values() if to and kind.published_format == to), None)
+    if kind is not None:
+        if stored.head is None or stored.head not in kind.heads:
+            raise XCiTError(f"{source} is no {kind.name}, which {to} is the format of: choose another format")
+        state = dense_from_native(stored.dense, kind.heads[stored.head])
+    elif to == "xcit" and stored.head is not None:
         state = stored.dense
     else:
-        state = from_native(stored.state, "official" if to == "dino" else to)
+        state = from_native(stored.state, "official" if to == "dino" else cast(Format, to))
     if destination.suffix == ".safetensors":
         write_safetensors(destination, state, stored.metadata)
     else:
-        write_pickle(destination, state, _WRAP[to])
+        write_pickle(destination, state, _WRAP.get(to, _openmmlab))
     return replace(stored, set_aside=()) if len(state) == len(stored.dense) else stored

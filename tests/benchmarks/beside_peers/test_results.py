@@ -1,8 +1,8 @@
 import json
 
 import pytest
+from beside_peers import BenchResult
 
-from xcit.bench import BenchResult
 from xcit.errors import XCiTError
 
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from beside_peers.contenders import INFERENCE_CONTENDERS, TRAINING_CONTENDERS, build, build_reference, check_contenders
+from beside_peers.work import Case
 
-from xcit.bench.contenders import INFERENCE_CONTENDERS, TRAINING_CONTENDERS, build, build_reference, check_contenders
-from xcit.bench.work import Case
 from xcit.errors import XCiTError
 
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@
 
 On a GPU, torch's own account: the most that was allocated at once in a second run, less what was before the first.
 
-On the CPU, resident memory as the system sees it, in a fresh process for each contender: whatever an allocator or a
+On the CPU, resident memory as the system sees it, in a fresh process for each figure: whatever an allocator or a
 library takes counts, and nothing is left from others. The first run is a warm-up (code that is loaded, threads, torch's
 compiler); then free memory is handed back to the system, its high-water mark is reset, and the second run moves it.
 Tensors that the first run has left, as a cache does, count as the run's. Linux only, for only there the mark can be
@@ -12,17 +12,15 @@ reset.
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from xcit.bench.contenders import build
-from xcit.bench.work import Case, Work
-from xcit.config import from_dict, to_dict
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_HIGH_WATER_MARK = "5"
@@ -37,38 +35,42 @@ class MemoryUnknownError(Exception):
     """Says in one line why there is no figure."""
 
 
-def peak_memory_in_new_process(contender: str, case: Case, folder: Path) -> float:
-    """Bytes an image of a contender's run on the CPU.
+def growth_in_new_process(main: str, request: Mapping[str, Any], *, path: Path | None = None) -> int:
+    """Bytes that a function measures in a fresh process.
 
     Args:
-        contender: its name.
-        case: what it runs.
-        folder: as for `build`.
+        main: "module:function". It gets the request and gives a number of bytes, as `resident_growth` counts them.
+        request: plain values, as JSON has them.
+        path: a folder to import the module from, where it is not installed.
 
     Raises:
         MemoryUnknownError: if the process fails, as it does where memory is short.
     """
-    request = {"contender": contender, "case": to_dict(case), "folder": str(folder)}
-    command = [sys.executable, "-c", "from xcit.bench.memory import main; main()"]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    module, _, function = main.partition(":")
+    code = (
+        f"import json, sys; from {module} import {function} as main; "
+        "sys.stdout.write(f'\\n{main(json.load(sys.stdin))}\\n')"
+    )
+    environment = dict(os.environ)
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [environment.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise MemoryUnknownError(
             said[-1] if said else f"its process ended with status {done.returncode}: out of memory?"
         )
-    return float(done.stdout.split()[-1]) / case.batch_size
+    return int(done.stdout.split()[-1])
 
 
-def main() -> None:
-    """Reads a request on standard input, measures, and ends standard output with a number of bytes."""
-    request: dict[str, Any] = json.load(sys.stdin)
-    case = from_dict(Case, request["case"])
-    torch.set_num_threads(case.threads)
-    work = build(request["contender"], case, Path(request["folder"]), keeps_memory=False)
-    sys.stdout.write(f"\n{resident_growth(work)}\n")
-
-
-def resident_growth(work: Work) -> int:
+def resident_growth(work: Callable[[], object]) -> int:
     """Bytes by which resident memory of this process grows while a work is done, its lasting tensors included."""
     allocator = ctypes.CDLL(None)
     glibc = hasattr(allocator, "mallopt")
@@ -86,7 +88,7 @@ def resident_growth(work: Work) -> int:
     return _status_bytes("VmHWM") - resident + kept
 
 
-def cuda_growth(work: Work, allocated_before: int, device: torch.device) -> int:
+def cuda_growth(work: Callable[[], object], allocated_before: int, device: torch.device) -> int:
     """Bytes of GPU memory that a work takes beyond those that were allocated before its first run."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)

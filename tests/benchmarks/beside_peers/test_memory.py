@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from beside_peers.memory import peak_memory_in_new_process
+from beside_peers.work import Case, Inference
 from torch import Tensor
 
-from xcit.bench.memory import MemoryUnknownError, peak_memory_in_new_process, resident_growth
-from xcit.bench.work import Case, Inference
+from xcit.measure.memory import MemoryUnknownError, resident_growth
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peak memory on the CPU is measured on Linux only")
 

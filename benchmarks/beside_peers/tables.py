@@ -1,21 +1,15 @@
 """A comparison as text: what was measured where, a table for each model, and how its figures grow."""
 
-from xcit.bench.results import BenchResult, Measurement, ModelResult
+from beside_peers.results import BenchResult, Measurement, ModelResult
+from xcit.measure.clock import headings, three_digits
 
 MEGABYTE = 1e6
 
 
 def heading(result: BenchResult) -> tuple[str, str]:
     """Two lines: machine and versions; what was measured, and the machine's matrix product peak."""
-    machine = result.machine
-    threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
-    place = threads if machine.device == "cpu" else f"{machine.device}, {threads} on the CPU"
     what = "training step (forward, loss, backward)" if result.train else "inference"
-    return (
-        f"{machine.name}, {place}; {', '.join(machine.versions)}",
-        f"{what}, {result.dtype}, batch {result.batch_size}, {_count(result.rounds, 'round')} in turn; "
-        f"peak of matrix products {flops_per_second(machine.matrix_peak)}",
-    )
+    return headings(result.machine, f"{what}, {result.dtype}, batch {result.batch_size}", result.rounds)
 
 
 def headers(result: BenchResult) -> tuple[str, ...]:
@@ -72,16 +66,6 @@ def markdown(result: BenchResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def flops_per_second(value: float) -> str:
-    """A speed with a unit that suits its size."""
-    return f"{value / 1e12:.1f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
-
-
-def three_digits(value: float) -> str:
-    """A number with three digits, or more before its point."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
-
-
 def _cells(measurement: Measurement) -> tuple[str, ...]:
     memory, quartiles = measurement.peak_memory, measurement.ratio_quartiles
     return (
@@ -101,7 +85,3 @@ def _has_memory(result: BenchResult) -> bool:
 
 def _markdown_row(cells: tuple[str, ...] | list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

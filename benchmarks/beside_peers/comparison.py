@@ -1,36 +1,32 @@
 """The comparison: contenders are built, checked against the reference, timed in turn, and their memory is measured."""
 
-import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from xcit.bench.contenders import build, build_reference, check_contenders
-from xcit.bench.measuring import matrix_peak, ratio_of_medians, synchronizer, time_rounds
-from xcit.bench.memory import MemoryUnknownError, cuda_growth, peak_memory_in_new_process
-from xcit.bench.results import (
+from beside_peers.contenders import build, build_reference, check_contenders
+from beside_peers.memory import peak_memory_in_new_process
+from beside_peers.results import (
     BenchResult,
     DType,
     Failure,
     Growth,
-    Machine,
     Measurement,
     ModelResult,
     SizeResult,
 )
-from xcit.bench.work import Case, Work
+from beside_peers.work import Case, Work
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
-from xcit.machine import processor
+from xcit.measure.clock import ratio_of_medians, settings, synchronizer, this_machine, time_rounds
 from xcit.measure.complexity import Complexity, complexity, fitted_exponent
+from xcit.measure.memory import MemoryUnknownError, cuda_growth
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.names import find_architecture
 
@@ -72,7 +68,7 @@ def compare(
         device: where to compute; none is a GPU if there is one, else the CPU.
         threads: of torch and ONNX Runtime on the CPU; none is torch's own number.
         rounds: how often each contender is timed at each size.
-        memory: measure peak memory too; see `xcit.bench.memory` for what that is.
+        memory: measure peak memory too; see `beside_peers.memory` for what that is.
         started: called once with the number of units of work.
         advance: called with how many of them are done.
         announce: called with a line about each contender that could not be measured; the others go on.
@@ -103,8 +99,9 @@ def compare(
     in_processes = memory and place.type == "cpu"
     started(len(architectures) * len(sizes) * len(contenders) * (1 + rounds + in_processes))
     found = []
-    with _settings(place, threads), tempfile.TemporaryDirectory() as folder:
-        machine = _machine(place, dtype, threads, contenders)
+    with settings(place, threads), tempfile.TemporaryDirectory() as folder:
+        packages = dict.fromkeys(name.partition("-")[0] for name in contenders)  # each contender's name begins with one
+        machine = this_machine(place, dtype, threads, [package for package in packages if package != "xcit"])
         for name in architectures:
             results = []
             for count in counts[name]:
@@ -139,35 +136,6 @@ def compare(
         batch_size=batch_size,
         rounds=rounds,
         models=tuple(found),
-    )
-
-
-@contextmanager
-def _settings(device: torch.device, threads: int) -> Iterator[None]:
-    """The number of threads, and on a GPU the fastest convolutions in full precision; as they were, afterwards."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    convolutions: AbstractContextManager[None] = nullcontext()
-    if device.type == "cuda":
-        convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
-    try:
-        with convolutions:
-            yield
-    finally:
-        torch.set_num_threads(num_threads)
-
-
-def _machine(device: torch.device, dtype: DType, threads: int, contenders: Sequence[str]) -> Machine:
-    packages = dict.fromkeys(name.partition("-")[0] for name in contenders)  # each contender's name begins with one
-    return Machine(
-        name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        device=str(device),
-        threads=threads,
-        matrix_peak=matrix_peak(device, getattr(torch, dtype)),
-        versions=(
-            f"Python {platform.python_version()}",
-            *(f"{package} {version(package)}" for package in ("torch", *packages) if package != "xcit"),
-        ),
     )
 
 

@@ -3,10 +3,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from beside_peers import BenchResult, draw_growth
+from beside_peers.picture import _spaced
 from PIL import Image
-
-from xcit.bench import BenchResult, draw_growth
-from xcit.bench.picture import _spaced
 
 
 def draw(result: BenchResult, path: Path) -> np.ndarray:

@@ -1,0 +1,34 @@
+"""Peak memory of a contender's run on the CPU, in a fresh process; see `xcit.measure.memory` for what is counted."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beside_peers.contenders import build
+from beside_peers.work import Case
+from xcit.config import from_dict, to_dict
+from xcit.measure.memory import growth_in_new_process, resident_growth
+
+
+def peak_memory_in_new_process(contender: str, case: Case, folder: Path) -> float:
+    """Bytes an image of a contender's run on the CPU.
+
+    Args:
+        contender: its name.
+        case: what it runs.
+        folder: as for `build`.
+
+    Raises:
+        MemoryUnknownError: if the process fails, as it does where memory is short.
+    """
+    request = {"contender": contender, "case": to_dict(case), "folder": str(folder)}
+    here = Path(__file__).parents[1]
+    return growth_in_new_process("beside_peers.memory:measure", request, path=here) / case.batch_size
+
+
+def measure(request: dict[str, Any]) -> int:
+    """Bytes of a request's run."""
+    case = from_dict(Case, request["case"])
+    torch.set_num_threads(case.threads)
+    return resident_growth(build(request["contender"], case, Path(request["folder"]), keeps_memory=False))

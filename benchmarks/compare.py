@@ -1,0 +1,127 @@
+"""Time and peak memory of XCiT beside other implementations, all with the same weights: `--help` says how.
+
+python benchmarks/compare.py --models small-12-p8 --sizes 224,384,1024 --against timm,timm-compile --out runs/bench
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+import click
+from beside_peers import BenchResult, ModelResult, compare, draw_growth, markdown
+from beside_peers.tables import growth_lines, headers, heading, rows
+
+from xcit.cli import SOME_FAILED, run
+from xcit.cli.bench import image_sizes, print_table
+from xcit.cli.options import checked_device, compute_options
+from xcit.cli.progress import progress_bar
+
+
+def _names(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
+
+
+_HELP = """Measure time and peak memory beside other implementations, all with the same weights.
+
+\b
+Contenders:
+  xcit          this package, fused for inference: what the others are
+                compared with
+  xcit-plain    this package's model as it trains: first in --train
+  xcit-compile  xcit by torch.compile; in --train xcit-plain
+  timm          timm's XCiT
+  timm-compile  timm's by torch.compile
+  onnxruntime   timm's, exported for each size, in ONNX Runtime; CPU only
+
+The weights are random; the outputs of all are compared with the plain model's in float32 before they are timed. Each
+round times every contender in turn; "faster by" is the ratio of the medians, with the quartiles of the single rounds.
+Peak memory is what a run takes above model and input. --out gets bench.json, bench.md and a picture for each model.
+
+\b
+Example:
+  python benchmarks/compare.py --models small-12-p8 --sizes 224,384,1024 --against timm,timm-compile --out runs/bench
+"""
+
+
+@click.command(help=_HELP)
+@click.option("--models", callback=_names, default="small-12-p8", show_default=True, help="Architectures, or models.")
+@click.option("--sizes", callback=image_sizes, default="224,384", show_default=True, help="Image sides in pixels.")
+@click.option("--against", callback=_names, default="timm", show_default=True, help="The other contenders.")
+@click.option("--train", is_flag=True, help="Measure a training step instead: forward, loss, backward.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads on the CPU; torch's own number if left out.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Times that each is measured."
+)
+@click.option("--no-memory", is_flag=True, help="Leave peak memory out: on the CPU it takes a process for each figure.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
+@compute_options(batch_size=1)
+def command(
+    models: tuple[str, ...],
+    sizes: tuple[int, ...],
+    against: tuple[str, ...],
+    train: bool,
+    threads: int | None,
+    rounds: int,
+    no_memory: bool,
+    out: Path | None,
+    batch_size: int,
+    device: str | None,
+    dtype: str,
+) -> int:
+    """Compares; the exit status is 1 if some contender could not be measured."""
+    from beside_peers.results import DType
+
+    place = checked_device(device)
+    first = "xcit-plain" if train else "xcit"
+    with progress_bar("bench", unit="runs", redraws_alone=False) as bar:
+
+        def begin(num_runs: int) -> None:
+            if out is not None:  # before the time is spent
+                out.mkdir(parents=True, exist_ok=True)
+            bar.set_total(num_runs)
+
+        result = compare(
+            models,
+            sizes,
+            (first, *(name for name in against if name != first)),
+            train=train,
+            batch_size=batch_size,
+            dtype=cast(DType, dtype),
+            device=place,
+            threads=threads,
+            rounds=rounds,
+            memory=not no_memory,
+            started=begin,
+            advance=bar.advance,
+            announce=lambda line: click.echo(f"xcit: {line}", err=True),
+        )
+    click.echo("\n".join(heading(result)))
+    for model in result.models:
+        _print_model(result, model)
+    if out is not None:
+        _write(result, out)
+    return SOME_FAILED if any(size.failures for model in result.models for size in model.sizes) else 0
+
+
+def _print_model(result: BenchResult, model: ModelResult) -> None:
+    print_table(model.model, headers(result), rows(result, model))
+    for line in growth_lines(model):
+        click.echo(f"  {line}")
+
+
+def _write(result: BenchResult, folder: Path) -> None:
+    written = [folder / "bench.json", folder / "bench.md"]
+    for path, text in zip(written, (result.to_json(), markdown(result)), strict=True):
+        path.write_text(text, encoding="utf-8")
+    if find_spec("matplotlib") is None:
+        click.echo("no picture: it needs matplotlib (pip install 'xcit[train]')", err=True)
+    else:
+        for model in result.models:
+            written.append(folder / f"{model.model}.png")
+            draw_growth(result, model, written[-1])
+    for path in written:
+        click.echo(f"wrote  {path}")
+
+
+if __name__ == "__main__":
+    run(command, "compare.py")

@@ -1,0 +1,39 @@
+"""A checkpoint as the model that a recipe trains."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from xcit.errors import XCiTError
+from xcit.zoo import find_record, load_as, load_record
+from xcit.zoo.kinds import Config, Info, Kind, Model
+from xcit.zoo.names import is_file
+
+
+def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config, Info, Model]) -> Model:
+    """A checkpoint's model, which must be the recipe's in all but the classes.
+
+    Args:
+        recipe: the config of a recipe or run.
+        checkpoint: a path, a URL or a name of the zoo.
+        kind: of the recipe's model.
+
+    Raises:
+        XCiTError: if it can't be had, or is another model.
+    """
+    name = os.fspath(checkpoint)
+    if is_file(checkpoint) or "://" in name:
+        # A recipe may leave the number of classes to the data it is trained on.
+        return kind.require(load_as(recipe.model, name, num_classes=None if recipe.model.num_classes else 0), name)
+    record = find_record(name)
+    if record.kind is not kind:
+        raise XCiTError(f"{record.name} is no {kind.name}, which {recipe.name} trains")
+    if record.recipe != recipe.name and _shape(record.model, kind) != _shape(recipe.model, kind):
+        raise XCiTError(f"{record.name} is no {recipe.name}: its recipe is {record.recipe}")
+    return kind.require(load_record(record), name)
+
+
+def _shape(config: Any, kind: Kind[Any, Any, Any]) -> Any:
+    """A config without what only training knows, and the number of classes."""
+    backbone = replace(kind.backbone(config), num_classes=0, drop_path_rate=0.0)
+    return backbone if kind.backbone(config) is config else replace(config, num_classes=0, backbone=backbone)

@@ -1,0 +1,200 @@
+"""How fast a model is on this machine, and how much memory it takes: what `xcit bench` does."""
+
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from xcit.config import from_dict, to_dict
+from xcit.errors import XCiTError
+from xcit.inference.reading import default_device
+from xcit.measure.clock import DType, Machine, settings, synchronizer, this_machine, time_rounds
+from xcit.measure.memory import MemoryUnknownError, cuda_growth, growth_in_new_process, resident_growth
+from xcit.models import XCiT
+from xcit.zoo import get_model
+from xcit.zoo.architectures import ARCHITECTURES
+from xcit.zoo.kinds import kind_of_config
+from xcit.zoo.names import find_architecture, is_file, is_known
+
+SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """What is measured, and how.
+
+    Attributes:
+        sizes: sides of square images, in pixels.
+        batch_sizes: images a forward pass.
+        dtype: of weights and images. On a GPU float32 is without TF32.
+        device: where to compute; none is a GPU if there is one, else the CPU.
+        threads: on the CPU; none is torch's own number.
+        rounds: how often each size is timed.
+        memory: measure peak memory too; see `xcit.measure.memory` for what that is.
+
+    Raises:
+        XCiTError: if a number is below 1, or there is no size or batch size.
+    """
+
+    sizes: tuple[int, ...] = (224,)
+    batch_sizes: tuple[int, ...] = (1,)
+    dtype: DType = "float32"
+    device: str | None = None
+    threads: int | None = None
+    rounds: int = 10
+    memory: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.sizes and self.batch_sizes):
+            raise XCiTError("there is nothing to measure: name at least one size and one batch size")
+        numbers = [("rounds", self.rounds), ("threads", 1 if self.threads is None else self.threads)]
+        numbers += [("size", size) for size in self.sizes] + [("batch_size", size) for size in self.batch_sizes]
+        for name, number in numbers:
+            if number < 1:
+                raise XCiTError(f"{name} is {number}, must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """A forward pass of a batch of square images.
+
+    Attributes:
+        image_size: pixels a side.
+        batch_size: images a forward pass.
+        seconds: of each round, for the whole batch.
+        peak_memory: bytes of a forward pass above model and input, for the whole batch; none if it was not measured.
+    """
+
+    image_size: int
+    batch_size: int
+    seconds: tuple[float, ...]
+    peak_memory: float | None
+
+    @property
+    def milliseconds(self) -> float:
+        """An image's, from the median round."""
+        return 1000 * statistics.median(self.seconds) / self.batch_size
+
+    @property
+    def images_per_second(self) -> float:
+        """By the median round."""
+        return self.batch_size / statistics.median(self.seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedReport:
+    """All sizes and batch sizes of a model, with the machine."""
+
+    model: str
+    machine: Machine
+    config: SpeedConfig
+    speeds: tuple[Speed, ...]
+
+
+def measure_speed(
+    model: str,
+    config: SpeedConfig,
+    *,
+    started: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> SpeedReport:
+    """Measures a model's forward pass, fused for inference, on seeded noise.
+
+    Args:
+        model: the name of an architecture or model, with random weights, which take the same time; or a weights file.
+        config: what is measured, and how.
+        started: called once with the number of units of work.
+        advance: called with how many of them are done.
+        announce: called with a line where peak memory could not be measured.
+
+    Raises:
+        XCiTError: if there is no such model, or it can't take images of such a size.
+    """
+    device = torch.device(config.device) if config.device is not None else default_device()
+    threads = torch.get_num_threads() if config.threads is None else config.threads
+    memory = config.memory
+    if memory and device.type == "cpu" and sys.platform != "linux":
+        announce("peak memory on the CPU is measured on Linux only")
+        memory = False
+    in_processes = memory and device.type == "cpu"
+    passes = [
+        _Pass(model=model, image_size=size, batch_size=batch, dtype=config.dtype, device=str(device), threads=threads)
+        for size in config.sizes
+        for batch in config.batch_sizes
+    ]
+    network = _build(model)
+    kind = kind_of_config(network.config)
+    if kind.float32_only and config.dtype != "float32":
+        raise XCiTError(f"{model}: a {kind.name} computes in float32 alone, not in {config.dtype}")
+    network = network.to(device, getattr(torch, config.dtype))
+    started(len(passes) * (1 + config.rounds + in_processes))
+    speeds = []
+    with settings(device, threads):
+        machine = this_machine(device, config.dtype, threads)
+        for one in passes:
+            work = one.of(network)
+            allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            try:
+                work()
+            except (RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise XCiTError(f"{model} can't be measured at {one.image_size} px: {reason[:200]}") from None
+            advance(1)
+            peak: float | None = cuda_growth(work, allocated, device) if memory and device.type == "cuda" else None
+            wait = synchronizer(device)
+            seconds = time_rounds({"": work}, config.rounds, synchronize=wait, advance=advance)[""]
+            if in_processes:
+                try:
+                    peak = growth_in_new_process("xcit.measure.speed:measure_memory", to_dict(one))
+                except MemoryUnknownError as error:
+                    announce(f"peak memory at {one.image_size} px, batch {one.batch_size}: {error}")
+                advance(1)
+            speeds.append(
+                Speed(image_size=one.image_size, batch_size=one.batch_size, seconds=seconds, peak_memory=peak)
+            )
+    return SpeedReport(model=model, machine=machine, config=config, speeds=tuple(speeds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """A forward pass, as plain values that go to another process."""
+
+    model: str
+    image_size: int
+    batch_size: int
+    dtype: DType
+    device: str
+    threads: int
+
+    def of(self, network: Any) -> Callable[[], object]:
+        """The pass of a model that is in place and precision, as a function."""
+        kind = kind_of_config(network.config)
+        generator = torch.Generator().manual_seed(SEED)
+        channels = kind.backbone(network.config).in_channels
+        images = torch.rand(self.batch_size, channels, self.image_size, self.image_size, generator=generator)
+        images = images.to(self.device, getattr(torch, self.dtype))
+
+        def run() -> object:
+            with torch.inference_mode():
+                return kind.forward(network, images)
+
+        return run
+
+
+def measure_memory(request: dict[str, Any]) -> int:
+    """Bytes by which this process grows in a forward pass on the CPU."""
+    one = from_dict(_Pass, request)
+    torch.set_num_threads(one.threads)
+    return resident_growth(one.of(_build(one.model).to(getattr(torch, one.dtype))))
+
+
+def _build(model: str) -> Any:
+    """The model fused: an architecture's, or a name's, with seeded random weights; a file's with its own."""
+    torch.manual_seed(SEED)
+    if not is_file(model) and not is_known(model):
+        return XCiT(ARCHITECTURES[find_architecture(model)]).eval().fuse()
+    return get_model(model).fuse()

@@ -1,0 +1,61 @@
+"""The classes of the published data sets, in the order of the logits."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """Names, and how the data set's own files call them where that differs: folders' names, or numbers."""
+
+    names: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+
+@cache
+def classes_of(dataset: str) -> Classes:
+    """The classes of a data set by the name that records have for it; none where it is not one of these."""
+    if dataset == "ImageNet-1k":
+        rows = _table("imagenet_classes.tsv")
+        return Classes(names=tuple(name for _, name in rows), folders=tuple(wnid for wnid, _ in rows))
+    if dataset == "ADE20K":
+        return Classes(names=tuple(_lines("ade20k_classes.txt")))
+    if dataset == "COCO":
+        rows = _table("coco_classes.tsv")
+        return Classes(names=tuple(name for _, name in rows), numbers=tuple(int(number) for number, _ in rows))
+    return Classes()
+
+
+def imagenet_class_ids() -> tuple[str, ...]:
+    """The 1000 wnids, sorted: the names of ImageNet's class folders."""
+    return classes_of("ImageNet-1k").folders
+
+
+def imagenet_class_names() -> tuple[str, ...]:
+    """A short English name for each of the 1000 classes."""
+    return classes_of("ImageNet-1k").names
+
+
+def ade20k_class_names() -> tuple[str, ...]:
+    """Names of the 150 classes of ADE20K: name k is value k + 1 of the data set's label images."""
+    return classes_of("ADE20K").names
+
+
+def coco_class_names() -> tuple[str, ...]:
+    """Names of the 80 classes of COCO that detectors are trained on."""
+    return classes_of("COCO").names
+
+
+def coco_category_ids() -> tuple[int, ...]:
+    """Their ids in COCO's own files, in the same order: 80 of the numbers from 1 to 90."""
+    return classes_of("COCO").numbers
+
+
+def _lines(name: str) -> list[str]:
+    return files("xcit.zoo").joinpath(name).read_text(encoding="utf-8").splitlines()
+
+
+def _table(name: str) -> list[tuple[str, str]]:
+    return [(first, rest) for first, _, rest in (line.partition("\t") for line in _lines(name))]

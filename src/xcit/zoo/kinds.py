@@ -1,0 +1,235 @@
+"""The table of model kinds: all that storing, loading, converting, verifying, listing and measuring ask of a kind.
+
+A new kind of model is a record here, a module in `models/`, a task and a recipe. Nothing outside this file asks which
+kind a model is: it asks the kind.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from xcit.errors import XCiTError
+from xcit.images.preprocess import DINO_PREPROCESSING
+from xcit.models import ModelInfo, Segmenter, SegmenterConfig, SegmenterInfo, XCiT, XCiTConfig, build_segmenter
+from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
+from xcit.models.segmentation import SegmenterKind
+from xcit.weights.dense import MASK_RCNN, SEM_FPN, UPERNET, Heads
+from xcit.weights.files import StoredWeights
+from xcit.zoo.shapes import check_backbone, config_from_state
+
+if TYPE_CHECKING:
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+Config = TypeVar("Config")
+Info = TypeVar("Info")
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind(Generic[Config, Info, Model]):
+    """One kind of model.
+
+    Its models have `config`, `info`, `num_classes`, `reset_classifier(num_classes)` and `fuse()`; its configs have
+    `num_classes`.
+
+    Attributes:
+        name: as messages call a model of it: "segmenter".
+        task: what it does, as files and records say it.
+        config: the class of its shape.
+        info: the class of what a person needs beside the weights.
+        model: gives the class of its models, which is imported only then.
+        build: a model of a shape, with random weights.
+        backbone: the shape of the XCiT within a model of this shape.
+        config_from_weights: the shape of the model that weights without metadata belong to.
+        info_from_weights: what such weights tell beside the shape, mostly none.
+        fit: the shape under which a file's weights are loaded where a model of a given shape is wanted. It gets the
+            wanted shape, the weights, the shape that the file states itself or none, and the number of classes that was
+            asked for or none; it raises an `XCiTError` where they do not fit.
+        forward: a forward pass of images (B, C, h, w) at their own size, with values in 0..1.
+        heads: names of its heads, with the published names of their tensors; empty for an XCiT itself.
+        published_format: what `convert` calls the format of whole published models; "" for an XCiT itself.
+        counts_flops: whether the published rule for FLOPs is about it.
+        float32_only: whether it computes in float32 alone.
+    """
+
+    name: str
+    task: str
+    config: type[Config]
+    info: type[Info]
+    model: Callable[[], type[Model]]
+    build: Callable[[Config], Model]
+    backbone: Callable[[Config], XCiTConfig]
+    config_from_weights: Callable[[StoredWeights], Config]
+    info_from_weights: Callable[[StoredWeights, Config], Info | None] = lambda stored, config: None
+    fit: Callable[[Config, StoredWeights, Config | None, int | None], Config]
+    forward: Callable[[Model, Tensor], object] = lambda model, images: model(images)
+    heads: Heads = field(default_factory=dict)
+    published_format: str = ""
+    counts_flops: bool = False
+    float32_only: bool = False
+
+    def require(self, model: nn.Module, what: str) -> Model:
+        """The model itself, if it is of this kind.
+
+        Raises:
+            XCiTError: if it is not; there it is called `what`.
+        """
+        if not isinstance(model, self.model()):
+            raise XCiTError(f"{what} is no {self.name}: `xcit list --task {self.task}` shows those there are")
+        return model
+
+
+# Classifiers and feature backbones
+
+
+def _fit_classifier(
+    config: XCiTConfig, stored: StoredWeights, stated: XCiTConfig | None, num_classes: int | None
+) -> XCiTConfig:
+    """With `num_classes` the file may have another number of classes: its own head is loaded, if it has one."""
+    path, has_head = str(stored.path), "head.weight" in stored.state
+    if num_classes is not None:
+        return replace(config, num_classes=stored.state["head.weight"].shape[0] if has_head else 0)
+    if not config.num_classes:
+        check_backbone(config, stored.state, path)
+    elif not has_head:
+        raise XCiTError(
+            f"{path}: a backbone without a classifier; pass num_classes=0 for its features, or the number of classes "
+            "for a new random head"
+        )
+    return config
+
+
+def _info_of_dino(stored: StoredWeights, config: XCiTConfig) -> ModelInfo | None:
+    """DINO's backbones have one preprocessing and no classes."""
+    if stored.format == "dino" and config.in_channels == len(DINO_PREPROCESSING.mean):
+        return ModelInfo(name=stored.path.stem, preprocessing=DINO_PREPROCESSING)
+    return None
+
+
+CLASSIFIER: Kind[XCiTConfig, ModelInfo, XCiT] = Kind(
+    name="classifier",
+    task="image-classification",
+    config=XCiTConfig,
+    info=ModelInfo,
+    model=lambda: XCiT,
+    build=XCiT,
+    backbone=lambda config: config,
+    config_from_weights=lambda stored: config_from_state(stored.state, str(stored.path)),
+    info_from_weights=_info_of_dino,
+    fit=_fit_classifier,
+    counts_flops=True,
+)
+
+
+# Models with a head on the pyramid
+
+
+def _fit_head(
+    config_from_weights: Callable[[StoredWeights], Any], *names: str
+) -> Callable[[Any, StoredWeights, Any | None, int | None], Any]:
+    """The `fit` of a kind: the file's classes are its own, its backbone and these fields must be those wanted."""
+
+    def fit(config: Any, stored: StoredWeights, stated: Any | None, num_classes: int | None) -> Any:
+        found = config_from_weights(stored) if stated is None else stated
+        for name in names:
+            if getattr(found, name) != getattr(config, name):
+                raise XCiTError(
+                    f"{stored.path}: the weights of another head: {name} is {getattr(found, name)}, the model's "
+                    f"{getattr(config, name)}"
+                )
+        check_backbone(config.backbone, stored.state, str(stored.path))
+        return replace(config, num_classes=found.num_classes) if stated is None else found
+
+    return fit
+
+
+def _segmenter_config(stored: StoredWeights) -> SegmenterConfig:
+    state = stored.dense
+    kind: SegmenterKind = "upernet" if stored.head == "upernet" else "sem-fpn"
+    try:
+        num_classes, channels = state["head.classifier.weight"].shape[:2]
+        auxiliary = state["auxiliary.classifier.weight"].shape[1] if kind == "upernet" else None
+    except (KeyError, ValueError, IndexError) as error:
+        raise XCiTError(f"{stored.path}: not the weights of a segmenter: no tensor {error}") from None
+    backbone = config_from_state(stored.state, str(stored.path))
+    config = SegmenterConfig(kind=kind, backbone=backbone, num_classes=num_classes, channels=channels)
+    return config if auxiliary is None else replace(config, auxiliary_channels=auxiliary)
+
+
+SEGMENTER: Kind[SegmenterConfig, SegmenterInfo, Segmenter] = Kind(
+    name="segmenter",
+    task="semantic-segmentation",
+    config=SegmenterConfig,
+    info=SegmenterInfo,
+    model=lambda: Segmenter,
+    build=build_segmenter,
+    backbone=lambda config: config.backbone,
+    config_from_weights=_segmenter_config,
+    fit=_fit_head(_segmenter_config, "kind", "channels"),
+    heads={"upernet": UPERNET, "sem-fpn": SEM_FPN},
+    published_format="mmseg",
+)
+
+
+def _mask_rcnn() -> "type[MaskRCNN]":
+    from xcit.models.detection.mask_rcnn import MaskRCNN  # torchvision takes seconds to import
+
+    return MaskRCNN
+
+
+def _detector_config(stored: StoredWeights) -> MaskRCNNConfig:
+    try:
+        box_features = stored.dense["roi_heads.box_head.fc7.weight"].shape[0]
+        num_classes, channels = stored.dense["roi_heads.mask_predictor.mask_fcn_logits.weight"].shape[:2]
+    except (KeyError, ValueError, IndexError) as error:
+        raise XCiTError(f"{stored.path}: not the weights of a detector: no tensor {error}") from None
+    backbone = config_from_state(stored.state, str(stored.path))
+    return MaskRCNNConfig(backbone=backbone, num_classes=num_classes, channels=channels, box_features=box_features)
+
+
+def _detect_each(model: "MaskRCNN", images: Tensor) -> object:
+    height, width = images.shape[-2:]
+    return [model.detect(image, sides=(min(height, width), max(height, width))) for image in images]
+
+
+DETECTOR: "Kind[MaskRCNNConfig, DetectorInfo, MaskRCNN]" = Kind(
+    name="detector",
+    task="object-detection",
+    config=MaskRCNNConfig,
+    info=DetectorInfo,
+    model=_mask_rcnn,
+    build=lambda config: _mask_rcnn()(config),
+    backbone=lambda config: config.backbone,
+    config_from_weights=_detector_config,
+    fit=_fit_head(_detector_config, "channels", "box_features"),
+    forward=_detect_each,
+    heads={"mask-rcnn": MASK_RCNN},
+    published_format="mmdet",
+    float32_only=True,
+)
+
+
+KINDS: dict[str, Kind[Any, Any, Any]] = {kind.name: kind for kind in (CLASSIFIER, SEGMENTER, DETECTOR)}
+"""The table, by name."""
+
+
+def all_heads() -> Heads:
+    """The heads of all kinds."""
+    return {head: rows for kind in KINDS.values() for head, rows in kind.heads.items()}
+
+
+def kind_of_config(config: object) -> Kind[Any, Any, Any]:
+    """The kind of a model of this shape."""
+    return next(kind for kind in KINDS.values() if type(config) is kind.config)
+
+
+def kind_of_task(task: str) -> Kind[Any, Any, Any] | None:
+    """The kind that does a task, none if none does."""
+    return next((kind for kind in KINDS.values() if kind.task == task), None)
+
+
+def kind_of_weights(stored: StoredWeights) -> Kind[Any, Any, Any]:
+    """The kind that weights without metadata belong to: by their head, an XCiT without a known one."""
+    return next((kind for kind in KINDS.values() if stored.head in kind.heads), CLASSIFIER)

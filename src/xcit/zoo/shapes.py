@@ -1,0 +1,86 @@
+"""What the tensors of an XCiT tell of its shape."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.models import XCiTConfig
+from xcit.zoo.architectures import ARCHITECTURES
+
+
+def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
+    """What native weights tell of their model, by the names of the fields of `XCiTConfig`.
+
+    Raises:
+        XCiTError: if they are not of an XCiT.
+    """
+    try:
+        return {
+            "patch_size": 2 ** _count(state, "stem"),
+            "embed_dim": state["position.projection.weight"].shape[0],
+            "depth": _count(state, "blocks"),
+            "num_heads": state["blocks.0.xca.temperature"].shape[0],
+            "in_channels": state["stem.0.conv.weight"].shape[1],
+            "num_classes": state["head.weight"].shape[0] if "head.weight" in state else 0,
+        }
+    except (KeyError, IndexError) as error:
+        raise XCiTError(f"{what}: not the weights of an XCiT: no tensor {error}") from None
+
+
+def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
+    """The shape of the model that native weights belong to.
+
+    Raises:
+        XCiTError: if the weights fit no known architecture; tensors do not tell everything (`tokens_norm`).
+    """
+    found = shape_from_state(state, what)
+    changes: dict[str, Any] = {name: found.pop(name) for name in ("num_classes", "in_channels")}
+    for config in ARCHITECTURES.values():
+        if all(getattr(config, name) == value for name, value in found.items()):
+            if "cls_token" not in state:
+                changes |= {"cls_depth": 0, "global_pool": "none"}
+            return dataclasses.replace(config, **changes)
+    shape = ", ".join(f"{name} {value}" for name, value in found.items())
+    raise XCiTError(
+        f"{what}: no known architecture has {shape}, and the file does not say what it is; build it with "
+        "xcit.XCiT(xcit.XCiTConfig(...)) and load the weights with xcit.load_weights(model, path)"
+    )
+
+
+def check_backbone(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -> None:
+    """Refuses what can't be the weights of a model without classifier, in one line.
+
+    Raises:
+        XCiTError: if there is a classifier, or another architecture is told by the tensors.
+    """
+    shape = shape_from_state(state, what)
+    num_classes = shape.pop("num_classes")
+    for field, theirs in shape.items():
+        if theirs != getattr(config, field):
+            raise XCiTError(
+                f"{what}: the weights of another architecture: {field} is {theirs}, the model's "
+                f"{getattr(config, field)}"
+            )
+    if num_classes:
+        raise XCiTError(
+            f"{what}: a classifier of {num_classes} classes, for a model that has none: load it under a "
+            "classifier's name, or pass num_classes=0 to leave its head out"
+        )
+
+
+def architecture_of(config: XCiTConfig) -> str:
+    """The name of the architecture that a config has, whatever its classes and channels; else "its own config"."""
+    for name, known in ARCHITECTURES.items():
+        fields = ("num_classes", "in_channels", "global_pool", "cls_depth", "drop_path_rate")
+        if config == dataclasses.replace(known, **{field: getattr(config, field) for field in fields}):
+            return name
+    return "its own config"
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    indices = {int(match[1]) for name in state if (match := re.match(rf"{prefix}\.(\d+)\.", name))}
+    return max(indices, default=-1) + 1
