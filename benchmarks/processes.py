@@ -30,7 +30,7 @@ from torch import nn
 import xcit
 from xcit.training.engine.checkpoint import LAST, load_checkpoint
 from xcit.training.engine.distribution import Processes
-from xcit.training.engine.train import train
+from xcit.training.engine.loop import train_task
 from xcit.training.recipes import TrainingConfig
 from xcit.training.run import build_task
 from xcit.training.tasks.classification import ClassificationTask, evaluate_classification
@@ -85,7 +85,7 @@ def run_all(all_settings: list[Setting], root: Path, epochs: int) -> None:
         folder.mkdir(exist_ok=True)
         task, _ = build_task(config, processes.layout)
         fresh = copy.deepcopy(task.model)
-        train(
+        train_task(
             task,
             processes,
             run=config.run,

@@ -24,7 +24,7 @@ from xcit.config import override
 from xcit.data.classification import open_labelled_images
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
-from xcit.training.engine.train import Progress, train
+from xcit.training.engine.loop import Progress, train_task
 from xcit.training.recipes import get_recipe
 from xcit.training.tasks.classification import ClassificationTask, evaluate_classification
 from xcit.zoo import get_model
@@ -61,7 +61,7 @@ def train_vit(folder: Path) -> None:
         if progress.figures is not None:
             print(f"epoch {progress.epoch + 1}/{progress.num_epochs}: loss {progress.loss:.3f}", progress.figures)
 
-    train(
+    train_task(
         task,
         Processes(config.run, torch.device("cpu")),
         run=config.run,

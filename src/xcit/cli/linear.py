@@ -68,7 +68,7 @@ def linear(
     from xcit.cli import SOME_FAILED
     from xcit.cli.run_display import run_display
     from xcit.measure.linear import train_linear
-    from xcit.training.engine.train import Stopped
+    from xcit.training.engine.loop import Stopped
 
     place = checked_device(device)
     network = load_model(model, weights, None)

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from xcit.training.engine.train import Progress
+    from xcit.training.engine.loop import Progress
 
 _REDRAW_SECONDS = 0.2
 

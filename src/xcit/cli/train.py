@@ -10,7 +10,7 @@ from xcit.cli.processes import STOPPED, is_main, need_packages, one_voice
 from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
-    from xcit.training.engine.train import Stopped
+    from xcit.training.engine.loop import Stopped
     from xcit.training.recipes import TrainingConfig
 
 _OPTIONS = ("data", "out", "resume", "device")
@@ -85,7 +85,7 @@ def train(
     from xcit.cli.options import checked_device
     from xcit.cli.run_display import run_display
     from xcit.inference.reading import default_device
-    from xcit.training.engine.train import Stopped
+    from xcit.training.engine.loop import Stopped
     from xcit.training.run import train as train_recipe
 
     path = Path(recipe)

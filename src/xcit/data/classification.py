@@ -74,7 +74,7 @@ class KnownImages:
 
 
 @dataclass(frozen=True)
-class Subset:
+class ImageSubset:
     """Some images of a data set, by index."""
 
     images: LabelledImages

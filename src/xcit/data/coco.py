@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xcit.data.coco_masks import Segmentation, box_polygon, decode_mask, mask_area, mask_problem
+from xcit.data.coco_masks import CocoMask, box_polygon, decode_mask, mask_area, mask_problem
 from xcit.data.named import Split
 from xcit.errors import XCiTError
 from xcit.images.read import read_image
@@ -50,7 +50,7 @@ class CocoObject:
 
     label: int
     box: tuple[float, float, float, float]
-    segmentation: Segmentation
+    segmentation: CocoMask
     area: float
     is_crowd: bool
     is_trainable: bool

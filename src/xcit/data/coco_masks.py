@@ -7,7 +7,7 @@ import numpy as np
 
 from xcit.errors import XCiTError
 
-Segmentation: TypeAlias = list[list[float]] | dict[str, Any]
+CocoMask: TypeAlias = list[list[float]] | dict[str, Any]
 """Polygons x1, y1, x2, y2, ...; or `{"size": [height, width], "counts": [...] or text}`."""
 
 
@@ -20,7 +20,7 @@ def mask_problem(segmentation: object, size: tuple[int, int]) -> str:
     return f"neither polygons nor RLE, but {type(segmentation).__name__}"
 
 
-def decode_mask(segmentation: Segmentation, size: tuple[int, int]) -> np.ndarray:
+def decode_mask(segmentation: CocoMask, size: tuple[int, int]) -> np.ndarray:
     """The mask (height, width) uint8, 0 or 1."""
     mask: np.ndarray = _api().decode(to_rle(segmentation, size))
     return mask
@@ -50,12 +50,12 @@ def encode_part(part: np.ndarray, top: int, left: int, size: tuple[int, int]) ->
     return {"size": [height, width], "counts": _text(rle["counts"])}
 
 
-def mask_area(segmentation: Segmentation, size: tuple[int, int]) -> float:
+def mask_area(segmentation: CocoMask, size: tuple[int, int]) -> float:
     """Pixels of a mask."""
     return float(_api().area(to_rle(segmentation, size)))
 
 
-def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
+def to_rle(segmentation: CocoMask, size: tuple[int, int]) -> dict[str, Any]:
     """Any mask as packed RLE."""
     api, (height, width) = _api(), size
     if isinstance(segmentation, list):
@@ -67,7 +67,7 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
     return rle
 
 
-def box_polygon(box: tuple[float, ...]) -> Segmentation:
+def box_polygon(box: tuple[float, ...]) -> CocoMask:
     """The outline of a box x, y, width, height."""
     x, y, width, height = box
     return [[x, y, x + width, y, x + width, y + height, x, y + height]]

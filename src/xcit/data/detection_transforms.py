@@ -16,9 +16,7 @@ from torch import Tensor
 
 from xcit.data.coco import CocoImages
 from xcit.errors import XCiTError
-from xcit.images.resize_8bit import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
-
-Pixels = NDArray[np.uint8]
+from xcit.images.resize_8bit import Pixels, fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 MIN_SIDE = 32
 """Images with a side below are not trained on, as published."""
@@ -114,7 +112,7 @@ def picture_pixels(picture: Image.Image, num_channels: int) -> Pixels:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def augmented(image: AnnotatedImage, config: DetectionAugmentation) -> list[Tensor]:
+def augmented_annotations(image: AnnotatedImage, config: DetectionAugmentation) -> list[Tensor]:
     """An annotated image as training sees it, drawn from Python's global generator.
 
     Returns:

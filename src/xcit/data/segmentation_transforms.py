@@ -8,16 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from xcit.data.segmentation import IGNORED, Labels, Scene
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
-from xcit.images.resize_8bit import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
-
-Pixels = NDArray[np.uint8]
+from xcit.images.resize_8bit import Pixels, fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 _CROP_TRIES = 10
 
@@ -88,7 +85,7 @@ def normalized(pixels: Pixels, spec: SegmentationPreprocessing) -> Tensor:
     return image.sub_(mean[:, None, None]).mul_(factor[:, None, None])
 
 
-def augmented(scene: Scene, config: SegmentationAugmentation, spec: SegmentationPreprocessing) -> list[Tensor]:
+def augmented_scene(scene: Scene, config: SegmentationAugmentation, spec: SegmentationPreprocessing) -> list[Tensor]:
     """A scene as training sees it, drawn from Python's global generator.
 
     Returns:

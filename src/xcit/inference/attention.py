@@ -22,6 +22,7 @@ from xcit.draw.cells import at_image_size
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, normalize, pixel_mode, resize_short_side
 from xcit.images.read import ImageSource
+from xcit.images.resize_8bit import Pixels
 from xcit.inference.classify import DEFAULT_MODEL, prepare_model
 from xcit.inference.reading import Unreadable, listed, read_ahead, readable
 from xcit.models import XCiT
@@ -29,8 +30,6 @@ from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.ops import reference
 
 Numbers = np.ndarray[Any, np.dtype[np.float32]]
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-
 Inputs = tuple[Any, ...]
 """What a block is called with."""
 

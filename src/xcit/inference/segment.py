@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from xcit.data.segmentation import Labels
-from xcit.data.segmentation_transforms import Pixels, normalized, target_size, to_pixels
+from xcit.data.segmentation_transforms import normalized, target_size, to_pixels
 from xcit.draw.labels import draw_labels, label_shares, overlay_labels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.read import ImageSource
-from xcit.images.resize_8bit import resize_bilinear_8bit
+from xcit.images.resize_8bit import Pixels, resize_bilinear_8bit
 from xcit.inference.preparing import prepare_of_kind
 from xcit.inference.reading import Unreadable, listed, read_ahead, readable
 from xcit.models import Segmenter, SegmenterInfo

@@ -18,10 +18,9 @@ from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import draw_run
-from xcit.training.engine.train import Progress
-from xcit.training.engine.train import train as train_task
+from xcit.training.engine.loop import Progress, train_task
 from xcit.training.tasks.labelled_features import backbone_digest, extract, feature_cache, open_train_and_val, share_of
-from xcit.training.tasks.linear import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
+from xcit.training.tasks.linear_probe import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 
 CONFIG = "config.yaml"
@@ -87,7 +86,7 @@ def train_linear(
     As DINO's authors did: SGD with momentum 0.9 and no decay, a cosine from the learning rate to 0, random resized
     crops and flips in training; measured on images as the model's `info` says. The feature is what a classifier reads.
 
-    `directory` gets what a training run gets (see `engine.train`); its `model.safetensors` is the whole classifier.
+    `directory` gets what a training run gets (see `train_task`); its `model.safetensors` is the whole classifier.
 
     Args:
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
@@ -111,7 +110,7 @@ def train_linear(
 
     Raises:
         XCiTError: if the data or the model can't be had, it is not known how to prepare images for it, or the folder
-            holds another run; and what `engine.train` raises.
+            holds another run; and what `train_task` raises.
         Stopped: after SIGTERM or SIGINT, when all is saved.
     """
     directory = Path(directory)

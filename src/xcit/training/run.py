@@ -14,9 +14,8 @@ from xcit.inference.reading import default_device
 from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import check_trackers, draw_run
+from xcit.training.engine.loop import Progress, train_task
 from xcit.training.engine.task import Layout
-from xcit.training.engine.train import Progress
-from xcit.training.engine.train import train as train_task
 from xcit.training.recipes import RECIPES, TrainingConfig, get_recipe
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.training.tasks.detection import DetectionConfig, DetectionTask
@@ -41,7 +40,7 @@ def train(
 ) -> dict[str, float]:
     """Trains by a recipe, in one process or in each of those that torchrun started.
 
-    `directory` gets config.yaml, log.jsonl, curves.png, the checkpoints and the weights (see `engine.train`).
+    `directory` gets config.yaml, log.jsonl, curves.png, the checkpoints and the weights (see `train_task`).
 
     Args:
         config: a recipe's name, a run's YAML file, or a config.

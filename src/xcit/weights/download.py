@@ -17,7 +17,7 @@ from urllib.request import Request, build_opener
 
 from xcit.errors import XCiTError
 
-Progress = Callable[[str, int, int | None], None]
+DownloadProgress = Callable[[str, int, int | None], None]
 """Called as `progress(what, bytes_done, bytes_in_all or None)` while a file arrives."""
 
 _CHUNK_BYTES = 1 << 20
@@ -36,7 +36,7 @@ def download(
     destination: Path,
     *,
     sha256: str | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     timeout: float = 20.0,
     what: str | None = None,
     headers: Mapping[str, str] | None = None,

@@ -17,9 +17,9 @@ from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass, url2pathname
 
 from xcit.errors import XCiTError
-from xcit.weights.download import DownloadError, Progress, download, is_intact
+from xcit.weights.download import DownloadError, DownloadProgress, download, is_intact
 
-__all__ = ["DownloadError", "FetchError", "Progress", "Source", "cache_dir", "download", "obtain"]
+__all__ = ["DownloadError", "DownloadProgress", "FetchError", "Source", "cache_dir", "download", "obtain"]
 
 # Together well under the 5 seconds after which a machine without a network must have its answer.
 _PROBE_SECONDS = 2.0
@@ -69,7 +69,7 @@ def cache_dir() -> Path:
 
 
 def obtain(
-    name: str, sources: Sequence[Source], directory: Path, *, progress: Progress | None = None
+    name: str, sources: Sequence[Source], directory: Path, *, progress: DownloadProgress | None = None
 ) -> tuple[Path, Source | None]:
     """Returns the raw file of the checkpoint `name`: found on this machine, else downloaded.
 
@@ -168,7 +168,7 @@ def _from_mirror(
     sources: Sequence[Source],
     directory: Path,
     blocked: dict[str, str],
-    progress: Progress | None,
+    progress: DownloadProgress | None,
     reasons: list[str],
 ) -> tuple[Path, Source | None] | None:
     names = _mirror_names(name, sources)
@@ -237,7 +237,7 @@ def _local_copy(source: Source, directory: Path) -> Path | None:
     return None
 
 
-def _from_source(source: Source, directory: Path, progress: Progress | None) -> Path:
+def _from_source(source: Source, directory: Path, progress: DownloadProgress | None) -> Path:
     path = _source_path(source, directory)
     if source.kind == "url":
         return download(source.location, path, sha256=source.sha256, progress=progress)

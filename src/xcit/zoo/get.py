@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.models import Segmenter, XCiT, XCiTConfig, XCiTPyramid
-from xcit.weights.fetch import Progress
+from xcit.weights.fetch import DownloadProgress
 from xcit.weights.files import StoredWeights
 from xcit.weights.strict import load_state
 from xcit.zoo.architectures import backbone_of
@@ -31,7 +31,7 @@ def get_model(
     device: str | torch.device | None = None,
     *,
     num_classes: int | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> "XCiT | Segmenter | MaskRCNN":
     """Builds a model by name, in evaluation mode.
 
@@ -65,7 +65,7 @@ def get_xcit(
     device: str | torch.device | None = None,
     *,
     num_classes: int | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> XCiT:
     """Builds a classifier or feature backbone by name, in evaluation mode: `get_model` where nothing else will do.
 
@@ -89,7 +89,7 @@ def get_backbone(
     device: str | torch.device | None = None,
     *,
     pyramid: Literal[False] = False,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> XCiT: ...
 
 
@@ -101,7 +101,7 @@ def get_backbone(
     *,
     pyramid: Literal[True],
     out_indices: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> XCiTPyramid: ...
 
 
@@ -112,7 +112,7 @@ def get_backbone(
     *,
     pyramid: bool = False,
     out_indices: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> XCiT | XCiTPyramid:
     """Builds the part that gives patch tokens alone: no class token, no class attention, no final norm, no head.
 
@@ -171,7 +171,10 @@ def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_record(
-    record: Record, pretrained: bool | str | os.PathLike[str], num_classes: int | None, progress: Progress | None
+    record: Record,
+    pretrained: bool | str | os.PathLike[str],
+    num_classes: int | None,
+    progress: DownloadProgress | None,
 ) -> Any:
     if pretrained is True:
         return load_record(record, progress=progress)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from xcit.errors import XCiTError
-from xcit.weights.fetch import Progress, cache_dir, obtain
+from xcit.weights.fetch import DownloadProgress, cache_dir, obtain
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.strict import check_state, nonfinite
 from xcit.zoo.detectors import EITHER_PATCH
@@ -19,7 +19,7 @@ from xcit.zoo.shapes import shape_from_state
 from xcit.zoo.stored import build_stored, describe, load_stored_as, model_metadata, outline, read_verified
 
 
-def load_record(record: Record, *, progress: Progress | None = None) -> Any:
+def load_record(record: Record, *, progress: DownloadProgress | None = None) -> Any:
     """A record's model, downloaded first if it is not on this machine."""
     stored = read_record(record, progress)
     built = build_stored(fitting_config(record, stored), stored.whole, str(stored.path))
@@ -28,7 +28,9 @@ def load_record(record: Record, *, progress: Progress | None = None) -> Any:
     return built
 
 
-def load_as(config: Any, source: str, *, num_classes: int | None = None, progress: Progress | None = None) -> Any:
+def load_as(
+    config: Any, source: str, *, num_classes: int | None = None, progress: DownloadProgress | None = None
+) -> Any:
     """A model of a given shape with the weights of a path or URL, in any format.
 
     A segmenter or detector keeps the file's classes. Of a classifier the file may have another number of classes where
@@ -53,7 +55,7 @@ def fitting_config(record: Record, stored: StoredWeights) -> Any:
     return replace(record.model, backbone=replace(record.backbone, patch_size=patch_size))
 
 
-def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: Progress | None = None) -> Path:
+def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: DownloadProgress | None = None) -> Path:
     """Brings a checkpoint's weights to this machine, for a time without a network.
 
     Args:
@@ -78,7 +80,7 @@ def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: 
     return copy
 
 
-def weights_path(record: Record, *, progress: Progress | None = None) -> Path:
+def weights_path(record: Record, *, progress: DownloadProgress | None = None) -> Path:
     """A checkpoint in the cache, as safetensors in this project's names: fetched, checked and converted if need be.
 
     Raises:
@@ -102,7 +104,7 @@ def weights_path(record: Record, *, progress: Progress | None = None) -> Path:
     return path
 
 
-def _first_good(record: Record, progress: Progress | None) -> tuple[StoredWeights, Path]:
+def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[StoredWeights, Path]:
     """The weights of the first source that has them whole, and their file as it came."""
     sources, problems = record.sources, list[str]()
     while True:
@@ -134,7 +136,7 @@ def packaged_path(record: Record) -> Path:
     return Path(__file__).parent / "packaged" / record.packaged
 
 
-def read_record(record: Record, progress: Progress | None) -> StoredWeights:
+def read_record(record: Record, progress: DownloadProgress | None) -> StoredWeights:
     """A checkpoint's weights; a damaged file in the cache is fetched anew."""
     path = weights_path(record, progress=progress)
     try:
@@ -155,7 +157,7 @@ def _checked(path: Path, record: Record) -> StoredWeights:
     return stored
 
 
-def local(source: str, progress: Progress | None) -> Path:
+def local(source: str, progress: DownloadProgress | None) -> Path:
     """A path as it is; a URL's file, downloaded."""
     if source.startswith("file://"):
         return Path(url2pathname(urlsplit(source).path))

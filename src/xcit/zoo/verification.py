@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xcit.errors import XCiTError
-from xcit.weights.fetch import Progress
+from xcit.weights.fetch import DownloadProgress
 from xcit.weights.files import digest
 from xcit.weights.strict import check_state, nonfinite
 from xcit.zoo.kinds import kind_of_config
@@ -28,7 +28,7 @@ class VerifiedWeights:
     params: int
 
 
-def verify(name_or_path: str | os.PathLike[str], *, progress: Progress | None = None) -> VerifiedWeights:
+def verify(name_or_path: str | os.PathLike[str], *, progress: DownloadProgress | None = None) -> VerifiedWeights:
     """Checks digest, names, shapes and values of a file or of a model of the zoo, fetched if it is not there.
 
     Raises:

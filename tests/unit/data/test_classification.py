@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.data.classification import KNOWN_DATA, ImageFiles, LabelledImages, Subset, open_labelled_images
+from xcit.data.classification import KNOWN_DATA, ImageFiles, ImageSubset, LabelledImages, open_labelled_images
 from xcit.data.named import FASHION_MNIST_CLASSES, data_dir, fashion_mnist_root
 from xcit.errors import XCiTError
 from xcit.zoo.classes import imagenet_class_ids
@@ -152,7 +152,7 @@ def test_a_line_that_is_no_label_is_named(tmp_path: Path, line: str) -> None:
 def test_a_subset_keeps_names_labels_and_classes(tmp_path: Path) -> None:
     paths = pictures(tmp_path, ["a.png", "b.png", "c.png"])
     images = ImageFiles([(path, label) for label, path in enumerate(paths)], ("x", "y", "z"))
-    part = Subset(images, [2, 0])
+    part = ImageSubset(images, [2, 0])
     assert (len(part), part.class_ids) == (2, ("x", "y", "z"))
     assert [part[0][1], part[1][1]] == [2, 0]
     assert part[0][0].getpixel((0, 0)) == (2, 2, 2)

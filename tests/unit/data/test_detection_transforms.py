@@ -15,7 +15,7 @@ from xcit.data.detection_transforms import (
     AnnotatedImage,
     DetectionAugmentation,
     TrainableImages,
-    augmented,
+    augmented_annotations,
     collate_detections,
 )
 from xcit.errors import XCiTError
@@ -44,18 +44,20 @@ def check(parts: list[torch.Tensor]) -> None:
 
 
 def test_nothing_but_a_size() -> None:
-    parts = augmented(annotated(), PLAIN)
+    parts = augmented_annotations(annotated(), PLAIN)
     assert parts[0].shape == (3, 60, 80)
     assert parts[1].tolist() == [[20, 10, 60, 30]]
     check(parts)
-    check(augmented(annotated(), replace(PLAIN, short_sides=(45,))))
-    assert augmented(annotated(), replace(PLAIN, short_sides=(85,)))[0].shape == (3, 68, 90)
+    check(augmented_annotations(annotated(), replace(PLAIN, short_sides=(45,))))
+    assert augmented_annotations(annotated(), replace(PLAIN, short_sides=(85,)))[0].shape == (3, 68, 90)
 
 
 def test_a_mirror_image() -> None:
-    parts = augmented(annotated()._replace(boxes=np.array([[10, 10, 60, 30]], np.float32)), replace(PLAIN, flip=1.0))
+    parts = augmented_annotations(
+        annotated()._replace(boxes=np.array([[10, 10, 60, 30]], np.float32)), replace(PLAIN, flip=1.0)
+    )
     assert parts[1].tolist() == [[20, 10, 70, 30]]
-    check(augmented(annotated(), replace(PLAIN, flip=1.0)))
+    check(augmented_annotations(annotated(), replace(PLAIN, flip=1.0)))
 
 
 def test_parts_lose_what_they_do_not_show() -> None:
@@ -65,7 +67,7 @@ def test_parts_lose_what_they_do_not_show() -> None:
     random.seed(0)
     counts = set()
     for _ in range(60):
-        parts = augmented(annotated(), config)
+        parts = augmented_annotations(annotated(), config)
         assert min(parts[0].shape[1:]) <= 60 and parts[0].shape[1:] == parts[3].shape[1:]
         counts.add(len(parts[1]))
         if len(parts[1]) and parts[3].any():
@@ -78,7 +80,7 @@ def test_the_published_numbers() -> None:
     config = DetectionAugmentation()
     assert config.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     random.seed(1)
-    sides = {min(augmented(annotated(), replace(config, crop=0.0))[0].shape[1:]) for _ in range(20)}
+    sides = {min(augmented_annotations(annotated(), replace(config, crop=0.0))[0].shape[1:]) for _ in range(20)}
     assert len(sides) > 5 and sides <= set(config.short_sides)
 
 
@@ -97,9 +99,9 @@ def test_impossible_settings_are_named(change: dict[str, object], words: str) ->
 
 
 def test_samples_of_many_sizes_are_joined_as_lists() -> None:
-    small = augmented(annotated(), replace(PLAIN, short_sides=(30,)))
+    small = augmented_annotations(annotated(), replace(PLAIN, short_sides=(30,)))
     parts, numbers, unreadable = collate_detections(
-        [(augmented(annotated(), PLAIN), 0, ()), (small, 0, ("a.png: no such file",))]
+        [(augmented_annotations(annotated(), PLAIN), 0, ()), (small, 0, ("a.png: no such file",))]
     )
     assert [len(part) for part in parts] == [2, 2, 2, 2]
     assert numbers.tolist() == [0, 0] and unreadable == ["a.png: no such file"]
@@ -133,4 +135,4 @@ def test_what_is_trained_on(tmp_path: Path) -> None:
     assert len(everything) == 4
     empty, _ = everything[3]
     assert empty.pixels.shape == (50, 50, 1) and empty.boxes.shape == (0, 4) and empty.masks.shape == (0, 50, 50)
-    assert [len(part) for part in augmented(empty, DetectionAugmentation(crop=1.0))][1:] == [0, 0, 0]
+    assert [len(part) for part in augmented_annotations(empty, DetectionAugmentation(crop=1.0))][1:] == [0, 0, 0]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.data.classification import ImageFiles, KnownImages, Subset, open_labelled_images
+from xcit.data.classification import ImageFiles, ImageSubset, KnownImages, open_labelled_images
 from xcit.data.fingerprint import fingerprint
 
 
@@ -85,4 +85,4 @@ def test_fashion_mnist_s_splits_differ(fashion_mnist: Path) -> None:
 
 
 def test_of_other_images_nothing_is_known(folder: Path) -> None:
-    assert fingerprint(Subset(open_labelled_images(str(folder), "train"), [0])) is None
+    assert fingerprint(ImageSubset(open_labelled_images(str(folder), "train"), [0])) is None

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from xcit.data.segmentation import IGNORED, LabelledScenes, Scene, open_scenes
-from xcit.data.segmentation_transforms import SegmentationAugmentation, augmented, normalized, resized_pixels
+from xcit.data.segmentation_transforms import SegmentationAugmentation, augmented_scene, normalized, resized_pixels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
 
@@ -131,7 +131,7 @@ def test_image_and_labels_move_together(channels: int) -> None:
     flipped = set()
     for seed in range(12):
         random.seed(seed)
-        image, labels = augmented(scene(24, 11), config, spec)
+        image, labels = augmented_scene(scene(24, 11), config, spec)
         assert (image.shape, labels.shape, labels.dtype) == ((channels, 16, 16), (16, 16), torch.uint8)
         inside = labels != IGNORED
         assert inside.sum() == 16 * 11
@@ -146,7 +146,7 @@ def test_augmentation_follows_from_the_seed_and_stays_in_bounds() -> None:
     seen = []
     for seed in (0, 0, *range(1, 30)):
         random.seed(seed)
-        image, labels = augmented(scene(60, 90), config, spec)
+        image, labels = augmented_scene(scene(60, 90), config, spec)
         assert image.isfinite().all()
         assert set(labels.unique().tolist()) <= {0, 1, 2, 3, IGNORED}
         seen.append(image)
@@ -166,7 +166,7 @@ def test_a_crop_of_one_class_is_drawn_anew() -> None:
         count = 0
         for seed in range(60):
             random.seed(seed)
-            count += len(augmented(one, config, spec)[1].unique()) > 1
+            count += len(augmented_scene(one, config, spec)[1].unique()) > 1
         return count
 
     assert num_varied(0.95) > 2 * num_varied(1.0)

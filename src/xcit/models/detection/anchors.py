@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-STRIDES = (4, 8, 16, 32, 64)
+ANCHOR_STRIDES = (4, 8, 16, 32, 64)
 """Pixels of the image a pixel of each feature map; fixed, whatever the maps' rounded sizes are."""
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -45,7 +45,7 @@ def all_anchors(map_sizes: Sequence[tuple[int, int]], scale: float, device: torc
     return torch.cat(
         [
             anchors_at(torch.arange(height * width * len(RATIOS), device=device), width, stride, scale)
-            for (height, width), stride in zip(map_sizes, STRIDES, strict=True)
+            for (height, width), stride in zip(map_sizes, ANCHOR_STRIDES, strict=True)
         ]
     )
 
@@ -56,7 +56,7 @@ def within(map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device
     In a batch a smaller image has padding beyond its own; anchors there are not trained.
     """
     parts = []
-    for (height, width), stride in zip(map_sizes, STRIDES, strict=True):
+    for (height, width), stride in zip(map_sizes, ANCHOR_STRIDES, strict=True):
         rows = torch.arange(height, device=device) < math.ceil(padded[0] / stride)
         columns = torch.arange(width, device=device) < math.ceil(padded[1] / stride)
         parts.append((rows[:, None] & columns).flatten().repeat_interleave(len(RATIOS)))

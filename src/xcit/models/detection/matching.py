@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-BACKGROUND, IGNORED = -1, -2
+BACKGROUND, IN_BETWEEN = -1, -2
 """What a box may be matched to where that is no object."""
 
 
@@ -22,7 +22,7 @@ def match(boxes: Tensor, objects: Tensor, *, positive: float, negative: float, l
         lowest: IoU.
 
     Returns:
-        (n,), the object's index, `BACKGROUND` or `IGNORED`.
+        (n,), the object's index, `BACKGROUND` or `IN_BETWEEN`.
     """
     from torchvision.ops import box_iou
 
@@ -31,7 +31,7 @@ def match(boxes: Tensor, objects: Tensor, *, positive: float, negative: float, l
         return matched
     overlaps = box_iou(objects, boxes)
     best, best_object = overlaps.max(dim=0)
-    matched[best >= negative] = IGNORED
+    matched[best >= negative] = IN_BETWEEN
     is_positive = best >= positive
     matched[is_positive] = best_object[is_positive]
     for index, (own, highest) in enumerate(zip(overlaps, overlaps.max(dim=1).values.tolist(), strict=True)):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
 
-from xcit.models.detection.anchors import RATIOS, STRIDES, all_anchors, anchors_at, within
+from xcit.models.detection.anchors import ANCHOR_STRIDES, RATIOS, all_anchors, anchors_at, within
 from xcit.models.detection.boxes import decode_boxes, encode_boxes, nms_by_class
 from xcit.models.detection.matching import match, sample
 
@@ -66,7 +66,7 @@ class RegionProposalNetwork(nn.Module):
         found = []
         for image, size in enumerate(sizes):
             boxes, scores, levels = [], [], []
-            for level, stride in enumerate(STRIDES):
+            for level, stride in enumerate(ANCHOR_STRIDES):
                 best, index = logits[level][image].sigmoid().sort(descending=True, stable=True)
                 index = index[:limit]
                 anchors = anchors_at(index, maps[level].shape[-1], stride, self.anchor_scale)

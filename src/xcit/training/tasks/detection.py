@@ -14,7 +14,7 @@ from xcit.data.coco import CocoImages, open_coco
 from xcit.data.detection_transforms import (
     DetectionAugmentation,
     TrainableImages,
-    augmented,
+    augmented_annotations,
     collate_detections,
     picture_pixels,
 )
@@ -238,7 +238,7 @@ class DetectionTask:
         )
         self._loader: TrainLoader[Any] = TrainLoader(
             images,
-            partial(augmented, config=config.augmentation),
+            partial(augmented_annotations, config=config.augmentation),
             batch_size=layout.batch_size,
             num_parts=layout.num_parts,
             world_size=layout.world_size,

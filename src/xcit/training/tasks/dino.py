@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.data.classification import Subset
+from xcit.data.classification import ImageSubset
 from xcit.data.loader import TrainLoader
 from xcit.data.multi_crop import MultiCropConfig, multi_crop_transform
 from xcit.data.unlabelled import open_unlabelled_images
@@ -166,7 +166,7 @@ class DINOTask:
         self.model: nn.Module = DINO(config.model, config.head)
         # A fixed draw, whatever the seed of the run, so that runs can be compared.
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        self._watched = Subset(images, order[: config.num_watched].tolist())
+        self._watched = ImageSubset(images, order[: config.num_watched].tolist())
         self._loader: TrainLoader[list[Tensor]] = TrainLoader(
             images,
             multi_crop_transform(config.crops, config.preprocessing),

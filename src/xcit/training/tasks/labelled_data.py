@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from xcit.data.classification import LabelledImages, Subset, open_labelled_images
+from xcit.data.classification import ImageSubset, LabelledImages, open_labelled_images
 from xcit.data.loader import ImageTransform, TrainLoader, evaluation_batches
 from xcit.data.stream_loader import StreamTrainLoader, stream_evaluation_batches
 from xcit.data.streams import LabelledStream, is_stream, open_stream
@@ -47,7 +47,7 @@ def open_data(data: str, *, val_data: str, holdout: int, num_classes: int) -> tu
     if holdout:
         # A fixed draw, whatever the seed of the run, so that runs can be compared.
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
-        return Subset(images, order[holdout:]), Subset(images, order[:holdout])
+        return ImageSubset(images, order[holdout:]), ImageSubset(images, order[:holdout])
     return images, _open_watched(val_data or data, images.class_ids)
 
 
@@ -88,7 +88,7 @@ def evaluation_batches_of(
         return stream_evaluation_batches(
             data, spec, batch_size=batch_size, num_workers=num_workers, world_size=world_size, rank=rank
         )
-    share = data if world_size == 1 else Subset(data, range(rank, len(data), world_size))
+    share = data if world_size == 1 else ImageSubset(data, range(rank, len(data), world_size))
     return evaluation_batches(share, spec, batch_size=batch_size, num_workers=num_workers)
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from xcit.data.classification import LabelledImages, Subset, open_labelled_images
+from xcit.data.classification import ImageSubset, LabelledImages, open_labelled_images
 from xcit.data.fingerprint import fingerprint
 from xcit.data.loader import EvaluationImages, prepare_worker
 from xcit.errors import XCiTError
@@ -144,7 +144,7 @@ def _compute(
     marks = torch.zeros(len(images), dtype=torch.int64, device=device)  # label + 1; 0 is unreadable
     unreadable: list[str] = []
     loader = DataLoader(
-        EvaluationImages(Subset(images, share), spec),
+        EvaluationImages(ImageSubset(images, share), spec),
         batch_size=batch_size,
         num_workers=run.num_workers,
         worker_init_fn=prepare_worker,

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from xcit.data.loader import TrainLoader, prepare_worker
 from xcit.data.segmentation import IGNORED, LabelledScenes, Labels, open_scenes
-from xcit.data.segmentation_transforms import Pixels, SegmentationAugmentation, augmented, resized_pixels
+from xcit.data.segmentation_transforms import SegmentationAugmentation, augmented_scene, resized_pixels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.images.resize_8bit import Pixels
 from xcit.inference.segment import SlidingWindow, predict_labels
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, build_segmenter
 from xcit.models.modes import evaluating
@@ -257,7 +258,7 @@ class SegmentationTask:
         self._accumulation = layout.accumulation
         self._loader: TrainLoader[list[Tensor]] = TrainLoader(
             train,
-            partial(augmented, config=config.augmentation, spec=config.preprocessing),
+            partial(augmented_scene, config=config.augmentation, spec=config.preprocessing),
             batch_size=layout.batch_size,
             num_parts=layout.num_parts,
             world_size=layout.world_size,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xcit.models.detection.anchors import STRIDES, all_anchors, anchors_at, base_anchors, within
+from xcit.models.detection.anchors import ANCHOR_STRIDES, all_anchors, anchors_at, base_anchors, within
 
 
 def test_sides_are_not_rounded() -> None:
@@ -13,7 +13,7 @@ def test_sides_are_not_rounded() -> None:
     assert sides[2] == pytest.approx((22.6274, 45.2548), abs=1e-4)
 
 
-@pytest.mark.parametrize(("stride", "side"), list(zip(STRIDES, (32, 64, 128, 256, 512), strict=True)))
+@pytest.mark.parametrize(("stride", "side"), list(zip(ANCHOR_STRIDES, (32, 64, 128, 256, 512), strict=True)))
 def test_each_map_has_its_size(stride: int, side: int) -> None:
     assert base_anchors(stride, 8.0)[1].tolist() == [-side / 2, -side / 2, side / 2, side / 2]
 

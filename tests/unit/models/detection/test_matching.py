@@ -2,7 +2,7 @@
 
 import torch
 
-from xcit.models.detection.matching import BACKGROUND, IGNORED, match, sample
+from xcit.models.detection.matching import BACKGROUND, IN_BETWEEN, match, sample
 
 OBJECTS = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 20]])
 
@@ -14,12 +14,12 @@ def boxes_of_height(*heights: float) -> torch.Tensor:
 def test_thresholds() -> None:
     one = OBJECTS[:1]
     found = match(boxes_of_height(10, 7, 6.9, 3, 2.9), one, positive=0.7, negative=0.3, lowest=0.3)
-    assert found.tolist() == [0, 0, IGNORED, IGNORED, BACKGROUND]
+    assert found.tolist() == [0, 0, IN_BETWEEN, IN_BETWEEN, BACKGROUND]
 
 
 def test_the_best_boxes_of_an_object_belong_to_it_if_they_are_not_too_bad() -> None:
     far = torch.tensor([[0.0, 0, 10, 10]])
-    assert match(boxes_of_height(4, 4, 3), far, positive=0.7, negative=0.3, lowest=0.3).tolist() == [0, 0, IGNORED]
+    assert match(boxes_of_height(4, 4, 3), far, positive=0.7, negative=0.3, lowest=0.3).tolist() == [0, 0, IN_BETWEEN]
     assert match(boxes_of_height(2.9, 2), far, positive=0.7, negative=0.3, lowest=0.3).tolist() == [BACKGROUND] * 2
 
 
@@ -40,7 +40,7 @@ def test_without_objects_all_is_background() -> None:
 
 def test_sampling_fills_up_with_background() -> None:
     torch.manual_seed(0)
-    matched = torch.tensor([0] * 300 + [BACKGROUND] * 1000 + [IGNORED] * 500)
+    matched = torch.tensor([0] * 300 + [BACKGROUND] * 1000 + [IN_BETWEEN] * 500)
     positive, negative = sample(matched, 256, 0.5)
     assert (len(positive), len(negative)) == (128, 128)
     assert len(set(positive.tolist())) == 128 and (matched[positive] == 0).all() and (matched[negative] == -1).all()

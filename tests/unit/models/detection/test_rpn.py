@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcit.models.detection import rpn
-from xcit.models.detection.anchors import STRIDES, all_anchors
+from xcit.models.detection.anchors import ANCHOR_STRIDES, all_anchors
 from xcit.models.detection.boxes import encode_boxes
 from xcit.models.detection.rpn import RegionProposalNetwork
 
@@ -109,7 +109,7 @@ def test_the_padding_of_the_batch_is_not_trained(outputs: tuple[list[Tensor], li
     network = RegionProposalNetwork(8, 8.0).train()
     logits = [level.clone().requires_grad_() for level in logits]
     network.losses(maps, logits, steps, [(64, 96)], [torch.zeros(0, 4)])["loss_objectness"].backward()
-    for level, stride, (height, width) in zip(logits, STRIDES, SIZES, strict=True):
+    for level, stride, (height, width) in zip(logits, ANCHOR_STRIDES, SIZES, strict=True):
         assert level.grad is not None
         trained = level.grad.view(height, width, 3).any(dim=2)
         assert not trained[-(-64 // stride) :].any() and not trained[:, -(-96 // stride) :].any()

@@ -15,7 +15,7 @@ from xcit.models import XCiTConfig
 from xcit.models.dino import DINOHeadConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes
-from xcit.training.engine.train import train
+from xcit.training.engine.loop import train_task
 from xcit.training.tasks.collapse import CollapseWatch, feature_spread
 from xcit.training.tasks.dino import DINOConfig, DINOTask, TeachingConfig
 
@@ -96,7 +96,7 @@ def test_a_run_that_collapses_says_so(tmp_path: Path, changes: dict[str, Any]) -
     )
     lines: list[str] = []
     processes = Processes(config.run, torch.device("cpu"))
-    train(
+    train_task(
         DINOTask(config, processes.layout),
         processes,
         run=config.run,

@@ -22,8 +22,8 @@ from xcit.models.dino import DINO, DINOHeadConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
+from xcit.training.engine.loop import Progress, train_task
 from xcit.training.engine.task import Layout, StepHooks
-from xcit.training.engine.train import Progress, train
 from xcit.training.tasks.dino import DINOConfig, DINOTask, TeachingConfig, dino_loss, teacher_probabilities
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def config_of(data: Path | str, **changes: Any) -> DINOConfig:
 
 def run(task: DINOTask, directory: Path, report: Callable[[Progress], None] = lambda _: None) -> dict[str, float]:
     directory.mkdir(exist_ok=True)
-    return train(
+    return train_task(
         task,
         Processes(task.config.run, CPU),
         run=task.config.run,

@@ -19,8 +19,8 @@ from xcit.models import XCiTConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
+from xcit.training.engine.loop import Progress, Stopped, train_task
 from xcit.training.engine.task import Layout, Reduce
-from xcit.training.engine.train import Progress, Stopped, train
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.weights.files import read_checkpoint
 from xcit.zoo import load_file
@@ -81,7 +81,7 @@ def train_line(
         report(progress)
 
     config = RunConfig(**{"batch_size": 8, "num_workers": 0, "log_every": 2} | run)
-    train(
+    train_task(
         task,
         Processes(config, CPU),
         run=config,
@@ -288,7 +288,7 @@ def test_the_weight_decay_goes_on_after_a_resume(tmp_path: Path) -> None:
     def train_with(folder: Path, **more: Any) -> None:
         folder.mkdir(exist_ok=True)
         config = RunConfig(batch_size=8, num_workers=0)
-        train(
+        train_task(
             Line(),
             Processes(config, CPU),
             run=config,
@@ -501,7 +501,7 @@ def train_squares(
 ) -> dict[str, float]:
     folder.mkdir(exist_ok=True)
     processes = Processes(config.run, CPU)
-    return train(
+    return train_task(
         ClassificationTask(config, processes.layout),
         processes,
         run=config.run,

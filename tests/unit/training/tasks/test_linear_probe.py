@@ -16,7 +16,7 @@ from xcit.training.engine.config import RunConfig
 from xcit.training.engine.optimizer import build_optimizer, build_schedule
 from xcit.training.engine.task import Layout
 from xcit.training.tasks.labelled_features import LabelledFeatures, pooled_feature
-from xcit.training.tasks.linear import LinearConfig, LinearHeads, LinearTask
+from xcit.training.tasks.linear_probe import LinearConfig, LinearHeads, LinearTask
 from xcit.zoo import load_file
 
 CLASSES = ("blue", "green", "red")

@@ -67,7 +67,7 @@ class Stopped(Exception):  # noqa: N818 - no error: the run did what it was aske
         self.checkpoint, self.signal = checkpoint, signal
 
 
-def train(
+def train_task(
     task: Task,
     processes: Processes,
     *,
