@@ -30,7 +30,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import xcit
 from xcit.data.classification import open_labelled_images
-from xcit.data.loader import AugmentationConfig, TrainLoader, train_transform
+from xcit.data.loader import AugmentationConfig, LoaderConfig, TrainLoader, train_transform
 from xcit.images.preprocess import Preprocessing
 from xcit.machine import processor
 
@@ -71,7 +71,7 @@ def ours(folder: Path, *, batch_size: int, num_workers: int) -> Epoch:
     )
     images = open_labelled_images(str(folder), "train")
     transform = train_transform(augmentation, spec)
-    loader = TrainLoader(images, transform, batch_size=batch_size, seed=0, num_workers=num_workers)
+    loader = TrainLoader(images, transform, LoaderConfig(batch_size=batch_size, seed=0, num_workers=num_workers))
     epochs = iter(range(10**9))
     return lambda: loader.batches(next(epochs))
 

@@ -33,6 +33,7 @@ from xcit.training.engine.distribution import Processes
 from xcit.training.engine.loop import train_task
 from xcit.training.recipes import TrainingConfig
 from xcit.training.run import build_task
+from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationTask, evaluate_classification
 from xcit.training.tasks.dino import DINOTask
 
@@ -88,10 +89,8 @@ def run_all(all_settings: list[Setting], root: Path, epochs: int) -> None:
         train_task(
             task,
             processes,
-            run=config.run,
-            optimizer_config=config.optimizer,
-            schedule_config=config.schedule,
-            directory=folder,
+            config,
+            folder,
         )
         results = evaluate(task, fresh, processes)
         (folder / f"evaluation-{processes.layout.rank}.json").write_text(json.dumps(results))
@@ -105,8 +104,8 @@ def evaluate(task: ClassificationTask | DINOTask, fresh: nn.Module, processes: P
         fresh,
         task.watched,
         task.config.preprocessing,
+        EvaluationConfig(batch_size=2),
         num_classes=task.config.model.num_classes,
-        batch_size=2,
         layout=processes.layout,
         reduce=processes.reduce,
     )

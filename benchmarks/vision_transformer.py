@@ -26,6 +26,7 @@ from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
 from xcit.training.engine.loop import Progress, train_task
 from xcit.training.recipes import get_recipe
+from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationTask, evaluate_classification
 from xcit.zoo import get_model
 
@@ -64,10 +65,8 @@ def train_vit(folder: Path) -> None:
     train_task(
         task,
         Processes(config.run, torch.device("cpu")),
-        run=config.run,
-        optimizer_config=config.optimizer,
-        schedule_config=config.schedule,
-        directory=folder,
+        config,
+        folder,
         resume_from=folder / "last.pt" if (folder / "last.pt").exists() else None,
         report=report,
         announce=print,
@@ -85,7 +84,7 @@ def compare(vit_run: Path, xcit_run: Path) -> None:
     for name, model, run in (("XCiT pico", xcit, xcit_run), ("timm ViT", vit, vit_run)):
         epochs = [line for line in read_log(run / "log.jsonl") if line["kind"] == "epoch"]
         speed = statistics.median(line["images_per_second"] for line in epochs)
-        report = evaluate_classification(model.eval(), images, spec, num_classes=10, batch_size=500)
+        report = evaluate_classification(model.eval(), images, spec, EvaluationConfig(batch_size=500), num_classes=10)
         print(
             f"{name:<12}{sum(p.numel() for p in model.parameters()):>12,}{len(epochs):>12}{speed:>12.0f}"
             f"{epochs[-1]['loss']:>12.3f}{report.top1:>11.2f}%{report.loss:>12.4f}"

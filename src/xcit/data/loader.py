@@ -114,6 +114,29 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How a loader divides its images among processes, and reads them.
+
+    Attributes:
+        batch_size: global batch, over all processes and parts.
+        seed: of the order and every draw.
+        num_workers: processes that read, for each training process; 0 reads in this one.
+        num_parts: equal parts of a global batch.
+        world_size: training processes; each computes `num_parts / world_size` parts of a global batch.
+        rank: which of them this is.
+        num_repeats: how often an image comes in a row (repeated augmentation, arXiv 1901.09335).
+    """
+
+    batch_size: int
+    seed: int
+    num_workers: int
+    num_parts: int = 1
+    world_size: int = 1
+    rank: int = 0
+    num_repeats: int = 1
+
+
 class _Key(NamedTuple):
     """One draw of a training image: which epoch's, which image, and which of its repeats."""
 
@@ -181,40 +204,27 @@ class _PartSampler(Sampler[list[_Key]]):
     parts.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        *,
-        batch_size: int,
-        num_parts: int,
-        world_size: int,
-        rank: int,
-        seed: int,
-        num_repeats: int,
-        groups: Sequence[int] | None = None,
-    ) -> None:
-        self.groups = groups
-        self.num_images, self.seed, self.num_repeats = num_images, seed, num_repeats
-        self.batch_size, self.num_parts, self.world_size, self.rank = batch_size, num_parts, world_size, rank
+    def __init__(self, num_images: int, config: LoaderConfig, groups: Sequence[int] | None = None) -> None:
+        self.num_images, self.config, self.groups = num_images, config, groups
         self.epoch, self.first_step = 0, 0
 
     @property
     def num_steps(self) -> int:
-        return self.num_images // self.batch_size
+        return self.num_images // self.config.batch_size
 
     def __len__(self) -> int:
-        return (self.num_steps - self.first_step) * self.num_parts // self.world_size
+        return (self.num_steps - self.first_step) * self.config.num_parts // self.config.world_size
 
     def __iter__(self) -> Iterator[list[_Key]]:
         order = self._order()
         for step in range(self.first_step, self.num_steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            for part in range(self.rank, self.num_parts, self.world_size):
-                yield batch[part :: self.num_parts]
+            batch = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
+            for part in range(self.config.rank, self.config.num_parts, self.config.world_size):
+                yield batch[part :: self.config.num_parts]
 
     def _order(self) -> list[_Key]:
-        seed = mix_seeds(self.seed, self.epoch)
-        if self.num_repeats == 1:
+        seed = mix_seeds(self.config.seed, self.epoch)
+        if self.config.num_repeats == 1:
             order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(seed)).tolist()
             if self.groups is not None:
                 order = self._grouped(order, self.groups)
@@ -223,14 +233,14 @@ class _PartSampler(Sampler[list[_Key]]):
 
         # `selected_round` 0: timm otherwise rounds an epoch down to a multiple of 256 images.
         sampler = RepeatAugSampler(
-            range(self.num_images), num_replicas=1, rank=0, num_repeats=self.num_repeats, selected_round=0
+            range(self.num_images), num_replicas=1, rank=0, num_repeats=self.config.num_repeats, selected_round=0
         )
         sampler.set_epoch(seed)
-        return [_Key(self.epoch, index, place % self.num_repeats) for place, index in enumerate(sampler)]
+        return [_Key(self.epoch, index, place % self.config.num_repeats) for place, index in enumerate(sampler)]
 
     def _grouped(self, order: Sequence[int], groups: Sequence[int]) -> list[int]:
         """Another order, in which each part is of one group, but for the last ones, which are of what is left over."""
-        size, parts = self.batch_size // self.num_parts, list[list[int]]()
+        size, parts = self.config.batch_size // self.config.num_parts, list[list[int]]()
         waiting: dict[int, list[int]] = {}
         for index in order:
             own = waiting.setdefault(groups[index], [])
@@ -239,7 +249,9 @@ class _PartSampler(Sampler[list[_Key]]):
                 parts.append(waiting.pop(groups[index]))
         left = [index for own in waiting.values() for index in own]
         parts += [left[start : start + size] for start in range(0, len(left) - size + 1, size)]
-        batches = (parts[start : start + self.num_parts] for start in range(0, len(parts), self.num_parts))
+        batches = (
+            parts[start : start + self.config.num_parts] for start in range(0, len(parts), self.config.num_parts)
+        )
         return [part[place] for batch in batches for place in range(size) for part in batch]
 
 
@@ -259,35 +271,20 @@ class TrainLoader(Generic[Images]):
         self,
         images: Samples[Source],
         transform: Callable[[Source], Images],
+        config: LoaderConfig,
         *,
-        batch_size: int,
-        seed: int,
-        num_workers: int,
-        num_parts: int = 1,
-        world_size: int = 1,
-        rank: int = 0,
-        num_repeats: int = 1,
         groups: Sequence[int] | None = None,
         collate_fn: Callable[[Any], Any] = collate,
     ) -> None:
-        self._sampler = _PartSampler(
-            len(images),
-            batch_size=batch_size,
-            num_parts=num_parts,
-            world_size=world_size,
-            rank=rank,
-            seed=seed,
-            num_repeats=num_repeats,
-            groups=groups,
-        )
+        self._sampler = _PartSampler(len(images), config, groups)
         self.num_steps, self.num_inputs = self._sampler.num_steps, len(images)
         self.unreadable: list[str] = []
         self._loader: DataLoader[Sample[Images]] = DataLoader(
-            _TrainImages(images, transform, seed),
+            _TrainImages(images, transform, config.seed),
             batch_sampler=self._sampler,
             collate_fn=collate_fn,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
+            num_workers=config.num_workers,
+            persistent_workers=config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=prepare_worker,
             # Its own, for the draw at each start of the workers would shift the model's: once a run, or once a resume.

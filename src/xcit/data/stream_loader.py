@@ -15,6 +15,7 @@ from xcit.data.loader import (
     NUM_SUBSTITUTES,
     EvaluationImages,
     ImageTransform,
+    LoaderConfig,
     Sample,
     collate,
     prepare_worker,
@@ -52,55 +53,33 @@ class StreamTrainLoader:
         self,
         stream: LabelledStream,
         transform: ImageTransform,
+        config: LoaderConfig,
         *,
-        batch_size: int,
-        seed: int,
-        num_workers: int,
-        num_parts: int = 1,
-        world_size: int = 1,
-        rank: int = 0,
-        num_repeats: int = 1,
         shuffle_buffer: int = 2000,
     ) -> None:
-        """Divides the stream among the processes; see `TrainLoader` for what is not described here.
+        """Divides the stream among the processes.
 
         Args:
             stream: what to read.
             transform: image to tensor.
-            batch_size: global batch, over all processes and parts.
-            seed: of the order and every draw.
-            num_workers: processes that read, for each training process; 0 reads in this one.
-            num_parts: equal parts of a global batch.
-            world_size: training processes; each computes `num_parts / world_size` parts of a global batch.
-            rank: which of them this is.
-            num_repeats: 1, for a stream gives each image once.
+            config: how; its `num_repeats` is 1, for a stream gives each image once.
             shuffle_buffer: samples that each worker keeps in memory, as files, to draw the next one from.
         """
-        if num_repeats != 1:
+        if config.num_repeats != 1:
             raise XCiTError(
-                f"num_repeats is {num_repeats}, and a stream gives each image once: set augmentation.num_repeats to 1"
+                f"num_repeats is {config.num_repeats}, and a stream gives each image once: set "
+                "augmentation.num_repeats to 1"
             )
-        _check_shards(stream.num_shards, world_size, num_workers)
-        self._parts = _TrainParts(
-            stream,
-            transform,
-            num_steps=stream.num_images // batch_size,
-            part_size=batch_size // num_parts,
-            parts_a_step=num_parts // world_size,
-            world_size=world_size,
-            rank=rank,
-            num_roles=max(num_workers, 1),
-            seed=seed,
-            shuffle_buffer=shuffle_buffer,
-        )
+        _check_shards(stream.num_shards, config.world_size, config.num_workers)
+        self._parts = _TrainParts(stream, transform, config, shuffle_buffer)
         self.num_steps, self.num_inputs = self._parts.num_steps, stream.num_images
         self.unreadable: list[str] = []
         self._loader = DataLoader(
             self._parts,
             batch_size=None,  # what is read is a whole part
             collate_fn=collate,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
+            num_workers=config.num_workers,
+            persistent_workers=config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=prepare_worker,
             # Its own, for the draw at each start of the workers would shift the model's: once a run, or once a resume.
@@ -135,22 +114,12 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
     """
 
     def __init__(
-        self,
-        stream: LabelledStream,
-        transform: ImageTransform,
-        *,
-        num_steps: int,
-        part_size: int,
-        parts_a_step: int,
-        world_size: int,
-        rank: int,
-        num_roles: int,
-        seed: int,
-        shuffle_buffer: int,
+        self, stream: LabelledStream, transform: ImageTransform, config: LoaderConfig, shuffle_buffer: int
     ) -> None:
-        self.stream, self.transform, self.seed = stream, transform, seed
-        self.num_steps, self.part_size, self.parts_a_step = num_steps, part_size, parts_a_step
-        self.world_size, self.rank, self.num_roles = world_size, rank, num_roles
+        self.stream, self.transform, self.seed = stream, transform, config.seed
+        self.num_steps = stream.num_images // config.batch_size
+        self.part_size, self.parts_a_step = config.batch_size // config.num_parts, config.num_parts // config.world_size
+        self.world_size, self.rank, self.num_roles = config.world_size, config.rank, max(config.num_workers, 1)
         self.shuffle_buffer = max(shuffle_buffer, 1)
         # Epoch and first step, in memory that the workers share: they live on from one epoch to the next.
         self._start = torch.zeros(2, dtype=torch.int64).share_memory_()

@@ -18,6 +18,7 @@ from xcit.images.preprocess import Preprocessing, published_preprocessing
 from xcit.measure.loading import load_for
 from xcit.measure.result import Measuring, TestResult, write_confusion
 from xcit.models import XCiT
+from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.kinds import CLASSIFIER
@@ -82,10 +83,8 @@ def measure_classifier(
         network.to(how.device),
         images,
         spec,
+        EvaluationConfig(batch_size=batch_size, num_workers=how.num_workers, dtype=how.dtype),
         num_classes=model.num_classes,
-        batch_size=batch_size,
-        num_workers=how.num_workers,
-        dtype=how.dtype,
         report=how.report,
     )
     return ClassificationResult(report=result, class_names=class_names or images.class_ids, preprocessing=spec)

@@ -136,7 +136,6 @@ def evaluate_knn(
                 info.preprocessing,
                 processes,
                 run=run,
-                batch_size=batch_size,
                 cache=feature_cache() if cache else None,
                 report=report,
                 announce=announce,

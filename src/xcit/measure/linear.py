@@ -135,6 +135,8 @@ def train_linear(
         config = replace(config, name=info.name, backbone=backbone_digest(network))
         checkpoint = check_run(config, directory, resume=resume)
         splits = (val,) if augmented else (val, train)
+        # Images a forward pass of each process: the probe's own batch is of features.
+        reading = replace(run, batch_size=_DEVICE_BATCH * processes.layout.world_size)
         with extracting(sum(len(share_of(images, processes)) for images in splits)) as report_images:
             features = [
                 extract(
@@ -142,8 +144,7 @@ def train_linear(
                     images,
                     info.preprocessing,
                     processes,
-                    run=run,
-                    batch_size=_DEVICE_BATCH,
+                    run=reading,
                     cache=feature_cache() if cache else None,
                     report=report_images,
                     announce=announce,
@@ -194,10 +195,8 @@ def _train(
         train_task(
             task,
             processes,
-            run=config.run,
-            optimizer_config=config.optimizer,
-            schedule_config=config.schedule,
-            directory=directory,
+            config,
+            directory,
             resume_from=checkpoint,
             begin=begin,
             report=report,

@@ -10,6 +10,7 @@ from xcit.errors import XCiTError
 from xcit.inference.segment import SlidingWindow
 from xcit.measure.loading import load_for
 from xcit.measure.result import Measuring, TestResult, write_confusion, write_table
+from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation
 from xcit.zoo.kinds import SEGMENTER
 
@@ -65,9 +66,8 @@ def measure_segmenter(
         model.fuse().to(how.device, how.dtype),
         scenes,
         recipe.preprocessing,
+        EvaluationConfig(num_workers=how.num_workers, dtype=how.dtype),
         window=window,
-        num_workers=how.num_workers,
-        dtype=how.dtype,
         report=how.report,
     )
     return SegmentationResult(report=result, class_names=scenes.class_names, recipe=recipe, window=window)

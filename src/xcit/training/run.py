@@ -77,10 +77,8 @@ def train(
         return train_task(
             task,
             processes,
-            run=config.run,
-            optimizer_config=config.optimizer,
-            schedule_config=config.schedule,
-            directory=directory,
+            config,
+            directory,
             resume_from=checkpoint,
             begin=begin,
             report=report,

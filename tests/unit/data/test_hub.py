@@ -14,6 +14,7 @@ from PIL import Image
 
 from xcit.data.classification import LabelledImages, open_labelled_images
 from xcit.data.fingerprint import fingerprint
+from xcit.data.loader import LoaderConfig
 from xcit.data.stream_loader import StreamTrainLoader, stream_evaluation_batches
 from xcit.data.streams import open_stream
 from xcit.errors import XCiTError
@@ -253,9 +254,7 @@ def test_streams_in_a_loader(folder: Path, num_workers: int) -> None:
     ours = StreamTrainLoader(
         stream,
         lambda image: torch.tensor(np.asarray(image)[0, 0, 0]),
-        batch_size=1,
-        seed=0,
-        num_workers=num_workers,
+        LoaderConfig(batch_size=1, seed=0, num_workers=num_workers),
         shuffle_buffer=2,
     )
     whole = [int(images) for images, _ in ours.batches(0)]

@@ -10,7 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.data.classification import ImageFiles
-from xcit.data.loader import AugmentationConfig, TrainLoader, _PartSampler, evaluation_batches, train_transform
+from xcit.data.loader import (
+    AugmentationConfig,
+    LoaderConfig,
+    TrainLoader,
+    _PartSampler,
+    evaluation_batches,
+    train_transform,
+)
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, preprocess
 
@@ -47,7 +54,7 @@ class Noise:
 
 def loader(num_workers: int = 0, seed: int = 0, num_images: int = 10) -> TrainLoader:
     transform = train_transform(STRONG, SPEC)
-    return TrainLoader(Noise(num_images), transform, batch_size=4, seed=seed, num_workers=num_workers)
+    return TrainLoader(Noise(num_images), transform, LoaderConfig(batch_size=4, seed=seed, num_workers=num_workers))
 
 
 def epoch_of(loader: TrainLoader, epoch: int) -> Batches:
@@ -126,7 +133,9 @@ def test_the_next_image_takes_the_place_of_an_unreadable_one(tmp_path: Path, num
         Noise(5)[index][0].save(path)
     paths[2].write_bytes(b"")
     images = ImageFiles(list(zip(paths, range(5), strict=True)), tuple("abcde"))
-    ours = TrainLoader(images, train_transform(STRONG, SPEC), batch_size=5, seed=0, num_workers=num_workers)
+    ours = TrainLoader(
+        images, train_transform(STRONG, SPEC), LoaderConfig(batch_size=5, seed=0, num_workers=num_workers)
+    )
     for epoch in (0, 1):
         ((batch, labels),) = ours.batches(epoch)
         assert sorted(labels.tolist()) == [0, 1, 3, 3, 4]
@@ -139,7 +148,9 @@ def test_nothing_but_unreadable_images_is_one_line(tmp_path: Path, num_workers: 
     path = tmp_path / "broken.png"
     path.write_bytes(b"")
     images = ImageFiles([(path, 0)] * 4, ("x",))
-    ours = TrainLoader(images, train_transform(STRONG, SPEC), batch_size=4, seed=0, num_workers=num_workers)
+    ours = TrainLoader(
+        images, train_transform(STRONG, SPEC), LoaderConfig(batch_size=4, seed=0, num_workers=num_workers)
+    )
     with pytest.raises(XCiTError) as caught:
         list(ours.batches(0))
     assert str(caught.value) == f"4 images in a row can't be read; the first: {path}: the file is empty (0 bytes)"
@@ -162,13 +173,15 @@ def test_the_parts_of_all_processes_make_the_whole_batches(world_size: int, num_
         return TrainLoader(
             Noise(18),
             train_transform(STRONG, SPEC),
-            batch_size=8,
-            seed=0,
-            num_workers=0,
-            num_parts=num_parts,
-            world_size=world_size,
-            rank=rank,
-            num_repeats=num_repeats,
+            LoaderConfig(
+                batch_size=8,
+                seed=0,
+                num_workers=0,
+                num_parts=num_parts,
+                world_size=world_size,
+                rank=rank,
+                num_repeats=num_repeats,
+            ),
         )
 
     whole = epoch_of(part_loader(0, 1, 1), 0)
@@ -183,7 +196,9 @@ def test_the_parts_of_all_processes_make_the_whole_batches(world_size: int, num_
 
 
 def test_repeats_are_augmented_each_on_its_own() -> None:
-    ours = TrainLoader(Noise(12), train_transform(STRONG, SPEC), batch_size=6, seed=0, num_workers=0, num_repeats=3)
+    ours = TrainLoader(
+        Noise(12), train_transform(STRONG, SPEC), LoaderConfig(batch_size=6, seed=0, num_workers=0, num_repeats=3)
+    )
     batches = epoch_of(ours, 0)
     assert len(batches) == ours.num_steps == 2  # as long as an epoch without repeats
     for images, labels in batches:
@@ -289,12 +304,15 @@ def test_parts_of_one_group_each_but_for_what_is_left_over(num_parts: int, world
     for rank in range(world_size):
         sampler = _PartSampler(
             50,
-            batch_size=8,
-            num_parts=num_parts,
-            world_size=world_size,
-            rank=rank,
-            seed=0,
-            num_repeats=1,
+            LoaderConfig(
+                batch_size=8,
+                num_parts=num_parts,
+                world_size=world_size,
+                rank=rank,
+                seed=0,
+                num_workers=0,
+                num_repeats=1,
+            ),
             groups=groups,
         )
         own = [[key.image for key in part] for part in sampler]

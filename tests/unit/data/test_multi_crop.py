@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
-from xcit.data.loader import TrainLoader
+from xcit.data.loader import LoaderConfig, TrainLoader
 from xcit.data.multi_crop import MultiCropConfig, multi_crop_transform
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, preprocess
@@ -146,7 +146,7 @@ def test_crops_show_the_share_of_the_area_that_they_should() -> None:
 
 def loader(num_workers: int = 0, seed: int = 0) -> TrainLoader[list[Tensor]]:
     transform = multi_crop_transform(SMALL, RGB)
-    return TrainLoader(Noise(), transform, batch_size=4, seed=seed, num_workers=num_workers)
+    return TrainLoader(Noise(), transform, LoaderConfig(batch_size=4, seed=seed, num_workers=num_workers))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xcit.data.loader import AugmentationConfig, train_transform
+from xcit.data.loader import AugmentationConfig, LoaderConfig, train_transform
 from xcit.data.samples import StreamSample, unreadable_sample
 from xcit.data.stream_loader import StreamTrainLoader, stream_evaluation_batches
 from xcit.data.streams import open_stream
@@ -75,7 +75,8 @@ def stream() -> Numbered:
 
 def loader(stream: Any, **changes: Any) -> StreamTrainLoader:
     options = {"batch_size": 4, "seed": 0, "num_workers": 0, "shuffle_buffer": 4} | changes
-    return StreamTrainLoader(stream, train_transform(STRONG, SPEC), **options)
+    buffer = options.pop("shuffle_buffer")
+    return StreamTrainLoader(stream, train_transform(STRONG, SPEC), LoaderConfig(**options), shuffle_buffer=buffer)
 
 
 def batches_of(loader: StreamTrainLoader, epoch: int = 0, first_step: int = 0) -> Batches:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol
 
 from xcit.errors import XCiTError
 
@@ -133,6 +133,31 @@ class RunConfig:
             _need(self, name, getattr(self, name) >= 0, "0 or more")
         _need(self, "ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
         _need(self, "max_unreadable", 0 <= self.max_unreadable <= 1, "in 0..1")
+
+
+class TrainableConfig(Protocol):
+    """What the engine reads of a task's config."""
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """AdamW's numbers, or SGD's."""
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """Epochs and learning rate."""
+
+    @property
+    def run(self) -> RunConfig:
+        """How to compute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """These three alone, of a task without a config of its own."""
+
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    run: RunConfig
 
 
 def _need(config: object, name: str, condition: bool, must: str) -> None:

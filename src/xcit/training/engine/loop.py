@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xcit.errors import XCiTError
 from xcit.seeding import seed_all
 from xcit.training.engine.checkpoint import BEST, LAST, keep_checkpoint, keep_latest, load_checkpoint, save_checkpoint
-from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
+from xcit.training.engine.config import TrainableConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import RunLog
 from xcit.training.engine.signals import StopSignals
@@ -70,11 +70,9 @@ class Stopped(Exception):  # noqa: N818 - no error: the run did what it was aske
 def train_task(
     task: Task,
     processes: Processes,
-    *,
-    run: RunConfig,
-    optimizer_config: OptimizerConfig,
-    schedule_config: ScheduleConfig,
+    config: TrainableConfig,
     directory: Path,
+    *,
     resume_from: Path | None = None,
     begin: Callable[[], None] = lambda: None,
     report: Callable[[Progress], None] = lambda _: None,
@@ -89,9 +87,7 @@ def train_task(
     Args:
         task: what to train.
         processes: this process and the others.
-        run: batch, seed, precision, averaging, checkpoints.
-        optimizer_config: AdamW's numbers.
-        schedule_config: epochs and learning rate.
+        config: its sections `run`, `optimizer` and `schedule`.
         directory: where the run's files go; it must exist, and be the same for all processes.
         resume_from: go on from this checkpoint.
         begin: called once when all is ready, the checkpoint loaded, in the main process.
@@ -107,14 +103,12 @@ def train_task(
         Stopped: after SIGTERM or SIGINT, when all is saved.
     """
     if task.num_steps == 0:
-        raise XCiTError(f"fewer training images than one batch of {run.batch_size}")
+        raise XCiTError(f"fewer training images than one batch of {config.run.batch_size}")
     with StopSignals() as signals:
         loop = _Loop(
             task=task,
             processes=processes,
-            run=run,
-            optimizer_config=optimizer_config,
-            schedule_config=schedule_config,
+            config=config,
             directory=directory,
             signals=signals,
             report=report if processes.is_main else lambda _: None,
@@ -141,9 +135,7 @@ class _Loop:
 
     task: Task
     processes: Processes
-    run: RunConfig
-    optimizer_config: OptimizerConfig
-    schedule_config: ScheduleConfig
+    config: TrainableConfig
     directory: Path
     signals: StopSignals
     report: Callable[[Progress], None]
@@ -155,12 +147,12 @@ class _Loop:
         self.state = build_state(
             self.task.model,
             self.processes,
-            run=self.run,
-            optimizer_config=self.optimizer_config,
-            schedule_config=self.schedule_config,
+            run=self.config.run,
+            optimizer_config=self.config.optimizer,
+            schedule_config=self.config.schedule,
             num_steps=self.num_steps,
         )
-        self.log = RunLog(self.directory, self.run) if self.processes.is_main else None
+        self.log = RunLog(self.directory, self.config.run) if self.processes.is_main else None
         self.last = self.directory / LAST
         self.interval = 1 if self.processes.device.type == "cpu" else _GPU_INTERVAL
         self.started = self.waited = 0.0
@@ -181,11 +173,11 @@ class _Loop:
 
     def run_epochs(self) -> dict[str, float]:
         position, figures = self.state.position, None
-        while position.epoch < self.schedule_config.epochs:
+        while position.epoch < self.config.schedule.epochs:
             self.train_epoch()
             epoch = position.epoch + 1
             figures = None
-            if epoch == self.schedule_config.epochs or epoch % self.run.evaluate_every == 0:
+            if epoch == self.config.schedule.epochs or epoch % self.config.run.evaluate_every == 0:
                 self.save()  # a long evaluation may be killed
                 figures = self.evaluate()
             self.write_epoch(figures or {})
@@ -209,7 +201,11 @@ class _Loop:
             pending.append(self.step(batches))
             position.step += 1
             ends = position.step == self.num_steps
-            saves = self.run.save_every_steps > 0 and position.step % self.run.save_every_steps == 0 and not ends
+            saves = (
+                self.config.run.save_every_steps > 0
+                and position.step % self.config.run.save_every_steps == 0
+                and not ends
+            )
             if ends or saves or position.step % self.interval == 0:
                 stops = self.look(pending)
                 pending = []
@@ -226,15 +222,15 @@ class _Loop:
         for turn in range(accumulation):
             batch = self.next_batch(batches)
             # Every draw follows from the seed, the step and the part, whichever process computes it.
-            seed_all(self.run.seed, state.num_steps_done, processes.layout.part(turn))
+            seed_all(self.config.run.seed, state.num_steps_done, processes.layout.part(turn))
             with processes.accumulating(state.shared, last=turn + 1 == accumulation):
                 with processes.autocast():
                     parts = self.task.loss(state.shared, batch)
                 processes.backward(parts["loss"] / accumulation)
             for name, value in parts.items():
                 losses[name] = losses.get(name, 0) + value.detach().float() / accumulation
-        if self.optimizer_config.clip_grad:
-            processes.clip_gradients(state.shared, self.optimizer_config.clip_grad, self.optimizer_config.clip_mode)
+        if self.config.optimizer.clip_grad:
+            processes.clip_gradients(state.shared, self.config.optimizer.clip_grad, self.config.optimizer.clip_mode)
         if self.hooks is not None:
             self.hooks.before_update(state.model, state.num_steps_done)
         state.optimizer.step()
@@ -296,7 +292,7 @@ class _Loop:
         position, speed = self.state.position, self.speed()
         return Progress(
             epoch=position.epoch,
-            num_epochs=self.schedule_config.epochs,
+            num_epochs=self.config.schedule.epochs,
             step=position.step,
             num_steps=self.num_steps,
             loss=loss,
@@ -314,18 +310,18 @@ class _Loop:
         raise XCiTError(
             f"the loss is {loss} in epoch {position.epoch + 1}, batch {step} of {self.num_steps} "
             f"(step {position.epoch * self.num_steps + step}), at learning rate {self.state.lr:.2e} and batch size "
-            f"{self.run.batch_size}; {kept}; try a lower optimizer.lr, more schedule.warmup_epochs or "
+            f"{self.config.run.batch_size}; {kept}; try a lower optimizer.lr, more schedule.warmup_epochs or "
             "optimizer.clip_grad 1.0"
         )
 
     def check_readable(self, num_unreadable: int) -> None:
-        if num_unreadable <= self.run.max_unreadable * self.task.num_inputs:
+        if num_unreadable <= self.config.run.max_unreadable * self.task.num_inputs:
             return
         self.write_unreadable()
         own = self.task.unreadable
         raise XCiTError(
             f"{num_unreadable} of {self.task.num_inputs} training images can't be read, more than run.max_unreadable "
-            f"{self.run.max_unreadable:g} allows{f'; one is {own[0]}' if own else ''}; all are in "
+            f"{self.config.run.max_unreadable:g} allows{f'; one is {own[0]}' if own else ''}; all are in "
             f"{self.directory / UNREADABLE}"
         )
 
@@ -343,7 +339,7 @@ class _Loop:
 
     def log_step(self, step: int, losses: dict[str, float]) -> None:
         done = self.state.position.epoch * self.num_steps + step
-        if self.log is not None and done % self.run.log_every == 0:
+        if self.log is not None and done % self.config.run.log_every == 0:
             epoch = self.state.position.epoch + 1
             self.log.write({"kind": "step", "epoch": epoch, "step": done, **losses, "lr": self.state.lr} | self.speed())
 
@@ -389,8 +385,8 @@ class _Loop:
         if not self.processes.is_main:
             return
         save_checkpoint(state, self.last)
-        if self.run.keep_checkpoints:
-            keep_latest(self.last, self.state.num_steps_done, self.run.keep_checkpoints)
+        if self.config.run.keep_checkpoints:
+            keep_latest(self.last, self.state.num_steps_done, self.config.run.keep_checkpoints)
 
     def export(self, name: str) -> None:
         result = self.state.result()

@@ -1,7 +1,7 @@
 """Image classification: the loss, the figures, and the wiring of the data."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
+from xcit.training.tasks.base import EvaluationConfig, TaskWithLoader, loader_config, with_classes_of
 from xcit.training.tasks.distillation import DistillationConfig, check_teacher, load_teacher
 from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
 from xcit.training.tasks.labelled_data import (
@@ -109,12 +110,9 @@ def evaluate_classification(
     model: nn.Module,
     images: LabelledData,
     spec: Preprocessing,
+    how: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
     num_classes: int,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
     layout: Layout | None = None,
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
@@ -125,11 +123,8 @@ def evaluate_classification(
         model: gives logits (B, num_classes); it is put in evaluation mode for the time.
         images: what to measure on; their labels index the logits.
         spec: how an image becomes the model's input.
+        how: batch size, processes that read, device and precision.
         num_classes: of the model.
-        batch_size: images a forward pass.
-        num_workers: processes that read images; 0 reads them in this one.
-        device: where the model is; none asks its parameters.
-        dtype: float32, or bfloat16 or float16 for autocast.
         layout: which of several processes this is; each takes its share of the images.
         reduce: sums over the processes, so that every one of them gets the figures of all images.
         report: called with the number of images of each batch.
@@ -140,11 +135,11 @@ def evaluate_classification(
     Raises:
         XCiTError: if not one image could be read.
     """
-    batches = evaluation_batches_of(images, spec, batch_size=batch_size, num_workers=num_workers, layout=layout)
-    device = device or next(model.parameters()).device
+    batches = evaluation_batches_of(images, spec, batch_size=how.batch_size, num_workers=how.num_workers, layout=layout)
+    device = how.device or next(model.parameters()).device
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     num_right5, loss_sum, unreadable = 0, 0.0, []
-    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+    autocast = nullcontext() if how.dtype == torch.float32 else torch.autocast(device.type, dtype=how.dtype)
     with evaluating(model), torch.inference_mode():
         for batch, labels, reasons in batches:
             unreadable += reasons
@@ -191,7 +186,7 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> 
     return -(shares * logits.float().log_softmax(dim=1)).sum() / shares.sum()
 
 
-class ClassificationTask:
+class ClassificationTask(TaskWithLoader):
     """Wires a config's data, augmentation, first weights, teacher and loss to the engine.
 
     Attributes:
@@ -214,14 +209,7 @@ class ClassificationTask:
             config.data, val_data=config.val_data, holdout=config.holdout, num_classes=config.model.num_classes
         )
         num_classes = len(train.class_ids)
-        if config.model.num_classes == 0:
-            config = replace(config, model=replace(config.model, num_classes=num_classes))
-        if num_classes != config.model.num_classes:
-            raise XCiTError(
-                f"{config.data} has {num_classes} classes, the model {config.model.num_classes}: "
-                f"set model.num_classes to {num_classes}"
-            )
-        self.config = config
+        self.config = config = with_classes_of(config, num_classes)
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
         initialize(model, config.initialize)
@@ -236,28 +224,10 @@ class ClassificationTask:
         self._loader = train_loader(
             train,
             train_transform(config.augmentation, config.preprocessing),
-            layout,
-            seed=config.run.seed,
-            num_workers=config.run.num_workers,
-            num_repeats=config.augmentation.num_repeats,
+            loader_config(config.run, layout, num_repeats=config.augmentation.num_repeats),
             shuffle_buffer=config.shuffle_buffer,
         )
         self._mixing = _mixing(config.augmentation, num_classes, layout.part_size)
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps an epoch."""
-        return self._loader.num_steps
-
-    @property
-    def num_inputs(self) -> int:
-        """Training images."""
-        return self._loader.num_inputs
-
-    @property
-    def unreadable(self) -> Sequence[str]:
-        """A line for each training image that this process could not read."""
-        return self._loader.unreadable
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's parts (images (B, C, h, w), labels (B,)) of an epoch's batches."""
@@ -298,9 +268,8 @@ class ClassificationTask:
             model,
             self.watched,
             self.config.preprocessing,
+            EvaluationConfig(batch_size=500, num_workers=self.config.run.num_workers),
             num_classes=self.config.model.num_classes,
-            batch_size=500,
-            num_workers=self.config.run.num_workers,
             layout=layout,
             reduce=reduce,
         )

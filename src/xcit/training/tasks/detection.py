@@ -1,6 +1,6 @@
 """Detection and instance segmentation: losses, average precision, and the wiring of the data."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.average_precision import NAMES, DetectionRow, Precision, average_precision
+from xcit.training.tasks.base import TaskWithLoader, loader_config, with_classes_of
 from xcit.training.tasks.dense_backbone import take_backbone
 from xcit.training.tasks.sources import find_source
 from xcit.zoo import save_model
@@ -190,7 +191,7 @@ def _as_it_is(sample: Any) -> Any:
     return sample
 
 
-class DetectionTask:
+class DetectionTask(TaskWithLoader):
     """Wires a config's data, augmentation, first weights and losses to the engine.
 
     Attributes:
@@ -217,14 +218,7 @@ class DetectionTask:
             raise XCiTError(f"{config.data}: the training and the validation images have different classes")
         self.problems = tuple(dict.fromkeys([*train.problems, *self.watched.problems]))
         num_classes = len(train.class_names)
-        if config.model.num_classes == 0:
-            config = replace(config, model=replace(config.model, num_classes=num_classes))
-        if num_classes != config.model.num_classes:
-            raise XCiTError(
-                f"{config.data} has {num_classes} classes, the model {config.model.num_classes}: "
-                f"set model.num_classes to {num_classes}"
-            )
-        self.config = config
+        self.config = config = with_classes_of(config, num_classes)
         torch.manual_seed(config.run.seed)
         model = MaskRCNN(config.model)
         if config.backbone_weights:
@@ -239,30 +233,10 @@ class DetectionTask:
         self._loader: TrainLoader[Any] = TrainLoader(
             images,
             partial(augmented_annotations, config=config.augmentation),
-            batch_size=layout.batch_size,
-            num_parts=layout.num_parts,
-            world_size=layout.world_size,
-            rank=layout.rank,
-            seed=config.run.seed,
-            num_workers=config.run.num_workers,
+            loader_config(config.run, layout),
             groups=images.groups(),
             collate_fn=collate_detections,
         )
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps an epoch."""
-        return self._loader.num_steps
-
-    @property
-    def num_inputs(self) -> int:
-        """Training images."""
-        return self._loader.num_inputs
-
-    @property
-    def unreadable(self) -> Sequence[str]:
-        """A line for each training image that this process could not read."""
-        return self._loader.unreadable
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[list[Tensor]]]:
         """This process's parts of an epoch's batches: lists of images, boxes, labels and masks."""

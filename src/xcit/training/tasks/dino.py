@@ -21,6 +21,7 @@ from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.optimizer import cosine
 from xcit.training.engine.task import Layout, Reduce
+from xcit.training.tasks.base import TaskWithLoader, loader_config
 from xcit.training.tasks.collapse import CollapseWatch, feature_spread
 from xcit.training.tasks.labelled_data import evaluation_batches_of
 from xcit.zoo import save_model
@@ -144,7 +145,7 @@ def dino_loss(student_logits: Tensor, targets: Tensor, *, num_crops: int, studen
     return torch.stack(terms).mean()
 
 
-class DINOTask:
+class DINOTask(TaskWithLoader):
     """Wires a config's data, crops, student, teacher and centre to the engine.
 
     Attributes:
@@ -170,33 +171,13 @@ class DINOTask:
         self._loader: TrainLoader[list[Tensor]] = TrainLoader(
             images,
             multi_crop_transform(config.crops, config.preprocessing),
-            batch_size=layout.batch_size,
-            num_parts=layout.num_parts,
-            world_size=layout.world_size,
-            rank=layout.rank,
-            seed=config.run.seed,
-            num_workers=config.run.num_workers,
+            loader_config(config.run, layout),
         )
         self._batch_size = layout.batch_size
         self._epoch = 0
         # Of the teacher's logits over this process's parts of a step.
         self._logits_sum: Tensor | None = None
         self._collapse = CollapseWatch(num_outputs=config.head.out_dim)
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps an epoch."""
-        return self._loader.num_steps
-
-    @property
-    def num_inputs(self) -> int:
-        """Training images."""
-        return self._loader.num_inputs
-
-    @property
-    def unreadable(self) -> Sequence[str]:
-        """A line for each training image that this process could not read."""
-        return self._loader.unreadable
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
         """This process's parts of an epoch's batches: a list of crops (B, C, h, w), the two global ones first."""

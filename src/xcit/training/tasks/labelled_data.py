@@ -1,14 +1,13 @@
 """Labelled images as a task wants them, whether they are a list or a stream: to train on, and to watch a run by."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from xcit.data.classification import ImageSubset, LabelledImages, open_labelled_images
-from xcit.data.loader import ImageTransform, TrainLoader, evaluation_batches
+from xcit.data.loader import ImageTransform, LoaderConfig, TrainLoader, evaluation_batches
 from xcit.data.stream_loader import StreamTrainLoader, stream_evaluation_batches
 from xcit.data.streams import LabelledStream, is_stream, open_stream
 from xcit.errors import XCiTError
@@ -52,31 +51,12 @@ def open_data(data: str, *, val_data: str, holdout: int, num_classes: int) -> tu
 
 
 def train_loader(
-    data: LabelledData,
-    transform: ImageTransform,
-    layout: Layout,
-    *,
-    seed: int,
-    num_workers: int,
-    num_repeats: int,
-    shuffle_buffer: int,
+    data: LabelledData, transform: ImageTransform, config: LoaderConfig, *, shuffle_buffer: int
 ) -> TrainLoader[Tensor] | StreamTrainLoader:
     """The loader of this process's parts; see `TrainLoader` and `StreamTrainLoader`, which alone has the buffer."""
-    make = (
-        partial(StreamTrainLoader, data, shuffle_buffer=shuffle_buffer)
-        if _is_streamed(data)
-        else partial(TrainLoader, data)
-    )
-    return make(
-        transform=transform,
-        batch_size=layout.batch_size,
-        num_parts=layout.num_parts,
-        world_size=layout.world_size,
-        rank=layout.rank,
-        seed=seed,
-        num_workers=num_workers,
-        num_repeats=num_repeats,
-    )
+    if _is_streamed(data):
+        return StreamTrainLoader(data, transform, config, shuffle_buffer=shuffle_buffer)
+    return TrainLoader(data, transform, config)
 
 
 def evaluation_batches_of(

@@ -83,7 +83,6 @@ def extract(
     processes: Processes,
     *,
     run: RunConfig,
-    batch_size: int,
     cache: Path | None = None,
     report: Callable[[int], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
@@ -95,8 +94,8 @@ def extract(
         images: the data set.
         spec: how an image becomes the model's input.
         processes: which share the work.
-        run: its `dtype` is the model's precision, `num_workers` the processes that read images.
-        batch_size: images a forward pass, in each process.
+        run: its `dtype` is the model's precision, `num_workers` the processes that read images, and `batch_size` the
+            images of a forward pass of all processes together.
         cache: a folder to keep features in, by weights, data and preprocessing, and to take them from; none keeps none.
         report: called with the number of images of each batch of this process.
         announce: called with a line for people if features could not be kept, in the main process.
@@ -115,7 +114,9 @@ def extract(
     if known is not None and not num_missing:
         report(len(share_of(images, processes)))
         return known
-    found = _compute(model, images, spec, processes, run=run, batch_size=batch_size, report=report)
+    found = _compute(
+        model, images, spec, processes, run=run, batch_size=run.batch_size // processes.layout.world_size, report=report
+    )
     if path is not None and processes.is_main:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """A linear probe: a classifier on the features of a frozen model, or several that learn at different rates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from xcit.models import ModelInfo, XCiT
 from xcit.seeding import mix_seeds
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
+from xcit.training.tasks.base import TaskWithLoader, loader_config
 from xcit.training.tasks.labelled_features import LabelledFeatures, pooled_feature
 from xcit.zoo import save_model
 
@@ -95,7 +96,7 @@ class LinearHeads(nn.Module):
         return torch.einsum("bd,hcd->bhc", features, self.weight) + self.bias
 
 
-class LinearTask:
+class LinearTask(TaskWithLoader):
     """Wires features, augmentation and loss of a probe to the engine. The frozen model is no part of what it trains.
 
     Attributes:
@@ -131,35 +132,15 @@ class LinearTask:
         self.model: nn.Module = LinearHeads(len(config.lrs), network.embed_dim, len(info.class_names))
         # Without decay, a loss times a number is a learning rate times that number.
         self._shares = [lr / max(config.lrs) for lr in config.lrs]
-        self._train: TrainLoader[Any] | _FeatureLoader
+        self._loader: TrainLoader[Any] | _FeatureLoader
         if isinstance(train, LabelledFeatures):
-            self._train = _FeatureLoader(train, layout, seed=config.run.seed)
+            self._loader = _FeatureLoader(train, layout, seed=config.run.seed)
         else:
-            self._train = TrainLoader(
+            self._loader = TrainLoader(
                 train,
                 train_transform(AUGMENTATION, info.preprocessing),
-                batch_size=layout.batch_size,
-                num_parts=layout.num_parts,
-                world_size=layout.world_size,
-                rank=layout.rank,
-                seed=config.run.seed,
-                num_workers=config.run.num_workers,
+                loader_config(config.run, layout),
             )
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps an epoch."""
-        return self._train.num_steps
-
-    @property
-    def num_inputs(self) -> int:
-        """Training images."""
-        return self._train.num_inputs
-
-    @property
-    def unreadable(self) -> Sequence[str]:
-        """A line for each training image that this process could not read."""
-        return self._train.unreadable
 
     @property
     def best(self) -> LinearAccuracy:
@@ -168,7 +149,7 @@ class LinearTask:
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's parts (images (B, C, h, w) or features (B, D), labels (B,)) of an epoch's batches."""
-        return self._train.batches(epoch, first_step)
+        return self._loader.batches(epoch, first_step)
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """The sum of the classifiers' cross-entropies, each times its share of the highest learning rate."""

@@ -23,6 +23,7 @@ from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, build_segment
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
+from xcit.training.tasks.base import EvaluationConfig, TaskWithLoader, loader_config, with_classes_of
 from xcit.training.tasks.dense_backbone import take_backbone
 from xcit.training.tasks.sources import find_source
 from xcit.zoo import save_model
@@ -145,11 +146,9 @@ def evaluate_segmentation(
     model: nn.Module,
     scenes: LabelledScenes,
     spec: SegmentationPreprocessing,
+    how: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
     window: SlidingWindow | None = None,
-    num_workers: int = 0,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
     layout: Layout | None = None,
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
@@ -160,10 +159,8 @@ def evaluate_segmentation(
         model: a segmenter; it is put in evaluation mode for the time.
         scenes: what to measure on; their labels index the logits.
         spec: how an image becomes the model's input.
+        how: processes that read, device and precision.
         window: how to go over an image; none takes it whole.
-        num_workers: processes that read scenes; 0 reads them in this one.
-        device: where the model is; none asks its parameters.
-        dtype: of the model's input.
         layout: which of several processes this is; each takes its share of the scenes.
         reduce: sums over the processes, so that every one of them gets the figures of all scenes.
         report: called with 1 after each scene.
@@ -175,14 +172,14 @@ def evaluate_segmentation(
         XCiTError: if not one scene could be read.
     """
     assert isinstance(model, Segmenter)
-    device = device or next(model.parameters()).device
+    device = how.device or next(model.parameters()).device
     measured = _MeasuredScenes(scenes, spec)
     world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
     loader: DataLoader[Any] = DataLoader(
         Subset(measured, range(rank, len(measured), world_size)),
         batch_size=None,
         collate_fn=_as_it_is,
-        num_workers=num_workers,
+        num_workers=how.num_workers,
         worker_init_fn=prepare_worker,
     )
     num_classes = model.num_classes
@@ -194,7 +191,7 @@ def evaluate_segmentation(
                 unreadable.append(reason)
             else:
                 predicted = predict_labels(
-                    model, pixels, spec, size=labels.shape, window=window, device=device, dtype=dtype
+                    model, pixels, spec, size=labels.shape, window=window, device=device, dtype=how.dtype
                 )
                 confusion += count_pixels(labels, predicted, num_classes)
                 num_images += 1
@@ -221,7 +218,7 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return total / labels.numel()
 
 
-class SegmentationTask:
+class SegmentationTask(TaskWithLoader):
     """Wires a config's data, augmentation, first weights and loss to the engine.
 
     Attributes:
@@ -241,14 +238,7 @@ class SegmentationTask:
             find_source(config.backbone_weights, "backbone_weights")
         train, self.watched = open_scenes(config.data, "train"), open_scenes(config.data, "val")
         num_classes = len(train.class_names)
-        if config.model.num_classes == 0:
-            config = replace(config, model=replace(config.model, num_classes=num_classes))
-        if num_classes != config.model.num_classes:
-            raise XCiTError(
-                f"{config.data} has {num_classes} classes, the model {config.model.num_classes}: "
-                f"set model.num_classes to {num_classes}"
-            )
-        self.config = config
+        self.config = config = with_classes_of(config, num_classes)
         torch.manual_seed(config.run.seed)
         model = build_segmenter(config.model)
         if config.backbone_weights:
@@ -259,28 +249,13 @@ class SegmentationTask:
         self._loader: TrainLoader[list[Tensor]] = TrainLoader(
             train,
             partial(augmented_scene, config=config.augmentation, spec=config.preprocessing),
-            batch_size=layout.batch_size,
-            num_parts=layout.num_parts,
-            world_size=layout.world_size,
-            rank=layout.rank,
-            seed=config.run.seed,
-            num_workers=config.run.num_workers,
+            loader_config(config.run, layout),
         )
 
     @property
     def num_steps(self) -> int:
         """Optimiser steps an epoch; 0 where there are fewer scenes than a batch."""
         return (self.config.epoch_steps or self._loader.num_steps) if self._loader.num_steps else 0
-
-    @property
-    def num_inputs(self) -> int:
-        """Training scenes."""
-        return self._loader.num_inputs
-
-    @property
-    def unreadable(self) -> Sequence[str]:
-        """A line for each training scene that this process could not read."""
-        return self._loader.unreadable
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
         """This process's parts [images (B, C, h, w), labels (B, h, w)] of an epoch's batches, from a step on."""
@@ -317,7 +292,7 @@ class SegmentationTask:
             model,
             self.watched,
             self.config.preprocessing,
-            num_workers=self.config.run.num_workers,
+            EvaluationConfig(num_workers=self.config.run.num_workers),
             layout=layout,
             reduce=reduce,
         )

@@ -16,7 +16,7 @@ from xcit.data.loader import AugmentationConfig
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiTConfig
-from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
+from xcit.training.engine.config import EngineConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
 from xcit.training.engine.loop import Progress, Stopped, train_task
@@ -84,10 +84,12 @@ def train_line(
     train_task(
         task,
         Processes(config, CPU),
-        run=config,
-        optimizer_config=OptimizerConfig(lr=0.3, weight_decay=0.0),
-        schedule_config=ScheduleConfig(epochs=epochs, warmup_epochs=1, warmup_lr=0.0, min_lr=0.01),
-        directory=folder,
+        EngineConfig(
+            run=config,
+            optimizer=OptimizerConfig(lr=0.3, weight_decay=0.0),
+            schedule=ScheduleConfig(epochs=epochs, warmup_epochs=1, warmup_lr=0.0, min_lr=0.01),
+        ),
+        folder,
         resume_from=folder / resume if resume else None,
         report=both,
         announce=announce,
@@ -291,10 +293,12 @@ def test_the_weight_decay_goes_on_after_a_resume(tmp_path: Path) -> None:
         train_task(
             Line(),
             Processes(config, CPU),
-            run=config,
-            optimizer_config=OptimizerConfig(lr=0.3, weight_decay=0.04, final_weight_decay=0.4),
-            schedule_config=ScheduleConfig(epochs=3, warmup_epochs=1),
-            directory=folder,
+            EngineConfig(
+                run=config,
+                optimizer=OptimizerConfig(lr=0.3, weight_decay=0.04, final_weight_decay=0.4),
+                schedule=ScheduleConfig(epochs=3, warmup_epochs=1),
+            ),
+            folder,
             **more,
         )
 
@@ -504,10 +508,8 @@ def train_squares(
     return train_task(
         ClassificationTask(config, processes.layout),
         processes,
-        run=config.run,
-        optimizer_config=config.optimizer,
-        schedule_config=config.schedule,
-        directory=folder,
+        config,
+        folder,
         resume_from=folder / resume if resume else None,
         report=report,
     )

@@ -18,6 +18,7 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.training.engine.config import RunConfig
+from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask, evaluate_classification
 from xcit.zoo import load_file
 
@@ -71,8 +72,8 @@ def test_figures_equal_a_naive_count(num_classes: int, batch_size: int) -> None:
         Lookup(torch.from_numpy(logits)),
         Numbered(labels, num_classes),
         SPEC,
+        EvaluationConfig(batch_size=batch_size),
         num_classes=num_classes,
-        batch_size=batch_size,
         report=seen.append,
     )
 
@@ -111,7 +112,7 @@ def test_precision_of_the_forward_pass(dtype: torch.dtype) -> None:
             return super().forward(images)
 
     model = Spy(torch.eye(3))
-    found = evaluate_classification(model, Numbered([0, 1, 1], 3), SPEC, num_classes=3, dtype=dtype)
+    found = evaluate_classification(model, Numbered([0, 1, 1], 3), SPEC, EvaluationConfig(dtype=dtype), num_classes=3)
     assert model.dtype == dtype
     assert found.top1 == pytest.approx(200 / 3)
 

@@ -99,10 +99,8 @@ def test_a_run_that_collapses_says_so(tmp_path: Path, changes: dict[str, Any]) -
     train_task(
         DINOTask(config, processes.layout),
         processes,
-        run=config.run,
-        optimizer_config=config.optimizer,
-        schedule_config=config.schedule,
-        directory=tmp_path,
+        config,
+        tmp_path,
         announce=lines.append,
     )
     assert [line[:17] for line in lines if line.startswith("warning")] == ["warning: collapse"]

@@ -61,10 +61,8 @@ def run(task: DINOTask, directory: Path, report: Callable[[Progress], None] = la
     return train_task(
         task,
         Processes(task.config.run, CPU),
-        run=task.config.run,
-        optimizer_config=task.config.optimizer,
-        schedule_config=task.config.schedule,
-        directory=directory,
+        task.config,
+        directory,
         report=report,
     )
 

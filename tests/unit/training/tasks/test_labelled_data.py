@@ -17,6 +17,7 @@ from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiTConfig
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.task import Layout
+from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask, evaluate_classification
 from xcit.training.tasks.labelled_data import num_images_of, open_data
 
@@ -116,7 +117,7 @@ def test_each_watched_image_counts_once_over_the_processes(
 ) -> None:
     _, watched = open_data(stream, val_data=make(tmp_path / "val"), holdout=0, num_classes=0)
     model = Bright(175 / 255)  # wrong about 170
-    alone = evaluate_classification(model, watched, SPEC, num_classes=2, batch_size=2)
+    alone = evaluate_classification(model, watched, SPEC, EvaluationConfig(batch_size=2), num_classes=2)
     assert (alone.num_images, alone.top1) == (5, 80.0)
     for world_size in (2, 3):  # of two shards a third process has none
         # The first process waits for the sums of all: here they are added up beforehand.

@@ -43,7 +43,6 @@ class Extraction:
             spec or self.spec,
             Processes(config, CPU),
             run=config,
-            batch_size=4,
             cache=self.cache,
             report=self.reported.append,
             announce=self.announced.append,

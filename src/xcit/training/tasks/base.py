@@ -1,0 +1,88 @@
+"""What the tasks share: the loader of their training data, and the check of its classes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from xcit.data.loader import LoaderConfig
+from xcit.errors import XCiTError
+from xcit.training.engine.config import RunConfig
+from xcit.training.engine.task import Layout
+
+
+class Loader(Protocol):
+    """What a task reads its training data by, such as `TrainLoader`."""
+
+    num_steps: int
+    num_inputs: int
+    unreadable: list[str]
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Any]:
+        """This process's parts of an epoch's batches, from a step on."""
+
+
+class TaskWithLoader:
+    """A task whose training data come from one loader."""
+
+    _loader: Loader
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps an epoch."""
+        return self._loader.num_steps
+
+    @property
+    def num_inputs(self) -> int:
+        """Training images."""
+        return self._loader.num_inputs
+
+    @property
+    def unreadable(self) -> Sequence[str]:
+        """A line for each training image that this process could not read."""
+        return self._loader.unreadable
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a model is measured on images.
+
+    Attributes:
+        batch_size: of a classifier: images a forward pass.
+        num_workers: processes that read images; 0 reads them in this one.
+        device: where the model is; none asks its parameters.
+        dtype: of a classifier float32, or bfloat16 or float16 for autocast; of a segmenter that of its weights.
+    """
+
+    batch_size: int = 64
+    num_workers: int = 0
+    device: torch.device | None = None
+    dtype: torch.dtype = torch.float32
+
+
+def loader_config(run: RunConfig, layout: Layout, *, num_repeats: int = 1) -> LoaderConfig:
+    """How this process's loader reads."""
+    return LoaderConfig(
+        batch_size=layout.batch_size,
+        num_parts=layout.num_parts,
+        world_size=layout.world_size,
+        rank=layout.rank,
+        seed=run.seed,
+        num_workers=run.num_workers,
+        num_repeats=num_repeats,
+    )
+
+
+def with_classes_of(config: Any, num_classes: int) -> Any:
+    """A task's config with the data's number of classes, where its model left that open.
+
+    Raises:
+        XCiTError: if the model has another number.
+    """
+    if config.model.num_classes not in (0, num_classes):
+        raise XCiTError(
+            f"{config.data} has {num_classes} classes, the model {config.model.num_classes}: "
+            f"set model.num_classes to {num_classes}"
+        )
+    return replace(config, model=replace(config.model, num_classes=num_classes))
