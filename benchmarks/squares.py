@@ -12,9 +12,9 @@ from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiTConfig
 from xcit.models.dino import DINOHeadConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.recipes import TrainingConfig
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.dino import DINOConfig, TeachingConfig
+from xcit.training.tasks.table import TrainingConfig
 
 COLOURS = {"blue": (30, 60, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
 

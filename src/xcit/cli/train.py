@@ -11,7 +11,7 @@ from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
     from xcit.training.engine.loop import Stopped
-    from xcit.training.recipes import TrainingConfig
+    from xcit.training.tasks.table import TrainingConfig
 
 _OPTIONS = ("data", "out", "resume", "device")
 

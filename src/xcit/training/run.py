@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from xcit.config import save_yaml
-from xcit.data.classification import has_validation
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
 from xcit.training.engine.checkpoint import LAST
@@ -16,11 +15,8 @@ from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import check_trackers, draw_run
 from xcit.training.engine.loop import Progress, train_task
 from xcit.training.engine.task import Layout
-from xcit.training.recipes import RECIPES, TrainingConfig, get_recipe
-from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
-from xcit.training.tasks.detection import DetectionConfig, DetectionTask
-from xcit.training.tasks.dino import DINOTask
-from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationTask
+from xcit.training.recipes import RECIPES, get_recipe
+from xcit.training.tasks.table import TASKS, AnyTask, TrainingConfig
 
 CONFIG = "config.yaml"
 """The resolved config's name in a run's folder."""
@@ -69,7 +65,7 @@ def train(
 
     def begin() -> None:
         save_yaml(resolved, directory / CONFIG)
-        problems = [f"warning: {line}" for line in task.problems] if isinstance(task, DetectionTask) else []
+        problems = [f"warning: {line}" for line in getattr(task, "problems", ())]
         for line in [*describe_batch(config, processes.layout), *describe_watching(config), *problems]:
             announce(line)
 
@@ -90,26 +86,19 @@ def train(
         processes.close()
 
 
-def build_task(
-    config: TrainingConfig, layout: Layout, *, is_new: bool = True
-) -> tuple[ClassificationTask | DINOTask | SegmentationTask | DetectionTask, TrainingConfig]:
+def build_task(config: TrainingConfig, layout: Layout, *, is_new: bool = True) -> tuple[AnyTask, TrainingConfig]:
     """The task of a config, and the config with what the data decided; a run that is not new has its first weights.
 
     Raises:
         XCiTError: on wrong data, or if weights can't be had or do not fit.
     """
-    # What a run started from is in its checkpoints, and may be gone.
-    if isinstance(config, DetectionConfig):
-        detection = DetectionTask(config if is_new else replace(config, backbone_weights=""), layout)
-        return detection, replace(detection.config, backbone_weights=config.backbone_weights)
-    if isinstance(config, SegmentationConfig):
-        scenes = SegmentationTask(config if is_new else replace(config, backbone_weights=""), layout)
-        return scenes, replace(scenes.config, backbone_weights=config.backbone_weights)
-    if not isinstance(config, ClassificationConfig):
-        return DINOTask(config, layout), config
-    initialize = config.initialize if is_new else config.initialize.frozen_only()
-    task = ClassificationTask(replace(config, initialize=initialize), layout)
-    return task, replace(task.config, initialize=config.initialize)
+    kind = TASKS[config.task]
+    field = kind.first_weights
+    if not field:
+        return kind.task(config, layout), config
+    started_from = getattr(config, field)
+    task = kind.task(config if is_new else replace(config, **{field: kind.resumed(started_from)}), layout)
+    return task, replace(task.config, **{field: started_from})
 
 
 def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:
@@ -119,8 +108,8 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
         XCiTError: if there are no data, the folder holds another run, or the checkpoint is of another model.
     """
     if not config.data:
-        by_class = " by class" if isinstance(config, ClassificationConfig) else ""
-        raise XCiTError(f"{config.name} has no data of its own: give a folder of images{by_class} with --data")
+        images = TASKS[config.task].images
+        raise XCiTError(f"{config.name} has no data of its own: give a folder of {images} with --data")
     check_trackers(config.run)
     last = directory / LAST
     if resume == "auto":
@@ -164,11 +153,5 @@ def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
 
 def describe_watching(config: TrainingConfig) -> list[str]:
     """A warning where a run's figures are flattered by the very images it is trained on."""
-    if isinstance(config, DetectionConfig) and Path(config.data).is_file():
-        return [f"warning: {config.data} is all there is: the figures are of the images that are trained on"]
-    if not isinstance(config, ClassificationConfig) or config.holdout or config.val_data or has_validation(config.data):
-        return []
-    return [
-        f"warning: {config.data} has no folder val: the figures are of the images that are trained on; --holdout N "
-        "keeps N of them to measure on"
-    ]
+    reason = TASKS[config.task].flattered(config)
+    return [f"warning: {reason}"] if reason else []

@@ -15,25 +15,10 @@ from xcit.training.recipes.packaged import pico_fashion_mnist
 from xcit.training.recipes.published import published
 from xcit.training.recipes.segmentation import segmentation, segmentation_fashion_scenes
 from xcit.training.tasks.classification import ClassificationConfig
-from xcit.training.tasks.detection import DetectionConfig
-from xcit.training.tasks.dino import DINOConfig
-from xcit.training.tasks.segmentation import SegmentationConfig
+from xcit.training.tasks.table import TASKS, TrainingConfig
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 from xcit.zoo.detectors import DETECTORS
 from xcit.zoo.segmenters import SEGMENTERS
-
-TrainingConfig = ClassificationConfig | DINOConfig | SegmentationConfig | DetectionConfig
-"""The config of a run, whatever its task."""
-
-_CONFIGS: dict[
-    str, type[ClassificationConfig] | type[DINOConfig] | type[SegmentationConfig] | type[DetectionConfig]
-] = {
-    "classification": ClassificationConfig,
-    "dino": DINOConfig,
-    "segmentation": SegmentationConfig,
-    "detection": DetectionConfig,
-}
-"""A config's field `task` to its class."""
 
 _FAMILIES: dict[str, Callable[[str], ClassificationConfig]] = {
     "8xb128_in1k": partial(published, image_size=224),
@@ -95,6 +80,6 @@ def _load(path: Path) -> TrainingConfig:
     """
     values = read_yaml(path)
     task = values.get("task", "classification")
-    if task not in _CONFIGS:
-        raise XCiTError(f"{path}: no task is called {task!r}; there are: {', '.join(_CONFIGS)}")
-    return from_dict(_CONFIGS[task], values, where=f"{path}: ")
+    if task not in TASKS:
+        raise XCiTError(f"{path}: no task is called {task!r}; there are: {', '.join(TASKS)}")
+    return from_dict(TASKS[task].config, values, where=f"{path}: ")
