@@ -27,7 +27,7 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
         return kind.require(load_as(recipe.model, name, num_classes=None if recipe.model.num_classes else 0), name)
     record = find_record(name)
     if record.kind is not kind:
-        raise XCiTError(f"{record.name} is no {kind.name}, which {recipe.name} trains")
+        raise XCiTError(f"{name} is no {kind.name}, which {recipe.name} trains")
     if record.recipe != recipe.name and _shape(record.model, kind) != _shape(recipe.model, kind):
         raise XCiTError(f"{record.name} is no {recipe.name}: its recipe is {record.recipe}")
     return kind.require(load_record(record), name)
