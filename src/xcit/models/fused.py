@@ -17,7 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit import ops
-from xcit.models.layers import ClassAttentionBlock, ConvNorm, PositionCode, Stem, XCABlock
+from xcit.errors import XCiTError
+from xcit.models.layers import (
+    LPI,
+    MLP,
+    XCA,
+    ClassAttention,
+    ClassAttentionBlock,
+    ConvNorm,
+    PositionCode,
+    Stem,
+    XCABlock,
+)
+from xcit.models.plain import is_watched
 
 NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 """Numbers of the tokens in a part, by device: enough for full speed, few enough for the cache or a small GPU.
@@ -46,6 +58,34 @@ def parts(length: int, most: int | None) -> Iterator[tuple[int, int]]:
     """(start, end) of parts of about equal length, each of at most `most`, or 1; all in one if there is no limit."""
     num_parts = 1 if most is None else -(-length // max(1, most))
     return pairwise([0, *(length * i // num_parts for i in range(1, num_parts)), length])
+
+
+_FUSIBLE = {
+    *(Stem, ConvNorm, PositionCode, XCABlock, XCA, LPI, MLP, ClassAttentionBlock, ClassAttention),
+    *(nn.ModuleList, nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm),
+}
+
+
+def check_fusible(model: nn.Module) -> None:
+    """Refuses a model with parts that fusing would drop or alter: the final norm and the head alone are called as is.
+
+    Raises:
+        XCiTError: naming the first module that is wrapped, replaced, hooked or parametrised.
+    """
+    for name, module in model.named_modules():
+        if name.partition(".")[0] not in ("stem", "position", "blocks", "cls_blocks"):
+            continue
+        what = ""
+        if type(module) not in _FUSIBLE:
+            what = f"is a {type(module).__name__}"
+        elif is_watched(module):
+            what = "has hooks"
+        elif any(type(value) not in (nn.Parameter, type(None)) for value in module._parameters.values()):
+            what = "has parameters of another kind"
+        if what:
+            raise XCiTError(
+                f"can't fuse: {name} {what}, which fusing would leave out: merge or remove it, or use the model unfused"
+            )
 
 
 class FusedEmbedding(nn.Module):
@@ -111,6 +151,8 @@ class FusedXCABlock(nn.Module):
         self.fc1, self.fc2 = block.mlp.fc1, scale_outputs(block.mlp.fc2, block.scale_mlp)
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        if is_watched(self):  # what a hook has seen go in must not change
+            tokens = tokens.clone()
         num_tokens, at_once = tokens.shape[1], tokens_at_once(tokens)
         if at_once is None or num_tokens <= at_once:
             for start, end in parts(len(tokens), None if at_once is None else at_once // num_tokens):

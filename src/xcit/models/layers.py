@@ -3,8 +3,6 @@
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads. No layer works in place.
 """
 
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -12,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit import ops
+from xcit.models.plain import is_plain, is_watched
+from xcit.ops import reference
 
 NORM_EPS = 1e-6
 
@@ -54,8 +54,14 @@ class PositionCode(nn.Module):
         self.projection = nn.Conv2d(2 * ops.POSITION_DIM, embed_dim, 1)
 
     def forward(self, height: int, width: int) -> Tensor:
-        y, x = self.code(height, width)
-        return (y + x).flatten(0, 1)[None]
+        if is_plain(self.projection):
+            y, x = self.code(height, width)
+            return (y + x).flatten(0, 1)[None]
+        device = next(self.projection.parameters()).device
+        y, x = ops.fourier_position(height, device), ops.fourier_position(width, device)
+        code = torch.cat([y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)], dim=2)  # (H, W, 2 * 32)
+        projected: Tensor = self.projection(code.permute(2, 0, 1)[None].to(_float_of(self.projection)))
+        return projected.flatten(2).transpose(1, 2)
 
     def code(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Terms (H, 1, D) and (W, D) whose sum is the code of the grid."""
@@ -66,6 +72,11 @@ class PositionCode(nn.Module):
         y = F.linear(ops.fourier_position(height, weight.device).to(weight.dtype), weight_y)
         x = F.linear(ops.fourier_position(width, weight.device).to(weight.dtype), weight_x, bias)
         return y[:, None], x
+
+
+def _float_of(layer: nn.Module) -> torch.dtype:
+    """The precision that a layer computes in, whatever stands in the place of its weight."""
+    return next((value.dtype for value in layer.parameters() if value.is_floating_point()), torch.float32)
 
 
 def scaled(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -85,7 +96,10 @@ def computes_in_float16(tokens: Tensor) -> bool:
 
 
 class XCA(nn.Module):
-    """Cross-covariance attention (paper, section 3.2) on tokens (B, N, D), its outputs multiplied by `scale` (D,)."""
+    """Cross-covariance attention (paper, section 3.2) on tokens (B, N, D).
+
+    Where `is_direct`, its outputs can be multiplied by `scale` (D,) within its weights.
+    """
 
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool) -> None:
         super().__init__()
@@ -93,13 +107,25 @@ class XCA(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether it may be computed from the weights of its layers."""
+        return is_plain(self.qkv, self.proj)
+
     def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
-        weight, bias = scaled(self.proj, scale)
-        return ops.xca(tokens, self.qkv.weight, self.qkv.bias, self.temperature, weight, bias)
+        if self.is_direct:
+            weight, bias = scaled(self.proj, scale)
+            return ops.xca(tokens, self.qkv.weight, self.qkv.bias, self.temperature, weight, bias)
+        assert scale is None
+        out: Tensor = self.proj(ops.xca_of_qkv(self.qkv(tokens), self.temperature))
+        return out
 
 
 class LPI(nn.Module):
-    """Local patch interaction (paper, section 3.3) on tokens (B, N, D) of an H x W grid, multiplied by `scale` (D,)."""
+    """Local patch interaction (paper, section 3.3) on tokens (B, N, D) of an H x W grid.
+
+    Where `is_direct`, its outputs can be multiplied by `scale` (D,) within its weights.
+    """
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -107,26 +133,47 @@ class LPI(nn.Module):
         self.norm = nn.BatchNorm2d(embed_dim)
         self.conv2 = nn.Conv2d(embed_dim, embed_dim, 3, padding=1, groups=embed_dim)
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether it may be computed from the weights of its layers."""
+        return is_plain(self.conv1, self.conv2)
+
     def forward(self, tokens: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
         image = tokens.transpose(1, 2).unflatten(2, (height, width))
         if image.device.type != "cpu":  # a CPU is fastest on channels last, as tokens lie
             image = image.contiguous()
         conv1 = self.conv1
-        assert conv1.bias is not None
-        image = ops.lpi(image, conv1.weight, conv1.bias, self.norm, *scaled(self.conv2, scale))
+        if self.is_direct:
+            assert conv1.bias is not None
+            image = ops.lpi(image, conv1.weight, conv1.bias, self.norm, *scaled(self.conv2, scale))
+        else:
+            assert scale is None
+            image = self.conv2(self.norm(F.gelu(conv1(image))))
         return image.flatten(2).transpose(1, 2)
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between, on each token alone, multiplied by `scale` (D,)."""
+    """Two linear layers with GELU between, on each token alone.
+
+    Where `is_direct`, its outputs can be multiplied by `scale` (D,) within its weights.
+    """
 
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed_dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether its last layer may be computed from its weights."""
+        return is_plain(self.fc2)
+
     def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
-        return F.linear(F.gelu(self.fc1(tokens)), *scaled(self.fc2, scale))
+        hidden = F.gelu(self.fc1(tokens))
+        if scale is not None:
+            return F.linear(hidden, *scaled(self.fc2, scale))
+        out: Tensor = self.fc2(hidden)
+        return out
 
 
 class ClassAttention(nn.Module):
@@ -142,9 +189,11 @@ class ClassAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         key, value = self.k, self.v
-        cls = ops.class_attention(
-            self.q(tokens[:, 0]), tokens, key.weight, key.bias, value.weight, value.bias, self.num_heads
-        )
+        query = self.q(tokens[:, 0])
+        if is_plain(key, value):
+            cls = ops.class_attention(query, tokens, key.weight, key.bias, value.weight, value.bias, self.num_heads)
+        else:
+            cls, _ = reference.class_attention(query, key(tokens), value(tokens), self.num_heads)
         out: Tensor = self.proj(cls)
         return out
 
@@ -175,14 +224,21 @@ class XCABlock(nn.Module):
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        tokens = self._add(tokens, partial(self.xca, self.norm_xca(tokens)), self.scale_xca)
-        tokens = self._add(tokens, partial(self.lpi, self.norm_lpi(tokens), height, width), self.scale_lpi)
-        return self._add(tokens, partial(self.mlp, self.norm_mlp(tokens)), self.scale_mlp)
+        tokens = self._add(tokens, self.xca, (self.norm_xca(tokens),), self.scale_xca)
+        tokens = self._add(tokens, self.lpi, (self.norm_lpi(tokens), height, width), self.scale_lpi)
+        return self._add(tokens, self.mlp, (self.norm_mlp(tokens),), self.scale_mlp)
 
-    def _add(self, tokens: Tensor, branch: Callable[[Tensor | None], Tensor], scale: Tensor) -> Tensor:
+    def _add(self, tokens: Tensor, branch: nn.Module, inputs: tuple[Tensor | int, ...], scale: Tensor) -> Tensor:
         # Inside the branch LayerScale multiplies D x D weights; outside it would multiply N x D numbers and keep them
-        # for the backward pass. float16 can't hold such a product: 1e-5 of a weight of 0.02.
-        added = scale * branch(None) if computes_in_float16(tokens) else branch(scale)
+        # for the backward pass. float16 can't hold such a product: 1e-5 of a weight of 0.02. Who listens to the branch
+        # gets its output before LayerScale.
+        is_inside = (
+            isinstance(branch, XCA | LPI | MLP)
+            and not is_watched(branch)
+            and branch.is_direct
+            and not computes_in_float16(tokens)
+        )
+        added = branch(*inputs, scale) if is_inside else scale * branch(*inputs)
         return tokens + ops.drop_path(added, self.drop_path_rate, self.training)
 
 

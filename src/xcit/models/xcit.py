@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models.config import GlobalPool, XCiTConfig
-from xcit.models.fused import FusedClassAttentionBlock, FusedEmbedding, FusedXCABlock
+from xcit.models.fused import FusedClassAttentionBlock, FusedEmbedding, FusedXCABlock, check_fusible
 from xcit.models.info import ModelInfo
 from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem, XCABlock
+from xcit.models.plain import is_anything_watched, is_watched
 from xcit.models.recompute import recomputed
 
 OutType = Literal["cls_token", "featmap", "avg_featmap", "raw"]
@@ -78,9 +79,9 @@ class XCiT(nn.Module):
             )
             self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.head = self._new_head()
-        self.init_weights()
+        self._init_weights()
 
-    def init_weights(self) -> None:
+    def _init_weights(self) -> None:
         """Linear layers and the class token from a normal of 0.02 cut at two units, biases 0; convolutions as torch."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -272,9 +273,11 @@ class XCiT(nn.Module):
     ) -> Encoded:
         """The one pass over the blocks: stem, XCA blocks up to `stop`, then class attention and the final norm.
 
-        With `only_class` nobody looks at the patch tokens after class attention: those tokens are (B, 1, D).
+        With `only_class` nobody looks at the patch tokens after class attention: those tokens are (B, 1, D), unless
+        hooks listen to the modules that make them.
         """
         self._check_images(images)
+        only_class = only_class and not self._is_heard_out()
         tokens, height, width = self._embed(images)
         taken: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
@@ -286,6 +289,13 @@ class XCiT(nn.Module):
         if class_attention and self.config.cls_depth:
             tokens = self.norm(self._attend(tokens, take, taken, only_class))
         return Encoded(tokens, taken, (height, width))
+
+    def _is_heard_out(self) -> bool:
+        """Whether hooks would see that the last block and the final norm get the class token alone."""
+        if not self.config.cls_depth:
+            return False
+        parts = (self.cls_blocks[-1], self.norm)
+        return is_anything_watched() or any(is_watched(module) for part in parts for module in part.modules())
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
         """Tokens (B, N, D) with their position code, H and W."""
@@ -336,6 +346,7 @@ class FusedXCiT(XCiT):
 
     def __init__(self, model: XCiT) -> None:
         nn.Module.__init__(self)
+        check_fusible(model)
         model = copy.deepcopy(model).eval().requires_grad_(False)
         self.config, self.info, self.grad_checkpointing = model.config, model.info, False
         self.embedding = FusedEmbedding(model.stem, model.position)
@@ -381,6 +392,11 @@ class FusedXCiT(XCiT):
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
         embedded: tuple[Tensor, int, int] = self.embedding(images)
         return embedded
+
+    def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
+        out: Tensor = block(*inputs)
+        # What a hook keeps must not change when the next block works on it in place.
+        return out.clone() if is_watched(block) or is_anything_watched() else out
 
     def _keep(self, tokens: Tensor) -> Tensor:
         return tokens.clone()

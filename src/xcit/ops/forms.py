@@ -23,6 +23,9 @@ and values are never formed: 2 M N D multiply-accumulates instead of 2 N D^2.
 Shapes: `B` batch, `N` tokens, `D` width, `M` heads, `C = D/M` channels a head.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,6 +42,10 @@ MATRIX_FROM = 1.0
 """N / D from which a CPU makes the output by the matrix P."""
 
 
+LEAST_COMPILED_WIDTH = 16
+"""Channels of a head from which compiled models take these forms."""
+
+
 def xca(
     tokens: Tensor,
     qkv_weight: Tensor,
@@ -49,8 +56,11 @@ def xca(
 ) -> Tensor:
     """`reference.xca` in the form that is fastest for N and D; arguments and result are the same."""
     num_tokens, dim = tokens.shape[1:]
-    # An exported graph serves every N. On a GPU nothing has been measured yet.
-    if torch.compiler.is_exporting() or tokens.device.type != "cpu":
+    # An exported or traced graph serves every N. On a GPU nothing has been measured yet. Inductor corrupts memory in
+    # the Gram form of heads of 8 channels.
+    is_fixed = torch.compiler.is_exporting() or torch.jit._trace.is_tracing()
+    is_narrow = torch.compiler.is_compiling() and dim // temperature.shape[0] < LEAST_COMPILED_WIDTH
+    if is_fixed or is_narrow or tokens.device.type != "cpu":
         return reference.xca(tokens, qkv_weight, qkv_bias, temperature, proj_weight, proj_bias)
     if num_tokens >= GRAM_FROM * dim:
         attention = attention_from_gram(*gram(tokens), num_tokens, qkv_weight, qkv_bias, temperature)
@@ -67,13 +77,46 @@ def gram(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
     Both add up over parts of the tokens.
     """
-    with torch.autocast(tokens.device.type, enabled=False):
+    with _without_autocast(tokens):
         tokens = _wide(tokens)
-        product = tokens.detach().mT @ tokens
-        if product.requires_grad:
-            # X^T X is symmetric, so its gradient, made symmetric first, needs one product with the tokens, not two.
-            product = product + (product.mT - product.mT.detach())
-        return product, tokens.sum(dim=1, keepdim=True)
+        return _gram(tokens), tokens.sum(dim=1, keepdim=True)
+
+
+class _Gram(torch.autograd.Function):
+    """X^T X, whose gradient needs one product with the tokens, where autograd by itself makes two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tokens: Tensor) -> Tensor:
+        return tokens.mT @ tokens
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (tokens,) = ctx.saved_tensors
+        return tokens @ (gradient + gradient.mT)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (tokens,) = ctx.saved_tensors
+        product = tangent.mT @ tokens
+        return product + product.mT
+
+
+def _gram(tokens: Tensor) -> Tensor:
+    # A compiler or tracer takes no function with derivatives of its own; without a backward pass there is none to gain.
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit._trace.is_tracing()
+        or not (torch.is_grad_enabled() and tokens.requires_grad)
+    ):
+        return tokens.mT @ tokens
+    return _Gram.apply(tokens)
 
 
 def attention_from_gram(
@@ -82,7 +125,7 @@ def attention_from_gram(
     """Attention (B, M, C, C) of each head from what `gram` gives for all tokens, in float32 at least."""
     batch, dim, _ = gram.shape
     num_heads = temperature.shape[0]
-    with torch.autocast(gram.device.type, enabled=False):
+    with _without_autocast(gram):
         weight = _wide(qkv_weight[: 2 * dim])
         mean = total / num_tokens
         covariance = torch.baddbmm(gram, total.mT, mean, alpha=-1)
@@ -98,11 +141,26 @@ def attention_from_gram(
 
 def attention_from_tokens(tokens: Tensor, qkv_weight: Tensor, qkv_bias: Tensor | None, temperature: Tensor) -> Tensor:
     """Attention (B, M, C, C) of each head from queries and keys as they lie, in float32 at least."""
-    batch, num_tokens, dim = tokens.shape
+    dim = tokens.shape[2]
     bias = None if qkv_bias is None else qkv_bias[: 2 * dim]
-    queries_keys = _wide(F.linear(tokens, qkv_weight[: 2 * dim], bias))
-    with torch.autocast(tokens.device.type, enabled=False):
-        query, key = queries_keys.view(batch, num_tokens, 2, temperature.shape[0], -1).unbind(2)
+    return _attention_of(F.linear(tokens, qkv_weight[: 2 * dim], bias), temperature)
+
+
+def xca_of_qkv(qkv: Tensor, temperature: Tensor) -> Tensor:
+    """XCA's mixed values (B, N, D), before the projection, of queries, keys and values (B, N, 3D) as a layer gave them.
+
+    For layers that have to be called: the forms above read their weights.
+    """
+    dim = qkv.shape[2] // 3
+    return _mix(qkv[:, :, 2 * dim :], _attention_of(qkv[:, :, : 2 * dim], temperature))
+
+
+def _attention_of(queries_keys: Tensor, temperature: Tensor) -> Tensor:
+    """Attention (B, M, C, C) of queries and keys (B, N, 2D), in float32 at least."""
+    batch, num_tokens, _ = queries_keys.shape
+    with _without_autocast(queries_keys):
+        queries_keys = _wide(queries_keys)
+        query, key = queries_keys.reshape(batch, num_tokens, 2, temperature.shape[0], -1).unbind(2)
         products = query.permute(0, 2, 3, 1) @ key.transpose(1, 2)
         return _attention(products, queries_keys.square().sum(dim=1), temperature)
 
@@ -120,7 +178,7 @@ def mixing_matrix(
     """P (B, D, D) and p (B, 1, D), so that X P + p is the output, from the attention (B, M, C, C), in its precision."""
     batch, num_heads = attention.shape[:2]
     dim = proj_weight.shape[0]
-    with torch.autocast(attention.device.type, enabled=False):
+    with _without_autocast(attention):
         proj_weight, proj_bias = _wide(proj_weight), _wide(proj_bias)
         attended = attention @ _wide(qkv_weight[2 * dim :]).view(num_heads, -1, dim)
         matrix = attended.view(batch, dim, dim).mT @ proj_weight.t()
@@ -139,11 +197,21 @@ def mix_values(
     proj_bias: Tensor,
 ) -> Tensor:
     """The output (B, N, D) from values (B, N, D) and the attention (B, M, C, C)."""
-    batch, num_tokens, dim = tokens.shape
+    dim = tokens.shape[2]
     values = F.linear(tokens, qkv_weight[2 * dim :], None if qkv_bias is None else qkv_bias[2 * dim :])
-    heads = values.view(batch, num_tokens, attention.shape[1], -1).transpose(1, 2)
-    mixed = (heads @ attention.to(values.dtype).mT).transpose(1, 2).reshape(batch, num_tokens, dim)
-    return F.linear(mixed, proj_weight, proj_bias)
+    return F.linear(_mix(values, attention), proj_weight, proj_bias)
+
+
+def _mix(values: Tensor, attention: Tensor) -> Tensor:
+    """Values (B, N, D) mixed by the attention (B, M, C, C) of each head."""
+    heads = values.unflatten(2, (attention.shape[1], -1)).transpose(1, 2)
+    return (heads @ attention.to(values.dtype).mT).transpose(1, 2).flatten(2)
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Each product in the precision of its factors, on devices that have autocast at all."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -182,3 +182,46 @@ def test_class_attention_is_as_exact_in_low_precision_as_the_reference(dtype: to
     for name, value in outputs_and_gradients(fast_class_attention, inputs).items():
         if name != "key_bias":  # its gradient is 0: only noise is compared
             assert error(value, exact[name]) <= 2 * error(theirs[name], exact[name]) + torch.finfo(dtype).eps, name
+
+
+# Derivatives of derivatives
+
+
+@pytest.mark.usefixtures("form")
+def test_second_derivatives_of_xca() -> None:
+    inputs = [value.requires_grad_() for value in xca_inputs(5, batch=1, dim=6).values() if value is not None]
+    assert torch.autograd.gradcheck(forms.xca, inputs)
+    assert torch.autograd.gradgradcheck(forms.xca, inputs)
+
+
+def test_second_derivatives_of_class_attention() -> None:
+    inputs = [value.requires_grad_() for value in class_inputs(3).values() if value is not None]
+    function = lambda *values: forms.class_attention(*values, num_heads=M)  # noqa: E731
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # torch's own, of its decompositions
+def test_the_gram_matrix_has_all_derivatives() -> None:
+    tokens = normal(2, 7, 4, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: forms.gram(x)[0], tokens, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: forms.gram(x)[0], tokens, check_fwd_over_rev=True)
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # torch's own, of its decompositions
+def test_hessian_vector_products_and_forward_mode_are_those_of_the_reference() -> None:
+    inputs = xca_inputs(9)
+    tokens, direction = inputs.pop("tokens"), normal(2, 9, D, seed=8)
+    assert tokens is not None
+
+    def of(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: function(x, **inputs).square().sum()
+
+    for function in (
+        lambda scalar: torch.func.jvp(torch.func.grad(scalar), (tokens,), (direction,))[1],
+        lambda scalar: torch.autograd.functional.hvp(scalar, tokens, direction)[1],
+        lambda scalar: torch.func.jvp(scalar, (tokens,), (direction,))[1],
+        lambda scalar: torch.func.vmap(torch.func.grad(lambda x: scalar(x[None])))(tokens),
+    ):
+        fast, exact = function(of(forms.xca)), function(of(reference.xca))
+        assert error(fast, exact) < 1e-9

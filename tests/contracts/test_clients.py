@@ -1,0 +1,308 @@
+"""What strangers do to a model: hooks, LoRA, pruning, parametrisation, quantisation; every kind, every layer."""
+
+import copy
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from xcit.errors import XCiTError
+from xcit.models import XCiT, XCiTConfig
+from xcit.models.detection.config import MaskRCNNConfig
+from xcit.models.detection.mask_rcnn import MaskRCNN
+from xcit.models.dino import DINO, DINOHeadConfig
+from xcit.models.segmentation import SegmenterConfig, build_segmenter
+
+CLASSIFIER = XCiTConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2, cls_depth=2, num_classes=5)
+FEATURES = replace(CLASSIFIER, num_classes=0, patch_size=4)
+BACKBONE = replace(CLASSIFIER, patch_size=4, cls_depth=0, num_classes=0, global_pool="none")
+KINDS = ("classifier", "dino", "upernet", "sem-fpn", "detector")
+
+
+def build(kind: str) -> nn.Module:
+    """A small model whose numbers are of order one, so that a layer that has no effect shows."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"backbone": BACKBONE, "num_classes": 4, "channels": 16}
+    model: nn.Module
+    if kind == "classifier":
+        model = XCiT(CLASSIFIER)
+    elif kind == "dino":
+        model = DINO(FEATURES, DINOHeadConfig(out_dim=8, hidden_dim=16, bottleneck_dim=8)).student
+    elif kind == "detector":
+        model = MaskRCNN(MaskRCNNConfig(box_features=16, short_side=32, long_side=48, **shape))
+    else:
+        model = build_segmenter(SegmenterConfig(kind=kind, auxiliary_channels=8, dropout=0.0, **shape))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim > 1 and "temperature" not in name:
+                value.normal_(std=value[0].numel() ** -0.5)
+            elif name.endswith("bias"):
+                value.normal_(std=0.1)
+    return model.eval()
+
+
+def forward(model: nn.Module, seed: int = 0) -> Tensor:
+    """All that a model gives of one image, as one row, with gradients where it has a loss or is differentiable."""
+    image = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(seed))
+    if isinstance(model, MaskRCNN):
+        maps = list(model._maps(image))
+        logits, steps = model.rpn(maps)
+        heads = model.roi_heads
+        scores, offsets = heads.box_predictor(heads.box_head(maps[0][:, :, :7, :7]))
+        masks = heads.mask_predictor(heads.mask_head(maps[0][:, :, :14, :14]))
+        return torch.cat([part.flatten() for part in (*logits, *steps, scores, offsets, masks)])
+    if "DINO" in type(model).__name__ or not hasattr(model, "config"):
+        return torch.cat([part.flatten() for part in model([image])])
+    if hasattr(model, "decode"):
+        return torch.cat([part.flatten() for part in model(image, with_auxiliary=True) if part is not None])
+    return model(image).flatten()
+
+
+def layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if type(module) in (kinds or (nn.Linear, nn.Conv2d))}
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return build(request.param)
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_hook_on_each_module_fires_and_changes_nothing(model: nn.Module) -> None:
+    with torch.no_grad():
+        expected = forward(model)
+        fired: set[str] = set()
+        for name, module in model.named_modules():
+            if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                module.register_forward_hook(lambda module, inputs, output, name=name: fired.add(name) or None)
+        close(forward(model), expected)
+    with_parameters = {name for name, module in model.named_modules() if [*module.parameters(recurse=False)]}
+    silent = {name for name in with_parameters - fired if not name.endswith(("rpn", "roi_heads"))}
+    assert not silent
+
+
+def _moved(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Each number by another amount, so that no norm or softmax takes it away again."""
+    return output + torch.arange(output.numel(), dtype=output.dtype).sin().view_as(output)
+
+
+def test_a_hook_that_changes_one_layers_output_changes_the_models(model: nn.Module) -> None:
+    with torch.no_grad():
+        expected = forward(model)
+        for name, layer in layers(model).items():
+            handle = layer.register_forward_hook(_moved)
+            changed = forward(model)
+            handle.remove()
+            assert not torch.allclose(changed, expected, rtol=1e-6, atol=1e-7), name
+        close(forward(model), expected)
+
+
+def test_hooks_for_all_modules(model: nn.Module) -> None:
+    seen: set[int] = set()
+    with torch.no_grad():
+        expected = forward(model)
+        handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(id(module)) or None)
+        try:
+            close(forward(model), expected)
+        finally:
+            handle.remove()
+    assert {id(layer) for layer in layers(model).values()} <= seen
+
+
+def test_lora_on_each_layer_learns_and_merges(model: nn.Module) -> None:
+    peft = pytest.importorskip("peft")
+    names = [name for name, layer in layers(model).items() if getattr(layer, "groups", 1) == 1]
+    expected = forward(model).detach()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=names, r=2, init_lora_weights=False))
+    adapted.eval()
+    inner = adapted.base_model.model
+    out = forward(inner)
+    assert not torch.allclose(out, expected, atol=1e-4)
+    out.square().sum().backward()
+    gradients = {name: value.grad for name, value in adapted.named_parameters() if "lora_" in name}
+    assert len(gradients) == 2 * len(names)
+    for name, gradient in gradients.items():
+        assert gradient is not None and gradient.abs().max() > 0, name
+    close(forward(adapted.merge_and_unload()).detach(), out.detach())
+
+
+class Doubled(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return 2 * value
+
+
+@torch.no_grad()
+def test_a_parametrised_layer_is_what_its_weights_say(model: nn.Module) -> None:
+    for name in layers(model):
+        doubled, parametrised = copy.deepcopy(model), copy.deepcopy(model)
+        doubled.get_submodule(name).weight.mul_(2)
+        parametrize.register_parametrization(parametrised.get_submodule(name), "weight", Doubled())
+        torch.testing.assert_close(forward(parametrised), forward(doubled), rtol=2e-4, atol=2e-4, msg=name)
+
+
+def test_pruned_layers_are_trained_for_several_steps(model: nn.Module) -> None:
+    pruned = layers(model)
+    for layer in pruned.values():
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = forward(model).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[0]
+    with torch.no_grad():
+        out = forward(model)
+        for layer in pruned.values():
+            assert (layer.weight == 0).float().mean() >= 0.4
+            prune.remove(layer, "weight")
+        close(forward(model), out)
+
+
+def test_dynamic_quantisation(model: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own about its successor
+        quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+        with torch.no_grad():
+            out, expected = forward(quantised), forward(model)
+    assert any("quantized" in type(module).__module__ for module in quantised.modules())
+    assert (out - expected).norm() < 0.2 * expected.norm()
+    assert not torch.equal(out, expected)
+
+
+def test_weight_only_int8_of_torchao(model: nn.Module) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    quantised = copy.deepcopy(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torchao.quantize_(quantised, torchao.Int8WeightOnlyConfig())
+        with torch.no_grad():
+            out, expected = forward(quantised), forward(model)
+    assert (out - expected).norm() < 0.1 * expected.norm()
+    assert not torch.equal(out, expected)
+
+
+@torch.no_grad()
+def test_copies_are_the_same(model: nn.Module) -> None:
+    expected = forward(model)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for copied in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        assert torch.equal(forward(copied), expected)
+
+
+# What a hook sees
+
+
+@torch.no_grad()
+def test_a_branch_shows_its_output_before_layer_scale() -> None:
+    model = build("classifier")
+    seen: dict[str, Tensor] = {}
+    block: Any = model.blocks[0]
+    for name in ("xca", "lpi", "mlp"):
+        getattr(block, name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output})
+        )
+    forward(model)
+    first = dict(seen)
+    block.scale_mlp.mul_(100)
+    forward(model)
+    assert torch.equal(seen["mlp"], first["mlp"])
+
+
+@torch.no_grad()
+def test_listeners_to_the_end_see_all_tokens() -> None:
+    model: Any = build("classifier")
+    shapes = {}
+    expected = forward(model)
+    for name, module in (("norm", model.norm), ("block", model.cls_blocks[-1])):
+        module.register_forward_hook(lambda module, inputs, output, name=name: shapes.update({name: output.shape}))
+    close(forward(model), expected)
+    assert shapes == {"norm": (2, 1 + 4 * 5, 16), "block": (2, 1 + 4 * 5, 16)}
+
+
+@torch.no_grad()
+def test_what_hooks_on_fused_blocks_keep_does_not_change_under_them() -> None:
+    model: Any = build("classifier").fuse()
+    kept: list[tuple[Tensor, Tensor]] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: kept.append((output, output.clone())))
+    forward(model)
+    assert len(kept) == 2
+    assert all(torch.equal(output, then) for output, then in kept)
+
+
+# Fusing
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.inner(*inputs)
+
+
+def _wrap(model: Any) -> None:
+    model.blocks[1] = Wrapped(model.blocks[1])
+
+
+def _parametrise(model: Any) -> None:
+    parametrize.register_parametrization(model.blocks[0].xca.proj, "weight", Doubled())
+
+
+def _hook(model: Any) -> None:
+    model.cls_blocks[0].attn.k.register_forward_hook(lambda *_: None)
+
+
+def _prune(model: Any) -> None:
+    prune.l1_unstructured(model.blocks[0].mlp.fc1, "weight", amount=0.5)
+
+
+def _patch(model: Any) -> None:
+    model.blocks[0].lpi.forward = lambda tokens, height, width, scale=None: tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_wrap, r"can't fuse: blocks\.1 is a Wrapped"),
+        (_parametrise, r"can't fuse: blocks\.0\.xca\.proj is a ParametrizedLinear"),
+        (_hook, r"can't fuse: cls_blocks\.0\.attn\.k has hooks"),
+        (_prune, r"can't fuse: blocks\.0\.mlp\.fc1 has hooks"),
+        (_patch, r"can't fuse: blocks\.0\.lpi has hooks"),
+    ],
+)
+def test_fuse_names_what_it_would_leave_out(change: Callable[[Any], None], message: str) -> None:
+    model: Any = build("classifier")
+    change(model)
+    with pytest.raises(XCiTError, match=message) as error:
+        model.fuse()
+    assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_a_head_of_ones_own_is_fused_around() -> None:
+    model: Any = build("classifier")
+    model.head = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 3))
+    model.head[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    close(forward(model.fuse()), forward(model))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    yield
+    assert not nn.modules.module._global_forward_hooks
