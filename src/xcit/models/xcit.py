@@ -7,7 +7,7 @@ Shapes: `B` batch, `H = ceil(h / patch)`, `W = ceil(w / patch)` token grid of an
 import copy
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class XCiT(nn.Module):
         self.config = config
         self.info: ModelInfo | None = None
         self.grad_checkpointing = False
+        self._pretrained_cfg: dict[str, Any] | None = None
         dim, heads = config.embed_dim, config.num_heads
         self.stem = Stem(config.in_channels, dim, config.patch_size)
         self.position = PositionCode(dim)
@@ -77,7 +78,7 @@ class XCiT(nn.Module):
                 )
                 for _ in range(config.cls_depth)
             )
-            self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+            self.norm: nn.Module = nn.LayerNorm(dim, eps=NORM_EPS)
         self.head = self._new_head()
         self._init_weights()
 
@@ -104,6 +105,82 @@ class XCiT(nn.Module):
     def num_features(self) -> int:
         """Width of the feature that the head reads: D."""
         return self.config.embed_dim
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what the head reads: D."""
+        return self.config.embed_dim
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches in `forward_features`: the class token, if there is one."""
+        return 1 if self.config.cls_depth else 0
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Width, stride and module of what `forward_intermediates` gives after each XCA block."""
+        config = self.config
+        return [
+            {"num_chs": config.embed_dim, "reduction": config.patch_size, "module": f"blocks.{index}"}
+            for index in range(config.depth)
+        ]
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How to prepare images, as timm's tools read it; a host may set it."""
+        if self._pretrained_cfg is not None:
+            return self._pretrained_cfg
+        found: dict[str, Any] = {"num_classes": self.num_classes, "first_conv": "stem.0.conv", "classifier": "head"}
+        if self.info is not None:
+            spec, channels = self.info.preprocessing, self.config.in_channels
+            found |= {
+                "architecture": self.info.name,
+                "input_size": (channels, spec.image_size, spec.image_size),
+                "interpolation": "bicubic",
+                "crop_pct": spec.image_size / spec.resize_to if spec.resize == "short_side" else 1.0,
+                "crop_mode": "center" if spec.resize == "short_side" else "squash",
+                "mean": spec.mean,
+                "std": spec.std,
+            }
+        return found
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, value: dict[str, Any]) -> None:
+        self._pretrained_cfg = value
+
+    default_cfg = pretrained_cfg
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the authors' optimiser does not decay beside vectors: the class token."""
+        return {"cls_token"} if self.config.cls_depth else set()
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops what `forward_intermediates` of these blocks does not need; gives them as indices from 0.
+
+        Args:
+            indices: the last n blocks for an int, else these; negative counts from the end.
+            prune_norm: put an identity in the place of the final norm.
+            prune_head: drop class token, class attention and head.
+        """
+        depth = self.config.depth
+        take = _resolve_indices(range(depth - indices, depth) if isinstance(indices, int) else indices, depth)
+        self.blocks = self.blocks[: max(take) + 1]
+        self.config = replace(self.config, depth=len(self.blocks))
+        if prune_norm and self.config.cls_depth:
+            self.norm = nn.Identity()
+        if prune_head:
+            for name in ("cls_token", "cls_blocks", "norm"):
+                if hasattr(self, name) and not (name == "norm" and not prune_norm):
+                    delattr(self, name)
+            self.config = replace(self.config, cls_depth=0, global_pool="none")
+            self.reset_classifier(0)
+        return take
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each block in the backward pass instead of keeping its activations (timm's name)."""
@@ -204,7 +281,7 @@ class XCiT(nn.Module):
             images, take, stop=max(take) if stop_early else None, class_attention=not intermediates_only
         )
         intermediates = [encoded.taken[i] for i in take]
-        if norm and self.config.cls_depth:
+        if norm and hasattr(self, "norm"):
             intermediates = [self.norm(tokens) for tokens in intermediates]
         if output_fmt == "NCHW":
             intermediates = [_as_map(tokens, encoded.grid) for tokens in intermediates]
@@ -349,6 +426,7 @@ class FusedXCiT(XCiT):
         check_fusible(model)
         model = copy.deepcopy(model).eval().requires_grad_(False)
         self.config, self.info, self.grad_checkpointing = model.config, model.info, False
+        self._pretrained_cfg = model._pretrained_cfg
         self.embedding = FusedEmbedding(model.stem, model.position)
         self.blocks = nn.ModuleList(FusedXCABlock(block) for block in model.blocks if isinstance(block, XCABlock))
         if self.config.cls_depth:

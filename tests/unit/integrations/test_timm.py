@@ -1,0 +1,84 @@
+"""Our models through timm's own functions."""
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
+
+import xcit
+from xcit.errors import XCiTError
+from xcit.integrations.timm import NAMES
+from xcit.models import XCiT
+
+NANO = "xcit-nano-12-p16"
+IMAGES = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_all_architectures_and_classifiers_are_registered_beside_timms_own() -> None:
+    known = set(timm.list_models("xcit-*"))
+    assert {name for name in NAMES if name.startswith("xcit-")} == known
+    assert len(known) >= 42 + 14
+    assert type(timm.create_model("xcit_nano_12_p16_224")).__module__ == "timm.models.xcit"
+
+
+@torch.no_grad()
+def test_create_model() -> None:
+    model = timm.create_model(NANO, num_classes=7, drop_path_rate=0.1)
+    assert isinstance(model, XCiT)
+    assert (model.num_classes, model.config.drop_path_rate, model.training) == (7, 0.1, True)
+    assert model.eval()(IMAGES).shape == (2, 7)
+    grey = timm.create_model(NANO, in_chans=1, num_classes=0, global_pool="avg")
+    assert grey.eval()(IMAGES[:, :1]).shape == (2, 128)
+    assert grey.get_classifier() is grey.head
+
+
+@torch.no_grad()
+def test_a_packaged_models_weights_and_data_config() -> None:
+    model = timm.create_model("xcit-pico-fashion-mnist", pretrained=True, in_chans=1).eval()
+    own = xcit.get_model("packaged", pretrained=True)
+    images = torch.rand(1, 1, 28, 28)
+    assert torch.equal(model(images), own(images))
+    data = resolve_model_data_config(model)
+    assert data["input_size"] == (1, 28, 28)
+    assert (data["mean"], data["std"], data["crop_pct"]) == ((0.2860,), (0.3530,), 1.0)
+
+
+@pytest.mark.parametrize("out_indices", [(3, 5, 7, 11), (2,), 3])
+@torch.no_grad()
+def test_features_only(out_indices: int | tuple[int, ...]) -> None:
+    model = timm.create_model(NANO, features_only=True, out_indices=out_indices).eval()
+    assert type(model).__name__ == "FeatureGetterNet"
+    found = model(IMAGES)
+    count = out_indices if isinstance(out_indices, int) else len(out_indices)
+    assert [tuple(features.shape) for features in found] == [(2, 128, 3, 4)] * count
+    assert model.feature_info.channels() == [128] * count
+    assert model.feature_info.reduction() == [16] * count
+
+
+@torch.no_grad()
+def test_pruned_to_the_last_block_that_is_asked_for() -> None:
+    torch.manual_seed(0)
+    model = XCiT(xcit.XCiTConfig(embed_dim=16, depth=4, num_heads=2)).eval()
+    expected = model.forward_intermediates(IMAGES, (0, 2), intermediates_only=True)
+    assert model.prune_intermediate_layers((0, -2)) == [0, 2]
+    assert (model.config.depth, model.config.cls_depth, model.num_prefix_tokens) == (3, 0, 0)
+    found = model.forward_intermediates(IMAGES, (0, 2), intermediates_only=True)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert not any(name.startswith(("cls_", "head")) for name, _ in model.named_parameters())
+
+
+def test_what_timms_tools_read() -> None:
+    model = XCiT(xcit.XCiTConfig(embed_dim=16, depth=2, num_heads=2))
+    assert (model.num_prefix_tokens, model.head_hidden_size, model.no_weight_decay()) == (1, 16, {"cls_token"})
+    assert model.feature_info[1] == {"num_chs": 16, "reduction": 16, "module": "blocks.1"}
+    model.pretrained_cfg = {"mean": (0.5,) * 3}
+    assert model.default_cfg == {"mean": (0.5,) * 3}
+
+
+def test_what_weights_can_not_do_is_one_line() -> None:
+    for changes in ({"in_chans": 5}, {"drop_path_rate": 0.1}):
+        with pytest.raises(XCiTError, match=f"^{NANO}: ") as error:
+            timm.create_model(NANO, pretrained=True, **changes)
+        assert "\n" not in str(error.value)
+    with pytest.raises(TypeError, match="img_scale"):
+        timm.create_model(NANO, img_scale=3)
