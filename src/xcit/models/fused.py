@@ -49,7 +49,8 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 def tokens_at_once(tokens: Tensor) -> int | None:
     """How many of the tokens (B, N, D), over all images, make a part; none where there are to be no parts."""
-    if torch.compiler.is_compiling():  # the compiler fuses what it sees whole
+    # The compiler fuses what it sees whole; a traced or exported graph has to serve every size.
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit._trace.is_tracing():
         return None
     return max(1, NUMBERS_AT_ONCE.get(tokens.device.type, NUMBERS_AT_ONCE["cuda"]) // tokens.shape[-1])
 
@@ -101,6 +102,8 @@ class FusedEmbedding(nn.Module):
         self.position = position
 
     def forward(self, image: Tensor) -> tuple[Tensor, int, int]:
+        if tokens_at_once(image) is None:
+            return self._whole(image)
         batch, height, width = image.shape[0], *image.shape[2:]
         heights = [height]  # of the image and of each map
         for _ in self.convs:
@@ -114,6 +117,13 @@ class FusedEmbedding(nn.Module):
         for start, end in parts(height, most):
             tokens[:, start:end] = self._rows(image, start, end, heights) + (y[start:end] + x)
         return tokens.flatten(1, 2), height, width
+
+    def _whole(self, image: Tensor) -> tuple[Tensor, int, int]:
+        for index, conv in enumerate(self.convs):
+            image = conv(F.gelu(image) if index else image)
+        height, width = image.shape[2:]
+        y, x = self.position.code(height, width)
+        return image.flatten(2).transpose(1, 2) + (y + x).flatten(0, 1), height, width
 
     def _rows(self, image: Tensor, start: int, end: int, heights: list[int]) -> Tensor:
         """Rows start..end of the patches, (B, rows, W, D)."""
@@ -154,8 +164,12 @@ class FusedXCABlock(nn.Module):
         if is_watched(self):  # what a hook has seen go in must not change
             tokens = tokens.clone()
         num_tokens, at_once = tokens.shape[1], tokens_at_once(tokens)
-        if at_once is None or num_tokens <= at_once:
-            for start, end in parts(len(tokens), None if at_once is None else at_once // num_tokens):
+        if at_once is None:
+            tokens = tokens + self._mixed(tokens)
+            tokens = tokens + self._lpi(self.norm_lpi(tokens.unflatten(1, (height, width)))).flatten(1, 2)
+            return tokens + self.fc2(F.gelu(self.fc1(self.norm_mlp(tokens))))
+        if num_tokens <= at_once:
+            for start, end in parts(len(tokens), at_once // num_tokens):
                 images = tokens[start:end]
                 self._xca(images)
                 grid = images.unflatten(1, (height, width))
@@ -167,7 +181,11 @@ class FusedXCABlock(nn.Module):
         return tokens
 
     def _xca(self, tokens: Tensor) -> None:
-        tokens += ops.xca(
+        tokens += self._mixed(tokens)
+
+    def _mixed(self, tokens: Tensor) -> Tensor:
+        """XCA's output (B, N, D)."""
+        return ops.xca(
             self.norm_xca(tokens), self.qkv.weight, self.qkv.bias, self.temperature, self.proj.weight, self.proj.bias
         )
 
@@ -235,7 +253,7 @@ class FusedClassAttentionBlock(nn.Module):
     def forward(self, cls: Tensor, patches: Tensor, patches_wanted: bool) -> Tensor:
         """The class token after the block; the patches are brought there too only where they are wanted."""
         at_once = tokens_at_once(patches)
-        spans = list(parts(patches.shape[1], None if at_once is None else at_once // len(patches)))
+        spans = [(0, patches.shape[1])] if at_once is None else list(parts(patches.shape[1], at_once // len(patches)))
         attn, normed_cls = self.attn, self.norm_attn(cls)
         vectors, offsets = ops.class_query(attn.q(normed_cls[:, 0]), attn.k.weight, attn.k.bias, attn.num_heads)
         scores = [normed_cls @ vectors.mT, *(self.norm_attn(patches[:, a:b]) @ vectors.mT for a, b in spans)]

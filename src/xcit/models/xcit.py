@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
@@ -402,6 +403,11 @@ class XCiT(nn.Module):
         return out
 
     def _check_images(self, images: Tensor) -> None:
+        if isinstance(images, torch.fx.Proxy):
+            raise XCiTError(
+                "torch.fx can't trace an XCiT, whose position code depends on the image's size: take its features from "
+                "forward_intermediates, or a graph from torch.export or torch.jit.trace"
+            )
         if images.ndim != 4:
             raise XCiTError(f"images must be (batch, channels, height, width), not {tuple(images.shape)}")
         channels, height, width = images.shape[1:]
@@ -463,6 +469,7 @@ class FusedXCiT(XCiT):
         class_attention: bool = True,
         only_class: bool = False,
     ) -> Encoded:
+        self._check_images(images)
         # Sums in place need one precision: the model's own.
         with torch.autocast(images.device.type, enabled=False):
             return super()._encode(images, take, stop=stop, class_attention=class_attention, only_class=only_class)
@@ -481,7 +488,7 @@ class FusedXCiT(XCiT):
 
     def _attend(self, tokens: Tensor, take: Collection[int], taken: dict[int, Tensor], only_class: bool) -> Tensor:
         last = self.config.depth + self.config.cls_depth - 1
-        cls = attended = self.cls_token.expand(len(tokens), -1, -1)
+        cls = attended = self.cls_token.expand(tokens.shape[0], -1, -1)
         for index, block in enumerate(self.cls_blocks, start=self.config.depth):
             cls = block(cls, tokens, not (only_class and index == last))
             if index == last or index in take:
