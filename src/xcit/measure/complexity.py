@@ -30,7 +30,7 @@ class Complexity:
         params: numbers that training learns, the head's included.
         flops: by the published rule: multiply-accumulates of convolutions, linear layers and attention, plus 5 an
             element of a layer norm and 2 of a batch norm, without the head.
-        torch_flops: what `torch.utils.flop_counter` counts in this forward pass, XCA as the paper writes it: 2
+        torch_flops: what `torch.utils.flop_counter` counts in a forward pass that calls every layer, as in the paper: 2
             a multiply-accumulate, of matrix products and convolutions only, the head's included.
         image_size: (h, w) in pixels.
         num_tokens: N, patches of the image.

@@ -113,10 +113,9 @@ class XCA(nn.Module):
         return is_plain(self.qkv, self.proj)
 
     def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
-        if self.is_direct:
+        if scale is not None or self.is_direct:
             weight, bias = scaled(self.proj, scale)
             return ops.xca(tokens, self.qkv.weight, self.qkv.bias, self.temperature, weight, bias)
-        assert scale is None
         out: Tensor = self.proj(ops.xca_of_qkv(self.qkv(tokens), self.temperature))
         return out
 
@@ -143,11 +142,10 @@ class LPI(nn.Module):
         if image.device.type != "cpu":  # a CPU is fastest on channels last, as tokens lie
             image = image.contiguous()
         conv1 = self.conv1
-        if self.is_direct:
+        if scale is not None or self.is_direct:
             assert conv1.bias is not None
             image = ops.lpi(image, conv1.weight, conv1.bias, self.norm, *scaled(self.conv2, scale))
         else:
-            assert scale is None
             image = self.conv2(self.norm(F.gelu(conv1(image))))
         return image.flatten(2).transpose(1, 2)
 

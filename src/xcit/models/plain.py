@@ -8,32 +8,43 @@ plain class and nothing listens.
 from torch import nn
 from torch.nn.modules import module as _globals
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = (
-    "_global_forward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_backward_pre_hooks",
-)
 _LAYERS = (nn.Linear, nn.Conv2d)
+
+
+# Written out, and not as loops over names: a forward pass asks dozens of times.
 
 
 def is_watched(module: nn.Module) -> bool:
     """Whether a call of the module does more than its class says: it has hooks, or another `forward` of its own."""
-    return "forward" in module.__dict__ or any(getattr(module, name) for name in _HOOKS)
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
 
 
 def is_anything_watched() -> bool:
     """Whether hooks are set for all modules, as profilers and counters do."""
-    return any(getattr(_globals, name) for name in _GLOBAL_HOOKS)
+    return bool(
+        _globals._global_forward_hooks
+        or _globals._global_forward_pre_hooks
+        or _globals._global_backward_hooks
+        or _globals._global_backward_pre_hooks
+    )
 
 
 def is_plain(*layers: nn.Module) -> bool:
     """Whether these are linear layers and convolutions of torch itself, with plain parameters, that nobody watches."""
-    return not is_anything_watched() and all(
-        type(layer) in _LAYERS
-        and not is_watched(layer)
-        and type(layer._parameters.get("weight")) is nn.Parameter
-        and type(layer._parameters.get("bias")) in (nn.Parameter, type(None))
-        for layer in layers
-    )
+    if is_anything_watched():
+        return False
+    for layer in layers:
+        if type(layer) not in _LAYERS or is_watched(layer):
+            return False
+        parameters = layer._parameters
+        if type(parameters.get("weight")) is not nn.Parameter:
+            return False
+        if "bias" not in parameters or type(parameters["bias"]) not in (nn.Parameter, type(None)):
+            return False
+    return True
