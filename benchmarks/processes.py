@@ -166,6 +166,7 @@ def main() -> int:
     epochs, tasks = arguments.epochs, arguments.task
     if arguments.worker:
         run_all(settings(tasks, SHARED_BY), arguments.worker, epochs)
+        torch.distributed.barrier()  # neither leaves while the other still sends
         torch.distributed.destroy_process_group()
         return 0
     print(f"{platform.platform()}, torch {torch.__version__}, xcit {xcit.__version__}")

@@ -296,6 +296,22 @@ class TrainLoader(Generic[Images]):
         self._sampler.epoch, self._sampler.first_step = epoch, first_step
         return received_batches(self._loader, self.unreadable)
 
+    def close(self) -> None:
+        """Ends the processes that read."""
+        end_workers(self._loader)
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """Ends the processes that a loader keeps from epoch to epoch.
+
+    Python's own end would send them SIGTERM, after which ours go on for a while: a run that ended well would wait for
+    them and end by an error, where a reference cycle has kept the loader alive until then.
+    """
+    iterator = loader._iterator
+    loader._iterator = None
+    if iterator is not None:
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+
 
 def received_batches(
     loader: Iterable[tuple[Images, Tensor, list[str]]], all_unreadable: list[str]

@@ -18,6 +18,7 @@ from xcit.data.loader import (
     LoaderConfig,
     Sample,
     collate,
+    end_workers,
     prepare_worker,
     readable_batches,
     received_batches,
@@ -90,6 +91,10 @@ class StreamTrainLoader:
         """This process's parts of an epoch's batches, from a step on."""
         self._parts.start_at(epoch, first_step)
         return received_batches(self._loader, self.unreadable)
+
+    def close(self) -> None:
+        """Ends the processes that read."""
+        end_workers(self._loader)
 
 
 def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:

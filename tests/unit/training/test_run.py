@@ -1,5 +1,7 @@
 """What `xcit train` checks before it loads anything, and says of its batch."""
 
+import gc
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from xcit.config import override, save_yaml
 from xcit.errors import XCiTError
 from xcit.training.engine.task import Layout
 from xcit.training.recipes import get_recipe
-from xcit.training.run import check_run, describe_batch, describe_watching
+from xcit.training.run import check_run, describe_batch, describe_watching, train
 
 PICO = get_recipe("xcit-pico-fashion-mnist")
 NANO = get_recipe("xcit-nano-12-p16_8xb128_in1k")
@@ -108,3 +110,19 @@ def test_the_learning_rate_is_never_changed_in_silence() -> None:
 
     changed = override(NANO, {"run.batch_size": "64"})
     assert changed.optimizer == NANO.optimizer
+
+
+def test_no_process_that_reads_outlives_a_run(splits: Path, tmp_path: Path) -> None:
+    """Whatever a reference cycle keeps: Python's own end would wait for them, and end a good run by an error."""
+    changes = {
+        "model.in_channels": "3", "preprocessing.mean": "0.5,0.5,0.5", "preprocessing.std": "0.5,0.5,0.5",
+        "model.num_classes": "3", "model.depth": "1", "holdout": "0", "schedule.epochs": "1",
+        "schedule.warmup_epochs": "0", "run.batch_size": "6", "run.num_workers": "2", "run.evaluate_every": "1",
+    }  # fmt: skip
+    gc.collect()
+    gc.disable()
+    try:
+        train(override(PICO, changes | {"data": str(splits)}), tmp_path / "run", device="cpu")
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()

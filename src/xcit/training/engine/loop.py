@@ -18,7 +18,7 @@ from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import RunLog
 from xcit.training.engine.signals import StopSignals
 from xcit.training.engine.state import build_state
-from xcit.training.engine.task import StepHooks, Task
+from xcit.training.engine.task import Closes, StepHooks, Task
 
 WEIGHTS, BEST_WEIGHTS, UNREADABLE = "model.safetensors", "best.safetensors", "unreadable.txt"
 """Files in a run's folder: the last weights, those with the best figure, and the inputs that could not be read."""
@@ -170,6 +170,8 @@ class _Loop:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
+        if isinstance(self.task, Closes):
+            self.task.close()
 
     def run_epochs(self) -> dict[str, float]:
         position, figures = self.state.position, None

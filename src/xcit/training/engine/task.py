@@ -95,6 +95,14 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Closes(Protocol):
+    """What a task may have besides: something to end with the run, as the processes that read its data."""
+
+    def close(self) -> None:
+        """Called once, however the run ends."""
+
+
+@runtime_checkable
 class StepHooks(Protocol):
     """What a task may have besides: a say in each step, where more than the gradients of its loss move the model.
 

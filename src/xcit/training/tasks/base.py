@@ -22,11 +22,18 @@ class Loader(Protocol):
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Any]:
         """This process's parts of an epoch's batches, from a step on."""
 
+    def close(self) -> None:
+        """Ends the processes that read, if there are any."""
+
 
 class TaskWithLoader:
     """A task whose training data come from one loader."""
 
     _loader: Loader
+
+    def close(self) -> None:
+        """Ends the processes that read the training data."""
+        self._loader.close()
 
     @property
     def num_steps(self) -> int:
