@@ -26,46 +26,6 @@ except ImportError:
     raise XCiTError("xcit.integrations.timm needs timm: pip install 'xcit[train]'") from None
 
 
-def _create(
-    name: str,
-    *,
-    pretrained: bool,
-    num_classes: int | None,
-    in_chans: int,
-    drop_path_rate: float | None,
-    global_pool: str | None,
-    features_only: bool,
-    out_indices: int | Sequence[int] | None,
-) -> nn.Module:
-    record = find_checkpoint(name)
-    changes: dict[str, Any] = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
-    if in_chans != record.config.in_channels:
-        if pretrained:
-            raise XCiTError(
-                f"{name}: its weights take {record.config.in_channels} channels, not {in_chans}: leave pretrained out"
-            )
-        changes["in_channels"] = in_chans
-    if changes and pretrained:
-        raise XCiTError(f"{name}: drop_path_rate can't be changed with pretrained weights here: set it in a recipe")
-    if features_only:
-        backbone = XCiT(backbone_of(replace(record.config, **changes))) if changes else get_backbone(name, pretrained)
-        wrapped: nn.Module = build_model_with_cfg(
-            lambda **_: backbone,
-            name,
-            False,
-            pretrained_cfg=backbone.pretrained_cfg,
-            features_only=True,
-            feature_cfg={"out_indices": 4 if out_indices is None else out_indices, "feature_cls": "getter"},
-        )
-        return wrapped
-    model = XCiT(replace(record.config, **changes)) if changes else get_xcit(name, pretrained)
-    if num_classes is not None and num_classes != model.num_classes:
-        model.reset_classifier(num_classes)
-    if global_pool is not None:
-        model.reset_classifier(model.num_classes, global_pool)
-    return model.train()  # as timm gives it
-
-
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
     def create(
         pretrained: bool = False,
@@ -80,16 +40,36 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         features_only: bool = False,
         out_indices: int | Sequence[int] | None = None,
     ) -> nn.Module:
-        return _create(
-            name,
-            pretrained=pretrained,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            drop_path_rate=drop_path_rate,
-            global_pool=global_pool,
-            features_only=features_only,
-            out_indices=out_indices,
-        )
+        record = find_checkpoint(name)
+        changes: dict[str, Any] = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
+        if in_chans != record.config.in_channels:
+            if pretrained:
+                raise XCiTError(
+                    f"{name}: its weights take {record.config.in_channels} channels, not {in_chans}: leave pretrained "
+                    "out"
+                )
+            changes["in_channels"] = in_chans
+        if changes and pretrained:
+            raise XCiTError(f"{name}: drop_path_rate can't be changed with pretrained weights here: set it in a recipe")
+        if features_only:
+            backbone = (
+                XCiT(backbone_of(replace(record.config, **changes))) if changes else get_backbone(name, pretrained)
+            )
+            wrapped: nn.Module = build_model_with_cfg(
+                lambda **_: backbone,
+                name,
+                False,
+                pretrained_cfg=backbone.pretrained_cfg,
+                features_only=True,
+                feature_cfg={"out_indices": 4 if out_indices is None else out_indices, "feature_cls": "getter"},
+            )
+            return wrapped
+        model = XCiT(replace(record.config, **changes)) if changes else get_xcit(name, pretrained)
+        if num_classes is not None and num_classes != model.num_classes:
+            model.reset_classifier(num_classes)
+        if global_pool is not None:
+            model.reset_classifier(model.num_classes, global_pool)
+        return model.train()  # as timm gives it
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"`{name}` of the package xcit."

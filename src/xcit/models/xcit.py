@@ -176,9 +176,8 @@ class XCiT(nn.Module):
         if prune_norm and self.config.cls_depth:
             self.norm = nn.Identity()
         if prune_head:
-            for name in ("cls_token", "cls_blocks", "norm"):
-                if hasattr(self, name) and not (name == "norm" and not prune_norm):
-                    delattr(self, name)
+            if self.config.cls_depth:
+                del self.cls_token, self.cls_blocks
             self.config = replace(self.config, cls_depth=0, global_pool="none")
             self.reset_classifier(0)
         return take
