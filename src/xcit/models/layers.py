@@ -196,6 +196,9 @@ class ClassAttention(nn.Module):
         return out
 
 
+_BRANCHES = (XCA, LPI, MLP)
+
+
 class XCABlock(nn.Module):
     """XCA, then LPI, then MLP, each behind a norm, scaled by a learned vector and added to its input."""
 
@@ -222,20 +225,23 @@ class XCABlock(nn.Module):
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        tokens = self._add(tokens, self.xca, (self.norm_xca(tokens),), self.scale_xca)
-        tokens = self._add(tokens, self.lpi, (self.norm_lpi(tokens), height, width), self.scale_lpi)
-        return self._add(tokens, self.mlp, (self.norm_mlp(tokens),), self.scale_mlp)
+        # Inside a branch, LayerScale multiplies D x D weights; outside it would multiply N x D numbers and keep them
+        # for the backward pass. float16 can't hold such a product: 1e-5 of a weight of 0.02.
+        may_scale_inside = not computes_in_float16(tokens)
+        tokens = self._add(tokens, self.xca, (self.norm_xca(tokens),), self.scale_xca, may_scale_inside)
+        tokens = self._add(tokens, self.lpi, (self.norm_lpi(tokens), height, width), self.scale_lpi, may_scale_inside)
+        return self._add(tokens, self.mlp, (self.norm_mlp(tokens),), self.scale_mlp, may_scale_inside)
 
-    def _add(self, tokens: Tensor, branch: nn.Module, inputs: tuple[Tensor | int, ...], scale: Tensor) -> Tensor:
-        # Inside the branch LayerScale multiplies D x D weights; outside it would multiply N x D numbers and keep them
-        # for the backward pass. float16 can't hold such a product: 1e-5 of a weight of 0.02. Who listens to the branch
-        # gets its output before LayerScale.
-        is_inside = (
-            isinstance(branch, XCA | LPI | MLP)
-            and not is_watched(branch)
-            and branch.is_direct
-            and not computes_in_float16(tokens)
-        )
+    def _add(
+        self,
+        tokens: Tensor,
+        branch: nn.Module,
+        inputs: tuple[Tensor | int, ...],
+        scale: Tensor,
+        may_scale_inside: bool,
+    ) -> Tensor:
+        # Whoever listens to the branch gets its output before LayerScale.
+        is_inside = may_scale_inside and isinstance(branch, _BRANCHES) and not is_watched(branch) and branch.is_direct
         added = branch(*inputs, scale) if is_inside else scale * branch(*inputs)
         return tokens + ops.drop_path(added, self.drop_path_rate, self.training)
 
