@@ -15,6 +15,10 @@ from xcit.errors import XCiTError
 
 Config = TypeVar("Config")
 
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises on a text that is none: ValueError on a date such as 2001-99-99, a number of too many digits and
+bytes that are no UTF-8, RecursionError on brackets a thousand deep."""
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested dicts of plain values, tuples as lists."""
@@ -45,7 +49,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise XCiTError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise XCiTError(f"{path}: not a YAML config: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise XCiTError(f"{path}: not a YAML config: its top is no mapping of field names to values")
@@ -123,7 +127,7 @@ def _parse(text: str, hint: Any) -> Any:
         return text
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _NOT_YAML:
         return text
     if isinstance(value, str) and typing.get_origin(hint) is tuple:
         return [_parse(part.strip(), typing.get_args(hint)[0]) for part in text.split(",")]

@@ -1,8 +1,32 @@
 """The one exception for a user's mistake: bad name, bad file, bad config, no network."""
 
+LONGEST_MESSAGE = 400
+"""Characters of the longest message: what is longer loses its middle."""
+
+_SHOWN_END = 120
+
 
 class XCiTError(ValueError):
     """A mistake that its message explains in one line: what is wrong, and the way out.
 
     The command line prints it without a traceback and exits with status 2. Broken invariants of our own are `assert`.
+
+    Names, values and reasons in a message come from files and servers, so control characters in it are escaped.
     """
+
+    def __str__(self) -> str:
+        return printable_line(super().__str__())
+
+
+def printable_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """A text on one line: control characters escaped, a line break as a space, the middle left out where too long."""
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+    if len(text) <= longest:
+        return text
+    end = min(_SHOWN_END, longest // 3)
+    return f"{text[: longest - end - 5]} ... {text[-end:]}"
+
+
+def _escaped(letter: str) -> str:
+    return " " if letter in "\r\n" else ascii(letter)[1:-1]

@@ -323,7 +323,7 @@ def received_batches(
             yield images, labels
     except XCiTError as error:
         # What a worker raises comes with its traceback in the message, our own message last.
-        raise XCiTError(str(error).rpartition(f"{XCiTError.__name__}: ")[2].rstrip()) from None
+        raise XCiTError(error.args[0].rpartition(f"{XCiTError.__name__}: ")[2].rstrip()) from None
 
 
 _SECONDS_AFTER_SIGTERM = 20
