@@ -96,7 +96,7 @@ def _check_zip(path: Path) -> None:
             if "data.pkl" not in names or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise XCiTError(f"{path} is a zip archive, but no PyTorch checkpoint")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
         raise XCiTError(f"{path} is cut off or damaged: fetch it again") from error
     except OSError as error:
         raise XCiTError(f"cannot read {path}: {error.strerror or brief(error)}") from error

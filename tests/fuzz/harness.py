@@ -1,0 +1,196 @@
+"""Runs damaged inputs through a reader, in a process of their own, within bounds of time and memory.
+
+For each input the reader gives a right result, which the target checks, or an `XCiTError` of one line and at most
+`LONGEST_MESSAGE` characters, within `SECONDS` of processor time and `MEMORY` bytes above what the process had before.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from types import FrameType
+from typing import TextIO
+
+from xcit.errors import XCiTError
+
+LONGEST_MESSAGE = 400
+SECONDS = 5
+MEMORY = 2**30
+
+_SILENCE = 120
+"""Seconds without a word from the process after which it hangs. Generous, for a loaded machine is slow."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of input.
+
+    Attributes:
+        name: of the kind.
+        make: one input as the bytes of a file, or as a text where what is read is a text, from a seeded generator.
+        read: what reads the file; raises `XCiTError` where it refuses, `AssertionError` where a result is wrong.
+        suffix: of the file.
+    """
+
+    name: str
+    make: Callable[[Random], bytes]
+    read: Callable[[Path], object]
+    suffix: str = ""
+
+
+@dataclass
+class Outcome:
+    """Counts of inputs that were read and refused, and a text for each that was neither."""
+
+    num_read: int = 0
+    num_refused: int = 0
+    failures: dict[int, str] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        return f"{self.num_read} read, {self.num_refused} refused, {len(self.failures)} failed"
+
+
+class TooSlowError(BaseException):
+    """Not an `Exception`, so that no reader takes it for a damaged file."""
+
+
+def fuzz(target: Target, numbers: range, *, seed: int = 0, keep: Path | None = None) -> Outcome:
+    """Runs the inputs of these numbers; an input depends on target, seed and its number alone.
+
+    Args:
+        target: the kind.
+        numbers: of the inputs.
+        seed: of all inputs.
+        keep: a folder for the inputs that fail.
+    """
+    outcome = Outcome()
+    left = list(numbers)
+    while left:
+        done = _in_process(target, left, seed, outcome)
+        left = left[done:]
+    if keep is not None:
+        for number in outcome.failures:
+            (keep / f"{target.name}-{seed}-{number}{target.suffix}").write_bytes(_input(target, seed, number))
+    return outcome
+
+
+def _input(target: Target, seed: int, number: int) -> bytes:
+    return target.make(Random(f"{target.name} {seed} {number}"))
+
+
+def _in_process(target: Target, numbers: list[int], seed: int, outcome: Outcome) -> int:
+    """Runs inputs in a fork; gives how many it dealt with, all but where it crashed or hung."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reading)
+            with os.fdopen(writing, "w") as out, tempfile.TemporaryDirectory() as folder:
+                _child(target, numbers, seed, out, Path(folder))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(writing)
+    done = 0
+    with os.fdopen(reading) as lines:
+        while True:
+            if not select.select([lines], [], [], _SILENCE)[0]:
+                os.kill(child, signal.SIGKILL)
+                outcome.failures[numbers[done]] = f"hung: no end within {_SILENCE} s"
+                done += 1
+                break
+            line = lines.readline()
+            if not line:
+                break
+            kind, text = json.loads(line)
+            if kind == "failed":
+                outcome.failures[numbers[done]] = text
+            elif kind == "refused":
+                outcome.num_refused += 1
+                outcome.reasons[text] += 1
+            else:
+                outcome.num_read += 1
+            done += 1
+    _, status = os.waitpid(child, 0)
+    if done < len(numbers) and numbers[max(0, done - 1)] not in outcome.failures:
+        outcome.failures[numbers[done]] = f"the process died: {os.waitstatus_to_exitcode(status)}"
+        done += 1
+    return done
+
+
+def _child(target: Target, numbers: list[int], seed: int, out: TextIO, folder: Path) -> None:
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TooSlowError
+
+    signal.signal(signal.SIGPROF, ring)
+    for number in numbers:
+        path = folder / f"input{target.suffix}"
+        path.write_bytes(_input(target, seed, number))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        kind, text = _read(target, path)
+        grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        if grown > MEMORY and kind != "failed":
+            kind, text = "failed", f"took {grown >> 20} MB"
+        out.write(f"{json.dumps([kind, text])}\n")
+        out.flush()
+
+
+def _read(target: Target, path: Path) -> tuple[str, str]:
+    with warnings.catch_warnings(record=True) as noise, _quiet(), _limit():
+        warnings.simplefilter("always")
+        try:
+            target.read(path)
+            kind, text = "read", ""
+        except XCiTError as error:
+            message = str(error).replace(str(path), "FILE")
+            kind, text = "refused", message
+            if len(message) > LONGEST_MESSAGE or not message.isprintable() or not message:
+                kind, text = "failed", f"message of {len(message)} characters: {message[:1000]!r}"
+        except TooSlowError:
+            kind, text = "failed", f"took more than {SECONDS} s\n{_last_frames()}"
+        except BaseException:
+            kind, text = "failed", traceback.format_exc(limit=-8)
+    if noise and kind != "failed":
+        kind, text = "failed", f"warned: {noise[0].message}"
+    return kind, text
+
+
+def _last_frames() -> str:
+    return "".join(traceback.format_tb(sys.exc_info()[2])[-4:])
+
+
+@contextlib.contextmanager
+def _limit() -> Iterator[None]:
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What C libraries print on damaged files goes nowhere."""
+    null, saved = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
