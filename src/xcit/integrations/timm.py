@@ -27,7 +27,7 @@ from xcit.zoo.names import find_checkpoint
 
 try:
     from timm.models import FeatureInfo, build_model_with_cfg, register_model
-except ImportError:
+except ModuleNotFoundError:
     raise XCiTError("xcit.integrations.timm needs timm: pip install 'xcit[train]'") from None
 
 
