@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from xcit.errors import XCiTError
+from xcit.models.hosts import ReadableConfig, keeps_notes
 
 PATCH_SIZES = (4, 8, 16)
 
 GlobalPool = Literal["cls", "avg", "none"]
 
 
+@keeps_notes
 @dataclass(frozen=True, kw_only=True)
-class XCiTConfig:
+class XCiTConfig(ReadableConfig):
     """Shape of an XCiT.
 
     `layer_scale` is the start of the learned residual scales; `tokens_norm` says whether the second norm of a class

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models.config import XCiTConfig
+from xcit.models.hosts import ReadableConfig, keeps_notes
 from xcit.models.info import SegmenterInfo
 from xcit.models.pyramid import STRIDES, XCiTPyramid
 
@@ -27,8 +28,9 @@ POOL_SIZES = (1, 2, 3, 6)
 """Pixels a side of the maps that UperNet pools the coarsest one to."""
 
 
+@keeps_notes
 @dataclass(frozen=True, kw_only=True)
-class SegmenterConfig:
+class SegmenterConfig(ReadableConfig):
     """Shape of a segmenter.
 
     Attributes:
@@ -194,7 +196,7 @@ class Segmenter(nn.Module):
         super().__init__()
         if not config.num_classes:
             raise XCiTError("a segmenter needs classes: set num_classes above 0")
-        self.config = config
+        self.config = copy.copy(config)  # what a host writes on it stays with this model
         self.info: SegmenterInfo | None = None
         self.backbone = XCiTPyramid(config.backbone, config.out_indices)
 

@@ -48,7 +48,7 @@ class XCiT(nn.Module):
 
     def __init__(self, config: XCiTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = copy.copy(config)  # what a host writes on it stays with this model
         self.info: ModelInfo | None = None
         self.grad_checkpointing = False
         self._pretrained_cfg: dict[str, Any] | None = None

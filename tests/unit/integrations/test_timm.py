@@ -82,3 +82,54 @@ def test_what_weights_can_not_do_is_one_line() -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(TypeError, match="img_scale"):
         timm.create_model(NANO, img_scale=3)
+
+
+@torch.no_grad()
+def test_a_pyramid_has_the_maps_of_our_own() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(f"pyramid_{NANO}", features_only=True).eval()
+    torch.manual_seed(0)
+    expected = xcit.get_backbone(NANO, pyramid=True)(IMAGES)
+    found = model(IMAGES)
+    assert len(found) == 4
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert model.feature_info.channels() == [128] * 4
+    assert model.feature_info.reduction() == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize(("out_indices", "strides"), [((0, 1), [4, 8]), (2, [16, 32]), ((-1,), [32])])
+def test_a_pyramid_of_fewer_maps_has_only_what_they_need(
+    out_indices: int | tuple[int, ...], strides: list[int]
+) -> None:
+    model = timm.create_model(f"pyramid_{NANO}", features_only=True, out_indices=out_indices, in_chans=1)
+    maps = model(IMAGES[:, :1])
+    assert [IMAGES.shape[-1] // features.shape[-1] for features in maps] == strides
+    assert model.feature_info.reduction() == strides
+    model.set_grad_checkpointing()
+    sum(features.square().sum() for features in model(IMAGES[:, :1])).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_a_pyramid_on_a_packaged_models_weights() -> None:
+    model = timm.create_model(
+        "pyramid_xcit-pico-fashion-mnist", pretrained=True, in_chans=1, features_only=True, out_indices=(3,)
+    )
+    own = xcit.get_backbone("packaged", pretrained=True, pyramid=True)
+    images = torch.rand(1, 1, 28, 28)
+    assert torch.equal(model.eval()(images)[0], own(images)[3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, f"pyramid_{NANO} gives feature maps alone: pass features_only=True"),
+        ({"features_only": True, "out_indices": (0, 4)}, r"out_indices is \(0, 4\): a pyramid has 4 maps"),
+        ({"features_only": True, "out_indices": 0}, "out_indices is 0: a pyramid has 4 maps"),
+        ({"features_only": True, "in_chans": 5, "pretrained": True}, f"{NANO}: its weights take 3 channels"),
+    ],
+)
+def test_what_a_pyramid_can_not_do_is_one_line(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(XCiTError, match=message) as error:
+        timm.create_model(f"pyramid_{NANO}", **changes)
+    assert "\n" not in str(error.value)

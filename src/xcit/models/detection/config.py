@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from xcit.errors import XCiTError
 from xcit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from xcit.models.config import XCiTConfig
+from xcit.models.hosts import ReadableConfig, keeps_notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +17,9 @@ class DetectorInfo:
     category_ids: tuple[int, ...] = ()
 
 
+@keeps_notes
 @dataclass(frozen=True, kw_only=True)
-class MaskRCNNConfig:
+class MaskRCNNConfig(ReadableConfig):
     """Shape of a Mask R-CNN; the defaults are the published ones.
 
     Attributes:

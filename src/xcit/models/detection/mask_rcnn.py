@@ -48,7 +48,7 @@ class MaskRCNN(nn.Module):
         super().__init__()
         if not config.num_classes:
             raise XCiTError("a detector needs classes: set num_classes above 0")
-        self.config = config
+        self.config = copy.copy(config)  # what a host writes on it stays with this model
         self.info: DetectorInfo | None = None
         self.backbone = XCiTPyramid(config.backbone, config.out_indices or None)
         widths = [config.backbone.embed_dim] * len(STRIDES)

@@ -1,0 +1,200 @@
+"""Registers our backbones with mmengine, and so with mmpretrain, mmsegmentation and mmdetection; in a config of theirs:
+
+    custom_imports = dict(imports=["xcit.integrations.mmengine"])
+    model = dict(backbone=dict(type="XCiTPyramidBackbone", arch="small-12-p16", pretrained=True), ...)
+
+The registry is mmengine's root, in which a name is found from every other one. Weights are loaded when a backbone is
+built, and checked; nothing of a backbone is initialised anew afterwards, by `init_weights` of what it is part of.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from xcit.errors import XCiTError
+from xcit.models import XCiT, XCiTConfig, XCiTPyramid
+from xcit.models.xcit import OutType
+from xcit.zoo import get_backbone, get_xcit
+from xcit.zoo.architectures import ARCHITECTURES, backbone_of
+from xcit.zoo.names import find_record
+
+try:
+    from mmengine.registry import MODELS
+except ModuleNotFoundError:
+    raise XCiTError("xcit.integrations.mmengine needs mmengine: pip install mmengine") from None
+
+
+class XCiTBackbone(nn.Module):
+    """A backbone for mmpretrain's classifiers, and for necks and heads that take maps of one stride.
+
+    Args:
+        arch: an architecture ("small-12-p16"), or a name of `xcit list`.
+        out_type: "cls_token" (B, D), as mmpretrain's linear head takes; "featmap" (B, D, H, W); "avg_featmap" (B, D);
+            "raw" (B, N, D), with the class token where there is one.
+        out_indices: blocks, counted over XCA and class attention blocks; negative counts from the end. Where all are
+            XCA blocks, what follows the last of them is left out.
+        pretrained: true for the published weights of `arch`, or the path or URL of a file in any published format.
+        init_cfg: `dict(type="Pretrained", checkpoint=...)` says the same.
+        in_channels: another number than the architecture's, without weights.
+        drop_path_rate: chance of leaving a block out in training.
+        frozen: the XCiT does not learn, and stays in evaluation mode.
+        norm_eval: its batch norms keep their running statistics in training, for small batches.
+        with_cp: blocks are computed again in the backward pass, to save memory.
+
+    Raises:
+        XCiTError: if a name is unknown, weights can't be had or don't fit, or a block has no class token.
+    """
+
+    def __init__(
+        self,
+        *,
+        arch: str = "small-12-p16",
+        out_type: OutType = "cls_token",
+        out_indices: int | Sequence[int] = (-1,),
+        pretrained: bool | str | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
+        in_channels: int | None = None,
+        drop_path_rate: float = 0.0,
+        frozen: bool = False,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        name, source = _name(arch), _weights(pretrained, init_cfg)
+        config = _shape(name, source, in_channels, drop_path_rate)
+        self.out_type = out_type
+        self.out_indices = _blocks(out_indices, config.depth + config.cls_depth)
+        if out_type not in get_args(OutType):
+            raise XCiTError(f"out_type is {out_type!r}, must be one of {', '.join(get_args(OutType))}")
+        if out_type == "cls_token" and self.out_indices[0] < config.depth:
+            raise XCiTError(
+                f"block {self.out_indices[0]} has no class token, which enters at block {config.depth}: take another "
+                "out_type"
+            )
+        needs_class_attention = max(self.out_indices) >= config.depth
+        self.xcit = XCiT(replace(config, num_classes=0) if needs_class_attention else backbone_of(config))
+        if source is not False:
+            loaded = get_xcit(name, source, num_classes=0) if needs_class_attention else get_backbone(name, source)
+            self.xcit.load_state_dict(loaded.state_dict())
+        if not needs_class_attention:
+            self.xcit.prune_intermediate_layers(self.out_indices)
+        self.frozen, self.norm_eval = frozen, norm_eval
+        self.xcit.requires_grad_(not frozen)
+        self.xcit.set_grad_checkpointing(with_cp)
+        self.train()
+
+    def train(self, mode: bool = True) -> "XCiTBackbone":
+        """Sets the mode, but for what is frozen."""
+        super().train(mode)
+        _hold(self.xcit, self.frozen, self.norm_eval)
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images (B, in_channels, h, w) to a tensor for each block, in their order."""
+        features = self.xcit.extract_feat(images, "backbone", out_type=self.out_type, out_indices=self.out_indices)
+        assert isinstance(features, tuple)
+        return features
+
+
+class XCiTPyramidBackbone(XCiTPyramid):
+    """The backbone of the published detectors and segmenters: four maps of width D, of strides 4, 8, 16 and 32.
+
+    A neck or head takes `in_channels=[D, D, D, D]`.
+
+    Args:
+        arch: an architecture ("small-12-p16"), or a name of `xcit list`, of a segmenter or detector too.
+        out_indices: the four blocks whose tokens become the maps, counted from 0; none takes those of the paper.
+        pretrained: see `XCiTBackbone`. The few layers that resize the maps have the weights of a segmenter or detector,
+            and are new with any other.
+        init_cfg: see `XCiTBackbone`.
+        in_channels: see `XCiTBackbone`.
+        drop_path_rate: see `XCiTBackbone`.
+        frozen: see `XCiTBackbone`; the layers that resize the maps still learn.
+        norm_eval: see `XCiTBackbone`.
+        with_cp: see `XCiTBackbone`.
+
+    Raises:
+        XCiTError: if a name is unknown, weights can't be had or don't fit, or the blocks are not four that there are.
+    """
+
+    def __init__(
+        self,
+        *,
+        arch: str = "small-12-p16",
+        out_indices: Sequence[int] | None = None,
+        pretrained: bool | str | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
+        in_channels: int | None = None,
+        drop_path_rate: float = 0.0,
+        frozen: bool = False,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+    ) -> None:
+        name, source = _name(arch), _weights(pretrained, init_cfg)
+        super().__init__(backbone_of(_shape(name, source, in_channels, drop_path_rate)), out_indices)
+        if source is not False:
+            loaded = get_backbone(name, source, pyramid=True, out_indices=out_indices)
+            self.load_state_dict(loaded.state_dict())
+        self.frozen, self.norm_eval = frozen, norm_eval
+        self.xcit.requires_grad_(not frozen)
+        self.set_grad_checkpointing(with_cp)
+        self.train()
+
+    def train(self, mode: bool = True) -> "XCiTPyramidBackbone":
+        """Sets the mode, but for what is frozen."""
+        super().train(mode)
+        _hold(self.xcit, self.frozen, self.norm_eval)
+        return self
+
+
+def _name(arch: str) -> str:
+    return f"xcit-{arch}" if arch in ARCHITECTURES else arch
+
+
+def _weights(pretrained: bool | str | None, init_cfg: Mapping[str, Any] | None) -> bool | str:
+    """What to load, false for nothing."""
+    if init_cfg is None:
+        return False if pretrained is None else pretrained
+    if set(init_cfg) != {"type", "checkpoint"} or init_cfg["type"] != "Pretrained":
+        raise XCiTError(
+            f"init_cfg is {dict(init_cfg)}: a backbone of xcit takes dict(type='Pretrained', checkpoint=...) alone"
+        )
+    if pretrained:
+        raise XCiTError(f"two sources of weights were given: pretrained {pretrained} and init_cfg {dict(init_cfg)}")
+    checkpoint: str = init_cfg["checkpoint"]
+    return checkpoint
+
+
+def _shape(name: str, source: bool | str, in_channels: int | None, drop_path_rate: float) -> XCiTConfig:
+    config = find_record(name).backbone
+    if in_channels is not None and in_channels != config.in_channels:
+        if source is not False:
+            raise XCiTError(
+                f"{name}: its weights take {config.in_channels} channels, not {in_channels}: leave pretrained out"
+            )
+        config = replace(config, in_channels=in_channels)
+    return replace(config, drop_path_rate=drop_path_rate)
+
+
+def _blocks(out_indices: int | Sequence[int], num_blocks: int) -> list[int]:
+    """Indices from 0, in rising order."""
+    indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+    if not indices or not all(-num_blocks <= index < num_blocks for index in indices):
+        raise XCiTError(f"out_indices is {out_indices}: the model has {num_blocks} blocks, counted from 0")
+    return sorted({index % num_blocks for index in indices})
+
+
+def _hold(xcit: XCiT, frozen: bool, norm_eval: bool) -> None:
+    """Puts what shall not change in training into evaluation mode."""
+    if frozen:
+        xcit.eval()
+    elif norm_eval:
+        for module in xcit.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+for _class in (XCiTBackbone, XCiTPyramidBackbone):
+    MODELS.register_module(module=_class)
