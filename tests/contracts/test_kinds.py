@@ -1,6 +1,5 @@
 """The table of model kinds: a toy fourth kind in this one file, and what holds for every kind and record."""
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.models import SegmenterInfo, XCiT, XCiTConfig, XCiTPyramid
 from xcit.models.detection.config import MaskRCNNConfig
 from xcit.models.detection.mask_rcnn import MaskRCNN
+from xcit.models.pyramid import OnPyramid
 from xcit.models.segmentation import SegmenterConfig, build_segmenter
 from xcit.weights.dense import PYRAMID
 from xcit.weights.fetch import Source
@@ -47,7 +47,7 @@ class DepthInfo:
     unit: str = "m"
 
 
-class Depth(nn.Module):
+class Depth(OnPyramid):
     def __init__(self, config: DepthConfig) -> None:
         super().__init__()
         self.config, self.info = config, None
@@ -64,11 +64,6 @@ class Depth(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         self.config = replace(self.config, num_classes=num_classes)
         self.far = nn.Conv2d(self.config.backbone.embed_dim, num_classes, 1)
-
-    def fuse(self) -> "Depth":
-        fused = copy.deepcopy(self)
-        fused.backbone.xcit = self.backbone.xcit.fuse()
-        return fused.requires_grad_(False).eval()
 
 
 def _config(stored: StoredWeights) -> DepthConfig:
@@ -223,8 +218,10 @@ def test_fused_is_as_in_evaluation_mode_whatever_the_mode(models: dict[str, nn.M
     assert model.training
     for ours, theirs in zip(_answer(fused, image), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    with pytest.raises(XCiTError, match="a fused model can't be trained"):
-        fused.train()
+    for part in (fused, getattr(fused, "backbone", fused)):
+        with pytest.raises(XCiTError, match="a fused model can't be trained"):
+            part.train()
+    assert not any(module.training for module in fused.modules())
     with pytest.raises(XCiTError, match="a fused model can't be saved"):
         save_model(fused, Path("nowhere.safetensors"))
 

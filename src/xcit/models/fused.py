@@ -8,9 +8,9 @@ Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import TypeVar
+from typing import Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,9 @@ _FUSIBLE = {
 }
 
 
+_MEMBERS: dict[str, type[nn.Module]] = {"stem": ConvNorm, "blocks": XCABlock, "cls_blocks": ClassAttentionBlock}
+
+
 def check_fusible(model: nn.Module) -> None:
     """Refuses a model with parts that fusing would drop or alter: the final norm and the head alone are called as is.
 
@@ -74,10 +77,11 @@ def check_fusible(model: nn.Module) -> None:
         XCiTError: naming the first module that is wrapped, replaced, hooked or parametrised.
     """
     for name, module in model.named_modules():
-        if name.partition(".")[0] not in ("stem", "position", "blocks", "cls_blocks"):
+        part, _, member = name.partition(".")
+        if part not in ("stem", "position", "blocks", "cls_blocks"):
             continue
         what = ""
-        if type(module) not in _FUSIBLE:
+        if type(module) not in _FUSIBLE or (member.isdecimal() and type(module) is not _MEMBERS[part]):
             what = f"is a {type(module).__name__}"
         elif is_watched(module):
             what = "has hooks"
@@ -89,6 +93,25 @@ def check_fusible(model: nn.Module) -> None:
             )
 
 
+def is_fused(model: nn.Module) -> bool:
+    """Whether the model, or one within it, is what `fuse` gives."""
+    return any(isinstance(module, FusedEmbedding) for module in model.modules())
+
+
+class Fusible(nn.Module):
+    """A model that has `fuse`: once fused, neither it nor a part of it goes into training mode."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's.
+
+        Raises:
+            XCiTError: if a fused model is to be trained; nothing has changed then.
+        """
+        if mode and is_fused(self):
+            raise XCiTError("a fused model can't be trained: train the one it was made from, and fuse that")
+        return super().train(mode)
+
+
 class FusedEmbedding(nn.Module):
     """`Stem` and `PositionCode` in one: image (B, in_channels, h, w) to tokens (B, N, D), H and W.
 
@@ -98,7 +121,7 @@ class FusedEmbedding(nn.Module):
 
     def __init__(self, stem: Stem, position: PositionCode) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(fold_norm(layer) for layer in stem if isinstance(layer, ConvNorm))
+        self.convs = nn.ModuleList(fold_norm(layer) for layer in cast(Iterable[ConvNorm], stem))
         self.position = position
 
     def forward(self, image: Tensor) -> tuple[Tensor, int, int]:

@@ -3,13 +3,16 @@
 Shapes: `B` batch, `D` width, `H`, `W` token grid of an h x w image.
 """
 
+import copy
 from collections.abc import Sequence
+from typing import Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models.config import XCiTConfig
+from xcit.models.fused import Fusible
 from xcit.models.xcit import XCiT
 
 STRIDES = (4, 8, 16, 32)
@@ -57,7 +60,7 @@ class TokenPyramid(nn.Module):
         return self.stride4(first), self.stride8(second), self.stride16(third), self.stride32(fourth)
 
 
-class XCiTPyramid(nn.Module):
+class XCiTPyramid(Fusible):
     """An XCiT without class token, and the pyramid on it: images (B, in_channels, h, w) to four maps of width D.
 
     Takes normalised images of any size from one patch up. The tokens are taken as the blocks give them, without a norm.
@@ -110,6 +113,29 @@ class XCiTPyramid(nn.Module):
         by_block = dict(zip(sorted(set(self.out_indices)), maps, strict=True))
         four: tuple[Tensor, Tensor, Tensor, Tensor] = self.pyramid([by_block[index] for index in self.out_indices])
         return four
+
+
+class OnPyramid(Fusible):
+    """A model of heads on an `XCiTPyramid`.
+
+    Attributes:
+        backbone: the XCiT and its pyramid.
+    """
+
+    backbone: XCiTPyramid
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block of the backbone in the backward pass (timm's name)."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def fuse(self) -> Self:
+        """A copy for inference, in evaluation mode, whose backbone is faster and takes less memory; no gradients.
+
+        See `XCiT.fuse`. The copy can't be set to training.
+        """
+        fused = copy.deepcopy(self)
+        fused.backbone.xcit = self.backbone.xcit.fuse()
+        return fused.requires_grad_(False).eval()
 
 
 def _resize(embed_dim: int, patch_size: int, stride: int) -> nn.Module:

@@ -7,7 +7,6 @@ Shapes: `B` batch, `D` width of the backbone, `E` channels of the head, `K` clas
 width), of strides 4, 8, 16 and 32.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -20,7 +19,7 @@ from xcit.errors import XCiTError
 from xcit.models.config import XCiTConfig
 from xcit.models.hosts import ReadableConfig, keeps_notes
 from xcit.models.info import SegmenterInfo
-from xcit.models.pyramid import STRIDES, XCiTPyramid
+from xcit.models.pyramid import STRIDES, OnPyramid, XCiTPyramid
 
 SegmenterKind = Literal["upernet", "sem-fpn"]
 
@@ -183,7 +182,7 @@ class SemanticFPNHead(nn.Module):
         return logits
 
 
-class Segmenter(nn.Module):
+class Segmenter(OnPyramid):
     """Normalised images (B, in_channels, H, W), of any size from one patch up, to logits (B, K, H, W).
 
     Attributes:
@@ -204,10 +203,6 @@ class Segmenter(nn.Module):
     def num_classes(self) -> int:
         """K."""
         return self.config.num_classes
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block in the backward pass instead of keeping its activations (timm's name)."""
-        self.backbone.set_grad_checkpointing(enable)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces what gives the logits by new layers for another number of classes."""
@@ -239,15 +234,6 @@ class Segmenter(nn.Module):
     def decode_auxiliary(self, maps: Sequence[Tensor]) -> Tensor | None:
         """Logits (B, K, ...) of the auxiliary head, if there is one."""
         return None
-
-    def fuse(self) -> "Segmenter":
-        """A copy for inference, in evaluation mode, whose backbone is faster and takes less memory; no gradients.
-
-        See `XCiT.fuse`. The copy can't be set to training.
-        """
-        fused = copy.deepcopy(self)
-        fused.backbone.xcit = self.backbone.xcit.fuse()
-        return fused.requires_grad_(False).eval()
 
     def _init_heads(self) -> None:
         """Convolutions from a normal that keeps the variance of gradients, classifiers from one of 0.01, biases 0."""

@@ -5,26 +5,29 @@ Shapes: `B` batch, `H = ceil(h / patch)`, `W = ceil(w / patch)` token grid of an
 """
 
 import copy
-from collections.abc import Collection, Sequence
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
-from xcit.models.config import GlobalPool, XCiTConfig
-from xcit.models.fused import FusedClassAttentionBlock, FusedEmbedding, FusedXCABlock, check_fusible
+from xcit.models.config import XCiTConfig
+from xcit.models.fused import (
+    FusedClassAttentionBlock,
+    FusedEmbedding,
+    FusedXCABlock,
+    Fusible,
+    check_fusible,
+)
 from xcit.models.info import ModelInfo
-from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem, XCABlock
+from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem, XCABlock, init_linear
 from xcit.models.plain import is_anything_watched, is_watched
 from xcit.models.recompute import recomputed
+from xcit.models.timm_calls import TimmCalls, resolve_indices
 
 OutType = Literal["cls_token", "featmap", "avg_featmap", "raw"]
-
-_POOL_SYNONYMS: dict[str, GlobalPool] = {"cls": "cls", "avg": "avg", "none": "none", "token": "cls", "": "none"}
-"""The names of `GlobalPool`, and timm's."""
 
 
 class Encoded(NamedTuple):
@@ -35,7 +38,7 @@ class Encoded(NamedTuple):
     grid: tuple[int, int]  # (H, W)
 
 
-class XCiT(nn.Module):
+class XCiT(TimmCalls, Fusible):
     """Cross-covariance image transformer.
 
     Takes images (B, in_channels, h, w) of any size from one patch up, square or not, multiple of the patch or not.
@@ -79,7 +82,7 @@ class XCiT(nn.Module):
                 )
                 for _ in range(config.cls_depth)
             )
-            self.norm: nn.Module = nn.LayerNorm(dim, eps=NORM_EPS)
+            self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.head = self._new_head()
         self._init_weights()
 
@@ -87,133 +90,9 @@ class XCiT(nn.Module):
         """Linear layers and the class token from a normal of 0.02 cut at two units, biases 0; convolutions as torch."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                _init_linear(module)
+                init_linear(module)
         if self.config.cls_depth:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
-
-    # timm's names for three numbers that people read off a model.
-    @property
-    def num_classes(self) -> int:
-        """Classes of the head; 0 without one."""
-        return self.config.num_classes
-
-    @property
-    def embed_dim(self) -> int:
-        """Width D."""
-        return self.config.embed_dim
-
-    @property
-    def num_features(self) -> int:
-        """Width of the feature that the head reads: D."""
-        return self.config.embed_dim
-
-    @property
-    def head_hidden_size(self) -> int:
-        """Width of what the head reads: D."""
-        return self.config.embed_dim
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens before the patches in `forward_features`: the class token, if there is one."""
-        return 1 if self.config.cls_depth else 0
-
-    @property
-    def feature_info(self) -> list[dict[str, Any]]:
-        """Width, stride and module of what `forward_intermediates` gives after each XCA block."""
-        config = self.config
-        return [
-            {"num_chs": config.embed_dim, "reduction": config.patch_size, "module": f"blocks.{index}"}
-            for index in range(config.depth)
-        ]
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """How to prepare images, as timm's tools read it; a host may set it."""
-        if self._pretrained_cfg is not None:
-            return self._pretrained_cfg
-        found: dict[str, Any] = {"num_classes": self.num_classes, "first_conv": "stem.0.conv", "classifier": "head"}
-        if self.info is not None:
-            spec, channels = self.info.preprocessing, self.config.in_channels
-            found |= {
-                "architecture": self.info.name,
-                "input_size": (channels, spec.image_size, spec.image_size),
-                "interpolation": "bicubic",
-                "crop_pct": spec.image_size / spec.resize_to if spec.resize == "short_side" else 1.0,
-                "crop_mode": "center" if spec.resize == "short_side" else "squash",
-                "mean": spec.mean,
-                "std": spec.std,
-            }
-        return found
-
-    @pretrained_cfg.setter
-    def pretrained_cfg(self, value: dict[str, Any]) -> None:
-        self._pretrained_cfg = value
-
-    default_cfg = pretrained_cfg
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that the authors' optimiser does not decay beside vectors: the class token."""
-        return {"cls_token"} if self.config.cls_depth else set()
-
-    def get_classifier(self) -> nn.Module:
-        """The head."""
-        return self.head
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drops what `forward_intermediates` of these blocks does not need; gives them as indices from 0.
-
-        Args:
-            indices: the last n blocks for an int, else these; negative counts from the end.
-            prune_norm: put an identity in the place of the final norm.
-            prune_head: drop class token, class attention and head.
-        """
-        depth = self.config.depth
-        take = _resolve_indices(range(depth - indices, depth) if isinstance(indices, int) else indices, depth)
-        self.blocks = self.blocks[: max(take) + 1]
-        self.config = replace(self.config, depth=len(self.blocks))
-        if prune_norm and self.config.cls_depth:
-            self.norm = nn.Identity()
-        if prune_head:
-            if self.config.cls_depth:
-                del self.cls_token, self.cls_blocks
-            self.config = replace(self.config, cls_depth=0, global_pool="none")
-            self.reset_classifier(0)
-        return take
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block in the backward pass instead of keeping its activations (timm's name)."""
-        self.grad_checkpointing = enable
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int, ...] | None]]]:
-        """Patterns of parameter names in the order of the layers, for layer-wise learning-rate decay (timm's call).
-
-        Stem, position code and class token are the first layer, then each block is one, the final norm belongs to the
-        last of them, and the head is the last layer. `coarse` changes nothing: there are no larger stages.
-        """
-        layer_before = (99999,)  # timm's sign for "belongs to the layer before"
-        return {
-            "stem": r"^(?:stem|position|cls_token)",
-            "blocks": r"^blocks\.(\d+)",
-            "cls_blocks": [(r"^cls_blocks\.(\d+)", None), (r"^norm", layer_before)],
-        }
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the head by a new one, and the pooling if given (timm's call; its "token" and "" work too)."""
-        pool = self.config.global_pool
-        if global_pool is not None:
-            if global_pool not in _POOL_SYNONYMS:
-                raise XCiTError(f"global_pool is {global_pool!r}, must be 'cls', 'avg' or 'none'")
-            pool = _POOL_SYNONYMS[global_pool]
-        self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
-        reference = next(self.parameters())
-        self.head = self._new_head().to(device=reference.device, dtype=reference.dtype)
-        if isinstance(self.head, nn.Linear):
-            _init_linear(self.head)
-        self.head.train(self.training)
-        if self.info is not None:
-            self.info = replace(self.info, class_names=(), class_ids=())
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images; the pooled feature (B, D) where there is no head.
@@ -276,7 +155,7 @@ class XCiT(nn.Module):
             if not 0 < indices <= depth:
                 raise XCiTError(f"the last {indices} blocks were asked for, of {depth}")
             indices = range(depth - indices, depth)
-        take = _resolve_indices(indices, depth)
+        take = resolve_indices(indices, depth)
         encoded = self._encode(
             images, take, stop=max(take) if stop_early else None, class_attention=not intermediates_only
         )
@@ -314,7 +193,7 @@ class XCiT(nn.Module):
             raise XCiTError(f"out_type is {out_type!r}, must be 'cls_token', 'featmap', 'avg_featmap' or 'raw'")
         depth = self.config.depth
         num_blocks = depth + self.config.cls_depth
-        take = _resolve_indices([out_indices] if isinstance(out_indices, int) else out_indices, num_blocks)
+        take = resolve_indices([out_indices] if isinstance(out_indices, int) else out_indices, num_blocks)
         if out_type == "cls_token" and take[0] < depth:
             raise XCiTError(
                 f"block {take[0]} has no class token: it enters at block {depth} of {num_blocks}; "
@@ -418,10 +297,6 @@ class XCiT(nn.Module):
                 f"images are {height}x{width} pixels, smaller than one patch of {config.patch_size}x{config.patch_size}"
             )
 
-    def _new_head(self) -> nn.Module:
-        config = self.config
-        return nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
-
 
 class FusedXCiT(XCiT):
     """What `XCiT.fuse` gives: all that the model can do but train, with weights of its own and no gradients."""
@@ -433,21 +308,13 @@ class FusedXCiT(XCiT):
         self.config, self.info, self.grad_checkpointing = model.config, model.info, False
         self._pretrained_cfg = model._pretrained_cfg
         self.embedding = FusedEmbedding(model.stem, model.position)
-        self.blocks = nn.ModuleList(FusedXCABlock(block) for block in model.blocks if isinstance(block, XCABlock))
+        self.blocks = nn.ModuleList(FusedXCABlock(block) for block in cast(Iterable[XCABlock], model.blocks))
         if self.config.cls_depth:
             self.cls_token, self.norm = model.cls_token, model.norm
-            self.cls_blocks = nn.ModuleList(
-                FusedClassAttentionBlock(block) for block in model.cls_blocks if isinstance(block, ClassAttentionBlock)
-            )
+            cls_blocks = cast(Iterable[ClassAttentionBlock], model.cls_blocks)
+            self.cls_blocks = nn.ModuleList(FusedClassAttentionBlock(block) for block in cls_blocks)
         self.head = model.head
         self.eval()
-
-    def train(self, mode: bool = True) -> "FusedXCiT":
-        """Refuses to: the model it was made from can be trained."""
-        if mode:
-            raise XCiTError("a fused model can't be trained: train the one it was made from, and fuse that")
-        super().train(False)
-        return self
 
     def fuse(self) -> "FusedXCiT":
         """The model itself."""
@@ -468,9 +335,8 @@ class FusedXCiT(XCiT):
         class_attention: bool = True,
         only_class: bool = False,
     ) -> Encoded:
-        self._check_images(images)
         # Sums in place need one precision: the model's own.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(self.embedding.position.projection.weight.device.type, enabled=False):
             return super()._encode(images, take, stop=stop, class_attention=class_attention, only_class=only_class)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
@@ -494,22 +360,6 @@ class FusedXCiT(XCiT):
                 attended = cls if only_class else torch.cat([cls, tokens], dim=1)
                 taken[index] = attended
         return attended
-
-
-def _init_linear(layer: nn.Linear) -> None:
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-def _resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:
-    """Block indices from 0, in ascending order and each once; negative ones count from the end."""
-    if not indices:
-        raise XCiTError("no block was asked for: the list of indices is empty")
-    for index in indices:
-        if not -num_blocks <= index < num_blocks:
-            raise XCiTError(f"there is no block {index}: the model has {num_blocks}, counted from 0")
-    return sorted({index % num_blocks for index in indices})
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -42,10 +42,6 @@ MATRIX_FROM = 1.0
 """N / D from which a CPU makes the output by the matrix P."""
 
 
-LEAST_COMPILED_WIDTH = 16
-"""Channels of a head from which compiled models take these forms."""
-
-
 def xca(
     tokens: Tensor,
     qkv_weight: Tensor,
@@ -56,11 +52,9 @@ def xca(
 ) -> Tensor:
     """`reference.xca` in the form that is fastest for N and D; arguments and result are the same."""
     num_tokens, dim = tokens.shape[1:]
-    # An exported or traced graph serves every N. On a GPU nothing has been measured yet. Inductor corrupts memory in
-    # the Gram form of heads of 8 channels.
+    # An exported or traced graph serves every N. On a GPU nothing has been measured yet.
     is_fixed = torch.compiler.is_exporting() or torch.jit._trace.is_tracing()
-    is_narrow = torch.compiler.is_compiling() and dim // temperature.shape[0] < LEAST_COMPILED_WIDTH
-    if is_fixed or is_narrow or tokens.device.type != "cpu":
+    if is_fixed or tokens.device.type != "cpu":
         return reference.xca(tokens, qkv_weight, qkv_bias, temperature, proj_weight, proj_bias)
     if num_tokens >= GRAM_FROM * dim:
         attention = attention_from_gram(*gram(tokens), num_tokens, qkv_weight, qkv_bias, temperature)
@@ -134,8 +128,11 @@ def attention_from_gram(
         squares = (moved * weight.t()).sum(dim=1) + num_tokens * means.square()
         query_weight = weight[:dim].view(num_heads, -1, dim)
         moved_keys = moved[:, :, dim:].unflatten(2, (num_heads, -1)).transpose(1, 2)  # (B, M, D, C)
-        query_mean, key_mean = means.view(batch, 2, num_heads, -1).unbind(1)
-        products = query_weight @ moved_keys + num_tokens * query_mean[..., None] * key_mean[..., None, :]
+        # Not by `unbind`: Inductor would keep these views beside `means` for the backward pass and, where they are
+        # contiguous, which is for a batch of one, overwrite them while it still reads `means`.
+        query_mean = means[:, :dim].view(batch, num_heads, -1, 1)
+        key_mean = means[:, dim:].view(batch, num_heads, 1, -1)
+        products = query_weight @ moved_keys + num_tokens * query_mean * key_mean
         return _attention(products, squares, temperature)
 
 

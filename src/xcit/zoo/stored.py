@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xcit.config import from_dict
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
-from xcit.models.xcit import FusedXCiT
+from xcit.models.fused import is_fused
 from xcit.weights.files import StoredWeights, digest, read_checkpoint, write_safetensors
 from xcit.weights.strict import load_state
 from xcit.zoo.kinds import CLASSIFIER, Kind, all_heads, kind_of_config, kind_of_task, kind_of_weights
@@ -39,7 +39,7 @@ def save_model(model: nn.Module, path: Path) -> None:
     Raises:
         XCiTError: if it can't be written; a file that was there stays as it was. If the model is fused.
     """
-    if any(isinstance(module, FusedXCiT) for module in model.modules()):
+    if is_fused(model):
         raise XCiTError("a fused model can't be saved: save the one it was made from")
     metadata = model_metadata(model.config, model.info)
     write_safetensors(path, model.state_dict(), metadata)

@@ -5,7 +5,6 @@ torchvision has the layers; where its rules differ from those by which the publi
 are suppressed, how masks are pasted, and in training the losses, who is matched to what, and the targets of masks.
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,10 +22,10 @@ from xcit.models.detection.masks import paste_masks
 from xcit.models.detection.roi_heads import MIN_SCORE, Detections, Objects, RoIHeads
 from xcit.models.detection.rpn import RegionProposalNetwork
 from xcit.models.modes import evaluating
-from xcit.models.pyramid import STRIDES, XCiTPyramid
+from xcit.models.pyramid import STRIDES, OnPyramid, XCiTPyramid
 
 
-class MaskRCNN(nn.Module):
+class MaskRCNN(OnPyramid):
     """Images to boxes, labels, scores and masks, called as torchvision's detectors are.
 
     In evaluation mode `model(images)` takes images (C, h, w) of any sizes, uint8 or floating-point in 0..1, and gives a
@@ -70,10 +69,6 @@ class MaskRCNN(nn.Module):
         """Where it computes."""
         return next(self.parameters()).device
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes the backbone's blocks in the backward pass (timm's name)."""
-        self.backbone.set_grad_checkpointing(enable)
-
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces what depends on the number of classes by new layers."""
         self.config = replace(self.config, num_classes=num_classes)
@@ -83,15 +78,6 @@ class MaskRCNN(nn.Module):
         self.roi_heads.mask_predictor.mask_fcn_logits = fresh.mask_predictor.mask_fcn_logits.to(self.device)
         if self.info is not None:
             self.info = replace(self.info, class_names=(), category_ids=())
-
-    def fuse(self) -> "MaskRCNN":
-        """A copy for inference, in evaluation mode, whose backbone is faster and takes less memory; no gradients.
-
-        See `XCiT.fuse`. The copy can't be set to training.
-        """
-        fused = copy.deepcopy(self)
-        fused.backbone.xcit = self.backbone.xcit.fuse()
-        return fused.requires_grad_(False).eval()
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None

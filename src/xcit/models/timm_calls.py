@@ -1,0 +1,164 @@
+"""What timm's tools read of a model and call on it: widths, layers, the classifier, how to prepare images."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from xcit.errors import XCiTError
+from xcit.models.config import GlobalPool, XCiTConfig
+from xcit.models.info import ModelInfo
+from xcit.models.layers import init_linear
+
+_POOL_SYNONYMS: dict[str, GlobalPool] = {"cls": "cls", "avg": "avg", "none": "none", "token": "cls", "": "none"}
+"""The names of `GlobalPool`, and timm's."""
+
+
+class TimmCalls(nn.Module):
+    """timm's names for what an `XCiT` is made of; `XCiT` itself has the config, the layers and the passes."""
+
+    config: XCiTConfig
+    info: ModelInfo | None
+    blocks: nn.ModuleList
+    head: nn.Module
+    norm: nn.Module
+    grad_checkpointing: bool
+    _pretrained_cfg: dict[str, Any] | None
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the head; 0 without one."""
+        return self.config.num_classes
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D."""
+        return self.config.embed_dim
+
+    @property
+    def num_features(self) -> int:
+        """Width of the feature that the head reads: D."""
+        return self.config.embed_dim
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what the head reads: D."""
+        return self.config.embed_dim
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches in `forward_features`: the class token, if there is one."""
+        return 1 if self.config.cls_depth else 0
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Width, stride and module of what `forward_intermediates` gives after each XCA block."""
+        config = self.config
+        return [
+            {"num_chs": config.embed_dim, "reduction": config.patch_size, "module": f"blocks.{index}"}
+            for index in range(config.depth)
+        ]
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How to prepare images, as timm's tools read it; a host may set it."""
+        if self._pretrained_cfg is not None:
+            return self._pretrained_cfg
+        found: dict[str, Any] = {"num_classes": self.num_classes, "first_conv": "stem.0.conv", "classifier": "head"}
+        if self.info is not None:
+            spec, channels = self.info.preprocessing, self.config.in_channels
+            found |= {
+                "architecture": self.info.name,
+                "input_size": (channels, spec.image_size, spec.image_size),
+                "interpolation": "bicubic",
+                "crop_pct": spec.image_size / spec.resize_to if spec.resize == "short_side" else 1.0,
+                "crop_mode": "center" if spec.resize == "short_side" else "squash",
+                "mean": spec.mean,
+                "std": spec.std,
+            }
+        return found
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, value: dict[str, Any]) -> None:
+        self._pretrained_cfg = value
+
+    default_cfg = pretrained_cfg
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the authors' optimiser does not decay beside vectors: the class token."""
+        return {"cls_token"} if self.config.cls_depth else set()
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops what `forward_intermediates` of these blocks does not need; gives them as indices from 0.
+
+        Args:
+            indices: the last n blocks for an int, else these; negative counts from the end.
+            prune_norm: put an identity in the place of the final norm.
+            prune_head: drop class token, class attention and head.
+        """
+        depth = self.config.depth
+        take = resolve_indices(range(depth - indices, depth) if isinstance(indices, int) else indices, depth)
+        self.blocks = self.blocks[: max(take) + 1]
+        self.config = replace(self.config, depth=len(self.blocks))
+        if prune_norm and self.config.cls_depth:
+            self.norm = nn.Identity()
+        if prune_head:
+            if self.config.cls_depth:
+                del self.cls_token, self.cls_blocks
+            self.config = replace(self.config, cls_depth=0, global_pool="none")
+            self.reset_classifier(0)
+        return take
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block in the backward pass instead of keeping its activations (timm's name)."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int, ...] | None]]]:
+        """Patterns of parameter names in the order of the layers, for layer-wise learning-rate decay (timm's call).
+
+        Stem, position code and class token are the first layer, then each block is one, the final norm belongs to the
+        last of them, and the head is the last layer. `coarse` changes nothing: there are no larger stages.
+        """
+        layer_before = (99999,)  # timm's sign for "belongs to the layer before"
+        return {
+            "stem": r"^(?:stem|position|cls_token)",
+            "blocks": r"^blocks\.(\d+)",
+            "cls_blocks": [(r"^cls_blocks\.(\d+)", None), (r"^norm", layer_before)],
+        }
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the head by a new one, and the pooling if given (timm's call; its "token" and "" work too)."""
+        pool = self.config.global_pool
+        if global_pool is not None:
+            if global_pool not in _POOL_SYNONYMS:
+                raise XCiTError(f"global_pool is {global_pool!r}, must be 'cls', 'avg' or 'none'")
+            pool = _POOL_SYNONYMS[global_pool]
+        self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
+        reference = next(self.parameters())
+        self.head = self._new_head().to(device=reference.device, dtype=reference.dtype)
+        if isinstance(self.head, nn.Linear):
+            init_linear(self.head)
+        self.head.train(self.training)
+        if self.info is not None:
+            self.info = replace(self.info, class_names=(), class_ids=())
+
+    def _new_head(self) -> nn.Module:
+        config = self.config
+        return nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
+
+
+def resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:
+    """Block indices from 0, in ascending order and each once; negative ones count from the end."""
+    if not indices:
+        raise XCiTError("no block was asked for: the list of indices is empty")
+    for index in indices:
+        if not -num_blocks <= index < num_blocks:
+            raise XCiTError(f"there is no block {index}: the model has {num_blocks}, counted from 0")
+    return sorted({index % num_blocks for index in indices})
