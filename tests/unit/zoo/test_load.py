@@ -532,6 +532,34 @@ def test_pretrained_is_a_url(nano: Nano, site: tuple[str, Path]) -> None:
         get_model(NAME, pretrained=f"{url}/c/model.safetensors")
 
 
+@pytest.mark.parametrize("what", ["page", "error text", "cut off", "another model"])
+def test_a_url_that_answers_with_something_else_leaves_nothing(
+    nano: Nano, site: tuple[str, Path], tmp_path: Path, what: str
+) -> None:
+    url, folder = site
+    whole = nano.file("official.pth").read_bytes()
+    torch.save({"weight": torch.ones(3)}, tmp_path / "other.pth")
+    answers = {
+        "page": (b"\n<!DOCTYPE html><html>log in</html>", "is a web page"),
+        "error text": (b"Too many requests\n", "is neither a safetensors file nor a PyTorch checkpoint"),
+        "cut off": (whole[: len(whole) // 2], "is cut off or damaged"),
+        "another model": ((tmp_path / "other.pth").read_bytes(), "holds no XCiT weights"),
+    }
+    content, reason = answers[what]
+    (folder / "nano.pth").write_bytes(content)
+    message = error_of(NAME, pretrained=f"{url}/nano.pth")
+    assert message.startswith(f"{url}/nano.pth {reason}")
+    assert "\n" not in message
+    downloads = tmp_path / "cache" / "downloads"
+    assert [path.name for path in downloads.iterdir() if path.suffix != ".lock"] == []
+    (folder / "nano.pth").write_bytes(whole)
+    assert_is_nano(get_model(NAME, pretrained=f"{url}/nano.pth"), nano)
+    # What is in the cache already is not trusted either.
+    (kept,) = (path for path in downloads.iterdir() if path.suffix != ".lock")
+    kept.write_bytes(content)
+    assert_is_nano(get_model(NAME, pretrained=f"{url}/nano.pth"), nano)
+
+
 def test_a_file_url_is_its_file(nano: Nano, tmp_path: Path) -> None:
     assert_is_nano(get_model(NAME, pretrained=nano.file("official.pth").as_uri()), nano)
     assert not (tmp_path / "cache").exists()
