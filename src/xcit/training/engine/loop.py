@@ -231,11 +231,12 @@ class _Loop:
                 processes.backward(parts["loss"] / accumulation)
             for name, value in parts.items():
                 losses[name] = losses.get(name, 0) + value.detach().float() / accumulation
+        processes.scaler.unscale_(state.optimizer)
         if self.config.optimizer.clip_grad:
             processes.clip_gradients(state.shared, self.config.optimizer.clip_grad, self.config.optimizer.clip_mode)
         if self.hooks is not None:
             self.hooks.before_update(state.model, state.num_steps_done)
-        state.optimizer.step()
+        processes.step(state.optimizer)
         state.optimizer.zero_grad(set_to_none=True)
         if self.hooks is not None:
             self.hooks.after_update(state.model, state.num_steps_done, processes.reduce)

@@ -37,10 +37,13 @@ def test_float16_needs_a_gpu() -> None:
 
 
 def test_a_lost_process_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As if only the environment spoke of two: torchrun also sets LOCAL_RANK, by which Accelerate would join.
     monkeypatch.setenv("WORLD_SIZE", "x")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(XCiTError, match="WORLD_SIZE is 'x'"):
+        Processes(RunConfig(), CPU)
+    # As if only the environment spoke of two: torchrun also says which one this is.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(XCiTError, match=r"WORLD_SIZE is 2, but .*RANK.*: start them with torchrun$"):
         Processes(RunConfig(), CPU)
 
 
