@@ -5,7 +5,6 @@ All by torch: it copies (DDP) or shards (FSDP2) the model, and scales losses.
 
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -60,7 +59,6 @@ class Processes:
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == "float16")
         """The scale of the losses; without float16 it does nothing and has no state."""
-        self._warns_of_strides = False
         self.layout: Layout = divide(
             run.batch_size,
             max_device_batch=run.max_device_batch,
@@ -99,7 +97,6 @@ class Processes:
             return self.shard(model)
         if self.layout.world_size == 1:
             return model
-        self._warns_of_strides = True
         devices = None if self.device.type == "cpu" else [self.device]
         # Batch norms' statistics are averaged after each step instead of copied from the first process before it.
         if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # from torch 2.13 on
@@ -138,13 +135,7 @@ class Processes:
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass, of a scaled loss with float16."""
-        with warnings.catch_warnings() if self._warns_of_strides else nullcontext():
-            if self._warns_of_strides:
-                # At its first pass DDP finds the stride of a depthwise weight that means nothing different in the
-                # gradient, and says so once.
-                warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            self.scaler.scale(loss).backward()
-        self._warns_of_strides = False
+        self.scaler.scale(loss).backward()
 
     def clip_gradients(self, model: nn.Module, max_norm: float, mode: Literal["all", "each"]) -> None:
         """Scales all gradients so that their common norm is at most `max_norm`, or each so that its own is."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,9 @@ def train_task(
     """
     if task.num_steps == 0:
         raise XCiTError(f"fewer training images than one batch of {config.run.batch_size}")
-    with StopSignals() as signals:
+    with StopSignals() as signals, warnings.catch_warnings():
+        # A depthwise weight has one stride that means nothing, and DDP finds it different in the gradient.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         loop = _Loop(
             task=task,
             processes=processes,
