@@ -834,7 +834,7 @@ def test_no_network_fails_within_five_seconds(tmp_path: Path, monkeypatch: pytes
 
 def test_a_slow_server_is_waited_for_once_it_is_reached(site: Site, tmp_path: Path) -> None:
     url = site.add("a.pth", File(pause=threading.Event()))
-    timer = threading.Timer(0.4, site.files["/a.pth"].pause.set)  # type: ignore[union-attr]
+    timer = threading.Timer(0.4, site.files["/a.pth"].pause.set)
     timer.start()
     assert download(url, tmp_path / "a.pth", patience=0.2).read_bytes() == BODY
     timer.join()
