@@ -26,7 +26,7 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.fixture(params=CONFIGS.values(), ids=[*CONFIGS])
 def config(request: pytest.FixtureRequest) -> XCiTConfig:
     return request.param
 

@@ -127,7 +127,8 @@ def test_a_new_kind_is_stored_loaded_converted_verified_and_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    model, images = Depth(DepthConfig(backbone=BACKBONE)).eval(), torch.rand(1, 3, 20, 24)
+    model: Any = Depth(DepthConfig(backbone=BACKBONE)).eval()
+    images = torch.rand(1, 3, 20, 24)
     model.info = DepthInfo(name="mine", unit="ft")
     ours, published = tmp_path / "own.safetensors", tmp_path / "depth.pth"
     save_model(model, ours)
@@ -176,11 +177,12 @@ def test_a_new_kind_in_the_verbs(capsys: pytest.CaptureFixture[str], monkeypatch
 # Every kind
 
 
-def _models() -> dict[str, nn.Module]:
+def _models() -> dict[str, Any]:
     torch.manual_seed(0)
-    shape = {"backbone": BACKBONE, "num_classes": 5, "channels": 16}
-    models: dict[str, nn.Module] = {"classifier": XCiT(replace(ARCHITECTURES["pico-6-p4"], in_channels=3))}
-    for kind in ("upernet", "sem-fpn"):
+    shape: dict[str, Any] = {"backbone": BACKBONE, "num_classes": 5, "channels": 16}
+    models: dict[str, Any] = {"classifier": XCiT(replace(ARCHITECTURES["pico-6-p4"], in_channels=3))}
+    kinds: Any = ("upernet", "sem-fpn")
+    for kind in kinds:
         models[kind] = build_segmenter(SegmenterConfig(kind=kind, auxiliary_channels=8, **shape))
         spec = SegmentationPreprocessing(long_side=0, short_side=0)
         models[kind].info = SegmenterInfo(name=kind, preprocessing=spec)
@@ -209,7 +211,7 @@ def _answer(model: Any, image: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_fused_is_as_in_evaluation_mode_whatever_the_mode(models: dict[str, nn.Module], name: str) -> None:
+def test_fused_is_as_in_evaluation_mode_whatever_the_mode(models: dict[str, Any], name: str) -> None:
     model, image = models[name], torch.rand(1, 3, 52, 70, generator=torch.Generator().manual_seed(0))
     expected = _answer(model.eval(), image)
     model.train()
@@ -227,9 +229,9 @@ def test_fused_is_as_in_evaluation_mode_whatever_the_mode(models: dict[str, nn.M
 
 
 @pytest.mark.parametrize("name", ["upernet", "sem-fpn"])
-def test_segment_of_a_model_in_training_mode(models: dict[str, nn.Module], name: str) -> None:
+def test_segment_of_a_model_in_training_mode(models: dict[str, Any], name: str) -> None:
     image = (255 * torch.rand(45, 60, 3, generator=torch.Generator().manual_seed(2))).byte().numpy()
-    model = models[name]
+    model: Any = models[name]
     found = [xcit.segment(image, model.train(mode))[0].labels for mode in (True, False)]
     assert (found[0] == found[1]).all()
     assert len(set(found[0].ravel().tolist())) > 1

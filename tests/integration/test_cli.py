@@ -9,6 +9,7 @@ import sys
 import time
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ def test_features(xcit, suffix):
     assert done.out == f"{path}: 10 images; block_0 [10, 64, 7, 7], block_7 [10, 64, 7, 7]\n"
     names, blocks = read_features(path)
     assert names == [str(image) for image in packaged_images()]
-    model = get_model("packaged", pretrained=True)
+    model: Any = get_model("packaged", pretrained=True)
     found = extract_features(packaged_images(), model, out_type="featmap", layers=(0, -1))
     for index in (0, 7):
         expected = np.stack([features.layers[index] for features in found])
@@ -233,7 +234,7 @@ def read_features(path: Path):
             columns = dict(archive)
         return columns.pop("files").tolist(), columns
     if path.suffix == ".safetensors":
-        from safetensors.numpy import safe_open
+        from safetensors import safe_open
 
         with safe_open(path, framework="numpy") as file:
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_arrays_are_those_of_the_python_call(xcit, tmp_path, options):
         found = dict(archive)
     block, resize = (0, 60) if "--block" in options else (-1, None)
     (maps,) = class_attention("a.png", block=block, resize=resize)
-    expected = {"heads": maps.heads, "mean": maps.mean, "class_token": maps.class_token}
+    expected: dict[str, Any] = {"heads": maps.heads, "mean": maps.mean, "class_token": maps.class_token}
     expected |= {"block": np.array(maps.block), "patch_size": np.array(4)}
     if "--threshold" in options:
         expected |= {"heads_kept": largest_cells(maps.heads, 0.6), "mean_kept": largest_cells(maps.mean, 0.6)}

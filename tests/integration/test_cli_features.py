@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,8 @@ def test_knn_of_a_dino_file_needs_no_name(xcit):
     model = XCiT(replace(ARCHITECTURES["pico-6-p4"], in_channels=3, num_classes=0))
     save_model(model, Path("pico.safetensors"))
     convert("pico.safetensors", "pico.pth", "dino")
-    assert get_model("pico.pth").info.preprocessing == DINO_PREPROCESSING
+    known: Any = get_model("pico.pth")
+    assert known.info.preprocessing == DINO_PREPROCESSING
     done = xcit("knn", "pico.pth", "--data", "data", "--workers", 0, "--k", 3)
     assert (done.status, done.err) == (0, "")
 
@@ -197,7 +199,7 @@ def test_a_mistake_is_told_in_one_line(xcit, verb, words, message):
         Path(folder).mkdir(parents=True)
     shutil.copytree("data/train", "half/train", dirs_exist_ok=True)
     shutil.rmtree("half/train/a")
-    model = get_model("tiny.safetensors")
+    model: Any = get_model("tiny.safetensors")
     info, model.info = model.info, None
     save_model(model, Path("bare.safetensors"))
     model.info = info

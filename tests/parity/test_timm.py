@@ -7,6 +7,7 @@ each other.
 
 import copy
 import re
+from typing import Any
 
 import pytest
 import timm
@@ -68,7 +69,7 @@ def random_state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     return {name: draw(name, value.shape) for name, value in model.state_dict().items()}
 
 
-def build_pair(architecture: str) -> tuple[XCiT, nn.Module]:
+def build_pair(architecture: str) -> tuple[XCiT, Any]:
     """Ours and timm's in eval mode, sharing the storage of one set of random numbers."""
     config = PUBLISHED_ARCHITECTURES[architecture]
     with torch.device("meta"):  # no time lost on a first start of the weights
@@ -93,10 +94,10 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def block_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+def block_outputs(model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits, and the tokens that come out of each block in turn."""
     outputs: list[Tensor] = []
-    class_attention = model.cls_blocks if isinstance(model, XCiT) else model.cls_attn_blocks
+    class_attention: Any = model.cls_blocks if isinstance(model, XCiT) else model.cls_attn_blocks
     hooks = [
         block.register_forward_hook(lambda block, inputs, output: outputs.append(output))
         for block in [*model.blocks, *class_attention]
@@ -126,7 +127,7 @@ def test_logits_and_the_tokens_of_every_block(architecture: str) -> None:
             assert relative_error(their_logits[0], their_logits[1]) > 0.02
 
 
-def gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def gradients(model: Any, images: Tensor) -> dict[str, Tensor]:
     """Gradients of a loss that reads every token and every logit, by our names; "images" is the input's."""
     generator = torch.Generator().manual_seed(2)
     images = images.clone().requires_grad_()
@@ -171,7 +172,7 @@ def test_gradients_of_all_parameters_and_of_the_images(architecture: str, traini
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[XCiT, nn.Module]:
+def pair() -> tuple[XCiT, Any]:
     return build_pair("nano-12-p16")
 
 
@@ -185,7 +186,7 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_forward_features_and_forward_head(pair: tuple[XCiT, nn.Module], images: Tensor) -> None:
+def test_forward_features_and_forward_head(pair: tuple[XCiT, Any], images: Tensor) -> None:
     ours, theirs = pair
     tokens = theirs.forward_features(images)
     assert_same(ours.forward_features(images), tokens)
@@ -197,7 +198,7 @@ def test_forward_features_and_forward_head(pair: tuple[XCiT, nn.Module], images:
 @pytest.mark.parametrize("indices", [None, 3, [1, 4], [-1, 0, -5], (7, 7)], ids=str)
 @torch.no_grad()
 def test_forward_intermediates(
-    pair: tuple[XCiT, nn.Module], indices: int | list[int] | None, norm: bool, output_fmt: str
+    pair: tuple[XCiT, Any], indices: int | list[int] | None, norm: bool, output_fmt: Any
 ) -> None:
     ours, theirs = pair
     images = images_of(1, 40, 57)
@@ -205,7 +206,7 @@ def test_forward_intermediates(
         our_tokens, our_maps = ours.forward_intermediates(images, indices, norm, stop_early, output_fmt)
         their_tokens, their_maps = theirs.forward_intermediates(images, indices, norm, stop_early, output_fmt)
         assert_same(our_tokens, their_tokens)
-        only = ours.forward_intermediates(images, indices, norm, stop_early, output_fmt, intermediates_only=True)
+        only: Any = ours.forward_intermediates(images, indices, norm, stop_early, output_fmt, intermediates_only=True)
         for a, b, c in zip(our_maps, their_maps, only, strict=True):
             assert_same(a, b)
             assert torch.equal(a, c)

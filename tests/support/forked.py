@@ -60,7 +60,7 @@ class Forked:
         environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
         ranks: list[dict[str, str]] = [{}]
         if self.num_processes > 1:
-            common = {"WORLD_SIZE": self.num_processes, "LOCAL_WORLD_SIZE": self.num_processes}
+            common: dict[str, object] = {"WORLD_SIZE": self.num_processes, "LOCAL_WORLD_SIZE": self.num_processes}
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
             ranks = [
                 {name: str(value) for name, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 import xcit
 from xcit.errors import XCiTError
@@ -41,7 +41,10 @@ def calls(folder: Path) -> dict[str, Callable[[], object]]:
         with pytest.raises(XCiTError):
             call()
 
-    def segmenter() -> torch.nn.Module:
+    def known(name: str) -> Any:
+        return xcit.get_model(name)
+
+    def segmenter() -> Any:
         model = xcit.get_model("sem-fpn_xcit-tiny-12-p16_80k_ade20k")
         model.info = SegmenterInfo(name="random", preprocessing=SegmentationPreprocessing(long_side=64, short_side=64))
         return model
@@ -54,7 +57,7 @@ def calls(folder: Path) -> dict[str, Callable[[], object]]:
         "complexity": lambda: xcit.complexity(xcit.XCiTConfig(embed_dim=16, depth=1, num_heads=2), 32),
         "convert": lambda: xcit.convert(xcit.fetch("packaged"), folder / "out.pth", "timm", overwrite=True),
         "detect": lambda: xcit.detect(
-            IMAGE, xcit.get_model("mask-rcnn_xcit-tiny-12-p16_3x_coco"), min_score=1.0, sides=(64, 64)
+            IMAGE, known("mask-rcnn_xcit-tiny-12-p16_3x_coco"), min_score=1.0, sides=(64, 64)
         ),
         "evaluate_knn": lambda: refused(lambda: xcit.evaluate_knn("packaged", "nowhere")),
         "extract_features": lambda: xcit.extract_features(IMAGE),
@@ -63,7 +66,7 @@ def calls(folder: Path) -> dict[str, Callable[[], object]]:
         "get_backbone": lambda: xcit.get_backbone("packaged"),
         "get_model": lambda: xcit.get_model("packaged"),
         "list_models": xcit.list_models,
-        "load_weights": lambda: xcit.load_weights(xcit.get_model("packaged"), xcit.fetch("packaged")),
+        "load_weights": lambda: xcit.load_weights(known("packaged"), xcit.fetch("packaged")),
         "predict": lambda: xcit.predict(IMAGE),
         "save_model": lambda: xcit.save_model(xcit.get_model("packaged"), weights),
         "segment": lambda: xcit.segment(IMAGE, segmenter()),

@@ -11,7 +11,7 @@ from xcit.cli.options import (
     load_model,
     numbers,
 )
-from xcit.cli.processes import is_main, need_packages, one_voice
+from xcit.cli.processes import is_main, one_voice
 
 
 @click.command(cls=CommandWithNumbers)
@@ -41,7 +41,6 @@ def knn(
 
     With several GPUs: torchrun --nproc-per-node 8 -m xcit knn MODEL --data DIR
     """
-    need_packages("xcit knn", "accelerate")
     from xcit.cli import SOME_FAILED
     from xcit.cli.progress import progress_bar
     from xcit.measure.knn import evaluate_knn

@@ -64,7 +64,7 @@ def linear(
 
     With several GPUs: torchrun --nproc-per-node 8 -m xcit linear MODEL --data DIR
     """
-    need_packages("xcit linear", "timm", "accelerate")
+    need_packages("xcit linear", "timm")
     from xcit.cli import SOME_FAILED
     from xcit.cli.run_display import run_display
     from xcit.measure.linear import train_linear

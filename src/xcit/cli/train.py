@@ -75,7 +75,7 @@ def train(
     changes: tuple[str, ...],
 ) -> int:
     """Trains; gives the exit status."""
-    need_packages("training", "timm", "accelerate")
+    need_packages("training", "timm")
     if recipe is None:
         taken = (
             f"; {resume} was read as the value of --resume: put RECIPE first" if resume not in (None, "auto") else ""

@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, build_opener
 
 from xcit.errors import XCiTError
-from xcit.weights.download import DownloadError, first_byte, version_of
+from xcit.weights.fetch import DownloadError, first_byte, version_of
 
 _TIMEOUT_SECONDS = 15.0
 _WAITS = (0, 1, 2, 4, 8, 16)

@@ -16,7 +16,7 @@ from xcit.weights.files import StoredWeights
 from xcit.weights.strict import load_state
 from xcit.zoo.architectures import backbone_of
 from xcit.zoo.kinds import CLASSIFIER
-from xcit.zoo.load import fitting_config, load_record, local, read_record, record_info
+from xcit.zoo.load import fitting_config, load_record, read_record, read_source, record_info
 from xcit.zoo.names import find_checkpoint, find_record, is_file
 from xcit.zoo.records import Record
 from xcit.zoo.stored import build_stored, describe_backbone, load_file, load_stored, load_stored_as, read_verified
@@ -141,7 +141,7 @@ def get_backbone(
         if pretrained is True:
             stored = read_record(record, progress)
         elif pretrained is not False:
-            stored = read_verified(local(os.fspath(pretrained), progress))
+            stored = read_source(os.fspath(pretrained), progress)
     config = backbone_of(config)
     built = _build_pyramid(config, out_indices, stored) if pyramid else _build_backbone(config, stored)
     return built if device is None else built.to(device)
@@ -181,7 +181,7 @@ def _from_record(
     if pretrained is False:
         config = record.model if num_classes is None else replace(record.model, num_classes=num_classes)
         return record.kind.build(config).eval()
-    stored = read_verified(local(os.fspath(pretrained), progress))
+    stored = read_source(os.fspath(pretrained), progress)
     built = load_stored_as(fitting_config(record, stored), stored, num_classes=num_classes)
     if built.info is None and built.num_classes == record.model.num_classes:
         built.info = record_info(record)

@@ -1,15 +1,16 @@
 """Weights of the zoo: fetched, checked, kept in the cache, and put into models."""
 
-import hashlib
 import os
+import re
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from xcit.errors import XCiTError
-from xcit.weights.fetch import DownloadProgress, cache_dir, obtain
+from xcit.weights.fetch import DownloadProgress, cache_dir, destination_of, download, obtain
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.strict import check_state, nonfinite
 from xcit.zoo.detectors import EITHER_PATCH
@@ -39,7 +40,7 @@ def load_as(
     Raises:
         XCiTError: if the file can't be had or read, or does not fit.
     """
-    return load_stored_as(config, read_verified(local(source, progress)), num_classes=num_classes)
+    return load_stored_as(config, read_source(source, progress), num_classes=num_classes)
 
 
 def record_info(record: Record) -> Any:
@@ -157,14 +158,21 @@ def _checked(path: Path, record: Record) -> StoredWeights:
     return stored
 
 
-def local(source: str, progress: DownloadProgress | None) -> Path:
-    """A path as it is; a URL's file, downloaded."""
-    if source.startswith("file://"):
-        return Path(url2pathname(urlsplit(source).path))
-    if not source.startswith(("http://", "https://")):
-        return Path(source)
-    from xcit.weights.fetch import download
+def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights:
+    """The weights in a file, or at a URL, which is downloaded once; what is no checkpoint never stays in the cache.
 
-    # Many a site calls its file model.safetensors.
-    name = f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{PurePosixPath(urlsplit(source).path).name}"
-    return download(source, cache_dir() / "downloads" / name, progress=progress)
+    Raises:
+        XCiTError: if it can't be had or read.
+    """
+    if not source.startswith(("http://", "https://")):
+        return read_verified(Path(url2pathname(urlsplit(source).path) if source.startswith("file://") else source))
+    path = destination_of(source, cache_dir() / "downloads")
+    # Of mmpretrain's files the name ends in the digest.
+    published = re.search(r"^https://download\.openmmlab\.com/.+-([0-9a-f]{8})\.pth$", source)
+    bring = partial(download, source, path, sha256=published and published[1], check=read_verified, progress=progress)
+    bring()
+    try:
+        return read_verified(path)
+    except XCiTError:  # it was there already, and is damaged
+        path.unlink(missing_ok=True)
+        return read_verified(bring())

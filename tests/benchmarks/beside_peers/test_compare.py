@@ -32,7 +32,7 @@ def compare(monkeypatch) -> Callable[..., Done]:
                 patch.setattr(sys, name, value)
             with pytest.raises(SystemExit) as ended:
                 run(command, "compare.py")
-        return Done(ended.value.code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+        return Done(int(ended.value.code), *(stream.buffer.getvalue().decode() for stream in (out, err)))
 
     return call
 

@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from beside_peers.work import Case, Inference, Work
 
 from xcit.errors import XCiTError
 
-SMALL = {"memory": False, "rounds": 2, "device": "cpu", "threads": 1}
+SMALL: dict[str, Any] = {"memory": False, "rounds": 2, "device": "cpu", "threads": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,7 @@ def test_training() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision_differs_by_rounding(dtype: str) -> None:
+def test_low_precision_differs_by_rounding(dtype: Any) -> None:
     found = compare(["nano-12-p16"], [32], ["xcit", "timm"], dtype=dtype, **SMALL)
     for measurement in found.models[0].sizes[0].measurements:
         assert 1e-4 < measurement.difference < comparison.TOLERANCES[dtype]

@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_logits_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["xcit-plain", "timm"])
 def test_a_training_step_gives_logits_and_all_gradients_and_leaves_none(name: str, tmp_path: Path) -> None:
-    step = build(name, case(train=True), tmp_path)
+    step: Any = build(name, case(train=True), tmp_path)
     for found, expected in zip(step.outputs(), build_reference(case(train=True)).outputs(), strict=True):
         assert difference(found, expected) < 1e-4
     assert found.numel() == 3_053_224

@@ -47,7 +47,7 @@ def test_a_part_is_packed_as_the_whole_is(share: float, top: int, left: int, hei
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # NumPy 2 on pycocotools
 def test_polygons_are_joined() -> None:
-    polygons = [[2.5, 3, 20, 4.2, 10, 25], [25, 5, 38, 5, 38, 28, 25, 28]]
+    polygons: list[list[float]] = [[2.5, 3, 20, 4.2, 10, 25], [25, 5, 38, 5, 38, 28, 25, 28]]
     assert mask_problem(polygons, SIZE) == ""
     expected = reference.decode(reference.merge(reference.frPyObjects(polygons, *SIZE)))
     assert np.array_equal(decode_mask(polygons, SIZE), expected)

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ def test_impossible_settings_are_named(change: dict[str, object], words: str) ->
 
 def test_samples_of_many_sizes_are_joined_as_lists() -> None:
     small = augmented_annotations(annotated(), replace(PLAIN, short_sides=(30,)))
+    parts: Any
     parts, numbers, unreadable = collate_detections(
         [(augmented_annotations(annotated(), PLAIN), 0, ()), (small, 0, ("a.png: no such file",))]
     )

@@ -36,7 +36,7 @@ def read(path: Path):
             columns = {name: archive[name] for name in archive.files}
         return columns.pop("files").tolist(), columns
     if path.suffix == ".safetensors":
-        from safetensors.numpy import safe_open
+        from safetensors import safe_open
 
         with safe_open(path, framework="numpy") as file:
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

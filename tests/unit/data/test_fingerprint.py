@@ -58,7 +58,7 @@ def test_of_a_missing_file_nothing_is_known(folder: Path) -> None:
     assert fingerprint(images) is None
 
 
-class Arrays(list):  # type: ignore[type-arg]
+class Arrays(list):
     """As torchvision's sets: images one by one, and all pixels and labels."""
 
     def __init__(self, data: np.ndarray, targets: list[int]) -> None:

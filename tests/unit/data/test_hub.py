@@ -78,7 +78,7 @@ def error_of(data: str, split: Any = "train") -> str:
 
 
 def test_a_folder_of_parquet_files(folder: Path) -> None:
-    train, val = (open_labelled_images(f"hf:{folder}", split) for split in ("train", "val"))  # type: ignore[arg-type]
+    train, val = (open_labelled_images(f"hf:{folder}", split) for split in ("train", "val"))
     assert train.class_ids == val.class_ids == tuple(CLASSES)
     assert contents(train) == [(0, 0), (1, 1), (2, 2), (3, 0), (4, 1)]
     assert contents(val) == [(10, 2), (11, 2)]
@@ -86,7 +86,7 @@ def test_a_folder_of_parquet_files(folder: Path) -> None:
 
 
 def test_the_same_as_a_stream(folder: Path) -> None:
-    train, val = (open_stream(f"hf-stream:{folder}", split) for split in ("train", "val"))  # type: ignore[arg-type]
+    train, val = (open_stream(f"hf-stream:{folder}", split) for split in ("train", "val"))
     assert (train.num_images, train.num_shards, train.class_ids) == (5, 2, tuple(CLASSES))
     assert streamed(train) == [[(0, 0), (1, 1), (2, 2)], [(3, 0), (4, 1)]]
     assert (val.num_images, streamed(val)) == (2, [[(10, 2), (11, 2)]])

@@ -157,8 +157,8 @@ def test_batches_are_lists_of_crops_that_follow_from_seed_epoch_and_image() -> N
     again = loader(num_workers=2)
     for epoch in (1, 0):
         torch.manual_seed(5)
-        for crops, expected in zip(again.batches(epoch), epochs[epoch], strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(crops[0], expected, strict=True))
+        for (found, _), expected in zip(again.batches(epoch), epochs[epoch], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not torch.equal(epochs[0][0][0], epochs[1][0][0])
     other = next(loader(seed=1).batches(0))[0]
     assert not torch.equal(other[0], epochs[0][0][0])

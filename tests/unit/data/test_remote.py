@@ -42,7 +42,7 @@ class Flaky(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
 def test_a_broken_connection_is_taken_up_again(tmp_path: Path, serve: Any, knows_ranges: bool) -> None:
-    handler = type("Handler", (Flaky,), {"asked": [], "knows_ranges": knows_ranges})
+    handler: Any = type("Handler", (Flaky,), {"asked": [], "knows_ranges": knows_ranges})
     with open_url(serve(tmp_path, handler)) as file:
         assert file.read() == DATA
     assert handler.asked[:2] == [None, "bytes=300000-"]
@@ -50,13 +50,13 @@ def test_a_broken_connection_is_taken_up_again(tmp_path: Path, serve: Any, knows
 
 
 def test_another_file_is_not_spliced_in(tmp_path: Path, serve: Any) -> None:
-    handler = type("Handler", (Flaky,), {"asked": [], "versions": ['"1"', '"2"']})
+    handler: Any = type("Handler", (Flaky,), {"asked": [], "versions": ['"1"', '"2"']})
     with open_url(serve(tmp_path, handler)) as file, pytest.raises(XCiTError, match="the file has changed"):
         file.read()
 
 
 def test_the_last_try_says_what_was_wrong(tmp_path: Path, serve: Any) -> None:
-    handler = type("Handler", (Flaky,), {"asked": []})
+    handler: Any = type("Handler", (Flaky,), {"asked": []})
     url = serve(tmp_path, handler)
     with pytest.raises(XCiTError) as caught, open_url(url, waits=()) as file:
         file.read()

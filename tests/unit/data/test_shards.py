@@ -15,7 +15,7 @@ from xcit.errors import XCiTError
 def folder(tmp_path: Path, png: Callable[[int], bytes], write_tar: Any) -> Path:
     """Three shards of 1, 2 and 3 images on two disks, labels 0, 1, 2."""
     for number, disk in enumerate(("one", "one", "two")):
-        files = {}
+        files: dict[Any, Any] = {}
         for sample in range(number + 1):
             files |= {f"{sample}.cls": str(number).encode(), f"{sample}.png": png(sample)}
         write_tar(tmp_path / disk / f"train-{number:03d}.tar", files)

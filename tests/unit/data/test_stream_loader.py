@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Numbered:
     def shard(self, index: int) -> Iterator[StreamSample]:
         start = sum(self.sizes[:index])
         for number in range(start, start + self.sizes[index]):
-            yield StreamSample(f"image {number}", number, lambda number=number: self._load(number))
+            yield StreamSample(f"image {number}", number, partial(self._load, number))
 
     def _load(self, number: int) -> bytes:
         self.read.append(number)
@@ -134,7 +135,7 @@ def test_an_epoch_may_begin_at_any_step(stream: Numbered, num_workers: int) -> N
 def test_an_epoch_that_is_left_half_way(stream: Numbered) -> None:
     ours = loader(stream, num_workers=2)
     whole = batches_of(loader(stream, num_workers=2), epoch=3)
-    begun = ours.batches(2)
+    begun: Any = ours.batches(2)
     next(begun)
     begun.close()
     assert equal(batches_of(ours, 3), whole)
@@ -232,7 +233,7 @@ def shards(tmp_path: Path, png: Callable[[int], bytes], write_tar: Any, monkeypa
     """Four tar shards of six images, the last one cut off."""
     monkeypatch.setenv("XCIT_CACHE", str(tmp_path / "cache"))
     for shard in range(4):
-        files = {}
+        files: dict[Any, Any] = {}
         for sample in range(6):
             files |= {f"{sample}.cls": str(6 * shard + sample).encode(), f"{sample}.png": png(sample)}
         path = write_tar(tmp_path / f"{shard}.tar", files)

@@ -118,7 +118,7 @@ def test_a_shard_that_is_cut_off_ends_in_one_unreadable_sample(
     tmp_path: Path, png: Png, write_tar: Any, compressed: bool
 ) -> None:
     random = np.random.default_rng(0)
-    files = {}
+    files: dict[Any, Any] = {}
     for number in range(3):
         files |= {f"{number}.cls": b"1", f"{number}.png": png(number), f"{number}.txt": random.bytes(3000)}
     whole = write_tar(tmp_path / "whole.tar", files).read_bytes()

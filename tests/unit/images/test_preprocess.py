@@ -86,7 +86,7 @@ def test_published_preprocessing():
     assert published_preprocessing("official", 224) == Preprocessing(image_size=224, resize_to=224)
     assert published_preprocessing("official", 384) == Preprocessing(image_size=384, resize_to=384)
     with pytest.raises(XCiTError, match="no protocol 'timm'; there are 'mmpretrain' and 'official'"):
-        published_preprocessing("timm", 224)
+        published_preprocessing("timm", 224)  # type: ignore[arg-type]
 
 
 def test_a_hair_of_an_image_is_refused():

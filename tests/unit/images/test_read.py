@@ -344,7 +344,7 @@ def test_the_first_frame_of_several(tmp_path, kind, suffix):
     data = as_file(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     path = write(tmp_path, data, f"frames.{suffix}")
     with Image.open(path) as image:
-        assert image.n_frames == 3
+        assert getattr(image, "n_frames") == 3  # noqa: B009 - Pillow declares it for some kinds only
         assert (pixels_of(path) == (255, 0, 0)).all()
         image.seek(1)
         assert (pixels_of(image) == (0, 255, 0)).all()  # of an open image, the frame that it shows
@@ -405,7 +405,7 @@ def test_wrong_types():
     with pytest.raises(XCiTError, match="pixels of type complex64"):
         read_image(torch.zeros(2, 2, dtype=torch.complex64))
     with pytest.raises(XCiTError, match="an image is a path, a PIL image, a NumPy array or a tensor, not int"):
-        read_image(3)
+        read_image(3)  # type: ignore[arg-type]
     with pytest.raises(XCiTError, match=r"^PIL image of mode L: has no pixels \(0 x 3\)"):
         read_image(Image.new("L", (0, 3)))
 

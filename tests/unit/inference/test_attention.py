@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -373,7 +374,7 @@ def test_a_fused_model_gives_the_same(model):
 
 
 def test_a_model_without_a_head_and_one_from_a_file(tmp_path):
-    model = get_model("packaged", pretrained=True)
+    model: Any = get_model("packaged", pretrained=True)
     expected = class_attention(picture(28, 28))[0].heads
     info = model.info
     model.reset_classifier(0)

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,14 +146,15 @@ def test_unreadable_ones_are_reported_in_their_place(model, paths, mixed, batch_
             assert isinstance(result, Prediction)
             assert result.source == str(mixed[index])
     alone = classes(predict(paths[:4], model, batch_size=1))
-    for one, other in zip([found[index] for index in (1, 6, 7, 10)], alone, strict=True):
+    readable: list[Any] = [found[index] for index in (1, 6, 7, 10)]
+    for one, other in zip(readable, alone, strict=True):
         assert [scored.index for scored in one.classes] == [scored.index for scored in other]
 
 
 def test_features_of_unreadable_ones_are_reported_in_their_place(model, paths, mixed):
-    found = list(extract_features_each(mixed, model, batch_size=3))
+    found: Any = list(extract_features_each(mixed, model, batch_size=3))
     assert [isinstance(result, Unreadable) for result in found] == [index in REASONS for index in range(len(mixed))]
-    expected = extract_features(paths[3], model)[0].layers[3]
+    expected: Any = extract_features(paths[3], model)[0].layers[3]
     np.testing.assert_allclose(found[10].layers[3], expected, atol=1e-5)
 
 
@@ -290,7 +292,8 @@ def test_layers_that_are_not_there(model, paths, layers, message):
 
 def test_model_by_name_and_by_file(model, arrays, paths, tmp_path):
     assert classes(predict(paths[0])) == classes(predict(paths[0], "xcit-pico-fashion-mnist"))
-    assert classes(predict(paths[0])) == classes(predict(paths[0], get_model("packaged", pretrained=True)))
+    packaged: Any = get_model("packaged", pretrained=True)
+    assert classes(predict(paths[0])) == classes(predict(paths[0], packaged))
     save_model(model, tmp_path / "own.safetensors")
     assert predict(arrays, tmp_path / "own.safetensors") == predict(arrays, model)
     assert predict(arrays, str(tmp_path / "own.safetensors")) == predict(arrays, model)

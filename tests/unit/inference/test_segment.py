@@ -1,6 +1,7 @@
 """Label maps of whole images, and of large ones by a sliding window, against plain sums over all windows."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def model() -> Segmenter:
         patch_size=8, embed_dim=16, depth=2, num_heads=2, cls_depth=0, num_classes=0, global_pool="none"
     )
     config = SegmenterConfig(kind="sem-fpn", backbone=backbone, num_classes=20, channels=8, out_indices=(0, 0, 1, 1))
-    built = build_segmenter(config).eval()
+    built: Any = build_segmenter(config).eval()
     built.head.classifier.weight.data.normal_()
     built.info = SegmenterInfo(name="small", preprocessing=SPEC, class_names=NAMES)
     return built

@@ -1,5 +1,7 @@
 """Our models through timm's own functions."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -27,7 +29,7 @@ def test_create_model() -> None:
     assert isinstance(model, XCiT)
     assert (model.num_classes, model.config.drop_path_rate, model.training) == (7, 0.1, True)
     assert model.eval()(IMAGES).shape == (2, 7)
-    grey = timm.create_model(NANO, in_chans=1, num_classes=0, global_pool="avg")
+    grey: Any = timm.create_model(NANO, in_chans=1, num_classes=0, global_pool="avg")
     assert grey.eval()(IMAGES[:, :1]).shape == (2, 128)
     assert grey.get_classifier() is grey.head
 
@@ -46,7 +48,7 @@ def test_a_packaged_models_weights_and_data_config() -> None:
 @pytest.mark.parametrize("out_indices", [(3, 5, 7, 11), (2,), 3])
 @torch.no_grad()
 def test_features_only(out_indices: int | tuple[int, ...]) -> None:
-    model = timm.create_model(NANO, features_only=True, out_indices=out_indices).eval()
+    model: Any = timm.create_model(NANO, features_only=True, out_indices=out_indices).eval()
     assert type(model).__name__ == "FeatureGetterNet"
     found = model(IMAGES)
     count = out_indices if isinstance(out_indices, int) else len(out_indices)
@@ -59,10 +61,10 @@ def test_features_only(out_indices: int | tuple[int, ...]) -> None:
 def test_pruned_to_the_last_block_that_is_asked_for() -> None:
     torch.manual_seed(0)
     model = XCiT(xcit.XCiTConfig(embed_dim=16, depth=4, num_heads=2)).eval()
-    expected = model.forward_intermediates(IMAGES, (0, 2), intermediates_only=True)
+    expected: Any = model.forward_intermediates(IMAGES, (0, 2), intermediates_only=True)
     assert model.prune_intermediate_layers((0, -2)) == [0, 2]
     assert (model.config.depth, model.config.cls_depth, model.num_prefix_tokens) == (3, 0, 0)
-    found = model.forward_intermediates(IMAGES, (0, 2), intermediates_only=True)
+    found: Any = model.forward_intermediates(IMAGES, (0, 2), intermediates_only=True)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert not any(name.startswith(("cls_", "head")) for name, _ in model.named_parameters())
 

@@ -1,6 +1,7 @@
 """Nearest neighbours against scikit-learn's, in special cases by hand, and on a data set of a few images."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,8 +81,8 @@ def test_tensors_arrays_and_lengths_make_no_difference() -> None:
     train, labels = clusters(60, 0)
     val, targets = clusters(40, 1)
     report = knn_accuracies(train, labels, val, targets, ks=(9,))
-    as_tensors = [torch.from_numpy(array) for array in (train.astype(np.float64), labels.astype(np.int32))]
-    assert knn_accuracies(*as_tensors, 1000 * val, targets.astype(np.uint8), ks=(9,)) == report
+    tensor, whole = torch.from_numpy(train.astype(np.float64)), torch.from_numpy(labels.astype(np.int32))
+    assert knn_accuracies(tensor, whole, 1000 * val, targets.astype(np.uint8), ks=(9,)) == report
 
 
 def test_pixels_are_features_too() -> None:
@@ -155,7 +156,7 @@ def test_by_itself_k_is_no_more_than_the_training_images() -> None:
         ({"train_labels": np.array([0, 1, -1])}, "training label -1 is no class index"),
     ],
 )
-def test_what_makes_no_sense_is_told(changes: dict[str, object], message: str) -> None:
+def test_what_makes_no_sense_is_told(changes: dict[str, Any], message: str) -> None:
     arguments = {
         "train_features": np.ones((3, 4)),
         "train_labels": np.arange(3),
@@ -188,7 +189,7 @@ def test_the_features_of_both_splits_are_compared(splits: Path, tiny: XCiT) -> N
 
 def test_a_file_is_measured_as_its_model(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
     save_model(tiny, tmp_path / "tiny.safetensors")
-    arguments = {"ks": (3,), "num_workers": 0, "cache": False}
+    arguments: dict[str, Any] = {"ks": (3,), "num_workers": 0, "cache": False}
     found = evaluate_knn(tmp_path / "tiny.safetensors", str(splits), **arguments)
     assert found == evaluate_knn(tiny, str(splits), **arguments)
     assert not feature_cache().exists()
@@ -221,7 +222,7 @@ def get_model_like(model: XCiT, num_classes: int) -> XCiT:
 
 
 def test_what_can_t_be_measured_is_told_in_one_line(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
-    def message(model: object, data: object, **options: object) -> str:
+    def message(model: object, data: object, **options: Any) -> str:
         with pytest.raises(XCiTError) as caught:
             evaluate_knn(model, data, num_workers=0, **options)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
@@ -233,7 +234,7 @@ def test_what_can_t_be_measured_is_told_in_one_line(splits: Path, tiny: XCiT, tm
     assert message(tiny, str(tmp_path / "empty")) == f"{tmp_path}/empty: no folder train in it: {expected}"
     assert message(tiny, str(splits), dtype=torch.float64).startswith("dtype is torch.float64, must be")
     assert message(tiny, str(splits), ks=(19,)) == "k is 19, but there are only 18 training images to be neighbours"
-    patches = get_model("packaged", pretrained=True)
+    patches: Any = get_model("packaged", pretrained=True)
     patches.reset_classifier(0, "none")
     assert message(patches, str(splits)).startswith("a model without pooling gives tokens")
     tiny.info = None
@@ -247,7 +248,7 @@ def test_what_can_t_be_measured_is_told_in_one_line(splits: Path, tiny: XCiT, tm
 
 
 def test_weights_that_give_no_numbers_are_told(splits: Path, tiny: XCiT) -> None:
-    tiny.norm.weight.data[3] = torch.nan
+    tiny.get_parameter("norm.weight").data[3] = torch.nan
     with pytest.raises(XCiTError, match="the model's features hold NaN or infinity"):
         evaluate_knn(tiny, str(splits), num_workers=0)
     assert not feature_cache().exists()

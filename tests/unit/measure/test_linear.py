@@ -126,7 +126,7 @@ def test_another_run_is_not_gone_on_with(splits: Path, tiny: XCiT, tmp_path: Pat
             XCiTError, match=rf"run holds another run: its {name} is .*; choose another folder with --out"
         ):
             train(tiny, splits, run, **({"augmented": False, "resume": True} | {name: value}))
-    tiny.norm.bias.data += 1
+    tiny.get_parameter("norm.bias").data += 1
     with pytest.raises(XCiTError, match="run holds another run: its backbone is"):
         train(tiny, splits, run, augmented=False, resume=True)
     assert {path: path.read_bytes() for path in run.iterdir()} == before

@@ -1,6 +1,7 @@
 """Head, student and teacher: their first weights, their names, and what they make of a list of crops."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_student_and_teacher_begin_alike_and_the_teacher_is_still(model: DINO) -
 def test_crops_of_one_size_are_computed_together(model: DINO) -> None:
     sizes: dict[str, list[tuple[int, ...]]] = {"student": [], "teacher": []}
     for name, seen in sizes.items():
-        backbone = model.get_submodule(name).backbone
+        backbone: Any = model.get_submodule(name).backbone
         backbone.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(tuple(inputs[0].shape)))
     output = model.train()(crops(12, 12, 8, 8, 8))
     assert sizes == {"student": [(6, 1, 12, 12), (9, 1, 8, 8)], "teacher": [(6, 1, 12, 12)]}
@@ -129,7 +130,8 @@ def test_logits_are_in_the_order_of_the_crops(model: DINO) -> None:
 def test_batch_norms_of_student_and_teacher_see_a_group_of_crops_at_once(model: DINO) -> None:
     images = crops(12, 12, 8)
     model.train()(images)
-    norm, conv = model.teacher.backbone.stem[0].norm, model.teacher.backbone.stem[0].conv
+    stem: Any = model.teacher.backbone.stem[0]
+    norm, conv = stem.norm, stem.conv
     seen = conv(torch.cat(images[:2]))
     assert torch.allclose(norm.running_mean, 0.1 * seen.mean(dim=(0, 2, 3)), atol=1e-5)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def conv_module(state: State, name: str, image: Tensor) -> Tensor:
     weight = state[f"{name}.conv.weight"]
     image = F.conv2d(image, weight, padding=weight.shape[-1] // 2)
     norm = [state[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
-    return F.relu(F.batch_norm(image, *norm))
+    return F.relu(F.batch_norm(image, norm[0], norm[1], norm[2], norm[3]))
 
 
 def up(image: Tensor, like: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ def test_a_fused_copy_gives_the_same(kind: SegmenterKind) -> None:
     fused = model.fuse()
     torch.testing.assert_close(fused(images), before, rtol=1e-4, atol=1e-4)
     assert torch.equal(model(images), before)
-    assert model.head.classifier.weight.requires_grad
+    assert model.get_parameter("head.classifier.weight").requires_grad
     assert not any(value.requires_grad for value in fused.parameters())
 
 
@@ -147,7 +148,7 @@ def test_every_parameter_learns(kind: SegmenterKind) -> None:
 def test_the_first_weights() -> None:
     config = replace(new("sem-fpn").config, num_classes=150, channels=128)
     torch.manual_seed(0)
-    model = build_segmenter(config)
+    model: Any = build_segmenter(config)
     assert model.head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
     fan_out = 128 * 9
     weight = model.head.levels[3][1].conv.weight
@@ -162,6 +163,6 @@ def test_impossible_configs() -> None:
     with pytest.raises(XCiTError, match="channels is 0, must be at least 1"):
         replace(config, channels=0)
     with pytest.raises(XCiTError, match="kind is 'unet'"):
-        replace(config, kind="unet")
+        replace(config, kind="unet")  # type: ignore[arg-type]
     with pytest.raises(XCiTError, match="set num_classes above 0"):
         build_segmenter(replace(config, num_classes=0))

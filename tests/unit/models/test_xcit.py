@@ -1,6 +1,7 @@
 """The config's errors, which tokens each output reads, and how little is run for it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -77,20 +78,20 @@ def calls(model: XCiT) -> list[int]:
         ("cls_depth", 0, "global_pool 'cls' needs a class token: cls_depth must be at least 1"),
     ],
 )
-def test_an_impossible_config_is_an_error(field: str, value: object, message: str) -> None:
+def test_an_impossible_config_is_an_error(field: str, value: Any, message: str) -> None:
     with pytest.raises(XCiTError, match=f"^XCiTConfig: {message}$"):
         replace(CONFIG, **{field: value})
 
 
 @pytest.mark.parametrize(("patch_size", "widths"), [(16, [2, 4, 8, 16]), (8, [4, 8, 16]), (4, [8, 16])])
 def test_the_stem_doubles_its_width_up_to_the_embedding(patch_size: int, widths: list[int]) -> None:
-    stem = XCiT(replace(CONFIG, patch_size=patch_size)).stem
+    stem: Any = XCiT(replace(CONFIG, patch_size=patch_size)).stem
     assert [layer.conv.out_channels for layer in stem] == widths
     assert [layer.conv.bias for layer in stem] == [None] * len(widths)
 
 
 def test_a_new_model_starts_as_described() -> None:
-    model = XCiT(replace(CONFIG, layer_scale=1e-5, drop_path_rate=0.2))
+    model: Any = XCiT(replace(CONFIG, layer_scale=1e-5, drop_path_rate=0.2))
     assert torch.equal(model.blocks[1].scale_lpi, torch.full((DIM,), 1e-5))
     assert torch.equal(model.cls_blocks[0].scale_attn, torch.full((DIM,), 1e-5))
     assert torch.equal(model.blocks[0].xca.temperature, torch.ones(4, 1, 1))
@@ -155,7 +156,7 @@ def test_images_that_do_not_fit_are_an_error(model: XCiT, shape: tuple[int, ...]
 
 @pytest.mark.parametrize(("name", "pool"), [("avg", "avg"), ("token", "cls"), ("", "none"), ("none", "none")])
 def test_reset_classifier_renews_the_head_and_the_pooling(
-    model: XCiT, images: Tensor, outputs: dict[int, Tensor], name: str, pool: str
+    model: XCiT, images: Tensor, outputs: dict[int, Tensor], name: str, pool: Any
 ) -> None:
     model.info = ModelInfo(
         name="x", preprocessing=Preprocessing(), class_names=tuple("abcde"), class_ids=tuple("vwxyz")
@@ -164,7 +165,7 @@ def test_reset_classifier_renews_the_head_and_the_pooling(
     model.reset_classifier(7, name)
     assert model.config == replace(CONFIG, num_classes=7, global_pool=pool)
     assert model.head.weight.dtype == torch.float64
-    assert torch.equal(model.head.bias, torch.zeros(7, dtype=torch.float64))
+    assert torch.equal(model.get_parameter("head.bias"), torch.zeros(7, dtype=torch.float64))
     assert not model.head.training
     # The old classes say nothing about the new head.
     assert model.info == ModelInfo(name="x", preprocessing=Preprocessing())
@@ -197,7 +198,7 @@ LAST = DEPTH + CLS_DEPTH - 1
 @pytest.mark.parametrize("out_indices", [(-1,), -1, LAST, [0], (0, 2), [2, 3], (-2, 1, -1), (4, -1), range(5)], ids=str)
 @pytest.mark.parametrize("out_type", ["cls_token", "featmap", "avg_featmap", "raw"])
 def test_extract_feat(
-    model: XCiT, images: Tensor, outputs: dict[int, Tensor], out_type: str, out_indices: int | list[int]
+    model: XCiT, images: Tensor, outputs: dict[int, Tensor], out_type: Any, out_indices: int | list[int]
 ) -> None:
     wanted = [out_indices] if isinstance(out_indices, int) else out_indices
     wanted = sorted({index % (DEPTH + CLS_DEPTH) for index in wanted})
@@ -233,7 +234,7 @@ def test_extract_feat_gives_the_normed_class_token_by_default(
         features = model.extract_feat(images, stage=stage)
         assert isinstance(features, tuple) and len(features) == 1
         assert torch.equal(features[0], outputs[LAST][:, 0])
-    feature = model.extract_feat(images, stage="pre_logits")
+    feature: Any = model.extract_feat(images, stage="pre_logits")
     assert torch.equal(feature, outputs[LAST][:, 0])
     assert torch.equal(model.head(feature), model(images))
 
@@ -248,7 +249,7 @@ def test_extract_feat_gives_the_normed_class_token_by_default(
         ({"out_indices": []}, "no block was asked for: the list of indices is empty"),
     ],
 )
-def test_extract_feat_errors(model: XCiT, images: Tensor, options: dict[str, object], message: str) -> None:
+def test_extract_feat_errors(model: XCiT, images: Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(XCiTError, match=message):
         model.extract_feat(images, **options)
 
@@ -313,7 +314,7 @@ def test_forward_intermediates_are_the_xca_blocks_tokens(
         ({"output_fmt": "NHWC"}, "output_fmt is 'NHWC', must be 'NCHW' or 'NLC'"),
     ],
 )
-def test_forward_intermediates_errors(model: XCiT, images: Tensor, options: dict[str, object], message: str) -> None:
+def test_forward_intermediates_errors(model: XCiT, images: Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(XCiTError, match=message):
         model.forward_intermediates(images, **options)
 
@@ -324,7 +325,7 @@ def test_forward_intermediates_errors(model: XCiT, images: Tensor, options: dict
 @pytest.mark.parametrize("tokens_norm", [True, False])
 def test_tokens_norm_decides_whether_patches_are_normed_in_class_attention(images: Tensor, tokens_norm: bool) -> None:
     model = XCiT(replace(CONFIG, tokens_norm=tokens_norm)).eval()
-    block = model.cls_blocks[0]
+    block: Any = model.cls_blocks[0]
     with torch.no_grad():
         block.norm_mlp.weight.mul_(3)
     tokens = torch.randn(2, 1 + N, DIM, generator=torch.Generator().manual_seed(0))

@@ -82,7 +82,7 @@ FORMS = {
 }
 
 
-@pytest.fixture(params=FORMS.values(), ids=FORMS.keys())
+@pytest.fixture(params=FORMS.values(), ids=[*FORMS])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     gram_from, matrix_from = request.param
     monkeypatch.setattr(forms, "GRAM_FROM", gram_from)
@@ -161,8 +161,10 @@ def test_the_gram_matrix_adds_up_over_parts_and_is_float32_at_least() -> None:
     parts = [forms.gram(part) for part in tokens.split(17, dim=1)]
     whole = tokens.double().mT @ tokens.double()
     assert parts[0][0].dtype == parts[0][1].dtype == torch.float32
-    torch.testing.assert_close(sum(part[0] for part in parts).double(), whole, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(sum(part[1] for part in parts).double(), tokens.double().sum(1, keepdim=True))
+    torch.testing.assert_close(torch.stack([part[0] for part in parts]).sum(0).double(), whole, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        torch.stack([part[1] for part in parts]).sum(0).double(), tokens.double().sum(1, keepdim=True)
+    )
 
 
 @pytest.mark.parametrize("num_tokens", [1, 6, 51])
@@ -196,7 +198,7 @@ def test_second_derivatives_of_xca() -> None:
 
 def test_second_derivatives_of_class_attention() -> None:
     inputs = [value.requires_grad_() for value in class_inputs(3).values() if value is not None]
-    function = lambda *values: forms.class_attention(*values, num_heads=M)  # noqa: E731
+    function = lambda *values: forms.class_attention(*values, num_heads=M)  # type: ignore[misc]  # noqa: E731
     assert torch.autograd.gradgradcheck(function, inputs)
 
 

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from xcit.training.recipes import get_recipe
 from xcit.training.run import check_run, describe_batch, describe_watching, train
 
 PICO = get_recipe("xcit-pico-fashion-mnist")
-NANO = get_recipe("xcit-nano-12-p16_8xb128_in1k")
+NANO: Any = get_recipe("xcit-nano-12-p16_8xb128_in1k")
 
 
 def test_a_new_folder_begins_a_new_run(tmp_path: Path) -> None:
@@ -27,9 +28,14 @@ def test_a_run_is_found_again(tmp_path: Path, resume: str) -> None:
     for name in ("last.pt", "best.pt"):
         (tmp_path / name).touch()
     save_yaml(PICO, tmp_path / "config.yaml")
-    place = {"auto": "auto", "folder": tmp_path, "file": tmp_path / "last.pt", "other": tmp_path / "best.pt"}[resume]
+    places: dict[str, str | Path] = {
+        "auto": "auto",
+        "folder": tmp_path,
+        "file": tmp_path / "last.pt",
+        "other": tmp_path / "best.pt",
+    }
     expected = tmp_path / ("best.pt" if resume == "other" else "last.pt")
-    assert check_run(PICO, tmp_path, place) == expected
+    assert check_run(PICO, tmp_path, places[resume]) == expected
 
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import signal
@@ -10,15 +11,18 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+import urllib.response
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from xcit.errors import XCiTError
-from xcit.weights.fetch import FetchError, Source, cache_dir, download, obtain
+from xcit.weights.fetch import DownloadError, FetchError, Source, cache_dir, download, obtain
 
 BODY = bytes(range(256)) * 2000  # 512,000 bytes
 OTHER = BODY[::-1]
@@ -433,6 +437,42 @@ def test_proxy_of_the_environment_is_used(site: Site, tmp_path: Path, monkeypatc
         obtain("a", [source], tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("asked", "target", "refused"),
+    [
+        ("https://host/a.pth", "http://host/b.pth", True),
+        ("https://host/a.pth", "ftp://host/b.pth", True),
+        ("https://host/a.pth", "https://other/b.pth", False),
+        ("http://host/a.pth", "https://host/b.pth", False),
+        ("http://host/a.pth", "http://other/b.pth", False),
+    ],
+)
+def test_no_redirect_leaves_encryption(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str, target: str, refused: bool
+) -> None:
+    """Each hop is a request of its own, so that one is all."""
+
+    def answer(self: object, request: urllib.request.Request) -> urllib.response.addinfourl:
+        moved = request.full_url == asked
+        headers = Message()
+        if moved:
+            headers["Location"] = target
+        found = urllib.response.addinfourl(io.BytesIO(BODY), headers, request.full_url, 302 if moved else 200)
+        found.msg = ""  # type: ignore[attr-defined]
+        found.read1 = found.read  # type: ignore[attr-defined]
+        return found
+
+    for scheme in ("http", "https"):
+        monkeypatch.setattr(f"xcit.weights.fetch._Connecting.{scheme}_open", answer)
+    if refused:
+        with pytest.raises(DownloadError) as caught:
+            download(asked, tmp_path / "a.pth")
+        assert str(caught.value) == f"{asked}: refused, it redirects from https to {target}"
+        assert names(tmp_path) == set()
+    else:
+        assert download(asked, tmp_path / "a.pth").read_bytes() == BODY
+
+
 # ---- sources
 
 
@@ -786,10 +826,18 @@ def test_no_network_fails_within_five_seconds(tmp_path: Path, monkeypatch: pytes
         assert time.monotonic() - start < 5
     forever.set()
     lines = str(caught.value).splitlines()
-    assert lines[1] == f"  mirror http://{host}/mirror (XCIT_MIRROR): no answer from 127.0.0.1 within 2 s"
-    assert lines[2] == "  Hugging Face timm/xcit_nano.fb_in1k: no answer from hub.invalid within 2 s"
-    assert lines[3] == "  https://host0.invalid/a.pth: no answer from host0.invalid within 2 s"
+    assert lines[1] == f"  mirror http://{host}/mirror (XCIT_MIRROR): no answer from 127.0.0.1"
+    assert lines[2] == "  Hugging Face timm/xcit_nano.fb_in1k: no answer from hub.invalid"
+    assert lines[3] == "  https://host0.invalid/a.pth: no answer from host0.invalid"
     assert len(lines) == 12 and "XCIT_MIRROR" in lines[11]
+
+
+def test_a_slow_server_is_waited_for_once_it_is_reached(site: Site, tmp_path: Path) -> None:
+    url = site.add("a.pth", File(pause=threading.Event()))
+    timer = threading.Timer(0.4, site.files["/a.pth"].pause.set)
+    timer.start()
+    assert download(url, tmp_path / "a.pth", patience=0.2).read_bytes() == BODY
+    timer.join()
 
 
 def test_one_silent_host_does_not_stop_the_others(site: Site, tmp_path: Path) -> None:

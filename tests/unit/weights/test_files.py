@@ -13,6 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +29,8 @@ from xcit.weights.formats import FORMATS, Format, from_native
 DENSE_KEYS = Path(__file__).parents[2] / "data" / "dense_keys_sample.json"
 
 
-def small_state(**changes: int) -> dict[str, Tensor]:
-    config = XCiTConfig(**{"embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5} | changes)
+def small_state(**changes: Any) -> dict[str, Tensor]:
+    config = XCiTConfig(**({"embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5} | changes))
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else torch.tensor(2**40 + 1)

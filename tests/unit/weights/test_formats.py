@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -16,7 +17,7 @@ TINY_12_P8 = XCiTConfig(patch_size=8, embed_dim=192, depth=12, num_heads=4)
 NANO_12_P16 = XCiTConfig(patch_size=16, embed_dim=128, depth=12, num_heads=4, tokens_norm=False)
 
 
-def small_state(**changes: int | str | bool) -> dict[str, Tensor]:
+def small_state(**changes: Any) -> dict[str, Tensor]:
     """A native state of random numbers, odd counters included."""
     config = XCiTConfig(**{"embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5} | changes)
     generator = torch.Generator().manual_seed(0)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_the_records_are_the_46_rows_and_the_packaged_model() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
-def test_a_record_is_its_published_row(row: dict[str, object]) -> None:
+def test_a_record_is_its_published_row(row: dict[str, Any]) -> None:
     record = CHECKPOINTS[str(row["name"])]
     assert record.name == row["name"]
     assert record.architecture == row["architecture"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -117,7 +117,7 @@ def cached(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "checkpoints" / f"{NAME}.safetensors"
 
 
-def assert_is_nano(model: XCiT, nano: Nano) -> None:
+def assert_is_nano(model: Any, nano: Nano) -> None:
     assert not model.training
     state = model.state_dict()
     assert state.keys() == nano.state.keys()
@@ -140,8 +140,8 @@ def test_without_pretrained_weights_are_random() -> None:
     assert one.config == other.config == ARCHITECTURES["nano-12-p16"]
     assert not one.training
     assert one.info is None
-    assert not torch.equal(one.head.weight, other.head.weight)
-    assert get_model("xcit-nano-12-p16", num_classes=7).head.weight.shape == (7, 128)
+    assert not torch.equal(one.get_parameter("head.weight"), other.get_parameter("head.weight"))
+    assert get_model("xcit-nano-12-p16", num_classes=7).get_parameter("head.weight").shape == (7, 128)
     assert get_model("xcit-nano-12-p16", num_classes=0)(IMAGES).shape == (2, 128)
     assert next(get_model("xcit-nano-12-p16", device="meta").parameters()).device.type == "meta"
 
@@ -165,7 +165,7 @@ def test_pretrained_from_a_mirror_in_every_format(
     nano: Nano, mirror: Path, tmp_path: Path, file: str, name: str
 ) -> None:
     source = put(nano, file, mirror, name)
-    model = get_model("xcit-nano-12-p16", pretrained=True)
+    model: Any = get_model("xcit-nano-12-p16", pretrained=True)
     assert_is_nano(model, nano)
     assert model.info is not None
     assert model.info.name == NAME
@@ -304,7 +304,7 @@ print(digest(get_model({NAME!r}, pretrained=True).state_dict()))
 
 
 def test_the_packaged_model_knows_its_classes() -> None:
-    model = get_model("packaged", pretrained=True)
+    model: Any = get_model("packaged", pretrained=True)
     assert model.info is not None
     assert model.info.class_names == FASHION_MNIST_CLASSES
     assert model.info.preprocessing.image_size == 28
@@ -317,7 +317,7 @@ def test_the_packaged_model_knows_its_classes() -> None:
 
 @pytest.mark.parametrize("file", ["xcit.safetensors", "official.pth", "timm.safetensors", "mmpretrain.pth"])
 def test_pretrained_is_a_path_in_any_format(nano: Nano, file: str) -> None:
-    model = get_model("xcit-nano-12-p16", pretrained=nano.file(file))
+    model: Any = get_model("xcit-nano-12-p16", pretrained=nano.file(file))
     assert_is_nano(model, nano)
     assert model.info is not None
     assert model.info.name == NAME
@@ -365,7 +365,7 @@ def test_another_number_of_classes_is_explained(nano: Nano, tmp_path: Path) -> N
     message = error_of("xcit-nano-12-p16", pretrained=path)
     assert "The file has 10 classes, the model 1000: pass num_classes=10" in message
     assert "reset_classifier(1000)" in message
-    ten = get_model("xcit-nano-12-p16", pretrained=path, num_classes=10)
+    ten: Any = get_model("xcit-nano-12-p16", pretrained=path, num_classes=10)
     assert torch.equal(ten.head.weight, torch.zeros(10, 128))
     assert ten.info is None  # ImageNet's classes these are not
     with pytest.raises(XCiTError, match="The file has 10 classes, the model 1000"):
@@ -375,7 +375,7 @@ def test_another_number_of_classes_is_explained(nano: Nano, tmp_path: Path) -> N
 @pytest.mark.parametrize("by_file", [True, False])
 def test_num_classes_gives_a_new_head_and_keeps_the_rest(nano: Nano, mirror: Path, by_file: bool) -> None:
     put(nano, "xcit.safetensors", mirror, f"{NAME}.safetensors")
-    model = get_model(NAME, pretrained=nano.file("timm.safetensors") if by_file else True, num_classes=10)
+    model: Any = get_model(NAME, pretrained=nano.file("timm.safetensors") if by_file else True, num_classes=10)
     assert model.config.num_classes == model.num_classes == 10
     assert model.head.weight.shape == (10, 128)
     assert not torch.equal(model.head.weight, nano.state["head.weight"][:10])
@@ -386,7 +386,7 @@ def test_num_classes_gives_a_new_head_and_keeps_the_rest(nano: Nano, mirror: Pat
     assert (model.info.class_names, model.info.class_ids) == ((), ())
     none = get_model(NAME, pretrained=nano.file("timm.safetensors") if by_file else True, num_classes=0)
     assert none(IMAGES).shape == (2, 128)
-    same = get_model(NAME, pretrained=True, num_classes=1000)
+    same: Any = get_model(NAME, pretrained=True, num_classes=1000)
     assert_is_nano(same, nano)
     assert same.info is not None
     assert len(same.info.class_names) == 1000
@@ -448,7 +448,8 @@ def test_a_backbone_from_any_file(nano: Nano, file: str) -> None:
 
 def test_a_backbone_gives_the_intermediates_of_its_classifier(nano: Nano, mirror: Path) -> None:
     put(nano, "xcit.safetensors", mirror, f"{NAME}.safetensors")
-    classifier, backbone = get_model(NAME, pretrained=True), get_backbone(NAME, pretrained=True)
+    classifier: Any = get_model(NAME, pretrained=True)
+    backbone = get_backbone(NAME, pretrained=True)
     with torch.inference_mode():
         expected = classifier.forward_intermediates(IMAGES, [2, 5, 11], intermediates_only=True)
         found = backbone.forward_intermediates(IMAGES, [2, 5, 11], intermediates_only=True)
@@ -525,11 +526,39 @@ def test_pretrained_is_a_url(nano: Nano, site: tuple[str, Path]) -> None:
     (folder / "b").mkdir()
     write_safetensors(folder / "b" / "model.safetensors", nano.state | {"norm.bias": torch.ones(128)}, {})
     assert_is_nano(get_model(NAME, pretrained=f"{url}/a/model.safetensors"), nano)
-    other = get_model(NAME, pretrained=f"{url}/b/model.safetensors")
+    other: Any = get_model(NAME, pretrained=f"{url}/b/model.safetensors")
     assert torch.equal(other.norm.bias, torch.ones(128))
     assert get_backbone(NAME, pretrained=f"{url}/a/model.safetensors?download=true").config.cls_depth == 0
     with pytest.raises(XCiTError, match="HTTP 404"):
         get_model(NAME, pretrained=f"{url}/c/model.safetensors")
+
+
+@pytest.mark.parametrize("what", ["page", "error text", "cut off", "another model"])
+def test_a_url_that_answers_with_something_else_leaves_nothing(
+    nano: Nano, site: tuple[str, Path], tmp_path: Path, what: str
+) -> None:
+    url, folder = site
+    whole = nano.file("official.pth").read_bytes()
+    torch.save({"weight": torch.ones(3)}, tmp_path / "other.pth")
+    answers = {
+        "page": (b"\n<!DOCTYPE html><html>log in</html>", "is a web page"),
+        "error text": (b"Too many requests\n", "is neither a safetensors file nor a PyTorch checkpoint"),
+        "cut off": (whole[: len(whole) // 2], "is cut off or damaged"),
+        "another model": ((tmp_path / "other.pth").read_bytes(), "holds no XCiT weights"),
+    }
+    content, reason = answers[what]
+    (folder / "nano.pth").write_bytes(content)
+    message = error_of(NAME, pretrained=f"{url}/nano.pth")
+    assert message.startswith(f"{url}/nano.pth {reason}")
+    assert "\n" not in message
+    downloads = tmp_path / "cache" / "downloads"
+    assert [path.name for path in downloads.iterdir() if path.suffix != ".lock"] == []
+    (folder / "nano.pth").write_bytes(whole)
+    assert_is_nano(get_model(NAME, pretrained=f"{url}/nano.pth"), nano)
+    # What is in the cache already is not trusted either.
+    (kept,) = (path for path in downloads.iterdir() if path.suffix != ".lock")
+    kept.write_bytes(content)
+    assert_is_nano(get_model(NAME, pretrained=f"{url}/nano.pth"), nano)
 
 
 def test_a_file_url_is_its_file(nano: Nano, tmp_path: Path) -> None:

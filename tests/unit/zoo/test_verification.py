@@ -36,7 +36,7 @@ def test_a_good_file(tmp_path: Path, state: dict[str, Tensor]) -> None:
 def test_the_digest_is_one_over_all_formats(tmp_path: Path, state: dict[str, Tensor], form: str, suffix: str) -> None:
     path = tmp_path / f"{form}{suffix}"
     write_safetensors(tmp_path / "source.safetensors", state, {})
-    convert(tmp_path / "source.safetensors", path, form)  # type: ignore[arg-type]
+    convert(tmp_path / "source.safetensors", path, form)
     found = verify(path)
     assert (found.format, found.digest) == (form, digest(state))
     assert found.recorded == (suffix == ".safetensors")  # a pickle has no place for it

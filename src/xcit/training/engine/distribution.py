@@ -1,28 +1,22 @@
 """The processes of a run, one or as many as torchrun started: device, precision, the model among them, and their talk.
 
-Accelerate finds the processes and their devices and scales losses; torch copies (DDP) or shards (FSDP2) the model.
+All by torch: it copies (DDP) or shards (FSDP2) the model, and scales losses.
 """
 
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xcit.errors import XCiTError
 from xcit.training.engine.batch_norm import average_statistics, synchronise
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.task import Layout, divide
-
-_MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 _CLIP_EPS = 1e-6
 """What torch adds to a norm that it divides by."""
@@ -49,26 +43,26 @@ class Processes:
         Raises:
             XCiTError: if they do not find one another, or the settings do not go together.
         """
-        expected = num_started_processes()
         if run.dtype == "float16" and device.type != "cuda":
             raise XCiTError(f"run.dtype float16 needs a GPU, not {device}: use bfloat16")
         if run.dtype == "float16" and run.parallel == "fsdp2":
             raise XCiTError("run.dtype float16 does not go with run.parallel fsdp2: use bfloat16")
-        if device.type == "cuda" and device.index is not None and expected == 1:
+        world_size = num_started_processes()
+        if world_size > 1:
+            if device.type != "cpu":
+                device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+            if not distributed.is_initialized():
+                _join(device, world_size)
+        if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
-        # Accelerate keeps its settings for the life of a process, and refuses others in a second run.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=_MIXED_PRECISION[run.dtype])
         self._run = run
-        self.device: torch.device = self._accelerator.device
-        world_size: int = self._accelerator.num_processes
-        if world_size != expected:
-            raise XCiTError(f"torchrun started {expected} processes, {world_size} found one another")
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == "float16")
+        """The scale of the losses; without float16 it does nothing and has no state."""
         self.layout: Layout = divide(
             run.batch_size,
             max_device_batch=run.max_device_batch,
-            rank=self._accelerator.process_index,
+            rank=distributed.get_rank() if world_size > 1 else 0,
             world_size=world_size,
         )
 
@@ -103,8 +97,6 @@ class Processes:
             return self.shard(model)
         if self.layout.world_size == 1:
             return model
-        # A depthwise weight has one stride that means nothing, and DDP finds it different in the gradient.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         devices = None if self.device.type == "cpu" else [self.device]
         # Batch norms' statistics are averaged after each step instead of copied from the first process before it.
         if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # from torch 2.13 on
@@ -117,15 +109,13 @@ class Processes:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.layout.world_size,))
-        for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        for blocks in reversed(lists):  # what is within another first
             for block in blocks:
-                fully_shard(block, mesh=mesh)
+                if not isinstance(block, nn.ModuleList):  # which is never called
+                    fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model
-
-    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
-        """The optimiser, which with float16 leaves out steps whose gradients overflowed."""
-        return self._accelerator.prepare_optimizer(optimizer)
 
     @contextmanager
     def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
@@ -140,49 +130,62 @@ class Processes:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Around the forward pass: computes in the run's precision."""
-        return self._accelerator.autocast()
+        dtype = self._run.dtype
+        return torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass, of a scaled loss with float16."""
-        self._accelerator.backward(loss)
+        self.scaler.scale(loss).backward()
 
     def clip_gradients(self, model: nn.Module, max_norm: float, mode: Literal["all", "each"]) -> None:
         """Scales all gradients so that their common norm is at most `max_norm`, or each so that its own is."""
         if mode == "all":
-            self._accelerator.clip_grad_norm_(model.parameters(), max_norm)
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm)
             return
-        self._accelerator.unscale_gradients()
         for parameter in model.parameters():
             if parameter.grad is not None:
                 norm = _gathered(parameter.grad.norm())
                 parameter.grad.mul_((max_norm / (norm + _CLIP_EPS)).clamp(max=1))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step of the optimiser, which with float16 is left out where gradients overflowed."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
 
     def after_step(self, model: nn.Module) -> None:
         """Makes the processes' batch norms agree on their statistics, where they saw different images."""
         if self.layout.world_size > 1 and not self._run.sync_batch_norm:
             average_statistics(model, self.reduce, self.layout.world_size)
 
-    @property
-    def scaler(self) -> torch.amp.GradScaler | None:
-        """The loss scale's state; none without float16."""
-        return self._accelerator.scaler
-
     def reduce(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over the processes, the same in each."""
-        total: Tensor = self._accelerator.reduce(tensor, "sum")
+        total = tensor.clone()
+        if self.layout.world_size > 1:
+            distributed.all_reduce(total)
         return total
 
     def gather(self, lines: list[str]) -> list[str]:
         """The lines of all processes, in their order."""
         if self.layout.world_size == 1:
             return lines
-        gathered: list[str] = gather_object(lines)
-        return gathered
+        gathered: list[list[str]] = [[]] * self.layout.world_size
+        distributed.all_gather_object(gathered, lines)
+        return [line for of_one in gathered for line in of_one]
 
     def close(self) -> None:
         """Takes leave of the other processes."""
         if self.layout.world_size > 1:
-            torch.distributed.destroy_process_group()
+            distributed.destroy_process_group()
+
+
+def _join(device: torch.device, world_size: int) -> None:
+    try:
+        distributed.init_process_group(distributed.get_default_backend_for_device(device))
+    except (ValueError, distributed.DistError) as error:
+        raise XCiTError(
+            f"WORLD_SIZE is {world_size}, but the processes do not find one another ({str(error).splitlines()[0]}): "
+            "start them with torchrun"
+        ) from error
 
 
 def num_started_processes() -> int:

@@ -90,13 +90,27 @@ def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> No
         announce(f"warning: the curves could not be drawn: {error}")
 
 
-def _tracker(name: str, directory: Path) -> Any:
-    from accelerate.tracking import TensorBoardTracker, WandBTracker
+class _TensorBoard:
+    """Writes numbers for TensorBoard."""
 
+    def __init__(self, directory: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(directory))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, global_step=step)
+        self._writer.flush()
+
+    def finish(self) -> None:
+        self._writer.close()
+
+
+def _tracker(name: str, directory: Path) -> Any:
     if name == "tensorboard":
-        tracker: Any = TensorBoardTracker("tensorboard", logging_dir=directory)
-    else:
-        # A resumed run is a new one there, of the same group.
-        tracker = WandBTracker("xcit", dir=str(directory), name=directory.name, group=directory.name)
-    tracker.start()
-    return tracker
+        return _TensorBoard(directory / "tensorboard")
+    import wandb
+
+    # A resumed run is a new one there, of the same group.
+    return wandb.init(project="xcit", dir=str(directory), name=directory.name, group=directory.name)

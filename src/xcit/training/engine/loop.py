@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,9 @@ def train_task(
     """
     if task.num_steps == 0:
         raise XCiTError(f"fewer training images than one batch of {config.run.batch_size}")
-    with StopSignals() as signals:
+    with StopSignals() as signals, warnings.catch_warnings():
+        # A depthwise weight has one stride that means nothing, and DDP finds it different in the gradient.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         loop = _Loop(
             task=task,
             processes=processes,
@@ -231,11 +234,12 @@ class _Loop:
                 processes.backward(parts["loss"] / accumulation)
             for name, value in parts.items():
                 losses[name] = losses.get(name, 0) + value.detach().float() / accumulation
+        processes.scaler.unscale_(state.optimizer)
         if self.config.optimizer.clip_grad:
             processes.clip_gradients(state.shared, self.config.optimizer.clip_grad, self.config.optimizer.clip_mode)
         if self.hooks is not None:
             self.hooks.before_update(state.model, state.num_steps_done)
-        state.optimizer.step()
+        processes.step(state.optimizer)
         state.optimizer.zero_grad(set_to_none=True)
         if self.hooks is not None:
             self.hooks.after_update(state.model, state.num_steps_done, processes.reduce)

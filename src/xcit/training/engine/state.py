@@ -47,7 +47,7 @@ class TrainState:
     shared: nn.Module
     ema: timm.utils.ModelEmaV3 | None
     plain: nn.Module | None
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     schedule: timm.scheduler.scheduler.Scheduler
     weight_decay_schedule: WeightDecaySchedule
     num_steps: int
@@ -78,12 +78,11 @@ class TrainState:
 
     def dump(self) -> dict[str, Any]:
         """Tensors and plain values, with whole tensors where they are sharded. All processes must call it."""
-        scaler = self.processes.scaler
         return {
             "model": whole(self.model.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),
             "ema": None if self.ema is None else whole(self.ema.module.state_dict()),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "scaler": self.processes.scaler.state_dict(),
             "position": dataclasses.asdict(self.position),
             "num_steps": self.num_steps,
             "batch_size": self.processes.layout.batch_size,
@@ -113,7 +112,7 @@ class TrainState:
             self.optimizer.load_state_dict(self._sharded_optimizer_state(state["optimizer"]))
         except (RuntimeError, ValueError, KeyError) as error:
             raise XCiTError(f"{source} does not fit this run: {' '.join(str(error).split())}") from None
-        if self.processes.scaler is not None and state["scaler"] is not None:
+        if state["scaler"]:
             self.processes.scaler.load_state_dict(state["scaler"])
         self.position = position
         self.step_update(self.num_steps_done)
@@ -143,7 +142,7 @@ def build_state(
     if ema is not None and processes.is_sharded:
         processes.shard(ema.module)
     shared = processes.share_model(model)
-    optimizer = processes.prepare_optimizer(build_optimizer(model, optimizer_config))
+    optimizer = build_optimizer(model, optimizer_config)
     schedule = build_schedule(optimizer, schedule_config, num_steps)
     decay = WeightDecaySchedule(optimizer, optimizer_config.final_weight_decay, schedule_config.epochs * num_steps)
     state = TrainState(

@@ -41,9 +41,9 @@ def model() -> XCiT:
                 value.normal_(std=0.3)
             else:
                 value.uniform_(0.5, 1.5)
-        for name, value in model.named_buffers():
+        for name, buffer in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
-                value.uniform_(0.5, 1.5)
+                buffer.uniform_(0.5, 1.5)
     return model
 
 

@@ -69,7 +69,7 @@ def test_classes_do_not_suppress_one_another() -> None:
     corners = draw.uniform(0, 60, (200, 2))
     boxes = np.concatenate([corners, corners + draw.uniform(5, 40, (200, 2))], axis=1).astype(np.float32)
     scores, classes = draw.permutation(200).astype(np.float32), draw.integers(0, 3, 200)
-    found = nms_by_class(*map(torch.from_numpy, (boxes, scores, classes)), 0.5)
+    found = nms_by_class(torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(classes), 0.5)
     assert found.tolist() == brute_force(boxes, scores, classes, 0.5)
 
 

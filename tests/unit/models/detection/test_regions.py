@@ -55,7 +55,10 @@ def aligned(image: Tensor, box: list[float], size: int, stride: int) -> Tensor:
 def test_features_are_the_mean_of_as_many_samples_as_pixels() -> None:
     draw = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, 1, 256 // stride, 512 // stride, generator=draw) for stride in (4, 8, 16, 32, 64)]
-    boxes = [[[3.3, 5.1, 40.2, 33.0]], [[10.0, 20, 300, 240], [0, 0, 511, 255], [100, 50, 190.5, 230]]]
+    boxes: list[list[list[float]]] = [
+        [[3.3, 5.1, 40.2, 33.0]],
+        [[10.0, 20, 300, 240], [0, 0, 511, 255], [100, 50, 190.5, 230]],
+    ]
     levels = [[0], [2, 2, 1]]
     found = region_features(maps, [torch.tensor(own) for own in boxes], 3)
     expected = [

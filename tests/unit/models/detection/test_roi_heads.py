@@ -7,6 +7,8 @@ from torch import Tensor
 
 from xcit.models.detection import roi_heads
 from xcit.models.detection.boxes import encode_boxes, nms_by_class
+from xcit.models.detection.masks import mask_targets
+from xcit.models.detection.regions import region_features
 from xcit.models.detection.roi_heads import STD, Objects, RoIHeads
 
 NO_SCALE = torch.ones(4)
@@ -84,7 +86,7 @@ def test_masks_are_of_the_final_boxes_at_the_networks_scale_and_of_their_class(h
     scale = torch.tensor([2.0, 2.5, 2.0, 2.5])
     found = heads.detect(maps, torch.tensor([[10.0, 10, 60, 70], [30, 20, 110, 90]]), (120, 128), scale, 0.05)
     assert len(found.boxes) and found.labels.min() >= 1 and found.masks.shape[1:] == (28, 28)
-    features = roi_heads.region_features(maps, [found.boxes * scale], 14)
+    features = region_features(maps, [found.boxes * scale], 14)
     logits = heads.mask_predictor(heads.mask_head(features))
     for index, label in enumerate(found.labels.tolist()):
         torch.testing.assert_close(found.masks[index], logits[index, label - 1].sigmoid())
@@ -113,7 +115,7 @@ def test_losses_by_the_formula(heads: RoIHeads) -> None:
     box_loss = (steps[[0, 1, 2], [0, 2, 0]] - target).abs().sum() / 5
     torch.testing.assert_close(found["loss_box_reg"], box_loss)
     mask_logits = heads._masks(maps, [regions[0][:3], regions[1][:0]], torch.tensor([0, 2, 0]))
-    targets = roi_heads.mask_targets(masks, regions[0][:3], torch.tensor([0, 1, 0]), 28)
+    targets = mask_targets(masks, regions[0][:3], torch.tensor([0, 1, 0]), 28)
     torch.testing.assert_close(found["loss_mask"], F.binary_cross_entropy_with_logits(mask_logits, targets))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from xcit.models.detection import rpn
 from xcit.models.detection.anchors import ANCHOR_STRIDES, all_anchors
 from xcit.models.detection.boxes import encode_boxes
+from xcit.models.detection.matching import match, sample
 from xcit.models.detection.rpn import RegionProposalNetwork
 
 SIZES = ((32, 48), (16, 24), (8, 12), (4, 6), (2, 3))
@@ -82,8 +83,8 @@ def test_losses_by_the_formula(outputs: tuple[list[Tensor], list[Tensor], list[T
     torch.manual_seed(0)
     found = network.losses(maps, logits, steps, [(128, 192)], [objects])
     torch.manual_seed(0)
-    matched = rpn.match(anchors, objects, positive=0.7, negative=0.3, lowest=0.3)
-    positive, negative = rpn.sample(matched, 256, 0.5)
+    matched = match(anchors, objects, positive=0.7, negative=0.3, lowest=0.3)
+    positive, negative = sample(matched, 256, 0.5)
     all_logits, all_steps = torch.cat(logits, dim=1)[0], torch.cat(steps, dim=1)[0]
     classes = F.softplus(-all_logits[positive]).sum() + F.softplus(all_logits[negative]).sum()
     boxes = (all_steps[positive] - encode_boxes(anchors[positive], objects[matched[positive]], rpn.STD)).abs().sum()

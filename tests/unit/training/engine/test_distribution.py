@@ -1,5 +1,7 @@
 """One process; what two do together is in tests/integration/test_distributed.py."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -37,10 +39,13 @@ def test_float16_needs_a_gpu() -> None:
 
 
 def test_a_lost_process_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As if only the environment spoke of two: torchrun also sets LOCAL_RANK, by which Accelerate would join.
     monkeypatch.setenv("WORLD_SIZE", "x")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(XCiTError, match="WORLD_SIZE is 'x'"):
+        Processes(RunConfig(), CPU)
+    # As if only the environment spoke of two: torchrun also says which one this is.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(XCiTError, match=r"WORLD_SIZE is 2, but .*RANK.*: start them with torchrun$"):
         Processes(RunConfig(), CPU)
 
 
@@ -53,7 +58,7 @@ def test_checkpointing_of_activations_needs_a_model_that_can() -> None:
 
 
 def test_statistics_of_batch_norms_are_averaged() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    model: Any = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
     other = [torch.randn(3), torch.rand(3), torch.randn(2), torch.rand(2)]
     own = [tensor.clone() for norm in (model[0], model[2]) for tensor in (norm.running_mean, norm.running_var)]
     average_statistics(model, lambda tensor: tensor + torch.cat(other), world_size=2)

@@ -174,17 +174,17 @@ def test_writes_lines_checkpoints_and_the_result(tmp_path: Path) -> None:
     assert all(line["root"] > line["loss"] > 0 for line in steps)
     files = {"last.pt", "best.pt", "log.jsonl", "model.safetensors", "best.safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == files
-    assert torch.equal(read(tmp_path / "model.safetensors")["weight"], task.model.weight)
+    assert torch.equal(read(tmp_path / "model.safetensors")["weight"], task.model.get_parameter("weight"))
 
 
 def test_averaged_weights_are_what_is_measured_and_exported(tmp_path: Path) -> None:
     task = Line()
     train_line(task, tmp_path, ema_decay=0.5)
-    exported = read(tmp_path / "model.safetensors")
-    assert not torch.equal(exported["weight"], task.model.weight)
+    exported: Any = read(tmp_path / "model.safetensors")
+    assert not torch.equal(exported["weight"], task.model.get_parameter("weight"))
     state = read(tmp_path / "last.pt")
     assert torch.equal(exported["weight"], state["ema"]["weight"])
-    assert torch.equal(task.model.weight, state["model"]["weight"])
+    assert torch.equal(task.model.get_parameter("weight"), state["model"]["weight"])
     average = nn.Linear(1, 1)
     average.load_state_dict(exported)
     assert task.evaluated[-1] == pytest.approx(-abs(average(torch.ones(1, 1)).item() - 1))
@@ -400,7 +400,7 @@ def test_parts_of_a_batch_are_averaged(tmp_path: Path) -> None:
     halves, wholes = Halves(), Wholes()
     train_line(halves, tmp_path / "halves", max_device_batch=4)
     train_line(wholes, tmp_path / "wholes")
-    assert torch.allclose(halves.model.weight, wholes.model.weight, rtol=1e-6)
+    assert torch.allclose(halves.model.get_parameter("weight"), wholes.model.get_parameter("weight"), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
 
 
 def test_too_many_unreadable_inputs_stop_the_run(tmp_path: Path) -> None:
-    task, announced = Line(), []
+    task, announced = Line(), list[str]()
     task.unreadable.append("a.png: no image")
     train_line(task, tmp_path, max_unreadable=0.01, announce=announced.append)
     assert (tmp_path / "unreadable.txt").read_text() == "a.png: no image\n"
@@ -481,19 +481,17 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(data: Path, epochs: int, **changes: Any) -> ClassificationConfig:
-    return ClassificationConfig(
-        **{
-            "name": "squares",
-            "model": XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=3, drop_path_rate=0.2),
-            "preprocessing": Preprocessing(image_size=16, resize_to=16, mean=(0.4,) * 3, std=(0.3,) * 3),
-            "data": str(data),
-            "augmentation": AugmentationConfig(crop="padded", padding=1),
-            "optimizer": OptimizerConfig(lr=0.01, clip_grad=1.0),
-            "schedule": ScheduleConfig(epochs=epochs, warmup_epochs=1, warmup_lr=1e-3, min_lr=1e-3),
-            "run": RunConfig(batch_size=8, num_workers=0, evaluate_every=epochs),
-        }
-        | changes
-    )
+    fields: dict[str, Any] = {
+        "name": "squares",
+        "model": XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=3, drop_path_rate=0.2),
+        "preprocessing": Preprocessing(image_size=16, resize_to=16, mean=(0.4,) * 3, std=(0.3,) * 3),
+        "data": str(data),
+        "augmentation": AugmentationConfig(crop="padded", padding=1),
+        "optimizer": OptimizerConfig(lr=0.01, clip_grad=1.0),
+        "schedule": ScheduleConfig(epochs=epochs, warmup_epochs=1, warmup_lr=1e-3, min_lr=1e-3),
+        "run": RunConfig(batch_size=8, num_workers=0, evaluate_every=epochs),
+    }
+    return ClassificationConfig(**(fields | changes))
 
 
 def train_squares(

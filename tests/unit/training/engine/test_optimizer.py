@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_by_epoch_the_learning_rate_stands_still_for_an_epoch(model: XCiT) -> No
 @pytest.mark.parametrize("layer_decay", [1.0, DECAY])
 def test_sgd_has_the_same_groups(model: XCiT, layer_decay: float) -> None:
     config = OptimizerConfig(weight_decay=0.05, layer_decay=layer_decay)
-    adamw, sgd = (build_optimizer(model, replace(config, kind=kind)) for kind in ("adamw", "sgd"))  # type: ignore[arg-type]
+    adamw, sgd = (build_optimizer(model, replace(config, kind=kind)) for kind in ("adamw", "sgd"))
     assert isinstance(sgd, torch.optim.SGD)
     assert [group["momentum"] for group in sgd.param_groups] == [0.9] * len(adamw.param_groups)
     for one, other in zip(adamw.param_groups, sgd.param_groups, strict=True):
@@ -233,7 +234,7 @@ def test_milestones_under_their_warm_up(model: XCiT) -> None:
 
 
 def test_a_cosine_with_its_warm_up_in_steps(model: XCiT) -> None:
-    rates = []
+    rates: list[Any] = []
     for config in (
         ScheduleConfig(epochs=4, warmup_epochs=1),
         ScheduleConfig(epochs=4, warmup_epochs=3, warmup_steps=5),

@@ -30,7 +30,8 @@ def rectangle(x: float, y: float, width: float, height: float) -> np.ndarray:
 def images(tmp_path_factory: pytest.TempPathFactory) -> CocoImages:
     """Ten images, the last without objects, of three categories; polygons, RLE and crowds."""
     root, draw = tmp_path_factory.mktemp("coco"), np.random.default_rng(0)
-    entries, annotations = [], []
+    entries: list[Any] = []
+    annotations: list[Any] = []
     for number in range(10):
         entries.append({"id": 100 + number, "file_name": f"{number}.png", "height": SIZE[0], "width": SIZE[1]})
         Image.new("RGB", SIZE[::-1]).save(root / f"{number}.png")

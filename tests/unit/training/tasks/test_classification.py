@@ -147,21 +147,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 def config_of(data: Path | str, **changes: Any) -> ClassificationConfig:
-    return ClassificationConfig(
-        **{
-            "name": "shades",
-            "model": XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=2, drop_path_rate=0.5),
-            "preprocessing": Preprocessing(image_size=16, resize_to=16),
-            "data": str(data),
-            "augmentation": AugmentationConfig(crop="padded"),
-            "run": RunConfig(batch_size=4, num_workers=0),
-        }
-        | changes
-    )
+    fields: dict[str, Any] = {
+        "name": "shades",
+        "model": XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=2, drop_path_rate=0.5),
+        "preprocessing": Preprocessing(image_size=16, resize_to=16),
+        "data": str(data),
+        "augmentation": AugmentationConfig(crop="padded"),
+        "run": RunConfig(batch_size=4, num_workers=0),
+    }
+    return ClassificationConfig(**(fields | changes))
 
 
 def test_wires_folders_to_batches_and_figures(folder: Path) -> None:
-    task = ClassificationTask(config_of(folder))
+    task: Any = ClassificationTask(config_of(folder))
     batches = list(task.train_batches(0))
     assert len(batches) == task.num_steps == 3
     images, labels = batches[0]
@@ -182,7 +180,9 @@ def test_the_same_seed_starts_with_the_same_weights(folder: Path) -> None:
 
 
 def test_held_out_images_are_not_trained_on(folder: Path) -> None:
-    task = ClassificationTask(config_of(folder, holdout=3, augmentation=AugmentationConfig(crop="padded", padding=0)))
+    task: Any = ClassificationTask(
+        config_of(folder, holdout=3, augmentation=AugmentationConfig(crop="padded", padding=0))
+    )
     watched = {task.watched.image_name(index) for index in range(3)}
     assert len(task.watched) == len(watched) == 3
     assert all("/train/" in name for name in watched)
@@ -193,7 +193,7 @@ def test_held_out_images_are_not_trained_on(folder: Path) -> None:
     normalised = {round((value / 255 - 0.485) / 0.229, 4) for value in map(float, held_out)}
     assert not values & normalised
     # The draw is the same for another seed.
-    again = ClassificationTask(config_of(folder, holdout=3, run=RunConfig(batch_size=4, num_workers=0, seed=9)))
+    again: Any = ClassificationTask(config_of(folder, holdout=3, run=RunConfig(batch_size=4, num_workers=0, seed=9)))
     assert {again.watched.image_name(index) for index in range(3)} == watched
 
 

@@ -33,7 +33,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, draw = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
     for split, count in (("train", 10), ("val", 5)):
         (root / split).mkdir()
-        images, annotations = [], []
+        images: list[Any] = []
+        annotations: list[Any] = []
         for number in range(count):
             height, width = (64, 48) if number % 3 == 0 else (48, 64)
             pixels = np.full((height, width, 3), 128, np.uint8)
@@ -185,12 +186,13 @@ def test_classes_are_matched_by_name(scenes: Path) -> None:
 
 def test_the_backbone_starts_from_a_classifier(scenes: Path, tmp_path: Path) -> None:
     shape = replace(config(scenes).model.backbone, cls_depth=2, num_classes=5, global_pool="cls")
-    classifier = XCiT(shape)
+    classifier: Any = XCiT(shape)
     save_model(classifier, tmp_path / "classifier.safetensors")
     with_weights = replace(config(scenes), backbone_weights=str(tmp_path / "classifier.safetensors"))
-    model = DetectionTask(with_weights).model
+    model: Any = DetectionTask(with_weights).model
     assert isinstance(model, MaskRCNN)
-    assert torch.equal(model.backbone.xcit.blocks[1].xca.qkv.weight, classifier.blocks[1].xca.qkv.weight)  # type: ignore[union-attr]
+    qkv = "blocks.1.xca.qkv.weight"
+    assert torch.equal(model.get_parameter(f"backbone.xcit.{qkv}"), classifier.get_parameter(qkv))
     other = replace(config(scenes).model, backbone=replace(config(scenes).model.backbone, depth=3))
     with pytest.raises(XCiTError, match="its depth is 2, the model's 3"):
         DetectionTask(replace(with_weights, model=other))

@@ -253,7 +253,7 @@ def test_the_last_layer_is_held_in_the_first_epoch_alone(folder: Path, tmp_path:
 
 def test_the_teacher_s_batch_norms_see_the_batches_too(folder: Path, tmp_path: Path) -> None:
     task = DINOTask(config_of(folder))
-    model = model_of(task)
+    model: Any = model_of(task)
     run(task, tmp_path / "run")
     num_steps = 2 * (NUM_IMAGES // 4)
     # A pass over the global crops a step for the teacher; one over each size for the student.
@@ -273,7 +273,7 @@ def test_a_run_leaves_the_teacher_s_backbone_and_no_best(folder: Path, tmp_path:
     assert all({"loss", "teacher_entropy", "teacher_student_kl", "feature_spread"} <= line.keys() for line in steps)
     assert {name: lines[-1][name] for name in figures} == figures
 
-    exported = xcit.get_model(tmp_path / "run" / "model.safetensors")
+    exported: Any = xcit.get_model(tmp_path / "run" / "model.safetensors")
     assert (exported.num_classes, exported.config.drop_path_rate) == (0, 0.0)
     assert exported.info is not None
     assert (exported.info.name, exported.info.preprocessing) == ("dino-test", config.preprocessing)

@@ -157,7 +157,7 @@ def timms(tmp_path: Path) -> Iterator[str]:
     name = "test_resnet.r160_in1k"
     torch.manual_seed(3)
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "timm.pth")
-    known = timm.models.get_pretrained_cfg(name)
+    known: Any = timm.models.get_pretrained_cfg(name)
     changed = replace(known, file=str(tmp_path / "timm.pth"), num_classes=3, label_names=CLASSES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(_registry._model_pretrained_cfgs, name, changed)

@@ -61,8 +61,8 @@ def test_a_file_s_weights_are_taken_over(trained: XCiT, tmp_path: Path, form: st
 
 @pytest.mark.parametrize("num_classes", [1, 7])
 def test_a_head_of_other_classes_stays_new(trained: XCiT, tmp_path: Path, num_classes: int) -> None:
-    model = build(replace(SHAPE, num_classes=num_classes), seed=2)
-    head = model.head.weight.clone()
+    model: Any = build(replace(SHAPE, num_classes=num_classes), seed=2)
+    head: Any = model.head.weight.clone()
     initialize(model, InitializeConfig(weights=str(tmp_path / "trained.safetensors")))
     assert torch.equal(model.head.weight, head)
     trunk = [name for name in trained.state_dict() if not name.startswith("head.")]
@@ -72,8 +72,8 @@ def test_a_head_of_other_classes_stays_new(trained: XCiT, tmp_path: Path, num_cl
 def test_a_file_without_a_head_leaves_the_new_one(tmp_path: Path) -> None:
     backbone = build(replace(SHAPE, num_classes=0), seed=1)
     save_model(backbone, tmp_path / "backbone.safetensors")
-    model = build(SHAPE, seed=2)
-    head = model.head.weight.clone()
+    model: Any = build(SHAPE, seed=2)
+    head: Any = model.head.weight.clone()
     initialize(model, InitializeConfig(weights=str(tmp_path / "backbone.safetensors")))
     assert torch.equal(model.head.weight, head)
     assert same(backbone, model)
@@ -94,9 +94,9 @@ def test_timm_s_format_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [PACKAGED, "packaged"])
 @pytest.mark.parametrize("num_classes", [10, 4])
 def test_a_checkpoint_s_weights_are_taken_over_by_name(name: str, num_classes: int) -> None:
-    model = build(replace(ARCHITECTURES["pico-6-p4"], num_classes=num_classes), seed=2)
+    model: Any = build(replace(ARCHITECTURES["pico-6-p4"], num_classes=num_classes), seed=2)
     initialize(model, InitializeConfig(weights=name))
-    packaged = get_model(PACKAGED, pretrained=True)
+    packaged: Any = get_model(PACKAGED, pretrained=True)
     assert same(packaged, model, "blocks.")
     assert same(packaged, model, "stem.")
     if num_classes == 10:
@@ -120,9 +120,10 @@ def test_a_stem_is_copied_and_frozen_alone(trained: XCiT, tmp_path: Path, depth:
 
 
 def test_a_stem_is_taken_by_a_checkpoint_s_name() -> None:
-    model = build(replace(ARCHITECTURES["pico-6-p4"], depth=2, num_classes=3), seed=2)
+    model: Any = build(replace(ARCHITECTURES["pico-6-p4"], depth=2, num_classes=3), seed=2)
     initialize(model, InitializeConfig(stem=PACKAGED))
-    assert same(get_model(PACKAGED, pretrained=True), model, "stem.")
+    packaged: Any = get_model(PACKAGED, pretrained=True)
+    assert same(packaged, model, "stem.")
 
 
 def test_the_stem_wins_over_the_weights(trained: XCiT, tmp_path: Path) -> None:
@@ -154,9 +155,9 @@ def test_a_stem_of_another_shape_is_refused(
 
 def test_surgery_on_the_authors_recipe_is_one_field() -> None:
     recipe = get_recipe("xcit-large-24-p8_official_in1k")
-    config = override(recipe, {"initialize.stem": "xcit-large-24-p8_3rdparty_in1k"})
+    config: Any = override(recipe, {"initialize.stem": "xcit-large-24-p8_3rdparty_in1k"})
     check_initialize(config.initialize, config.model)
-    wrong = override(recipe, {"initialize.stem": "xcit-medium-24-p8_3rdparty_in1k"})
+    wrong: Any = override(recipe, {"initialize.stem": "xcit-medium-24-p8_3rdparty_in1k"})
     with pytest.raises(XCiTError, match=r"medium-24-p8_3rdparty_in1k does not fit: its embed_dim is 512, .* 768"):
         check_initialize(wrong.initialize, wrong.model)
 
@@ -245,7 +246,7 @@ def test_a_model_without_class_attention_has_no_such_stages() -> None:
         ({"stem": "xcit-nano-12-p16_3rdparty_in1k"}, r"does not fit: its patch_size is 16, the model's 4$"),
     ],
 )
-def test_a_source_that_can_t_be_is_found_at_once(fields: dict[str, str], message: str) -> None:
+def test_a_source_that_can_t_be_is_found_at_once(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(XCiTError, match=message):
         check_initialize(InitializeConfig(**fields), SHAPE)
 
@@ -276,7 +277,7 @@ def test_a_checkpoint_is_tuned_on_a_folder_of_other_classes(trained: XCiT, tmp_p
         for shade, name in ((40, "dark"), (128, "grey"), (220, "light")):
             (tmp_path / "data" / split / name).mkdir(parents=True)
             Image.new("RGB", (8, 8), (shade,) * 3).save(tmp_path / "data" / split / name / "0.png")
-    recipe = get_recipe("xcit-nano-12-p16_transfer")
+    recipe: Any = get_recipe("xcit-nano-12-p16_transfer")
     config = replace(
         recipe,
         data=str(tmp_path / "data"),

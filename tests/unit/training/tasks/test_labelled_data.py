@@ -63,17 +63,15 @@ def stream(tmp_path: Path) -> str:
 
 
 def config_of(data: str, **changes: Any) -> ClassificationConfig:
-    return ClassificationConfig(
-        **{
-            "name": "shades",
-            "model": XCiTConfig(patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=0),
-            "preprocessing": SPEC,
-            "data": data,
-            "augmentation": AugmentationConfig(crop="padded", padding=0, flip=0),
-            "run": RunConfig(batch_size=4, num_workers=0),
-        }
-        | changes
-    )
+    fields: dict[str, Any] = {
+        "name": "shades",
+        "model": XCiTConfig(patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=0),
+        "preprocessing": SPEC,
+        "data": data,
+        "augmentation": AugmentationConfig(crop="padded", padding=0, flip=0),
+        "run": RunConfig(batch_size=4, num_workers=0),
+    }
+    return ClassificationConfig(**(fields | changes))
 
 
 def seen(task: ClassificationTask, epoch: int) -> list[int]:

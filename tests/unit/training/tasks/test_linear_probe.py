@@ -30,7 +30,7 @@ def features(count: int, seed: int, dim: int = 16) -> LabelledFeatures:
 
 
 def make_config(**changes: Any) -> LinearConfig:
-    fields = {"name": "tiny", "backbone": "0" * 64, "data": "d", "augmented": False, "epochs": 3}
+    fields: Any = {"name": "tiny", "backbone": "0" * 64, "data": "d", "augmented": False, "epochs": 3}
     return LinearConfig(**(fields | {"run": RunConfig(batch_size=8, num_workers=0)} | changes))
 
 
@@ -181,8 +181,13 @@ def test_figures_are_counts_over_all_processes(tiny: XCiT) -> None:
     }
 
     sums: list[Tensor] = []
+
+    def note(own: Tensor) -> Tensor:
+        sums.append(own)
+        return own
+
     for rank in range(2):
-        task.evaluate(task.model, Layout(batch_size=8, rank=rank, world_size=2), lambda own: sums.append(own) or own)
+        task.evaluate(task.model, Layout(batch_size=8, rank=rank, world_size=2), note)
     task.evaluate(task.model, None, lambda _: sums[0] + sums[1])
     assert [accuracy.num_right1 for accuracy in task.accuracies] == [round(n) for n in (sums[0] + sums[1])[0].tolist()]
     assert task.best == best
