@@ -42,11 +42,10 @@ class TrainableImages:
 
     def __init__(self, images: CocoImages, *, num_channels: int, with_empty: bool) -> None:
         self.images, self.num_channels = images, num_channels
-        self.indices = [
-            index
-            for index, image in enumerate(images.images)
-            if min(image.size) >= MIN_SIDE and (with_empty or any(one.is_trainable for one in image.objects))
-        ]
+        is_trained = images.images.rows["size"].min(axis=1) >= MIN_SIDE
+        if not with_empty:
+            is_trained &= images.images.num_trainable() > 0
+        self.indices = np.flatnonzero(is_trained)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -57,7 +56,7 @@ class TrainableImages:
         Raises:
             XCiTError: "<path>: <reason>" if the picture can't be read.
         """
-        place = self.indices[index]
+        place = int(self.indices[index])
         pixels = picture_pixels(self.images.read(place), self.num_channels)
         objects = [one for one in self.images.images[place].objects if one.is_trainable]
         corners = np.array([one.box for one in objects], dtype=np.float32).reshape(-1, 4)
@@ -68,8 +67,9 @@ class TrainableImages:
 
     def groups(self) -> list[int]:
         """1 for images that are wider than high, else 0: a batch of one kind needs less padding."""
-        sizes = (self.images.images[index].size for index in self.indices)
-        return [int(width > height) for height, width in sizes]
+        heights, widths = self.images.images.rows["size"][self.indices].T
+        groups: list[int] = (widths > heights).astype(int).tolist()
+        return groups
 
 
 @dataclass(frozen=True, kw_only=True)
