@@ -30,7 +30,7 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
     `load`. What is damaged comes as a sample that can't be read: one in place of the rest of a shard that is cut off.
 
     Args:
-        shard: a path, or an http(s) URL.
+        shard: a path, or a URL (see `open_url`).
         num_classes: labels run from 0 to one less.
 
     Raises:
