@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +212,10 @@ def open_coco(data: str | os.PathLike[str], split: Split) -> CocoImages:
     objects = np.fromiter(_objects(source, rows, index_of, texts, problems), _OBJECT)
     objects = objects[np.argsort(objects["image"], kind="stable")]
     rows["objects"] = np.searchsorted(objects["image"], np.arange(len(rows))[:, None] + [0, 1])
-    existing, is_there = _Existing(), np.ones(len(rows), dtype=bool)
+    names_in, is_there = cache(_names_in), np.ones(len(rows), dtype=bool)
     for index, row in enumerate(rows):
         path = folder / _name(texts, row)
-        if path not in existing:
+        if path.name not in names_in(path.parent):
             problems.add("images left out, for there is no such file", str(path))
             is_there[index] = False
     if not is_there.any():
@@ -369,24 +370,13 @@ def _object(
     return box, area[0] if area else mask_area(segmentation, size), is_crowd, is_trainable
 
 
-class _Existing:
-    """The files of folders, each folder read once: faster than to ask for each of a hundred thousand files."""
-
-    def __init__(self) -> None:
-        self._names: dict[Path, frozenset[str]] = {}
-
-    def __contains__(self, path: Path) -> bool:
-        if path.parent not in self._names:
-            self._names[path.parent] = frozenset(_names(path.parent))
-        return path.name in self._names[path.parent]
-
-
-def _names(folder: Path) -> Iterator[str]:
+def _names_in(folder: Path) -> frozenset[str]:
+    """Names of the files in a folder; read once, that is faster than to ask for each of a hundred thousand files."""
     try:
         with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if entry.is_file())
+            return frozenset(entry.name for entry in entries if entry.is_file())
     except OSError:
-        return
+        return frozenset()
 
 
 def _numbers(values: object) -> tuple[float, ...]:

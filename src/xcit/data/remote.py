@@ -15,16 +15,6 @@ _WAITS = (0, 1, 2, 4, 8, 16)
 
 _BUFFER_BYTES = 1 << 20
 
-_STATUS: dict[type[Exception], int] = {FileNotFoundError: 404, PermissionError: 403}
-
-
-class RemoteError(XCiTError):
-    """A file that can't be read. `status` is HTTP's word for the reason, None for a failure of the connection."""
-
-    def __init__(self, message: str, *, status: int | None) -> None:
-        super().__init__(message)
-        self.status = status
-
 
 def is_url(place: str) -> bool:
     """Tells URLs from paths."""
@@ -40,9 +30,8 @@ def open_url(url: str, *, waits: Sequence[int] = _WAITS) -> BinaryIO:
         waits: seconds before each new try after the connection failed.
 
     Raises:
-        RemoteError: here or while it is read, if the server says no, or can't be reached after the last try.
-        XCiTError: if the library for the protocol is missing; while it is read, if there is another file than at the
-            start.
+        XCiTError: if the library for the protocol is missing; here or while it is read, if the server says no, can't be
+            reached after the last try, or has another file than at the start.
     """
     return cast(BinaryIO, io.BufferedReader(_Body(url, waits), _BUFFER_BYTES))
 
@@ -56,8 +45,8 @@ def read_url(url: str) -> bytes | None:
     try:
         with open_url(url, waits=()) as file:
             return file.read()
-    except RemoteError as error:
-        if error.status in (403, 404, 410):  # object stores say 403 for a file that is not there
+    except XCiTError as error:
+        if _status(error.__cause__) in (403, 404, 410):  # object stores say 403 for a file that is not there
             return None
         raise
 
@@ -97,10 +86,11 @@ class _Body(io.RawIOBase):
                 raise
             except Exception as error:  # of the operating system, or of the protocol's own library
                 self._hang_up()
-                status, reason = self._reason(error)
+                status = _status(error)
                 # The server's own no stands, unless it says that it is overloaded or out of order.
                 if not waits or (status is not None and status < 500 and status not in (408, 429)):
-                    raise RemoteError(f"{self._url}: cannot be read ({reason})", status=status) from error
+                    reason = f"HTTP {status}" if status and self._is_http else _reason(error)
+                    raise XCiTError(f"{self._url}: cannot be read ({reason})") from error
             time.sleep(waits.pop(0))
 
     def _open(self) -> None:
@@ -140,14 +130,6 @@ class _Body(io.RawIOBase):
         is_rest = answer.get("Content-Range", "").startswith(f"bytes {self._position}-")
         return answer.get("ETag") or answer.get("Last-Modified"), self._position if is_rest else 0
 
-    def _reason(self, error: Exception) -> tuple[int | None, str]:
-        """The status that an error stands for, and what to say of it."""
-        status = _STATUS.get(type(error), getattr(error, "status", None))
-        if status is not None and self._is_http:
-            return status, f"HTTP {status}"
-        number = getattr(error, "errno", None) or 0
-        return status, os.strerror(number) if number > 0 else " ".join(str(error).split()) or type(error).__name__
-
     def _hang_up(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -164,3 +146,15 @@ def _file_system(url: str, **options: Any) -> tuple[Any, str]:
         extra = " (pip install 'xcit[train]')" if url.startswith("http") else ""
         raise XCiTError(f"{url}: cannot be read: {error}{extra}") from None
     return files, path
+
+
+def _status(error: BaseException | None) -> int | None:
+    """HTTP's word for what a server said, none of other errors."""
+    if isinstance(error, FileNotFoundError):
+        return 404
+    return 403 if isinstance(error, PermissionError) else getattr(error, "status", None)
+
+
+def _reason(error: Exception) -> str:
+    number = getattr(error, "errno", None) or 0
+    return os.strerror(number) if number > 0 else " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,7 @@
 """One tar shard in WebDataset's form as labelled images: consecutive files of one key are one sample.
 
-The standard library reads the tar. The readers of `webdataset` and `datasets` read every byte of every sample, wanted or
-not, take damage for the end of a shard, and leave out links without a word.
+The standard library reads the tar. The readers of `webdataset` and `datasets` read every byte of every sample, wanted
+or not, take damage for the end of a shard, and leave out links without a word.
 """
 
 import json
