@@ -6,3 +6,19 @@ class XCiTError(ValueError):
 
     The command line prints it without a traceback and exits with status 2. Broken invariants of our own are `assert`.
     """
+
+
+def check_field(config: object, name: str, condition: bool, must: str) -> None:
+    """Checks a field of a config.
+
+    Args:
+        config: whose field it is.
+        name: of the field.
+        condition: whether its value will do.
+        must: what it must be, which ends the sentence.
+
+    Raises:
+        XCiTError: if the condition is false.
+    """
+    if not condition:
+        raise XCiTError(f"{type(config).__name__}: {name} is {getattr(config, name)}, must be {must}")

@@ -77,17 +77,8 @@ class CocoImage:
 
 
 _IMAGE = np.dtype([("id", "i8"), ("size", "i8", 2), ("name", "i8", 2), ("objects", "i8", 2)])
-_OBJECT = np.dtype(
-    [
-        ("image", "i8"),
-        ("label", "i8"),
-        ("box", "f8", 4),
-        ("area", "f8"),
-        ("is_crowd", "?"),
-        ("is_trainable", "?"),
-        ("entry", "i8", 2),
-    ]
-)
+_OBJECT = np.dtype("i8, i8, (4,)f8, f8, ?, ?, (2,)i8")
+_OBJECT.names = ("image", "label", "box", "area", "is_crowd", "is_trainable", "entry")
 
 
 @dataclass(frozen=True, eq=False)

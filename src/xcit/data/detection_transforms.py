@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.data.coco import CocoImages
-from xcit.errors import XCiTError
+from xcit.errors import check_field
 from xcit.images.resize_8bit import Pixels, fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 MIN_SIDE = 32
@@ -93,17 +93,13 @@ class DetectionAugmentation:
     crop_size: tuple[int, int] = (384, 600)
 
     def __post_init__(self) -> None:
-        def need(name: str, condition: bool, must: str) -> None:
-            if not condition:
-                raise XCiTError(f"DetectionAugmentation: {name} is {getattr(self, name)}, must be {must}")
-
         for name in ("flip", "crop"):
-            need(name, 0 <= getattr(self, name) <= 1, "in 0..1")
+            check_field(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
         for name in ("short_sides", "crop_short_sides"):
             sides = getattr(self, name)
-            need(name, bool(sides) and min(sides) > 0, "one or more numbers above 0")
-        need("long_side", self.long_side > 0, "above 0")
-        need("crop_size", 1 <= self.crop_size[0] <= self.crop_size[1], "two rising numbers of pixels")
+            check_field(self, name, bool(sides) and min(sides) > 0, "one or more numbers above 0")
+        check_field(self, "long_side", self.long_side > 0, "above 0")
+        check_field(self, "crop_size", 1 <= self.crop_size[0] <= self.crop_size[1], "two rising numbers of pixels")
 
 
 def picture_pixels(picture: Image.Image, num_channels: int) -> Pixels:

@@ -168,12 +168,8 @@ def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStre
         raise XCiTError(
             f"{data}: how many images there are is not known: add the count to the name, as in {data}#1281167"
         )
-    rows, index_of, is_local = (
-        _undecoded(splits[name], image, label),
-        _index_of(feature, class_ids),
-        bool(source.folder),
-    )
-    return HubStream(f"{data} {name}", class_ids, num_images, rows, image, label, index_of, is_local)
+    rows, index_of = _undecoded(splits[name], image, label), _index_of(feature, class_ids)
+    return HubStream(f"{data} {name}", class_ids, num_images, rows, image, label, index_of, bool(source.folder))
 
 
 # ---- where the data are

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from xcit.data.classification import LabelledImages
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 from xcit.images.preprocess import Preprocessing, pixel_mode, preprocess
 from xcit.seeding import mix_seeds, own_randomness, seed_all
 
@@ -61,15 +61,11 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         for name in ("flip", "random_erasing", "switch", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise XCiTError(f"AugmentationConfig: {name} is {getattr(self, name)}, must be in 0..1")
+            check_field(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
         for name in ("padding", "color_jitter", "mixup", "cutmix"):
-            if not getattr(self, name) >= 0:
-                raise XCiTError(f"AugmentationConfig: {name} is {getattr(self, name)}, must be 0 or more")
-        if self.num_repeats < 1:
-            raise XCiTError(f"AugmentationConfig: num_repeats is {self.num_repeats}, must be at least 1")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise XCiTError(f"AugmentationConfig: scale is {self.scale}, must be two rising shares of the area, to 1")
+            check_field(self, name, getattr(self, name) >= 0, "0 or more")
+        check_field(self, "num_repeats", self.num_repeats >= 1, "at least 1")
+        check_field(self, "scale", 0 < self.scale[0] <= self.scale[1] <= 1, "two rising shares of the area, to 1")
 
 
 def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTransform:
