@@ -337,7 +337,7 @@ def prepare_worker(_: int) -> None:
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int, str]]):
-    """Prepared image (C, h, w), label, and ""; or zeros, -1, and why the image can't be read."""
+    """What `prepared` gives, of each of a list of images."""
 
     def __init__(self, images: LabelledImages, spec: Preprocessing) -> None:
         self.images, self.spec = images, spec
@@ -346,18 +346,21 @@ class EvaluationImages(Dataset[tuple[Tensor, int, str]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
-        try:
-            image, label = self.images[index]
-        except XCiTError as error:
-            return self._nothing(str(error))
-        try:
-            return preprocess(image, self.spec), label, ""
-        except XCiTError as error:
-            return self._nothing(f"{self.images.image_name(index)}: {error}")
+        return prepared(lambda: self.images[index], self.images.image_name(index), self.spec)
 
-    def _nothing(self, reason: str) -> tuple[Tensor, int, str]:
-        size = self.spec.image_size
-        return torch.zeros(len(self.spec.mean), size, size), -1, reason
+
+def prepared(read: Callable[[], tuple[Image.Image, int]], name: str, spec: Preprocessing) -> tuple[Tensor, int, str]:
+    """An image (C, h, w), its label, and ""; or zeros, -1, and why the image can't be read."""
+    try:
+        image, label = read()
+    except XCiTError as error:
+        reason = str(error)
+    else:
+        try:
+            return preprocess(image, spec), label, ""
+        except XCiTError as error:
+            reason = f"{name}: {error}"
+    return torch.zeros(len(spec.mean), spec.image_size, spec.image_size), -1, reason
 
 
 def evaluation_batches(
