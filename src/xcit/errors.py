@@ -30,3 +30,18 @@ def printable_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
 
 def _escaped(letter: str) -> str:
     return " " if letter in "\r\n" else ascii(letter)[1:-1]
+
+def check_field(config: object, name: str, condition: bool, must: str) -> None:
+    """Checks a field of a config.
+
+    Args:
+        config: whose field it is.
+        name: of the field.
+        condition: whether its value will do.
+        must: what it must be, which ends the sentence.
+
+    Raises:
+        XCiTError: if the condition is false.
+    """
+    if not condition:
+        raise XCiTError(f"{type(config).__name__}: {name} is {getattr(config, name)}, must be {must}")

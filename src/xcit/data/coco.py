@@ -6,15 +6,19 @@ What is wrong with single entries is named and counted, and costs no other entry
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from xcit.data.coco_masks import CocoMask, box_polygon, decode_mask, mask_area, mask_problem
+from xcit.data.json_lists import json_lists
 from xcit.data.named import Split
 from xcit.errors import XCiTError
 from xcit.images.read import read_image
@@ -42,18 +46,24 @@ class CocoObject:
     Attributes:
         label: index of its category, from 0.
         box: x, y, width and height in pixels, as the file has it.
-        segmentation: polygons or RLE, checked; the box's outline where the file has none.
         area: in pixels, by which objects are counted as small, medium or large.
         is_crowd: a group of objects: not trained on, and no mistake to find.
         is_trainable: whether its box has an area within the image.
+        entry: its JSON text in the file; empty where that has no mask.
     """
 
     label: int
     box: tuple[float, float, float, float]
-    segmentation: CocoMask
     area: float
     is_crowd: bool
     is_trainable: bool
+    entry: bytes
+
+    @property
+    def segmentation(self) -> CocoMask:
+        """Polygons or RLE, checked; the box's outline where the file has none. It is parsed at each call."""
+        mask: CocoMask = json.loads(self.entry)["segmentation"] if self.entry else box_polygon(self.box)
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +76,66 @@ class CocoImage:
     objects: tuple[CocoObject, ...]
 
 
-@dataclass
-class Problems:
-    """Entries that are not as they should be, by kind."""
+_IMAGE = np.dtype([("id", "i8"), ("size", "i8", 2), ("name", "i8", 2), ("objects", "i8", 2)])
+_OBJECT = np.dtype("i8, i8, (4,)f8, f8, ?, ?, (2,)i8")
+_OBJECT.names = ("image", "label", "box", "area", "is_crowd", "is_trainable", "entry")
 
-    by_kind: dict[str, list[str]] = field(default_factory=dict)
+
+@dataclass(frozen=True, eq=False)
+class CocoTable(Sequence[CocoImage]):
+    """The images of a file and their objects, without a Python object for each.
+
+    Processes that were forked share these arrays, for nobody writes to them, not even a count of references.
+
+    Attributes:
+        folder: where the images' files are.
+        rows: of n images: id, height and width, where in `texts` the name of its file begins and ends, and where in
+            `objects` its own do.
+        objects: of all images in their order: the fields of `CocoObject`, `entry` as its place in `texts`.
+        texts: uint8, names of files and JSON texts in UTF-8.
+    """
+
+    folder: Path
+    rows: NDArray[np.void]
+    objects: NDArray[np.void]
+    texts: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        number, size, (start, end), (first, last) = self.rows[range(len(self))[index]].tolist()
+        path = self.folder / self.texts[start:end].tobytes().decode(errors="surrogatepass")
+        return CocoImage(number, path, tuple(size), tuple(map(self._object, self.objects[first:last].tolist())))
+
+    def num_trainable(self) -> NDArray[np.int64]:
+        """Of each image, how many objects are trained on."""
+        sums = np.concatenate([[0], np.cumsum(self.objects["is_trainable"])])
+        return np.diff(sums[self.rows["objects"]])[:, 0]
+
+    def _object(self, fields: Any) -> CocoObject:
+        _, label, box, area, is_crowd, is_trainable, (start, end) = fields
+        return CocoObject(label, tuple(box), area, is_crowd, is_trainable, self.texts[start:end].tobytes())
+
+
+class Problems:
+    """Entries that are not as they should be, by kind: how many, and the first of them."""
+
+    def __init__(self) -> None:
+        self.counts = Counter[str]()
+        self.first: dict[str, list[str]] = {}
 
     def add(self, kind: str, what: str) -> None:
         """Notes an entry of a kind, which ends a sentence that begins with a number."""
-        self.by_kind.setdefault(kind, []).append(what)
+        self.counts[kind] += 1
+        if self.counts[kind] <= _SHOWN:
+            self.first.setdefault(kind, []).append(what)
 
     def lines(self) -> list[str]:
-        """A line a kind: how many, and the first of them."""
+        """A line a kind."""
         return [
-            f"{len(entries)} {kind}: {'; '.join(entries[:_SHOWN])}{'; ...' if len(entries) > _SHOWN else ''}"
-            for kind, entries in self.by_kind.items()
+            f"{self.counts[kind]} {kind}: {'; '.join(first)}{'; ...' if self.counts[kind] > _SHOWN else ''}"
+            for kind, first in self.first.items()
         ]
 
 
@@ -96,7 +151,7 @@ class CocoImages:
         source: the JSON file.
     """
 
-    images: tuple[CocoImage, ...]
+    images: CocoTable
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     problems: tuple[str, ...]
@@ -141,25 +196,23 @@ def open_coco(data: str | os.PathLike[str], split: Split) -> CocoImages:
         XCiTError: if there is no such file, it is no COCO-format JSON, or none of its images exists.
     """
     source = _annotation_file(Path(data), split)
-    content = _read_json(source)
-    problems = Problems()
-    names, index_of = _categories(content, source)
-    entries = _image_entries(content, problems)
-    folder = _image_folder(Path(data), source, split, entries)
-    objects = _objects(content, entries, index_of, problems)
-    images = []
-    existing = _Existing()
-    for number, entry in entries.items():
-        path = folder / entry["file_name"]
-        if path not in existing:
+    problems, texts, categories = Problems(), bytearray(), list[Any]()
+    rows = np.fromiter(_images(source, texts, categories, problems), _IMAGE)
+    names, index_of = _categories(categories, source)
+    folder = _image_folder(Path(data), source, split, [_name(texts, row) for row in rows[:20]])
+    objects = np.fromiter(_objects(source, rows, index_of, texts, problems), _OBJECT)
+    objects = objects[np.argsort(objects["image"], kind="stable")]
+    rows["objects"] = np.searchsorted(objects["image"], np.arange(len(rows))[:, None] + [0, 1])
+    names_in, is_there = cache(_names_in), np.ones(len(rows), dtype=bool)
+    for index, row in enumerate(rows):
+        path = folder / _name(texts, row)
+        if path.name not in names_in(path.parent):
             problems.add("images left out, for there is no such file", str(path))
-            continue
-        images.append(CocoImage(number, path, (entry["height"], entry["width"]), tuple(objects.get(number, ()))))
-    if not images:
-        raise XCiTError(
-            f"{source}: none of its {len(entries)} images is in {folder} or another place where they may be"
-        )
-    return CocoImages(tuple(images), names, tuple(index_of), tuple(problems.lines()), source)
+            is_there[index] = False
+    if not is_there.any():
+        raise XCiTError(f"{source}: none of its {len(rows)} images is in {folder} or another place where they may be")
+    table = CocoTable(folder, rows[is_there], objects, np.frombuffer(texts, np.uint8))
+    return CocoImages(table, names, tuple(index_of), tuple(problems.lines()), source)
 
 
 def _annotation_file(data: Path, split: Split) -> Path:
@@ -174,24 +227,49 @@ def _annotation_file(data: Path, split: Split) -> Path:
     return found
 
 
-def _read_json(source: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(source.read_bytes())
-    except OSError as error:
-        raise XCiTError(f"{source}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise XCiTError(f"{source}: not a JSON file: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("images", "categories")):
+def _images(source: Path, texts: bytearray, categories: list[Any], problems: Problems) -> Iterator[tuple[Any, ...]]:
+    """The images, without their objects; their names are added to `texts`, and to `categories` their entries."""
+    ids, kinds = set[int](), dict[str, type]()
+    for key, text, entry in json_lists(source):
+        if text is None:
+            kinds[key] = type(entry)
+        elif key == "categories":
+            categories.append(entry)
+        elif key == "images":
+            sizes: list[Any] = [entry.get(side) for side in ("height", "width")] if isinstance(entry, dict) else [None]
+            if (
+                not all(_is_int64(length) and length > 0 for length in sizes)
+                or not _is_int64(entry.get("id"))
+                or not isinstance(entry.get("file_name"), str)
+            ):
+                problems.add("images left out, for they lack id, file_name, height or width", _brief(entry))
+            elif entry["id"] in ids:
+                problems.add("images left out, for another has their id", f"{entry['file_name']} (id {entry['id']})")
+            else:
+                ids.add(entry["id"])
+                yield entry["id"], sizes, _added(texts, entry["file_name"]), (0, 0)
+    if not all(kinds.get(key) is list for key in ("images", "categories")):
         raise XCiTError(f"{source}: not in COCO's format: it needs lists of 'images' and 'categories'")
-    if not isinstance(content.setdefault("annotations", []), list):
+    if kinds.get("annotations", list) is not list:
         raise XCiTError(f"{source}: not in COCO's format: 'annotations' is no list")
-    return content
 
 
-def _categories(content: Mapping[str, Any], source: Path) -> tuple[tuple[str, ...], dict[int, int]]:
+def _added(texts: bytearray, text: str) -> tuple[int, int]:
+    """Adds a text, and says where it is."""
+    start = len(texts)
+    texts += text.encode(errors="surrogatepass")
+    return start, len(texts)
+
+
+def _name(texts: bytearray, image: np.void) -> str:
+    start, end = image["name"]
+    return texts[start:end].decode(errors="surrogatepass")
+
+
+def _categories(entries: Sequence[Any], source: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     """Names in the file's order, and the label of each category id."""
     names, index_of = list[str](), dict[int, int]()
-    for entry in content["categories"]:
+    for entry in entries:
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
             raise XCiTError(f"{source}: a category needs a whole number as 'id' and a 'name': {_brief(entry)}")
         if entry["id"] in index_of:
@@ -203,25 +281,8 @@ def _categories(content: Mapping[str, Any], source: Path) -> tuple[tuple[str, ..
     return tuple(names), index_of
 
 
-def _image_entries(content: Mapping[str, Any], problems: Problems) -> dict[int, dict[str, Any]]:
-    entries: dict[int, dict[str, Any]] = {}
-    for entry in content["images"]:
-        sizes = [entry.get(key) for key in ("height", "width")] if isinstance(entry, dict) else [None]
-        if (
-            not all(type(length) is int and length > 0 for length in sizes)
-            or type(entry.get("id")) is not int
-            or not isinstance(entry.get("file_name"), str)
-        ):
-            problems.add("images left out, for they lack id, file_name, height or width", _brief(entry))
-        elif entry["id"] in entries:
-            problems.add("images left out, for another has their id", f"{entry['file_name']} (id {entry['id']})")
-        else:
-            entries[entry["id"]] = entry
-    return entries
-
-
-def _image_folder(data: Path, source: Path, split: Split, entries: Mapping[int, Mapping[str, Any]]) -> Path:
-    """The first place where one of the first images is; where none is, the first place that exists."""
+def _image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -> Path:
+    """The first place where one of the first images, by name, is; where none is, the first place that exists."""
     roots = [data] if data.is_dir() else [source.parent, source.parent.parent]
     # The images of `val.json` are in `val`, whichever split is asked for.
     own = [source.parent / source.stem] if data.is_file() else [source.parent]
@@ -230,7 +291,6 @@ def _image_folder(data: Path, source: Path, split: Split, entries: Mapping[int, 
         *own,
         *(root / place.format(split=name) for name in splits or [split] for root in roots for place in _IMAGE_FOLDERS),
     ]
-    first = [entry["file_name"] for entry in list(entries.values())[:20]]
     for place in places:
         if any((place / name).is_file() for name in first):
             return place
@@ -238,38 +298,39 @@ def _image_folder(data: Path, source: Path, split: Split, entries: Mapping[int, 
 
 
 def _objects(
-    content: Mapping[str, Any],
-    entries: Mapping[int, Mapping[str, Any]],
-    index_of: Mapping[int, int],
-    problems: Problems,
-) -> dict[int, list[CocoObject]]:
-    """The objects of each image that can be understood."""
-    objects: dict[int, list[CocoObject]] = {}
-    for place, entry in enumerate(content["annotations"]):
+    source: Path, images: NDArray[np.void], index_of: Mapping[int, int], texts: bytearray, problems: Problems
+) -> Iterator[tuple[Any, ...]]:
+    """The objects that can be understood; their entries are added to `texts`."""
+    place_of = {number: place for place, number in enumerate(images["id"].tolist())}
+    annotations = (
+        (text, entry) for key, text, entry in json_lists(source) if key == "annotations" and text is not None
+    )
+    for number, (text, entry) in enumerate(annotations, start=1):
         if not isinstance(entry, dict):
-            problems.add("annotations left out, for they are no objects of fields", f"number {place + 1}")
+            problems.add("annotations left out, for they are no objects of fields", f"number {number}")
             continue
-        what = f"annotation {entry.get('id', f'number {place + 1}')}"
-        image = entries.get(_hashable(entry.get("image_id")))
-        if image is None:
+        what = f"annotation {entry.get('id', f'number {number}')}"
+        place = place_of.get(_hashable(entry.get("image_id")))
+        if place is None:
             problems.add("annotations left out, for no image has their image_id", f"{what}: {entry.get('image_id')!r}")
             continue
-        what += f" of {image['file_name']}"
+        what += f" of {_name(texts, images[place])}"
         label = index_of.get(_hashable(entry.get("category_id")))
         if label is None:
             problems.add(
                 "annotations left out, for no category has their category_id", f"{what}: {entry.get('category_id')!r}"
             )
             continue
-        found = _object(entry, label, (image["height"], image["width"]), what, problems)
+        height, width = images[place]["size"].tolist()
+        found = _object(entry, (height, width), what, problems)
         if found is not None:
-            objects.setdefault(image["id"], []).append(found)
-    return objects
+            yield place, label, *found, _added(texts, text if entry.get("segmentation") else "")
 
 
 def _object(
-    entry: Mapping[str, Any], label: int, size: tuple[int, int], what: str, problems: Problems
-) -> CocoObject | None:
+    entry: Mapping[str, Any], size: tuple[int, int], what: str, problems: Problems
+) -> tuple[tuple[float, ...], float, bool, bool] | None:
+    """Box, area, `is_crowd` and `is_trainable`."""
     box = _numbers(entry.get("bbox"))
     if len(box) != 4:
         problems.add(
@@ -296,34 +357,17 @@ def _object(
             f"{what}: {list(box)} in {size[1]} x {size[0]} pixels",
         )
     area = _numbers([entry["area"]]) if "area" in entry else ()
-    return CocoObject(
-        label=label,
-        box=(x, y, width, height),
-        segmentation=segmentation,
-        area=area[0] if area else mask_area(segmentation, size),
-        is_crowd=is_crowd,
-        is_trainable=has_area and is_inside and not is_crowd and not (area and area[0] <= 0),
-    )
+    is_trainable = has_area and is_inside and not is_crowd and not (area and area[0] <= 0)
+    return box, area[0] if area else mask_area(segmentation, size), is_crowd, is_trainable
 
 
-class _Existing:
-    """The files of folders, each folder read once: faster than to ask for each of a hundred thousand files."""
-
-    def __init__(self) -> None:
-        self._names: dict[Path, frozenset[str]] = {}
-
-    def __contains__(self, path: Path) -> bool:
-        if path.parent not in self._names:
-            self._names[path.parent] = frozenset(_names(path.parent))
-        return path.name in self._names[path.parent]
-
-
-def _names(folder: Path) -> Iterator[str]:
+def _names_in(folder: Path) -> frozenset[str]:
+    """Names of the files in a folder; read once, that is faster than to ask for each of a hundred thousand files."""
     try:
         with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if entry.is_file())
+            return frozenset(entry.name for entry in entries if entry.is_file())
     except OSError:
-        return
+        return frozenset()
 
 
 def _numbers(values: object) -> tuple[float, ...]:
@@ -333,6 +377,10 @@ def _numbers(values: object) -> tuple[float, ...]:
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
         return ()
     return tuple(float(value) for value in values)
+
+
+def _is_int64(value: object) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _hashable(value: object) -> int:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.data.coco import CocoImages
-from xcit.errors import XCiTError
+from xcit.errors import check_field
 from xcit.images.resize_8bit import Pixels, fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 MIN_SIDE = 32
@@ -42,11 +42,10 @@ class TrainableImages:
 
     def __init__(self, images: CocoImages, *, num_channels: int, with_empty: bool) -> None:
         self.images, self.num_channels = images, num_channels
-        self.indices = [
-            index
-            for index, image in enumerate(images.images)
-            if min(image.size) >= MIN_SIDE and (with_empty or any(one.is_trainable for one in image.objects))
-        ]
+        is_trained = images.images.rows["size"].min(axis=1) >= MIN_SIDE
+        if not with_empty:
+            is_trained &= images.images.num_trainable() > 0
+        self.indices = np.flatnonzero(is_trained)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -57,7 +56,7 @@ class TrainableImages:
         Raises:
             XCiTError: "<path>: <reason>" if the picture can't be read.
         """
-        place = self.indices[index]
+        place = int(self.indices[index])
         pixels = picture_pixels(self.images.read(place), self.num_channels)
         objects = [one for one in self.images.images[place].objects if one.is_trainable]
         corners = np.array([one.box for one in objects], dtype=np.float32).reshape(-1, 4)
@@ -68,8 +67,9 @@ class TrainableImages:
 
     def groups(self) -> list[int]:
         """1 for images that are wider than high, else 0: a batch of one kind needs less padding."""
-        sizes = (self.images.images[index].size for index in self.indices)
-        return [int(width > height) for height, width in sizes]
+        heights, widths = self.images.images.rows["size"][self.indices].T
+        groups: list[int] = (widths > heights).astype(int).tolist()
+        return groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,17 +93,13 @@ class DetectionAugmentation:
     crop_size: tuple[int, int] = (384, 600)
 
     def __post_init__(self) -> None:
-        def need(name: str, condition: bool, must: str) -> None:
-            if not condition:
-                raise XCiTError(f"DetectionAugmentation: {name} is {getattr(self, name)}, must be {must}")
-
         for name in ("flip", "crop"):
-            need(name, 0 <= getattr(self, name) <= 1, "in 0..1")
+            check_field(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
         for name in ("short_sides", "crop_short_sides"):
             sides = getattr(self, name)
-            need(name, bool(sides) and min(sides) > 0, "one or more numbers above 0")
-        need("long_side", self.long_side > 0, "above 0")
-        need("crop_size", 1 <= self.crop_size[0] <= self.crop_size[1], "two rising numbers of pixels")
+            check_field(self, name, bool(sides) and min(sides) > 0, "one or more numbers above 0")
+        check_field(self, "long_side", self.long_side > 0, "above 0")
+        check_field(self, "crop_size", 1 <= self.crop_size[0] <= self.crop_size[1], "two rising numbers of pixels")
 
 
 def picture_pixels(picture: Image.Image, num_channels: int) -> Pixels:

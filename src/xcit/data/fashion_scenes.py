@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_fashion_mnist
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 from xcit.seeding import mix_seeds
 
 GROUND = "ground"
@@ -52,14 +52,13 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         largest = int(28 * self.scale[1] + 0.5)
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise XCiTError(f"SceneConfig: scale is {self.scale}, must be two rising factors above 0")
+        check_field(self, "scale", 0 < self.scale[0] <= self.scale[1], "two rising factors above 0")
         if min(self.height, self.width) < largest:
             raise XCiTError(
                 f"SceneConfig: a scene of {self.width} x {self.height} is smaller than a garment of {largest} pixels"
             )
-        if not 1 <= self.num_garments[0] <= self.num_garments[1]:
-            raise XCiTError(f"SceneConfig: num_garments is {self.num_garments}, must be two rising numbers from 1 on")
+        is_rising = 1 <= self.num_garments[0] <= self.num_garments[1]
+        check_field(self, "num_garments", is_rising, "two rising numbers from 1 on")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def fingerprint(images: LabelledImages) -> str | None:
             array = np.ascontiguousarray(content)
             sha.update(f"{array.dtype} {array.shape}\n".encode() + array.tobytes())
     elif isinstance(images, HubImages):
-        sha.update(f"{images.rows._fingerprint}\n{images.columns}".encode())
+        sha.update(f"{images.rows._fingerprint}\n{images.image} {images.label}".encode())
     else:
         return None
     sha.update("\n".join(images.class_ids).encode(errors="replace"))

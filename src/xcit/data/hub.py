@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,49 +18,43 @@ from xcit.images.read import read_encoded_image
 
 _SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
 
-_LABEL_COLUMNS = ("label", "labels", "cls", "class", "target")
-"""Names by which a column of plain numbers or texts is known for the labels."""
+_COLUMNS = {"image": ("image", "img"), "label": ("label", "labels", "fine_label")}
+"""Names by which the columns of images and labels are known; others have to be told."""
+
+_TYPES = {"image": r"PIL\.Image\.Image|(large_)?binary|struct", "label": r"u?int\d+|(large_)?string"}
 
 _ROWS_AT_ONCE = 16
 _NUM_SAVED_SHARDS = 128
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """Where a row has its image and its label; `index_of` tells the indices of labels that are texts."""
-
-    image: str
-    label: str
-    index_of: Mapping[str, int] | None
-
-    def index(self, value: Any, name: str, num_classes: int) -> int:
-        """The class index that a row's label stands for.
-
-        Raises:
-            XCiTError: if it stands for none.
-        """
-        label = value if self.index_of is None else self.index_of.get(value, value)
-        if problem := label_problem(label, num_classes):
-            raise XCiTError(f"{name}: {problem}")
-        return int(label)
-
-
-@dataclass(frozen=True)
 class HubImages:
-    """One split on this disk, a list of labelled images (see `LabelledImages`)."""
+    """One split on this disk, a list of labelled images (see `LabelledImages`).
+
+    Attributes:
+        name: the data set and the split.
+        class_ids: the classes' names.
+        rows: of two columns.
+        image, label: their names.
+        index_of: the index of each label that is a text.
+    """
 
     name: str
     class_ids: tuple[str, ...]
     rows: Any
-    columns: _Columns
+    image: str
+    label: str
+    index_of: Mapping[Any, int]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         row, name = self.rows[index], self.image_name(index)
-        label = self.columns.index(row[self.columns.label], name, len(self.class_ids))
-        return read_encoded_image(_file_of(row[self.columns.image], name), name), label
+        label = self.index_of.get(row[self.label], row[self.label])
+        if problem := label_problem(label, len(self.class_ids)):
+            raise XCiTError(f"{name}: {problem}")
+        return read_encoded_image(_file_of(row[self.image], name), name), label
 
     def image_name(self, index: int) -> str:
         """The data set, the split and the number of the row."""
@@ -68,13 +63,15 @@ class HubImages:
 
 @dataclass(frozen=True)
 class HubStream:
-    """One split shard by shard, a stream of labelled images (see `LabelledStream`)."""
+    """One split shard by shard, a stream of labelled images (see `LabelledStream`); attributes as of `HubImages`."""
 
     name: str
     class_ids: tuple[str, ...]
     num_images: int
     rows: Any
-    columns: _Columns
+    image: str
+    label: str
+    index_of: Mapping[Any, int]
     is_local: bool
 
     @property
@@ -100,16 +97,15 @@ class HubStream:
                 return
             if batch is None:
                 return
-            for image, label in zip(batch[self.columns.image], batch[self.columns.label], strict=True):
+            for image, label in zip(batch[self.image], batch[self.label], strict=True):
                 yield self._sample(f"{shard} row {place}", image, label)
                 place += 1
 
     def _sample(self, name: str, image: Any, label: Any) -> StreamSample:
-        try:
-            index = self.columns.index(label, name, len(self.class_ids))
-        except XCiTError as error:
-            return unreadable_sample(name, str(error).removeprefix(f"{name}: "))
-        return StreamSample(name, index, lambda: _file_of(image, name))
+        label = self.index_of.get(label, label)
+        if problem := label_problem(label, len(self.class_ids)):
+            return unreadable_sample(name, problem)
+        return StreamSample(name, label, partial(_file_of, image, name))
 
 
 def open_hub_images(data: str, split: Split) -> HubImages:
@@ -126,14 +122,18 @@ def open_hub_images(data: str, split: Split) -> HubImages:
         XCiTError: if the data set, its split or its columns are missing or not clear, or the library is not installed.
     """
     source = _parse(data, "hf")
-    splits = _open(source, streaming=False).rows
+    splits, _ = _open(source, streaming=False)
     name = _split_name(source, splits, split)
-    image, label = _find_columns(source, splits[name].features)
-    class_ids = _named_classes(source, splits[name].features[label])
+    image, label = (_column(source, what, splits[name].features) for what in _COLUMNS)
+    feature = splits[name].features[label]
+    class_ids = _named_classes(source, feature)
     if class_ids is None:
-        class_ids = _classes_of(splits.get("train", splits[name]).unique(label))
-    columns = _Columns(image, label, _index_of(splits[name].features[label], class_ids))
-    return HubImages(f"{data} {name}", class_ids, _undecoded(splits[name], image, label), columns)
+        labels = splits.get("train", splits[name]).unique(label)
+        numbers = [label for label in labels if isinstance(label, int)]
+        texts = tuple(sorted(label for label in labels if isinstance(label, str)))
+        class_ids = numbered_classes(max(numbers) + 1) if numbers else texts
+    rows = _undecoded(splits[name], image, label)
+    return HubImages(f"{data} {name}", class_ids, rows, image, label, _index_of(feature, class_ids))
 
 
 def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStream:
@@ -149,29 +149,27 @@ def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStre
         XCiTError: as `open_hub_images`, and if the number of images or the classes are not known.
     """
     source = _parse(data, "hf-stream")
-    opened = _open(source, streaming=True)
-    name = _split_name(source, opened.rows, split)
-    rows = opened.rows[name]
-    if rows.features is None:
+    splits, counts = _open(source, streaming=True)
+    name = _split_name(source, splits, split)
+    if splits[name].features is None:
         raise XCiTError(f"{data}: its columns have no types; write it as parquet files, or use another data set")
-    image, label = _find_columns(source, rows.features)
-    feature = rows.features[label]
+    image, label = (_column(source, what, splits[name].features) for what in _COLUMNS)
+    feature = splits[name].features[label]
     class_ids = _named_classes(source, feature)
-    if class_ids is None and _is_text(feature):
+    if class_ids is None and "string" in feature.dtype:
         raise XCiTError(
             f"{data}: its labels are texts, and a stream does not know them all: open it as hf:{source.name}"
         )
     if class_ids is None and num_classes is None:
         raise XCiTError(f"{data}: its labels are numbers without names: write a file classes.txt into the folder")
     class_ids = class_ids or numbered_classes(num_classes or 0)
-    num_images = source.count or opened.num_images(name)
+    num_images = source.count or counts.get(name)
     if num_images is None:
         raise XCiTError(
             f"{data}: how many images there are is not known: add the count to the name, as in {data}#1281167"
         )
-    columns = _Columns(image, label, _index_of(feature, class_ids))
-    is_local = source.folder is not None
-    return HubStream(f"{data} {name}", class_ids, num_images, _undecoded(rows, image, label), columns, is_local)
+    rows, index_of = _undecoded(splits[name], image, label), _index_of(feature, class_ids)
+    return HubStream(f"{data} {name}", class_ids, num_images, rows, image, label, index_of, bool(source.folder))
 
 
 # ---- where the data are
@@ -183,10 +181,8 @@ class _Source:
 
     data: str
     name: str
-    config: str | None
-    image: str | None
-    label: str | None
-    count: int | None
+    options: Mapping[str, str]
+    count: int
 
     @property
     def folder(self) -> Path | None:
@@ -203,54 +199,37 @@ def _parse(data: str, kind: str) -> _Source:
         raise XCiTError(
             f"{data}: must be of the form {kind}:NAME, or {kind}:NAME?config=NAME&image=COLUMN&label=COLUMN"
         )
-    source = _Source(
-        data, found[1], options.get("config"), options.get("image"), options.get("label"), int(found[3] or 0) or None
-    )
+    source = _Source(data, found[1], options, int(found[3] or 0))
     if source.folder is None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.name):
         raise XCiTError(f"{data}: no such folder, and no name of a data set of the Hugging Face Hub")
     return source
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """The splits of a data set, the counts of rows that are known already, and the parquet files that tell others."""
-
-    rows: Mapping[str, Any]
-    counts: Mapping[str, int]
-    parquet_files: Mapping[str, Sequence[str]]
-
-    def num_images(self, split: str) -> int | None:
-        if split in self.counts or split not in self.parquet_files:
-            return self.counts.get(split)
-        from pyarrow import parquet
-
-        return sum(parquet.read_metadata(file).num_rows for file in self.parquet_files[split])
-
-
-def _open(source: _Source, *, streaming: bool) -> _Opened:
-    datasets = _library()
+def _open(source: _Source, *, streaming: bool) -> tuple[Mapping[str, Any], Mapping[str, int]]:
+    """The rows of each split; and how many of a stream there are, where that is known."""
+    datasets, folder = _library(), source.folder
     try:
-        folder = source.folder
         if folder and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             saved = datasets.load_from_disk(str(folder))
             splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
             counts = {name: len(rows) for name, rows in splits.items()}
             if streaming:
-                splits = {
-                    name: rows.to_iterable_dataset(min(len(rows), _NUM_SAVED_SHARDS)) for name, rows in splits.items()
-                }
-            return _Opened(splits, counts, {})
-        builder = datasets.load_dataset_builder(str(folder or source.name), source.config)
+                splits = {n: rows.to_iterable_dataset(min(len(rows), _NUM_SAVED_SHARDS)) for n, rows in splits.items()}
+            return splits, counts
+        builder = datasets.load_dataset_builder(str(folder or source.name), source.options.get("config"))
         if not streaming:
             builder.download_and_prepare()
-            return _Opened(builder.as_dataset(), {}, {})
+            return builder.as_dataset(), {}
         counts = {name: info.num_examples for name, info in (builder.info.splits or {}).items() if info.num_examples}
-        files = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
-        local = {name: files for name, files in files.items() if folder and all(f.endswith(".parquet") for f in files)}
-        return _Opened(builder.as_streaming_dataset(), counts, local)
+        for name, files in (builder.config.data_files or {}).items() if folder else ():
+            if name not in counts and all(file.endswith(".parquet") for file in files):
+                from pyarrow import parquet
+
+                counts[str(name)] = sum(parquet.read_metadata(file).num_rows for file in files)
+        return builder.as_streaming_dataset(), counts
     except Exception as error:  # its own, those of the Hub's client, and those of its HTTP library
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        what = "the folder cannot be read" if source.folder else "no such folder, and the Hugging Face Hub gives none"
+        what = "the folder cannot be read" if folder else "no such folder, and the Hugging Face Hub gives none"
         raise XCiTError(f"{source.data}: {what} ({reason})") from error
 
 
@@ -278,47 +257,20 @@ def _split_name(source: _Source, splits: Mapping[str, Any], split: Split) -> str
 # ---- what is in them
 
 
-def _find_columns(source: _Source, features: Mapping[str, Any]) -> tuple[str, str]:
-    """The columns of images and of labels."""
-    datasets = _library()
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)] or [
-        name for name, feature in features.items() if _holds_files(feature)
-    ]
-    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)] or [
-        name for name, feature in features.items() if name in _LABEL_COLUMNS and (_is_text(feature) or _is_int(feature))
-    ]
-    image = _choose(source, "image", source.image, images, features)
-    label = _choose(source, "label", source.label, labels, features)
-    feature = features[label]
-    if not (isinstance(feature, datasets.ClassLabel) or _is_text(feature) or _is_int(feature)):
-        raise XCiTError(f"{source.data}: the column {label} has no class labels: it is of type {feature}")
-    return image, label
-
-
-def _choose(
-    source: _Source, what: str, wanted: str | None, candidates: Sequence[str], columns: Mapping[str, Any]
-) -> str:
-    if wanted is None and len(candidates) == 1:
-        return candidates[0]
-    if wanted is not None and wanted in columns:
-        return wanted
-    which = f"there is no column {wanted}" if wanted else f"which column holds the {what}s is not clear"
-    place = f"{source.data.partition('#')[0].partition('?')[0]}?{what}=COLUMN"
-    raise XCiTError(f"{source.data}: {which}; the columns are {', '.join(columns)}; name it as in {place}")
-
-
-def _holds_files(feature: Any) -> bool:
-    return getattr(feature, "dtype", "") in ("binary", "large_binary") or (
-        isinstance(feature, dict) and "bytes" in feature
-    )
-
-
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", "") in ("string", "large_string")
-
-
-def _is_int(feature: Any) -> bool:
-    return str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
+def _column(source: _Source, what: str, columns: Mapping[str, Any]) -> str:
+    """The column of images, or that of labels."""
+    wanted = source.options.get(what)
+    found = [wanted] if wanted else [name for name in _COLUMNS[what] if name in columns]
+    if len(found) != 1 or found[0] not in columns:
+        which = f"there is no column {wanted}" if wanted else f"which column holds the {what}s is not clear"
+        place = f"{source.data.partition('#')[0].partition('?')[0]}?{what}=COLUMN"
+        raise XCiTError(f"{source.data}: {which}; the columns are {', '.join(columns)}; name it as in {place}")
+    feature = columns[found[0]]
+    kind = "struct" if isinstance(feature, dict) and "bytes" in feature else getattr(feature, "dtype", "")
+    if not re.fullmatch(_TYPES[what], kind):
+        contents = "images" if what == "image" else "class labels"
+        raise XCiTError(f"{source.data}: the column {found[0]} has no {contents}: it is of type {feature}")
+    return found[0]
 
 
 def _named_classes(source: _Source, feature: Any) -> tuple[str, ...] | None:
@@ -330,16 +282,8 @@ def _named_classes(source: _Source, feature: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _classes_of(labels: Sequence[Any]) -> tuple[str, ...]:
-    """The classes by the labels themselves."""
-    numbers = [label for label in labels if isinstance(label, int)]
-    if numbers:
-        return numbered_classes(max(numbers) + 1)
-    return tuple(sorted(label for label in labels if isinstance(label, str)))
-
-
-def _index_of(feature: Any, class_ids: Sequence[str]) -> Mapping[str, int] | None:
-    return {name: index for index, name in enumerate(class_ids)} if _is_text(feature) else None
+def _index_of(feature: Any, class_ids: Sequence[str]) -> Mapping[Any, int]:
+    return {name: index for index, name in enumerate(class_ids)} if "string" in feature.dtype else {}
 
 
 def _undecoded(rows: Any, image: str, label: str) -> Any:
@@ -349,18 +293,18 @@ def _undecoded(rows: Any, image: str, label: str) -> Any:
 
 def _file_of(image: Any, name: str) -> bytes:
     """The bytes of a row's image file, which is in the row, or on this disk or the Hub beside the table."""
-    path = image["path"] if isinstance(image, dict) and image["bytes"] is None else None
-    if isinstance(image, dict) and path is None:
-        image = image["bytes"]
-    if isinstance(image, bytes):
-        return image
+    image = image or {"bytes": None, "path": None}
+    data: bytes | None = image["bytes"]
+    if data is not None:
+        return data
+    path = image["path"]
     if path is None or ("://" in path and not path.startswith("hf://")):
         raise XCiTError(f"{name}: there is no image in this row")
     import fsspec
 
     try:
         with fsspec.open(path, "rb") as file:
-            data: bytes = file.read()
+            data = bytes(file.read())
     except OSError as error:
         raise XCiTError(f"{name}: {path} cannot be read ({error.strerror or error})") from error
     return data

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from xcit.data.classification import LabelledImages
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 from xcit.images.preprocess import Preprocessing, pixel_mode, preprocess
 from xcit.seeding import mix_seeds, own_randomness, seed_all
 
@@ -61,15 +61,11 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         for name in ("flip", "random_erasing", "switch", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise XCiTError(f"AugmentationConfig: {name} is {getattr(self, name)}, must be in 0..1")
+            check_field(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
         for name in ("padding", "color_jitter", "mixup", "cutmix"):
-            if not getattr(self, name) >= 0:
-                raise XCiTError(f"AugmentationConfig: {name} is {getattr(self, name)}, must be 0 or more")
-        if self.num_repeats < 1:
-            raise XCiTError(f"AugmentationConfig: num_repeats is {self.num_repeats}, must be at least 1")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise XCiTError(f"AugmentationConfig: scale is {self.scale}, must be two rising shares of the area, to 1")
+            check_field(self, name, getattr(self, name) >= 0, "0 or more")
+        check_field(self, "num_repeats", self.num_repeats >= 1, "at least 1")
+        check_field(self, "scale", 0 < self.scale[0] <= self.scale[1] <= 1, "two rising shares of the area, to 1")
 
 
 def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTransform:
@@ -341,7 +337,7 @@ def prepare_worker(_: int) -> None:
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int, str]]):
-    """Prepared image (C, h, w), label, and ""; or zeros, -1, and why the image can't be read."""
+    """What `prepared` gives, of each of a list of images."""
 
     def __init__(self, images: LabelledImages, spec: Preprocessing) -> None:
         self.images, self.spec = images, spec
@@ -350,18 +346,21 @@ class EvaluationImages(Dataset[tuple[Tensor, int, str]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
-        try:
-            image, label = self.images[index]
-        except XCiTError as error:
-            return self._nothing(str(error))
-        try:
-            return preprocess(image, self.spec), label, ""
-        except XCiTError as error:
-            return self._nothing(f"{self.images.image_name(index)}: {error}")
+        return prepared(lambda: self.images[index], self.images.image_name(index), self.spec)
 
-    def _nothing(self, reason: str) -> tuple[Tensor, int, str]:
-        size = self.spec.image_size
-        return torch.zeros(len(self.spec.mean), size, size), -1, reason
+
+def prepared(read: Callable[[], tuple[Image.Image, int]], name: str, spec: Preprocessing) -> tuple[Tensor, int, str]:
+    """An image (C, h, w), its label, and ""; or zeros, -1, and why the image can't be read."""
+    try:
+        image, label = read()
+    except XCiTError as error:
+        reason = str(error)
+    else:
+        try:
+            return preprocess(image, spec), label, ""
+        except XCiTError as error:
+            reason = f"{name}: {error}"
+    return torch.zeros(len(spec.mean), spec.image_size, spec.image_size), -1, reason
 
 
 def evaluation_batches(

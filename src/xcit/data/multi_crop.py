@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from xcit.errors import XCiTError
+from xcit.errors import check_field
 from xcit.images.preprocess import Preprocessing, pixel_mode
 
 MultiCropTransform = Callable[[Image.Image], list[Tensor]]
@@ -47,21 +47,21 @@ class MultiCropConfig:
     solarize: float = 0.2
 
     def __post_init__(self) -> None:
-        def need(name: str, condition: bool, must: str) -> None:
-            if not condition:
-                raise XCiTError(f"MultiCropConfig: {name} is {getattr(self, name)}, must be {must}")
-
-        need("num_local", self.num_local >= 0, "0 or more")
-        need("local_size", self.local_size >= 1, "at least 1")
+        check_field(self, "num_local", self.num_local >= 0, "0 or more")
+        check_field(self, "local_size", self.local_size >= 1, "at least 1")
         for name in ("flip", "jitter", "grayscale", "solarize"):
-            need(name, 0 <= getattr(self, name) <= 1, "in 0..1")
-        need("blur", all(0 <= share <= 1 for share in self.blur), "three probabilities in 0..1")
+            check_field(self, name, 0 <= getattr(self, name) <= 1, "in 0..1")
+        check_field(self, "blur", all(0 <= share <= 1 for share in self.blur), "three probabilities in 0..1")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
-            need(name, 0 < low <= high <= 1, "two rising shares of the area, to 1")
-        need("blur_radius", 0 <= self.blur_radius[0] <= self.blur_radius[1], "two rising numbers of pixels")
-        need("jitter_strength", all(part >= 0 for part in self.jitter_strength), "four numbers of 0 or more")
-        need("jitter_strength", self.jitter_strength[3] <= 0.5, "a hue, the last number, of 0.5 at most")
+            check_field(self, name, 0 < low <= high <= 1, "two rising shares of the area, to 1")
+        check_field(
+            self, "blur_radius", 0 <= self.blur_radius[0] <= self.blur_radius[1], "two rising numbers of pixels"
+        )
+        check_field(
+            self, "jitter_strength", all(part >= 0 for part in self.jitter_strength), "four numbers of 0 or more"
+        )
+        check_field(self, "jitter_strength", self.jitter_strength[3] <= 0.5, "a hue, the last number, of 0.5 at most")
 
 
 def multi_crop_transform(config: MultiCropConfig, spec: Preprocessing) -> MultiCropTransform:

@@ -1,15 +1,13 @@
-"""Files at http(s) URLs, read as they arrive: a connection that breaks off is taken up again where it broke."""
+"""Files at URLs of any protocol that fsspec knows, read as they arrive: what breaks off is taken up where it broke."""
 
 import io
+import os
+import re
 import time
 from collections.abc import Callable, Sequence
-from http.client import HTTPException
 from typing import Any, BinaryIO, cast
-from urllib.error import HTTPError
-from urllib.request import Request, build_opener
 
 from xcit.errors import XCiTError
-from xcit.weights.fetch import DownloadError, first_byte, version_of
 
 _TIMEOUT_SECONDS = 15.0
 _WAITS = (0, 1, 2, 4, 8, 16)
@@ -19,35 +17,36 @@ _BUFFER_BYTES = 1 << 20
 
 
 def is_url(place: str) -> bool:
-    """Tells http(s) URLs from paths."""
-    return place.startswith(("http://", "https://"))
+    """Tells URLs from paths."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", place) is not None
 
 
 def open_url(url: str, *, waits: Sequence[int] = _WAITS) -> BinaryIO:
     """Opens a file for reading once from its start to its end.
 
     Args:
-        url: an http or https URL. Proxies are taken from the environment, as `urllib` does.
+        url: `https://`, `s3://`, `gs://`, `hf://` and so on; where fsspec's library for a protocol looks for
+            credentials, ours is found too. HTTP takes proxies from the environment.
         waits: seconds before each new try after the connection failed.
 
     Raises:
-        DownloadError: here or while it is read, if the server says no, or can't be reached after the last try.
-        XCiTError: while it is read, if the server has another file than at the start.
+        XCiTError: if the library for the protocol is missing; here or while it is read, if the server says no, can't be
+            reached after the last try, or has another file than at the start.
     """
     return cast(BinaryIO, io.BufferedReader(_Body(url, waits), _BUFFER_BYTES))
 
 
 def read_url(url: str) -> bytes | None:
-    """The whole of a small file, None if the server has none.
+    """The whole of a small file, None if there is none.
 
     Raises:
-        DownloadError: as `open_url`, at the first try.
+        XCiTError: as `open_url`, at the first try.
     """
     try:
         with open_url(url, waits=()) as file:
             return file.read()
-    except DownloadError as error:
-        if error.status in (403, 404, 410):  # object stores say 403 for a file that is not there
+    except XCiTError as error:
+        if _status(error.__cause__) in (403, 404, 410):  # object stores say 403 for a file that is not there
             return None
         raise
 
@@ -57,8 +56,8 @@ class _Body(io.RawIOBase):
 
     def __init__(self, url: str, waits: Sequence[int]) -> None:
         self._url, self._waits, self._position = url, waits, 0
-        self._response: Any = None
-        self._length: int | None = None
+        self._is_http = url.startswith(("http://", "https://"))
+        self._file: Any = None
         self._version: str | None = None
         self._try(lambda: b"")
 
@@ -66,7 +65,7 @@ class _Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        chunk = self._try(lambda: self._receive(len(buffer)))
+        chunk = self._try(lambda: self._file.read(len(buffer)))
         buffer[: len(chunk)] = chunk
         self._position += len(chunk)
         return len(chunk)
@@ -76,60 +75,86 @@ class _Body(io.RawIOBase):
         super().close()
 
     def _try(self, action: Callable[[], bytes]) -> bytes:
-        """Does something on an open connection, and once more on a new one if that one fails."""
+        """Does something with the open file, and once more with it opened anew if that fails."""
         waits = list(self._waits)
         while True:
             try:
-                if self._response is None:
-                    self._connect()
+                if self._file is None:
+                    self._open()
                 return action()
-            except (OSError, HTTPException) as error:
+            except XCiTError:
+                raise
+            except Exception as error:  # of the operating system, or of the protocol's own library
                 self._hang_up()
-                status = None
-                if isinstance(error, HTTPError):
-                    status = error.code
-                    error.close()
+                status = _status(error)
                 # The server's own no stands, unless it says that it is overloaded or out of order.
                 if not waits or (status is not None and status < 500 and status not in (408, 429)):
-                    reason = f"HTTP {status}" if status else getattr(error, "reason", "") or error
-                    raise DownloadError(f"{self._url}: cannot be read ({reason})", status=status) from error
+                    reason = f"HTTP {status}" if status and self._is_http else _reason(error)
+                    raise XCiTError(f"{self._url}: cannot be read ({reason})") from error
             time.sleep(waits.pop(0))
 
-    def _connect(self) -> None:
-        request = Request(self._url, headers={"User-Agent": "xcit", "Accept-Encoding": "identity"})
-        if self._position:
-            request.add_header("Range", f"bytes={self._position}-")
-            if self._version:
-                request.add_header("If-Range", self._version)
-        # Not `urlopen`, which keeps the proxies that the environment named at its first call.
-        response = build_opener().open(request, timeout=_TIMEOUT_SECONDS)
-        version = version_of(response.headers)
-        if not self._position:
-            length = response.headers.get("Content-Length")
-            self._length, self._version = int(length) if length else None, version
-        elif version != self._version:
-            response.close()
+    def _open(self) -> None:
+        """Opens the file at the position."""
+        if self._is_http:
+            version, start = self._open_answer()
+        else:
+            files, path = _file_system(self._url)
+            files.invalidate_cache()
+            self._file, version, start = files.open(path), files.ukey(path), self._position
+            self._file.seek(start)
+        if self._position and version != self._version:
             raise XCiTError(f"{self._url}: the file has changed while it was read")
-        elif first_byte(response.headers) != self._position:
-            _skip(response, self._position)
-        self._response = response
+        self._version = version
+        while start < self._position:
+            skipped = len(self._file.read(min(self._position - start, _BUFFER_BYTES)))
+            if not skipped:
+                raise OSError("the connection closed early")
+            start += skipped
 
-    def _receive(self, num_bytes: int) -> bytes:
-        chunk: bytes = self._response.read1(num_bytes)
-        if not chunk and self._length is not None and self._position < self._length:
-            raise OSError(f"the connection closed after {self._position:,} of {self._length:,} bytes")
-        return chunk
+    def _open_answer(self) -> tuple[str | None, int]:
+        """Opens one answer that flows: faster than one for each block, and not every server can give a block.
+
+        Returns:
+            The file's version, and the byte at which the answer begins.
+        """
+        files, path = _file_system(self._url, client_kwargs={"trust_env": True})  # proxies
+        from aiohttp import ClientTimeout
+
+        headers = {"Accept-Encoding": "identity"}
+        if self._position:
+            headers["Range"] = f"bytes={self._position}-"
+        timeout = ClientTimeout(total=None, sock_connect=_TIMEOUT_SECONDS, sock_read=_TIMEOUT_SECONDS)
+        # Without a size it would ask for that first.
+        self._file = files.open(path, block_size=0, size=1, headers=headers, timeout=timeout)
+        answer = self._file.r.headers
+        is_rest = answer.get("Content-Range", "").startswith(f"bytes {self._position}-")
+        return answer.get("ETag") or answer.get("Last-Modified"), self._position if is_rest else 0
 
     def _hang_up(self) -> None:
-        if self._response is not None:
-            self._response.close()
-            self._response = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
-def _skip(response: Any, num_bytes: int) -> None:
-    """Reads past what is known already, for a server that can't give a part of a file."""
-    while num_bytes:
-        chunk = response.read(min(num_bytes, _BUFFER_BYTES))
-        if not chunk:
-            raise OSError("the connection closed early")
-        num_bytes -= len(chunk)
+def _file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """The reader of a protocol, and how it calls the file."""
+    from fsspec.core import url_to_fs
+
+    try:
+        files, path = url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:  # the package for the protocol is missing, or there is none
+        extra = " (pip install 'xcit[train]')" if url.startswith("http") else ""
+        raise XCiTError(f"{url}: cannot be read: {error}{extra}") from None
+    return files, path
+
+
+def _status(error: BaseException | None) -> int | None:
+    """HTTP's word for what a server said, none of other errors."""
+    if isinstance(error, FileNotFoundError):
+        return 404
+    return 403 if isinstance(error, PermissionError) else getattr(error, "status", None)
+
+
+def _reason(error: Exception) -> str:
+    number = getattr(error, "errno", None) or 0
+    return os.strerror(number) if number > 0 else " ".join(str(error).split()) or type(error).__name__

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.data.segmentation import IGNORED, Labels, Scene
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.resize_8bit import Pixels, fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
@@ -42,16 +42,10 @@ class SegmentationAugmentation:
     distort: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise XCiTError(f"SegmentationAugmentation: scale is {self.scale}, must be two rising factors above 0")
-        if self.crop_size < 1:
-            raise XCiTError(f"SegmentationAugmentation: crop_size is {self.crop_size}, must be at least 1")
-        if not 0 < self.max_class_share <= 1:
-            raise XCiTError(
-                f"SegmentationAugmentation: max_class_share is {self.max_class_share}, must be above 0 and at most 1"
-            )
-        if not 0 <= self.flip <= 1:
-            raise XCiTError(f"SegmentationAugmentation: flip is {self.flip}, must be in 0..1")
+        check_field(self, "scale", 0 < self.scale[0] <= self.scale[1], "two rising factors above 0")
+        check_field(self, "crop_size", self.crop_size >= 1, "at least 1")
+        check_field(self, "max_class_share", 0 < self.max_class_share <= 1, "above 0 and at most 1")
+        check_field(self, "flip", 0 <= self.flip <= 1, "in 0..1")
 
 
 def to_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixels:

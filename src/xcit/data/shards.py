@@ -71,20 +71,17 @@ def list_shards(pattern: str) -> list[str]:
     `*`, `?`, `[...]` and `**` match files.
 
     Raises:
-        XCiTError: if one of them is no file, or is neither a path nor an http(s) URL; commands (`pipe:`) are never run.
+        XCiTError: if one of them is no file, or is neither a path nor a URL; commands (`pipe:`) are never run.
     """
     shards: dict[str, None] = {}
     for part in pattern.split("::"):
         for place in _expand_braces(part):
             scheme = re.match(r"\s*([a-z][a-z0-9+.-]+):", place)
             if scheme and scheme[1] == "pipe":
-                raise XCiTError(
-                    f"wds:{pattern}: commands (pipe:) are not run; give paths or http(s) URLs of the shards"
-                )
+                raise XCiTError(f"wds:{pattern}: commands (pipe:) are not run; give paths or URLs of the shards")
             if scheme and not is_url(place):
                 raise XCiTError(
-                    f"wds:{pattern}: shards are read from paths and http(s) URLs, not {scheme[1]}: ; "
-                    "mount that storage as a folder"
+                    f"wds:{pattern}: shards are read from paths and URLs (PROTOCOL://...), not {scheme[1]}:"
                 )
             matches = [place] if is_url(place) or not glob.has_magic(place) or Path(place).is_file() else _glob(place)
             shards |= dict.fromkeys(matches)

@@ -4,6 +4,7 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain, count, islice, repeat
 
 import torch
@@ -13,13 +14,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from xcit.data.loader import (
     NUM_SUBSTITUTES,
-    EvaluationImages,
     ImageTransform,
     LoaderConfig,
     Sample,
     collate,
     end_workers,
     prepare_worker,
+    prepared,
     readable_batches,
     received_batches,
 )
@@ -216,23 +217,11 @@ class _EvaluationStream(IterableDataset[tuple[Tensor, int, str]]):
         shards = range(self.rank, self.stream.num_shards, self.world_size)
         for shard in shards[worker.id :: worker.num_workers] if worker else shards:
             for sample in self.stream.shard(shard):
-                yield EvaluationImages(_Alone(sample, self.stream.class_ids), self.spec)[0]
+                yield prepared(partial(_read, sample), sample.name, self.spec)
 
 
-class _Alone:
-    """One sample as a list of labelled images."""
-
-    def __init__(self, sample: StreamSample, class_ids: tuple[str, ...]) -> None:
-        self.sample, self.class_ids = sample, class_ids
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.sample.read(), self.sample.label
-
-    def image_name(self, index: int) -> str:
-        return self.sample.name
+def _read(sample: StreamSample) -> tuple[Image.Image, int]:
+    return sample.read(), sample.label
 
 
 def stream_evaluation_batches(

@@ -39,7 +39,7 @@ def open_stream(data: str, split: Split, *, num_classes: int | None = None) -> L
         data: one of
 
             - `hf-stream:NAME`: a data set of the Hugging Face Hub or a folder of parquet files, see `open_hub_stream`.
-            - `wds:PATTERN`: tar shards in WebDataset's form, at paths or http(s) URLs, see `list_shards` for patterns
+            - `wds:PATTERN`: tar shards in WebDataset's form, at paths or URLs, see `list_shards` for patterns
               and `read_tar` for what is in them. Class names are in a file `classes.txt` beside the first shard, one a
               line. How many images there are is in a file `sizes.json` or `index.json` beside the shards; else local
               shards are counted once.

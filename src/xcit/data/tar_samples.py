@@ -1,13 +1,13 @@
-"""One tar shard in WebDataset's form as labelled images: consecutive files of one name are one sample.
+"""One tar shard in WebDataset's form as labelled images: consecutive files of one key are one sample.
 
-The standard library reads the tar. The `webdataset` package would read every byte of every sample, wanted or not, and
-starts another program for each URL.
+The standard library reads the tar. The readers of `webdataset` and `datasets` read every byte of every sample, wanted
+or not, take damage for the end of a shard, and leave out links without a word.
 """
 
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -25,12 +25,17 @@ _LABELS = ("cls", "json")
 def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
     """The samples of a shard, in order.
 
-    A sample is files of one name up to the first dot: an image, and `cls` with the class index as text, or `json` with
-    an object whose "label" is that. Of an uncompressed file on disk nothing but labels is read before a sample's
-    `load`. What is damaged comes as a sample that can't be read: one in place of the rest of a shard that is cut off.
+    A sample is files of one key, which is the path up to the first dot of the file's name, as in WebDataset: of
+    `a.b/1.left.jpg` it is `a.b/1`, and `left.jpg` is the extension. It has an image, by the last part of an extension,
+    and likewise `cls` with the class index as text, or `json` with an object whose "label" is that. An extension of
+    that part alone goes before others; of two others neither is taken. Files that are neither image nor label, hidden
+    ones and those whose names begin with two underscores are left out.
+
+    Of an uncompressed file on disk nothing but labels is read before a sample's `load`. What is damaged comes as a
+    sample that can't be read: one in place of the rest of a shard that is cut off.
 
     Args:
-        shard: a path, or an http(s) URL.
+        shard: a path, or a URL (see `open_url`).
         num_classes: labels run from 0 to one less.
 
     Raises:
@@ -38,7 +43,7 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
     """
     try:
         for key, files in groupby(_files(shard), key=lambda file: file.key):
-            yield _sample(f"{shard}/{key}", {file.extension: file for file in files}, num_classes)
+            yield _sample(f"{shard}/{key}", list(files), num_classes)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         yield unreadable_sample(shard, f"the archive is damaged or cut off ({error})")
     except OSError as error:
@@ -46,12 +51,11 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
 
 
 class _File(NamedTuple):
-    """A file in a tar; `key` is its path up to the first dot of its name, `extension` the rest in lower case."""
+    """A file in a tar; `load` is none of a link, which can lead anywhere."""
 
     key: str
     extension: str
-    name: str
-    load: Callable[[], bytes]
+    load: Callable[[], bytes] | None
 
 
 class _Member(tarfile.TarInfo):
@@ -80,16 +84,16 @@ def _files(shard: str) -> Iterator[_File]:
             folder, slash, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
             extension = extension.lower()
-            is_image = extension in _IMAGES
+            suffix = extension.rpartition(".")[2]
             is_meta = not stem or stem.startswith("__")  # hidden files, and notes of the shard's writer
-            if not member.isreg() or is_meta or not (is_image or extension in _LABELS):
+            if member.isdir() or is_meta or not (suffix in _IMAGES or suffix in _LABELS):
                 continue
-            load: Callable[[], bytes]
-            if can_seek and is_image and not member.issparse():
+            load: Callable[[], bytes] | None = None
+            if member.isreg() and can_seek and suffix in _IMAGES and not member.issparse():
                 load = partial(_read_part, shard, member.name, member.offset_data, member.size)
-            else:
+            elif member.isreg():
                 load = _read_member(archive, member)
-            yield _File(folder + slash + stem, extension, member.name, load)
+            yield _File(folder + slash + stem, extension, load)
 
 
 def _open(shard: str) -> BinaryIO:
@@ -115,28 +119,46 @@ def _read_part(shard: str, name: str, offset: int, size: int) -> bytes:
     return data
 
 
-def _sample(name: str, files: Mapping[str, _File], num_classes: int) -> StreamSample:
-    image = next((file for extension, file in files.items() if extension in _IMAGES), None)
-    if image is None:
+def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample:
+    extensions = [file.extension for file in files]
+    if len(set(extensions)) < len(files):
+        return unreadable_sample(name, f"two files of one name ({', '.join(extensions)})")
+    images, labels = _chosen(extensions, _IMAGES), _chosen(sorted(extensions), _LABELS)
+    if not images:
         return unreadable_sample(name, "no image with this label in the shard")
-    label, problem = _label(files, num_classes)
+    if not labels:
+        reason = 'no label with this image in the shard (a file .cls, or .json with a "label")'
+        return unreadable_sample(name, reason)
+    for kind, found in (("image", images), ("label", labels)):
+        if len(found) > 1:
+            reason = f"its name ends at the first dot, and it has more than one {kind} ({', '.join(found)})"
+            return unreadable_sample(name, reason)
+    loads = {file.extension: file.load for file in files}
+    image, text = loads[images[0]], loads[labels[0]]
+    if image is None or text is None:
+        return unreadable_sample(name, "a link in the shard, where a file should be")
+    label, problem = _label(labels[0], text(), num_classes)
     if problem:
         return unreadable_sample(name, problem)
-    return StreamSample(f"{name}.{image.extension}", label, image.load)
+    return StreamSample(f"{name}.{images[0]}", label, image)
 
 
-def _label(files: Mapping[str, _File], num_classes: int) -> tuple[int, str]:
+def _chosen(extensions: Sequence[str], kinds: Collection[str]) -> list[str]:
+    """The first that is one of the kinds, else all that end as one of them."""
+    exact = [extension for extension in extensions if extension in kinds]
+    return exact[:1] or [extension for extension in extensions if extension.rpartition(".")[2] in kinds]
+
+
+def _label(extension: str, text: bytes, num_classes: int) -> tuple[int, str]:
     """The class index, or what is wrong with it."""
-    if "cls" in files:
-        text = files["cls"].load().decode(errors="replace").strip()
-        label: object = int(text) if text.isdecimal() else text
-    elif "json" in files:
+    if extension.endswith("cls"):
+        word = text.decode(errors="replace").strip()
+        label: object = int(word) if word.isdecimal() else word
+    else:
         try:
-            fields = json.loads(files["json"].load())
+            fields = json.loads(text)
         except ValueError:
             return -1, "its json is damaged"
         label = fields.get("label") if isinstance(fields, dict) else None
-    else:
-        return -1, 'no label with this image in the shard (a file .cls, or .json with a "label")'
     problem = label_problem(label, num_classes)
     return (label if isinstance(label, int) else -1), problem

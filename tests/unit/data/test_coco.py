@@ -187,3 +187,61 @@ def test_files_that_are_not_cocos_are_named(tmp_path: Path, text: str, words: st
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(XCiTError, match="no such folder or file"):
         open_coco(tmp_path / "nowhere", "val")
+
+
+def test_a_file_without_objects_and_images_after_their_objects(tmp_path: Path) -> None:
+    values = content()
+    late = {key: values[key] for key in ("annotations", "categories", "images")}
+    late["annotations"] = late["annotations"][::-1]
+    write(tmp_path, late, "annotations/train.json", "train")
+    write(tmp_path, values | {"annotations": []}, "annotations/val.json", "val")
+    train, val = open_coco(tmp_path, "train"), open_coco(tmp_path, "val")
+    assert [[one.label for one in image.objects] for image in train.images] == [[0, 1], [0], []]
+    assert [image.objects for image in val.images] == [(), (), ()]
+    assert train.images.num_trainable().tolist() == [1, 1, 0] and val.images.num_trainable().tolist() == [0, 0, 0]
+
+
+def test_objects_of_images_that_are_not_there_are_no_one_elses(tmp_path: Path) -> None:
+    write(tmp_path, content(), "annotations/val.json", "val")
+    (tmp_path / "val" / "a.png").unlink()
+    found = open_coco(tmp_path, "val")
+    assert [(image.path.name, [one.box for one in image.objects]) for image in found.images] == [
+        ("b.png", [(35, 20, 20, 30)]),
+        ("c.png", []),
+    ]
+    assert found.images[-1].id == 12
+    with pytest.raises(IndexError):
+        found.images[2]
+
+
+def test_names_and_masks_are_as_the_file_has_them(tmp_path: Path) -> None:
+    values = content()
+    values["images"][0]["file_name"] = "ünï 漢字 😀.png"
+    polygon = [5.123456789, 5.1, 15.000001, 5, 15, 13.7]
+    values["annotations"][0]["segmentation"] = [polygon, polygon[::-1]]
+    values["annotations"][2]["segmentation"] = []
+    write(tmp_path, values, "annotations/val.json", "val")
+    found = open_coco(tmp_path, "val")
+    assert found.images[0].path == tmp_path / "val" / "ünï 漢字 😀.png"
+    assert found.images[0].objects[0].segmentation == [polygon, polygon[::-1]]
+    assert found.images[0].objects[1].segmentation == {"size": [30, 40], "counts": [0, 1200]}
+    assert found.images[1].objects[0].segmentation == [[35, 20, 55, 20, 55, 50, 35, 50]]
+
+
+def test_objects_are_in_arrays_no_larger_than_twice_the_file(tmp_path: Path) -> None:
+    """So that processes share them: Python writes a count into each of its objects when one looks at it."""
+    values = content()
+    first = values["annotations"][0]
+    values["annotations"] = [
+        first | {"id": number, "image_id": 10 + number % 3, "segmentation": [list(range(5, 5 + 2 * (number % 40 + 3)))]}
+        for number in range(2000)
+    ]
+    path = write(tmp_path, values, "annotations/val.json", "val")
+    found = open_coco(tmp_path, "val")
+    state = {name: value for name, value in vars(found.images).items() if name != "folder"}
+    assert state and all(isinstance(value, np.ndarray) and not value.dtype.hasobject for value in state.values())
+    assert sum(value.nbytes for value in state.values()) <= 2 * path.stat().st_size
+    assert sum(len(image.objects) for image in found.images) == 2000
+    assert [one.segmentation for one in found.images[1].objects[:2]] == [
+        values["annotations"][number]["segmentation"] for number in (1, 4)
+    ]

@@ -129,10 +129,10 @@ def test_tables_that_the_library_did_not_write(tmp_path: Path, png: Png, form: s
     column = [{"bytes": file, "path": "a.png"} for file in files] if form == "struct" else files
     (tmp_path / "images").mkdir()
     parquet.write_table(Table.from_pydict({"picture": column, "label": [2, 0, 2]}), tmp_path / "images/train.parquet")
-    images = open_labelled_images(f"hf:{tmp_path / 'images'}", "train")
+    images = open_labelled_images(f"hf:{tmp_path / 'images'}?image=picture", "train")
     assert images.class_ids == ("0", "1", "2")
     assert contents(images) == [(0, 2), (1, 0), (2, 2)]
-    data = f"hf-stream:{tmp_path / 'images'}"
+    data = f"hf-stream:{tmp_path / 'images'}?image=picture"
     assert "its labels are numbers without names" in error_of(data)
     stream = open_stream(data, "train", num_classes=4)
     assert stream.class_ids == ("0", "1", "2", "3")
@@ -159,22 +159,50 @@ def test_labels_that_are_texts(tmp_path: Path, png: Png) -> None:
     assert streamed(stream) == [[(0, 0), (1, 1), (2, 0)]]
 
 
+@pytest.mark.parametrize(("image", "label"), [("img", "labels"), ("image", "fine_label"), ("img", "label")])
+def test_columns_are_known_by_the_names_that_people_use(tmp_path: Path, png: Png, image: str, label: str) -> None:
+    types = {image: datasets.Image(), label: datasets.ClassLabel(names=CLASSES), "thumb": datasets.Image()}
+    types["coarse_label"] = datasets.ClassLabel(names=["pet", "wild"])
+    file = {"bytes": png(5), "path": None}
+    rows = {image: [file], label: [2], "thumb": [file], "coarse_label": [0]}
+    (tmp_path / "images").mkdir()
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(types)).with_format("arrow")[:]
+    parquet.write_table(table, tmp_path / "images" / "train.parquet")
+    assert contents(open_labelled_images(f"hf:{tmp_path / 'images'}", "train")) == [(5, 2)]
+    assert streamed(open_stream(f"hf-stream:{tmp_path / 'images'}", "train")) == [[(5, 2)]]
+
+
 def test_columns_that_are_not_clear_are_named_and_can_be_chosen(tmp_path: Path, png: Png) -> None:
-    types = features(mask=datasets.Image(), coarse=datasets.ClassLabel(names=["pet", "wild"]))
+    types = features(
+        img=datasets.Image(), fine_label=datasets.ClassLabel(names=["pet", "wild"]), id=datasets.Value("int64")
+    )
     masks = [{"bytes": png(7), "path": None}]
-    write(tmp_path / "images" / "train.parquet", [png(0)], [2], types, mask=masks, coarse=[1])
+    write(tmp_path / "images" / "train.parquet", [png(0)], [2], types, img=masks, fine_label=[1], id=[3])
     data = f"hf:{tmp_path / 'images'}"
     assert error_of(data) == (
-        f"{data}: which column holds the images is not clear; the columns are image, label, mask, coarse; "
+        f"{data}: which column holds the images is not clear; the columns are image, label, img, fine_label, id; "
         f"name it as in {data}?image=COLUMN"
     )
-    assert "which column holds the labels is not clear" in error_of(f"{data}?image=mask")
-    assert "there is no column fine; the columns are" in error_of(f"{data}?image=mask&label=fine")
-    assert "the column mask has no class labels" in error_of(f"{data}?image=image&label=mask")
-    images = open_labelled_images(f"{data}?image=mask&label=coarse", "train")
+    assert "which column holds the labels is not clear" in error_of(f"{data}?image=img")
+    assert "there is no column fine; the columns are" in error_of(f"{data}?image=img&label=fine")
+    assert "the column img has no class labels" in error_of(f"{data}?image=image&label=img")
+    assert "the column id has no images: it is of type" in error_of(f"{data}?image=id&label=label")
+    images = open_labelled_images(f"{data}?image=img&label=fine_label", "train")
     assert (contents(images), images.class_ids) == ([(7, 1)], ("pet", "wild"))
     stream = open_stream(f"hf-stream:{tmp_path / 'images'}?image=image&label=label#1", "train")
     assert streamed(stream) == [[(0, 2)]]
+
+
+def test_columns_of_no_known_name(tmp_path: Path, png: Png) -> None:
+    (tmp_path / "images").mkdir()
+    parquet.write_table(Table.from_pydict({"picture": [png(0)], "y": [0]}), tmp_path / "images" / "train.parquet")
+    for kind in ("hf", "hf-stream"):
+        data = f"{kind}:{tmp_path / 'images'}"
+        assert error_of(data) == (
+            f"{data}: which column holds the images is not clear; the columns are picture, y; "
+            f"name it as in {data}?image=COLUMN"
+        )
+        assert error_of(f"{data}?image=picture").endswith(f"name it as in {data}?label=COLUMN")
 
 
 @pytest.mark.parametrize(

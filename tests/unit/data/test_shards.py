@@ -78,7 +78,8 @@ def test_commands_are_refused(tmp_path: Path, pattern: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("s3://bucket/train.tar", "shards are read from paths and http(s) URLs, not s3:"),
+        ("s3:bucket/train.tar", "shards are read from paths and URLs (PROTOCOL://...), not s3:"),
+        ("no-such://bucket/train.tar", "no-such://bucket/train.tar: cannot be read: Protocol not known: no-such"),
         ("train-{000}.tar", "{000} is neither a rising range such as {000..146} nor a list {a,b}"),
         ("train-{005..001}.tar", "{005..001} is neither a rising range"),
     ],

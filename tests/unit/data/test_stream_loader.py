@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xcit.data.loader import AugmentationConfig, LoaderConfig, train_transform
 from xcit.data.samples import StreamSample, unreadable_sample
+from xcit.data.shards import open_shards
 from xcit.data.stream_loader import StreamTrainLoader, stream_evaluation_batches
 from xcit.data.streams import open_stream
 from xcit.errors import XCiTError
@@ -306,3 +307,15 @@ def test_shards_are_measured(shards: str) -> None:
     batches = list(stream_evaluation_batches(stream, SPEC, batch_size=8, num_workers=1))
     assert torch.cat([labels for _, labels, _ in batches]).tolist() == list(range(22))
     assert sum(len(reasons) for _, _, reasons in batches) == 1
+
+
+def test_workers_read_over_http_what_their_parent_has_looked_at(
+    tmp_path: Path, serve: Any, png: Any, write_tar: Any
+) -> None:
+    """The connections of the process that opened the stream are none of its workers'."""
+    for shard in range(2):
+        write_tar(tmp_path / f"{shard}.tar", {f"{shard}.png": png(shard), f"{shard}.cls": b"%d" % shard})
+    stream = open_shards(f"wds:{serve(tmp_path)}/{{0..1}}.tar#2", 2)
+    spec = Preprocessing(image_size=4, resize_to=4)
+    batches = stream_evaluation_batches(stream, spec, batch_size=1, num_workers=2)
+    assert sorted(int(labels) for _, labels, _ in batches) == [0, 1]

@@ -1,6 +1,8 @@
 """Consecutive files of one name are a sample; what is damaged is one unreadable sample that says so."""
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,71 @@ def test_local_pictures_are_not_read_before_they_are_wanted(tmp_path: Path, png:
 def test_hidden_files_and_notes_are_left_out(tmp_path: Path, png: Png, write_tar: Any) -> None:
     files = {"__notes__.json": b"{}", "._1.png": b"x", "1.png": png(10), "1.cls": b"0", "README.md": b"hello"}
     assert len(list(read_tar(str(write_tar(tmp_path / "train.tar", files)), 5))) == 1
+
+
+@pytest.mark.parametrize("name", ["train.tar", "train.tar.gz"])
+def test_a_key_ends_at_the_first_dot_of_the_files_name(tmp_path: Path, png: Png, write_tar: Any, name: str) -> None:
+    """As in WebDataset; folders are part of it."""
+    files = {
+        "a.b/c.d.PNG": png(10),
+        "a.b/c.cls": b"1",
+        "0001.left.png": png(20),
+        "0001.cls": b"2",
+        "0002.x.y.png": png(30),
+        "0002.x.y.json": b'{"label": 3}',
+        "0003.png": png(40),
+        "0003.thumb.png": png(99),
+        "0003.meta.json": b"{}",
+        "0003.cls": b"4",
+    }
+    shard = str(write_tar(tmp_path / name, files))
+    samples = list(read_tar(shard, 5))
+    names = ("a.b/c.d.png", "0001.left.png", "0002.x.y.png", "0003.png")
+    assert [sample.name for sample in samples] == [f"{shard}/{name}" for name in names]
+    assert greys(samples) == [(1, 10), (2, 20), (3, 30), (4, 40)]
+
+
+def test_no_image_and_no_label_is_left_out_without_a_word(tmp_path: Path, png: Png, write_tar: Any) -> None:
+    files = {
+        "cat.1.png": png(1),
+        "cat.1.cls": b"0",
+        "cat.2.png": png(2),
+        "cat.2.cls": b"0",
+        "0001.png": png(3),
+        "0001.a.cls": b"0",
+        "0001.b.json": b"{}",
+        "a.b/c.d.png": png(4),
+        "0002.x.cls": b"0",
+        "0003.png": png(5),
+        "0003.PNG": png(6),
+        "0003.cls": b"0",
+    }
+    shard = str(write_tar(tmp_path / "train.tar", files))
+    assert [error_of(sample) for sample in read_tar(shard, 5)] == [
+        f"{shard}/cat: its name ends at the first dot, and it has more than one image (1.png, 2.png)",
+        f"{shard}/0001: its name ends at the first dot, and it has more than one label (a.cls, b.json)",
+        f'{shard}/a.b/c: no label with this image in the shard (a file .cls, or .json with a "label")',
+        f"{shard}/0002: no image with this label in the shard",
+        f"{shard}/0003: two files of one name (png, png, cls)",
+    ]
+
+
+@pytest.mark.parametrize("linked", ["2.png", "2.cls"])
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_are_named(tmp_path: Path, png: Png, linked: str, kind: bytes) -> None:
+    shard = tmp_path / "train.tar"
+    with tarfile.open(shard, "w") as archive:
+        for name, data in {"1.png": png(1), "1.cls": b"0", "2.png": png(2), "2.cls": b"0"}.items():
+            member = tarfile.TarInfo(name)
+            if name == linked:
+                member.type, member.linkname = kind, f"1.{name[2:]}"
+                archive.addfile(member)
+            else:
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    good, bad = read_tar(str(shard), 5)
+    assert greys([good]) == [(0, 1)]
+    assert error_of(bad) == f"{shard}/2: a link in the shard, where a file should be"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from xcit.errors import XCiTError
+from xcit.errors import check_field
 from xcit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from xcit.models.config import XCiTConfig
 from xcit.models.hosts import ReadableConfig, keeps_notes
@@ -47,15 +47,13 @@ class MaskRCNNConfig(ReadableConfig):
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        def need(name: str, condition: bool, must: str) -> None:
-            if not condition:
-                raise XCiTError(f"MaskRCNNConfig: {name} is {getattr(self, name)}, must be {must}")
-
-        need("num_classes", self.num_classes >= 0, "0 or more")
+        check_field(self, "num_classes", self.num_classes >= 0, "0 or more")
         for name in ("channels", "box_features", "short_side", "long_side"):
-            need(name, getattr(self, name) >= 1, "at least 1")
-        need("anchor_scale", self.anchor_scale > 0, "above 0")
-        need("long_side", self.long_side >= self.short_side, f"at least short_side {self.short_side}")
+            check_field(self, name, getattr(self, name) >= 1, "at least 1")
+        check_field(self, "anchor_scale", self.anchor_scale > 0, "above 0")
+        check_field(self, "long_side", self.long_side >= self.short_side, f"at least short_side {self.short_side}")
         channels = self.backbone.in_channels
-        need("mean", len(self.mean) == channels, f"{channels} numbers, one a channel")
-        need("std", len(self.std) == channels and min(self.std) > 0, f"{channels} numbers above 0, one a channel")
+        check_field(self, "mean", len(self.mean) == channels, f"{channels} numbers, one a channel")
+        check_field(
+            self, "std", len(self.std) == channels and min(self.std) > 0, f"{channels} numbers above 0, one a channel"
+        )

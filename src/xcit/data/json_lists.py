@@ -1,0 +1,107 @@
+"""The lists of a JSON file element by element, so that memory holds one element and not the file."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from xcit.errors import XCiTError
+
+_CHUNK = 1 << 20
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def json_lists(source: Path) -> Iterator[tuple[str, str | None, Any]]:
+    """What is in a file's object: (key, text, element) for each element of a list.
+
+    Before the elements of a list comes (key, None, []), and for any other value (key, None, value). A file that holds
+    no object gives nothing.
+
+    Raises:
+        XCiTError: if the file can't be read, or is no JSON.
+    """
+    try:
+        with source.open("rb") as raw:
+            encoding = json.detect_encoding(raw.read(4))
+        with source.open(encoding=encoding, newline="") as file:
+            yield from _members(_Text(file))
+    except OSError as error:
+        raise XCiTError(f"{source}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise XCiTError(f"{source}: not a JSON file: {error}") from None
+
+
+class _Text:
+    """A JSON text, of which a window is in memory; it is taken piece by piece."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.window, self.place, self.num_before = file, "", 0, 0
+
+    def peek(self) -> str:
+        """The next character after white space, "" at the end."""
+        while True:
+            space = _SPACE.match(self.window, self.place)
+            assert space is not None
+            self.place = space.end()
+            if self.place < len(self.window) or not self._read_on():
+                return self.window[self.place : self.place + 1]
+
+    def take(self, character: str) -> None:
+        """Goes past a character that has to come next."""
+        if self.peek() != character:
+            raise ValueError(f"expecting {character!r} at character {self.num_before + self.place}")
+        self.place += 1
+
+    def value(self) -> tuple[str, Any]:
+        """Goes past a value, and gives its text and what it is."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.window, self.place)
+            except json.JSONDecodeError as error:
+                if not self._read_on():
+                    raise ValueError(f"{error.msg} at character {self.num_before + error.pos}") from None
+                continue
+            # A number near the end of the window may go on: of "1e-7" there may be "1e-" so far, which reads as 1.
+            if end + len("e-") < len(self.window) or not self._read_on():
+                text, self.place = self.window[self.place : end], end
+                return text, value
+
+    def elements(self, brackets: str) -> Iterator[None]:
+        """Stops at each element between two brackets, which is then to be taken."""
+        self.take(brackets[0])
+        if self.peek() != brackets[1]:
+            yield
+            while self.peek() == ",":
+                self.take(",")
+                yield
+        self.take(brackets[1])
+
+    def _read_on(self) -> bool:
+        left = self.window[self.place :]
+        more = self.file.read(max(_CHUNK, len(left)))
+        if more:
+            self.num_before += self.place
+            self.window, self.place = left + more, 0
+        return bool(more)
+
+
+def _members(text: _Text) -> Iterator[tuple[str, str | None, Any]]:
+    if text.peek() != "{":
+        text.value()
+    else:
+        for _ in text.elements("{}"):
+            key = text.value()[1]
+            if not isinstance(key, str):
+                raise ValueError(f"{key!r} is no name of a value")
+            text.take(":")
+            if text.peek() != "[":
+                yield key, None, text.value()[1]
+                continue
+            yield key, None, []
+            for _ in text.elements("[]"):
+                yield key, *text.value()
+    if text.peek():
+        raise ValueError(f"extra data at character {text.num_before + text.place}")
