@@ -129,6 +129,11 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
         model = replace(config.model, num_classes=config.model.num_classes or own.model.num_classes)
         if (own.task, own.model) != (config.task, model):
             raise XCiTError(f"{checkpoint} is of another model: resume by {checkpoint.parent / CONFIG}")
+        if own.optimizer.undecayed != config.optimizer.undecayed:
+            raise XCiTError(
+                f"{checkpoint} was trained with optimizer.undecayed {own.optimizer.undecayed}, not "
+                f"{config.optimizer.undecayed}: resume by {checkpoint.parent / CONFIG}"
+            )
     return checkpoint
 
 

@@ -26,7 +26,7 @@ def finetune_384(architecture: str) -> ClassificationConfig:
         name=f"xcit-{architecture}_ours-ft384_in1k",
         preprocessing=published_preprocessing("official", 384),
         initialize=InitializeConfig(weights=f"xcit-{architecture}_3rdparty-dist_in1k"),
-        optimizer=OptimizerConfig(lr=5e-5, weight_decay=1e-8),
+        optimizer=OptimizerConfig(lr=5e-5, weight_decay=1e-8, undecayed="vectors_and_tokens"),
         schedule=ScheduleConfig(epochs=30, warmup_epochs=5, warmup_lr=1e-6, min_lr=5e-6),
         run=replace(base.run, batch_size=512, max_device_batch=64),
     )
