@@ -68,7 +68,8 @@ def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes, num_step
 
 
 @pytest.mark.parametrize(
-    ("task", "processes", "parallel"), [("classification", 1, "ddp"), ("classification", 2, "ddp"), ("dino", 2, "fsdp2")]
+    ("task", "processes", "parallel"),
+    [("classification", 1, "ddp"), ("classification", 2, "ddp"), ("dino", 2, "fsdp2")],
 )
 def test_a_stop_inside_a_step_saves_what_a_whole_step_left(start, task, processes, parallel):
     """Readers die in the middle of a step of several parts, in the last process."""

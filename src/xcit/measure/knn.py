@@ -174,8 +174,9 @@ def knn_accuracies(
 ) -> KNNReport:
     """Classifies features by their nearest neighbours, and counts.
 
-    Of classes with equal votes the one with the lower index comes first. As in DINO's evaluation, classes without a vote
-    follow those with one, so that of five classes or fewer every image's is among the first five. Which of several equally similar images are still among the k is torch's choice.
+    Of classes with equal votes the one with the lower index comes first. As in DINO's evaluation, classes without a
+    vote follow those with one, so that of five classes or fewer every image's is among the first five. Which of several
+    equally similar images are still among the k is torch's choice.
 
     Args:
         train_features: (N, D) of any kind, they are normalised here: a model's features, or pixels.

@@ -213,7 +213,7 @@ class XCiT(nn.Module):
             _init_linear(self.head)
         self.head.train(self.training)
         if self.info is not None:
-            self.info = replace(self.info, class_names=(), class_ids=())
+            self.info = replace(self.info, class_names=(), class_ids=(), is_multi_label=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images; the pooled feature (B, D) where there is no head.

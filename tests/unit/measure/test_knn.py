@@ -103,7 +103,7 @@ def test_of_equal_votes_the_lower_class_is_first() -> None:
 def as_dinos_eval_knn(
     similarities: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, k: int, num_classes: int
 ) -> tuple[int, int]:
-    """The counts of DINO's evaluation, its steps in words: votes to all classes, all of them sorted, the first min(5, k).
+    """The counts of DINO's evaluation: votes to all classes, all of them sorted, the first min(5, k) looked at.
 
     Its sort leaves the order of equal votes open; here the lower class comes first.
     """

@@ -12,9 +12,9 @@ from xcit.errors import XCiTError
 class OptimizerConfig:
     """AdamW or SGD; what is not decayed is one of the published rules, by `undecayed`.
 
-    "vectors": biases, norms and everything one-dimensional, as in mmpretrain's recipes and DINO's. "vectors_and_tokens":
-    also what the model's `no_weight_decay` names, the class token, as in the authors' recipes for ImageNet.
-    "layer_norms": these alone, as in the published detectors and segmenters.
+    "vectors": biases, norms and everything one-dimensional, as in mmpretrain's recipes and DINO's.
+    "vectors_and_tokens": also what the model's `no_weight_decay` names, the class token, as in the authors' recipes for
+    ImageNet. "layer_norms": these alone, as in the published detectors and segmenters.
 
     `betas` and `eps` are AdamW's, `momentum` is SGD's. `clip_grad` is the largest norm of the gradients, of all
     together or, by `clip_mode`, of each tensor; 0 is off. `layer_decay` multiplies the learning rate once for each
@@ -43,7 +43,12 @@ class OptimizerConfig:
             _need(self, "weight_decay", self.weight_decay > 0, "above 0 where final_weight_decay is set")
         _need(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
         _need(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
-        _need(self, "layer_decay", self.layer_decay == 1 or self.undecayed != "layer_norms", "1 with undecayed layer_norms")
+        _need(
+            self,
+            "layer_decay",
+            self.layer_decay == 1 or self.undecayed != "layer_norms",
+            "1 with undecayed layer_norms",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

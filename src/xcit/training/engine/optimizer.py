@@ -53,13 +53,13 @@ def _tokens(model: nn.Module, config: OptimizerConfig) -> set[str]:
     """Names of the parameters of more than one dimension that are not decayed."""
     if config.undecayed == "vectors":
         return set()
-    if not hasattr(model, "no_weight_decay"):
+    named = getattr(model, "no_weight_decay", None)
+    if named is None:
         raise XCiTError(
             f"optimizer.undecayed is vectors_and_tokens, but a {type(model).__name__} names no tokens "
             "(no_weight_decay): set it to vectors"
         )
-    names: set[str] = set(model.no_weight_decay())
-    return names
+    return set(named())
 
 
 def _layer_norms_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What signals mean to a run: SIGTERM and SIGINT a wish to stop, granted when all is saved; the end of a child nothing."""
+"""What signals mean to a run: SIGTERM and SIGINT a wish to stop, which is granted when all is saved."""
 
 import signal
 import threading

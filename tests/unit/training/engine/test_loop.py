@@ -443,7 +443,9 @@ def test_a_checkpoint_of_other_groups_of_parameters_is_refused(tmp_path: Path) -
         )
 
     train_with()
-    with pytest.raises(XCiTError, match=r"with \[\d+, \d+\] parameters in its groups, where .*: keep optimizer.undecayed"):
+    with pytest.raises(
+        XCiTError, match=r"with \[\d+, \d+\] parameters in its groups, where .*: keep optimizer.undecayed"
+    ):
         train_with(undecayed="vectors_and_tokens")
     train_with()
 

@@ -64,7 +64,7 @@ def test_the_class_token_is_decayed_by_one_rule_and_not_by_the_other(
     exempt = {name for name, group in groups.items() if group["weight_decay"] == 0}
     vectors = {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
     assert exempt == vectors | ({"cls_token"} if undecayed == "vectors_and_tokens" else set())
-    assert {"position.proj.weight", "blocks.0.xca.temperature"} <= set(groups) - exempt
+    assert {"position.projection.weight", "blocks.0.xca.temperature"} <= set(groups) - exempt
 
 
 def test_a_model_without_a_class_token_has_none_to_leave_out() -> None:
@@ -77,7 +77,7 @@ def test_a_model_without_a_class_token_has_none_to_leave_out() -> None:
 
 
 def test_a_model_that_names_no_tokens_is_refused() -> None:
-    with pytest.raises(XCiTError, match="but a Linear names no tokens .no_weight_decay.: set it to vectors"):
+    with pytest.raises(XCiTError, match=r"but a Linear names no tokens \(no_weight_decay\): set it to vectors"):
         build_optimizer(nn.Linear(2, 2), OptimizerConfig(undecayed="vectors_and_tokens"))
 
 
