@@ -136,7 +136,7 @@ def agrees(config: ClassificationConfig | DINOConfig, table: dict[str, Any]) -> 
 def test_the_names_are_these() -> None:
     assert len(PUBLISHED) == 28
     assert len(PUBLISHED_ARCHITECTURES) == 14
-    families = ("official_in1k", "official-dist_in1k", "ours-ft384_in1k", "transfer")
+    families = ("official_in1k", "official-dist_in1k", "ours-ft384_in1k", "transfer", "multi-label")
     assert set(RECIPES) == {
         *(name for name, _, _ in PUBLISHED),
         *(f"xcit-{architecture}_{family}" for architecture in PUBLISHED_ARCHITECTURES for family in families),
@@ -245,6 +245,13 @@ def test_transfer_takes_the_classes_of_the_data(architecture: str) -> None:
     # Near the image hardly anything moves, whatever the depth.
     first_block = recipe.optimizer.layer_decay ** (recipe.model.depth + recipe.model.cls_depth)
     assert 0.01 < first_block < 0.03
+
+
+def test_several_classes_are_trained_as_one_is(architecture: str = "small-12-p16") -> None:
+    recipe, transfer = get_recipe(f"xcit-{architecture}_multi-label"), get_recipe(f"xcit-{architecture}_transfer")
+    for name in ("model", "preprocessing", "initialize", "optimizer", "schedule", "run"):
+        assert getattr(recipe, name) == getattr(transfer, name)
+    assert recipe.augmentation == replace(transfer.augmentation, label_smoothing=0.0)
 
 
 def test_every_checkpoint_has_its_recipe() -> None:
