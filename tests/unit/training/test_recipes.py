@@ -247,7 +247,8 @@ def test_transfer_takes_the_classes_of_the_data(architecture: str) -> None:
     assert 0.01 < first_block < 0.03
 
 
-def test_several_classes_are_trained_as_one_is(architecture: str = "small-12-p16") -> None:
+@pytest.mark.parametrize("architecture", ["nano-12-p8", "large-24-p16"])
+def test_several_classes_are_trained_as_one_is(architecture: str) -> None:
     recipe, transfer = get_recipe(f"xcit-{architecture}_multi-label"), get_recipe(f"xcit-{architecture}_transfer")
     for name in ("model", "preprocessing", "initialize", "optimizer", "schedule", "run"):
         assert getattr(recipe, name) == getattr(transfer, name)
@@ -312,7 +313,7 @@ def test_an_unknown_task_is_named(tmp_path: Path) -> None:
         get_recipe(str(path))
     assert (
         str(caught.value)
-        == f"{path}: no task is called 'moco'; there are: classification, dino, segmentation, detection"
+        == f"{path}: no task is called 'moco'; there are: classification, multi-label, dino, segmentation, detection"
     )
 
 
@@ -364,7 +365,7 @@ def test_an_unknown_name_suggests_the_nearest(written: str, meant: str) -> None:
 
 def test_a_name_like_no_other_lists_the_kinds() -> None:
     with pytest.raises(
-        XCiTError, match=r"no recipe is called '@@@'; there are: .*_8xb128_in1k, .*_transfer, xcit-pico"
+        XCiTError, match=r"no recipe is called '@@@'; there are: .*_8xb128_in1k, .*_transfer, .*_multi-label, xcit-pico"
     ):
         get_recipe("@@@")
 
