@@ -67,6 +67,30 @@ def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes, num_step
         assert [line["epoch"] for line in log if line["kind"] == "epoch"] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("task", "processes", "parallel"),
+    [("classification", 1, "ddp"), ("classification", 2, "ddp"), ("dino", 2, "fsdp2")],
+)
+def test_a_stop_inside_a_step_saves_what_a_whole_step_left(start, task, processes, parallel):
+    """Readers die in the middle of a step of several parts, in the last process."""
+    fields = {"batch_size": 16, "max_device_batch": 2, "num_workers": 1, "evaluate_every": 2, "parallel": parallel}
+    draw_squares(Path("data"), 15)
+    save_yaml(squares_config(task, Path("data"), epochs=2, run=fields), Path("squares.yaml"))
+    program = Path(__file__).parents[1] / "support" / "stopped_in_a_step.py"
+
+    def run(folder):
+        command = ("-m", "xcit", "train", "squares.yaml", "--out", folder, "--resume", "auto", "--device", "cpu")
+        done = start(*command, processes=processes).finish()
+        assert done.status == 0, done.err
+
+    run("alone")
+    stopped = start(program, "squares.yaml", "stopped", 2, processes - 1, processes=processes).finish()
+    assert stopped.status == 0, stopped.err
+    assert step_of(Path("stopped")) == 3
+    run("stopped")
+    assert compare(Path("alone"), Path("stopped"))
+
+
 def test_sigterm_to_a_run_and_all_its_processes_saves_and_the_run_goes_on_bit_for_bit(xcit, trained):
     fields = ["--out", "run", "--device", "cpu", "--run.num_workers", "2", "--run.log_every", "1"]
     command = [sys.executable, "-m", "xcit", "train", trained[0] / "config.yaml", *fields]

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     help="Learning rates for a batch of 256, in proportion for others; with several the best is kept.",
 )
 @click.option(
+    "--class-weights",
+    callback=numbers(float),
+    metavar="WEIGHT...",
+    help="What each class counts in the loss, in the order of their folders' names; all the same if left out.",
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=1024,
@@ -54,6 +60,7 @@ def linear(
     no_augmentation: bool,
     epochs: int,
     lrs: tuple[float, ...],
+    class_weights: tuple[float, ...] | None,
     batch_size: int,
     device: str | None,
 ) -> int:
@@ -83,6 +90,7 @@ def linear(
                 lrs=lrs,
                 epochs=epochs,
                 augmented=not no_augmentation,
+                class_weights=class_weights or (),
                 batch_size=batch_size,
                 cache=not no_cache,
                 resume=resume,

@@ -125,6 +125,7 @@ def _print_result(directory: Path, figures: dict[str, float], task: str) -> None
     model = shlex.quote(str(directory / "model.safetensors"))
     uses = {
         "classification": f"predict IMAGE... --model {model}",
+        "multi-label": f"predict IMAGE... --model {model}",
         "dino": f"features IMAGE... --model {model} --out features.npz",
         "detection": f"detect IMAGE... --model {model} --out detections",
         "segmentation": f"segment IMAGE... --model {model} --out labels",

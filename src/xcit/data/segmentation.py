@@ -44,11 +44,13 @@ class LabelledScenes:
         class_names: in the order of the labels.
         zero_is_ignored: whether a file says 0 for pixels that do not count, and k + 1 for class k, as ADE20K's do;
             else it says k for class k, and 255.
+        ignored: one more label whose pixels do not count, a class's or any other.
     """
 
     items: Sequence[tuple[Path, Path]]
     class_names: tuple[str, ...]
     zero_is_ignored: bool = False
+    ignored: int | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -75,6 +77,9 @@ class LabelledScenes:
 
     def _classes_of(self, values: Labels, path: Path) -> Labels:
         num_classes = len(self.class_names)
+        if self.ignored is not None:
+            in_file, nothing = (self.ignored + 1, 0) if self.zero_is_ignored else (self.ignored, IGNORED)
+            values = np.where(values == in_file, np.uint8(nothing), values)
         if self.zero_is_ignored:
             wrong, allowed = values > num_classes, f"0 (ignored) to {num_classes}"
         else:

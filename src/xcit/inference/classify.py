@@ -35,7 +35,10 @@ class ScoredClass:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The most probable classes of an image, best first. `source` is its path, or its place in the input."""
+    """The most probable classes of an image, best first. `source` is its path, or its place in the input.
+
+    The probabilities of all classes add up to 1; those of a multi-label model are each on its own.
+    """
 
     source: str
     classes: tuple[ScoredClass, ...]
@@ -99,7 +102,8 @@ def predict_each(
         rows: Iterator[tuple[list[float], list[int]]] = iter(())
         if batch is not None:
             with torch.inference_mode():
-                scores = network(batch.to(place, dtype)).float().softmax(dim=-1)
+                logits = network(batch.to(place, dtype)).float()
+                scores = logits.sigmoid() if info.is_multi_label else logits.softmax(dim=-1)
             best = scores.topk(min(topk, len(names)), dim=-1)
             rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
         for source in sources:

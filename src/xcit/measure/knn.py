@@ -30,9 +30,6 @@ KS = (10, 20, 100, 200)
 
 TEMPERATURE = 0.07
 
-NOWHERE = 2**31
-"""The place of a class that no neighbour is of."""
-
 _MAX_SIMILARITIES = 2**25
 """Numbers of one chunk's matrix of similarities: an eighth of a gigabyte."""
 
@@ -47,7 +44,10 @@ Array = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class KNNAccuracy:
-    """What k neighbours tell: counts of right images, and the same in percent."""
+    """What k neighbours tell: counts of right images, and the same in percent.
+
+    An image counts for top-5 if its class is among the first five, or the first k where k is less.
+    """
 
     k: int
     num_right1: int
@@ -174,8 +174,9 @@ def knn_accuracies(
 ) -> KNNReport:
     """Classifies features by their nearest neighbours, and counts.
 
-    Of classes with equal votes the one with the lower index comes first; a class that none of the k is of is no answer.
-    Which of several equally similar images are still among the k is torch's choice.
+    Of classes with equal votes the one with the lower index comes first. As in DINO's evaluation, classes without a
+    vote follow those with one, so that of five classes or fewer every image's is among the first five. Which of several
+    equally similar images are still among the k is torch's choice.
 
     Args:
         train_features: (N, D) of any kind, they are normalised here: a model's features, or pixels.
@@ -204,7 +205,7 @@ def knn_accuracies(
         for index, k in enumerate(ks):
             weights = ((similarities[:, :k] - similarities[:, :1]) / temperature).exp()
             place = place_of_class(weights, labels[neighbours[:, :k]], targets[rows], num_classes)
-            num_right[:, index] += torch.stack([(place == 0).sum(), (place < 5).sum()])
+            num_right[:, index] += torch.stack([(place == 0).sum(), (place < min(5, k)).sum()])
     num_right = reduce(num_right)
     return KNNReport(
         accuracies=tuple(
@@ -220,7 +221,7 @@ def knn_accuracies(
 
 
 def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Where the true class stands when neighbours have voted: (B,), 0 for the first, `NOWHERE` without a vote.
+    """Where the true class stands among all classes when neighbours have voted: (B,), 0 for the first.
 
     Args:
         weights: (B, k) of the neighbours' votes.
@@ -233,8 +234,7 @@ def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes
     votes.scatter_add_(1, labels, weights.double())
     own, target = votes.gather(1, targets[:, None]), targets[:, None]
     classes = torch.arange(num_classes, device=weights.device)
-    place = ((votes > own) | ((votes == own) & (classes < target))).sum(dim=1)
-    return torch.where((labels == target).any(dim=1), place, NOWHERE)
+    return ((votes > own) | ((votes == own) & (classes < target))).sum(dim=1)
 
 
 def _check(ks: Sequence[int] | None, temperature: float, num_train: int) -> Sequence[int]:

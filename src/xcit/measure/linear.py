@@ -19,6 +19,7 @@ from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import draw_run
 from xcit.training.engine.loop import Progress, train_task
+from xcit.training.tasks.base import check_class_weights
 from xcit.training.tasks.labelled_features import backbone_digest, extract, feature_cache, open_train_and_val, share_of
 from xcit.training.tasks.linear_probe import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
@@ -35,7 +36,7 @@ BATCH_SIZE = 1024
 _DEVICE_BATCH = 128
 """Images a forward pass, in each process."""
 
-_KEPT = ("backbone", "data", "augmented", "lrs", "epochs")
+_KEPT = ("backbone", "data", "augmented", "lrs", "epochs", "class_weights")
 """Fields that a run which goes on must have as it began."""
 
 
@@ -72,6 +73,7 @@ def train_linear(
     lrs: Sequence[float] = LRS,
     epochs: int = 100,
     augmented: bool = True,
+    class_weights: Sequence[float] = (),
     batch_size: int = BATCH_SIZE,
     cache: bool = True,
     resume: bool = False,
@@ -98,6 +100,7 @@ def train_linear(
         epochs: of training.
         augmented: as published; else the centre crops' features are computed once, kept as `evaluate_knn` keeps them,
             and trained on without augmentation: minutes instead of hours, and figures of another protocol.
+        class_weights: what a class counts in the loss, a number a class; none counts all the same, as published.
         batch_size: the global batch, over all processes.
         cache: whether features of centre crops are kept in `feature_cache()`, and taken from there.
         resume: go on from the last checkpoint in `directory` if there is one.
@@ -120,8 +123,18 @@ def train_linear(
         num_workers=num_workers,
         max_unreadable=1.0,
     )
-    config = LinearConfig(name="", backbone="", data=data, augmented=augmented, lrs=tuple(lrs), epochs=epochs, run=run)
+    config = LinearConfig(
+        name="",
+        backbone="",
+        data=data,
+        augmented=augmented,
+        lrs=tuple(lrs),
+        epochs=epochs,
+        class_weights=tuple(class_weights),
+        run=run,
+    )
     train, val = open_train_and_val(data)
+    check_class_weights(config.class_weights, len(train.class_ids))
     if len(train) < batch_size:
         raise XCiTError(
             f"{data} has {len(train)} training images, fewer than a batch of {batch_size}: take a smaller one"

@@ -10,11 +10,13 @@ from xcit.inference.reading import default_device
 from xcit.inference.segment import SlidingWindow
 from xcit.measure.classification import measure_classifier
 from xcit.measure.detection import measure_detector
+from xcit.measure.multi_label import measure_multi_label
 from xcit.measure.result import Measuring, TestResult
 from xcit.measure.segmentation import measure_segmenter
 from xcit.training.recipes import get_recipe
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.detection import DetectionConfig
+from xcit.training.tasks.multi_label import MultiLabelConfig
 from xcit.training.tasks.segmentation import SegmentationConfig
 from xcit.zoo.records import Protocol
 
@@ -40,8 +42,9 @@ def test(
     Args:
         config: a recipe's name, or the path of an mmpretrain config of that name, or a run's YAML file.
         checkpoint: a path, a URL or a name of the zoo.
-        data: a folder or a known name: of images by class (see `open_labelled_images`), of scenes with label maps
-            (`open_scenes`) or of annotated images (`open_coco`), as the recipe's task has it.
+        data: a folder or a known name: of images by class (see `open_labelled_images`), with lists of classes
+            (`open_multi_label`), of scenes with label maps (`open_scenes`) or of annotated images (`open_coco`), as the
+            recipe's task has it.
         protocol: of classification: prepare images by this published protocol instead of the recipe's (mmpretrain's).
         window: of segmentation: how to go over an image; none takes it whole, as the published figures were measured.
         batch_size: of classification: images a forward pass. Segmenters and detectors take one at a time.
@@ -53,7 +56,8 @@ def test(
         report: called with the number of images of each batch.
 
     Returns:
-        What was measured, by task: its `report` is a `ClassificationReport`, `SegmentationReport` or `DetectionReport`.
+        What was measured, by task: its `report` is a `ClassificationReport`, `MultiLabelReport`, `SegmentationReport`
+        or `DetectionReport`.
 
     Raises:
         XCiTError: before anything is loaded or downloaded if recipe, data or what is asked for are wrong; then if the
@@ -68,6 +72,8 @@ def test(
     how = Measuring(num_workers=num_workers, device=place, dtype=dtype, started=started, report=report)
     if isinstance(recipe, ClassificationConfig):
         return measure_classifier(recipe, checkpoint, data, how, protocol=protocol, batch_size=batch_size)
+    if isinstance(recipe, MultiLabelConfig):
+        return measure_multi_label(recipe, checkpoint, data, how, batch_size=batch_size)
     if isinstance(recipe, SegmentationConfig):
         return measure_segmenter(recipe, checkpoint, data, how, window=window)
     if isinstance(recipe, DetectionConfig):

@@ -9,13 +9,15 @@ from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing
 class ModelInfo:
     """Name, class names in the order of the logits (empty when unknown) and preprocessing of a model with weights.
 
-    `class_ids` are the names of the classes' folders on disk where these differ from the names (ImageNet's wnids).
+    `class_ids` are the names of the classes' folders on disk where these differ from the names (ImageNet's wnids). With
+    `is_multi_label` an image may be of several classes: each logit has a probability of its own, its sigmoid.
     """
 
     name: str
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
+    is_multi_label: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,7 @@ class TimmCalls(nn.Module):
             init_linear(self.head)
         self.head.train(self.training)
         if self.info is not None:
-            self.info = replace(self.info, class_names=(), class_ids=())
+            self.info = replace(self.info, class_names=(), class_ids=(), is_multi_label=False)
 
     def _new_head(self) -> nn.Module:
         config = self.config

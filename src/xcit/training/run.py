@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from xcit.config import save_yaml
+from xcit.config import read_yaml, save_yaml
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
 from xcit.training.engine.checkpoint import LAST
@@ -16,6 +16,7 @@ from xcit.training.engine.log import check_trackers, draw_run
 from xcit.training.engine.loop import Progress, train_task
 from xcit.training.engine.task import Layout
 from xcit.training.recipes import RECIPES, get_recipe
+from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.table import TASKS, AnyTask, TrainingConfig
 
 CONFIG = "config.yaml"
@@ -125,11 +126,30 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
         raise XCiTError(f"{directory} holds another run than {checkpoint}: choose another folder with --out")
     if (checkpoint.parent / CONFIG).exists():
         own = get_recipe(str(checkpoint.parent / CONFIG))
+        _check_distillation(own, checkpoint)
         # A recipe may leave the number of classes to the data; the run's own config has it.
         model = replace(config.model, num_classes=config.model.num_classes or own.model.num_classes)
         if (own.task, own.model) != (config.task, model):
             raise XCiTError(f"{checkpoint} is of another model: resume by {checkpoint.parent / CONFIG}")
+        if own.optimizer.undecayed != config.optimizer.undecayed:
+            raise XCiTError(
+                f"{checkpoint} was trained with optimizer.undecayed {own.optimizer.undecayed}, not "
+                f"{config.optimizer.undecayed}: resume by {checkpoint.parent / CONFIG}"
+            )
     return checkpoint
+
+
+def _check_distillation(config: TrainingConfig, checkpoint: Path) -> None:
+    """Refuses a run that was begun when soft distillation counted as many times as much as there are classes."""
+    if not isinstance(config, ClassificationConfig) or not config.distillation.teacher:
+        return
+    # The first field that came after the change.
+    is_old = "ema_warmup" not in read_yaml(checkpoint.parent / CONFIG).get("run", {})
+    if config.distillation.kind == "soft" and is_old:
+        raise XCiTError(
+            f"{checkpoint} is of a run with soft distillation whose teacher counted {config.model.num_classes} times "
+            "as much as it does now, once for each class: begin it anew, with temperature and alpha for the new scale"
+        )
 
 
 def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from xcit.errors import XCiTError
 from xcit.measure import knn
-from xcit.measure.knn import NOWHERE, evaluate_knn, knn_accuracies, place_of_class
+from xcit.measure.knn import evaluate_knn, knn_accuracies, place_of_class
 from xcit.models import XCiT, XCiTConfig
 from xcit.training.engine.task import Layout
 from xcit.training.tasks.labelled_features import feature_cache
@@ -53,9 +53,8 @@ def test_equals_scikit_learn_with_the_published_weights(temperature: float) -> N
         ).fit(train, labels)
         shares = theirs.predict_proba(val)
         ranked = np.argsort(-shares, axis=1, kind="stable")
-        has_vote = shares[np.arange(300), targets] > 0
         right1 = int((ranked[:, 0] == targets).sum())
-        right5 = int(((ranked[:, :5] == targets[:, None]).any(axis=1) & has_vote).sum())
+        right5 = int((ranked[:, : min(5, accuracy.k)] == targets[:, None]).any(axis=1).sum())
         assert (accuracy.num_right1, accuracy.num_right5) == (right1, right5)
         assert accuracy.top1 == pytest.approx(100 * right1 / 300, rel=1e-12)
         assert accuracy.top5 == pytest.approx(100 * right5 / 300, rel=1e-12)
@@ -102,12 +101,40 @@ def test_of_equal_votes_the_lower_class_is_first() -> None:
     assert (report.accuracies[0].num_right1, report.accuracies[0].num_right5) == (1, 2)
 
 
-def test_a_class_without_a_vote_is_no_answer() -> None:
-    # The one neighbour is of class 1: classes 0 and 2 have nothing to be among the first five by.
+def as_dinos_eval_knn(
+    similarities: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, k: int, num_classes: int
+) -> tuple[int, int]:
+    """The counts of DINO's evaluation: votes to all classes, all of them sorted, the first min(5, k) looked at.
+
+    Its sort leaves the order of equal votes open; here the lower class comes first.
+    """
+    best, neighbours = similarities.topk(k, dim=1)
+    votes = torch.zeros(len(targets), k, num_classes).scatter_(2, labels[neighbours][:, :, None], 1)
+    sums = (votes * (best / TEMPERATURE).exp()[:, :, None]).sum(dim=1)
+    right = sums.sort(dim=1, descending=True, stable=True).indices == targets[:, None]
+    return int(right[:, :1].sum()), int(right[:, : min(5, k)].sum())
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5, 7, 12])
+@pytest.mark.parametrize("k", [1, 3, 5, 20])
+def test_counts_as_dinos_evaluation_does_with_few_classes_too(num_classes: int, k: int) -> None:
+    train, labels = clusters(60, 0, num_classes)
+    val, targets = clusters(80, 1, num_classes)
+    found = knn_accuracies(train, labels, val, targets, ks=(k,)).accuracies[0]
+    one, other = (torch.nn.functional.normalize(torch.from_numpy(rows), dim=1) for rows in (val, train))
+    theirs = as_dinos_eval_knn(one @ other.T, torch.from_numpy(labels), torch.from_numpy(targets), k, num_classes)
+    assert (found.num_right1, found.num_right5) == theirs
+    if num_classes <= min(5, k):
+        assert found.num_right5 == 80
+
+
+def test_classes_without_a_vote_come_last_and_top5_means_the_first_k_of_fewer() -> None:
+    # The one neighbour is of class 1: the classes 0 and 2 follow it, in their order.
     train, labels = np.eye(3), np.array([0, 1, 2])
     val = np.array([[0.1, 1.0, 0.0]] * 3)
-    one, three = knn_accuracies(train, labels, val, labels, ks=(1, 3)).accuracies
+    one, two, three = knn_accuracies(train, labels, val, labels, ks=(1, 2, 3)).accuracies
     assert (one.num_right1, one.num_right5) == (1, 1)
+    assert (two.num_right1, two.num_right5) == (1, 2)
     assert (three.num_right1, three.num_right5) == (1, 3)
 
 
@@ -119,7 +146,7 @@ def test_a_class_that_the_training_images_lack_is_wrong() -> None:
 def test_places_by_hand() -> None:
     weights = torch.tensor([[3.0, 2.0, 2.0, 1.0]]).expand(4, -1)
     labels = torch.tensor([[3, 1, 0, 1]]).expand(4, -1)  # votes: 2, 3, 0, 3
-    assert place_of_class(weights, labels, torch.tensor([0, 1, 2, 3]), 4).tolist() == [2, 0, NOWHERE, 1]
+    assert place_of_class(weights, labels, torch.tensor([0, 1, 2, 3]), 4).tolist() == [2, 0, 3, 1]
 
 
 def test_a_low_temperature_neither_overflows_nor_loses_the_nearest() -> None:

@@ -40,8 +40,8 @@ COMMON: dict[str, Any] = {
     "optimizer.layer_decay": 1.0,
     "optimizer.lr": 5e-4 * 1024 / 512,
     "optimizer.kind": "adamw",
-    "optimizer.undecayed": "vectors",
     "run.batch_size": 1024,
+    "run.ema_warmup": False,
     "schedule.min_lr": 1e-5,
     "schedule.kind": "cosine",
     "schedule.by_epoch": False,
@@ -61,6 +61,7 @@ COMMON: dict[str, Any] = {
     "class_weights": (),
 }
 MMPRETRAIN = COMMON | {
+    "optimizer.undecayed": "vectors",
     "run.max_device_batch": 128,
     "run.ema_decay": 0.0,
     "run.sync_batch_norm": False,
@@ -75,6 +76,7 @@ MMPRETRAIN = COMMON | {
 }
 MMPRETRAIN_384 = MMPRETRAIN | {"augmentation.rand_augment": "", "augmentation.random_erasing": 0.0}
 OFFICIAL = COMMON | {
+    "optimizer.undecayed": "vectors_and_tokens",
     "run.max_device_batch": 128,
     "run.ema_decay": 0.99996,
     "run.sync_batch_norm": True,
@@ -111,6 +113,7 @@ DINO: dict[str, Any] = {
     "optimizer.clip_grad": 3.0,
     "optimizer.clip_mode": "each",
     "optimizer.layer_decay": 1.0,
+    "optimizer.undecayed": "vectors",
     "schedule.epochs": 100,
     "schedule.warmup_epochs": 10,
     "schedule.warmup_lr": 0.0,
@@ -133,7 +136,7 @@ def agrees(config: ClassificationConfig | DINOConfig, table: dict[str, Any]) -> 
 def test_the_names_are_these() -> None:
     assert len(PUBLISHED) == 28
     assert len(PUBLISHED_ARCHITECTURES) == 14
-    families = ("official_in1k", "official-dist_in1k", "ours-ft384_in1k", "transfer")
+    families = ("official_in1k", "official-dist_in1k", "ours-ft384_in1k", "transfer", "multi-label")
     assert set(RECIPES) == {
         *(name for name, _, _ in PUBLISHED),
         *(f"xcit-{architecture}_{family}" for architecture in PUBLISHED_ARCHITECTURES for family in families),
@@ -188,7 +191,7 @@ def test_the_authors_recipe_is_what_they_published(architecture: str) -> None:
 
     distilled: Any = get_recipe(f"xcit-{architecture}_official-dist_in1k")
     assert distilled.distillation == DistillationConfig(
-        teacher="timm/regnety_160.deit_in1k", kind="hard", alpha=0.5, temperature=distilled.distillation.temperature
+        teacher="timm/regnety_160.deit_in1k", kind="hard", alpha=0.5, temperature=1.0
     )
     assert replace(distilled, name=plain.name, distillation=DistillationConfig()) == plain
 
@@ -225,6 +228,7 @@ def test_384_pixels_from_224_says_that_it_is_ours(architecture: str) -> None:
     check_initialize(recipe.initialize, recipe.model)
     official: Any = get_recipe(f"xcit-{architecture}_official_in1k")
     assert recipe.augmentation == official.augmentation
+    assert recipe.optimizer.undecayed == official.optimizer.undecayed
     assert recipe.model == official.model
 
 
@@ -241,6 +245,14 @@ def test_transfer_takes_the_classes_of_the_data(architecture: str) -> None:
     # Near the image hardly anything moves, whatever the depth.
     first_block = recipe.optimizer.layer_decay ** (recipe.model.depth + recipe.model.cls_depth)
     assert 0.01 < first_block < 0.03
+
+
+@pytest.mark.parametrize("architecture", ["nano-12-p8", "large-24-p16"])
+def test_several_classes_are_trained_as_one_is(architecture: str) -> None:
+    recipe, transfer = get_recipe(f"xcit-{architecture}_multi-label"), get_recipe(f"xcit-{architecture}_transfer")
+    for name in ("model", "preprocessing", "initialize", "optimizer", "schedule", "run"):
+        assert getattr(recipe, name) == getattr(transfer, name)
+    assert recipe.augmentation == replace(transfer.augmentation, label_smoothing=0.0)
 
 
 def test_every_checkpoint_has_its_recipe() -> None:
@@ -302,7 +314,7 @@ def test_an_unknown_task_is_named(tmp_path: Path) -> None:
         get_recipe(str(path))
     assert (
         str(caught.value)
-        == f"{path}: no task is called 'moco'; there are: classification, dino, segmentation, detection"
+        == f"{path}: no task is called 'moco'; there are: classification, multi-label, dino, segmentation, detection"
     )
 
 
@@ -354,7 +366,7 @@ def test_an_unknown_name_suggests_the_nearest(written: str, meant: str) -> None:
 
 def test_a_name_like_no_other_lists_the_kinds() -> None:
     with pytest.raises(
-        XCiTError, match=r"no recipe is called '@@@'; there are: .*_8xb128_in1k, .*_transfer, xcit-pico"
+        XCiTError, match=r"no recipe is called '@@@'; there are: .*_8xb128_in1k, .*_transfer, .*_multi-label, xcit-pico"
     ):
         get_recipe("@@@")
 

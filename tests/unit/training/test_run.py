@@ -63,6 +63,37 @@ def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
         check_run(replace(NANO, data="somewhere"), tmp_path, "auto")
 
 
+def test_a_run_with_another_rule_of_decay_is_refused(tmp_path: Path) -> None:
+    """As one that was stopped before the authors' recipes left out the class token."""
+    recipe = replace(get_recipe("xcit-nano-12-p16_official_in1k"), data="somewhere")
+    before = override(recipe, {"optimizer.undecayed": "vectors"})
+    (tmp_path / "last.pt").touch()
+    save_yaml(before, tmp_path / "config.yaml")
+    with pytest.raises(XCiTError) as caught:
+        check_run(recipe, tmp_path, "auto")
+    assert str(caught.value) == (
+        f"{tmp_path / 'last.pt'} was trained with optimizer.undecayed vectors, not vectors_and_tokens: resume by "
+        f"{tmp_path / 'config.yaml'}"
+    )
+    assert check_run(before, tmp_path, "auto") == tmp_path / "last.pt"
+
+
+def test_a_run_begun_with_the_other_scale_of_soft_distillation_is_refused(tmp_path: Path) -> None:
+    recipe = override(NANO, {"data": "x", "distillation.teacher": "xcit-nano-12-p8_3rdparty_in1k"})
+    soft = override(recipe, {"distillation.kind": "soft"})
+    (tmp_path / "last.pt").touch()
+    for config in (soft, recipe):
+        save_yaml(config, tmp_path / "config.yaml")
+        assert check_run(config, tmp_path, "auto") == tmp_path / "last.pt"
+        text = (tmp_path / "config.yaml").read_text()
+        (tmp_path / "config.yaml").write_text(text.replace("  ema_warmup: false\n", ""))  # as it was written before
+        if config is soft:
+            with pytest.raises(XCiTError, match="whose teacher counted 1000 times as much as it does now"):
+                check_run(config, tmp_path, "auto")
+        else:
+            assert check_run(config, tmp_path, "auto") == tmp_path / "last.pt"
+
+
 def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
     dino = get_recipe("dino_xcit-pico_fashion-mnist")
     (tmp_path / "last.pt").touch()

@@ -73,7 +73,7 @@ class MaskRCNN(OnPyramid):
         """Replaces what depends on the number of classes by new layers."""
         self.config = replace(self.config, num_classes=num_classes)
         fresh = RoIHeads(self.config.channels, self.config.box_features, num_classes)
-        self.roi_heads.num_classes = num_classes
+        self.roi_heads.num_classes, self.roi_heads.class_weights = num_classes, None
         self.roi_heads.box_predictor = fresh.box_predictor.to(self.device)
         self.roi_heads.mask_predictor.mask_fcn_logits = fresh.mask_predictor.mask_fcn_logits.to(self.device)
         if self.info is not None:

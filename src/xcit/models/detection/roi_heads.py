@@ -64,9 +64,13 @@ class BoxPredictor(nn.Module):
 class RoIHeads(nn.Module):
     """Two linear layers for the box, four convolutions for the mask; torchvision's layers, mmdetection's rules."""
 
+    class_weights: Tensor | None
+
     def __init__(self, channels: int, box_features: int, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
+        # (K + 1,), what a region of each class, the background last, counts in training; no part of what is saved.
+        self.register_buffer("class_weights", None, persistent=False)
         self.box_head = TwoMLPHead(channels * BOX_SIZE**2, box_features)
         self.box_predictor = BoxPredictor(box_features, num_classes)
         self.mask_head = MaskRCNNHeads(channels, (channels,) * 4, dilation=1)
@@ -123,7 +127,7 @@ class RoIHeads(nn.Module):
         mask_logits = self._masks(maps, positives, object_labels)
         mask_loss = F.binary_cross_entropy_with_logits(mask_logits, torch.cat(masks), reduction="sum")
         return {
-            "loss_classifier": F.cross_entropy(logits, all_labels, reduction="sum") / num_sampled,
+            "loss_classifier": F.cross_entropy(logits, all_labels, self.class_weights, reduction="sum") / num_sampled,
             "loss_box_reg": box_loss / num_sampled,
             "loss_mask": mask_loss / max(mask_logits.numel(), 1),
         }

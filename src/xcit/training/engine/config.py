@@ -10,9 +10,11 @@ from xcit.errors import XCiTError
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW or SGD; biases, norms and everything one-dimensional are not decayed.
+    """AdamW or SGD; what is not decayed is one of the published rules, by `undecayed`.
 
-    With `undecayed` "layer_norms" the layer norms alone are not, as in the published detectors and segmenters.
+    "vectors": biases, norms and everything one-dimensional, as in mmpretrain's recipes and DINO's.
+    "vectors_and_tokens": also what the model's `no_weight_decay` names, the class token, as in the authors' recipes for
+    ImageNet. "layer_norms": these alone, as in the published detectors and segmenters.
 
     `betas` and `eps` are AdamW's, `momentum` is SGD's. `clip_grad` is the largest norm of the gradients, of all
     together or, by `clip_mode`, of each tensor; 0 is off. `layer_decay` multiplies the learning rate once for each
@@ -30,7 +32,7 @@ class OptimizerConfig:
     layer_decay: float = 1.0
     final_weight_decay: float | None = None
     clip_mode: Literal["all", "each"] = "all"
-    undecayed: Literal["vectors", "layer_norms"] = "vectors"
+    undecayed: Literal["vectors", "vectors_and_tokens", "layer_norms"] = "vectors"
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "eps", "clip_grad"):
@@ -41,7 +43,12 @@ class OptimizerConfig:
             _need(self, "weight_decay", self.weight_decay > 0, "above 0 where final_weight_decay is set")
         _need(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
         _need(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
-        _need(self, "layer_decay", self.layer_decay == 1 or self.undecayed == "vectors", "1 with undecayed layer_norms")
+        _need(
+            self,
+            "layer_decay",
+            self.layer_decay == 1 or self.undecayed != "layer_norms",
+            "1 with undecayed layer_norms",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +107,8 @@ class RunConfig:
         grad_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         compile: torch.compile the model.
         ema_decay: of the averaged weights, which are then what is measured and exported; 0 keeps none.
+        ema_warmup: let the decay rise to `ema_decay`: 1 - t^(-2/3) at step t, counted from 1. The average then forgets
+            the start at once; without it, as in the authors' runs, only after some 3 / (1 - ema_decay) steps.
         num_workers: processes that read data, for each training process.
         max_unreadable: share of the training inputs that may be unreadable before the run fails.
         evaluate_every: epochs.
@@ -118,6 +127,7 @@ class RunConfig:
     grad_checkpointing: bool = False
     compile: bool = False
     ema_decay: float = 0.0
+    ema_warmup: bool = False
     num_workers: int = 2
     max_unreadable: float = 0.01
     evaluate_every: int = 1
@@ -132,6 +142,7 @@ class RunConfig:
         for name in ("max_device_batch", "seed", "num_workers", "save_every_steps", "keep_checkpoints"):
             _need(self, name, getattr(self, name) >= 0, "0 or more")
         _need(self, "ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
+        _need(self, "ema_warmup", self.ema_decay > 0 or not self.ema_warmup, "false without ema_decay")
         _need(self, "max_unreadable", 0 <= self.max_unreadable <= 1, "in 0..1")
 
 

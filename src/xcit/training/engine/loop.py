@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.seeding import seed_all
+from xcit.training.engine.averaging import describe_average, move_average
 from xcit.training.engine.checkpoint import BEST, LAST, keep_checkpoint, keep_latest, load_checkpoint, save_checkpoint
 from xcit.training.engine.config import TrainableConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import RunLog
+from xcit.training.engine.parts import EpochParts, dead_worker, is_dead_worker
 from xcit.training.engine.signals import StopSignals
 from xcit.training.engine.state import build_state
 from xcit.training.engine.task import Closes, StepHooks, Task
@@ -121,6 +123,8 @@ def train_task(
             loop.resume(resume_from)
         if processes.is_main:
             begin()
+        for line in describe_average(config.run, num_steps=task.num_steps, num_epochs=config.schedule.epochs):
+            loop.announce(line)
         try:
             return loop.run_epochs()
         except torch.OutOfMemoryError as error:
@@ -189,7 +193,7 @@ class _Loop:
             position.epoch, position.step, position.losses = epoch, 0, 0.0
             self.save()
         if figures is None:  # resumed after the end
-            figures = self.task.evaluate(self.state.result(), self.processes.layout, self.processes.reduce)
+            figures = self.measure()
         self.export(WEIGHTS)
         return figures
 
@@ -200,10 +204,14 @@ class _Loop:
         _set_training(self.state.shared)
         if self.hooks is not None:
             self.hooks.begin_epoch(self.state.model, position.epoch)
-        batches = self.task.train_batches(position.epoch, position.step) if position.step < self.num_steps else None
+        if position.step == self.num_steps:
+            return
+        parts = EpochParts(
+            self.task, self.processes.layout, self.signals, epoch=position.epoch, first_step=position.step
+        )
         pending: list[dict[str, Tensor]] = []
-        while batches is not None and position.step < self.num_steps:
-            pending.append(self.step(batches))
+        while position.step < self.num_steps:
+            pending.append(self.step(parts))
             position.step += 1
             ends = position.step == self.num_steps
             saves = (
@@ -219,13 +227,13 @@ class _Loop:
                 if stops:
                     raise Stopped(self.last, self.signals.received or "another process's signal")
 
-    def step(self, batches: Iterator[Any]) -> dict[str, Tensor]:
+    def step(self, epoch_parts: EpochParts) -> dict[str, Tensor]:
         """One step of the optimiser: the losses of this process, averaged over its parts of the batch."""
         state, processes = self.state, self.processes
         accumulation = processes.layout.accumulation
         losses: dict[str, Tensor] = {}
         for turn in range(accumulation):
-            batch = self.next_batch(batches)
+            batch = self.next_batch(epoch_parts)
             # Every draw follows from the seed, the step and the part, whichever process computes it.
             seed_all(self.config.run.seed, state.num_steps_done, processes.layout.part(turn))
             with processes.accumulating(state.shared, last=turn + 1 == accumulation):
@@ -247,26 +255,13 @@ class _Loop:
         done = state.num_steps_done + 1
         state.step_update(done)
         if state.ema is not None:
-            state.ema.update(state.model, step=done)
+            move_average(state.ema, state.model, done)
         self.num_images += processes.layout.batch_size
         return losses
 
-    def next_batch(self, batches: Iterator[Any]) -> Any:
+    def next_batch(self, epoch_parts: EpochParts) -> Any:
         started = time.perf_counter()
-        try:
-            batch = next(batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            # The signal that asks for a stop may have reached the workers too.
-            if self.signals.received:
-                self.save()
-                raise Stopped(self.last, self.signals.received) from None
-            raise XCiTError(
-                f"a process that reads data died ({str(error).splitlines()[0]}): "
-                "if memory was short, set run.num_workers or run.max_device_batch lower"
-            ) from error
-        batch = _to_device(batch, self.processes.device)
+        batch = _to_device(epoch_parts.next(), self.processes.device)
         self.waited += time.perf_counter() - started
         return batch
 
@@ -354,8 +349,7 @@ class _Loop:
         return {"images_per_second": self.num_images / elapsed, "data_wait": self.waited / elapsed}
 
     def evaluate(self) -> dict[str, float]:
-        result = self.state.result()
-        figures = self.task.evaluate(result, self.processes.layout, self.processes.reduce)
+        figures = self.measure()
         position = self.state.position
         self.report(self.progress(position.losses / self.num_steps, figures))
         if not self.task.watch:
@@ -368,6 +362,18 @@ class _Loop:
                 keep_checkpoint(self.last, BEST)
             self.export(BEST_WEIGHTS)
         return figures
+
+    def measure(self) -> dict[str, float]:
+        """The figures of the state as it was saved last."""
+        try:
+            return self.task.evaluate(self.state.result(), self.processes.layout, self.processes.reduce)
+        except RuntimeError as error:
+            if not is_dead_worker(error):
+                raise
+            # The signal that asks for a stop may have reached the processes that read too.
+            if self.signals.received:
+                raise Stopped(self.last, self.signals.received) from None
+            raise dead_worker(error) from error
 
     def write_epoch(self, figures: dict[str, float]) -> None:
         position = self.state.position

@@ -14,24 +14,30 @@ from xcit.training.engine.config import OptimizerConfig, ScheduleConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD on what is not frozen; biases and one-dimensional parameters, or layer norms, are not decayed.
+    """AdamW or SGD on what is not frozen; what is not decayed says `undecayed`.
 
     Args:
         model: with `layer_decay` below 1 it tells the order of its layers by a `group_matcher`, as timm's models do.
         config: the numbers. With `layer_decay` each group has an `lr_scale`, which the schedule multiplies in.
 
     Raises:
-        XCiTError: if layers are to be told apart and the model does not say how, or nothing is left to train.
+        XCiTError: if layers are to be told apart and the model does not say how, if it names no tokens where these are
+            not to be decayed, or if nothing is left to train.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise XCiTError("every parameter is frozen: there is nothing left to train")
     if config.undecayed == "layer_norms":
         groups = _layer_norms_apart(model, config.weight_decay)
     elif config.layer_decay == 1:
-        groups = timm.optim.param_groups_weight_decay(model, config.weight_decay)
+        groups = timm.optim.param_groups_weight_decay(
+            model, config.weight_decay, no_weight_decay_list=_tokens(model, config)
+        )
     elif hasattr(model, "group_matcher"):
         groups = timm.optim.param_groups_layer_decay(
-            model, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+            model,
+            config.weight_decay,
+            no_weight_decay_list=_tokens(model, config),
+            layer_decay=config.layer_decay,
         )
     else:
         raise XCiTError(
@@ -41,6 +47,19 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     if config.kind == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def _tokens(model: nn.Module, config: OptimizerConfig) -> set[str]:
+    """Names of the parameters of more than one dimension that are not decayed."""
+    if config.undecayed == "vectors":
+        return set()
+    named = getattr(model, "no_weight_decay", None)
+    if named is None:
+        raise XCiTError(
+            f"optimizer.undecayed is vectors_and_tokens, but a {type(model).__name__} names no tokens "
+            "(no_weight_decay): set it to vectors"
+        )
+    return set(named())
 
 
 def _layer_norms_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

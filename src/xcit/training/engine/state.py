@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from xcit.errors import XCiTError
+from xcit.training.engine.averaging import build_average
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes, sharded_like, whole
 from xcit.training.engine.optimizer import WeightDecaySchedule, build_optimizer, build_schedule
@@ -105,6 +106,15 @@ class TrainState:
             position.step = min(position.step, self.num_steps)
         if (state["ema"] is None) != (self.ema is None):
             raise XCiTError(f"{source} was written with another run.ema_decay: keep averaging on or off as it was")
+        own, theirs = (
+            [len(group["params"]) for group in groups]
+            for groups in (self.optimizer.param_groups, state["optimizer"]["param_groups"])
+        )
+        if own != theirs and sum(own) == sum(theirs):
+            raise XCiTError(
+                f"{source} was written by an optimiser with {theirs} parameters in its groups, where this run has "
+                f"{own}: keep optimizer.undecayed, optimizer.layer_decay and optimizer.weight_decay as they were"
+            )
         try:
             _load_whole(self.model, state["model"])
             if self.ema is not None:
@@ -138,7 +148,7 @@ def build_state(
     """A run's beginning, on the processes' devices."""
     model = processes.prepare_model(model)
     plain = copy.deepcopy(model) if processes.is_sharded else None
-    ema = timm.utils.ModelEmaV3(model, decay=run.ema_decay, foreach=not processes.is_sharded) if run.ema_decay else None
+    ema = build_average(model, run, is_sharded=processes.is_sharded)
     if ema is not None and processes.is_sharded:
         processes.shard(ema.module)
     shared = processes.share_model(model)

@@ -9,24 +9,24 @@ from xcit.config import from_dict, read_yaml
 from xcit.errors import XCiTError
 from xcit.training.recipes.detection import detection, pico_fashion_scenes
 from xcit.training.recipes.dino import DINO_ARCHITECTURES, dino, dino_pico_fashion_mnist
-from xcit.training.recipes.finetune import finetune_384, transfer
+from xcit.training.recipes.finetune import finetune_384, multi_label, transfer
 from xcit.training.recipes.official import official, official_distilled
 from xcit.training.recipes.packaged import pico_fashion_mnist
 from xcit.training.recipes.published import published
 from xcit.training.recipes.segmentation import segmentation, segmentation_fashion_scenes
-from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.table import TASKS, TrainingConfig
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 from xcit.zoo.detectors import DETECTORS
 from xcit.zoo.segmenters import SEGMENTERS
 
-_FAMILIES: dict[str, Callable[[str], ClassificationConfig]] = {
+_FAMILIES: dict[str, Callable[[str], TrainingConfig]] = {
     "8xb128_in1k": partial(published, image_size=224),
     "8xb128_in1k-384px": partial(published, image_size=384),
     "official_in1k": official,
     "official-dist_in1k": official_distilled,
     "ours-ft384_in1k": finetune_384,
     "transfer": transfer,
+    "multi-label": multi_label,
 }
 """The last part of a name to its function of the architecture; the functions' docstrings say what to expect."""
 

@@ -55,7 +55,7 @@ def official(architecture: str) -> ClassificationConfig:
             label_smoothing=0.1,
             num_repeats=3,
         ),
-        optimizer=OptimizerConfig(lr=5e-4 * 1024 / 512, weight_decay=0.05),
+        optimizer=OptimizerConfig(lr=5e-4 * 1024 / 512, weight_decay=0.05, undecayed="vectors_and_tokens"),
         schedule=ScheduleConfig(epochs=400, warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5),
         run=RunConfig(batch_size=1024, max_device_batch=128, ema_decay=0.99996, sync_batch_norm=True),
     )

@@ -1,5 +1,6 @@
 """What the tasks share: the loader of their training data, and the check of its classes."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -79,6 +80,23 @@ def loader_config(run: RunConfig, layout: Layout, *, num_repeats: int = 1) -> Lo
         num_workers=run.num_workers,
         num_repeats=num_repeats,
     )
+
+
+def check_class_weights(weights: Sequence[float], num_classes: int, field: str = "class_weights") -> None:
+    """Checks a number a class.
+
+    Args:
+        weights: the numbers; none is always right.
+        num_classes: 0 while it is not known.
+        field: to begin an error with.
+
+    Raises:
+        XCiTError: if one is not above 0, or there are not as many as classes.
+    """
+    if not all(0 < weight < math.inf for weight in weights):
+        raise XCiTError(f"{field} are {', '.join(map(str, weights))}, must be above 0")
+    if weights and num_classes not in (0, len(weights)):
+        raise XCiTError(f"{len(weights)} {field} for {num_classes} classes: give one for each")
 
 
 def with_classes_of(config: Any, num_classes: int) -> Any:

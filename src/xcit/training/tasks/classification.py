@@ -1,6 +1,5 @@
 """Image classification: the loss, the figures, and the wiring of the data."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,13 @@ from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
-from xcit.training.tasks.base import EvaluationConfig, TaskWithLoader, loader_config, with_classes_of
+from xcit.training.tasks.base import (
+    EvaluationConfig,
+    TaskWithLoader,
+    check_class_weights,
+    loader_config,
+    with_classes_of,
+)
 from xcit.training.tasks.distillation import DistillationConfig, check_teacher, load_teacher
 from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
 from xcit.training.tasks.labelled_data import (
@@ -75,10 +80,7 @@ class ClassificationConfig:
             raise XCiTError("give holdout or val_data, not both: a run is watched by one of them")
         if self.shuffle_buffer < 1:
             raise XCiTError(f"shuffle_buffer is {self.shuffle_buffer}, must be at least 1")
-        if not all(0 < weight < math.inf for weight in self.class_weights):
-            raise XCiTError(f"class_weights are {self.class_weights}, must be above 0")
-        if self.class_weights and self.model.num_classes not in (0, len(self.class_weights)):
-            raise XCiTError(f"{len(self.class_weights)} class_weights for {self.model.num_classes} classes")
+        check_class_weights(self.class_weights, self.model.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)

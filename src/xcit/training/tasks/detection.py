@@ -26,7 +26,7 @@ from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.average_precision import NAMES, DetectionRow, Precision, average_precision
-from xcit.training.tasks.base import TaskWithLoader, loader_config, with_classes_of
+from xcit.training.tasks.base import TaskWithLoader, check_class_weights, loader_config, with_classes_of
 from xcit.training.tasks.dense_backbone import take_backbone
 from xcit.training.tasks.sources import find_source
 from xcit.zoo import save_model
@@ -47,6 +47,8 @@ class DetectionConfig:
         backbone_weights: what the backbone starts from: a name of the zoo or a file, of a classifier, a feature
             backbone, a detector or a segmenter; "" is random weights.
         train_on_empty: whether images without objects are trained on; published models were not.
+        class_weights: what a region of a class counts in the classifier's loss, a number a class, where one of the
+            background counts 1; none counts all the same. Boxes and masks, and the proposals, have none.
         augmentation: of training images.
         optimizer: AdamW's numbers.
         schedule: epochs and learning rate.
@@ -59,10 +61,14 @@ class DetectionConfig:
     data: str = ""
     backbone_weights: str = ""
     train_on_empty: bool = False
+    class_weights: tuple[float, ...] = ()
     augmentation: DetectionAugmentation = field(default_factory=DetectionAugmentation)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        check_class_weights(self.class_weights, self.model.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +229,8 @@ class DetectionTask(TaskWithLoader):
         model = MaskRCNN(config.model)
         if config.backbone_weights:
             take_backbone(model, config.backbone_weights)
+        if config.class_weights:
+            model.roi_heads.class_weights = torch.tensor([*config.class_weights, 1.0])
         model.info = self.info = DetectorInfo(
             name=config.name, class_names=train.class_names, category_ids=train.category_ids
         )

@@ -41,13 +41,21 @@ def open_data(data: str, *, val_data: str, holdout: int, num_classes: int) -> tu
         stream = open_stream(data, "train", num_classes=num_classes or None)
         return stream, _open_watched(val_data, stream.class_ids)
     images = open_labelled_images(data, "train")
-    if not 0 <= holdout < len(images):
-        raise XCiTError(f"holdout is {holdout}, must be from 0 to fewer than the {len(images)} images there are")
     if holdout:
-        # A fixed draw, whatever the seed of the run, so that runs can be compared.
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
-        return ImageSubset(images, order[holdout:]), ImageSubset(images, order[:holdout])
+        return held_out(images, holdout)
     return images, _open_watched(val_data or data, images.class_ids)
+
+
+def held_out(images: LabelledImages, holdout: int) -> tuple[ImageSubset, ImageSubset]:
+    """What to train on, and the images that are taken off it: a fixed draw, so that runs of any seed can be compared.
+
+    Raises:
+        XCiTError: if there are not so many.
+    """
+    if not 0 < holdout < len(images):
+        raise XCiTError(f"holdout is {holdout}, must be from 0 to fewer than the {len(images)} images there are")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
+    return ImageSubset(images, order[holdout:]), ImageSubset(images, order[:holdout])
 
 
 def train_loader(

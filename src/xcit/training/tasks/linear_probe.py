@@ -16,7 +16,7 @@ from xcit.models import ModelInfo, XCiT
 from xcit.seeding import mix_seeds
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
-from xcit.training.tasks.base import TaskWithLoader, loader_config
+from xcit.training.tasks.base import TaskWithLoader, check_class_weights, loader_config
 from xcit.training.tasks.labelled_features import LabelledFeatures, pooled_feature
 from xcit.zoo import save_model
 
@@ -41,6 +41,8 @@ class LinearConfig:
             are measured too, whose features are computed once: a fraction of the time, and not the published protocol.
         lrs: learning rates for a global batch of 256, in proportion for others; a classifier learns with each.
         epochs: of training.
+        class_weights: what a class counts in the loss, a number a class, as in torch's cross-entropy; none counts all
+            the same.
         run: how to compute.
     """
 
@@ -50,11 +52,13 @@ class LinearConfig:
     augmented: bool = True
     lrs: tuple[float, ...] = (0.001,)
     epochs: int = 100
+    class_weights: tuple[float, ...] = ()
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         if not self.lrs or not all(0 < lr < float("inf") for lr in self.lrs):
             raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs)) or 'missing'}, must be above 0")
+        check_class_weights(self.class_weights, 0)
         if len(set(self.lrs)) < len(self.lrs):
             raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs))}, must differ")
 
@@ -128,6 +132,7 @@ class LinearTask(TaskWithLoader):
         """
         self.config, self.backbone, self.network, self.info, self._val = config, backbone, network, info, val
         self.accuracies: tuple[LinearAccuracy, ...] = ()
+        check_class_weights(config.class_weights, len(info.class_names))
         torch.manual_seed(config.run.seed)
         self.model: nn.Module = LinearHeads(len(config.lrs), network.embed_dim, len(info.class_names))
         # Without decay, a loss times a number is a learning rate times that number.
@@ -158,7 +163,8 @@ class LinearTask(TaskWithLoader):
             with torch.no_grad():
                 inputs = pooled_feature(self.network, inputs)
         logits = model(inputs.float())
-        losses = [F.cross_entropy(logits[:, head].float(), labels) for head in range(len(self._shares))]
+        weights = torch.tensor(self.config.class_weights, device=labels.device) if self.config.class_weights else None
+        losses = [F.cross_entropy(logits[:, head].float(), labels, weights) for head in range(len(self._shares))]
         total = torch.stack([loss * share for loss, share in zip(losses, self._shares, strict=True)]).sum()
         if len(losses) == 1:
             return {"loss": total}

@@ -1,5 +1,6 @@
 """Semantic segmentation: the loss, the figures, and the wiring of the data."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +24,13 @@ from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, build_segment
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
-from xcit.training.tasks.base import EvaluationConfig, TaskWithLoader, loader_config, with_classes_of
+from xcit.training.tasks.base import (
+    EvaluationConfig,
+    TaskWithLoader,
+    check_class_weights,
+    loader_config,
+    with_classes_of,
+)
 from xcit.training.tasks.dense_backbone import take_backbone
 from xcit.training.tasks.sources import find_source
 from xcit.zoo import save_model
@@ -46,6 +53,10 @@ class SegmentationConfig:
             backbone or a segmenter; "" is random weights.
         epoch_steps: iterations that count as an epoch, after which the run is measured and saved, however many passes
             over the data they are; 0 is one pass.
+        class_weights: what a pixel of a class counts in the loss, a number a class; none counts all the same.
+        focal_gamma: of the focal loss (arXiv 1708.02002), in which a pixel whose class has probability p counts
+            (1 - p)^gamma; 0 is cross-entropy.
+        ignore_index: a label whose pixels count neither in the loss nor in a figure, beside 255.
         augmentation: of training scenes.
         optimizer: AdamW's numbers.
         schedule: epochs and learning rate.
@@ -59,6 +70,9 @@ class SegmentationConfig:
     data: str = ""
     backbone_weights: str = ""
     epoch_steps: int = 0
+    class_weights: tuple[float, ...] = ()
+    focal_gamma: float = 0.0
+    ignore_index: int | None = None
     augmentation: SegmentationAugmentation = field(default_factory=SegmentationAugmentation)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -67,6 +81,11 @@ class SegmentationConfig:
     def __post_init__(self) -> None:
         if self.epoch_steps < 0:
             raise XCiTError(f"epoch_steps is {self.epoch_steps}, must be 0 or more")
+        check_class_weights(self.class_weights, self.model.num_classes)
+        if not 0 <= self.focal_gamma < math.inf:
+            raise XCiTError(f"focal_gamma is {self.focal_gamma}, must be 0 or more")
+        if self.ignore_index is not None and not 0 <= self.ignore_index <= IGNORED:
+            raise XCiTError(f"ignore_index is {self.ignore_index}, must be a label from 0 to {IGNORED}, or null")
         patch = self.model.backbone.patch_size
         if self.augmentation.crop_size < patch:
             raise XCiTError(
@@ -109,11 +128,15 @@ def count_pixels(labels: Labels, predicted: Labels, num_classes: int) -> Tensor:
     return torch.bincount(true * num_classes + guess, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def report_of(confusion: Tensor, *, num_images: int, unreadable: Sequence[str] = ()) -> SegmentationReport:
-    """The figures of a confusion (K, K) of int64 counts."""
+def report_of(
+    confusion: Tensor, *, num_images: int, unreadable: Sequence[str] = (), ignored: int | None = None
+) -> SegmentationReport:
+    """The figures of a confusion (K, K) of int64 counts; a class that is ignored has no IoU."""
     counts = confusion.double()
     right, true = counts.diagonal(), counts.sum(dim=1)
     iou = 100 * right / (true + counts.sum(dim=0) - right)  # 0 / 0 is NaN: neither true nor predicted
+    if ignored is not None and ignored < len(iou):
+        iou[ignored] = math.nan
     return SegmentationReport(
         num_images=num_images,
         miou=iou.nanmean().item(),
@@ -201,7 +224,7 @@ def evaluate_segmentation(
     if num_images == 0:
         first = f"; the first: {unreadable[0]}" if unreadable else ""
         raise XCiTError(f"none of the {len(scenes)} scenes could be read{first}")
-    return report_of(confusion, num_images=num_images, unreadable=unreadable)
+    return report_of(confusion, num_images=num_images, unreadable=unreadable, ignored=scenes.ignored)
 
 
 def _as_it_is(sample: Any) -> Any:
@@ -209,13 +232,22 @@ def _as_it_is(sample: Any) -> Any:
     return sample
 
 
-def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, K, H, W) against labels (B, H, W), averaged over all pixels.
+def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, focal_gamma: float = 0.0) -> Tensor:
+    """Cross-entropy of logits (B, K, H, W) against labels (B, H, W), or the focal loss, averaged over all pixels.
 
-    Those without a label add nothing to the sum, but count in the average: as the published models were trained.
+    loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), with c a pixel's class and p its probability.
+    Pixels without a label add nothing to the sum, but count in the average, and weights do not: as the published models
+    were trained.
     """
-    total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORED, reduction="sum")
-    return total / labels.numel()
+    logits, labels = logits.float(), labels.long()
+    if not focal_gamma:
+        return F.cross_entropy(logits, labels, weights, ignore_index=IGNORED, reduction="sum") / labels.numel()
+    weighted, plain = (
+        F.cross_entropy(logits, labels, numbers, ignore_index=IGNORED, reduction="none") for numbers in (weights, None)
+    )
+    # The bound is below what is not 0 in float32: of 0 a power below 1 has no derivative.
+    distance = (-torch.expm1(-plain)).clamp(min=1e-9)
+    return (distance**focal_gamma * weighted).sum() / labels.numel()
 
 
 class SegmentationTask(TaskWithLoader):
@@ -236,7 +268,9 @@ class SegmentationTask(TaskWithLoader):
             raise XCiTError(f"{config.name} has no data of its own: give a folder with --data")
         if config.backbone_weights:
             find_source(config.backbone_weights, "backbone_weights")
-        train, self.watched = open_scenes(config.data, "train"), open_scenes(config.data, "val")
+        train, self.watched = (
+            replace(open_scenes(config.data, split), ignored=config.ignore_index) for split in ("train", "val")
+        )
         num_classes = len(train.class_names)
         self.config = config = with_classes_of(config, num_classes)
         torch.manual_seed(config.run.seed)
@@ -271,13 +305,15 @@ class SegmentationTask(TaskWithLoader):
             number, first_step = number + 1, 0
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """The pixels' cross-entropy, with the auxiliary head's where there is one, and then both on their own."""
+        """The pixels' loss, with the auxiliary head's where there is one, and then both on their own."""
         images, labels = batch
         output = model(images, with_auxiliary=True)
-        loss = pixel_loss(output.logits, labels)
+        weights = torch.tensor(self.config.class_weights, device=labels.device) if self.config.class_weights else None
+        gamma = self.config.focal_gamma
+        loss = pixel_loss(output.logits, labels, weights=weights, focal_gamma=gamma)
         if output.auxiliary is None:
             return {"loss": loss}
-        auxiliary = pixel_loss(output.auxiliary, labels)
+        auxiliary = pixel_loss(output.auxiliary, labels, weights=weights, focal_gamma=gamma)
         return {
             "loss": loss + AUXILIARY_WEIGHT * auxiliary,
             "head_loss": loss.detach(),

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from xcit.data.classification import has_validation
+from xcit.data.multi_label import has_validation_list
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.training.tasks.detection import DetectionConfig, DetectionTask
 from xcit.training.tasks.dino import DINOConfig, DINOTask
+from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelTask
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationTask
 
-TrainingConfig = ClassificationConfig | DINOConfig | SegmentationConfig | DetectionConfig
+TrainingConfig = ClassificationConfig | MultiLabelConfig | DINOConfig | SegmentationConfig | DetectionConfig
 """The config of a run, whatever its task."""
 
-AnyTask = ClassificationTask | DINOTask | SegmentationTask | DetectionTask
+AnyTask = ClassificationTask | MultiLabelTask | DINOTask | SegmentationTask | DetectionTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,15 @@ def _flattered_classifier(config: ClassificationConfig) -> str:
     )
 
 
+def _flattered_multi_label(config: MultiLabelConfig) -> str:
+    if config.holdout or config.val_data or has_validation_list(config.data):
+        return ""
+    return (
+        f"{config.data} is all there is: the figures are of the images that are trained on; --holdout N keeps N of "
+        "them to measure on"
+    )
+
+
 def _flattered_detector(config: DetectionConfig) -> str:
     if not Path(config.data).is_file():
         return ""
@@ -61,6 +72,14 @@ TASKS: dict[str, TaskKind] = {
         resumed=lambda initialize: initialize.frozen_only(),
         images="images by class",
         flattered=_flattered_classifier,
+    ),
+    "multi-label": TaskKind(
+        config=MultiLabelConfig,
+        task=MultiLabelTask,
+        first_weights="initialize",
+        resumed=lambda initialize: initialize.frozen_only(),
+        images="images with a list of their classes",
+        flattered=_flattered_multi_label,
     ),
     "dino": TaskKind(config=DINOConfig, task=DINOTask),
     "segmentation": TaskKind(

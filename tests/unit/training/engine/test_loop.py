@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xcit.data.loader import AugmentationConfig
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
-from xcit.models import XCiTConfig
+from xcit.models import XCiT, XCiTConfig
 from xcit.training.engine.config import EngineConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
@@ -423,6 +423,31 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     other.model = nn.Linear(2, 1)
     with pytest.raises(XCiTError, match=r"last\.pt does not fit this run: .*size mismatch"):
         train_line(other, tmp_path, resume="last.pt")
+
+
+def test_a_checkpoint_of_other_groups_of_parameters_is_refused(tmp_path: Path) -> None:
+    def train_with(**optimizer: Any) -> None:
+        task = Line()
+        task.model = XCiT(XCiTConfig(patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=2))
+        run = RunConfig(batch_size=8, num_workers=0)
+        checkpoint = tmp_path / "last.pt"
+        task.num_steps = 1
+        task.loss = lambda model, batch: {"loss": model(torch.ones(2, 3, 8, 8)).sum()}  # type: ignore[method-assign]
+        task.evaluate = lambda *_: {"fit": 0.0}  # type: ignore[method-assign]
+        train_task(
+            task,
+            Processes(run, CPU),
+            EngineConfig(run=run, optimizer=OptimizerConfig(**optimizer), schedule=ScheduleConfig(epochs=1)),
+            tmp_path,
+            resume_from=checkpoint if checkpoint.exists() else None,
+        )
+
+    train_with()
+    with pytest.raises(
+        XCiTError, match=r"with \[\d+, \d+\] parameters in its groups, where .*: keep optimizer.undecayed"
+    ):
+        train_with(undecayed="vectors_and_tokens")
+    train_with()
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -50,6 +50,35 @@ def test_biases_and_all_of_one_dimension_are_not_decayed(model: XCiT, layer_deca
     assert set(groups) == {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
         assert groups[name]["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0), name
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, DECAY])
+@pytest.mark.parametrize("undecayed", ["vectors", "vectors_and_tokens"])
+def test_the_class_token_is_decayed_by_one_rule_and_not_by_the_other(
+    model: XCiT, undecayed: Literal["vectors", "vectors_and_tokens"], layer_decay: float
+) -> None:
+    """mmpretrain and DINO decay it, the authors' recipe for ImageNet does not; XCA's temperatures all of them do."""
+    config = OptimizerConfig(weight_decay=0.05, layer_decay=layer_decay, undecayed=undecayed)
+    groups = group_of(build_optimizer(model, config), model)
+    assert set(groups) == {name for name, _ in model.named_parameters()}
+    exempt = {name for name, group in groups.items() if group["weight_decay"] == 0}
+    vectors = {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
+    assert exempt == vectors | ({"cls_token"} if undecayed == "vectors_and_tokens" else set())
+    assert {"position.projection.weight", "blocks.0.xca.temperature"} <= set(groups) - exempt
+
+
+def test_a_model_without_a_class_token_has_none_to_leave_out() -> None:
+    model = XCiT(XCiTConfig(patch_size=4, embed_dim=8, depth=1, cls_depth=0, global_pool="avg", num_heads=2))
+    sizes = [
+        [len(group["params"]) for group in build_optimizer(model, OptimizerConfig(undecayed=rule)).param_groups]
+        for rule in ("vectors", "vectors_and_tokens")
+    ]
+    assert sizes[0] == sizes[1]
+
+
+def test_a_model_that_names_no_tokens_is_refused() -> None:
+    with pytest.raises(XCiTError, match=r"but a Linear names no tokens \(no_weight_decay\): set it to vectors"):
+        build_optimizer(nn.Linear(2, 2), OptimizerConfig(undecayed="vectors_and_tokens"))
 
 
 def test_without_layer_decay_all_learn_alike(model: XCiT) -> None:

@@ -113,8 +113,8 @@ def test_mixed_labels_are_weighted(config: ClassificationConfig) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_weights": "1,2"}, r"^2 class_weights for 3 classes$"),
-        ({"class_weights": "1,2,0"}, r"class_weights are \(1\.0, 2\.0, 0\.0\), must be above 0"),
+        ({"class_weights": "1,2"}, "^2 class_weights for 3 classes: give one for each$"),
+        ({"class_weights": "1,2,0"}, r"class_weights are 1\.0, 2\.0, 0\.0, must be above 0"),
         ({"class_weights": "1,2,.inf"}, r"class_weights are .*, must be above 0"),
         ({"shuffle_buffer": "0"}, "shuffle_buffer is 0, must be at least 1"),
         ({"holdout": "3", "val_data": "x"}, "give holdout or val_data, not both"),

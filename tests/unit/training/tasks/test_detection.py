@@ -212,3 +212,8 @@ def test_problems_of_the_data_are_announced(scenes: Path, tmp_path: Path) -> Non
     train(once, tmp_path / "run", device="cpu", announce=lines.append)
     assert any("warning: 1 objects are not trained on, for their box is outside the image" in line for line in lines)
     assert any("warning: 1 annotations left out, for no category has their category_id" in line for line in lines)
+
+
+def test_a_weight_for_each_class_is_needed(scenes: Path) -> None:
+    with pytest.raises(XCiTError, match="3 class_weights for 2 classes: give one for each"):
+        DetectionTask(replace(config(scenes), class_weights=(1.0, 1.0, 2.0)))

@@ -71,8 +71,13 @@ def test_soft_is_the_divergence_at_a_temperature(temperature: float) -> None:
         q, p = ([value / sum(numbers) for value in numbers] for numbers in (mine, theirs))
         expected += temperature**2 * sum(p[c] * math.log(p[c] / q[c]) for c in range(3))
     teacher = teacher_of(Fixed(said), kind="soft", temperature=temperature)
-    assert teacher.loss(draw(4, 3, 8, 8), logits).item() == pytest.approx(expected / 4, rel=1e-5)
+    # As in the authors' code the mean over images and classes.
+    assert teacher.loss(draw(4, 3, 8, 8), logits).item() == pytest.approx(expected / (4 * 3), rel=1e-5)
     assert teacher.loss(draw(4, 3, 8, 8), said).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_by_itself_soft_is_at_the_authors_temperature() -> None:
+    assert DistillationConfig().temperature == 1
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])

@@ -277,3 +277,74 @@ def test_the_published_recipes(name: str, tmp_path: Path) -> None:
     save_yaml(config, tmp_path / "config.yaml")
     assert get_recipe(str(tmp_path / "config.yaml")) == config
     assert override(config, {"model.channels": "64", "model.out_indices": "0,1,2,3"}).model.out_indices == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("label", [0, 2])
+def test_an_ignored_label_counts_neither_in_training_nor_in_a_figure(data: Path, label: int) -> None:
+    config = replace(config_of(data), ignore_index=label)
+    task = SegmentationTask(config)
+    labels = torch.stack([labels for images, labels in task.train_batches(0)])
+    assert label not in labels
+    assert {0, 1, 2, 3} - {label} <= set(labels.unique().tolist())
+    plain = SegmentationTask(config_of(data))
+    found, before = (
+        evaluate_segmentation(task.model, one.watched, config.preprocessing).confusion for one in (task, plain)
+    )
+    assert found[label].sum() == 0
+    before[label] = 0
+    assert torch.equal(found, before)
+
+
+def test_a_class_that_is_ignored_has_no_iou_though_others_are_taken_for_it() -> None:
+    confusion = torch.tensor([[0, 0, 0], [2, 6, 0], [0, 0, 4]])
+    report = report_of(confusion, num_images=1, ignored=0)
+    assert np.isnan(report.iou[0])
+    assert report.iou[1:] == pytest.approx((75.0, 100.0))
+    assert report.miou == pytest.approx(87.5)
+    assert report_of(confusion, num_images=1).miou == pytest.approx(175 / 3)
+
+
+@pytest.mark.parametrize(("ignored", "written"), [(254, [0, 254, 1]), (0, [0, 1, 255])])
+def test_a_label_that_is_no_class_can_be_ignored(tmp_path: Path, ignored: int, written: list[int]) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "val").mkdir(parents=True)
+    Image.new("RGB", (3, 1)).save(tmp_path / "images/val/a.png")
+    Image.fromarray(np.array([written], np.uint8)).save(tmp_path / "labels/val/a.png")
+    (tmp_path / "classes.txt").write_text("one\ntwo\n")
+    scenes = replace(open_scenes(str(tmp_path), "val"), ignored=ignored)
+    expected = [IGNORED if value in (ignored, IGNORED) else value for value in written]
+    assert scenes[0][0].labels.tolist() == [expected]
+
+
+def test_ade20k_s_labels_are_ignored_by_their_class(tmp_path: Path) -> None:
+    for folder in ("images", "annotations"):
+        (tmp_path / folder / "validation").mkdir(parents=True)
+    Image.new("RGB", (4, 1)).save(tmp_path / "images/validation/a.png")
+    Image.fromarray(np.array([[0, 1, 2, 150]], np.uint8)).save(tmp_path / "annotations/validation/a.png")
+    scenes = replace(open_scenes(str(tmp_path), "val"), ignored=1)
+    assert scenes[0][0].labels.tolist() == [[IGNORED, 0, IGNORED, 149]]
+
+
+@pytest.mark.parametrize("gamma", [0.3, 2.0])
+def test_the_focal_loss_has_gradients_where_a_pixel_is_certain_or_has_no_label(gamma: float) -> None:
+    logits = torch.zeros(1, 2, 1, 3, dtype=torch.float32)
+    logits[0, 0, 0, 0] = 200.0  # its probability is 1
+    logits.requires_grad_()
+    pixel_loss(logits, torch.tensor([[[0, 1, IGNORED]]]), focal_gamma=gamma).backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[..., 1].abs().sum() > 0
+    assert logits.grad[..., 2].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"class_weights": "1,2"}, "2 class_weights for 4 classes: give one for each"),
+        ({"focal_gamma": "-1"}, r"focal_gamma is -1\.0, must be 0 or more"),
+        ({"ignore_index": "256"}, "ignore_index is 256, must be a label from 0 to 255, or null"),
+    ],
+)
+def test_fields_of_the_loss_are_checked(data: Path, fields: dict[str, str], message: str) -> None:
+    with pytest.raises(XCiTError, match=message):
+        SegmentationTask(override(config_of(data), fields))

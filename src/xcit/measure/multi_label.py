@@ -1,0 +1,62 @@
+"""A multi-label classifier measured on images of several classes each."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xcit.data.multi_label import open_multi_label
+from xcit.errors import XCiTError
+from xcit.measure.loading import load_for
+from xcit.measure.result import Measuring, TestResult, write_table
+from xcit.training.tasks.base import EvaluationConfig
+from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelReport, evaluate_multi_label
+from xcit.zoo.kinds import CLASSIFIER
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiLabelResult(TestResult):
+    """A report with the class names in the order of the logits, and the recipe that it was measured by."""
+
+    report: MultiLabelReport
+    class_names: tuple[str, ...]
+    recipe: MultiLabelConfig
+
+    def lines(self) -> list[str]:
+        return [f"mAP    {self.report.mean_average_precision:.2f}%", f"loss   {self.report.loss:.4f}"]
+
+    def content(self) -> dict[str, Any]:
+        return {"preprocessing": dataclasses.asdict(self.recipe.preprocessing), **self.report.figures()}
+
+    def write_tables(self, folder: Path) -> list[Path]:
+        """Writes average_precision.csv (a row a class)."""
+        rows = [
+            (name, f"{value:.2f}") for name, value in zip(self.class_names, self.report.average_precision, strict=True)
+        ]
+        return [write_table(folder / "average_precision.csv", ["class", "AP"], rows)]
+
+
+def measure_multi_label(
+    recipe: MultiLabelConfig, checkpoint: str | os.PathLike[str], data: str, how: Measuring, *, batch_size: int
+) -> MultiLabelResult:
+    """See `xcit.test`."""
+    model = load_for(recipe, checkpoint, CLASSIFIER)
+    if not model.num_classes:
+        raise XCiTError(f"{os.fspath(checkpoint)} has no classifier")
+    known = () if model.info is None else model.info.class_names
+    images = open_multi_label(data, "val", class_ids=known)
+    if len(images.class_ids) != model.num_classes:
+        raise XCiTError(f"{data} has {len(images.class_ids)} classes, the model {model.num_classes} without names")
+    how.started(len(images))
+    network = model.fuse() if how.dtype == torch.float32 else model  # see `measure_classifier`
+    report = evaluate_multi_label(
+        network.to(how.device),
+        images,
+        images.targets,
+        recipe.preprocessing,
+        EvaluationConfig(batch_size=batch_size, num_workers=how.num_workers, dtype=how.dtype),
+        report=how.report,
+    )
+    return MultiLabelResult(report=report, class_names=images.class_ids, recipe=recipe)

@@ -1,0 +1,56 @@
+"""Averaged weights: how they are kept, and how much of them is still what the run started from."""
+
+import math
+
+import timm.utils
+from torch import nn
+
+from xcit.training.engine.config import RunConfig
+
+_MUCH = 0.1
+"""The share of the start in the result that is worth a warning."""
+
+_LITTLE = 0.01
+"""The share that the decay which the warning proposes would leave."""
+
+
+def build_average(model: nn.Module, run: RunConfig, *, is_sharded: bool) -> timm.utils.ModelEmaV3 | None:
+    """The average of a model's weights and statistics, which begins as a copy of them; none if the run keeps none."""
+    if not run.ema_decay:
+        return None
+    return timm.utils.ModelEmaV3(model, decay=run.ema_decay, use_warmup=run.ema_warmup, foreach=not is_sharded)
+
+
+def move_average(average: timm.utils.ModelEmaV3, model: nn.Module, num_steps_done: int) -> None:
+    """Moves an average towards the model after a step.
+
+    Without a warm-up the decay is the same from the first step on, as in the authors' runs.
+    """
+    average.update(model, step=num_steps_done if average.use_warmup else None)
+
+
+def describe_average(run: RunConfig, *, num_steps: int, num_epochs: int) -> list[str]:
+    """What a person should know of a run's averaged weights: that too much of them is the start, at the end or long.
+
+    Args:
+        run: how to compute.
+        num_steps: of an epoch.
+        num_epochs: of the run.
+    """
+    if not run.ema_decay or run.ema_warmup:
+        return []
+    total = num_steps * num_epochs
+    share = run.ema_decay**total
+    if share > _MUCH:
+        return [
+            f"warning: the averaged weights, which are what is measured and kept, will still be {share:.0%} what the "
+            f"run started from after its {total} steps (run.ema_decay {run.ema_decay:g}): set run.ema_warmup true, or "
+            f"run.ema_decay {_LITTLE ** (1 / total):.3g}"
+        ]
+    half_life = math.log(0.5) / math.log(run.ema_decay)
+    if half_life > num_steps * min(run.evaluate_every, num_epochs):
+        return [
+            f"until epoch {math.ceil(half_life / num_steps)} the figures are of averaged weights that are mostly what "
+            f"the run started from (run.ema_decay {run.ema_decay:g}); run.ema_warmup true would measure them sooner"
+        ]
+    return []
