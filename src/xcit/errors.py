@@ -31,6 +31,7 @@ def printable_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
 def _escaped(letter: str) -> str:
     return " " if letter in "\r\n" else ascii(letter)[1:-1]
 
+
 def check_field(config: object, name: str, condition: bool, must: str) -> None:
     """Checks a field of a config.
 

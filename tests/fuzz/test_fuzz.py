@@ -1,9 +1,9 @@
 """The short run of `python -m tests.fuzz`: damaged input gives a right result or one line."""
 
 import pytest
-
 from tests.fuzz.harness import LONGEST_MESSAGE, Target, fuzz
 from tests.fuzz.targets import TARGETS
+
 from xcit.errors import XCiTError
 
 
