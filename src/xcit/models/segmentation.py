@@ -7,6 +7,7 @@ Shapes: `B` batch, `D` width of the backbone, `E` channels of the head, `K` clas
 width), of strides 4, 8, 16 and 32.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple

@@ -5,6 +5,7 @@ torchvision has the layers; where its rules differ from those by which the publi
 are suppressed, how masks are pasted, and in training the losses, who is matched to what, and the targets of masks.
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
