@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xcit import ops
 from xcit.models.plain import is_plain, is_watched
+from xcit.models.refusals import NotScripted, refuse_symbols
 from xcit.ops import reference
 
 NORM_EPS = 1e-6
@@ -46,7 +47,7 @@ class Stem(nn.Sequential):
         return image
 
 
-class PositionCode(nn.Module):
+class PositionCode(NotScripted, nn.Module):
     """Fourier code of the token grid, projected to the width: (1, N, D) for any grid."""
 
     def __init__(self, embed_dim: int) -> None:
@@ -54,6 +55,7 @@ class PositionCode(nn.Module):
         self.projection = nn.Conv2d(2 * ops.POSITION_DIM, embed_dim, 1)
 
     def forward(self, height: int, width: int) -> Tensor:
+        refuse_symbols(height, width)
         if is_plain(self.projection):
             y, x = self.code(height, width)
             return (y + x).flatten(0, 1)[None]
@@ -106,6 +108,10 @@ class XCA(nn.Module):
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def reset_parameters(self) -> None:
+        """The temperature to its first value; the layers have their own `reset_parameters`."""
+        nn.init.ones_(self.temperature)
 
     @property
     def is_direct(self) -> bool:
@@ -196,7 +202,7 @@ class ClassAttention(nn.Module):
         return out
 
 
-class XCABlock(nn.Module):
+class XCABlock(NotScripted, nn.Module):
     """XCA, then LPI, then MLP, each behind a norm, scaled by a learned vector and added to its input."""
 
     def __init__(
@@ -210,7 +216,7 @@ class XCABlock(nn.Module):
         drop_path_rate: float,
     ) -> None:
         super().__init__()
-        self.drop_path_rate = drop_path_rate
+        self.drop_path_rate, self.layer_scale = drop_path_rate, layer_scale
         self.norm_xca = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.xca = XCA(embed_dim, num_heads, qkv_bias)
         self.scale_xca = nn.Parameter(torch.full((embed_dim,), layer_scale))
@@ -221,7 +227,13 @@ class XCABlock(nn.Module):
         self.mlp = MLP(embed_dim, hidden_dim)
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
+    def reset_parameters(self) -> None:
+        """LayerScale to its first value; the layers have their own `reset_parameters`."""
+        for scale in (self.scale_xca, self.scale_lpi, self.scale_mlp):
+            nn.init.constant_(scale, self.layer_scale)
+
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        refuse_symbols(tokens)
         tokens = self._add(tokens, self.xca, (self.norm_xca(tokens),), self.scale_xca)
         tokens = self._add(tokens, self.lpi, (self.norm_lpi(tokens), height, width), self.scale_lpi)
         return self._add(tokens, self.mlp, (self.norm_mlp(tokens),), self.scale_mlp)
@@ -240,7 +252,7 @@ class XCABlock(nn.Module):
         return tokens + ops.drop_path(added, self.drop_path_rate, self.training)
 
 
-class ClassAttentionBlock(nn.Module):
+class ClassAttentionBlock(NotScripted, nn.Module):
     """Class attention, then MLP on the class token, on tokens (B, 1+N, D) with the class token first.
 
     The patch tokens move too, as in the code the published weights were trained with: the first residual adds their
@@ -259,7 +271,7 @@ class ClassAttentionBlock(nn.Module):
         tokens_norm: bool,
     ) -> None:
         super().__init__()
-        self.tokens_norm = tokens_norm
+        self.tokens_norm, self.layer_scale = tokens_norm, layer_scale
         self.norm_attn = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.attn = ClassAttention(embed_dim, num_heads, qkv_bias)
         self.scale_attn = nn.Parameter(torch.full((embed_dim,), layer_scale))
@@ -267,7 +279,13 @@ class ClassAttentionBlock(nn.Module):
         self.mlp = MLP(embed_dim, hidden_dim)
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
+    def reset_parameters(self) -> None:
+        """LayerScale to its first value; the layers have their own `reset_parameters`."""
+        for scale in (self.scale_attn, self.scale_mlp):
+            nn.init.constant_(scale, self.layer_scale)
+
     def forward(self, tokens: Tensor, only_class: bool = False) -> Tensor:
+        refuse_symbols(tokens)
         normed = self.norm_attn(tokens)
         attended = self.attn(normed)[:, None]
         if only_class:
@@ -281,3 +299,7 @@ class ClassAttentionBlock(nn.Module):
         else:
             cls, patches = self.norm_mlp(tokens[:, :1]), tokens[:, 1:]
         return torch.cat([cls + self.scale_mlp * self.mlp(cls), patches + patches], dim=1)
+
+
+FX_LEAF_MODULES = (PositionCode, XCABlock, ClassAttentionBlock)
+"""What `torch.fx` has to call instead of tracing into it: the `leaf_modules` of its tracers."""

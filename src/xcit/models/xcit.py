@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models.config import GlobalPool, XCiTConfig
+from xcit.models.first_values import reset_within
 from xcit.models.fused import FusedClassAttentionBlock, FusedEmbedding, FusedXCABlock, check_fusible
 from xcit.models.info import ModelInfo
 from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem, XCABlock
 from xcit.models.plain import is_anything_watched, is_watched
 from xcit.models.recompute import recomputed
+from xcit.models.refusals import NotScripted
 
 OutType = Literal["cls_token", "featmap", "avg_featmap", "raw"]
 
@@ -35,7 +37,7 @@ class Encoded(NamedTuple):
     grid: tuple[int, int]  # (H, W)
 
 
-class XCiT(nn.Module):
+class XCiT(NotScripted, nn.Module):
     """Cross-covariance image transformer.
 
     Takes images (B, in_channels, h, w) of any size from one patch up, square or not, multiple of the patch or not.
@@ -81,9 +83,14 @@ class XCiT(nn.Module):
             )
             self.norm: nn.Module = nn.LayerNorm(dim, eps=NORM_EPS)
         self.head = self._new_head()
-        self._init_weights()
+        self._init_parts()
 
-    def _init_weights(self) -> None:
+    def reset_parameters(self) -> None:
+        """First values as at construction, random and all: what is learned is lost."""
+        reset_within(self)
+        self._init_parts()
+
+    def _init_parts(self) -> None:
         """Linear layers and the class token from a normal of 0.02 cut at two units, biases 0; convolutions as torch."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -402,11 +409,8 @@ class XCiT(nn.Module):
         return out
 
     def _check_images(self, images: Tensor) -> None:
-        if isinstance(images, torch.fx.Proxy):
-            raise XCiTError(
-                "torch.fx can't trace an XCiT, whose position code depends on the image's size: take its features from "
-                "forward_intermediates, or a graph from torch.export or torch.jit.trace"
-            )
+        if isinstance(images, torch.fx.Proxy):  # a graph checks nothing
+            return
         if images.ndim != 4:
             raise XCiTError(f"images must be (batch, channels, height, width), not {tuple(images.shape)}")
         channels, height, width = images.shape[1:]
@@ -453,6 +457,10 @@ class FusedXCiT(XCiT):
         """The model itself."""
         return self
 
+    def reset_parameters(self) -> None:
+        """Refuses to: it has no first values of its own."""
+        raise XCiTError("a fused model has no first values: reset the one it was made from, and fuse that")
+
     @torch.no_grad()
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """As the original's."""
@@ -468,6 +476,8 @@ class FusedXCiT(XCiT):
         class_attention: bool = True,
         only_class: bool = False,
     ) -> Encoded:
+        if isinstance(images, torch.fx.Proxy):
+            raise XCiTError("torch.fx can't trace a fused model: trace the one it was made from, or use torch.export")
         self._check_images(images)
         # Sums in place need one precision: the model's own.
         with torch.autocast(images.device.type, enabled=False):
