@@ -1,5 +1,7 @@
 """First values of a model whose memory is not set: built on the meta device, then given memory by `to_empty`."""
 
+from typing import Any
+
 from torch import nn
 
 
@@ -10,7 +12,6 @@ def reset_within(model: nn.Module) -> None:
     owns itself in `reset_parameters`, as torch's layers do.
     """
     for module in reversed([*model.modules()][1:]):
-        if hasattr(module, "_init_parts"):
-            module._init_parts()
-        elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset: Any = getattr(module, "_init_parts", None) or getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()

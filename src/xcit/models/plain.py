@@ -33,7 +33,7 @@ def is_anything_watched() -> bool:
         or _globals._global_forward_pre_hooks
         or _globals._global_backward_hooks
         or _globals._global_backward_pre_hooks
-        or (not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack())
+        or (not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack())
     )
 
 
