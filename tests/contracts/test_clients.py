@@ -3,69 +3,14 @@
 import copy
 import io
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from small_models import KINDS, build, forward, layers
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
-
-from xcit.errors import XCiTError
-from xcit.models import XCiT, XCiTConfig
-from xcit.models.detection.config import MaskRCNNConfig
-from xcit.models.detection.mask_rcnn import MaskRCNN
-from xcit.models.dino import DINO, DINOHeadConfig
-from xcit.models.segmentation import SegmenterConfig, build_segmenter
-
-CLASSIFIER = XCiTConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2, cls_depth=2, num_classes=5)
-FEATURES = replace(CLASSIFIER, num_classes=0, patch_size=4)
-BACKBONE = replace(CLASSIFIER, patch_size=4, cls_depth=0, num_classes=0, global_pool="none")
-KINDS = ("classifier", "dino", "upernet", "sem-fpn", "detector")
-
-
-def build(kind: Any) -> Any:
-    """A small model whose numbers are of order one, so that a layer that has no effect shows."""
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {"backbone": BACKBONE, "num_classes": 4, "channels": 16}
-    model: Any
-    if kind == "classifier":
-        model = XCiT(CLASSIFIER)
-    elif kind == "dino":
-        model = DINO(FEATURES, DINOHeadConfig(out_dim=8, hidden_dim=16, bottleneck_dim=8)).student
-    elif kind == "detector":
-        model = MaskRCNN(MaskRCNNConfig(box_features=16, short_side=32, long_side=48, **shape))
-    else:
-        model = build_segmenter(SegmenterConfig(kind=kind, auxiliary_channels=8, dropout=0.0, **shape))
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.ndim > 1 and "temperature" not in name:
-                value.normal_(std=value[0].numel() ** -0.5)
-            elif name.endswith("bias"):
-                value.normal_(std=0.1)
-    return model.eval()
-
-
-def forward(model: nn.Module, seed: int = 0) -> Tensor:
-    """All that a model gives of one image, as one row, with gradients where it has a loss or is differentiable."""
-    image = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(seed))
-    if isinstance(model, MaskRCNN):
-        maps = list(model._maps(image))
-        logits, steps = model.rpn(maps)
-        heads = model.roi_heads
-        scores, offsets = heads.box_predictor(heads.box_head(maps[0][:, :, :7, :7]))
-        masks = heads.mask_predictor(heads.mask_head(maps[0][:, :, :14, :14]))
-        return torch.cat([part.flatten() for part in (*logits, *steps, scores, offsets, masks)])
-    if "DINO" in type(model).__name__ or not hasattr(model, "config"):
-        return torch.cat([part.flatten() for part in model([image])])
-    if hasattr(model, "decode"):
-        return torch.cat([part.flatten() for part in model(image, with_auxiliary=True) if part is not None])
-    return model(image).flatten()
-
-
-def layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Any]:
-    return {name: module for name, module in model.named_modules() if type(module) in (kinds or (nn.Linear, nn.Conv2d))}
 
 
 @pytest.fixture(params=KINDS)
@@ -193,6 +138,32 @@ def test_weight_only_int8_of_torchao(model: nn.Module) -> None:
     assert not torch.equal(out, expected)
 
 
+def test_quantisation_aware_training_of_torchao(model: nn.Module) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    qat = pytest.importorskip("torchao.quantization.qat")
+    names = layers(model, nn.Linear)
+    base = quantization.Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int8, weight_granularity=quantization.PerAxis(0)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantization.quantize_(model, qat.QATConfig(base, step="prepare"))
+        quantised: set[str] = set()
+        for name in names:
+            fake: Any = model.get_submodule(name).weight_fake_quantizer
+            fake.register_forward_hook(lambda *_, name=name: quantised.add(name) or None)
+        forward(model).square().mean().backward()
+        assert quantised == set(names)
+        for name in names:
+            assert model.get_submodule(name).weight.grad.abs().max() > 0, name
+        torch.optim.SGD(model.parameters(), lr=1e-4).step()
+        with torch.no_grad():
+            prepared = forward(model)
+            quantization.quantize_(model, qat.QATConfig(base, step="convert"))
+            close(forward(model), prepared)
+    assert all(type(model.get_submodule(name).weight) is not nn.Parameter for name in names)
+
+
 @torch.no_grad()
 def test_copies_are_the_same(model: nn.Module) -> None:
     expected = forward(model)
@@ -242,64 +213,6 @@ def test_what_hooks_on_fused_blocks_keep_does_not_change_under_them() -> None:
     forward(model)
     assert len(kept) == 2
     assert all(torch.equal(output, then) for output, then in kept)
-
-
-# Fusing
-
-
-class Wrapped(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.inner(*inputs)
-
-
-def _wrap(model: Any) -> None:
-    model.blocks[1] = Wrapped(model.blocks[1])
-
-
-def _parametrise(model: Any) -> None:
-    parametrize.register_parametrization(model.blocks[0].xca.proj, "weight", Doubled())
-
-
-def _hook(model: Any) -> None:
-    model.cls_blocks[0].attn.k.register_forward_hook(lambda *_: None)
-
-
-def _prune(model: Any) -> None:
-    prune.l1_unstructured(model.blocks[0].mlp.fc1, "weight", amount=0.5)
-
-
-def _patch(model: Any) -> None:
-    model.blocks[0].lpi.forward = lambda tokens, height, width, scale=None: tokens
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (_wrap, r"can't fuse: blocks\.1 is a Wrapped"),
-        (_parametrise, r"can't fuse: blocks\.0\.xca\.proj is a ParametrizedLinear"),
-        (_hook, r"can't fuse: cls_blocks\.0\.attn\.k has hooks"),
-        (_prune, r"can't fuse: blocks\.0\.mlp\.fc1 has hooks"),
-        (_patch, r"can't fuse: blocks\.0\.lpi has hooks"),
-    ],
-)
-def test_fuse_names_what_it_would_leave_out(change: Callable[[Any], None], message: str) -> None:
-    model: Any = build("classifier")
-    change(model)
-    with pytest.raises(XCiTError, match=message) as error:
-        model.fuse()
-    assert "\n" not in str(error.value)
-
-
-@torch.no_grad()
-def test_a_head_of_ones_own_is_fused_around() -> None:
-    model: Any = build("classifier")
-    model.head = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 3))
-    model.head[1].register_forward_hook(lambda module, inputs, output: 2 * output)
-    close(forward(model.fuse()), forward(model))
 
 
 @pytest.fixture(autouse=True)

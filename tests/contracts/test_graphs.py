@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import KINDS, build
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from xcit.errors import XCiTError
-from xcit.models import XCiT, XCiTConfig
+from xcit.models import FX_LEAF_MODULES, XCiT, XCiTConfig
 
 SIZES = [(16, 16), (23, 37), (64, 64), (40, 130), (200, 128), (255, 257), (400, 400)]
 ONE_PATCH = [(8, 8), (8, 64), (64, 8)]
@@ -65,6 +67,31 @@ def test_onnx(model: nn.Module, tmp_path: Path) -> None:
 
 
 def test_fx_is_refused_in_one_line(model: nn.Module) -> None:
-    with pytest.raises(XCiTError, match=r"torch\.fx can't trace an XCiT") as error:
+    with pytest.raises(XCiTError, match=r"torch\.fx can't trace") as error:
         torch.fx.symbolic_trace(model)
+    assert "\n" not in str(error.value)
+
+
+def test_traced_around_the_blocks_by_fx() -> None:
+    torch.manual_seed(0)
+    model = XCiT(XCiTConfig(patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=5)).eval()
+    extracted = create_feature_extractor(
+        model,
+        {"blocks.0": "block", "norm": "norm", "head": "logits"},
+        tracer_kwargs={"leaf_modules": [*FX_LEAF_MODULES]},
+    )
+    for height, width in SIZES:
+        images = torch.rand(2, 3, height, width)
+        with torch.no_grad():
+            found = extracted(images)
+            assert torch.equal(found["logits"], model(images))
+            assert torch.equal(found["norm"], model.forward_features(images)[:, :1])
+            tokens = model.forward_intermediates(images, [0], output_fmt="NLC", intermediates_only=True)[0]
+            assert torch.equal(found["block"], tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_script_is_refused_in_one_line(kind: str) -> None:
+    with pytest.raises(XCiTError, match=r"torch\.jit\.script can't compile \w+: use torch\.jit\.trace") as error:
+        torch.jit.script(build(kind))
     assert "\n" not in str(error.value)

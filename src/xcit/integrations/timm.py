@@ -12,21 +12,32 @@ the other's place. (timm reads a name with a slash as a repository of the Hub.) 
 `pyramid_` before it, for decoders that need a pyramid: an XCiT's blocks have one stride, which they refuse.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
-from xcit.models import XCiT, XCiTConfig, XCiTPyramid
+from xcit.models import FX_LEAF_MODULES, XCiT, XCiTConfig, XCiTPyramid
 from xcit.models.pyramid import STRIDES
 from xcit.zoo import CHECKPOINTS, get_backbone, get_xcit
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES, backbone_of
 from xcit.zoo.names import find_checkpoint
 
 try:
-    from timm.models import FeatureInfo, build_model_with_cfg, register_model
+    from timm.models import (
+        DefaultCfg,
+        FeatureInfo,
+        PretrainedCfg,
+        build_model_with_cfg,
+        register_model,
+        register_notrace_module,
+    )
 except ModuleNotFoundError:
     raise XCiTError("xcit.integrations.timm needs timm: pip install 'xcit[train]'") from None
 
@@ -39,30 +50,40 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         cache_dir: Any = None,
         *,
         num_classes: int | None = None,
-        in_chans: int = 3,
+        in_chans: int | None = None,
         drop_path_rate: float | None = None,
         global_pool: str | None = None,
         features_only: bool = False,
+        feature_cls: str = "getter",
         out_indices: int | Sequence[int] | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> nn.Module:
+        if feature_cls != "getter":
+            raise XCiTError(f"{name}: feature_cls is {feature_cls!r}, must be 'getter'")
         config = _changed(name, pretrained, in_chans, drop_path_rate)
+        in_channels = config.in_channels
         if features_only:
-            backbone = get_backbone(name, pretrained) if config is None else XCiT(backbone_of(config))
+            backbone = get_backbone(name, True) if pretrained else _new(backbone_of(config), device)
+            _take_channels(backbone, in_channels)
             wrapped: nn.Module = build_model_with_cfg(
                 lambda **_: backbone,
                 name,
                 False,
-                pretrained_cfg=backbone.pretrained_cfg,
+                pretrained_cfg=_data_cfg(name, in_channels),
                 features_only=True,
                 feature_cfg={"out_indices": 4 if out_indices is None else out_indices, "feature_cls": "getter"},
             )
-            return wrapped
-        model = get_xcit(name, pretrained) if config is None else XCiT(config)
+            return wrapped.to(device=device, dtype=dtype)
+        model = get_xcit(name, True) if pretrained else _new(config, device)
+        _take_channels(model, in_channels)
+        if model.info is None:
+            model.pretrained_cfg = _data_cfg(name, in_channels)
         if num_classes is not None and num_classes != model.num_classes:
             model.reset_classifier(num_classes)
         if global_pool is not None:
             model.reset_classifier(model.num_classes, global_pool)
-        return model.train()  # as timm gives it
+        return model.to(device=device, dtype=dtype).train()  # in training mode, as timm gives it
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"`{name}` of the package xcit."
@@ -121,7 +142,7 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
         pretrained_cfg_overlay: Any = None,
         cache_dir: Any = None,
         *,
-        in_chans: int = 3,
+        in_chans: int | None = None,
         drop_path_rate: float | None = None,
         features_only: bool = False,
         out_indices: int | Sequence[int] | None = None,
@@ -129,7 +150,8 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
         if not features_only:
             raise XCiTError(f"pyramid_{name} gives feature maps alone: pass features_only=True, or take {name}")
         config = _changed(name, pretrained, in_chans, drop_path_rate)
-        pyramid = get_backbone(name, pretrained, pyramid=True) if config is None else XCiTPyramid(backbone_of(config))
+        pyramid = get_backbone(name, True, pyramid=True) if pretrained else XCiTPyramid(backbone_of(config))
+        _take_channels(pyramid.xcit, config.in_channels)
         return PyramidFeatures(pyramid, out_indices).train()
 
     create.__name__ = create.__qualname__ = f"pyramid_{name}"
@@ -137,24 +159,79 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
     return create
 
 
-def _changed(name: str, pretrained: bool, in_chans: int, drop_path_rate: float | None) -> XCiTConfig | None:
-    """The shape with the caller's changes; none where there are none, so that weights can be loaded."""
-    config = find_checkpoint(name).config
-    changes: dict[str, Any] = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
-    if in_chans != config.in_channels:
-        if pretrained:
-            raise XCiTError(
-                f"{name}: its weights take {config.in_channels} channels, not {in_chans}: leave pretrained out"
-            )
-        changes["in_channels"] = in_chans
-    if changes and pretrained:
+def _changed(name: str, pretrained: bool, in_chans: int | None, drop_path_rate: float | None) -> XCiTConfig:
+    """The shape that a caller asks for."""
+    if drop_path_rate is not None and pretrained:
         raise XCiTError(f"{name}: drop_path_rate can't be changed with pretrained weights here: set it in a recipe")
-    return replace(config, **changes) if changes else None
+    config = find_checkpoint(name).config
+    if in_chans is not None:
+        config = replace(config, in_channels=in_chans)
+    return config if drop_path_rate is None else replace(config, drop_path_rate=drop_path_rate)
+
+
+def _new(config: XCiTConfig, device: str | torch.device | None) -> XCiT:
+    """A model with random weights, on the meta device without any."""
+    with torch.device(device) if device is not None else nullcontext():
+        return XCiT(config)
+
+
+def _take_channels(model: XCiT, in_channels: int) -> None:
+    """Makes a model take images of other channels by timm's rule: sums of its weights, or repetitions of them."""
+    if in_channels == model.config.in_channels:
+        return
+    conv = model.stem[0].conv
+    assert isinstance(conv, nn.Conv2d)
+    weight, had = conv.weight.detach(), conv.in_channels
+    if in_channels == 1:
+        weight = weight.sum(dim=1, keepdim=True)
+    else:
+        weight = weight.repeat(1, -(-in_channels // had), 1, 1)[:, :in_channels] * (had / in_channels)
+    conv.weight, conv.in_channels = nn.Parameter(weight), in_channels
+    model.config = replace(model.config, in_channels=in_channels)
+    model.info = None  # its preprocessing is that of the channels it had
+
+
+def _default_cfg(name: str) -> DefaultCfg:
+    """What timm's tools ask of a name before there is a model: how images are prepared, whether there are weights."""
+    record = find_checkpoint(name)
+    spec, source = record.preprocessing, record.sources[0] if record.sources else None
+    on_hub = source is not None and source.kind == "huggingface"
+    cfg = PretrainedCfg(
+        url=source.location if source is not None and not on_hub else None,
+        hf_hub_id=source.location if source is not None and on_hub else None,
+        hf_hub_filename=source.filename if source is not None and on_hub else None,
+        file=record.packaged,
+        input_size=(record.config.in_channels, spec.image_size, spec.image_size),
+        crop_pct=spec.image_size / spec.resize_to if spec.resize == "short_side" else 1.0,
+        crop_mode="center" if spec.resize == "short_side" else "squash",
+        mean=spec.mean,
+        std=spec.std,
+        num_classes=record.config.num_classes,
+        first_conv="stem.0.conv",
+        classifier="head",
+        license=record.licence,
+    )
+    return DefaultCfg(tags=deque([""]), cfgs={"": cfg}, is_pretrained=True)
+
+
+def _data_cfg(name: str, in_channels: int) -> dict[str, Any]:
+    """`pretrained_cfg` of a model; other channels than those of the weights are normalised by the mean of theirs."""
+    cfg = default_cfgs[name].default.to_dict()
+    if cfg["input_size"][0] != in_channels:
+        cfg["input_size"] = (in_channels, *cfg["input_size"][1:])
+        cfg["mean"], cfg["std"] = ((fmean(cfg[key]),) * in_channels for key in ("mean", "std"))
+    return cfg
 
 
 NAMES = tuple(dict.fromkeys([*CHECKPOINTS, *(f"xcit-{architecture}" for architecture in PUBLISHED_ARCHITECTURES)]))
 """What is registered, and once more with `pyramid_` before it."""
 
+default_cfgs = {name: _default_cfg(name) for name in NAMES}
+"""Where `register_model` looks for them."""
+
 for _name in NAMES:
     register_model(_entrypoint(_name))
     register_model(_pyramid_entrypoint(_name))
+
+for _class in FX_LEAF_MODULES:  # for the fx tracers of timm's tools
+    register_notrace_module(_class)

@@ -3,11 +3,13 @@
 from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing, published_preprocessing
 from xcit.models.config import XCiTConfig
 from xcit.models.info import ModelInfo, SegmenterInfo
+from xcit.models.layers import FX_LEAF_MODULES
 from xcit.models.pyramid import XCiTPyramid
 from xcit.models.segmentation import Segmenter, SegmenterConfig, SemanticFPN, UperNet, build_segmenter
 from xcit.models.xcit import XCiT
 
 __all__ = [
+    "FX_LEAF_MODULES",
     "ModelInfo",
     "Preprocessing",
     "SegmentationPreprocessing",

@@ -3,6 +3,7 @@
 Shapes: `B` images, `V` crops of each, two of them global and first, `D` width of the backbone, `K` outputs of the head.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models.config import XCiTConfig
+from xcit.models.first_values import reset_within
 from xcit.models.xcit import XCiT
 
 NUM_GLOBAL = 2
@@ -48,7 +50,13 @@ class WeightNormLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out_features, 1))
-        self.weight_v = nn.Parameter(nn.Linear(in_features, out_features, bias=False).weight.detach())
+        self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Directions as the rows of torch's linear layers have them, lengths 1."""
+        nn.init.ones_(self.weight_g)
+        nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (..., in_features) to (..., out_features)."""
@@ -69,12 +77,15 @@ class DINOHead(nn.Module):
             nn.GELU(),
             nn.Linear(config.hidden_dim, config.bottleneck_dim),
         )
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        self._init_parts()
         self.last_layer = WeightNormLinear(config.bottleneck_dim, config.out_dim)
         self.last_layer.weight_g.requires_grad_(not config.norm_last_layer)
+
+    def _init_parts(self) -> None:
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K), float32 under autocast too."""
@@ -137,9 +148,18 @@ class DINO(nn.Module):
             raise XCiTError("DINO needs one feature an image: set model.global_pool to cls or avg")
         self.student = DINOBranch(XCiT(config), DINOHead(config.embed_dim, head))
         self.teacher = DINOBranch(XCiT(replace(config, drop_path_rate=0.0)), DINOHead(config.embed_dim, head))
-        self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.register_buffer("center", torch.zeros(1, head.out_dim))
+        self._init_parts()
+
+    def reset_parameters(self) -> None:
+        """First values as at construction, random and all: what is learned is lost."""
+        reset_within(self)
+        self._init_parts()
+
+    def _init_parts(self) -> None:
+        self.teacher.load_state_dict(self.student.state_dict())
+        nn.init.zeros_(self.center)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes the student's blocks in the backward pass (timm's name); the teacher has none."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xcit import ops
 from xcit.models.plain import is_plain, is_watched
+from xcit.models.refusals import NotScripted, refuse_symbols
 from xcit.ops import reference
 
 NORM_EPS = 1e-6
@@ -46,7 +47,7 @@ class Stem(nn.Sequential):
         return image
 
 
-class PositionCode(nn.Module):
+class PositionCode(NotScripted, nn.Module):
     """Fourier code of the token grid, projected to the width: (1, N, D) for any grid."""
 
     def __init__(self, embed_dim: int) -> None:
@@ -54,6 +55,7 @@ class PositionCode(nn.Module):
         self.projection = nn.Conv2d(2 * ops.POSITION_DIM, embed_dim, 1)
 
     def forward(self, height: int, width: int) -> Tensor:
+        refuse_symbols(height, width)
         if is_plain(self.projection):
             y, x = self.code(height, width)
             return (y + x).flatten(0, 1)[None]
@@ -75,8 +77,8 @@ class PositionCode(nn.Module):
 
 
 def init_linear(layer: nn.Linear) -> None:
-    """Weights from a normal of 0.02 cut at two units, biases 0."""
-    nn.init.trunc_normal_(layer.weight, std=0.02)
+    """Weights from a normal of 0.02, biases 0. The authors cut it at 2, a hundred deviations away: it is the same."""
+    nn.init.normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
@@ -113,6 +115,10 @@ class XCA(nn.Module):
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def reset_parameters(self) -> None:
+        """The temperature to its first value; the layers have their own `reset_parameters`."""
+        nn.init.ones_(self.temperature)
 
     @property
     def is_direct(self) -> bool:
@@ -206,7 +212,7 @@ class ClassAttention(nn.Module):
 _BRANCHES = (XCA, LPI, MLP)
 
 
-class XCABlock(nn.Module):
+class XCABlock(NotScripted, nn.Module):
     """XCA, then LPI, then MLP, each behind a norm, scaled by a learned vector and added to its input."""
 
     def __init__(
@@ -220,7 +226,7 @@ class XCABlock(nn.Module):
         drop_path_rate: float,
     ) -> None:
         super().__init__()
-        self.drop_path_rate = drop_path_rate
+        self.drop_path_rate, self.layer_scale = drop_path_rate, layer_scale
         self.norm_xca = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.xca = XCA(embed_dim, num_heads, qkv_bias)
         self.scale_xca = nn.Parameter(torch.full((embed_dim,), layer_scale))
@@ -231,7 +237,13 @@ class XCABlock(nn.Module):
         self.mlp = MLP(embed_dim, hidden_dim)
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
+    def reset_parameters(self) -> None:
+        """LayerScale to its first value; the layers have their own `reset_parameters`."""
+        for scale in (self.scale_xca, self.scale_lpi, self.scale_mlp):
+            nn.init.constant_(scale, self.layer_scale)
+
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        refuse_symbols(tokens)
         # Inside a branch, LayerScale multiplies D x D weights; outside it would multiply N x D numbers and keep them
         # for the backward pass. float16 can't hold such a product: 1e-5 of a weight of 0.02.
         may_scale_inside = not computes_in_float16(tokens)
@@ -253,7 +265,7 @@ class XCABlock(nn.Module):
         return tokens + ops.drop_path(added, self.drop_path_rate, self.training)
 
 
-class ClassAttentionBlock(nn.Module):
+class ClassAttentionBlock(NotScripted, nn.Module):
     """Class attention, then MLP on the class token, on tokens (B, 1+N, D) with the class token first.
 
     The patch tokens move too, as in the code the published weights were trained with: the first residual adds their
@@ -272,7 +284,7 @@ class ClassAttentionBlock(nn.Module):
         tokens_norm: bool,
     ) -> None:
         super().__init__()
-        self.tokens_norm = tokens_norm
+        self.tokens_norm, self.layer_scale = tokens_norm, layer_scale
         self.norm_attn = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.attn = ClassAttention(embed_dim, num_heads, qkv_bias)
         self.scale_attn = nn.Parameter(torch.full((embed_dim,), layer_scale))
@@ -280,7 +292,13 @@ class ClassAttentionBlock(nn.Module):
         self.mlp = MLP(embed_dim, hidden_dim)
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
+    def reset_parameters(self) -> None:
+        """LayerScale to its first value; the layers have their own `reset_parameters`."""
+        for scale in (self.scale_attn, self.scale_mlp):
+            nn.init.constant_(scale, self.layer_scale)
+
     def forward(self, tokens: Tensor, only_class: bool = False) -> Tensor:
+        refuse_symbols(tokens)
         normed = self.norm_attn(tokens)
         attended = self.attn(normed)[:, None]
         if only_class:
@@ -294,3 +312,7 @@ class ClassAttentionBlock(nn.Module):
         else:
             cls, patches = self.norm_mlp(tokens[:, :1]), tokens[:, 1:]
         return torch.cat([cls + self.scale_mlp * self.mlp(cls), patches + patches], dim=1)
+
+
+FX_LEAF_MODULES = (PositionCode, XCABlock, ClassAttentionBlock)
+"""What `torch.fx` has to call instead of tracing into it: the `leaf_modules` of its tracers."""

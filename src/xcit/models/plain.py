@@ -5,6 +5,7 @@ A layer that is called serves hooks, LoRA, quantisation, pruning, parametrisatio
 plain class and nothing listens.
 """
 
+import torch
 from torch import nn
 from torch.nn.modules import module as _globals
 
@@ -26,12 +27,13 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_anything_watched() -> bool:
-    """Whether hooks are set for all modules, as profilers and counters do."""
+    """Whether hooks are set for all modules, or a mode sees each operation, as profilers and counters have it."""
     return bool(
         _globals._global_forward_hooks
         or _globals._global_forward_pre_hooks
         or _globals._global_backward_hooks
         or _globals._global_backward_pre_hooks
+        or (not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack())
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models.config import XCiTConfig
+from xcit.models.first_values import reset_within
 from xcit.models.fused import Fusible
 from xcit.models.xcit import XCiT
 
@@ -90,6 +91,10 @@ class XCiTPyramid(Fusible):
         _check_indices(self.out_indices, config.depth)
         self.xcit = XCiT(config)
         self.pyramid = TokenPyramid(config.embed_dim, config.patch_size)
+
+    def reset_parameters(self) -> None:
+        """First values as at construction, random and all: what is learned is lost."""
+        reset_within(self)
 
     @property
     def config(self) -> XCiTConfig:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models.config import XCiTConfig
+from xcit.models.first_values import reset_within
 from xcit.models.hosts import ReadableConfig, keeps_notes
 from xcit.models.info import SegmenterInfo
 from xcit.models.pyramid import STRIDES, OnPyramid, XCiTPyramid
@@ -236,7 +237,12 @@ class Segmenter(OnPyramid):
         """Logits (B, K, ...) of the auxiliary head, if there is one."""
         return None
 
-    def _init_heads(self) -> None:
+    def reset_parameters(self) -> None:
+        """First values as at construction, random and all: what is learned is lost."""
+        reset_within(self)
+        self._init_parts()
+
+    def _init_parts(self) -> None:
         """Convolutions from a normal that keeps the variance of gradients, classifiers from one of 0.01, biases 0."""
         for name, module in self.named_modules():
             if not isinstance(module, nn.Conv2d) or name.startswith("backbone."):
@@ -257,7 +263,7 @@ class UperNet(Segmenter):
         dim, num_classes = config.backbone.embed_dim, config.num_classes
         self.head = UperNetHead(dim, config.channels, num_classes, config.dropout)
         self.auxiliary = AuxiliaryHead(dim, config.auxiliary_channels, num_classes, config.dropout)
-        self._init_heads()
+        self._init_parts()
 
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
         logits: Tensor = self.head(maps)
@@ -276,7 +282,7 @@ class SemanticFPN(Segmenter):
         dim = config.backbone.embed_dim
         self.neck = FPNNeck(dim)
         self.head = SemanticFPNHead(dim, config.channels, config.num_classes, config.dropout)
-        self._init_heads()
+        self._init_parts()
 
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
         logits: Tensor = self.head(self.neck(maps))

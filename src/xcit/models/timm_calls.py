@@ -27,6 +27,11 @@ class TimmCalls(nn.Module):
     _pretrained_cfg: dict[str, Any] | None
 
     @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.config.in_channels
+
+    @property
     def num_classes(self) -> int:
         """Classes of the head; 0 without one."""
         return self.config.num_classes

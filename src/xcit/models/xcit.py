@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models.config import XCiTConfig
+from xcit.models.first_values import reset_within
 from xcit.models.fused import (
     FusedClassAttentionBlock,
     FusedEmbedding,
@@ -25,6 +26,7 @@ from xcit.models.info import ModelInfo
 from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem, XCABlock, init_linear
 from xcit.models.plain import is_anything_watched, is_watched
 from xcit.models.recompute import recomputed
+from xcit.models.refusals import NotScripted
 from xcit.models.timm_calls import TimmCalls, resolve_indices
 
 OutType = Literal["cls_token", "featmap", "avg_featmap", "raw"]
@@ -38,7 +40,7 @@ class Encoded(NamedTuple):
     grid: tuple[int, int]  # (H, W)
 
 
-class XCiT(TimmCalls, Fusible):
+class XCiT(NotScripted, TimmCalls, Fusible):
     """Cross-covariance image transformer.
 
     Takes images (B, in_channels, h, w) of any size from one patch up, square or not, multiple of the patch or not.
@@ -84,15 +86,20 @@ class XCiT(TimmCalls, Fusible):
             )
             self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.head = self._new_head()
-        self._init_weights()
+        self._init_parts()
 
-    def _init_weights(self) -> None:
-        """Linear layers and the class token from a normal of 0.02 cut at two units, biases 0; convolutions as torch."""
+    def reset_parameters(self) -> None:
+        """First values as at construction, random and all: what is learned is lost."""
+        reset_within(self)
+        self._init_parts()
+
+    def _init_parts(self) -> None:
+        """Linear layers and the class token from a normal of 0.02, biases 0; convolutions as torch."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module)
         if self.config.cls_depth:
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+            nn.init.normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images; the pooled feature (B, D) where there is no head.
@@ -281,11 +288,8 @@ class XCiT(TimmCalls, Fusible):
         return out
 
     def _check_images(self, images: Tensor) -> None:
-        if isinstance(images, torch.fx.Proxy):
-            raise XCiTError(
-                "torch.fx can't trace an XCiT, whose position code depends on the image's size: take its features from "
-                "forward_intermediates, or a graph from torch.export or torch.jit.trace"
-            )
+        if isinstance(images, torch.fx.Proxy):  # a graph checks nothing
+            return
         if images.ndim != 4:
             raise XCiTError(f"images must be (batch, channels, height, width), not {tuple(images.shape)}")
         channels, height, width = images.shape[1:]
@@ -320,6 +324,10 @@ class FusedXCiT(XCiT):
         """The model itself."""
         return self
 
+    def reset_parameters(self) -> None:
+        """Refuses to: it has no first values of its own."""
+        raise XCiTError("a fused model has no first values: reset the one it was made from, and fuse that")
+
     @torch.no_grad()
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """As the original's."""
@@ -335,6 +343,8 @@ class FusedXCiT(XCiT):
         class_attention: bool = True,
         only_class: bool = False,
     ) -> Encoded:
+        if isinstance(images, torch.fx.Proxy):
+            raise XCiTError("torch.fx can't trace a fused model: trace the one it was made from, or use torch.export")
         # Sums in place need one precision: the model's own.
         with torch.autocast(self.embedding.position.projection.weight.device.type, enabled=False):
             return super()._encode(images, take, stop=stop, class_attention=class_attention, only_class=only_class)

@@ -45,6 +45,30 @@ def test_a_packaged_models_weights_and_data_config() -> None:
     assert (data["mean"], data["std"], data["crop_pct"]) == ((0.2860,), (0.3530,), 1.0)
 
 
+@torch.no_grad()
+def test_weights_for_another_number_of_channels() -> None:
+    grey = torch.rand(2, 1, 28, 28)
+    own = xcit.get_model("packaged", pretrained=True)
+    for channels in (3, 4):
+        model = timm.create_model("xcit-pico-fashion-mnist", pretrained=True, in_chans=channels).eval()
+        torch.testing.assert_close(model(grey.expand(-1, channels, -1, -1)), own(grey))
+        data = resolve_model_data_config(model)
+        assert (data["input_size"], data["mean"]) == ((channels, 28, 28), (0.2860,) * channels)
+
+
+def test_what_is_known_of_a_name_before_there_is_a_model() -> None:
+    cfg = timm.get_pretrained_cfg("xcit-small-12-p8_3rdparty-dist_in1k-384px")
+    assert (cfg.input_size, cfg.num_classes, cfg.architecture) == ((3, 384, 384), 1000, cfg.architecture)
+    assert cfg.has_weights
+    assert set(NAMES) <= set(timm.list_models(pretrained=True))
+    assert timm.create_model(NANO).pretrained_cfg["input_size"] == (3, 224, 224)
+
+
+def test_on_a_device() -> None:
+    model = timm.create_model(NANO, device="meta", dtype=torch.bfloat16)
+    assert {(value.device.type, value.dtype) for value in model.parameters()} == {("meta", torch.bfloat16)}
+
+
 @pytest.mark.parametrize("out_indices", [(3, 5, 7, 11), (2,), 3])
 @torch.no_grad()
 def test_features_only(out_indices: int | tuple[int, ...]) -> None:
@@ -78,9 +102,9 @@ def test_what_timms_tools_read() -> None:
 
 
 def test_what_weights_can_not_do_is_one_line() -> None:
-    for changes in ({"in_chans": 5}, {"drop_path_rate": 0.1}):
+    for changes in ({"drop_path_rate": 0.1, "pretrained": True}, {"feature_cls": "hook", "features_only": True}):
         with pytest.raises(XCiTError, match=f"^{NANO}: ") as error:
-            timm.create_model(NANO, pretrained=True, **changes)
+            timm.create_model(NANO, **changes)
         assert "\n" not in str(error.value)
     with pytest.raises(TypeError, match="img_scale"):
         timm.create_model(NANO, img_scale=3)

@@ -22,6 +22,7 @@ from xcit.models.detection.images import pad_and_stack, padded_size, resized, to
 from xcit.models.detection.masks import paste_masks
 from xcit.models.detection.roi_heads import MIN_SCORE, Detections, Objects, RoIHeads
 from xcit.models.detection.rpn import RegionProposalNetwork
+from xcit.models.first_values import reset_within
 from xcit.models.modes import evaluating
 from xcit.models.pyramid import STRIDES, OnPyramid, XCiTPyramid
 
@@ -55,6 +56,14 @@ class MaskRCNN(OnPyramid):
         self.fpn = FeaturePyramidNetwork(widths, config.channels, LastLevelMaxPool())
         self.rpn = RegionProposalNetwork(config.channels, config.anchor_scale)
         self.roi_heads = RoIHeads(config.channels, config.box_features, config.num_classes)
+        self._init_parts()
+
+    def reset_parameters(self) -> None:
+        """First values as at construction, random and all: what is learned is lost."""
+        reset_within(self)
+        self._init_parts()
+
+    def _init_parts(self) -> None:
         for module in self.fpn.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)

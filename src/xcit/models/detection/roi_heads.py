@@ -1,7 +1,7 @@
 """The second stage: class, exact box and mask of each region."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,9 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.cls_score = nn.Linear(in_features, num_classes + 1)
         self.bbox_pred = nn.Linear(in_features, 4 * num_classes)
+        self._init_parts()
+
+    def _init_parts(self) -> None:
         for layer, deviation in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
@@ -75,12 +78,16 @@ class RoIHeads(nn.Module):
         self.box_predictor = BoxPredictor(box_features, num_classes)
         self.mask_head = MaskRCNNHeads(channels, (channels,) * 4, dilation=1)
         self.mask_predictor = MaskRCNNPredictor(channels, channels, num_classes)
-        # The convolutions have the published first weights from torchvision.
+        self._init_parts()
+
+    def _init_parts(self) -> None:
         for linear in (self.box_head.fc6, self.box_head.fc7):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-        for layer in (self.mask_predictor.conv5_mask, self.mask_predictor.mask_fcn_logits):
-            nn.init.zeros_(layer.bias)
+        for layer in (*self.mask_head.modules(), *self.mask_predictor.modules()):
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(cast(Tensor, layer.bias))
 
     def detect(
         self, maps: Sequence[Tensor], proposals: Tensor, size: tuple[int, int], scale: Tensor, min_score: float

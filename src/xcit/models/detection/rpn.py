@@ -1,6 +1,7 @@
 """The region proposal network: boxes that may hold an object of any class."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,13 @@ class RegionProposalNetwork(nn.Module):
         super().__init__()
         self.anchor_scale = anchor_scale
         self.head = RPNHead(channels, len(RATIOS))
+        self._init_parts()
+
+    def _init_parts(self) -> None:
+        for layer in self.head.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Five maps (B, channels, H_l, W_l) to logits (B, n_l) and steps (B, n_l, 4) of each, float32."""
