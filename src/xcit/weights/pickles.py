@@ -31,12 +31,21 @@ class _Inert:
     def __setstate__(self, state: object) -> None:
         pass
 
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
 
 _INERT_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Inert, name)
     for name in (
         # The command line that the official code and DINO save as `args`.
         "argparse.Namespace",
+        # Lightning's hyper-parameters, and the paths in them.
+        "lightning.fabric.utilities.data.AttributeDict",
+        "lightning_fabric.utilities.data.AttributeDict",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+        "pathlib.PosixPath",
+        "pathlib.WindowsPath",
         # mmengine's training log, whose methods were pickled by name through getattr.
         "mmengine.logging.history_buffer.HistoryBuffer",
         "builtins.getattr",
