@@ -58,7 +58,9 @@ def preprocess_channels(pixels: Pixels, spec: Preprocessing) -> Tensor:
     """What `preprocess` does to an image, for pixels (H, W, C): float32 (C, image_size, image_size)."""
     return torch.cat(
         [
-            preprocess(Image.fromarray(np.ascontiguousarray(pixels[:, :, index])), replace(spec, mean=(mean,), std=(std,)))
+            preprocess(
+                Image.fromarray(np.ascontiguousarray(pixels[:, :, index])), replace(spec, mean=(mean,), std=(std,))
+            )
             for index, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True))
         ]
     )

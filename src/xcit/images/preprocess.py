@@ -115,6 +115,11 @@ class SegmentationPreprocessing:
         if not all(std > 0 for std in self.std) or len(self.mean) != len(self.std):
             raise XCiTError(f"SegmentationPreprocessing: std is {self.std}, must be above 0, one number a channel")
 
+    def sentence(self) -> str:
+        """What it does, for people."""
+        size = f"to fit {self.long_side} x {self.short_side}" if self.short_side else "at their own size"
+        return f"{size}, bilinear; mean {self.mean}, std {self.std}"
+
     def changed(
         self, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, size: int | None = None
     ) -> "SegmentationPreprocessing":
@@ -129,7 +134,11 @@ class SegmentationPreprocessing:
         if not self.short_side:
             raise XCiTError("the model takes images at their own size: no other can be given")
         return replace(
-            self, mean=means, std=stds, short_side=size, long_side=max(size, round(self.long_side * size / self.short_side))
+            self,
+            mean=means,
+            std=stds,
+            short_side=size,
+            long_side=max(size, round(self.long_side * size / self.short_side)),
         )
 
 

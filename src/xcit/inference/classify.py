@@ -179,7 +179,10 @@ def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
         return model, model.info
     built = get_xcit(model, pretrained=True)
     if built.info is None:
-        raise XCiTError(f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name, or set model.info")
+        raise XCiTError(
+            f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name, or set "
+            "model.info"
+        )
     return built, built.info
 
 

@@ -36,6 +36,41 @@ if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
 
 
+@overload
+def get_model(
+    model: str | os.PathLike[str],
+    pretrained: bool | str | os.PathLike[str] = False,
+    device: str | torch.device | None = None,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    global_pool: str | None = None,
+    drop_path_rate: float | None = None,
+    stem_strides: Sequence[int] | None = None,
+    features_only: Literal[False] = False,
+    key: str | None = None,
+    progress: DownloadProgress | None = None,
+) -> "XCiT | Segmenter | MaskRCNN": ...
+
+
+@overload
+def get_model(
+    model: str | os.PathLike[str],
+    pretrained: bool | str | os.PathLike[str] = False,
+    device: str | torch.device | None = None,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    global_pool: str | None = None,
+    drop_path_rate: float | None = None,
+    stem_strides: Sequence[int] | None = None,
+    features_only: Literal[True],
+    out_indices: int | Sequence[int] | None = None,
+    key: str | None = None,
+    progress: DownloadProgress | None = None,
+) -> FeatureMaps: ...
+
+
 def get_model(
     model: str | os.PathLike[str],
     pretrained: bool | str | os.PathLike[str] = False,
@@ -205,13 +240,16 @@ def _backbone(
     else:
         name = os.fspath(model)
         shape = None if is_known(name) else find_shape(name)
-        record = None if shape is not None else find_record(name)
-        config = shape if record is None else record.backbone
-        if pretrained is True and record is not None:
-            stored = read_record(record, progress)
-        elif pretrained is True:
-            raise _not_published(name)
-        elif pretrained is not False:
+        if shape is not None:
+            config = shape
+            if pretrained is True:
+                raise _not_published(name)
+        else:
+            record = find_record(name)
+            config = record.backbone
+            if pretrained is True:
+                stored = read_record(record, progress)
+        if not isinstance(pretrained, bool):
             stored = read_verified(local(os.fspath(pretrained), progress))
             if changes.stem_strides is None:
                 check_strides(config, stored)
@@ -278,7 +316,7 @@ def _build(
     """The model of a record or shape, with random weights or those of a file."""
     record = None if isinstance(what, XCiTConfig) else what
     config = what.model if isinstance(what, Record) else what
-    if pretrained is False:
+    if isinstance(pretrained, bool):
         config = changes.of(config if num_classes is None else replace(config, num_classes=num_classes))
         return kind_of_config(config).build(config).eval()
     stored = read_verified(local(os.fspath(pretrained), progress))

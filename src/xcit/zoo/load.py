@@ -20,9 +20,7 @@ from xcit.zoo.shapes import shape_from_state
 from xcit.zoo.stored import build_stored, describe, load_stored_as, model_metadata, outline, read_verified
 
 
-def load_record(
-    record: Record, *, changes: Changes = UNCHANGED, progress: DownloadProgress | None = None
-) -> Any:
+def load_record(record: Record, *, changes: Changes = UNCHANGED, progress: DownloadProgress | None = None) -> Any:
     """A record's model, downloaded first if it is not on this machine, changed as is asked."""
     stored = read_record(record, progress)
     built = build_stored(fitting_config(record, stored), stored.whole, str(stored.path), changes)
@@ -118,9 +116,8 @@ def _check_by_hand(record: Record) -> None:
     """
     mirror = os.environ.get("XCIT_MIRROR", "")  # a folder, or a URL, which is asked in any case
     name = f"{record.name}.safetensors"
-    if not mirror.startswith(("http://", "https://")) and not any(
-        (place / name).is_file() for place in (cache_dir() / "checkpoints", Path(mirror.removeprefix("file://")))
-    ):
+    folders = [cache_dir() / "checkpoints", *([Path(mirror.removeprefix("file://"))] if mirror else [])]
+    if not mirror.startswith(("http://", "https://")) and not any((folder / name).is_file() for folder in folders):
         raise XCiTError(
             f"{record.name}: its file can't be downloaded by a program: get it with a browser from {record.by_hand}, "
             f"and give it: pretrained=FILE, or --weights FILE"

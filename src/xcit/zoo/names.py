@@ -4,7 +4,6 @@ import difflib
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import cast
 
 from xcit.errors import XCiTError

@@ -127,9 +127,9 @@ class Checkpoint(Record):
         attacked = next((f"{a.top1:.1f}" for a in self.accuracies if a.attack), "")
         return {
             " px": str(self.preprocessing.image_size),
-            "top-1 official": next(
-                (top1[key] for by in ("xcit", "official", "RobustBench") if (key := ("classifier", by)) in top1), ""
-            ),
+            "top-1 official": top1.get(("classifier", "xcit"))
+            or top1.get(("classifier", "official"))
+            or top1.get(("classifier", "RobustBench"), ""),
             "top-1 mmpretrain": top1.get(("classifier", "mmpretrain"), ""),
             "top-1 k-NN": top1.get(("k-NN", "official"), ""),
             "top-1 linear": top1.get(("linear", "official"), ""),

@@ -21,7 +21,8 @@ _CIFAR100 = Preprocessing(image_size=32, resize_to=32, mean=(0.5071, 0.4867, 0.4
 # Name of the data; ours; patches; classes; preprocessing; size of the attack; per model: letter, architecture, clean
 # and AutoAttack accuracy, the file on the authors' Google Drive.
 # fmt: off
-_IN_RELEASES: tuple[tuple[str, str, str, int, Preprocessing, str, tuple[tuple[str, str, float, float, str], ...]], ...] = (
+_Model = tuple[str, str, float, float, str]
+_IN_RELEASES: tuple[tuple[str, str, str, int, Preprocessing, str, tuple[_Model, ...]], ...] = (
     ("imagenet", "ImageNet-1k", "p16", 1000, _IMAGENET, "4/255", (
         ("s", "small-12", 72.34, 41.78, "1wbx18o4l_ECyEYo9eyHnIYPlSNRMpO-D"),
         ("m", "medium-12", 74.04, 45.24, "184utgGfgh6m_GDBe_mETWf0HmxksGCHH"),
@@ -39,7 +40,7 @@ _IN_RELEASES: tuple[tuple[str, str, str, int, Preprocessing, str, tuple[tuple[st
     )),
 )
 # Likewise, of the ImageNet models for attacks of 8/255.
-_ON_DRIVE: tuple[tuple[str, str, float, float, str], ...] = (
+_ON_DRIVE: tuple[_Model, ...] = (
     ("s", "small-12", 63.46, 25.00, "1lFcXruv6lUz9XqxvXTzyA_7YLprPZq2q"),
     ("m", "medium-12", 67.80, 26.58, "1Nw86jzlXLEGbFQZtd39i0Mampwh2ZAFv"),
     ("l", "large-12", 69.24, 28.74, "1UPDBDkirsxUGBEDrznJrTZ0JR173nMlv"),

@@ -70,9 +70,7 @@ def check_backbone(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -
     for field, theirs in shape.items():
         ours = told_by_weights(config, field)
         if theirs != ours:
-            raise XCiTError(
-                f"{what}: the weights of another architecture: {field} is {theirs}, the model's {ours}"
-            )
+            raise XCiTError(f"{what}: the weights of another architecture: {field} is {theirs}, the model's {ours}")
     if num_classes:
         raise XCiTError(
             f"{what}: a classifier of {num_classes} classes, for a model that has none: load it under a "
