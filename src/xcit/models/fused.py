@@ -101,7 +101,8 @@ class FusedEmbedding(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(fold_norm(layer) for layer in stem if isinstance(layer, ConvNorm))
         self.strides = [layer.conv.stride[0] for layer in stem if isinstance(layer, ConvNorm)]
-        # How many times the numbers of the last map the largest one has: each halves its pixels' width to come.
+        # How many times as many numbers as the last map the largest one has: a map before n more convolutions has the
+        # square of their strides' product times the pixels, and 1 / 2^n of the width.
         self.largest_map = max(
             math.prod(self.strides[index:]) ** 2 // 2 ** (len(self.strides) - index)
             for index in range(1, len(self.strides) + 1)

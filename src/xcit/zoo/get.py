@@ -123,7 +123,7 @@ def get_model(
         if num_classes or global_pool is not None:
             raise XCiTError("features_only has no head: leave num_classes and global_pool out")
         found = _backbone(model, pretrained, changes, progress)
-        maps = FeatureMaps(_build_backbone(*found, changes), 3 if out_indices is None else out_indices)
+        maps = FeatureMaps(_build_backbone(*found, changes), 3 if out_indices is None else out_indices).eval()
         return maps if device is None else maps.to(device)
     if out_indices is not None:
         raise XCiTError("out_indices are the blocks of features_only=True, or of get_backbone(..., pyramid=True)")

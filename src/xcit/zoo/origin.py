@@ -7,12 +7,13 @@ name it was published under; of any other a line says what it was taken for.
 import hashlib
 import logging
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xcit.errors import XCiTError
 from xcit.weights.files import StoredWeights
+from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.kinds import kind_of_config, kind_of_weights
 from xcit.zoo.names import RECORDS
 from xcit.zoo.records import Record
@@ -25,7 +26,7 @@ _SUFFIXES = re.compile(r"(?:\.(?:pth|pt|tar|bin|ckpt|safetensors))+$")
 
 def known_record(stored: StoredWeights) -> Record | None:
     """The record whose published weights a file holds, none where it is not known, or is of another shape."""
-    named = _BY_FILE().get(_key(stored.path.name))
+    named = _by_file().get(_key(stored.path.name))
     if named is not None and _fits(named, stored):
         return named
     # A digest is of one file, and reading it all again takes time: only where the digest of such a file is known.
@@ -37,18 +38,20 @@ def known_record(stored: StoredWeights) -> Record | None:
     ]
     if not candidates:
         return None
-    digest = _sha256(stored.path)
+    status = stored.path.stat()
+    digest = _sha256(stored.path, status.st_size, status.st_mtime_ns)
     return next((record for record, known in candidates if digest.startswith(known)), None)
 
 
 def say_what_was_assumed(stored: StoredWeights, config: Any) -> None:
     """Logs a line on a file that does not say what it is, and what it is taken for."""
     backbone = kind_of_config(config).backbone(config)
+    architecture = architecture_of(backbone)
     _LOG.warning(
         "%s does not say what it is: taken for %s, stem strides %s (patches of %d); pass stem_strides if it was "
         "trained with others",
         stored.path,
-        architecture_of(backbone),
+        architecture if architecture in ARCHITECTURES else "what it is loaded as",
         ", ".join(map(str, backbone.strides)),
         backbone.patch_size,
     )
@@ -71,7 +74,7 @@ def _fits(record: Record, stored: StoredWeights) -> bool:
 
 
 @cache
-def _BY_FILE() -> dict[str, Record]:  # noqa: N802 - a table that is made once
+def _by_file() -> dict[str, Record]:
     names: dict[str, Record] = {}
     for record in RECORDS.values():
         for source in record.sources:
@@ -88,6 +91,8 @@ def _key(filename: str) -> str:
     return re.sub(r"^[0-9a-f]{8}-|[ _]?\(\d+\)$", "", stem).replace("-", "_")
 
 
-def _sha256(path: Path) -> str:
+@lru_cache(maxsize=8)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """The digest of a file as it was then: who loads a file asks several times where it comes from."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -123,6 +123,20 @@ def test_the_channels_of_a_segmenter_and_a_detector(tmp_path: Path) -> None:
     assert four.config.mean == (*three.config.mean, three.config.mean[0])
 
 
+@torch.no_grad()
+def test_a_pyramid_on_weights_with_strides(tmp_path: Path) -> None:
+    """Of a segmenter for patches of 16 the XCiT alone is taken: maps of patches of 4 are resized by other layers."""
+    changes = xcit.zoo.changes.Changes(stem_strides=(1, 1, 2, 2))
+    torch.manual_seed(0)
+    save_model(xcit.get_model("sem-fpn_xcit-tiny-12-p16_80k_ade20k"), tmp_path / "dense.safetensors")
+    torch.save(xcit.get_model("xcit-tiny-12-p16").state_dict(), tmp_path / "plain.pth")
+    for path in (tmp_path / "dense.safetensors", tmp_path / "plain.pth"):
+        found = xcit.get_backbone(path, pyramid=True, changes=changes)
+        assert [tuple(maps.shape[2:]) for maps in found(IMAGES[:, :3])] == [(12, 16), (6, 8), (3, 4), (1, 2)]
+        usual = xcit.get_backbone(path, pyramid=True)
+        assert torch.equal(found.xcit.blocks[3].xca.qkv.weight, usual.xcit.blocks[3].xca.qkv.weight)
+
+
 def test_a_digest_tells_a_published_file_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
     from dataclasses import replace
