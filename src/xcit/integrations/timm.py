@@ -14,7 +14,7 @@ the other's place. (timm reads a name with a slash as a repository of the Hub.) 
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
-from xcit.models import FX_LEAF_MODULES, XCiT, XCiTConfig, XCiTPyramid
+from xcit.models import FX_LEAF_MODULES, XCiTPyramid
 from xcit.models.pyramid import STRIDES
 from xcit.zoo import CHECKPOINTS, get_backbone, get_xcit
-from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES, backbone_of
+from xcit.zoo.architectures import ARCHITECTURES
+from xcit.zoo.changes import Changes
 from xcit.zoo.names import find_checkpoint
 
 try:
@@ -61,33 +62,33 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         if feature_cls != "getter":
             raise XCiTError(f"{name}: feature_cls is {feature_cls!r}, must be 'getter'")
-        config = _changed(name, pretrained, in_chans, drop_path_rate)
-        in_channels = config.in_channels
+        changes = Changes(in_channels=in_chans, drop_path_rate=drop_path_rate)
         if features_only:
-            backbone = get_backbone(name, True) if pretrained else _new(backbone_of(config), device)
-            _take_channels(backbone, in_channels)
+            with _place(device, pretrained):
+                backbone = get_backbone(name, pretrained, changes=changes)
             wrapped: nn.Module = build_model_with_cfg(
                 lambda **_: backbone,
                 name,
                 False,
-                pretrained_cfg=_data_cfg(name, in_channels),
+                pretrained_cfg=_data_cfg(name, backbone.config.in_channels),
                 features_only=True,
                 feature_cfg={"out_indices": 4 if out_indices is None else out_indices, "feature_cls": "getter"},
             )
             return wrapped.to(device=device, dtype=dtype)
-        model = get_xcit(name, True) if pretrained else _new(config, device)
-        _take_channels(model, in_channels)
+        with _place(device, pretrained):
+            model = get_xcit(name, pretrained, num_classes=num_classes, changes=replace(changes, global_pool=global_pool))
         if model.info is None:
-            model.pretrained_cfg = _data_cfg(name, in_channels)
-        if num_classes is not None and num_classes != model.num_classes:
-            model.reset_classifier(num_classes)
-        if global_pool is not None:
-            model.reset_classifier(model.num_classes, global_pool)
+            model.pretrained_cfg = _data_cfg(name, model.config.in_channels)
         return model.to(device=device, dtype=dtype).train()  # in training mode, as timm gives it
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"`{name}` of the package xcit."
     return create
+
+
+def _place(device: str | torch.device | None, pretrained: bool) -> AbstractContextManager[Any]:
+    """Where random weights are made: on the meta device none are."""
+    return nullcontext() if device is None or pretrained else torch.device(device)
 
 
 class PyramidFeatures(nn.Module):
@@ -149,46 +150,13 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         if not features_only:
             raise XCiTError(f"pyramid_{name} gives feature maps alone: pass features_only=True, or take {name}")
-        config = _changed(name, pretrained, in_chans, drop_path_rate)
-        pyramid = get_backbone(name, True, pyramid=True) if pretrained else XCiTPyramid(backbone_of(config))
-        _take_channels(pyramid.xcit, config.in_channels)
+        changes = Changes(in_channels=in_chans, drop_path_rate=drop_path_rate)
+        pyramid = get_backbone(name, pretrained, pyramid=True, changes=changes)
         return PyramidFeatures(pyramid, out_indices).train()
 
     create.__name__ = create.__qualname__ = f"pyramid_{name}"
     create.__doc__ = f"The feature pyramid on `{name}` of the package xcit."
     return create
-
-
-def _changed(name: str, pretrained: bool, in_chans: int | None, drop_path_rate: float | None) -> XCiTConfig:
-    """The shape that a caller asks for."""
-    if drop_path_rate is not None and pretrained:
-        raise XCiTError(f"{name}: drop_path_rate can't be changed with pretrained weights here: set it in a recipe")
-    config = find_checkpoint(name).config
-    if in_chans is not None:
-        config = replace(config, in_channels=in_chans)
-    return config if drop_path_rate is None else replace(config, drop_path_rate=drop_path_rate)
-
-
-def _new(config: XCiTConfig, device: str | torch.device | None) -> XCiT:
-    """A model with random weights, on the meta device without any."""
-    with torch.device(device) if device is not None else nullcontext():
-        return XCiT(config)
-
-
-def _take_channels(model: XCiT, in_channels: int) -> None:
-    """Makes a model take images of other channels by timm's rule: sums of its weights, or repetitions of them."""
-    if in_channels == model.config.in_channels:
-        return
-    conv = model.stem[0].conv
-    assert isinstance(conv, nn.Conv2d)
-    weight, had = conv.weight.detach(), conv.in_channels
-    if in_channels == 1:
-        weight = weight.sum(dim=1, keepdim=True)
-    else:
-        weight = weight.repeat(1, -(-in_channels // had), 1, 1)[:, :in_channels] * (had / in_channels)
-    conv.weight, conv.in_channels = nn.Parameter(weight), in_channels
-    model.config = replace(model.config, in_channels=in_channels)
-    model.info = None  # its preprocessing is that of the channels it had
 
 
 def _default_cfg(name: str) -> DefaultCfg:
@@ -223,7 +191,7 @@ def _data_cfg(name: str, in_channels: int) -> dict[str, Any]:
     return cfg
 
 
-NAMES = tuple(dict.fromkeys([*CHECKPOINTS, *(f"xcit-{architecture}" for architecture in PUBLISHED_ARCHITECTURES)]))
+NAMES = tuple(dict.fromkeys([*CHECKPOINTS, *(f"xcit-{architecture}" for architecture in ARCHITECTURES)]))
 """What is registered, and once more with `pyramid_` before it."""
 
 default_cfgs = {name: _default_cfg(name) for name in NAMES}

@@ -11,6 +11,8 @@ class ModelInfo:
 
     `class_ids` are the names of the classes' folders on disk where these differ from the names (ImageNet's wnids). With
     `is_multi_label` an image may be of several classes: each logit has a probability of its own, its sigmoid.
+    `assumed` says that the weights themselves did not tell how to prepare images: the name did that they were loaded
+    under, or what is usual for such weights.
     """
 
     name: str
@@ -18,12 +20,14 @@ class ModelInfo:
     class_names: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
     is_multi_label: bool = False
+    assumed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterInfo:
-    """Name, preprocessing, and class names in the order of the logits (empty when unknown)."""
+    """Name, preprocessing, and class names in the order of the logits (empty when unknown); see `ModelInfo`."""
 
     name: str
     preprocessing: SegmentationPreprocessing
     class_names: tuple[str, ...] = ()
+    assumed: bool = False

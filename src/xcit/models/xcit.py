@@ -58,7 +58,7 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         self.grad_checkpointing = False
         self._pretrained_cfg: dict[str, Any] | None = None
         dim, heads = config.embed_dim, config.num_heads
-        self.stem = Stem(config.in_channels, dim, config.patch_size)
+        self.stem = Stem(config.in_channels, dim, config.strides)
         self.position = PositionCode(dim)
         self.blocks = nn.ModuleList(
             XCABlock(
