@@ -76,7 +76,9 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
             )
             return wrapped.to(device=device, dtype=dtype)
         with _place(device, pretrained):
-            model = get_xcit(name, pretrained, num_classes=num_classes, changes=replace(changes, global_pool=global_pool))
+            model = get_xcit(
+                name, pretrained, num_classes=num_classes, changes=replace(changes, global_pool=global_pool)
+            )
         if model.info is None:
             model.pretrained_cfg = _data_cfg(name, model.config.in_channels)
         return model.to(device=device, dtype=dtype).train()  # in training mode, as timm gives it

@@ -140,11 +140,7 @@ class TimmCalls(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the head by a new one, and the pooling if given (timm's call; its "token" and "" work too)."""
-        pool = self.config.global_pool
-        if global_pool is not None:
-            if global_pool not in _POOL_SYNONYMS:
-                raise XCiTError(f"global_pool is {global_pool!r}, must be 'cls', 'avg' or 'none'")
-            pool = _POOL_SYNONYMS[global_pool]
+        pool = self.config.global_pool if global_pool is None else pool_of(global_pool)
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
         reference = next(self.parameters())
         self.head = self._new_head().to(device=reference.device, dtype=reference.dtype)
@@ -157,6 +153,17 @@ class TimmCalls(nn.Module):
     def _new_head(self) -> nn.Module:
         config = self.config
         return nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
+
+
+def pool_of(name: str) -> GlobalPool:
+    """A pooling by its name, ours or timm's.
+
+    Raises:
+        XCiTError: if there is none of that name.
+    """
+    if name not in _POOL_SYNONYMS:
+        raise XCiTError(f"global_pool is {name!r}, must be 'cls', 'avg' or 'none'")
+    return _POOL_SYNONYMS[name]
 
 
 def resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.models import XCiTConfig
-from xcit.models.xcit import pool_of
+from xcit.models.timm_calls import pool_of
 from xcit.zoo.kinds import CLASSIFIER, kind_of_config
 
 _STEM = "stem.0.conv.weight"
