@@ -79,6 +79,24 @@ def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(image, tuple(size), mode="bilinear", align_corners=False)
 
 
+def pool_to(image: Tensor, size: int) -> Tensor:
+    """Adaptive average pooling of (B, channels, height, width) to `size` pixels a side."""
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(image, size)
+    # ONNX has no adaptive pooling: its exporter would write down the windows of the example's size.
+    height, width = (_averaging(side, size, image) for side in image.shape[-2:])
+    return height @ image @ width.mT
+
+
+def _averaging(length: int, num_windows: int, like: Tensor) -> Tensor:
+    """The matrix (num_windows, length) that averages over the windows of adaptive pooling."""
+    position = torch.arange(length, device=like.device)
+    window = torch.arange(num_windows, device=like.device)[:, None]
+    start, end = window * length // num_windows, ((window + 1) * length + num_windows - 1) // num_windows
+    inside = ((position >= start) & (position < end)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
 class ConvNormReLU(nn.Module):
     """A convolution that keeps the size, without bias, then batch norm and ReLU."""
 
@@ -120,7 +138,7 @@ class UperNetHead(nn.Module):
     def _pooled(self, coarsest: Tensor) -> Tensor:
         """The coarsest map beside what it holds on the whole, as levels (B, E, ...)."""
         context = [
-            resize_bilinear(pool(F.adaptive_avg_pool2d(coarsest, size)), coarsest.shape[-2:])
+            resize_bilinear(pool(pool_to(coarsest, size)), coarsest.shape[-2:])
             for pool, size in zip(self.pools, POOL_SIZES, strict=True)
         ]
         level: Tensor = self.bottleneck(torch.cat([coarsest, *context], dim=1))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import cast
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
@@ -95,8 +96,13 @@ class MaskRCNN(OnPyramid):
         """Detections, or in training mode losses; see the class.
 
         Raises:
-            XCiTError: if images or targets are not of the form above.
+            XCiTError: if images or targets are not of the form above, or in a trace or export.
         """
+        if isinstance(images, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise XCiTError(
+                "a detector can't be traced or exported, for what it finds differs in number from image to image:"
+                " trace or export `model.backbone`, which gives its maps"
+            )
         if self.training:
             return self._losses(images, targets)
         results = []
