@@ -142,8 +142,8 @@ def test_of_a_file_from_nowhere_a_line_says_what_was_assumed(tmp_path: Path, cap
         assumed = xcit.get_model(path)
         (line,) = caplog.messages
         assert line == (
-            f"{path} does not say what it is: taken for small-12-p16, stem strides 2, 2, 2, 2 (patches of 16); pass "
-            "stem_strides if it was trained with others"
+            f"{path} does not say what it is: taken for small-12-p16, stem strides 2, 2, 2, 2 (patches of 16); if it "
+            "was trained with others, pass stem_strides (--stem-strides)"
         )
         assert not torch.allclose(assumed(normalised), want, atol=1e-2)
         caplog.clear()

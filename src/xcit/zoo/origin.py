@@ -48,8 +48,8 @@ def say_what_was_assumed(stored: StoredWeights, config: Any) -> None:
     backbone = kind_of_config(config).backbone(config)
     architecture = architecture_of(backbone)
     _LOG.warning(
-        "%s does not say what it is: taken for %s, stem strides %s (patches of %d); pass stem_strides if it was "
-        "trained with others",
+        "%s does not say what it is: taken for %s, stem strides %s (patches of %d); if it was trained with "
+        "others, pass stem_strides (--stem-strides)",
         stored.path,
         architecture if architecture in ARCHITECTURES else "what it is loaded as",
         ", ".join(map(str, backbone.strides)),
