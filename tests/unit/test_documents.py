@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "interoperability.md"
-SNIPPETS = re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("interoperability.md", "weights.md")}
+SECTION = re.compile(r"^## ([^\n]*)\n((?:(?!^## ).)*?)```python\n(.*?)```", re.MULTILINE | re.DOTALL)
+SNIPPETS = [(f"{page}: {found[1]}", found[3]) for page, text in PAGES.items() for found in SECTION.finditer(text)]
 
 
 @pytest.mark.parametrize(("title", "code"), SNIPPETS, ids=[title for title, _ in SNIPPETS])
-def test_a_snippet_of_the_page_on_other_tools(title: str, code: str) -> None:
+def test_a_snippet_of_the_pages_on_other_tools_and_weights(title: str, code: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other packages' own
-        exec(compile(code, f"{PAGE.name}: {title}", "exec"), {})
+        exec(compile(code, title, "exec"), {})
 
 
 def test_every_snippet_is_run() -> None:
-    assert len(SNIPPETS) == PAGE.read_text(encoding="utf-8").count("```python")
+    assert len(SNIPPETS) == sum(text.count("```python") for text in PAGES.values())

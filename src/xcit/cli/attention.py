@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
-from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model, model_options
+from xcit.cli.options import (
+    CommandWithNumbers,
+    FileOptions,
+    checked_device,
+    checked_dtype,
+    compute_options,
+    file_options,
+    load_model,
+    model_options,
+)
 
 if TYPE_CHECKING:
     from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps
@@ -28,10 +37,11 @@ folders below --out.
 """
 
 
-@click.command(help=_HELP)
+@click.command(cls=CommandWithNumbers, help=_HELP)
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
 @model_options
+@file_options
 @click.option(
     "--block", type=int, default=-1, show_default=True, help="Class attention block from 0; from the end if < 0."
 )
@@ -51,6 +61,7 @@ def attention(
     out: Path,
     model: str | None,
     weights: str | None,
+    how: FileOptions,
     block: int,
     threshold: float | None,
     resize: int | None,
@@ -73,7 +84,7 @@ def attention(
     places = [out / name for name in result_names(paths)]
     make_folder(out)
     computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
-    network = load_model(model, weights, computer).fuse().to(precision)  # once, not for each image
+    network = load_model(model, weights, computer, how).fuse().to(precision)  # once, not for each image
     results = class_attention_each(paths, network, block=block, resize=resize, device=computer, dtype=precision)
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.options import checked_device, compute_options
+from xcit.cli.options import checked_device, compute_options, file_with_key
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,7 @@ Example:
 
 @click.command(help=_BENCH_HELP)
 @click.argument("model")
+@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
 @click.option("--sizes", callback=image_sizes, default="224,384", show_default=True, help="Image sides in pixels.")
 @click.option(
     "--batch-sizes",
@@ -64,6 +65,7 @@ Example:
 @compute_options(batch_size=None)
 def bench(
     model: str,
+    key: str | None,
     sizes: tuple[int, ...],
     batch_sizes: tuple[int, ...],
     threads: int | None,
@@ -89,7 +91,7 @@ def bench(
         rounds=rounds,
         memory=not no_memory,
     )
-    report = _measure(model, config)
+    report = _measure(file_with_key(model, key), config)
     if as_json:
         from xcit.config import to_dict
 

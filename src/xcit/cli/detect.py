@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
-from xcit.cli.options import checked_device
+from xcit.cli.options import CommandWithNumbers, FileOptions, checked_device, file_options
 from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ is not scaled, and goes through the model in one piece, so that no object is cut
 """
 
 
-@click.command(help=_HELP)
+@click.command(cls=CommandWithNumbers, help=_HELP)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--model", required=True, metavar="NAME|FILE", help="A detector, see xcit list --task.")
 @click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
+@file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
 @click.option(
     "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="What is scored less is left out."
@@ -46,6 +47,7 @@ def detect(
     inputs: tuple[str, ...],
     model: str,
     weights: str | None,
+    how: FileOptions,
     out: Path,
     score: float,
     short_side: int | None,
@@ -69,7 +71,10 @@ def detect(
     make_folder(out)
     computer = checked_device(device) or default_device()
     with download_bar() as downloaded:
-        built = get_model(model, pretrained=weights or True, progress=downloaded)
+        built = get_model(
+            model, pretrained=weights or True, stem_strides=how.stem_strides, key=how.key, progress=downloaded
+        )
+    how.apply(built, weights or model)
     network = prepare_detector(built, computer, what=model)
     sides = _sides(network, short_side, long_side)
     results = detect_each(paths, network, min_score=score, sides=sides, full_size=full_size, device=computer)

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model, model_options
+from xcit.cli.options import (
+    CommandWithNumbers,
+    FileOptions,
+    checked_device,
+    checked_dtype,
+    compute_options,
+    file_options,
+    load_model,
+    model_options,
+)
 
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
@@ -16,10 +25,11 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
         raise click.BadParameter(f"{text!r} is no list of block numbers such as -1 or 3,7,11") from None
 
 
-@click.command()
+@click.command(cls=CommandWithNumbers)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet or .safetensors.")
 @model_options
+@file_options
 @click.option(
     "--out-type",
     type=click.Choice(OUT_TYPES),
@@ -35,6 +45,7 @@ def features(
     out: Path,
     model: str | None,
     weights: str | None,
+    how: FileOptions,
     out_type: str | None,
     layers: tuple[int, ...],
     batch_size: int,
@@ -58,7 +69,7 @@ def features(
     with open_feature_file(out) as file:
         paths = find_images(inputs)
         place = checked_device(device)
-        network = load_model(model, weights, place)
+        network = load_model(model, weights, place, how)
         num_unreadable = 0
         with progress_bar("features", len(paths)) as bar:
             for result in extract_features_each(

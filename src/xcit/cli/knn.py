@@ -4,10 +4,12 @@ import click
 
 from xcit.cli.options import (
     CommandWithNumbers,
+    FileOptions,
     checked_device,
     checked_dtype,
     compute_options,
     feature_options,
+    file_options,
     load_model,
     numbers,
 )
@@ -16,6 +18,7 @@ from xcit.cli.processes import is_main, need_packages, one_voice
 
 @click.command(cls=CommandWithNumbers)
 @feature_options
+@file_options
 @click.option(
     "--k", "ks", callback=numbers(int), metavar="K...", help="Numbers of neighbours; 10 20 100 200 if left out."
 )
@@ -26,6 +29,7 @@ def knn(
     model: str,
     data: str,
     weights: str | None,
+    how: FileOptions,
     no_cache: bool,
     workers: int,
     ks: tuple[int, ...] | None,
@@ -47,7 +51,7 @@ def knn(
     from xcit.measure.knn import evaluate_knn
 
     place = checked_device(device)
-    network = load_model(model, weights, None)
+    network = load_model(model, weights, None, how)
     with progress_bar("features") as bar:
         report = evaluate_knn(
             network,

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xcit.cli.options import CommandWithNumbers, checked_device, feature_options, load_model, numbers
+from xcit.cli.options import (
+    CommandWithNumbers,
+    FileOptions,
+    checked_device,
+    feature_options,
+    file_options,
+    load_model,
+    numbers,
+)
 from xcit.cli.processes import STOPPED, is_main, need_packages, one_voice
 
 if TYPE_CHECKING:
@@ -17,6 +25,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=CommandWithNumbers)
 @feature_options
+@file_options
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/linear/MODEL if left out.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run's folder, if there is one.")
 @click.option(
@@ -47,6 +56,7 @@ def linear(
     model: str,
     data: str,
     weights: str | None,
+    how: FileOptions,
     no_cache: bool,
     workers: int,
     out: Path | None,
@@ -71,7 +81,7 @@ def linear(
     from xcit.training.engine.loop import Stopped
 
     place = checked_device(device)
-    network = load_model(model, weights, None)
+    network = load_model(model, weights, None, how)
     directory = out or Path("runs") / "linear" / Path(model).stem
     images = "centre crops" if no_augmentation else "random crops"
     try:

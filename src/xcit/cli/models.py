@@ -40,19 +40,36 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
 
 
 # In this order. A heading is as wide as its figures: three digits for the pixels.
-_COLUMNS = (" px", "top-1 official", "top-1 mmpretrain", "top-1 k-NN", "top-1 linear", "mIoU", "box AP", "mask AP")
+_COLUMNS = (
+    " px",
+    "top-1 official",
+    "top-1 mmpretrain",
+    "top-1 k-NN",
+    "top-1 linear",
+    "top-1 attacked",
+    "mIoU",
+    "box AP",
+    "mask AP",
+)
 
 
 @click.command()
 @click.argument("name")
+@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(name: str, as_json: bool) -> None:
-    """Show architecture, counts, accuracies, preprocessing and sources of a model."""
+def info(name: str, key: str | None, as_json: bool) -> None:
+    """Show architecture, counts, accuracies, preprocessing and sources of a model, or what a weights file is."""
     import dataclasses
     import json
 
+    from xcit.cli.options import file_with_key
     from xcit.zoo import find_record
+    from xcit.zoo.names import is_file
 
+    name = file_with_key(name, key)
+    if is_file(name):
+        _print_file(name, as_json)
+        return
     record = find_record(name)
     if as_json:
         counts = _counts(record)
@@ -63,13 +80,58 @@ def info(name: str, as_json: bool) -> None:
         ("also", ", ".join(record.aliases)),
         ("task", record.task),
         *record.details(_counts(record)),
-        ("recipe", record.recipe),
+        ("recipe", record.recipe or "none in this package"),
         ("licence", record.licence),
         *(
             ("source", source.label + (f" (SHA-256 {source.sha256}...)" if source.sha256 else ""))
             for source in record.sources
         ),
+        *([("source", f"{record.by_hand} (with a browser; then --weights FILE)")] if record.by_hand else []),
         *([("source", "in this package")] if record.packaged else []),
+    ]
+    for label, value in rows:
+        click.echo(f"{label:14s} {value}")
+
+
+def _print_file(name: str, as_json: bool) -> None:
+    """What a file holds: stated by itself, known by its name or digest, or told by its tensors and assumed."""
+    import json
+    from pathlib import Path
+
+    from xcit.config import to_dict
+    from xcit.zoo.shapes import architecture_of
+    from xcit.zoo.stored import describe, num_parameters, read_metadata, read_verified
+
+    stored = read_verified(Path(name))
+    stated = describe(stored)
+    backbone, info = stated.kind.backbone(stated.config), stated.info
+    spec = getattr(info, "preprocessing", None)
+    if as_json:
+        content = {"format": stored.format, "kind": stated.kind.name, "config": to_dict(stated.config)}
+        click.echo(json.dumps({**content, "info": None if info is None else to_dict(info)}, indent=1))
+        return
+    prepared = "not known: give --mean, --std and --size, or the model's name with --weights"
+    if info is not None and spec is not None:
+        prepared = spec.sentence() + (" (assumed)" if info.assumed else "")
+    elif stated.kind.name == "detector":
+        prepared = f"to fit {stated.config.long_side} x {stated.config.short_side}; mean {stated.config.mean}"
+    origin = "its metadata" if read_metadata(stored) is not None else "its tensors"
+    if origin == "its tensors" and info is not None and not getattr(info, "assumed", True):
+        origin = f"its name or digest, which are those of {info.name}"
+    rows = [
+        ("file", str(stored.path)),
+        ("format", stored.format),
+        ("known by", origin),
+        ("kind", stated.kind.name),
+        (
+            "architecture",
+            f"{architecture_of(backbone)}: width {backbone.embed_dim}, {backbone.depth} blocks, patches of "
+            f"{backbone.patch_size} by stem strides {', '.join(map(str, backbone.strides))}",
+        ),
+        ("images", f"{backbone.in_channels} channels"),
+        ("classes", str(stated.config.num_classes)),
+        ("parameters", f"{num_parameters(stated.config):,}"),
+        ("preprocessing", prepared),
     ]
     for label, value in rows:
         click.echo(f"{label:14s} {value}")

@@ -1,7 +1,9 @@
 """Options that several verbs share."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -33,6 +35,76 @@ def compute_options(batch_size: int | None) -> Callable[[Function], Function]:
         return function
 
     return add
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """What the options of `file_options` say; none leaves it as the name or the file has it."""
+
+    key: str | None = None
+    stem_strides: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = None
+
+    def apply(self, model: Any, name: str) -> None:
+        """Changes how a model has images prepared, and says on standard error where that is assumed."""
+        from xcit.cli.processes import is_main
+        from xcit.inference.preparing import prepare_otherwise
+
+        prepare_otherwise(model, name, mean=self.mean, std=self.std, size=self.size)
+        info = model.info
+        if getattr(info, "assumed", False) and is_main():
+            click.echo(
+                f"xcit: {name}: how to prepare images is assumed: {info.preprocessing.sentence()}; --mean, --std and "
+                "--size say otherwise",
+                err=True,
+            )
+
+
+def file_options(function: Function) -> Function:
+    """Adds --key, --stem-strides, --mean, --std and --size, which come as one argument: `how`, a `FileOptions`.
+
+    The command's class is `CommandWithNumbers`.
+    """
+    names = [field.name for field in fields(FileOptions)]
+
+    @wraps(function)
+    def with_one(**values: Any) -> Any:
+        return function(how=FileOptions(**{name: values.pop(name) for name in names}), **values)
+
+    number = "NUMBER..."
+    options = (
+        click.option("--size", type=click.IntRange(min=1), metavar="N", help="Pixels a side of the model's input."),
+        click.option("--std", callback=numbers(float), metavar=number, help="Standard deviation; see --mean."),
+        click.option(
+            "--mean", callback=numbers(float), metavar=number, help="Of pixels in 0..1: one a channel, or one for all."
+        ),
+        click.option(
+            "--stem-strides", callback=numbers(int), metavar=number, help="Of the stem's convolutions, as 1 1 2 2."
+        ),
+        click.option("--key", metavar="KEY", help="Which weights of a file, if it has several: student, model_ema."),
+    )
+    added: Any = with_one
+    for option in options:
+        added = option(added)
+    return cast(Function, added)
+
+
+def file_with_key(name: str, key: str | None) -> str:
+    """A path or URL of weights with the key that is meant; a name of the zoo has no key.
+
+    Raises:
+        XCiTError: if there is a key, and no file.
+    """
+    from xcit.errors import XCiTError
+    from xcit.zoo.names import is_file
+
+    if key is None:
+        return name
+    if not (is_file(name) or "://" in name):
+        raise XCiTError(f"--key {key} chooses among the weights of a file, and {name} is none")
+    return f"{name}#{key}"
 
 
 def model_options(function: Function) -> Function:
@@ -128,7 +200,9 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def load_model(name: str | None, weights: str | None, device: "torch.device | None") -> "XCiT":
+def load_model(
+    name: str | None, weights: str | None, device: "torch.device | None", how: FileOptions = FileOptions()
+) -> "XCiT":
     """A model with weights, ready for images: the packaged one for none, else by name or file.
 
     Raises:
@@ -138,13 +212,22 @@ def load_model(name: str | None, weights: str | None, device: "torch.device | No
     from xcit.errors import XCiTError
     from xcit.inference.classify import DEFAULT_MODEL
     from xcit.zoo import get_xcit
+    from xcit.zoo.changes import Changes
 
     with download_bar() as downloaded:
-        model = get_xcit(name or DEFAULT_MODEL, pretrained=weights or True, device=device, progress=downloaded)
+        model = get_xcit(
+            name or DEFAULT_MODEL,
+            pretrained=weights or True,
+            device=device,
+            changes=Changes(stem_strides=how.stem_strides),
+            key=how.key,
+            progress=downloaded,
+        )
+    how.apply(model, weights or name or DEFAULT_MODEL)
     if model.info is None:
         raise XCiTError(
             f"{name}: the file does not say how to prepare images; give the model's name in its place, and "
-            f"--weights {name}"
+            f"--weights {name}, or say it by --mean, --std and --size"
         )
     return model
 

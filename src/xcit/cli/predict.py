@@ -4,12 +4,22 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.options import checked_device, checked_dtype, compute_options, load_model, model_options
+from xcit.cli.options import (
+    CommandWithNumbers,
+    FileOptions,
+    checked_device,
+    checked_dtype,
+    compute_options,
+    file_options,
+    load_model,
+    model_options,
+)
 
 
-@click.command()
+@click.command(cls=CommandWithNumbers)
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @model_options
+@file_options
 @click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show an image.")
 @click.option("--json", "json_path", metavar="FILE", help="Write JSON to FILE, - for standard output.")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write CSV to FILE, - for standard output.")
@@ -18,6 +28,7 @@ def predict(
     inputs: tuple[str, ...],
     model: str | None,
     weights: str | None,
+    how: FileOptions,
     topk: int,
     json_path: str | None,
     csv_path: str | None,
@@ -38,7 +49,7 @@ def predict(
 
     paths = find_images(inputs) if inputs else packaged_images()
     place = checked_device(device)
-    network = load_model(model, weights, place)
+    network = load_model(model, weights, place, how)
     num_unreadable = 0
     with open_results(json_path, csv_path) as results, progress_bar("predict", len(paths)) as bar:
         for result in predict_each(

@@ -6,7 +6,16 @@ from pathlib import Path
 import click
 
 from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
-from xcit.cli.options import checked_device, checked_dtype, compute_options, sliding_window, window_options
+from xcit.cli.options import (
+    CommandWithNumbers,
+    FileOptions,
+    checked_device,
+    checked_dtype,
+    compute_options,
+    file_options,
+    sliding_window,
+    window_options,
+)
 
 _HELP = """Give each pixel of images a class: files, folders (searched through) or patterns.
 
@@ -24,10 +33,11 @@ memory does not grow with it: for maps and panoramas of any size.
 """
 
 
-@click.command(help=_HELP)
+@click.command(cls=CommandWithNumbers, help=_HELP)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--model", required=True, metavar="NAME|FILE", help="A segmenter, see xcit list --task.")
 @click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
+@file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
 @window_options("Go over each image by a window.")
 @click.option("--keep-size", is_flag=True, help="Take images at their own size, not at the model's.")
@@ -37,6 +47,7 @@ def segment(
     inputs: tuple[str, ...],
     model: str,
     weights: str | None,
+    how: FileOptions,
     out: Path,
     slide: bool,
     window: int,
@@ -60,7 +71,10 @@ def segment(
     make_folder(out)
     computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
     with download_bar() as downloaded:
-        built = get_model(model, pretrained=weights or True, progress=downloaded)
+        built = get_model(
+            model, pretrained=weights or True, stem_strides=how.stem_strides, key=how.key, progress=downloaded
+        )
+    how.apply(built, weights or model)
     network, _, _ = prepare_segmenter(built, computer, precision, what=model)
     results = segment_each(paths, network, window=over, keep_size=keep_size, device=computer, dtype=precision)
     areas: dict[str, dict[str, float]] = {}

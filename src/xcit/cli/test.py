@@ -4,12 +4,22 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.options import checked_device, checked_dtype, compute_options, sliding_window, window_options
+from xcit.cli.options import (
+    CommandWithNumbers,
+    FileOptions,
+    checked_device,
+    checked_dtype,
+    compute_options,
+    file_options,
+    file_with_key,
+    sliding_window,
+    window_options,
+)
 
 PROTOCOLS = ("mmpretrain", "official")
 
 
-@click.command()
+@click.command(cls=CommandWithNumbers)
 @click.argument("config")
 @click.argument("checkpoint")
 @click.option(
@@ -20,6 +30,7 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--protocol", type=click.Choice(PROTOCOLS), help="How ImageNet's images are resized; mmpretrain's if left out."
 )
+@file_options
 @window_options("Of segmentation: go over each image by a window, not whole.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; runs/test/CONFIG if left out.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images.")
@@ -29,6 +40,7 @@ def test(
     checkpoint: str,
     data: str,
     protocol: str | None,
+    how: FileOptions,
     slide: bool,
     window: int,
     stride: int | None,
@@ -55,9 +67,13 @@ def test(
     with progress_bar("test") as bar:
         result = measure(
             config,
-            checkpoint,
+            file_with_key(checkpoint, how.key),
             data,
             protocol=cast("Protocol | None", protocol),
+            mean=how.mean,
+            std=how.std,
+            size=how.size,
+            stem_strides=how.stem_strides,
             window=sliding_window(slide, window, stride),
             batch_size=batch_size,
             num_workers=workers,

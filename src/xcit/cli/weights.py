@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from xcit.cli.options import file_with_key
+
 FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet")
 
 
@@ -18,7 +20,9 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
     from xcit.zoo import fetch as fetch_one
     from xcit.zoo import find_record, list_models
 
-    wanted = [found for name in names for found in (list_models(name) if "*" in name else [find_record(name).name])]
+    wanted = [
+        found for name in names for found in (list_models(name) if set("*?[") & set(name) else [find_record(name).name])
+    ]
     if not wanted:
         raise XCiTError(f"no model matches {' or '.join(map(repr, names))}; `xcit list` shows all")
     num_failed = 0
@@ -58,13 +62,14 @@ def convert(source: Path, destination: Path, to: str, key: str | None, overwrite
 
 @click.command()
 @click.argument("name_or_path")
-def verify(name_or_path: str) -> None:
+@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
+def verify(name_or_path: str, key: str | None) -> None:
     """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count."""
     from xcit.cli.progress import download_bar
     from xcit.zoo import verify as verify_file
 
     with download_bar() as downloaded:
-        verified = verify_file(name_or_path, progress=downloaded)
+        verified = verify_file(file_with_key(name_or_path, key), progress=downloaded)
     rows = [
         ("file", str(verified.path)),
         ("format", verified.format),

@@ -1,6 +1,6 @@
 """From a picture to a model's input, with the very numbers that torchvision's transforms on PIL images give."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,8 @@ class Preprocessing:
 
     `resize` "short_side" scales the short side to `resize_to` pixels and crops the centre; "exact" scales straight to
     the square `image_size`, without regard to the aspect ratio. Both are bicubic on 8-bit pixels (Pillow).
-    `mean` and `std` are for pixels in 0..1, one number a channel; one number means a greyscale model.
+    `mean` and `std` are for pixels in 0..1, one number a channel: one means a greyscale model, three RGB, any other
+    number images that are given as arrays (see `channels.py`).
     """
 
     image_size: int = 224
@@ -40,6 +41,30 @@ class Preprocessing:
                 raise XCiTError(f"Preprocessing: {name} is {getattr(self, name)}, must be at least 1")
         if not all(std > 0 for std in self.std):
             raise XCiTError(f"Preprocessing: std is {self.std}, must be above 0")
+
+    def sentence(self) -> str:
+        """What it does, for people."""
+        if self.resize == "exact":
+            resize = f"straight to {self.image_size} x {self.image_size}"
+        else:
+            resize = f"short side to {self.resize_to}, centre {self.image_size} x {self.image_size}"
+        return f"{resize}, bicubic; mean {self.mean}, std {self.std}"
+
+    def changed(
+        self, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, size: int | None = None
+    ) -> "Preprocessing":
+        """With another mean, standard deviation, or size of the model's input, to which the resize is in proportion.
+
+        Raises:
+            XCiTError: if they are not of as many channels.
+        """
+        means, stds = _channels_of(self, mean, std)
+        if size is None:
+            return replace(self, mean=means, std=stds)
+        if size < 1:
+            raise XCiTError(f"the size is {size} pixels, must be at least 1")
+        resize_to = max(1, round(self.resize_to * size / self.image_size))
+        return replace(self, mean=means, std=stds, image_size=size, resize_to=resize_to)
 
 
 DINO_PREPROCESSING = Preprocessing(image_size=224, resize_to=256)
@@ -89,6 +114,46 @@ class SegmentationPreprocessing:
             )
         if not all(std > 0 for std in self.std) or len(self.mean) != len(self.std):
             raise XCiTError(f"SegmentationPreprocessing: std is {self.std}, must be above 0, one number a channel")
+
+    def sentence(self) -> str:
+        """What it does, for people."""
+        size = f"to fit {self.long_side} x {self.short_side}" if self.short_side else "at their own size"
+        return f"{size}, bilinear; mean {self.mean}, std {self.std}"
+
+    def changed(
+        self, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, size: int | None = None
+    ) -> "SegmentationPreprocessing":
+        """With another mean, standard deviation or short side, to which the long one is in proportion.
+
+        Raises:
+            XCiTError: if they are not of as many channels, or images are left at their own size.
+        """
+        means, stds = _channels_of(self, mean, std)
+        if size is None:
+            return replace(self, mean=means, std=stds)
+        if not self.short_side:
+            raise XCiTError("the model takes images at their own size: no other can be given")
+        return replace(
+            self,
+            mean=means,
+            std=stds,
+            short_side=size,
+            long_side=max(size, round(self.long_side * size / self.short_side)),
+        )
+
+
+def _channels_of(
+    spec: Preprocessing | SegmentationPreprocessing, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation with those given in place of its own; one number is for every channel."""
+    channels = len(spec.mean)
+    found = []
+    for name, given, own in (("mean", mean, spec.mean), ("std", std, spec.std)):
+        values = own if given is None else given * channels if len(given) == 1 else given
+        if len(values) != channels:
+            raise XCiTError(f"{name} has {len(values)} numbers, the model takes images of {channels} channels")
+        found.append(values)
+    return found[0], found[1]
 
 
 def preprocess(image: Image.Image, spec: Preprocessing) -> torch.Tensor:

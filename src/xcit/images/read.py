@@ -317,7 +317,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         rgb = Image.fromarray(_integers_to_8_bits(image)).convert("RGB")
     elif image.mode == "F":
-        rgb = Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        rgb = Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
     elif image.has_transparency_data:
         # Pillow knows no direct way from "La".
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
@@ -379,13 +379,18 @@ def _check_shape(shape: tuple[int, ...], num_channels: int, form: str) -> None:
 
 def _from_pixels(pixels: np.ndarray) -> Image.Image:
     """Makes an image of pixels (H, W) or (H, W, 1|3|4)."""
-    pixels = _to_8_bits(pixels)
+    pixels = to_8_bits(pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
-def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
+def to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """Scales pixels of any type that is taken to 8 bits.
+
+    Raises:
+        XCiTError: if they are of another type, or out of range.
+    """
     kind = pixels.dtype.kind
     if kind == "b":
         return pixels.astype(np.uint8) * np.uint8(255)

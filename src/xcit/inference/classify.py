@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xcit.errors import XCiTError
+from xcit.images.channels import preprocess_channels, read_channels
 from xcit.images.preprocess import Preprocessing, preprocess
 from xcit.images.read import ImageSource
 from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
@@ -178,7 +179,10 @@ def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
         return model, model.info
     built = get_xcit(model, pretrained=True)
     if built.info is None:
-        raise XCiTError(f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name")
+        raise XCiTError(
+            f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name, or set "
+            "model.info"
+        )
     return built, built.info
 
 
@@ -205,7 +209,12 @@ def _batches(
     """Batches of inputs in order, with the tensor of those that could be read."""
     if batch_size < 1:
         raise XCiTError(f"batch_size is {batch_size}, must be at least 1")
-    results = read_ahead(images, partial(preprocess, spec=spec), num_ahead=2 * batch_size)
+    channels = len(spec.mean)
+    if channels in (1, 3):
+        results = read_ahead(images, partial(preprocess, spec=spec), num_ahead=2 * batch_size)
+    else:
+        read = partial(read_channels, num_channels=channels)
+        results = read_ahead(images, partial(preprocess_channels, spec=spec), num_ahead=2 * batch_size, read=read)
     while batch := list(islice(results, batch_size)):
         sources = [result if isinstance(result, Unreadable) else result[0] for result in batch]
         tensors = [result[1] for result in batch if not isinstance(result, Unreadable)]

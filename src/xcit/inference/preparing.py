@@ -1,12 +1,16 @@
 """A model ready to answer: of the right kind, with its weights, in place."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from xcit.errors import XCiTError
+from xcit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, SegmentationPreprocessing, published_preprocessing
 from xcit.inference.reading import default_device
+from xcit.models import ModelInfo, Segmenter, SegmenterInfo, XCiT
 from xcit.zoo import check_task, get_model
 from xcit.zoo.kinds import Config, Info, Kind, Model
 
@@ -37,3 +41,52 @@ def prepare_of_kind(
     if device is not None:
         return network, torch.device(device)
     return network, next(network.parameters()).device if built is model else default_device()
+
+
+def prepare_otherwise(
+    model: nn.Module,
+    name: str,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    size: int | None = None,
+) -> None:
+    """Changes how a model of any kind has images prepared, in place; none leaves a part as it is.
+
+    Where it is not known at all, the rest is what is usual, and marked as assumed: 224 pixels and ImageNet's mean and
+    standard deviation, where the model takes three channels.
+
+    Args:
+        model: a classifier, segmenter or detector.
+        name: what it is called where it has no name.
+        mean: a number for each channel, or one for all, of pixels in 0..1.
+        std: likewise.
+        size: pixels a side of a classifier's input, or of the short side of an image that is segmented or searched.
+
+    Raises:
+        XCiTError: if they do not fit the model, or there are too few of them to go by.
+    """
+    if mean is None and std is None and size is None:
+        return
+    network: Any = model
+    if not isinstance(model, XCiT | Segmenter):
+        network.config = network.config.prepared(mean=mean, std=std, size=size)
+        return
+    info: Any = network.info
+    if info is None:
+        channels = (model.config if isinstance(model, XCiT) else model.config.backbone).in_channels
+        if channels != 3 and (mean is None or std is None):
+            raise XCiTError(
+                f"{name}: it is not known how to prepare images of {channels} channels: give both mean and std"
+            )
+        usual = IMAGENET_MEAN, IMAGENET_STD
+        means, stds = usual if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+        if isinstance(model, XCiT):
+            spec = replace(published_preprocessing("official", 224), mean=means, std=stds)
+            info = ModelInfo(name=name, preprocessing=spec, assumed=True)
+        else:
+            dense = SegmentationPreprocessing(mean=means, std=stds)
+            info = SegmenterInfo(name=name, preprocessing=dense, assumed=True)
+    is_told = mean is not None and std is not None and size is not None
+    prepared = info.preprocessing.changed(mean=mean, std=std, size=size)
+    network.info = replace(info, preprocessing=prepared, assumed=info.assumed and not is_told)

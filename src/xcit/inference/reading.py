@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,9 +34,13 @@ def default_device() -> torch.device:
 
 
 def read_ahead(
-    images: Iterable[ImageSource], prepare: Callable[[Image.Image], Prepared], *, num_ahead: int
+    images: Iterable[ImageSource],
+    prepare: Callable[[Any], Prepared],
+    *,
+    num_ahead: int,
+    read: Callable[[ImageSource], Any] = read_image,
 ) -> Iterator[tuple[str, Prepared] | Unreadable]:
-    """Inputs in order, each with its source and what `prepare` makes of it, read ahead by threads.
+    """Inputs in order, each with its source and what `prepare` makes of what was read, read ahead by threads.
 
     Pillow decodes and resizes outside Python's lock. An `XCiTError` of `prepare` makes the input unreadable.
     """
@@ -46,7 +50,7 @@ def read_ahead(
         pending: deque[Future[tuple[str, Prepared] | Unreadable]] = deque()
 
         def submit(count: int) -> None:
-            pending.extend(pool.submit(_read, index, image, prepare) for index, image in islice(numbered, count))
+            pending.extend(pool.submit(_read, index, image, prepare, read) for index, image in islice(numbered, count))
 
         try:
             submit(num_ahead)
@@ -60,12 +64,12 @@ def read_ahead(
 
 
 def _read(
-    index: int, image: ImageSource, prepare: Callable[[Image.Image], Prepared]
+    index: int, image: ImageSource, prepare: Callable[[Any], Prepared], read: Callable[[ImageSource], Any]
 ) -> tuple[str, Prepared] | Unreadable:
     path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
     source = f"image {index}" if path is None else path
     try:
-        picture = read_image(image)
+        picture = read(image)
     except XCiTError as error:
         return Unreadable(source=source, reason=f"{source}: {error}" if path is None else str(error))
     try:

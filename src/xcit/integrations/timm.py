@@ -15,10 +15,9 @@ from typing import Any
 from torch import nn
 
 from xcit.errors import XCiTError
-from xcit.models import XCiT
 from xcit.zoo import CHECKPOINTS, get_backbone, get_xcit
-from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES, backbone_of
-from xcit.zoo.names import find_checkpoint
+from xcit.zoo.architectures import ARCHITECTURES
+from xcit.zoo.changes import Changes
 
 try:
     from timm.models import build_model_with_cfg, register_model
@@ -34,27 +33,15 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         cache_dir: Any = None,
         *,
         num_classes: int | None = None,
-        in_chans: int = 3,
+        in_chans: int | None = None,
         drop_path_rate: float | None = None,
         global_pool: str | None = None,
         features_only: bool = False,
         out_indices: int | Sequence[int] | None = None,
     ) -> nn.Module:
-        record = find_checkpoint(name)
-        changes: dict[str, Any] = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
-        if in_chans != record.config.in_channels:
-            if pretrained:
-                raise XCiTError(
-                    f"{name}: its weights take {record.config.in_channels} channels, not {in_chans}: leave pretrained "
-                    "out"
-                )
-            changes["in_channels"] = in_chans
-        if changes and pretrained:
-            raise XCiTError(f"{name}: drop_path_rate can't be changed with pretrained weights here: set it in a recipe")
+        changes = Changes(in_channels=in_chans, drop_path_rate=drop_path_rate, global_pool=global_pool)
         if features_only:
-            backbone = (
-                XCiT(backbone_of(replace(record.config, **changes))) if changes else get_backbone(name, pretrained)
-            )
+            backbone = get_backbone(name, pretrained, changes=replace(changes, global_pool=None))
             wrapped: nn.Module = build_model_with_cfg(
                 lambda **_: backbone,
                 name,
@@ -64,11 +51,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
                 feature_cfg={"out_indices": 4 if out_indices is None else out_indices, "feature_cls": "getter"},
             )
             return wrapped
-        model = XCiT(replace(record.config, **changes)) if changes else get_xcit(name, pretrained)
-        if num_classes is not None and num_classes != model.num_classes:
-            model.reset_classifier(num_classes)
-        if global_pool is not None:
-            model.reset_classifier(model.num_classes, global_pool)
+        model = get_xcit(name, pretrained, num_classes=num_classes, changes=changes)
         return model.train()  # as timm gives it
 
     create.__name__ = create.__qualname__ = name
@@ -76,7 +59,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
     return create
 
 
-NAMES = tuple(dict.fromkeys([*CHECKPOINTS, *(f"xcit-{architecture}" for architecture in PUBLISHED_ARCHITECTURES)]))
+NAMES = tuple(dict.fromkeys([*CHECKPOINTS, *(f"xcit-{architecture}" for architecture in ARCHITECTURES)]))
 """What is registered."""
 
 for _name in NAMES:

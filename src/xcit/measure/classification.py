@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,12 +64,19 @@ def measure_classifier(
     how: Measuring,
     *,
     protocol: Protocol | None,
+    prepared: Callable[[Preprocessing], Preprocessing],
     batch_size: int,
 ) -> ClassificationResult:
-    """See `xcit.test`."""
+    """See `xcit.test`; `prepared` has the last word on how images are prepared."""
     spec = _preprocessing(recipe, protocol)
     images = open_labelled_images(data, "val")
     model = load_for(recipe, checkpoint, CLASSIFIER)
+    if model.info is not None and not model.info.assumed:
+        # The size is the protocol's. How pixels are normalised belongs to the weights: robust models take them as they
+        # are.
+        own = model.info.preprocessing
+        spec = dataclasses.replace(spec, mean=own.mean, std=own.std)
+    spec = prepared(spec)
     if not model.num_classes:
         raise XCiTError(
             f"{os.fspath(checkpoint)} has no classifier: its features are measured by xcit knn or xcit linear"

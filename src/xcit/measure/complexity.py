@@ -86,7 +86,8 @@ def _published_flops(model: XCiT, height: int, width: int) -> tuple[int, int]:
     stem = 0
     for layer in model.stem:
         assert isinstance(layer, ConvNorm)
-        height, width = -(-height // 2), -(-width // 2)
+        stride = layer.conv.stride[0]
+        height, width = -(-height // stride), -(-width // stride)
         per_channel = KERNEL_AREA * layer.conv.in_channels + BATCH_NORM_COST
         stem += per_channel * layer.conv.out_channels * height * width
     num_tokens = height * width

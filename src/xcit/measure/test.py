@@ -1,7 +1,8 @@
 """A trained model measured on a data set by its recipe: what `xcit test` does."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,6 +17,7 @@ from xcit.training.recipes import get_recipe
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.detection import DetectionConfig
 from xcit.training.tasks.segmentation import SegmentationConfig
+from xcit.zoo.changes import Changes
 from xcit.zoo.records import Protocol
 
 __all__ = ["TestResult", "test"]
@@ -27,6 +29,10 @@ def test(
     data: str,
     *,
     protocol: Protocol | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    size: int | None = None,
+    stem_strides: Sequence[int] | None = None,
     window: SlidingWindow | None = None,
     batch_size: int = 64,
     num_workers: int = 2,
@@ -39,10 +45,14 @@ def test(
 
     Args:
         config: a recipe's name, or the path of an mmpretrain config of that name, or a run's YAML file.
-        checkpoint: a path, a URL or a name of the zoo.
+        checkpoint: a path, a URL or a name of the zoo; a path may have a key after it (see `get_model`).
         data: a folder or a known name: of images by class (see `open_labelled_images`), of scenes with label maps
             (`open_scenes`) or of annotated images (`open_coco`), as the recipe's task has it.
         protocol: of classification: prepare images by this published protocol instead of the recipe's (mmpretrain's).
+        mean: of the channels, of pixels in 0..1, in place of the model's or the recipe's; one number is for all.
+        std: likewise.
+        size: pixels a side of a classifier's input, or of the short side of an image, in place of the recipe's.
+        stem_strides: of the model, in place of the recipe's (see `XCiTConfig`).
         window: of segmentation: how to go over an image; none takes it whole, as the published figures were measured.
         batch_size: of classification: images a forward pass. Segmenters and detectors take one at a time.
         num_workers: processes that read images.
@@ -60,6 +70,8 @@ def test(
             checkpoint can't be had, does not fit the recipe, or has other classes than the data.
     """
     recipe = get_recipe(config)
+    if stem_strides is not None:
+        recipe = replace(recipe, model=Changes(stem_strides=stem_strides).of(recipe.model))
     if protocol is not None and not isinstance(recipe, ClassificationConfig):
         raise XCiTError(f"{recipe.name} trains no classifier: the published protocols do not apply to it")
     if window is not None and not isinstance(recipe, SegmentationConfig):
@@ -67,10 +79,20 @@ def test(
     place = torch.device(device) if device is not None else default_device()
     how = Measuring(num_workers=num_workers, device=place, dtype=dtype, started=started, report=report)
     if isinstance(recipe, ClassificationConfig):
-        return measure_classifier(recipe, checkpoint, data, how, protocol=protocol, batch_size=batch_size)
+        return measure_classifier(
+            recipe,
+            checkpoint,
+            data,
+            how,
+            protocol=protocol,
+            prepared=lambda spec: spec.changed(mean=mean, std=std, size=size),
+            batch_size=batch_size,
+        )
     if isinstance(recipe, SegmentationConfig):
+        recipe = replace(recipe, preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size))
         return measure_segmenter(recipe, checkpoint, data, how, window=window)
     if isinstance(recipe, DetectionConfig):
+        recipe = replace(recipe, model=recipe.model.prepared(mean=mean, std=std, size=size))
         return measure_detector(recipe, checkpoint, data, how)
     raise XCiTError(
         f"{recipe.name} trains no classifier, no segmenter and no detector; features are measured by `xcit knn` and "

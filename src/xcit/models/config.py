@@ -15,6 +15,10 @@ GlobalPool = Literal["cls", "avg", "none"]
 class XCiTConfig:
     """Shape of an XCiT.
 
+    `stem_strides` are those of the stem's 3x3 convolutions, each 1 or 2, where they are not all 2; `patch_size` is then
+    their product, whatever it was given as: (1, 1, 2, 2) takes the weights of a stem for patches of 16, and makes
+    patches of 4. Empty, the usual case, means log2(patch_size) convolutions of stride 2.
+
     `layer_scale` is the start of the learned residual scales; `tokens_norm` says whether the second norm of a class
     attention block covers all tokens or only the class token; `cls_depth` 0 makes a backbone of patch tokens alone,
     with no class token, no class attention and no final norm; `num_classes` 0 leaves the classifier out.
@@ -36,18 +40,32 @@ class XCiTConfig:
     num_classes: int = 1000
     global_pool: GlobalPool = "cls"
     drop_path_rate: float = 0.0
+    stem_strides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         def need(condition: bool, message: str) -> None:
             if not condition:
                 raise XCiTError(f"XCiTConfig: {message}")
 
-        need(self.patch_size in PATCH_SIZES, f"patch_size is {self.patch_size}, must be one of {PATCH_SIZES}")
+        strides = tuple(self.stem_strides)
+        if strides:
+            need(all(stride in (1, 2) for stride in strides), f"stem_strides are {strides}, each must be 1 or 2")
+            usual, product = 2 ** len(strides), math.prod(strides)
+            # What `replace` leaves of the config before: then the strides are not those of this patch.
+            need(
+                self.patch_size in (usual, product, XCiTConfig.patch_size),
+                f"patch_size is {self.patch_size}, but stem_strides {strides} make patches of {product}",
+            )
+            object.__setattr__(self, "patch_size", product)
+            # One shape has one spelling.
+            object.__setattr__(self, "stem_strides", () if product == usual and usual in PATCH_SIZES else strides)
+        if not self.stem_strides:
+            need(self.patch_size in PATCH_SIZES, f"patch_size is {self.patch_size}, must be one of {PATCH_SIZES}")
         for name in ("embed_dim", "depth", "num_heads", "in_channels"):
             need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be at least 1")
         for name in ("cls_depth", "num_classes"):
             need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, must be at least 0")
-        narrowing = self.patch_size // 2
+        narrowing = 2 ** (len(self.strides) - 1)
         need(
             self.embed_dim % narrowing == 0,
             f"embed_dim {self.embed_dim} must be a multiple of {narrowing} for patches of {self.patch_size}",
@@ -69,6 +87,11 @@ class XCiTConfig:
             self.global_pool != "cls" or self.cls_depth > 0,
             "global_pool 'cls' needs a class token: cls_depth must be at least 1",
         )
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stride of each convolution of the stem."""
+        return self.stem_strides or (2,) * (self.patch_size.bit_length() - 1)
 
     @property
     def hidden_dim(self) -> int:

@@ -8,6 +8,7 @@ Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, 
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import TypeVar
@@ -99,6 +100,13 @@ class FusedEmbedding(nn.Module):
     def __init__(self, stem: Stem, position: PositionCode) -> None:
         super().__init__()
         self.convs = nn.ModuleList(fold_norm(layer) for layer in stem if isinstance(layer, ConvNorm))
+        self.strides = [layer.conv.stride[0] for layer in stem if isinstance(layer, ConvNorm)]
+        # How many times as many numbers as the last map the largest one has: a map before n more convolutions has the
+        # square of their strides' product times the pixels, and 1 / 2^n of the width.
+        self.largest_map = max(
+            math.prod(self.strides[index:]) ** 2 // 2 ** (len(self.strides) - index)
+            for index in range(1, len(self.strides) + 1)
+        )
         self.position = position
 
     def forward(self, image: Tensor) -> tuple[Tensor, int, int]:
@@ -106,14 +114,13 @@ class FusedEmbedding(nn.Module):
             return self._whole(image)
         batch, height, width = image.shape[0], *image.shape[2:]
         heights = [height]  # of the image and of each map
-        for _ in self.convs:
-            height, width = -(-height // 2), -(-width // 2)
+        for stride in self.strides:
+            height, width = -(-height // stride), -(-width // stride)
             heights.append(height)
         y, x = self.position.code(height, width)
         tokens = image.new_empty(batch, height, width, x.shape[-1])
         at_once = tokens_at_once(tokens)
-        # The first map has 2^(k-1) times the numbers of the last one, of k.
-        most = None if at_once is None else max(LEAST_ROWS, at_once // (batch * width * 2 ** (len(self.convs) - 1)))
+        most = None if at_once is None else max(LEAST_ROWS, at_once // (batch * width * self.largest_map))
         for start, end in parts(height, most):
             tokens[:, start:end] = self._rows(image, start, end, heights) + (y[start:end] + x)
         return tokens.flatten(1, 2), height, width
@@ -128,22 +135,30 @@ class FusedEmbedding(nn.Module):
     def _rows(self, image: Tensor, start: int, end: int, heights: list[int]) -> Tensor:
         """Rows start..end of the patches, (B, rows, W, D)."""
         spans = [(start, end)]  # the rows of each map, from the last to the image, that these see
-        for height in reversed(heights[:-1]):
+        for height, stride in zip(reversed(heights[:-1]), reversed(self.strides), strict=True):
             start, end = spans[-1]
-            spans.append((max(2 * start - 1, 0), min(2 * end, height)))
+            spans.append((max(stride * start - 1, 0), min(_seen_to(end, stride), height)))
         spans.reverse()
         rows = image[:, :, slice(*spans[0])]
-        for index, (conv, (_, seen_to), (start, end)) in enumerate(zip(self.convs, spans, spans[1:], strict=False)):
+        for index, (conv, stride, (_, seen_to), (start, end)) in enumerate(
+            zip(self.convs, self.strides, spans, spans[1:], strict=False)
+        ):
             assert isinstance(conv, nn.Conv2d)
             if index:
                 torch.ops.aten.gelu_(rows)
-            # A convolution pads both sides or none. At the top of an image both: the lower row is either needed, or
-            # beyond the reach of the last stride.
-            at_top = start == 0
-            if seen_to < 2 * end and not at_top:
-                rows = F.pad(rows, (0, 0, 0, 1))
-            rows = F.conv2d(rows, conv.weight, conv.bias, stride=2, padding=(int(at_top), 1))
+            # A convolution pads both sides or none, at no cost. With stride 2 it may pad both at the top of an image:
+            # the lower row is either needed, or beyond the reach of the last stride.
+            at_top, at_bottom = start == 0, seen_to < _seen_to(end, stride)
+            both = at_top and (at_bottom or stride == 2)
+            if not both and (at_top or at_bottom):
+                rows = F.pad(rows, (0, 0, int(at_top), int(at_bottom)))
+            rows = F.conv2d(rows, conv.weight, conv.bias, stride=stride, padding=(int(both), 1))
         return rows.permute(0, 2, 3, 1)
+
+
+def _seen_to(end: int, stride: int) -> int:
+    """The row after the last one that the output rows up to `end` see, in an image without a lower border."""
+    return stride * (end - 1) + 2
 
 
 class FusedXCABlock(nn.Module):

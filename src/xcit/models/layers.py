@@ -3,6 +3,7 @@
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads. No layer works in place.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -17,11 +18,11 @@ NORM_EPS = 1e-6
 
 
 class ConvNorm(nn.Module):
-    """A 3x3 stride-2 convolution without bias, then batch normalisation: ceil(n/2) pixels a side come out."""
+    """A 3x3 convolution without bias, then batch normalisation: ceil(n/stride) pixels a side come out."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 2) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -30,15 +31,14 @@ class ConvNorm(nn.Module):
 
 
 class Stem(nn.Sequential):
-    """Image (B, in_channels, h, w) to patches (B, D, H, W) by log2(patch_size) convolutions, GELU between them.
+    """Image (B, in_channels, h, w) to patches (B, D, H, W) by a convolution for each stride, GELU between them.
 
-    Widths double up to D: D/8, D/4, D/2, D for patches of 16.
+    Widths double up to D: D/8, D/4, D/2, D of four convolutions.
     """
 
-    def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
-        num_convs = patch_size.bit_length() - 1
-        widths = [in_channels] + [embed_dim >> i for i in reversed(range(num_convs))]
-        super().__init__(*(ConvNorm(a, b) for a, b in pairwise(widths)))
+    def __init__(self, in_channels: int, embed_dim: int, strides: Sequence[int]) -> None:
+        widths = [in_channels] + [embed_dim >> i for i in reversed(range(len(strides)))]
+        super().__init__(*(ConvNorm(a, b, stride) for (a, b), stride in zip(pairwise(widths), strides, strict=True)))
 
     def forward(self, image: Tensor) -> Tensor:
         for i, layer in enumerate(self):

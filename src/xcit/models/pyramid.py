@@ -46,6 +46,8 @@ class TokenPyramid(nn.Module):
 
     def __init__(self, embed_dim: int, patch_size: int) -> None:
         super().__init__()
+        if patch_size > 4 * STRIDES[0]:
+            raise XCiTError(f"a pyramid is made of patches of {4 * STRIDES[0]} pixels at most, not of {patch_size}")
         self.stride4 = _resize(embed_dim, patch_size, 4)
         self.stride8 = _resize(embed_dim, patch_size, 8)
         self.stride16 = _resize(embed_dim, patch_size, 16)

@@ -53,7 +53,7 @@ class XCiT(nn.Module):
         self.grad_checkpointing = False
         self._pretrained_cfg: dict[str, Any] | None = None
         dim, heads = config.embed_dim, config.num_heads
-        self.stem = Stem(config.in_channels, dim, config.patch_size)
+        self.stem = Stem(config.in_channels, dim, config.strides)
         self.position = PositionCode(dim)
         self.blocks = nn.ModuleList(
             XCABlock(
@@ -203,9 +203,7 @@ class XCiT(nn.Module):
         """Replaces the head by a new one, and the pooling if given (timm's call; its "token" and "" work too)."""
         pool = self.config.global_pool
         if global_pool is not None:
-            if global_pool not in _POOL_SYNONYMS:
-                raise XCiTError(f"global_pool is {global_pool!r}, must be 'cls', 'avg' or 'none'")
-            pool = _POOL_SYNONYMS[global_pool]
+            pool = pool_of(global_pool)
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
         reference = next(self.parameters())
         self.head = self._new_head().to(device=reference.device, dtype=reference.dtype)
@@ -494,6 +492,17 @@ class FusedXCiT(XCiT):
                 attended = cls if only_class else torch.cat([cls, tokens], dim=1)
                 taken[index] = attended
         return attended
+
+
+def pool_of(name: str) -> GlobalPool:
+    """A pooling by its name, ours or timm's.
+
+    Raises:
+        XCiTError: if there is none of that name.
+    """
+    if name not in _POOL_SYNONYMS:
+        raise XCiTError(f"global_pool is {name!r}, must be 'cls', 'avg' or 'none'")
+    return _POOL_SYNONYMS[name]
 
 
 def _init_linear(layer: nn.Linear) -> None:

@@ -7,10 +7,10 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,7 @@ from xcit.errors import XCiTError
 from xcit.weights.dense import PYRAMID, Heads, dense_to_native, detect_head, xcit_of
 from xcit.weights.formats import detect_format, to_native
 from xcit.weights.pickles import brief, read_pickle
+from xcit.weights.wrapping import Found, Normalization, split_key, unwrap
 
 StoredFormat = Literal["xcit", "official", "timm", "mmpretrain", "dino", "dense"]
 
@@ -45,6 +46,7 @@ class StoredWeights:
         dense: all of a detector or segmenter by its native names (see `weights/dense.py`), `state` being its XCiT;
             empty for all else.
         head: the name of the detector's or segmenter's head; none where it is unknown, or there is none.
+        normalization: what the file itself does to images before the model, as robust classifiers are often stored.
     """
 
     state: dict[str, Tensor]
@@ -54,6 +56,7 @@ class StoredWeights:
     path: Path
     dense: dict[str, Tensor] = field(default_factory=dict)
     head: str | None = None
+    normalization: Normalization | None = None
 
     @property
     def whole(self) -> dict[str, Tensor]:
@@ -66,24 +69,25 @@ def read_checkpoint(path: str | Path, *, key: str | None = None, heads: Heads = 
 
     Args:
         path: the file.
-        key: the top-level entry of a pickle with the weights that are wanted, such as "student" of a full DINO
-            checkpoint; none takes the one that is meant to be used, there the teacher.
+        key: what the weights that are wanted lie under, such as "student" in a full DINO checkpoint, "state_dict_ema",
+            or the name of a Lightning module's model; none takes those that are meant to be used, see `unwrap`. It may
+            stand after the path instead: "last.ckpt#state_dict_ema".
         heads: of detectors and segmenters, to know one by; of any other the XCiT alone is found.
 
     Raises:
         XCiTError: if the file is missing, empty, damaged or no checkpoint, asks to run code, or holds no XCiT.
     """
-    path = Path(path)
+    path, named = split_key(path)
+    key = key or named
     kind = _kind(path)
-    wrapper: str | None = None
     metadata: dict[str, str] = {}
-    if kind != "safetensors":
-        tensors, wrapper = _unwrap(read_pickle(path, zipped=kind == "zip"), path, key)
-    elif key is None:
-        tensors, metadata = _read_safetensors(path)
+    if kind == "safetensors":
+        loaded, metadata = _read_safetensors(path)
+        found = unwrap(loaded, path, key) if loaded else Found({})
     else:
-        raise XCiTError(f"{path} is a safetensors file: it holds one set of weights, and no {key!r}")
-    return _sort_out(_without_prefixes(tensors, path), wrapper, metadata, path, heads)
+        found = unwrap(read_pickle(path, zipped=kind == "zip"), path, key)
+    stored = _sort_out(found.tensors, found.last, metadata, path, heads)
+    return replace(stored, set_aside=(*stored.set_aside, *found.beside), normalization=found.normalization)
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
@@ -182,64 +186,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 # Reading: which tensors
 
 
-def _unwrap(loaded: object, path: Path, key: str | None) -> tuple[dict[str, Tensor], str | None]:
-    """The named tensors in a loaded object, and the key that they were under, which may be asked for."""
-    if not isinstance(loaded, dict):
-        raise XCiTError(f"{path} holds a {type(loaded).__name__.lstrip('_')}, not named tensors")
-    loaded = _networks_apart(loaded)
-    wrappers: tuple[str, ...] = ("state_dict", "model")
-    if key is not None:
-        wrappers = (key,)
-    elif "student" in loaded:  # in DINO the teacher is the model that is kept
-        wrappers = ("teacher", *wrappers)
-    for wrapper in wrappers:
-        tensors = _tensors_of(loaded.get(wrapper))
-        if tensors:
-            return tensors, wrapper
-    tensors = _tensors_of(loaded) if key is None else {}
-    if tensors:
-        return tensors, None
-    places = "'model', 'state_dict' or 'teacher'" if key is None else repr(key)
-    raise XCiTError(
-        f"{path} has no weights under {places}; its top-level keys are: {_some(str(name) for name in loaded) or 'none'}"
-    )
-
-
-def _networks_apart(loaded: dict[Any, Any]) -> dict[Any, Any]:
-    """A checkpoint of one of our DINO runs, whose model is both networks and a centre, laid out as a published one."""
-    both = loaded.get("model")
-    if not isinstance(both, dict):
-        return loaded
-    networks = {
-        network: {
-            name.removeprefix(f"{network}."): value
-            for name, value in both.items()
-            if isinstance(name, str) and name.startswith(f"{network}.")
-        }
-        for network in _DINO_NETWORKS
-    }
-    is_ours = all(any(name.startswith("backbone.") for name in network) for network in networks.values())
-    return networks if is_ours else loaded
-
-
-def _tensors_of(value: object) -> dict[str, Tensor]:
-    if not isinstance(value, dict):
-        return {}
-    return {
-        name: tensor.detach() for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)
-    }
-
-
-def _without_prefixes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Takes off what `DistributedDataParallel` and `torch.compile` put before names."""
-    stripped = {re.sub(r"^(?:module\.|_orig_mod\.)+", "", name): tensor for name, tensor in tensors.items()}
-    if len(stripped) < len(tensors):
-        raise XCiTError(f"{path} holds two states in one: some names occur with and without 'module.'")
-    return stripped
-
-
 def _sort_out(
-    tensors: dict[str, Tensor], wrapper: str | None, metadata: dict[str, str], path: Path, heads: Heads
+    tensors: dict[str, Tensor], wrapper: str, metadata: dict[str, str], path: Path, heads: Heads
 ) -> StoredWeights:
     """Finds the format, sets aside what is neither backbone nor classifier, and renames the rest."""
     format = detect_format(tensors)
@@ -250,7 +198,7 @@ def _sort_out(
     elif format is not None and wrapper in _DINO_NETWORKS:
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
         stored = "dino"
-    elif format == "official" and wrapper is None and not any(name.startswith("head.") for name in tensors):
+    elif format == "official" and not wrapper and not any(name.startswith("head.") for name in tensors):
         stored = "dino"
     elif format is None and wrapper not in _DINO_NETWORKS:
         return _sort_out_dense(tensors, metadata, path, heads)

@@ -10,6 +10,7 @@ import threading
 import warnings
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,16 @@ class _Inert:
         pass
 
 
-_INERT_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+_Stand = Callable[..., Any] | tuple[Callable[..., Any], str]
+
+_INERT_GLOBALS: list[_Stand] = [
     (_Inert, name)
     for name in (
         # The command line that the official code and DINO save as `args`.
         "argparse.Namespace",
+        # Paths in Lightning's hyper-parameters.
+        "pathlib.PosixPath",
+        "pathlib.WindowsPath",
         # mmengine's training log, whose methods were pickled by name through getattr.
         "mmengine.logging.history_buffer.HistoryBuffer",
         "builtins.getattr",
@@ -47,6 +53,15 @@ _INERT_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         "numpy.core.multiarray.scalar",
         "numpy._core.multiarray._reconstruct",
         "numpy._core.multiarray.scalar",
+    )
+]
+_INERT_GLOBALS += [
+    # The dictionary of Lightning's hyper-parameters: a plain one, for torch fills no other kind of object.
+    (OrderedDict, name)
+    for name in (
+        "lightning.fabric.utilities.data.AttributeDict",
+        "lightning_fabric.utilities.data.AttributeDict",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
     )
 ]
 

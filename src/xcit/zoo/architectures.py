@@ -1,4 +1,4 @@
-"""The 14 published architectures, and this project's small ones, in one table."""
+"""The 14 published architectures, those of robust models, and this project's small ones, in one table."""
 
 from dataclasses import replace
 
@@ -38,6 +38,12 @@ PUBLISHED_ARCHITECTURES: dict[str, XCiTConfig] = {
 
 ARCHITECTURES: dict[str, XCiTConfig] = {
     **PUBLISHED_ARCHITECTURES,
+    **{f"{size}-12-p16": _published(*_WIDTH_AND_HEADS[size], 12, 16) for size in ("medium", "large")},
+    # For CIFAR: the stem of patches of 16, and so its weights, but patches of 4.
+    **{
+        f"{size}-12-p4": replace(_published(*_WIDTH_AND_HEADS[size], 12, 16), stem_strides=(1, 1, 2, 2))
+        for size in ("small", "medium", "large")
+    },
     # For images of some 28 pixels, grey; ours.
     "pico-6-p4": XCiTConfig(patch_size=4, embed_dim=64, num_heads=4, depth=6, in_channels=1, num_classes=10),
 }

@@ -1,4 +1,4 @@
-"""The 42 published classifiers, the 4 published DINO backbones, and the packaged model, as records."""
+"""The 42 published classifiers, the 4 published DINO backbones, the robust classifiers, and the packaged model."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ from xcit.images.preprocess import DINO_PREPROCESSING, Preprocessing, published_
 from xcit.weights.fetch import Source
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.records import Accuracy, Checkpoint
+from xcit.zoo.robust import ROBUST
 
 # What cannot be derived of a row: architecture, image size, distilled; top-1 and top-5 as mmpretrain measured them,
 # top-1 as the authors did; date and first eight hex digits of the SHA-256 in the name of mmpretrain's file.
@@ -166,6 +167,6 @@ PACKAGED = Checkpoint(
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     record.name: record
-    for record in (*(_published(*row) for row in _PUBLISHED), *(_dino(*row) for row in _DINO), PACKAGED)
+    for record in (*(_published(*row) for row in _PUBLISHED), *(_dino(*row) for row in _DINO), *ROBUST, PACKAGED)
 }
 """Every checkpoint, by name."""

@@ -12,7 +12,8 @@ from xcit.weights.dense import dense_from_native
 from xcit.weights.files import StoredWeights, write_pickle, write_safetensors
 from xcit.weights.formats import FORMATS, Format, from_native
 from xcit.zoo.kinds import KINDS
-from xcit.zoo.stored import read_weights
+from xcit.zoo.origin import known_record
+from xcit.zoo.stored import METADATA_KEY, model_metadata, read_weights
 
 _PICKLED = (".pth", ".pt", ".bin")
 
@@ -84,7 +85,13 @@ def convert(
     else:
         state = from_native(stored.state, "official" if to == "dino" else cast(Format, to))
     if destination.suffix == ".safetensors":
-        write_safetensors(destination, state, stored.metadata)
+        write_safetensors(destination, state, _metadata(stored, is_whole=len(state) == len(stored.whole)))
     else:
         write_pickle(destination, state, _WRAP.get(to, _openmmlab))
     return replace(stored, set_aside=()) if len(state) == len(stored.dense) else stored
+
+
+def _metadata(stored: StoredWeights, *, is_whole: bool) -> dict[str, str]:
+    """The file's own; of a published one, which the new file's name may not tell any more, what is known of it."""
+    record = known_record(stored) if is_whole and METADATA_KEY not in stored.metadata else None
+    return stored.metadata if record is None else stored.metadata | model_metadata(record.model, record.info())

@@ -1,7 +1,7 @@
 """Names or files to models: what a person calls."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -11,18 +11,64 @@ from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.models import Segmenter, XCiT, XCiTConfig, XCiTPyramid
+from xcit.models.features import FeatureMaps
 from xcit.weights.fetch import DownloadProgress
 from xcit.weights.files import StoredWeights
 from xcit.weights.strict import load_state
 from xcit.zoo.architectures import backbone_of
-from xcit.zoo.kinds import CLASSIFIER
+from xcit.zoo.changes import UNCHANGED, Changes, with_channels
+from xcit.zoo.kinds import CLASSIFIER, kind_of_config
 from xcit.zoo.load import fitting_config, load_record, local, read_record, record_info
-from xcit.zoo.names import find_checkpoint, find_record, is_file
+from xcit.zoo.names import find_checkpoint, find_record, find_shape, is_file, is_known
+from xcit.zoo.origin import known_record
 from xcit.zoo.records import Record
-from xcit.zoo.stored import build_stored, describe_backbone, load_file, load_stored, load_stored_as, read_verified
+from xcit.zoo.stored import (
+    build_stored,
+    check_strides,
+    describe_backbone,
+    load_file,
+    load_stored,
+    load_stored_as,
+    read_verified,
+)
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
+
+
+@overload
+def get_model(
+    model: str | os.PathLike[str],
+    pretrained: bool | str | os.PathLike[str] = False,
+    device: str | torch.device | None = None,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    global_pool: str | None = None,
+    drop_path_rate: float | None = None,
+    stem_strides: Sequence[int] | None = None,
+    features_only: Literal[False] = False,
+    key: str | None = None,
+    progress: DownloadProgress | None = None,
+) -> "XCiT | Segmenter | MaskRCNN": ...
+
+
+@overload
+def get_model(
+    model: str | os.PathLike[str],
+    pretrained: bool | str | os.PathLike[str] = False,
+    device: str | torch.device | None = None,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    global_pool: str | None = None,
+    drop_path_rate: float | None = None,
+    stem_strides: Sequence[int] | None = None,
+    features_only: Literal[True],
+    out_indices: int | Sequence[int] | None = None,
+    key: str | None = None,
+    progress: DownloadProgress | None = None,
+) -> FeatureMaps: ...
 
 
 def get_model(
@@ -31,17 +77,35 @@ def get_model(
     device: str | torch.device | None = None,
     *,
     num_classes: int | None = None,
+    in_channels: int | None = None,
+    global_pool: str | None = None,
+    drop_path_rate: float | None = None,
+    stem_strides: Sequence[int] | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    key: str | None = None,
     progress: DownloadProgress | None = None,
-) -> "XCiT | Segmenter | MaskRCNN":
+) -> "XCiT | Segmenter | MaskRCNN | FeatureMaps":
     """Builds a model by name, in evaluation mode.
 
     Args:
-        model: a name or alias (see `list_models`), or the path of a weights file, which then is loaded.
+        model: a name or alias (see `list_models`), an architecture such as "xcit-medium-12-p16", or the path of a
+            weights file, which then is loaded.
         pretrained: false for random weights, true for the published ones (downloaded once, see `fetch`), or the path or
             URL of a file in any published format (official, timm, mmpretrain, DINO; for a segmenter or detector the
             official one) with weights for this architecture.
         device: where to put it; none is the CPU.
         num_classes: another number than the weights have gives a new random head, 0 none.
+        in_channels: channels of the images. Weights for another number are summed (for one channel) or repeated and
+            scaled, as timm does it; mean and std likewise, and `model.info.assumed` says so.
+        global_pool: what the head reads: "cls" (timm's "token"), "avg", or "none" (timm's "").
+        drop_path_rate: stochastic depth in training.
+        stem_strides: of the stem's convolutions, where neither name nor file tells them: weights of a model for patches
+            of 16 with strides (1, 1, 2, 2) have patches of 4.
+        features_only: give a `FeatureMaps` instead, whose call gives the maps after some blocks, as timm's does.
+        out_indices: these blocks: the last n for an int, else these; the last three if left out, as in timm.
+        key: which of several sets of weights in one file to take: "student" of a DINO checkpoint, "state_dict_ema", the
+            name of a Lightning module's model. It may stand after the path too: "last.ckpt#state_dict_ema".
         progress: called while weights are downloaded.
 
     Returns:
@@ -51,11 +115,23 @@ def get_model(
     Raises:
         XCiTError: if the name is unknown, the weights can't be had, or they don't fit.
     """
+    changes = Changes(
+        in_channels=in_channels, global_pool=global_pool, drop_path_rate=drop_path_rate, stem_strides=stem_strides
+    )
+    model, pretrained = _with_key(model, pretrained, key)
+    if features_only:
+        if num_classes or global_pool is not None:
+            raise XCiTError("features_only has no head: leave num_classes and global_pool out")
+        found = _backbone(model, pretrained, changes, progress)
+        maps = FeatureMaps(_build_backbone(*found, changes), 3 if out_indices is None else out_indices).eval()
+        return maps if device is None else maps.to(device)
+    if out_indices is not None:
+        raise XCiTError("out_indices are the blocks of features_only=True, or of get_backbone(..., pyramid=True)")
     if is_file(model):
         _one_file(model, pretrained)
-        built = load_stored(read_verified(Path(model)))
+        built = load_stored(read_verified(Path(model)), changes)
     else:
-        built = _from_record(find_record(os.fspath(model)), pretrained, num_classes, progress)
+        built = _from_name(find_record, os.fspath(model), pretrained, num_classes, changes, progress)
     return _with_classes(built, num_classes, device)
 
 
@@ -65,20 +141,23 @@ def get_xcit(
     device: str | torch.device | None = None,
     *,
     num_classes: int | None = None,
+    changes: Changes = UNCHANGED,
+    key: str | None = None,
     progress: DownloadProgress | None = None,
 ) -> XCiT:
     """Builds a classifier or feature backbone by name, in evaluation mode: `get_model` where nothing else will do.
 
-    Takes the arguments of `get_model`.
+    Takes the arguments of `get_model`, those that change the model's shape as one.
 
     Raises:
         XCiTError: as `get_model`, and if it is of another kind.
     """
+    model, pretrained = _with_key(model, pretrained, key)
     if is_file(model):
         _one_file(model, pretrained)
-        built = load_file(Path(model))
+        built = load_file(Path(model), changes)
     else:
-        built = _from_record(find_checkpoint(os.fspath(model)), pretrained, num_classes, progress)
+        built = _from_name(find_checkpoint, os.fspath(model), pretrained, num_classes, changes, progress)
     return _with_classes(built, num_classes, device)
 
 
@@ -89,6 +168,8 @@ def get_backbone(
     device: str | torch.device | None = None,
     *,
     pyramid: Literal[False] = False,
+    changes: Changes = UNCHANGED,
+    key: str | None = None,
     progress: DownloadProgress | None = None,
 ) -> XCiT: ...
 
@@ -101,6 +182,8 @@ def get_backbone(
     *,
     pyramid: Literal[True],
     out_indices: Sequence[int] | None = None,
+    changes: Changes = UNCHANGED,
+    key: str | None = None,
     progress: DownloadProgress | None = None,
 ) -> XCiTPyramid: ...
 
@@ -112,6 +195,8 @@ def get_backbone(
     *,
     pyramid: bool = False,
     out_indices: Sequence[int] | None = None,
+    changes: Changes = UNCHANGED,
+    key: str | None = None,
     progress: DownloadProgress | None = None,
 ) -> XCiT | XCiTPyramid:
     """Builds the part that gives patch tokens alone: no class token, no class attention, no final norm, no head.
@@ -126,42 +211,74 @@ def get_backbone(
         pyramid: give maps of strides 4, 8, 16 and 32 instead, for a detector's or segmenter's heads: the few layers
             that resize the maps have the weights of a detection or segmentation model, and are new with any other.
         out_indices: the four blocks that make the pyramid, see `XCiTPyramid`.
+        changes: of the shape: `in_channels`, `drop_path_rate` and `stem_strides` of `get_model`.
+        key: see `get_model`.
         progress: called while weights are downloaded.
     """
     if out_indices is not None and not pyramid:
         raise XCiTError("out_indices are the blocks of a pyramid: pass pyramid=True, or call forward_intermediates")
+    model, pretrained = _with_key(model, pretrained, key)
+    config, stored = _backbone(model, pretrained, changes, progress)
+    built = (
+        _build_pyramid(config, out_indices, stored, changes) if pyramid else _build_backbone(config, stored, changes)
+    )
+    return built if device is None else built.to(device)
+
+
+def _backbone(
+    model: str | os.PathLike[str],
+    pretrained: bool | str | os.PathLike[str],
+    changes: Changes,
+    progress: DownloadProgress | None,
+) -> tuple[XCiTConfig, StoredWeights | None]:
+    """A backbone's shape before the changes, and its weights if it is to have some."""
     stored: StoredWeights | None = None
     if is_file(model):
         _one_file(model, pretrained)
         stored = read_verified(Path(model))
-        config = describe_backbone(stored)
+        config = describe_backbone(stored, has_strides=changes.stem_strides is not None)
     else:
-        record = find_record(os.fspath(model))
-        config = record.backbone
-        if pretrained is True:
-            stored = read_record(record, progress)
-        elif pretrained is not False:
+        name = os.fspath(model)
+        shape = None if is_known(name) else find_shape(name)
+        if shape is not None:
+            config = shape
+            if pretrained is True:
+                raise _not_published(name)
+        else:
+            record = find_record(name)
+            config = record.backbone
+            if pretrained is True:
+                stored = read_record(record, progress)
+        if not isinstance(pretrained, bool):
             stored = read_verified(local(os.fspath(pretrained), progress))
-    config = backbone_of(config)
-    built = _build_pyramid(config, out_indices, stored) if pyramid else _build_backbone(config, stored)
-    return built if device is None else built.to(device)
+            if changes.stem_strides is None:
+                check_strides(config, stored)
+    return backbone_of(config), stored
 
 
-def _build_backbone(config: XCiTConfig, stored: StoredWeights | None) -> XCiT:
+def _build_backbone(config: XCiTConfig, stored: StoredWeights | None, changes: Changes) -> XCiT:
     if stored is None:
-        return XCiT(config).eval()
+        return XCiT(changes.of(config)).eval()
     return CLASSIFIER.require(
-        build_stored(config, _without_classifier(stored.state), str(stored.path)), str(stored.path)
+        build_stored(config, _without_classifier(stored.state), str(stored.path), changes), str(stored.path)
     )
 
 
-def _build_pyramid(config: XCiTConfig, out_indices: Sequence[int] | None, stored: StoredWeights | None) -> XCiTPyramid:
+def _build_pyramid(
+    config: XCiTConfig, out_indices: Sequence[int] | None, stored: StoredWeights | None, changes: Changes
+) -> XCiTPyramid:
+    config = changes.of(config)
     built = XCiTPyramid(config, out_indices)
-    if stored is not None and stored.dense:
-        own = {name.removeprefix("backbone."): tensor for name, tensor in stored.dense.items()}
-        load_state(built, {name: own[name] for name in own if name.startswith(("xcit.", "pyramid."))}, str(stored.path))
-    elif stored is not None:
-        load_state(built.xcit, _without_classifier(stored.state), str(stored.path))
+    if stored is None:
+        return built.eval()
+    channels = config.in_channels
+    own = {name.removeprefix("backbone."): tensor for name, tensor in stored.dense.items()}
+    own = {name: tensor for name, tensor in own.items() if name.startswith(("xcit.", "pyramid."))}
+    # Patches of another size are resized by other layers, which the weights do not have.
+    if stored.dense and changes.stem_strides is None:
+        load_state(built, with_channels(own, channels), str(stored.path))
+    else:
+        load_state(built.xcit, with_channels(_without_classifier(stored.state), channels), str(stored.path))
     return built.eval()
 
 
@@ -170,22 +287,79 @@ def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith(classifier_only)}
 
 
-def _from_record(
-    record: Record,
+def _from_name(
+    find: Callable[[str], Record],
+    name: str,
     pretrained: bool | str | os.PathLike[str],
     num_classes: int | None,
+    changes: Changes,
     progress: DownloadProgress | None,
 ) -> Any:
+    """The model of a record's name, or of an architecture's that no record has."""
+    if not is_known(name) and (config := find_shape(name)) is not None:
+        if pretrained is True:
+            raise _not_published(name)
+        return _build(config, pretrained, num_classes, changes, progress)
+    record = find(name)
     if pretrained is True:
-        return load_record(record, progress=progress)
-    if pretrained is False:
-        config = record.model if num_classes is None else replace(record.model, num_classes=num_classes)
-        return record.kind.build(config).eval()
+        return load_record(record, changes=changes, progress=progress)
+    return _build(record, pretrained, num_classes, changes, progress)
+
+
+def _build(
+    what: Record | XCiTConfig,
+    pretrained: bool | str | os.PathLike[str],
+    num_classes: int | None,
+    changes: Changes,
+    progress: DownloadProgress | None,
+) -> Any:
+    """The model of a record or shape, with random weights or those of a file."""
+    record = None if isinstance(what, XCiTConfig) else what
+    config = what.model if isinstance(what, Record) else what
+    if isinstance(pretrained, bool):
+        config = changes.of(config if num_classes is None else replace(config, num_classes=num_classes))
+        return kind_of_config(config).build(config).eval()
     stored = read_verified(local(os.fspath(pretrained), progress))
-    built = load_stored_as(fitting_config(record, stored), stored, num_classes=num_classes)
-    if built.info is None and built.num_classes == record.model.num_classes:
-        built.info = record_info(record)
+    fitting = config if record is None else fitting_config(record, stored)
+    built = load_stored_as(fitting, stored, num_classes=num_classes, changes=changes)
+    if built.info is None and record is not None and built.num_classes == config.num_classes:
+        built.info = changes.of_info(_info_for(record, stored), record.kind.backbone(built.config))
     return built
+
+
+def _info_for(record: Record, stored: StoredWeights) -> Any:
+    """What a record's name tells of a file that says nothing: known where the file is the record's, else assumed."""
+    info = record_info(record)
+    if known_record(stored) is record or not hasattr(info, "assumed"):
+        return info
+    if stored.normalization is not None:
+        mean, std = stored.normalization
+        info = replace(info, preprocessing=info.preprocessing.changed(mean=mean, std=std))
+    return replace(info, assumed=True)
+
+
+def _not_published(name: str) -> XCiTError:
+    return XCiTError(
+        f"{name} is an architecture: no weights were published under this name; `xcit list` shows what was, and "
+        "pretrained=FILE takes your own"
+    )
+
+
+def _with_key(
+    model: str | os.PathLike[str], pretrained: bool | str | os.PathLike[str], key: str | None
+) -> tuple[str | os.PathLike[str], bool | str | os.PathLike[str]]:
+    """The two with the key after the path that it is for.
+
+    Raises:
+        XCiTError: if there is a key and no file.
+    """
+    if key is None:
+        return model, pretrained
+    if not isinstance(pretrained, bool):
+        return model, f"{os.fspath(pretrained)}#{key}"
+    if is_file(model):
+        return f"{os.fspath(model)}#{key}", pretrained
+    raise XCiTError(f"a key ({key}) chooses among the weights of a file: give one as pretrained, or with --weights")
 
 
 def _with_classes(built: Any, num_classes: int | None, device: str | torch.device | None) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
-from xcit.images.preprocess import DINO_PREPROCESSING
+from xcit.images.preprocess import DINO_PREPROCESSING, Preprocessing, published_preprocessing
 from xcit.models import ModelInfo, Segmenter, SegmenterConfig, SegmenterInfo, XCiT, XCiTConfig, build_segmenter
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.segmentation import SegmenterKind
@@ -101,11 +101,17 @@ def _fit_classifier(
     return config
 
 
-def _info_of_dino(stored: StoredWeights, config: XCiTConfig) -> ModelInfo | None:
-    """DINO's backbones have one preprocessing and no classes."""
+def _info_of_weights(stored: StoredWeights, config: XCiTConfig) -> ModelInfo | None:
+    """DINO's backbones have one preprocessing and no classes; a file that normalises images itself says how."""
+    spec: Preprocessing | None = None
     if stored.format == "dino" and config.in_channels == len(DINO_PREPROCESSING.mean):
-        return ModelInfo(name=stored.path.stem, preprocessing=DINO_PREPROCESSING)
-    return None
+        spec = DINO_PREPROCESSING
+    if stored.normalization is not None:
+        mean, std = stored.normalization
+        spec = replace(spec or published_preprocessing("official", 224), mean=mean, std=std)
+    if spec is None or len(spec.mean) != config.in_channels:
+        return None
+    return ModelInfo(name=stored.path.stem, preprocessing=spec, assumed=True)
 
 
 CLASSIFIER: Kind[XCiTConfig, ModelInfo, XCiT] = Kind(
@@ -117,7 +123,7 @@ CLASSIFIER: Kind[XCiTConfig, ModelInfo, XCiT] = Kind(
     build=XCiT,
     backbone=lambda config: config,
     config_from_weights=lambda stored: config_from_state(stored.state, str(stored.path)),
-    info_from_weights=_info_of_dino,
+    info_from_weights=_info_of_weights,
     fit=_fit_classifier,
     counts_flops=True,
 )

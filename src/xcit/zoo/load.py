@@ -12,6 +12,7 @@ from xcit.errors import XCiTError
 from xcit.weights.fetch import DownloadProgress, cache_dir, obtain
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.strict import check_state, nonfinite
+from xcit.zoo.changes import UNCHANGED, Changes
 from xcit.zoo.detectors import EITHER_PATCH
 from xcit.zoo.names import find_record
 from xcit.zoo.records import Record
@@ -19,12 +20,13 @@ from xcit.zoo.shapes import shape_from_state
 from xcit.zoo.stored import build_stored, describe, load_stored_as, model_metadata, outline, read_verified
 
 
-def load_record(record: Record, *, progress: DownloadProgress | None = None) -> Any:
-    """A record's model, downloaded first if it is not on this machine."""
+def load_record(record: Record, *, changes: Changes = UNCHANGED, progress: DownloadProgress | None = None) -> Any:
+    """A record's model, downloaded first if it is not on this machine, changed as is asked."""
     stored = read_record(record, progress)
-    built = build_stored(fitting_config(record, stored), stored.whole, str(stored.path))
+    built = build_stored(fitting_config(record, stored), stored.whole, str(stored.path), changes)
     # A packaged file's own metadata are at hand: no second reading at each start.
-    built.info = record.info() if record.packaged is None else describe(stored).info
+    info = record.info() if record.packaged is None else describe(stored).info
+    built.info = changes.of_info(info, record.kind.backbone(built.config))
     return built
 
 
@@ -88,6 +90,8 @@ def weights_path(record: Record, *, progress: DownloadProgress | None = None) ->
     """
     if record.packaged is not None:
         return packaged_path(record)
+    if not record.sources:
+        _check_by_hand(record)
     path = cache_dir() / "checkpoints" / f"{record.name}.safetensors"
     if path.exists():
         return path
@@ -102,6 +106,22 @@ def weights_path(record: Record, *, progress: DownloadProgress | None = None) ->
             if cache_dir() in raw.parents:  # else it is a mirror's, or in the Hub's own cache
                 raw.unlink(missing_ok=True)
     return path
+
+
+def _check_by_hand(record: Record) -> None:
+    """Refuses a record whose file only a person can download, unless it is in the cache or a mirror.
+
+    Raises:
+        XCiTError: saying where it is, and how to give it.
+    """
+    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder, or a URL, which is asked in any case
+    name = f"{record.name}.safetensors"
+    folders = [cache_dir() / "checkpoints", *([Path(mirror.removeprefix("file://"))] if mirror else [])]
+    if not mirror.startswith(("http://", "https://")) and not any((folder / name).is_file() for folder in folders):
+        raise XCiTError(
+            f"{record.name}: its file can't be downloaded by a program: get it with a browser from {record.by_hand}, "
+            f"and give it: pretrained=FILE, or --weights FILE"
+        )
 
 
 def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[StoredWeights, Path]:
@@ -158,13 +178,15 @@ def _checked(path: Path, record: Record) -> StoredWeights:
 
 
 def local(source: str, progress: DownloadProgress | None) -> Path:
-    """A path as it is; a URL's file, downloaded."""
+    """A path as it is; a URL's file, downloaded. What follows a "#", the key of the weights in the file, stays."""
+    source, mark, key = source.partition("#") if "://" in source else (source, "", "")
     if source.startswith("file://"):
-        return Path(url2pathname(urlsplit(source).path))
+        return Path(url2pathname(urlsplit(source).path) + mark + key)
     if not source.startswith(("http://", "https://")):
         return Path(source)
     from xcit.weights.fetch import download
 
     # Many a site calls its file model.safetensors.
     name = f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{PurePosixPath(urlsplit(source).path).name}"
-    return download(source, cache_dir() / "downloads" / name, progress=progress)
+    path = download(source, cache_dir() / "downloads" / name, progress=progress)
+    return Path(f"{path}{mark}{key}")

@@ -4,10 +4,11 @@ import difflib
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import cast
 
 from xcit.errors import XCiTError
+from xcit.models import XCiTConfig
+from xcit.weights.wrapping import split_key
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS
 from xcit.zoo.detectors import DETECTORS
@@ -22,7 +23,7 @@ _BY_LOWER_NAME: dict[str, Record] = {
 }
 
 
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
 
 def is_known(name: str) -> bool:
@@ -32,9 +33,10 @@ def is_known(name: str) -> bool:
 
 def is_file(model: str | os.PathLike[str]) -> bool:
     """Whether a model is given by its path rather than by name."""
-    if not isinstance(model, str) or model.endswith(WEIGHT_SUFFIXES):
+    path, key = split_key(os.fspath(model))
+    if not isinstance(model, str) or key is not None or model.endswith(WEIGHT_SUFFIXES):
         return True
-    return Path(model).exists() and not is_known(model)
+    return path.exists() and not is_known(model)
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -63,6 +65,11 @@ def find_record(name: str) -> Record:
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else "`xcit list` shows all"
         raise XCiTError(f"no model is called {name!r}; {hint}")
     return _BY_LOWER_NAME[name.lower()]
+
+
+def find_shape(name: str) -> XCiTConfig | None:
+    """The architecture of a name that no trained model has, such as "xcit-medium-12-p16"; none where there is none."""
+    return ARCHITECTURES.get(name.lower().replace("_", "-").removeprefix("xcit-"))
 
 
 def check_task(model: str | os.PathLike[str], task: str) -> None:
@@ -94,6 +101,23 @@ def find_architecture(name: str) -> str:
     return _BY_LOWER_NAME[lower].architecture
 
 
+def _matches(record: Record, pattern: str) -> bool:
+    """Whether a pattern is of the record's name, or, where it is spelled as no name of ours is, of an alias.
+
+    Our own names come first, so that "xcit-nano*" leaves out what only an alias would bring.
+    """
+    wanted = f"{pattern.lower()}*"
+    if fnmatchcase(record.name.lower(), wanted):
+        return True
+    return is_foreign(pattern) and any(fnmatchcase(alias.lower(), wanted) for alias in record.aliases)
+
+
+def is_foreign(pattern: str) -> bool:
+    """Whether no name of ours matches a pattern."""
+    wanted = f"{pattern.lower()}*"
+    return not any(fnmatchcase(name.lower(), wanted) for name in RECORDS)
+
+
 def list_models(
     pattern: str | None = None,
     exclude_patterns: str | Sequence[str] | None = None,
@@ -102,7 +126,8 @@ def list_models(
     """Names of models, sorted.
 
     Args:
-        pattern: shell-style, with `*` added at its end; none takes all.
+        pattern: shell-style, with `*` added at its end; none takes all. It may be of any name that a model has: ours,
+            the authors' ("xcit_nano*"), timm's ("*.fb_in1k"), RobustBench's.
         exclude_patterns: one or several, likewise; what matches any is left out.
         task: "image-classification", "image-features" for backbones without a classifier,
             "semantic-segmentation", "object-detection", or none for any.
@@ -111,7 +136,7 @@ def list_models(
     return sorted(
         record.name
         for record in RECORDS.values()
-        if fnmatchcase(record.name.lower(), f"{(pattern or '').lower()}*")
-        and not any(fnmatchcase(record.name.lower(), f"{other.lower()}*") for other in excluded)
+        if _matches(record, pattern or "")
+        and not any(_matches(record, other) for other in excluded)
         and (task is None or record.task == task)
     )

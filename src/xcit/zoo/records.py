@@ -25,11 +25,13 @@ class Record:
         aliases: other names for it: the authors', timm's, the bare architecture.
         task: what it does.
         architecture: of its backbone, in `ARCHITECTURES`.
-        recipe: the name of the training config.
+        recipe: the name of the training config; "" where this package has none.
         dataset: what it was trained on and is measured on.
         sources: where to get it, in the order they are tried; empty for a packaged model.
         packaged: the file in this package, for a model that needs no download.
         licence: of the weights.
+        by_hand: a page from which a person can download the file, where a program can't; the file is then given by its
+            path, or put into a mirror under the record's name.
     """
 
     kind: ClassVar[Kind[Any, Any, Any]]
@@ -43,6 +45,7 @@ class Record:
     sources: tuple[Source, ...] = ()
     packaged: str | None = None
     licence: str = "Apache-2.0"
+    by_hand: str = ""
 
     if TYPE_CHECKING:
 
@@ -73,12 +76,14 @@ class Accuracy:
     """Published figures, in percent. `top5` is none where it was not published.
 
     `method` says what classified: the model's own head, the nearest neighbours of its feature, or a linear probe on it.
+    `attack` says under which attack, "" without one.
     """
 
     measured_by: str
     method: Literal["classifier", "k-NN", "linear"] = "classifier"
     top1: float
     top5: float | None = None
+    attack: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,40 +123,42 @@ class Checkpoint(Record):
 
     def row(self) -> dict[str, str]:
         """Pixels a side and top-1 by who measured it, and how."""
-        top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in self.accuracies}
+        top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in self.accuracies if not a.attack}
+        attacked = next((f"{a.top1:.1f}" for a in self.accuracies if a.attack), "")
         return {
             " px": str(self.preprocessing.image_size),
-            "top-1 official": top1.get(("classifier", "xcit")) or top1.get(("classifier", "official"), ""),
+            "top-1 official": top1.get(("classifier", "xcit"))
+            or top1.get(("classifier", "official"))
+            or top1.get(("classifier", "RobustBench"), ""),
             "top-1 mmpretrain": top1.get(("classifier", "mmpretrain"), ""),
             "top-1 k-NN": top1.get(("k-NN", "official"), ""),
             "top-1 linear": top1.get(("linear", "official"), ""),
+            "top-1 attacked": attacked,
         }
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Data, shape, counts, preprocessing and accuracies."""
         config, spec = self.config, self.preprocessing
-        if spec.resize == "exact":
-            resize = f"straight to {spec.image_size} x {spec.image_size}"
-        else:
-            resize = f"short side to {spec.resize_to}, centre {spec.image_size} x {spec.image_size}"
         classes = f"{config.num_classes} classes" if config.num_classes else "without labels; no classifier"
         return [
             ("data", f"{self.dataset}, {classes}" + (", distilled" if self.distilled else "")),
             (
                 "architecture",
                 f"{self.architecture}: width {config.embed_dim}, {config.depth} + {config.cls_depth} blocks, "
-                f"{config.num_heads} heads, patches of {config.patch_size}",
+                f"{config.num_heads} heads, patches of {config.patch_size}"
+                + (f" by stem strides {', '.join(map(str, config.strides))}" if config.stem_strides else ""),
             ),
             ("parameters", f"{counts['params']:,}"),
             ("FLOPs", f"{counts['flops']:,} (published rule: multiply-accumulates, without the head)"),
             ("torch FLOPs", f"{counts['torch_flops']:,} (torch's counter: 2 a multiply-accumulate)"),
-            ("preprocessing", f"{resize}, bicubic; mean {spec.mean}, std {spec.std}"),
+            ("preprocessing", spec.sentence()),
             *(
                 (
                     "accuracy",
                     f"top-1 {accuracy.top1:.2f}%"
                     + (f", top-5 {accuracy.top5:.2f}%" if accuracy.top5 is not None else "")
                     + (f" by {accuracy.method}" if accuracy.method != "classifier" else "")
+                    + (f" under {accuracy.attack}" if accuracy.attack else "")
                     + f", measured by {accuracy.measured_by}",
                 )
                 for accuracy in self.accuracies

@@ -15,6 +15,8 @@ from xcit.zoo.architectures import ARCHITECTURES
 def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
     """What native weights tell of their model, by the names of the fields of `XCiTConfig`.
 
+    They have no strides: `patch_size` is what it is where each of the stem's convolutions has stride 2.
+
     Raises:
         XCiTError: if they are not of an XCiT.
     """
@@ -31,8 +33,14 @@ def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
         raise XCiTError(f"{what}: not the weights of an XCiT: no tensor {error}") from None
 
 
+def told_by_weights(config: XCiTConfig, field: str) -> int:
+    """A field of `shape_from_state` for the weights of a model of this shape."""
+    value: int = 2 ** len(config.strides) if field == "patch_size" else getattr(config, field)
+    return value
+
+
 def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
-    """The shape of the model that native weights belong to.
+    """The shape of the model that native weights belong to, with strides of 2.
 
     Raises:
         XCiTError: if the weights fit no known architecture; tensors do not tell everything (`tokens_norm`).
@@ -40,7 +48,7 @@ def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
     found = shape_from_state(state, what)
     changes: dict[str, Any] = {name: found.pop(name) for name in ("num_classes", "in_channels")}
     for config in ARCHITECTURES.values():
-        if all(getattr(config, name) == value for name, value in found.items()):
+        if not config.stem_strides and all(getattr(config, name) == value for name, value in found.items()):
             if "cls_token" not in state:
                 changes |= {"cls_depth": 0, "global_pool": "none"}
             return dataclasses.replace(config, **changes)
@@ -60,11 +68,9 @@ def check_backbone(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -
     shape = shape_from_state(state, what)
     num_classes = shape.pop("num_classes")
     for field, theirs in shape.items():
-        if theirs != getattr(config, field):
-            raise XCiTError(
-                f"{what}: the weights of another architecture: {field} is {theirs}, the model's "
-                f"{getattr(config, field)}"
-            )
+        ours = told_by_weights(config, field)
+        if theirs != ours:
+            raise XCiTError(f"{what}: the weights of another architecture: {field} is {theirs}, the model's {ours}")
     if num_classes:
         raise XCiTError(
             f"{what}: a classifier of {num_classes} classes, for a model that has none: load it under a "

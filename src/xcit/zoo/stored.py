@@ -17,8 +17,10 @@ from xcit.models import XCiT, XCiTConfig
 from xcit.models.xcit import FusedXCiT
 from xcit.weights.files import StoredWeights, digest, read_checkpoint, write_safetensors
 from xcit.weights.strict import load_state
+from xcit.zoo.changes import UNCHANGED, Changes, with_channels
 from xcit.zoo.kinds import CLASSIFIER, Kind, all_heads, kind_of_config, kind_of_task, kind_of_weights
-from xcit.zoo.shapes import config_from_state
+from xcit.zoo.origin import known_record, say_what_was_assumed
+from xcit.zoo.shapes import config_from_state, shape_from_state
 
 METADATA_KEY = "xcit"
 """Under this key a safetensors file's metadata hold task, shape, class names and preprocessing, as JSON."""
@@ -81,29 +83,47 @@ def _section(kind: type[Any], content: object) -> Any:
     return from_dict(kind, content)
 
 
-def describe(stored: StoredWeights) -> Statement:
-    """What is known of a file: from its metadata, else its kind and shape from its tensors.
+def origin_of(stored: StoredWeights) -> Statement | None:
+    """What a file says of itself, else what is published of it; none where it is of unknown origin.
+
+    Raises:
+        XCiTError: if its metadata can't be read.
+    """
+    stated = read_metadata(stored)
+    if stated is None and (record := known_record(stored)) is not None:
+        stated = Statement(kind=record.kind, config=record.model, info=record.info())
+    return stated
+
+
+def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
+    """What is known of a file: from its metadata, else its origin, else its kind and shape from its tensors.
+
+    Of the last a line is logged, unless the strides of its stem are told otherwise, which `has_strides` says.
 
     Raises:
         XCiTError: if the metadata can't be read, or there are none and the tensors fit no known architecture.
     """
-    if (stated := read_metadata(stored)) is not None:
+    if (stated := origin_of(stored)) is not None:
         return stated
     kind = kind_of_weights(stored)
     config = kind.config_from_weights(stored)
+    if not has_strides:
+        say_what_was_assumed(stored, config)
     return Statement(kind=kind, config=config, info=kind.info_from_weights(stored, config))
 
 
-def describe_backbone(stored: StoredWeights) -> XCiTConfig:
+def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XCiTConfig:
     """The shape of the XCiT in a file, whatever its head.
 
     Raises:
         XCiTError: as `describe` does.
     """
-    stated = read_metadata(stored)
-    if stated is None:
-        return config_from_state(stored.state, str(stored.path))
-    return stated.kind.backbone(stated.config)
+    if (stated := origin_of(stored)) is not None:
+        return stated.kind.backbone(stated.config)
+    config = config_from_state(stored.state, str(stored.path))
+    if not has_strides:
+        say_what_was_assumed(stored, config)
+    return config
 
 
 def read_weights(path: str | Path, *, key: str | None = None) -> StoredWeights:
@@ -111,16 +131,16 @@ def read_weights(path: str | Path, *, key: str | None = None) -> StoredWeights:
     return read_checkpoint(path, key=key, heads=all_heads())
 
 
-def read_verified(path: Path) -> StoredWeights:
+def read_verified(path: Path, *, key: str | None = None) -> StoredWeights:
     """Reads a file, and refuses one whose tensors are not those it was written with."""
-    stored = read_weights(path)
+    stored = read_weights(path, key=key)
     expected = stored.metadata.get("digest")
     if expected is not None and digest(stored.whole) != expected:
         raise XCiTError(f"{stored.path}: damaged: its tensors do not match the digest it was written with")
     return stored
 
 
-def load_file(path: Path) -> XCiT:
+def load_file(path: Path, changes: Changes = UNCHANGED) -> XCiT:
     """The classifier or feature backbone of a weights file, in any format.
 
     Raises:
@@ -128,24 +148,26 @@ def load_file(path: Path) -> XCiT:
     """
     stored = read_verified(path)
     _check_kind(CLASSIFIER, stored)
-    return CLASSIFIER.require(load_stored(stored), str(path))
+    return CLASSIFIER.require(load_stored(stored, changes), str(path))
 
 
-def load_stored(stored: StoredWeights) -> Any:
-    """The model of what was read of a file, whatever its kind.
+def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:
+    """The model of what was read of a file, whatever its kind, changed as is asked.
 
     Raises:
         XCiTError: if it is not of a known model.
     """
-    stated = describe(stored)
+    stated = describe(stored, has_strides=changes.stem_strides is not None)
     _check_kind(stated.kind, stored)
-    built = build_stored(stated.config, stored.whole, str(stored.path))
-    built.info = stated.info
+    built = build_stored(stated.config, stored.whole, str(stored.path), changes)
+    built.info = changes.of_info(stated.info, stated.kind.backbone(built.config))
     return built
 
 
-def load_stored_as(config: Any, stored: StoredWeights, *, num_classes: int | None = None) -> Any:
-    """A model of a given shape with what was read of a file.
+def load_stored_as(
+    config: Any, stored: StoredWeights, *, num_classes: int | None = None, changes: Changes = UNCHANGED
+) -> Any:
+    """A model of a given shape with what was read of a file, changed as is asked.
 
     A segmenter or detector keeps the file's classes. Of a classifier the file may have another number of classes where
     `num_classes` is given: its own head is loaded, if it has one.
@@ -156,10 +178,34 @@ def load_stored_as(config: Any, stored: StoredWeights, *, num_classes: int | Non
     kind = kind_of_config(config)
     _check_kind(kind, stored)
     stated = read_metadata(stored)
+    if changes.in_channels is not None:  # the file's own are made to fit
+        found = shape_from_state(stored.state, str(stored.path))["in_channels"]
+        config = Changes(in_channels=found).of(config)
     fitting = kind.fit(config, stored, None if stated is None else stated.config, num_classes)
-    built = build_stored(fitting, stored.whole, str(stored.path))
-    built.info = None if stated is None else stated.info
+    if changes.stem_strides is None:
+        check_strides(kind.backbone(config), stored)
+        if not kind.backbone(config).stem_strides and origin_of(stored) is None:
+            say_what_was_assumed(stored, fitting)
+    built = build_stored(fitting, stored.whole, str(stored.path), changes)
+    built.info = None if stated is None else changes.of_info(stated.info, kind.backbone(built.config))
     return built
+
+
+def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
+    """Refuses weights whose stem is known to have other strides than the model, unless its config states them.
+
+    Raises:
+        XCiTError: if they have.
+    """
+    known = origin_of(stored)
+    if known is None:
+        return
+    theirs = known.kind.backbone(known.config).strides
+    if not wanted.stem_strides and len(theirs) == len(wanted.strides) and theirs != wanted.strides:
+        raise XCiTError(
+            f"{stored.path}: its stem has strides {', '.join(map(str, theirs))}, the model's "
+            f"{', '.join(map(str, wanted.strides))}: load the file by itself, or pass stem_strides"
+        )
 
 
 def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
@@ -183,21 +229,32 @@ def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
         raise XCiTError(f"{stored.path}: not the weights of a {kind.name}: its head is {stored.head or 'unknown'}")
 
 
-def load_weights(model: XCiT, path: str | os.PathLike[str]) -> None:
+def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None = None) -> None:
     """Loads a file in any format into a model of your own shape, strictly.
+
+    Args:
+        model: whose weights are replaced.
+        path: the file.
+        key: which of several sets of weights in one file to take, see `get_model`.
 
     Raises:
         XCiTError: if the file can't be read or does not fit.
     """
-    load_state(model, read_verified(Path(path)).state, os.fspath(path))
+    stored = read_verified(Path(path), key=key)
+    check_strides(model.config, stored)
+    load_state(model, stored.state, str(stored.path))
 
 
-def build_stored(config: Any, state: Mapping[str, Tensor], what: str) -> Any:
-    """A model of this shape with these weights, in evaluation mode.
+def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: Changes = UNCHANGED) -> Any:
+    """A model of this shape with these weights, in evaluation mode; or of this shape changed, with its own of them.
 
     Raises:
         XCiTError: if names or shapes differ; the message lists them.
     """
+    if changes != UNCHANGED:
+        config = changes.of(config)
+        if changes.in_channels is not None:
+            state = with_channels(state, changes.in_channels)
     model = empty_model(config)
     load_state(model, state, what)
     return model.eval()

@@ -166,7 +166,7 @@ def test_half_precision(model, dtype):
 @pytest.mark.parametrize("patch_size", [4, 8, 16])
 def test_cells_look_at_the_pixels_around_multiples_of_the_patch(patch_size):
     """What `to_pixels` stands on: a cell of the stem sees as far up and left of that place as down and right."""
-    stem = Stem(1, 32, patch_size).eval()
+    stem = Stem(1, 32, XCiTConfig(patch_size=patch_size).strides).eval()
     for cell in (1, 2):
         image = torch.rand(1, 1, 4 * patch_size, 4 * patch_size, requires_grad=True)
         stem(image)[0, :, cell, cell].sum().backward()

@@ -75,10 +75,19 @@ def test_what_timms_tools_read() -> None:
     assert model.default_cfg == {"mean": (0.5,) * 3}
 
 
-def test_what_weights_can_not_do_is_one_line() -> None:
-    for changes in ({"in_chans": 5}, {"drop_path_rate": 0.1}):
-        with pytest.raises(XCiTError, match=f"^{NANO}: ") as error:
-            timm.create_model(NANO, pretrained=True, **changes)
-        assert "\n" not in str(error.value)
+@torch.no_grad()
+def test_channels_depth_and_pooling_with_weights() -> None:
+    model = timm.create_model(
+        "xcit-pico-fashion-mnist", pretrained=True, in_chans=3, drop_path_rate=0.1, global_pool="avg"
+    ).eval()
+    own = xcit.get_model("packaged", pretrained=True, global_pool="avg")
+    grey = torch.rand(1, 1, 28, 28)
+    torch.testing.assert_close(model(grey.expand(-1, 3, -1, -1)), own(grey), atol=1e-5, rtol=1e-5)
+    assert model.config.drop_path_rate == 0.1
+
+
+def test_what_there_is_not_is_one_line() -> None:
+    with pytest.raises(XCiTError, match="xcit-medium-12-p16 is an architecture: no weights were published"):
+        timm.create_model("xcit-medium-12-p16", pretrained=True)
     with pytest.raises(TypeError, match="img_scale"):
         timm.create_model(NANO, img_scale=3)

@@ -11,6 +11,7 @@ from xcit.models import XCiTConfig
 from xcit.zoo.architectures import ARCHITECTURES, PUBLISHED_ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS, PACKAGED
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
+from xcit.zoo.robust import ROBUST
 
 DATA = Path(__file__).parents[2] / "data"
 ROWS = json.loads((DATA / "zoo.json").read_text())
@@ -24,9 +25,9 @@ def dino_name(row: dict[str, object]) -> str:
     return f"dino_{str(row['arch']).replace('_', '-')}_in1k"
 
 
-def test_the_records_are_the_46_rows_and_the_packaged_model() -> None:
+def test_the_records_are_the_46_rows_the_robust_and_the_packaged_model() -> None:
     names = [row["name"] for row in ROWS] + [dino_name(row) for row in DINO_ROWS]
-    assert list(CHECKPOINTS) == [*names, PACKAGED.name]
+    assert list(CHECKPOINTS) == [*names, *(record.name for record in ROBUST), PACKAGED.name]
     assert (len(ROWS), len(DINO_ROWS)) == (42, 4)
 
 

@@ -113,7 +113,7 @@ def test_files_of_others_have_no_metadata_of_ours(tmp_path: Path) -> None:
     assert read_metadata(stored) == Statement(kind=CLASSIFIER, config=CONFIG, info=INFO)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if not ARCHITECTURES[name].stem_strides])
 def test_shapes_tell_the_architecture(architecture: str) -> None:
     config = ARCHITECTURES[architecture]
     with torch.device("meta"):

@@ -1,9 +1,9 @@
 """Shape of a detector, and what else a person needs to use it; without torchvision, which costs seconds to import."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xcit.errors import XCiTError
-from xcit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from xcit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, SegmentationPreprocessing
 from xcit.models.config import XCiTConfig
 
 
@@ -57,3 +57,17 @@ class MaskRCNNConfig:
         channels = self.backbone.in_channels
         need("mean", len(self.mean) == channels, f"{channels} numbers, one a channel")
         need("std", len(self.std) == channels and min(self.std) > 0, f"{channels} numbers above 0, one a channel")
+
+    def prepared(
+        self, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, size: int | None = None
+    ) -> "MaskRCNNConfig":
+        """With another mean, standard deviation or short side of the images.
+
+        Raises:
+            XCiTError: as `SegmentationPreprocessing.changed` does.
+        """
+        own = SegmentationPreprocessing(
+            long_side=self.long_side, short_side=self.short_side, mean=self.mean, std=self.std
+        )
+        spec = own.changed(mean=mean, std=std, size=size)
+        return replace(self, mean=spec.mean, std=spec.std, short_side=spec.short_side, long_side=spec.long_side)

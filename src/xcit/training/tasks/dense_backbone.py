@@ -4,6 +4,7 @@ from typing import Any
 
 from xcit.errors import XCiTError
 from xcit.zoo import get_backbone
+from xcit.zoo.changes import Changes
 
 _SHAPE = ("in_channels", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
 
@@ -18,8 +19,10 @@ def take_backbone(model: Any, source: str) -> None:
     Raises:
         XCiTError: if it can't be had or read, or does not fit.
     """
-    found = get_backbone(source, pretrained=True, pyramid=True)
-    ours, theirs = model.config.backbone, found.config
+    ours = model.config.backbone
+    changes = Changes(stem_strides=ours.stem_strides or None)
+    found = get_backbone(source, pretrained=True, pyramid=True, changes=changes)
+    theirs = found.config
     for name in _SHAPE:
         if getattr(ours, name) != getattr(theirs, name):
             raise XCiTError(

@@ -1,0 +1,75 @@
+"""Images of any number of channels, such as multispectral ones: arrays, tensors and .npy files, a channel at a time."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing, preprocess
+from xcit.images.read import ImageSource, to_8_bits
+
+Pixels = NDArray[np.uint8]
+
+
+def read_channels(source: ImageSource, num_channels: int) -> Pixels:
+    """Reads an image with this number of channels, none of which is taken for a colour or for transparency.
+
+    Args:
+        source: an array (H, W, C); a tensor (C, H, W); the path of a .npy file of such an array; or a PIL image with
+            as many bands. uint8, uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
+        num_channels: C.
+
+    Returns:
+        uint8 (H, W, C).
+
+    Raises:
+        XCiTError: if it can't be read, or has another shape, type or range.
+    """
+    if isinstance(source, Tensor):
+        tensor = source.detach().cpu()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor  # NumPy has no bfloat16
+        pixels = tensor.permute(1, 2, 0).numpy() if tensor.ndim == 3 else tensor.numpy()
+        return _checked(pixels, num_channels, "image tensor")
+    if isinstance(source, np.ndarray | Image.Image):
+        return _checked(np.asarray(source), num_channels, "image array")
+    path = Path(os.fspath(source))
+    if path.suffix != ".npy":
+        raise XCiTError(
+            f"{path}: the model takes {num_channels} channels, which an image file does not have: give an array "
+            "(H, W, C) or a .npy file of one"
+        )
+    try:
+        return _checked(np.load(path, allow_pickle=False), num_channels, str(path))
+    except FileNotFoundError:
+        raise XCiTError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, XCiTError):
+            raise
+        raise XCiTError(f"{path}: no .npy file of numbers") from None
+
+
+def preprocess_channels(pixels: Pixels, spec: Preprocessing) -> Tensor:
+    """What `preprocess` does to an image, for pixels (H, W, C): float32 (C, image_size, image_size)."""
+    return torch.cat(
+        [
+            preprocess(
+                Image.fromarray(np.ascontiguousarray(pixels[:, :, index])), replace(spec, mean=(mean,), std=(std,))
+            )
+            for index, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True))
+        ]
+    )
+
+
+def _checked(pixels: NDArray[np.generic], num_channels: int, what: str) -> Pixels:
+    if pixels.ndim != 3 or pixels.shape[2] != num_channels or 0 in pixels.shape:
+        raise XCiTError(f"{what}: shape {pixels.shape} is not (H, W, C) with the model's {num_channels} channels")
+    try:
+        return to_8_bits(pixels)
+    except XCiTError as error:
+        raise XCiTError(f"{what}: {error}") from None

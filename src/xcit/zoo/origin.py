@@ -1,0 +1,98 @@
+"""Where a file without metadata comes from: by its name, or by its digest where one was published.
+
+Tensors do not tell everything: not the stem's strides, not how images are prepared. A published file is known by the
+name it was published under; of any other a line says what it was taken for.
+"""
+
+import hashlib
+import logging
+import re
+from functools import cache, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from xcit.errors import XCiTError
+from xcit.weights.files import StoredWeights
+from xcit.zoo.architectures import ARCHITECTURES
+from xcit.zoo.kinds import kind_of_config, kind_of_weights
+from xcit.zoo.names import RECORDS
+from xcit.zoo.records import Record
+from xcit.zoo.shapes import architecture_of
+
+_LOG = logging.getLogger("xcit")
+
+_SUFFIXES = re.compile(r"(?:\.(?:pth|pt|tar|bin|ckpt|safetensors))+$")
+
+
+def known_record(stored: StoredWeights) -> Record | None:
+    """The record whose published weights a file holds, none where it is not known, or is of another shape."""
+    named = _by_file().get(_key(stored.path.name))
+    if named is not None and _fits(named, stored):
+        return named
+    # A digest is of one file, and reading it all again takes time: only where the digest of such a file is known.
+    candidates = [
+        (record, source.sha256.lower())
+        for record in RECORDS.values()
+        for source in record.sources
+        if source.sha256 and PurePosixPath(source.filename).suffix == stored.path.suffix and _fits(record, stored)
+    ]
+    if not candidates:
+        return None
+    status = stored.path.stat()
+    digest = _sha256(stored.path, status.st_size, status.st_mtime_ns)
+    return next((record for record, known in candidates if digest.startswith(known)), None)
+
+
+def say_what_was_assumed(stored: StoredWeights, config: Any) -> None:
+    """Logs a line on a file that does not say what it is, and what it is taken for."""
+    backbone = kind_of_config(config).backbone(config)
+    architecture = architecture_of(backbone)
+    _LOG.warning(
+        "%s does not say what it is: taken for %s, stem strides %s (patches of %d); if it was trained with "
+        "others, pass stem_strides (--stem-strides)",
+        stored.path,
+        architecture if architecture in ARCHITECTURES else "what it is loaded as",
+        ", ".join(map(str, backbone.strides)),
+        backbone.patch_size,
+    )
+
+
+def _fits(record: Record, stored: StoredWeights) -> bool:
+    if kind_of_weights(stored) is not record.kind:
+        return False
+    try:
+        found = record.kind.config_from_weights(stored)
+    except XCiTError:
+        return False
+    ours, theirs = record.kind.backbone(found), record.backbone
+    fields = ("embed_dim", "depth", "num_heads", "in_channels")
+    return (
+        all(getattr(ours, name) == getattr(theirs, name) for name in fields)
+        and len(ours.strides) == len(theirs.strides)
+        and found.num_classes == record.model.num_classes
+    )
+
+
+@cache
+def _by_file() -> dict[str, Record]:
+    names: dict[str, Record] = {}
+    for record in RECORDS.values():
+        for source in record.sources:
+            # A repository of the Hub has many files of one name, and a name of its own.
+            published = source.location if source.kind == "huggingface" else source.filename
+            names.setdefault(_key(PurePosixPath(published).name), record)
+        names.setdefault(_key(record.name), record)
+    return names
+
+
+def _key(filename: str) -> str:
+    """A file's name without suffixes, and without what downloads put before and after it."""
+    stem = _SUFFIXES.sub("", filename.lower())
+    return re.sub(r"^[0-9a-f]{8}-|[ _]?\(\d+\)$", "", stem).replace("-", "_")
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """The digest of a file as it was then: who loads a file asks several times where it comes from."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
