@@ -1,7 +1,7 @@
 """An image of any size as a thing that gives its rows: what every reader of large files is, and what streaming takes.
 
-A source of your own needs the four members of `Source` alone. `info` is for what else is known; a reader in this
-package has it, and `source_info` fills it in for those that have none.
+A source of your own needs the four members of `ImageRows` alone. `info` is for what else is known: the readers in this
+package have it, and `rows_info` fills it in for those that have none. `open_rows.py` chooses the reader of a file.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 """Rows of an image, (rows, width, channels)."""
 
 
-class Source(Protocol):
+class ImageRows(Protocol):
     """An image that is read by rows.
 
     A pass reads each row once, from the top to the bottom, a few at a time, and from a thread of its own.
@@ -43,7 +43,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceInfo:
+class RowsInfo:
     """What is known of a source beside its size.
 
     Attributes:
@@ -64,7 +64,7 @@ class SourceInfo:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def source_info(source: Source) -> SourceInfo:
+def rows_info(source: ImageRows) -> RowsInfo:
     """What a source says of itself in `info`, or nothing but a name."""
     info = getattr(source, "info", None)
-    return info if isinstance(info, SourceInfo) else SourceInfo()
+    return info if isinstance(info, RowsInfo) else RowsInfo()
