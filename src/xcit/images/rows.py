@@ -51,6 +51,7 @@ class RowsInfo:
         identity: changes when the pixels do; none where that can't be told, and then no run is resumed.
         levels: (height, width) of each level of a pyramid, the largest first; empty where there is one size alone.
         level: which of them this is.
+        rows_at_once: rows that cost as much to read as one of them: the height of tiles that have to be decoded whole.
         buffer_bytes: memory that it holds from one read to the next, such as a row of decoded tiles.
         metadata: whatever else the file says, by the reader's own names: `transform` and `crs` of a map, `nodata`, `mpp`
             (micrometres a pixel) of a slide.
@@ -60,6 +61,7 @@ class RowsInfo:
     identity: str | None = None
     levels: tuple[tuple[int, int], ...] = ()
     level: int = 0
+    rows_at_once: int = 1
     buffer_bytes: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

@@ -59,6 +59,7 @@ class TiffRows:
             identity=f"{identity} {level}",
             levels=tuple((one.imagelength, one.imagewidth) for one in pages),
             level=level,
+            rows_at_once=1 if self._is_plain else self._band_rows,
             buffer_bytes=0 if self._is_plain else self._band_rows * a_row,
         )
 
