@@ -18,11 +18,12 @@ TIFF_SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf8"})
 
 
 @contextmanager
-def open_rows(source: ImageSource | ImageRows, *, level: int = 0) -> Iterator[ImageRows]:
+def open_rows(source: ImageSource | ImageRows, *, name: str = "the image", level: int = 0) -> Iterator[ImageRows]:
     """Opens an image to read it by rows, and closes it.
 
     Args:
         source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or what has rows already.
+        name: what errors call an image that is no file.
         level: of a pyramid, 0 the largest.
 
     Files of `TIFF_SUFFIXES` and .npy files are read by rows and in their own type; all others are decoded whole and shown
@@ -32,7 +33,7 @@ def open_rows(source: ImageSource | ImageRows, *, level: int = 0) -> Iterator[Im
         XCiTError: "<path>: <reason>" if it can't be read.
     """
     if isinstance(source, np.ndarray | Tensor):
-        yield ArrayRows(source)
+        yield ArrayRows(source, RowsInfo(name=name))
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.suffix.lower() in TIFF_SUFFIXES:
@@ -44,6 +45,6 @@ def open_rows(source: ImageSource | ImageRows, *, level: int = 0) -> Iterator[Im
         else:
             yield ArrayRows(np.asarray(read_image(path)), RowsInfo(name=str(path)))
     elif isinstance(source, Image.Image):
-        yield ArrayRows(np.asarray(read_image(source)))
+        yield ArrayRows(np.asarray(read_image(source)), RowsInfo(name=name))
     else:
         yield source

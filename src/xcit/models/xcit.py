@@ -178,7 +178,7 @@ class XCiT(nn.Module):
             prune_head: drop class token, class attention and head.
         """
         depth = self.config.depth
-        take = _resolve_indices(range(depth - indices, depth) if isinstance(indices, int) else indices, depth)
+        take = resolve_indices(range(depth - indices, depth) if isinstance(indices, int) else indices, depth)
         self.blocks = self.blocks[: max(take) + 1]
         self.config = replace(self.config, depth=len(self.blocks))
         if prune_norm and self.config.cls_depth:
@@ -284,7 +284,7 @@ class XCiT(nn.Module):
             if not 0 < indices <= depth:
                 raise XCiTError(f"the last {indices} blocks were asked for, of {depth}")
             indices = range(depth - indices, depth)
-        take = _resolve_indices(indices, depth)
+        take = resolve_indices(indices, depth)
         encoded = self._encode(
             images, take, stop=max(take) if stop_early else None, class_attention=not intermediates_only
         )
@@ -322,7 +322,7 @@ class XCiT(nn.Module):
             raise XCiTError(f"out_type is {out_type!r}, must be 'cls_token', 'featmap', 'avg_featmap' or 'raw'")
         depth = self.config.depth
         num_blocks = depth + self.config.cls_depth
-        take = _resolve_indices([out_indices] if isinstance(out_indices, int) else out_indices, num_blocks)
+        take = resolve_indices([out_indices] if isinstance(out_indices, int) else out_indices, num_blocks)
         if out_type == "cls_token" and take[0] < depth:
             raise XCiTError(
                 f"block {take[0]} has no class token: it enters at block {depth} of {num_blocks}; "
@@ -540,7 +540,7 @@ def _init_linear(layer: nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def _resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:
+def resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:
     """Block indices from 0, in ascending order and each once; negative ones count from the end."""
     if not indices:
         raise XCiTError("no block was asked for: the list of indices is empty")

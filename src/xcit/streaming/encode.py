@@ -15,57 +15,16 @@ from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.models.stripes import ClassAttentionSums, Sums, pass_class_block, pass_xca_block, sum_dtype
 from xcit.models.xcit import FusedXCiT, XCiT
-from xcit.streaming.budget import Memory, as_budget, format_size
+from xcit.streaming.budget import Memory, as_budget
 from xcit.streaming.outputs import Taken, Wanted, as_map_rows
 from xcit.streaming.pixels import check_channels, normalized_stripes
-from xcit.streaming.plan import ImageShape, Plan, make_plan
+from xcit.streaming.plan import ImageShape, make_plan
+from xcit.streaming.report import Report
 from xcit.streaming.state import RunFolder, State, empty_file, model_digest
 from xcit.streaming.stores import MemoryTokens, ScratchTokens
 
 StreamProgress = Callable[[int, int], None]
 """Takes rows of tokens done, and rows in all passes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a run did.
-
-    Attributes:
-        height: rows of pixels.
-        width: pixels a row.
-        plan: by which it went through.
-        passes: over the tokens, the one that embeds the image included.
-        resumed_from: passes that an earlier run had finished.
-        seconds: that it took.
-        peak_bytes: of resident memory above what there was before; none where the system does not say.
-        bytes_read: from scratch files.
-        bytes_written: to scratch files.
-    """
-
-    height: int
-    width: int
-    plan: Plan
-    passes: int
-    resumed_from: int
-    seconds: float
-    peak_bytes: int | None
-    bytes_read: int
-    bytes_written: int
-
-    def line(self) -> str:
-        """One line for a person."""
-        words = [f"{self.width} x {self.height} pixels", f"{self.passes} passes, tokens in {_PLACES[self.plan.place]}"]
-        if self.resumed_from:
-            words.append(f"went on after pass {self.resumed_from}")
-        if self.peak_bytes is not None:
-            words.append(f"{format_size(self.peak_bytes)} of memory at most")
-        if self.bytes_written:
-            words.append(f"{format_size(self.bytes_read)} read and {format_size(self.bytes_written)} written")
-        words.append(f"{self.height * self.width / 1e6 / self.seconds:.2f} megapixels a second")
-        return ", ".join(words)
-
-
-_PLACES = {"device": "memory", "host": "host memory", "scratch": "scratch files"}
 
 
 @dataclass(frozen=True, kw_only=True)
