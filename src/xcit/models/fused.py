@@ -50,10 +50,10 @@ def tokens_at_once(tokens: Tensor) -> int | None:
 
 
 def stripe_rows(tokens: Tensor, width: int) -> int:
-    """Rows of `width` tokens (..., D) in a stripe: LPI makes no more numbers than it takes, the MLP four times as many."""
+    """Rows of `width` tokens (..., D) in a stripe: as many as the MLP takes at once, or one."""
     at_once = tokens_at_once(tokens)
     assert at_once is not None
-    return max(1, 2 * at_once // width)
+    return max(1, at_once // width)
 
 
 def parts(length: int, most: int | None) -> Iterator[tuple[int, int]]:

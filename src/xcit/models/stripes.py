@@ -101,19 +101,39 @@ class SlidingConv:
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv = conv
-        self._seen: Tensor | None = None
+        self._seen: Tensor | None = None  # (B, channels, rows, w), channels last: room for a stripe, used again
+        self._num_held = 1  # rows in it that wait for others: the padding above the image
 
     def push(self, rows: Tensor, *, is_last: bool) -> Tensor:
         """The rows (B, channels, k, w) that can be computed from the next ones of the input, maybe none."""
         conv, (size, stride) = self._conv, (self._conv.kernel_size[0], self._conv.stride[0])
-        padding = rows.new_zeros(rows.shape[0], rows.shape[3], 1, rows.shape[1]).transpose(1, 3)  # channels last
-        seen = torch.cat([padding if self._seen is None else self._seen, rows, *([padding] if is_last else [])], dim=2)
-        num_rows = max(0, (seen.shape[2] - size) // stride + 1)
-        self._seen = seen[:, :, num_rows * stride :].clone()
-        if not num_rows:
-            width = (rows.shape[3] + 2 * conv.padding[1] - size) // stride + 1
-            return rows.new_empty(rows.shape[0], conv.out_channels, 0, width)
-        return F.conv2d(seen, conv.weight, conv.bias, conv.stride, (0, conv.padding[1]), groups=conv.groups)
+        end = self._num_held + rows.shape[2]
+        seen = self._room_for(rows, end + 1)
+        seen[:, :, self._num_held : end] = rows
+        if is_last:
+            seen[:, :, end] = 0
+            end += 1
+        num_rows = max(0, (end - size) // stride + 1)
+        if num_rows:
+            found = F.conv2d(
+                seen[:, :, :end], conv.weight, conv.bias, conv.stride, (0, conv.padding[1]), groups=conv.groups
+            )
+        else:
+            width = (rows.shape[3] + 2 * conv.padding[1] - size) // conv.stride[1] + 1
+            found = rows.new_empty(rows.shape[0], conv.out_channels, 0, width)
+        first = num_rows * stride
+        self._num_held = end - first
+        seen[:, :, : self._num_held] = seen[:, :, first:end].clone()  # they may overlap
+        return found
+
+    def _room_for(self, rows: Tensor, num_rows: int) -> Tensor:
+        """The buffer with room for so many rows, and those that were held in it."""
+        if self._seen is None or self._seen.shape[2] < num_rows:
+            batch, channels, _, width = rows.shape
+            seen = rows.new_empty(batch, num_rows, width, channels).permute(0, 3, 1, 2)
+            seen[:, :, : self._num_held] = 0 if self._seen is None else self._seen[:, :, : self._num_held]
+            self._seen = seen
+        return self._seen
 
 
 class SlidingStem:

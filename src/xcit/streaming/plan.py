@@ -124,7 +124,7 @@ class _Costs:
         assert isinstance(first, torch.nn.Conv2d)
         self._first_channels, self._first_stride = first.out_channels, first.stride[0]
         numbers = self._at_once * self._dim
-        self._most_rows = max(1, min(2 * self._at_once // self.grid[1], self.grid[0]))
+        self._most_rows = max(1, min(self._at_once // self.grid[1], self.grid[0]))
         self._most_pixel_rows = self._first_stride * max(
             1, numbers // max(1, image.width * self._first_channels // self._first_stride)
         )
