@@ -15,7 +15,7 @@ from xcit.images.rows import ImageRows, RowsInfo
 from xcit.streaming.budget import Budget, Memory, as_budget, format_size
 from xcit.streaming.encode import Encoding, StreamProgress, encode
 from xcit.streaming.outputs import ArrayMap, NpyMap, Taken, TokenMap, Wanted
-from xcit.streaming.plan import ImageShape, Plan, largest_square, make_plan
+from xcit.streaming.plan import ImageShape, Place, Plan, largest_square, make_plan
 from xcit.streaming.report import Report
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "ImageShape",
     "Memory",
     "NpyMap",
+    "Place",
     "Plan",
     "Report",
     "RowsInfo",

@@ -88,7 +88,7 @@ def make_plan(
     Raises:
         XCiTError: if the bound can't be kept; it says what can.
     """
-    costs = _Costs(model, image, token_dtype)
+    costs = Costs(model, image, token_dtype)
     places: tuple[Place, ...] = ("scratch",)
     if costs.token_bytes + output_bytes < bound:
         places = ("device", "scratch") if costs.device.type == "cpu" else ("host", "scratch")
@@ -108,8 +108,14 @@ def make_plan(
     )
 
 
-class _Costs:
-    """The model of memory for one image."""
+class Costs:
+    """The model of memory for one image.
+
+    Attributes:
+        grid: H and W of its tokens.
+        token_bytes: of all of them.
+        device: that the model computes on.
+    """
 
     def __init__(self, model: FusedXCiT, image: ImageShape, token_dtype: torch.dtype) -> None:
         config = model.config
@@ -123,21 +129,25 @@ class _Costs:
         first = model.embedding.convs[0]
         assert isinstance(first, torch.nn.Conv2d)
         self._first_channels, self._first_stride = first.out_channels, first.stride[0]
+
+    @property
+    def most_rows(self) -> tuple[int, int]:
+        """Rows of tokens and of pixels at once beyond which nothing is gained: what the cache holds."""
         numbers = self._at_once * self._dim
-        self._most_rows = max(1, min(self._at_once // self.grid[1], self.grid[0]))
-        self._most_pixel_rows = self._first_stride * max(
-            1, numbers // max(1, image.width * self._first_channels // self._first_stride)
-        )
+        first_row = max(1, self._image.width * self._first_channels // self._first_stride)
+        rows = max(1, min(self._at_once // self.grid[1], self.grid[0]))
+        return rows, self._first_stride * max(1, numbers // first_row)
 
     def sizes(self) -> list[float]:
         """Shares of the most that is of use, from all of it down to a single row."""
-        return [2.0**-power for power in range(max(self._most_rows, self._most_pixel_rows).bit_length() + 1)]
+        return [2.0**-power for power in range(max(self.most_rows).bit_length() + 1)]
 
     def plan(self, place: Place, size: float, output_bytes: int) -> Plan:
         """The plan with stripes of this share of the most that is of use, whether it keeps the bound or not."""
         image, width = self._image, self.grid[1]
-        rows = max(1, int(self._most_rows * size))
-        pixel_rows = max(1, min(int(self._most_pixel_rows * size), image.height))
+        most_rows, most_pixel_rows = self.most_rows
+        rows = max(1, int(most_rows * size))
+        pixel_rows = max(1, min(int(most_pixel_rows * size), image.height))
         read_rows = max(1, min(int(max(image.read_rows, pixel_rows) * size), image.height))
         pixel_rows = min(pixel_rows, read_rows)
         stripe = (rows + ROWS_HELD) * width * self._dim
@@ -167,7 +177,7 @@ class _Costs:
     def fits_device(self) -> bool:
         """Whether the GPU's free memory holds tokens and the largest stripes."""
         free, _ = torch.cuda.mem_get_info(self.device)
-        stripe = self._most_rows * self.grid[1] * self._dim * self._number * (MAPS_AT_ONCE + self._config.mlp_ratio)
+        stripe = self.most_rows[0] * self.grid[1] * self._dim * self._number * (MAPS_AT_ONCE + self._config.mlp_ratio)
         return self.token_bytes + stripe < DEVICE_SHARE * free
 
 
@@ -175,7 +185,7 @@ def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, 
     """The side of the largest square image, in whole patches, that keeps the bound with its tokens in this place."""
 
     def plan_of(side: int) -> Plan | None:
-        costs = _Costs(model, ImageShape(height=side, width=side), next(model.parameters()).dtype)
+        costs = Costs(model, ImageShape(height=side, width=side), next(model.parameters()).dtype)
         plans = (costs.plan(place, size, 0) for size in costs.sizes())
         return next((plan for plan in plans if plan.peak_bytes <= bound), None)
 
