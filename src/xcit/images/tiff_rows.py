@@ -1,7 +1,6 @@
 """TIFF and BigTIFF by rows, tiled or in strips, through tifffile."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -114,11 +113,9 @@ class TiffRows:
         except Exception as error:
             where = f"rows {start} to {start + len(band) - 1}"
             raise XCiTError(f"{self.info.name}: {where} can't be decoded ({_line(error)})") from error
-        channels: Any = plane if self._is_planar else slice(None)
-        height = min(height, len(band))
-        # A tile without data is empty.
-        pixels = 0 if segment is None else segment[0, :height, :width, 0 if self._is_planar else slice(None)]
-        band[:height, left : left + width, channels] = pixels
+        place = band[:height, left : left + width, plane : plane + 1 if self._is_planar else None]
+        # Tiles reach over the edges; one without data is empty.
+        place[:] = 0 if segment is None else segment[0, : place.shape[0], : place.shape[1]]
 
     def _bytes(self, offset: int, count: int, row: int, bytes_a_row: int = 0) -> bytes:
         handle = self._file.filehandle

@@ -156,7 +156,7 @@ class Costs:
         row = image.width * self._config.in_channels
         embed = (pixel_rows + 2) * (3 * row + 3 * image.width * self._first_channels // self._first_stride**2)
         computing = self._number * (max(block, embed) if self.device.type == "cpu" else 0)
-        peak = OVERHEAD + computing + output_bytes + 2 * image.buffer_bytes
+        peak = OVERHEAD + computing + output_bytes + image.buffer_bytes
         peak += 2 * read_rows * image.width * image.pixel_bytes
         scratch = 0
         if place == "scratch":
