@@ -141,7 +141,6 @@ def close(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("numbers_at_once", [2**20, 32 * 7, 1], ids=["whole", "parts", "smallest parts"])
 def test_a_fused_copy_gives_the_same(config: XCiTConfig, numbers_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fused.NUMBERS_AT_ONCE, "cpu", numbers_at_once)
-    monkeypatch.setattr(fused, "LEAST_ROWS", 1)
     model = new_model(config)
     before = copy.deepcopy(model.state_dict())
     faster = model.fuse()

@@ -59,7 +59,7 @@ class KernelBlock(FusedXCABlock):
         scale, shift = self.norm_scale.flatten(), self.norm_shift.flatten()
         first = (norm.weight, norm.bias, norm.eps, conv1.weight, conv1.bias)
         tokens = lpi(tokens, height, width, *first, scale, shift, conv2.weight, conv2.bias)
-        self._mlp(tokens.flatten(0, 1), None)
+        self.add_mlp(tokens.flatten(0, 1))
         return tokens
 
 

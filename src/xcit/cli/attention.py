@@ -14,9 +14,11 @@ from xcit.cli.options import (
     checked_dtype,
     compute_options,
     file_options,
+    full_size_options,
     load_model,
     model_options,
 )
+from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
     from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps
@@ -55,6 +57,7 @@ folders below --out.
 @click.option("--arrays", is_flag=True, help="Write the numbers too.")
 @click.option("--xca", is_flag=True, help="Draw XCA's covariance of the channels and its temperatures too.")
 @click.option("--no-figures", is_flag=True, help="Write no NAME-attention.png: faster, as for the frames of a video.")
+@full_size_options("Stream images from their files, however large; the pictures show them small.")
 @compute_options(batch_size=None)
 def attention(
     inputs: tuple[str, ...],
@@ -70,8 +73,13 @@ def attention(
     no_figures: bool,
     device: str | None,
     dtype: str,
+    full_size: bool,
+    memory: str | None,
+    scratch: str | None,
+    token_dtype: str | None,
 ) -> int:
     """Draws and writes; gives the exit status."""
+    from xcit.cli.full_size import full_size_of
     from xcit.cli.predict import packaged_images
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
@@ -79,16 +87,23 @@ def attention(
     from xcit.explain import channel_attention, class_attention_each
     from xcit.inference.reading import Unreadable, default_device
 
+    if full_size and (xca or resize):
+        raise XCiTError(f"give --full-size, or {'--xca' if xca else '--resize'}, not both")
     require_matplotlib()
     paths = images_outside(inputs, out) if inputs else packaged_images()
     places = [out / name for name in result_names(paths)]
     make_folder(out)
     computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
     network = load_model(model, weights, computer, how).fuse().to(precision)  # once, not for each image
-    results = class_attention_each(paths, network, block=block, resize=resize, device=computer, dtype=precision)
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0
-    with progress_bar("attention", len(paths)) as bar:
+    with (
+        full_size_of(full_size, memory, scratch, token_dtype, num_images=len(paths)) as whole,
+        progress_bar("attention", 1 if full_size else len(paths)) as bar,
+    ):
+        results = class_attention_each(
+            paths, network, block=block, resize=resize, device=computer, dtype=precision, full_size=whole
+        )
         for place, result in zip(places, results, strict=True):
             if isinstance(result, Unreadable):
                 num_unreadable += 1
@@ -139,7 +154,7 @@ def _write_arrays(
     from xcit.explain import largest_cells
 
     arrays: dict[str, Any] = {"heads": maps.heads, "mean": maps.mean, "class_token": maps.class_token}
-    arrays |= {"block": maps.block, "patch_size": maps.patch_size}
+    arrays |= {"block": maps.block, "patch_size": maps.patch_size * maps.scale}
     if threshold is not None:
         arrays |= {"heads_kept": largest_cells(maps.heads, threshold), "mean_kept": largest_cells(maps.mean, threshold)}
     if channels is not None:

@@ -11,9 +11,11 @@ from xcit.cli.options import (
     checked_dtype,
     compute_options,
     file_options,
+    full_size_options,
     load_model,
     model_options,
 )
+from xcit.errors import XCiTError
 
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
@@ -27,7 +29,7 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 
 @click.command(cls=CommandWithNumbers)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet or .safetensors.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet, .safetensors; or .npy for a map at full size.")
 @model_options
 @file_options
 @click.option(
@@ -39,6 +41,7 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 @click.option(
     "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
 )
+@full_size_options("Take images as they are, however large: neither resized nor cropped.")
 @compute_options(batch_size=32)
 def features(
     inputs: tuple[str, ...],
@@ -51,27 +54,51 @@ def features(
     batch_size: int,
     device: str | None,
     dtype: str,
+    full_size: bool,
+    memory: str | None,
+    scratch: str | None,
+    token_dtype: str | None,
 ) -> int:
     """Write features of images (files, folders or patterns) to a file, with their file names.
 
-    An image that can't be read is named with the reason, the others go on, and the exit status is 1.
+    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size an
+    image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to FILE.npy,
+    float32 (H, W, D), as it comes.
     """
     from typing import cast
 
+    from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.data.features import open_feature_file
     from xcit.images.read import find_images
-    from xcit.inference.classify import extract_features_each
+    from xcit.inference.classify import extract_features_each, prepare_model
+    from xcit.inference.full_size import write_feature_map
     from xcit.inference.reading import Unreadable
     from xcit.models.xcit import OutType
 
+    if out.suffix == ".npy":
+        if not (full_size and out_type == "featmap" and len(layers) == 1):
+            raise XCiTError(f"{out}: a .npy file is for one map: --full-size --out-type featmap and one of --layers")
+        paths = find_images(inputs)
+        if len(paths) != 1:
+            raise XCiTError(f"{out}: a .npy file is for the map of one image, not of {len(paths)}")
+        place = checked_device(device)
+        network, _, _ = prepare_model(load_model(model, weights, place), place, checked_dtype(dtype))
+        with full_size_of(full_size, memory, scratch, token_dtype, num_images=1) as whole:
+            assert whole is not None
+            shape = write_feature_map(paths[0], network, out, layer=layers[0], full_size=whole)
+        click.echo(f"{out}: float32 {list(shape)}")
+        return 0
     with open_feature_file(out) as file:
         paths = find_images(inputs)
         place = checked_device(device)
         network = load_model(model, weights, place, how)
         num_unreadable = 0
-        with progress_bar("features", len(paths)) as bar:
+        with (
+            full_size_of(full_size, memory, scratch, token_dtype, num_images=len(paths)) as whole,
+            progress_bar("features", 1 if full_size else len(paths)) as bar,
+        ):
             for result in extract_features_each(
                 paths,
                 network,
@@ -80,6 +107,7 @@ def features(
                 batch_size=batch_size,
                 device=place,
                 dtype=checked_dtype(dtype),
+                full_size=whole,
             ):
                 if isinstance(result, Unreadable):
                     num_unreadable += 1

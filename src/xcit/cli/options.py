@@ -117,6 +117,30 @@ def model_options(function: Function) -> Function:
     return function
 
 
+def full_size_options(help_: str) -> Callable[[Function], Function]:
+    """Adds --full-size with this help, --memory, --scratch and --token-dtype, for `cli.full_size`."""
+
+    def add(function: Function) -> Function:
+        for option in (
+            click.option(
+                "--token-dtype",
+                type=click.Choice(DTYPES[:2]),
+                help="With --full-size: precision of tokens between blocks; bfloat16 halves them and is not exact.",
+            ),
+            click.option("--scratch", metavar="DIR", help="With --full-size: folder for tokens that do not fit."),
+            click.option(
+                "--memory",
+                metavar="SIZE",
+                help="With --full-size: the most to add to the loaded model, as 4GB; half of what is free if left out.",
+            ),
+            click.option("--full-size", is_flag=True, help=help_),
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
 def window_options(help_: str) -> Callable[[Function], Function]:
     """Adds --slide with this help, --window and --stride, for `sliding_window`."""
 

@@ -11,6 +11,7 @@ from xcit.cli.options import (
     checked_dtype,
     compute_options,
     file_options,
+    full_size_options,
     load_model,
     model_options,
 )
@@ -23,6 +24,7 @@ from xcit.cli.options import (
 @click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show an image.")
 @click.option("--json", "json_path", metavar="FILE", help="Write JSON to FILE, - for standard output.")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write CSV to FILE, - for standard output.")
+@full_size_options("Take images as they are, however large: neither resized nor cropped.")
 @compute_options(batch_size=32)
 def predict(
     inputs: tuple[str, ...],
@@ -35,12 +37,18 @@ def predict(
     batch_size: int,
     device: str | None,
     dtype: str,
+    full_size: bool,
+    memory: str | None,
+    scratch: str | None,
+    token_dtype: str | None,
 ) -> int:
     """Classify images: files, folders (searched through) or patterns such as 'photos/**/*.jpg'.
 
     Without INPUT the packaged images are classified. An image that can't be read is named with the reason, the others
-    go on, and the exit status is 1.
+    go on, and the exit status is 1. With --full-size an image of any size goes through as it is, in bounded memory, from
+    TIFF and .npy files row by row.
     """
+    from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import open_results, status_of
     from xcit.images.read import find_images
@@ -51,9 +59,13 @@ def predict(
     place = checked_device(device)
     network = load_model(model, weights, place, how)
     num_unreadable = 0
-    with open_results(json_path, csv_path) as results, progress_bar("predict", len(paths)) as bar:
+    with (
+        open_results(json_path, csv_path) as results,
+        full_size_of(full_size, memory, scratch, token_dtype, num_images=len(paths)) as whole,
+        progress_bar("predict", 1 if full_size else len(paths)) as bar,
+    ):
         for result in predict_each(
-            paths, network, topk=topk, batch_size=batch_size, device=place, dtype=checked_dtype(dtype)
+            paths, network, topk=topk, batch_size=batch_size, device=place, dtype=checked_dtype(dtype), full_size=whole
         ):
             num_unreadable += isinstance(result, Unreadable)
             results.add(result)

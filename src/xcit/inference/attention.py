@@ -24,10 +24,12 @@ from xcit.images.preprocess import Preprocessing, normalize, pixel_mode, resize_
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
 from xcit.inference.classify import DEFAULT_MODEL, prepare_model
+from xcit.inference.full_size import FullSize, LargeAttention, asked_full_size, attention_each
 from xcit.inference.reading import Unreadable, listed, read_ahead, readable
 from xcit.models import XCiT
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.ops import reference
+from xcit.streaming.budget import Memory
 
 Numbers = np.ndarray[Any, np.dtype[np.float32]]
 Inputs = tuple[Any, ...]
@@ -49,9 +51,10 @@ class ClassAttentionMaps:
         source: the image's path, or its place in the input.
         image: (h, w, 3), RGB as the model saw it: upright, grey for a grey model, resized if that was asked for.
         block: the class attention block, from 0.
-        patch_size: pixels from one cell to the next.
+        patch_size: pixels of `image` from one cell to the next.
         heads: (M, H, W), each head's attention over the patches.
         class_token: (M,), the share of each head's attention that the class token keeps for itself.
+        scale: pixels of the input a pixel of `image`: 1, but of large images at full size, of which it is a small copy.
     """
 
     source: str
@@ -60,6 +63,7 @@ class ClassAttentionMaps:
     patch_size: int
     heads: Numbers
     class_token: Numbers
+    scale: int = 1
 
     @property
     def mean(self) -> Numbers:
@@ -118,6 +122,8 @@ def class_attention(
     resize: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    full_size: bool = False,
+    memory: Memory = None,
 ) -> list[ClassAttentionMaps]:
     """The class token's attention over an image, head by head.
 
@@ -132,6 +138,8 @@ def class_attention(
         resize: scale the short side to so many pixels first; none keeps the image as it is.
         device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
         dtype: float32, bfloat16 or float16; the softmax is in float32.
+        full_size: stream the image from its file, however large; `image` is then a small copy of it (see `scale`).
+        memory: with `full_size`: as in `predict`.
 
     Returns:
         One result an image, in order.
@@ -139,7 +147,15 @@ def class_attention(
     Raises:
         XCiTError: if an image can't be read or is smaller than a patch, or the model can't be had or has no such block.
     """
-    results = class_attention_each(listed(images), model, block=block, resize=resize, device=device, dtype=dtype)
+    results = class_attention_each(
+        listed(images),
+        model,
+        block=block,
+        resize=resize,
+        device=device,
+        dtype=dtype,
+        full_size=asked_full_size(full_size, memory),
+    )
     return [readable(result) for result in results]
 
 
@@ -151,6 +167,7 @@ def class_attention_each(
     resize: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    full_size: FullSize | None = None,
 ) -> Iterator[ClassAttentionMaps | Unreadable]:
     """Like `class_attention`, one at a time and without end; what can't be read is reported in its place."""
     network, info, place = prepare_model(model, device, dtype)
@@ -159,6 +176,12 @@ def class_attention_each(
         raise XCiTError(f"{info.name} has no class attention: its cls_depth is 0")
     if not -num_blocks <= block < num_blocks:
         raise XCiTError(f"there is no class attention block {block}: {info.name} has {num_blocks}, counted from 0")
+    if full_size is not None:
+        if resize is not None:
+            raise XCiTError("give resize, or full_size, not both")
+        for large in attention_each(images, network, block % num_blocks, full_size):
+            yield large if isinstance(large, Unreadable) else _of_large(large, block % num_blocks, patch_size)
+        return
     blocks = [network.get_submodule(f"cls_blocks.{block % num_blocks}")]
     for result in _look_inside(images, network, info.preprocessing, blocks, _attend, resize, place, dtype):
         if isinstance(result, Unreadable):
@@ -174,6 +197,18 @@ def class_attention_each(
             heads=attention[:, 1:].unflatten(1, (height, width)).numpy(),
             class_token=attention[:, 0].numpy(),
         )
+
+
+def _of_large(large: LargeAttention, block: int, patch_size: int) -> ClassAttentionMaps:
+    return ClassAttentionMaps(
+        source=large.source,
+        image=large.overview,
+        block=block,
+        patch_size=patch_size // large.scale,
+        heads=large.heads,
+        class_token=large.class_token,
+        scale=large.scale,
+    )
 
 
 def channel_attention(

@@ -16,9 +16,11 @@ from xcit.errors import XCiTError
 from xcit.images.channels import preprocess_channels, read_channels
 from xcit.images.preprocess import Preprocessing, preprocess
 from xcit.images.read import ImageSource
+from xcit.inference.full_size import FullSize, asked_full_size, features_each, logits_each
 from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
 from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT, OutType
+from xcit.streaming.budget import Memory
 from xcit.zoo import get_xcit
 
 DEFAULT_MODEL = "xcit-pico-fashion-mnist"
@@ -61,6 +63,8 @@ def predict(
     batch_size: int = 32,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    full_size: bool = False,
+    memory: Memory = None,
 ) -> list[Prediction]:
     """Classifies images.
 
@@ -72,6 +76,9 @@ def predict(
         batch_size: images a forward pass.
         device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
         dtype: float32, bfloat16 or float16.
+        full_size: take images as they are, however large, and neither resize nor crop them.
+        memory: with `full_size`: the most that it may add to the loaded model, in bytes or as "4GB"; none is half of the
+            free memory. What does not fit goes to scratch files (see `xcit.streaming.Budget`).
 
     Returns:
         One prediction an image, in order.
@@ -79,7 +86,10 @@ def predict(
     Raises:
         XCiTError: if an image can't be read, or the model can't be had or has no classifier.
     """
-    results = predict_each(listed(images), model, topk=topk, batch_size=batch_size, device=device, dtype=dtype)
+    whole = asked_full_size(full_size, memory)
+    results = predict_each(
+        listed(images), model, topk=topk, batch_size=batch_size, device=device, dtype=dtype, full_size=whole
+    )
     return [readable(result) for result in results]
 
 
@@ -91,6 +101,7 @@ def predict_each(
     batch_size: int = 32,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    full_size: FullSize | None = None,
 ) -> Iterator[Prediction | Unreadable]:
     """Like `predict`, one at a time and without end; what can't be read is reported in its place."""
     network, info, place = prepare_model(model, device, dtype)
@@ -99,23 +110,26 @@ def predict_each(
     if topk < 1:
         raise XCiTError(f"topk is {topk}, must be at least 1")
     names = info.class_names or tuple(str(index) for index in range(network.num_classes))
+    if full_size is not None:
+        for result in logits_each(images, network, full_size):
+            yield result if isinstance(result, Unreadable) else _prediction(*result, names, topk, info)
+        return
     for sources, batch in _batches(images, info.preprocessing, batch_size):
-        rows: Iterator[tuple[list[float], list[int]]] = iter(())
+        rows: Iterator[Tensor] = iter(())
         if batch is not None:
             with torch.inference_mode():
-                logits = network(batch.to(place, dtype)).float()
-                scores = logits.sigmoid() if info.is_multi_label else logits.softmax(dim=-1)
-            best = scores.topk(min(topk, len(names)), dim=-1)
-            rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+                rows = iter(network(batch.to(place, dtype)))
         for source in sources:
-            if isinstance(source, Unreadable):
-                yield source
-            else:
-                classes = zip(*next(rows), strict=True)
-                yield Prediction(
-                    source=source,
-                    classes=tuple(ScoredClass(index=i, name=names[i], score=s) for s, i in classes),
-                )
+            yield source if isinstance(source, Unreadable) else _prediction(source, next(rows), names, topk, info)
+
+
+def _prediction(source: str, logits: Tensor, names: Sequence[str], topk: int, info: ModelInfo) -> Prediction:
+    """The most probable classes by logits (num_classes,)."""
+    logits = logits.float()
+    scores = logits.sigmoid() if info.is_multi_label else logits.softmax(dim=-1)
+    best = scores.topk(min(topk, len(names)))
+    classes = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return Prediction(source=source, classes=tuple(ScoredClass(index=i, name=names[i], score=s) for s, i in classes))
 
 
 def extract_features(
@@ -127,13 +141,22 @@ def extract_features(
     batch_size: int = 32,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    full_size: bool = False,
+    memory: Memory = None,
 ) -> list[Features]:
     """Features of images; arguments as in `predict` and `XCiT.extract_feat` (`layers` are its `out_indices`).
 
     Without `out_type` they are what the model pools: the class token, or the mean of the patch tokens.
     """
     results = extract_features_each(
-        listed(images), model, out_type=out_type, layers=layers, batch_size=batch_size, device=device, dtype=dtype
+        listed(images),
+        model,
+        out_type=out_type,
+        layers=layers,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        full_size=asked_full_size(full_size, memory),
     )
     return [readable(result) for result in results]
 
@@ -147,11 +170,16 @@ def extract_features_each(
     batch_size: int = 32,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    full_size: FullSize | None = None,
 ) -> Iterator[Features | Unreadable]:
     """Like `extract_features`, one at a time and without end; what can't be read is reported in its place."""
     network, info, place = prepare_model(model, device, dtype)
     if out_type is None:
         out_type = "avg_featmap" if network.config.global_pool == "avg" else "cls_token"
+    if full_size is not None:
+        for result in features_each(images, network, out_type, layers, full_size):
+            yield result if isinstance(result, Unreadable) else Features(source=result[0], layers=result[1])
+        return
     num_blocks = network.config.depth + network.config.cls_depth
     indices = sorted({index % num_blocks for index in layers if -num_blocks <= index < num_blocks})
     for sources, batch in _batches(images, info.preprocessing, batch_size):

@@ -8,7 +8,6 @@ Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, 
 """
 
 import copy
-import math
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Self, TypeVar, cast
@@ -31,18 +30,12 @@ from xcit.models.layers import (
     XCABlock,
 )
 from xcit.models.plain import is_watched
+from xcit.models.stripes import ClassAttentionSums, SlidingStem, Sums, TensorTokens, pass_xca_block, spans, sums_of
 
 NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 """Numbers of the tokens in a part, by device: enough for full speed, few enough for the cache or a small GPU.
 
 The MLP makes four times as many of them.
-"""
-
-HALO = 2
-"""Rows on either side that a row sees in LPI: one a convolution."""
-
-LEAST_ROWS = 4
-"""Rows of patches that go through the stem at once, however wide: of one row, half the pixels that it sees are not its.
 """
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -54,6 +47,13 @@ def tokens_at_once(tokens: Tensor) -> int | None:
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit._trace.is_tracing():
         return None
     return max(1, NUMBERS_AT_ONCE.get(tokens.device.type, NUMBERS_AT_ONCE["cuda"]) // tokens.shape[-1])
+
+
+def stripe_rows(tokens: Tensor, width: int) -> int:
+    """Rows of `width` tokens (..., D) in a stripe: as many as the MLP takes at once, or one."""
+    at_once = tokens_at_once(tokens)
+    assert at_once is not None
+    return max(1, at_once // width)
 
 
 def parts(length: int, most: int | None) -> Iterator[tuple[int, int]]:
@@ -116,73 +116,66 @@ class Fusible(nn.Module):
 class FusedEmbedding(nn.Module):
     """`Stem` and `PositionCode` in one: image (B, in_channels, h, w) to tokens (B, N, D), H and W.
 
-    A large image goes through in stripes of rows, each with the rows beside it that it sees: the stem's first map would
-    otherwise be the peak of the model's memory.
+    A large image goes through in stripes of rows: the stem's first map would otherwise be the peak of the model's memory.
     """
 
     def __init__(self, stem: Stem, position: PositionCode) -> None:
         super().__init__()
-        layers = [*cast(Iterable[ConvNorm], stem)]
-        self.convs = nn.ModuleList(fold_norm(layer) for layer in layers)
-        self.strides = [layer.conv.stride[0] for layer in layers]
-        # How many times as many numbers as the last map the largest one has: a map before n more convolutions has the
-        # square of their strides' product times the pixels, and 1 / 2^n of the width.
-        self.largest_map = max(
-            math.prod(self.strides[index:]) ** 2 // 2 ** (len(self.strides) - index)
-            for index in range(1, len(self.strides) + 1)
-        )
+        self.convs = nn.ModuleList(fold_norm(layer) for layer in cast(Iterable[ConvNorm], stem))
         self.position = position
 
     def forward(self, image: Tensor) -> tuple[Tensor, int, int]:
-        if tokens_at_once(image) is None:
-            return self._whole(image)
-        batch, height, width = image.shape[0], *image.shape[2:]
-        heights = [height]  # of the image and of each map
-        for stride in self.strides:
-            height, width = -(-height // stride), -(-width // stride)
-            heights.append(height)
-        y, x = self.position.code(height, width)
-        tokens = image.new_empty(batch, height, width, x.shape[-1])
-        at_once = tokens_at_once(tokens)
-        most = None if at_once is None else max(LEAST_ROWS, at_once // (batch * width * self.largest_map))
-        for start, end in parts(height, most):
-            tokens[:, start:end] = self._rows(image, start, end, heights) + (y[start:end] + x)
+        height, width = self.grid(*image.shape[2:])
+        rows_at_once = self.pixel_rows_at_once(image)
+        if rows_at_once is None or rows_at_once >= image.shape[2]:
+            for index, conv in enumerate(self.convs):
+                image = conv(F.gelu(image) if index else image)
+            y, x = self.position.code(height, width)
+            tokens = image.flatten(2).transpose(1, 2) + (y + x).flatten(0, 1)
+            return tokens.contiguous(), height, width  # for the blocks change them where they lie
+        tokens = image.new_empty(len(image), height, width, self.position.projection.out_channels)
+        stripes = (image[:, :, start:end] for start, end in spans(image.shape[2], rows_at_once))
+        for start, rows in self.slide(stripes, *image.shape[2:]):
+            tokens[:, start : start + rows.shape[1]] = rows
         return tokens.flatten(1, 2), height, width
 
-    def _whole(self, image: Tensor) -> tuple[Tensor, int, int]:
-        for index, conv in enumerate(self.convs):
-            image = conv(F.gelu(image) if index else image)
-        height, width = image.shape[2:]
-        y, x = self.position.code(height, width)
-        return image.flatten(2).transpose(1, 2) + (y + x).flatten(0, 1), height, width
+    def slide(self, stripes: Iterable[Tensor], height: int, width: int) -> Iterator[tuple[int, Tensor]]:
+        """The number of the first row, and rows of tokens (B, k, W, D), of an image that comes in stripes of rows.
 
-    def _rows(self, image: Tensor, start: int, end: int, heights: list[int]) -> Tensor:
-        """Rows start..end of the patches, (B, rows, W, D)."""
-        spans = [(start, end)]  # the rows of each map, from the last to the image, that these see
-        for height, stride in zip(reversed(heights[:-1]), reversed(self.strides), strict=True):
-            start, end = spans[-1]
-            spans.append((max(stride * start - 1, 0), min(_seen_to(end, stride), height)))
-        spans.reverse()
-        rows = image[:, :, slice(*spans[0])]
-        for index, (conv, stride, (_, seen_to), (start, end)) in enumerate(
-            zip(self.convs, self.strides, spans, spans[1:], strict=False)
-        ):
+        Args:
+            stripes: (B, in_channels, r, width) each.
+            height: rows of pixels of all of them.
+            width: pixels a row.
+        """
+        y, x = self.position.code(*self.grid(height, width))
+        stem = SlidingStem(self.convs)
+        num_pushed = num_done = 0
+        for stripe in stripes:
+            num_pushed += stripe.shape[2]
+            rows = stem.push(stripe, is_last=num_pushed == height)
+            end = num_done + rows.shape[1]
+            if rows.shape[1]:
+                yield num_done, rows + (y[num_done:end] + x)
+            num_done = end
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """H and W of an image."""
+        for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
-            if index:
-                torch.ops.aten.gelu_(rows)
-            # A convolution pads both sides or none, at no cost. With stride 2 it may pad both at the top of an image:
-            # the lower row is either needed, or beyond the reach of the last stride.
-            at_top, at_bottom = start == 0, seen_to < _seen_to(end, stride)
-            both = at_top and (at_bottom or stride == 2)
-            if not both and (at_top or at_bottom):
-                rows = F.pad(rows, (0, 0, int(at_top), int(at_bottom)))
-            rows = F.conv2d(rows, conv.weight, conv.bias, stride=stride, padding=(int(both), 1))
-        return rows.permute(0, 2, 3, 1)
+            height, width = -(-height // conv.stride[0]), -(-width // conv.stride[1])
+        return height, width
 
-
-def _seen_to(end: int, stride: int) -> int:
-    """The row after the last one that the output rows up to `end` see, in an image without a lower border."""
-    return stride * (end - 1) + 2
+    def pixel_rows_at_once(self, image: Tensor) -> int | None:
+        """Rows of pixels whose largest map of the stem is as large as a part of the tokens may be; none is all."""
+        at_once = tokens_at_once(image.new_empty(0, 1))
+        if at_once is None:
+            return None
+        numbers, stride = 0.0, 1  # a pixel's share of the largest map
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            stride *= conv.stride[0]
+            numbers = max(numbers, conv.out_channels / stride**2)
+        return max(stride, int(at_once / (max(1, len(image) * image.shape[3]) * numbers)))
 
 
 class FusedXCABlock(nn.Module):
@@ -213,10 +206,12 @@ class FusedXCABlock(nn.Module):
                 self._xca(images)
                 grid = images.unflatten(1, (height, width))
                 grid += self._lpi(self.norm_lpi(grid))
-            self._mlp(tokens.flatten(0, 1), at_once)
+            self.add_mlp(tokens.flatten(0, 1))
         else:
-            for image in tokens:
-                self._in_stripes(image.unflatten(0, (height, width)), at_once)
+            rows_at_once = stripe_rows(tokens, width)
+            for image in tokens.unflatten(1, (height, width)):
+                place = TensorTokens(image)
+                pass_xca_block(self, place, sums_of(place, self.norm_xca, rows_at_once), rows_at_once, place.write)
         return tokens
 
     def _xca(self, tokens: Tensor) -> None:
@@ -228,37 +223,16 @@ class FusedXCABlock(nn.Module):
             self.norm_xca(tokens), self.qkv.weight, self.qkv.bias, self.temperature, self.proj.weight, self.proj.bias
         )
 
-    def _in_stripes(self, image: Tensor, at_once: int) -> None:
-        """The block on one image (H, W, D): a pass for XCA's Gram matrix, and one in stripes of rows for all the rest.
-
-        A stripe goes through LPI with the rows beside it that it sees, to which XCA's part is added before.
-        """
-        matrix, row = self._mixing(image.flatten(0, 1), at_once)
-        height, width, _ = image.shape
-        first, seen = 0, image[:0]  # the normed rows first.. that the last stripe saw: in `image` they have changed
-        # LPI makes no more numbers than it takes, the MLP four times as many.
-        for start, end in parts(height, 2 * at_once // width):
-            seen = seen[max(start - HALO, 0) - first :]
-            first = max(start - HALO, 0)
-            new = image[first + len(seen) : end + HALO]
-            tokens = new.flatten(0, 1)
-            normed = self.norm_xca(tokens)
-            tokens.add_(row).addmm_(normed, matrix)
-            seen = torch.cat([seen, self.norm_lpi(new)])
-            stripe = image[start:end]
-            stripe += self._lpi(seen[None])[0, start - first : end - first]
-            self._mlp(stripe.flatten(0, 1), at_once)
-
-    def _mixing(self, tokens: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
-        """XCA of one image's tokens (N, D) as a matrix (D, D) and a row (D,): see `ops.mixing_matrix`."""
-        gram, total = ops.gram(self.norm_xca(tokens[None, :0]))
-        for start, end in parts(len(tokens), at_once):
-            more = ops.gram(self.norm_xca(tokens[None, start:end]))
-            gram, total = gram + more[0], total + more[1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        attention = ops.attention_from_gram(gram, total, len(tokens), weight, bias, self.temperature)
-        matrix, row = ops.mixing_matrix(attention, weight, bias, self.proj.weight, self.proj.bias)
-        return matrix[0].to(tokens.dtype), row[0].to(tokens.dtype)
+    def mixing(self, sums: Sums) -> tuple[Tensor, Tensor]:
+        """XCA of one image as a matrix (D, D) and a row (D,): see `ops.mixing_matrix`. In the precision of its sums."""
+        wide = sums.gram.dtype
+        weight, bias = self.qkv.weight.to(wide), None if self.qkv.bias is None else self.qkv.bias.to(wide)
+        attention = ops.attention_from_gram(
+            sums.gram[None], sums.total[None, None], sums.count, weight, bias, self.temperature.to(wide)
+        )
+        matrix, row = ops.mixing_matrix(attention, weight, bias, self.proj.weight.to(wide), self.proj.bias.to(wide))
+        dtype = self.qkv.weight.dtype
+        return matrix[0].to(dtype), row[0, 0].to(dtype)
 
     def _lpi(self, normed: Tensor) -> Tensor:
         """LPI of normed tokens (B, H, W, D), channels last as they lie."""
@@ -271,9 +245,9 @@ class FusedXCABlock(nn.Module):
         image = F.conv2d(image, self.conv2.weight, self.conv2.bias, padding=1, groups=dim)
         return image.permute(0, 2, 3, 1)
 
-    def _mlp(self, tokens: Tensor, at_once: int | None) -> None:
-        """MLP of tokens (B*N, D)."""
-        for start, end in parts(len(tokens), at_once):
+    def add_mlp(self, tokens: Tensor) -> None:
+        """Adds the MLP to tokens (n, D) where they lie, so many at a time as fit the cache."""
+        for start, end in parts(len(tokens), tokens_at_once(tokens)):
             part = tokens[start:end]
             hidden = torch.ops.aten.gelu_(self.fc1(self.norm_mlp(part)))
             part.add_(self.fc2.bias).addmm_(hidden, self.fc2.weight.t())
@@ -291,22 +265,32 @@ class FusedClassAttentionBlock(nn.Module):
 
     def forward(self, cls: Tensor, patches: Tensor, patches_wanted: bool) -> Tensor:
         """The class token after the block; the patches are brought there too only where they are wanted."""
-        at_once = tokens_at_once(patches)
-        spans = [(0, patches.shape[1])] if at_once is None else list(parts(patches.shape[1], at_once // len(patches)))
-        attn, normed_cls = self.attn, self.norm_attn(cls)
-        vectors, offsets = ops.class_query(attn.q(normed_cls[:, 0]), attn.k.weight, attn.k.bias, attn.num_heads)
-        scores = [normed_cls @ vectors.mT, *(self.norm_attn(patches[:, a:b]) @ vectors.mT for a, b in spans)]
-        weights = (torch.cat(scores, dim=1).mT + offsets).softmax(dim=-1)  # (B, M, 1+N)
-        mixed = weights[:, :, :1] * normed_cls
-        for start, end in spans:
+        at_once, attn = tokens_at_once(patches), self.attn
+        if at_once is None or patches.shape[:2].numel() <= at_once:
+            normed_cls, normed = self.norm_attn(cls), self.norm_attn(patches)
+            key_value = (attn.k.weight, attn.k.bias, attn.v.weight, attn.v.bias)
+            tokens = torch.cat([normed_cls, normed], dim=1)
+            value = ops.class_attention(attn.q(normed_cls[:, 0]), tokens, *key_value, attn.num_heads)
+            if patches_wanted:
+                patches.copy_(self.moved(patches, normed))
+            return self.finish(cls, value)
+        attention = ClassAttentionSums(self, cls)
+        for start, end in parts(patches.shape[1], at_once // len(patches)):
             part = patches[:, start:end]
             normed = self.norm_attn(part)
-            mixed = mixed + weights[:, :, 1 + start : 1 + end] @ normed
+            attention.add(normed)
             if patches_wanted:
-                part.addcmul_(normed, self.scale_attn)
-                part.copy_(self.norm_mlp(part) if self.tokens_norm else part).mul_(2)
-        cls = cls + self.scale_attn * attn.proj(ops.class_value(mixed, attn.v.weight, attn.v.bias))[:, None]
-        cls = self.norm_mlp(cls)
+                part.copy_(self.moved(part, normed))
+        return self.finish(cls, attention.value())
+
+    def moved(self, patches: Tensor, normed: Tensor) -> Tensor:
+        """Patches (..., D), and the same after `norm_attn`, as they leave the block."""
+        moved = torch.addcmul(patches, normed, self.scale_attn)
+        return (self.norm_mlp(moved) if self.tokens_norm else moved).mul_(2)
+
+    def finish(self, cls: Tensor, value: Tensor) -> Tensor:
+        """The class token (B, 1, D) after the block, given what it attends to, (B, D)."""
+        cls = self.norm_mlp(cls + self.scale_attn * self.attn.proj(value)[:, None])
         return cls + self.scale_mlp * self.mlp(cls)
 
 

@@ -21,12 +21,15 @@ from xcit.models.fused import (
     FusedXCABlock,
     Fusible,
     check_fusible,
+    stripe_rows,
+    tokens_at_once,
 )
 from xcit.models.info import ModelInfo
 from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem, XCABlock, init_linear
 from xcit.models.plain import is_anything_watched, is_watched
 from xcit.models.recompute import recomputed
 from xcit.models.refusals import NotScripted
+from xcit.models.stripes import TensorTokens, pass_xca_block, sums_of
 from xcit.models.timm_calls import TimmCalls, resolve_indices
 
 OutType = Literal["cls_token", "featmap", "avg_featmap", "raw"]
@@ -243,12 +246,7 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         only_class = only_class and not self._is_heard_out()
         tokens, height, width = self._embed(images)
         taken: dict[int, Tensor] = {}
-        for index, block in enumerate(self.blocks):
-            tokens = self._run(block, tokens, height, width)
-            if index in take:
-                taken[index] = self._keep(tokens)
-            if index == stop:
-                break
+        tokens = self._mix(tokens, (height, width), take, taken, stop)
         if class_attention and self.config.cls_depth:
             tokens = self.norm(self._attend(tokens, take, taken, only_class))
         return Encoded(tokens, taken, (height, width))
@@ -266,6 +264,18 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         height, width = image.shape[-2:]
         tokens = image.flatten(2).transpose(1, 2).contiguous()
         return tokens + self.position(height, width), height, width
+
+    def _mix(
+        self, tokens: Tensor, grid: tuple[int, int], take: Collection[int], taken: dict[int, Tensor], stop: int | None
+    ) -> Tensor:
+        """Tokens (B, N, D) after the XCA blocks, up to `stop`. Adds to `taken`."""
+        for index, block in enumerate(self.blocks):
+            tokens = self._run(block, tokens, *grid)
+            if index in take:
+                taken[index] = self._keep(tokens)
+            if index == stop:
+                break
+        return tokens
 
     def _keep(self, tokens: Tensor) -> Tensor:
         """Tokens that the next block leaves as they are."""
@@ -352,6 +362,29 @@ class FusedXCiT(XCiT):
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
         embedded: tuple[Tensor, int, int] = self.embedding(images)
         return embedded
+
+    def _mix(
+        self, tokens: Tensor, grid: tuple[int, int], take: Collection[int], taken: dict[int, Tensor], stop: int | None
+    ) -> Tensor:
+        at_once = tokens_at_once(tokens)
+        is_heard = is_anything_watched() or any(is_watched(block) for block in self.blocks)
+        if at_once is None or tokens.shape[1] <= at_once or is_heard:
+            return super()._mix(tokens, grid, take, taken, stop)
+        # An image in stripes: what XCA needs to know for the next block is taken from the rows as they leave one.
+        rows_at_once = stripe_rows(tokens, grid[1])
+        images = [TensorTokens(image) for image in tokens.unflatten(1, grid)]
+        blocks = [block for block in self.blocks if isinstance(block, FusedXCABlock)]
+        blocks = blocks if stop is None else blocks[: stop + 1]
+        sums = [sums_of(image, blocks[0].norm_xca, rows_at_once) for image in images]
+        for index, block in enumerate(blocks):
+            following = blocks[index + 1].norm_xca if index + 1 < len(blocks) else None
+            sums = [
+                pass_xca_block(block, image, one, rows_at_once, image.write, following)
+                for image, one in zip(images, sums, strict=True)
+            ]
+            if index in take:
+                taken[index] = self._keep(tokens)
+        return tokens
 
     def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
         out: Tensor = block(*inputs)

@@ -1,0 +1,300 @@
+"""Takes images of any size through models, and prints the figures of docs/any-resolution.md.
+
+    python benchmarks/any_resolution.py [CASE ...] [--size 32768] [--before DIR] [--folder DIR]
+
+    gigapixel   nano-12-p16 on a tiled BigTIFF of SIZE x SIZE pixels, with 4 GB and with 1 GB: class, CLS feature, token map
+    exact       streamed beside the whole image: float64 at 512 pixels, float32 at the largest size asked for
+    photograph  small-12-p8 on 6000 x 4000 pixels in at most 750 MB
+    growth      time from a quarter to half of SIZE
+    before      time in memory beside another checkout, whose `src` folder --before names
+
+Weights are random, which takes the same time. Each run has a process of its own; times beside each other are taken in turns.
+A gigapixel needs about 7 GB of disk and, on two idle cores, about ten minutes for both bounds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcit.machine import processor
+
+TILE = 512
+NANO, SMALL = "xcit-nano-12-p16", "xcit-small-12-p8"
+
+
+def texture(side: int = 4096) -> np.ndarray:
+    """A picture-like square (side, side, 3): noise at all scales, garments strewn over it."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    total = np.zeros((side, side, 3), np.float32)
+    for power in range(3, side.bit_length()):
+        noise = draw.normal(0, 1, (2**power, 2**power, 3)).astype(np.float32)
+        for channel in range(3):
+            layer = Image.fromarray(noise[:, :, channel]).resize((side, side), Image.Resampling.BICUBIC)
+            total[:, :, channel] += np.asarray(layer) * 2.0 ** (1.2 * (4 - power))
+    pixels = np.clip(128 + 60 * total, 0, 255).astype(np.uint8)
+    folder = Path(__file__).resolve().parent.parent / "src/xcit/zoo/packaged/images"
+    garments = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))]
+    for _ in range(60):
+        size = int(draw.integers(60, 500))
+        garment = np.asarray(garments[draw.integers(len(garments))].resize((size, size)))
+        top, left = draw.integers(0, side - size, 2)
+        place = pixels[top : top + size, left : left + size]
+        np.copyto(place, garment, where=garment > 40)
+    return pixels
+
+
+def make_tiff(path: Path, size: int) -> None:
+    """A tiled BigTIFF, zstd, 8-bit RGB, of the texture with a brightness that changes slowly over the image."""
+    import tifffile
+
+    square = texture()
+
+    def tiles() -> Iterator[np.ndarray]:
+        for top in range(0, size, TILE):
+            for left in range(0, size, TILE):
+                y, x = top % len(square), left % len(square)
+                light = 0.6 + 0.4 * np.sin(3 * top / size) * np.cos(5 * left / size)
+                yield (square[y : y + TILE, x : x + TILE] * np.float32(light)).astype(np.uint8)
+
+    part = path.with_suffix(".part")
+    options: dict[str, Any] = {"tile": (TILE, TILE), "compression": "zstd", "photometric": "rgb", "bigtiff": True}
+    tifffile.imwrite(part, tiles(), shape=(size, size, 3), dtype=np.uint8, **options)
+    part.replace(path)
+
+
+def child(request: dict[str, Any]) -> dict[str, Any]:
+    """One streamed run, in this process."""
+    import torch
+
+    from xcit import get_model
+    from xcit.images.preprocess import Preprocessing
+    from xcit.machine import resident_memory
+    from xcit.streaming import Budget, NpyMap, Wanted, encode, format_size, open_rows
+
+    torch.manual_seed(0)
+    model = get_model(request["model"]).fuse()
+    last = model.config.depth + model.config.cls_depth - 1
+    target = NpyMap(Path(request["folder"]) / "map.npy")
+    before = resident_memory() or 0
+    wanted = Wanted(class_tokens=frozenset({last}), maps={last: target} if request["map"] else {})
+    budget = Budget(memory=request["memory"], scratch=Path(request["folder"]) / "scratch")
+    with open_rows(request["image"]) as rows:
+        opened = (resident_memory() or 0) - before
+        found = encode(model, rows, wanted, preprocessing=Preprocessing(), memory=budget)
+    with torch.inference_mode():
+        logits = model.head(found.taken.class_tokens[last][None].to(next(model.parameters()).dtype))
+    if request["map"]:
+        target.finish()
+    report = found.report
+    assert report.peak_bytes is not None
+    return {
+        "seconds": report.seconds,
+        "peak": report.peak_bytes + opened,
+        "planned": report.plan.peak_bytes,
+        "place": report.plan.place,
+        "read": report.bytes_read,
+        "written": report.bytes_written,
+        "pixels": report.height * report.width,
+        "class": int(logits.argmax()),
+        "cls": found.taken.class_tokens[last].tolist(),
+        "line": report.line(),
+        "scratch": format_size(report.plan.scratch_bytes),
+    }
+
+
+def stream(folder: Path, model: str, image: Path, memory: int | None, *, map_: bool = False) -> dict[str, Any]:
+    """One streamed run, in a process of its own."""
+    request = {"model": model, "image": str(image), "memory": memory, "map": map_, "folder": str(folder)}
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", json.dumps(request)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+class InMemory:
+    """A process that passes a square tensor through a model whenever it is asked to: today's, or another checkout's."""
+
+    def __init__(self, model: str, size: int, source: Path | None = None) -> None:
+        code = (
+            "import sys, time, torch\nfrom xcit import get_model\ntorch.manual_seed(0)\n"
+            f"model = get_model({model!r}).fuse()\nimage = torch.randn(1, 3, {size}, {size})\n"
+            "with torch.inference_mode():\n    model(image)\n    for line in sys.stdin:\n"
+            "        began = time.perf_counter()\n        model(image)\n"
+            "        print(time.perf_counter() - began, flush=True)\n"
+        )
+        environment = dict(os.environ) | ({} if source is None else {"PYTHONPATH": str(source)})
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def seconds(self) -> float:
+        """Of one pass."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def image_of(folder: Path, size: int) -> Path:
+    """The BigTIFF of this size, made once."""
+    path = folder / f"picture-{size}.tif"
+    if not path.exists():
+        say(f"making {path.name} ...")
+        make_tiff(path, size)
+    return path
+
+
+def gigapixel(arguments: argparse.Namespace) -> None:
+    """Class, CLS and map with two bounds, and the time a pixel beside an in-memory pass at 4096 pixels."""
+    image = image_of(arguments.folder, arguments.size)
+    say(f"{NANO} on {arguments.size} x {arguments.size} pixels, {image.stat().st_size / 1e9:.2f} GB of tiles")
+    say("| bound | tokens in | seconds | MP/s | peak above model | planned | read, written | a pixel beside 4096 px |")
+    say("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for bound, memory in (("4 GB", 4 * 10**9), ("1 GB", 10**9)):
+        times = whole_times(arguments, rounds=2)
+        found = stream(arguments.folder, NANO, image, memory, map_=True)
+        times += whole_times(arguments, rounds=2)
+        a_pixel = found["seconds"] / found["pixels"] / (statistics.median(times) / 4096**2)
+        say(
+            f"| {bound} | {found['place']} | {found['seconds']:.0f} | {found['pixels'] / 1e6 / found['seconds']:.2f} | "
+            f"{found['peak'] / 1e6:,.0f} MB | {found['planned'] / 1e6:,.0f} MB | {found['read'] / 1e9:.1f}, "
+            f"{found['written'] / 1e9:.1f} GB | {a_pixel:.2f} |"
+        )
+
+
+def whole_times(arguments: argparse.Namespace, *, rounds: int) -> list[float]:
+    """Seconds of in-memory passes at 4096 pixels, of the other checkout if there is one."""
+    before = InMemory(NANO, 4096, arguments.before)
+    times = [before.seconds() for _ in range(rounds)]
+    before.close()
+    return times
+
+
+def exact(arguments: argparse.Namespace) -> None:
+    """The largest difference over the largest value, of class token and map."""
+    import torch
+
+    from xcit import XCiT, get_model
+    from xcit.images.preprocess import Preprocessing, normalize
+    from xcit.streaming import ArrayMap, Budget, Wanted, encode, open_rows
+
+    torch.manual_seed(0)
+    model, spec = get_model(NANO), Preprocessing()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and "running_var" not in name:
+            value.add_(torch.randn_like(value) * 0.02)
+    for size, reference in ((512, torch.float64), (arguments.exact_size, torch.float32)):
+        pixels = texture(size) if size <= 4096 else np.tile(texture(), (-(-size // 4096), -(-size // 4096), 1))
+        pixels = pixels[:size, :size]
+        target, last = ArrayMap(), 13
+        wanted = Wanted(class_tokens=frozenset({last}), maps={last: target})
+        with open_rows(pixels) as rows:
+            # Of 300 MB: on scratch files, where the tokens do not fit.
+            budget = Budget(memory=400 * 10**6 + target.memory((size // 16, size // 16), 128), scratch=arguments.folder)
+            found = encode(model, rows, wanted, preprocessing=spec, memory=budget)
+        from PIL import Image
+
+        whole: XCiT = get_model(NANO)
+        whole.load_state_dict(model.state_dict())
+        whole = whole.to(reference) if reference is torch.float64 else whole.fuse()
+        with torch.inference_mode():
+            image = normalize(Image.fromarray(pixels), spec)[None].to(reference)
+            (expected,) = whole.extract_feat(image, out_type="raw")
+        del image
+        differences = {
+            "CLS": (found.taken.class_tokens[last] - expected[0, 0]).abs().max() / expected[0, 0].abs().max(),
+            "map": (torch.from_numpy(target.array).flatten(0, 1) - expected[0, 1:]).abs().max() / expected.abs().max(),
+        }
+        shown = ", ".join(f"{name} {float(value):.1e}" for name, value in differences.items())
+        say(f"{size} x {size}, tokens in {found.report.plan.place}, beside {str(reference)[6:]} whole: {shown}")
+
+
+def photograph(arguments: argparse.Namespace) -> None:
+    """small-12-p8 on a photograph."""
+    from PIL import Image
+
+    path = arguments.folder / "photograph.jpg"
+    if not path.exists():
+        Image.fromarray(np.tile(texture(), (1, 2, 1))[:4000, :6000]).save(path, quality=92)
+    for bound in (750 * 10**6, 300 * 10**6):
+        found = stream(arguments.folder, SMALL, path, bound)
+        say(
+            f"{SMALL} on 6000 x 4000 pixels within {bound / 1e6:.0f} MB, tokens in {found['place']}: "
+            f"{found['seconds']:.0f} s, {found['peak'] / 1e6:.0f} MB above the loaded model (planned {found['planned'] / 1e6:.0f})"
+        )
+
+
+def growth(arguments: argparse.Namespace) -> None:
+    """Time from a quarter to half of the size, in turns."""
+    small, large = (image_of(arguments.folder, arguments.size // share) for share in (4, 2))
+    ratios, times = [], []
+    for _ in range(3):
+        first, second = (stream(arguments.folder, NANO, path, 4 * 10**9)["seconds"] for path in (small, large))
+        ratios.append(second / first)
+        times.append((first, second))
+    say(f"{arguments.size // 4} to {arguments.size // 2} px: {statistics.median(ratios):.2f} times the time, of {times}")
+
+
+def before(arguments: argparse.Namespace) -> None:
+    """In memory beside the other checkout, in turns."""
+    if arguments.before is None:
+        sys.exit("the case `before` needs --before DIR, the src folder of the other checkout")
+    for size, rounds in ((224, 25), (2048, 9), (4096, 3)):
+        ours, theirs = InMemory(NANO, size), InMemory(NANO, size, arguments.before)
+        pairs = [(ours.seconds(), theirs.seconds()) for _ in range(rounds)]
+        ratio = statistics.median(a / b for a, b in pairs)
+        say(f"{NANO} in memory at {size} px: {ratio:.2f} times the time of before, median of {rounds} pairs")
+        ours.close()
+        theirs.close()
+
+
+CASES = {"gigapixel": gigapixel, "exact": exact, "photograph": photograph, "growth": growth, "before": before}
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*CASES, []], help=", ".join(CASES))
+    parser.add_argument("--size", type=int, default=32768, help="pixels of a side; a multiple of 512")
+    parser.add_argument("--exact-size", type=int, default=8192, help="of the case `exact`")
+    parser.add_argument("--before", type=Path, help="src folder of another checkout")
+    parser.add_argument("--folder", type=Path, default=Path("any-resolution"), help="for the image and scratch files")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        say(json.dumps(child(json.loads(arguments.child))))
+        return
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    import torch
+
+    say(f"{processor()}, {torch.get_num_threads()} threads; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}")
+    for case in arguments.cases or [name for name in CASES if name != "before" or arguments.before]:
+        began = time.perf_counter()
+        CASES[case](arguments)
+        say(f"({case}: {time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What the options of `full_size_options` mean, with a progress bar over all passes and a line of summary an image."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from xcit.errors import XCiTError
+
+if TYPE_CHECKING:
+    from xcit.inference.full_size import FullSize
+    from xcit.streaming import Report
+
+
+@contextmanager
+def full_size_of(
+    full_size: bool, memory: str | None, scratch: str | None, token_dtype: str | None, *, num_images: int
+) -> Iterator["FullSize | None"]:
+    """How images go through at their own size; none where that is not asked for.
+
+    Raises:
+        XCiTError: if the other options are given without --full-size, or --memory is no size.
+    """
+    if not full_size:
+        for name, value in (("--memory", memory), ("--scratch", scratch), ("--token-dtype", token_dtype)):
+            if value is not None:
+                raise XCiTError(f"{name} is for images at their own size: give --full-size too")
+        yield None
+        return
+    from xcit.cli.options import checked_dtype
+    from xcit.cli.progress import progress_bar
+    from xcit.inference.full_size import FullSize
+    from xcit.streaming import Budget, as_budget
+
+    with progress_bar("full size", unit="rows") as bar:
+        shown = 0  # of the image that is at work
+
+        def progress(done: int, total: int) -> None:
+            nonlocal shown
+            bar.set_total(total * num_images)  # the others may be of another size
+            bar.advance(done - shown)
+            shown = done
+
+        def report(name: str, found: "Report") -> None:
+            nonlocal shown
+            shown = 0
+            click.echo(f"xcit: {name}: {found.line()}", err=True)
+
+        budget = Budget(
+            memory=as_budget(memory).memory,
+            scratch=None if scratch is None else Path(scratch),
+            token_dtype=None if token_dtype is None else checked_dtype(token_dtype),
+        )
+        yield FullSize(memory=budget, progress=progress, report=report)

@@ -1,0 +1,106 @@
+"""Images that are arrays or tensors in memory, or one array in a .npy file, by rows."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.images.rows import Pixels, RowsInfo
+
+
+class ArrayRows:
+    """An array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), of any type that `read` of `ImageRows` may give."""
+
+    def __init__(self, array: np.ndarray | Tensor, info: RowsInfo | None = None) -> None:
+        self.info = info or RowsInfo()
+        if isinstance(array, Tensor):
+            array = array.detach().cpu()
+            if array.dtype is torch.bfloat16:  # NumPy has none
+                array = array.float()
+            array = (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()
+        if array.ndim not in (2, 3) or 0 in array.shape:
+            raise XCiTError(f"{self.info.name}: shape {array.shape} is not that of an image: (H, W) or (H, W, C)")
+        check_pixel_type(array.dtype, self.info.name)
+        self._array = array[:, :, None] if array.ndim == 2 else array
+        self.height, self.width, self.channels = self._array.shape
+
+    def read(self, start: int, end: int) -> Pixels:
+        """A view."""
+        return self._array[start:end]
+
+
+class NpyRows:
+    """The array (H, W) or (H, W, C) of a .npy file, read by rows and not mapped: no page of it stays resident.
+
+    Raises:
+        XCiTError: if it can't be read or holds no image.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.info = RowsInfo(name=str(path), identity=file_identity(path))
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise XCiTError(f"{path}: cannot be opened ({error.strerror})") from error
+        try:
+            shape, self._dtype = self._header()
+        except XCiTError:
+            self.close()
+            raise
+        self.height, self.width, self.channels = (*shape, 1) if len(shape) == 2 else shape
+        self._start = self._file.tell()
+
+    def _header(self) -> tuple[tuple[int, ...], np.dtype]:
+        name = self.info.name
+        try:
+            version = np.lib.format.read_magic(self._file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, is_fortran, dtype = read(self._file)
+        except ValueError as error:
+            raise XCiTError(f"{name}: not a .npy file ({error})") from error
+        if len(shape) not in (2, 3) or 0 in shape or is_fortran:
+            order = " in Fortran order" if is_fortran else ""
+            raise XCiTError(f"{name}: shape {shape}{order} is not that of an image: (H, W) or (H, W, C) in C order")
+        check_pixel_type(dtype, name)
+        return shape, dtype
+
+    def read(self, start: int, end: int) -> Pixels:
+        """A new array."""
+        a_row = self.width * self.channels
+        pixels = np.empty((end - start) * a_row, self._dtype)
+        self._file.seek(self._start + start * a_row * self._dtype.itemsize)
+        num_read = self._file.readinto(memoryview(pixels).cast("B"))
+        if num_read < pixels.nbytes:
+            row = start + num_read // (a_row * self._dtype.itemsize)
+            raise XCiTError(f"{self.info.name}: truncated: it ends in row {row} of {self.height}")
+        return pixels.reshape(end - start, self.width, self.channels)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def check_pixel_type(dtype: np.dtype, name: str) -> None:
+    """Refuses types that are no pixels: integers with a sign have no known range, complex numbers no meaning.
+
+    Raises:
+        XCiTError: "<name>: <reason>".
+    """
+    if dtype.kind not in "fb" and not (dtype.kind == "u" and dtype.itemsize <= 4):
+        raise XCiTError(f"{name}: pixels of type {dtype}; there are uint8, uint16, uint32, bool and floats")
+
+
+def file_identity(path: Path) -> str:
+    """What changes when a file does: its place, size and time.
+
+    Raises:
+        XCiTError: if there is no such file.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise XCiTError(f"{path}: {'no such file' if error.errno == 2 else error.strerror}") from error
+    return f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"

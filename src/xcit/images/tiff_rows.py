@@ -1,0 +1,131 @@
+"""TIFF and BigTIFF by rows, tiled or in strips, through tifffile."""
+
+from pathlib import Path
+
+import numpy as np
+
+from xcit.errors import XCiTError
+from xcit.images.array_rows import check_pixel_type, file_identity
+from xcit.images.rows import Pixels, RowsInfo
+
+
+class TiffRows:
+    """The first image of a TIFF file, or one level of it if it is a pyramid.
+
+    A row of tiles, or a strip, is decoded once and kept until rows below it are asked for.
+
+    Raises:
+        XCiTError: if it can't be read or its pixels are of no known kind, or tifffile is not installed.
+    """
+
+    def __init__(self, path: Path, level: int = 0) -> None:
+        try:
+            import tifffile
+        except ImportError:
+            raise XCiTError(f"{path}: TIFF by rows needs tifffile: pip install 'xcit[images]'") from None
+        identity = file_identity(path)
+        try:
+            self._file = tifffile.TiffFile(path)
+        except Exception as error:
+            raise XCiTError(f"{path}: a damaged or unsupported TIFF ({_line(error)})") from error
+        try:
+            self._open(path, identity, level)
+        except Exception as error:
+            self.close()
+            if isinstance(error, XCiTError):
+                raise
+            raise XCiTError(f"{path}: a damaged or unsupported TIFF ({_line(error)})") from error
+
+    def _open(self, path: Path, identity: str, level: int) -> None:
+        levels = self._file.series[0].levels
+        if not 0 <= level < len(levels):
+            raise XCiTError(f"{path}: there is no level {level}: it has {len(levels)}, counted from 0")
+        pages = [one.pages[0].aspage() for one in levels]
+        self._page = page = pages[level]
+        self.height, self.width, self.channels = page.imagelength, page.imagewidth, page.samplesperpixel
+        if page.dtype is None or page.photometric == 3:
+            raise XCiTError(f"{path}: a TIFF with a palette or an unknown type of pixels: convert it to grey or RGB")
+        self._dtype = np.dtype(page.dtype)
+        check_pixel_type(self._dtype, str(path))
+        self._is_planar = page.planarconfig == 2 and self.channels > 1
+        # Uncompressed rows that follow one another need no strip to be decoded whole.
+        self._is_plain = page.is_contiguous and not page.is_tiled and not self._is_planar
+        self._band_rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, self.height)
+        self._band_start, self._band = 0, np.empty((0, self.width, self.channels), self._dtype)
+        a_row = self.width * self.channels * self._dtype.itemsize
+        self.info = RowsInfo(
+            name=str(path),
+            identity=f"{identity} {level}",
+            levels=tuple((one.imagelength, one.imagewidth) for one in pages),
+            level=level,
+            rows_at_once=1 if self._is_plain else self._band_rows,
+            buffer_bytes=0 if self._is_plain else self._band_rows * a_row,
+        )
+
+    def read(self, start: int, end: int) -> Pixels:
+        """A new array, or a view into the tiles that were decoded."""
+        if self._is_plain:
+            pixels = self._plain_rows(start, end)
+        else:
+            pieces = []
+            while start < end:
+                if not self._band_start <= start < self._band_start + len(self._band):
+                    self._decode_band(start // self._band_rows)
+                stop = min(end, self._band_start + len(self._band))
+                pieces.append(self._band[start - self._band_start : stop - self._band_start])
+                start = stop
+            pixels = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        if self._page.photometric == 0:  # white is zero
+            top = np.iinfo(self._dtype).max if self._dtype.kind == "u" else 1
+            pixels = (top - pixels).astype(self._dtype)
+        return pixels
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _plain_rows(self, start: int, end: int) -> Pixels:
+        dtype = self._dtype.newbyteorder(self._file.byteorder)
+        a_row = self.width * self.channels * dtype.itemsize
+        data = self._bytes(self._page.dataoffsets[0] + start * a_row, (end - start) * a_row, start, a_row)
+        pixels = np.frombuffer(data, dtype).reshape(end - start, self.width, self.channels)
+        return pixels.astype(self._dtype, copy=False)
+
+    def _decode_band(self, number: int) -> None:
+        """Decodes the tiles of one row of tiles, or one strip."""
+        page, start = self._page, number * self._band_rows
+        num_rows = min(self._band_rows, self.height - start)
+        self._band = np.zeros((0, self.width, self.channels), self._dtype)  # first, so that there is only ever one
+        band = np.empty((num_rows, self.width, self.channels), self._dtype)
+        across = -(-self.width // page.tilewidth) if page.is_tiled else 1
+        down = -(-self.height // self._band_rows)
+        for plane in range(self.channels if self._is_planar else 1):
+            for column in range(across):
+                self._decode_segment(band, start, plane, (plane * down + number) * across + column)
+        self._band_start, self._band = start, band
+
+    def _decode_segment(self, band: Pixels, start: int, plane: int, index: int) -> None:
+        page = self._page
+        count = page.databytecounts[index]
+        data = self._bytes(page.dataoffsets[index], count, start) if count else None
+        try:
+            segment, (_, _, _, left, _), (_, height, width, _) = page.decode(data, index, jpegtables=page.jpegtables)
+        except Exception as error:
+            where = f"rows {start} to {start + len(band) - 1}"
+            raise XCiTError(f"{self.info.name}: {where} can't be decoded ({_line(error)})") from error
+        place = band[:height, left : left + width, plane : plane + 1 if self._is_planar else None]
+        # Tiles reach over the edges; one without data is empty.
+        place[:] = 0 if segment is None else segment[0, : place.shape[0], : place.shape[1]]
+
+    def _bytes(self, offset: int, count: int, row: int, bytes_a_row: int = 0) -> bytes:
+        handle = self._file.filehandle
+        handle.seek(offset)
+        data: bytes = handle.read(count)
+        if len(data) < count:
+            row += len(data) // bytes_a_row if bytes_a_row else 0
+            raise XCiTError(f"{self.info.name}: truncated: it ends in row {row} of {self.height}")
+        return data
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,208 @@
+"""Images at their own size, however large, through the streamed passes: logits, features, attention."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.images.open_rows import open_rows
+from xcit.images.overview import overview
+from xcit.images.read import ImageSource
+from xcit.images.resize_8bit import Pixels
+from xcit.images.rows import ImageRows
+from xcit.inference.reading import Unreadable
+from xcit.models import XCiT
+from xcit.models.xcit import OutType, resolve_indices
+from xcit.streaming import ArrayMap, Encoding, Memory, NpyMap, Report, StreamProgress, Wanted, encode
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+_OVERVIEW_PIXELS = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullSize:
+    """How images go through at their own size.
+
+    Attributes:
+        memory: see `xcit.streaming.Budget`.
+        progress: called after each stripe of an image.
+        report: called with an image's name and how it went.
+    """
+
+    memory: Memory = None
+    progress: StreamProgress | None = None
+    report: Callable[[str, Report], None] | None = None
+
+
+def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
+    """The two arguments of public functions as one.
+
+    Raises:
+        XCiTError: if memory is bounded of what is not streamed.
+    """
+    if memory is not None and not full_size:
+        raise XCiTError("memory bounds full-size passes alone: set full_size too")
+    return FullSize(memory=memory) if full_size else None
+
+
+def logits_each(
+    images: Iterable[ImageSource | ImageRows], network: XCiT, full_size: FullSize
+) -> Iterator[tuple[str, Tensor] | Unreadable]:
+    """Each image's name and logits (num_classes,).
+
+    Raises:
+        XCiTError: if the model has logits for each token and none for the image.
+    """
+    config = network.config
+    last = config.depth + config.cls_depth - 1
+    if config.global_pool == "none":
+        raise XCiTError("the model does not pool its tokens: it has no classes of a whole image")
+    pools_class = config.global_pool == "cls"
+    wanted = Wanted(class_tokens=frozenset({last})) if pools_class else Wanted(means=frozenset({last}))
+    for name, found in _encode_each(images, network, lambda rows: wanted, full_size):
+        if isinstance(found, Unreadable):
+            yield found
+            continue
+        pooled = (found.taken.class_tokens if pools_class else found.taken.means)[last]
+        with torch.inference_mode():
+            yield name, network.head(pooled[None])[0]
+
+
+def features_each(
+    images: Iterable[ImageSource | ImageRows],
+    network: XCiT,
+    out_type: OutType,
+    layers: Sequence[int],
+    full_size: FullSize,
+) -> Iterator[tuple[str, dict[int, Array]] | Unreadable]:
+    """Each image's name and features by block, float32, in the shapes of `XCiT.extract_feat` without the batch."""
+    config = network.config
+    blocks = resolve_indices(layers, config.depth + config.cls_depth)
+    if out_type == "cls_token":
+        Wanted(class_tokens=frozenset(blocks)).check(config.depth, config.cls_depth)
+    maps: dict[int, ArrayMap] = {}
+
+    def wanted(rows: ImageRows) -> Wanted:
+        maps.clear()
+        if out_type == "cls_token":
+            return Wanted(class_tokens=frozenset(blocks))
+        if out_type == "avg_featmap":
+            return Wanted(means=frozenset(blocks))
+        maps.update({block: ArrayMap() for block in blocks})
+        with_class = frozenset(block for block in blocks if block >= config.depth) if out_type == "raw" else frozenset()
+        return Wanted(maps=dict(maps), class_tokens=with_class)
+
+    for name, found in _encode_each(images, network, wanted, full_size):
+        if isinstance(found, Unreadable):
+            yield found
+            continue
+        taken = {**found.taken.means, **found.taken.class_tokens}
+        vectors = {block: one.float().cpu().numpy() for block, one in taken.items()}
+        if out_type == "featmap":
+            yield name, {block: one.array.transpose(2, 0, 1) for block, one in maps.items()}
+        elif out_type == "raw":
+            yield name, {block: _raw(one.array, vectors.get(block)) for block, one in maps.items()}
+        else:
+            yield name, vectors
+
+
+def write_feature_map(
+    image: ImageSource | ImageRows, network: XCiT, path: Path, *, layer: int, full_size: FullSize
+) -> tuple[int, int, int]:
+    """Writes the patch tokens of an image after a block to a .npy file, float32 (H, W, D), row by row as they come.
+
+    Returns:
+        H, W and D.
+
+    Raises:
+        XCiTError: if the image can't be read or the file not written.
+    """
+    (block,) = resolve_indices([layer], network.config.depth + network.config.cls_depth)
+    target = NpyMap(path)
+    ((_, found),) = _encode_each([image], network, lambda rows: Wanted(maps={block: target}), full_size)
+    if isinstance(found, Unreadable):
+        raise XCiTError(found.reason)
+    target.finish()
+    return (*found.grid, network.config.embed_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeAttention:
+    """The class token's attention over a large image, and the image made small.
+
+    Attributes:
+        source: the image's name.
+        overview: (h / scale, w / scale, 3).
+        scale: pixels of the image a pixel of the overview, a divisor of the patch size.
+        heads: (M, H, W).
+        class_token: (M,).
+    """
+
+    source: str
+    overview: Pixels
+    scale: int
+    heads: Array
+    class_token: Array
+
+
+def attention_each(
+    images: Iterable[ImageSource | ImageRows], network: XCiT, block: int, full_size: FullSize
+) -> Iterator[LargeAttention | Unreadable]:
+    """Each image's attention in a class attention block, counted from 0."""
+    patch_size = network.config.patch_size
+    small: list[tuple[Pixels, int]] = []
+
+    def wanted(rows: ImageRows) -> Wanted:
+        scale = 1
+        while scale < patch_size and rows.height * rows.width > _OVERVIEW_PIXELS * scale**2:
+            scale *= 2
+        small[:] = [(overview(rows, scale), scale)]
+        return Wanted(attention=network.config.depth + block)
+
+    for name, found in _encode_each(images, network, wanted, full_size):
+        if isinstance(found, Unreadable):
+            yield found
+            continue
+        taken = found.taken
+        assert taken.attention is not None and taken.class_shares is not None
+        picture, scale = small[0]
+        yield LargeAttention(
+            source=name,
+            overview=picture,
+            scale=scale,
+            heads=taken.attention.numpy(),
+            class_token=taken.class_shares.numpy(),
+        )
+
+
+def _encode_each(
+    images: Iterable[ImageSource | ImageRows],
+    network: XCiT,
+    wanted: Callable[[ImageRows], Wanted],
+    full_size: FullSize,
+) -> Iterator[tuple[str, Encoding | Unreadable]]:
+    """Each image's name and what was taken of it, or why nothing was."""
+    for index, image in enumerate(images):
+        name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+        try:
+            with open_rows(image, name=name) as rows:
+                found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
+        except XCiTError as error:
+            yield name, Unreadable(source=name, reason=str(error))
+            continue
+        if full_size.report is not None:
+            full_size.report(name, found.report)
+        yield name, found
+
+
+def _raw(patches: Array, cls: Array | None) -> Array:
+    """Tokens (N, D), or (1 + N, D) with the class token first."""
+    flat = patches.reshape(-1, patches.shape[2])
+    return flat if cls is None else np.concatenate([cls[None], flat])

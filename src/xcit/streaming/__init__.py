@@ -1,0 +1,43 @@
+"""Images larger than memory through a model, exactly, without tiles or seams.
+
+XCiT needs the whole image in D x D sums and in the two rows beside a stripe only. So an image goes through in stripes, one
+pass over its tokens a block, and the tokens may lie in memory or on disk: the numbers are those of the whole image. Bring
+any object with `height`, `width`, `channels` and `read(start, end)`:
+
+    from xcit.streaming import Wanted, encode
+
+    encoding = encode(model, source, Wanted(class_tokens=frozenset({13})), memory="4GB")
+    print(encoding.taken.class_tokens[13], encoding.report.line())
+"""
+
+from xcit.images.open_rows import open_rows
+from xcit.images.rows import ImageRows, RowsInfo
+from xcit.streaming.budget import Budget, Memory, as_budget, format_size
+from xcit.streaming.encode import Encoding, StreamProgress, encode
+from xcit.streaming.outputs import ArrayMap, NpyMap, Taken, TokenMap, Wanted
+from xcit.streaming.plan import ImageShape, Place, Plan, largest_square, make_plan
+from xcit.streaming.report import Report
+
+__all__ = [
+    "ArrayMap",
+    "Budget",
+    "Encoding",
+    "ImageRows",
+    "ImageShape",
+    "Memory",
+    "NpyMap",
+    "Place",
+    "Plan",
+    "Report",
+    "RowsInfo",
+    "StreamProgress",
+    "Taken",
+    "TokenMap",
+    "Wanted",
+    "as_budget",
+    "encode",
+    "format_size",
+    "largest_square",
+    "make_plan",
+    "open_rows",
+]

@@ -1,0 +1,322 @@
+"""One image of any size through a model: the passes, one after another, and what is taken on the way."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing
+from xcit.images.rows import ImageRows, rows_info
+from xcit.machine import forget_peak, peak_resident_memory, resident_memory
+from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
+from xcit.models.stripes import ClassAttentionSums, Sums, pass_class_block, pass_xca_block, sum_dtype
+from xcit.models.xcit import FusedXCiT, XCiT
+from xcit.streaming.budget import Memory, as_budget
+from xcit.streaming.outputs import Taken, Wanted, as_map_rows
+from xcit.streaming.pixels import check_channels, normalized_stripes
+from xcit.streaming.plan import ImageShape, make_plan
+from xcit.streaming.report import Report
+from xcit.streaming.state import RunFolder, State, empty_file, model_digest
+from xcit.streaming.stores import MemoryTokens, ScratchTokens
+
+StreamProgress = Callable[[int, int], None]
+"""Takes rows of tokens done, and rows in all passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """What came of an image: what was taken, the token grid (H, W), and how it went."""
+
+    taken: Taken
+    grid: tuple[int, int]
+    report: Report
+
+
+@torch.inference_mode()
+def encode(
+    model: XCiT,
+    source: ImageRows,
+    wanted: Wanted,
+    *,
+    preprocessing: Preprocessing | None = None,
+    memory: Memory = None,
+    progress: StreamProgress | None = None,
+) -> Encoding:
+    """Takes features of an image of any size, exactly those of the whole image, in bounded memory.
+
+    The image is taken as it is: `preprocessing` says mean and standard deviation, and nothing is resized or cropped.
+    Tokens that do not fit into the bound go to scratch files; a run on scratch files that was killed goes on from the
+    last pass that it finished when it is called again with the same model, image and wishes.
+
+    Args:
+        model: in its place and precision. One that is not fused is, for this call.
+        source: of the rows.
+        wanted: what to take, by block.
+        preprocessing: none is the model's own.
+        memory: the most that the pass may add to the loaded model (see `Budget`).
+        progress: called after each stripe.
+
+    Raises:
+        XCiTError: if the image does not fit the model, can't be read, or the bound can't be kept.
+    """
+    network = model.fuse()
+    assert isinstance(network, FusedXCiT)
+    spec = preprocessing or (network.info.preprocessing if network.info is not None else None)
+    if spec is None:
+        raise XCiTError("the model does not say how to prepare images: give the preprocessing, or set model.info")
+    run = _Run(network, source, wanted, spec, memory, progress)
+    return run.encoding()
+
+
+class _Run:
+    """One call of `encode`."""
+
+    def __init__(
+        self,
+        model: FusedXCiT,
+        source: ImageRows,
+        wanted: Wanted,
+        spec: Preprocessing,
+        memory: Memory,
+        progress: StreamProgress | None,
+    ) -> None:
+        config, name = model.config, rows_info(source).name
+        if len(spec.mean) != config.in_channels:
+            raise XCiTError(f"preprocessing has {len(spec.mean)} means, the model takes {config.in_channels} channels")
+        check_channels(source, spec)
+        if min(source.height, source.width) < config.patch_size:
+            raise XCiTError(
+                f"{name}: {source.width} x {source.height} pixels, smaller than one patch of {config.patch_size} x "
+                f"{config.patch_size}"
+            )
+        wanted.check(config.depth, config.cls_depth)
+        self._model, self._source, self._wanted, self._spec = model, source, wanted, spec
+        parameter = next(model.parameters())
+        self._device, self._dtype, self._dim = parameter.device, parameter.dtype, config.embed_dim
+        self._last_block = wanted.last_block()
+        self._blocks = [*model.blocks, *(model.cls_blocks if config.cls_depth else [])][: self._last_block + 1]
+        self._budget = as_budget(memory)
+        self._stored = self._budget.token_dtype or self._dtype
+        self._taken, self._progress = Taken(), progress
+        self._grid = model.embedding.grid(source.height, source.width)
+        self._rows_done = 0
+        info = rows_info(source)
+        pixel = source.read(0, 1).dtype.itemsize * source.channels
+        shape = ImageShape(
+            height=source.height,
+            width=source.width,
+            pixel_bytes=pixel,
+            read_rows=info.rows_at_once,
+            buffer_bytes=info.buffer_bytes,
+        )
+        outputs = sum(one.memory(self._grid, self._dim) for one in wanted.maps.values())
+        if wanted.attention is not None:
+            outputs += 4 * config.num_heads * self._grid[0] * self._grid[1]
+        self._plan = make_plan(model, shape, self._budget.bound(), token_dtype=self._stored, output_bytes=outputs)
+
+    def encoding(self) -> Encoding:
+        """Runs, and gives what was taken."""
+        began = time.perf_counter()
+        forget_peak()
+        before = resident_memory()
+        with self._tokens() as (tokens, state, folder):
+            resumed_from = state.passes
+            self._taken.class_tokens, self._taken.means = state.class_tokens, state.means
+            for one in self._wanted.maps.values():
+                one.open(self._grid, self._dim, goes_on=bool(resumed_from))
+            self._rows_done = resumed_from * self._grid[0]
+            for index in range(resumed_from - 1, len(self._blocks)):
+                self._one_pass(index, tokens, state)
+                tokens.finish_pass()
+                state.passes = index + 2
+                if folder is not None and isinstance(tokens, ScratchTokens) and index < self._last_block:
+                    state.current, state.checksum = tokens.current, tokens.checksum
+                    state.save(folder.state)
+            moved = (tokens.bytes_read, tokens.bytes_written) if isinstance(tokens, ScratchTokens) else (0, 0)
+        peak = peak_resident_memory()
+        report = Report(
+            height=self._source.height,
+            width=self._source.width,
+            plan=self._plan,
+            passes=len(self._blocks) + 1,
+            resumed_from=resumed_from,
+            seconds=time.perf_counter() - began,
+            peak_bytes=None if peak is None or before is None else max(0, peak - before),
+            bytes_read=moved[0],
+            bytes_written=moved[1],
+        )
+        return Encoding(taken=self._taken, grid=self._grid, report=report)
+
+    @contextmanager
+    def _tokens(self) -> Iterator[tuple[MemoryTokens | ScratchTokens, State, RunFolder | None]]:
+        """Where the tokens lie, and how far an earlier run has come."""
+        if self._plan.place != "scratch":
+            place = self._device if self._plan.place == "device" else torch.device("cpu")
+            tensor = torch.empty(*self._grid, self._dim, dtype=self._stored, device=place)
+            yield MemoryTokens(tensor, self._device, self._dtype), State(), None
+            return
+        folder = RunFolder(self._budget.scratch_folder(), self._key(), self._plan.scratch_bytes)
+        keep = False
+        try:
+            tokens = ScratchTokens(
+                folder.tokens,
+                (*self._grid, self._dim),
+                self._plan.rows_at_once,
+                stored=self._stored,
+                device=self._device,
+                dtype=self._dtype,
+            )
+            try:
+                yield tokens, self._earlier(folder, tokens), folder
+            except BaseException:
+                keep = folder.state.exists()
+                tokens.close()
+                if keep:  # what the pass that failed has written is of no use
+                    saved = State.load(folder.state, self._device)
+                    empty_file(folder.tokens[1 - (saved.current if saved else 0)])
+                raise
+            finally:
+                tokens.close()
+        finally:
+            folder.leave(keep=keep)
+
+    def _earlier(self, folder: RunFolder, tokens: ScratchTokens) -> State:
+        """How far an earlier run has come, if all that it left is still there; a state of nothing else."""
+        state = State.load(folder.state, self._device)
+        if state is not None:
+            tokens.current = state.current
+            # Before this block, all has gone to the maps that they will get.
+            finished = [one for block, one in self._wanted.maps.items() if block <= state.passes - 2]
+            if all(one.can_go_on() for one in finished) and tokens.holds(state.checksum):
+                return state
+        folder.state.unlink(missing_ok=True)
+        tokens.current = 0
+        return State()
+
+    def _key(self) -> str:
+        """What a run has to have in common with an earlier one to go on with it."""
+        identity = rows_info(self._source).identity
+        if identity is None:  # another image may look the same
+            identity = f"process of its own {id(self)} {time.time_ns()}"
+        wanted, maps = self._wanted, sorted(self._wanted.maps)
+        what = (sorted(wanted.class_tokens), sorted(wanted.means), maps, wanted.attention, str(self._spec))
+        return f"{model_digest(self._model)} {identity} {self._grid} {self._stored} {what}"
+
+    def _one_pass(self, index: int, tokens: MemoryTokens | ScratchTokens, state: State) -> None:
+        """The pass that embeds the image (index -1), or that of a block."""
+        if isinstance(tokens, ScratchTokens):
+            tokens.start_pass()
+        leaving = _Leaving(self, index, tokens)
+        block = self._blocks[index] if index >= 0 else None
+        following = self._blocks[index + 1] if index + 1 < len(self._blocks) else None
+        norm = following.norm_xca if isinstance(following, FusedXCABlock) else None
+        rows_at_once = self._plan.rows_at_once
+        if block is None:
+            state.sums = self._embed(leaving, norm)
+        elif isinstance(block, FusedXCABlock):
+            assert state.sums is not None
+            state.sums = pass_xca_block(block, tokens, state.sums, rows_at_once, leaving, norm)
+        else:
+            assert isinstance(block, FusedClassAttentionBlock)
+            state.sums = None
+            state.cls = self._attend(index, block, tokens, state.cls, leaving)
+        leaving.finish()
+
+    def _embed(self, leaving: "_Leaving", norm: torch.nn.Module | None) -> Sums:
+        sums = Sums.empty(self._dim, self._device)
+        stripes = normalized_stripes(
+            self._source,
+            self._spec,
+            read_rows=self._plan.read_rows,
+            rows_at_once=self._plan.pixel_rows_at_once,
+            device=self._device,
+            dtype=self._dtype,
+        )
+        for start, rows in self._model.embedding.slide(stripes, self._source.height, self._source.width):
+            leaving(start, rows[0])
+            if norm is not None:
+                sums.add(norm(rows[0]).flatten(0, 1))
+        return sums
+
+    def _attend(
+        self,
+        index: int,
+        block: FusedClassAttentionBlock,
+        tokens: MemoryTokens | ScratchTokens,
+        cls: Tensor | None,
+        leaving: "_Leaving",
+    ) -> Tensor:
+        """A class attention block; gives the class token (D,) after it."""
+        token = self._model.cls_token if cls is None else cls.to(self._dtype).view(1, 1, -1)
+        attention = ClassAttentionSums(block, token)
+        scores: Tensor | None = None
+        if self._wanted.attention == index:
+            scores = torch.empty(attention.total.shape[1], *self._grid)
+
+        def hear(start: int, some: Tensor) -> None:
+            assert scores is not None
+            some = some[0].unflatten(1, (-1, self._grid[1]))
+            scores[:, start : start + some.shape[1]] = some
+
+        pass_class_block(
+            block,
+            attention,
+            tokens,
+            self._plan.rows_at_once,
+            leave=leaving if leaving.is_heard else None,
+            hear=None if scores is None else hear,
+        )
+        if not leaving.is_heard:
+            self._advance(self._grid[0])
+        if scores is not None:
+            for head, largest, total in zip(scores, attention.largest[0], attention.total[0], strict=True):
+                head.sub_(largest.cpu()).exp_().div_(total.cpu())
+            self._taken.attention = scores
+            self._taken.class_shares = attention.shares(attention.class_scores)[0, :, 0].cpu().float()
+        token = block.finish(token, attention.value())
+        if index in self._wanted.class_tokens:
+            is_last = index == self._model.config.depth + self._model.config.cls_depth - 1
+            self._taken.class_tokens[index] = (self._model.norm(token) if is_last else token)[0, 0]
+        return token[0, 0]
+
+    def _advance(self, rows: int) -> None:
+        self._rows_done += rows
+        if self._progress is not None:
+            self._progress(self._rows_done, (len(self._blocks) + 1) * self._grid[0])
+
+
+class _Leaving:
+    """Where the rows go that leave a block: to the tokens, to a map, into a mean."""
+
+    def __init__(self, run: _Run, index: int, tokens: MemoryTokens | ScratchTokens) -> None:
+        wanted, config = run._wanted, run._model.config
+        self._run, self._index = run, index
+        self._tokens = tokens if index < run._last_block else None
+        self._map = wanted.maps.get(index)
+        self._total: Tensor | None = None
+        if index in wanted.means:
+            self._total = torch.zeros(run._dim, dtype=sum_dtype(run._device), device=run._device)
+        is_last = config.cls_depth > 0 and index == config.depth + config.cls_depth - 1
+        self._norm = run._model.norm if is_last else None
+        self.is_heard = self._tokens is not None or self._map is not None or self._total is not None
+
+    def __call__(self, start: int, rows: Tensor) -> None:
+        if self._tokens is not None:
+            self._tokens.write(start, rows)
+        if self._map is not None or self._total is not None:
+            rows = rows if self._norm is None else self._norm(rows)
+            if self._map is not None:
+                self._map.write(start, as_map_rows(rows))
+            if self._total is not None:
+                self._total += rows.flatten(0, 1).to(torch.promote_types(rows.dtype, torch.float32)).sum(dim=0)
+        self._run._advance(len(rows))
+
+    def finish(self) -> None:
+        """Keeps the mean."""
+        if self._total is not None:
+            height, width = self._run._grid
+            self._run._taken.means[self._index] = (self._total / (height * width)).to(self._run._dtype)

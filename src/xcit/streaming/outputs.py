@@ -1,0 +1,177 @@
+"""What to take from a pass, and where the maps of tokens go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+
+
+class TokenMap(Protocol):
+    """Takes the tokens (H, W, D) after a block, rows by rows from the first to the last."""
+
+    def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
+        """Called once before any rows: H, W and D, and whether a run that was killed goes on."""
+
+    def write(self, start: int, rows: Tensor) -> None:
+        """Takes rows (k, W, D) in float32 on the CPU; they hold until it returns."""
+
+    def memory(self, grid: tuple[int, int], dim: int) -> int:
+        """Bytes that it keeps in memory."""
+
+    def can_go_on(self) -> bool:
+        """Whether it still has what a run that was killed has written to it."""
+
+
+class ArrayMap:
+    """A map in memory: `array`, float32 (H, W, D)."""
+
+    def __init__(self) -> None:
+        self.array = np.empty((0, 0, 0), np.float32)
+
+    def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
+        """Makes the array."""
+        self.array = np.empty((*grid, dim), np.float32)
+
+    def write(self, start: int, rows: Tensor) -> None:
+        """Copies."""
+        self.array[start : start + len(rows)] = rows.numpy()
+
+    def memory(self, grid: tuple[int, int], dim: int) -> int:
+        """All of it."""
+        return 4 * grid[0] * grid[1] * dim
+
+    def can_go_on(self) -> bool:
+        """Memory does not outlive its process."""
+        return False
+
+
+class NpyMap:
+    """A map in a .npy file, float32 (H, W, D), which can be opened by `np.load(path, mmap_mode="r")`.
+
+    It is written beside `path` under a name that ends in .part until `finish`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._part = path.with_name(f"{path.name}.part")
+        self._row_bytes = 0
+        self._start = 0
+
+    def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
+        """Writes the header, unless the file has it."""
+        header = self._header(grid, dim)
+        self._start, self._row_bytes = len(header), 4 * grid[1] * dim
+        if not goes_on:
+            self.discard()
+            self._put(0, header)
+
+    def write(self, start: int, rows: Tensor) -> None:
+        """Writes to the place of the rows.
+
+        Raises:
+            XCiTError: if they can't be written.
+        """
+        self._put(self._start + start * self._row_bytes, memoryview(rows.contiguous().numpy()).cast("B"))
+
+    def memory(self, grid: tuple[int, int], dim: int) -> int:
+        """Nothing."""
+        return 0
+
+    def can_go_on(self) -> bool:
+        """If the file is there."""
+        return self._part.exists()
+
+    def finish(self) -> None:
+        """Gives the file its name."""
+        self._part.replace(self.path)
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        self._part.unlink(missing_ok=True)
+
+    def _put(self, offset: int, data: bytes | memoryview) -> None:
+        try:
+            with self._part.open("r+b" if self._part.exists() else "w+b") as file:
+                file.seek(offset)
+                file.write(data)
+        except OSError as error:
+            raise XCiTError(f"{self.path}: can't be written: {error.strerror}") from None
+
+    def _header(self, grid: tuple[int, int], dim: int) -> bytes:
+        import io
+
+        stream = io.BytesIO()
+        described: dict[str, Any] = {"descr": "<f4", "fortran_order": False, "shape": (*grid, dim)}
+        np.lib.format.write_array_header_1_0(stream, described)
+        return stream.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to take, by block: XCA blocks are counted from 0, class attention blocks after them, as in `extract_feat`.
+
+    After the last block the final norm is applied, where the model has one.
+
+    Attributes:
+        class_tokens: blocks whose class token is wanted.
+        means: blocks whose mean of the patch tokens is wanted.
+        maps: where the patch tokens after a block go.
+        attention: the class attention block whose attention over the patches is wanted; a map (M, H, W) in memory.
+    """
+
+    class_tokens: frozenset[int] = frozenset()
+    means: frozenset[int] = frozenset()
+    maps: Mapping[int, TokenMap] = field(default_factory=dict)
+    attention: int | None = None
+
+    def last_block(self) -> int:
+        """The last block that has to be run.
+
+        Raises:
+            XCiTError: if nothing is wanted.
+        """
+        blocks = {*self.class_tokens, *self.means, *self.maps, *([] if self.attention is None else [self.attention])}
+        if not blocks:
+            raise XCiTError("nothing is wanted of the pass: name a block's class token, mean, map or attention")
+        return max(blocks)
+
+    def check(self, depth: int, cls_depth: int) -> None:
+        """Refuses blocks that are not there.
+
+        Raises:
+            XCiTError: naming one.
+        """
+        class_blocks = {*self.class_tokens, *([] if self.attention is None else [self.attention])}
+        for block in (*class_blocks, *self.means, *self.maps):
+            if not 0 <= block < depth + cls_depth:
+                raise XCiTError(f"there is no block {block}: the model has {depth + cls_depth}, counted from 0")
+            if block in class_blocks and block < depth:
+                raise XCiTError(f"block {block} has no class token: it enters at block {depth} of {depth + cls_depth}")
+
+
+@dataclass
+class Taken:
+    """What was taken; the maps are where `Wanted.maps` put them.
+
+    Attributes:
+        class_tokens: (D,) by block.
+        means: (D,) by block.
+        attention: (M, H, W), each head's shares over the patches; the rest of 1 is the class token's own.
+        class_shares: (M,), what each head keeps for the class token.
+    """
+
+    class_tokens: dict[int, Tensor] = field(default_factory=dict)
+    means: dict[int, Tensor] = field(default_factory=dict)
+    attention: Tensor | None = None
+    class_shares: Tensor | None = None
+
+
+def as_map_rows(rows: Tensor) -> Tensor:
+    """Rows as maps take them."""
+    return rows.to("cpu", torch.float32)

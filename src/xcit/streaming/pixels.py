@@ -1,0 +1,100 @@
+"""Rows of pixels of any type as a model's input, read ahead by a thread."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing
+from xcit.images.rows import ImageRows, Pixels, rows_info
+from xcit.models.stripes import spans
+
+_LUMA = (19595, 38470, 7471)  # of 65536: the shares of red, green and blue in grey, as Pillow has them
+
+
+def check_channels(source: ImageRows, spec: Preprocessing) -> None:
+    """Refuses an image whose channels can't be made those of the model.
+
+    Raises:
+        XCiTError: naming both.
+    """
+    ours, theirs = len(spec.mean), source.channels
+    if len(spec.std) != ours:
+        raise XCiTError(f"preprocessing has {ours} means and {len(spec.std)} std: one of each is needed a channel")
+    if theirs != ours and (theirs, ours) not in ((1, 3), (3, 1)):
+        raise XCiTError(f"{rows_info(source).name}: has {theirs} channels, the model takes {ours}")
+
+
+def normalized_stripes(
+    source: ImageRows,
+    spec: Preprocessing,
+    *,
+    read_rows: int,
+    rows_at_once: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[Tensor]:
+    """Stripes (1, channels, r, w) of an image, normalised, from the top to the bottom.
+
+    The numbers are those that `images.preprocess.normalize` gives the whole image.
+
+    Args:
+        source: of the rows.
+        spec: whose mean and standard deviation are taken.
+        read_rows: rows that are read at once, while those before them are computed on.
+        rows_at_once: rows of a stripe.
+        device: of the stripes.
+        dtype: of the stripes.
+    """
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (spec.mean, spec.std))
+    with ThreadPoolExecutor(1) as pool:
+        pending = None
+        for start, end in [*spans(source.height, read_rows), (source.height, source.height)]:
+            coming = pool.submit(source.read, start, end) if start < end else None
+            if pending is not None:
+                pixels = checked(pending.result(), source, start)
+                for first, last in spans(len(pixels), rows_at_once):
+                    numbers = _numbers(pixels[first:last], len(spec.mean)).to(device)
+                    yield numbers.sub_(mean).div_(std).to(dtype)[None].permute(0, 3, 1, 2)
+                del pixels
+            pending = coming
+
+
+def checked(pixels: Pixels, source: ImageRows, end: int) -> Pixels:
+    """What a source has read, if it is what was asked of it, rows up to `end`.
+
+    Raises:
+        XCiTError: if its shape is another.
+    """
+    if pixels.ndim != 3 or pixels.shape[1:] != (source.width, source.channels) or not 0 < len(pixels) <= end:
+        raise XCiTError(
+            f"{rows_info(source).name}: a read of rows to {end} gave shape {pixels.shape}, not (rows, {source.width}, "
+            f"{source.channels})"
+        )
+    return pixels
+
+
+def _numbers(pixels: Pixels, channels: int) -> Tensor:
+    """Pixels (r, w, C) as float32 (r, w, channels): integers as shares of their type's largest, floats as they are."""
+    if channels == 1 and pixels.shape[2] == 3:
+        grey = sum(np.multiply(pixels[:, :, i : i + 1], _LUMA[i], dtype=_wide(pixels.dtype)) for i in range(3))
+        if pixels.dtype.kind == "u":
+            pixels = ((grey + 32768) >> 16).astype(pixels.dtype)
+        else:
+            pixels = (grey / 65536).astype(np.float32)
+    # uint16 is read by few of torch's operators; a copy, for a source may give a view.
+    numbers = torch.from_numpy(pixels.astype(np.float32)) if pixels.dtype != np.uint8 else _from_bytes(pixels)
+    if pixels.dtype.kind == "u":
+        numbers.div_(float(np.iinfo(pixels.dtype).max))
+    return numbers.expand(-1, -1, channels).contiguous() if numbers.shape[2] != channels else numbers
+
+
+def _from_bytes(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(torch.float32)
+
+
+def _wide(dtype: np.dtype) -> type:
+    return np.uint64 if dtype.kind == "u" else np.float64

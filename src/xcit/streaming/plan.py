@@ -1,0 +1,202 @@
+"""How an image goes through a model within a bound of memory: how many rows at a time, and where its tokens lie.
+
+The model of memory below is compared with measurements in the tests; `xcit max-size` prints what follows from it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from xcit.errors import XCiTError
+from xcit.models.fused import NUMBERS_AT_ONCE
+from xcit.models.stripes import ROWS_HELD
+from xcit.models.xcit import FusedXCiT
+from xcit.streaming.budget import format_size
+
+Place = Literal["device", "host", "scratch"]
+
+OVERHEAD = 48 * 2**20
+"""What a pass takes whatever the image: code that is loaded with the first call, threads, freed memory not yet reused."""
+
+MAPS_AT_ONCE = 7
+"""Of the size of a stripe's tokens, that exist at once in a block: what enters, what leaves, norms, LPI's maps."""
+
+DEVICE_SHARE = 0.8
+"""Of a GPU's free memory, that tokens and stripes may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageShape:
+    """What a plan has to know of an image.
+
+    Attributes:
+        height: rows of pixels.
+        width: pixels a row.
+        pixel_bytes: bytes a pixel, all channels, as the source gives them.
+        read_rows: rows that the source reads at once for the price of one.
+        buffer_bytes: that the source holds.
+    """
+
+    height: int
+    width: int
+    pixel_bytes: int = 3
+    read_rows: int = 1
+    buffer_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How an image goes through.
+
+    Attributes:
+        place: of the tokens: on the model's device, in host memory beside it, or in scratch files.
+        grid: H and W of the tokens.
+        rows_at_once: rows of tokens of a stripe.
+        pixel_rows_at_once: rows of pixels that the stem takes.
+        read_rows: rows of pixels that are read at once.
+        peak_bytes: of host memory above the loaded model.
+        scratch_bytes: of both files.
+    """
+
+    place: Place
+    grid: tuple[int, int]
+    rows_at_once: int
+    pixel_rows_at_once: int
+    read_rows: int
+    peak_bytes: int
+    scratch_bytes: int
+
+
+def make_plan(
+    model: FusedXCiT,
+    image: ImageShape,
+    bound: int,
+    *,
+    token_dtype: torch.dtype,
+    output_bytes: int = 0,
+) -> Plan:
+    """Chooses the largest stripes that are of use, and the nearest place, that keep the bound.
+
+    Args:
+        model: on its device, in its precision.
+        image: that goes through.
+        bound: bytes of host memory above the loaded model.
+        token_dtype: of the tokens between blocks.
+        output_bytes: of maps that are kept in memory.
+
+    Raises:
+        XCiTError: if the bound can't be kept; it says what can.
+    """
+    costs = Costs(model, image, token_dtype)
+    places: tuple[Place, ...] = ("scratch",)
+    if costs.token_bytes + output_bytes < bound:
+        places = ("device", "scratch") if costs.device.type == "cpu" else ("host", "scratch")
+    if costs.device.type == "cuda" and costs.fits_device():
+        places = ("device",)
+    best: Plan | None = None
+    for place in places:
+        for size in costs.sizes():
+            plan = costs.plan(place, size, output_bytes)
+            if plan.peak_bytes <= bound:
+                return plan
+            best = plan if best is None or plan.peak_bytes < best.peak_bytes else best
+    assert best is not None
+    raise XCiTError(
+        f"{image.width} x {image.height} pixels can't go through in {format_size(bound)} of memory: at least "
+        f"{format_size(best.peak_bytes)} are needed, with {format_size(best.scratch_bytes)} of scratch files"
+    )
+
+
+class Costs:
+    """The model of memory for one image.
+
+    Attributes:
+        grid: H and W of its tokens.
+        token_bytes: of all of them.
+        device: that the model computes on.
+    """
+
+    def __init__(self, model: FusedXCiT, image: ImageShape, token_dtype: torch.dtype) -> None:
+        config = model.config
+        parameter = next(model.parameters())
+        self.device, self._number = parameter.device, parameter.dtype.itemsize
+        self._image, self._config, self._stored = image, config, token_dtype
+        self.grid = model.embedding.grid(image.height, image.width)
+        self._dim = config.embed_dim
+        self.token_bytes = self.grid[0] * self.grid[1] * self._dim * token_dtype.itemsize
+        self._at_once = max(1, NUMBERS_AT_ONCE.get(self.device.type, NUMBERS_AT_ONCE["cuda"]) // self._dim)
+        first = model.embedding.convs[0]
+        assert isinstance(first, torch.nn.Conv2d)
+        self._first_channels, self._first_stride = first.out_channels, first.stride[0]
+
+    @property
+    def most_rows(self) -> tuple[int, int]:
+        """Rows of tokens and of pixels at once beyond which nothing is gained: what the cache holds."""
+        numbers = self._at_once * self._dim
+        first_row = max(1, self._image.width * self._first_channels // self._first_stride)
+        rows = max(1, min(self._at_once // self.grid[1], self.grid[0]))
+        return rows, self._first_stride * max(1, numbers // first_row)
+
+    def sizes(self) -> list[float]:
+        """Shares of the most that is of use, from all of it down to a single row."""
+        return [2.0**-power for power in range(max(self.most_rows).bit_length() + 1)]
+
+    def plan(self, place: Place, size: float, output_bytes: int) -> Plan:
+        """The plan with stripes of this share of the most that is of use, whether it keeps the bound or not."""
+        image, width = self._image, self.grid[1]
+        most_rows, most_pixel_rows = self.most_rows
+        rows = max(1, int(most_rows * size))
+        pixel_rows = max(1, min(int(most_pixel_rows * size), image.height))
+        read_rows = max(1, min(int(max(image.read_rows, pixel_rows) * size), image.height))
+        pixel_rows = min(pixel_rows, read_rows)
+        stripe = (rows + ROWS_HELD) * width * self._dim
+        block = MAPS_AT_ONCE * stripe + min(self._at_once, rows * width) * (self._config.hidden_dim + 3 * self._dim)
+        # Pixels as float32 and as the convolution sees them; its output, twice with GELU's and the next one's input.
+        row = image.width * self._config.in_channels
+        embed = (pixel_rows + 2) * (3 * row + 3 * image.width * self._first_channels // self._first_stride**2)
+        computing = self._number * (max(block, embed) if self.device.type == "cpu" else 0)
+        peak = OVERHEAD + computing + output_bytes + image.buffer_bytes
+        peak += 2 * read_rows * image.width * image.pixel_bytes
+        scratch = 0
+        if place == "scratch":
+            peak += 4 * rows * width * self._dim * self._stored.itemsize
+            scratch = 2 * self.token_bytes
+        elif place == "host" or self.device.type == "cpu":
+            peak += self.token_bytes
+        return Plan(
+            place=place,
+            grid=self.grid,
+            rows_at_once=rows,
+            pixel_rows_at_once=pixel_rows,
+            read_rows=read_rows,
+            peak_bytes=peak,
+            scratch_bytes=scratch,
+        )
+
+    def fits_device(self) -> bool:
+        """Whether the GPU's free memory holds tokens and the largest stripes."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        stripe = self.most_rows[0] * self.grid[1] * self._dim * self._number * (MAPS_AT_ONCE + self._config.mlp_ratio)
+        return self.token_bytes + stripe < DEVICE_SHARE * free
+
+
+def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, Plan]:
+    """The side of the largest square image, in whole patches, that keeps the bound with its tokens in this place."""
+
+    def plan_of(side: int) -> Plan | None:
+        costs = Costs(model, ImageShape(height=side, width=side), next(model.parameters()).dtype)
+        plans = (costs.plan(place, size, 0) for size in costs.sizes())
+        return next((plan for plan in plans if plan.peak_bytes <= bound), None)
+
+    patch = model.config.patch_size
+    low, high = 0, 1  # in patches: `low` keeps the bound, `high` does not
+    while plan_of(high * patch) is not None:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if plan_of(middle * patch) is not None else (low, middle)
+    found = plan_of(low * patch) if low else None
+    if found is None:
+        raise XCiTError(f"no image at all goes through in {format_size(bound)} of memory")
+    return low * patch, replace(found, place=place)

@@ -1,0 +1,150 @@
+"""What a run on scratch files has finished, so that it goes on from there when it was killed.
+
+A run has a folder of its own, named for the model, the image and what is wanted of it. In it lie the two files of
+tokens and `state.json`, which is written whole or not at all after each pass, and only after the pass's tokens.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from xcit.errors import XCiTError
+from xcit.models.stripes import Sums
+
+VERSION = 1
+"""Of the contents of the folder. Another version's is not gone on with."""
+
+
+@dataclass
+class State:
+    """How far a run has come.
+
+    Attributes:
+        passes: that are finished, the one that embeds the image included.
+        current: which file, 0 or 1, has the tokens.
+        checksum: of the tokens in it.
+        sums: of the tokens for the next XCA block; none where no XCA block follows.
+        cls: the class token (D,); none before the class attention.
+        class_tokens: as taken so far, by block.
+        means: as taken so far, by block.
+    """
+
+    passes: int = 0
+    current: int = 0
+    checksum: int = 0
+    sums: Sums | None = None
+    cls: Tensor | None = None
+    class_tokens: dict[int, Tensor] = field(default_factory=dict)
+    means: dict[int, Tensor] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes it whole or not at all.
+
+        Raises:
+            XCiTError: if it can't be written.
+        """
+        found: dict[str, Any] = {"version": VERSION, "passes": self.passes, "current": self.current}
+        found |= {"checksum": self.checksum, "cls": None if self.cls is None else _pack(self.cls), "sums": None}
+        if self.sums is not None:
+            found["sums"] = [_pack(self.sums.gram), _pack(self.sums.total), self.sums.count]
+        for name, tensors in (("class_tokens", self.class_tokens), ("means", self.means)):
+            found[name] = {str(block): _pack(tensor) for block, tensor in tensors.items()}
+        part = path.with_name(f"{path.name}.part")
+        try:
+            part.write_text(json.dumps(found), encoding="ascii")
+            part.replace(path)
+        except OSError as error:
+            raise XCiTError(f"{path}: can't be written: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> "State | None":
+        """The state that a run has left, none if there is none that can be used."""
+        try:
+            found = json.loads(path.read_text(encoding="ascii"))
+            if found["version"] != VERSION:
+                return None
+            sums = found["sums"]
+            return cls(
+                passes=found["passes"],
+                current=found["current"],
+                checksum=found["checksum"],
+                sums=sums and Sums(_unpack(sums[0], device), _unpack(sums[1], device), sums[2]),
+                cls=found["cls"] and _unpack(found["cls"], device),
+                class_tokens={int(block): _unpack(one, device) for block, one in found["class_tokens"].items()},
+                means={int(block): _unpack(one, device) for block, one in found["means"].items()},
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+class RunFolder:
+    """The folder of one run, which no other run can have at the same time.
+
+    Raises:
+        XCiTError: if it can't be made, has no room, or another run is at work in it.
+    """
+
+    def __init__(self, scratch: Path, key: str, num_bytes: int) -> None:
+        self.path = scratch / hashlib.sha256(key.encode()).hexdigest()[:24]
+        self.tokens = (self.path / "tokens-0.bin", self.path / "tokens-1.bin")
+        self.state = self.path / "state.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise XCiTError(f"{self.path}: can't be made: {error.strerror}") from None
+        self._lock = FileLock(self.path / "lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise XCiTError(f"{self.path}: another run of the same image and model is at work there") from None
+        there = sum(file.stat().st_size for file in self.tokens if file.exists())
+        free = shutil.disk_usage(self.path).free + there
+        if free < num_bytes:
+            self.leave(keep=self.state.exists())
+            raise XCiTError(
+                f"{scratch}: {num_bytes / 1e9:.2f} GB of scratch files are needed, {free / 1e9:.2f} GB are free: give "
+                "another scratch folder, or more memory"
+            )
+
+    def leave(self, *, keep: bool) -> None:
+        """Gives the folder back; removes it unless what is in it can be gone on with."""
+        self._lock.release()
+        if not keep:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def model_digest(model: nn.Module) -> str:
+    """Changes when a weight does."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def empty_file(path: Path) -> None:
+    """Takes a file's contents away, so that a full disk has room again."""
+    if path.exists():
+        os.truncate(path, 0)
+
+
+def _pack(tensor: Tensor) -> list[Any]:
+    array = tensor.detach().cpu().double().numpy()
+    return [list(array.shape), base64.b64encode(array.astype("<f8").tobytes()).decode("ascii")]
+
+
+def _unpack(packed: list[Any], device: torch.device) -> Tensor:
+    shape, text = packed
+    array = np.frombuffer(base64.b64decode(text), "<f8").reshape(shape)
+    tensor = torch.from_numpy(array.astype(np.float64))
+    return tensor.float().to(device) if device.type == "mps" else tensor.to(device)

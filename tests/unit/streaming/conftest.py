@@ -1,0 +1,42 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from streaming_support import picture, random_model
+
+from xcit.images.array_rows import ArrayRows
+from xcit.images.rows import RowsInfo
+from xcit.models import XCiT, XCiTConfig
+from xcit.streaming import Place, plan
+
+@pytest.fixture
+def model() -> XCiT:
+    return random_model(XCiTConfig(patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=5))
+
+
+@pytest.fixture
+def source() -> ArrayRows:
+    """An image whose identity is known, as a file's is."""
+    return ArrayRows(picture(123, 61), RowsInfo(name="picture", identity="picture 1"))
+
+
+@pytest.fixture
+def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], None]:
+    """`force(place, rows)`: plans have this place and stripes of these rows, whatever the memory."""
+
+    def to(place: Place, rows: int) -> None:
+        original = plan.Costs.plan
+
+        def forced(self: plan.Costs, _: Place, size: float, output_bytes: int) -> plan.Plan:
+            return original(self, place, size, output_bytes)
+
+        monkeypatch.setattr(plan.Costs, "plan", forced)
+        monkeypatch.setattr(plan.Costs, "most_rows", property(lambda self: (rows, 8 * rows)))
+
+    return to
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "scratch"
