@@ -250,7 +250,9 @@ def growth(arguments: argparse.Namespace) -> None:
         first, second = (stream(arguments.folder, NANO, path, 4 * 10**9)["seconds"] for path in (small, large))
         ratios.append(second / first)
         times.append((first, second))
-    say(f"{arguments.size // 4} to {arguments.size // 2} px: {statistics.median(ratios):.2f} times the time, of {times}")
+    say(
+        f"{arguments.size // 4} to {arguments.size // 2} px: {statistics.median(ratios):.2f} times the time, of {times}"
+    )
 
 
 def before(arguments: argparse.Namespace) -> None:

@@ -1,24 +1,25 @@
 """The one exception for a user's mistake: bad name, bad file, bad config, no network."""
 
-LONGEST_MESSAGE = 400
-"""Characters of the longest message: what is longer loses its middle."""
+LONGEST_LINE = 400
+"""Characters of the longest line of a message: what is longer loses its middle."""
 
 _SHOWN_END = 120
 
 
 class XCiTError(ValueError):
-    """A mistake that its message explains in one line: what is wrong, and the way out.
+    """A mistake that its message explains in one line: what is wrong, and the way out; lists are on lines below it.
 
     The command line prints it without a traceback and exits with status 2. Broken invariants of our own are `assert`.
 
-    Names, values and reasons in a message come from files and servers, so control characters in it are escaped.
+    Names, values and reasons in a message come from files and servers, so control characters in it are escaped, and
+    no line of it is longer than `LONGEST_LINE`.
     """
 
     def __str__(self) -> str:
-        return printable_line(super().__str__())
+        return "\n".join(printable_line(line) for line in super().__str__().split("\n"))
 
 
-def printable_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
+def printable_line(text: str, longest: int = LONGEST_LINE) -> str:
     """A text on one line: control characters escaped, a line break as a space, the middle left out where too long."""
     if not text.isprintable():
         text = "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
@@ -29,7 +30,7 @@ def printable_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
 
 
 def _escaped(letter: str) -> str:
-    return " " if letter in "\r\n" else ascii(letter)[1:-1]
+    return " " if letter == "\n" else ascii(letter)[1:-1]
 
 
 def check_field(config: object, name: str, condition: bool, must: str) -> None:

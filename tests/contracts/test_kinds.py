@@ -265,6 +265,7 @@ def test_a_record_has_the_names_of_its_own_classes(name: str) -> None:
     assert len(info.class_names) == record.model.num_classes
     assert info.name == record.name
     first = {"ImageNet-1k": "tench", "ADE20K": "wall", "COCO": "person", "Fashion-MNIST": "T-shirt/top"}
+    first |= {"CIFAR-10": "airplane", "CIFAR-100": "apple"}
     if info.class_names:
         assert info.class_names[0].startswith(first[record.dataset])
 

@@ -1,7 +1,7 @@
 """Runs damaged inputs through a reader, in a process of their own, within bounds of time and memory.
 
-For each input the reader gives a right result, which the target checks, or an `XCiTError` of one line and at most
-`LONGEST_MESSAGE` characters, within `SECONDS` of processor time and `MEMORY` bytes above what the process had before.
+For each input the reader gives a right result, which the target checks, or an `XCiTError` of printable lines of at most
+`LONGEST_LINE` characters, `MOST_LINES` of them where it has a list, within `SECONDS` of processor time and `MEMORY` bytes above what the process had before.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from typing import TextIO
 
 from xcit.errors import XCiTError
 
-LONGEST_MESSAGE = 400
+LONGEST_LINE = 400
+MOST_LINES = 15
 SECONDS = 5
 MEMORY = 2**30
 
@@ -159,7 +160,8 @@ def _read(target: Target, path: Path) -> tuple[str, str]:
         except XCiTError as error:
             message = str(error).replace(str(path), "FILE")
             kind, text = "refused", message
-            if len(message) > LONGEST_MESSAGE or not message.isprintable() or not message:
+            lines = message.split("\n")
+            if len(lines) > MOST_LINES or not all(0 < len(line) <= LONGEST_LINE and line.isprintable() for line in lines):
                 kind, text = "failed", f"message of {len(message)} characters: {message[:1000]!r}"
         except TooSlowError:
             kind, text = "failed", f"took more than {SECONDS} s\n{_last_frames()}"

@@ -29,7 +29,12 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 
 @click.command(cls=CommandWithNumbers)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet, .safetensors; or .npy for a map at full size.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="FILE.npz, .parquet, .safetensors; or .npy for a map at full size.",
+)
 @model_options
 @file_options
 @click.option(

@@ -14,9 +14,9 @@ def max_size(model: str, memory: str | None) -> None:
     Whole: its tokens stay in memory. Streamed: they go to scratch files, and memory holds a few rows of them. The figures
     are those by which --full-size plans, in float32 on the CPU; nothing is downloaded or run.
     """
+    from xcit.models.xcit import FusedXCiT
     from xcit.streaming import as_budget, format_size, largest_square
     from xcit.zoo import get_xcit
-    from xcit.models.xcit import FusedXCiT
 
     network = get_xcit(model, pretrained=False).fuse()
     assert isinstance(network, FusedXCiT)

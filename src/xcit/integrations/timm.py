@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
+from xcit.images.preprocess import published_preprocessing
 from xcit.models import FX_LEAF_MODULES, XCiTPyramid
 from xcit.models.pyramid import STRIDES
 from xcit.zoo import CHECKPOINTS, get_backbone, get_xcit
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.changes import Changes
-from xcit.zoo.names import find_checkpoint
+from xcit.zoo.names import find_checkpoint, find_shape, is_known
 
 try:
     from timm.models import (
@@ -163,25 +164,32 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
 
 def _default_cfg(name: str) -> DefaultCfg:
     """What timm's tools ask of a name before there is a model: how images are prepared, whether there are weights."""
-    record = find_checkpoint(name)
-    spec, source = record.preprocessing, record.sources[0] if record.sources else None
-    on_hub = source is not None and source.kind == "huggingface"
+    shape = None if is_known(name) else find_shape(name)
+    if shape is not None:  # an architecture without published weights
+        spec, config, place = published_preprocessing("official", 224), shape, {}
+    else:
+        record = find_checkpoint(name)
+        spec, config, source = record.preprocessing, record.config, record.sources[0] if record.sources else None
+        on_hub = source is not None and source.kind == "huggingface"
+        place = {
+            "url": source.location if source is not None and not on_hub else None,
+            "hf_hub_id": source.location if source is not None and on_hub else None,
+            "hf_hub_filename": source.filename if source is not None and on_hub else None,
+            "file": record.packaged,
+            "license": record.licence,
+        }
     cfg = PretrainedCfg(
-        url=source.location if source is not None and not on_hub else None,
-        hf_hub_id=source.location if source is not None and on_hub else None,
-        hf_hub_filename=source.filename if source is not None and on_hub else None,
-        file=record.packaged,
-        input_size=(record.config.in_channels, spec.image_size, spec.image_size),
+        input_size=(config.in_channels, spec.image_size, spec.image_size),
         crop_pct=spec.image_size / spec.resize_to if spec.resize == "short_side" else 1.0,
         crop_mode="center" if spec.resize == "short_side" else "squash",
         mean=spec.mean,
         std=spec.std,
-        num_classes=record.config.num_classes,
+        num_classes=config.num_classes,
         first_conv="stem.0.conv",
         classifier="head",
-        license=record.licence,
+        **place,
     )
-    return DefaultCfg(tags=deque([""]), cfgs={"": cfg}, is_pretrained=True)
+    return DefaultCfg(tags=deque([""]), cfgs={"": cfg}, is_pretrained=shape is None)
 
 
 def _data_cfg(name: str, in_channels: int) -> dict[str, Any]:

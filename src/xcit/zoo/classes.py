@@ -14,14 +14,17 @@ class Classes:
     numbers: tuple[int, ...] = ()
 
 
+_LISTS = {"ADE20K": "ade20k_classes.txt", "CIFAR-10": "cifar10_classes.txt", "CIFAR-100": "cifar100_classes.txt"}
+
+
 @cache
 def classes_of(dataset: str) -> Classes:
     """The classes of a data set by the name that records have for it; none where it is not one of these."""
     if dataset == "ImageNet-1k":
         rows = _table("imagenet_classes.tsv")
         return Classes(names=tuple(name for _, name in rows), folders=tuple(wnid for wnid, _ in rows))
-    if dataset == "ADE20K":
-        return Classes(names=tuple(_lines("ade20k_classes.txt")))
+    if dataset in _LISTS:
+        return Classes(names=tuple(_lines(_LISTS[dataset])))
     if dataset == "COCO":
         rows = _table("coco_classes.tsv")
         return Classes(names=tuple(name for _, name in rows), numbers=tuple(int(number) for number, _ in rows))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageFile
 
-from xcit.errors import LONGEST_MESSAGE, XCiTError
+from xcit.errors import LONGEST_LINE, XCiTError
 from xcit.images.read import IMAGE_SUFFIXES, find_images, read_encoded_image, read_image
 
 # Every pixel differs from every other, so that no turn of the picture goes unseen.
@@ -416,7 +416,7 @@ def test_wrong_types():
 def refusal(path):
     with pytest.raises(XCiTError) as error:
         read_image(path)
-    assert str(error.value).isprintable() and len(str(error.value)) <= LONGEST_MESSAGE
+    assert str(error.value).isprintable() and len(str(error.value)) <= LONGEST_LINE
     message = error.value.args[0]
     name, colon, reason = message.partition(": ")
     assert colon and name == (str(path) if str(path).isprintable() else ascii(str(path)))
