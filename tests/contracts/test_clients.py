@@ -47,9 +47,11 @@ def build(kind: str) -> nn.Module:
     return model.eval()
 
 
-def forward(model: nn.Module, seed: int = 0) -> Tensor:
-    """All that a model gives of one image, as one row, with gradients where it has a loss or is differentiable."""
-    image = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(seed))
+IMAGES = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+
+
+def forward(model: nn.Module, image: Tensor = IMAGES) -> Tensor:
+    """All that a model gives of images, as one row, with gradients where it has a loss or is differentiable."""
     if isinstance(model, MaskRCNN):
         maps = list(model._maps(image))
         logits, steps = model.rpn(maps)
@@ -201,6 +203,21 @@ def test_copies_are_the_same(model: nn.Module) -> None:
     buffer.seek(0)
     for copied in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
         assert torch.equal(forward(copied), expected)
+
+
+def test_gradients_of_one_image_are_half_of_those_of_two_copies(model: nn.Module) -> None:
+    model.double()
+    image = IMAGES[:1].double()
+
+    def gradients(images: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        forward(model, images).square().sum().backward()
+        return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+    one, two = gradients(image), gradients(torch.cat([image, image]))
+    assert len(one) > 20
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, two[name] / 2, rtol=1e-7, atol=1e-9, msg=name)
 
 
 # What a hook sees

@@ -257,7 +257,9 @@ class XCiT(TimmCalls, Fusible):
         """Tokens (B, N, D) with their position code, H and W."""
         image = self.stem(images)
         height, width = image.shape[-2:]
-        tokens = image.flatten(2).transpose(1, 2).contiguous()
+        # Not flatten(2).transpose(1, 2): the gradient of that has strides, for a batch of one, with which torch's batch
+        # norm on a CPU goes wrong (2.15), and with it every gradient of the stem.
+        tokens = image.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
         return tokens + self.position(height, width), height, width
 
     def _keep(self, tokens: Tensor) -> Tensor:
