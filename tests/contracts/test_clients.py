@@ -4,48 +4,16 @@ import copy
 import io
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from small_models import KINDS, build
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from xcit.errors import XCiTError
-from xcit.models import XCiT, XCiTConfig
-from xcit.models.detection.config import MaskRCNNConfig
 from xcit.models.detection.mask_rcnn import MaskRCNN
-from xcit.models.dino import DINO, DINOHeadConfig
-from xcit.models.segmentation import SegmenterConfig, build_segmenter
-
-CLASSIFIER = XCiTConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2, cls_depth=2, num_classes=5)
-FEATURES = replace(CLASSIFIER, num_classes=0, patch_size=4)
-BACKBONE = replace(CLASSIFIER, patch_size=4, cls_depth=0, num_classes=0, global_pool="none")
-KINDS = ("classifier", "dino", "upernet", "sem-fpn", "detector")
-
-
-def build(kind: str) -> nn.Module:
-    """A small model whose numbers are of order one, so that a layer that has no effect shows."""
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {"backbone": BACKBONE, "num_classes": 4, "channels": 16}
-    model: nn.Module
-    if kind == "classifier":
-        model = XCiT(CLASSIFIER)
-    elif kind == "dino":
-        model = DINO(FEATURES, DINOHeadConfig(out_dim=8, hidden_dim=16, bottleneck_dim=8)).student
-    elif kind == "detector":
-        model = MaskRCNN(MaskRCNNConfig(box_features=16, short_side=32, long_side=48, **shape))
-    else:
-        model = build_segmenter(SegmenterConfig(kind=kind, auxiliary_channels=8, dropout=0.0, **shape))
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.ndim > 1 and "temperature" not in name:
-                value.normal_(std=value[0].numel() ** -0.5)
-            elif name.endswith("bias"):
-                value.normal_(std=0.1)
-    return model.eval()
-
 
 IMAGES = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
 
@@ -277,6 +245,10 @@ def _wrap(model: Any) -> None:
     model.blocks[1] = Wrapped(model.blocks[1])
 
 
+def _replace(model: Any) -> None:
+    model.blocks[1] = nn.Linear(16, 16)
+
+
 def _parametrise(model: Any) -> None:
     parametrize.register_parametrization(model.blocks[0].xca.proj, "weight", Doubled())
 
@@ -297,6 +269,7 @@ def _patch(model: Any) -> None:
     ("change", "message"),
     [
         (_wrap, r"can't fuse: blocks\.1 is a Wrapped"),
+        (_replace, r"can't fuse: blocks\.1 is a Linear"),
         (_parametrise, r"can't fuse: blocks\.0\.xca\.proj is a ParametrizedLinear"),
         (_hook, r"can't fuse: cls_blocks\.0\.attn\.k has hooks"),
         (_prune, r"can't fuse: blocks\.0\.mlp\.fc1 has hooks"),

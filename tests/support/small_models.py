@@ -1,0 +1,40 @@
+"""A small model of every kind, for the contract tests."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from xcit.models import XCiT, XCiTConfig
+from xcit.models.detection.config import MaskRCNNConfig
+from xcit.models.detection.mask_rcnn import MaskRCNN
+from xcit.models.dino import DINO, DINOHeadConfig
+from xcit.models.segmentation import SegmenterConfig, build_segmenter
+
+CLASSIFIER = XCiTConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2, cls_depth=2, num_classes=5)
+FEATURES = replace(CLASSIFIER, num_classes=0, patch_size=4)
+BACKBONE = replace(CLASSIFIER, patch_size=4, cls_depth=0, num_classes=0, global_pool="none")
+KINDS = ("classifier", "dino", "upernet", "sem-fpn", "detector")
+
+
+def build(kind: str) -> nn.Module:
+    """A small model whose numbers are of order one, so that a layer that has no effect shows."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"backbone": BACKBONE, "num_classes": 4, "channels": 16}
+    model: nn.Module
+    if kind == "classifier":
+        model = XCiT(CLASSIFIER)
+    elif kind == "dino":
+        model = DINO(FEATURES, DINOHeadConfig(out_dim=8, hidden_dim=16, bottleneck_dim=8)).student
+    elif kind == "detector":
+        model = MaskRCNN(MaskRCNNConfig(box_features=16, short_side=32, long_side=48, **shape))
+    else:
+        model = build_segmenter(SegmenterConfig(kind=kind, auxiliary_channels=8, dropout=0.0, **shape))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim > 1 and "temperature" not in name:
+                value.normal_(std=value[0].numel() ** -0.5)
+            elif name.endswith("bias"):
+                value.normal_(std=0.1)
+    return model.eval()
