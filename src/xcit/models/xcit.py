@@ -233,7 +233,11 @@ class XCiT(TimmCalls, Fusible):
         hooks listen to the modules that make them.
         """
         self._check_images(images)
-        only_class = only_class and not self._is_heard_out()
+        return self._pass(images, take, stop, class_attention, only_class and not self._is_heard_out())
+
+    def _pass(
+        self, images: Tensor, take: Collection[int], stop: int | None, class_attention: bool, only_class: bool
+    ) -> Encoded:
         tokens, height, width = self._embed(images)
         taken: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
@@ -328,18 +332,12 @@ class FusedXCiT(XCiT):
         return super().forward_head(tokens, pre_logits)
 
     @torch.no_grad()
-    def _encode(
-        self,
-        images: Tensor,
-        take: Collection[int] = (),
-        *,
-        stop: int | None = None,
-        class_attention: bool = True,
-        only_class: bool = False,
+    def _pass(
+        self, images: Tensor, take: Collection[int], stop: int | None, class_attention: bool, only_class: bool
     ) -> Encoded:
         # Sums in place need one precision: the model's own.
-        with torch.autocast(self.embedding.position.projection.weight.device.type, enabled=False):
-            return super()._encode(images, take, stop=stop, class_attention=class_attention, only_class=only_class)
+        with torch.autocast(images.device.type, enabled=False):
+            return super()._pass(images, take, stop, class_attention, only_class)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
         embedded: tuple[Tensor, int, int] = self.embedding(images)

@@ -88,7 +88,7 @@ class MaskRCNN(OnPyramid):
         Raises:
             XCiTError: if images or targets are not of the form above, or in a trace or export.
         """
-        if isinstance(images, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if isinstance(images, torch.fx.Proxy) or torch.jit._trace.is_tracing() or torch.compiler.is_exporting():
             raise XCiTError(
                 "a detector can't be traced or exported, for what it finds differs in number from image to image:"
                 " trace or export `model.backbone`, which gives its maps"
