@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import KINDS, build, forward, layers
+from small_models import IMAGES, KINDS, build, forward, layers
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
@@ -172,6 +172,21 @@ def test_copies_are_the_same(model: nn.Module) -> None:
     buffer.seek(0)
     for copied in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
         assert torch.equal(forward(copied), expected)
+
+
+def test_gradients_of_one_image_are_half_of_those_of_two_copies(model: nn.Module) -> None:
+    model.double()
+    image = IMAGES[:1].double()
+
+    def gradients(images: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        forward(model, images).square().sum().backward()
+        return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+    one, two = gradients(image), gradients(torch.cat([image, image]))
+    assert len(one) > 20
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, two[name] / 2, rtol=1e-7, atol=1e-9, msg=name)
 
 
 # What a hook sees

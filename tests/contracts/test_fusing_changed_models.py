@@ -30,6 +30,10 @@ def _wrap(model: Any) -> None:
     model.blocks[1] = Wrapped(model.blocks[1])
 
 
+def _replace(model: Any) -> None:
+    model.blocks[1] = nn.Linear(16, 16)
+
+
 def _parametrise(model: Any) -> None:
     parametrize.register_parametrization(model.blocks[0].xca.proj, "weight", Doubled())
 
@@ -50,6 +54,7 @@ def _patch(model: Any) -> None:
     ("change", "message"),
     [
         (_wrap, r"can't fuse: blocks\.1 is a Wrapped"),
+        (_replace, r"can't fuse: blocks\.1 is a Linear"),
         (_parametrise, r"can't fuse: blocks\.0\.xca\.proj is a ParametrizedLinear"),
         (_hook, r"can't fuse: cls_blocks\.0\.attn\.k has hooks"),
         (_prune, r"can't fuse: blocks\.0\.mlp\.fc1 has hooks"),

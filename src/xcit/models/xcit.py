@@ -243,7 +243,11 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         hooks listen to the modules that make them.
         """
         self._check_images(images)
-        only_class = only_class and not self._is_heard_out()
+        return self._pass(images, take, stop, class_attention, only_class and not self._is_heard_out())
+
+    def _pass(
+        self, images: Tensor, take: Collection[int], stop: int | None, class_attention: bool, only_class: bool
+    ) -> Encoded:
         tokens, height, width = self._embed(images)
         taken: dict[int, Tensor] = {}
         tokens = self._mix(tokens, (height, width), take, taken, stop)
@@ -262,7 +266,9 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         """Tokens (B, N, D) with their position code, H and W."""
         image = self.stem(images)
         height, width = image.shape[-2:]
-        tokens = image.flatten(2).transpose(1, 2).contiguous()
+        # Not flatten(2).transpose(1, 2): the gradient of that has strides, for a batch of one, with which torch's batch
+        # norm on a CPU goes wrong (2.15), and with it every gradient of the stem.
+        tokens = image.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
         return tokens + self.position(height, width), height, width
 
     def _mix(
@@ -344,20 +350,14 @@ class FusedXCiT(XCiT):
         return super().forward_head(tokens, pre_logits)
 
     @torch.no_grad()
-    def _encode(
-        self,
-        images: Tensor,
-        take: Collection[int] = (),
-        *,
-        stop: int | None = None,
-        class_attention: bool = True,
-        only_class: bool = False,
+    def _pass(
+        self, images: Tensor, take: Collection[int], stop: int | None, class_attention: bool, only_class: bool
     ) -> Encoded:
         if isinstance(images, torch.fx.Proxy):
             raise XCiTError("torch.fx can't trace a fused model: trace the one it was made from, or use torch.export")
         # Sums in place need one precision: the model's own.
-        with torch.autocast(self.embedding.position.projection.weight.device.type, enabled=False):
-            return super()._encode(images, take, stop=stop, class_attention=class_attention, only_class=only_class)
+        with torch.autocast(images.device.type, enabled=False):
+            return super()._pass(images, take, stop, class_attention, only_class)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
         embedded: tuple[Tensor, int, int] = self.embedding(images)
