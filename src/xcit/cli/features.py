@@ -29,7 +29,12 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 
 @click.command(cls=CommandWithNumbers)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet, .safetensors; or .npy for a map at full size.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="FILE.npz, .parquet, .safetensors; or .npy for a map at full size.",
+)
 @model_options
 @file_options
 @click.option(
@@ -61,9 +66,9 @@ def features(
 ) -> int:
     """Write features of images (files, folders or patterns) to a file, with their file names.
 
-    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size an
-    image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to FILE.npy,
-    float32 (H, W, D), as it comes.
+    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size
+    an image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to
+    FILE.npy, float32 (H, W, D), as it comes.
     """
     from typing import cast
 
