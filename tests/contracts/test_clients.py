@@ -95,7 +95,7 @@ def test_a_parametrised_layer_is_what_its_weights_say(model: nn.Module) -> None:
 
 
 def test_pruned_layers_are_trained_for_several_steps(model: nn.Module) -> None:
-    pruned = layers(model)
+    pruned: dict[str, Any] = layers(model)
     for layer in pruned.values():
         prune.l1_unstructured(layer, "weight", amount=0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
@@ -138,7 +138,7 @@ def test_weight_only_int8_of_torchao(model: nn.Module) -> None:
     assert not torch.equal(out, expected)
 
 
-def test_quantisation_aware_training_of_torchao(model: nn.Module) -> None:
+def test_quantisation_aware_training_of_torchao(model: Any) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     qat = pytest.importorskip("torchao.quantization.qat")
     names = layers(model, nn.Linear)
@@ -151,7 +151,7 @@ def test_quantisation_aware_training_of_torchao(model: nn.Module) -> None:
         quantised: set[str] = set()
         for name in names:
             fake: Any = model.get_submodule(name).weight_fake_quantizer
-            fake.register_forward_hook(lambda *_, name=name: quantised.add(name) or None)
+            fake.register_forward_hook(lambda *_, name=name: quantised.update({name}))
         forward(model).square().mean().backward()
         assert quantised == set(names)
         for name in names:
@@ -221,7 +221,8 @@ def test_listeners_to_the_end_see_all_tokens() -> None:
 
 @torch.no_grad()
 def test_what_hooks_on_fused_blocks_keep_does_not_change_under_them() -> None:
-    model = build("classifier").fuse()
+    model: Any = build("classifier")
+    model = model.fuse()
     kept: list[tuple[Tensor, Tensor]] = []
     for block in model.blocks:
         block.register_forward_hook(lambda module, inputs, output: kept.append((output, output.clone())))

@@ -37,7 +37,7 @@ from xcit.weights.fetch import download
 from xcit.zoo import get_model
 
 _TINY = XCiTConfig(embed_dim=16, depth=1, num_heads=2, patch_size=8, num_classes=3, cls_depth=1)
-_PICO = get_recipe("xcit-pico-fashion-mnist").model  # its shape is known, so a file of it needs no description
+_PICO: Any = get_recipe("xcit-pico-fashion-mnist").model  # its shape is known, so a file of it needs no description
 _FEW_PIXELS = 24
 
 
@@ -179,7 +179,7 @@ def _what_can_be_written() -> Iterator[None]:
 
 
 def _read_checkpoint(path: Path) -> None:
-    model = get_model(str(path))
+    model: Any = get_model(str(path))
     assert all(value.device.type == "cpu" for value in model.state_dict().values())
     with torch.inference_mode():
         model.eval()(torch.zeros(1, model.config.in_channels, 32, 32))
@@ -254,7 +254,11 @@ def _coco() -> dict[str, Any]:
 
 
 def _coco_json(random: Random) -> bytes:
-    odd = (*(2**63, 10**30, 1e308, -1, 0, None, "1", "x", [], {}, [1, 2], 0.5, 1.0, True), [0] * 9, [[1, 2, 3, 4]])
+    odd: tuple[Any, ...] = (
+        *(2**63, 10**30, 1e308, -1, 0, None, "1", "x", [], {}, [1, 2], 0.5, 1.0, True),
+        [0] * 9,
+        [[1, 2, 3, 4]],
+    )
     value = damaged_value(_coco(), random, odd) if random.random() < 0.8 else _coco()
     data = json.dumps(value).encode()
     return damaged(data, random) if random.random() < 0.4 else data
@@ -281,7 +285,7 @@ def _read_coco(path: Path) -> None:
 # Tar shards
 
 
-def _tar(files: Mapping[str, bytes], mode: str) -> bytes:
+def _tar(files: Mapping[str, bytes], mode: Any) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as archive:
         for name, data in files.items():

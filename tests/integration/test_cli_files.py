@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,7 +132,8 @@ def test_predict_with_strides(xcit) -> None:
     model = seeded(CIFAR)
     torch.save(model.state_dict(), CIFAR_FILE)
     torch.save(model.state_dict(), "mine.pth")
-    spec = get_model(CIFAR_FILE).info.preprocessing
+    known: Any = get_model(CIFAR_FILE).info
+    spec = known.preprocessing
     want = best(model, spec)
     for arguments in (
         ("--model", CIFAR_FILE),
@@ -225,7 +227,7 @@ def test_training_starts_from_a_key_and_from_other_strides(xcit, colours, small)
         *("--model.stem_strides", "1,2,2", "--initialize.weights", "first.pth#net"),
     )
     assert done.status == 0, done.err
-    model = get_model("second/model.safetensors")
+    model: Any = get_model("second/model.safetensors")
     assert (model.config.patch_size, model.config.strides) == (4, (1, 2, 2))
     missing = xcit("train", "xcit-pico-fashion-mnist", "--out", "x", *fields, "--initialize.weights", "none.pth#net")
     assert "initialize.weights: none.pth#net: no such file" in missing.err

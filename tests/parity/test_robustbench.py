@@ -5,6 +5,7 @@ and puts a normalisation before the model. The reference here is just that.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ CIFAR = ("s", "cifar10")
 def reference(letter: str, data: str) -> Xcit:
     torch.manual_seed(1)
     width, heads = SHAPES[letter]
-    model = Xcit(
+    model: Any = Xcit(
         patch_size=16,
         embed_dim=width,
         depth=12,
@@ -65,7 +66,7 @@ def expected(model: nn.Module, data: str) -> Tensor:
         return model((pixels - mean) / std)
 
 
-def logits_of(model: nn.Module, data: str) -> Tensor:
+def logits_of(model: Any, data: str) -> Tensor:
     with torch.no_grad():
         return model(preprocess(picture(data), model.info.preprocessing)[None])
 
@@ -103,8 +104,8 @@ def test_the_published_file_from_a_mirror_is_cached_and_says_what_it_is(
         torch.testing.assert_close(logits_of(found, "cifar10"), expected(model, "cifar10"), atol=1e-5, rtol=1e-5)
     # The file in the cache states its strides itself, whatever it is called.
     (cached,) = (tmp_path / "cache" / "checkpoints").glob("*.safetensors")
-    other = cached.rename(tmp_path / "anything.safetensors")
-    assert xcit.get_model(other).config.strides == (1, 1, 2, 2)
+    renamed: Any = xcit.get_model(cached.rename(tmp_path / "anything.safetensors"))
+    assert renamed.config.strides == (1, 1, 2, 2)
 
 
 @pytest.mark.parametrize("official", [False, True])
@@ -123,7 +124,7 @@ def test_the_whole_model_with_its_normalisation_says_how_to_prepare_images(offic
     torch.save(whole, tmp_path / "mine.pth")
     save_file(whole, tmp_path / "mine.safetensors")
     for path in (tmp_path / "mine.pth", tmp_path / "mine.safetensors"):
-        found = xcit.get_model(path, stem_strides=(1, 1, 2, 2))
+        found: Any = xcit.get_model(path, stem_strides=(1, 1, 2, 2))
         assert (found.info.preprocessing.mean, found.info.preprocessing.std) == (mean, std)
         assert found.info.assumed  # the size is
         pixels = torch.from_numpy(np.asarray(picture("cifar10")).copy()).permute(2, 0, 1)[None].float() / 255
@@ -152,7 +153,7 @@ def test_of_a_file_from_nowhere_a_line_says_what_was_assumed(tmp_path: Path, cap
         assert not caplog.messages
         for found in (told, named):
             torch.testing.assert_close(found(normalised), want, atol=1e-5, rtol=1e-5)
-    by_name = xcit.get_model("xcit-small-12-p16", pretrained=path, num_classes=10)
+    by_name: Any = xcit.get_model("xcit-small-12-p16", pretrained=path, num_classes=10)
     assert by_name.config.patch_size == 16
     assert "taken for small-12-p16" in caplog.text
 
@@ -165,7 +166,7 @@ def test_a_known_file_is_not_loaded_with_other_strides_by_accident(tmp_path: Pat
         xcit.get_backbone("xcit-small-12-p16", pretrained=path)
     with pytest.raises(XCiTError, match=r"its stem has strides 1, 1, 2, 2"):
         xcit.load_weights(xcit.XCiT(xcit.XCiTConfig(num_classes=10)), path)
-    asked = xcit.get_model("xcit-small-12-p16", pretrained=path, num_classes=10, stem_strides=(2, 2, 2, 2))
+    asked: Any = xcit.get_model("xcit-small-12-p16", pretrained=path, num_classes=10, stem_strides=(2, 2, 2, 2))
     assert asked.config.patch_size == 16
 
 
@@ -176,7 +177,7 @@ def test_a_converted_file_keeps_its_strides_under_any_name(tmp_path: Path) -> No
     path = saved(tmp_path, *CIFAR, model)
     for to in ("xcit", "timm"):
         convert(path, tmp_path / f"{to}.safetensors", to)
-        found = xcit.get_model(tmp_path / f"{to}.safetensors")
+        found: Any = xcit.get_model(tmp_path / f"{to}.safetensors")
         assert found.config.strides == (1, 1, 2, 2)
         torch.testing.assert_close(logits_of(found, "cifar10"), expected(model, "cifar10"), atol=1e-5, rtol=1e-5)
 
@@ -184,6 +185,6 @@ def test_a_converted_file_keeps_its_strides_under_any_name(tmp_path: Path) -> No
 def test_timms_create_model_of_a_robust_record() -> None:
     import xcit.integrations.timm  # noqa: F401 - registers
 
-    model = timm.create_model("debenedetti2022light_xcit_s12_cifar10_linf").eval()
+    model: Any = timm.create_model("debenedetti2022light_xcit_s12_cifar10_linf").eval()
     assert (model.config.patch_size, model.num_classes) == (4, 10)
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)

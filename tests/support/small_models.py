@@ -1,7 +1,7 @@
 """A small model of each kind, and one row of numbers with all that it gives of an image."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def build(kind: str) -> nn.Module:
     elif kind == "detector":
         model = MaskRCNN(MaskRCNNConfig(box_features=16, short_side=32, long_side=48, **shape))
     else:
-        model = build_segmenter(SegmenterConfig(kind=kind, auxiliary_channels=8, dropout=0.0, **shape))
+        model = build_segmenter(SegmenterConfig(kind=cast(Any, kind), auxiliary_channels=8, dropout=0.0, **shape))
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim > 1 and "temperature" not in name:

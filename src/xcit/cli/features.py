@@ -66,9 +66,9 @@ def features(
 ) -> int:
     """Write features of images (files, folders or patterns) to a file, with their file names.
 
-    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size an
-    image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to FILE.npy,
-    float32 (H, W, D), as it comes.
+    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size
+    an image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to
+    FILE.npy, float32 (H, W, D), as it comes.
     """
     from typing import cast
 

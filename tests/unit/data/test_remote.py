@@ -123,7 +123,7 @@ class Breaking(AbstractFileSystem):
 
 @pytest.mark.parametrize("changes", [False, True])
 def test_another_librarys_connection_is_taken_up_again(monkeypatch: pytest.MonkeyPatch, changes: bool) -> None:
-    kind = type("Kind", (Breaking,), {"num_opened": 0, "changes": changes})
+    kind: Any = type("Kind", (Breaking,), {"num_opened": 0, "changes": changes})
     monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "breaking", kind)
     with open_url("breaking://a", waits=(0,)) as file:
         if changes:

@@ -50,6 +50,7 @@ def test_a_source_of_your_own_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.bool_])
 def test_npy_files_are_read_by_rows(tmp_path: Path, dtype: type) -> None:
+    pixels: np.ndarray
     for pixels in (PIXELS.astype(dtype), PIXELS[:, :, 0].astype(dtype)):
         np.save(tmp_path / "a.npy", pixels)
         with open_rows(tmp_path / "a.npy") as rows:
@@ -71,7 +72,7 @@ TIFFS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", TIFFS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_tiff_files_are_read_by_rows(tmp_path: Path, name: str, dtype: type) -> None:
-    pixels = (PIXELS.astype(np.float64) * (200 if dtype is np.uint16 else 1)).astype(dtype)
+    pixels: np.ndarray = (PIXELS.astype(np.float64) * (200 if dtype is np.uint16 else 1)).astype(dtype)
     options = dict(TIFFS[name])
     written = pixels.transpose(2, 0, 1) if options.get("planarconfig") else pixels
     tifffile.imwrite(tmp_path / "a.tif", written, photometric="rgb", **options)

@@ -68,7 +68,7 @@ def test_a_pyramid_is_what_their_necks_and_heads_take(patch_size: int) -> None:
 @pytest.mark.parametrize("by", ["pretrained", "init_cfg"])
 def test_weights_of_a_file(weights: Path, by: str) -> None:
     given: Any = str(weights) if by == "pretrained" else {"type": "Pretrained", "checkpoint": str(weights)}
-    own = xcit.get_model(weights)
+    own: Any = xcit.get_model(weights)
     out_indices = (2, 4, 6, 10)
     pyramid = build("XCiTPyramidBackbone", out_indices=out_indices, drop_path_rate=0.1, **{by: given}).eval()
     expected = own.forward_intermediates(IMAGES, out_indices, intermediates_only=True)
@@ -79,7 +79,7 @@ def test_weights_of_a_file(weights: Path, by: str) -> None:
 
 @torch.no_grad()
 def test_the_published_weights_of_a_name() -> None:
-    own = xcit.get_model("packaged", pretrained=True)
+    own: Any = xcit.get_model("packaged", pretrained=True)
     images = torch.rand(2, 1, 28, 28)
     for arch in ("packaged", "pico-6-p4"):
         backbone = build("XCiTBackbone", arch=arch, pretrained=True).eval()
@@ -95,7 +95,8 @@ def test_the_published_weights_of_a_name() -> None:
 )
 def test_outputs_are_those_of_extract_feat(weights: Path, out_type: Any, out_indices: int | tuple[int, ...]) -> None:
     backbone = build("XCiTBackbone", pretrained=str(weights), out_type=out_type, out_indices=out_indices).eval()
-    expected = xcit.get_model(weights).extract_feat(IMAGES, "backbone", out_type=out_type, out_indices=out_indices)
+    own: Any = xcit.get_model(weights)
+    expected = own.extract_feat(IMAGES, "backbone", out_type=out_type, out_indices=out_indices)
     found = backbone(IMAGES)
     assert len(found) == len(expected)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

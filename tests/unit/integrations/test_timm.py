@@ -61,7 +61,8 @@ def test_what_is_known_of_a_name_before_there_is_a_model() -> None:
     assert (cfg.input_size, cfg.num_classes, cfg.architecture) == ((3, 384, 384), 1000, cfg.architecture)
     assert cfg.has_weights
     assert set(NAMES) <= set(timm.list_models(pretrained=True))
-    assert timm.create_model(NANO).pretrained_cfg["input_size"] == (3, 224, 224)
+    model: Any = timm.create_model(NANO)
+    assert model.pretrained_cfg["input_size"] == (3, 224, 224)
 
 
 def test_on_a_device() -> None:
@@ -108,7 +109,7 @@ def test_another_way_to_take_features_is_refused_in_one_line() -> None:
 
 @torch.no_grad()
 def test_channels_depth_and_pooling_with_weights() -> None:
-    model = timm.create_model(
+    model: Any = timm.create_model(
         "xcit-pico-fashion-mnist", pretrained=True, in_chans=3, drop_path_rate=0.1, global_pool="avg"
     ).eval()
     own = xcit.get_model("packaged", pretrained=True, global_pool="avg")
@@ -127,7 +128,7 @@ def test_what_there_is_not_is_one_line() -> None:
 @torch.no_grad()
 def test_a_pyramid_has_the_maps_of_our_own() -> None:
     torch.manual_seed(0)
-    model = timm.create_model(f"pyramid_{NANO}", features_only=True).eval()
+    model: Any = timm.create_model(f"pyramid_{NANO}", features_only=True).eval()
     torch.manual_seed(0)
     expected = xcit.get_backbone(NANO, pyramid=True)(IMAGES)
     found = model(IMAGES)
@@ -141,7 +142,7 @@ def test_a_pyramid_has_the_maps_of_our_own() -> None:
 def test_a_pyramid_of_fewer_maps_has_only_what_they_need(
     out_indices: int | tuple[int, ...], strides: list[int]
 ) -> None:
-    model = timm.create_model(f"pyramid_{NANO}", features_only=True, out_indices=out_indices, in_chans=1)
+    model: Any = timm.create_model(f"pyramid_{NANO}", features_only=True, out_indices=out_indices, in_chans=1)
     maps = model(IMAGES[:, :1])
     assert [IMAGES.shape[-1] // features.shape[-1] for features in maps] == strides
     assert model.feature_info.reduction() == strides
@@ -168,7 +169,7 @@ def test_a_pyramid_on_a_packaged_models_weights() -> None:
         ({"features_only": True, "out_indices": 0}, "out_indices is 0: a pyramid has 4 maps"),
     ],
 )
-def test_what_a_pyramid_can_not_do_is_one_line(changes: dict[str, object], message: str) -> None:
+def test_what_a_pyramid_can_not_do_is_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(XCiTError, match=message) as error:
         timm.create_model(f"pyramid_{NANO}", **changes)
     assert "\n" not in str(error.value)

@@ -7,7 +7,6 @@ import pickle
 from typing import Any
 
 import pytest
-from torch import nn
 
 import xcit
 from xcit.config import from_dict
@@ -32,8 +31,8 @@ def build(name: str) -> Any:
 class Host:
     """Reads and writes what transformers' Trainer and its callbacks do on every model that has a config."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model: Any = model
+    def __init__(self, model: Any) -> None:
+        self.model = model
         self.model.config.use_cache = False
         self.model.config.pad_token_id = 0
         self.ignored = getattr(self.model.config, "keys_to_ignore_at_inference", ["cache"])
@@ -67,7 +66,7 @@ def test_two_models_of_one_config_do_not_share_what_a_host_writes() -> None:
 
 
 def test_a_written_config_is_copied_pickled_and_saved(tmp_path: Any) -> None:
-    model = XCiT(SHAPE)
+    model: Any = XCiT(SHAPE)
     Host(model)
     for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert again.config == SHAPE

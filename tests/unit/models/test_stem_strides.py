@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ def test_the_stem_is_that_of_plain_convolutions() -> None:
     model = trained(replace(SMALL, stem_strides=(1, 1, 2, 2)))
     images = torch.randn(1, 3, 20, 24, generator=torch.Generator().manual_seed(0))
     found = images
-    for index, (layer, stride) in enumerate(zip(model.stem, (1, 1, 2, 2), strict=True)):
+    layers: Any = model.stem
+    for index, (layer, stride) in enumerate(zip(layers, (1, 1, 2, 2), strict=True)):
         found = nn.functional.gelu(found) if index else found
         found = layer.norm(nn.functional.conv2d(found, layer.conv.weight, stride=stride, padding=1))
     assert torch.equal(model.stem(images), found)
@@ -115,7 +117,7 @@ def test_storing_keeps_them_and_the_first_files_load(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(found(images), model(images))
-    other = get_model(tmp_path / "model.safetensors", stem_strides=(2, 2, 2, 2))
+    other: Any = get_model(tmp_path / "model.safetensors", stem_strides=(2, 2, 2, 2))
     assert (other.config.patch_size, other.config.stem_strides) == (16, ())
     with pytest.raises(XCiTError, match=r"its stem has strides 1, 1, 2, 2, the model's 2, 2, 2, 2"):
         load_weights(XCiT(SMALL), tmp_path / "model.safetensors")

@@ -26,7 +26,8 @@ QUICK = settings(max_examples=60, deadline=None)
 
 def stripes(height: int, sizes: list[int]) -> list[tuple[int, int]]:
     """Cuts of a height, of these sizes over and over."""
-    found, start = [], 0
+    found: list[tuple[int, int]] = []
+    start = 0
     while start < height:
         end = min(start + sizes[len(found) % len(sizes)], height)
         found.append((start, end))

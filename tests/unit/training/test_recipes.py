@@ -250,7 +250,8 @@ def test_transfer_takes_the_classes_of_the_data(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["nano-12-p8", "large-24-p16"])
 def test_several_classes_are_trained_as_one_is(architecture: str) -> None:
-    recipe, transfer = get_recipe(f"xcit-{architecture}_multi-label"), get_recipe(f"xcit-{architecture}_transfer")
+    recipe: Any = get_recipe(f"xcit-{architecture}_multi-label")
+    transfer: Any = get_recipe(f"xcit-{architecture}_transfer")
     for name in ("model", "preprocessing", "initialize", "optimizer", "schedule", "run"):
         assert getattr(recipe, name) == getattr(transfer, name)
     assert recipe.augmentation == replace(transfer.augmentation, label_smoothing=0.0)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -21,7 +22,7 @@ IMAGES = torch.rand(2, 5, 48, 64, generator=torch.Generator().manual_seed(0))
 def weights(tmp_path: Path) -> tuple[Xcit, Path]:
     """timm's nano model with random weights, and a file of them under a published name."""
     torch.manual_seed(0)
-    model = timm.create_model("xcit_nano_12_p16_224", pretrained=False)
+    model: Any = timm.create_model("xcit_nano_12_p16_224", pretrained=False)
     for block in model.blocks:
         torch.nn.init.normal_(block.attn.temperature, 1.0, 0.1)
     path = tmp_path / "xcit_nano_12_p16_224.pth"
@@ -35,7 +36,7 @@ def test_weights_for_three_channels_are_summed_or_repeated_as_timm_does(
     channels: int, weights: tuple[Xcit, Path]
 ) -> None:
     theirs, path = weights
-    found = xcit.get_model(path, in_channels=channels)
+    found: Any = xcit.get_model(path, in_channels=channels)
     name = "stem.0.conv.weight"
     expected = adapt_input_conv(channels, theirs.state_dict()["patch_embed.proj.0.0.weight"].clone())
     torch.testing.assert_close(found.state_dict()[name], expected, atol=0, rtol=1e-6)
@@ -55,9 +56,10 @@ def test_weights_for_three_channels_are_summed_or_repeated_as_timm_does(
 
 
 def test_the_same_number_of_channels_changes_nothing(weights: tuple[Xcit, Path]) -> None:
-    found = xcit.get_model(weights[1], in_channels=3)
+    found: Any = xcit.get_model(weights[1], in_channels=3)
+    theirs: Any = weights[0]
     assert not found.info.assumed
-    assert torch.equal(found.stem[0].conv.weight, weights[0].patch_embed.proj[0][0].weight)
+    assert torch.equal(found.stem[0].conv.weight, theirs.patch_embed.proj[0][0].weight)
 
 
 @torch.no_grad()
@@ -66,10 +68,11 @@ def test_pooling_and_stochastic_depth_keep_the_weights(weights: tuple[Xcit, Path
     images = IMAGES[:, :3]
     theirs.global_pool = "avg"
     for name in ("avg",):
-        found = xcit.get_model(path, global_pool=name, drop_path_rate=0.2)
+        found: Any = xcit.get_model(path, global_pool=name, drop_path_rate=0.2)
         torch.testing.assert_close(found(images), theirs(images), atol=1e-5, rtol=1e-5)
     assert found.config.drop_path_rate == found.blocks[3].drop_path_rate == 0.2
-    assert xcit.get_model(path, global_pool="token").config.global_pool == "cls"
+    token: Any = xcit.get_model(path, global_pool="token")
+    assert token.config.global_pool == "cls"
     assert xcit.get_model("xcit-nano-12-p16", num_classes=0, global_pool="")(images).shape == (2, 13, 128)
     with pytest.raises(XCiTError, match="global_pool is 'max', must be 'cls', 'avg' or 'none'"):
         xcit.get_model(path, global_pool="max")
@@ -83,8 +86,8 @@ def test_features_only_gives_timms_maps(
     out_indices: int | tuple[int, ...] | None, weights: tuple[Xcit, Path], tmp_path: Path
 ) -> None:
     path = weights[1]
-    asked = {} if out_indices is None else {"out_indices": out_indices}
-    theirs = timm.create_model(
+    asked: dict[str, Any] = {} if out_indices is None else {"out_indices": out_indices}
+    theirs: Any = timm.create_model(
         "xcit_nano_12_p16_224", features_only=True, pretrained=False, **asked, checkpoint_path=""
     )
     theirs.model.load_state_dict(
@@ -101,21 +104,21 @@ def test_features_only_gives_timms_maps(
 
 
 def test_features_have_the_strides_of_the_stem() -> None:
-    found = xcit.get_model("xcit-nano-12-p16", features_only=True, stem_strides=(1, 1, 2, 2), out_indices=(2, 7))
+    found: Any = xcit.get_model("xcit-nano-12-p16", features_only=True, stem_strides=(1, 1, 2, 2), out_indices=(2, 7))
     assert found.feature_info.reduction() == [4, 4]
     assert [tuple(maps.shape) for maps in found(IMAGES[:, :3])] == [(2, 128, 12, 16)] * 2
     with pytest.raises(XCiTError, match="features_only has no head"):
         xcit.get_model("xcit-nano-12-p16", features_only=True, num_classes=5)
     with pytest.raises(XCiTError, match="out_indices are the blocks of features_only=True"):
-        xcit.get_model("xcit-nano-12-p16", out_indices=3)
+        xcit.get_model("xcit-nano-12-p16", out_indices=3)  # type: ignore[call-overload]
 
 
 def test_the_channels_of_a_segmenter_and_a_detector(tmp_path: Path) -> None:
     torch.manual_seed(0)
     for name in ("sem-fpn_xcit-tiny-12-p16_80k_ade20k", "mask-rcnn_xcit-tiny-12-p16_3x_coco"):
-        three = xcit.get_model(name)
+        three: Any = xcit.get_model(name)
         save_model(three, tmp_path / "dense.safetensors")
-        four = xcit.get_model(tmp_path / "dense.safetensors", in_channels=4, drop_path_rate=0.3)
+        four: Any = xcit.get_model(tmp_path / "dense.safetensors", in_channels=4, drop_path_rate=0.3)
         weight = three.backbone.xcit.stem[0].conv.weight
         expected = weight[:, [0, 1, 2, 0]] * 0.75
         torch.testing.assert_close(four.backbone.xcit.stem[0].conv.weight, expected, atol=0, rtol=1e-6)
@@ -131,9 +134,9 @@ def test_a_pyramid_on_weights_with_strides(tmp_path: Path) -> None:
     save_model(xcit.get_model("sem-fpn_xcit-tiny-12-p16_80k_ade20k"), tmp_path / "dense.safetensors")
     torch.save(xcit.get_model("xcit-tiny-12-p16").state_dict(), tmp_path / "plain.pth")
     for path in (tmp_path / "dense.safetensors", tmp_path / "plain.pth"):
-        found = xcit.get_backbone(path, pyramid=True, changes=changes)
+        found: Any = xcit.get_backbone(path, pyramid=True, changes=changes)
         assert [tuple(maps.shape[2:]) for maps in found(IMAGES[:, :3])] == [(12, 16), (6, 8), (3, 4), (1, 2)]
-        usual = xcit.get_backbone(path, pyramid=True)
+        usual: Any = xcit.get_backbone(path, pyramid=True)
         assert torch.equal(found.xcit.blocks[3].xca.qkv.weight, usual.xcit.blocks[3].xca.qkv.weight)
 
 
@@ -171,7 +174,7 @@ def test_a_published_name_is_known_as_downloads_leave_it(name: str, tmp_path: Pa
 def test_a_file_under_a_models_name_is_prepared_as_assumed(tmp_path: Path) -> None:
     model = xcit.get_model("xcit-nano-12-p16")
     torch.save(model.state_dict(), tmp_path / "mine.pth")
-    info = xcit.get_model("xcit-nano-12-p16", pretrained=tmp_path / "mine.pth").info
+    info: Any = xcit.get_model("xcit-nano-12-p16", pretrained=tmp_path / "mine.pth").info
     assert info.assumed
     assert info.preprocessing == xcit.zoo.find_checkpoint("xcit-nano-12-p16").preprocessing
     save_model(model, tmp_path / "mine.safetensors")

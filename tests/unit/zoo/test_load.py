@@ -126,9 +126,9 @@ def assert_is_nano(model: Any, nano: Nano) -> None:
         assert torch.allclose(model(IMAGES), nano.logits, rtol=1e-5, atol=1e-6)
 
 
-def error_of(*args: object, **options: object) -> str:
+def error_of(*args: Any, **options: Any) -> str:
     with pytest.raises(XCiTError) as caught:
-        get_model(*args, **options)  # type: ignore[arg-type]
+        get_model(*args, **options)
     return str(caught.value)
 
 

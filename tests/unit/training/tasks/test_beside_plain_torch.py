@@ -17,7 +17,6 @@ from xcit.data.detection_transforms import DetectionAugmentation
 from xcit.data.segmentation_transforms import SegmentationAugmentation
 from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing
 from xcit.models import SegmenterConfig, XCiT, XCiTConfig
-from xcit.models.detection import roi_heads
 from xcit.models.detection.config import MaskRCNNConfig
 from xcit.models.info import ModelInfo
 from xcit.seeding import seed_all
@@ -221,7 +220,7 @@ def test_losses_of_segmentation(
     def plain(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         output = model(images, with_auxiliary=True)
-        how = {"weights": torch.tensor(weights or (1.0,) * 4), "gamma": gamma, "ignored": ignored}
+        how: dict[str, Any] = {"weights": torch.tensor(weights or (1.0,) * 4), "gamma": gamma, "ignored": ignored}
         return plain_pixels(output.logits, labels, **how) + 0.4 * plain_pixels(output.auxiliary, labels, **how)
 
     assert_same_training(SegmentationTask(config), config, tmp_path, plain)
@@ -251,7 +250,7 @@ def test_class_weights_of_detection(squares: Path, tmp_path: Path, monkeypatch: 
         images, *objects = batch
         targets = [dict(zip(("boxes", "labels", "masks"), own, strict=True)) for own in zip(*objects, strict=True)]
         with monkeypatch.context() as patch:
-            patch.setattr(roi_heads.F, "cross_entropy", spy)
+            patch.setattr(F, "cross_entropy", spy)
             losses = model(images, targets)
         logits, labels = seen.pop()
         rows = torch.arange(len(labels))

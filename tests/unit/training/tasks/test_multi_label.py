@@ -49,19 +49,17 @@ def root(tmp_path: Path) -> Path:
 
 
 def config_of(data: Path, **changes: Any) -> MultiLabelConfig:
-    return MultiLabelConfig(
-        **{
-            "name": "stripes",
-            "model": XCiTConfig(patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0),
-            "preprocessing": SPEC,
-            "data": str(data),
-            "augmentation": AugmentationConfig(crop="padded", padding=1, flip=0.5),
-            "optimizer": OptimizerConfig(lr=3e-3),
-            "schedule": ScheduleConfig(epochs=30, warmup_epochs=1),
-            "run": RunConfig(batch_size=8, num_workers=0, evaluate_every=30),
-        }
-        | changes
-    )
+    fields: dict[str, Any] = {
+        "name": "stripes",
+        "model": XCiTConfig(patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0),
+        "preprocessing": SPEC,
+        "data": str(data),
+        "augmentation": AugmentationConfig(crop="padded", padding=1, flip=0.5),
+        "optimizer": OptimizerConfig(lr=3e-3),
+        "schedule": ScheduleConfig(epochs=30, warmup_epochs=1),
+        "run": RunConfig(batch_size=8, num_workers=0, evaluate_every=30),
+    }
+    return MultiLabelConfig(**fields | changes)
 
 
 @pytest.mark.parametrize("num_values", [3, 1000])
@@ -145,7 +143,7 @@ def test_a_run_learns_is_measured_and_predicts_each_class_on_its_own(root: Path,
     figures = train(config_of(root), tmp_path / "run", device="cpu")
     assert figures["mAP"] > 90
     weights = tmp_path / "run" / "model.safetensors"
-    model = get_model(weights)
+    model: Any = get_model(weights)
     assert model.info.is_multi_label
     assert model.info.class_names == ("red", "green", "blue")
     image = root / "val-7.png"  # all three
