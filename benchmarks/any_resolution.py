@@ -2,14 +2,14 @@
 
     python benchmarks/any_resolution.py [CASE ...] [--size 32768] [--before DIR] [--folder DIR]
 
-    gigapixel   nano-12-p16 on a tiled BigTIFF of SIZE x SIZE pixels, with 4 GB and with 1 GB: class, CLS feature, token map
+    gigapixel   nano-12-p16 on a tiled BigTIFF of SIZE x SIZE pixels, in 4 GB and in 1 GB: class, CLS feature, token map
     exact       streamed beside the whole image: float64 at 512 pixels, float32 at the largest size asked for
     photograph  small-12-p8 on 6000 x 4000 pixels in at most 750 MB
     growth      time from a quarter to half of SIZE
     before      time in memory beside another checkout, whose `src` folder --before names
 
-Weights are random, which takes the same time. Each run has a process of its own; times beside each other are taken in turns.
-A gigapixel needs about 7 GB of disk and, on two idle cores, about ten minutes for both bounds.
+Weights are random, which takes the same time. Each run has a process of its own; times beside each other are taken in
+turns. A gigapixel needs about 7 GB of disk and, on two idle cores, about ten minutes for both bounds.
 """
 
 import argparse
@@ -238,7 +238,8 @@ def photograph(arguments: argparse.Namespace) -> None:
         found = stream(arguments.folder, SMALL, path, bound)
         say(
             f"{SMALL} on 6000 x 4000 pixels within {bound / 1e6:.0f} MB, tokens in {found['place']}: "
-            f"{found['seconds']:.0f} s, {found['peak'] / 1e6:.0f} MB above the loaded model (planned {found['planned'] / 1e6:.0f})"
+            f"{found['seconds']:.0f} s, {found['peak'] / 1e6:.0f} MB above the loaded model, planned "
+            f"{found['planned'] / 1e6:.0f} MB"
         )
 
 
@@ -250,7 +251,9 @@ def growth(arguments: argparse.Namespace) -> None:
         first, second = (stream(arguments.folder, NANO, path, 4 * 10**9)["seconds"] for path in (small, large))
         ratios.append(second / first)
         times.append((first, second))
-    say(f"{arguments.size // 4} to {arguments.size // 2} px: {statistics.median(ratios):.2f} times the time, of {times}")
+    say(
+        f"{arguments.size // 4} to {arguments.size // 2} px: {statistics.median(ratios):.2f} times the time, of {times}"
+    )
 
 
 def before(arguments: argparse.Namespace) -> None:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
-from xcit.cli.options import checked_device, checked_dtype, compute_options, full_size_options, load_model, model_options
+from xcit.cli.options import (
+    checked_device,
+    checked_dtype,
+    compute_options,
+    full_size_options,
+    load_model,
+    model_options,
+)
 from xcit.errors import XCiTError
 
 if TYPE_CHECKING:

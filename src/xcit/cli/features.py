@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.options import checked_device, checked_dtype, compute_options, full_size_options, load_model, model_options
+from xcit.cli.options import (
+    checked_device,
+    checked_dtype,
+    compute_options,
+    full_size_options,
+    load_model,
+    model_options,
+)
 from xcit.errors import XCiTError
 
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
@@ -19,7 +26,12 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet, .safetensors; or .npy for a map at full size.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="FILE.npz, .parquet, .safetensors; or .npy for a map at full size.",
+)
 @model_options
 @click.option(
     "--out-type",
@@ -49,9 +61,9 @@ def features(
 ) -> int:
     """Write features of images (files, folders or patterns) to a file, with their file names.
 
-    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size an
-    image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to FILE.npy,
-    float32 (H, W, D), as it comes.
+    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size
+    an image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to
+    FILE.npy, float32 (H, W, D), as it comes.
     """
     from typing import cast
 

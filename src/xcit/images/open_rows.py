@@ -22,12 +22,12 @@ def open_rows(source: ImageSource | ImageRows, *, name: str = "the image", level
     """Opens an image to read it by rows, and closes it.
 
     Args:
-        source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or what has rows already.
+        source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or one that has rows.
         name: what errors call an image that is no file.
         level: of a pyramid, 0 the largest.
 
-    Files of `TIFF_SUFFIXES` and .npy files are read by rows and in their own type; all others are decoded whole and shown
-    as `read_image` shows them, with Pillow's limit on their size.
+    Files of `TIFF_SUFFIXES` and .npy files are read by rows and in their own type; all others are decoded whole, as
+    `read_image` shows them, with Pillow's limit on their size.
 
     Raises:
         XCiTError: "<path>: <reason>" if it can't be read.

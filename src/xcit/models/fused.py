@@ -93,7 +93,7 @@ def check_fusible(model: nn.Module) -> None:
 class FusedEmbedding(nn.Module):
     """`Stem` and `PositionCode` in one: image (B, in_channels, h, w) to tokens (B, N, D), H and W.
 
-    A large image goes through in stripes of rows: the stem's first map would otherwise be the peak of the model's memory.
+    A large image goes through in stripes of rows: else the stem's first map would be the peak of the model's memory.
     """
 
     def __init__(self, stem: Stem, position: PositionCode) -> None:

@@ -77,7 +77,7 @@ class NpyMap:
         Raises:
             XCiTError: if they can't be written.
         """
-        self._put(self._start + start * self._row_bytes, memoryview(rows.contiguous().numpy()).cast("B"))
+        self._put(self._start + start * self._row_bytes, rows.contiguous().numpy().data.cast("B"))
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
         """Nothing."""

@@ -1,14 +1,14 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from streaming_support import picture, random_model
 
 from xcit.images.array_rows import ArrayRows
 from xcit.images.rows import RowsInfo
 from xcit.models import XCiT, XCiTConfig
 from xcit.streaming import Place, plan
+
 
 @pytest.fixture
 def model() -> XCiT:
@@ -38,5 +38,5 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], None]:
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "scratch"
+def scratch(tmp_path: Path) -> Path:
+    return tmp_path / "scratch"
