@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from xcit.images.array_rows import ArrayRows, NpyRows
+from xcit.images.array_rows import ArrayRows, NpyRows, file_identity
 from xcit.images.read import ImageSource, read_image
 from xcit.images.rows import ImageRows, RowsInfo
 from xcit.images.tiff_rows import TiffRows
@@ -43,7 +43,8 @@ def open_rows(source: ImageSource | ImageRows, *, name: str = "the image", level
             with closing(NpyRows(path)) as array:
                 yield array
         else:
-            yield ArrayRows(np.asarray(read_image(path)), RowsInfo(name=str(path)))
+            pixels = np.asarray(read_image(path))
+            yield ArrayRows(pixels, RowsInfo(name=str(path), identity=file_identity(path), buffer_bytes=pixels.nbytes))
     elif isinstance(source, Image.Image):
         yield ArrayRows(np.asarray(read_image(source)), RowsInfo(name=name))
     else:
