@@ -102,14 +102,15 @@ class FusedEmbedding(nn.Module):
         self.position = position
 
     def forward(self, image: Tensor) -> tuple[Tensor, int, int]:
-        height, width = self.grid(*image.shape[2:])
         rows_at_once = self.pixel_rows_at_once(image)
         if rows_at_once is None or rows_at_once >= image.shape[2]:
             for index, conv in enumerate(self.convs):
                 image = conv(F.gelu(image) if index else image)
+            height, width = image.shape[2:]
             y, x = self.position.code(height, width)
             tokens = image.flatten(2).transpose(1, 2) + (y + x).flatten(0, 1)
             return tokens.contiguous(), height, width  # for the blocks change them where they lie
+        height, width = self.grid(*image.shape[2:])
         tokens = image.new_empty(len(image), height, width, self.position.projection.out_channels)
         stripes = (image[:, :, start:end] for start, end in spans(image.shape[2], rows_at_once))
         for start, rows in self.slide(stripes, *image.shape[2:]):
