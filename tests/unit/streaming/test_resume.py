@@ -216,3 +216,16 @@ def test_an_image_that_ends_too_soon_leaves_nothing(model: XCiT, force: Force, s
             model, Failing(picture(123, 61)), Wanted(means=frozenset({4})), memory=Budget(memory=10**9, scratch=scratch)
         )
     assert not scratch.exists() or not list(scratch.iterdir())
+
+
+def test_a_map_in_a_file_is_left_only_where_its_run_goes_on(
+    model: XCiT, source: ArrayRows, force: Force, scratch: Path, tmp_path: Path
+) -> None:
+    budget, part = Budget(memory=10**9, scratch=scratch), tmp_path / "map.npy.part"
+    places: tuple[Place, ...] = ("device", "scratch")
+    for place in places:
+        force(place, 3)
+        wanted = Wanted(maps={1: NpyMap(tmp_path / "map.npy")}, means=frozenset({4}))
+        with pytest.raises(Stop):
+            encode(model, source, wanted, memory=budget, progress=stop_at(3))
+        assert part.exists() == (place == "scratch")
