@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from xcit.images.array_rows import ArrayRows, NpyRows
+from xcit.images.array_rows import ArrayRows, NpyRows, file_identity
 from xcit.images.read import ImageSource, read_image
 from xcit.images.rows import ImageRows, RowsInfo
 from xcit.images.tiff_rows import TiffRows
@@ -22,12 +22,12 @@ def open_rows(source: ImageSource | ImageRows, *, name: str = "the image", level
     """Opens an image to read it by rows, and closes it.
 
     Args:
-        source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or what has rows already.
+        source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or one that has rows.
         name: what errors call an image that is no file.
         level: of a pyramid, 0 the largest.
 
-    Files of `TIFF_SUFFIXES` and .npy files are read by rows and in their own type; all others are decoded whole and shown
-    as `read_image` shows them, with Pillow's limit on their size.
+    Files of `TIFF_SUFFIXES` and .npy files are read by rows and in their own type; all others are decoded whole, as
+    `read_image` shows them, with Pillow's limit on their size.
 
     Raises:
         XCiTError: "<path>: <reason>" if it can't be read.
@@ -43,7 +43,8 @@ def open_rows(source: ImageSource | ImageRows, *, name: str = "the image", level
             with closing(NpyRows(path)) as array:
                 yield array
         else:
-            yield ArrayRows(np.asarray(read_image(path)), RowsInfo(name=str(path)))
+            pixels = np.asarray(read_image(path))
+            yield ArrayRows(pixels, RowsInfo(name=str(path), identity=file_identity(path), buffer_bytes=pixels.nbytes))
     elif isinstance(source, Image.Image):
         yield ArrayRows(np.asarray(read_image(source)), RowsInfo(name=name))
     else:

@@ -53,8 +53,8 @@ class RowsInfo:
         level: which of them this is.
         rows_at_once: rows that cost as much to read as one of them: the height of tiles that have to be decoded whole.
         buffer_bytes: memory that it holds from one read to the next, such as a row of decoded tiles.
-        metadata: whatever else the file says, by the reader's own names: `transform` and `crs` of a map, `nodata`, `mpp`
-            (micrometres a pixel) of a slide.
+        metadata: whatever else the file says, by the reader's own names: `transform` and `crs` of a map, `nodata`,
+            `mpp` (micrometres a pixel) of a slide.
     """
 
     name: str = "the image"

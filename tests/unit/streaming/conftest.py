@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,9 @@ def source() -> ArrayRows:
 def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], None]:
     """`force(place, rows)`: plans have this place and stripes of these rows, whatever the memory."""
 
-    def to(place: Place, rows: int) -> None:
-        original = plan.Costs.plan
+    original = plan.Costs.plan
 
+    def to(place: Place, rows: int) -> None:
         def forced(self: plan.Costs, _: Place, size: float, output_bytes: int) -> plan.Plan:
             return original(self, place, size, output_bytes)
 
@@ -38,5 +38,5 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], None]:
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "scratch"
+def scratch(tmp_path: Path) -> Path:
+    return tmp_path / "scratch"
