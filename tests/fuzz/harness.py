@@ -161,7 +161,9 @@ def _read(target: Target, path: Path) -> tuple[str, str]:
             message = str(error).replace(str(path), "FILE")
             kind, text = "refused", message
             lines = message.split("\n")
-            if len(lines) > MOST_LINES or not all(0 < len(line) <= LONGEST_LINE and line.isprintable() for line in lines):
+            if len(lines) > MOST_LINES or not all(
+                0 < len(line) <= LONGEST_LINE and line.isprintable() for line in lines
+            ):
                 kind, text = "failed", f"message of {len(message)} characters: {message[:1000]!r}"
         except TooSlowError:
             kind, text = "failed", f"took more than {SECONDS} s\n{_last_frames()}"
