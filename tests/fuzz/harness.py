@@ -1,7 +1,8 @@
 """Runs damaged inputs through a reader, in a process of their own, within bounds of time and memory.
 
 For each input the reader gives a right result, which the target checks, or an `XCiTError` of printable lines of at most
-`LONGEST_LINE` characters, `MOST_LINES` of them where it has a list, within `SECONDS` of processor time and `MEMORY` bytes above what the process had before.
+`LONGEST_LINE` characters, `MOST_LINES` of them where it has a list. It takes at most `SECONDS` of processor time, and
+`MEMORY` bytes above what the process had before.
 """
 
 import contextlib

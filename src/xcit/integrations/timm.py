@@ -165,8 +165,9 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
 def _default_cfg(name: str) -> DefaultCfg:
     """What timm's tools ask of a name before there is a model: how images are prepared, whether there are weights."""
     shape = None if is_known(name) else find_shape(name)
+    place: dict[str, Any] = {}
     if shape is not None:  # an architecture without published weights
-        spec, config, place = published_preprocessing("official", 224), shape, {}
+        spec, config = published_preprocessing("official", 224), shape
     else:
         record = find_checkpoint(name)
         spec, config, source = record.preprocessing, record.config, record.sources[0] if record.sources else None

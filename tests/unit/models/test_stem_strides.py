@@ -61,7 +61,6 @@ def test_the_fused_model_in_stripes_is_the_model(
     expected = model(images)
     height, width = (-(-length // model.config.patch_size) for length in size)
     assert model.forward_features(images).shape == (2, 1 + height * width, 16)
-    monkeypatch.setattr(fused, "LEAST_ROWS", 1)
     quick = model.fuse()
     for numbers in (1, 2**10, 2**13, 2**20):
         monkeypatch.setitem(fused.NUMBERS_AT_ONCE, "cpu", numbers)
