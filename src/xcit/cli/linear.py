@@ -17,7 +17,8 @@ from xcit.cli.options import (
     load_model,
     numbers,
 )
-from xcit.cli.processes import STOPPED, is_main, need_packages, one_voice
+from xcit.cli.processes import STOPPED, is_main, one_voice
+from xcit.extras import need_packages
 
 if TYPE_CHECKING:
     from xcit.measure.linear import LinearReport

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xcit.cli.processes import STOPPED, is_main, need_packages, one_voice
+from xcit.cli.processes import STOPPED, is_main, one_voice
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 
 if TYPE_CHECKING:
     from xcit.training.engine.loop import Stopped
