@@ -32,7 +32,8 @@ WORKS = {
     "predict to JSON": ("predict", IMAGE, "--json", "out.json"),
     "features as npz": ("features", IMAGE, "--out", "f.npz"),
     "features as safetensors": ("features", IMAGE, "--out", "f.safetensors"),
-    "segment": ("segment", IMAGE, "--model", "segmenter.safetensors", "--out", "labels"),
+    "segment": ("segment", IMAGE, "--model", "segmenter.safetensors", "--out", "labels")
+    + ("--size", "32"),
     "test": ("test", PACKAGED, "packaged", "--data", "photos", "--workers", "0"),
     "knn": ("knn", PACKAGED, "--data", "photos", "--k", "1", "--workers", "0"),
     "config": ("config",),
@@ -65,10 +66,6 @@ NEEDS = {
     "linear": (("linear", PACKAGED, "--data", "photos"), "timm"),
     "train": (("train", PACKAGED, "--data", "photos"), "timm"),
     "data of the Hub": (("test", PACKAGED, "packaged", "--data", "hf:ylecun/mnist"), "datasets"),
-    "shards over HTTP": (
-        ("test", PACKAGED, "packaged", "--data", "http://127.0.0.1:9/val-{0..1}.tar"),
-        "aiohttp",
-    ),
 }
 """What needs one -> the package."""
 

@@ -17,6 +17,7 @@ from xcit.images.channels import preprocess_channels, read_channels
 from xcit.images.preprocess import Preprocessing, preprocess
 from xcit.images.read import ImageSource
 from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
+from xcit.machine import find_device
 from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT, OutType
 from xcit.zoo import get_xcit
@@ -201,7 +202,7 @@ def prepare_model(
     found, info = find_model(model)
     parameter = next(found.parameters())
     default = parameter.device if found is model else default_device()
-    place = torch.device(device) if device is not None else default
+    place = find_device(device) if device is not None else default
     if isinstance(found, FusedXCiT) and (parameter.dtype != dtype or parameter.device != place):
         found = copy.deepcopy(found)
     return found.fuse().to(place, dtype), info, place

@@ -17,6 +17,7 @@ from torch import nn
 from xcit.data.coco_masks import decode_mask, encode_part
 from xcit.draw.detections import draw_detections
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 from xcit.images.read import ImageSource
 from xcit.inference.preparing import prepare_of_kind
 from xcit.inference.reading import Unreadable, listed, read_ahead, readable
@@ -136,8 +137,9 @@ def prepare_detector(
     """A detector in place, with a faster backbone; one passed in is left as it was, and called `what` in errors.
 
     Raises:
-        XCiTError: if it can't be had, or is no detector.
+        XCiTError: if it can't be had, is no detector, or what packs masks is not installed.
     """
+    need_packages("finding objects", "faster_coco_eval")
     network, place = prepare_of_kind(DETECTOR, model, device, what=what)
     return network.fuse().to(place)
 

@@ -9,7 +9,9 @@ import torch
 
 from xcit.config import read_yaml, save_yaml
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 from xcit.inference.reading import default_device
+from xcit.machine import find_device
 from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import check_trackers, draw_run
@@ -60,7 +62,7 @@ def train(
         config = get_recipe(config)
     directory = Path(directory)
     checkpoint = check_run(config, directory, resume)
-    processes = Processes(config.run, torch.device(device) if device is not None else default_device())
+    processes = Processes(config.run, find_device(device) if device is not None else default_device())
     task, resolved = build_task(config, processes.layout, is_new=checkpoint is None)
     directory.mkdir(parents=True, exist_ok=True)
 
