@@ -46,5 +46,5 @@ def test_an_image_that_is_none(name):
 
 
 def test_nothing_to_learn_from():
-    with pytest.raises(XCiTError, match="^the batch is empty"):
+    with pytest.raises(XCiTError, match=r"^the batch is empty"):
         small_models.build("detector").train()([], [])

@@ -32,8 +32,7 @@ WORKS = {
     "predict to JSON": ("predict", IMAGE, "--json", "out.json"),
     "features as npz": ("features", IMAGE, "--out", "f.npz"),
     "features as safetensors": ("features", IMAGE, "--out", "f.safetensors"),
-    "segment": ("segment", IMAGE, "--model", "segmenter.safetensors", "--out", "labels")
-    + ("--size", "32"),
+    "segment": ("segment", IMAGE, "--model", "segmenter.safetensors", "--out", "labels", "--size", "32"),
     "test": ("test", PACKAGED, "packaged", "--data", "photos", "--workers", "0"),
     "knn": ("knn", PACKAGED, "--data", "photos", "--k", "1", "--workers", "0"),
     "config": ("config",),
@@ -46,8 +45,18 @@ WORKS = {
     "fetch": ("fetch", PACKAGED),
     "convert": ("convert", "segmenter.safetensors", "s.pth", "--to", "mmseg"),
     "verify": ("verify", PACKAGED),
-    "make-data of segmentation": ("make-data", "fashion-scenes", "--task", "segmentation", "--out", "scenes")
-    + ("--train", "2", "--val", "1"),
+    "make-data of segmentation": (
+        "make-data",
+        "fashion-scenes",
+        "--task",
+        "segmentation",
+        "--out",
+        "scenes",
+        "--train",
+        "2",
+        "--val",
+        "1",
+    ),
 }
 """What needs no extra."""
 
@@ -103,7 +112,9 @@ def test_ends_in_one_line_that_names_the_extra(results, name):
     package = NEEDS[name][1]
     assert (status, printed, complaint.count("\n")) == (2, "", 1), complaint
     assert complaint.startswith("xcit: error: ")
-    assert complaint.endswith((f"pip install 'xcit[{EXTRAS[package]}]'\n", f"(pip install 'xcit[{EXTRAS[package]}]')\n"))
+    assert complaint.endswith(
+        (f"pip install 'xcit[{EXTRAS[package]}]'\n", f"(pip install 'xcit[{EXTRAS[package]}]')\n")
+    )
     assert re.search(package.replace("_", "[-_]"), complaint)
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
+_ANYWHERE = metadata.DistributionFinder.Context()
+
 
 def _name(requirement: str) -> str:
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
@@ -59,9 +61,9 @@ def hide(core: set[str], modules: set[str]) -> None:
         def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
             return None if fullname.partition(".")[0] in modules else PathFinder.find_spec(fullname, path, target)
 
-        @classmethod
-        def find_distributions(cls, *arguments: Any, **options: Any) -> Iterator[metadata.Distribution]:
-            return (one for one in PathFinder.find_distributions(*arguments, **options) if _name(one.name) in core)
+        @staticmethod
+        def find_distributions(context: Any = _ANYWHERE) -> Iterator[metadata.PathDistribution]:
+            return (one for one in PathFinder.find_distributions(context) if _name(one.name) in core)
 
     sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
     for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
@@ -89,4 +91,4 @@ if __name__ == "__main__":
     commands = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     core_names = core_distributions()
     hide(core_names, hidden_modules(core_names))
-    print(json.dumps([run(command) for command in commands]))
+    sys.stdout.write(json.dumps([run(command) for command in commands]))

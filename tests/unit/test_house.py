@@ -51,6 +51,7 @@ def calls(folder: Path) -> dict[str, Callable[[], object]]:
 
     weights = folder / "packaged.safetensors"
     return {
+        "Unreadable": lambda: xcit.Unreadable(source="a.png", reason="a.png: no such file"),
         "XCiT": lambda: xcit.XCiT(xcit.XCiTConfig(embed_dim=16, depth=1, num_heads=2)),
         "XCiTConfig": xcit.XCiTConfig,
         "XCiTError": xcit.XCiTError,
@@ -95,7 +96,7 @@ def test_the_rooms_are_those_of_the_contract() -> None:
     rooms = {name.split(".")[1] for name in modules()}
     assert rooms == {
         "cli", "measure", "training", "explain", "inference", "data", "zoo", "models", "images", "weights", "draw",
-        "config", "integrations", "ops", "errors", "seeding", "machine",
+        "config", "integrations", "ops", "errors", "seeding", "machine", "extras",
     }  # fmt: skip
     assert not rooms & {*xcit.__all__}
 

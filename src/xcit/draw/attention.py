@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xcit.draw.cells import Cells, at_image_size, largest_cells
-from xcit.errors import XCiTError
 from xcit.extras import need_packages
 
 if TYPE_CHECKING:

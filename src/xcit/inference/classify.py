@@ -16,7 +16,7 @@ from xcit.errors import XCiTError
 from xcit.images.channels import preprocess_channels, read_channels
 from xcit.images.preprocess import Preprocessing, preprocess
 from xcit.images.read import ImageSource
-from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
+from xcit.inference.reading import Unreadable, collected, default_device, listed, read_ahead
 from xcit.machine import find_device
 from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT, OutType
@@ -39,11 +39,13 @@ class ScoredClass:
 class Prediction:
     """The most probable classes of an image, best first. `source` is its path, or its place in the input.
 
-    The probabilities of all classes add up to 1; those of a multi-label model are each on its own.
+    `model` is the name of the model that answered; the packaged one, which answers where none is named, knows garments
+    alone. The probabilities of all classes add up to 1; those of a multi-label model are each on its own.
     """
 
     source: str
     classes: tuple[ScoredClass, ...]
+    model: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +64,12 @@ def predict(
     batch_size: int = 32,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-) -> list[Prediction]:
+) -> list[Prediction | Unreadable]:
     """Classifies images.
 
     Args:
-        images: one or several: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), each of any size.
+        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
+            (H, W, 3) and tensors (3, H, W), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`; to call
             this often, pass `model.fuse()`, which is otherwise made anew each time.
         topk: how many classes to give of each image.
@@ -75,13 +78,13 @@ def predict(
         dtype: float32, bfloat16 or float16.
 
     Returns:
-        One prediction an image, in order.
+        One prediction an image, in order. What can't be read is an `Unreadable` in its place, with the reason.
 
     Raises:
-        XCiTError: if an image can't be read, or the model can't be had or has no classifier.
+        XCiTError: if none of the images can be read, or the model can't be had or has no classifier.
     """
     results = predict_each(listed(images), model, topk=topk, batch_size=batch_size, device=device, dtype=dtype)
-    return [readable(result) for result in results]
+    return collected(results)
 
 
 def predict_each(
@@ -116,6 +119,7 @@ def predict_each(
                 yield Prediction(
                     source=source,
                     classes=tuple(ScoredClass(index=i, name=names[i], score=s) for s, i in classes),
+                    model=info.name,
                 )
 
 
@@ -128,15 +132,15 @@ def extract_features(
     batch_size: int = 32,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-) -> list[Features]:
+) -> list[Features | Unreadable]:
     """Features of images; arguments as in `predict` and `XCiT.extract_feat` (`layers` are its `out_indices`).
 
-    Without `out_type` they are what the model pools: the class token, or the mean of the patch tokens.
+    Results are as in `predict` too. Without `out_type` they are what the model pools: the class token, or the mean of the patch tokens.
     """
     results = extract_features_each(
         listed(images), model, out_type=out_type, layers=layers, batch_size=batch_size, device=device, dtype=dtype
     )
-    return [readable(result) for result in results]
+    return collected(results)
 
 
 def extract_features_each(

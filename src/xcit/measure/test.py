@@ -8,8 +8,8 @@ import torch
 
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
-from xcit.machine import find_device
 from xcit.inference.segment import SlidingWindow
+from xcit.machine import find_device
 from xcit.measure.classification import measure_classifier
 from xcit.measure.detection import measure_detector
 from xcit.measure.multi_label import measure_multi_label

@@ -58,6 +58,7 @@ def train(
             that is not finite, or if a file can't be written.
         Stopped: after SIGTERM or SIGINT, when all is saved.
     """
+    need_packages("training", "timm")
     if isinstance(config, str):
         config = get_recipe(config)
     directory = Path(directory)
