@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
 from xcit.cli.options import (
     CommandWithNumbers,
@@ -77,7 +78,7 @@ def attention(
     from xcit.cli.results import status_of
     from xcit.draw.attention import draw_temperatures, require_matplotlib
     from xcit.explain import channel_attention, class_attention_each
-    from xcit.inference.reading import Unreadable, default_device
+    from xcit.inference.reading import Unreadable, default_device, readable
 
     require_matplotlib()
     paths = images_outside(inputs, out) if inputs else packaged_images()
@@ -85,6 +86,8 @@ def attention(
     make_folder(out)
     computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
     network = load_model(model, weights, computer, how).fuse().to(precision)  # once, not for each image
+    if model is None:
+        say_model(network, model, weights)
     results = class_attention_each(paths, network, block=block, resize=resize, device=computer, dtype=precision)
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0
@@ -95,8 +98,8 @@ def attention(
                 click.echo(f"xcit: {result.reason}", err=True)
             else:
                 if xca:  # of the image as it was read for the first
-                    (channels,) = channel_attention(result.image, network, device=computer, dtype=precision)
-                    channels = replace(channels, source=result.source)
+                    (inside,) = channel_attention(result.image, network, device=computer, dtype=precision)
+                    channels = replace(readable(inside), source=result.source)
                 _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)
             bar.advance(1)
     if channels is not None:

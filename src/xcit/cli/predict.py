@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -50,6 +51,7 @@ def predict(
     paths = find_images(inputs) if inputs else packaged_images()
     place = checked_device(device)
     network = load_model(model, weights, place, how)
+    say_model(network, model, weights)
     num_unreadable = 0
     with open_results(json_path, csv_path) as results, progress_bar("predict", len(paths)) as bar:
         for result in predict_each(

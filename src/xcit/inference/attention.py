@@ -138,7 +138,7 @@ def class_attention(
         One result an image, in order. What can't be read is an `Unreadable` in its place.
 
     Raises:
-        XCiTError: if none of the images can be read or is as large as a patch, or the model can't be had or has no such block.
+        XCiTError: if no image can be read or is as large as a patch, or the model can't be had or has no such block.
     """
     results = class_attention_each(listed(images), model, block=block, resize=resize, device=device, dtype=dtype)
     return collected(results)

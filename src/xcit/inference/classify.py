@@ -135,7 +135,8 @@ def extract_features(
 ) -> list[Features | Unreadable]:
     """Features of images; arguments as in `predict` and `XCiT.extract_feat` (`layers` are its `out_indices`).
 
-    Results are as in `predict` too. Without `out_type` they are what the model pools: the class token, or the mean of the patch tokens.
+    Results are as in `predict` too. Without `out_type` they are what the model pools: the class token, or the mean of
+    the patch tokens.
     """
     results = extract_features_each(
         listed(images), model, out_type=out_type, layers=layers, batch_size=batch_size, device=device, dtype=dtype

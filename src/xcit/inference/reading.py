@@ -93,8 +93,9 @@ def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
         XCiTError: if a folder has no images, a pattern no match, or a batch is empty.
     """
     one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor)
+    items: Any = [images] if one else images
     found: list[ImageSource] = []
-    for item in [images] if one else images:
+    for item in items:
         if isinstance(item, str | os.PathLike):
             found += find_images([item])
         elif isinstance(item, np.ndarray | Tensor) and item.ndim == 4:
@@ -104,6 +105,13 @@ def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
         else:
             found.append(item)
     return found
+
+
+def readable(result: Result | Unreadable) -> Result:
+    """A result, or an `XCiTError` with the reason why there is none."""
+    if isinstance(result, Unreadable):
+        raise XCiTError(result.reason)
+    return result
 
 
 def collected(results: Iterable[Result | Unreadable]) -> list[Result | Unreadable]:
