@@ -84,8 +84,8 @@ def linear(
     """
     need_packages("xcit linear", "timm")
     from xcit.cli import SOME_FAILED
-    from xcit.cli.run_display import run_display
     from xcit.measure.linear import train_linear
+    from xcit.training.display import run_display
     from xcit.training.engine.loop import Stopped
 
     place = checked_device(device)

@@ -84,20 +84,17 @@ def train(
         raise click.UsageError(f"Missing argument 'RECIPE'{taken}")
     config = _config(recipe, _pairs(recipe, changes) | ({"data": data} if data else {}), _OPTIONS)
     from xcit.cli.options import checked_device
-    from xcit.cli.run_display import run_display
-    from xcit.inference.reading import default_device
     from xcit.training.engine.loop import Stopped
     from xcit.training.run import train as train_recipe
+    from xcit.training.tasks.table import TASKS
 
     path = Path(recipe)
     directory = out or (path.parent if path.name == "config.yaml" else Path("runs") / config.name)
-    place = checked_device(device) or default_device()
-    heading = f"{config.name}: {config.schedule.epochs} epochs of {config.data} on {place}; files in {directory}"
+    if not config.data:
+        images = TASKS[config.task].images
+        raise XCiTError(f"{config.name} has no data of its own: give a folder of {images} with --data")
     try:
-        with run_display(heading) as display:
-            figures = train_recipe(
-                config, directory, resume=resume, device=place, report=display.report, announce=display.announce
-            )
+        figures = train_recipe(config, directory, resume=resume, device=checked_device(device))
     except Stopped as stopped:
         if is_main():
             _print_stop(stopped, directory, device)

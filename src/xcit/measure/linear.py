@@ -233,16 +233,14 @@ def check_run(config: LinearConfig, directory: Path, *, resume: bool) -> Path | 
     if not last.exists():
         return None
     if not resume:
-        raise XCiTError(f"{directory} holds a run already: go on with --resume, or choose another folder: --out")
+        raise XCiTError(f"{directory} holds a run already: resume it, or choose another folder")
     own = load_yaml(LinearConfig, directory / CONFIG)
     for name, theirs, ours in (
         *((name, getattr(own, name), getattr(config, name)) for name in _KEPT),
         ("batch_size", own.run.batch_size, config.run.batch_size),
     ):
         if theirs != ours:
-            raise XCiTError(
-                f"{directory} holds another run: its {name} is {theirs}, not {ours}; choose another folder with --out"
-            )
+            raise XCiTError(f"{directory} holds another run: its {name} is {theirs}, not {ours}; choose another folder")
     return last
 
 

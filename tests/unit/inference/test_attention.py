@@ -1,9 +1,8 @@
-import re
-
 """The maps are the softmaxes of the formulas, sum to 1, fit the image, and leave the model as it was."""
 
 import itertools
 import math
+import re
 from typing import Any
 
 import numpy as np

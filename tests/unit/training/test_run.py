@@ -40,7 +40,7 @@ def test_a_run_is_found_again(tmp_path: Path, resume: str) -> None:
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "last.pt").touch()
-    with pytest.raises(XCiTError, match=r"holds a run already: go on with --resume"):
+    with pytest.raises(XCiTError, match=r"holds a run already: resume it, or"):
         check_run(PICO, tmp_path, None)
     other = tmp_path / "other"
     other.mkdir()
@@ -106,9 +106,7 @@ def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
 def test_a_run_without_labels_asks_for_no_classes(tmp_path: Path) -> None:
     with pytest.raises(XCiTError) as caught:
         check_run(get_recipe("dino_xcit-small-12-p16_in1k"), tmp_path, None)
-    assert str(caught.value) == (
-        "dino_xcit-small-12-p16_in1k has no data of its own: give a folder of images with --data"
-    )
+    assert str(caught.value) == ("dino_xcit-small-12-p16_in1k has no data of its own: set data to a folder of images")
 
 
 def test_data_are_asked_for_first(tmp_path: Path) -> None:
@@ -128,7 +126,7 @@ def test_a_batch_far_from_the_recipe_s_is_warned_of() -> None:
     assert lines[0] == "global batch 64 = 1 process x 1 part x 64 images, learning rate 0.001"
     assert lines[1] == (
         "warning: the recipe's global batch is 1024, with learning rate 0.001; this run's is 64, and the learning rate "
-        "is not changed for it: in proportion it would be --optimizer.lr 6.25e-05"
+        "is not changed for it: in proportion it would be optimizer.lr 6.25e-05"
     )
     assert len(describe_batch(NANO, Layout(batch_size=768))) == 1
 
