@@ -90,7 +90,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         XCiTError: if a name is unknown (the nearest right one is suggested) or a value is of another type.
     """
-    known = _dotted_names(config)
+    known = dotted_names(config)
     values = to_dict(config)
     for name, value in _flat(changes):
         if name not in known:
@@ -126,14 +126,14 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
-def _dotted_names(config: Any, prefix: str = "") -> dict[str, tuple[Any, bool]]:
+def dotted_names(config: Any, prefix: str = "") -> dict[str, tuple[Any, bool]]:
     """Every leaf field's dotted name, with its type and whether it is an empty text unless it is set."""
     hints = typing.get_type_hints(type(config))
     names: dict[str, tuple[Any, bool]] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            names |= _dotted_names(value, f"{prefix}{field.name}.")
+            names |= dotted_names(value, f"{prefix}{field.name}.")
         else:
             names[prefix + field.name] = hints[field.name], field.default == ""
     return names

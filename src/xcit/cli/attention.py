@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.answering import say_model
 from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
 from xcit.cli.options import (
     CommandWithNumbers,
@@ -86,8 +85,6 @@ def attention(
     make_folder(out)
     computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
     network = load_model(model, weights, computer, how).fuse().to(precision)  # once, not for each image
-    if model is None:
-        say_model(network, model, weights)
     results = class_attention_each(paths, network, block=block, resize=resize, device=computer, dtype=precision)
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0

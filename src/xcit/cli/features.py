@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.answering import say_model
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -71,8 +70,6 @@ def features(
         paths = find_images(inputs)
         place = checked_device(device)
         network = load_model(model, weights, place, how)
-        if model is None:
-            say_model(network, model, weights)
         num_unreadable = 0
         with progress_bar("features", len(paths)) as bar:
             for result in extract_features_each(

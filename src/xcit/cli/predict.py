@@ -51,7 +51,6 @@ def predict(
     paths = find_images(inputs) if inputs else packaged_images()
     place = checked_device(device)
     network = load_model(model, weights, place, how)
-    say_model(network, model, weights)
     num_unreadable = 0
     with open_results(json_path, csv_path) as results, progress_bar("predict", len(paths)) as bar:
         for result in predict_each(
@@ -60,6 +59,7 @@ def predict(
             num_unreadable += isinstance(result, Unreadable)
             results.add(result)
             bar.advance(1)
+    say_model(network, model, weights)
     return status_of(num_unreadable, len(paths))
 
 

@@ -1,6 +1,7 @@
 """`xcit train` and `xcit config`: recipes."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,16 +164,26 @@ def _list_recipes() -> None:
 
 def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -> "TrainingConfig":
     """A recipe with some fields set; `options` are the verb's own, which may be what was meant."""
-    from difflib import get_close_matches
-
-    from xcit.config import override, to_dict
+    _check_names(pairs, options)
+    from xcit.config import override
     from xcit.training.recipes import get_recipe
 
-    config = get_recipe(recipe)
-    for name in pairs.keys() - to_dict(config).keys():
+    return override(get_recipe(recipe), pairs)
+
+
+def _check_names(names: Iterable[str], options: tuple[str, ...]) -> None:
+    """Refuses names that no recipe has, before torch is imported."""
+    from difflib import get_close_matches
+
+    from xcit.cli.fields import FIELDS
+    from xcit.config import nearest_field
+
+    for name in names:
+        if name in FIELDS:
+            continue
         if "." not in name and (near := get_close_matches(name, options, n=1)):
             raise XCiTError(f"no option --{name}; did you mean --{near[0]}?")
-    return override(config, pairs)
+        raise XCiTError(f"no config field {name!r}{nearest_field(name, FIELDS)}")
 
 
 def _pairs(recipe: str, changes: tuple[str, ...]) -> dict[str, str]:
