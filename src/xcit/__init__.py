@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from xcit.inference.classify import extract_features as extract_features
     from xcit.inference.classify import predict as predict
     from xcit.inference.detect import detect as detect
+    from xcit.inference.reading import Unreadable as Unreadable
     from xcit.inference.segment import segment as segment
     from xcit.measure.complexity import complexity as complexity
     from xcit.measure.knn import evaluate_knn as evaluate_knn
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Unreadable": "inference.reading",
     "XCiT": "models",
     "XCiTConfig": "models",
     "XCiTError": "errors",

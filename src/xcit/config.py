@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import difflib
+import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +19,10 @@ Config = TypeVar("Config")
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises on a text that is none: ValueError on a date such as 2001-99-99, a number of too many digits and
 bytes that are no UTF-8, RecursionError on brackets a thousand deep."""
+
+
+_NOTHING = ("none", "null")
+"""What people write for no value."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str = "")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise XCiTError(f"{where}{name} is no field{_nearest(str(name), fields)}")
+            raise XCiTError(f"{where}{name} is no field{nearest_field(str(name), fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
@@ -74,23 +79,45 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str = "")
     return kind(**{name: _read(value, hints[name], f"{where}{name}") for name, value in values.items()})
 
 
-def override(config: Config, changes: Mapping[str, str]) -> Config:
-    """A copy with fields replaced by dotted name, values as typed on a command line.
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy with fields replaced.
+
+    Args:
+        config: whose fields they are.
+        changes: values by dotted name, as `{"schedule.epochs": 10}`, or by section, as `{"schedule": {"epochs": 10}}`.
+            A text is read as typed on a command line; "none" empties a field that may be empty, as None does.
 
     Raises:
         XCiTError: if a name is unknown (the nearest right one is suggested) or a value is of another type.
     """
-    known = _dotted_names(config)
+    known = dotted_names(config)
     values = to_dict(config)
-    for name, text in changes.items():
+    for name, value in _flat(changes):
         if name not in known:
-            raise XCiTError(f"no config field {name!r}{_nearest(name, known)}")
+            raise XCiTError(f"no config field {name!r}{nearest_field(name, known)}")
         *sections, last = name.split(".")
         target = values
         for section in sections:
             target = target[section]
-        target[last] = _parse(text, known[name])
+        hint, may_be_empty = known[name]
+        if hint is str and may_be_empty and (value is None or str(value).lower() in _NOTHING):
+            target[last] = ""
+        elif isinstance(value, str):
+            target[last] = _parse(value, hint)
+        else:
+            target[last] = os.fspath(value) if isinstance(value, os.PathLike) else value
     return from_dict(type(config), values)
+
+
+def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by dotted name."""
+    for name, value in changes.items():
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _plain(value: Any) -> Any:
@@ -99,20 +126,21 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
-def _dotted_names(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every leaf field's dotted name, with its type."""
+def dotted_names(config: Any, prefix: str = "") -> dict[str, tuple[Any, bool]]:
+    """Every leaf field's dotted name, with its type and whether it is an empty text unless it is set."""
     hints = typing.get_type_hints(type(config))
-    names: dict[str, Any] = {}
+    names: dict[str, tuple[Any, bool]] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            names |= _dotted_names(value, f"{prefix}{field.name}.")
+            names |= dotted_names(value, f"{prefix}{field.name}.")
         else:
-            names[prefix + field.name] = hints[field.name]
+            names[prefix + field.name] = hints[field.name], field.default == ""
     return names
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def nearest_field(name: str, known: Collection[str]) -> str:
+    """How an error about an unknown field ends: with the nearest known name, or with all of them."""
     # A field given without its section is the commonest slip.
     by_last_part = [other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     near = by_last_part or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -121,7 +149,9 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
 
 def _parse(text: str, hint: Any) -> Any:
     """A command-line text as the plain value of a field's type."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union) and text != "null":
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if text.lower() in _NOTHING:
+            return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
     if hint is str or (typing.get_origin(hint) is Literal and text in typing.get_args(hint)):
         return text

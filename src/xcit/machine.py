@@ -1,9 +1,15 @@
-"""What this machine is called, for figures that depend on it, and what memory it has."""
+"""This machine: what it is called, for figures that depend on it, what memory it has, and where it computes."""
 
 import contextlib
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xcit.errors import XCiTError
+
+if TYPE_CHECKING:
+    import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_HIGH_WATER_MARK = "5"
@@ -57,3 +63,19 @@ def _kilobytes(file: Path, name: str) -> int:
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
     raise AssertionError(f"{file} has no {name}")
+
+
+def find_device(name: "str | torch.device") -> "torch.device":
+    """A device of this machine.
+
+    Raises:
+        XCiTError: if there is none of that name, or it can't compute.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()  # there and back, for the meta device gives nothing back
+    except (RuntimeError, AssertionError) as error:
+        raise XCiTError(f"device {name}: not on this machine ({str(error).splitlines()[0]})") from None
+    return device

@@ -110,10 +110,22 @@ def test_info_as_json(xcit):
 
 # predict
 
+GARMENTS = "xcit: model xcit-pico-fashion-mnist, which knows garments alone (10 classes)\n"
+
+
+def test_predict_says_which_model_answered(xcit, tmp_path):
+    save_model(get_model("packaged", pretrained=True), tmp_path / "mine.safetensors")
+    for path, weights in (("packaged", ()), ("XCIT-pico-fashion-mnist", ())):
+        assert xcit("predict", packaged_images()[0], "--model", path, *weights).err == GARMENTS
+    told = "xcit: model mine.safetensors (10 classes)\n"
+    assert xcit("predict", packaged_images()[0], "--model", "mine.safetensors").err == told
+    told = "xcit: model packaged with the weights of mine.safetensors (10 classes)\n"
+    assert xcit("predict", packaged_images()[0], "--model", "packaged", "--weights", "mine.safetensors").err == told
+
 
 def test_predict_without_input_takes_the_packaged_images(xcit):
     done = xcit("predict", "--topk", 3)
-    assert (done.status, done.err) == (0, "")
+    assert (done.status, done.err) == (0, GARMENTS)
     lines = done.out.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == [str(path) for path in packaged_images()]
     assert len(lines) == 4 * len(packaged_images()) == 40
@@ -184,13 +196,14 @@ def test_predict_goes_on_where_an_image_is_unreadable(xcit, tmp_path):
     errors = done.err.splitlines()
     assert errors[0].startswith("xcit: b.png: ")
     assert errors[1] == "xcit: d.jpg: not an image that can be read (it looks like text)"
-    assert errors[2:] == ["xcit: missing.png: no such file", "xcit: 3 of 6 images could not be read"]
+    assert errors[2] == "xcit: missing.png: no such file"
+    assert errors[3:] == [GARMENTS.rstrip(), "xcit: 3 of 6 images could not be read"]
 
 
 def test_unreadable_images_in_json_and_csv(xcit, tmp_path):
     names = make_unreadable(tmp_path)
     done = xcit("predict", *names, "--json", "a.json", "--batch-size", 1)
-    assert (done.status, done.out, done.err) == (1, "", "xcit: 3 of 6 images could not be read\n")
+    assert (done.status, done.out, done.err) == (1, "", f"{GARMENTS}xcit: 3 of 6 images could not be read\n")
     rows = json.loads(Path("a.json").read_text(encoding="utf-8"))
     assert [row["file"] for row in rows] == names
     assert [("error" in row, "classes" in row) for row in rows] == [

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from xcit.cli.predict import packaged_images
-from xcit.draw import attention as pictures
 from xcit.explain import channel_attention, class_attention, largest_cells
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
@@ -177,10 +176,10 @@ def test_usage(xcit, command, message):
 
 
 def test_without_matplotlib(xcit, monkeypatch, tmp_path):
-    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    monkeypatch.setattr("xcit.extras.find_spec", lambda name: None)
     done = xcit("attention", BAG, "--out", "maps")
     assert (done.status, done.err) == (
         2,
-        "xcit: error: pictures of attention need matplotlib: pip install 'xcit[train]'\n",
+        "xcit: error: a picture of attention needs matplotlib: pip install 'xcit[train]'\n",
     )
     assert not (tmp_path / "maps").exists()

@@ -157,7 +157,7 @@ def test_linear_goes_on(xcit):
     assert xcit(*LINEAR, "--workers", 0).status == 0
     refused = xcit(*LINEAR, "--workers", 0)
     assert (refused.status, refused.err.count("\n")) == (2, 1)
-    assert "runs/linear/tiny holds a run already: go on with --resume" in refused.err
+    assert "runs/linear/tiny holds a run already: resume it, or choose another folder" in refused.err
     assert xcit(*LINEAR, "--workers", 0, "--resume").status == 0
 
 

@@ -8,6 +8,7 @@ import yaml
 from xcit.config import from_dict, load_yaml, override, save_yaml, to_dict
 from xcit.errors import XCiTError
 from xcit.training.engine.config import OptimizerConfig, RunConfig
+from xcit.training.tasks.initialization import InitializeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,28 @@ def test_several_changes_at_once_leave_the_rest_and_the_original() -> None:
     assert Whole(name="w") == WHOLE
     assert override(WHOLE, {}) == WHOLE
     assert override(override(WHOLE, {"picture.limit": "3"}), {"picture.limit": "null"}) == WHOLE
+
+
+def test_fields_are_set_by_section_and_value_as_in_python() -> None:
+    changed = override(WHOLE, {"optimizer": {"lr": 0.5, "betas": [0.8, 0.9]}, "picture.scale": (0.5, 1), "run.seed": 3})
+    assert changed == override(
+        WHOLE, {"optimizer.lr": "0.5", "optimizer.betas": "0.8,0.9", "picture.scale": "0.5,1", "run.seed": "3"}
+    )
+    assert override(WHOLE, {"picture": Picture(limit=4), "name": Path("a/b")}) == override(
+        WHOLE, {"picture.limit": "4", "name": "a/b"}
+    )
+    with pytest.raises(XCiTError, match=r"^run\.seed must be of type int, not 0\.5$"):
+        override(WHOLE, {"run": {"seed": 0.5}})
+    with pytest.raises(XCiTError, match=r"^no config field 'optimizer\.lrr'; did you mean 'optimizer\.lr'\?$"):
+        override(WHOLE, {"optimizer": {"lrr": 0.5}})
+
+
+@pytest.mark.parametrize("nothing", ["none", "None", "NULL", "null", "", None])
+def test_a_field_that_may_be_empty_is_emptied_by_none(nothing: str | None) -> None:
+    start = InitializeConfig(weights="packaged", freeze=("stem",))
+    assert override(start, {"weights": nothing}) == InitializeConfig(freeze=("stem",))
+    assert override(override(WHOLE, {"picture.limit": "3"}), {"picture.limit": nothing or "none"}) == WHOLE
+    assert override(WHOLE, {"name": "none"}).name == "none"  # a field that has to be something may be called so
 
 
 @pytest.mark.parametrize(

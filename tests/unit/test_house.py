@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import xcit
+from xcit.cli import _VERBS
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.models import SegmenterInfo
@@ -51,6 +52,7 @@ def calls(folder: Path) -> dict[str, Callable[[], object]]:
 
     weights = folder / "packaged.safetensors"
     return {
+        "Unreadable": lambda: xcit.Unreadable(source="a.png", reason="a.png: no such file"),
         "XCiT": lambda: xcit.XCiT(xcit.XCiTConfig(embed_dim=16, depth=1, num_heads=2)),
         "XCiTConfig": xcit.XCiTConfig,
         "XCiTError": xcit.XCiTError,
@@ -95,7 +97,7 @@ def test_the_rooms_are_those_of_the_contract() -> None:
     rooms = {name.split(".")[1] for name in modules()}
     assert rooms == {
         "cli", "measure", "training", "explain", "inference", "data", "zoo", "models", "images", "weights", "draw",
-        "config", "integrations", "ops", "streaming", "errors", "seeding", "machine",
+        "config", "integrations", "ops", "streaming", "errors", "seeding", "machine", "extras",
     }  # fmt: skip
     assert not rooms & {*xcit.__all__}
 
@@ -113,10 +115,23 @@ def test_no_old_address_is_left() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("arguments", [("--hepl",), ("prdict",), ("predict", "--tpk", "3")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--hepl",),
+        ("prdict",),
+        *((verb, "--nosuch", "3") for verb in _VERBS),
+        *((verb, "xcit-pico-fashion-mnist", "--schedule.epoch", "3") for verb in ("train", "config")),
+        ("train", "xcit-pico-fashion-mnist", "--dat", "folder"),
+        ("train", "xcit-pico-fashion-mnist", "--data", "folder", "--run.seed"),
+        ("bench", "pico-6-p4", "--sizes", "many"),
+        ("predict", "a.png", "--batch-size", "0"),
+    ],
+)
 def test_a_slip_of_the_keyboard_needs_no_torch(arguments: tuple[str, ...]) -> None:
     code = (
-        "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); from xcit.cli import main; main()"
+        "import atexit, sys; atexit.register(lambda: print(bool({'torch', 'numpy', 'PIL'} & sys.modules.keys())));"
+        "from xcit.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "False\n")

@@ -85,7 +85,7 @@ def attention(
     from xcit.cli.results import status_of
     from xcit.draw.attention import draw_temperatures, require_matplotlib
     from xcit.explain import channel_attention, class_attention_each
-    from xcit.inference.reading import Unreadable, default_device
+    from xcit.inference.reading import Unreadable, default_device, readable
 
     if full_size and (xca or resize):
         raise XCiTError(f"give --full-size, or {'--xca' if xca else '--resize'}, not both")
@@ -110,8 +110,8 @@ def attention(
                 click.echo(f"xcit: {result.reason}", err=True)
             else:
                 if xca:  # of the image as it was read for the first
-                    (channels,) = channel_attention(result.image, network, device=computer, dtype=precision)
-                    channels = replace(channels, source=result.source)
+                    (inside,) = channel_attention(result.image, network, device=computer, dtype=precision)
+                    channels = replace(readable(inside), source=result.source)
                 _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)
             bar.advance(1)
     if channels is not None:

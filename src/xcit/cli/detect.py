@@ -9,6 +9,7 @@ import click
 from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
 from xcit.cli.options import CommandWithNumbers, FileOptions, checked_device, file_options
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 
 if TYPE_CHECKING:
     from xcit.inference.detect import DetectedObjects
@@ -65,6 +66,7 @@ def detect(
 
     if full_size and (short_side or long_side):
         raise XCiTError("give --full-size, or --short-side and --long-side, not both")
+    need_packages("xcit detect", "faster_coco_eval")
     check_task(model, "object-detection")
     paths = images_outside(inputs, out)
     places = [out / name for name in result_names(paths)]

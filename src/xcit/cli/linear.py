@@ -17,7 +17,8 @@ from xcit.cli.options import (
     load_model,
     numbers,
 )
-from xcit.cli.processes import STOPPED, is_main, need_packages, one_voice
+from xcit.cli.processes import STOPPED, is_main, one_voice
+from xcit.extras import need_packages
 
 if TYPE_CHECKING:
     from xcit.measure.linear import LinearReport
@@ -83,8 +84,8 @@ def linear(
     """
     need_packages("xcit linear", "timm")
     from xcit.cli import SOME_FAILED
-    from xcit.cli.run_display import run_display
     from xcit.measure.linear import train_linear
+    from xcit.training.display import run_display
     from xcit.training.engine.loop import Stopped
 
     place = checked_device(device)

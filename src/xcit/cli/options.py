@@ -264,16 +264,13 @@ def checked_device(name: str | None) -> "torch.device | None":
     """
     if name is None:
         return None
-    import torch
-
     from xcit.errors import XCiTError
+    from xcit.machine import find_device
 
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # there and back, for the meta device gives nothing back
-    except (RuntimeError, AssertionError) as error:
-        raise XCiTError(f"--device {name}: not on this machine ({str(error).splitlines()[0]})") from None
-    return device
+        return find_device(name)
+    except XCiTError as error:
+        raise XCiTError(f"--{error}") from None
 
 
 def checked_dtype(name: str) -> "torch.dtype":

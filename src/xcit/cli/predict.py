@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -70,6 +71,7 @@ def predict(
             num_unreadable += isinstance(result, Unreadable)
             results.add(result)
             bar.advance(1)
+    say_model(network, model, weights)
     return status_of(num_unreadable, len(paths))
 
 

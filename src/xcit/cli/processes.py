@@ -1,10 +1,9 @@
-"""What verbs share that may run in several processes at once: what they need, and that one of them speaks."""
+"""What verbs share that may run in several processes at once: one of them speaks."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 import click
 
@@ -12,17 +11,6 @@ from xcit.errors import XCiTError
 
 STOPPED = 75
 """Exit status of a run that a signal stopped after it had saved: sysexits' EX_TEMPFAIL, try again."""
-
-
-def need_packages(what: str, *packages: str) -> None:
-    """Checks that packages of the extra `train` are there.
-
-    Raises:
-        XCiTError: if one is not.
-    """
-    for package in packages:
-        if find_spec(package) is None:
-            raise XCiTError(f"{what} needs {package}: pip install 'xcit[train]'")
 
 
 def is_main() -> bool:

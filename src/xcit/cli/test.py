@@ -60,6 +60,7 @@ def test(
 
     from xcit.cli import SOME_FAILED
     from xcit.cli.progress import progress_bar
+    from xcit.extras import install_hint
     from xcit.measure.classification import ClassificationResult
     from xcit.measure.test import test as measure
     from xcit.zoo.records import Protocol
@@ -90,7 +91,7 @@ def test(
     for path in written:
         click.echo(f"wrote  {path}")
     if isinstance(result, ClassificationResult) and written[-1].suffix != ".png":
-        click.echo("no picture of the confusion matrix: it needs matplotlib (pip install 'xcit[train]')", err=True)
+        click.echo(f"no picture of the confusion matrix: it needs matplotlib ({install_hint('matplotlib')})", err=True)
     num_unreadable = len(result.report.unreadable)
     if not num_unreadable:
         return 0

@@ -1,13 +1,15 @@
 """`xcit train` and `xcit config`: recipes."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from xcit.cli.processes import STOPPED, is_main, need_packages, one_voice
+from xcit.cli.processes import STOPPED, is_main, one_voice
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 
 if TYPE_CHECKING:
     from xcit.training.engine.loop import Stopped
@@ -83,20 +85,17 @@ def train(
         raise click.UsageError(f"Missing argument 'RECIPE'{taken}")
     config = _config(recipe, _pairs(recipe, changes) | ({"data": data} if data else {}), _OPTIONS)
     from xcit.cli.options import checked_device
-    from xcit.cli.run_display import run_display
-    from xcit.inference.reading import default_device
     from xcit.training.engine.loop import Stopped
     from xcit.training.run import train as train_recipe
+    from xcit.training.tasks.table import TASKS
 
     path = Path(recipe)
     directory = out or (path.parent if path.name == "config.yaml" else Path("runs") / config.name)
-    place = checked_device(device) or default_device()
-    heading = f"{config.name}: {config.schedule.epochs} epochs of {config.data} on {place}; files in {directory}"
+    if not config.data:
+        images = TASKS[config.task].images
+        raise XCiTError(f"{config.name} has no data of its own: give a folder of {images} with --data")
     try:
-        with run_display(heading) as display:
-            figures = train_recipe(
-                config, directory, resume=resume, device=place, report=display.report, announce=display.announce
-            )
+        figures = train_recipe(config, directory, resume=resume, device=checked_device(device))
     except Stopped as stopped:
         if is_main():
             _print_stop(stopped, directory, device)
@@ -165,16 +164,26 @@ def _list_recipes() -> None:
 
 def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -> "TrainingConfig":
     """A recipe with some fields set; `options` are the verb's own, which may be what was meant."""
-    from difflib import get_close_matches
-
-    from xcit.config import override, to_dict
+    _check_names(pairs, options)
+    from xcit.config import override
     from xcit.training.recipes import get_recipe
 
-    config = get_recipe(recipe)
-    for name in pairs.keys() - to_dict(config).keys():
+    return override(get_recipe(recipe), pairs)
+
+
+def _check_names(names: Iterable[str], options: tuple[str, ...]) -> None:
+    """Refuses names that no recipe has, before torch is imported."""
+    from difflib import get_close_matches
+
+    from xcit.cli.fields import FIELDS
+    from xcit.config import nearest_field
+
+    for name in names:
+        if name in FIELDS:
+            continue
         if "." not in name and (near := get_close_matches(name, options, n=1)):
             raise XCiTError(f"no option --{name}; did you mean --{near[0]}?")
-    return override(config, pairs)
+        raise XCiTError(f"no config field {name!r}{nearest_field(name, FIELDS)}")
 
 
 def _pairs(recipe: str, changes: tuple[str, ...]) -> dict[str, str]:

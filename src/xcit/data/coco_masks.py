@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xcit.errors import XCiTError
+from xcit.extras import missing_package
 
 CocoMask: TypeAlias = list[list[float]] | dict[str, Any]
 """Polygons x1, y1, x2, y2, ...; or `{"size": [height, width], "counts": [...] or text}`."""
@@ -82,7 +82,7 @@ def _api() -> Any:
     try:
         from faster_coco_eval import mask
     except ImportError:
-        raise XCiTError("COCO's masks need faster-coco-eval: pip install 'xcit[detection]'") from None
+        raise missing_package("a mask of COCO's", "faster_coco_eval") from None
     return mask
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
 
@@ -98,7 +99,7 @@ class _ParquetFile:
         try:
             import pyarrow  # noqa: F401 - asked for here, so that its lack is told before the work
         except ImportError:
-            raise XCiTError("Parquet needs pyarrow: pip install 'xcit[all]'") from None
+            raise missing_package("Parquet", "pyarrow") from None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._part = part
         self._writer: Any = None

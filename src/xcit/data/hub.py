@@ -14,6 +14,7 @@ from PIL import Image
 from xcit.data.named import Split
 from xcit.data.samples import StreamSample, label_problem, numbered_classes, parse_class_names, unreadable_sample
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 from xcit.images.read import read_encoded_image
 
 _SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
@@ -237,9 +238,7 @@ def _library() -> ModuleType:
     try:
         import datasets
     except ImportError:
-        raise XCiTError(
-            "data sets of the Hugging Face Hub need the library datasets: pip install 'xcit[hub]'"
-        ) from None
+        raise missing_package("a data set of the Hugging Face Hub", "datasets") from None
     library: ModuleType = datasets
     return library
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, cast
 
 from xcit.errors import XCiTError
+from xcit.extras import install_hint
 
 _TIMEOUT_SECONDS = 15.0
 _WAITS = (0, 1, 2, 4, 8, 16)
@@ -143,7 +144,7 @@ def _file_system(url: str, **options: Any) -> tuple[Any, str]:
     try:
         files, path = url_to_fs(url, **options)
     except (ImportError, ValueError) as error:  # the package for the protocol is missing, or there is none
-        extra = " (pip install 'xcit[train]')" if url.startswith("http") else ""
+        extra = f" ({install_hint('aiohttp')})" if url.startswith("http") else ""
         raise XCiTError(f"{url}: cannot be read: {error}{extra}") from None
     return files, path
 

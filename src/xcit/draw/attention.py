@@ -4,7 +4,6 @@ Maps are drawn cell by cell at the image's size, not interpolated: a soft pictur
 """
 
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xcit.draw.cells import Cells, at_image_size, largest_cells
-from xcit.errors import XCiTError
+from xcit.extras import need_packages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +38,7 @@ _DPI = 130
 
 def require_matplotlib() -> None:
     """Raises an `XCiTError` where there is no matplotlib, so that its lack is told before the work."""
-    if find_spec("matplotlib") is None:
-        raise XCiTError("pictures of attention need matplotlib: pip install 'xcit[train]'")
+    need_packages("a picture of attention", "matplotlib")
 
 
 def draw_class_attention(

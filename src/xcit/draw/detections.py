@@ -1,5 +1,6 @@
 """Detections as pictures: masks, boxes, class names and scores over the image."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -12,6 +13,15 @@ Box = tuple[float, float, float, float]
 """x, y, width and height, in pixels."""
 
 
+_LEAST_SIDE, _LARGEST_SIDE = 240, 1200
+"""Pixels: a shorter side would be covered by a text or two, and none is made longer than this."""
+
+
+def enlargement(height: int, width: int) -> int:
+    """How many times as large an image of this size is drawn, for texts to fit beside what they name."""
+    return max(1, min(math.ceil(_LEAST_SIDE / min(height, width)), _LARGEST_SIDE // max(height, width)))
+
+
 def draw_detections(
     image: NDArray[np.uint8],
     boxes: Sequence[Box],
@@ -22,6 +32,8 @@ def draw_detections(
     opacity: float = 0.45,
 ) -> Image.Image:
     """The image with its objects, each class in one colour; the last object lies on top.
+
+    A small image is enlarged (see `enlargement`), so that the texts leave it visible.
 
     Args:
         image: (h, w, 3).
@@ -39,13 +51,15 @@ def draw_detections(
         inside = mask[rows, columns].astype(bool)
         part = pixels[rows, columns]
         part[inside] = ((1 - opacity) * part[inside] + opacity * colours[label] + 0.5).astype(np.uint8)
-    picture = Image.fromarray(pixels)
+    times = enlargement(height, width)
+    picture = Image.fromarray(pixels).resize((times * width, times * height), Image.Resampling.NEAREST)
+    width, height = picture.size
     draw = ImageDraw.Draw(picture)
     line = max(1, round(min(width, height) / 300))
     font = ImageFont.load_default(max(10, round(min(width, height) / 40)))
     for box, label, text in zip(boxes, labels, texts, strict=True):
         colour = tuple(int(value) for value in colours[label])
-        x, y, box_width, box_height = box
+        x, y, box_width, box_height = (times * value for value in box)
         draw.rectangle((x, y, max(x, x + box_width - 1), max(y, y + box_height - 1)), outline=colour, width=line)
         _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
         # Above the box if there is room, else within.

@@ -25,7 +25,7 @@ from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
 from xcit.inference.classify import DEFAULT_MODEL, prepare_model
 from xcit.inference.full_size import FullSize, LargeAttention, asked_full_size, attention_each
-from xcit.inference.reading import Unreadable, listed, read_ahead, readable
+from xcit.inference.reading import Unreadable, collected, listed, read_ahead, readable
 from xcit.models import XCiT
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.ops import reference
@@ -124,14 +124,15 @@ def class_attention(
     dtype: torch.dtype = torch.float32,
     full_size: bool = False,
     memory: Memory = None,
-) -> list[ClassAttentionMaps]:
+) -> list[ClassAttentionMaps | Unreadable]:
     """The class token's attention over an image, head by head.
 
     Images go through the model at their own size, neither resized nor cropped, multiple of the patch or not. The code
     of the paper's own pictures was never published: that the last block is the one to look at is our choice.
 
     Args:
-        images: one or several: a path, a PIL image, an array (h, w, 3) or a tensor (3, h, w), each of any size.
+        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
+            (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`; fused or
             not, the maps are the same.
         block: which class attention block, from 0; negative counts from the end.
@@ -142,10 +143,10 @@ def class_attention(
         memory: with `full_size`: as in `predict`.
 
     Returns:
-        One result an image, in order.
+        One result an image, in order. What can't be read is an `Unreadable` in its place.
 
     Raises:
-        XCiTError: if an image can't be read or is smaller than a patch, or the model can't be had or has no such block.
+        XCiTError: if no image can be read or is as large as a patch, or the model can't be had or has no such block.
     """
     results = class_attention_each(
         listed(images),
@@ -156,7 +157,7 @@ def class_attention(
         dtype=dtype,
         full_size=asked_full_size(full_size, memory),
     )
-    return [readable(result) for result in results]
+    return collected(results)
 
 
 def class_attention_each(
@@ -218,13 +219,13 @@ def channel_attention(
     resize: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-) -> list[ChannelAttentionMaps]:
+) -> list[ChannelAttentionMaps | Unreadable]:
     """XCA's covariance and attention between channels, of every block and head; arguments as in `class_attention`.
 
     Source: the paper's section 3.2. The temperature multiplies, as in the published code.
     """
     results = channel_attention_each(listed(images), model, resize=resize, device=device, dtype=dtype)
-    return [readable(result) for result in results]
+    return collected(results)
 
 
 def channel_attention_each(

@@ -17,7 +17,8 @@ from xcit.images.channels import preprocess_channels, read_channels
 from xcit.images.preprocess import Preprocessing, preprocess
 from xcit.images.read import ImageSource
 from xcit.inference.full_size import FullSize, asked_full_size, features_each, logits_each
-from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
+from xcit.inference.reading import Unreadable, collected, default_device, listed, read_ahead
+from xcit.machine import find_device
 from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT, OutType
 from xcit.streaming.budget import Memory
@@ -40,11 +41,13 @@ class ScoredClass:
 class Prediction:
     """The most probable classes of an image, best first. `source` is its path, or its place in the input.
 
-    The probabilities of all classes add up to 1; those of a multi-label model are each on its own.
+    `model` is the name of the model that answered; the packaged one, which answers where none is named, knows garments
+    alone. The probabilities of all classes add up to 1; those of a multi-label model are each on its own.
     """
 
     source: str
     classes: tuple[ScoredClass, ...]
+    model: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +68,12 @@ def predict(
     dtype: torch.dtype = torch.float32,
     full_size: bool = False,
     memory: Memory = None,
-) -> list[Prediction]:
+) -> list[Prediction | Unreadable]:
     """Classifies images.
 
     Args:
-        images: one or several: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), each of any size.
+        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
+            (H, W, 3) and tensors (3, H, W), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`; to call
             this often, pass `model.fuse()`, which is otherwise made anew each time.
         topk: how many classes to give of each image.
@@ -81,16 +85,16 @@ def predict(
             the free memory. What does not fit goes to scratch files (see `xcit.streaming.Budget`).
 
     Returns:
-        One prediction an image, in order.
+        One prediction an image, in order. What can't be read is an `Unreadable` in its place, with the reason.
 
     Raises:
-        XCiTError: if an image can't be read, or the model can't be had or has no classifier.
+        XCiTError: if none of the images can be read, or the model can't be had or has no classifier.
     """
     whole = asked_full_size(full_size, memory)
     results = predict_each(
         listed(images), model, topk=topk, batch_size=batch_size, device=device, dtype=dtype, full_size=whole
     )
-    return [readable(result) for result in results]
+    return collected(results)
 
 
 def predict_each(
@@ -129,7 +133,8 @@ def _prediction(source: str, logits: Tensor, names: Sequence[str], topk: int, in
     scores = logits.sigmoid() if info.is_multi_label else logits.softmax(dim=-1)
     best = scores.topk(min(topk, len(names)))
     classes = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    return Prediction(source=source, classes=tuple(ScoredClass(index=i, name=names[i], score=s) for s, i in classes))
+    found = tuple(ScoredClass(index=i, name=names[i], score=s) for s, i in classes)
+    return Prediction(source=source, classes=found, model=info.name)
 
 
 def extract_features(
@@ -143,10 +148,11 @@ def extract_features(
     dtype: torch.dtype = torch.float32,
     full_size: bool = False,
     memory: Memory = None,
-) -> list[Features]:
+) -> list[Features | Unreadable]:
     """Features of images; arguments as in `predict` and `XCiT.extract_feat` (`layers` are its `out_indices`).
 
-    Without `out_type` they are what the model pools: the class token, or the mean of the patch tokens.
+    Results are as in `predict` too. Without `out_type` they are what the model pools: the class token, or the mean of
+    the patch tokens.
     """
     results = extract_features_each(
         listed(images),
@@ -158,7 +164,7 @@ def extract_features(
         dtype=dtype,
         full_size=asked_full_size(full_size, memory),
     )
-    return [readable(result) for result in results]
+    return collected(results)
 
 
 def extract_features_each(
@@ -229,7 +235,7 @@ def prepare_model(
     found, info = find_model(model)
     parameter = next(found.parameters())
     default = parameter.device if found is model else default_device()
-    place = torch.device(device) if device is not None else default
+    place = find_device(device) if device is not None else default
     if isinstance(found, FusedXCiT) and (parameter.dtype != dtype or parameter.device != place):
         found = copy.deepcopy(found)
     return found.fuse().to(place, dtype), info, place

@@ -17,9 +17,10 @@ from torch import nn
 from xcit.data.coco_masks import decode_mask, encode_part
 from xcit.draw.detections import draw_detections
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 from xcit.images.read import ImageSource
 from xcit.inference.preparing import prepare_of_kind
-from xcit.inference.reading import Unreadable, listed, read_ahead, readable
+from xcit.inference.reading import Unreadable, collected, listed, read_ahead
 from xcit.zoo.kinds import DETECTOR
 
 if TYPE_CHECKING:
@@ -81,11 +82,12 @@ def detect(
     sides: tuple[int, int] | None = None,
     full_size: bool = False,
     device: str | torch.device | None = None,
-) -> list[DetectedObjects]:
+) -> list[DetectedObjects | Unreadable]:
     """Finds objects in images.
 
     Args:
-        images: one or several: a path, a PIL image, an array (h, w, 3) or a tensor (3, h, w), each of any size.
+        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
+            (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a detector from `get_model`.
         min_score: what is scored less is left out.
         sides: as large as fits into this short and this long side an image is scaled; none takes the model's own.
@@ -93,13 +95,13 @@ def detect(
         device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
 
     Returns:
-        The objects of each image, in order.
+        The objects of each image, in order. What can't be read is an `Unreadable` in its place.
 
     Raises:
-        XCiTError: if an image can't be read, or the model can't be had or is no detector.
+        XCiTError: if none of the images can be read, or the model can't be had or is no detector.
     """
     results = detect_each(listed(images), model, min_score=min_score, sides=sides, full_size=full_size, device=device)
-    return [readable(result) for result in results]
+    return collected(results)
 
 
 def detect_each(
@@ -136,8 +138,9 @@ def prepare_detector(
     """A detector in place, with a faster backbone; one passed in is left as it was, and called `what` in errors.
 
     Raises:
-        XCiTError: if it can't be had, or is no detector.
+        XCiTError: if it can't be had, is no detector, or what packs masks is not installed.
     """
+    need_packages("finding objects", "faster_coco_eval")
     network, place = prepare_of_kind(DETECTOR, model, device, what=what)
     return network.fuse().to(place)
 

@@ -10,6 +10,7 @@ from torch import nn
 from xcit.errors import XCiTError
 from xcit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, SegmentationPreprocessing, published_preprocessing
 from xcit.inference.reading import default_device
+from xcit.machine import find_device
 from xcit.models import ModelInfo, Segmenter, SegmenterInfo, XCiT
 from xcit.zoo import check_task, get_model
 from xcit.zoo.kinds import Config, Info, Kind, Model
@@ -39,7 +40,7 @@ def prepare_of_kind(
         what, built = os.fspath(model), get_model(model, pretrained=True)
     network = kind.require(built, what)
     if device is not None:
-        return network, torch.device(device)
+        return network, find_device(device)
     return network, next(network.parameters()).device if built is model else default_device()
 
 

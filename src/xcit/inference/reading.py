@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.images.read import ImageSource, read_image
+from xcit.images.read import ImageSource, find_images, read_image
 
 Result = TypeVar("Result")
 Prepared = TypeVar("Prepared")
@@ -22,10 +22,18 @@ Prepared = TypeVar("Prepared")
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """An input that is no image we can read, and why in one line."""
+    """An input that is no image we can read, and why in one line.
+
+    It stands among the results of the others; what a result has and this has not is an error that says the reason.
+    """
 
     source: str
     reason: str
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in ("source", "reason") or name.startswith("__"):  # asked for by what copies an object
+            raise AttributeError(name)
+        raise AttributeError(f"{self.reason}: there is no {name!r} of it")
 
 
 def default_device() -> torch.device:
@@ -79,10 +87,24 @@ def _read(
 
 
 def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    """One image or several, as a list."""
-    if isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor):
-        return [images]
-    return list(images)
+    """The images that a person means: one or several, folders and patterns searched, batches taken apart.
+
+    Raises:
+        XCiTError: if a folder has no images, a pattern no match, or a batch is empty.
+    """
+    one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor)
+    items: Any = [images] if one else images
+    found: list[ImageSource] = []
+    for item in items:
+        if isinstance(item, str | os.PathLike):
+            found += find_images([item])
+        elif isinstance(item, np.ndarray | Tensor) and item.ndim == 4:
+            if not len(item):
+                raise XCiTError(f"the batch is empty: {tuple(item.shape)}")
+            found += list(item)
+        else:
+            found.append(item)
+    return found
 
 
 def readable(result: Result | Unreadable) -> Result:
@@ -90,3 +112,17 @@ def readable(result: Result | Unreadable) -> Result:
     if isinstance(result, Unreadable):
         raise XCiTError(result.reason)
     return result
+
+
+def collected(results: Iterable[Result | Unreadable]) -> list[Result | Unreadable]:
+    """All results in order, what can't be read in its place.
+
+    Raises:
+        XCiTError: if there are images, and none of them can be read.
+    """
+    found = list(results)
+    reasons = [result.reason for result in found if isinstance(result, Unreadable)]
+    if reasons and len(reasons) == len(found):
+        others = f" (and {len(found) - 1} others: none of the images can be read)" if len(found) > 1 else ""
+        raise XCiTError(f"{reasons[0]}{others}")
+    return found

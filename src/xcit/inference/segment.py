@@ -22,7 +22,7 @@ from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels, resize_bilinear_8bit
 from xcit.inference.preparing import prepare_of_kind
-from xcit.inference.reading import Unreadable, listed, read_ahead, readable
+from xcit.inference.reading import Unreadable, collected, listed, read_ahead
 from xcit.models import Segmenter, SegmenterInfo
 from xcit.models.segmentation import resize_bilinear
 from xcit.zoo.kinds import SEGMENTER
@@ -101,11 +101,12 @@ def segment(
     keep_size: bool = False,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-) -> list[Segmentation]:
+) -> list[Segmentation | Unreadable]:
     """Gives each pixel of images a class.
 
     Args:
-        images: paths, PIL images, arrays or tensors, one or several (see `read_image`).
+        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
+            (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
         window: go over each image by a window, and average the logits where windows overlap; none takes it whole.
         keep_size: leave images at their own size instead of scaling them as the model's preprocessing says.
@@ -113,13 +114,13 @@ def segment(
         dtype: of weights and computation.
 
     Returns:
-        A label map at its own size for each image.
+        A label map at its own size for each image. What can't be read is an `Unreadable` in its place.
 
     Raises:
-        XCiTError: if an image can't be read, or the model can't be had or is no segmenter.
+        XCiTError: if none of the images can be read, or the model can't be had or is no segmenter.
     """
     results = segment_each(listed(images), model, window=window, keep_size=keep_size, device=device, dtype=dtype)
-    return [readable(result) for result in results]
+    return collected(results)
 
 
 def segment_each(

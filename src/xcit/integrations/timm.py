@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 from xcit.images.preprocess import published_preprocessing
 from xcit.models import FX_LEAF_MODULES, XCiTPyramid
 from xcit.models.pyramid import STRIDES
@@ -41,7 +42,7 @@ try:
         register_notrace_module,
     )
 except ModuleNotFoundError:
-    raise XCiTError("xcit.integrations.timm needs timm: pip install 'xcit[train]'") from None
+    raise missing_package("xcit.integrations.timm", "timm") from None
 
 
 def _entrypoint(name: str) -> Callable[..., nn.Module]:

@@ -9,6 +9,7 @@ import torch
 
 from xcit.data.coco import open_coco
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 from xcit.measure.loading import load_for
 from xcit.measure.result import Measuring, TestResult
 from xcit.training.tasks.average_precision import DESCRIPTIONS, NAMES
@@ -56,6 +57,7 @@ def measure_detector(
     """See `xcit.test`: each image on its own, in float32, as the published figures were measured."""
     if how.dtype != torch.float32:
         raise XCiTError(f"{recipe.name}: a detector is measured in float32 alone, not in {how.dtype}")
+    need_packages("average precision", "faster_coco_eval")
     images = open_coco(data, "val")
     model = load_for(recipe, checkpoint, DETECTOR)
     prepared = {

@@ -19,6 +19,7 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.inference.classify import prepare_model
 from xcit.inference.reading import default_device
+from xcit.machine import find_device
 from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes, num_started_processes
@@ -125,7 +126,7 @@ def evaluate_knn(
     train, val = open_train_and_val(data) if isinstance(data, str) else data
     _check(ks, temperature, len(train))
     run = RunConfig(batch_size=batch_size * num_started_processes(), dtype=_DTYPES[dtype], num_workers=num_workers)
-    processes = Processes(run, torch.device(device) if device is not None else default_device())
+    processes = Processes(run, find_device(device) if device is not None else default_device())
     try:
         network, info, _ = prepare_model(model, processes.device, torch.float32)
         started(len(share_of(train, processes)) + len(share_of(val, processes)))

@@ -10,8 +10,10 @@ import torch
 
 from xcit.config import load_yaml, save_yaml
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 from xcit.inference.classify import find_model, prepare_model
 from xcit.inference.reading import default_device
+from xcit.machine import find_device
 from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT
 from xcit.training.engine.checkpoint import LAST
@@ -116,6 +118,7 @@ def train_linear(
             holds another run; and what `train_task` raises.
         Stopped: after SIGTERM or SIGINT, when all is saved.
     """
+    need_packages("training a linear classifier", "timm")
     directory = Path(directory)
     run = RunConfig(
         batch_size=batch_size,
@@ -139,7 +142,7 @@ def train_linear(
         raise XCiTError(
             f"{data} has {len(train)} training images, fewer than a batch of {batch_size}: take a smaller one"
         )
-    processes = Processes(run, torch.device(device) if device is not None else default_device())
+    processes = Processes(run, find_device(device) if device is not None else default_device())
     try:
         backbone, info = find_model(model)
         if isinstance(backbone, FusedXCiT):
@@ -230,16 +233,14 @@ def check_run(config: LinearConfig, directory: Path, *, resume: bool) -> Path | 
     if not last.exists():
         return None
     if not resume:
-        raise XCiTError(f"{directory} holds a run already: go on with --resume, or choose another folder: --out")
+        raise XCiTError(f"{directory} holds a run already: resume it, or choose another folder")
     own = load_yaml(LinearConfig, directory / CONFIG)
     for name, theirs, ours in (
         *((name, getattr(own, name), getattr(config, name)) for name in _KEPT),
         ("batch_size", own.run.batch_size, config.run.batch_size),
     ):
         if theirs != ours:
-            raise XCiTError(
-                f"{directory} holds another run: its {name} is {theirs}, not {ours}; choose another folder with --out"
-            )
+            raise XCiTError(f"{directory} holds another run: its {name} is {theirs}, not {ours}; choose another folder")
     return last
 
 

@@ -11,6 +11,7 @@ import torch
 from xcit.config import from_dict, to_dict
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
+from xcit.machine import find_device
 from xcit.measure.clock import DType, Machine, settings, synchronizer, this_machine, time_rounds
 from xcit.measure.memory import MemoryUnknownError, cuda_growth, growth_in_new_process, resident_growth
 from xcit.models import XCiT
@@ -114,7 +115,7 @@ def measure_speed(
     Raises:
         XCiTError: if there is no such model, or it can't take images of such a size.
     """
-    device = torch.device(config.device) if config.device is not None else default_device()
+    device = find_device(config.device) if config.device is not None else default_device()
     threads = torch.get_num_threads() if config.threads is None else config.threads
     memory = config.memory
     if memory and device.type == "cpu" and sys.platform != "linux":

@@ -9,6 +9,7 @@ import torch
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
 from xcit.inference.segment import SlidingWindow
+from xcit.machine import find_device
 from xcit.measure.classification import measure_classifier
 from xcit.measure.detection import measure_detector
 from xcit.measure.multi_label import measure_multi_label
@@ -80,7 +81,7 @@ def test(
         raise XCiTError(f"{recipe.name} trains no classifier: the published protocols do not apply to it")
     if window is not None and not isinstance(recipe, SegmentationConfig):
         raise XCiTError(f"{recipe.name} trains no segmenter: no window goes over its images")
-    place = torch.device(device) if device is not None else default_device()
+    place = find_device(device) if device is not None else default_device()
     how = Measuring(num_workers=num_workers, device=place, dtype=dtype, started=started, report=report)
     if isinstance(recipe, ClassificationConfig):
         return measure_classifier(

@@ -3,6 +3,7 @@
 from typing import Any, NoReturn
 
 import torch.fx
+from torch import Tensor
 
 from xcit.errors import XCiTError
 
@@ -29,3 +30,32 @@ def refuse_symbols(*values: Any) -> None:
             "torch.fx can't trace into an XCiT's blocks and position code: give its tracer "
             "xcit.models.FX_LEAF_MODULES as leaf modules, or take a graph from torch.export or torch.jit.trace"
         )
+
+
+def check_batch(images: Tensor, num_channels: int) -> None:
+    """Checks what a model is called with: a batch of images as its layers take them.
+
+    Raises:
+        XCiTError: if it is no tensor, of whole numbers, empty, or of another form or number of channels.
+    """
+    form = f"(batch, {num_channels}, height, width)"
+    if not isinstance(images, Tensor):
+        raise XCiTError(
+            f"images must be a tensor {form}, not {type(images).__name__}: torch.from_numpy makes one of an array, and "
+            "xcit.predict takes pictures as they are"
+        )
+    shape = tuple(images.shape)
+    if images.ndim != 4:
+        one = images.ndim == 3 and shape[0] == num_channels
+        raise XCiTError(f"images must be {form}, not {shape}{': images[None] is a batch of one' if one else ''}")
+    if shape[1] != num_channels:
+        is_last = shape[3] == num_channels
+        hint = f": they are {shape}, with the channels last; images.permute(0, 3, 1, 2) has them first" * is_last
+        raise XCiTError(f"images have {shape[1]} channels, the model takes {num_channels}{hint}")
+    if not images.is_floating_point():
+        raise XCiTError(
+            f"images must be floating-point and normalised, not {str(images.dtype).removeprefix('torch.')}: "
+            "(images / 255 - mean) / std, or xcit.predict, which takes pictures as they are"
+        )
+    if type(shape[0]) is int and not shape[0]:  # a symbol of torch.export is not asked
+        raise XCiTError(f"the batch is empty: {shape}")

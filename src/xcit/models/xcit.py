@@ -28,7 +28,7 @@ from xcit.models.info import ModelInfo
 from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem, XCABlock, init_linear
 from xcit.models.plain import is_anything_watched, is_watched
 from xcit.models.recompute import recomputed
-from xcit.models.refusals import NotScripted
+from xcit.models.refusals import NotScripted, check_batch
 from xcit.models.stripes import TensorTokens, pass_xca_block, sums_of
 from xcit.models.timm_calls import TimmCalls, resolve_indices
 
@@ -306,12 +306,9 @@ class XCiT(NotScripted, TimmCalls, Fusible):
     def _check_images(self, images: Tensor) -> None:
         if isinstance(images, torch.fx.Proxy):  # a graph checks nothing
             return
-        if images.ndim != 4:
-            raise XCiTError(f"images must be (batch, channels, height, width), not {tuple(images.shape)}")
-        channels, height, width = images.shape[1:]
+        check_batch(images, self.config.in_channels)
+        height, width = images.shape[2:]
         config = self.config
-        if channels != config.in_channels:
-            raise XCiTError(f"images have {channels} channels, the model takes {config.in_channels}")
         if height < config.patch_size or width < config.patch_size:
             raise XCiTError(
                 f"images are {height}x{width} pixels, smaller than one patch of {config.patch_size}x{config.patch_size}"

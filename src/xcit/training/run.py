@@ -1,15 +1,19 @@
 """A recipe trained on its data: what `xcit train` does."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from xcit.config import read_yaml, save_yaml
+from xcit.config import override, read_yaml, save_yaml
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 from xcit.inference.reading import default_device
+from xcit.machine import find_device
+from xcit.training.display import run_display
 from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import check_trackers, draw_run
@@ -30,23 +34,30 @@ def train(
     config: str | TrainingConfig,
     directory: str | os.PathLike[str],
     *,
+    fields: Mapping[str, Any] | None = None,
     resume: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
-    report: Callable[[Progress], None] = lambda _: None,
-    announce: Callable[[str], None] = lambda _: None,
+    report: Callable[[Progress], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Trains by a recipe, in one process or in each of those that torchrun started.
+
+    `xcit.train("xcit-nano-12-p16_transfer", "runs/mine", fields={"data": "photos", "schedule.epochs": 20})` is what
+    `xcit train xcit-nano-12-p16_transfer --out runs/mine --data photos --schedule.epochs 20` does.
 
     `directory` gets config.yaml, log.jsonl, curves.png, the checkpoints and the weights (see `train_task`).
 
     Args:
         config: a recipe's name, a run's YAML file, or a config.
         directory: the run's folder, made if it is not there.
+        fields: values for fields of the config, by dotted name or by section (see `xcit.config.override`); the names
+            are those that `xcit config RECIPE` prints.
         resume: go on from a checkpoint: its path, a run's folder for its last one, or "auto" for the last one of
             `directory` if there is one; none begins a new run.
         device: where to compute; none is a GPU if there is one, else the CPU.
         report: called every few steps, and with figures after an evaluation, in the main process.
-        announce: called with lines for people, in the main process.
+        announce: called with lines for people, in the main process. Without both the run is shown: a line an epoch on
+            standard output, and a panel where standard error is a terminal.
 
     Returns:
         The figures of the last evaluation.
@@ -56,11 +67,34 @@ def train(
             that is not finite, or if a file can't be written.
         Stopped: after SIGTERM or SIGINT, when all is saved.
     """
+    need_packages("training", "timm")
     if isinstance(config, str):
         config = get_recipe(config)
+    if fields:
+        config = override(config, fields)
     directory = Path(directory)
     checkpoint = check_run(config, directory, resume)
-    processes = Processes(config.run, torch.device(device) if device is not None else default_device())
+    place = find_device(device) if device is not None else default_device()
+    if report is None and announce is None:
+        heading = f"{config.name}: {config.schedule.epochs} epochs of {config.data} on {place}; files in {directory}"
+        with run_display(heading) as display:
+            return _train(config, directory, checkpoint, place, display.report, display.announce)
+    return _train(config, directory, checkpoint, place, report or _unseen, announce or _unseen)
+
+
+def _unseen(_: object) -> None:
+    pass
+
+
+def _train(
+    config: TrainingConfig,
+    directory: Path,
+    checkpoint: Path | None,
+    place: torch.device,
+    report: Callable[[Progress], None],
+    announce: Callable[[str], None],
+) -> dict[str, float]:
+    processes = Processes(config.run, place)
     task, resolved = build_task(config, processes.layout, is_new=checkpoint is None)
     directory.mkdir(parents=True, exist_ok=True)
 
@@ -110,20 +144,20 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
     """
     if not config.data:
         images = TASKS[config.task].images
-        raise XCiTError(f"{config.name} has no data of its own: give a folder of {images} with --data")
+        raise XCiTError(f"{config.name} has no data of its own: set data to a folder of {images}")
     check_trackers(config.run)
     last = directory / LAST
     if resume == "auto":
         resume = last if last.exists() else None
     if resume is None:
         if last.exists():
-            raise XCiTError(f"{directory} holds a run already: go on with --resume, or choose another folder: --out")
+            raise XCiTError(f"{directory} holds a run already: resume it, or choose another folder")
         return None
     checkpoint = Path(resume) / LAST if Path(resume).is_dir() else Path(resume)
     if not checkpoint.exists():
         raise XCiTError(f"{checkpoint}: no such checkpoint to resume from")
     if last.exists() and checkpoint.parent.resolve() != directory.resolve():
-        raise XCiTError(f"{directory} holds another run than {checkpoint}: choose another folder with --out")
+        raise XCiTError(f"{directory} holds another run than {checkpoint}: choose another folder")
     if (checkpoint.parent / CONFIG).exists():
         own = get_recipe(str(checkpoint.parent / CONFIG))
         _check_distillation(own, checkpoint)
@@ -166,7 +200,7 @@ def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
             lines.append(
                 f"warning: the recipe's global batch is {recipe.run.batch_size}, with learning rate "
                 f"{recipe.optimizer.lr:g}; this run's is {layout.batch_size}, and the learning rate is not changed for "
-                f"it: in proportion it would be --optimizer.lr {recipe.optimizer.lr * ratio:.3g}"
+                f"it: in proportion it would be optimizer.lr {recipe.optimizer.lr * ratio:.3g}"
             )
     return lines
 

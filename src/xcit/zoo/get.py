@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xcit.errors import XCiTError
+from xcit.machine import find_device
 from xcit.models import Segmenter, XCiT, XCiTConfig, XCiTPyramid
 from xcit.models.features import FeatureMaps
 from xcit.weights.fetch import DownloadProgress
@@ -124,7 +125,7 @@ def get_model(
             raise XCiTError("features_only has no head: leave num_classes and global_pool out")
         found = _backbone(model, pretrained, changes, progress)
         maps = FeatureMaps(_build_backbone(*found, changes), 3 if out_indices is None else out_indices).eval()
-        return maps if device is None else maps.to(device)
+        return _placed(maps, device)
     if out_indices is not None:
         raise XCiTError("out_indices are the blocks of features_only=True, or of get_backbone(..., pyramid=True)")
     if is_file(model):
@@ -222,7 +223,7 @@ def get_backbone(
     built = (
         _build_pyramid(config, out_indices, stored, changes) if pyramid else _build_backbone(config, stored, changes)
     )
-    return built if device is None else built.to(device)
+    return _placed(built, device)
 
 
 def _backbone(
@@ -365,7 +366,18 @@ def _with_key(
 def _with_classes(built: Any, num_classes: int | None, device: str | torch.device | None) -> Any:
     if num_classes is not None and built.num_classes != num_classes:
         built.reset_classifier(num_classes)
-    return built if device is None else built.to(device)
+    return _placed(built, device)
+
+
+def _placed(built: Any, device: str | torch.device | None) -> Any:
+    """The model on a device, which may be torch's meta device.
+
+    Raises:
+        XCiTError: if this machine has no such device.
+    """
+    if device is None:
+        return built
+    return built.to(device if str(device) == "meta" else find_device(device))
 
 
 def _one_file(model: str | os.PathLike[str], pretrained: bool | str | os.PathLike[str]) -> None:

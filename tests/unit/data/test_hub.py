@@ -223,7 +223,7 @@ def test_what_is_not_there(data: str, message: str) -> None:
 def test_without_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     for kind in ("hf", "hf-stream"):
-        assert error_of(f"{kind}:{folder}").endswith("need the library datasets: pip install 'xcit[hub]'")
+        assert error_of(f"{kind}:{folder}").endswith("needs datasets: pip install 'xcit[hub]'")
 
 
 def test_a_split_that_is_not_there(tmp_path: Path, png: Png) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.draw import attention as pictures
 from xcit.draw.attention import draw_temperatures
 from xcit.errors import XCiTError
 from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps, largest_cells
@@ -115,13 +114,13 @@ def test_names_are_text_not_formulas(tmp_path):
 
 
 def test_what_pictures_need_is_named_where_it_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    monkeypatch.setattr("xcit.extras.find_spec", lambda name: None)
     for draw in (
         lambda: maps_of().draw(tmp_path / "a.png"),
         lambda: maps_of().overlay(),
         lambda: channels_of(1, 1).draw(tmp_path / "a.png"),
         lambda: draw_temperatures(channels_of(1, 1).temperatures, "title", tmp_path / "a.png"),
     ):
-        with pytest.raises(XCiTError, match=r"^pictures of attention need matplotlib: pip install 'xcit\[train\]'$"):
+        with pytest.raises(XCiTError, match=r"^a picture of attention needs matplotlib: pip install 'xcit\[train\]'$"):
             draw()
     assert not list(tmp_path.iterdir())

@@ -1,3 +1,5 @@
+import copy
+import pickle
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -50,6 +52,13 @@ def paths(arrays, tmp_path) -> list[Path]:
 
 def classes(predictions):
     return [prediction.classes for prediction in predictions]
+
+
+def numbers(result) -> np.ndarray:
+    """A result's scores by class, or its features."""
+    if isinstance(result, Features):
+        return np.concatenate([layer.ravel() for layer in result.layers.values()])
+    return np.array([one.score for one in sorted(result.classes, key=lambda one: one.index)])
 
 
 def test_sources_of_any_kind_give_the_same(model, arrays, paths):
@@ -169,11 +178,70 @@ def test_without_a_type_features_are_what_the_model_pools(model, paths, pool, cl
 
 
 @pytest.mark.parametrize("verb", [predict, extract_features])
-def test_unreadable_image_is_an_error_of_the_whole_call(model, paths, verb):
+def test_what_can_not_be_read_stands_beside_the_others(model, paths, verb):
+    found = verb([paths[0], "nowhere.png", torch.zeros(4, 8), torch.zeros(5, 8, 8), paths[1]], model)
+    assert [result.source for result in found] == [str(paths[0]), "nowhere.png", "image 2", "image 3", str(paths[1])]
+    assert [isinstance(result, Unreadable) for result in found] == [False, True, False, True, False]
+    assert found[1].reason == "nowhere.png: no such file"
+    assert found[3].reason.startswith("image 3: image tensor: shape (5, 8, 8) is not that of one image")
+    np.testing.assert_allclose(numbers(found[4]), numbers(verb(paths[1], model)[0]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("verb", [predict, extract_features])
+def test_no_image_that_can_be_read_is_an_error(model, paths, verb):
     with pytest.raises(XCiTError, match=r"^nowhere\.png: no such file$"):
-        verb([*paths, "nowhere.png"], model)
-    with pytest.raises(XCiTError, match=r"^image 1: image tensor: shape \(4, 3, 8, 8\) is not that of one image"):
-        verb([paths[0], torch.zeros(4, 3, 8, 8)], model)
+        verb("nowhere.png", model)
+    with pytest.raises(XCiTError, match=r"^a\.png: no such file \(and 1 others: none of the images can be read\)$"):
+        verb(["a.png", "b.png"], model)
+
+
+def test_an_unreadable_one_says_why_it_has_no_classes(model, paths):
+    found = predict([paths[0], "nowhere.png"], model)[1]
+    with pytest.raises(AttributeError, match=r"^nowhere\.png: no such file: there is no 'classes' of it$"):
+        found.classes  # noqa: B018
+    assert not hasattr(found, "classes")
+    assert pickle.loads(pickle.dumps(found)) == copy.deepcopy(found) == found
+
+
+def test_folders_and_patterns(model, paths, tmp_path):
+    (tmp_path / "below").mkdir()
+    paths[4].rename(tmp_path / "below" / "4.png")
+    paths[4] = tmp_path / "below" / "4.png"
+    expected = predict(paths, model)
+    assert predict(tmp_path, model) == predict([str(tmp_path)], model) == expected
+    assert predict(f"{tmp_path}/**/*.png", model) == expected
+    mixed = predict([tmp_path / "below", tmp_path / "[12].png"], model)
+    assert [result.source for result in mixed] == [expected[index].source for index in (4, 1, 2)]
+    for result, index in zip(mixed, (4, 1, 2), strict=True):
+        np.testing.assert_allclose(numbers(result), numbers(expected[index]), rtol=1e-5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(XCiTError, match=r"empty: a folder without images$"):
+        predict([paths[0], tmp_path / "empty"], model)
+
+
+def test_batches_are_their_images(model):
+    draw = np.random.default_rng(0)
+    batch = draw.integers(0, 256, (3, 40, 36, 3), dtype=np.uint8)
+    expected = predict(list(batch), model)
+    assert len(set(classes(expected))) == 3
+    tensors = torch.from_numpy(batch).permute(0, 3, 1, 2)
+    assert predict(batch, model) == predict(tensors, model) == predict([tensors[:2], tensors[2]], model) == expected
+    assert classes(predict(tensors.float() / 255, model)) == classes(expected)
+    with pytest.raises(XCiTError, match=r"^the batch is empty: \(0, 3, 40, 36\)$"):
+        predict(tensors[:0], model)
+
+
+def test_the_model_that_answered_is_named(model, arrays):
+    assert {prediction.model for prediction in predict(arrays, model)} == {"small"}
+    assert predict(arrays[0])[0].model == "xcit-pico-fashion-mnist"
+
+
+@pytest.mark.parametrize("verb", [predict, extract_features])
+def test_a_device_that_is_not_there(model, arrays, verb):
+    with pytest.raises(XCiTError, match=r"^device cuda:99: not on this machine \("):
+        verb(arrays, model, device="cuda:99")
+    with pytest.raises(XCiTError, match=r"^device gpu: not on this machine \("):
+        verb(arrays, model, device="gpu")
 
 
 @pytest.mark.parametrize("each", [predict_each, extract_features_each])

@@ -14,7 +14,7 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.inference import segment as segmenting
 from xcit.inference.reading import Unreadable
-from xcit.inference.segment import SlidingWindow, predict_labels, segment, segment_each
+from xcit.inference.segment import Segmentation, SlidingWindow, predict_labels, segment, segment_each
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, XCiTConfig, build_segmenter
 from xcit.zoo import save_model
 
@@ -107,7 +107,8 @@ def test_files_names_and_what_can_t_be_read(model: Segmenter, tmp_path: Path) ->
     assert isinstance(hair, Unreadable)
     assert "an image of 3 x 400 pixels, of which the model sees 3 x 400: less than one patch of 8" in hair.reason
     with pytest.raises(XCiTError, match="not an image that can be read"):
-        segment(paths[:2], model)
+        segment(paths[1], model)
+    assert [type(result) for result in segment(paths[:2], model)] == [Segmentation, Unreadable]
 
 
 def test_what_is_no_segmenter(model: Segmenter) -> None:

@@ -118,13 +118,11 @@ def test_another_run_is_not_gone_on_with(splits: Path, tiny: XCiT, tmp_path: Pat
     run = tmp_path / "run"
     train(tiny, splits, run, augmented=False, resume=True)  # nothing there yet: it begins
     before = {path: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(XCiTError, match="run holds a run already: go on with --resume, or choose another folder"):
+    with pytest.raises(XCiTError, match="run holds a run already: resume it, or choose another folder"):
         train(tiny, splits, run, augmented=False)
     other = {"lrs": (1.0,), "epochs": 5, "augmented": True, "batch_size": 9, "class_weights": (1.0, 2.0, 1.0)}
     for name, value in other.items():
-        with pytest.raises(
-            XCiTError, match=rf"run holds another run: its {name} is .*; choose another folder with --out"
-        ):
+        with pytest.raises(XCiTError, match=rf"run holds another run: its {name} is .*; choose another folder"):
             train(tiny, splits, run, **({"augmented": False, "resume": True} | {name: value}))
     tiny.get_parameter("norm.bias").data += 1
     with pytest.raises(XCiTError, match="run holds another run: its backbone is"):

@@ -144,7 +144,10 @@ def test_forward_pools_the_class_token(model: XCiT, images: Tensor, outputs: dic
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((3, 16, 16), r"images must be \(batch, channels, height, width\), not \(3, 16, 16\)"),
+        (
+            (3, 16, 16),
+            r"images must be \(batch, 3, height, width\), not \(3, 16, 16\): images\[None\] is a batch of one",
+        ),
         ((1, 1, 16, 16), "images have 1 channels, the model takes 3"),
         ((1, 3, 16, 3), "images are 16x3 pixels, smaller than one patch of 4x4"),
     ],

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from xcit.config import override, save_yaml
+from xcit.config import override, read_yaml, save_yaml
 from xcit.errors import XCiTError
 from xcit.training.engine.task import Layout
 from xcit.training.recipes import get_recipe
@@ -40,7 +42,7 @@ def test_a_run_is_found_again(tmp_path: Path, resume: str) -> None:
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "last.pt").touch()
-    with pytest.raises(XCiTError, match=r"holds a run already: go on with --resume"):
+    with pytest.raises(XCiTError, match=r"holds a run already: resume it, or"):
         check_run(PICO, tmp_path, None)
     other = tmp_path / "other"
     other.mkdir()
@@ -106,13 +108,13 @@ def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
 def test_a_run_without_labels_asks_for_no_classes(tmp_path: Path) -> None:
     with pytest.raises(XCiTError) as caught:
         check_run(get_recipe("dino_xcit-small-12-p16_in1k"), tmp_path, None)
-    assert str(caught.value) == (
-        "dino_xcit-small-12-p16_in1k has no data of its own: give a folder of images with --data"
-    )
+    assert str(caught.value) == ("dino_xcit-small-12-p16_in1k has no data of its own: set data to a folder of images")
 
 
 def test_data_are_asked_for_first(tmp_path: Path) -> None:
-    with pytest.raises(XCiTError, match=r"xcit-nano-12-p16_8xb128_in1k has no data of its own: .* --data"):
+    with pytest.raises(
+        XCiTError, match=r"^xcit-nano-12-p16_8xb128_in1k has no data of its own: set data to a folder of images by "
+    ):
         check_run(NANO, tmp_path, None)
 
 
@@ -128,7 +130,7 @@ def test_a_batch_far_from_the_recipe_s_is_warned_of() -> None:
     assert lines[0] == "global batch 64 = 1 process x 1 part x 64 images, learning rate 0.001"
     assert lines[1] == (
         "warning: the recipe's global batch is 1024, with learning rate 0.001; this run's is 64, and the learning rate "
-        "is not changed for it: in proportion it would be --optimizer.lr 6.25e-05"
+        "is not changed for it: in proportion it would be optimizer.lr 6.25e-05"
     )
     assert len(describe_batch(NANO, Layout(batch_size=768))) == 1
 
@@ -163,3 +165,59 @@ def test_no_process_that_reads_outlives_a_run(splits: Path, tmp_path: Path) -> N
         assert multiprocessing.active_children() == []
     finally:
         gc.enable()
+
+
+def test_fields_of_python_are_those_of_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(XCiTError, match=r"^no config field 'schedule\.epoch'; did you mean 'schedule\.epochs'\?$"):
+        train("xcit-pico-fashion-mnist", tmp_path / "run", fields={"schedule": {"epoch": 3}})
+    with pytest.raises(XCiTError, match=r"^run\.seed must be of type int, not 'one'$"):
+        train(PICO, tmp_path / "run", fields={"run.seed": "one"})
+    with pytest.raises(XCiTError, match=r"^device gpu: not on this machine"):
+        train(PICO, tmp_path / "run", fields={"data": tmp_path}, device="gpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_are_told_in_words_of_python(tmp_path: Path) -> None:
+    """Every recipe, without data and with a folder that holds another run: no flag of the command line is named."""
+    (tmp_path / "last.pt").touch()
+    for recipe in ("xcit-nano-12-p16_transfer", "dino_xcit-small-12-p16_in1k", "sem-fpn_xcit-tiny-12-p16_80k_ade20k"):
+        for fields in ({}, {"data": "nowhere"}):
+            with pytest.raises(XCiTError) as caught:
+                train(recipe, tmp_path, fields=fields)
+            assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_run_is_shown_unless_it_is_reported_otherwise(
+    shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(0)
+    for name in ("dark", "light"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(4):
+            pixels = draw.integers(0, 100, (28, 28), dtype=np.uint8) + 150 * (name == "light")
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / name / f"{index}.png")
+    fields = {
+        "data": tmp_path / "data",
+        "holdout": 2,
+        "model": {"num_classes": 0, "depth": 1, "embed_dim": 16, "num_heads": 2, "cls_depth": 1},
+        "schedule": {"epochs": 2, "warmup_epochs": 0},
+        "run": {"batch_size": 2, "num_workers": 0, "ema_decay": 0, "evaluate_every": 1},
+        "initialize.weights": None,
+    }
+    lines: list[str] = []
+    told = {} if shown else {"announce": lines.append}
+    figures = train("xcit-pico-fashion-mnist", tmp_path / "run", fields=fields, device="cpu", **told)
+    assert set(figures) == {"top1", "top5", "val_loss"}
+    printed = capsys.readouterr()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert read_yaml(tmp_path / "run" / "config.yaml")["schedule"]["epochs"] == 2
+    if not shown:
+        assert (printed.out, printed.err) == ("", "")
+        assert lines[0].startswith("global batch 2 = 1 process x 1 part x 2 images")
+        return
+    heading, batch, *_, first, last = printed.out.splitlines()
+    assert heading == f"xcit-pico-fashion-mnist: 2 epochs of {tmp_path / 'data'} on cpu; files in {tmp_path / 'run'}"
+    assert batch.startswith("global batch 2 = 1 process x 1 part x 2 images")
+    assert first.startswith("epoch 1/2: loss ") and last.startswith("epoch 2/2: loss ")
+    assert f"top1 {figures['top1']:.3f}" in last

@@ -30,10 +30,19 @@ def to_8_bits(image: Tensor, num_channels: int) -> Tensor:
     """An image (C, h, w) of floating-point numbers in 0..1, or uint8 already, as uint8.
 
     Raises:
-        XCiTError: if it has another shape, type or number of channels, or no pixels.
+        XCiTError: if it is no tensor, or has another shape, type or number of channels, or no pixels.
     """
+    if not isinstance(image, Tensor):
+        raise XCiTError(
+            f"an image for the detector is a tensor ({num_channels}, height, width), not {type(image).__name__}: "
+            "xcit.detect takes pictures as they are"
+        )
     if image.ndim != 3 or image.shape[0] != num_channels or not image.numel():
-        raise XCiTError(f"an image for the detector is ({num_channels}, height, width), not {tuple(image.shape)}")
+        is_last = image.ndim == 3 and image.shape[2] == num_channels
+        raise XCiTError(
+            f"an image for the detector is ({num_channels}, height, width), not {tuple(image.shape)}"
+            f"{': image.permute(2, 0, 1) has the channels first' if is_last else ''}"
+        )
     if image.dtype == torch.uint8:
         return image
     if not image.is_floating_point():

@@ -123,7 +123,7 @@ class MaskRCNN(OnPyramid):
             min_score: what is scored less is left out.
             sides: as large as fits into this short and this long side the image is scaled; none takes the config's.
         """
-        pixels = to_8_bits(image.to(self.device), len(self.config.mean))
+        pixels = to_8_bits(image, len(self.config.mean)).to(self.device)
         size = (pixels.shape[-2], pixels.shape[-1])
         short_side, long_side = sides or (self.config.short_side, self.config.long_side)
         scaled = fitted_size(*size, long_side=long_side, short_side=short_side)
@@ -138,6 +138,8 @@ class MaskRCNN(OnPyramid):
     def _losses(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None) -> dict[str, Tensor]:
         if targets is None or len(targets) != len(images):
             raise XCiTError("a detector in training mode needs a target for each image; call .eval() to detect")
+        if not len(images):
+            raise XCiTError("the batch is empty: there is nothing to learn from")
         objects = [Objects(target["boxes"], target["labels"], target["masks"]) for target in targets]
         pixels = [to_8_bits(image, len(self.config.mean)) for image in images]
         sizes = [(image.shape[-2], image.shape[-1]) for image in pixels]

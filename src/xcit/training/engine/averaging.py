@@ -1,11 +1,14 @@
 """Averaged weights: how they are kept, and how much of them is still what the run started from."""
 
 import math
+from typing import TYPE_CHECKING
 
-import timm.utils
 from torch import nn
 
 from xcit.training.engine.config import RunConfig
+
+if TYPE_CHECKING:
+    import timm.utils
 
 _MUCH = 0.1
 """The share of the start in the result that is worth a warning."""
@@ -14,14 +17,16 @@ _LITTLE = 0.01
 """The share that the decay which the warning proposes would leave."""
 
 
-def build_average(model: nn.Module, run: RunConfig, *, is_sharded: bool) -> timm.utils.ModelEmaV3 | None:
+def build_average(model: nn.Module, run: RunConfig, *, is_sharded: bool) -> "timm.utils.ModelEmaV3 | None":
     """The average of a model's weights and statistics, which begins as a copy of them; none if the run keeps none."""
     if not run.ema_decay:
         return None
+    import timm.utils  # here, so that a recipe can be read without the extra `train`
+
     return timm.utils.ModelEmaV3(model, decay=run.ema_decay, use_warmup=run.ema_warmup, foreach=not is_sharded)
 
 
-def move_average(average: timm.utils.ModelEmaV3, model: nn.Module, num_steps_done: int) -> None:
+def move_average(average: "timm.utils.ModelEmaV3", model: nn.Module, num_steps_done: int) -> None:
     """Moves an average towards the model after a step.
 
     Without a warm-up the decay is the same from the first step on, as in the authors' runs.

@@ -8,6 +8,7 @@ from typing import Any
 
 from xcit.draw.curves import draw_curves
 from xcit.errors import XCiTError
+from xcit.extras import install_hint
 from xcit.training.engine.config import RunConfig
 
 LOG = "log.jsonl"
@@ -86,7 +87,9 @@ def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> No
     try:
         if (directory / LOG).exists():
             draw_curves(read_log(directory / LOG), directory / "curves.png", title)
-    except (ImportError, OSError) as error:
+    except ModuleNotFoundError as error:
+        announce(f"warning: the curves could not be drawn: {error} ({install_hint('matplotlib')})")
+    except OSError as error:
         announce(f"warning: the curves could not be drawn: {error}")
 
 

@@ -3,10 +3,8 @@
 import copy
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm.scheduler.scheduler
-import timm.utils
 import torch
 from torch import nn
 
@@ -14,7 +12,11 @@ from xcit.errors import XCiTError
 from xcit.training.engine.averaging import build_average
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes, sharded_like, whole
-from xcit.training.engine.optimizer import WeightDecaySchedule, build_optimizer, build_schedule
+from xcit.training.engine.optimizer import WeightDecaySchedule, build_optimizer
+
+if TYPE_CHECKING:
+    import timm.scheduler.scheduler
+    import timm.utils
 
 
 @dataclass(kw_only=True)
@@ -46,10 +48,10 @@ class TrainState:
     processes: Processes
     model: nn.Module
     shared: nn.Module
-    ema: timm.utils.ModelEmaV3 | None
+    ema: "timm.utils.ModelEmaV3 | None"
     plain: nn.Module | None
     optimizer: torch.optim.Optimizer
-    schedule: timm.scheduler.scheduler.Scheduler
+    schedule: "timm.scheduler.scheduler.Scheduler"
     weight_decay_schedule: WeightDecaySchedule
     num_steps: int
     position: Position = field(default_factory=Position)
@@ -146,6 +148,8 @@ def build_state(
     num_steps: int,
 ) -> TrainState:
     """A run's beginning, on the processes' devices."""
+    from xcit.training.engine.schedule import build_schedule  # here, for it needs timm, and reading a recipe does not
+
     model = processes.prepare_model(model)
     plain = copy.deepcopy(model) if processes.is_sharded else None
     ema = build_average(model, run, is_sharded=processes.is_sharded)

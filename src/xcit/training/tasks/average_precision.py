@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from xcit.data.coco import CocoImages
 from xcit.data.coco_masks import to_rle
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """Of the twelve: at IoU .50 to .95, at .50, at .75; of small, medium and large objects; and the recalls, of 1, 10 and
@@ -69,7 +70,7 @@ def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequenc
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
-        raise XCiTError("average precision needs faster-coco-eval: pip install 'xcit[detection]'") from None
+        raise missing_package("average precision", "faster_coco_eval") from None
     truth = COCO(_truth(images, measured))
     if all(one["iscrowd"] for one in truth.dataset["annotations"]):
         raise XCiTError(f"{images.source}: no objects in the images that could be read: there is nothing to find")

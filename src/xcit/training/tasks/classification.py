@@ -204,7 +204,7 @@ class ClassificationTask(TaskWithLoader):
     def __init__(self, config: ClassificationConfig, layout: Layout | None = None) -> None:
         layout = layout or Layout(batch_size=config.run.batch_size)
         if not config.data:
-            raise XCiTError(f"{config.name} has no data of its own: give a folder of images by class with --data")
+            raise XCiTError(f"{config.name} has no data of its own: set data to a folder of images by class")
         check_initialize(config.initialize, config.model)
         check_teacher(config.distillation, config.preprocessing, config.model.num_classes)
         train, self.watched = open_data(

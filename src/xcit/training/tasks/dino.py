@@ -160,7 +160,7 @@ class DINOTask(TaskWithLoader):
     def __init__(self, config: DINOConfig, layout: Layout | None = None) -> None:
         layout = layout or Layout(batch_size=config.run.batch_size)
         if not config.data:
-            raise XCiTError(f"{config.name} has no data of its own: give a folder of images with --data")
+            raise XCiTError(f"{config.name} has no data of its own: set data to a folder of images")
         images = open_unlabelled_images(config.data)
         self.config = config
         torch.manual_seed(config.run.seed)

@@ -196,7 +196,7 @@ class MultiLabelTask(TaskWithLoader):
     def __init__(self, config: MultiLabelConfig, layout: Layout | None = None) -> None:
         layout = layout or Layout(batch_size=config.run.batch_size)
         if not config.data:
-            raise XCiTError(f"{config.name} has no data of its own: give a list of images with --data")
+            raise XCiTError(f"{config.name} has no data of its own: set data to a list of images")
         check_initialize(config.initialize, config.model)
         listed = open_multi_label(config.data, "train")
         train, self._watched = self._split(config, listed)

@@ -265,7 +265,7 @@ class SegmentationTask(TaskWithLoader):
     def __init__(self, config: SegmentationConfig, layout: Layout | None = None) -> None:
         layout = layout or Layout(batch_size=config.run.batch_size)
         if not config.data:
-            raise XCiTError(f"{config.name} has no data of its own: give a folder with --data")
+            raise XCiTError(f"{config.name} has no data of its own: set data to a folder")
         if config.backbone_weights:
             find_source(config.backbone_weights, "backbone_weights")
         train, self.watched = (

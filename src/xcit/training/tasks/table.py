@@ -44,8 +44,8 @@ def _flattered_classifier(config: ClassificationConfig) -> str:
     if config.holdout or config.val_data or has_validation(config.data):
         return ""
     return (
-        f"{config.data} has no folder val: the figures are of the images that are trained on; --holdout N "
-        "keeps N of them to measure on"
+        f"{config.data} has no folder val: the figures are of the images that are trained on; set "
+        "holdout to keep so many of them to measure on"
     )
 
 
@@ -53,8 +53,8 @@ def _flattered_multi_label(config: MultiLabelConfig) -> str:
     if config.holdout or config.val_data or has_validation_list(config.data):
         return ""
     return (
-        f"{config.data} is all there is: the figures are of the images that are trained on; --holdout N keeps N of "
-        "them to measure on"
+        f"{config.data} is all there is: the figures are of the images that are trained on; set holdout to keep so "
+        "many of them to measure on"
     )
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 from xcit.training.engine.config import OptimizerConfig, ScheduleConfig
-from xcit.training.engine.optimizer import WeightDecaySchedule, build_optimizer, build_schedule, cosine
+from xcit.training.engine.optimizer import WeightDecaySchedule, build_optimizer, cosine
+from xcit.training.engine.schedule import build_schedule
 
 DEPTH = 11
 """Enough for block 10 to come after block 9, not after block 1."""

@@ -253,7 +253,7 @@ def _other_classes(folder: Path) -> ClassificationConfig:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (lambda _: config_of(""), "shades has no data of its own: give a folder of images by class with --data"),
+        (lambda _: config_of(""), "shades has no data of its own: set data to a folder of images by class"),
         (lambda folder: config_of(folder / "no"), "no: no such folder"),
         (
             lambda folder: config_of(folder, model=XCiTConfig(num_classes=5)),

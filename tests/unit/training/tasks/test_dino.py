@@ -366,7 +366,7 @@ def test_impossible_settings_are_named(changes: dict[str, Any], message: str) ->
 
 
 def test_data_are_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(XCiTError, match="dino-test has no data of its own: give a folder of images with --data"):
+    with pytest.raises(XCiTError, match="dino-test has no data of its own: set data to a folder of images"):
         DINOTask(config_of(""))
     with pytest.raises(XCiTError, match="a folder without images"):
         DINOTask(config_of(tmp_path))

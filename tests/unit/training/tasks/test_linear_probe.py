@@ -13,7 +13,8 @@ from xcit.data.classification import open_labelled_images
 from xcit.errors import XCiTError
 from xcit.models import ModelInfo, XCiT
 from xcit.training.engine.config import RunConfig
-from xcit.training.engine.optimizer import build_optimizer, build_schedule
+from xcit.training.engine.optimizer import build_optimizer
+from xcit.training.engine.schedule import build_schedule
 from xcit.training.engine.task import Layout
 from xcit.training.tasks.labelled_features import LabelledFeatures, pooled_feature
 from xcit.training.tasks.linear_probe import LinearConfig, LinearHeads, LinearTask

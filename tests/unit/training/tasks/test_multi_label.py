@@ -174,7 +174,7 @@ def test_a_run_learns_is_measured_and_predicts_each_class_on_its_own(root: Path,
 def test_a_holdout_is_neither_trained_on_nor_the_rest_measured(root: Path) -> None:
     (root / "val.csv").unlink()
     config = config_of(root, holdout=8)
-    assert describe_watching(config_of(root))[0].endswith("--holdout N keeps N of them to measure on")
+    assert describe_watching(config_of(root))[0].endswith("set holdout to keep so many of them to measure on")
     assert not describe_watching(config)
     task = MultiLabelTask(config)
     images, targets = task._watched
@@ -195,7 +195,7 @@ def test_a_holdout_is_neither_trained_on_nor_the_rest_measured(root: Path) -> No
         ({"augmentation": AugmentationConfig(mixup=0.8)}, r"augmentation\.mixup: .* set it to 0"),
         ({"augmentation": AugmentationConfig(label_smoothing=0.1)}, r"augmentation\.label_smoothing: .* set it to 0"),
         ({"holdout": 2, "val_data": "x"}, "give holdout or val_data, not both"),
-        ({"data": ""}, "stripes has no data of its own: give a list of images with --data"),
+        ({"data": ""}, "stripes has no data of its own: set data to a list of images"),
     ],
 )
 def test_fields_are_checked(root: Path, changes: dict[str, Any], message: str) -> None:

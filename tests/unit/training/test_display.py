@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console, RenderableType
 
-from xcit.cli.run_display import RunDisplay, duration, epoch_line, run_display, run_panel, seconds_left, steps_of_run
+from xcit.training.display import RunDisplay, duration, epoch_line, run_display, run_panel, seconds_left, steps_of_run
 from xcit.training.engine.loop import Progress
 
 START = Progress(

@@ -1,0 +1,32 @@
+"""Which model answers, said in one line on standard error."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from xcit.models import XCiT
+
+
+def say_model(network: "XCiT", name: str | None, weights: str | None = None) -> None:
+    """Says which model answers and what it knows, and of the packaged one that it knows garments alone.
+
+    Args:
+        network: the model.
+        name: as it was given; none is the packaged model.
+        weights: the file that its weights are of, where that is not the name's own.
+    """
+    from xcit.inference.classify import DEFAULT_MODEL
+    from xcit.zoo.names import find_record, is_known
+
+    name = name or DEFAULT_MODEL
+    record = find_record(name) if weights is None and is_known(name) else None
+    known = [f"{network.num_classes} classes"] if network.num_classes else []
+    if record is None:
+        what = f" with the weights of {weights}" if weights else ""
+    elif record.packaged:
+        name, what = record.name, ", which knows garments alone"
+    else:
+        name, what, known = record.name, "", [record.dataset, *known]
+    counts = f" ({', '.join(known)})" if known else ""
+    click.echo(f"xcit: model {name}{what}{counts}", err=True)
