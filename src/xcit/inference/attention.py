@@ -25,7 +25,7 @@ from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
 from xcit.inference.classify import DEFAULT_MODEL, prepare_model
 from xcit.inference.full_size import FullSize, LargeAttention, asked_full_size, attention_each
-from xcit.inference.reading import Unreadable, collected, listed, read_ahead, readable
+from xcit.inference.reading import Unreadable, collected, listed, read_ahead
 from xcit.models import XCiT
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.ops import reference
