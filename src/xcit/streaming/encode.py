@@ -10,12 +10,14 @@ from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
-from xcit.images.rows import ImageRows, rows_info
+from xcit.images.rows import ImageRows, mask_reader, rows_info
 from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
+from xcit.models.kept_tokens import KeptTokens
 from xcit.models.stripes import ClassAttentionSums, Sums, pass_class_block, pass_xca_block, sum_dtype
 from xcit.models.xcit import FusedXCiT, XCiT
 from xcit.streaming.budget import Memory, as_budget
+from xcit.streaming.masks import kept_tokens
 from xcit.streaming.outputs import Taken, Wanted, as_map_rows
 from xcit.streaming.pixels import check_channels, normalized_stripes
 from xcit.streaming.plan import ImageShape, make_plan
@@ -54,7 +56,7 @@ def encode(
 
     Args:
         model: in its place and precision. One that is not fused is, for this call.
-        source: of the rows.
+        source: of the rows. What its `read_mask` leaves out takes no part in any sum, and is NaN in maps.
         wanted: what to take, by block.
         preprocessing: none is the model's own.
         memory: the most that the pass may add to the loaded model (see `Budget`).
@@ -105,7 +107,10 @@ class _Run:
         self._grid = model.embedding.grid(source.height, source.width)
         self._rows_done = 0
         info = rows_info(source)
-        pixel = source.read(0, 1).dtype.itemsize * source.channels
+        keep = kept_tokens(source, config.patch_size)
+        self._kept = KeptTokens(None if keep is None else keep.to(self._device))
+        is_masked = mask_reader(source) is not None
+        pixel = source.read(0, 1).dtype.itemsize * source.channels + is_masked
         shape = ImageShape(
             height=source.height,
             width=source.width,
@@ -113,7 +118,8 @@ class _Run:
             read_rows=info.rows_at_once,
             buffer_bytes=info.buffer_bytes,
         )
-        outputs = sum(one.memory(self._grid, self._dim) for one in wanted.maps.values())
+        outputs = 0 if keep is None else keep.numel()
+        outputs += sum(one.memory(self._grid, self._dim) for one in wanted.maps.values())
         if wanted.attention is not None:
             outputs += 4 * config.num_heads * self._grid[0] * self._grid[1]
         self._plan = make_plan(model, shape, self._budget.bound(), token_dtype=self._stored, output_bytes=outputs)
@@ -219,7 +225,7 @@ class _Run:
             state.sums = self._embed(leaving, norm)
         elif isinstance(block, FusedXCABlock):
             assert state.sums is not None
-            state.sums = pass_xca_block(block, tokens, state.sums, rows_at_once, leaving, norm)
+            state.sums = pass_xca_block(block, tokens, state.sums, rows_at_once, leaving, norm, self._kept)
         else:
             assert isinstance(block, FusedClassAttentionBlock)
             state.sums = None
@@ -239,7 +245,7 @@ class _Run:
         for start, rows in self._model.embedding.slide(stripes, self._source.height, self._source.width):
             leaving(start, rows[0])
             if norm is not None:
-                sums.add(norm(rows[0]).flatten(0, 1))
+                sums.add(norm(self._kept.of(start, rows[0])))
         return sums
 
     def _attend(
@@ -255,20 +261,26 @@ class _Run:
         attention = ClassAttentionSums(block, token)
         scores: Tensor | None = None
         if self._wanted.attention == index:
-            scores = torch.empty(attention.total.shape[1], *self._grid)
+            scores = torch.full((attention.total.shape[1], *self._grid), torch.nan)
+
+        rows_at_once, keep = self._plan.rows_at_once, self._kept.keep
 
         def hear(start: int, some: Tensor) -> None:
             assert scores is not None
-            some = some[0].unflatten(1, (-1, self._grid[1]))
-            scores[:, start : start + some.shape[1]] = some
+            rows = scores[:, start : start + rows_at_once]
+            if keep is None:
+                rows[:] = some[0].unflatten(1, (-1, self._grid[1]))
+            else:
+                rows[:, keep[start : start + rows_at_once].cpu()] = some[0].cpu()
 
         pass_class_block(
             block,
             attention,
             tokens,
-            self._plan.rows_at_once,
+            rows_at_once,
             leave=leaving if leaving.is_heard else None,
             hear=None if scores is None else hear,
+            kept=self._kept,
         )
         if not leaving.is_heard:
             self._advance(self._grid[0])
@@ -310,13 +322,15 @@ class _Leaving:
         if self._map is not None or self._total is not None:
             rows = rows if self._norm is None else self._norm(rows)
             if self._map is not None:
-                self._map.write(start, as_map_rows(rows))
+                self._map.write(start, as_map_rows(self._run._kept.filled(start, rows, torch.nan)))
             if self._total is not None:
-                self._total += rows.flatten(0, 1).to(torch.promote_types(rows.dtype, torch.float32)).sum(dim=0)
+                counting = self._run._kept.of(start, rows)
+                self._total += counting.to(torch.promote_types(rows.dtype, torch.float32)).sum(dim=0)
         self._run._advance(len(rows))
 
     def finish(self) -> None:
         """Keeps the mean."""
         if self._total is not None:
-            height, width = self._run._grid
-            self._run._taken.means[self._index] = (self._total / (height * width)).to(self._run._dtype)
+            keep, (height, width) = self._run._kept.keep, self._run._grid
+            count = height * width if keep is None else int(keep.sum())
+            self._run._taken.means[self._index] = (self._total / count).to(self._run._dtype)
