@@ -7,6 +7,7 @@ import click
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
+    PartOptions,
     checked_device,
     checked_dtype,
     compute_options,
@@ -41,6 +42,7 @@ def predict(
     memory: str | None,
     scratch: str | None,
     token_dtype: str | None,
+    part: PartOptions,
 ) -> int:
     """Classify images: files, folders (searched through) or patterns such as 'photos/**/*.jpg'.
 
@@ -61,7 +63,7 @@ def predict(
     num_unreadable = 0
     with (
         open_results(json_path, csv_path) as results,
-        full_size_of(full_size, memory, scratch, token_dtype, num_images=len(paths)) as whole,
+        full_size_of(full_size, memory, scratch, token_dtype, part, num_images=len(paths)) as whole,
         progress_bar("predict", 1 if full_size else len(paths)) as bar,
     ):
         for result in predict_each(
