@@ -3,15 +3,15 @@
 Each takes over what is known of the other (`RowsInfo`), and its `read_mask`, as its own.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from xcit.errors import XCiTError
 from xcit.images.overview import box_means
 from xcit.images.rows import ImageRows, Mask, Pixels, ReadMask, RowsInfo, mask_reader, rows_info
-from xcit.images.transforms import IDENTITY, enlarged, moved
+from xcit.images.transforms import IDENTITY, Transform, enlarged, moved
 
 
 class BandRows:
@@ -69,18 +69,19 @@ class RegionRows:
                 f"{info.name}: the region {','.join(map(str, region))} reaches over the edge of "
                 f"{source.width} x {source.height} pixels"
             )
-        metadata = dict(info.metadata)
-        for key in ("place", "transform"):
-            if key in metadata or key == "place":
-                metadata[key] = moved(metadata.get(key, IDENTITY), self._left, self._top)
-        self.info = with_identity(replace(info, metadata=metadata), f"region {region}")
+        self._rows_at_once = max(info.rows_at_once, 16)
+        info = with_place(info, lambda transform: moved(transform, self._left, self._top))
+        self.info = with_identity(info, f"region {region}")
         self._mask = mask_reader(source)
         self.read_mask = None if self._mask is None else self._read_mask
 
     def read(self, start: int, end: int) -> Pixels:
-        """A view or a new array."""
-        rows = self._source.read(self._top + start, self._top + end)
-        return rows[:, self._left : self._left + self.width]
+        """A new array: a view would keep whole rows."""
+        columns, pieces = slice(self._left, self._left + self.width), []
+        for first in range(self._top + start, self._top + end, self._rows_at_once):
+            last = min(first + self._rows_at_once, self._top + end)
+            pieces.append(self._source.read(first, last)[:, columns].copy())
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _read_mask(self, start: int, end: int) -> Mask:
         assert self._mask is not None
@@ -101,11 +102,8 @@ class ShrunkRows:
         info = rows_info(source)
         if not self.height or not self.width:
             raise XCiTError(f"{info.name}: {source.width} x {source.height} pixels are too few to take {factor} as one")
-        metadata = dict(info.metadata)
-        for key in ("place", "transform"):
-            if key in metadata or key == "place":
-                metadata[key] = enlarged(metadata.get(key, IDENTITY), factor, factor)
-        info = replace(info, metadata=metadata, rows_at_once=max(1, info.rows_at_once // factor))
+        info = with_place(info, lambda transform: enlarged(transform, factor, factor))
+        info = replace(info, rows_at_once=max(1, info.rows_at_once // factor))
         self.info = with_identity(info, f"factor {factor}")
         self._mask = mask_reader(source)
         self.read_mask = None if self._mask is None else self._read_mask
@@ -157,7 +155,13 @@ class MaskedRows:
         return found if self._own is None else found & self._own(start, end)
 
 
+def with_place(info: RowsInfo, change: Callable[[Transform], Transform]) -> RowsInfo:
+    """The same in another place of the file, and of the ground if it lies on a map."""
+    metadata = {"place": IDENTITY, **info.metadata}
+    changed = {key: change(metadata[key]) for key in ("place", "transform") if key in metadata}
+    return replace(info, metadata=metadata | changed)
+
+
 def with_identity(info: RowsInfo, words: str) -> RowsInfo:
     """The same, with a part of the identity more, if there is one."""
-    changed: Any = None if info.identity is None else f"{info.identity} {words}"
-    return replace(info, identity=changed)
+    return replace(info, identity=None if info.identity is None else f"{info.identity} {words}")

@@ -49,10 +49,13 @@ def normalized_stripes(
         rows_at_once: rows of a stripe.
         device: of the stripes.
         dtype: of the stripes.
+
+    Raises:
+        XCiTError: if rows can't be read, or have numbers that are not finite and that no mask leaves out.
     """
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (spec.mean, spec.std))
     with ThreadPoolExecutor(1) as pool:
-        pending = None
+        pending, at = None, 0
         for start, end in [*spans(source.height, read_rows), (source.height, source.height)]:
             coming = pool.submit(_read, source, start, end) if start < end else None
             if pending is not None:
@@ -62,7 +65,13 @@ def normalized_stripes(
                     numbers = _numbers(pixels[first:last], len(spec.mean)).to(device).sub_(mean).div_(std)
                     if mask is not None:
                         numbers.masked_fill_(torch.from_numpy(~mask[first:last, :, None]).to(device), 0)
+                    if pixels.dtype.kind == "f" and not numbers.isfinite().all():
+                        raise XCiTError(
+                            f"{rows_info(source).name}: numbers that are not finite in rows {at + first} to "
+                            f"{at + last - 1}: leave them out by a mask"
+                        )
                     yield numbers.to(dtype)[None].permute(0, 3, 1, 2)
+                at += len(pixels)
                 del pixels
             pending = coming
 

@@ -116,6 +116,13 @@ def test_nothing_follows_from_pixels_that_are_left_out(model: XCiT) -> None:
     assert torch.equal(first.means[2], second.means[2])
 
 
+def test_numbers_that_are_not_finite_are_refused_where_no_mask_leaves_them_out(model: XCiT) -> None:
+    pixels = picture(90, 60).astype(np.float32) / 255
+    pixels[33, 5, 1] = np.nan
+    with pytest.raises(XCiTError, match=r"the image: numbers that are not finite in rows \d+ to \d+: leave them out"):
+        encode(model, ArrayRows(pixels), Wanted(means=frozenset({0})))
+
+
 def test_a_mask_that_keeps_all_changes_nothing(model: XCiT) -> None:
     pixels, wanted = picture(70, 50), Wanted(class_tokens=frozenset({4}))
     found = encode(model, Masked(pixels, np.ones((70, 50), np.bool_)), wanted).taken.class_tokens[4]
