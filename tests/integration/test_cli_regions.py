@@ -12,8 +12,8 @@ from PIL import Image
 
 import xcit as package
 from xcit.images.selection import Selection
+from xcit.inference.classify import Features, extract_features_each
 from xcit.inference.full_size import FullSize
-from xcit.inference.classify import extract_features_each
 
 TRANSFORM = rasterio.Affine(10, 0, 500_000, 0, -10, 5_300_000)
 MEMORY = ("--memory", "1GB")
@@ -90,7 +90,9 @@ def test_a_level_and_a_mask_of_a_pyramid(xcit, tmp_path: Path) -> None:
     mask[2:, 4:] = 1
     Image.fromarray(mask * 255).save(tmp_path / "mask.png")
     options = ("--full-size", "--level", 1, "--mask", tmp_path / "mask.png", *MEMORY)
-    assert xcit("features", tmp_path / "a.tif", "--out", tmp_path / "a.npz", "--out-type", "featmap", *options).status == 0
+    assert (
+        xcit("features", tmp_path / "a.tif", "--out", tmp_path / "a.npz", "--out-type", "featmap", *options).status == 0
+    )
     (name,) = [name for name in np.load(tmp_path / "a.npz").files if name.startswith("block")]
     found = np.load(tmp_path / "a.npz")[name][0]
     assert found.shape == (64, 15, 20)
@@ -98,6 +100,7 @@ def test_a_level_and_a_mask_of_a_pyramid(xcit, tmp_path: Path) -> None:
     # The same of the array and a mask in memory.
     whole = FullSize(memory="1GB", selection=Selection(mask=mask))
     (features,) = extract_features_each([large[::2, ::2]], out_type="featmap", full_size=whole)
+    assert isinstance(features, Features)
     np.testing.assert_allclose(next(iter(features.layers.values())), found, atol=1e-5)
 
 

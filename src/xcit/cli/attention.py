@@ -120,13 +120,13 @@ def attention(
                     channels = replace(channels, source=result.source)
                 _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)
                 if tiff:
-                    with whole_file(beside(place, ".tif")) as part_file:
-                        result.write_tiff(part_file)
+                    with whole_file(beside(place, ".tif")) as unfinished:
+                        result.write_tiff(unfinished)
             bar.advance(1)
     if channels is not None:
         assert network.info is not None
-        with whole_file(out / "temperatures.png") as part:
-            draw_temperatures(channels.temperatures, network.info.name, part)
+        with whole_file(out / "temperatures.png") as unfinished:
+            draw_temperatures(channels.temperatures, network.info.name, unfinished)
     click.echo(f"{out}: attention of {len(paths) - num_unreadable} images")
     return status_of(num_unreadable, len(paths))
 

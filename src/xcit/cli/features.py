@@ -30,7 +30,12 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 
 @click.command(cls=CommandWithNumbers)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet, .safetensors; or .npy or .zarr for a map at full size.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="FILE.npz, .parquet, .safetensors; or .npy or .zarr for a map at full size.",
+)
 @model_options
 @file_options
 @click.option(
@@ -63,10 +68,10 @@ def features(
 ) -> int:
     """Write features of images (files, folders or patterns) to a file, with their file names.
 
-    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size an
-    image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to FILE.npy or
-    FILE.zarr, float32 (H, W, D), as it comes, with the place of its cells (FILE.json, or the array's attributes) and a
-    picture of its principal components (FILE.png).
+    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size
+    an image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to
+    FILE.npy or FILE.zarr, float32 (H, W, D), as it comes, with the place of its cells (FILE.json, or the array's
+    attributes) and a picture of its principal components (FILE.png).
     """
     from typing import cast
 
@@ -82,7 +87,9 @@ def features(
 
     if out.suffix in (".npy", ".zarr"):
         if not (full_size and out_type == "featmap" and len(layers) == 1):
-            raise XCiTError(f"{out}: a {out.suffix} file is for one map: --full-size --out-type featmap and one of --layers")
+            raise XCiTError(
+                f"{out}: a {out.suffix} file is for one map: --full-size --out-type featmap and one of --layers"
+            )
         paths = find_images(inputs)
         if len(paths) != 1:
             raise XCiTError(f"{out}: a {out.suffix} file is for the map of one image, not of {len(paths)}")

@@ -177,9 +177,7 @@ def full_size_options(help_: str) -> Callable[[Function], Function]:
             click.option(
                 "--mpp", type=float, metavar="NUMBER", help="With --full-size: micrometres a pixel of a slide, as 0.5."
             ),
-            click.option(
-                "--level", type=click.IntRange(min=0), help="With --full-size: of a pyramid, 0 the largest."
-            ),
+            click.option("--level", type=click.IntRange(min=0), help="With --full-size: of a pyramid, 0 the largest."),
             click.option(
                 "--token-dtype",
                 type=click.Choice(DTYPES[:2]),

@@ -47,8 +47,8 @@ def predict(
     """Classify images: files, folders (searched through) or patterns such as 'photos/**/*.jpg'.
 
     Without INPUT the packaged images are classified. An image that can't be read is named with the reason, the others
-    go on, and the exit status is 1. With --full-size an image of any size goes through as it is, in bounded memory, from
-    TIFF and .npy files row by row.
+    go on, and the exit status is 1. With --full-size an image of any size goes through as it is, in bounded memory;
+    TIFF and other large formats (docs/any-resolution.md) are read row by row.
     """
     from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar

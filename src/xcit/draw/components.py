@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 _MOST_CELLS = 2**20
@@ -13,13 +12,13 @@ def component_picture(features: Any) -> NDArray[np.uint8]:
     """What differs most within a map, in colours; cells that are not finite are white.
 
     Args:
-        features: an array (H, W, D) that can be sliced, in memory, mapped or Zarr. Of one with more than a million cells,
-            every second, third, ... row and column is looked at and shown.
+        features: an array (H, W, D) that can be sliced, in memory, mapped or Zarr. Of one with more than a million
+            cells, every second, third, ... row and column is looked at and shown.
 
     Returns:
         uint8 (ceil(H / step), ceil(W / step), 3).
     """
-    height, width, dim = features.shape
+    height, width, _ = features.shape
     step = 1
     while -(-height // step) * -(-width // step) > _MOST_CELLS:
         step += 1

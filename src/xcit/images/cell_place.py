@@ -11,8 +11,8 @@ from xcit.images.transforms import IDENTITY, Transform, enlarged
 class CellPlace:
     """The place of a grid of cells; transforms as in `transforms.py`.
 
-    A cell stands for the square of its patch's pixels. What the model sees first is centred on the patch's first pixel, so
-    over a picture the map looks moved by half a cell to the right and down at most.
+    A cell stands for the square of its patch's pixels. What the model sees there is centred on the first of them, so
+    over a picture the map lies half a cell too far to the right and down; `draw/cells.py` has it in the middle.
 
     Attributes:
         source: the image's name.

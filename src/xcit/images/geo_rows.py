@@ -20,7 +20,8 @@ class GeoRows:
 
     What counts follows from the file's nodata value: of unsigned integers, a pixel is not there if all bands that are
     read have the value, for a 0 may be dark in one band alone; of others, if any band has it or is not finite. A mask
-    band or transparency of 0 is the same. A band of transparency is a channel only if it is among `bands`, and no mask then.
+    band or transparency of 0 is the same. A band of transparency is a channel only if it is among `bands`, and no mask
+    then.
 
     Raises:
         XCiTError: if it can't be read, its pixels are of no known kind, or rasterio is not installed.
@@ -81,7 +82,7 @@ class GeoRows:
         check_pixel_type(self._dtype, name, ranged=ranged)
         self.height, self.width, self.channels = file.height, file.width, len(self._bands)
         flags = {flag for band in self._bands for flag in file.mask_flag_enums[band - 1]}
-        # A band that is asked for is a channel, whatever the file calls it: of four bands writers call the last one alpha.
+        # A band that is asked for is a channel, whatever the file calls it: of four, writers call the last one alpha.
         is_channel = any(file.colorinterp[band - 1] is ColorInterp.alpha for band in self._bands)
         self._has_mask_band = MaskFlags.per_dataset in flags and not (is_channel and MaskFlags.alpha in flags)
         self._nodata = None if self._has_mask_band else file.nodatavals[self._bands[0] - 1]
@@ -139,15 +140,17 @@ class GeoRows:
         if self.read_mask is not None and mask is None:
             mask = present(pixels, self._nodata)
         elif mask is not None and self._dtype.kind == "f":
-            mask &= np.isfinite(pixels).all(axis=2)
+            mask &= np.all(np.isfinite(pixels), axis=2)
         return pixels, mask
 
 
 def present(pixels: Pixels, nodata: float | None) -> Mask:
     """Which pixels are there (see `GeoRows`)."""
     if pixels.dtype.kind == "u":
-        return (pixels != nodata).any(axis=2)
-    there: Mask = np.isfinite(pixels).all(axis=2) if pixels.dtype.kind == "f" else np.ones(pixels.shape[:2], np.bool_)
+        return np.any(pixels != nodata, axis=2)
+    there: Mask = (
+        np.all(np.isfinite(pixels), axis=2) if pixels.dtype.kind == "f" else np.ones(pixels.shape[:2], np.bool_)
+    )
     if nodata is not None and not np.isnan(nodata):
-        there &= (pixels != pixels.dtype.type(nodata)).all(axis=2)
+        there &= np.all(pixels != pixels.dtype.type(nodata), axis=2)
     return there

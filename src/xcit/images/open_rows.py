@@ -15,7 +15,7 @@ from xcit.images.geo_rows import GeoRows
 from xcit.images.read import ImageSource, read_image
 from xcit.images.row_views import BandRows, MaskedRows, RangedRows, RegionRows, ShrunkRows
 from xcit.images.rows import ImageRows, RowsInfo, rows_info
-from xcit.images.selection import Selection, level_of
+from xcit.images.selection import ALL, Selection, level_of
 from xcit.images.slide_rows import SlideRows
 from xcit.images.tiff_rows import TiffRows, is_georeferenced
 from xcit.images.vips_rows import VipsRows, is_too_large
@@ -31,7 +31,7 @@ _Reader = GeoRows | NpyRows | SlideRows | TiffRows | VipsRows | ZarrRows
 
 @contextmanager
 def open_rows(
-    source: ImageSource | ImageRows, *, name: str = "the image", selection: Selection = Selection()
+    source: ImageSource | ImageRows, *, name: str = "the image", selection: Selection = ALL
 ) -> Iterator[ImageRows]:
     """Opens an image to read it by rows, and closes it.
 

@@ -44,10 +44,11 @@ class RangedRows:
     def read(self, start: int, end: int) -> Pixels:
         """A new array."""
         pixels = self._source.read(start, end)
-        wide = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
-        numbers = pixels.astype(wide)
-        numbers -= wide(self._low)
-        numbers /= wide(self._high - self._low)
+        # Of integers of 32 bits, float32 would lose the last ones.
+        is_narrow = pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32
+        numbers: Pixels = pixels.astype(np.float32 if is_narrow else np.float64)
+        np.subtract(numbers, self._low, out=numbers)
+        np.divide(numbers, self._high - self._low, out=numbers)
         return np.clip(numbers, 0, 1, out=numbers).astype(np.float32, copy=False)
 
 
@@ -147,7 +148,7 @@ class MaskedRows:
         """Which pixels count, bool (end - start, width)."""
         rows = (np.arange(start, end) * 2 + 1) * self._mask.height // (2 * self.height)
         first, last = int(rows[0]), int(rows[-1])
-        found: Mask = (self._mask.read(first, last + 1) > 0).any(axis=2)
+        found: Mask = np.any(self._mask.read(first, last + 1) > 0, axis=2)
         if self._columns is not None:
             found = found[:, self._columns]
         if self._mask.height != self.height:

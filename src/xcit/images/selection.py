@@ -45,10 +45,12 @@ class Selection:
             len(self.value_range) == 2 and -np.inf < self.value_range[0] < self.value_range[1] < np.inf
         ):
             raise XCiTError(f"the range is {self.value_range}, must be two numbers, the lower one first")
-        if self.region is not None and (
-            len(self.region) != 4 or min(self.region[:2]) < 0 or min(self.region[2:]) < 1
-        ):
+        if self.region is not None and (len(self.region) != 4 or min(self.region[:2]) < 0 or min(self.region[2:]) < 1):
             raise XCiTError(f"the region is {self.region}, must be x, y, width and height in pixels")
+
+
+ALL = Selection()
+"""An image as its file has it."""
 
 
 def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:

@@ -143,7 +143,7 @@ def is_georeferenced(path: Path) -> bool:
         import tifffile
 
         with tifffile.TiffFile(path) as file:
-            page = file.pages[0]
+            page: Any = file.pages[0]
             return page.is_geotiff or page.is_gdal
     except Exception:  # whatever a damaged file makes of the parser
         return False

@@ -11,7 +11,7 @@ from xcit.errors import XCiTError
 from xcit.images.array_rows import file_identity
 from xcit.images.rows import Pixels, RowsInfo
 
-_TYPES = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16)}
+_TYPES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16)}
 
 _BUFFER_BYTES = 2**25
 """What libvips holds of an image that it reads from the top to the bottom, about."""
@@ -36,8 +36,8 @@ def is_too_large(path: Path) -> bool:
 class VipsRows:
     """An image file of 8 or 16 bits, grey or RGB, upright, transparency over white.
 
-    It is decoded from the top to the bottom, and again from the top where earlier rows are asked for. Only an image that
-    EXIF says to turn is decoded whole, by libvips to a temporary file.
+    It is decoded from the top to the bottom, and again from the top where earlier rows are asked for. Only an image
+    that EXIF says to turn is decoded whole, by libvips to a temporary file.
 
     Raises:
         XCiTError: if it can't be read, or pyvips is not installed.
@@ -70,7 +70,7 @@ class VipsRows:
             if self._region is None or start < self._next:
                 self._region = pyvips.Region.new(self._opened())
             self._next = end
-            data = self._region.fetch(0, start, self.width, end - start)
+            data: Any = self._region.fetch(0, start, self.width, end - start)
         except self._error as error:
             self._region = None
             where = f"rows {start} to {end - 1} of {self.height}"

@@ -82,7 +82,7 @@ class ClassAttentionMaps:
         return at_image_size(maps, self.image.shape[:2], self.patch_size)
 
     def write_tiff(self, path: Path) -> None:
-        """Writes a float32 TIFF: the mean of the heads, then each head; a GeoTIFF where the image is one, NaN no data."""
+        """Writes a float32 TIFF of the mean of the heads and each head: a GeoTIFF where the image is one."""
         patch = float(self.patch_size * self.scale)
         cells = self.cells or CellPlace(source=self.source, to_pixels=(patch, 0.0, 0.0, 0.0, patch, 0.0))
         names = ["mean", *(f"head {head}" for head in range(len(self.heads)))]

@@ -20,7 +20,7 @@ from xcit.images.overview import overview
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
 from xcit.images.rows import ImageRows, rows_info
-from xcit.images.selection import Selection
+from xcit.images.selection import ALL, Selection
 from xcit.inference.reading import Unreadable
 from xcit.models import XCiT
 from xcit.models.xcit import OutType, resolve_indices
@@ -45,7 +45,7 @@ class FullSize:
     memory: Memory = None
     progress: StreamProgress | None = None
     report: Callable[[str, Report], None] | None = None
-    selection: Selection = Selection()
+    selection: Selection = ALL
 
 
 def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
@@ -123,10 +123,11 @@ def features_each(
 def write_feature_map(
     image: ImageSource | ImageRows, network: XCiT, path: Path, *, layer: int, full_size: FullSize
 ) -> tuple[int, int, int]:
-    """Writes the patch tokens of an image after a block to a .npy file or .zarr folder, float32 (H, W, D), as they come.
+    """Writes the patch tokens of an image after a block to a .npy file or .zarr folder as they come.
 
-    Tokens that a mask leaves out are NaN. Where the cells lie is said in the attributes of the Zarr array, or in
-    `path` with the ending .json beside the .npy file; a picture of the map (see `component_picture`) is in .png.
+    They are float32 (H, W, D); those that a mask leaves out are NaN. Where the cells lie is said in the attributes of
+    the Zarr array, or in `path` with the ending .json beside the .npy file; a picture of the map (see
+    `component_picture`) is in .png.
 
     Returns:
         H, W and D.

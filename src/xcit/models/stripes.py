@@ -240,11 +240,11 @@ class ClassAttentionSums:
         self._attn = attn = block.attn
         normed = block.norm_attn(cls)
         self._wide = sum_dtype(cls.device)
-        self._vectors, self._offsets = ops.class_query(
-            attn.q(normed[:, 0]), attn.k.weight, attn.k.bias, attn.num_heads
-        )
+        self._vectors, self._offsets = ops.class_query(attn.q(normed[:, 0]), attn.k.weight, attn.k.bias, attn.num_heads)
         single = torch.promote_types(cls.dtype, torch.float32)
-        self.largest = torch.full((*self._vectors.shape[:2], 1), -torch.inf, dtype=single, device=cls.device)  # (B, M, 1)
+        self.largest = torch.full(
+            (*self._vectors.shape[:2], 1), -torch.inf, dtype=single, device=cls.device
+        )  # (B, M, 1)
         self.total = torch.zeros_like(self.largest, dtype=self._wide)  # (B, M, 1)
         self.mixed = torch.zeros_like(self._vectors, dtype=self._wide)  # (B, M, D)
         self.class_scores = self.add(normed)

@@ -53,7 +53,10 @@ def test_pixels_are_read_right_whatever_rows_are_asked_for(tmp_path: Path, dtype
 def test_bands_and_a_range_of_values(tmp_path: Path) -> None:
     pixels = pixels_of("int16") - 20
     write(tmp_path / "a.tif", pixels)
-    with pytest.raises(XCiTError, match="of type int16 have no range of their own: give one"), open_rows(tmp_path / "a.tif"):
+    with (
+        pytest.raises(XCiTError, match="of type int16 have no range of their own: give one"),
+        open_rows(tmp_path / "a.tif"),
+    ):
         pass
     chosen = Selection(bands=(3, 2, 1), value_range=(0, 100))
     with open_rows(tmp_path / "a.tif", selection=chosen) as rows:

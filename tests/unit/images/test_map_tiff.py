@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ def test_in_the_file_alone(tmp_path: Path, count: int) -> None:
     write_map_tiff(tmp_path / "a.tif", MAPS[:count], NAMES[:count], cells)
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         assert np.array_equal(file.asarray().reshape(count, 11, 17), MAPS[:count], equal_nan=True)
-        about = json.loads(file.pages[0].description)
+        page: Any = file.pages[0]
+        about = json.loads(page.description)
     assert about["cell_to_pixel"] == [64, 0, 8, 0, 64, 0] and about["cell_to_map"] is None
 
 

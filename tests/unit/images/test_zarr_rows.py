@@ -15,7 +15,7 @@ from xcit.images.rows import rows_info
 from xcit.images.selection import Selection
 from xcit.images.zarr_rows import ZarrRows
 
-PIXELS = np.random.default_rng(0).integers(0, 60000, (83, 50, 5), dtype=np.uint16)
+PIXELS: Any = np.random.default_rng(0).integers(0, 60000, (83, 50, 5), dtype=np.uint16)
 SPANS = [(0, 83), (0, 1), (82, 83), (15, 17), (31, 70)]
 
 
@@ -50,7 +50,7 @@ def test_levels_of_ome_zarr(tmp_path: Path, version: str) -> None:
     for index, level in enumerate(levels):
         group.create_array(str(index), data=level.transpose(2, 0, 1)[None], chunks=(1, 1, 16, 16))
     axes = [{"name": name} for name in "tcyx"]
-    image = {"axes": axes, "datasets": [{"path": "0"}, {"path": "1"}], "version": version}
+    image: Any = {"axes": axes, "datasets": [{"path": "0"}, {"path": "1"}], "version": version}
     group.attrs.update({"multiscales": [image]} if version == "0.4" else {"ome": {"multiscales": [image]}})
     check(tmp_path / "a.zarr", PIXELS)
     with open_rows(tmp_path / "a.zarr", selection=Selection(level=1)) as rows:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from xcit.images.open_rows import open_rows
 from xcit.images.rows import Mask, Pixels, RowsInfo
 from xcit.images.selection import Selection
 from xcit.models import XCiT, XCiTConfig
-from xcit.models.layers import LPI
+from xcit.models.layers import LPI, XCABlock
 from xcit.streaming import ArrayMap, Budget, Place, Wanted, encode
 from xcit.streaming.masks import kept_tokens
 
@@ -55,8 +56,9 @@ def kept_alone(exact: XCiT, image: Tensor, keep: Tensor) -> tuple[list[Tensor], 
         return module.conv2(on_grid(between))[0][:, keep].T[None]
 
     tokens = exact._embed(image)[0][:, keep.flatten()]
-    found, classes = [], []
-    for block in exact.blocks:
+    found: list[Tensor] = []
+    classes: list[Tensor] = []
+    for block in cast(list[XCABlock], exact.blocks):
         tokens = tokens + block.scale_xca * block.xca(block.norm_xca(tokens))
         tokens = tokens + block.scale_lpi * lpi(block.lpi, block.norm_lpi(tokens))
         tokens = tokens + block.scale_mlp * block.mlp(block.norm_mlp(tokens))
@@ -64,8 +66,8 @@ def kept_alone(exact: XCiT, image: Tensor, keep: Tensor) -> tuple[list[Tensor], 
     if not exact.config.cls_depth:
         return found, classes
     tokens = torch.cat([exact.cls_token, tokens], dim=1)
-    for index, block in enumerate(exact.cls_blocks):
-        tokens = block(tokens)
+    for index, last in enumerate(exact.cls_blocks):
+        tokens = last(tokens)
         left = exact.norm(tokens) if index == len(exact.cls_blocks) - 1 else tokens
         found.append(left[0, 1:])
         classes.append(left[0, 0])

@@ -20,9 +20,7 @@ def write(target: NpyMap | ZarrMap, rows: int, start: int = 0, end: int = 23) ->
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 23])
-def test_zarr_has_what_was_written_in_whole_chunks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
-) -> None:
+def test_zarr_has_what_was_written_in_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr("xcit.streaming.outputs._CHUNK_BYTES", 4 * 4 * 7 * 5)
     target = ZarrMap(tmp_path / "a.zarr")
     target.open((23, 7), 5, goes_on=False)
