@@ -2,13 +2,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from streaming_support import picture, random_model
 
 from xcit.images.array_rows import ArrayRows
 from xcit.images.rows import RowsInfo
 from xcit.models import XCiT, XCiTConfig
 from xcit.streaming import Place, plan
-
 
 @pytest.fixture
 def model() -> XCiT:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from streaming_support import picture
 
+from streaming_support import picture
 from xcit.errors import XCiTError
 from xcit.images.array_rows import ArrayRows
 from xcit.images.rows import Pixels, RowsInfo
@@ -211,7 +211,5 @@ class Failing(ArrayRows):
 def test_an_image_that_ends_too_soon_leaves_nothing(model: XCiT, force: Force, scratch: Path, place: Place) -> None:
     force(place, 3)
     with pytest.raises(XCiTError, match="truncated: it ends in row 61"):
-        encode(
-            model, Failing(picture(123, 61)), Wanted(means=frozenset({4})), memory=Budget(memory=10**9, scratch=scratch)
-        )
+        encode(model, Failing(picture(123, 61)), Wanted(means=frozenset({4})), memory=Budget(memory=10**9, scratch=scratch))
     assert not scratch.exists() or not list(scratch.iterdir())
