@@ -21,3 +21,9 @@ def test_a_snippet_of_the_pages_on_other_tools_and_weights(title: str, code: str
 
 def test_every_snippet_is_run() -> None:
     assert len(SNIPPETS) == sum(text.count("```python") for text in PAGES.values())
+
+
+def test_the_snippet_of_the_page_on_any_resolution(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "any-resolution.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code, "any-resolution.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("500 x 700 pixels, ")

@@ -11,18 +11,19 @@ import click
 def max_size(model: str, memory: str | None) -> None:
     """Print the largest square image that goes through MODEL (a name or a file) in memory, and streamed.
 
-    Whole: its tokens stay in memory. Streamed: they go to scratch files, and memory holds a few rows of them. The figures
-    are those by which --full-size plans, in float32 on the CPU; nothing is downloaded or run.
+    Whole: its tokens stay in memory. Streamed: they go to scratch files, and memory holds a few rows of them. The
+    figures are those by which --full-size plans, in float32 on the CPU; nothing is downloaded or run.
     """
-    from xcit.streaming import as_budget, format_size, largest_square
-    from xcit.zoo import get_xcit
     from xcit.models.xcit import FusedXCiT
+    from xcit.streaming import Place, as_budget, format_size, largest_square
+    from xcit.zoo import get_xcit
 
     network = get_xcit(model, pretrained=False).fuse()
     assert isinstance(network, FusedXCiT)
     bound = as_budget(memory).bound()
     click.echo(f"{model} in {format_size(bound)} of memory above the loaded model, 8-bit RGB, float32:")
-    for place, words in (("device", "whole"), ("scratch", "streamed")):
+    places: tuple[tuple[Place, str], ...] = (("device", "whole"), ("scratch", "streamed"))
+    for place, words in places:
         side, plan = largest_square(network, bound, place=place)
         scratch = f", {format_size(plan.scratch_bytes)} of scratch files" if plan.scratch_bytes else ""
         click.echo(f"  {words:8}  {side:,} x {side:,} pixels, {plan.grid[0] * plan.grid[1]:,} tokens{scratch}")

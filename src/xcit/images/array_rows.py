@@ -12,7 +12,7 @@ from xcit.images.rows import Pixels, RowsInfo
 
 
 class ArrayRows:
-    """An array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), of any type that `read` of `ImageRows` may give."""
+    """An array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), of any type of pixels."""
 
     def __init__(self, array: np.ndarray | Tensor, info: RowsInfo | None = None, *, ranged: bool = False) -> None:
         self.info = info or RowsInfo()
@@ -72,7 +72,7 @@ class NpyRows:
         a_row = self.width * self.channels
         pixels = np.empty((end - start) * a_row, self._dtype)
         self._file.seek(self._start + start * a_row * self._dtype.itemsize)
-        num_read = self._file.readinto(memoryview(pixels).cast("B"))
+        num_read = self._file.readinto(pixels.data.cast("B"))
         if num_read < pixels.nbytes:
             row = start + num_read // (a_row * self._dtype.itemsize)
             raise XCiTError(f"{self.info.name}: truncated: it ends in row {row} of {self.height}")

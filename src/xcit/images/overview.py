@@ -11,8 +11,8 @@ _PIXELS_AT_ONCE = 2**22
 def overview(source: ImageRows, factor: int) -> Picture:
     """An image at 1 / `factor` of its size, each pixel the mean of a square, as 8-bit RGB.
 
-    Integers are scaled to 8 bits, floats taken as 0..1; one channel becomes grey, and of more than three the first three
-    are shown.
+    Integers are scaled to 8 bits, floats taken as 0..1; one channel becomes grey, and of more than three the first
+    three are shown.
 
     Args:
         source: of the rows, which are all read once.

@@ -46,7 +46,7 @@ class TiffRows:
         levels = self._file.series[0].levels
         if not 0 <= level < len(levels):
             raise XCiTError(f"{path}: there is no level {level}: it has {len(levels)}, counted from 0")
-        pages = [one.pages[0].aspage() for one in levels]
+        pages = [one.keyframe for one in levels]
         self._page = page = pages[level]
         self.height, self.width, self.channels = page.imagelength, page.imagewidth, page.samplesperpixel
         if page.dtype is None or page.photometric == 3:

@@ -77,8 +77,8 @@ def predict(
         device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
         dtype: float32, bfloat16 or float16.
         full_size: take images as they are, however large, and neither resize nor crop them.
-        memory: with `full_size`: the most that it may add to the loaded model, in bytes or as "4GB"; none is half of the
-            free memory. What does not fit goes to scratch files (see `xcit.streaming.Budget`).
+        memory: with `full_size`: the most that it may add to the loaded model, in bytes or as "4GB"; none is half of
+            the free memory. What does not fit goes to scratch files (see `xcit.streaming.Budget`).
 
     Returns:
         One prediction an image, in order.

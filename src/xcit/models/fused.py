@@ -116,7 +116,7 @@ class Fusible(nn.Module):
 class FusedEmbedding(nn.Module):
     """`Stem` and `PositionCode` in one: image (B, in_channels, h, w) to tokens (B, N, D), H and W.
 
-    A large image goes through in stripes of rows: the stem's first map would otherwise be the peak of the model's memory.
+    A large image goes through in stripes of rows: else the stem's first map would be the peak of the model's memory.
     """
 
     def __init__(self, stem: Stem, position: PositionCode) -> None:
@@ -125,14 +125,15 @@ class FusedEmbedding(nn.Module):
         self.position = position
 
     def forward(self, image: Tensor) -> tuple[Tensor, int, int]:
-        height, width = self.grid(*image.shape[2:])
         rows_at_once = self.pixel_rows_at_once(image)
         if rows_at_once is None or rows_at_once >= image.shape[2]:
             for index, conv in enumerate(self.convs):
                 image = conv(F.gelu(image) if index else image)
+            height, width = image.shape[2:]
             y, x = self.position.code(height, width)
             tokens = image.flatten(2).transpose(1, 2) + (y + x).flatten(0, 1)
             return tokens.contiguous(), height, width  # for the blocks change them where they lie
+        height, width = self.grid(*image.shape[2:])
         tokens = image.new_empty(len(image), height, width, self.position.projection.out_channels)
         stripes = (image[:, :, start:end] for start, end in spans(image.shape[2], rows_at_once))
         for start, rows in self.slide(stripes, *image.shape[2:]):

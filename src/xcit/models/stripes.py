@@ -1,8 +1,8 @@
 """One image through the model a few rows at a time, with the numbers of the whole image.
 
-Between the rows of an image there are two dependencies only: the D x D sums over all tokens that XCA's attention is made
-of, and the neighbouring rows of the 3x3 convolutions. So a block is one pass over the rows. While rows leave block l, the
-sums for block l + 1 are taken from them; each convolution keeps the last rows that it saw until the next ones come.
+Between the rows of an image there are two dependencies only: the D x D sums over all tokens that XCA's attention is
+made of, and the neighbouring rows of the 3x3 convolutions. So a block is one pass over the rows. While rows leave block
+l, the sums for block l + 1 are taken from them; each convolution keeps the last rows that it saw until the next come.
 
 Where the tokens lie, in memory or elsewhere, is not known here: see `Tokens`.
 
@@ -101,13 +101,13 @@ class SlidingConv:
     """A 3x3 convolution of an image whose rows come in turns; it keeps those that the next ones are seen with."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        self._conv = conv
+        self._conv, self._padding = conv, int(conv.padding[1])
         self._seen: Tensor | None = None  # (B, channels, rows, w), channels last: room for a stripe, used again
         self._num_held = 1  # rows in it that wait for others: the padding above the image
 
     def push(self, rows: Tensor, *, is_last: bool) -> Tensor:
         """The rows (B, channels, k, w) that can be computed from the next ones of the input, maybe none."""
-        conv, (size, stride) = self._conv, (self._conv.kernel_size[0], self._conv.stride[0])
+        conv, size, stride, padding = self._conv, self._conv.kernel_size[0], self._conv.stride[0], self._padding
         end = self._num_held + rows.shape[2]
         seen = self._room_for(rows, end + 1)
         seen[:, :, self._num_held : end] = rows
@@ -116,11 +116,9 @@ class SlidingConv:
             end += 1
         num_rows = max(0, (end - size) // stride + 1)
         if num_rows:
-            found = F.conv2d(
-                seen[:, :, :end], conv.weight, conv.bias, conv.stride, (0, conv.padding[1]), groups=conv.groups
-            )
+            found = F.conv2d(seen[:, :, :end], conv.weight, conv.bias, conv.stride, (0, padding), groups=conv.groups)
         else:
-            width = (rows.shape[3] + 2 * conv.padding[1] - size) // conv.stride[1] + 1
+            width = (rows.shape[3] + 2 * padding - size) // conv.stride[1] + 1
             found = rows.new_empty(rows.shape[0], conv.out_channels, 0, width)
         first = num_rows * stride
         self._num_held = end - first
@@ -250,7 +248,7 @@ class ClassAttentionSums:
         self.class_scores = self.add(normed)
 
     def add(self, normed: Tensor) -> Tensor:
-        """Takes tokens (B, n, D) in, after the norm before attention; gives their scores (B, M, n) in float32 at least."""
+        """Takes tokens (B, n, D) in, after the norm before attention; gives their scores (B, M, n), wide."""
         scores = (self._vectors @ normed.mT + self._offsets).to(self.largest.dtype)
         largest = torch.maximum(self.largest, scores.amax(dim=2, keepdim=True))
         weights = (scores - largest).exp()
@@ -280,7 +278,9 @@ def pass_class_block(
     hear: Leave | None = None,
     kept: KeptTokens = ALL_TOKENS,
 ) -> None:
-    """A class attention block on an image: one pass over its tokens; `block.finish(cls, attention.value())` is the class token then.
+    """A class attention block on an image: one pass over its tokens.
+
+    The class token is `block.finish(cls, attention.value())` then.
 
     Args:
         block: the block.
@@ -295,9 +295,8 @@ def pass_class_block(
         entering = tokens.read(start, end)
         normed = block.norm_attn(entering)
         counting = kept.of(start, normed)
-        if len(counting):
-            scores = attention.add(counting[None])
-        if hear is not None and len(counting):
+        scores = attention.add(counting[None]) if len(counting) else attention.class_scores[:, :, :0]
+        if hear is not None:
             hear(start, scores)
         if leave is not None:
             leave(start, block.moved(entering, normed))

@@ -1,8 +1,8 @@
 """Images larger than memory through a model, exactly, without tiles or seams.
 
-XCiT needs the whole image in D x D sums and in the two rows beside a stripe only. So an image goes through in stripes, one
-pass over its tokens a block, and the tokens may lie in memory or on disk: the numbers are those of the whole image. Bring
-any object with `height`, `width`, `channels` and `read(start, end)`:
+XCiT needs the whole image in D x D sums and in the two rows beside a stripe only. So an image goes through in stripes,
+one pass over its tokens a block, and the tokens may lie in memory or on disk: the numbers are those of the whole image.
+Bring any object with `height`, `width`, `channels` and `read(start, end)`:
 
     from xcit.streaming import Wanted, encode
 

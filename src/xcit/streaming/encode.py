@@ -1,12 +1,11 @@
 """One image of any size through a model: the passes, one after another, and what is taken on the way."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
@@ -14,15 +13,17 @@ from xcit.images.rows import ImageRows, mask_reader, rows_info
 from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.models.kept_tokens import KeptTokens
-from xcit.models.stripes import ClassAttentionSums, Sums, pass_class_block, pass_xca_block, sum_dtype
+from xcit.models.stripes import ClassAttentionSums, Leave, Sums, pass_class_block, pass_xca_block
 from xcit.models.xcit import FusedXCiT, XCiT
 from xcit.streaming.budget import Memory, as_budget
+from xcit.streaming.leaving import Leaving
 from xcit.streaming.masks import kept_tokens
-from xcit.streaming.outputs import Taken, Wanted, as_map_rows
+from xcit.streaming.outputs import Taken, Wanted
 from xcit.streaming.pixels import check_channels, normalized_stripes
 from xcit.streaming.plan import ImageShape, make_plan
 from xcit.streaming.report import Report
-from xcit.streaming.state import RunFolder, State, empty_file, model_digest
+from xcit.streaming.scratch import earlier_state, tokens_on_scratch
+from xcit.streaming.state import RunFolder, State, model_digest
 from xcit.streaming.stores import MemoryTokens, ScratchTokens
 
 StreamProgress = Callable[[int, int], None]
@@ -99,6 +100,7 @@ class _Run:
         self._model, self._source, self._wanted, self._spec = model, source, wanted, spec
         parameter = next(model.parameters())
         self._device, self._dtype, self._dim = parameter.device, parameter.dtype, config.embed_dim
+        self._num_blocks = config.depth + config.cls_depth
         self._last_block = wanted.last_block()
         self._blocks = [*model.blocks, *(model.cls_blocks if config.cls_depth else [])][: self._last_block + 1]
         self._budget = as_budget(memory)
@@ -129,20 +131,11 @@ class _Run:
         began = time.perf_counter()
         forget_peak()
         before = resident_memory()
-        with self._tokens() as (tokens, state, folder):
-            resumed_from = state.passes
-            self._taken.class_tokens, self._taken.means = state.class_tokens, state.means
-            for one in self._wanted.maps.values():
-                one.open(self._grid, self._dim, goes_on=bool(resumed_from))
-            self._rows_done = resumed_from * self._grid[0]
-            for index in range(resumed_from - 1, len(self._blocks)):
-                self._one_pass(index, tokens, state)
-                tokens.finish_pass()
-                state.passes = index + 2
-                if folder is not None and isinstance(tokens, ScratchTokens) and index < self._last_block:
-                    state.current, state.checksum = tokens.current, tokens.checksum
-                    state.save(folder.state)
-            moved = (tokens.bytes_read, tokens.bytes_written) if isinstance(tokens, ScratchTokens) else (0, 0)
+        if self._plan.place == "scratch":
+            resumed_from, moved = self._on_scratch()
+        else:
+            resumed_from, moved = 0, (0, 0)
+            self._in_memory()
         peak = peak_resident_memory()
         report = Report(
             height=self._source.height,
@@ -157,51 +150,51 @@ class _Run:
         )
         return Encoding(taken=self._taken, grid=self._grid, report=report)
 
-    @contextmanager
-    def _tokens(self) -> Iterator[tuple[MemoryTokens | ScratchTokens, State, RunFolder | None]]:
-        """Where the tokens lie, and how far an earlier run has come."""
-        if self._plan.place != "scratch":
-            place = self._device if self._plan.place == "device" else torch.device("cpu")
-            tensor = torch.empty(*self._grid, self._dim, dtype=self._stored, device=place)
-            yield MemoryTokens(tensor, self._device, self._dtype), State(), None
-            return
-        folder = RunFolder(self._budget.scratch_folder(), self._key(), self._plan.scratch_bytes)
-        keep = False
+    def _in_memory(self) -> None:
+        state = State()
+        place = self._device if self._plan.place == "device" else torch.device("cpu")
+        tensor = torch.empty(*self._grid, self._dim, dtype=self._stored, device=place)
+        tokens = MemoryTokens(tensor, self._device, self._dtype)
         try:
-            tokens = ScratchTokens(
-                folder.tokens,
-                (*self._grid, self._dim),
-                self._plan.rows_at_once,
-                stored=self._stored,
-                device=self._device,
-                dtype=self._dtype,
-            )
-            try:
-                yield tokens, self._earlier(folder, tokens), folder
-            except BaseException:
-                keep = folder.state.exists()
-                tokens.close()
-                if keep:  # what the pass that failed has written is of no use
-                    saved = State.load(folder.state, self._device)
-                    empty_file(folder.tokens[1 - (saved.current if saved else 0)])
-                raise
-            finally:
-                tokens.close()
-        finally:
-            folder.leave(keep=keep)
+            self._open_maps(goes_on=False)
+            for index in range(-1, len(self._blocks)):
+                self._one_pass(index, tokens, state)
+        except BaseException:
+            self._discard_maps()
+            raise
 
-    def _earlier(self, folder: RunFolder, tokens: ScratchTokens) -> State:
-        """How far an earlier run has come, if all that it left is still there; a state of nothing else."""
-        state = State.load(folder.state, self._device)
-        if state is not None:
-            tokens.current = state.current
-            # Before this block, all has gone to the maps that they will get.
-            finished = [one for block, one in self._wanted.maps.items() if block <= state.passes - 2]
-            if all(one.can_go_on() for one in finished) and tokens.holds(state.checksum):
-                return state
-        folder.state.unlink(missing_ok=True)
-        tokens.current = 0
-        return State()
+    def _on_scratch(self) -> tuple[int, tuple[int, int]]:
+        """Gives the passes that an earlier run had finished, and the bytes read and written."""
+        folder = RunFolder(self._budget.scratch_folder(), self._key(), self._plan.scratch_bytes)
+        try:
+            with tokens_on_scratch(
+                folder, self._plan, self._dim, stored=self._stored, device=self._device, dtype=self._dtype
+            ) as tokens:
+                state = earlier_state(folder, tokens, self._wanted.maps, self._device)
+                resumed_from = state.passes
+                self._taken.class_tokens, self._taken.means = state.class_tokens, state.means
+                self._rows_done = resumed_from * self._grid[0]
+                self._open_maps(goes_on=bool(resumed_from))
+                for index in range(resumed_from - 1, len(self._blocks)):
+                    tokens.start_pass()
+                    self._one_pass(index, tokens, state)
+                    tokens.finish_pass()
+                    state.passes, state.current, state.checksum = index + 2, tokens.current, tokens.checksum
+                    if index < self._last_block:
+                        state.save(folder.state)
+        except BaseException:
+            if not folder.state.exists():
+                self._discard_maps()
+            raise
+        return resumed_from, (tokens.bytes_read, tokens.bytes_written)
+
+    def _open_maps(self, *, goes_on: bool) -> None:
+        for one in self._wanted.maps.values():
+            one.open(self._grid, self._dim, goes_on=goes_on)
+
+    def _discard_maps(self) -> None:
+        for one in self._wanted.maps.values():
+            one.discard()
 
     def _key(self) -> str:
         """What a run has to have in common with an earlier one to go on with it."""
@@ -214,25 +207,38 @@ class _Run:
 
     def _one_pass(self, index: int, tokens: MemoryTokens | ScratchTokens, state: State) -> None:
         """The pass that embeds the image (index -1), or that of a block."""
-        if isinstance(tokens, ScratchTokens):
-            tokens.start_pass()
-        leaving = _Leaving(self, index, tokens)
+        wanted, is_last = self._wanted, index == self._last_block
+        is_normed = self._model.config.cls_depth > 0 and index == self._num_blocks - 1
+        leaving = Leaving(
+            None if is_last else tokens.write,
+            self._model.norm if is_normed else None,
+            wanted.maps.get(index),
+            mean=index in wanted.means,
+            kept=self._kept,
+        )
+
+        def leave(start: int, rows: Tensor) -> None:
+            leaving(start, rows)
+            self._advance(len(rows))
+
         block = self._blocks[index] if index >= 0 else None
         following = self._blocks[index + 1] if index + 1 < len(self._blocks) else None
         norm = following.norm_xca if isinstance(following, FusedXCABlock) else None
         rows_at_once = self._plan.rows_at_once
         if block is None:
-            state.sums = self._embed(leaving, norm)
+            state.sums = self._embed(leave, norm)
         elif isinstance(block, FusedXCABlock):
             assert state.sums is not None
-            state.sums = pass_xca_block(block, tokens, state.sums, rows_at_once, leaving, norm, self._kept)
+            state.sums = pass_xca_block(block, tokens, state.sums, rows_at_once, leave, norm, self._kept)
         else:
             assert isinstance(block, FusedClassAttentionBlock)
             state.sums = None
-            state.cls = self._attend(index, block, tokens, state.cls, leaving)
-        leaving.finish()
+            state.cls = self._attend(index, block, tokens, state.cls, leaving if leaving.is_heard else None)
+        mean = leaving.mean()
+        if mean is not None:
+            self._taken.means[index] = mean.to(self._dtype)
 
-    def _embed(self, leaving: "_Leaving", norm: torch.nn.Module | None) -> Sums:
+    def _embed(self, leave: Leave, norm: nn.Module | None) -> Sums:
         sums = Sums.empty(self._dim, self._device)
         stripes = normalized_stripes(
             self._source,
@@ -243,7 +249,7 @@ class _Run:
             dtype=self._dtype,
         )
         for start, rows in self._model.embedding.slide(stripes, self._source.height, self._source.width):
-            leaving(start, rows[0])
+            leave(start, rows[0])
             if norm is not None:
                 sums.add(norm(self._kept.of(start, rows[0])))
         return sums
@@ -254,7 +260,7 @@ class _Run:
         block: FusedClassAttentionBlock,
         tokens: MemoryTokens | ScratchTokens,
         cls: Tensor | None,
-        leaving: "_Leaving",
+        leave: Leave | None,
     ) -> Tensor:
         """A class attention block; gives the class token (D,) after it."""
         token = self._model.cls_token if cls is None else cls.to(self._dtype).view(1, 1, -1)
@@ -266,24 +272,14 @@ class _Run:
         rows_at_once, keep = self._plan.rows_at_once, self._kept.keep
 
         def hear(start: int, some: Tensor) -> None:
-            assert scores is not None
-            rows = scores[:, start : start + rows_at_once]
-            if keep is None:
-                rows[:] = some[0].unflatten(1, (-1, self._grid[1]))
-            else:
-                rows[:, keep[start : start + rows_at_once].cpu()] = some[0].cpu()
+            end = min(start + rows_at_once, self._grid[0])
+            if scores is not None and keep is None:
+                scores[:, start:end] = some[0].unflatten(1, (-1, self._grid[1]))
+            elif scores is not None and keep is not None:
+                scores[:, start:end][:, keep[start:end].cpu()] = some[0].cpu()
+            self._advance(end - start)
 
-        pass_class_block(
-            block,
-            attention,
-            tokens,
-            rows_at_once,
-            leave=leaving if leaving.is_heard else None,
-            hear=None if scores is None else hear,
-            kept=self._kept,
-        )
-        if not leaving.is_heard:
-            self._advance(self._grid[0])
+        pass_class_block(block, attention, tokens, rows_at_once, leave=leave, hear=hear, kept=self._kept)
         if scores is not None:
             for head, largest, total in zip(scores, attention.largest[0], attention.total[0], strict=True):
                 head.sub_(largest.cpu()).exp_().div_(total.cpu())
@@ -291,7 +287,7 @@ class _Run:
             self._taken.class_shares = attention.shares(attention.class_scores)[0, :, 0].cpu().float()
         token = block.finish(token, attention.value())
         if index in self._wanted.class_tokens:
-            is_last = index == self._model.config.depth + self._model.config.cls_depth - 1
+            is_last = index == self._num_blocks - 1
             self._taken.class_tokens[index] = (self._model.norm(token) if is_last else token)[0, 0]
         return token[0, 0]
 
@@ -299,38 +295,3 @@ class _Run:
         self._rows_done += rows
         if self._progress is not None:
             self._progress(self._rows_done, (len(self._blocks) + 1) * self._grid[0])
-
-
-class _Leaving:
-    """Where the rows go that leave a block: to the tokens, to a map, into a mean."""
-
-    def __init__(self, run: _Run, index: int, tokens: MemoryTokens | ScratchTokens) -> None:
-        wanted, config = run._wanted, run._model.config
-        self._run, self._index = run, index
-        self._tokens = tokens if index < run._last_block else None
-        self._map = wanted.maps.get(index)
-        self._total: Tensor | None = None
-        if index in wanted.means:
-            self._total = torch.zeros(run._dim, dtype=sum_dtype(run._device), device=run._device)
-        is_last = config.cls_depth > 0 and index == config.depth + config.cls_depth - 1
-        self._norm = run._model.norm if is_last else None
-        self.is_heard = self._tokens is not None or self._map is not None or self._total is not None
-
-    def __call__(self, start: int, rows: Tensor) -> None:
-        if self._tokens is not None:
-            self._tokens.write(start, rows)
-        if self._map is not None or self._total is not None:
-            rows = rows if self._norm is None else self._norm(rows)
-            if self._map is not None:
-                self._map.write(start, as_map_rows(self._run._kept.filled(start, rows, torch.nan)))
-            if self._total is not None:
-                counting = self._run._kept.of(start, rows)
-                self._total += counting.to(torch.promote_types(rows.dtype, torch.float32)).sum(dim=0)
-        self._run._advance(len(rows))
-
-    def finish(self) -> None:
-        """Keeps the mean."""
-        if self._total is not None:
-            keep, (height, width) = self._run._kept.keep, self._run._grid
-            count = height * width if keep is None else int(keep.sum())
-            self._run._taken.means[self._index] = (self._total / count).to(self._run._dtype)

@@ -31,6 +31,9 @@ class TokenMap(Protocol):
     def can_go_on(self) -> bool:
         """Whether it still has what a run that was killed has written to it."""
 
+    def discard(self) -> None:
+        """Called where a run fails and can't be gone on with."""
+
 
 class ArrayMap:
     """A map in memory: `array`, float32 (H, W, D)."""
@@ -53,6 +56,10 @@ class ArrayMap:
     def can_go_on(self) -> bool:
         """Memory does not outlive its process."""
         return False
+
+    def discard(self) -> None:
+        """Lets go of the array."""
+        self.array = np.empty((0, 0, 0), np.float32)
 
 
 class NpyMap:
@@ -81,7 +88,7 @@ class NpyMap:
         Raises:
             XCiTError: if they can't be written.
         """
-        self._put(self._start + start * self._row_bytes, memoryview(rows.contiguous().numpy()).cast("B"))
+        self._put(self._start + start * self._row_bytes, rows.contiguous().numpy().data.cast("B"))
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
         """Nothing."""

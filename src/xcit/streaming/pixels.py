@@ -99,11 +99,7 @@ def checked(pixels: Pixels, source: ImageRows, end: int) -> Pixels:
 def _numbers(pixels: Pixels, channels: int) -> Tensor:
     """Pixels (r, w, C) as float32 (r, w, channels): integers as shares of their type's largest, floats as they are."""
     if channels == 1 and pixels.shape[2] == 3:
-        grey = sum(np.multiply(pixels[:, :, i : i + 1], _LUMA[i], dtype=_wide(pixels.dtype)) for i in range(3))
-        if pixels.dtype.kind == "u":
-            pixels = ((grey + 32768) >> 16).astype(pixels.dtype)
-        else:
-            pixels = (grey / 65536).astype(np.float32)
+        pixels = _grey(pixels)
     # uint16 is read by few of torch's operators; a copy, for a source may give a view.
     numbers = torch.from_numpy(pixels.astype(np.float32)) if pixels.dtype != np.uint8 else _from_bytes(pixels)
     if pixels.dtype.kind == "u":
@@ -115,5 +111,9 @@ def _from_bytes(pixels: Pixels) -> Tensor:
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(torch.float32)
 
 
-def _wide(dtype: np.dtype) -> type:
-    return np.uint64 if dtype.kind == "u" else np.float64
+def _grey(pixels: Pixels) -> Pixels:
+    """Red, green and blue (r, w, 3) as grey (r, w, 1) of the same type, rounded as Pillow does."""
+    if pixels.dtype.kind == "u":
+        weighted = pixels.astype(np.uint64) @ np.array(_LUMA, np.uint64)[:, None]
+        return ((weighted + 32768) >> 16).astype(pixels.dtype)
+    return (pixels.astype(np.float32) @ np.array(_LUMA, np.float32)[:, None]) / 65536

@@ -17,7 +17,7 @@ from xcit.streaming.budget import format_size
 Place = Literal["device", "host", "scratch"]
 
 OVERHEAD = 48 * 2**20
-"""What a pass takes whatever the image: code that is loaded with the first call, threads, freed memory not yet reused."""
+"""What a pass takes whatever the image: code that is loaded with the first call, threads, freed memory not reused."""
 
 MAPS_AT_ONCE = 7
 """Of the size of a stripe's tokens, that exist at once in a block: what enters, what leaves, norms, LPI's maps."""

@@ -171,7 +171,7 @@ class ScratchTokens:
 
 
 def _as_bytes(rows: Tensor) -> memoryview:
-    return memoryview(rows.flatten().view(torch.uint8).numpy())
+    return rows.flatten().view(torch.uint8).numpy().data
 
 
 def _bit_sum(rows: Tensor) -> int:

@@ -1,14 +1,14 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from streaming_support import picture, random_model
 
 from xcit.images.array_rows import ArrayRows
 from xcit.images.rows import RowsInfo
 from xcit.models import XCiT, XCiTConfig
 from xcit.streaming import Place, plan
+
 
 @pytest.fixture
 def model() -> XCiT:
@@ -25,9 +25,9 @@ def source() -> ArrayRows:
 def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], None]:
     """`force(place, rows)`: plans have this place and stripes of these rows, whatever the memory."""
 
-    def to(place: Place, rows: int) -> None:
-        original = plan.Costs.plan
+    original = plan.Costs.plan
 
+    def to(place: Place, rows: int) -> None:
         def forced(self: plan.Costs, _: Place, size: float, output_bytes: int) -> plan.Plan:
             return original(self, place, size, output_bytes)
 
@@ -38,5 +38,5 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], None]:
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "scratch"
+def scratch(tmp_path: Path) -> Path:
+    return tmp_path / "scratch"

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from streaming_support import SPEC, in_float64, picture, random_model, share_of_largest
+
 from xcit.errors import XCiTError
 from xcit.images.array_rows import ArrayRows
 from xcit.models import XCiT, XCiTConfig
@@ -143,8 +143,6 @@ def test_a_model_in_training_that_is_not_fused_is_left_so(model: XCiT, source: A
         (picture(9, 30), Wanted(), "nothing is wanted"),
     ],
 )
-def test_what_can_not_be_is_said_in_one_line(
-    model: XCiT, pixels: np.ndarray, wanted: Wanted, message: str
-) -> None:
+def test_what_can_not_be_is_said_in_one_line(model: XCiT, pixels: np.ndarray, wanted: Wanted, message: str) -> None:
     with pytest.raises(XCiTError, match=message):
         encode(model, ArrayRows(pixels), wanted)

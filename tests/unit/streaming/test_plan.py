@@ -66,7 +66,7 @@ def test_the_largest_square_keeps_the_bound_and_the_next_does_not(nano: FusedXCi
 
 
 _MEASURE = """
-import json, sys
+import ctypes, gc, json, sys
 from pathlib import Path
 import numpy as np
 import torch
@@ -84,6 +84,9 @@ class Stripes:
 model = XCiT(XCiTConfig(patch_size=16, embed_dim=128, depth=1, cls_depth=1, num_heads=4)).eval().fuse()
 found = []
 for height, width, bound in json.loads(sys.argv[2]):
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)  # what the case before has freed would be taken again
     budget = Budget(memory=bound, scratch=Path(sys.argv[1]))
     wanted = Wanted(class_tokens=frozenset({1}))
     report = encode(model, Stripes(height, width), wanted, preprocessing=Preprocessing(), memory=budget).report
@@ -101,7 +104,7 @@ def test_the_plan_is_what_is_measured(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert [place for place, _, _ in found] == ["device", "device", "device", "scratch"]
     for _, planned, measured in found:
-        assert measured <= planned <= 2.5 * measured + 64 * 10**6, found
+        assert measured <= planned <= 2 * measured + 64 * 10**6, found
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from streaming_support import picture
+
 from xcit.errors import XCiTError
 from xcit.images.array_rows import ArrayRows
 from xcit.images.rows import Pixels, RowsInfo
@@ -140,7 +140,7 @@ def test_too_little_room_is_told_before_anything_is_done(
     force("scratch", 3)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("xcit.streaming.state.shutil.disk_usage", lambda folder: usage)
-    with pytest.raises(XCiTError, match="0.00 GB of scratch files are needed, 0.00 GB are free"):
+    with pytest.raises(XCiTError, match=r"0\.00 GB of scratch files are needed, 0\.00 GB are free"):
         encode(model, source, Wanted(means=frozenset({4})), memory=Budget(memory=10**9, scratch=scratch))
     assert not list(scratch.iterdir())
 
@@ -170,7 +170,8 @@ def progress(done, total):
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
 try:
-    encode(model, source, Wanted(class_tokens=frozenset({4})), memory=Budget(memory=10**9, scratch=scratch), progress=progress)
+    budget = Budget(memory=10**9, scratch=scratch)
+    encode(model, source, Wanted(class_tokens=frozenset({4})), memory=budget, progress=progress)
 except XCiTError as error:
     sys.exit(f"error: {error}")
 """
@@ -211,5 +212,20 @@ class Failing(ArrayRows):
 def test_an_image_that_ends_too_soon_leaves_nothing(model: XCiT, force: Force, scratch: Path, place: Place) -> None:
     force(place, 3)
     with pytest.raises(XCiTError, match="truncated: it ends in row 61"):
-        encode(model, Failing(picture(123, 61)), Wanted(means=frozenset({4})), memory=Budget(memory=10**9, scratch=scratch))
+        encode(
+            model, Failing(picture(123, 61)), Wanted(means=frozenset({4})), memory=Budget(memory=10**9, scratch=scratch)
+        )
     assert not scratch.exists() or not list(scratch.iterdir())
+
+
+def test_a_map_in_a_file_is_left_only_where_its_run_goes_on(
+    model: XCiT, source: ArrayRows, force: Force, scratch: Path, tmp_path: Path
+) -> None:
+    budget, part = Budget(memory=10**9, scratch=scratch), tmp_path / "map.npy.part"
+    places: tuple[Place, ...] = ("device", "scratch")
+    for place in places:
+        force(place, 3)
+        wanted = Wanted(maps={1: NpyMap(tmp_path / "map.npy")}, means=frozenset({4}))
+        with pytest.raises(Stop):
+            encode(model, source, wanted, memory=budget, progress=stop_at(3))
+        assert part.exists() == (place == "scratch")

@@ -1,0 +1,58 @@
+"""Where the rows go that leave a block: to the tokens, to a map, into a mean."""
+
+import torch
+from torch import Tensor, nn
+
+from xcit.models.kept_tokens import ALL_TOKENS, KeptTokens
+from xcit.models.stripes import Leave, sum_dtype
+from xcit.streaming.outputs import TokenMap, as_map_rows
+
+
+class Leaving:
+    """Called with the rows (k, W, D) that leave a block, in their order.
+
+    Args:
+        write: takes them to the tokens; none where no block follows.
+        norm: comes before maps and means; none where there is no final norm, or blocks follow.
+        map_: takes them after the norm.
+        mean: whether their mean after the norm is wanted.
+        kept: the tokens that count; the others are NaN in the map, and no part of the mean.
+    """
+
+    def __init__(
+        self,
+        write: Leave | None,
+        norm: nn.Module | None,
+        map_: TokenMap | None,
+        *,
+        mean: bool,
+        kept: KeptTokens = ALL_TOKENS,
+    ) -> None:
+        self._write, self._norm, self._map, self._wants_mean, self._kept = write, norm, map_, mean, kept
+        self._total: Tensor | None = None
+        self._count = 0
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody wants the rows."""
+        return self._write is not None or self._map is not None or self._wants_mean
+
+    def __call__(self, start: int, rows: Tensor) -> None:
+        """Passes rows from `start` on."""
+        if self._write is not None:
+            self._write(start, rows)
+        if self._map is None and not self._wants_mean:
+            return
+        rows = rows if self._norm is None else self._norm(rows)
+        if self._map is not None:
+            self._map.write(start, as_map_rows(self._kept.filled(start, rows, torch.nan)))
+        if self._wants_mean:
+            counting = self._kept.of(start, rows)
+            wide = counting.to(torch.promote_types(rows.dtype, torch.float32)).sum(dim=0)
+            wide = wide.to(sum_dtype(rows.device))
+            self._total = wide if self._total is None else self._total + wide
+            self._count += len(counting)
+
+    def mean(self) -> Tensor | None:
+        """The mean (D,) of all rows; none where it is not wanted."""
+        return None if self._total is None else self._total / self._count
