@@ -295,9 +295,8 @@ def pass_class_block(
         entering = tokens.read(start, end)
         normed = block.norm_attn(entering)
         counting = kept.of(start, normed)
-        if len(counting):
-            scores = attention.add(counting[None])
-        if hear is not None and len(counting):
+        scores = attention.add(counting[None]) if len(counting) else attention.class_scores[:, :, :0]
+        if hear is not None:
             hear(start, scores)
         if leave is not None:
             leave(start, block.moved(entering, normed))
