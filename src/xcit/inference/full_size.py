@@ -23,7 +23,8 @@ from xcit.images.rows import ImageRows, rows_info
 from xcit.images.selection import ALL, Selection
 from xcit.inference.reading import Unreadable
 from xcit.models import XCiT
-from xcit.models.xcit import OutType, resolve_indices
+from xcit.models.timm_calls import resolve_indices
+from xcit.models.xcit import OutType
 from xcit.streaming import ArrayMap, Encoding, Memory, NpyMap, Report, StreamProgress, Wanted, ZarrMap, encode
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
