@@ -10,6 +10,7 @@ from xcit.cli.files import beside, images_outside, make_folder, result_names, wh
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
+    PartOptions,
     checked_device,
     checked_dtype,
     compute_options,
@@ -33,6 +34,8 @@ For each image the folder --out gets
   NAME-attention.png  the image, the mean of the heads over it, every head
   NAME-overlay.png    the mean over the image alone, at the image's size
   NAME.npz            with --arrays: the numbers
+  NAME.tif            with --tiff: the mean of the heads and every head, float32,
+                      a GeoTIFF where the image is one
   NAME-xca.png        with --xca: covariance of the channels, block by block
 and with --xca, once, temperatures.png. Images of several folders keep their
 folders below --out.
@@ -55,6 +58,7 @@ folders below --out.
 )
 @click.option("--resize", type=click.IntRange(min=1), metavar="N", help="Scale the short side to N pixels first.")
 @click.option("--arrays", is_flag=True, help="Write the numbers too.")
+@click.option("--tiff", is_flag=True, help="Write the maps as TIFF too, on the image's place on the ground.")
 @click.option("--xca", is_flag=True, help="Draw XCA's covariance of the channels and its temperatures too.")
 @click.option("--no-figures", is_flag=True, help="Write no NAME-attention.png: faster, as for the frames of a video.")
 @full_size_options("Stream images from their files, however large; the pictures show them small.")
@@ -69,6 +73,7 @@ def attention(
     threshold: float | None,
     resize: int | None,
     arrays: bool,
+    tiff: bool,
     xca: bool,
     no_figures: bool,
     device: str | None,
@@ -77,6 +82,7 @@ def attention(
     memory: str | None,
     scratch: str | None,
     token_dtype: str | None,
+    part: PartOptions,
 ) -> int:
     """Draws and writes; gives the exit status."""
     from xcit.cli.full_size import full_size_of
@@ -98,7 +104,7 @@ def attention(
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0
     with (
-        full_size_of(full_size, memory, scratch, token_dtype, num_images=len(paths)) as whole,
+        full_size_of(full_size, memory, scratch, token_dtype, part, num_images=len(paths)) as whole,
         progress_bar("attention", 1 if full_size else len(paths)) as bar,
     ):
         results = class_attention_each(
@@ -113,11 +119,14 @@ def attention(
                     (inside,) = channel_attention(result.image, network, device=computer, dtype=precision)
                     channels = replace(readable(inside), source=result.source)
                 _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)
+                if tiff:
+                    with whole_file(beside(place, ".tif")) as unfinished:
+                        result.write_tiff(unfinished)
             bar.advance(1)
     if channels is not None:
         assert network.info is not None
-        with whole_file(out / "temperatures.png") as part:
-            draw_temperatures(channels.temperatures, network.info.name, part)
+        with whole_file(out / "temperatures.png") as unfinished:
+            draw_temperatures(channels.temperatures, network.info.name, unfinished)
     click.echo(f"{out}: attention of {len(paths) - num_unreadable} images")
     return status_of(num_unreadable, len(paths))
 

@@ -7,6 +7,7 @@ import click
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
+    PartOptions,
     checked_device,
     checked_dtype,
     compute_options,
@@ -33,7 +34,7 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    help="FILE.npz, .parquet, .safetensors; or .npy for a map at full size.",
+    help="FILE.npz, .parquet, .safetensors; or .npy or .zarr for a map at full size.",
 )
 @model_options
 @file_options
@@ -63,12 +64,14 @@ def features(
     memory: str | None,
     scratch: str | None,
     token_dtype: str | None,
+    part: PartOptions,
 ) -> int:
     """Write features of images (files, folders or patterns) to a file, with their file names.
 
     An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size
     an image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to
-    FILE.npy, float32 (H, W, D), as it comes.
+    FILE.npy or FILE.zarr, float32 (H, W, D), as it comes, with the place of its cells (FILE.json, or the array's
+    attributes) and a picture of its principal components (FILE.png).
     """
     from typing import cast
 
@@ -82,15 +85,17 @@ def features(
     from xcit.inference.reading import Unreadable
     from xcit.models.xcit import OutType
 
-    if out.suffix == ".npy":
+    if out.suffix in (".npy", ".zarr"):
         if not (full_size and out_type == "featmap" and len(layers) == 1):
-            raise XCiTError(f"{out}: a .npy file is for one map: --full-size --out-type featmap and one of --layers")
+            raise XCiTError(
+                f"{out}: a {out.suffix} file is for one map: --full-size --out-type featmap and one of --layers"
+            )
         paths = find_images(inputs)
         if len(paths) != 1:
-            raise XCiTError(f"{out}: a .npy file is for the map of one image, not of {len(paths)}")
+            raise XCiTError(f"{out}: a {out.suffix} file is for the map of one image, not of {len(paths)}")
         place = checked_device(device)
         network, _, _ = prepare_model(load_model(model, weights, place), place, checked_dtype(dtype))
-        with full_size_of(full_size, memory, scratch, token_dtype, num_images=1) as whole:
+        with full_size_of(full_size, memory, scratch, token_dtype, part, num_images=1) as whole:
             assert whole is not None
             shape = write_feature_map(paths[0], network, out, layer=layers[0], full_size=whole)
         click.echo(f"{out}: float32 {list(shape)}")
@@ -101,7 +106,7 @@ def features(
         network = load_model(model, weights, place, how)
         num_unreadable = 0
         with (
-            full_size_of(full_size, memory, scratch, token_dtype, num_images=len(paths)) as whole,
+            full_size_of(full_size, memory, scratch, token_dtype, part, num_images=len(paths)) as whole,
             progress_bar("features", 1 if full_size else len(paths)) as bar,
         ):
             for result in extract_features_each(

@@ -3,36 +3,57 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
+    from xcit.cli.options import PartOptions
     from xcit.inference.full_size import FullSize
     from xcit.streaming import Report
 
 
 @contextmanager
 def full_size_of(
-    full_size: bool, memory: str | None, scratch: str | None, token_dtype: str | None, *, num_images: int
+    full_size: bool,
+    memory: str | None,
+    scratch: str | None,
+    token_dtype: str | None,
+    part: "PartOptions",
+    *,
+    num_images: int,
 ) -> Iterator["FullSize | None"]:
     """How images go through at their own size; none where that is not asked for.
 
     Raises:
-        XCiTError: if the other options are given without --full-size, or --memory is no size.
+        XCiTError: if the other options are given without --full-size, or one of them means nothing.
     """
     if not full_size:
         for name, value in (("--memory", memory), ("--scratch", scratch), ("--token-dtype", token_dtype)):
             if value is not None:
                 raise XCiTError(f"{name} is for images at their own size: give --full-size too")
+        for name in part.given():
+            raise XCiTError(f"{name} is for images at their own size: give --full-size too")
         yield None
         return
     from xcit.cli.options import checked_dtype
     from xcit.cli.progress import progress_bar
+    from xcit.images.selection import Selection
     from xcit.inference.full_size import FullSize
     from xcit.streaming import Budget, as_budget
+
+    if part.mask is not None and num_images != 1:
+        raise XCiTError(f"--mask {part.mask} is for one image, not for {num_images}")
+    selection = Selection(
+        level=part.level,
+        mpp=part.mpp,
+        bands=part.bands,
+        value_range=cast(tuple[float, float] | None, part.value_range),
+        region=cast(tuple[int, int, int, int] | None, part.region),
+        mask=part.mask,
+    )
 
     with progress_bar("full size", unit="rows") as bar:
         shown = 0  # of the image that is at work
@@ -53,4 +74,4 @@ def full_size_of(
             scratch=None if scratch is None else Path(scratch),
             token_dtype=None if token_dtype is None else checked_dtype(token_dtype),
         )
-        yield FullSize(memory=budget, progress=progress, report=report)
+        yield FullSize(memory=budget, progress=progress, report=report, selection=selection)

@@ -117,11 +117,67 @@ def model_options(function: Function) -> Function:
     return function
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartOptions:
+    """What the options of `full_size_options` say of the part of an image that is meant; none leaves it as it is."""
+
+    level: int | None = None
+    mpp: float | None = None
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, ...] | None = None
+    region: tuple[int, ...] | None = None
+    mask: str | None = None
+
+    def given(self) -> list[str]:
+        """The options that were given."""
+        names = {"value_range": "range"}
+        given = (field.name for field in fields(self) if getattr(self, field.name) is not None)
+        return [f"--{names.get(name, name)}" for name in given]
+
+
 def full_size_options(help_: str) -> Callable[[Function], Function]:
-    """Adds --full-size with this help, --memory, --scratch and --token-dtype, for `cli.full_size`."""
+    """Adds --full-size with this help, --memory, --scratch and --token-dtype, for `cli.full_size`.
+
+    And --level, --mpp, --bands, --range, --region and --mask, which come as one argument: `part`, a `PartOptions`. The
+    command's class is `CommandWithNumbers`.
+    """
+    names = [field.name for field in fields(PartOptions)]
 
     def add(function: Function) -> Function:
+        @wraps(function)
+        def with_one(**values: Any) -> Any:
+            return function(part=PartOptions(**{name: values.pop(name) for name in names}), **values)
+
+        added: Any = with_one
         for option in (
+            click.option(
+                "--mask",
+                metavar="FILE",
+                help="With --full-size: an image of any size; what is 0 in it takes no part and is left empty in maps.",
+            ),
+            click.option(
+                "--region",
+                callback=numbers(int),
+                metavar="X,Y,WIDTH,HEIGHT",
+                help="With --full-size: the part that is taken, in pixels.",
+            ),
+            click.option(
+                "--range",
+                "value_range",
+                callback=numbers(float),
+                metavar="LOW,HIGH",
+                help="With --full-size: the values that become 0 and 1, as 0,3000; those beyond are clipped.",
+            ),
+            click.option(
+                "--bands",
+                callback=numbers(int),
+                metavar="NUMBER...",
+                help="With --full-size: the channels in the model's order, counted from 1, as 3 2 1.",
+            ),
+            click.option(
+                "--mpp", type=float, metavar="NUMBER", help="With --full-size: micrometres a pixel of a slide, as 0.5."
+            ),
+            click.option("--level", type=click.IntRange(min=0), help="With --full-size: of a pyramid, 0 the largest."),
             click.option(
                 "--token-dtype",
                 type=click.Choice(DTYPES[:2]),
@@ -135,8 +191,8 @@ def full_size_options(help_: str) -> Callable[[Function], Function]:
             ),
             click.option("--full-size", is_flag=True, help=help_),
         ):
-            function = option(function)
-        return function
+            added = option(added)
+        return cast(Function, added)
 
     return add
 

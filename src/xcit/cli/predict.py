@@ -8,6 +8,7 @@ from xcit.cli.answering import say_model
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
+    PartOptions,
     checked_device,
     checked_dtype,
     compute_options,
@@ -42,12 +43,13 @@ def predict(
     memory: str | None,
     scratch: str | None,
     token_dtype: str | None,
+    part: PartOptions,
 ) -> int:
     """Classify images: files, folders (searched through) or patterns such as 'photos/**/*.jpg'.
 
     Without INPUT the packaged images are classified. An image that can't be read is named with the reason, the others
     go on, and the exit status is 1. With --full-size an image of any size goes through as it is, in bounded memory;
-    TIFF and .npy files are read row by row.
+    TIFF and other large formats (docs/any-resolution.md) are read row by row.
     """
     from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
@@ -62,7 +64,7 @@ def predict(
     num_unreadable = 0
     with (
         open_results(json_path, csv_path) as results,
-        full_size_of(full_size, memory, scratch, token_dtype, num_images=len(paths)) as whole,
+        full_size_of(full_size, memory, scratch, token_dtype, part, num_images=len(paths)) as whole,
         progress_bar("predict", 1 if full_size else len(paths)) as bar,
     ):
         for result in predict_each(

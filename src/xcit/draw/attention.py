@@ -87,7 +87,7 @@ def draw_class_attention(
     ):
         drawn = panel.imshow(head, cmap=colours, norm=scale)
         panel.set_title(f"head {index} (class token {class_token[index]:.1%})", fontsize=8)
-    extend = "max" if times_even.max() > top else "neither"
+    extend = "max" if np.nanmax(times_even) > top else "neither"
     bar = figure.colorbar(drawn, cax=bar_place, extend=extend, extendfrac=0.03)
     bar.set_label("attention, times the even share", fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -108,11 +108,12 @@ def overlay_mean(
     mean = heads.mean(axis=0)
     times_even = _times_even(mean)
     values = at_image_size(np.clip(times_even / _top(times_even), 0, 1), image.shape[:2], patch_size)[..., None]
+    counts, values = np.isfinite(values), np.nan_to_num(values)
     colour = colormaps[_MAP_COLOURS](values[..., 0])[..., :3]
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None] / 255
     # Where there is much attention, more of its colour and less of the image.
     strength = 0.35 + 0.4 * values
-    mixed = (1 - strength) * grey + strength * colour
+    mixed = np.where(counts, (1 - strength) * grey + strength * colour, grey)
     if threshold is not None:
         kept = at_image_size(largest_cells(mean, threshold), image.shape[:2], patch_size)[..., None]
         mixed = np.where(kept, mixed, 0.65 * grey)
@@ -193,15 +194,18 @@ def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
 
 
 def _times_even(shares: Cells) -> Cells:
-    """Shares (..., H, W) as multiples of what each of the N + 1 tokens would get if all got the same."""
-    num_tokens = shares.shape[-2] * shares.shape[-1] + 1
+    """Shares (..., H, W) as multiples of what each of the N + 1 tokens would get if all got the same.
+
+    Cells that are NaN were left out of the attention, and are none of the N.
+    """
+    num_tokens = int(np.isfinite(shares.reshape(-1, *shares.shape[-2:])[0]).sum()) + 1
     return shares * num_tokens
 
 
 def _top(times_even: Cells) -> float:
     """The value of the brightest colour: not below the even share, else it would be noise that is brought out."""
-    highest = float(times_even.max())
-    top = max(float(np.quantile(times_even, _BRIGHTEST)), 1.0)
+    highest = float(np.nanmax(times_even))
+    top = max(float(np.nanquantile(times_even, _BRIGHTEST)), 1.0)
     return min(highest, top) or 1.0
 
 

@@ -15,7 +15,7 @@ def largest_cells(maps: Cells, share: float) -> Mask:
     """The smallest set of cells of each map that holds `share` of the map's sum, as in DINO's pictures.
 
     Args:
-        maps: (..., H, W), none negative.
+        maps: (..., H, W), none negative; NaN is never in the set.
         share: above 0, at most 1; DINO's videos were made with 0.6.
 
     Returns:
@@ -26,7 +26,7 @@ def largest_cells(maps: Cells, share: float) -> Mask:
     """
     if not 0 < share <= 1:
         raise XCiTError(f"the share of the attention to keep is {share:g}, must be above 0 and at most 1")
-    cells = maps.reshape(*maps.shape[:-2], -1).astype(np.float64)
+    cells = np.nan_to_num(maps.reshape(*maps.shape[:-2], -1).astype(np.float64))
     order = np.argsort(-cells, axis=-1, kind="stable")
     ranked = np.take_along_axis(cells, order, axis=-1)
     sums = ranked.cumsum(axis=-1)

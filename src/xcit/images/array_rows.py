@@ -14,7 +14,7 @@ from xcit.images.rows import Pixels, RowsInfo
 class ArrayRows:
     """An array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), of any type of pixels."""
 
-    def __init__(self, array: np.ndarray | Tensor, info: RowsInfo | None = None) -> None:
+    def __init__(self, array: np.ndarray | Tensor, info: RowsInfo | None = None, *, ranged: bool = False) -> None:
         self.info = info or RowsInfo()
         if isinstance(array, Tensor):
             array = array.detach().cpu()
@@ -23,7 +23,7 @@ class ArrayRows:
             array = (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()
         if array.ndim not in (2, 3) or 0 in array.shape:
             raise XCiTError(f"{self.info.name}: shape {array.shape} is not that of an image: (H, W) or (H, W, C)")
-        check_pixel_type(array.dtype, self.info.name)
+        check_pixel_type(array.dtype, self.info.name, ranged=ranged)
         self._array = array[:, :, None] if array.ndim == 2 else array
         self.height, self.width, self.channels = self._array.shape
 
@@ -39,8 +39,8 @@ class NpyRows:
         XCiTError: if it can't be read or holds no image.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.info = RowsInfo(name=str(path), identity=file_identity(path))
+    def __init__(self, path: Path, *, ranged: bool = False) -> None:
+        self.info, self._ranged = RowsInfo(name=str(path), identity=file_identity(path)), ranged
         try:
             self._file = path.open("rb")
         except OSError as error:
@@ -64,7 +64,7 @@ class NpyRows:
         if len(shape) not in (2, 3) or 0 in shape or is_fortran:
             order = " in Fortran order" if is_fortran else ""
             raise XCiTError(f"{name}: shape {shape}{order} is not that of an image: (H, W) or (H, W, C) in C order")
-        check_pixel_type(dtype, name)
+        check_pixel_type(dtype, name, ranged=self._ranged)
         return shape, dtype
 
     def read(self, start: int, end: int) -> Pixels:
@@ -83,12 +83,21 @@ class NpyRows:
         self._file.close()
 
 
-def check_pixel_type(dtype: np.dtype, name: str) -> None:
+def check_pixel_type(dtype: np.dtype, name: str, *, ranged: bool = False) -> None:
     """Refuses types that are no pixels: integers with a sign have no known range, complex numbers no meaning.
+
+    Args:
+        dtype: of the pixels.
+        name: what errors call the image.
+        ranged: whether a range of values is given, so that integers with a sign have one.
 
     Raises:
         XCiTError: "<name>: <reason>".
     """
+    if ranged and dtype.kind == "i" and dtype.itemsize <= 4:
+        return
+    if dtype.kind == "i":
+        raise XCiTError(f"{name}: pixels of type {dtype} have no range of their own: give one, by --range LOW,HIGH")
     if dtype.kind not in "fb" and not (dtype.kind == "u" and dtype.itemsize <= 4):
         raise XCiTError(f"{name}: pixels of type {dtype}; there are uint8, uint16, uint32, bool and floats")
 

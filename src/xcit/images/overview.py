@@ -33,7 +33,7 @@ def overview(source: ImageRows, factor: int) -> Picture:
 def _shrunk(pixels: Pixels, factor: int) -> Picture:
     channels = min(pixels.shape[2], 3) if pixels.shape[2] != 2 else 1
     colours = pixels[:, :, :channels]
-    means = colours if factor == 1 else _box_means(colours, factor)
+    means = colours if factor == 1 else box_means(colours, factor)
     if pixels.dtype.kind == "u":
         means = means * (255 / np.iinfo(pixels.dtype).max)
     else:
@@ -41,7 +41,7 @@ def _shrunk(pixels: Pixels, factor: int) -> Picture:
     return np.broadcast_to(np.rint(means), (*means.shape[:2], 3)).astype(np.uint8)
 
 
-def _box_means(pixels: Pixels, factor: int) -> Pixels:
+def box_means(pixels: Pixels, factor: int) -> Pixels:
     """Means over squares; a square that the edge cuts is that of the pixels in it."""
     sums = pixels.astype(np.float32)
     for axis in (0, 1):

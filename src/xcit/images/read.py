@@ -155,9 +155,10 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
 def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Finds the image files that a person means by files, folders and glob patterns.
 
-    A file is taken whatever its suffix, even if it is missing (`read_image` says so); a folder is searched with all
-    below it for `IMAGE_SUFFIXES`, hidden files and folders left out, "img2" before "img10"; a pattern (`*`, `?`,
-    `[...]`, `**` for any depth) stands for the files and folders that match it, unless a file has just that name.
+    A file is taken whatever its suffix, even if it is missing (`read_image` says so), and a .zarr folder as one file; a
+    folder is searched with all below it for `IMAGE_SUFFIXES`, hidden files and folders left out, "img2" before "img10";
+    a pattern (`*`, `?`, `[...]`, `**` for any depth) stands for the files and folders that match it, unless a file has
+    just that name.
 
     Returns:
         The paths in the order of the inputs, each file once.
@@ -173,6 +174,8 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _expand(path: Path) -> list[Path]:
+    if path.suffix.lower() == ".zarr":  # a folder that is one image
+        return [path]
     if _is_folder(path):
         images = images_below(path)
         if not images:

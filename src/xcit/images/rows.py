@@ -4,7 +4,7 @@ A source of your own needs the four members of `ImageRows` alone. `info` is for 
 package have it, and `rows_info` fills it in for those that have none. `open_rows.py` chooses the reader of a file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +12,12 @@ import numpy as np
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 """Rows of an image, (rows, width, channels)."""
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+"""Which pixels of some rows count, (rows, width)."""
+
+ReadMask = Callable[[int, int], Mask]
+"""Takes the first row and the one after the last."""
 
 
 class ImageRows(Protocol):
@@ -53,8 +59,9 @@ class RowsInfo:
         level: which of them this is.
         rows_at_once: rows that cost as much to read as one of them: the height of tiles that have to be decoded whole.
         buffer_bytes: memory that it holds from one read to the next, such as a row of decoded tiles.
-        metadata: whatever else the file says, by the reader's own names: `transform` and `crs` of a map, `nodata`,
-            `mpp` (micrometres a pixel) of a slide.
+        metadata: whatever else the file says. `place` leads from pixels of this source to those of the file's largest
+            level, `transform` to the coordinates of a map, whose system is `crs` (WKT): both as in `transforms.py`.
+            `mpp` is micrometres a pixel of the largest level of a slide, `nodata` the value of what is not there.
     """
 
     name: str = "the image"
@@ -70,3 +77,12 @@ def rows_info(source: ImageRows) -> RowsInfo:
     """What a source says of itself in `info`, or nothing but a name."""
     info = getattr(source, "info", None)
     return info if isinstance(info, RowsInfo) else RowsInfo()
+
+
+def mask_reader(source: ImageRows) -> ReadMask | None:
+    """What tells which pixels count: a source's `read_mask`, none if it has none and all do.
+
+    A source may have `read_mask(start, end)`, bool (end - start, width). It is called for all rows before the first
+    pass, and again for the rows that `read` was called for last.
+    """
+    return getattr(source, "read_mask", None)

@@ -1,12 +1,17 @@
 """TIFF and BigTIFF by rows, tiled or in strips, through tifffile."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from xcit.errors import XCiTError
 from xcit.images.array_rows import check_pixel_type, file_identity
 from xcit.images.rows import Pixels, RowsInfo
+from xcit.images.transforms import level_place
+
+_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1000.0, "cm": 10000.0, "nm": 0.001}  # both signs of micro
 
 
 class TiffRows:
@@ -18,7 +23,8 @@ class TiffRows:
         XCiTError: if it can't be read or its pixels are of no known kind, or tifffile is not installed.
     """
 
-    def __init__(self, path: Path, level: int = 0) -> None:
+    def __init__(self, path: Path, level: int = 0, *, ranged: bool = False) -> None:
+        self._ranged = ranged
         try:
             import tifffile
         except ImportError:
@@ -46,7 +52,7 @@ class TiffRows:
         if page.dtype is None or page.photometric == 3:
             raise XCiTError(f"{path}: a TIFF with a palette or an unknown type of pixels: convert it to grey or RGB")
         self._dtype = np.dtype(page.dtype)
-        check_pixel_type(self._dtype, str(path))
+        check_pixel_type(self._dtype, str(path), ranged=self._ranged)
         self._is_planar = page.planarconfig == 2 and self.channels > 1
         # Uncompressed rows that follow one another need no strip to be decoded whole.
         self._is_plain = page.is_contiguous and not page.is_tiled and not self._is_planar
@@ -60,6 +66,7 @@ class TiffRows:
             level=level,
             rows_at_once=1 if self._is_plain else self._band_rows,
             buffer_bytes=0 if self._is_plain else self._band_rows * a_row,
+            metadata=_metadata(self._file, pages[0], page),
         )
 
     def read(self, start: int, end: int) -> Pixels:
@@ -125,6 +132,46 @@ class TiffRows:
             row += len(data) // bytes_a_row if bytes_a_row else 0
             raise XCiTError(f"{self.info.name}: truncated: it ends in row {row} of {self.height}")
         return data
+
+
+def is_georeferenced(path: Path) -> bool:
+    """Whether a TIFF lies on a map or says what of it is not there, so that rasterio is to read it.
+
+    A file that can't be read does not; its reader says what is wrong with it.
+    """
+    try:
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            page: Any = file.pages[0]
+            return page.is_geotiff or page.is_gdal
+    except Exception:  # whatever a damaged file makes of the parser
+        return False
+
+
+def _metadata(file: Any, largest: Any, page: Any) -> dict[str, Any]:
+    sizes = ((one.imagelength, one.imagewidth) for one in (largest, page))
+    metadata: dict[str, Any] = {"place": level_place(*sizes)}
+    mpp = _micrometres(file, largest)
+    return metadata if mpp is None else metadata | {"mpp": mpp}
+
+
+def _micrometres(file: Any, page: Any) -> float | None:
+    """Micrometres a pixel, as slide scanners and OME-TIFF say it, or the resolution of plain TIFF."""
+    if page.is_svs:
+        found = re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description)
+        return float(found[1]) if found else None
+    if file.is_ome:
+        pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata or "")
+        size = re.search(r'\bPhysicalSizeX="([0-9.eE+-]+)"', pixels[0]) if pixels else None
+        unit = re.search(r'\bPhysicalSizeXUnit="([^"]+)"', pixels[0]) if pixels else None
+        scale = _MICROMETRES.get(unit[1] if unit else "µm")
+        return float(size[1]) * scale if size and scale else None
+    unit, resolution = page.tags.get("ResolutionUnit"), page.tags.get("XResolution")
+    length = {2: 25400.0, 3: 10000.0}.get(unit.value if unit else 1)  # an inch, a centimetre
+    if length is None or resolution is None or not resolution.value[0]:
+        return None
+    return length * resolution.value[1] / resolution.value[0]
 
 
 def _line(error: Exception) -> str:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from xcit.draw import attention as draw_attention
 from xcit.draw.cells import at_image_size
 from xcit.errors import XCiTError
+from xcit.images.cell_place import CellPlace
+from xcit.images.map_tiff import write_map_tiff
 from xcit.images.preprocess import Preprocessing, normalize, pixel_mode, resize_short_side
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
@@ -55,6 +57,9 @@ class ClassAttentionMaps:
         heads: (M, H, W), each head's attention over the patches.
         class_token: (M,), the share of each head's attention that the class token keeps for itself.
         scale: pixels of the input a pixel of `image`: 1, but of large images at full size, of which it is a small copy.
+        cells: where the cells lie in the file, and on the ground, of an image at full size.
+
+    What a mask leaves out of an image at full size is NaN in `heads`.
     """
 
     source: str
@@ -64,6 +69,7 @@ class ClassAttentionMaps:
     heads: Numbers
     class_token: Numbers
     scale: int = 1
+    cells: CellPlace | None = None
 
     @property
     def mean(self) -> Numbers:
@@ -74,6 +80,13 @@ class ClassAttentionMaps:
     def to_pixels(self, maps: np.ndarray[Any, np.dtype[Kind]]) -> np.ndarray[Any, np.dtype[Kind]]:
         """Maps (..., H, W) at the image's size, (..., h, w): each pixel takes the cell with the nearest centre."""
         return at_image_size(maps, self.image.shape[:2], self.patch_size)
+
+    def write_tiff(self, path: Path) -> None:
+        """Writes a float32 TIFF of the mean of the heads and each head: a GeoTIFF where the image is one."""
+        patch = float(self.patch_size * self.scale)
+        cells = self.cells or CellPlace(source=self.source, to_pixels=(patch, 0.0, 0.0, 0.0, patch, 0.0))
+        names = ["mean", *(f"head {head}" for head in range(len(self.heads)))]
+        write_map_tiff(path, np.concatenate([self.mean[None], self.heads]), names, cells)
 
     def overlay(self, *, threshold: float | None = None) -> Image.Image:
         """The mean of the heads in colour over the image in grey; with a threshold, only the largest cells."""
@@ -209,6 +222,7 @@ def _of_large(large: LargeAttention, block: int, patch_size: int) -> ClassAttent
         heads=large.heads,
         class_token=large.class_token,
         scale=large.scale,
+        cells=large.cells,
     )
 
 

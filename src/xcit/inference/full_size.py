@@ -1,5 +1,6 @@
 """Images at their own size, however large, through the streamed passes: logits, features, attention."""
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,19 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from xcit.draw.components import component_picture
 from xcit.errors import XCiTError
+from xcit.images.cell_place import CellPlace
 from xcit.images.open_rows import open_rows
 from xcit.images.overview import overview
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
-from xcit.images.rows import ImageRows
+from xcit.images.rows import ImageRows, rows_info
+from xcit.images.selection import ALL, Selection
 from xcit.inference.reading import Unreadable
 from xcit.models import XCiT
 from xcit.models.timm_calls import resolve_indices
 from xcit.models.xcit import OutType
-from xcit.streaming import ArrayMap, Encoding, Memory, NpyMap, Report, StreamProgress, Wanted, encode
+from xcit.streaming import ArrayMap, Encoding, Memory, NpyMap, Report, StreamProgress, Wanted, ZarrMap, encode
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -35,11 +40,13 @@ class FullSize:
         memory: see `xcit.streaming.Budget`.
         progress: called after each stripe of an image.
         report: called with an image's name and how it went.
+        selection: what of each image is read.
     """
 
     memory: Memory = None
     progress: StreamProgress | None = None
     report: Callable[[str, Report], None] | None = None
+    selection: Selection = ALL
 
 
 def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
@@ -117,20 +124,44 @@ def features_each(
 def write_feature_map(
     image: ImageSource | ImageRows, network: XCiT, path: Path, *, layer: int, full_size: FullSize
 ) -> tuple[int, int, int]:
-    """Writes the patch tokens of an image after a block to a .npy file, float32 (H, W, D), row by row as they come.
+    """Writes the patch tokens of an image after a block to a .npy file or .zarr folder as they come.
+
+    They are float32 (H, W, D); those that a mask leaves out are NaN. Where the cells lie is said in the attributes of
+    the Zarr array, or in `path` with the ending .json beside the .npy file; a picture of the map (see
+    `component_picture`) is in .png.
 
     Returns:
         H, W and D.
 
     Raises:
-        XCiTError: if the image can't be read or the file not written.
+        XCiTError: if the image can't be read or the files not written.
     """
     (block,) = resolve_indices([layer], network.config.depth + network.config.cls_depth)
-    target = NpyMap(path)
-    ((_, found),) = _encode_each([image], network, lambda rows: Wanted(maps={block: target}), full_size)
+    target = ZarrMap(path) if path.suffix == ".zarr" else NpyMap(path)
+    about: dict[str, Any] = {}
+
+    def wanted(rows: ImageRows) -> Wanted:
+        about.update(CellPlace.of(rows_info(rows), network.config.patch_size).described())
+        about.update(size=[rows.width, rows.height], patch_size=network.config.patch_size, block=block)
+        return Wanted(maps={block: target})
+
+    ((_, found),) = _encode_each([image], network, wanted, full_size)
     if isinstance(found, Unreadable):
         raise XCiTError(found.reason)
-    target.finish()
+    if isinstance(target, ZarrMap):
+        import zarr
+
+        target.finish(about)
+        features = zarr.open_array(str(path), mode="r")
+    else:
+        target.finish()
+        features = np.load(path, mmap_mode="r")
+    try:
+        if isinstance(target, NpyMap):
+            path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        Image.fromarray(component_picture(features)).save(path.with_suffix(".png"))
+    except OSError as error:
+        raise XCiTError(f"{path}: what belongs beside it can't be written: {error.strerror}") from None
     return (*found.grid, network.config.embed_dim)
 
 
@@ -144,6 +175,7 @@ class LargeAttention:
         scale: pixels of the image a pixel of the overview, a divisor of the patch size.
         heads: (M, H, W).
         class_token: (M,).
+        cells: where the cells of `heads` lie.
     """
 
     source: str
@@ -151,6 +183,7 @@ class LargeAttention:
     scale: int
     heads: Array
     class_token: Array
+    cells: CellPlace
 
 
 def attention_each(
@@ -158,13 +191,13 @@ def attention_each(
 ) -> Iterator[LargeAttention | Unreadable]:
     """Each image's attention in a class attention block, counted from 0."""
     patch_size = network.config.patch_size
-    small: list[tuple[Pixels, int]] = []
+    small: list[tuple[Pixels, int, CellPlace]] = []
 
     def wanted(rows: ImageRows) -> Wanted:
         scale = 1
         while scale < patch_size and rows.height * rows.width > _OVERVIEW_PIXELS * scale**2:
             scale *= 2
-        small[:] = [(overview(rows, scale), scale)]
+        small[:] = [(overview(rows, scale), scale, CellPlace.of(rows_info(rows), patch_size))]
         return Wanted(attention=network.config.depth + block)
 
     for name, found in _encode_each(images, network, wanted, full_size):
@@ -173,13 +206,14 @@ def attention_each(
             continue
         taken = found.taken
         assert taken.attention is not None and taken.class_shares is not None
-        picture, scale = small[0]
+        picture, scale, cells = small[0]
         yield LargeAttention(
             source=name,
             overview=picture,
             scale=scale,
             heads=taken.attention.numpy(),
             class_token=taken.class_shares.numpy(),
+            cells=cells,
         )
 
 
@@ -193,7 +227,7 @@ def _encode_each(
     for index, image in enumerate(images):
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
         try:
-            with open_rows(image, name=name) as rows:
+            with open_rows(image, name=name, selection=full_size.selection) as rows:
                 found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
         except XCiTError as error:
             yield name, Unreadable(source=name, reason=str(error))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit import ops
+from xcit.models.kept_tokens import ALL_TOKENS, KeptTokens
 
 if TYPE_CHECKING:
     from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
@@ -150,16 +151,21 @@ class SlidingStem:
 class SlidingLPI:
     """LPI of a fused block on normed tokens whose rows come in turns; what comes out is `ROWS_HELD` rows behind."""
 
-    def __init__(self, block: "FusedXCABlock") -> None:
-        self._block = block
+    def __init__(self, block: "FusedXCABlock", kept: KeptTokens = ALL_TOKENS) -> None:
+        self._block, self._kept = block, kept
+        self._num_in = self._num_between = 0  # rows that each convolution has been given
         self._conv1, self._conv2 = SlidingConv(block.conv1), SlidingConv(block.conv2)
 
     def push(self, normed: Tensor, *, is_last: bool) -> Tensor:
         """Rows (k, W, D) from the next rows (r, W, D)."""
-        image = self._conv1.push(normed[None].permute(0, 3, 1, 2), is_last=is_last)
+        image = self._kept.clear_(self._num_in, normed[None].permute(0, 3, 1, 2))
+        self._num_in += image.shape[2]
+        image = self._conv1.push(image, is_last=is_last)
         image = torch.ops.aten.gelu_(image)
         # Not part of the second convolution: that one pads what comes out of the norm.
         image.mul_(self._block.norm_scale).add_(self._block.norm_shift)
+        self._kept.clear_(self._num_between, image)
+        self._num_between += image.shape[2]
         return self._conv2.push(image, is_last=is_last)[0].permute(1, 2, 0)
 
 
@@ -181,6 +187,7 @@ def pass_xca_block(
     rows_at_once: int,
     leave: Leave,
     following: nn.Module | None = None,
+    kept: KeptTokens = ALL_TOKENS,
 ) -> Sums:
     """A block on an image: one pass over its tokens.
 
@@ -191,13 +198,14 @@ def pass_xca_block(
         rows_at_once: rows of a stripe.
         leave: called with the rows that come out, in their order; they hold until it returns.
         following: the norm before XCA of the next block, if there is one.
+        kept: the tokens that count; `sums` are of them alone, as those that come out are.
 
     Returns:
         The sums of the rows that came out, after `following`; those of no tokens without it.
     """
     collected = Sums.empty(sums.total.shape[0], sums.total.device)
     matrix, row = block.mixing(sums)
-    lpi = SlidingLPI(block)
+    lpi = SlidingLPI(block, kept)
     work: Tensor | None = None  # one for all stripes: the rows after XCA, those first that LPI has not come to
     num_held = num_done = 0
     for start, end in spans(tokens.height, rows_at_once):
@@ -214,7 +222,7 @@ def pass_xca_block(
         if len(rows):
             leave(num_done, rows)
             if following is not None:
-                collected.add(following(rows).flatten(0, 1))
+                collected.add(following(kept.of(num_done, rows)))
         num_done, num_held = num_done + len(rows), len(held)
         work[:num_held] = held.clone()  # they may overlap
     return collected
@@ -268,6 +276,7 @@ def pass_class_block(
     *,
     leave: Leave | None = None,
     hear: Leave | None = None,
+    kept: KeptTokens = ALL_TOKENS,
 ) -> None:
     """A class attention block on an image: one pass over its tokens.
 
@@ -279,12 +288,14 @@ def pass_class_block(
         tokens: of the image.
         rows_at_once: rows of a stripe.
         leave: called with the rows that come out; none where nobody wants them.
-        hear: called with the scores (1, M, k * W) of the same rows.
+        hear: called with the scores (1, M, n) of those of the same rows that count, k * W if all do.
+        kept: the tokens that count.
     """
     for start, end in spans(tokens.height, rows_at_once):
         entering = tokens.read(start, end)
         normed = block.norm_attn(entering)
-        scores = attention.add(normed.flatten(0, 1)[None])
+        counting = kept.of(start, normed)
+        scores = attention.add(counting[None]) if len(counting) else attention.class_scores[:, :, :0]
         if hear is not None:
             hear(start, scores)
         if leave is not None:

@@ -12,9 +12,10 @@ Bring any object with `height`, `width`, `channels` and `read(start, end)`:
 
 from xcit.images.open_rows import open_rows
 from xcit.images.rows import ImageRows, RowsInfo
+from xcit.images.selection import Selection
 from xcit.streaming.budget import Budget, Memory, as_budget, format_size
 from xcit.streaming.encode import Encoding, StreamProgress, encode
-from xcit.streaming.outputs import ArrayMap, NpyMap, Taken, TokenMap, Wanted
+from xcit.streaming.outputs import ArrayMap, NpyMap, Taken, TokenMap, Wanted, ZarrMap
 from xcit.streaming.plan import ImageShape, Place, Plan, largest_square, make_plan
 from xcit.streaming.report import Report
 
@@ -30,10 +31,12 @@ __all__ = [
     "Plan",
     "Report",
     "RowsInfo",
+    "Selection",
     "StreamProgress",
     "Taken",
     "TokenMap",
     "Wanted",
+    "ZarrMap",
     "as_budget",
     "encode",
     "format_size",

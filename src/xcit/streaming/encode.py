@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
-from xcit.images.rows import ImageRows, rows_info
+from xcit.images.rows import ImageRows, mask_reader, rows_info
 from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
+from xcit.models.kept_tokens import KeptTokens
 from xcit.models.stripes import ClassAttentionSums, Leave, Sums, pass_class_block, pass_xca_block
 from xcit.models.xcit import FusedXCiT, XCiT
 from xcit.streaming.budget import Memory, as_budget
 from xcit.streaming.leaving import Leaving
+from xcit.streaming.masks import kept_tokens
 from xcit.streaming.outputs import Taken, Wanted
 from xcit.streaming.pixels import check_channels, normalized_stripes
 from xcit.streaming.plan import ImageShape, make_plan
@@ -55,7 +57,7 @@ def encode(
 
     Args:
         model: in its place and precision. One that is not fused is, for this call.
-        source: of the rows.
+        source: of the rows. What its `read_mask` leaves out takes no part in any sum, and is NaN in maps.
         wanted: what to take, by block.
         preprocessing: none is the model's own.
         memory: the most that the pass may add to the loaded model (see `Budget`).
@@ -107,7 +109,10 @@ class _Run:
         self._grid = model.embedding.grid(source.height, source.width)
         self._rows_done = 0
         info = rows_info(source)
-        pixel = source.read(0, 1).dtype.itemsize * source.channels
+        keep = kept_tokens(source, config.patch_size)
+        self._kept = KeptTokens(None if keep is None else keep.to(self._device))
+        is_masked = mask_reader(source) is not None
+        pixel = source.read(0, 1).dtype.itemsize * source.channels + is_masked
         shape = ImageShape(
             height=source.height,
             width=source.width,
@@ -115,7 +120,8 @@ class _Run:
             read_rows=info.rows_at_once,
             buffer_bytes=info.buffer_bytes,
         )
-        outputs = sum(one.memory(self._grid, self._dim) for one in wanted.maps.values())
+        outputs = 0 if keep is None else keep.numel()
+        outputs += sum(one.memory(self._grid, self._dim) for one in wanted.maps.values())
         if wanted.attention is not None:
             outputs += 4 * config.num_heads * self._grid[0] * self._grid[1]
         self._plan = make_plan(model, shape, self._budget.bound(), token_dtype=self._stored, output_bytes=outputs)
@@ -208,6 +214,7 @@ class _Run:
             self._model.norm if is_normed else None,
             wanted.maps.get(index),
             mean=index in wanted.means,
+            kept=self._kept,
         )
 
         def leave(start: int, rows: Tensor) -> None:
@@ -222,7 +229,7 @@ class _Run:
             state.sums = self._embed(leave, norm)
         elif isinstance(block, FusedXCABlock):
             assert state.sums is not None
-            state.sums = pass_xca_block(block, tokens, state.sums, rows_at_once, leave, norm)
+            state.sums = pass_xca_block(block, tokens, state.sums, rows_at_once, leave, norm, self._kept)
         else:
             assert isinstance(block, FusedClassAttentionBlock)
             state.sums = None
@@ -244,7 +251,7 @@ class _Run:
         for start, rows in self._model.embedding.slide(stripes, self._source.height, self._source.width):
             leave(start, rows[0])
             if norm is not None:
-                sums.add(norm(rows[0]).flatten(0, 1))
+                sums.add(norm(self._kept.of(start, rows[0])))
         return sums
 
     def _attend(
@@ -260,15 +267,19 @@ class _Run:
         attention = ClassAttentionSums(block, token)
         scores: Tensor | None = None
         if self._wanted.attention == index:
-            scores = torch.empty(attention.total.shape[1], *self._grid)
+            scores = torch.full((attention.total.shape[1], *self._grid), torch.nan)
+
+        rows_at_once, keep = self._plan.rows_at_once, self._kept.keep
 
         def hear(start: int, some: Tensor) -> None:
-            some = some[0].unflatten(1, (-1, self._grid[1]))
-            if scores is not None:
-                scores[:, start : start + some.shape[1]] = some
-            self._advance(some.shape[1])
+            end = min(start + rows_at_once, self._grid[0])
+            if scores is not None and keep is None:
+                scores[:, start:end] = some[0].unflatten(1, (-1, self._grid[1]))
+            elif scores is not None and keep is not None:
+                scores[:, start:end][:, keep[start:end].cpu()] = some[0].cpu()
+            self._advance(end - start)
 
-        pass_class_block(block, attention, tokens, self._plan.rows_at_once, leave=leave, hear=hear)
+        pass_class_block(block, attention, tokens, rows_at_once, leave=leave, hear=hear, kept=self._kept)
         if scores is not None:
             for head, largest, total in zip(scores, attention.largest[0], attention.total[0], strict=True):
                 head.sub_(largest.cpu()).exp_().div_(total.cpu())

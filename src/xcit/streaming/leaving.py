@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from xcit.models.kept_tokens import ALL_TOKENS, KeptTokens
 from xcit.models.stripes import Leave, sum_dtype
 from xcit.streaming.outputs import TokenMap, as_map_rows
 
@@ -15,10 +16,19 @@ class Leaving:
         norm: comes before maps and means; none where there is no final norm, or blocks follow.
         map_: takes them after the norm.
         mean: whether their mean after the norm is wanted.
+        kept: the tokens that count; the others are NaN in the map, and no part of the mean.
     """
 
-    def __init__(self, write: Leave | None, norm: nn.Module | None, map_: TokenMap | None, *, mean: bool) -> None:
-        self._write, self._norm, self._map, self._wants_mean = write, norm, map_, mean
+    def __init__(
+        self,
+        write: Leave | None,
+        norm: nn.Module | None,
+        map_: TokenMap | None,
+        *,
+        mean: bool,
+        kept: KeptTokens = ALL_TOKENS,
+    ) -> None:
+        self._write, self._norm, self._map, self._wants_mean, self._kept = write, norm, map_, mean, kept
         self._total: Tensor | None = None
         self._count = 0
 
@@ -35,12 +45,13 @@ class Leaving:
             return
         rows = rows if self._norm is None else self._norm(rows)
         if self._map is not None:
-            self._map.write(start, as_map_rows(rows))
+            self._map.write(start, as_map_rows(self._kept.filled(start, rows, torch.nan)))
         if self._wants_mean:
-            wide = rows.flatten(0, 1).to(torch.promote_types(rows.dtype, torch.float32)).sum(dim=0)
+            counting = self._kept.of(start, rows)
+            wide = counting.to(torch.promote_types(rows.dtype, torch.float32)).sum(dim=0)
             wide = wide.to(sum_dtype(rows.device))
             self._total = wide if self._total is None else self._total + wide
-            self._count += rows.shape[:2].numel()
+            self._count += len(counting)
 
     def mean(self) -> Tensor | None:
         """The mean (D,) of all rows; none where it is not wanted."""

@@ -1,5 +1,6 @@
 """What to take from a pass, and where the maps of tokens go."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from xcit.errors import XCiTError
+
+_CHUNK_BYTES = 2**24
+"""Of the rows of a Zarr map that wait to be written."""
 
 
 class TokenMap(Protocol):
@@ -117,6 +121,85 @@ class NpyMap:
         described: dict[str, Any] = {"descr": "<f4", "fortran_order": False, "shape": (*grid, dim)}
         np.lib.format.write_array_header_1_0(stream, described)
         return stream.getvalue()
+
+
+class ZarrMap:
+    """A map in a Zarr array, float32 (H, W, D), in chunks of whole tokens.
+
+    It is written beside `path` under a name that ends in .part until `finish`. Rows wait until a row of chunks is full.
+
+    Raises:
+        XCiTError: if zarr is not installed, or something other than Zarr is in the way.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import zarr  # noqa: F401  (what it is for is said before an hour's work, not after it)
+        except ImportError:
+            raise XCiTError(f"{path}: Zarr needs zarr: pip install 'xcit[images]'") from None
+        if path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
+            raise XCiTError(f"{path}: is there, and is no Zarr array: choose another name")
+        self.path = path
+        self._part = path.with_name(f"{path.name}.part")
+        self._array: Any = None
+        self._waiting: list[Tensor] = []
+        self._num_waiting = 0
+
+    def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
+        """Makes the array, unless it is there."""
+        import zarr
+
+        if goes_on and self._part.exists():
+            self._array = zarr.open_array(str(self._part), mode="r+")
+            return
+        self.discard()
+        chunks = (self._chunk_rows(grid, dim), min(grid[1], 256), dim)
+        self._array = zarr.create_array(
+            str(self._part), shape=(*grid, dim), chunks=chunks, dtype="float32", dimension_names=("y", "x", "c")
+        )
+
+    def write(self, start: int, rows: Tensor) -> None:
+        """Writes the rows of whole chunks, and keeps a copy of the others.
+
+        Raises:
+            XCiTError: if they can't be written.
+        """
+        height, at_once = self._array.shape[0], self._array.chunks[0]
+        self._waiting.append(rows.clone())
+        self._num_waiting += len(rows)
+        end = start + len(rows)
+        first = end - self._num_waiting
+        last = end if end == height else end - end % at_once
+        if last <= first:
+            return
+        waiting = torch.cat(self._waiting)
+        try:
+            self._array[first:last] = waiting[: last - first].numpy()
+        except OSError as error:
+            raise XCiTError(f"{self.path}: can't be written: {error.strerror}") from None
+        self._waiting, self._num_waiting = [waiting[last - first :].clone()], end - last
+
+    def memory(self, grid: tuple[int, int], dim: int) -> int:
+        """Rows of chunks that are being filled, joined and compressed."""
+        return 3 * 4 * self._chunk_rows(grid, dim) * grid[1] * dim
+
+    def can_go_on(self) -> bool:
+        """If the array is there."""
+        return self._part.exists()
+
+    def finish(self, attributes: Mapping[str, Any]) -> None:
+        """Gives the array its attributes and its name."""
+        self._array.attrs.update(dict(attributes))
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self._part.replace(self.path)
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        shutil.rmtree(self._part, ignore_errors=True)
+
+    def _chunk_rows(self, grid: tuple[int, int], dim: int) -> int:
+        return max(1, min(64, grid[0], _CHUNK_BYTES // (4 * grid[1] * dim)))
 
 
 @dataclass(frozen=True, kw_only=True)

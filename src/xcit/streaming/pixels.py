@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
-from xcit.images.rows import ImageRows, Pixels, rows_info
+from xcit.images.rows import ImageRows, Mask, Pixels, mask_reader, rows_info
 from xcit.models.stripes import spans
 
 _LUMA = (19595, 38470, 7471)  # of 65536: the shares of red, green and blue in grey, as Pillow has them
@@ -25,7 +25,7 @@ def check_channels(source: ImageRows, spec: Preprocessing) -> None:
     if len(spec.std) != ours:
         raise XCiTError(f"preprocessing has {ours} means and {len(spec.std)} std: one of each is needed a channel")
     if theirs != ours and (theirs, ours) not in ((1, 3), (3, 1)):
-        raise XCiTError(f"{rows_info(source).name}: has {theirs} channels, the model takes {ours}")
+        raise XCiTError(f"{rows_info(source).name}: has {theirs} channels, the model takes {ours}: choose bands")
 
 
 def normalized_stripes(
@@ -39,7 +39,8 @@ def normalized_stripes(
 ) -> Iterator[Tensor]:
     """Stripes (1, channels, r, w) of an image, normalised, from the top to the bottom.
 
-    The numbers are those that `images.preprocess.normalize` gives the whole image.
+    The numbers are those that `images.preprocess.normalize` gives the whole image. Pixels that a mask leaves out are 0,
+    as what lies beyond the edge of the image is.
 
     Args:
         source: of the rows.
@@ -48,19 +49,37 @@ def normalized_stripes(
         rows_at_once: rows of a stripe.
         device: of the stripes.
         dtype: of the stripes.
+
+    Raises:
+        XCiTError: if rows can't be read, or have numbers that are not finite and that no mask leaves out.
     """
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (spec.mean, spec.std))
     with ThreadPoolExecutor(1) as pool:
-        pending = None
+        pending, at = None, 0
         for start, end in [*spans(source.height, read_rows), (source.height, source.height)]:
-            coming = pool.submit(source.read, start, end) if start < end else None
+            coming = pool.submit(_read, source, start, end) if start < end else None
             if pending is not None:
-                pixels = checked(pending.result(), source, start)
+                pixels, mask = pending.result()
+                checked(pixels, source, start)
                 for first, last in spans(len(pixels), rows_at_once):
-                    numbers = _numbers(pixels[first:last], len(spec.mean)).to(device)
-                    yield numbers.sub_(mean).div_(std).to(dtype)[None].permute(0, 3, 1, 2)
+                    numbers = _numbers(pixels[first:last], len(spec.mean)).to(device).sub_(mean).div_(std)
+                    if mask is not None:
+                        numbers.masked_fill_(torch.from_numpy(~mask[first:last, :, None]).to(device), 0)
+                    if pixels.dtype.kind == "f" and not numbers.isfinite().all():
+                        raise XCiTError(
+                            f"{rows_info(source).name}: numbers that are not finite in rows {at + first} to "
+                            f"{at + last - 1}: leave them out by a mask"
+                        )
+                    yield numbers.to(dtype)[None].permute(0, 3, 1, 2)
+                at += len(pixels)
                 del pixels
             pending = coming
+
+
+def _read(source: ImageRows, start: int, end: int) -> tuple[Pixels, Mask | None]:
+    """Rows, and which of their pixels count."""
+    read_mask = mask_reader(source)
+    return source.read(start, end), None if read_mask is None else read_mask(start, end)
 
 
 def checked(pixels: Pixels, source: ImageRows, end: int) -> Pixels:

@@ -124,3 +124,19 @@ def test_what_pictures_need_is_named_where_it_is_missing(monkeypatch, tmp_path):
         with pytest.raises(XCiTError, match=r"^a picture of attention needs matplotlib: pip install 'xcit\[train\]'$"):
             draw()
     assert not list(tmp_path.iterdir())
+
+
+def test_cells_that_were_left_out_show_the_image_in_grey_and_count_for_nothing() -> None:
+    draw = np.random.default_rng(0)
+    image = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    heads = draw.random((2, 5, 5), dtype=np.float32)
+    heads /= 2 * heads.sum(axis=(1, 2), keepdims=True)
+    left_out = heads.copy()
+    left_out[:, 3:] = np.nan
+    shown = np.asarray(pictures.overlay_mean(image, left_out, 8))
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    assert np.array_equal(shown[30:], np.repeat(grey[30:, :, None], 3, axis=2))
+    alone = np.asarray(pictures.overlay_mean(image[:20], heads[:, :3], 8))
+    assert np.array_equal(shown[:20], alone)
+    kept = largest_cells(left_out, 0.6)
+    assert np.array_equal(kept[:, :3], largest_cells(heads[:, :3], 0.6)) and not kept[:, 3:].any()

@@ -13,6 +13,7 @@ from xcit.images.array_rows import ArrayRows
 from xcit.images.open_rows import open_rows
 from xcit.images.overview import overview
 from xcit.images.rows import ImageRows, RowsInfo, rows_info
+from xcit.images.selection import Selection
 
 DRAW = np.random.default_rng(0)
 PIXELS = DRAW.integers(0, 256, (83, 50, 3), dtype=np.uint8)
@@ -98,9 +99,12 @@ def test_levels_of_a_pyramid(tmp_path: Path) -> None:
     with open_rows(tmp_path / "a.tif") as rows:
         check(rows, PIXELS)
         assert rows_info(rows).levels == ((83, 50), (42, 25))
-    with open_rows(tmp_path / "a.tif", level=1) as rows:
+    with open_rows(tmp_path / "a.tif", selection=Selection(level=1)) as rows:
         assert np.array_equal(rows.read(0, 42), half)
-    with pytest.raises(XCiTError, match="there is no level 2: it has 2"), open_rows(tmp_path / "a.tif", level=2):
+    with (
+        pytest.raises(XCiTError, match="there is no level 2: it has 2"),
+        open_rows(tmp_path / "a.tif", selection=Selection(level=2)),
+    ):
         pass
 
 

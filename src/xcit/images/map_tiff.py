@@ -1,0 +1,81 @@
+"""Maps of numbers as TIFF files that other programs open, on their place on the ground where there is one."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcit.errors import XCiTError
+from xcit.images.cell_place import CellPlace
+
+Maps = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def write_map_tiff(path: Path, maps: Maps, names: Sequence[str], cells: CellPlace) -> None:
+    """Writes maps (M, H, W) as the bands of a float32 TIFF, GeoTIFF if the cells lie on a map; NaN is no data.
+
+    The file also holds, as JSON in its description, what `CellPlace.described` says.
+
+    Args:
+        path: of the file.
+        maps: (M, H, W).
+        names: of the bands.
+        cells: where they lie.
+
+    Raises:
+        XCiTError: if it can't be written, or the package that writes it is not installed.
+    """
+    about = json.dumps(cells.described() | {"bands": list(names)})
+    try:
+        if cells.to_map is None:
+            _write_plain(path, maps, about)
+        else:
+            _write_georeferenced(path, maps, names, cells, about)
+    except ImportError as error:
+        raise XCiTError(f"{path}: writing it needs {error.name}: pip install 'xcit[images]'") from None
+
+
+def _write_plain(path: Path, maps: Maps, about: str) -> None:
+    import tifffile
+
+    tifffile.imwrite(
+        path,
+        maps,
+        photometric="minisblack",
+        planarconfig="separate" if len(maps) > 1 else None,
+        compression="deflate",
+        description=about,
+        metadata=None,
+    )
+
+
+def _write_georeferenced(path: Path, maps: Maps, names: Sequence[str], cells: CellPlace, about: str) -> None:
+    import rasterio
+
+    assert cells.to_map is not None
+    count, height, width = maps.shape
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of rasterio's own dependencies
+            with rasterio.open(
+                path,
+                "w",
+                driver="GTiff",
+                height=height,
+                width=width,
+                count=count,
+                dtype="float32",
+                nodata=np.nan,
+                crs=None if cells.crs is None else rasterio.crs.CRS.from_wkt(cells.crs),
+                transform=rasterio.Affine(*cells.to_map),
+                compress="deflate",
+                BIGTIFF="IF_SAFER",
+            ) as file:
+                file.write(maps)
+                file.descriptions = tuple(names)
+                file.update_tags(TIFFTAG_IMAGEDESCRIPTION=about)
+    except rasterio.errors.RasterioError as error:
+        raise XCiTError(f"{path}: can't be written: {error}") from error

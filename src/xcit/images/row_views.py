@@ -1,0 +1,168 @@
+"""Sources of rows made of others: bands, a range of values, a mask, a region, pixels made larger.
+
+Each takes over what is known of the other (`RowsInfo`), and its `read_mask`, as its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from xcit.errors import XCiTError
+from xcit.images.overview import box_means
+from xcit.images.rows import ImageRows, Mask, Pixels, ReadMask, RowsInfo, mask_reader, rows_info
+from xcit.images.transforms import IDENTITY, Transform, enlarged, moved
+
+
+class BandRows:
+    """Some channels of a source, counted from 1, in this order."""
+
+    def __init__(self, source: ImageRows, bands: tuple[int, ...]) -> None:
+        for band in bands:
+            if band > source.channels:
+                name = rows_info(source).name
+                raise XCiTError(f"{name}: there is no band {band}: it has {source.channels}, counted from 1")
+        self._source, self._indices = source, [band - 1 for band in bands]
+        self.height, self.width, self.channels = source.height, source.width, len(bands)
+        self.info = with_identity(rows_info(source), f"bands {bands}")
+        self.read_mask = mask_reader(source)
+
+    def read(self, start: int, end: int) -> Pixels:
+        """A new array."""
+        return self._source.read(start, end)[:, :, self._indices]
+
+
+class RangedRows:
+    """A source whose numbers low..high become 0..1, as float32; those beyond are clipped."""
+
+    def __init__(self, source: ImageRows, value_range: tuple[float, float]) -> None:
+        self._source, (self._low, self._high) = source, value_range
+        self.height, self.width, self.channels = source.height, source.width, source.channels
+        self.info = with_identity(rows_info(source), f"range {value_range}")
+        self.read_mask = mask_reader(source)
+
+    def read(self, start: int, end: int) -> Pixels:
+        """A new array."""
+        pixels = self._source.read(start, end)
+        # Of integers of 32 bits, float32 would lose the last ones.
+        is_narrow = pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32
+        numbers: Pixels = pixels.astype(np.float32 if is_narrow else np.float64)
+        np.subtract(numbers, self._low, out=numbers)
+        np.divide(numbers, self._high - self._low, out=numbers)
+        return np.clip(numbers, 0, 1, out=numbers).astype(np.float32, copy=False)
+
+
+class RegionRows:
+    """A rectangle of a source: x, y, width and height.
+
+    Raises:
+        XCiTError: if it reaches over the edge.
+    """
+
+    read_mask: ReadMask | None
+
+    def __init__(self, source: ImageRows, region: tuple[int, int, int, int]) -> None:
+        self._source, self._left, self._top = source, region[0], region[1]
+        self.width, self.height, self.channels = region[2], region[3], source.channels
+        info = rows_info(source)
+        if self._left + self.width > source.width or self._top + self.height > source.height:
+            raise XCiTError(
+                f"{info.name}: the region {','.join(map(str, region))} reaches over the edge of "
+                f"{source.width} x {source.height} pixels"
+            )
+        self._rows_at_once = max(info.rows_at_once, 16)
+        info = with_place(info, lambda transform: moved(transform, self._left, self._top))
+        self.info = with_identity(info, f"region {region}")
+        self._mask = mask_reader(source)
+        self.read_mask = None if self._mask is None else self._read_mask
+
+    def read(self, start: int, end: int) -> Pixels:
+        """A new array: a view would keep whole rows."""
+        columns, pieces = slice(self._left, self._left + self.width), []
+        for first in range(self._top + start, self._top + end, self._rows_at_once):
+            last = min(first + self._rows_at_once, self._top + end)
+            pieces.append(self._source.read(first, last)[:, columns].copy())
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _read_mask(self, start: int, end: int) -> Mask:
+        assert self._mask is not None
+        return self._mask(self._top + start, self._top + end)[:, self._left : self._left + self.width]
+
+
+class ShrunkRows:
+    """A source each of whose pixels is the mean of a square of another's; what is left over at the edges is cut off.
+
+    A pixel counts if at least half of the square does; its mean is over the whole square all the same.
+    """
+
+    read_mask: ReadMask | None
+
+    def __init__(self, source: ImageRows, factor: int) -> None:
+        self._source, self._factor = source, factor
+        self.height, self.width, self.channels = source.height // factor, source.width // factor, source.channels
+        info = rows_info(source)
+        if not self.height or not self.width:
+            raise XCiTError(f"{info.name}: {source.width} x {source.height} pixels are too few to take {factor} as one")
+        info = with_place(info, lambda transform: enlarged(transform, factor, factor))
+        info = replace(info, rows_at_once=max(1, info.rows_at_once // factor))
+        self.info = with_identity(info, f"factor {factor}")
+        self._mask = mask_reader(source)
+        self.read_mask = None if self._mask is None else self._read_mask
+
+    def read(self, start: int, end: int) -> Pixels:
+        """A new array."""
+        pieces = []
+        for row in range(start, end):  # a few at a time: the larger ones are `factor` squared as many
+            rows = self._source.read(row * self._factor, (row + 1) * self._factor)[:, : self.width * self._factor]
+            means = box_means(rows, self._factor)
+            pieces.append(np.rint(means).astype(rows.dtype) if rows.dtype.kind in "ui" else means)
+        return np.concatenate(pieces)
+
+    def _read_mask(self, start: int, end: int) -> Mask:
+        assert self._mask is not None
+        mask = self._mask(start * self._factor, end * self._factor)[:, : self.width * self._factor]
+        return box_means(mask[:, :, None], self._factor)[:, :, 0] >= 0.5
+
+
+class MaskedRows:
+    """A source of which only the pixels count that another, a mask, has above 0 in any channel.
+
+    A mask of another size is stretched to the image, each pixel taking the nearest of the mask. What the source itself
+    leaves out stays so.
+    """
+
+    def __init__(self, source: ImageRows, mask: ImageRows) -> None:
+        self._source, self._mask, self._own = source, mask, mask_reader(source)
+        self.height, self.width, self.channels = source.height, source.width, source.channels
+        info, other = rows_info(source), rows_info(mask)
+        columns = (np.arange(self.width) * 2 + 1) * mask.width // (2 * self.width)
+        self._columns = None if mask.width == self.width else columns
+        whole = with_identity(info, f"mask {other.identity}") if other.identity else replace(info, identity=None)
+        self.info = replace(whole, buffer_bytes=info.buffer_bytes + other.buffer_bytes)
+
+    def read(self, start: int, end: int) -> Pixels:
+        """What the source gives."""
+        return self._source.read(start, end)
+
+    def read_mask(self, start: int, end: int) -> Mask:
+        """Which pixels count, bool (end - start, width)."""
+        rows = (np.arange(start, end) * 2 + 1) * self._mask.height // (2 * self.height)
+        first, last = int(rows[0]), int(rows[-1])
+        found: Mask = np.any(self._mask.read(first, last + 1) > 0, axis=2)
+        if self._columns is not None:
+            found = found[:, self._columns]
+        if self._mask.height != self.height:
+            found = found[rows - first]
+        return found if self._own is None else found & self._own(start, end)
+
+
+def with_place(info: RowsInfo, change: Callable[[Transform], Transform]) -> RowsInfo:
+    """The same in another place of the file, and of the ground if it lies on a map."""
+    metadata = {"place": IDENTITY, **info.metadata}
+    changed = {key: change(metadata[key]) for key in ("place", "transform") if key in metadata}
+    return replace(info, metadata=metadata | changed)
+
+
+def with_identity(info: RowsInfo, words: str) -> RowsInfo:
+    """The same, with a part of the identity more, if there is one."""
+    return replace(info, identity=None if info.identity is None else f"{info.identity} {words}")

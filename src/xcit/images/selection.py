@@ -1,0 +1,74 @@
+"""What of an image is read, and how its numbers are taken."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xcit.errors import XCiTError
+from xcit.images.rows import RowsInfo
+
+NEAR = 0.03
+"""By how much a pixel may differ from the size that is asked for, as a share of it: scanners say 0.2527 for 0.25."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What of an image is read; all of it, as the file has it, where nothing else is said.
+
+    Attributes:
+        level: of a pyramid, 0 the largest.
+        mpp: micrometres a pixel, in place of a level: the nearest level that is as fine, each pixel the mean of a
+            square of its pixels where it is finer by a whole number.
+        bands: channels, counted from 1, in the order in which the model takes them; none is all but transparency.
+        value_range: the numbers that become 0 and 1; those beyond are clipped.
+        region: x, y, width and height in pixels of the level (or of `mpp`).
+        mask: an image file or an array (H, W), of the size of the level or of another: above 0 is what counts.
+    """
+
+    level: int | None = None
+    mpp: float | None = None
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
+    region: tuple[int, int, int, int] | None = None
+    mask: str | os.PathLike[str] | np.ndarray[Any, np.dtype[Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.level is not None and self.mpp is not None:
+            raise XCiTError("give a level, or micrometres a pixel (mpp), not both")
+        if self.mpp is not None and not self.mpp > 0:
+            raise XCiTError(f"mpp is {self.mpp}, must be above 0")
+        if self.bands is not None and (not self.bands or min(self.bands) < 1):
+            raise XCiTError(f"bands are {self.bands}: name at least one; they are counted from 1")
+        if self.value_range is not None and not (
+            len(self.value_range) == 2 and -np.inf < self.value_range[0] < self.value_range[1] < np.inf
+        ):
+            raise XCiTError(f"the range is {self.value_range}, must be two numbers, the lower one first")
+        if self.region is not None and (len(self.region) != 4 or min(self.region[:2]) < 0 or min(self.region[2:]) < 1):
+            raise XCiTError(f"the region is {self.region}, must be x, y, width and height in pixels")
+
+
+ALL = Selection()
+"""An image as its file has it."""
+
+
+def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
+    """The coarsest level that gives so many micrometres a pixel, and how many of its pixels make one.
+
+    Raises:
+        XCiTError: if the file does not say how large its pixels are, or no level is as fine by a whole number.
+    """
+    finest = info.metadata.get("mpp")
+    if finest is None:
+        raise XCiTError(f"{info.name}: the file does not say how large its pixels are: give a level in place of mpp")
+    levels = info.levels or ((1, 1),)
+    sizes = [finest * levels[0][0] / height for height, _ in levels]
+    for level in reversed(range(len(sizes))):
+        factor = round(mpp / sizes[level])
+        if factor >= 1 and abs(factor * sizes[level] / mpp - 1) <= NEAR:
+            return level, factor
+    raise XCiTError(
+        f"{info.name}: no level gives {mpp:g} micrometres a pixel; there are "
+        f"{', '.join(f'{size:.4g}' for size in sizes)} and whole multiples of them"
+    )

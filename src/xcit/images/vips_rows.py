@@ -1,0 +1,94 @@
+"""JPEG and PNG that are too large to be decoded whole, by rows through libvips."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xcit.errors import XCiTError
+from xcit.images.array_rows import file_identity
+from xcit.images.rows import Pixels, RowsInfo
+
+_TYPES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16)}
+
+_BUFFER_BYTES = 2**25
+"""What libvips holds of an image that it reads from the top to the bottom, about."""
+
+
+def is_too_large(path: Path) -> bool:
+    """Whether Pillow takes an image for a decompression bomb; not if it can't tell its size."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is None:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.width * image.height > limit
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # its reader says what is wrong with it
+        return False
+
+
+class VipsRows:
+    """An image file of 8 or 16 bits, grey or RGB, upright, transparency over white.
+
+    It is decoded from the top to the bottom, and again from the top where earlier rows are asked for. Only an image
+    that EXIF says to turn is decoded whole, by libvips to a temporary file.
+
+    Raises:
+        XCiTError: if it can't be read, or pyvips is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyvips
+        except ImportError:
+            raise XCiTError(f"{path}: an image as large as this needs pyvips: pip install 'xcit[images]'") from None
+        self._path, self._error = path, pyvips.Error
+        identity = file_identity(path)
+        try:
+            self._image = self._opened()
+        except pyvips.Error as error:
+            raise XCiTError(f"{path}: libvips can't open it ({error})") from error
+        self.height, self.width, self.channels = self._image.height, self._image.width, self._image.bands
+        if self._image.format not in _TYPES or self.channels not in (1, 3):
+            raise XCiTError(f"{path}: pixels of type {self._image.format}: convert it to 8 or 16 bits, grey or RGB")
+        self._dtype = _TYPES[self._image.format]
+        self._region: Any = None
+        self._next = 0
+        self.info = RowsInfo(name=str(path), identity=identity, buffer_bytes=_BUFFER_BYTES)
+
+    def read(self, start: int, end: int) -> Pixels:
+        """A view of what libvips gives."""
+        import pyvips
+
+        try:
+            if self._region is None or start < self._next:
+                self._region = pyvips.Region.new(self._opened())
+            self._next = end
+            data: Any = self._region.fetch(0, start, self.width, end - start)
+        except self._error as error:
+            self._region = None
+            where = f"rows {start} to {end - 1} of {self.height}"
+            raise XCiTError(f"{self._path}: truncated or damaged in {where} ({error})") from error
+        return np.frombuffer(data, self._dtype).reshape(end - start, self.width, self.channels)
+
+    def close(self) -> None:
+        """Gives the file back."""
+        self._region = self._image = None
+
+    def _opened(self) -> Any:
+        import pyvips
+
+        image = pyvips.Image.new_from_file(str(self._path), access="sequential", fail_on="truncated")
+        if image.get_typeof("orientation") and image.get("orientation") != 1:
+            image = pyvips.Image.new_from_file(str(self._path), access="random", fail_on="truncated").autorot()
+        if image.hasalpha():
+            image = image.flatten(background=65535 if image.format == "ushort" else 255)
+        if image.interpretation not in ("srgb", "rgb", "rgb16", "b-w", "grey16"):
+            image = image.colourspace("srgb")
+        return image

@@ -1,0 +1,41 @@
+"""From the pixels of an image that count to the tokens that do."""
+
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.images.overview import box_means
+from xcit.images.rows import ImageRows, mask_reader, rows_info
+from xcit.models.stripes import spans
+
+_PIXELS_AT_ONCE = 2**22
+
+
+def kept_tokens(source: ImageRows, patch_size: int) -> Tensor | None:
+    """Which tokens of an image count: those at least half of whose pixels do.
+
+    The pixels of token (i, j) are those from (i, j) * patch_size on, as many as the image has. All rows of the mask are
+    read once.
+
+    Returns:
+        bool (H, W), none if all count.
+
+    Raises:
+        XCiTError: if none does, or the mask can't be read.
+    """
+    read_mask = mask_reader(source)
+    if read_mask is None:
+        return None
+    rows_at_once = patch_size * max(1, _PIXELS_AT_ONCE // (source.width * patch_size))
+    shares = []
+    for start, end in spans(source.height, rows_at_once):
+        mask = read_mask(start, end)
+        if mask.shape != (end - start, source.width):
+            raise XCiTError(
+                f"{rows_info(source).name}: a read of the mask of rows {start} to {end - 1} gave shape {mask.shape}"
+            )
+        shares.append(torch.from_numpy(box_means(mask[:, :, None], patch_size)[:, :, 0]))
+    keep = torch.cat(shares) >= 0.5
+    if not keep.any():
+        raise XCiTError(f"{rows_info(source).name}: the mask, or what the file has no data for, leaves nothing of it")
+    return None if keep.all() else keep
