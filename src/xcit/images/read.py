@@ -17,6 +17,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from xcit.errors import XCiTError
+from xcit.images.stored_numbers import stored_numbers
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
@@ -126,25 +127,18 @@ def read_encoded_image(data: bytes, name: str) -> Image.Image:
 
 
 def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a label image: one whole number a pixel, whatever colours a palette shows for them.
+    """Reads a label image: one whole number a pixel, as it is stored, whatever grey or colour is shown for it.
 
     Returns:
         uint8 (h, w).
 
     Raises:
         XCiTError: "<path>: <reason>" if it can't be read as an image, has colours instead of numbers, or numbers above
-            255.
+            255, or is a JPEG.
     """
     try:
         with _open_file(Path(path)) as file, _pillow_errors():
-            image = _identify(file)
-            image.load()
-            if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
-                raise XCiTError(
-                    f"a colour picture (mode {image.mode}): a label image has one number a pixel, the class, as a grey "
-                    "or palette PNG"
-                )
-            values = np.asarray(image)
+            values = stored_numbers(_identify(file))
     except XCiTError as error:
         raise XCiTError(f"{_name(path)}: {error}") from error
     if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 255:
