@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from xcit.data.classification import ImageFiles, LabelledImages, open_labelled_images
+from xcit.data.splits import find_splits
 from xcit.errors import XCiTError
 from xcit.images.read import images_below
 
@@ -11,8 +12,8 @@ def open_unlabelled_images(data: str) -> LabelledImages:
     """Opens the training images of a data set; their labels mean nothing.
 
     Args:
-        data: a folder, of which all images at any depth are taken, or those in its folder `train` if it has one; or
-            any other data that `open_labelled_images` opens.
+        data: a folder, of which all images at any depth are taken, or those to train on where it has splits (see
+            `find_splits`); or any other data that `open_labelled_images` opens.
 
     Raises:
         XCiTError: if there is no such data set or folder, or no image in it.
@@ -20,8 +21,7 @@ def open_unlabelled_images(data: str) -> LabelledImages:
     root = Path(data)
     if not root.is_dir():
         return open_labelled_images(data, "train")
-    if (root / "train").is_dir():
-        root = root / "train"
+    root = find_splits(root).of("train")
     images = images_below(root)
     if not images:
         raise XCiTError(f"{root}: a folder without images")

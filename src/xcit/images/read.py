@@ -8,6 +8,7 @@ import re
 import stat
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -182,8 +183,12 @@ def _expand(path: Path) -> list[Path]:
     return images
 
 
-def images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path, others: Counter[str] | None = None) -> list[Path]:
     """The image files in a folder and all below it, by suffix and in natural order, hidden ones left out.
+
+    Args:
+        folder: where to look.
+        others: counts the files that are left out for their suffix, by it.
 
     Raises:
         XCiTError: if a folder can't be read.
@@ -201,8 +206,12 @@ def images_below(folder: Path) -> list[Path]:
             continue
         seen.add(place.resolve())
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = (name for name in files if not name.startswith("."))
-        images += [place / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            if suffix in IMAGE_SUFFIXES and not name.startswith("."):
+                images.append(place / name)
+            elif others is not None and not name.startswith(".") and name != "Thumbs.db":
+                others[suffix or "no suffix"] += 1
     return sorted(images, key=_natural_order)
 
 

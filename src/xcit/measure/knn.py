@@ -88,6 +88,7 @@ def evaluate_knn(
     *,
     ks: Sequence[int] | None = None,
     temperature: float = TEMPERATURE,
+    holdout: float = 0,
     cache: bool = True,
     batch_size: int = 128,
     num_workers: int = 2,
@@ -107,6 +108,8 @@ def evaluate_knn(
             `open_labelled_images`); or the two splits themselves.
         ks: numbers of neighbours; none takes those of 10, 20, 100 and 200 that are no more than the training images.
         temperature: of the votes.
+        holdout: classify images that are taken off the training images, a number, or below 1 a share: the same that
+            training with this `holdout` leaves out.
         cache: whether features are kept in `feature_cache()`, and taken from there.
         batch_size: images a forward pass, in each process.
         num_workers: processes that read images, for each process.
@@ -122,7 +125,7 @@ def evaluate_knn(
     """
     if dtype not in _DTYPES:
         raise XCiTError(f"dtype is {dtype}, must be torch.float32, torch.bfloat16 or torch.float16")
-    train, val = open_train_and_val(data) if isinstance(data, str) else data
+    train, val = open_train_and_val(data, holdout, announce) if isinstance(data, str) else data
     _check(ks, temperature, len(train))
     run = RunConfig(batch_size=batch_size * num_started_processes(), dtype=_DTYPES[dtype], num_workers=num_workers)
     processes = Processes(run, torch.device(device) if device is not None else default_device())

@@ -133,7 +133,7 @@ def train_linear(
         class_weights=tuple(class_weights),
         run=run,
     )
-    train, val = open_train_and_val(data)
+    train, val = open_train_and_val(data, announce=announce)
     check_class_weights(config.class_weights, len(train.class_ids))
     if len(train) < batch_size:
         raise XCiTError(

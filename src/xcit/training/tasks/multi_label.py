@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xcit.data.classification import LabelledImages
 from xcit.data.loader import AugmentationConfig, TrainLoader, train_transform
-from xcit.data.multi_label import MultiLabelImages, open_multi_label
+from xcit.data.multi_label import MultiLabelImages, has_validation_list, open_multi_label
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
@@ -60,7 +60,7 @@ class MultiLabelConfig:
     preprocessing: Preprocessing
     data: str = ""
     val_data: str = ""
-    holdout: int = 0
+    holdout: float = 0.0
     class_weights: tuple[float, ...] = ()
     positive_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -223,6 +223,11 @@ class MultiLabelTask(TaskWithLoader):
     ) -> tuple[LabelledImages, tuple[LabelledImages, Tensor]]:
         """What is trained on, and what the run is watched by with its targets."""
         if config.holdout:
+            if has_validation_list(config.data):
+                raise XCiTError(
+                    f"holdout is {config.holdout:g}, but {config.data} has a val.csv, which would go unused: leave holdout "
+                    "out, or give train.csv as data"
+                )
             train, watched = held_out(listed, config.holdout)
             return train, (watched, listed.targets)
         val = open_multi_label(config.val_data or config.data, "val", class_ids=listed.class_ids)
