@@ -183,7 +183,7 @@ def test_two_processes_learn_what_one_learns(xcit, start, options):
     ("words", "message"),
     [
         ("tiny.safetensors --data nowhere", "nowhere: no such folder"),
-        ("tiny.safetensors --data empty", "empty: no folder train in it: expected train/<class>/<image> and val/"),
+        ("tiny.safetensors --data empty", "empty: no folder val in it: expected train/<class>/<image> and val/"),
         ("tiny.safetensors --data half", "half: no folder val in it: expected train/<class>/<image> and val/<class>"),
         ("tiny.safetensors --data hollow", "hollow/train: no images by class"),
         ("tiny.safetensors --data wds:a.tar", "wds:a.tar: a stream can't be used here"),

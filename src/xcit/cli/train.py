@@ -171,6 +171,8 @@ def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -
     from xcit.training.recipes import get_recipe
 
     config = get_recipe(recipe)
+    if "ignore" in pairs and "ignore_index" in to_dict(config):  # as `xcit test` calls it
+        pairs = {"ignore_index" if name == "ignore" else name: value for name, value in pairs.items()}
     for name in pairs.keys() - to_dict(config).keys():
         if "." not in name and (near := get_close_matches(name, options, n=1)):
             raise XCiTError(f"no option --{name}; did you mean --{near[0]}?")

@@ -160,6 +160,14 @@ class CocoImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    def describe(self) -> str:
+        """What was found, in a line."""
+        names = ", ".join(self.class_names[:_SHOWN]) + (", ..." if len(self.class_names) > _SHOWN else "")
+        return (
+            f"{len(self.class_names)} classes: {names}; {len(self)} images and {len(self.images.objects)} objects in "
+            f"{self.source}"
+        )
+
     def read(self, index: int) -> Image.Image:
         """The picture, RGB.
 

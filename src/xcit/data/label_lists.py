@@ -54,7 +54,7 @@ class ListedImages:
 
 
 def find_list(root: Path, place: Path, split: Split) -> Path | None:
-    """The list of a split's images, if there is one; ImageNet's own lists, of numbers or wnids alone, are none of these.
+    """The list of a split's images, if there is one; ImageNet's own, of numbers or wnids alone, are none of these.
 
     Args:
         root: the data set's folder.

@@ -1,7 +1,7 @@
 """Which of a folder's folders are the images to train on, and which those to measure on, however they are called."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,11 @@ SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
 }
 """What folders of a split are called, in any case; where there are several the first of these is taken."""
 
+_ALL_NAMES = (*SPLIT_NAMES["train"], *SPLIT_NAMES["val"])
+
 _NOT_CLASSES = frozenset({"meta", "__macosx"})
 
-_SPLIT_WORDS = frozenset({"dev", "eval", "holdout", "trn", "tst", *SPLIT_NAMES["train"], *SPLIT_NAMES["val"]})
+_SPLIT_WORDS = frozenset({"dev", "eval", "holdout", "trn", "tst", *_ALL_NAMES})
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,21 @@ def find_splits(folder: Path) -> FoundSplits:
         place = next((by_name[name] for name in possible if name in by_name), None)
         if place is not None:
             found[split] = place
-    are_all_splits = all(name in (*SPLIT_NAMES["train"], *SPLIT_NAMES["val"]) for name in by_name)
+    are_all_splits = all(name in _ALL_NAMES for name in by_name)
     if len(found) < len(SPLIT_NAMES) and not are_all_splits:
         return FoundSplits(root, {})
     unused = tuple(name for name, entry in names.items() if found and entry not in found.values())
-    return FoundSplits(root, {split: below_single_folders(place) for split, place in found.items()}, unused)
+    return FoundSplits(root, {split: below_single_folders(place, stop_at=()) for split, place in found.items()}, unused)
 
 
-def below_single_folders(folder: Path) -> Path:
+def below_single_folders(folder: Path, stop_at: Collection[str] = _ALL_NAMES) -> Path:
     """The folder, or the only one in it as long as that holds folders itself and there are no images beside it."""
     place = folder
     while True:
         inside = list(subfolders(place))
         if len(inside) != 1 or _has_files_of_data(place) or _has_files_of_data(inside[0]):
             return place
-        if not any(True for _ in subfolders(inside[0])) or inside[0].name.casefold() in _split_names():
+        if not any(True for _ in subfolders(inside[0])) or inside[0].name.casefold() in stop_at:
             return place
         place = inside[0]
 
@@ -127,10 +129,6 @@ def check_classes(class_ids: tuple[str, ...], where: str) -> None:
             f"{where}: its folders {', '.join(map(repr, class_ids[:3]))} would be the classes, and their names are of "
             "splits: call them train and val"
         )
-
-
-def _split_names() -> tuple[str, ...]:
-    return (*SPLIT_NAMES["train"], *SPLIT_NAMES["val"])
 
 
 def _has_split_word(name: str) -> bool:

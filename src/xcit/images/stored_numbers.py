@@ -53,9 +53,10 @@ def stored_numbers(image: Image.Image) -> np.ndarray:
 
 def _coding(image: Image.Image) -> tuple[str, str, int]:
     """The decoder, Pillow's name for how pixels lie in the file, and of a PGM the largest number; "" if not known."""
-    if not image.tile:
+    tiles = getattr(image, "tile", ())
+    if not tiles:
         return "", "", 0
-    codec, _, _, arguments = image.tile[0]
+    codec, _, _, arguments = tiles[0]
     listed: tuple[Any, ...] = arguments if isinstance(arguments, tuple) else (arguments,)
     largest = listed[1] if codec.startswith("ppm") and len(listed) > 1 and isinstance(listed[1], int) else 0
     return codec, str(listed[0]) if listed else "", largest

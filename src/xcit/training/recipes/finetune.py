@@ -38,8 +38,8 @@ def transfer(architecture: str) -> ClassificationConfig:
 
     `xcit train xcit-small-12-p16_transfer --data FOLDER`, with FOLDER/train/<class>/<image> and FOLDER/val/...; a
     folder without these two is watched by a fifth of its images, or by `--holdout N`, which are not trained on. The
-    number of classes is the folder's. 20 epochs, batch 32, layers far from the head learning less, light augmentation. Accuracy
-    to expect: it depends on the images; the numbers were chosen by us, on no benchmark.
+    number of classes is the folder's. 20 epochs, batch 32, layers far from the head learning less, light augmentation.
+    Accuracy to expect: it depends on the images; the numbers were chosen by us, on no benchmark.
     """
     config = ARCHITECTURES[architecture]
     return ClassificationConfig(

@@ -202,6 +202,7 @@ class DetectionTask(TaskWithLoader):
 
     Attributes:
         config: with the data's number of classes where it was left open.
+        notes: lines that say what was found.
         problems: a line a kind of entry of the data that is not as it should be.
 
     Raises:
@@ -222,6 +223,7 @@ class DetectionTask(TaskWithLoader):
         train, self.watched = open_coco(config.data, "train"), open_coco(config.data, "val")
         if set(train.class_names) != set(self.watched.class_names):
             raise XCiTError(f"{config.data}: the training and the validation images have different classes")
+        self.notes = (f"found {train.describe()}", f"watched by {self.watched.describe()}")
         self.problems = tuple(dict.fromkeys([*train.problems, *self.watched.problems]))
         num_classes = len(train.class_names)
         self.config = config = with_classes_of(config, num_classes)

@@ -225,8 +225,8 @@ class MultiLabelTask(TaskWithLoader):
         if config.holdout:
             if has_validation_list(config.data):
                 raise XCiTError(
-                    f"holdout is {config.holdout:g}, but {config.data} has a val.csv, which would go unused: leave holdout "
-                    "out, or give train.csv as data"
+                    f"holdout is {config.holdout:g}, but {config.data} has a val.csv, which would go unused: leave "
+                    "holdout out, or give train.csv as data"
                 )
             train, watched = held_out(listed, config.holdout)
             return train, (watched, listed.targets)

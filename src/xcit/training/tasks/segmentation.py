@@ -255,6 +255,8 @@ class SegmentationTask(TaskWithLoader):
 
     Attributes:
         config: with the data's number of classes where it was left open.
+        notes: lines that say what was found.
+        problems: lines about what is not as it should be in the data.
 
     Raises:
         XCiTError: if the data are missing, or have other classes than the model, or weights can't be had or do not fit.
@@ -269,8 +271,10 @@ class SegmentationTask(TaskWithLoader):
         if config.backbone_weights:
             find_source(config.backbone_weights, "backbone_weights")
         train, self.watched = (
-            replace(open_scenes(config.data, split), ignored=config.ignore_index) for split in ("train", "val")
+            open_scenes(config.data, split).ignoring(config.ignore_index) for split in ("train", "val")
         )
+        self.notes = (f"found {train.describe()}", f"watched by {len(self.watched)} images in {self.watched.source}")
+        self.problems = tuple(dict.fromkeys([*train.problems, *self.watched.problems]))
         num_classes = len(train.class_names)
         self.config = config = with_classes_of(config, num_classes)
         torch.manual_seed(config.run.seed)
