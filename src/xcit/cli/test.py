@@ -37,6 +37,9 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--ignore", type=click.IntRange(0, 255), metavar="LABEL", help="Of segmentation: a label that does not count, as 0."
 )
+@click.option(
+    "--ignore-exif", is_flag=True, help="Boxes and label maps are of the pixels as stored, not as a viewer turns them."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; runs/test/CONFIG if left out.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images.")
 @compute_options(batch_size=64)
@@ -51,6 +54,7 @@ def test(
     stride: int | None,
     holdout: float | None,
     ignore: int | None,
+    ignore_exif: bool,
     out: Path | None,
     workers: int,
     batch_size: int,
@@ -84,6 +88,7 @@ def test(
             window=sliding_window(slide, window, stride),
             holdout=holdout,
             ignore_index=ignore,
+            ignore_exif=ignore_exif,
             batch_size=batch_size,
             num_workers=workers,
             device=checked_device(device),

@@ -56,6 +56,7 @@ class LabelledScenes:
             else it says k for class k, and 255.
         ignored: one more label whose pixels do not count, a class's or any other.
         is_mask: whether a file is a mask of two classes that says 255 for the second.
+        ignore_exif: whether images are read as they are stored, whatever their EXIF orientation.
         source: where the images were found.
         problems: lines about what is not as it should be.
     """
@@ -65,6 +66,7 @@ class LabelledScenes:
     zero_is_ignored: bool = False
     ignored: int | None = None
     is_mask: bool = False
+    ignore_exif: bool = False
     source: str = ""
     problems: tuple[str, ...] = ()
 
@@ -78,7 +80,7 @@ class LabelledScenes:
             XCiTError: naming the file, if one of the two can't be read, or they do not fit.
         """
         image_path, label_path = self.items[index]
-        image, values = read_image(image_path), read_labels(label_path)
+        image, values = read_image(image_path, ignore_exif=self.ignore_exif), read_labels(label_path)
         height, width = values.shape
         if image.size != (width, height):
             raise XCiTError(
@@ -131,7 +133,7 @@ class LabelledScenes:
         return np.where(values == IGNORED, np.uint8(1), values)
 
 
-def open_scenes(data: str, split: Split) -> LabelledScenes:
+def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> LabelledScenes:
     """Opens one split of a data set.
 
     Args:
@@ -143,6 +145,7 @@ def open_scenes(data: str, split: Split) -> LabelledScenes:
             hold the folders, as in train/images and train/masks. Of two classes, maps without a 1 that have 255 are
             masks: 255 is the second class.
         split: "val" is what a model is measured on.
+        ignore_exif: whether label maps were drawn on the pixels as they are stored, not as a viewer turns them.
 
     Raises:
         XCiTError: if there is no such folder, no images in it, or images without label maps.
@@ -171,7 +174,7 @@ def open_scenes(data: str, split: Split) -> LabelledScenes:
         )
     images, labels = _folders_of(root, split)
     items, problems = _pairs(images, labels)
-    scenes = LabelledScenes(items, names, source=str(images), problems=problems)
+    scenes = LabelledScenes(items, names, ignore_exif=ignore_exif, source=str(images), problems=problems)
     if len(names) == 2 and _are_masks(root, items):
         line = f"{labels}: its label maps are masks of 0 and {IGNORED}: {IGNORED} is taken for {names[1]!r}"
         scenes = replace(scenes, is_mask=True, problems=(line, *problems))

@@ -84,13 +84,14 @@ _PNG_TRANSPARENCY_SCALE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 _warnings_lock = threading.Lock()
 
 
-def read_image(source: ImageSource) -> Image.Image:
+def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image:
     """Reads an image as a good viewer shows it: upright (EXIF), transparency over white, first frame, 8-bit RGB.
 
     Args:
         source: a path; a PIL image of any mode (left as it is); an array (H, W) or (H, W, C) in RGB order; or a tensor
             (H, W) or (C, H, W), with C 1, 3 or 4 (the last is alpha). Arrays and tensors hold uint8, uint16 (scaled to
             8 bits), bool, or floating-point numbers in 0..1.
+        ignore_exif: leave the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
         A new image of mode "RGB", loaded, without metadata.
@@ -103,14 +104,14 @@ def read_image(source: ImageSource) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             with _pillow_errors():
-                return _to_rgb(source)
+                return _to_rgb(source, ignore_exif)
         if isinstance(source, torch.Tensor):
             return _from_tensor(source)
         if isinstance(source, np.ndarray):
             return _from_array(source)
         if isinstance(source, str | os.PathLike):
             with _open_file(Path(source)) as file, _pillow_errors():
-                return _to_rgb(_identify(file))
+                return _to_rgb(_identify(file), ignore_exif)
     except XCiTError as error:
         raise XCiTError(f"{_name(source)}: {error}") from error
     raise XCiTError(f"an image is a path, a PIL image, a NumPy array or a tensor, not {type(source).__name__}")
@@ -125,6 +126,22 @@ def read_encoded_image(data: bytes, name: str) -> Image.Image:
             return _to_rgb(_identify(io.BytesIO(data)))
     except XCiTError as error:
         raise XCiTError(f"{name}: {error}") from error
+
+
+def image_size(path: str | os.PathLike[str], *, ignore_exif: bool = False) -> tuple[int, int]:
+    """Width and height of the picture that `read_image` gives, from the file's first bytes alone.
+
+    Raises:
+        XCiTError: "<path>: <reason>" if it can't be read as an image.
+    """
+    try:
+        with _open_file(Path(path)) as file, _pillow_errors():
+            image = _identify(file)
+            width, height = image.size
+            is_turned = not ignore_exif and _orientation(image) in (5, 6, 7, 8)
+    except XCiTError as error:
+        raise XCiTError(f"{_name(path)}: {error}") from error
+    return (height, width) if is_turned else (width, height)
 
 
 def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
@@ -310,13 +327,13 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, ignore_exif: bool = False) -> Image.Image:
     if 0 in image.size:
         raise XCiTError(f"has no pixels ({image.width} x {image.height})")
     is_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
     with _without_warnings() if is_large else contextlib.nullcontext():  # so that small images load side by side
         image.load()
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = None if ignore_exif else _UPRIGHT.get(_orientation(image))
     if image.mode.startswith("I"):
         rgb = Image.fromarray(_integers_to_8_bits(image)).convert("RGB")
     elif image.mode == "F":

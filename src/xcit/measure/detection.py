@@ -56,7 +56,7 @@ def measure_detector(
     """See `xcit.test`: each image on its own, in float32, as the published figures were measured."""
     if how.dtype != torch.float32:
         raise XCiTError(f"{recipe.name}: a detector is measured in float32 alone, not in {how.dtype}")
-    images = open_coco(data, "val")
+    images = open_coco(data, "val", ignore_exif=recipe.ignore_exif)
     how.announce(images.describe())
     model = load_for(recipe, checkpoint, DETECTOR)
     prepared = {

@@ -53,7 +53,7 @@ def measure_segmenter(
     window: SlidingWindow | None,
 ) -> SegmentationResult:
     """See `xcit.test`."""
-    scenes = open_scenes(data, "val").ignoring(recipe.ignore_index)
+    scenes = open_scenes(data, "val", ignore_exif=recipe.ignore_exif).ignoring(recipe.ignore_index)
     for line in (scenes.describe(), *scenes.problems):
         how.announce(line)
     model = load_for(recipe, checkpoint, SEGMENTER)

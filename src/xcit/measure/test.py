@@ -40,6 +40,7 @@ def test(
     window: SlidingWindow | None = None,
     holdout: float | None = None,
     ignore_index: int | None = None,
+    ignore_exif: bool = False,
     batch_size: int = 64,
     num_workers: int = 2,
     device: str | torch.device | None = None,
@@ -65,6 +66,8 @@ def test(
         holdout: of classification: measure the images that a run with this `holdout` on these data was watched by, a
             number or a share of them; none takes a run's own where `config` is that run's and `data` its data.
         ignore_index: of segmentation: a label whose pixels do not count, in place of the recipe's.
+        ignore_exif: of segmentation and detection: label maps and boxes were drawn on the pixels as they are stored,
+            not as a viewer turns them; also where the recipe does not say so.
         batch_size: of classification: images a forward pass. Segmenters and detectors take one at a time.
         num_workers: processes that read images.
         device: where to compute; none is a GPU if there is one, else the CPU.
@@ -93,6 +96,10 @@ def test(
         raise XCiTError(f"{recipe.name} trains no classifier of one class an image: nothing is held out")
     if ignore_index is not None and not isinstance(recipe, SegmentationConfig):
         raise XCiTError(f"{recipe.name} trains no segmenter: there are no labels to ignore")
+    if ignore_exif:
+        if not isinstance(recipe, SegmentationConfig | DetectionConfig):
+            raise XCiTError(f"{recipe.name} has no label maps or boxes that were drawn on stored pixels")
+        recipe = replace(recipe, ignore_exif=True)
     place = torch.device(device) if device is not None else default_device()
     how = Measuring(
         num_workers=num_workers, device=place, dtype=dtype, started=started, report=report, announce=announce
