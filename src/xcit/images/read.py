@@ -18,9 +18,10 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from xcit.errors import XCiTError
+from xcit.images.sources import STANDARD_INPUT, as_url, bytes_elsewhere, bytes_of
 from xcit.images.stored_numbers import stored_numbers
 
-ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 
 # What Pillow calls the formats that we read, with the suffixes of their files. EPS and the like stay out: Pillow would
 # start another program to draw them.
@@ -88,9 +89,10 @@ def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image
     """Reads an image as a good viewer shows it: upright (EXIF), transparency over white, first frame, 8-bit RGB.
 
     Args:
-        source: a path; a PIL image of any mode (left as it is); an array (H, W) or (H, W, C) in RGB order; or a tensor
-            (H, W) or (C, H, W), with C 1, 3 or 4 (the last is alpha). Arrays and tensors hold uint8, uint16 (scaled to
-            8 bits), bool, or floating-point numbers in 0..1.
+        source: a path or URL, or "-" for standard input; the bytes of an image file, or a file that is open for bytes,
+            which is read from where it is; a PIL image of any mode (left as it is); an array (H, W) or (H, W, C) in RGB
+            order; or a tensor (H, W) or (C, H, W), with C 1, 3 or 4 (the last is alpha). Arrays and tensors hold uint8,
+            uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
         ignore_exif: leave the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
@@ -109,21 +111,35 @@ def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image
             return _from_tensor(source)
         if isinstance(source, np.ndarray):
             return _from_array(source)
+        if isinstance(source, bytes | bytearray | memoryview):
+            return _from_bytes(bytes(source), ignore_exif)
         if isinstance(source, str | os.PathLike):
+            data = bytes_elsewhere(source)
+            if data is not None:
+                return _from_bytes(data, ignore_exif)
             with _open_file(Path(source)) as file, _pillow_errors():
                 return _to_rgb(_identify(file), ignore_exif)
+        if hasattr(source, "read"):
+            return _from_bytes(bytes_of(source), ignore_exif)
     except XCiTError as error:
         raise XCiTError(f"{_name(source)}: {error}") from error
-    raise XCiTError(f"an image is a path, a PIL image, a NumPy array or a tensor, not {type(source).__name__}")
+    raise XCiTError(
+        "an image is a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not "
+        f"{type(source).__name__}"
+    )
+
+
+def _from_bytes(data: bytes, ignore_exif: bool) -> Image.Image:
+    if not data:
+        raise XCiTError("the file is empty (0 bytes)")
+    with _pillow_errors():
+        return _to_rgb(_identify(io.BytesIO(data)), ignore_exif)
 
 
 def read_encoded_image(data: bytes, name: str) -> Image.Image:
     """Reads the bytes of an image file as `read_image` reads the file; `name` is what errors call it."""
     try:
-        if not data:
-            raise XCiTError("the file is empty (0 bytes)")
-        with _pillow_errors():
-            return _to_rgb(_identify(io.BytesIO(data)))
+        return _from_bytes(data, ignore_exif=False)
     except XCiTError as error:
         raise XCiTError(f"{name}: {error}") from error
 
@@ -167,9 +183,10 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
 def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Finds the image files that a person means by files, folders and glob patterns.
 
-    A file is taken whatever its suffix, even if it is missing (`read_image` says so); a folder is searched with all
-    below it for `IMAGE_SUFFIXES`, hidden files and folders left out, "img2" before "img10"; a pattern (`*`, `?`,
-    `[...]`, `**` for any depth) stands for the files and folders that match it, unless a file has just that name.
+    A URL and "-", standard input, are taken as they are. A file is taken whatever its suffix, even if it is missing
+    (`read_image` says so); a folder is searched with all below it for `IMAGE_SUFFIXES`, hidden files and folders left
+    out, "img2" before "img10"; a pattern (`*`, `?`, `[...]`, `**` for any depth) stands for the files and folders that
+    match it, unless a file has just that name.
 
     Returns:
         The paths in the order of the inputs, each file once.
@@ -185,6 +202,8 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _expand(path: Path) -> list[Path]:
+    if str(path) == STANDARD_INPUT or as_url(path) is not None:
+        return [path]
     if _is_folder(path):
         images = images_below(path)
         if not images:
@@ -433,7 +452,22 @@ def _name(source: ImageSource) -> str:
         return "image tensor"
     if isinstance(source, np.ndarray):
         return "image array"
-    return _printable(Path(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "image bytes"
+    if not isinstance(source, str | os.PathLike):
+        name = getattr(source, "name", None)
+        return _printable(Path(name)) if isinstance(name, str) else "open image file"
+    return source_name(source)
+
+
+def source_name(source: str | os.PathLike[str]) -> str:
+    """What to call a path, a URL or standard input, on one line."""
+    if os.fspath(source) == STANDARD_INPUT:
+        return "standard input"
+    url = as_url(source)
+    if url is None:
+        return _printable(Path(source))
+    return url if url.isprintable() else ascii(url)
 
 
 def _printable(path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.images.read import ImageSource, read_image
+from xcit.images.sources import as_url
 
 Result = TypeVar("Result")
 Prepared = TypeVar("Prepared")
@@ -66,7 +67,7 @@ def read_ahead(
 def _read(
     index: int, image: ImageSource, prepare: Callable[[Any], Prepared], read: Callable[[ImageSource], Any]
 ) -> tuple[str, Prepared] | Unreadable:
-    path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+    path = (as_url(image) or os.fspath(image)) if isinstance(image, str | os.PathLike) else None
     source = f"image {index}" if path is None else path
     try:
         picture = read(image)
@@ -80,8 +81,8 @@ def _read(
 
 def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     """One image or several, as a list."""
-    if isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor):
-        return [images]
+    if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor) or hasattr(images, "read"):
+        return [cast(ImageSource, images)]
     return list(images)
 
 
