@@ -10,7 +10,7 @@ from PIL import Image
 
 from xcit.data.label_lists import CLASS_FILES, find_list, has_validation_list, known_classes, read_list
 from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_cifar, open_fashion_mnist
-from xcit.data.splits import find_splits, subfolders
+from xcit.data.splits import find_splits, left_out, subfolders
 from xcit.data.streams import is_stream
 from xcit.errors import XCiTError
 from xcit.images.read import IMAGE_SUFFIXES, images_below, read_image
@@ -160,9 +160,7 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
             return _flat_imagenet(place, images_below(place))
     if beside:
         problems.append(f"{place}: {len(beside)} images beside its class folders left out: they have no class")
-    if others:
-        kinds = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(5))
-        problems.append(f"{place}: {others.total()} files left out, for they are no images by their suffix: {kinds}")
+    problems += left_out(place, others)
     images = _class_folders(place, by_class, problems, is_part=split == "val" and splits.has_val)
     return _in_order_of(classes, images) if classes else images
 

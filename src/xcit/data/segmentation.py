@@ -15,7 +15,7 @@ from PIL import Image
 
 from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
-from xcit.data.splits import SPLIT_NAMES, below_single_folders
+from xcit.data.splits import SPLIT_NAMES, below_single_folders, left_out
 from xcit.errors import XCiTError
 from xcit.images.read import images_below, read_image, read_labels
 from xcit.zoo.classes import ade20k_class_names
@@ -242,7 +242,4 @@ def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[s
     problems = []
     if place_of:
         problems.append(f"{labels}: {len(place_of)} label maps left out, for they have no image: {min(place_of)}")
-    if others:
-        kinds = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(5))
-        problems.append(f"{images}: {others.total()} files left out, for they are no images by their suffix: {kinds}")
-    return pairs, tuple(problems)
+    return pairs, (*problems, *left_out(images, others))

@@ -1,6 +1,7 @@
 """Which of a folder's folders are the images to train on, and which those to measure on, however they are called."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,14 @@ def subfolders(folder: Path) -> Iterator[Path]:
         yield from sorted(entries, key=lambda entry: (int(entry.name), entry.name))
     else:
         yield from sorted(entries)
+
+
+def left_out(folder: Path, others: Counter[str]) -> list[str]:
+    """A line about the files that `images_below` counted as no images; none where there were none."""
+    if not others:
+        return []
+    kinds = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(5))
+    return [f"{folder}: {others.total()} files left out, for they are no images by their suffix: {kinds}"]
 
 
 def is_number(name: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.data.classification import LabelledImages
+from xcit.data.classification import LabelledImages, describe_classes
 from xcit.data.loader import AugmentationConfig, TrainLoader, train_transform
 from xcit.data.multi_label import MultiLabelImages, has_validation_list, open_multi_label
 from xcit.errors import XCiTError
@@ -186,6 +186,7 @@ class MultiLabelTask(TaskWithLoader):
 
     Attributes:
         config: with the data's number of classes where it was left open.
+        notes: lines that say what was found.
 
     Raises:
         XCiTError: if the data are missing, or have other classes than the model, or weights can't be had or do not fit.
@@ -200,6 +201,7 @@ class MultiLabelTask(TaskWithLoader):
         check_initialize(config.initialize, config.model)
         listed = open_multi_label(config.data, "train")
         train, self._watched = self._split(config, listed)
+        self.notes = (f"found {describe_classes(listed)}", f"watched by {len(self._watched[0])} images")
         self.config = config = with_classes_of(config, len(listed.class_ids))
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
