@@ -152,7 +152,7 @@ def test_masks_of_0_and_255_have_two_classes(tmp_path: Path) -> None:
 def test_label_maps_of_two_classes_are_no_masks(tmp_path: Path) -> None:
     data = masks(tmp_path, train_1=[0, 255, 0], train_2=[0, 1, 0], val_1=[255, 0, 255])
     for split in ("train", "val"):  # what the training images say is true for both
-        scenes = open_scenes(data, split)  # type: ignore[arg-type]
+        scenes = open_scenes(data, split)
         assert not scenes.problems
         assert 255 in scenes[0][0].labels
     later = masks(tmp_path / "later", **{f"train_{number:03d}": [0, 255, 0] for number in range(60)})

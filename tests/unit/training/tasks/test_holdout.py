@@ -72,7 +72,7 @@ def test_a_holdout_is_impossible_beside_images_to_measure_on(tmp_path: Path) -> 
     for holdout in (1, 0.2):
         for call in (opened, open_measured, open_train_and_val):
             with pytest.raises(XCiTError, match=f"holdout is {holdout}, but .* has images to validate by"):
-                call(str(tmp_path), holdout)  # type: ignore[operator]
+                call(str(tmp_path), holdout)
     assert len(opened(str(tmp_path / "train"), 1).watched) == 1  # type: ignore[arg-type]
 
 
@@ -139,7 +139,7 @@ def test_a_run_keeps_what_was_decided_and_names_it(tmp_path: Path) -> None:
 def test_what_is_no_holdout(holdout: float) -> None:
     recipe = get_recipe("xcit-small-12-p16_transfer")
     with pytest.raises(XCiTError, match="must be a number of images, or a share below 1"):
-        replace(recipe, holdout=holdout)  # type: ignore[call-arg]
+        replace(recipe, holdout=holdout)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("holdout", [1.5, 20, 100])
