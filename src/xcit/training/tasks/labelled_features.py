@@ -77,6 +77,18 @@ def pooled_feature(model: XCiT, images: Tensor) -> Tensor:
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
+def check_pooled(model: XCiT) -> None:
+    """Refuses a model that gives no feature of an image.
+
+    Raises:
+        XCiTError: if it pools nothing.
+    """
+    if model.config.global_pool == "none":
+        raise XCiTError(
+            "a model without pooling gives tokens, no feature of the image: set global_pool to 'cls' or 'avg'"
+        )
+
+
 def backbone_digest(model: XCiT) -> str:
     """SHA-256, in hex, of all that a model's feature depends on: its weights and shape without the classifier."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
@@ -116,10 +128,7 @@ def extract(
     Raises:
         XCiTError: if not one image could be read, or a feature is not finite.
     """
-    if model.config.global_pool == "none":
-        raise XCiTError(
-            "a model without pooling gives tokens, no feature of the image: set global_pool to 'cls' or 'avg'"
-        )
+    check_pooled(model)
     path = _place(cache, model, images, spec, run)
     known = None if path is None else _read(path, processes.device)
     # Where one process lacks the file, as on a machine with a disk of its own, all compute their shares again.
