@@ -219,8 +219,7 @@ def test_a_mistake_is_told_in_one_line(xcit, verb, words, message):
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith("xcit: error: ")
     assert message in done.err
-    assert done.err.count("\n") == 3
-    assert done.err.endswith(FOUND)
+    assert done.err.count("\n") == 1
     assert not Path("runs").exists()
 
 
@@ -242,8 +241,7 @@ def test_a_mistake_of_one_verb(xcit, words, message):
     assert done.status == 2
     assert done.err.startswith("xcit: error: ")
     assert message in done.err
-    assert done.err.count("\n") == 3
-    assert done.err.endswith(FOUND)
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
