@@ -90,10 +90,9 @@ def measure_classifier(
             f"{os.fspath(checkpoint)} has no classifier: its features are measured by xcit knn or xcit linear"
         )
     class_ids, class_names = _classes(model)
-    for line in (describe_classes(images), *problems_of(images), *_flattered(data, holdout)):
-        how.announce(line)
-    images, line = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
-    if line:
+    found = (describe_classes(images), *problems_of(images), *_flattered(data, holdout))
+    images, order = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
+    for line in (*found, order) if order else found:
         how.announce(line)
     how.started(len(images))
     # Fused in float32 alone: autocast keeps the sum of the blocks in float32, which a fused copy would not.
