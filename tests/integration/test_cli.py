@@ -375,7 +375,10 @@ def test_predict_with_what_was_trained(xcit, trained, colours):
 def test_measure_what_was_trained(xcit, trained, colours):
     arguments = ("--data", colours, "--workers", 0, "--out", "out", "--batch-size", 7)
     done = xcit("test", trained[0] / "config.yaml", trained[0] / "model.safetensors", *arguments)
-    assert (done.status, done.err) == (0, "")
+    assert done.status == 0
+    found, warning = done.err.splitlines()
+    assert found == f"3 classes: blau, grün, rot; 30 images in {colours}"
+    assert warning.startswith(f"warning: {colours} has no folder val: all its images are measured")
     report = json.loads(Path("out/report.json").read_text(encoding="utf-8"))
     last = json.loads((trained[0] / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert (report["top1"], report["top5"]) == (last["top1"], 100)
@@ -400,7 +403,10 @@ def test_measure_on_some_of_the_classes_in_another_order_of_labels(xcit, trained
     model = trained[0] / "model.safetensors"
     done = xcit("test", trained[0] / "config.yaml", model, "--data", "part", "--workers", 0)
     assert done.status == 1
-    assert done.err == (
+    found, warning, *told = done.err.splitlines(keepends=True)
+    assert found == "2 classes: grün, rot; 21 images in part\n"
+    assert warning.startswith("warning: part has no folder val")
+    assert "".join(told) == (
         "xcit: part/rot/broken.png: not an image that can be read (it looks like text)\n"
         "xcit: 1 images could not be read and were not measured\n"
     )

@@ -40,6 +40,7 @@ def _files(tmp_path, colours):
             shutil.copy(path, place)
 
 
+FOUND = "found 3 classes: blau, grün, rot; 21 images in data/train\nwatched by 9 images in data/val\n"
 KNN = ("knn", "tiny.safetensors", "--data", "data", "--device", "cpu")
 LINEAR = ("linear", "tiny.safetensors", "--data", "data", "--device", "cpu", "--epochs", 4, "--batch-size", 6)
 
@@ -50,7 +51,7 @@ LINEAR = ("linear", "tiny.safetensors", "--data", "data", "--device", "cpu", "--
 @forks
 def test_knn(xcit):
     done = xcit(*KNN, "--k", 1, 5, "--workers", 1)
-    assert (done.status, done.err) == (0, "")
+    assert (done.status, done.err) == (0, FOUND)
     head, *lines = done.out.splitlines()
     assert head == "neighbours among 21 images, votes of exp(similarity / 0.07)"
     found = [
@@ -84,11 +85,13 @@ def test_knn_names_unreadable_images(xcit):
     Path("data/val/blau/9.png").write_bytes(b"")
     done = xcit(*KNN, "--workers", 0)
     assert done.status == 1
-    assert [line.split(":")[1] for line in done.err.splitlines()[:2]] == [
+    assert done.err.startswith(FOUND)
+    told = done.err.removeprefix(FOUND).splitlines()
+    assert [line.split(":")[1] for line in told[:2]] == [
         " data/train/rot/0.png",
         " data/val/blau/9.png",
     ]
-    assert done.err.splitlines()[2:] == ["xcit: 2 images could not be read and did not count"]
+    assert told[2:] == ["xcit: 2 images could not be read and did not count"]
     assert "among 20 images" in done.out
     assert "of 8 images" in done.out
 
@@ -105,7 +108,8 @@ def test_knn_of_a_dino_file_needs_no_name(xcit):
     assert done.err.startswith(
         "xcit: pico.pth: how to prepare images is assumed: short side to 256, centre 224 x 224, "
     )
-    assert done.err.count("\n") == 1
+    assert done.err.count("\n") == 3
+    assert done.err.endswith(FOUND)
 
 
 def test_two_processes_find_the_neighbours_that_one_finds(xcit, start):
@@ -126,6 +130,8 @@ def test_linear(xcit, options):
     done = xcit(*LINEAR, "--lr", 10, "--workers", 0, "--out", "run", *options)
     assert (done.status, done.err) == (0, "")
     lines = done.out.splitlines()
+    assert lines[1:3] == FOUND.splitlines()
+    del lines[1:3]
     crops = "centre crops" if options else "random crops"
     assert lines[0] == f"linear probe of tiny.safetensors: 4 epochs of {crops}; files in run"
     assert lines[1].startswith(
@@ -183,7 +189,7 @@ def test_two_processes_learn_what_one_learns(xcit, start, options):
     ("words", "message"),
     [
         ("tiny.safetensors --data nowhere", "nowhere: no such folder"),
-        ("tiny.safetensors --data empty", "empty: no folder train in it: expected train/<class>/<image> and val/"),
+        ("tiny.safetensors --data empty", "empty: no folder val in it: expected train/<class>/<image> and val/"),
         ("tiny.safetensors --data half", "half: no folder val in it: expected train/<class>/<image> and val/<class>"),
         ("tiny.safetensors --data hollow", "hollow/train: no images by class"),
         ("tiny.safetensors --data wds:a.tar", "wds:a.tar: a stream can't be used here"),

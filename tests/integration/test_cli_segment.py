@@ -45,7 +45,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
 
     (scenes / "images" / "val" / "broken.png").write_text("nothing")
     done = xcit("segment", scenes / "images", "--model", run / "model.safetensors", "--out", out, "--device", "cpu",
-                "--slide", "--window", 64, "--keep-size")  # fmt: skip
+                "--slide", "--window", 64, "--full-size")  # fmt: skip
     assert done.status == 1
     assert "broken.png" in done.err
     assert "xcit: 1 of 6 images could not be read" in done.err

@@ -22,7 +22,8 @@ def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
 
 def result_names(paths: Sequence[Path]) -> list[Path]:
     """What to call each image's files: its place below the folder that all share, without suffix if that will do."""
-    places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100  (Path.absolute keeps "..")
+    names = [Path("stdin" if str(path) == "-" else path) for path in paths]
+    places = [Path(os.path.abspath(name)) for name in names]  # noqa: PTH100  (Path.absolute keeps "..")
     top = os.path.commonpath([place.parent for place in places])
     whole = [place.relative_to(top) for place in places]
     bare = [name.with_suffix("") for name in whole]

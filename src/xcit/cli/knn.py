@@ -10,6 +10,7 @@ from xcit.cli.options import (
     compute_options,
     feature_options,
     file_options,
+    holdout_option,
     load_model,
     numbers,
 )
@@ -23,6 +24,7 @@ from xcit.cli.processes import is_main, one_voice
     "--k", "ks", callback=numbers(int), metavar="K...", help="Numbers of neighbours; 10 20 100 200 if left out."
 )
 @click.option("--temperature", type=float, default=0.07, show_default=True, help="A vote is exp(similarity / it).")
+@holdout_option
 @compute_options(batch_size=128)
 @one_voice()
 def knn(
@@ -34,6 +36,7 @@ def knn(
     workers: int,
     ks: tuple[int, ...] | None,
     temperature: float,
+    holdout: float | None,
     batch_size: int,
     device: str | None,
     dtype: str,
@@ -57,6 +60,7 @@ def knn(
             data,
             ks=ks,
             temperature=temperature,
+            holdout=holdout or 0,
             cache=not no_cache,
             batch_size=batch_size,
             num_workers=workers,

@@ -96,13 +96,13 @@ def info(name: str, key: str | None, as_json: bool) -> None:
 def _print_file(name: str, as_json: bool) -> None:
     """What a file holds: stated by itself, known by its name or digest, or told by its tensors and assumed."""
     import json
-    from pathlib import Path
 
     from xcit.config import to_dict
+    from xcit.zoo.load import read_source
     from xcit.zoo.shapes import architecture_of
-    from xcit.zoo.stored import describe, num_parameters, read_metadata, read_verified
+    from xcit.zoo.stored import describe, num_parameters, read_metadata
 
-    stored = read_verified(Path(name))
+    stored = read_source(name, None)
     stated = describe(stored)
     backbone, info = stated.kind.backbone(stated.config), stated.info
     spec = getattr(info, "preprocessing", None)

@@ -223,6 +223,17 @@ def sliding_window(slide: bool, size: int, stride: int | None) -> "SlidingWindow
     return SlidingWindow(size=size, stride=stride or max(1, round(size * 2 / 3))) if slide else None
 
 
+def holdout_option(function: Function) -> Function:
+    """Adds --holdout."""
+    option = click.option(
+        "--holdout",
+        type=click.FloatRange(min=0),
+        metavar="N|SHARE",
+        help="Measure on the training images that a run with this holdout leaves out: so many, or below 1 a share.",
+    )
+    return option(function)
+
+
 def feature_options(function: Function) -> Function:
     """Adds MODEL, --data, --weights, --no-cache and --workers: whose features, of what."""
     for option in (

@@ -28,7 +28,7 @@ For each image the folder --out gets
 and once areas.json: each image's share of each class. Images of several folders
 keep their folders below --out.
 
---slide goes over an image by a window and averages where windows overlap; with --keep-size the image is not scaled, and
+--slide goes over an image by a window and averages where windows overlap; with --full-size the image is not scaled, and
 memory does not grow with it: for maps and panoramas of any size.
 """
 
@@ -40,7 +40,8 @@ memory does not grow with it: for maps and panoramas of any size.
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
 @window_options("Go over each image by a window.")
-@click.option("--keep-size", is_flag=True, help="Take images at their own size, not at the model's.")
+@click.option("--full-size", is_flag=True, help="Take images at their own size, not at the model's.")
+@click.option("--keep-size", is_flag=True, hidden=True)
 @click.option("--no-overlays", is_flag=True, help="Write no NAME-overlay.png.")
 @compute_options(batch_size=None)
 def segment(
@@ -52,6 +53,7 @@ def segment(
     slide: bool,
     window: int,
     stride: int | None,
+    full_size: bool,
     keep_size: bool,
     no_overlays: bool,
     device: str | None,
@@ -76,7 +78,9 @@ def segment(
         )
     how.apply(built, weights or model)
     network, _, _ = prepare_segmenter(built, computer, precision, what=model)
-    results = segment_each(paths, network, window=over, keep_size=keep_size, device=computer, dtype=precision)
+    results = segment_each(
+        paths, network, window=over, full_size=full_size or keep_size, device=computer, dtype=precision
+    )
     areas: dict[str, dict[str, float]] = {}
     with progress_bar("segment", len(paths)) as bar:
         for place, result in zip(places, results, strict=True):

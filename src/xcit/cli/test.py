@@ -12,6 +12,7 @@ from xcit.cli.options import (
     compute_options,
     file_options,
     file_with_key,
+    holdout_option,
     sliding_window,
     window_options,
 )
@@ -32,6 +33,13 @@ PROTOCOLS = ("mmpretrain", "official")
 )
 @file_options
 @window_options("Of segmentation: go over each image by a window, not whole.")
+@holdout_option
+@click.option(
+    "--ignore", type=click.IntRange(0, 255), metavar="LABEL", help="Of segmentation: a label that does not count, as 0."
+)
+@click.option(
+    "--ignore-exif", is_flag=True, help="Boxes and label maps are of the pixels as stored, not as a viewer turns them."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; runs/test/CONFIG if left out.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images.")
 @compute_options(batch_size=64)
@@ -44,6 +52,9 @@ def test(
     slide: bool,
     window: int,
     stride: int | None,
+    holdout: float | None,
+    ignore: int | None,
+    ignore_exif: bool,
     out: Path | None,
     workers: int,
     batch_size: int,
@@ -76,12 +87,16 @@ def test(
             size=how.size,
             stem_strides=how.stem_strides,
             window=sliding_window(slide, window, stride),
+            holdout=holdout,
+            ignore_index=ignore,
+            ignore_exif=ignore_exif,
             batch_size=batch_size,
             num_workers=workers,
             device=checked_device(device),
             dtype=checked_dtype(dtype),
             started=bar.set_total,
             report=bar.advance,
+            announce=lambda line: click.echo(line, err=True),
         )
     for problem in result.problems:
         click.echo(f"xcit: {problem}", err=True)

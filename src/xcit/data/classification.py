@@ -1,16 +1,19 @@
 """Labelled images: class folders, ImageNet as people have it on disk, and the data sets known by name."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
+from xcit.data.label_lists import CLASS_FILES, find_list, has_validation_list, known_classes, read_list
 from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_cifar, open_fashion_mnist
+from xcit.data.splits import find_splits, left_out, subfolders
 from xcit.data.streams import is_stream
 from xcit.errors import XCiTError
-from xcit.images.read import images_below, read_image
+from xcit.images.read import IMAGE_SUFFIXES, images_below, read_image
 from xcit.zoo.classes import imagenet_class_ids
 
 KNOWN_DATA = (
@@ -20,6 +23,10 @@ KNOWN_DATA = (
 
 GROUND_TRUTH_FILES = ("val.txt", "ILSVRC2012_val.txt", "LOC_val_solution.csv")
 """Labels of a flat folder of validation images: lines of file name and class index or wnid, or Kaggle's table."""
+
+
+_SHOWN = 5
+"""Classes that a line names."""
 
 
 class LabelledImages(Protocol):
@@ -39,10 +46,19 @@ class LabelledImages(Protocol):
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files with labels."""
+    """Image files with labels.
+
+    Attributes:
+        items: files, each with the index of its class.
+        class_ids: the classes' names on disk.
+        source: where they were found.
+        problems: a line for each kind of thing there that was left out.
+    """
 
     items: Sequence[tuple[Path, int]]
     class_ids: tuple[str, ...]
+    source: str = ""
+    problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -84,6 +100,11 @@ class ImageSubset:
     def class_ids(self) -> tuple[str, ...]:
         return self.images.class_ids
 
+    @property
+    def source(self) -> str:
+        """Where the data set was found."""
+        return getattr(self.images, "source", "")
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -100,8 +121,10 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     Args:
         data: "fashion-mnist", "cifar10" or "cifar100"; `hf:NAME`, a data set of the Hugging Face Hub or a folder of
             parquet files (see `open_hub_images`); or a folder in one of these forms: `<split>/<class>/<image>`
-            (ImageNet's train and val by wnid), `<class>/<image>`, or a flat folder of ImageNet's validation images with
-            one of `GROUND_TRUTH_FILES` in it, above it, or in a folder `meta` above it (as mmpretrain keeps it).
+            (ImageNet's train and val by wnid; see `SPLIT_NAMES` for what else a split is called), `<class>/<image>`,
+            images with a list of their labels (see `read_list`), or a flat folder of ImageNet's validation
+            images with one of `GROUND_TRUTH_FILES` in it, above it, or in a folder `meta` above it (as mmpretrain keeps
+            it). A single folder in a folder is looked through.
         split: "val" is what a model is measured on. A folder without splits serves as either.
 
     Raises:
@@ -121,33 +144,142 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     root = Path(data)
     if not root.is_dir():
         raise XCiTError(f"{data}: no such folder; data is {KNOWN_DATA}")
-    if (root / split).is_dir():
-        root = root / split
-    by_class = {
-        entry.name: images_below(entry)
-        for entry in sorted(root.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name != "meta"
-    }
-    if split == "val" and not any(by_class.values()):
-        flat = [path for path in images_below(root) if path.parent == root]
-        if flat:
-            return _flat_imagenet(root, flat)
-    return _class_folders(root, by_class)
+    splits = find_splits(root)
+    place = splits.of(split)
+    problems = [f"{splits.root}: {name} beside its splits is not read" for name in splits.unused]
+    classes = known_classes(splits.root, place)
+    others: Counter[str] = Counter()
+    by_class = {entry.name: images_below(entry, others) for entry in subfolders(place)}
+    beside = [path for path in sorted(place.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    if sum(map(bool, by_class.values())) <= 1:  # as many folders as one that the images of a list lie in
+        path = find_list(splits.root, place, split)
+        if path is not None:
+            listed = read_list(path, place, classes)
+            return ImageFiles(listed.items, listed.class_ids, str(path), (*problems, *listed.problems))
+        if split == "val" and beside and not any(by_class.values()):
+            return _flat_imagenet(place, images_below(place))
+    if beside:
+        problems.append(f"{place}: {len(beside)} images beside its class folders left out: they have no class")
+    problems += left_out(place, others)
+    images = _class_folders(place, by_class, problems, is_part=split == "val" and splits.has_val)
+    return _in_order_of(classes, images) if classes else images
 
 
 def has_validation(data: str) -> bool:
     """Whether a data set that `open_labelled_images` opens has images to measure on beside those to train on."""
-    return not Path(data).is_dir() or (Path(data) / "val").is_dir()
+    root = Path(data)
+    if not root.is_dir():
+        return True
+    splits = find_splits(root)
+    return splits.has_val or has_validation_list(splits.root)
 
 
-def _class_folders(root: Path, by_class: Mapping[str, Sequence[Path]]) -> ImageFiles:
+def is_folder_without_validation(data: str) -> bool:
+    """Whether a folder's images are all there are: whoever measures on it does so on what may be trained on."""
+    return Path(data).is_dir() and not has_validation(data)
+
+
+def describe_classes(images: LabelledImages) -> str:
+    """What was found, in a line: how many classes and images, the first classes, and where."""
+    names = images.class_ids
+    where = getattr(images, "source", "")
+    shown = f"{', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+    return f"{len(names)} classes: {shown}; {len(images)} images{f' in {where}' if where else ''}"
+
+
+def problems_of(images: LabelledImages) -> tuple[str, ...]:
+    """A line for each kind of thing in the data that was left out."""
+    return tuple(getattr(images, "problems", ()))
+
+
+def with_classes(images: LabelledImages, class_ids: Sequence[str], labels: Sequence[int]) -> LabelledImages:
+    """The images with the labels of other classes: `labels` has the new label of each old one."""
+    if isinstance(images, ImageFiles):
+        return replace(
+            images, items=[(path, labels[label]) for path, label in images.items], class_ids=tuple(class_ids)
+        )
+    return _Relabelled(images, tuple(labels), tuple(class_ids))
+
+
+def measured_by(images: LabelledImages, class_ids: tuple[str, ...], data: str) -> tuple[LabelledImages, str]:
+    """Images to measure on with the labels of the classes that were trained on, found by their names.
+
+    Returns:
+        The images, and a line about classes of which there are none; "" if there is none such.
+
+    Raises:
+        XCiTError: if there is a class that was not trained on.
+    """
+    if images.class_ids == class_ids:
+        return images, ""
+    index_of = {name: index for index, name in enumerate(class_ids)}
+    unknown = [name for name in images.class_ids if name not in index_of]
+    if unknown:
+        raise XCiTError(
+            f"{data}: the training and the validation images have different classes: {_some(unknown)} "
+            f"{'is' if len(unknown) == 1 else 'are'} not among the {len(class_ids)} to train on, "
+            f"{_some(class_ids)}"
+        )
+    found = set(images.class_ids)
+    missing = [name for name in class_ids if name not in found]
+    line = f"{data}: no images to measure on of {len(missing)} of the {len(class_ids)} classes: {_some(missing)}"
+    return with_classes(images, class_ids, [index_of[name] for name in images.class_ids]), line if missing else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(map(repr, names[:_SHOWN]))}{', ...' if len(names) > _SHOWN else ''}"
+
+
+@dataclass(frozen=True)
+class _Relabelled:
+    """Images with the labels of other classes in place of their own."""
+
+    images: LabelledImages
+    labels: tuple[int, ...]
+    class_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.images[index]
+        return image, self.labels[label]
+
+    @property
+    def source(self) -> str:
+        return getattr(self.images, "source", "")
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return problems_of(self.images)
+
+    def image_name(self, index: int) -> str:
+        return self.images.image_name(index)
+
+
+def _class_folders(
+    root: Path, by_class: Mapping[str, Sequence[Path]], problems: Sequence[str], *, is_part: bool
+) -> ImageFiles:
+    """Images by their folders; in images to measure on (`is_part`) a class may be missing."""
     empty = [name for name, images in by_class.items() if not images]
     if len(empty) == len(by_class):
         raise XCiTError(f"{root}: no images by class: expected folders named for the classes, with images in them")
-    if empty:
+    if empty and not is_part:
         raise XCiTError(f"{root}: no images of class {empty[0]!r}; remove the empty folder or fill it")
-    items = [(path, label) for label, images in enumerate(by_class.values()) for path in images]
-    return ImageFiles(items, tuple(by_class))
+    names = tuple(name for name in by_class if name not in empty)
+    items = [(path, label) for label, name in enumerate(names) for path in by_class[name]]
+    return ImageFiles(items, names, str(root), tuple(problems))
+
+
+def _in_order_of(classes: Sequence[str], images: ImageFiles) -> ImageFiles:
+    """Images by folders with the labels that a file gives the classes: by its lines, or the first word of each."""
+    first_words = [line.split()[0] for line in classes]
+    names = first_words if set(images.class_ids) <= set(first_words) else list(classes)
+    unknown = [name for name in images.class_ids if name not in names]
+    if unknown:
+        raise XCiTError(f"{images.source}: {_some(unknown)} is none of the classes of its {' or '.join(CLASS_FILES)}")
+    labels = [names.index(name) for name in images.class_ids]
+    return replace(images, items=[(path, labels[label]) for path, label in images.items], class_ids=tuple(names))
 
 
 def _flat_imagenet(root: Path, images: Sequence[Path]) -> ImageFiles:

@@ -38,11 +38,11 @@ def read_channels(source: ImageSource, num_channels: int) -> Pixels:
         return _checked(pixels, num_channels, "image tensor")
     if isinstance(source, np.ndarray | Image.Image):
         return _checked(np.asarray(source), num_channels, "image array")
-    path = Path(os.fspath(source))
-    if path.suffix != ".npy":
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    if path is None or path.suffix != ".npy":
         raise XCiTError(
-            f"{path}: the model takes {num_channels} channels, which an image file does not have: give an array "
-            "(H, W, C) or a .npy file of one"
+            f"{path or 'image bytes'}: the model takes {num_channels} channels, which an image file does not have: "
+            "give an array (H, W, C) or a .npy file of one"
         )
     try:
         return _checked(np.load(path, allow_pickle=False), num_channels, str(path))

@@ -8,6 +8,7 @@ import re
 import stat
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -17,8 +18,10 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from xcit.errors import XCiTError
+from xcit.images.sources import STANDARD_INPUT, as_url, bytes_elsewhere, bytes_of
+from xcit.images.stored_numbers import stored_numbers
 
-ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 
 # What Pillow calls the formats that we read, with the suffixes of their files. EPS and the like stay out: Pillow would
 # start another program to draw them.
@@ -82,13 +85,15 @@ _PNG_TRANSPARENCY_SCALE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 _warnings_lock = threading.Lock()
 
 
-def read_image(source: ImageSource) -> Image.Image:
+def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image:
     """Reads an image as a good viewer shows it: upright (EXIF), transparency over white, first frame, 8-bit RGB.
 
     Args:
-        source: a path; a PIL image of any mode (left as it is); an array (H, W) or (H, W, C) in RGB order; or a tensor
-            (H, W) or (C, H, W), with C 1, 3 or 4 (the last is alpha). Arrays and tensors hold uint8, uint16 (scaled to
-            8 bits), bool, or floating-point numbers in 0..1.
+        source: a path or URL, or "-" for standard input; the bytes of an image file, or a file that is open for bytes,
+            which is read from where it is; a PIL image of any mode (left as it is); an array (H, W) or (H, W, C) in RGB
+            order; or a tensor (H, W) or (C, H, W), with C 1, 3 or 4 (the last is alpha). Arrays and tensors hold uint8,
+            uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
+        ignore_exif: leave the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
         A new image of mode "RGB", loaded, without metadata.
@@ -101,50 +106,73 @@ def read_image(source: ImageSource) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             with _pillow_errors():
-                return _to_rgb(source)
+                return _to_rgb(source, ignore_exif)
         if isinstance(source, torch.Tensor):
             return _from_tensor(source)
         if isinstance(source, np.ndarray):
             return _from_array(source)
+        if isinstance(source, bytes | bytearray | memoryview):
+            return _from_bytes(bytes(source), ignore_exif)
         if isinstance(source, str | os.PathLike):
+            data = bytes_elsewhere(source)
+            if data is not None:
+                return _from_bytes(data, ignore_exif)
             with _open_file(Path(source)) as file, _pillow_errors():
-                return _to_rgb(_identify(file))
+                return _to_rgb(_identify(file), ignore_exif)
+        if hasattr(source, "read"):
+            return _from_bytes(bytes_of(source), ignore_exif)
     except XCiTError as error:
         raise XCiTError(f"{_name(source)}: {error}") from error
-    raise XCiTError(f"an image is a path, a PIL image, a NumPy array or a tensor, not {type(source).__name__}")
+    raise XCiTError(
+        "an image is a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not "
+        f"{type(source).__name__}"
+    )
+
+
+def _from_bytes(data: bytes, ignore_exif: bool) -> Image.Image:
+    if not data:
+        raise XCiTError("the file is empty (0 bytes)")
+    with _pillow_errors():
+        return _to_rgb(_identify(io.BytesIO(data)), ignore_exif)
 
 
 def read_encoded_image(data: bytes, name: str) -> Image.Image:
     """Reads the bytes of an image file as `read_image` reads the file; `name` is what errors call it."""
     try:
-        if not data:
-            raise XCiTError("the file is empty (0 bytes)")
-        with _pillow_errors():
-            return _to_rgb(_identify(io.BytesIO(data)))
+        return _from_bytes(data, ignore_exif=False)
     except XCiTError as error:
         raise XCiTError(f"{name}: {error}") from error
 
 
+def image_size(path: str | os.PathLike[str], *, ignore_exif: bool = False) -> tuple[int, int]:
+    """Width and height of the picture that `read_image` gives, from the file's first bytes alone.
+
+    Raises:
+        XCiTError: "<path>: <reason>" if it can't be read as an image.
+    """
+    try:
+        with _open_file(Path(path)) as file, _pillow_errors():
+            image = _identify(file)
+            width, height = image.size
+            is_turned = not ignore_exif and _orientation(image) in (5, 6, 7, 8)
+    except XCiTError as error:
+        raise XCiTError(f"{_name(path)}: {error}") from error
+    return (height, width) if is_turned else (width, height)
+
+
 def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a label image: one whole number a pixel, whatever colours a palette shows for them.
+    """Reads a label image: one whole number a pixel, as it is stored, whatever grey or colour is shown for it.
 
     Returns:
         uint8 (h, w).
 
     Raises:
         XCiTError: "<path>: <reason>" if it can't be read as an image, has colours instead of numbers, or numbers above
-            255.
+            255, or is a JPEG.
     """
     try:
         with _open_file(Path(path)) as file, _pillow_errors():
-            image = _identify(file)
-            image.load()
-            if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
-                raise XCiTError(
-                    f"a colour picture (mode {image.mode}): a label image has one number a pixel, the class, as a grey "
-                    "or palette PNG"
-                )
-            values = np.asarray(image)
+            values = stored_numbers(_identify(file))
     except XCiTError as error:
         raise XCiTError(f"{_name(path)}: {error}") from error
     if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 255:
@@ -155,10 +183,10 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
 def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Finds the image files that a person means by files, folders and glob patterns.
 
-    A file is taken whatever its suffix, even if it is missing (`read_image` says so), and a .zarr folder as one file; a
-    folder is searched with all below it for `IMAGE_SUFFIXES`, hidden files and folders left out, "img2" before "img10";
-    a pattern (`*`, `?`, `[...]`, `**` for any depth) stands for the files and folders that match it, unless a file has
-    just that name.
+    A URL and "-", standard input, are taken as they are. A file is taken whatever its suffix, even if it is missing
+    (`read_image` says so), and a .zarr folder as one file; a folder is searched with all below it for `IMAGE_SUFFIXES`,
+    hidden files and folders left out, "img2" before "img10"; a pattern (`*`, `?`, `[...]`, `**` for any depth) stands
+    for the files and folders that match it, unless a file has just that name.
 
     Returns:
         The paths in the order of the inputs, each file once.
@@ -174,7 +202,8 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _expand(path: Path) -> list[Path]:
-    if path.suffix.lower() == ".zarr":  # a folder that is one image
+    # A .zarr folder is one image.
+    if str(path) == STANDARD_INPUT or as_url(path) is not None or path.suffix.lower() == ".zarr":
         return [path]
     if _is_folder(path):
         images = images_below(path)
@@ -191,8 +220,12 @@ def _expand(path: Path) -> list[Path]:
     return images
 
 
-def images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path, others: Counter[str] | None = None) -> list[Path]:
     """The image files in a folder and all below it, by suffix and in natural order, hidden ones left out.
+
+    Args:
+        folder: where to look.
+        others: counts the files that are left out for their suffix, by it.
 
     Raises:
         XCiTError: if a folder can't be read.
@@ -210,8 +243,12 @@ def images_below(folder: Path) -> list[Path]:
             continue
         seen.add(place.resolve())
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = (name for name in files if not name.startswith("."))
-        images += [place / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            if suffix in IMAGE_SUFFIXES and not name.startswith("."):
+                images.append(place / name)
+            elif others is not None and not name.startswith(".") and name != "Thumbs.db":
+                others[suffix or "no suffix"] += 1
     return sorted(images, key=_natural_order)
 
 
@@ -310,13 +347,13 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, ignore_exif: bool = False) -> Image.Image:
     if 0 in image.size:
         raise XCiTError(f"has no pixels ({image.width} x {image.height})")
     is_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
     with _without_warnings() if is_large else contextlib.nullcontext():  # so that small images load side by side
         image.load()
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = None if ignore_exif else _UPRIGHT.get(_orientation(image))
     if image.mode.startswith("I"):
         rgb = Image.fromarray(_integers_to_8_bits(image)).convert("RGB")
     elif image.mode == "F":
@@ -416,7 +453,22 @@ def _name(source: ImageSource) -> str:
         return "image tensor"
     if isinstance(source, np.ndarray):
         return "image array"
-    return _printable(Path(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "image bytes"
+    if not isinstance(source, str | os.PathLike):
+        name = getattr(source, "name", None)
+        return _printable(Path(name)) if isinstance(name, str) else "open image file"
+    return source_name(source)
+
+
+def source_name(source: str | os.PathLike[str]) -> str:
+    """What to call a path, a URL or standard input, on one line."""
+    if os.fspath(source) == STANDARD_INPUT:
+        return "standard input"
+    url = as_url(source)
+    if url is None:
+        return _printable(Path(source))
+    return url if url.isprintable() else ascii(url)
 
 
 def _printable(path: Path) -> str:

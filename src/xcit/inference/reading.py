@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.images.read import ImageSource, find_images, read_image
+from xcit.images.sources import as_url
 
 Result = TypeVar("Result")
 Prepared = TypeVar("Prepared")
@@ -74,7 +75,7 @@ def read_ahead(
 def _read(
     index: int, image: ImageSource, prepare: Callable[[Any], Prepared], read: Callable[[ImageSource], Any]
 ) -> tuple[str, Prepared] | Unreadable:
-    path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+    path = (as_url(image) or os.fspath(image)) if isinstance(image, str | os.PathLike) else None
     source = f"image {index}" if path is None else path
     try:
         picture = read(image)
@@ -92,7 +93,7 @@ def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     Raises:
         XCiTError: if a folder has no images, a pattern no match, or a batch is empty.
     """
-    one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor)
+    one = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor) or hasattr(images, "read")
     items: Any = [images] if one else images
     found: list[ImageSource] = []
     for item in items:

@@ -98,7 +98,7 @@ def segment(
     model: str | os.PathLike[str] | Segmenter,
     *,
     window: SlidingWindow | None = None,
-    keep_size: bool = False,
+    full_size: bool = False,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> list[Segmentation | Unreadable]:
@@ -109,7 +109,7 @@ def segment(
             (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
         window: go over each image by a window, and average the logits where windows overlap; none takes it whole.
-        keep_size: leave images at their own size instead of scaling them as the model's preprocessing says.
+        full_size: leave images at their own size instead of scaling them as the model's preprocessing says.
         device: where to compute; none is a GPU if there is one, else the CPU.
         dtype: of weights and computation.
 
@@ -119,7 +119,7 @@ def segment(
     Raises:
         XCiTError: if none of the images can be read, or the model can't be had or is no segmenter.
     """
-    results = segment_each(listed(images), model, window=window, keep_size=keep_size, device=device, dtype=dtype)
+    results = segment_each(listed(images), model, window=window, full_size=full_size, device=device, dtype=dtype)
     return collected(results)
 
 
@@ -128,7 +128,7 @@ def segment_each(
     model: str | os.PathLike[str] | Segmenter,
     *,
     window: SlidingWindow | None = None,
-    keep_size: bool = False,
+    full_size: bool = False,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Segmentation | Unreadable]:
@@ -136,7 +136,7 @@ def segment_each(
     network, info, place = prepare_segmenter(model, device, dtype)
     spec = info.preprocessing
     names = info.class_names or tuple(map(str, range(network.num_classes)))
-    prepare = partial(_prepare, spec=spec, keep_size=keep_size, least=network.config.backbone.patch_size)
+    prepare = partial(_prepare, spec=spec, full_size=full_size, least=network.config.backbone.patch_size)
     for result in read_ahead(images, prepare, num_ahead=2):
         if isinstance(result, Unreadable):
             yield result
@@ -264,10 +264,10 @@ def _best(logits: Tensor, size: tuple[int, int]) -> Labels:
     return labels.cpu().numpy()
 
 
-def _prepare(image: Image.Image, spec: SegmentationPreprocessing, keep_size: bool, least: int) -> tuple[Pixels, Pixels]:
+def _prepare(image: Image.Image, spec: SegmentationPreprocessing, full_size: bool, least: int) -> tuple[Pixels, Pixels]:
     """The image as it is, and the pixels that the model sees."""
     pixels = to_pixels(image, spec)
-    if not keep_size:
+    if not full_size:
         pixels = resize_bilinear_8bit(pixels, target_size(pixels, spec))
     if min(pixels.shape[:2]) < least:
         raise XCiTError(

@@ -2,16 +2,22 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from xcit.data.classification import LabelledImages, open_labelled_images
+from xcit.data.classification import (
+    LabelledImages,
+    describe_classes,
+    is_folder_without_validation,
+    problems_of,
+    with_classes,
+)
+from xcit.data.splits import is_number
 from xcit.draw.confusion import draw_confusion
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, published_preprocessing
@@ -20,6 +26,7 @@ from xcit.measure.result import Measuring, TestResult, write_confusion
 from xcit.models import XCiT
 from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
+from xcit.training.tasks.labelled_data import open_measured
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.kinds import CLASSIFIER
 from xcit.zoo.records import Protocol
@@ -66,10 +73,11 @@ def measure_classifier(
     protocol: Protocol | None,
     prepared: Callable[[Preprocessing], Preprocessing],
     batch_size: int,
+    holdout: float,
 ) -> ClassificationResult:
     """See `xcit.test`; `prepared` has the last word on how images are prepared."""
     spec = _preprocessing(recipe, protocol)
-    images = open_labelled_images(data, "val")
+    images = open_measured(data, holdout)
     model = load_for(recipe, checkpoint, CLASSIFIER)
     if model.info is not None and not model.info.assumed:
         # The size is the protocol's. How pixels are normalised belongs to the weights: robust models take them as they
@@ -82,7 +90,10 @@ def measure_classifier(
             f"{os.fspath(checkpoint)} has no classifier: its features are measured by xcit knn or xcit linear"
         )
     class_ids, class_names = _classes(model)
-    images = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
+    found = (describe_classes(images), *problems_of(images), *_flattered(data, holdout))
+    images, order = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
+    for line in (*found, order) if order else found:
+        how.announce(line)
     how.started(len(images))
     # Fused in float32 alone: autocast keeps the sum of the blocks in float32, which a fused copy would not.
     network = model.fuse() if how.dtype == torch.float32 else model
@@ -95,6 +106,18 @@ def measure_classifier(
         report=how.report,
     )
     return ClassificationResult(report=result, class_names=class_names or images.class_ids, preprocessing=spec)
+
+
+def _flattered(data: str, holdout: float) -> tuple[str, ...]:
+    """A warning where images are measured that a run on the same folder was trained on."""
+    if holdout:
+        return (f"these images are held out of the training images of {data}: --holdout {holdout:g}",)
+    if not is_folder_without_validation(data):
+        return ()
+    return (
+        f"warning: {data} has no folder val: all its images are measured, also those that a run on it was trained on; "
+        "--holdout, as in that run, measures those it was not",
+    )
 
 
 def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> Preprocessing:
@@ -114,36 +137,32 @@ def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (), ()
 
 
-class _Relabelled:
-    """Images with the labels of a model's classes in place of their folders' order."""
-
-    def __init__(self, images: LabelledImages, labels: Sequence[int], class_ids: tuple[str, ...]) -> None:
-        self.images, self.labels, self.class_ids = images, labels, class_ids
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image, label = self.images[index]
-        return image, self.labels[label]
-
-    def image_name(self, index: int) -> str:
-        return self.images.image_name(index)
-
-
 def _with_labels_of(
     images: LabelledImages, model_classes: tuple[str, ...], num_classes: int, data: str
-) -> LabelledImages:
-    """Matches folders to the model's classes by name, so that a part of ImageNet is measured right too."""
-    if images.class_ids == model_classes:
-        return images
+) -> tuple[LabelledImages, str]:
+    """Matches folders to the model's classes by name, or number, so that a part of ImageNet is measured right too.
+
+    Returns:
+        The images, and a line for people where the order of the folders alone says which class is which.
+    """
+    names = images.class_ids
+    if names == model_classes:
+        return images, ""
     index_of = {name: index for index, name in enumerate(model_classes)}
-    if all(name in index_of for name in images.class_ids):
-        return _Relabelled(images, [index_of[name] for name in images.class_ids], model_classes)
-    if not model_classes and len(images.class_ids) == num_classes:
-        return images  # nothing but the order is known
-    unknown = [name for name in images.class_ids if name not in index_of]
+    if all(name in index_of for name in names):
+        return with_classes(images, model_classes, [index_of[name] for name in names]), ""
+    if all(is_number(name) and int(name) < num_classes for name in names):
+        numbers = [int(name) for name in names]
+        classes = model_classes or tuple(map(str, range(num_classes)))
+        line = f"{data}: its classes are numbers: the model's, from 0" + (
+            f"; {names[0]} is {classes[numbers[0]]!r}" if model_classes else ""
+        )
+        return with_classes(images, classes, numbers), line
+    if not model_classes and len(names) == num_classes:
+        shown = ", ".join(f"{index} {name!r}" for index, name in enumerate(names[:3]))
+        return images, f"the weights do not name their classes: they are taken in the folders' order, {shown}, ..."
+    unknown = [name for name in names if name not in index_of]
     raise XCiTError(
-        f"{data} has {len(images.class_ids)} classes, and the model's {num_classes} do not include "
+        f"{data} has {len(names)} classes, and the model's {num_classes} do not include "
         f"{', '.join(map(repr, unknown[:3]))}{', ...' if len(unknown) > 3 else ''}"
     )

@@ -58,7 +58,8 @@ def measure_detector(
     if how.dtype != torch.float32:
         raise XCiTError(f"{recipe.name}: a detector is measured in float32 alone, not in {how.dtype}")
     need_packages("average precision", "faster_coco_eval")
-    images = open_coco(data, "val")
+    images = open_coco(data, "val", ignore_exif=recipe.ignore_exif)
+    how.announce(images.describe())
     model = load_for(recipe, checkpoint, DETECTOR)
     prepared = {
         name: getattr(recipe.model, name) for name in ("short_side", "long_side", "mean", "std", "anchor_scale")

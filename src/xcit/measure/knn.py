@@ -24,7 +24,7 @@ from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes, num_started_processes
 from xcit.training.engine.task import Layout, Reduce
-from xcit.training.tasks.labelled_features import extract, feature_cache, open_train_and_val, share_of
+from xcit.training.tasks.labelled_features import check_pooled, extract, feature_cache, open_train_and_val, share_of
 
 KS = (10, 20, 100, 200)
 """The published numbers of neighbours."""
@@ -89,6 +89,7 @@ def evaluate_knn(
     *,
     ks: Sequence[int] | None = None,
     temperature: float = TEMPERATURE,
+    holdout: float = 0,
     cache: bool = True,
     batch_size: int = 128,
     num_workers: int = 2,
@@ -108,6 +109,8 @@ def evaluate_knn(
             `open_labelled_images`); or the two splits themselves.
         ks: numbers of neighbours; none takes those of 10, 20, 100 and 200 that are no more than the training images.
         temperature: of the votes.
+        holdout: classify images that are taken off the training images, a number, or below 1 a share: the same that
+            training with this `holdout` leaves out.
         cache: whether features are kept in `feature_cache()`, and taken from there.
         batch_size: images a forward pass, in each process.
         num_workers: processes that read images, for each process.
@@ -123,12 +126,16 @@ def evaluate_knn(
     """
     if dtype not in _DTYPES:
         raise XCiTError(f"dtype is {dtype}, must be torch.float32, torch.bfloat16 or torch.float16")
-    train, val = open_train_and_val(data) if isinstance(data, str) else data
+    found_lines: list[str] = []  # told when nothing that was asked for is wrong
+    train, val = open_train_and_val(data, holdout, found_lines.append) if isinstance(data, str) else data
     _check(ks, temperature, len(train))
     run = RunConfig(batch_size=batch_size * num_started_processes(), dtype=_DTYPES[dtype], num_workers=num_workers)
     processes = Processes(run, find_device(device) if device is not None else default_device())
     try:
         network, info, _ = prepare_model(model, processes.device, torch.float32)
+        check_pooled(network)
+        for line in found_lines if processes.is_main else ():
+            announce(line)
         started(len(share_of(train, processes)) + len(share_of(val, processes)))
         found = [
             extract(

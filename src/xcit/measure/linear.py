@@ -22,7 +22,14 @@ from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import draw_run
 from xcit.training.engine.loop import Progress, train_task
 from xcit.training.tasks.base import check_class_weights
-from xcit.training.tasks.labelled_features import backbone_digest, extract, feature_cache, open_train_and_val, share_of
+from xcit.training.tasks.labelled_features import (
+    backbone_digest,
+    check_pooled,
+    extract,
+    feature_cache,
+    open_train_and_val,
+    share_of,
+)
 from xcit.training.tasks.linear_probe import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 
@@ -136,7 +143,8 @@ def train_linear(
         class_weights=tuple(class_weights),
         run=run,
     )
-    train, val = open_train_and_val(data)
+    found_lines: list[str] = []  # told when nothing that was asked for is wrong
+    train, val = open_train_and_val(data, announce=found_lines.append)
     check_class_weights(config.class_weights, len(train.class_ids))
     if len(train) < batch_size:
         raise XCiTError(
@@ -150,6 +158,9 @@ def train_linear(
         network, _, _ = prepare_model(backbone, processes.device, torch.float32)
         config = replace(config, name=info.name, backbone=backbone_digest(network))
         checkpoint = check_run(config, directory, resume=resume)
+        check_pooled(network)
+        for line in found_lines if processes.is_main else ():
+            announce(line)
         splits = (val,) if augmented else (val, train)
         # Images a forward pass of each process: the probe's own batch is of features.
         reading = replace(run, batch_size=_DEVICE_BATCH * processes.layout.world_size)

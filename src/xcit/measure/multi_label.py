@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from xcit.data.classification import describe_classes
 from xcit.data.multi_label import open_multi_label
 from xcit.errors import XCiTError
 from xcit.measure.loading import load_for
@@ -49,6 +50,7 @@ def measure_multi_label(
     images = open_multi_label(data, "val", class_ids=known)
     if len(images.class_ids) != model.num_classes:
         raise XCiTError(f"{data} has {len(images.class_ids)} classes, the model {model.num_classes} without names")
+    how.announce(describe_classes(images))
     how.started(len(images))
     network = model.fuse() if how.dtype == torch.float32 else model  # see `measure_classifier`
     report = evaluate_multi_label(

@@ -20,6 +20,7 @@ class Measuring:
     dtype: torch.dtype
     started: Callable[[int], None]
     report: Callable[[int], None]
+    announce: Callable[[str], None] = lambda _: None
 
 
 class TestResult(ABC):

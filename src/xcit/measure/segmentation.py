@@ -53,7 +53,9 @@ def measure_segmenter(
     window: SlidingWindow | None,
 ) -> SegmentationResult:
     """See `xcit.test`."""
-    scenes = dataclasses.replace(open_scenes(data, "val"), ignored=recipe.ignore_index)
+    scenes = open_scenes(data, "val", ignore_exif=recipe.ignore_exif).ignoring(recipe.ignore_index)
+    for line in (scenes.describe(), *scenes.problems):
+        how.announce(line)
     model = load_for(recipe, checkpoint, SEGMENTER)
     known = () if model.info is None else model.info.class_names
     if model.num_classes != len(scenes.class_names) or (known and known != scenes.class_names):

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from xcit.data.classification import is_folder_without_validation
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
 from xcit.inference.segment import SlidingWindow
@@ -37,12 +39,16 @@ def test(
     size: int | None = None,
     stem_strides: Sequence[int] | None = None,
     window: SlidingWindow | None = None,
+    holdout: float | None = None,
+    ignore_index: int | None = None,
+    ignore_exif: bool = False,
     batch_size: int = 64,
     num_workers: int = 2,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     started: Callable[[int], None] = lambda _: None,
     report: Callable[[int], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> TestResult:
     """Measures a checkpoint on labelled data, as a recipe prepares them.
 
@@ -58,6 +64,11 @@ def test(
         size: pixels a side of a classifier's input, or of the short side of an image, in place of the recipe's.
         stem_strides: of the model, in place of the recipe's (see `XCiTConfig`).
         window: of segmentation: how to go over an image; none takes it whole, as the published figures were measured.
+        holdout: of classification: measure the images that a run with this `holdout` on these data was watched by, a
+            number or a share of them; none takes a run's own where `config` is that run's and `data` its data.
+        ignore_index: of segmentation: a label whose pixels do not count, in place of the recipe's.
+        ignore_exif: of segmentation and detection: label maps and boxes were drawn on the pixels as they are stored,
+            not as a viewer turns them; also where the recipe does not say so.
         batch_size: of classification: images a forward pass. Segmenters and detectors take one at a time.
         num_workers: processes that read images.
         device: where to compute; none is a GPU if there is one, else the CPU.
@@ -65,6 +76,7 @@ def test(
             are measured in float32 alone.
         started: called once with the number of images.
         report: called with the number of images of each batch.
+        announce: called with lines for people: which classes were found, and what is not as it should be.
 
     Returns:
         What was measured, by task: its `report` is a `ClassificationReport`, `MultiLabelReport`, `SegmentationReport`
@@ -81,8 +93,18 @@ def test(
         raise XCiTError(f"{recipe.name} trains no classifier: the published protocols do not apply to it")
     if window is not None and not isinstance(recipe, SegmentationConfig):
         raise XCiTError(f"{recipe.name} trains no segmenter: no window goes over its images")
+    if holdout is not None and not isinstance(recipe, ClassificationConfig):
+        raise XCiTError(f"{recipe.name} trains no classifier of one class an image: nothing is held out")
+    if ignore_index is not None and not isinstance(recipe, SegmentationConfig):
+        raise XCiTError(f"{recipe.name} trains no segmenter: there are no labels to ignore")
+    if ignore_exif:
+        if not isinstance(recipe, SegmentationConfig | DetectionConfig):
+            raise XCiTError(f"{recipe.name} has no label maps or boxes that were drawn on stored pixels")
+        recipe = replace(recipe, ignore_exif=True)
     place = find_device(device) if device is not None else default_device()
-    how = Measuring(num_workers=num_workers, device=place, dtype=dtype, started=started, report=report)
+    how = Measuring(
+        num_workers=num_workers, device=place, dtype=dtype, started=started, report=report, announce=announce
+    )
     if isinstance(recipe, ClassificationConfig):
         return measure_classifier(
             recipe,
@@ -92,12 +114,17 @@ def test(
             protocol=protocol,
             prepared=lambda spec: spec.changed(mean=mean, std=std, size=size),
             batch_size=batch_size,
+            holdout=_own_holdout(recipe, data) if holdout is None else holdout,
         )
     if isinstance(recipe, MultiLabelConfig):
         recipe = replace(recipe, preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size))
         return measure_multi_label(recipe, checkpoint, data, how, batch_size=batch_size)
     if isinstance(recipe, SegmentationConfig):
-        recipe = replace(recipe, preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size))
+        recipe = replace(
+            recipe,
+            preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size),
+            ignore_index=recipe.ignore_index if ignore_index is None else ignore_index,
+        )
         return measure_segmenter(recipe, checkpoint, data, how, window=window)
     if isinstance(recipe, DetectionConfig):
         recipe = replace(recipe, model=recipe.model.prepared(mean=mean, std=std, size=size))
@@ -106,3 +133,10 @@ def test(
         f"{recipe.name} trains no classifier, no segmenter and no detector; features are measured by `xcit knn` and "
         "`xcit linear`"
     )
+
+
+def _own_holdout(recipe: ClassificationConfig, data: str) -> float:
+    """What a run held out of a folder, where the config is the run's and the folder the one it was trained on."""
+    if not recipe.holdout or not recipe.data or not is_folder_without_validation(data):
+        return 0
+    return recipe.holdout if Path(recipe.data).resolve() == Path(data).resolve() else 0

@@ -101,7 +101,8 @@ def _train(
     def begin() -> None:
         save_yaml(resolved, directory / CONFIG)
         problems = [f"warning: {line}" for line in getattr(task, "problems", ())]
-        for line in [*describe_batch(config, processes.layout), *describe_watching(config), *problems]:
+        notes = getattr(task, "notes", ())
+        for line in [*notes, *describe_batch(config, processes.layout), *describe_watching(resolved), *problems]:
             announce(line)
 
     try:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -27,10 +26,9 @@ from xcit.zoo.stored import (
     build_stored,
     check_strides,
     describe_backbone,
-    load_file,
+    load_classifier,
     load_stored,
     load_stored_as,
-    read_verified,
 )
 
 if TYPE_CHECKING:
@@ -90,8 +88,8 @@ def get_model(
     """Builds a model by name, in evaluation mode.
 
     Args:
-        model: a name or alias (see `list_models`), an architecture such as "xcit-medium-12-p16", or the path of a
-            weights file, which then is loaded.
+        model: a name or alias (see `list_models`), an architecture such as "xcit-medium-12-p16", or the path or URL of
+            a weights file, which then is loaded.
         pretrained: false for random weights, true for the published ones (downloaded once, see `fetch`), or the path or
             URL of a file in any published format (official, timm, mmpretrain, DINO; for a segmenter or detector the
             official one) with weights for this architecture.
@@ -130,7 +128,7 @@ def get_model(
         raise XCiTError("out_indices are the blocks of features_only=True, or of get_backbone(..., pyramid=True)")
     if is_file(model):
         _one_file(model, pretrained)
-        built = load_stored(read_verified(Path(model)), changes)
+        built = load_stored(read_source(os.fspath(model), progress), changes)
     else:
         built = _from_name(find_record, os.fspath(model), pretrained, num_classes, changes, progress)
     return _with_classes(built, num_classes, device)
@@ -156,7 +154,7 @@ def get_xcit(
     model, pretrained = _with_key(model, pretrained, key)
     if is_file(model):
         _one_file(model, pretrained)
-        built = load_file(Path(model), changes)
+        built = load_classifier(read_source(os.fspath(model), progress), changes)
     else:
         built = _from_name(find_checkpoint, os.fspath(model), pretrained, num_classes, changes, progress)
     return _with_classes(built, num_classes, device)
@@ -236,7 +234,7 @@ def _backbone(
     stored: StoredWeights | None = None
     if is_file(model):
         _one_file(model, pretrained)
-        stored = read_verified(Path(model))
+        stored = read_source(os.fspath(model), progress)
         config = describe_backbone(stored, has_strides=changes.stem_strides is not None)
     else:
         name = os.fspath(model)

@@ -31,8 +31,15 @@ def is_known(name: str) -> bool:
     return name.lower() in _BY_LOWER_NAME
 
 
+def is_url(model: str | os.PathLike[str]) -> bool:
+    """Whether a model is given by the URL of a weights file."""
+    return isinstance(model, str) and model.startswith(("http://", "https://", "file://"))
+
+
 def is_file(model: str | os.PathLike[str]) -> bool:
-    """Whether a model is given by its path rather than by name."""
+    """Whether a model is given by its path or URL rather than by name."""
+    if is_url(model):
+        return True
     path, key = split_key(os.fspath(model))
     if not isinstance(model, str) or key is not None or model.endswith(WEIGHT_SUFFIXES):
         return True

@@ -146,9 +146,13 @@ def load_file(path: Path, changes: Changes = UNCHANGED) -> XCiT:
     Raises:
         XCiTError: if the file can't be read, is not of a known model, or holds a detector or segmenter.
     """
-    stored = read_verified(path)
+    return load_classifier(read_verified(path), changes)
+
+
+def load_classifier(stored: StoredWeights, changes: Changes = UNCHANGED) -> XCiT:
+    """Like `load_file`, of what was read of a file."""
     _check_kind(CLASSIFIER, stored)
-    return CLASSIFIER.require(load_stored(stored, changes), str(path))
+    return CLASSIFIER.require(load_stored(stored, changes), str(stored.path))
 
 
 def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:

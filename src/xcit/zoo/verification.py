@@ -9,8 +9,8 @@ from xcit.weights.fetch import DownloadProgress
 from xcit.weights.files import digest
 from xcit.weights.strict import check_state, nonfinite
 from xcit.zoo.kinds import kind_of_config
-from xcit.zoo.load import fitting_config, weights_path
-from xcit.zoo.names import find_record, is_file
+from xcit.zoo.load import fitting_config, read_source, weights_path
+from xcit.zoo.names import find_record, is_file, is_url
 from xcit.zoo.shapes import architecture_of
 from xcit.zoo.stored import describe, num_parameters, outline, read_weights
 
@@ -35,7 +35,12 @@ def verify(name_or_path: str | os.PathLike[str], *, progress: DownloadProgress |
         XCiTError: naming the first thing that is wrong.
     """
     record = None if is_file(name_or_path) else find_record(os.fspath(name_or_path))
-    path = Path(name_or_path) if record is None else weights_path(record, progress=progress)
+    if record is not None:
+        path = weights_path(record, progress=progress)
+    elif is_url(name_or_path):
+        path = read_source(os.fspath(name_or_path), progress).path
+    else:
+        path = Path(name_or_path)
     stored = read_weights(path)
     found, recorded = digest(stored.whole), stored.metadata.get("digest")
     if recorded is not None and recorded != found:

@@ -131,7 +131,7 @@ def test_every_bad_entry_is_named_and_counted_and_costs_no_other(tmp_path: Path)
         "1 annotations left out, for they are no objects of fields",
         "1 images left out, for another has their id",
         "1 images left out, for there is no such file",
-        "1 images left out, for they lack id, file_name, height or width",
+        "1 images left out, for they lack id or file_name",
         "1 objects are not trained on, for their box has a side below a pixel",
         "1 objects have no mask",
         "2 annotations left out, for bbox is not four finite numbers",

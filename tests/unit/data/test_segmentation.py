@@ -96,11 +96,78 @@ def test_what_is_no_data_set(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(XCiTError, match="no such folder; data is the folder ADEChallengeData2016"):
         open_scenes(str(tmp_path / "none"), "val")
     (plain / "classes.txt").write_text("\n")
-    with pytest.raises(XCiTError, match="0 classes, must be 1 to 255"):
+    with pytest.raises(XCiTError, match="0 classes, must be 2 to 255"):
         open_scenes(str(plain), "val")
     (plain / "classes.txt").unlink()
     with pytest.raises(XCiTError, match=r"no classes\.txt in it"):
         open_scenes(str(plain), "val")
+
+
+@pytest.mark.parametrize(
+    "place", ["images/training", "images/valid", "train/images", "Data/images/train"], ids=lambda text: text
+)
+@pytest.mark.parametrize("kind", ["labels", "masks", "annotations"])
+def test_other_names_of_the_folders(tmp_path: Path, place: str, kind: str) -> None:
+    split = "val" if "valid" in place else "train"
+    write_scene(tmp_path, f"{place}/a.png", f"{place.replace('images', kind)}/a.png", np.array([[0, 1, 2]]))
+    root = tmp_path / "Data" if place.startswith("Data") else tmp_path
+    (root / "classes.txt").write_text("ground\nbag\ncoat\n")
+    scenes = open_scenes(str(tmp_path), split)  # type: ignore[arg-type]
+    assert scenes[0][0].labels.tolist() == [[0, 1, 2]]
+    assert scenes.describe() == f"3 classes: ground, bag, coat; 1 images in {tmp_path / place}"
+
+
+def test_what_is_left_out_is_counted(plain: Path) -> None:
+    assert open_scenes(str(plain), "val").problems == ()
+    Image.new("L", (3, 2)).save(plain / "labels/val/more/z.png")
+    (plain / "images/val/a.json").write_text("{}")
+    assert open_scenes(str(plain), "val").problems == (
+        f"{plain / 'labels/val'}: 1 label maps left out, for they have no image: more/z",
+        f"{plain / 'images/val'}: 1 files left out, for they are no images by their suffix: .json (1)",
+    )
+
+
+def masks(root: Path, **rows: list[int]) -> str:
+    for name, row in rows.items():
+        split = name.split("_")[0]
+        write_scene(root, f"images/{split}/{name}.png", f"labels/{split}/{name}.png", np.array([row]))
+    (root / "classes.txt").write_text("ground\nroad\n")
+    return str(root)
+
+
+def test_masks_of_0_and_255_have_two_classes(tmp_path: Path) -> None:
+    data = masks(tmp_path, train_1=[0, 0, 0], train_2=[0, 255, 0], val_1=[255, 0, 255], val_2=[0, 0, 0])
+    scenes = open_scenes(data, "val")
+    assert [scenes[index][0].labels.tolist() for index in range(2)] == [[[1, 0, 1]], [[0, 0, 0]]]
+    assert scenes.problems == (
+        f"{tmp_path}/labels/val: its label maps are masks of 0 and 255: 255 is taken for 'road'",
+    )
+    assert open_scenes(data, "train")[1][0].labels.tolist() == [[0, 1, 0]]
+    # Said to be ignored, 255 is; and of a mask the ground may be.
+    assert scenes.ignoring(255)[0][0].labels.tolist() == [[255, 0, 255]]
+    assert scenes.ignoring(0)[0][0].labels.tolist() == [[1, 255, 1]]
+    assert scenes.ignoring(None) is scenes
+
+
+def test_label_maps_of_two_classes_are_no_masks(tmp_path: Path) -> None:
+    data = masks(tmp_path, train_1=[0, 255, 0], train_2=[0, 1, 0], val_1=[255, 0, 255])
+    for split in ("train", "val"):  # what the training images say is true for both
+        scenes = open_scenes(data, split)
+        assert not scenes.problems
+        assert 255 in scenes[0][0].labels
+    later = masks(tmp_path / "later", **{f"train_{number:03d}": [0, 255, 0] for number in range(60)})
+    Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save(tmp_path / "later/labels/train/train_059.png")
+    with pytest.raises(
+        XCiTError, match=r"train_059\.png: it has pixels of label 1, and the first label maps of .* are"
+    ):
+        open_scenes(later, "train")[59]
+
+
+def test_a_single_class_is_an_error(tmp_path: Path) -> None:
+    data = masks(tmp_path, train_1=[0, 255, 0])
+    (tmp_path / "classes.txt").write_text("road\n")
+    with pytest.raises(XCiTError, match="1 classes, must be 2 to 255, a name a line; what is in no class is one too"):
+        open_scenes(data, "train")
 
 
 # What becomes of them

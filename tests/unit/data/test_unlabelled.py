@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from xcit.data.classification import problems_of
 from xcit.data.unlabelled import open_unlabelled_images
 from xcit.errors import XCiTError
 
@@ -24,6 +25,9 @@ def test_a_folder_of_any_layout(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", tmp_path / "b" / "c" / "d.png", tmp_path / ".hidden" / "e.png")
     (tmp_path / "readme.txt").write_text("text")
     assert names(tmp_path) == ["a.png", "b/c/d.png"]
+    assert problems_of(open_unlabelled_images(str(tmp_path))) == (
+        f"{tmp_path}: 1 files left out, for they are no images by their suffix: .txt (1)",
+    )
     image, label = open_unlabelled_images(str(tmp_path))[0]
     assert (image.size, label) == ((4, 4), 0)
 

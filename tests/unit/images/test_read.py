@@ -404,7 +404,10 @@ def test_wrong_types():
         read_image(np.zeros((2, 2), dtype=np.int64))
     with pytest.raises(XCiTError, match="pixels of type complex64"):
         read_image(torch.zeros(2, 2, dtype=torch.complex64))
-    with pytest.raises(XCiTError, match="an image is a path, a PIL image, a NumPy array or a tensor, not int"):
+    with pytest.raises(
+        XCiTError,
+        match="an image is a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not int",
+    ):
         read_image(3)  # type: ignore[arg-type]
     with pytest.raises(XCiTError, match=r"^PIL image of mode L: has no pixels \(0 x 3\)"):
         read_image(Image.new("L", (0, 3)))

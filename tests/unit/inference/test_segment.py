@@ -100,7 +100,7 @@ def test_files_names_and_what_can_t_be_read(model: Segmenter, tmp_path: Path) ->
     Image.new("RGB", (3, 400)).save(tmp_path / "hair.png")
     save_model(model, tmp_path / "model.safetensors")
     paths = [tmp_path / name for name in ("a.png", "b.png", "hair.png")]
-    good, bad, hair = segment_each(paths, tmp_path / "model.safetensors", device="cpu", keep_size=True)
+    good, bad, hair = segment_each(paths, tmp_path / "model.safetensors", device="cpu", full_size=True)
     assert not isinstance(good, Unreadable)
     assert good.labels.shape == (30, 44)
     assert isinstance(bad, Unreadable)

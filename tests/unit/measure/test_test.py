@@ -314,3 +314,42 @@ def test_the_files_of_a_report(setting: Setting) -> None:
     # Written once more, they are replaced.
     assert result.write(folder, config="t", checkpoint="c.pth", data="d") == paths
     assert json.loads(paths[0].read_text())["config"] == "t"
+
+
+def test_numbered_folders_are_a_models_classes_by_their_numbers(setting: Setting) -> None:
+    by_wnid = setting.test()
+    for wnid, number in zip(WNIDS, (281, 999, 0), strict=True):
+        (Path(setting.data) / "val" / wnid).rename(Path(setting.data) / "val" / str(number))
+    lines: list[str] = []
+    by_number = setting.test(announce=lines.append)
+    assert torch.equal(by_number.report.confusion, by_wnid.report.confusion)
+    assert by_number.report.confusion.sum(dim=1).nonzero().flatten().tolist() == [0, 281, 999]
+    assert lines == [
+        f"3 classes: 0, 281, 999; 6 images in {setting.data}/val",
+        f"{setting.data}: its classes are numbers: the model's, from 0; 0 is 'n01440764'",
+    ]
+
+
+def test_what_a_run_held_out_is_what_is_measured(setting: Setting) -> None:
+    info = ModelInfo(name="own", preprocessing=setting.recipe.preprocessing, class_names=("ant", "bee"))
+    save_model(make_model(2, info), setting.folder / "own.safetensors")
+    write_images(setting.folder / "own", ("ant", "bee"), count=10)
+    data = str(setting.folder / "own")
+    recipe = replace(setting.recipe, model=replace(TINY, num_classes=2), data=data, holdout=0.2)
+    save_yaml(recipe, setting.folder / "own.yaml")
+    asked: dict[str, Any] = {"checkpoint": str(setting.folder / "own.safetensors"), "data": data}
+    lines: list[str] = []
+    own = setting.test(config=str(setting.folder / "own.yaml"), announce=lines.append, **asked)
+    assert own.report.num_images == 4
+    assert lines[0] == f"2 classes: ant, bee; 4 images in {data}"
+    assert lines[1] == f"these images are held out of the training images of {data}: --holdout 0.2"
+    save_yaml(replace(recipe, data="", holdout=0.0), setting.folder / "other.yaml")
+    other = str(setting.folder / "other.yaml")
+    same = setting.test(config=other, holdout=0.2, **asked)
+    assert torch.equal(same.report.confusion, own.report.confusion)
+    assert same.report.loss == own.report.loss
+    lines = []
+    assert setting.test(config=other, announce=lines.append, **asked).report.num_images == 20
+    assert lines[1].startswith(f"warning: {data} has no folder val: all its images are measured")
+    with pytest.raises(XCiTError, match=r"holdout is 3, but .* has images to validate by"):
+        setting.test(holdout=3)

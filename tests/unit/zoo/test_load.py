@@ -37,6 +37,8 @@ from xcit.zoo import (
 )
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.conversion import convert
+from xcit.zoo.get import get_xcit
+from xcit.zoo.verification import verify
 
 NAME = "xcit-nano-12-p16_3rdparty_in1k"
 RECORD = find_checkpoint(NAME)
@@ -531,6 +533,22 @@ def test_pretrained_is_a_url(nano: Nano, site: tuple[str, Path]) -> None:
     assert get_backbone(NAME, pretrained=f"{url}/a/model.safetensors?download=true").config.cls_depth == 0
     with pytest.raises(XCiTError, match="HTTP 404"):
         get_model(NAME, pretrained=f"{url}/c/model.safetensors")
+
+
+def test_a_model_is_a_url(nano: Nano, site: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = site
+    put(nano, "timm.safetensors", folder, "a/model.safetensors")
+    for model in (f"{url}/a/model.safetensors", f"{url}/a/model.safetensors?download=true"):
+        assert_is_nano(get_model(model), nano)
+        assert_is_nano(get_model(model, pretrained=True), nano)
+        assert_is_nano(get_xcit(model), nano)
+    assert get_backbone(f"{url}/a/model.safetensors").config.cls_depth == 0
+    assert_is_nano(get_model((folder / "a" / "model.safetensors").as_uri()), nano)
+    assert verify(f"{url}/a/model.safetensors").num_tensors == len(nano.state)
+    with pytest.raises(XCiTError, match=f"{url}/none: .*HTTP 404"):
+        get_model(f"{url}/none")
+    with pytest.raises(XCiTError, match="two weight files were given: http"):
+        get_model(f"{url}/a/model.safetensors", pretrained=str(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("what", ["page", "error text", "cut off", "another model"])

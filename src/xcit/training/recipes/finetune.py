@@ -37,15 +37,16 @@ def transfer(architecture: str) -> ClassificationConfig:
     """Ours: the distilled 224-pixel checkpoint tuned on a folder of one's own classes, some hundred images or more.
 
     `xcit train xcit-small-12-p16_transfer --data FOLDER`, with FOLDER/train/<class>/<image> and FOLDER/val/...; a
-    folder without these two needs `--holdout N`, or the figures are of images that were trained on. The number of
-    classes is the folder's. 20 epochs, batch 32, layers far from the head learning less, light augmentation. Accuracy
-    to expect: it depends on the images; the numbers were chosen by us, on no benchmark.
+    folder without these two is watched by a fifth of its images, or by `--holdout N`, which are not trained on. The
+    number of classes is the folder's. 20 epochs, batch 32, layers far from the head learning less, light augmentation.
+    Accuracy to expect: it depends on the images; the numbers were chosen by us, on no benchmark.
     """
     config = ARCHITECTURES[architecture]
     return ClassificationConfig(
         name=f"xcit-{architecture}_transfer",
         model=replace(config, num_classes=0),
         preprocessing=published_preprocessing("official", 224),
+        holdout=None,
         initialize=InitializeConfig(weights=f"xcit-{architecture}_3rdparty-dist_in1k"),
         augmentation=AugmentationConfig(scale=(0.35, 1.0), label_smoothing=0.1),
         optimizer=OptimizerConfig(

@@ -1,5 +1,6 @@
 """Image classification: the loss, the figures, and the wiring of the data."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -47,7 +48,8 @@ class ClassificationConfig:
         preprocessing: size and normalisation of the images in training, and all of it when measuring.
         data: a folder or a known name (see `open_labelled_images`), or a stream (see `open_stream`).
         val_data: where to watch the run, if not in `data`; a stream needs it.
-        holdout: images taken off the training split to watch the run by; 0 watches the validation split.
+        holdout: images taken off the training split to watch the run by, a number, or below 1 a share; 0 watches the
+            validation split. Left open (null), it is a fifth of a folder without one.
         shuffle_buffer: images of a stream that each worker keeps in memory, as files, to draw the next one from.
         class_weights: what a class counts in the loss, a number a class (see `weighted_cross_entropy`); none counts all
             the same. A teacher's term has none.
@@ -65,7 +67,7 @@ class ClassificationConfig:
     preprocessing: Preprocessing
     data: str = ""
     val_data: str = ""
-    holdout: int = 0
+    holdout: float | None = 0.0
     shuffle_buffer: int = 2000
     class_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -78,6 +80,8 @@ class ClassificationConfig:
     def __post_init__(self) -> None:
         if self.holdout and self.val_data:
             raise XCiTError("give holdout or val_data, not both: a run is watched by one of them")
+        if self.holdout is not None and not 0 <= self.holdout < math.inf:
+            raise XCiTError(f"holdout is {self.holdout}, must be a number of images, or a share below 1")
         if self.shuffle_buffer < 1:
             raise XCiTError(f"shuffle_buffer is {self.shuffle_buffer}, must be at least 1")
         check_class_weights(self.class_weights, self.model.num_classes)
@@ -192,7 +196,9 @@ class ClassificationTask(TaskWithLoader):
     """Wires a config's data, augmentation, first weights, teacher and loss to the engine.
 
     Attributes:
-        config: with the data's number of classes where it was left open.
+        config: with the data's number of classes, and what is held out of them, where that was left open.
+        notes: lines that say what was found.
+        problems: lines about what is not as it should be in the data.
 
     Raises:
         XCiTError: before anything is read or downloaded if the config names what does not exist; then if the data are
@@ -207,11 +213,13 @@ class ClassificationTask(TaskWithLoader):
             raise XCiTError(f"{config.name} has no data of its own: set data to a folder of images by class")
         check_initialize(config.initialize, config.model)
         check_teacher(config.distillation, config.preprocessing, config.model.num_classes)
-        train, self.watched = open_data(
+        opened = open_data(
             config.data, val_data=config.val_data, holdout=config.holdout, num_classes=config.model.num_classes
         )
+        train, self.watched = opened.train, opened.watched
+        self.notes, self.problems = opened.notes, opened.problems
         num_classes = len(train.class_ids)
-        self.config = config = with_classes_of(config, num_classes)
+        self.config = config = replace(with_classes_of(config, num_classes), holdout=opened.holdout)
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
         initialize(model, config.initialize)

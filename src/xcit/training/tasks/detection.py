@@ -47,6 +47,7 @@ class DetectionConfig:
         backbone_weights: what the backbone starts from: a name of the zoo or a file, of a classifier, a feature
             backbone, a detector or a segmenter; "" is random weights.
         train_on_empty: whether images without objects are trained on; published models were not.
+        ignore_exif: whether boxes were drawn on the pixels as they are stored, not as a viewer turns them.
         class_weights: what a region of a class counts in the classifier's loss, a number a class, where one of the
             background counts 1; none counts all the same. Boxes and masks, and the proposals, have none.
         augmentation: of training images.
@@ -61,6 +62,7 @@ class DetectionConfig:
     data: str = ""
     backbone_weights: str = ""
     train_on_empty: bool = False
+    ignore_exif: bool = False
     class_weights: tuple[float, ...] = ()
     augmentation: DetectionAugmentation = field(default_factory=DetectionAugmentation)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -202,6 +204,7 @@ class DetectionTask(TaskWithLoader):
 
     Attributes:
         config: with the data's number of classes where it was left open.
+        notes: lines that say what was found.
         problems: a line a kind of entry of the data that is not as it should be.
 
     Raises:
@@ -219,9 +222,12 @@ class DetectionTask(TaskWithLoader):
             raise XCiTError(f"{config.name} has no data of its own: set data to a folder in COCO's form")
         if config.backbone_weights:
             find_source(config.backbone_weights, "backbone_weights")
-        train, self.watched = open_coco(config.data, "train"), open_coco(config.data, "val")
+        train, self.watched = (
+            open_coco(config.data, split, ignore_exif=config.ignore_exif) for split in ("train", "val")
+        )
         if set(train.class_names) != set(self.watched.class_names):
             raise XCiTError(f"{config.data}: the training and the validation images have different classes")
+        self.notes = (f"found {train.describe()}", f"watched by {self.watched.describe()}")
         self.problems = tuple(dict.fromkeys([*train.problems, *self.watched.problems]))
         num_classes = len(train.class_names)
         self.config = config = with_classes_of(config, num_classes)

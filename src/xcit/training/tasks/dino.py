@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.data.classification import ImageSubset
+from xcit.data.classification import ImageSubset, problems_of
 from xcit.data.loader import TrainLoader
 from xcit.data.multi_crop import MultiCropConfig, multi_crop_transform
 from xcit.data.unlabelled import open_unlabelled_images
@@ -150,6 +150,8 @@ class DINOTask(TaskWithLoader):
 
     Attributes:
         config: as it was given.
+        notes: lines that say what was found.
+        problems: lines about what is not as it should be in the data.
 
     Raises:
         XCiTError: if the data are missing, or a field does not fit the others.
@@ -162,6 +164,9 @@ class DINOTask(TaskWithLoader):
         if not config.data:
             raise XCiTError(f"{config.name} has no data of its own: set data to a folder of images")
         images = open_unlabelled_images(config.data)
+        source = getattr(images, "source", "")
+        self.notes = (f"found {len(images)} images{f' in {source}' if source else ''}; their classes do not count",)
+        self.problems = problems_of(images)
         self.config = config
         torch.manual_seed(config.run.seed)
         self.model: nn.Module = DINO(config.model, config.head)

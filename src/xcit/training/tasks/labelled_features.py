@@ -5,20 +5,23 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from xcit.data.classification import ImageSubset, LabelledImages, open_labelled_images
+from xcit.data.classification import ImageSubset, LabelledImages, is_folder_without_validation
 from xcit.data.fingerprint import fingerprint
 from xcit.data.loader import EvaluationImages, prepare_worker
+from xcit.data.streams import is_stream
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
+from xcit.training.tasks.labelled_data import open_data
 from xcit.weights.fetch import cache_dir
 from xcit.weights.files import digest, write_safetensors
 
@@ -43,25 +46,47 @@ def feature_cache() -> Path:
     return cache_dir() / "features"
 
 
-def open_train_and_val(data: str) -> tuple[LabelledImages, LabelledImages]:
+def open_train_and_val(
+    data: str, holdout: float = 0, announce: Callable[[str], None] = lambda _: None
+) -> tuple[LabelledImages, LabelledImages]:
     """The two splits of a data set: features of the one are compared with those of the other.
 
+    Args:
+        data: see `open_labelled_images`.
+        holdout: takes the second off the first instead, as a run with this `holdout` does.
+        announce: called with lines for people: what was found, and what is not as it should be.
+
     Raises:
-        XCiTError: if one is missing, or they have different classes; and what `open_labelled_images` raises.
+        XCiTError: if one is missing, the second has a class that the first has not, or there is one class; and what
+            `open_labelled_images` raises.
     """
-    root = Path(data)
-    for split in ("train", "val"):
-        if root.is_dir() and not (root / split).is_dir():
-            raise XCiTError(f"{data}: no folder {split} in it: expected train/<class>/<image> and val/<class>/<image>")
-    train, val = open_labelled_images(data, "train"), open_labelled_images(data, "val")
-    if train.class_ids != val.class_ids:
-        raise XCiTError(f"{data}: the training and the validation images have different classes")
-    return train, val
+    if not holdout and is_folder_without_validation(data):
+        raise XCiTError(
+            f"{data}: no folder val in it: expected train/<class>/<image> and val/<class>/<image>, or --holdout"
+        )
+    if is_stream(data):
+        raise XCiTError(f"{data}: a stream can't be used here; give a folder of images by class, or 'hf:NAME'")
+    opened = open_data(data, val_data="", holdout=holdout, num_classes=0)
+    for line in (*opened.notes, *(f"warning: {problem}" for problem in opened.problems)):
+        announce(line)
+    return cast("tuple[LabelledImages, LabelledImages]", (opened.train, opened.watched))
 
 
 def pooled_feature(model: XCiT, images: Tensor) -> Tensor:
     """The feature (B, D) that a classifier reads: the class token after the final norm, or the mean of the patches'."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def check_pooled(model: XCiT) -> None:
+    """Refuses a model that gives no feature of an image.
+
+    Raises:
+        XCiTError: if it pools nothing.
+    """
+    if model.config.global_pool == "none":
+        raise XCiTError(
+            "a model without pooling gives tokens, no feature of the image: set global_pool to 'cls' or 'avg'"
+        )
 
 
 def backbone_digest(model: XCiT) -> str:
@@ -103,10 +128,7 @@ def extract(
     Raises:
         XCiTError: if not one image could be read, or a feature is not finite.
     """
-    if model.config.global_pool == "none":
-        raise XCiTError(
-            "a model without pooling gives tokens, no feature of the image: set global_pool to 'cls' or 'avg'"
-        )
+    check_pooled(model)
     path = _place(cache, model, images, spec, run)
     known = None if path is None else _read(path, processes.device)
     # Where one process lacks the file, as on a machine with a disk of its own, all compute their shares again.

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.data.classification import LabelledImages
+from xcit.data.classification import LabelledImages, describe_classes
 from xcit.data.loader import AugmentationConfig, TrainLoader, train_transform
-from xcit.data.multi_label import MultiLabelImages, open_multi_label
+from xcit.data.multi_label import MultiLabelImages, has_validation_list, open_multi_label
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
@@ -60,7 +60,7 @@ class MultiLabelConfig:
     preprocessing: Preprocessing
     data: str = ""
     val_data: str = ""
-    holdout: int = 0
+    holdout: float = 0.0
     class_weights: tuple[float, ...] = ()
     positive_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -186,6 +186,7 @@ class MultiLabelTask(TaskWithLoader):
 
     Attributes:
         config: with the data's number of classes where it was left open.
+        notes: lines that say what was found.
 
     Raises:
         XCiTError: if the data are missing, or have other classes than the model, or weights can't be had or do not fit.
@@ -200,6 +201,7 @@ class MultiLabelTask(TaskWithLoader):
         check_initialize(config.initialize, config.model)
         listed = open_multi_label(config.data, "train")
         train, self._watched = self._split(config, listed)
+        self.notes = (f"found {describe_classes(listed)}", f"watched by {len(self._watched[0])} images")
         self.config = config = with_classes_of(config, len(listed.class_ids))
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
@@ -223,6 +225,11 @@ class MultiLabelTask(TaskWithLoader):
     ) -> tuple[LabelledImages, tuple[LabelledImages, Tensor]]:
         """What is trained on, and what the run is watched by with its targets."""
         if config.holdout:
+            if has_validation_list(config.data):
+                raise XCiTError(
+                    f"holdout is {config.holdout:g}, but {config.data} has a val.csv, which would go unused: leave "
+                    "holdout out, or give train.csv as data"
+                )
             train, watched = held_out(listed, config.holdout)
             return train, (watched, listed.targets)
         val = open_multi_label(config.val_data or config.data, "val", class_ids=listed.class_ids)

@@ -56,6 +56,7 @@ class SegmentationConfig:
         class_weights: what a pixel of a class counts in the loss, a number a class; none counts all the same.
         focal_gamma: of the focal loss (arXiv 1708.02002), in which a pixel whose class has probability p counts
             (1 - p)^gamma; 0 is cross-entropy.
+        ignore_exif: whether label maps were drawn on the pixels as they are stored, not as a viewer turns them.
         ignore_index: a label whose pixels count neither in the loss nor in a figure, beside 255.
         augmentation: of training scenes.
         optimizer: AdamW's numbers.
@@ -73,6 +74,7 @@ class SegmentationConfig:
     class_weights: tuple[float, ...] = ()
     focal_gamma: float = 0.0
     ignore_index: int | None = None
+    ignore_exif: bool = False
     augmentation: SegmentationAugmentation = field(default_factory=SegmentationAugmentation)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -255,6 +257,8 @@ class SegmentationTask(TaskWithLoader):
 
     Attributes:
         config: with the data's number of classes where it was left open.
+        notes: lines that say what was found.
+        problems: lines about what is not as it should be in the data.
 
     Raises:
         XCiTError: if the data are missing, or have other classes than the model, or weights can't be had or do not fit.
@@ -269,8 +273,11 @@ class SegmentationTask(TaskWithLoader):
         if config.backbone_weights:
             find_source(config.backbone_weights, "backbone_weights")
         train, self.watched = (
-            replace(open_scenes(config.data, split), ignored=config.ignore_index) for split in ("train", "val")
+            open_scenes(config.data, split, ignore_exif=config.ignore_exif).ignoring(config.ignore_index)
+            for split in ("train", "val")
         )
+        self.notes = (f"found {train.describe()}", f"watched by {len(self.watched)} images in {self.watched.source}")
+        self.problems = tuple(dict.fromkeys([*train.problems, *self.watched.problems]))
         num_classes = len(train.class_names)
         self.config = config = with_classes_of(config, num_classes)
         torch.manual_seed(config.run.seed)

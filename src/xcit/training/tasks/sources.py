@@ -3,19 +3,21 @@
 from xcit.errors import XCiTError
 from xcit.weights.wrapping import split_key
 from xcit.zoo import Checkpoint, find_checkpoint
-from xcit.zoo.names import is_file
+from xcit.zoo.names import is_file, is_url
 
 
 def find_source(source: str, field: str) -> Checkpoint | None:
     """The checkpoint that a field names, or none where it names a file. Nothing is read or downloaded.
 
     Args:
-        source: a checkpoint's name or alias, or a path, which may have a key after it ("last.ckpt#model_ema").
+        source: a checkpoint's name or alias, a URL, or a path, which may have a key after it ("last.ckpt#model_ema").
         field: dotted, to begin an error with.
 
     Raises:
         XCiTError: if there is no such checkpoint (the nearest are suggested) or no such file.
     """
+    if is_url(source):
+        return None
     if is_file(source):
         if not split_key(source)[0].is_file():
             raise XCiTError(f"{field}: {source}: no such file")

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from xcit.data.classification import has_validation
+from xcit.data.coco import has_annotations_of
 from xcit.data.multi_label import has_validation_list
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.training.tasks.detection import DetectionConfig, DetectionTask
@@ -59,7 +59,7 @@ def _flattered_multi_label(config: MultiLabelConfig) -> str:
 
 
 def _flattered_detector(config: DetectionConfig) -> str:
-    if not Path(config.data).is_file():
+    if has_annotations_of(config.data, "val"):
         return ""
     return f"{config.data} is all there is: the figures are of the images that are trained on"
 

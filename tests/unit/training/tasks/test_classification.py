@@ -181,7 +181,7 @@ def test_the_same_seed_starts_with_the_same_weights(folder: Path) -> None:
 
 def test_held_out_images_are_not_trained_on(folder: Path) -> None:
     task: Any = ClassificationTask(
-        config_of(folder, holdout=3, augmentation=AugmentationConfig(crop="padded", padding=0))
+        config_of(folder / "train", holdout=3, augmentation=AugmentationConfig(crop="padded", padding=0))
     )
     watched = {task.watched.image_name(index) for index in range(3)}
     assert len(task.watched) == len(watched) == 3
@@ -193,7 +193,9 @@ def test_held_out_images_are_not_trained_on(folder: Path) -> None:
     normalised = {round((value / 255 - 0.485) / 0.229, 4) for value in map(float, held_out)}
     assert not values & normalised
     # The draw is the same for another seed.
-    again: Any = ClassificationTask(config_of(folder, holdout=3, run=RunConfig(batch_size=4, num_workers=0, seed=9)))
+    again: Any = ClassificationTask(
+        config_of(folder / "train", holdout=3, run=RunConfig(batch_size=4, num_workers=0, seed=9))
+    )
     assert {again.watched.image_name(index) for index in range(3)} == watched
 
 

@@ -113,7 +113,7 @@ class Bright(nn.Module):
 def test_each_watched_image_counts_once_over_the_processes(
     stream: str, tmp_path: Path, make: Callable[[Path], str]
 ) -> None:
-    _, watched = open_data(stream, val_data=make(tmp_path / "val"), holdout=0, num_classes=0)
+    watched = open_data(stream, val_data=make(tmp_path / "val"), holdout=0, num_classes=0).watched
     model = Bright(175 / 255)  # wrong about 170
     alone = evaluate_classification(model, watched, SPEC, EvaluationConfig(batch_size=2), num_classes=2)
     assert (alone.num_images, alone.top1) == (5, 80.0)
@@ -140,8 +140,9 @@ def test_val_data_is_watched_instead_of_the_data_s_own(tmp_path: Path) -> None:
     write_folder(tmp_path / "data" / "val", (30, 210))
     other = write_folder(tmp_path / "other", (50, 60, 220))
     root = str(Path(data).parent)
-    assert [num_images_of(part) for part in open_data(root, val_data="", holdout=0, num_classes=0)] == [2, 2]
-    assert [num_images_of(part) for part in open_data(root, val_data=other, holdout=0, num_classes=0)] == [2, 3]
+    for val_data, expected in (("", 2), (other, 3)):
+        opened = open_data(root, val_data=val_data, holdout=0, num_classes=0)
+        assert (num_images_of(opened.train), num_images_of(opened.watched)) == (2, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""The numbers that an image file stores, which Pillow scales or turns round where it wants to show them as greys."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xcit.errors import XCiTError
+
+_STEP_BY_BITS = {"2": 85, "4": 17}
+"""What Pillow multiplies greys of fewer than 8 bits by, so that they reach 255."""
+
+
+def stored_numbers(image: Image.Image) -> np.ndarray:
+    """The number of each pixel as the file has it: of 1, 2, 4, 8, 12, 16 or 32 bits, or the index into a palette.
+
+    A PNG or TIFF of 4 bits that stores 3 is shown as the grey 51; a PGM whose largest number is 20 likewise; of a TIFF
+    in which zero is white, and of a PBM, 0 is shown as 255. Here they are 3, and 0.
+
+    Args:
+        image: opened, its pixels not yet read.
+
+    Returns:
+        (h, w) of integers.
+
+    Raises:
+        XCiTError: if the file holds colours, or a format that does not keep numbers as they are.
+    """
+    if image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "webp"):
+        raise XCiTError(
+            "a JPEG picture, whose numbers are not the ones that were written: a label image is a grey or palette PNG"
+        )
+    codec, raw_mode, largest = _coding(image)
+    image.load()
+    if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
+        raise XCiTError(
+            f"a colour picture (mode {image.mode}): a label image has one number a pixel, the class, as a grey or "
+            "palette PNG"
+        )
+    values = np.asarray(image)
+    if image.mode == "1":
+        values = values.astype(np.uint8)
+    if codec.startswith("ppm") and largest:
+        shown = 65535 if image.mode.startswith("I") else 255
+        return np.rint(values.astype(np.float64) * largest / shown).astype(np.int32)
+    kind, _, layout = raw_mode.partition(";")
+    if kind not in ("L", "1"):
+        return values
+    if "I" in layout:
+        values = (1 if kind == "1" else 255) - values
+    return values // _STEP_BY_BITS.get(layout[:1], 1)
+
+
+def _coding(image: Image.Image) -> tuple[str, str, int]:
+    """The decoder, Pillow's name for how pixels lie in the file, and of a PGM the largest number; "" if not known."""
+    tiles = getattr(image, "tile", ())
+    if not tiles:
+        return "", "", 0
+    codec, _, _, arguments = tiles[0]
+    listed: tuple[Any, ...] = arguments if isinstance(arguments, tuple) else (arguments,)
+    largest = listed[1] if codec.startswith("ppm") and len(listed) > 1 and isinstance(listed[1], int) else 0
+    return codec, str(listed[0]) if listed else "", largest
