@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,7 @@ from xcit.images.row_views import BandRows, MaskedRows, RangedRows, RegionRows, 
 from xcit.images.rows import ImageRows, RowsInfo, rows_info
 from xcit.images.selection import ALL, Selection, level_of
 from xcit.images.slide_rows import SlideRows
+from xcit.images.sources import STANDARD_INPUT, as_url
 from xcit.images.tiff_rows import TiffRows, is_georeferenced
 from xcit.images.vips_rows import VipsRows, is_too_large
 from xcit.images.zarr_rows import ZarrRows
@@ -52,12 +54,12 @@ def open_rows(
     with ExitStack() as stack:
         if isinstance(source, np.ndarray | Tensor):
             rows: ImageRows = ArrayRows(source, RowsInfo(name=name), ranged=ranged)
+        elif isinstance(source, Image.Image | bytes) or not (_is_file(source) or hasattr(source, "height")):
+            rows = ArrayRows(np.asarray(read_image(cast(ImageSource, source))), RowsInfo(name=name))
         elif isinstance(source, str | os.PathLike):
             rows = _opened(Path(source), selection, stack)
-        elif isinstance(source, Image.Image):
-            rows = ArrayRows(np.asarray(read_image(source)), RowsInfo(name=name))
         else:
-            rows = source
+            rows = cast(ImageRows, source)
         if selection.mpp is not None:
             _, factor = level_of(rows_info(rows), selection.mpp)
             rows = ShrunkRows(rows, factor) if factor > 1 else rows
@@ -109,3 +111,8 @@ def _opener(path: Path, selection: Selection) -> Callable[[int], _Reader] | None
     if suffix in LARGE_SUFFIXES and is_too_large(path):
         return lambda level: VipsRows(path)
     return None
+
+
+def _is_file(source: object) -> bool:
+    """Whether it is a path, and neither a URL nor standard input."""
+    return isinstance(source, str | os.PathLike) and as_url(source) is None and os.fspath(source) != STANDARD_INPUT

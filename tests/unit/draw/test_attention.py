@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xcit.draw import attention as pictures
 from xcit.draw.attention import draw_temperatures
 from xcit.errors import XCiTError
 from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps, largest_cells
