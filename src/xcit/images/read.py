@@ -79,7 +79,18 @@ _UPRIGHT = {
 # PNG states its transparent colour at the file's bit depth. Pillow keeps it so, but scales the pixels to 8 bits.
 _PNG_TRANSPARENCY_SCALE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
+# Pillow warns of odd metadata when it opens a file of any of its formats; of these it is silent when it reads the pixels.
+_SILENT_FORMATS = frozenset(("JPEG", "PNG", "WEBP"))
+
 _warnings_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A fork has none but the thread that forked: a lock that another thread held would stay locked in it for ever, and
+    # the warnings that it silenced silent. So a fork waits for the moment that the lock is free.
+    os.register_at_fork(
+        before=_warnings_lock.acquire,
+        after_in_parent=_warnings_lock.release,
+        after_in_child=_warnings_lock.release,
+    )
 
 
 def read_image(source: ImageSource) -> Image.Image:
@@ -138,7 +149,7 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
     try:
         with _open_file(Path(path)) as file, _pillow_errors():
             image = _identify(file)
-            image.load()
+            load_pixels(image)
             if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
                 raise XCiTError(
                     f"a colour picture (mode {image.mode}): a label image has one number a pixel, the class, as a grey "
@@ -250,12 +261,10 @@ def _identify(file: BinaryIO) -> Image.Image:
     """Opens an image whose pixels are still to be read from `file`."""
     try:
         with _without_warnings():
-            image = Image.open(file)
+            image = Image.open(file, formats=tuple(_SUFFIXES_BY_FORMAT))
     except UnidentifiedImageError as error:
         file.seek(0)
         raise XCiTError(f"not an image that can be read{_looks_like(file.read(512))}") from error
-    if image.format not in _SUFFIXES_BY_FORMAT:
-        raise XCiTError(f"{image.format} files are not read; convert it to PNG or JPEG")
     if image.format == "PNG" and image.tile and "transparency" in image.info:
         scale = _PNG_TRANSPARENCY_SCALE.get(str(image.tile[0][3]))
         colour = image.info["transparency"]
@@ -307,12 +316,18 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
+def load_pixels(image: Image.Image) -> None:
+    """Reads the pixels of an image, side by side with other threads where no warning can come of it."""
+    is_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
+    is_silent = not is_large and (image.format is None or image.format in _SILENT_FORMATS)
+    with contextlib.nullcontext() if is_silent else _without_warnings():
+        image.load()
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise XCiTError(f"has no pixels ({image.width} x {image.height})")
-    is_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
-    with _without_warnings() if is_large else contextlib.nullcontext():  # so that small images load side by side
-        image.load()
+    load_pixels(image)
     turn = _UPRIGHT.get(_orientation(image))
     if image.mode.startswith("I"):
         rgb = Image.fromarray(_integers_to_8_bits(image)).convert("RGB")
