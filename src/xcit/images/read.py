@@ -9,6 +9,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,6 +57,8 @@ _SIGNATURES = (
     (b"II*\0", "a TIFF image that is damaged or of a rare kind"),
     (b"MM\0*", "a TIFF image that is damaged or of a rare kind"),
     (b"%PDF", "a PDF"),
+    (b"%!PS", "a PostScript or EPS drawing; convert it to PNG or JPEG"),
+    (b"\xc5\xd0\xd3\xc6", "an EPS drawing; convert it to PNG or JPEG"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip file"),
     (b"\x93NUMPY", "a NumPy array; load it and pass the array"),
@@ -261,7 +264,7 @@ def _identify(file: BinaryIO) -> Image.Image:
     """Opens an image whose pixels are still to be read from `file`."""
     try:
         with _without_warnings():
-            image = Image.open(file, formats=tuple(_SUFFIXES_BY_FORMAT))
+            image = Image.open(file, formats=_opened_formats())
     except UnidentifiedImageError as error:
         file.seek(0)
         raise XCiTError(f"not an image that can be read{_looks_like(file.read(512))}") from error
@@ -273,6 +276,13 @@ def _identify(file: BinaryIO) -> Image.Image:
         elif scale:
             image.info["transparency"] = int(colour * scale)
     return image
+
+
+@cache
+def _opened_formats() -> tuple[str, ...]:
+    """Of our formats those that Pillow opens by name: MPO comes as JPEG, and AVIF is not in every build."""
+    Image.init()
+    return tuple(format for format in _SUFFIXES_BY_FORMAT if format in Image.OPEN)
 
 
 def _looks_like(head: bytes) -> str:
