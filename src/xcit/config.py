@@ -157,7 +157,8 @@ def _read(value: Any, hint: Any, where: str) -> Any:
             raise XCiTError(f"{where} must have {len(inner)} numbers, not {len(value)}")
         return tuple(_read(v, i, where) for v, i in zip(value, inner, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # a whole number beyond all floats is none of a config's
+            return float(value)
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)  # YAML 1.1 takes 1e-3 for a text

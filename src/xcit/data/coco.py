@@ -4,7 +4,6 @@ What is wrong with single entries is named and counted, and costs no other entry
 """
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from xcit.data.coco_masks import CocoMask, box_polygon, decode_mask, mask_area, mask_problem
+from xcit.data.coco_masks import FARTHEST, CocoMask, box_polygon, decode_mask, mask_area, mask_problem
 from xcit.data.json_lists import json_lists
 from xcit.data.named import Split
 from xcit.errors import XCiTError
@@ -34,6 +33,9 @@ _ANNOTATION_FILES = (
 
 _IMAGE_FOLDERS = ("{split}2017", "{split}", "images/{split}2017", "images/{split}", "images", ".")
 """Where the images of a split are looked for, likewise, below the folder and below those above a JSON file."""
+
+_GREATEST = 2.0**53
+"""A number of pixels beyond which nothing is meant."""
 
 _SHOWN = 3
 """Entries that a line about a kind of problem names."""
@@ -243,6 +245,8 @@ def _images(source: Path, texts: bytearray, categories: list[Any], problems: Pro
                 or not isinstance(entry.get("file_name"), str)
             ):
                 problems.add("images left out, for they lack id, file_name, height or width", _brief(entry))
+            elif max(sizes) > FARTHEST or sizes[0] * sizes[1] >= 2**31:
+                problems.add("images left out, for no picture is that large", f"{entry['file_name']}: {sizes}")
             elif entry["id"] in ids:
                 problems.add("images left out, for another has their id", f"{entry['file_name']} (id {entry['id']})")
             else:
@@ -374,7 +378,8 @@ def _numbers(values: object) -> tuple[float, ...]:
     """Finite numbers of a list; none if one is not."""
     if not isinstance(values, list):
         return ()
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    # Compared, for `math.isfinite` fails at whole numbers beyond all floats.
+    if not all(isinstance(value, int | float) and -_GREATEST <= value <= _GREATEST for value in values):
         return ()
     return tuple(float(value) for value in values)
 

@@ -20,6 +20,7 @@ from xcit.images.read import IMAGE_SUFFIXES
 
 _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _LABELS = ("cls", "json")
+_MOST_DIGITS = 18
 
 
 def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
@@ -153,11 +154,12 @@ def _label(extension: str, text: bytes, num_classes: int) -> tuple[int, str]:
     """The class index, or what is wrong with it."""
     if extension.endswith("cls"):
         word = text.decode(errors="replace").strip()
-        label: object = int(word) if word.isdecimal() else word
+        # No class has a number of more digits, and Python refuses to read one of thousands.
+        label: object = int(word) if word.isdecimal() and len(word) <= _MOST_DIGITS else word
     else:
         try:
             fields = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return -1, "its json is damaged"
         label = fields.get("label") if isinstance(fields, dict) else None
     problem = label_problem(label, num_classes)
