@@ -313,16 +313,19 @@ def _objects(
         if not isinstance(entry, dict):
             problems.add("annotations left out, for they are no objects of fields", f"number {number}")
             continue
-        what = f"annotation {entry.get('id', f'number {number}')}"
+        what = f"annotation {_brief(entry['id']) if 'id' in entry else f'number {number}'}"
         place = place_of.get(_hashable(entry.get("image_id")))
         if place is None:
-            problems.add("annotations left out, for no image has their image_id", f"{what}: {entry.get('image_id')!r}")
+            problems.add(
+                "annotations left out, for no image has their image_id", f"{what}: {_brief(entry.get('image_id'))}"
+            )
             continue
         what += f" of {_name(texts, images[place])}"
         label = index_of.get(_hashable(entry.get("category_id")))
         if label is None:
             problems.add(
-                "annotations left out, for no category has their category_id", f"{what}: {entry.get('category_id')!r}"
+                "annotations left out, for no category has their category_id",
+                f"{what}: {_brief(entry.get('category_id'))}",
             )
             continue
         height, width = images[place]["size"].tolist()
@@ -393,5 +396,8 @@ def _hashable(value: object) -> int:
 
 
 def _brief(value: object) -> str:
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        return "lists within lists, too deep to show"
     return text if len(text) <= 60 else f"{text[:57]}..."

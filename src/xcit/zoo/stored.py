@@ -74,7 +74,9 @@ def read_metadata(stored: StoredWeights) -> Statement | None:
             raise XCiTError(f"its task is {content['task']!r}, which this version does not know")
         info = None if content.get("info") is None else _section(kind.info, content["info"])
         return Statement(kind=kind, config=_section(kind.config, content["config"]), info=info)
-    except (ValueError, TypeError, KeyError, AttributeError, XCiTError) as error:
+    except KeyError as error:
+        raise XCiTError(f"{stored.path}: its metadata can't be read: there is no {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise XCiTError(f"{stored.path}: its metadata can't be read: {error}") from None
 
 

@@ -114,7 +114,9 @@ def test_progressive_jpeg_equals_pillow(tmp_path):
 
 def test_formats_that_start_other_programs_are_refused(tmp_path):
     path = write(tmp_path, as_file(Image.fromarray(PICTURE), "EPS"))
-    with pytest.raises(XCiTError, match=r"image: not an image that can be read \(it looks like a PostScript or EPS drawing; convert"):
+    with pytest.raises(
+        XCiTError, match=r"image: not an image that can be read \(it looks like a PostScript or EPS drawing; convert"
+    ):
         read_image(path)
 
 

@@ -102,7 +102,9 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: st
         )
     check(own == sizes, f"{sum(sizes)} parameters, not {sum(own)}")
     numbers = list(chain.from_iterable(group["params"] for group in groups))
-    check(all(_is_count(number) for number in numbers) and numbers == list(range(sum(own))), "the numbering of its groups")
+    check(
+        all(_is_count(number) for number in numbers) and numbers == list(range(sum(own))), "the numbering of its groups"
+    )
     for mine, group in zip(optimizer.param_groups, groups, strict=True):
         for name, value in mine.items():
             if name != "params" and not (name in _SET_BY_TORCH and name not in group):
@@ -142,7 +144,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    return type(value) is int and abs(value) < _MOST_STEPS or type(value) is float and math.isfinite(value)
+    return (type(value) is int and abs(value) < _MOST_STEPS) or (type(value) is float and math.isfinite(value))
 
 
 def _is_alike(value: object, own: object) -> bool:
