@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, which merge keys can't keep busy for ever."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)  # type: ignore[no-untyped-call]
+        super().flatten_mapping(node)
         if len(node.value) > _MOST_ENTRIES:
             raise yaml.constructor.ConstructorError(problem="merge keys make a mapping without end")
 

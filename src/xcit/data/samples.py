@@ -56,7 +56,7 @@ def label_problem(label: object, num_classes: int) -> str:
     """What is wrong with a label, "" if it is the index of a class."""
     if type(label) is int and 0 <= label < num_classes:
         return ""
-    shown = repr(label) if isinstance(label, int | float | str) else f"(a {type(label).__name__})"
+    shown = repr(label) if label is None or isinstance(label, int | float | str) else f"(a {type(label).__name__})"
     return f"its label {shown} is none of the {num_classes} classes"
 
 

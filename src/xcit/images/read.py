@@ -82,7 +82,7 @@ _UPRIGHT = {
 # PNG states its transparent colour at the file's bit depth. Pillow keeps it so, but scales the pixels to 8 bits.
 _PNG_TRANSPARENCY_SCALE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
-# Pillow warns of odd metadata when it opens a file of any of its formats; of these it is silent when it reads the pixels.
+# Of odd metadata Pillow warns when it opens a file; of these formats it does not when it reads the pixels.
 _SILENT_FORMATS = frozenset(("JPEG", "PNG", "WEBP"))
 
 _warnings_lock = threading.Lock()

@@ -21,7 +21,7 @@ from xcit.errors import XCiTError
 from xcit.weights.dense import PYRAMID, Heads, dense_to_native, detect_head, xcit_of
 from xcit.weights.formats import detect_format, to_native
 from xcit.weights.pickles import brief, read_pickle
-from xcit.weights.plain import tensor_problem
+from xcit.weights.plain import tensor_problem, unstored_bytes
 from xcit.weights.wrapping import Found, Normalization, split_key, unwrap
 
 StoredFormat = Literal["xcit", "official", "timm", "mmpretrain", "dino", "dense"]
@@ -31,6 +31,9 @@ _DINO_NETWORKS = ("teacher", "student")
 
 _CLASSIFIER_HEAD = frozenset(("head.weight", "head.fc.weight"))
 """A classifier that someone keeps under the name of a teacher has one of these; DINO's projection head has none."""
+
+_MOST_UNSTORED = 2**30
+"""Bytes that tensors may claim beyond what a file holds: one number, repeated, can be a tensor of any size."""
 
 _SHOWN = 6
 """Names that an error shows before it says how many more there are."""
@@ -225,6 +228,8 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
         if problem := tensor_problem(tensor):
             raise XCiTError(f"{path}: {name} is {problem}: no weights")
+    if (size := unstored_bytes(tensors.values())) > _MOST_UNSTORED:
+        raise XCiTError(f"{path}: its tensors claim {size:,} bytes that are not in the file: no weights")
 
 
 def _sort_out_dense(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path, heads: Heads) -> StoredWeights:

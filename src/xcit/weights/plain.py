@@ -1,4 +1,6 @@
-"""Which tensors can be weights: dense real numbers, each of them stored."""
+"""Which tensors can be weights: dense real numbers."""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -7,8 +9,8 @@ from torch import Tensor
 def tensor_problem(tensor: Tensor) -> str:
     """What keeps a tensor from being weights, "" if nothing does. Only its description is looked at, not its numbers.
 
-    A file can hold tensors of any kind. Torch would cast complex numbers to real ones with a warning and end in other
-    places for the others; and one number, repeated by a stride of 0, can claim to fill any memory.
+    A file can hold tensors of any kind: torch would cast complex numbers to real ones with a warning, and end in errors
+    of many types for the others.
     """
     if tensor.layout != torch.strided:
         return f"a sparse tensor ({str(tensor.layout).removeprefix('torch.')})"
@@ -18,9 +20,13 @@ def tensor_problem(tensor: Tensor) -> str:
         return "without numbers (on torch's meta device)"
     if tensor.is_complex():
         return f"of complex numbers ({_type(tensor)})"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"of {tensor.numel():,} numbers, of which the file holds fewer"
     return ""
+
+
+def unstored_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of those tensors that a stride of 0 makes larger than what is stored of them."""
+    sizes = ((each.numel() * each.element_size(), each.untyped_storage().nbytes()) for each in tensors)
+    return sum(size for size, stored in sizes if size > stored)
 
 
 def type_problem(tensor: Tensor, own: Tensor) -> str:
