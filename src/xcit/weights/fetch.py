@@ -447,7 +447,7 @@ class _Transfer:
             response = error
         except (ValueError, InvalidURL) as error:
             raise DownloadError(f"{self.url}: not a URL that can be asked ({error})") from error
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, OverflowError) as error:  # the last of a length that no memory has
             raise DownloadError(f"{self.url}: {_reason(error)}") from error
         if response.status not in (206, 416):
             return response, 0

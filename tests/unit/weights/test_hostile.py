@@ -101,7 +101,10 @@ def with_metadata(path: Path, **changes: Any) -> Path:
         ({"embed_dim": 2**20}, "does not fit the model: 202 other shape"),
         ({"embed_dim": 2**40}, "no model has such a config"),
         ({"num_classes": 2**45}, "head.weight is 10x64, the model's 35184372088832x64"),
-        ({"num_classes": 10**30}, "num_classes must be a number of at most 64 bits, not 1000000000000000000000000000000"),
+        (
+            {"num_classes": 10**30},
+            "num_classes must be a number of at most 64 bits, not 1000000000000000000000000000000",
+        ),
         ({"depth": 7}, "does not fit the model"),
         ({"depth": [1]}, "depth must be of type int, not [1]"),
     ],
@@ -113,7 +116,9 @@ def test_metadata_that_claim_more_than_the_tensors(changes: dict[str, Any], mess
     assert message in " ".join(str(caught.value).split())
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "{}", "[]", "9" * 5000, '{"config": null}', '{"config": {"depth": 1e999}}'])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{}", "[]", "9" * 5000, '{"config": null}', '{"config": {"depth": 1e999}}']
+)
 def test_metadata_that_are_none(text: str, tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "a.safetensors", metadata={"xcit": text})
     with pytest.raises(XCiTError, match="its metadata can't be read"):
@@ -145,7 +150,9 @@ def test_an_archive_whose_entries_share_their_bytes(tmp_path: Path) -> None:
     """Each entry holds all that follow: 200 of them claim 200 times the file."""
     body, names, entries = bytes(2**16), [f"archive/data/{number}" for number in range(199)] + ["archive/data.pkl"], []
     for name in reversed(names):
-        header = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, zlib.crc32(body), len(body), len(body), len(name), 0)
+        header = struct.pack(
+            "<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, zlib.crc32(body), len(body), len(body), len(name), 0
+        )
         entries.append((name, zlib.crc32(body), len(body)))
         body = header + name.encode() + body
     file, end = io.BytesIO(), len(body)
