@@ -22,7 +22,8 @@ def test_a_terminal_gets_control_characters_escaped(name, monkeypatch):
     guard_terminal()
     guard_terminal()  # once is enough
     assert sys.stdout.isatty() == (name == "stdout")
-    print(HOSTILE, end="", file=getattr(sys, name), flush=True)
+    getattr(sys, name).write(HOSTILE)
+    getattr(sys, name).flush()
     assert os.read(main, 1000).decode() == HARMLESS.replace("\n", "\r\n")
     assert for_drawing(getattr(sys, name)) is terminal  # a bar's own are not
     getattr(sys, name).detach()
@@ -35,5 +36,5 @@ def test_files_and_pipes_get_what_was_written(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "stdout", file)
         guard_terminal()
         assert sys.stdout is file is for_drawing(file)
-        print(HOSTILE, end="")
+        sys.stdout.write(HOSTILE)
     assert (tmp_path / "out").read_text(encoding="utf-8") == HOSTILE

@@ -46,8 +46,13 @@ def test_masks_near_the_limits_are_right() -> None:
 
 def test_huge_numbers_cost_their_entry_alone(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "1.png")
-    good = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 8, 8], "segmentation": [SQUARE]}
-    odd = [{"bbox": [1, 1, 10**400, 8]}, {"image_id": 10**30}, {"category_id": [[]]}, {"segmentation": [[1e300] * 6]}]
+    good: dict[str, Any] = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 8, 8], "segmentation": [SQUARE]}
+    odd: list[dict[str, Any]] = [
+        {"bbox": [1, 1, 10**400, 8]},
+        {"image_id": 10**30},
+        {"category_id": [[]]},
+        {"segmentation": [[1e300] * 6]},
+    ]
     content = {
         "images": [
             {"id": 1, "file_name": "1.png", "height": 20, "width": 30},

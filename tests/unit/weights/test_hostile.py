@@ -1,4 +1,4 @@
-"""Files that claim what they do not hold, or hold what are no weights: one line, before time or memory goes into them."""
+"""Files that claim what they do not hold, or hold no weights: one line, before time or memory goes into them."""
 
 import io
 import json
@@ -23,8 +23,9 @@ from xcit.weights.plain import tensor_problem, type_problem, unstored_bytes
 from xcit.weights.strict import load_state
 from xcit.zoo import get_model
 
-PICO = get_recipe("xcit-pico-fashion-mnist").model
-assert isinstance(PICO, XCiTConfig)
+_MODEL = get_recipe("xcit-pico-fashion-mnist").model
+assert isinstance(_MODEL, XCiTConfig)
+PICO: XCiTConfig = _MODEL
 STATE = {name: tensor.clone() for name, tensor in XCiT(PICO).state_dict().items()}
 NAME = "blocks.0.xca.qkv.weight"
 WEIGHT = STATE[NAME]

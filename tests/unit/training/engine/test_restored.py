@@ -76,20 +76,24 @@ def test_what_a_run_wrote_comes_back(kind: str) -> None:
     assert "a setting to come" not in state.dump()["optimizer"]["param_groups"][0]
 
 
+def some(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
 EXPANDED = torch.zeros(1).expand(2**40)
 
 DAMAGE: tuple[tuple[str, object, str], ...] = (
     *((name, KeyError, f"it has no '{name}'") for name in ("model", "ema", "scaler", "position", "batch_size")),
-    *(("num_steps", value, "num_steps is no number above 0") for value in (0, -1, 2.0, None, "3", True)),
-    *(("position", value, "its position is no dictionary") for value in (None, 1.5, [])),
+    *(("num_steps", value, "num_steps is no number above 0") for value in some(0, -1, 2.0, None, "3", True)),
+    *(("position", value, "its position is no dictionary") for value in some(None, 1.5, [])),
     ("position/epoch", KeyError, "its position has other entries"),
     ("position/extra", 1, "its position has other entries"),
-    *(("position/epoch", value, "no whole numbers from 0 on") for value in (-1, 0.5, None, "1", [], True)),
+    *(("position/epoch", value, "no whole numbers from 0 on") for value in some(-1, 0.5, None, "1", [], True)),
     ("position/epoch", 10**30, "in an epoch that no run reaches"),
     ("position/step", 4, "its step is behind the end of an epoch"),
     ("position/losses", "x", "its losses are no number"),
     ("position/best", [], "its best figure is no number"),
-    *(("scaler", value, "its loss scale is no dictionary") for value in (None, [], 1.0)),
+    *(("scaler", value, "its loss scale is no dictionary") for value in some(None, [], 1.0)),
     ("scaler", {"scale": float("nan")}, "its loss scale is none"),
     ("scaler", {"scale": 0.0, "_growth_tracker": 0}, "its loss scale is 0"),
     ("ema", None, "written with another run.ema_decay"),
@@ -104,15 +108,18 @@ DAMAGE: tuple[tuple[str, object, str], ...] = (
     ("model/0.weight", torch.zeros(4, 3, dtype=torch.complex64), r"0\.weight is of complex numbers"),
     ("model/0.weight", torch.zeros(4, 3, dtype=torch.int8), r"0\.weight is of type int8"),
     ("ema/2.bias", torch.zeros(2, device="meta"), r"2\.bias is without numbers"),
-    *(("optimizer", value, "no dictionary|no groups of parameters") for value in (None, [], {}, {"state": {}})),
+    *(("optimizer", value, "no dictionary|no groups of parameters") for value in some(None, [], {}, {"state": {}})),
     ("optimizer/param_groups", [], "0 parameters, not 6"),
     ("optimizer/param_groups/0", None, "its groups"),
     ("optimizer/param_groups/0/params", [7, 7, 7, 7], "the numbering of its groups"),
     ("optimizer/param_groups/0/params", [[], {}, "", None], "the numbering of its groups"),
     ("optimizer/param_groups/0/params", [0, 1, 2], "5 parameters, not 6"),
     ("optimizer/param_groups/0/lr", KeyError, "lr of a group"),
-    *(("optimizer/param_groups/0/lr", value, "lr of a group") for value in ("x", None, True, float("nan"), 10**400)),
-    *(("optimizer/param_groups/0/betas", value, "betas of a group") for value in (0.9, (0.9,), (0.9, "x"), None)),
+    *(
+        ("optimizer/param_groups/0/lr", value, "lr of a group")
+        for value in some("x", None, True, float("nan"), 10**400)
+    ),
+    *(("optimizer/param_groups/0/betas", value, "betas of a group") for value in some(0.9, (0.9,), (0.9, "x"), None)),
     ("optimizer/param_groups/0/amsgrad", "yes", "amsgrad of a group"),
     ("optimizer/state/9", {}, "a parameter that there is not"),
     ("optimizer/state/0", [], "the moments of parameter 0"),
