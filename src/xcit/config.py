@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from xcit.errors import XCiTError
+from xcit.regular import regular
 
 Config = TypeVar("Config")
 
@@ -23,6 +25,34 @@ bytes that are no UTF-8, RecursionError on brackets a thousand deep."""
 
 _NOTHING = ("none", "null")
 """What people write for no value."""
+_MOST_BYTES = 2**18
+"""Bytes of the longest config; one of all fields, written out, has 3,000."""
+
+_MOST_ENTRIES = 10_000
+"""Entries of a mapping that merge keys (`<<`) may make, which can double at each of a few lines."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which merge keys can't keep busy for ever."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_ENTRIES:
+            raise yaml.constructor.ConstructorError(problem="merge keys make a mapping without end")
+
+
+class _Shown(reprlib.Repr):
+    """Values in errors: aliases can make a few lines of YAML a text without end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxstring, self.maxother = 3, 12, 12, 8, 120, 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 200 else f"a whole number of {x.bit_length():,} bits"
+
+
+_shown = _Shown().repr
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -51,9 +81,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         XCiTError: if the file is missing or no YAML.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with regular(path).open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise XCiTError(f"{path}: not a YAML config: it has more than {_MOST_BYTES:,} bytes")
+        values = yaml.load(data.decode(), _Loader)
     except OSError as error:
         raise XCiTError(f"{path}: {error.strerror}") from None
+    except XCiTError:
+        raise
     except _NOT_YAML as error:
         raise XCiTError(f"{path}: not a YAML config: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -168,12 +204,12 @@ def _read(value: Any, hint: Any, where: str) -> Any:
     """Checks a plain value against a type; dicts become configs, lists tuples, ints floats where the field says so."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise XCiTError(f"{where} must be a section of fields, not {value!r}")
+            raise XCiTError(f"{where} must be a section of fields, not {_shown(value)}")
         return from_dict(typing.cast(type[Any], hint), value, where=f"{where}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in arguments:
-            raise XCiTError(f"{where} must be one of {', '.join(map(str, arguments))}, not {value!r}")
+            raise XCiTError(f"{where} must be one of {', '.join(map(str, arguments))}, not {_shown(value)}")
         return value
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
@@ -181,16 +217,19 @@ def _read(value: Any, hint: Any, where: str) -> Any:
         return _read(value, next(a for a in arguments if a is not type(None)), where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise XCiTError(f"{where} must be a list, not {value!r}")
+            raise XCiTError(f"{where} must be a list, not {_shown(value)}")
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(inner) != len(value):
             raise XCiTError(f"{where} must have {len(inner)} numbers, not {len(value)}")
         return tuple(_read(v, i, where) for v, i in zip(value, inner, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # a whole number beyond all floats is none of a config's
+            return float(value)
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)  # YAML 1.1 takes 1e-3 for a text
+    if hint is int and isinstance(value, int) and value.bit_length() > 64:
+        raise XCiTError(f"{where} must be a number of at most 64 bits, not {_shown(value)}")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise XCiTError(f"{where} must be of type {hint.__name__}, not {value!r}")
+        raise XCiTError(f"{where} must be of type {hint.__name__}, not {_shown(value)}")
     return value

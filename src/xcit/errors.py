@@ -21,16 +21,18 @@ class XCiTError(ValueError):
 
 def printable_line(text: str, longest: int = LONGEST_LINE) -> str:
     """A text on one line: control characters escaped, a line break as a space, the middle left out where too long."""
-    if not text.isprintable():
-        text = "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+    text = escaped(text.replace("\r", " ").replace("\n", " "))
     if len(text) <= longest:
         return text
     end = min(_SHOWN_END, longest // 3)
     return f"{text[: longest - end - 5]} ... {text[-end:]}"
 
 
-def _escaped(letter: str) -> str:
-    return " " if letter == "\n" else ascii(letter)[1:-1]
+def escaped(text: str, keep: str = "") -> str:
+    """A text whose control characters, but for those to keep, are written as Python's escapes."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text)
 
 
 def check_field(config: object, name: str, condition: bool, must: str) -> None:

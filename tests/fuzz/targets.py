@@ -101,6 +101,7 @@ def _read_labels(path: Path) -> None:
 @cache
 def _state() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
+    assert isinstance(_PICO, XCiTConfig)
     return XCiT(_PICO).state_dict()
 
 
@@ -153,7 +154,7 @@ def _checkpoint(random: Random) -> bytes:
                 file = io.BytesIO(save(state, random.choice((None, {"xcit": "{}"}, _metadata(random)))))
             case 1:
                 torch.save(state, file, _use_new_zipfile_serialization=False)
-            case 2:
+            case 2 if random.random() < 0.2:  # refused: its tensors are made by a function
                 pickle.dump(state, file, protocol=2)
             case _:
                 torch.save(state, file)
@@ -180,6 +181,7 @@ def _what_can_be_written() -> Iterator[None]:
 
 def _read_checkpoint(path: Path) -> None:
     model: Any = get_model(str(path))
+    assert isinstance(model.config, XCiTConfig)
     assert all(value.device.type == "cpu" for value in model.state_dict().values())
     with torch.inference_mode():
         model.eval()(torch.zeros(1, model.config.in_channels, 32, 32))
@@ -287,7 +289,7 @@ def _read_coco(path: Path) -> None:
 
 def _tar(files: Mapping[str, bytes], mode: Any) -> bytes:
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as archive:
+    with tarfile.open(fileobj=file, mode=mode) as archive:  # type: ignore[call-overload]  # of one of its modes
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -318,12 +320,16 @@ def _shard(random: Random) -> bytes:
 
 
 def _read_shard(path: Path) -> None:
+    problem: XCiTError | None = None
     for sample in read_tar(str(path), 10):
         try:
             data = sample.load()
-        except XCiTError:
+        except XCiTError as error:
+            problem = problem or error
             continue
         assert 0 <= sample.label < 10 and isinstance(data, bytes)
+    if problem is not None:  # it cost its sample alone; here it counts as a refusal
+        raise problem
 
 
 # HTTP answers

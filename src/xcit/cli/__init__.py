@@ -7,6 +7,7 @@ from importlib import import_module
 import click
 
 from xcit import __version__
+from xcit.cli.terminal import guard_terminal
 from xcit.errors import XCiTError
 
 USER_ERROR = 2
@@ -91,6 +92,7 @@ def run(command: click.Command, name: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may hold what the terminal's encoding has not; standard error is so from the start.
         sys.stdout.reconfigure(errors="backslashreplace")
+    guard_terminal()
     try:
         status = command.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:

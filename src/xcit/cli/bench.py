@@ -1,10 +1,13 @@
 """`xcit bench` and `xcit complexity`: speed, memory, and cost against the number of tokens."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from xcit.cli.options import checked_device, compute_options, file_with_key
+from xcit.cli.terminal import for_drawing
+from xcit.errors import escaped
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +137,7 @@ def print_table(title: str, headers: tuple[str, ...], groups: list[tuple[tuple[s
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, file=for_drawing(sys.stdout))
     if not console.is_terminal:
         console = Console(highlight=False, width=200)  # a file has no width to keep to
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -142,7 +145,7 @@ def print_table(title: str, headers: tuple[str, ...], groups: list[tuple[tuple[s
         table.add_column(name, justify="left" if name == "contender" else "right")
     for group in groups:
         for row in group:
-            table.add_row(*row)
+            table.add_row(*map(escaped, row))
         table.add_section()
     console.print(table, markup=False)
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from xcit.cli.terminal import for_drawing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
@@ -51,7 +53,7 @@ def progress_bar(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=redraws_alone) as progress:
+    with Progress(*columns, console=Console(file=for_drawing(sys.stderr)), auto_refresh=redraws_alone) as progress:
         task = progress.add_task(what, total=total)
 
         def advance(count: int) -> None:
@@ -73,7 +75,7 @@ def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     from rich.progress import TransferSpeedColumn as SpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), SpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(file=for_drawing(sys.stderr))) as progress:
         tasks: dict[str, TaskID] = {}
 
         def update(what: str, done: int, total: int | None) -> None:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 import click
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, escaped
 
 if TYPE_CHECKING:
     from xcit.inference.classify import Prediction
@@ -33,9 +33,10 @@ class ScreenResults:
         if reason := getattr(result, "reason", None):
             click.echo(f"xcit: {reason}", err=True)
             return
-        click.echo(result.source)
+        # A progress bar takes prints to itself, past what guards the terminal.
+        click.echo(escaped(result.source))
         for scored in getattr(result, "classes", ()):
-            click.echo(f"  {100 * scored.score:6.2f}%  {scored.name}")
+            click.echo(f"  {100 * scored.score:6.2f}%  {escaped(scored.name)}")
 
 
 class JSONResults:

@@ -5,7 +5,6 @@ What is wrong with single entries is named and counted, and costs no other entry
 
 import itertools
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from xcit.data.coco_masks import CocoMask, box_polygon, decode_mask, mask_area, mask_problem
+from xcit.data.coco_masks import FARTHEST, CocoMask, box_polygon, decode_mask, mask_area, mask_problem
 from xcit.data.json_lists import json_lists
 from xcit.data.named import Split
 from xcit.data.splits import SPLIT_NAMES, below_single_folders
@@ -51,6 +50,8 @@ _IMAGE_FOLDERS = ("{split}2017", "{split}", "images/{split}2017", "images/{split
 
 _FIRST_TEXT_ID = -(2**62)
 """Numbers from here on down stand for ids that are text."""
+_GREATEST = 2.0**53
+"""A number of pixels beyond which nothing is meant."""
 
 _SHOWN = 3
 """Entries that a line about a kind of problem names."""
@@ -386,6 +387,8 @@ def _images(
                 problems.add("images left out, for they lack id or file_name", _brief(entry))
             elif not all(_is_int64(length) and length >= 0 for length in sizes):
                 problems.add("images left out, for height or width is no number of pixels", _brief(entry))
+            elif max(sizes) > FARTHEST or sizes[0] * sizes[1] >= 2**31:
+                problems.add("images left out, for no picture is that large", f"{name}: {sizes}")
             elif number in seen:
                 problems.add("images left out, for another has their id", f"{name} (id {fields['id']})")
             else:
@@ -467,10 +470,12 @@ def _objects(
         if not isinstance(entry, dict):
             problems.add("annotations left out, for they are no objects of fields", f"number {number}")
             continue
-        what = f"annotation {entry.get('id', f'number {number}')}"
+        what = f"annotation {_brief(entry['id']) if 'id' in entry else f'number {number}'}"
         place = place_of.get(_known(ids.number(entry.get("image_id"))))
         if place is None:
-            problems.add("annotations left out, for no image has their image_id", f"{what}: {entry.get('image_id')!r}")
+            problems.add(
+                "annotations left out, for no image has their image_id", f"{what}: {_brief(entry.get('image_id'))}"
+            )
             continue
         what += f" of {_name(texts, images[place])}"
         if not is_there[place]:
@@ -479,7 +484,8 @@ def _objects(
         label = index_of.get(_known(ids.number(entry.get("category_id"))))
         if label is None:
             problems.add(
-                "annotations left out, for no category has their category_id", f"{what}: {entry.get('category_id')!r}"
+                "annotations left out, for no category has their category_id",
+                f"{what}: {_brief(entry.get('category_id'))}",
             )
             continue
         height, width = images[place]["size"].tolist()
@@ -553,7 +559,8 @@ def _numbers(values: object) -> tuple[float, ...]:
     """Finite numbers of a list; none if one is not."""
     if not isinstance(values, list):
         return ()
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    # Compared, for `math.isfinite` fails at whole numbers beyond all floats.
+    if not all(isinstance(value, int | float) and -_GREATEST <= value <= _GREATEST for value in values):
         return ()
     return tuple(float(value) for value in values)
 
@@ -576,5 +583,8 @@ def _known(number: int | None) -> int:
 
 
 def _brief(value: object) -> str:
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        return "lists within lists, too deep to show"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,6 +1,6 @@
 """COCO's masks: polygons, and run lengths (RLE) down the columns, as lists of numbers or packed in text."""
 
-import math
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,6 +9,16 @@ from xcit.extras import missing_package
 
 CocoMask: TypeAlias = list[list[float]] | dict[str, Any]
 """Polygons x1, y1, x2, y2, ...; or `{"size": [height, width], "counts": [...] or text}`."""
+
+
+FARTHEST = 2**18
+"""Pixels from an image's corner to the farthest point of a polygon, and of an image's longest side."""
+
+_LONGEST_OUTLINE = 5_000_000
+"""Pixels that the outlines of a mask may go over: COCO's code keeps five points for each of them."""
+
+_LETTERS_A_COUNT = 7
+"""Letters of the longest count in packed RLE: five bits each, of the 32 that COCO's code takes."""
 
 
 def mask_problem(segmentation: object, size: tuple[int, int]) -> str:
@@ -60,17 +70,19 @@ def to_rle(segmentation: CocoMask, size: tuple[int, int]) -> dict[str, Any]:
     api, (height, width) = _api(), size
     if isinstance(segmentation, list):
         rle: dict[str, Any] = api.merge(api.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        rle = api.frPyObjects(segmentation, height, width)
     else:
-        rle = dict(segmentation)
+        # The file's own size may be spelled in floats.
+        rle = {"size": [height, width], "counts": segmentation["counts"]}
+        if isinstance(rle["counts"], list):
+            rle = api.frPyObjects(rle, height, width)
     return rle
 
 
 def box_polygon(box: tuple[float, ...]) -> CocoMask:
-    """The outline of a box x, y, width, height."""
+    """The outline of a box x, y, width, height; of a box beyond all images, that of its part nearby."""
     x, y, width, height = box
-    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    left, top, right, bottom = (min(max(value, -FARTHEST), FARTHEST) for value in (x, y, x + width, y + height))
+    return [[left, top, right, top, right, bottom, left, bottom]]
 
 
 def _api() -> Any:
@@ -92,9 +104,22 @@ def _polygons_problem(polygons: list[object]) -> str:
             return "a polygon is no list of numbers"
         if len(polygon) < 6 or len(polygon) % 2:
             return f"a polygon of {len(polygon)} numbers, where three points or more need two each"
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in polygon):
+        # Compared, for `math.isfinite` fails at whole numbers beyond all floats.
+        if not all(isinstance(value, int | float) and float("-inf") < value < float("inf") for value in polygon):
             return "a polygon with something that is no finite number"
+        if max(polygon) > FARTHEST or min(polygon) < -FARTHEST:
+            return "a polygon with a point that is far from any image"
+        # Few come near the limit: only of these all sides are measured.
+        if len(polygon) * (max(polygon) - min(polygon)) > _LONGEST_OUTLINE and _outline(polygon) > _LONGEST_OUTLINE:
+            return "a polygon whose outline is longer than any object's"
     return ""
+
+
+def _outline(polygon: list[float]) -> float:
+    """Pixels that the outline of a polygon goes over."""
+    points = list(zip(polygon[::2], polygon[1::2], strict=True))
+    sides = pairwise([*points, points[0]])
+    return float(sum(max(abs(x1 - x0), abs(y1 - y0)) for (x0, y0), (x1, y1) in sides))
 
 
 def _rle_problem(rle: dict[str, Any], size: tuple[int, int]) -> str:
@@ -108,6 +133,8 @@ def _rle_problem(rle: dict[str, Any], size: tuple[int, int]) -> str:
             return "its packed counts are cut off, or no RLE"
     if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
         return "its counts are no numbers of pixels"
+    if len(counts) > 2 * size[0] * size[1] + 1:
+        return f"{len(counts):,} runs, more than the image has pixels"
     if sum(counts) != size[0] * size[1]:
         return f"its counts add up to {sum(counts)} pixels, the image has {size[0] * size[1]}"
     return ""
@@ -119,7 +146,7 @@ def _unpacked(text: str) -> list[int]:
 
     Raises:
         IndexError: if the last count is cut off.
-        ValueError: if a letter is none of theirs.
+        ValueError: if a letter is none of theirs, or a count has more letters than there are.
     """
     counts: list[int] = []
     place = 0
@@ -128,7 +155,7 @@ def _unpacked(text: str) -> list[int]:
         more = True
         while more:
             bits = ord(text[place]) - 48
-            if not 0 <= bits < 64:
+            if not 0 <= bits < 64 or shift >= 5 * _LETTERS_A_COUNT:
                 raise ValueError(text[place])
             value |= (bits & 31) << shift
             more = bool(bits & 32)

@@ -12,10 +12,18 @@ from urllib.parse import parse_qsl
 from PIL import Image
 
 from xcit.data.named import Split
-from xcit.data.samples import StreamSample, label_problem, numbered_classes, parse_class_names, unreadable_sample
+from xcit.data.samples import (
+    MOST_BYTES,
+    StreamSample,
+    label_problem,
+    numbered_classes,
+    parse_class_names,
+    unreadable_sample,
+)
 from xcit.errors import XCiTError
 from xcit.extras import missing_package
 from xcit.images.read import read_encoded_image
+from xcit.regular import expanded, regular
 
 _SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
 
@@ -188,7 +196,7 @@ class _Source:
     @property
     def folder(self) -> Path | None:
         """The folder, None for a data set of the Hub."""
-        folder = Path(self.name).expanduser()
+        folder = expanded(self.name, "give the folder's whole path")
         return folder if folder.is_dir() else None
 
 
@@ -297,13 +305,16 @@ def _file_of(image: Any, name: str) -> bytes:
     if data is not None:
         return data
     path = image["path"]
-    if path is None or ("://" in path and not path.startswith("hf://")):
+    # "::" chains protocols, which could lead anywhere.
+    if path is None or "::" in path or ("://" in path and not path.startswith("hf://")):
         raise XCiTError(f"{name}: there is no image in this row")
     import fsspec
 
     try:
-        with fsspec.open(path, "rb") as file:
-            data = bytes(file.read())
+        with fsspec.open(path if "://" in path else str(regular(path)), "rb") as file:
+            data = bytes(file.read(MOST_BYTES + 1))
     except OSError as error:
         raise XCiTError(f"{name}: {path} cannot be read ({error.strerror or error})") from error
+    if len(data) > MOST_BYTES:
+        raise XCiTError(f"{name}: {path} has more than {MOST_BYTES:,} bytes: no image")
     return data

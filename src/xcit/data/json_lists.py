@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from xcit.errors import XCiTError
+from xcit.regular import regular
 
 _CHUNK = 1 << 20
 _DECODER = json.JSONDecoder()
@@ -23,7 +24,7 @@ def json_lists(source: Path) -> Iterator[tuple[str, str | None, Any]]:
         XCiTError: if the file can't be read, or is no JSON.
     """
     try:
-        with source.open("rb") as raw:
+        with regular(source).open("rb") as raw:
             encoding = json.detect_encoding(raw.read(4))
         with source.open(encoding=encoding, newline="") as file:
             yield from _members(_Text(file))

@@ -12,6 +12,7 @@ from torch import Tensor
 from xcit.data.named import Split
 from xcit.errors import XCiTError
 from xcit.images.read import read_image
+from xcit.regular import regular
 
 KNOWN_LISTS = (
     "a CSV file, or a folder with train.csv and val.csv, whose first line names the columns: an image's path and its "
@@ -96,7 +97,7 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
 def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The names of the columns, and the lines that are not empty, with their numbers."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with regular(path).open(encoding="utf-8-sig", newline="") as file:
             lines = list(enumerate(csv.reader(file), start=1))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise XCiTError(f"{path}: can't be read: {error}") from None

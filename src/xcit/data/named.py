@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from xcit.errors import XCiTError
+from xcit.regular import expanded
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10, FashionMNIST
@@ -34,7 +35,9 @@ def data_dir() -> Path:
     """Where named data sets are kept: XCIT_DATA, else beside the user's other caches."""
     if "XCIT_DATA" in os.environ:
         return Path(os.environ["XCIT_DATA"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xcit" / "data"
+    return (
+        expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "set XCIT_DATA to a folder for data") / "xcit" / "data"
+    )
 
 
 def fashion_mnist_root(debian: Path = DEBIAN_FASHION_MNIST) -> Path:

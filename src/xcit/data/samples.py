@@ -8,6 +8,9 @@ from PIL import Image
 from xcit.errors import XCiTError
 from xcit.images.read import read_encoded_image
 
+MOST_BYTES = 2**30
+"""Bytes of the largest image file that is read whole; a sparse file can claim any number."""
+
 
 @dataclass(frozen=True)
 class StreamSample:
@@ -53,7 +56,8 @@ def label_problem(label: object, num_classes: int) -> str:
     """What is wrong with a label, "" if it is the index of a class."""
     if type(label) is int and 0 <= label < num_classes:
         return ""
-    return f"its label {label!r} is none of the {num_classes} classes"
+    shown = repr(label) if label is None or isinstance(label, int | float | str) else f"(a {type(label).__name__})"
+    return f"its label {shown} is none of the {num_classes} classes"
 
 
 def parse_class_names(text: str) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ def _recorded_images(shards: Sequence[str]) -> int | None:
                 if name == "index.json":
                     record = {entry["url"].rpartition("/")[2]: entry["nsamples"] for entry in record["shardlist"]}
                 counts |= {f"{folder}/{file}": int(count) for file, count in record.items()}
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 raise XCiTError(f"{folder}/{name}: not a record of how many images each shard has; remove it") from None
             break
     names = ["/".join(shard.rpartition("/")[::2]) for shard in shards]

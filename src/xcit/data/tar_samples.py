@@ -10,16 +10,18 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from xcit.data.remote import is_url, open_url
-from xcit.data.samples import StreamSample, label_problem, unreadable_sample
+from xcit.data.samples import MOST_BYTES, StreamSample, label_problem, unreadable_sample
 from xcit.errors import XCiTError
 from xcit.images.read import IMAGE_SUFFIXES
+from xcit.regular import regular
 
 _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _LABELS = ("cls", "json")
+_MOST_DIGITS = 18
+_MOST_LABEL_BYTES = 2**20
 
 
 def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
@@ -89,7 +91,11 @@ def _files(shard: str) -> Iterator[_File]:
             if member.isdir() or is_meta or not (suffix in _IMAGES or suffix in _LABELS):
                 continue
             load: Callable[[], bytes] | None = None
-            if member.isreg() and can_seek and suffix in _IMAGES and not member.issparse():
+            if member.isreg() and member.size > (MOST_BYTES if suffix in _IMAGES else _MOST_LABEL_BYTES):
+                load = partial(
+                    _refuse, f"{shard}/{member.name}: of {member.size:,} bytes, too many for a file of its kind"
+                )
+            elif member.isreg() and can_seek and suffix in _IMAGES and not member.issparse():
                 load = partial(_read_part, shard, member.name, member.offset_data, member.size)
             elif member.isreg():
                 load = _read_member(archive, member)
@@ -97,7 +103,11 @@ def _files(shard: str) -> Iterator[_File]:
 
 
 def _open(shard: str) -> BinaryIO:
-    return open_url(shard) if is_url(shard) else Path(shard).open("rb")
+    return open_url(shard) if is_url(shard) else regular(shard).open("rb")
+
+
+def _refuse(problem: str) -> bytes:
+    raise XCiTError(problem)
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
@@ -109,7 +119,7 @@ def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[
 
 def _read_part(shard: str, name: str, offset: int, size: int) -> bytes:
     try:
-        with Path(shard).open("rb") as file:
+        with regular(shard).open("rb") as file:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
@@ -137,7 +147,10 @@ def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample
     image, text = loads[images[0]], loads[labels[0]]
     if image is None or text is None:
         return unreadable_sample(name, "a link in the shard, where a file should be")
-    label, problem = _label(labels[0], text(), num_classes)
+    try:
+        label, problem = _label(labels[0], text(), num_classes)
+    except XCiTError as error:
+        return unreadable_sample(name, str(error))
     if problem:
         return unreadable_sample(name, problem)
     return StreamSample(f"{name}.{images[0]}", label, image)
@@ -153,11 +166,12 @@ def _label(extension: str, text: bytes, num_classes: int) -> tuple[int, str]:
     """The class index, or what is wrong with it."""
     if extension.endswith("cls"):
         word = text.decode(errors="replace").strip()
-        label: object = int(word) if word.isdecimal() else word
+        # No class has a number of more digits, and Python refuses to read one of thousands.
+        label: object = int(word) if word.isdecimal() and len(word) <= _MOST_DIGITS else word
     else:
         try:
             fields = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return -1, "its json is damaged"
         label = fields.get("label") if isinstance(fields, dict) else None
     problem = label_problem(label, num_classes)

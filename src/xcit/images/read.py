@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +60,8 @@ _SIGNATURES = (
     (b"II*\0", "a TIFF image that is damaged or of a rare kind"),
     (b"MM\0*", "a TIFF image that is damaged or of a rare kind"),
     (b"%PDF", "a PDF"),
+    (b"%!PS", "a PostScript or EPS drawing; convert it to PNG or JPEG"),
+    (b"\xc5\xd0\xd3\xc6", "an EPS drawing; convert it to PNG or JPEG"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip file"),
     (b"\x93NUMPY", "a NumPy array; load it and pass the array"),
@@ -82,7 +85,18 @@ _UPRIGHT = {
 # PNG states its transparent colour at the file's bit depth. Pillow keeps it so, but scales the pixels to 8 bits.
 _PNG_TRANSPARENCY_SCALE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
+# Of odd metadata Pillow warns when it opens a file; of these formats it does not when it reads the pixels.
+_SILENT_FORMATS = frozenset(("JPEG", "PNG", "WEBP"))
+
 _warnings_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A fork has none but the thread that forked: a lock that another thread held would stay locked in it for ever, and
+    # the warnings that it silenced silent. So a fork waits for the moment that the lock is free.
+    os.register_at_fork(
+        before=_warnings_lock.acquire,
+        after_in_parent=_warnings_lock.release,
+        after_in_child=_warnings_lock.release,
+    )
 
 
 def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image:
@@ -290,12 +304,10 @@ def _identify(file: BinaryIO) -> Image.Image:
     """Opens an image whose pixels are still to be read from `file`."""
     try:
         with _without_warnings():
-            image = Image.open(file)
+            image = Image.open(file, formats=_opened_formats())
     except UnidentifiedImageError as error:
         file.seek(0)
         raise XCiTError(f"not an image that can be read{_looks_like(file.read(512))}") from error
-    if image.format not in _SUFFIXES_BY_FORMAT:
-        raise XCiTError(f"{image.format} files are not read; convert it to PNG or JPEG")
     if image.format == "PNG" and image.tile and "transparency" in image.info:
         scale = _PNG_TRANSPARENCY_SCALE.get(str(image.tile[0][3]))
         colour = image.info["transparency"]
@@ -304,6 +316,13 @@ def _identify(file: BinaryIO) -> Image.Image:
         elif scale:
             image.info["transparency"] = int(colour * scale)
     return image
+
+
+@cache
+def _opened_formats() -> tuple[str, ...]:
+    """Of our formats those that Pillow opens by name: MPO comes as JPEG, and AVIF is not in every build."""
+    Image.init()
+    return tuple(format for format in _SUFFIXES_BY_FORMAT if format in Image.OPEN)
 
 
 def _looks_like(head: bytes) -> str:
@@ -347,12 +366,18 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
+def load_pixels(image: Image.Image) -> None:
+    """Reads the pixels of an image, side by side with other threads where no warning can come of it."""
+    is_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
+    is_silent = not is_large and (image.format is None or image.format in _SILENT_FORMATS)
+    with contextlib.nullcontext() if is_silent else _without_warnings():
+        image.load()
+
+
 def _to_rgb(image: Image.Image, ignore_exif: bool = False) -> Image.Image:
     if 0 in image.size:
         raise XCiTError(f"has no pixels ({image.width} x {image.height})")
-    is_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
-    with _without_warnings() if is_large else contextlib.nullcontext():  # so that small images load side by side
-        image.load()
+    load_pixels(image)
     turn = None if ignore_exif else _UPRIGHT.get(_orientation(image))
     if image.mode.startswith("I"):
         rgb = Image.fromarray(_integers_to_8_bits(image)).convert("RGB")

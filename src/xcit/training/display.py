@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from xcit.cli.terminal import for_drawing
+from xcit.errors import escaped
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -74,10 +77,10 @@ def run_display(heading: str) -> Iterator[RunDisplay]:
     from rich.console import Console
     from rich.live import Live
 
-    console = Console(stderr=True)
+    console = Console(file=for_drawing(sys.stderr))
 
     def say_above(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(escaped(line, keep="\n\t"), markup=False, highlight=False, soft_wrap=True)
 
     # No thread of its own: the processes that read data are forks of this one, and may print too.
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:

@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener, url2pathname
 
 from xcit.errors import XCiTError
+from xcit.regular import expanded
 
 DownloadProgress = Callable[[str, int, int | None], None]
 """Called as `progress(what, bytes_done, bytes_in_all or None)` while a file arrives."""
@@ -90,8 +91,8 @@ class Source:
 def cache_dir() -> Path:
     """The folder that keeps weights: `$XCIT_CACHE`, else `$XDG_CACHE_HOME/xcit`, else `~/.cache/xcit`."""
     if own := os.environ.get("XCIT_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xcit"
+        return expanded(own, "set XCIT_CACHE to a folder that there is")
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "set XCIT_CACHE to a folder for weights") / "xcit"
 
 
 def obtain(
@@ -173,7 +174,7 @@ def _as_folder(mirror: str) -> Path | None:
     """The mirror's path on this machine; None when it is remote or not set."""
     if mirror.startswith("file:"):
         return Path(url2pathname(urlsplit(mirror).path))
-    return Path(mirror).expanduser() if mirror and "://" not in mirror else None
+    return expanded(mirror, "set XCIT_MIRROR to a folder that there is") if mirror and "://" not in mirror else None
 
 
 def _mirror_names(name: str, sources: Sequence[Source]) -> dict[str, Source | None]:
@@ -446,7 +447,7 @@ class _Transfer:
             response = error
         except (ValueError, InvalidURL) as error:
             raise DownloadError(f"{self.url}: not a URL that can be asked ({error})") from error
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, OverflowError) as error:  # the last of a length that no memory has
             raise DownloadError(f"{self.url}: {_reason(error)}") from error
         if response.status not in (206, 416):
             return response, 0

@@ -21,12 +21,19 @@ from xcit.errors import XCiTError
 from xcit.weights.dense import PYRAMID, Heads, dense_to_native, detect_head, xcit_of
 from xcit.weights.formats import detect_format, to_native
 from xcit.weights.pickles import brief, read_pickle
+from xcit.weights.plain import tensor_problem, unstored_bytes
 from xcit.weights.wrapping import Found, Normalization, split_key, unwrap
 
 StoredFormat = Literal["xcit", "official", "timm", "mmpretrain", "dino", "dense"]
 
 _DINO_NETWORKS = ("teacher", "student")
 """Keys of the two networks in a full DINO checkpoint."""
+
+_CLASSIFIER_HEAD = frozenset(("head.weight", "head.fc.weight"))
+"""A classifier that someone keeps under the name of a teacher has one of these; DINO's projection head has none."""
+
+_MOST_UNSTORED = 2**30
+"""Bytes that tensors may claim beyond what a file holds: one number, repeated, can be a tensor of any size."""
 
 _SHOWN = 6
 """Names that an error shows before it says how many more there are."""
@@ -86,6 +93,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None, heads: Heads = 
         found = unwrap(loaded, path, key) if loaded else Found({})
     else:
         found = unwrap(read_pickle(path, zipped=kind == "zip"), path, key)
+    _check_tensors(found.tensors, path)
     stored = _sort_out(found.tensors, found.last, metadata, path, heads)
     return replace(stored, set_aside=(*stored.set_aside, *found.beside), normalization=found.normalization)
 
@@ -195,7 +203,7 @@ def _sort_out(
     kept = tensors
     if format == "mmpretrain":
         kept = {name: tensor for name, tensor in tensors.items() if name.startswith(("backbone.", "head."))}
-    elif format is not None and wrapper in _DINO_NETWORKS:
+    elif format is not None and wrapper in _DINO_NETWORKS and not _CLASSIFIER_HEAD & tensors.keys():
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
         stored = "dino"
     elif format == "official" and not wrapper and not any(name.startswith("head.") for name in tensors):
@@ -214,6 +222,14 @@ def _sort_out(
     if format != "mmpretrain":
         kept = {name.removeprefix("backbone."): tensor for name, tensor in kept.items()}
     return StoredWeights(to_native(kept, format), stored, metadata, set_aside, path)
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if problem := tensor_problem(tensor):
+            raise XCiTError(f"{path}: {name} is {problem}: no weights")
+    if (size := unstored_bytes(tensors.values())) > _MOST_UNSTORED:
+        raise XCiTError(f"{path}: its tensors claim {size:,} bytes that are not in the file: no weights")
 
 
 def _sort_out_dense(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path, heads: Heads) -> StoredWeights:

@@ -66,12 +66,20 @@ _INERT_GLOBALS += [
 ]
 
 
+MOST_TENSORS = 50_000
+"""Tensors in a file; the largest published detector has about 1,000, and its run's checkpoint four times as many."""
+
 _UNPICKLING = threading.Lock()
 """torch keeps its allow-list once a process, so that two threads would take it from one another."""
 
 
-def read_pickle(path: Path, *, zipped: bool) -> object:
-    """What a pickle holds, its tensors on the CPU; `zipped` tells torch's present file format from the one before.
+def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
+    """What a pickle holds, its tensors on the CPU.
+
+    Args:
+        path: the file.
+        zipped: tells torch's present file format from the one before.
+        mapped: whether tensors of a zipped file may stay on the disk until they are used.
 
     Raises:
         XCiTError: if the file can't be read, is damaged or no checkpoint, or asks to run code.
@@ -85,7 +93,7 @@ def read_pickle(path: Path, *, zipped: bool) -> object:
             if path.suffix == ".safetensors":  # torch goes by the name, which is wrong here
                 with path.open("rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
@@ -110,6 +118,11 @@ def _check_zip(path: Path) -> None:
             # torch stores without compression, and a mapped file is read as it lies.
             if "data.pkl" not in names or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise XCiTError(f"{path} is a zip archive, but no PyTorch checkpoint")
+            # Entries that share their bytes could make a small file endless.
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise XCiTError(f"{path} is damaged: the entries of its archive overlap")
+            if len(entries) > MOST_TENSORS:
+                raise XCiTError(f"{path} has {len(entries):,} entries, a checkpoint at most {MOST_TENSORS:,}")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
         raise XCiTError(f"{path} is cut off or damaged: fetch it again") from error

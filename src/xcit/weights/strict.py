@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
+from xcit.weights.plain import tensor_problem, type_problem
 
 _LINES = 9
 """Differing names that an error lists, over all kinds of difference."""
@@ -62,10 +63,13 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], what: str) -> Non
         what: what the state is, to begin the error with, for instance the file's path.
 
     Raises:
-        XCiTError: if a name or a shape differs; the module is then unchanged.
+        XCiTError: if a name, a shape or a kind of numbers differs; the module is then unchanged.
     """
     own = module.state_dict()
     check_state({name: tensor.shape for name, tensor in own.items()}, state, what)
+    for name, tensor in state.items():
+        if problem := tensor_problem(tensor) or type_problem(tensor, own[name]):
+            raise XCiTError(f"{what} does not fit the model: {name} is {problem}")
     counters = {name: tensor for name, tensor in own.items() if name not in state}
     module.load_state_dict({**state, **counters})
 

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from xcit.errors import XCiTError
+from xcit.weights.pickles import MOST_TENSORS
+from xcit.weights.plain import tensor_problem
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation, a number a channel each."""
@@ -31,6 +33,8 @@ _WRAPPERS = re.compile(r"(?:^module\.|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module
 _XCIT = re.compile(r"((?:.+?\.)??)(?:backbone\.(?:xcit\.)?)?(?:blocks|xca_layers)\.\d+\.(?:attn|xca)\.temperature")
 
 _NORMALIZATION = re.compile(r"((?:.+\.)?)(mean|mu|std|sigma)")
+
+_MOST_CHANNELS = 1024
 
 _SHOWN = 6
 """Names that an error shows before it says how many more there are."""
@@ -82,6 +86,8 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
     if not isinstance(loaded, dict):
         raise XCiTError(f"{path} holds a {type(loaded).__name__.lstrip('_')}, not named tensors")
     states = list(_states(loaded))
+    if max((len(state) for _, state in states), default=0) > MOST_TENSORS:
+        raise XCiTError(f"{path} holds a state of more than {MOST_TENSORS:,} tensors, which is no XCiT's")
     found = [each for where, state in states for each in _sets(state, where, path)]
     if key is not None:
         chosen = [each for each in found if _is_meant(each.label, key)]
@@ -156,13 +162,18 @@ def _normalization(tensors: Mapping[str, Tensor]) -> tuple[Normalization | None,
         if match := _NORMALIZATION.fullmatch(name):
             by_place.setdefault(match[1], {})["mean" if match[2] in ("mean", "mu") else "std"] = name
     for names in by_place.values():
-        if len(names) == 2:
+        # A number a channel: what is larger, or no plain tensor, is something else of that name.
+        if len(names) == 2 and all(_is_short(tensors[name]) for name in names.values()):
             mean, std = (tensors[names[which]].flatten() for which in ("mean", "std"))
             if len(mean) == len(std) > 0 and bool((std > 0).all()):
                 # Shortest decimals that give the same float32: 0.4914, not 0.49140000343.
                 means, stds = (tuple(float(str(value)) for value in each.float().numpy()) for each in (mean, std))
                 return (means, stds), set(names.values())
     return None, set()
+
+
+def _is_short(tensor: Tensor) -> bool:
+    return not tensor_problem(tensor) and tensor.numel() <= _MOST_CHANNELS
 
 
 def _is_meant(label: str, key: str) -> bool:

@@ -16,7 +16,8 @@ from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 from xcit.models.fused import is_fused
 from xcit.weights.files import StoredWeights, digest, read_checkpoint, write_safetensors
-from xcit.weights.strict import load_state
+from xcit.weights.pickles import brief
+from xcit.weights.strict import check_state, load_state
 from xcit.zoo.changes import UNCHANGED, Changes, with_channels
 from xcit.zoo.kinds import CLASSIFIER, Kind, all_heads, kind_of_config, kind_of_task, kind_of_weights
 from xcit.zoo.origin import known_record, say_what_was_assumed
@@ -73,7 +74,9 @@ def read_metadata(stored: StoredWeights) -> Statement | None:
             raise XCiTError(f"its task is {content['task']!r}, which this version does not know")
         info = None if content.get("info") is None else _section(kind.info, content["info"])
         return Statement(kind=kind, config=_section(kind.config, content["config"]), info=info)
-    except (ValueError, TypeError, KeyError, AttributeError, XCiTError) as error:
+    except KeyError as error:
+        raise XCiTError(f"{stored.path}: its metadata can't be read: there is no {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise XCiTError(f"{stored.path}: its metadata can't be read: {error}") from None
 
 
@@ -259,14 +262,39 @@ def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: C
         config = changes.of(config)
         if changes.in_channels is not None:
             state = with_channels(state, changes.in_channels)
-    model = empty_model(config)
+    check_claims(config, len(state), what)
+    model = on_meta(config, what)
+    # Before there is memory for it, of which a config can claim any amount.
+    check_state({name: tensor.shape for name, tensor in model.state_dict().items()}, state, what)
+    _give_memory(model)
     load_state(model, state, what)
     return model.eval()
 
 
+def check_claims(config: Any, num_tensors: int, what: str) -> None:
+    """Refuses a config that claims more layers than there are tensors, before time goes into building them.
+
+    Raises:
+        XCiTError: if it does.
+    """
+    backbone = kind_of_config(config).backbone(config)
+    claims = {"depth": backbone.depth, "cls_depth": backbone.cls_depth, "patch_size": len(backbone.strides)}
+    for name, num_layers in claims.items():
+        if num_layers > num_tensors:
+            raise XCiTError(
+                f"{what} does not fit the model: its {num_tensors:,} tensors can't be those of {num_layers:,} layers, "
+                f"as {name} says"
+            )
+
+
 def empty_model(config: Any) -> Any:
     """A model on the CPU whose weights are not set: no time goes into an initialisation that is overwritten."""
-    model = _on_meta(config)
+    model = on_meta(config)
+    _give_memory(model)
+    return model
+
+
+def _give_memory(model: nn.Module) -> None:
     # Not `to_empty`: from the meta device it imports sympy, which takes as long as half of torch.
     state = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for name, tensor in model.state_dict().items()
@@ -275,20 +303,27 @@ def empty_model(config: Any) -> Any:
         if name.endswith("num_batches_tracked"):  # the one thing a checkpoint may lack
             tensor.zero_()
     model.load_state_dict(state, assign=True)
-    return model
 
 
 def outline(config: Any) -> dict[str, torch.Size]:
     """Names and shapes of a model's tensors."""
-    return {name: tensor.shape for name, tensor in _on_meta(config).state_dict().items()}
+    return {name: tensor.shape for name, tensor in on_meta(config).state_dict().items()}
 
 
 def num_parameters(config: Any) -> int:
     """Numbers that training learns."""
-    return sum(parameter.numel() for parameter in _on_meta(config).parameters())
+    return sum(parameter.numel() for parameter in on_meta(config).parameters())
 
 
-def _on_meta(config: Any) -> nn.Module:
-    with torch.device("meta"):
-        model: nn.Module = kind_of_config(config).build(config)
+def on_meta(config: Any, what: str = "the model") -> nn.Module:
+    """A model that has shapes and no numbers.
+
+    Raises:
+        XCiTError: if a model of such a config can't be: its tensors would have more numbers than can be counted.
+    """
+    try:
+        with torch.device("meta"):
+            model: nn.Module = kind_of_config(config).build(config)
+    except (RuntimeError, OverflowError, TypeError, ZeroDivisionError) as error:
+        raise XCiTError(f"{what}: no model has such a config: {brief(error)}") from error
     return model

@@ -2,6 +2,7 @@ import gc
 import io
 import os
 import random
+import signal
 import struct
 import threading
 import warnings
@@ -114,7 +115,9 @@ def test_progressive_jpeg_equals_pillow(tmp_path):
 
 def test_formats_that_start_other_programs_are_refused(tmp_path):
     path = write(tmp_path, as_file(Image.fromarray(PICTURE), "EPS"))
-    with pytest.raises(XCiTError, match="image: EPS files are not read; convert it to PNG or JPEG"):
+    with pytest.raises(
+        XCiTError, match=r"image: not an image that can be read \(it looks like a PostScript or EPS drawing; convert"
+    ):
         read_image(path)
 
 
@@ -632,3 +635,31 @@ def test_what_finds_nothing_is_named(tmp_path):
     with pytest.raises(XCiTError) as error:
         find_images([tmp_path / "*.png"])
     assert str(error.value) == f"{tmp_path / '*.png'}: no image matches this pattern"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_while_threads_read_does_not_hang(tmp_path):
+    path = write(tmp_path, as_file(Image.fromarray(PICTURE), "TIFF"))  # read under the lock from start to end
+    stopped = threading.Event()
+
+    def read_on():
+        while not stopped.is_set():
+            read_image(path)
+
+    threads = [threading.Thread(target=read_on) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    filters = list(warnings.filters)
+    statuses = []
+    for _ in range(20):
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of a fork beside threads
+            child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # ends a child that hangs
+            os._exit(0 if read_image(path).size == (PICTURE.shape[1], PICTURE.shape[0]) else 1)
+        statuses.append(os.waitpid(child, 0)[1])
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    assert statuses == [0] * 20
+    assert len(warnings.filters) == len(filters)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from xcit.errors import XCiTError
+from xcit.regular import regular
+from xcit.weights.pickles import read_pickle
 
 LAST, BEST = "last.pt", "best.pt"
 """The latest checkpoint, and the one with the best figure, in a run's folder."""
@@ -64,13 +66,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         XCiTError: if it is missing, damaged or holds anything but tensors and plain values.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with regular(path).open("rb") as file:
+            is_zip = file.read(2) == b"PK"
+        # Read, not mapped: the run writes its next checkpoint at this place.
+        state = read_pickle(path, zipped=is_zip, mapped=False)
     except FileNotFoundError:
         raise XCiTError(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise XCiTError(f"{path}: can't be read: {error.strerror or error}") from None
-    except Exception as error:  # bytes that are no checkpoint may end in any; torch's own advice is to run the file
-        raise XCiTError(f"{path}: not a checkpoint of a run, or damaged; nothing in it was run") from error
+    except XCiTError as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise XCiTError(f"{path}: not a checkpoint of a run, or damaged; nothing in it was run ({reason})") from error
     if not isinstance(state, dict) or "optimizer" not in state:
         raise XCiTError(f"{path}: not a checkpoint of a run")
     return state

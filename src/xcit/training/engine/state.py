@@ -13,6 +13,7 @@ from xcit.training.engine.averaging import build_average
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes, sharded_like, whole
 from xcit.training.engine.optimizer import WeightDecaySchedule, build_optimizer
+from xcit.training.engine.restored import check_counts, check_optimizer, check_tensors
 
 if TYPE_CHECKING:
     import timm.scheduler.scheduler
@@ -95,8 +96,10 @@ class TrainState:
         """Takes over what `dump` gave, whatever the number of processes it was given by.
 
         Raises:
-            XCiTError: if it is of another model or another optimiser, or from the middle of an epoch of other batches.
+            XCiTError: if it is damaged, of another model or another optimiser, or from the middle of an epoch of other
+                batches; nothing of it is then taken over.
         """
+        check_counts(state, source)
         position = Position(**state["position"])
         if (state["num_steps"], state["batch_size"]) != (self.num_steps, self.processes.layout.batch_size):
             if 0 < position.step < state["num_steps"]:
@@ -108,22 +111,15 @@ class TrainState:
             position.step = min(position.step, self.num_steps)
         if (state["ema"] is None) != (self.ema is None):
             raise XCiTError(f"{source} was written with another run.ema_decay: keep averaging on or off as it was")
-        own, theirs = (
-            [len(group["params"]) for group in groups]
-            for groups in (self.optimizer.param_groups, state["optimizer"]["param_groups"])
-        )
-        if own != theirs and sum(own) == sum(theirs):
-            raise XCiTError(
-                f"{source} was written by an optimiser with {theirs} parameters in its groups, where this run has "
-                f"{own}: keep optimizer.undecayed, optimizer.layer_decay and optimizer.weight_decay as they were"
-            )
-        try:
-            _load_whole(self.model, state["model"])
-            if self.ema is not None:
-                _load_whole(self.ema.module, state["ema"])
-            self.optimizer.load_state_dict(self._sharded_optimizer_state(state["optimizer"]))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise XCiTError(f"{source} does not fit this run: {' '.join(str(error).split())}") from None
+        # All is checked before anything is taken over, so that no run is left with a part of it.
+        check_tensors(self.model.state_dict(), state["model"], source)
+        if self.ema is not None:
+            check_tensors(self.ema.module.state_dict(), state["ema"], source)
+        check_optimizer(self.optimizer, state["optimizer"], source)
+        _load_whole(self.model, state["model"])
+        if self.ema is not None:
+            _load_whole(self.ema.module, state["ema"])
+        self.optimizer.load_state_dict(self._sharded_optimizer_state(state["optimizer"]))
         if state["scaler"]:
             self.processes.scaler.load_state_dict(state["scaler"])
         self.position = position
@@ -135,7 +131,12 @@ class TrainState:
             index: {name: sharded_like(value, parameters[index]) for name, value in of_one.items()}
             for index, of_one in state["state"].items()
         }
-        return state | {"state": moments}
+        # What a group has beside, of another version of torch, would be carried from checkpoint to checkpoint.
+        groups = [
+            {name: value for name, value in group.items() if name in own}
+            for group, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        return {"state": moments, "param_groups": groups}
 
 
 def build_state(

@@ -1,0 +1,158 @@
+"""Is what a file holds the state of this run? Asked of all of it before any of it is taken over.
+
+A file that was damaged, or that another program wrote, can hold anything at any place. What is wrong ends in one line,
+and leaves the run as it was.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.weights.plain import tensor_problem, type_problem
+
+_MOST_STEPS = 2**53
+"""Steps of the longest run."""
+
+_SET_BY_TORCH = frozenset(
+    ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay", "nesterov")
+)
+"""Entries of a group of parameters that other versions of torch do not write, and whose values torch then sets."""
+
+_MOMENTS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
+
+
+def check_counts(state: Mapping[str, Any], source: str) -> None:
+    """Checks where the run was, and that the rest is there.
+
+    Raises:
+        XCiTError: if it is not.
+    """
+
+    def check(condition: bool, what: str) -> None:
+        if not condition:
+            raise XCiTError(f"{source}: damaged, or not a checkpoint of a run: {what}")
+
+    for name in ("model", "optimizer", "ema", "scaler", "position", "num_steps", "batch_size"):
+        check(name in state, f"it has no {name!r}")
+    for name in ("num_steps", "batch_size"):
+        check(_is_count(state[name]) and state[name] > 0, f"{name} is no number above 0")
+    position = state["position"]
+    check(isinstance(position, dict), "its position is no dictionary")
+    check(position.keys() == {"epoch", "step", "losses", "best"}, "its position has other entries")
+    check(_is_count(position["epoch"]) and _is_count(position["step"]), "epoch and step are no whole numbers from 0 on")
+    check(position["step"] <= state["num_steps"], "its step is behind the end of an epoch")
+    check((position["epoch"] + 1) * state["num_steps"] < _MOST_STEPS, "it is in an epoch that no run reaches")
+    check(_is_number(position["losses"]), "its losses are no number")
+    check(position["best"] is None or _is_number(position["best"]), "its best figure is no number")
+    scaler = state["scaler"]
+    check(isinstance(scaler, dict), "its loss scale is no dictionary")
+    check(all(isinstance(name, str) and _is_finite(value) for name, value in scaler.items()), "its loss scale is none")
+    check(not scaler or (scaler.keys() >= {"scale", "_growth_tracker"} and scaler["scale"] > 0), "its loss scale is 0")
+
+
+def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> None:
+    """Checks the names, shapes and kinds of a model's tensors.
+
+    Raises:
+        XCiTError: if one is not as the model's own.
+    """
+    if not isinstance(theirs, dict):
+        raise XCiTError(f"{source}: damaged: its weights are no dictionary")
+    missing = [name for name in own if name not in theirs]
+    unknown = [name for name in theirs if name not in own]
+    if missing or unknown:
+        named = [f"missing {missing[0]!r}"] if missing else []
+        named += [f"unexpected {unknown[0]!r}"] if unknown else []
+        raise XCiTError(
+            f"{source} does not fit this run: {len(missing)} tensors are missing, {len(unknown)} unexpected: "
+            f"{', '.join(named)}"
+        )
+    for name, tensor in own.items():
+        _check_tensor(theirs[name], tensor, name, source)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: str) -> None:
+    """Checks an optimiser's numbers, of each group of parameters and each parameter.
+
+    Raises:
+        XCiTError: if they are not as this optimiser's.
+    """
+
+    def check(condition: bool, what: str) -> None:
+        if not condition:
+            raise XCiTError(f"{source} does not fit this run: its optimiser's state is damaged, or another's: {what}")
+
+    check(isinstance(theirs, dict), "no dictionary")
+    assert isinstance(theirs, dict)
+    groups, moments = theirs.get("param_groups"), theirs.get("state")
+    check(isinstance(groups, list) and isinstance(moments, dict), "no groups of parameters or no moments")
+    assert isinstance(groups, list) and isinstance(moments, dict)
+    check(all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups), "its groups")
+    own = [len(group["params"]) for group in optimizer.param_groups]
+    sizes = [len(group["params"]) for group in groups]
+    if own != sizes and sum(own) == sum(sizes):
+        raise XCiTError(
+            f"{source} was written by an optimiser with {sizes} parameters in its groups, where this run has "
+            f"{own}: keep optimizer.undecayed, optimizer.layer_decay and optimizer.weight_decay as they were"
+        )
+    check(own == sizes, f"{sum(sizes)} parameters, not {sum(own)}")
+    numbers = list(chain.from_iterable(group["params"] for group in groups))
+    check(
+        all(_is_count(number) for number in numbers) and numbers == list(range(sum(own))), "the numbering of its groups"
+    )
+    for mine, group in zip(optimizer.param_groups, groups, strict=True):
+        for name, value in mine.items():
+            if name != "params" and not (name in _SET_BY_TORCH and name not in group):
+                check(name in group and _is_alike(group[name], value), f"{name} of a group")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = _MOMENTS[type(optimizer)]
+    for number, values in moments.items():
+        check(_is_count(number) and number < len(parameters), "a parameter that there is not")
+        check(isinstance(values, dict) and set(values) == set(names), f"the moments of parameter {number}")
+        for name in names:
+            what, value = f"{name} of parameter {number}", values[name]
+            if name == "step":
+                is_plain = isinstance(value, Tensor) and not tensor_problem(value) and value.numel() == 1
+                check(_is_finite(float(value) if is_plain else value), what)
+            elif value is not None or name != "momentum_buffer":
+                _check_tensor(value, parameters[number], what, source)
+
+
+def _check_tensor(theirs: object, own: Tensor, name: str, source: str) -> None:
+    if not isinstance(theirs, Tensor):
+        raise XCiTError(f"{source} does not fit this run: {name} is no tensor, but of type {type(theirs).__name__}")
+    if theirs.shape != own.shape:
+        raise XCiTError(
+            f"{source} does not fit this run: size mismatch of {name}: {list(theirs.shape)}, the run's is "
+            f"{list(own.shape)}"
+        )
+    if problem := tensor_problem(theirs) or type_problem(theirs, own):
+        raise XCiTError(f"{source} does not fit this run: {name} is {problem}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_finite(value: object) -> bool:
+    return (type(value) is int and abs(value) < _MOST_STEPS) or (type(value) is float and math.isfinite(value))
+
+
+def _is_alike(value: object, own: object) -> bool:
+    """Whether a setting can stand for a run's own: a finite number for a number, as many for several, and so on."""
+    if isinstance(own, bool) or own is None:
+        return value is None or isinstance(value, bool)
+    if isinstance(own, int | float):
+        return _is_finite(value)
+    if isinstance(own, Sequence) and not isinstance(own, str):
+        return isinstance(value, Sequence) and len(value) == len(own) and all(map(_is_finite, value))
+    return type(value) is type(own)
