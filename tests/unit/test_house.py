@@ -97,7 +97,7 @@ def test_the_rooms_are_those_of_the_contract() -> None:
     rooms = {name.split(".")[1] for name in modules()}
     assert rooms == {
         "cli", "measure", "training", "explain", "inference", "data", "zoo", "models", "images", "weights", "draw",
-        "config", "integrations", "ops", "streaming", "errors", "seeding", "machine", "extras", "regular",
+        "config", "integrations", "ops", "streaming", "errors", "seeding", "machine", "extras", "regular", "terminal",
     }  # fmt: skip
     assert not rooms & {*xcit.__all__}
 

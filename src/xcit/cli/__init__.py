@@ -7,8 +7,8 @@ from importlib import import_module
 import click
 
 from xcit import __version__
-from xcit.cli.terminal import guard_terminal
 from xcit.errors import XCiTError
+from xcit.terminal import guard_terminal
 
 USER_ERROR = 2
 """Exit status of a mistake that stopped the command."""

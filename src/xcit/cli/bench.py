@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xcit.cli.options import checked_device, compute_options, file_with_key
-from xcit.cli.terminal import for_drawing
 from xcit.errors import escaped
+from xcit.terminal import for_drawing
 
 if TYPE_CHECKING:
     import torch

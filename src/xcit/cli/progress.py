@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from xcit.cli.terminal import for_drawing
+from xcit.terminal import for_drawing
 
 
 @dataclass(frozen=True, kw_only=True)

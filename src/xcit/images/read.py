@@ -186,7 +186,7 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
     """
     try:
         with _open_file(Path(path)) as file, _pillow_errors():
-            values = stored_numbers(_identify(file))
+            values = stored_numbers(_identify(file), load_pixels)
     except XCiTError as error:
         raise XCiTError(f"{_name(path)}: {error}") from error
     if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 255:

@@ -1,5 +1,6 @@
 """The numbers that an image file stores, which Pillow scales or turns round where it wants to show them as greys."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ _STEP_BY_BITS = {"2": 85, "4": 17}
 """What Pillow multiplies greys of fewer than 8 bits by, so that they reach 255."""
 
 
-def stored_numbers(image: Image.Image) -> np.ndarray:
+def stored_numbers(image: Image.Image, load: Callable[[Image.Image], object]) -> np.ndarray:
     """The number of each pixel as the file has it: of 1, 2, 4, 8, 12, 16 or 32 bits, or the index into a palette.
 
     A PNG or TIFF of 4 bits that stores 3 is shown as the grey 51; a PGM whose largest number is 20 likewise; of a TIFF
@@ -19,6 +20,7 @@ def stored_numbers(image: Image.Image) -> np.ndarray:
 
     Args:
         image: opened, its pixels not yet read.
+        load: reads them.
 
     Returns:
         (h, w) of integers.
@@ -31,7 +33,7 @@ def stored_numbers(image: Image.Image) -> np.ndarray:
             "a JPEG picture, whose numbers are not the ones that were written: a label image is a grey or palette PNG"
         )
     codec, raw_mode, largest = _coding(image)
-    image.load()
+    load(image)
     if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
         raise XCiTError(
             f"a colour picture (mode {image.mode}): a label image has one number a pixel, the class, as a grey or "

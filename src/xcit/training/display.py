@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xcit.cli.terminal import for_drawing
 from xcit.errors import escaped
+from xcit.terminal import for_drawing
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

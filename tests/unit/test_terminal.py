@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from xcit.cli.terminal import for_drawing, guard_terminal
+from xcit.terminal import for_drawing, guard_terminal
 
 HOSTILE = "caf\u00e9\t\x1b[2J\x1b]0;title\x07\x9b31m\u202eend\n"
 HARMLESS = "caf\u00e9\t\\x1b[2J\\x1b]0;title\\x07\\x9b31m\\u202eend\n"
