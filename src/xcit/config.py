@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from xcit.errors import XCiTError
+from xcit.writing import whole_file
 
 Config = TypeVar("Config")
 
@@ -27,7 +28,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save_yaml(config: Any, path: Path) -> None:
     """Writes a config so that `load_yaml` gives it back."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    with whole_file(path) as part:
+        part.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def load_yaml(kind: type[Config], path: Path) -> Config:

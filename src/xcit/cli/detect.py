@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
+from xcit.cli.files import beside, images_outside, result_names
 from xcit.cli.options import CommandWithNumbers, FileOptions, checked_device, file_options
 from xcit.errors import XCiTError
+from xcit.writing import make_folder, whole_file
 
 if TYPE_CHECKING:
     from xcit.inference.detect import DetectedObjects
@@ -90,9 +91,10 @@ def detect(
                     with whole_file(beside(place, "-detections.png")) as part:
                         result.picture().save(part, format="PNG")
             bar.advance(1)
-    with whole_file(out / "detections.json") as part:
-        part.write_text(json.dumps(content.content) + "\n", encoding="utf-8")
     found = content.content
+    if found["images"] or not (out / "detections.json").exists():  # an earlier result is not lost for none
+        with whole_file(out / "detections.json") as part:
+            part.write_text(json.dumps(found) + "\n", encoding="utf-8")
     click.echo(f"{out}: {len(found['annotations'])} objects in {len(found['images'])} images")
     return status_of(len(paths) - len(found["images"]), len(paths))
 

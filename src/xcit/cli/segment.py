@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
+from xcit.cli.files import beside, images_outside, result_names
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -16,6 +16,7 @@ from xcit.cli.options import (
     sliding_window,
     window_options,
 )
+from xcit.writing import make_folder, whole_file
 
 _HELP = """Give each pixel of images a class: files, folders (searched through) or patterns.
 
@@ -91,7 +92,8 @@ def segment(
                     with whole_file(beside(place, "-overlay.png")) as part:
                         result.overlay().save(part, format="PNG")
             bar.advance(1)
-    with whole_file(out / "areas.json") as part:
-        part.write_text(json.dumps(areas, indent=1) + "\n", encoding="utf-8")
+    if areas or not (out / "areas.json").exists():  # an earlier result is not lost for none
+        with whole_file(out / "areas.json") as part:
+            part.write_text(json.dumps(areas, indent=1) + "\n", encoding="utf-8")
     click.echo(f"{out}: label maps of {len(areas)} images")
     return status_of(len(paths) - len(areas), len(paths))
