@@ -1,9 +1,19 @@
 """`xcit features`: images to embeddings in a file."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.bulk import (
+    BulkOptions,
+    bulk_options,
+    check_small,
+    open_words,
+    parts_folder,
+    placed,
+    write_bulk,
+)
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -14,6 +24,11 @@ from xcit.cli.options import (
     load_model,
     model_options,
 )
+from xcit.cli.processes import one_voice
+
+if TYPE_CHECKING:
+    from xcit.data.inputs import Inputs
+    from xcit.models import XCiT
 
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
@@ -27,7 +42,12 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 
 @click.command(cls=CommandWithNumbers)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npz, .parquet or .safetensors.")
+@click.option(
+    "--out",
+    required=True,
+    metavar="FILE|DIR",
+    help="FILE.npz, .parquet or .safetensors; or DIR for Parquet parts: for many images, see --resume.",
+)
 @model_options
 @file_options
 @click.option(
@@ -39,10 +59,13 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 @click.option(
     "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
 )
+@bulk_options(part_size=1024)
 @compute_options(batch_size=32)
+@one_voice()
 def features(
     inputs: tuple[str, ...],
-    out: Path,
+    bulk: BulkOptions,
+    out: str,
     model: str | None,
     weights: str | None,
     how: FileOptions,
@@ -54,26 +77,39 @@ def features(
 ) -> int:
     """Write features of images (files, folders or patterns) to a file, with their file names.
 
-    An image that can't be read is named with the reason, the others go on, and the exit status is 1.
+    An image that can't be read is named with the reason, the others go on, and the exit status is 1. INPUT may also be
+    @FILE (a list, a path or URL a line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN, FILE.tar), FILE.parquet,
+    or a data set (fashion-mnist, cifar10, cifar100, hf:NAME).
+
+    For many images --out DIR, a name without suffix or with a slash at its end, writes a folder of Parquet parts, which
+    a kill leaves good; --resume goes on with it, and with several GPUs the images are divided:
+    torchrun --nproc-per-node 8 -m xcit features INPUT... --out DIR
     """
     from typing import cast
 
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.data.features import open_feature_file
-    from xcit.images.read import find_images
     from xcit.inference.classify import extract_features_each
     from xcit.inference.reading import Unreadable
     from xcit.models.xcit import OutType
 
-    with open_feature_file(out) as file:
-        paths = find_images(inputs)
+    folder = parts_folder(out)
+    if folder is not None:
+        images = open_words(inputs, bulk)
+        computer = placed(device)
+        network = load_model(model, weights, computer, how)
+        settings = {"out_type": out_type, "layers": layers, "batch_size": batch_size, "device": computer}
+        return _write_parts(folder, images, network, bulk, settings | {"dtype": checked_dtype(dtype)})
+    check_small(bulk, "give a folder, as in --out features")
+    with open_feature_file(Path(out)) as file:
+        images = open_words(inputs, bulk)
         place = checked_device(device)
         network = load_model(model, weights, place, how)
-        num_unreadable = 0
-        with progress_bar("features", len(paths)) as bar:
+        num_images = num_unreadable = 0
+        with progress_bar("features", images.num_images) as bar:
             for result in extract_features_each(
-                paths,
+                images.images(),
                 network,
                 out_type=cast(OutType | None, out_type),
                 layers=layers,
@@ -81,6 +117,7 @@ def features(
                 device=place,
                 dtype=checked_dtype(dtype),
             ):
+                num_images += 1
                 if isinstance(result, Unreadable):
                     num_unreadable += 1
                     click.echo(f"xcit: {result.reason}", err=True)
@@ -88,5 +125,33 @@ def features(
                     file.add(result.source, result.layers)
                 bar.advance(1)
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in file.shapes.items())
-    click.echo(f"{out}: {len(paths) - num_unreadable} images; {shapes}")
-    return status_of(num_unreadable, len(paths))
+    click.echo(f"{out}: {num_images - num_unreadable} images; {shapes}")
+    return status_of(num_unreadable, num_images)
+
+
+def _write_parts(folder: Path, images: "Inputs", network: "XCiT", bulk: BulkOptions, settings: dict[str, Any]) -> int:
+    from functools import partial
+
+    from xcit.inference.bulk import require_pyarrow
+    from xcit.inference.classify import Features, extract_features_each, prepare_model
+
+    require_pyarrow()
+    import pyarrow as pa
+
+    def row(result: Features) -> dict[str, Any]:
+        arrays = {f"block_{index}": array.ravel() for index, array in result.layers.items()}
+        return arrays | {f"block_{index}_shape": list(array.shape) for index, array in result.layers.items()}
+
+    num_blocks = network.config.depth + network.config.cls_depth
+    blocks = sorted({index % num_blocks for index in settings["layers"]})
+    columns = [
+        field
+        for index in blocks
+        for field in (
+            pa.field(f"block_{index}", pa.list_(pa.float32())),
+            pa.field(f"block_{index}_shape", pa.list_(pa.int32())),
+        )
+    ]
+    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # once, not for each part
+    results = partial(extract_features_each, model=fused, **settings)
+    return write_bulk(folder, images, network, bulk, columns=columns, results=results, row=row)

@@ -16,7 +16,7 @@ from xcit.errors import XCiTError
 from xcit.images.channels import preprocess_channels, read_channels
 from xcit.images.preprocess import Preprocessing, preprocess
 from xcit.images.read import ImageSource
-from xcit.inference.reading import Unreadable, default_device, listed, read_ahead, readable
+from xcit.inference.reading import Readable, Unreadable, default_device, listed, read_ahead, readable
 from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT, OutType
 from xcit.zoo import get_xcit
@@ -84,7 +84,7 @@ def predict(
 
 
 def predict_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
     *,
     topk: int = 5,
@@ -139,7 +139,7 @@ def extract_features(
 
 
 def extract_features_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
     *,
     out_type: OutType | None = None,
@@ -208,7 +208,7 @@ def prepare_model(
 
 
 def _batches(
-    images: Iterable[ImageSource], spec: Preprocessing, batch_size: int
+    images: Iterable[Readable], spec: Preprocessing, batch_size: int
 ) -> Iterator[tuple[list[str | Unreadable], Tensor | None]]:
     """Batches of inputs in order, with the tensor of those that could be read."""
     if batch_size < 1:

@@ -19,7 +19,7 @@ from xcit.draw.detections import draw_detections
 from xcit.errors import XCiTError
 from xcit.images.read import ImageSource
 from xcit.inference.preparing import prepare_of_kind
-from xcit.inference.reading import Unreadable, listed, read_ahead, readable
+from xcit.inference.reading import Readable, Unreadable, listed, read_ahead, readable
 from xcit.zoo.kinds import DETECTOR
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def detect(
 
 
 def detect_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: "str | os.PathLike[str] | MaskRCNN",
     *,
     min_score: float = 0.5,
