@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_NO_ARGUMENTS = ("inputs", "out", "model", "weights", "device", "batch_size", "resume", "part_size", "parquet")
+_NO_ARGUMENTS = (
+    *("inputs", "split", "model", "weights", "part_size"),
+    *("out", "json_path", "csv_path", "parquet", "no_pictures", "no_overlays"),
+    *("device", "batch_size", "resume"),
+)
 """Parameters that rows do not depend on, or that the manifest has elsewhere."""
 
 
@@ -148,7 +152,7 @@ def write_bulk(
         verb=verb,
         model=values["weights"] or values["model"] or "packaged",
         digest=digest(network.state_dict()),
-        arguments={name: value for name, value in values.items() if name not in _NO_ARGUMENTS},
+        arguments={name: value for name, value in values.items() if name not in _NO_ARGUMENTS and value is not None},
         columns=columns,
         results=results,
         row=row,

@@ -178,26 +178,31 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
         "complete": False,
     }
     path = folder / MANIFEST
-    if share.rank == 0 and not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(not _is_ours(entry) for entry in folder.iterdir())):
+    if share.rank == 0:
+        if not path.exists() and folder.exists() and (not folder.is_dir() or not all(map(_is_ours, folder.iterdir()))):
             raise XCiTError(f"{folder}: is there already, and holds no results to go on with: choose another folder")
-        make_folder(folder)
-        _write(path, wanted)
-    elif share.rank == 0 and not resume:
-        raise XCiTError(f"{folder}: holds results already: go on with --resume, or choose another folder")
+        if not path.exists() or not read_manifest(folder)["parts"]:  # nothing is lost of a run that failed at once
+            make_folder(folder)
+            _write(path, wanted)
+        elif not resume:
+            raise XCiTError(f"{folder}: holds results already: go on with --resume, or choose another folder")
     patience = time.monotonic() + _WAIT_SECONDS
-    while not path.exists():
+    while not path.exists() or (_difference(read_manifest(folder), wanted) and not read_manifest(folder)["parts"]):
         if time.monotonic() > patience:
             raise XCiTError(f"{folder}: the first process has not begun it")
         time.sleep(0.05)
     found = read_manifest(folder)
-    for key in _COMPARED:
-        if found.get(key) != wanted[key]:
-            what = "images are others" if key == "inputs" else f"{key} is {found.get(key)}, not {wanted[key]}"
-            raise XCiTError(f"{folder}: holds results of another run, whose {what}: choose another folder")
+    if key := _difference(found, wanted):
+        what = "images are others" if key == "inputs" else f"{key} is {found.get(key)}, not {wanted[key]}"
+        raise XCiTError(f"{folder}: holds results of another run, whose {what}: choose another folder")
     if wanted["versions"][0] in found["versions"]:
         return found
     return _update(folder, lambda manifest: manifest["versions"].extend(wanted["versions"]))
+
+
+def _difference(found: Manifest, wanted: Manifest) -> str:
+    """The first thing that two runs do not have in common, "" if they are the same."""
+    return next((key for key in _COMPARED if found.get(key) != wanted[key]), "")
 
 
 def _write_unit(
