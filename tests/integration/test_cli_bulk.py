@@ -176,9 +176,10 @@ def test_segment_and_detect(xcit, tmp_path, many) -> None:
 
     from xcit.data.coco_masks import decode_mask
     from xcit.images.preprocess import SegmentationPreprocessing
-    from xcit.models import SegmenterInfo
+    from xcit.models import Segmenter, SegmenterInfo
 
     model = build("sem-fpn")
+    assert isinstance(model, Segmenter)
     model.info = SegmenterInfo(name="small", preprocessing=SegmentationPreprocessing(long_side=48, short_side=32))
     save_model(model, tmp_path / "segmenter.safetensors")
     save_model(build("detector"), tmp_path / "detector.safetensors")
@@ -212,10 +213,6 @@ def test_segment_and_detect(xcit, tmp_path, many) -> None:
         assert "--resume goes on with Parquet parts alone: give --parquet" in done.err
 
 
-def encoded(path: Path) -> bytes:
-    return path.read_bytes()
-
-
 def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> None:
     images = packaged_images()[:3]
     for path in images:
@@ -225,8 +222,10 @@ def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> No
     with tarfile.open("a.tar", "w") as archive:  # pictures alone: no labels
         for name in names:
             archive.add(name)
-    pq.write_table(pa.table({"image": [{"bytes": encoded(path), "path": None} for path in images]}), "records.parquet")
-    pq.write_table(pa.table({"picture": [encoded(path) for path in images], "raw": [b""] * 3}), "bytes.parquet")
+    pq.write_table(
+        pa.table({"image": [{"bytes": path.read_bytes(), "path": None} for path in images]}), "records.parquet"
+    )
+    pq.write_table(pa.table({"picture": [path.read_bytes() for path in images], "raw": [b""] * 3}), "bytes.parquet")
     import fsspec
 
     memory = fsspec.filesystem("memory")
@@ -298,3 +297,15 @@ def test_without_pyarrow_it_is_one_line(many) -> None:
         done = subprocess.run(words, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (2, "xcit: error: Parquet needs pyarrow: pip install 'xcit[all]'\n")
         assert not Path("parts").exists()
+
+
+def test_what_the_page_shows(xcit) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "bulk.md").read_text(encoding="utf-8")
+    shutil.copytree(packaged_images()[0].parent, "photos")
+    shown, code = text.split("```")[1], text.split("```python")[1].split("```")[0]
+    lines = shown.strip().splitlines()
+    assert len(lines) == 6
+    for command, printed in zip(lines[::2], lines[1::2], strict=True):
+        done = xcit(*command.removeprefix("$ xcit ").split())
+        assert (done.status, done.out, done.err) == (0, f"{printed}\n", "")
+    exec(compile(code, "docs/bulk.md", "exec"), {})

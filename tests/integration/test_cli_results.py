@@ -78,7 +78,7 @@ def small_detector(path: Path) -> None:
 def test_pictures_of_nothing_readable(xcit, tmp_path: Path, verb: str, make, extra) -> None:
     if verb == "attention":
         pytest.importorskip("matplotlib")
-    model = ()
+    model: tuple[str, ...] = ()
     if make is not None:
         make(tmp_path / "small.safetensors")
         model = ("--model", "small.safetensors")

@@ -94,8 +94,8 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         words: each one of
 
             - a file, a folder or a pattern, see `find_images`;
-            - `@FILE`: a file or URL of a list, a path, URL or other word of these a line; paths are from the current
-              folder;
+            - `@FILE`: a file or URL of a list, a path, URL or other word of these a line, but no pattern; paths are from
+              the current folder;
             - a URL of an image, of any protocol that fsspec knows; one that ends in `/` stands for the images below,
               and one with `*` for those that match, where the protocol can list files;
             - a `.tar` file or its URL, or `wds:PATTERN` (see `list_shards`): every image in it, labelled or not;
@@ -120,8 +120,8 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         files.clear()
 
     seen: set[str] = set()
-    for word in _listed(words):
-        for key, found in _find(word, split, unit_size):
+    for word, is_listed in _listed(words):
+        for key, found in _find(word, is_listed, split, unit_size):
             if isinstance(found, Unit):
                 finish()
                 units.append(found)
@@ -131,11 +131,11 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
     return Inputs(tuple(units))
 
 
-def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
-    """The words, with those of a list file in its place."""
+def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool]]:
+    """The words, with those of a list file in its place, and whether they are of one."""
     for word in [os.fspath(word) for word in words]:
         if not word.startswith("@") or os.path.lexists(word):
-            yield word
+            yield word, False
             continue
         place = word[1:]
         try:
@@ -149,11 +149,11 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
         lines = [os.fsdecode(line.rstrip(b"\r")) for line in data.split(b"\n")]
         if not any(lines):
             raise XCiTError(f"{place}: an empty list; it has a path or URL a line")
-        yield from filter(None, lines)
+        yield from ((line, True) for line in lines if line)
 
 
-def _find(word: str, split: Split, unit_size: int) -> Iterator[tuple[str, Input | Unit]]:
-    """What a word stands for: units, or single images with what tells them apart."""
+def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[tuple[str, Input | Unit]]:
+    """What a word stands for: units, or single images with what tells them apart. A list has no patterns."""
     if word.startswith("wds:"):
         for shard in list_shards(word.removeprefix("wds:")):
             yield "", _tar(shard)
@@ -171,7 +171,7 @@ def _find(word: str, split: Split, unit_size: int) -> Iterator[tuple[str, Input 
     elif is_parquet(word) and not glob.has_magic(word.partition("?")[0]):
         yield "", _parquet(word)
     else:
-        for path in find_images([word]):
+        for path in [Path(word)] if is_listed and not Path(word).is_dir() else find_images([word]):
             if path.name.lower().endswith(_TARS):
                 yield "", _tar(str(path))
             elif is_parquet(str(path)):
