@@ -94,8 +94,8 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         words: each one of
 
             - a file, a folder or a pattern, see `find_images`;
-            - `@FILE`: a file or URL of a list, a path, URL or other word of these a line, but no pattern; paths are from
-              the current folder;
+            - `@FILE`: a file or URL of a list, a path, URL or other word of these a line, but no pattern; paths are
+              from the current folder;
             - a URL of an image, of any protocol that fsspec knows; one that ends in `/` stands for the images below,
               and one with `*` for those that match, where the protocol can list files;
             - a `.tar` file or its URL, or `wds:PATTERN` (see `list_shards`): every image in it, labelled or not;
