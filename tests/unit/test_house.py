@@ -95,7 +95,7 @@ def test_the_rooms_are_those_of_the_contract() -> None:
     rooms = {name.split(".")[1] for name in modules()}
     assert rooms == {
         "cli", "measure", "training", "explain", "inference", "data", "zoo", "models", "images", "weights", "draw",
-        "config", "integrations", "ops", "errors", "seeding", "machine",
+        "config", "integrations", "ops", "writing", "errors", "seeding", "machine",
     }  # fmt: skip
     assert not rooms & {*xcit.__all__}
 
