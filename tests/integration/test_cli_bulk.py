@@ -130,8 +130,9 @@ def test_a_kill_costs_no_part_that_is_done(xcit, start, many) -> None:
 def test_two_processes_divide_the_images(xcit, start, many) -> None:
     assert xcit(*PREDICT, "--out", "one").status == 1
     done = start("-m", "xcit", *PREDICT, "--out", "two", processes=2).finish()
-    assert done.status == 1
+    assert done.status == 0  # torchrun would take another for the failure of a process
     assert done.out == "two: 39 images in 5 Parquet parts\n"
+    assert done.err.endswith("xcit: 1 of 40 images could not be read\n")
     assert done.err.count("13.png: not an image that can be read") == 1  # by one of them
     assert rows("two") == rows("one")
     again = start("-m", "xcit", *PREDICT, "--out", "two", processes=2).finish()

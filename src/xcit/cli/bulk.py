@@ -189,7 +189,9 @@ def write_bulk(
     parts = manifest["parts"].values()
     num_images, num_unreadable = (sum(part[what] for part in parts) for what in ("images", "unreadable"))
     click.echo(f"{folder}: {num_images - num_unreadable} images in {len(parts)} Parquet parts")
-    return status_of(num_unreadable, num_images)
+    status = status_of(num_unreadable, num_images)
+    # torchrun takes any other status for the failure of a process, ends the others, and may start all again.
+    return status if share.world_size == 1 else 0
 
 
 def placed(device: str | None) -> "torch.device":
