@@ -15,6 +15,7 @@ import yaml
 
 from xcit.errors import XCiTError
 from xcit.regular import regular
+from xcit.writing import whole_file
 
 Config = TypeVar("Config")
 
@@ -62,7 +63,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save_yaml(config: Any, path: Path) -> None:
     """Writes a config so that `load_yaml` gives it back."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    with whole_file(path) as part:
+        part.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def load_yaml(kind: type[Config], path: Path) -> Config:

@@ -424,10 +424,10 @@ def test_interrupt_leaves_the_results_so_far(tmp_path):
     for index in range(5000):
         (tmp_path / "many" / f"{index}.png").symlink_to(packaged_images()[0])
     process = start("predict", "many", "--json", "a.json", "--batch-size", 1, stdout=subprocess.PIPE)
-    part, result = tmp_path / "a.json.part", tmp_path / "a.json"
+    result = tmp_path / "a.json"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if part.exists() and part.stat().st_size:
+        if any(part.stat().st_size for part in tmp_path.glob(".xcit-*.tmp")):
             break
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -437,7 +437,7 @@ def test_interrupt_leaves_the_results_so_far(tmp_path):
     rows = json.loads(result.read_text(encoding="utf-8"))
     assert 0 < len(rows) < 5000
     assert [row["file"] for row in rows] == [f"many/{index}.png" for index in range(len(rows))]
-    assert not part.exists()
+    assert not list(tmp_path.glob(".xcit-*.tmp"))
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("predict", "--json", "-")])

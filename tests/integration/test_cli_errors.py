@@ -104,7 +104,7 @@ ONE_LINE = [
     ("convert bare.safetensors a.onnx --to timm", "a.onnx must end in .safetensors or one of .pth, .pt, .bin"),
     ("convert bare.safetensors zero.pth --to timm", "zero.pth exists: choose another destination, or ask to overwrite"),
     ("convert bare.safetensors bare.safetensors --to timm --overwrite", "is the file to convert itself"),
-    ("convert bare.safetensors nowhere/a.pth --to timm", "cannot write nowhere/a.pth: No such file or directory"),
+    ("convert bare.safetensors nowhere/a.pth --to timm", "nowhere/a.pth: can't be written: No such file or directory"),
     ("info xcit-nanno", "no model is called 'xcit-nanno'; did you mean"),
     ("list resnet", "no model matches 'resnet'; `xcit list` shows all"),
     ("fetch resnet*", "no model matches 'resnet*'; `xcit list` shows all"),

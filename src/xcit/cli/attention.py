@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
+from xcit.cli.files import beside, images_outside, result_names
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -20,6 +20,7 @@ from xcit.cli.options import (
     model_options,
 )
 from xcit.errors import XCiTError
+from xcit.writing import make_folder, whole_file
 
 if TYPE_CHECKING:
     from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps

@@ -1,15 +1,19 @@
 """`xcit detect`: objects in images, as pictures and as COCO-format JSON."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
-from xcit.cli.options import CommandWithNumbers, FileOptions, checked_device, file_options
+from xcit.cli.bulk import BulkOptions, bulk_options, check_small, open_words, placed, write_bulk
+from xcit.cli.files import beside, images_outside, result_names
+from xcit.cli.options import CommandWithNumbers, FileOptions, file_options
+from xcit.cli.processes import one_voice
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
+from xcit.writing import make_folder, whole_file
 
 if TYPE_CHECKING:
     from xcit.inference.detect import DetectedObjects
@@ -27,6 +31,10 @@ each annotation with its score; the masks are packed RLE.
 
 An image is scaled as large as fits into the model's own short and long side, or into those given; with --full-size it
 is not scaled, and goes through the model in one piece, so that no object is cut by the edge of a tile.
+
+For many images --parquet writes a folder of Parquet parts instead, which a kill leaves good; --resume goes on with it,
+and INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as of xcit predict. With several GPUs the
+images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DIR --parquet
 """
 
 
@@ -36,6 +44,8 @@ is not scaled, and goes through the model in one piece, so that no object is cut
 @click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
+@click.option("--parquet", is_flag=True, help="Write Parquet parts instead: for many images, see --resume.")
+@bulk_options(part_size=128)
 @click.option(
     "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="What is scored less is left out."
 )
@@ -44,8 +54,11 @@ is not scaled, and goes through the model in one piece, so that no object is cut
 @click.option("--full-size", is_flag=True, help="Leave images in the size they have.")
 @click.option("--no-pictures", is_flag=True, help="Write no NAME-detections.png.")
 @click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+@one_voice()
 def detect(
     inputs: tuple[str, ...],
+    bulk: BulkOptions,
+    parquet: bool,
     model: str,
     weights: str | None,
     how: FileOptions,
@@ -60,18 +73,25 @@ def detect(
     """Detects and writes; gives the exit status."""
     from xcit.cli.progress import download_bar, progress_bar
     from xcit.cli.results import status_of
+    from xcit.inference.bulk import require_pyarrow
     from xcit.inference.detect import detect_each, prepare_detector
-    from xcit.inference.reading import Unreadable, default_device
+    from xcit.inference.reading import Unreadable
     from xcit.zoo import check_task, get_model
 
     if full_size and (short_side or long_side):
         raise XCiTError("give --full-size, or --short-side and --long-side, not both")
     need_packages("xcit detect", "faster_coco_eval")
     check_task(model, "object-detection")
-    paths = images_outside(inputs, out)
-    places = [out / name for name in result_names(paths)]
-    make_folder(out)
-    computer = checked_device(device) or default_device()
+    images, places = None, list[Path]()
+    if parquet:
+        require_pyarrow()
+        images = open_words(inputs, bulk)
+    else:
+        check_small(bulk, "give --parquet")
+        paths = images_outside(inputs, out)
+        places = [out / name for name in result_names(paths)]
+        make_folder(out)
+    computer = placed(device)
     with download_bar() as downloaded:
         built = get_model(
             model, pretrained=weights or True, stem_strides=how.stem_strides, key=how.key, progress=downloaded
@@ -79,8 +99,11 @@ def detect(
     how.apply(built, weights or model)
     network = prepare_detector(built, computer, what=model)
     sides = _sides(network, short_side, long_side)
-    results = detect_each(paths, network, min_score=score, sides=sides, full_size=full_size, device=computer)
+    each = partial(detect_each, model=network, min_score=score, sides=sides, full_size=full_size, device=computer)
     content = _Annotations(network)
+    if images is not None:
+        return write_bulk(out, images, built, bulk, columns=_columns(), results=each, row=content.row)
+    results = each(paths)
     with progress_bar("detect", len(paths)) as bar:
         for place, result in zip(places, results, strict=True):
             if isinstance(result, Unreadable):
@@ -92,9 +115,10 @@ def detect(
                     with whole_file(beside(place, "-detections.png")) as part:
                         result.picture().save(part, format="PNG")
             bar.advance(1)
-    with whole_file(out / "detections.json") as part:
-        part.write_text(json.dumps(content.content) + "\n", encoding="utf-8")
     found = content.content
+    if found["images"] or not (out / "detections.json").exists():  # an earlier result is not lost for none
+        with whole_file(out / "detections.json") as part:
+            part.write_text(json.dumps(found) + "\n", encoding="utf-8")
     click.echo(f"{out}: {len(found['annotations'])} objects in {len(found['images'])} images")
     return status_of(len(paths) - len(found["images"]), len(paths))
 
@@ -108,6 +132,21 @@ def _sides(network: "MaskRCNN", short_side: int | None, long_side: int | None) -
     return short_side, long_side or round(short_side * own[1] / own[0])
 
 
+def _columns() -> list[Any]:
+    import pyarrow as pa
+
+    found = pa.struct(
+        [
+            ("category_id", pa.int32()),
+            ("name", pa.string()),
+            ("score", pa.float32()),
+            ("bbox", pa.list_(pa.float32())),
+            ("counts", pa.string()),
+        ]
+    )
+    return [pa.field("height", pa.int32()), pa.field("width", pa.int32()), pa.field("objects", pa.list_(found))]
+
+
 class _Annotations:
     """Detections in COCO's format."""
 
@@ -117,6 +156,21 @@ class _Annotations:
         self._ids = info.category_ids if info is not None and info.category_ids else tuple(range(1, count + 1))
         categories = [{"id": number, "name": name} for number, name in zip(self._ids, names, strict=True)]
         self.content: dict[str, list[dict[str, Any]]] = {"images": [], "categories": categories, "annotations": []}
+
+    def row(self, result: "DetectedObjects") -> dict[str, Any]:
+        """An image's columns of a Parquet part; `counts` are those of its packed RLE."""
+        height, width = result.image.shape[:2]
+        objects = [
+            {
+                "category_id": self._ids[one.label - 1],
+                "name": one.name,
+                "score": one.score,
+                "bbox": one.box,
+                "counts": one.mask["counts"],
+            }
+            for one in result.objects
+        ]
+        return {"height": height, "width": width, "objects": objects}
 
     def add(self, result: "DetectedObjects") -> None:
         """Adds an image and its objects."""

@@ -1,9 +1,20 @@
 """`xcit features`: images to embeddings in a file."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.bulk import (
+    BulkOptions,
+    bulk_options,
+    check_resized,
+    check_small,
+    open_words,
+    parts_folder,
+    placed,
+    write_bulk,
+)
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -16,7 +27,12 @@ from xcit.cli.options import (
     load_model,
     model_options,
 )
+from xcit.cli.processes import one_voice
 from xcit.errors import XCiTError
+
+if TYPE_CHECKING:
+    from xcit.data.inputs import Inputs
+    from xcit.models import XCiT
 
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
@@ -33,8 +49,9 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
-    help="FILE.npz, .parquet, .safetensors; or .npy or .zarr for a map at full size.",
+    metavar="FILE|DIR",
+    help="FILE.npz, .parquet, .safetensors; .npy or .zarr for a map at full size; or DIR for Parquet parts of many "
+    "images, see --resume.",
 )
 @model_options
 @file_options
@@ -48,10 +65,13 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
     "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
 )
 @full_size_options("Take images as they are, however large: neither resized nor cropped.")
+@bulk_options(part_size=1024)
 @compute_options(batch_size=32)
+@one_voice()
 def features(
     inputs: tuple[str, ...],
-    out: Path,
+    bulk: BulkOptions,
+    out: str,
     model: str | None,
     weights: str | None,
     how: FileOptions,
@@ -72,6 +92,13 @@ def features(
     an image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to
     FILE.npy or FILE.zarr, float32 (H, W, D), as it comes, with the place of its cells (FILE.json, or the array's
     attributes) and a picture of its principal components (FILE.png).
+
+    INPUT may also be @FILE (a list, a path or URL a line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
+    FILE.tar), FILE.parquet, or a data set (fashion-mnist, cifar10, cifar100, hf:NAME).
+
+    For many images --out DIR, a name without suffix or with a slash at its end, writes a folder of Parquet parts, which
+    a kill leaves good; --resume goes on with it, and with several GPUs the images are divided:
+    torchrun --nproc-per-node 8 -m xcit features INPUT... --out DIR
     """
     from typing import cast
 
@@ -79,38 +106,49 @@ def features(
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.data.features import open_feature_file
-    from xcit.images.read import find_images
     from xcit.inference.classify import extract_features_each, prepare_model
     from xcit.inference.full_size import write_feature_map
     from xcit.inference.reading import Unreadable
     from xcit.models.xcit import OutType
 
-    if out.suffix in (".npy", ".zarr"):
+    if Path(out).suffix in (".npy", ".zarr"):
+        from xcit.images.read import find_images
+
+        path = Path(out)
         if not (full_size and out_type == "featmap" and len(layers) == 1):
             raise XCiTError(
-                f"{out}: a {out.suffix} file is for one map: --full-size --out-type featmap and one of --layers"
+                f"{out}: a {path.suffix} file is for one map: --full-size --out-type featmap and one of --layers"
             )
         paths = find_images(inputs)
         if len(paths) != 1:
-            raise XCiTError(f"{out}: a {out.suffix} file is for the map of one image, not of {len(paths)}")
+            raise XCiTError(f"{out}: a {path.suffix} file is for the map of one image, not of {len(paths)}")
         place = checked_device(device)
-        network, _, _ = prepare_model(load_model(model, weights, place), place, checked_dtype(dtype))
+        network, _, _ = prepare_model(load_model(model, weights, place, how), place, checked_dtype(dtype))
         with full_size_of(full_size, memory, scratch, token_dtype, part, num_images=1) as whole:
             assert whole is not None
-            shape = write_feature_map(paths[0], network, out, layer=layers[0], full_size=whole)
+            shape = write_feature_map(paths[0], network, path, layer=layers[0], full_size=whole)
         click.echo(f"{out}: float32 {list(shape)}")
         return 0
-    with open_feature_file(out) as file:
-        paths = find_images(inputs)
+    folder = parts_folder(out)
+    if folder is not None:
+        check_resized(full_size, out)
+        images = open_words(inputs, bulk)
+        computer = placed(device)
+        network = load_model(model, weights, computer, how)
+        settings = {"out_type": out_type, "layers": layers, "batch_size": batch_size, "device": computer}
+        return _write_parts(folder, images, network, bulk, settings | {"dtype": checked_dtype(dtype)})
+    check_small(bulk, "give a folder, as in --out features")
+    with open_feature_file(Path(out)) as file:
+        images = open_words(inputs, bulk)
         place = checked_device(device)
         network = load_model(model, weights, place, how)
-        num_unreadable = 0
+        num_images = num_unreadable = 0
         with (
-            full_size_of(full_size, memory, scratch, token_dtype, part, num_images=len(paths)) as whole,
-            progress_bar("features", 1 if full_size else len(paths)) as bar,
+            full_size_of(full_size, memory, scratch, token_dtype, part, num_images=images.num_images or 2) as whole,
+            progress_bar("features", 1 if full_size else images.num_images) as bar,
         ):
             for result in extract_features_each(
-                paths,
+                images.images(),
                 network,
                 out_type=cast(OutType | None, out_type),
                 layers=layers,
@@ -119,6 +157,7 @@ def features(
                 dtype=checked_dtype(dtype),
                 full_size=whole,
             ):
+                num_images += 1
                 if isinstance(result, Unreadable):
                     num_unreadable += 1
                     click.echo(f"xcit: {result.reason}", err=True)
@@ -126,5 +165,33 @@ def features(
                     file.add(result.source, result.layers)
                 bar.advance(1)
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in file.shapes.items())
-    click.echo(f"{out}: {len(paths) - num_unreadable} images; {shapes}")
-    return status_of(num_unreadable, len(paths))
+    click.echo(f"{out}: {num_images - num_unreadable} images; {shapes}")
+    return status_of(num_unreadable, num_images)
+
+
+def _write_parts(folder: Path, images: "Inputs", network: "XCiT", bulk: BulkOptions, settings: dict[str, Any]) -> int:
+    from functools import partial
+
+    from xcit.inference.bulk import require_pyarrow
+    from xcit.inference.classify import Features, extract_features_each, prepare_model
+
+    require_pyarrow()
+    import pyarrow as pa
+
+    def row(result: Features) -> dict[str, Any]:
+        arrays = {f"block_{index}": array.ravel() for index, array in result.layers.items()}
+        return arrays | {f"block_{index}_shape": list(array.shape) for index, array in result.layers.items()}
+
+    num_blocks = network.config.depth + network.config.cls_depth
+    blocks = sorted({index % num_blocks for index in settings["layers"]})
+    columns = [
+        field
+        for index in blocks
+        for field in (
+            pa.field(f"block_{index}", pa.list_(pa.float32())),
+            pa.field(f"block_{index}_shape", pa.list_(pa.int32())),
+        )
+    ]
+    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # once, not for each part
+    results = partial(extract_features_each, model=fused, **settings)
+    return write_bulk(folder, images, network, bulk, columns=columns, results=results, row=row)

@@ -1,8 +1,7 @@
-"""Files that verbs write for many images: which images, what the files are called, and none half written."""
+"""Files that verbs write for many images: which images, and what the files are called."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 from xcit.errors import XCiTError
@@ -33,33 +32,3 @@ def result_names(paths: Sequence[Path]) -> list[Path]:
 def beside(place: Path, ending: str) -> Path:
     """A file whose name is a place's and an ending."""
     return place.with_name(f"{place.name}{ending}")
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it.
-
-    Raises:
-        XCiTError: if it can't be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise XCiTError(f"{folder}: can't be made: {error.strerror}") from None
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, which gets the name `path` when it is whole.
-
-    Raises:
-        XCiTError: if it can't be written.
-    """
-    part = beside(path, ".part")
-    try:
-        yield part
-        part.replace(path)
-    except OSError as error:
-        raise XCiTError(f"{path}: can't be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()

@@ -1,10 +1,21 @@
 """`xcit predict`: images to classes."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from xcit.cli.answering import say_model
+from xcit.cli.bulk import (
+    BulkOptions,
+    bulk_options,
+    check_resized,
+    check_small,
+    open_words,
+    parts_folder,
+    placed,
+    write_bulk,
+)
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -17,6 +28,12 @@ from xcit.cli.options import (
     load_model,
     model_options,
 )
+from xcit.cli.processes import one_voice
+from xcit.errors import XCiTError
+
+if TYPE_CHECKING:
+    from xcit.data.inputs import Inputs
+    from xcit.models import XCiT
 
 
 @click.command(cls=CommandWithNumbers)
@@ -27,9 +44,14 @@ from xcit.cli.options import (
 @click.option("--json", "json_path", metavar="FILE", help="Write JSON to FILE, - for standard output.")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write CSV to FILE, - for standard output.")
 @full_size_options("Take images as they are, however large: neither resized nor cropped.")
+@click.option("--out", metavar="DIR", help="Write Parquet parts into DIR: for many images, see --resume.")
+@bulk_options(part_size=1024)
 @compute_options(batch_size=32)
+@one_voice()
 def predict(
     inputs: tuple[str, ...],
+    bulk: BulkOptions,
+    out: str | None,
     model: str | None,
     weights: str | None,
     how: FileOptions,
@@ -50,31 +72,82 @@ def predict(
     Without INPUT the packaged images are classified. An image that can't be read is named with the reason, the others
     go on, and the exit status is 1. With --full-size an image of any size goes through as it is, in bounded memory;
     TIFF and other large formats (docs/any-resolution.md) are read row by row.
+
+    INPUT may also be @FILE (a list, a path or URL a line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
+    FILE.tar), FILE.parquet, or a data set (fashion-mnist, cifar10, cifar100, hf:NAME).
+
+    For many images --out DIR writes a folder of Parquet parts, which a kill leaves good; --resume goes on with it, and
+    with several GPUs the images are divided: torchrun --nproc-per-node 8 -m xcit predict INPUT... --out DIR
     """
     from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import open_results, status_of
-    from xcit.images.read import find_images
     from xcit.inference.classify import predict_each
     from xcit.inference.reading import Unreadable
 
-    paths = find_images(inputs) if inputs else packaged_images()
+    images = open_words(inputs or tuple(map(str, packaged_images())), bulk)
+    if out is not None:
+        if json_path or csv_path:
+            raise XCiTError("give --out, or --json or --csv, not both")
+        folder = parts_folder(out)
+        if folder is None:
+            raise XCiTError(
+                f"{out}: predictions go to a folder of Parquet parts: --out {out}/; or give --json or --csv"
+            )
+        check_resized(full_size, out)
+        computer = placed(device)
+        network = load_model(model, weights, computer, how)
+        settings = {"topk": topk, "batch_size": batch_size, "device": computer, "dtype": checked_dtype(dtype)}
+        return _predict_parts(folder, images, network, bulk, settings)
+    check_small(bulk, "give --out DIR")
     place = checked_device(device)
     network = load_model(model, weights, place, how)
-    num_unreadable = 0
+    num_images = num_unreadable = 0
     with (
         open_results(json_path, csv_path) as results,
-        full_size_of(full_size, memory, scratch, token_dtype, part, num_images=len(paths)) as whole,
-        progress_bar("predict", 1 if full_size else len(paths)) as bar,
+        full_size_of(full_size, memory, scratch, token_dtype, part, num_images=images.num_images or 2) as whole,
+        progress_bar("predict", 1 if full_size else images.num_images) as bar,
     ):
         for result in predict_each(
-            paths, network, topk=topk, batch_size=batch_size, device=place, dtype=checked_dtype(dtype), full_size=whole
+            images.images(),
+            network,
+            topk=topk,
+            batch_size=batch_size,
+            device=place,
+            dtype=checked_dtype(dtype),
+            full_size=whole,
         ):
+            num_images += 1
             num_unreadable += isinstance(result, Unreadable)
             results.add(result)
             bar.advance(1)
     say_model(network, model, weights)
-    return status_of(num_unreadable, len(paths))
+    return status_of(num_unreadable, num_images)
+
+
+def _predict_parts(folder: Path, images: "Inputs", network: "XCiT", bulk: BulkOptions, settings: dict[str, Any]) -> int:
+    from functools import partial
+
+    from xcit.inference.bulk import require_pyarrow
+    from xcit.inference.classify import Prediction, predict_each, prepare_model
+
+    require_pyarrow()
+    import pyarrow as pa
+
+    def row(result: Prediction) -> dict[str, Any]:
+        return {"classes": [{"index": one.index, "name": one.name, "score": one.score} for one in result.classes]}
+
+    scored = pa.struct([("index", pa.int32()), ("name", pa.string()), ("score", pa.float32())])
+    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # once, not for each part
+    return write_bulk(
+        folder,
+        images,
+        network,
+        bulk,
+        columns=[pa.field("classes", pa.list_(scored))],
+        results=partial(predict_each, model=fused, **settings),
+        row=row,
+    )
 
 
 def packaged_images() -> list[Path]:

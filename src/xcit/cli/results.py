@@ -1,6 +1,5 @@
 """Where results of one image after another go: the screen, a JSON file or a CSV file."""
 
-import contextlib
 import csv
 import json
 import sys
@@ -11,7 +10,9 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 import click
 
+from xcit.cli.files import beside
 from xcit.errors import XCiTError, escaped
+from xcit.writing import is_stream, whole_file
 
 if TYPE_CHECKING:
     from xcit.inference.classify import Prediction
@@ -43,7 +44,7 @@ class JSONResults:
     """One array of objects: `{"file", "classes": [{"name", "index", "score"}]}` or `{"file", "error"}`."""
 
     def __init__(self, file: IO[str]) -> None:
-        self._file, self._count = file, 0
+        self._file, self._count, self.num_readable = file, 0, 0
 
     def add(self, result: "Prediction | Unreadable") -> None:
         """Writes one object."""
@@ -51,6 +52,7 @@ class JSONResults:
         if reason := getattr(result, "reason", None):
             row["error"] = reason
         else:
+            self.num_readable += 1
             row["classes"] = [
                 {"name": scored.name, "index": scored.index, "score": scored.score}
                 for scored in getattr(result, "classes", ())
@@ -67,20 +69,28 @@ class CSVResults:
     """A row a class: file, rank from 1, index, name, score, error."""
 
     def __init__(self, file: IO[str]) -> None:
-        self._rows = csv.writer(file)
+        self._rows, self.num_readable = csv.writer(file), 0
         self._rows.writerow(["file", "rank", "index", "name", "score", "error"])
 
     def add(self, result: "Prediction | Unreadable") -> None:
         """Writes the rows of one image."""
         if reason := getattr(result, "reason", None):
             self._rows.writerow([result.source, "", "", "", "", reason])
+            return
+        self.num_readable += 1
         for rank, scored in enumerate(getattr(result, "classes", ()), start=1):
             self._rows.writerow([result.source, rank, scored.index, scored.name, f"{scored.score:.6f}", ""])
+
+    def finish(self) -> None:
+        """Does nothing: a table has no end of its own."""
 
 
 @contextmanager
 def open_results(json_path: str | None, csv_path: str | None) -> Iterator[Results]:
     """The place for results. A file appears under its name when it is whole, also after an interrupt.
+
+    An earlier file of that name gives way to a whole one alone: what an interrupt leaves is then called NAME.part, and
+    results of which each is an error are not written.
 
     Raises:
         XCiTError: if both are given, or the file can't be written.
@@ -92,14 +102,17 @@ def open_results(json_path: str | None, csv_path: str | None) -> Iterator[Result
         yield ScreenResults()
         return
     with _output(path) as file:
-        if csv_path:
-            yield CSVResults(file)
-            return
-        results = JSONResults(file)
+        results = CSVResults(file) if csv_path else JSONResults(file)
         try:
             yield results
         finally:
             results.finish()
+        if not results.num_readable and path != "-" and Path(path).is_file():
+            raise _NoResults
+
+
+class _NoResults(Exception):  # noqa: N818  (it is no error)
+    """No input could be read, and there is an earlier result."""
 
 
 @contextmanager
@@ -111,21 +124,29 @@ def _output(path: str) -> Iterator[IO[str]]:
     target = Path(path)
     if target.is_dir():
         raise XCiTError(f"{path}: a folder, not a file for results")
-    part = target.with_name(f"{target.name}.part")
-    try:
+    if is_stream(target):  # whose reader wants each result as it comes
+        with _opened(target) as file:
+            yield file
+        return
+    interrupt: KeyboardInterrupt | None = None
+    with whole_file(target) as part:
         try:
-            # A name with bytes that are no text gets them as \udc.., JSON's own way to write them.
-            with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            with _opened(part) as file:
                 yield file
-        except KeyboardInterrupt:
-            part.replace(target)
-            raise
-        part.replace(target)
-    except OSError as error:
-        raise XCiTError(f"{path}: can't be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
+        except KeyboardInterrupt as error:
+            interrupt = error
+            if target.exists():
+                part.replace(beside(target, ".part"))
+        except _NoResults:
             part.unlink()
+            click.echo(f"xcit: {path}: left as it was", err=True)
+    if interrupt is not None:
+        raise interrupt
+
+
+def _opened(path: Path) -> IO[str]:
+    # A name with bytes that are no text gets them as \udc.., JSON's own way to write them.
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def status_of(num_unreadable: int, num_images: int) -> int:

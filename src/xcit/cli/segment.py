@@ -1,21 +1,29 @@
 """`xcit segment`: label maps of images as files."""
 
+import io
 import json
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.files import beside, images_outside, make_folder, result_names, whole_file
+from xcit.cli.bulk import BulkOptions, bulk_options, check_small, open_words, placed, write_bulk
+from xcit.cli.files import beside, images_outside, result_names
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
-    checked_device,
     checked_dtype,
     compute_options,
     file_options,
     sliding_window,
     window_options,
 )
+from xcit.cli.processes import one_voice
+from xcit.writing import make_folder, whole_file
+
+if TYPE_CHECKING:
+    from xcit.inference.segment import Segmentation
 
 _HELP = """Give each pixel of images a class: files, folders (searched through) or patterns.
 
@@ -30,6 +38,10 @@ keep their folders below --out.
 
 --slide goes over an image by a window and averages where windows overlap; with --full-size the image is not scaled, and
 memory does not grow with it: for maps and panoramas of any size.
+
+For many images --parquet writes a folder of Parquet parts instead, which a kill leaves good; --resume goes on with it,
+and INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as of xcit predict. With several GPUs the
+images are divided: torchrun --nproc-per-node 8 -m xcit segment INPUT... --out DIR --parquet
 """
 
 
@@ -39,13 +51,18 @@ memory does not grow with it: for maps and panoramas of any size.
 @click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
+@click.option("--parquet", is_flag=True, help="Write Parquet parts instead: for many images, see --resume.")
+@bulk_options(part_size=128)
 @window_options("Go over each image by a window.")
 @click.option("--full-size", is_flag=True, help="Take images at their own size, not at the model's.")
 @click.option("--keep-size", is_flag=True, hidden=True)
 @click.option("--no-overlays", is_flag=True, help="Write no NAME-overlay.png.")
 @compute_options(batch_size=None)
+@one_voice()
 def segment(
     inputs: tuple[str, ...],
+    bulk: BulkOptions,
+    parquet: bool,
     model: str,
     weights: str | None,
     how: FileOptions,
@@ -62,25 +79,34 @@ def segment(
     """Segments and writes; gives the exit status."""
     from xcit.cli.progress import download_bar, progress_bar
     from xcit.cli.results import status_of
-    from xcit.inference.reading import Unreadable, default_device
+    from xcit.inference.bulk import require_pyarrow
+    from xcit.inference.reading import Unreadable
     from xcit.inference.segment import prepare_segmenter, segment_each
     from xcit.zoo import check_task, get_model
 
     over = sliding_window(slide, window, stride)
     check_task(model, "semantic-segmentation")
-    paths = images_outside(inputs, out)
-    places = [out / name for name in result_names(paths)]
-    make_folder(out)
-    computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
+    images, places = None, list[Path]()
+    if parquet:
+        require_pyarrow()
+        images = open_words(inputs, bulk)
+    else:
+        check_small(bulk, "give --parquet")
+        paths = images_outside(inputs, out)
+        places = [out / name for name in result_names(paths)]
+        make_folder(out)
+    computer, precision = placed(device), checked_dtype(dtype)
     with download_bar() as downloaded:
         built = get_model(
             model, pretrained=weights or True, stem_strides=how.stem_strides, key=how.key, progress=downloaded
         )
     how.apply(built, weights or model)
     network, _, _ = prepare_segmenter(built, computer, precision, what=model)
-    results = segment_each(
-        paths, network, window=over, full_size=full_size or keep_size, device=computer, dtype=precision
-    )
+    whole = full_size or keep_size
+    each = partial(segment_each, model=network, window=over, full_size=whole, device=computer, dtype=precision)
+    if images is not None:
+        return write_bulk(out, images, built, bulk, columns=_columns(), results=each, row=_row)
+    results = each(paths)
     areas: dict[str, dict[str, float]] = {}
     with progress_bar("segment", len(paths)) as bar:
         for place, result in zip(places, results, strict=True):
@@ -95,7 +121,25 @@ def segment(
                     with whole_file(beside(place, "-overlay.png")) as part:
                         result.overlay().save(part, format="PNG")
             bar.advance(1)
-    with whole_file(out / "areas.json") as part:
-        part.write_text(json.dumps(areas, indent=1) + "\n", encoding="utf-8")
+    if areas or not (out / "areas.json").exists():  # an earlier result is not lost for none
+        with whole_file(out / "areas.json") as part:
+            part.write_text(json.dumps(areas, indent=1) + "\n", encoding="utf-8")
     click.echo(f"{out}: label maps of {len(areas)} images")
     return status_of(len(paths) - len(areas), len(paths))
+
+
+def _columns() -> list[Any]:
+    import pyarrow as pa
+
+    share = pa.struct([("name", pa.string()), ("share", pa.float64())])
+    sizes = [pa.field(name, pa.int32()) for name in ("height", "width")]
+    return [*sizes, pa.field("labels", pa.binary()), pa.field("areas", pa.list_(share))]
+
+
+def _row(result: "Segmentation") -> dict[str, Any]:
+    """A result's columns; the label map is a palette PNG."""
+    buffer = io.BytesIO()
+    result.picture().save(buffer, format="PNG")
+    height, width = result.labels.shape
+    areas = [{"name": name, "share": share} for name, share in result.areas().items()]
+    return {"height": height, "width": width, "labels": buffer.getvalue(), "areas": areas}

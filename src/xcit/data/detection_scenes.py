@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from xcit.data.coco_masks import encode_mask
-from xcit.data.fashion_scenes import FashionScene, SceneConfig, refuse_existing, scenes
+from xcit.data.fashion_scenes import FashionScene, SceneConfig, scenes
 from xcit.data.named import FASHION_MNIST_CLASSES, Split
-from xcit.errors import XCiTError
+from xcit.writing import whole_folder
 
 
 def write_detection_scenes(
@@ -30,25 +30,22 @@ def write_detection_scenes(
     Raises:
         XCiTError: if the folder holds something already, or can't be written.
     """
-    refuse_existing(folder)
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(FASHION_MNIST_CLASSES)]
-    try:
-        (folder / "annotations").mkdir(parents=True)
+    with whole_folder(folder) as part:
+        (part / "annotations").mkdir(parents=True)
         counts: tuple[tuple[Split, int], ...] = (("train", num_train), ("val", num_val))
         for split, count in counts:
-            (folder / split).mkdir()
+            (part / split).mkdir()
             images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
             for number, scene in enumerate(scenes(split, count, config=config, seed=seed), start=1):
                 name = f"{number:05}.png"
-                Image.fromarray(scene.pixels).save(folder / split / name)
+                Image.fromarray(scene.pixels).save(part / split / name)
                 height, width = scene.pixels.shape[:2]
                 images.append({"id": number, "file_name": name, "height": height, "width": width})
                 annotations += _annotations(scene, number, first=len(annotations) + 1)
                 report(1)
             content = {"images": images, "categories": categories, "annotations": annotations}
-            (folder / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
-    except OSError as error:
-        raise XCiTError(f"{folder}: can't be written: {error.strerror or error}") from None
+            (part / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _annotations(scene: FashionScene, image: int, first: int) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from PIL import Image
 from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_fashion_mnist
 from xcit.errors import XCiTError, check_field
 from xcit.seeding import mix_seeds
+from xcit.writing import whole_folder
 
 GROUND = "ground"
 """The class of pixels without a garment, first of the label map's."""
@@ -145,30 +146,17 @@ def write_segmentation_scenes(
     Raises:
         XCiTError: if the folder holds something already, or can't be written.
     """
-    refuse_existing(folder)
-    try:
+    with whole_folder(folder) as part:
         counts: tuple[tuple[Split, int], ...] = (("train", num_train), ("val", num_val))
         for split, count in counts:
             for kind in ("images", "labels"):
-                (folder / kind / split).mkdir(parents=True)
+                (part / kind / split).mkdir(parents=True)
             for number, scene in enumerate(scenes(split, count, config=config, seed=seed)):
-                Image.fromarray(scene.pixels).save(folder / "images" / split / f"{number:05}.png")
-                Image.fromarray(scene.label_map()).save(folder / "labels" / split / f"{number:05}.png")
+                Image.fromarray(scene.pixels).save(part / "images" / split / f"{number:05}.png")
+                Image.fromarray(scene.label_map()).save(part / "labels" / split / f"{number:05}.png")
                 report(1)
         names = (GROUND, *FASHION_MNIST_CLASSES)
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    except OSError as error:
-        raise XCiTError(f"{folder}: can't be written: {error.strerror or error}") from None
-
-
-def refuse_existing(folder: Path) -> None:
-    """Checks that a folder is not there, or is empty.
-
-    Raises:
-        XCiTError: if it holds something, or is a file.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise XCiTError(f"{folder}: is there already: choose another folder, or remove it")
+        (part / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def _ground(config: SceneConfig, draw: np.random.Generator) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from xcit.errors import XCiTError
 from xcit.extras import missing_package
+from xcit.writing import whole_file
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
 
@@ -34,6 +35,8 @@ class FeatureFile(Protocol):
 def open_feature_file(path: Path) -> Iterator[FeatureFile]:
     """A file of float32 columns `block_<index>`, one a block, and the images' names; it appears whole or not at all.
 
+    A file of no image replaces none.
+
     npz: arrays, and `files`, the names. safetensors: tensors, and in the metadata `files`, a JSON list. Parquet:
     flattened rows, written as they come, with the shape of one in each column's metadata; it needs `pyarrow`.
 
@@ -49,16 +52,13 @@ def open_feature_file(path: Path) -> Iterator[FeatureFile]:
         raise XCiTError(f"{path}: features go to a file that ends in {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise XCiTError(f"{path}: there is no folder {path.parent}")
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with whole_file(path) as part:
         file = kinds[path.suffix](part, path.suffix)
         yield file
-        file.close()
-        part.replace(path)
-    except OSError as error:
-        raise XCiTError(f"{path}: can't be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
+        if file.shapes or not path.exists():
+            file.close()
+        else:  # of no image: not what an earlier result should be lost for
+            part.unlink()
 
 
 class _ArraysFile:

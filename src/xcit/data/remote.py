@@ -16,6 +16,8 @@ _WAITS = (0, 1, 2, 4, 8, 16)
 
 _BUFFER_BYTES = 1 << 20
 
+_OF_HTTP = {"client_kwargs": {"trust_env": True}}  # proxies
+
 
 def is_url(place: str) -> bool:
     """Tells URLs from paths."""
@@ -50,6 +52,33 @@ def read_url(url: str) -> bytes | None:
         if _status(error.__cause__) in (403, 404, 410):  # object stores say 403 for a file that is not there
             return None
         raise
+
+
+def open_seekable(url: str) -> BinaryIO:
+    """Opens a file of which parts are read, as those of Parquet are.
+
+    Raises:
+        XCiTError: if the library for the protocol is missing, or there is no such file.
+    """
+    files, path = _file_system(url, **_OF_HTTP if url.startswith("http") else {})
+    try:
+        return cast(BinaryIO, files.open(path, "rb"))
+    except Exception as error:  # of the operating system, or of the protocol's own library
+        raise XCiTError(f"{url}: cannot be read ({_reason(error)})") from error
+
+
+def list_urls(url: str) -> list[str]:
+    """The URLs of the files below a folder, which ends in a slash, or that match a pattern, sorted.
+
+    Raises:
+        XCiTError: if the protocol can't list files, or the server says no.
+    """
+    files, path = _file_system(url, **_OF_HTTP if url.startswith("http") else {})
+    try:
+        found = files.find(path) if url.endswith("/") else files.glob(path)
+        return [str(files.unstrip_protocol(one)) for one in sorted(found)]
+    except Exception as error:  # of the operating system, or of the protocol's own library
+        raise XCiTError(f"{url}: its files cannot be listed ({_reason(error)})") from error
 
 
 class _Body(io.RawIOBase):
@@ -118,7 +147,7 @@ class _Body(io.RawIOBase):
         Returns:
             The file's version, and the byte at which the answer begins.
         """
-        files, path = _file_system(self._url, client_kwargs={"trust_env": True})  # proxies
+        files, path = _file_system(self._url, **_OF_HTTP)
         from aiohttp import ClientTimeout
 
         headers = {"Accept-Encoding": "identity"}

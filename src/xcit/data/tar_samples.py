@@ -52,6 +52,27 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
         raise XCiTError(f"{shard}: the shard cannot be read ({error.strerror or error})") from error
 
 
+def read_tar_images(shard: str) -> Iterator[StreamSample]:
+    """Every image of a shard, in order, whatever lies beside it; see `read_tar` for damage and errors.
+
+    Raises:
+        XCiTError: if the shard is missing, or the disk or the connection fails.
+    """
+    try:
+        for file in _files(shard):
+            if file.extension.rpartition(".")[2] not in _IMAGES:
+                continue
+            name = f"{shard}/{file.key}.{file.extension}"
+            if file.load is None:
+                yield unreadable_sample(name, "a link in the shard, where a file should be")
+            else:
+                yield StreamSample(name, -1, file.load)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        yield unreadable_sample(shard, f"the archive is damaged or cut off ({error})")
+    except OSError as error:
+        raise XCiTError(f"{shard}: the shard cannot be read ({error.strerror or error})") from error
+
+
 class _File(NamedTuple):
     """A file in a tar; `load` is none of a link, which can lead anywhere."""
 

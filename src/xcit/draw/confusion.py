@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from xcit.writing import whole_file
+
 _MAX_NAMED = 40
 """Classes up to which names and counts can be read."""
 
@@ -44,4 +46,5 @@ def draw_confusion(confusion: NDArray[np.integer], names: Sequence[str], title: 
     bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
     ticks = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1)
     bar.set_ticks([tick**0.5 for tick in ticks], labels=[f"{tick:.0%}" for tick in ticks])
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=110)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xcit.writing import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -97,7 +99,8 @@ def draw_curves(lines: Iterable[Mapping[str, Any]], picture: Path, title: str) -
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(picture, dpi=110)
+    with whole_file(picture) as part:
+        figure.savefig(part, format="png", dpi=110)
 
 
 def _sorted(lines: Iterable[Mapping[str, Any]]) -> _Log:

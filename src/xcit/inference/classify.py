@@ -17,7 +17,7 @@ from xcit.images.channels import preprocess_channels, read_channels
 from xcit.images.preprocess import Preprocessing, preprocess
 from xcit.images.read import ImageSource
 from xcit.inference.full_size import FullSize, asked_full_size, features_each, logits_each
-from xcit.inference.reading import Unreadable, collected, default_device, listed, read_ahead
+from xcit.inference.reading import Readable, Unreadable, collected, default_device, listed, read_ahead
 from xcit.machine import find_device
 from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT, OutType
@@ -98,7 +98,7 @@ def predict(
 
 
 def predict_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
     *,
     topk: int = 5,
@@ -168,7 +168,7 @@ def extract_features(
 
 
 def extract_features_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
     *,
     out_type: OutType | None = None,
@@ -242,7 +242,7 @@ def prepare_model(
 
 
 def _batches(
-    images: Iterable[ImageSource], spec: Preprocessing, batch_size: int
+    images: Iterable[Readable], spec: Preprocessing, batch_size: int
 ) -> Iterator[tuple[list[str | Unreadable], Tensor | None]]:
     """Batches of inputs in order, with the tensor of those that could be read."""
     if batch_size < 1:

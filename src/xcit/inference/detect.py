@@ -20,7 +20,7 @@ from xcit.errors import XCiTError
 from xcit.extras import need_packages
 from xcit.images.read import ImageSource
 from xcit.inference.preparing import prepare_of_kind
-from xcit.inference.reading import Unreadable, collected, listed, read_ahead
+from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
 from xcit.zoo.kinds import DETECTOR
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def detect(
 
 
 def detect_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: "str | os.PathLike[str] | MaskRCNN",
     *,
     min_score: float = 0.5,

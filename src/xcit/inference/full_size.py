@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from xcit.data.inputs import NamedImage
 from xcit.draw.components import component_picture
 from xcit.errors import XCiTError
 from xcit.images.cell_place import CellPlace
@@ -21,7 +22,7 @@ from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
 from xcit.images.rows import ImageRows, rows_info
 from xcit.images.selection import ALL, Selection
-from xcit.inference.reading import Unreadable
+from xcit.inference.reading import Readable, Unreadable
 from xcit.models import XCiT
 from xcit.models.timm_calls import resolve_indices
 from xcit.models.xcit import OutType
@@ -61,7 +62,7 @@ def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
 
 
 def logits_each(
-    images: Iterable[ImageSource | ImageRows], network: XCiT, full_size: FullSize
+    images: Iterable[Readable | ImageRows], network: XCiT, full_size: FullSize
 ) -> Iterator[tuple[str, Tensor] | Unreadable]:
     """Each image's name and logits (num_classes,).
 
@@ -84,7 +85,7 @@ def logits_each(
 
 
 def features_each(
-    images: Iterable[ImageSource | ImageRows],
+    images: Iterable[Readable | ImageRows],
     network: XCiT,
     out_type: OutType,
     layers: Sequence[int],
@@ -187,7 +188,7 @@ class LargeAttention:
 
 
 def attention_each(
-    images: Iterable[ImageSource | ImageRows], network: XCiT, block: int, full_size: FullSize
+    images: Iterable[Readable | ImageRows], network: XCiT, block: int, full_size: FullSize
 ) -> Iterator[LargeAttention | Unreadable]:
     """Each image's attention in a class attention block, counted from 0."""
     patch_size = network.config.patch_size
@@ -218,7 +219,7 @@ def attention_each(
 
 
 def _encode_each(
-    images: Iterable[ImageSource | ImageRows],
+    images: Iterable[Readable | ImageRows],
     network: XCiT,
     wanted: Callable[[ImageRows], Wanted],
     full_size: FullSize,
@@ -226,8 +227,11 @@ def _encode_each(
     """Each image's name and what was taken of it, or why nothing was."""
     for index, image in enumerate(images):
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+        name = image.name if isinstance(image, NamedImage) else name
         try:
-            with open_rows(image, name=name, selection=full_size.selection) as rows:
+            with open_rows(
+                image.read() if isinstance(image, NamedImage) else image, name=name, selection=full_size.selection
+            ) as rows:
                 found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
         except XCiTError as error:
             yield name, Unreadable(source=name, reason=str(error))

@@ -13,9 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from xcit.data.inputs import NamedImage
 from xcit.errors import XCiTError
 from xcit.images.read import ImageSource, find_images, read_image
 from xcit.images.sources import as_url
+
+Readable = ImageSource | NamedImage
+"""What is read ahead."""
 
 Result = TypeVar("Result")
 Prepared = TypeVar("Prepared")
@@ -43,7 +47,7 @@ def default_device() -> torch.device:
 
 
 def read_ahead(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     prepare: Callable[[Any], Prepared],
     *,
     num_ahead: int,
@@ -73,8 +77,10 @@ def read_ahead(
 
 
 def _read(
-    index: int, image: ImageSource, prepare: Callable[[Any], Prepared], read: Callable[[ImageSource], Any]
+    index: int, image: Readable, prepare: Callable[[Any], Prepared], read: Callable[[ImageSource], Any]
 ) -> tuple[str, Prepared] | Unreadable:
+    if isinstance(image, NamedImage):
+        return _read_named(image, prepare, read)
     path = (as_url(image) or os.fspath(image)) if isinstance(image, str | os.PathLike) else None
     source = f"image {index}" if path is None else path
     try:
@@ -85,6 +91,19 @@ def _read(
         return source, prepare(picture)
     except XCiTError as error:
         return Unreadable(source=source, reason=f"{source}: {error}")
+
+
+def _read_named(
+    image: NamedImage, prepare: Callable[[Any], Prepared], read: Callable[[ImageSource], Any]
+) -> tuple[str, Prepared] | Unreadable:
+    try:
+        picture: Any = image.read()
+    except XCiTError as error:
+        return Unreadable(source=image.name, reason=str(error))
+    try:
+        return image.name, prepare(picture if read is read_image else read(picture))
+    except XCiTError as error:
+        return Unreadable(source=image.name, reason=f"{image.name}: {error}")
 
 
 def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

@@ -22,7 +22,7 @@ from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels, resize_bilinear_8bit
 from xcit.inference.preparing import prepare_of_kind
-from xcit.inference.reading import Unreadable, collected, listed, read_ahead
+from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
 from xcit.models import Segmenter, SegmenterInfo
 from xcit.models.segmentation import resize_bilinear
 from xcit.zoo.kinds import SEGMENTER
@@ -124,7 +124,7 @@ def segment(
 
 
 def segment_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: str | os.PathLike[str] | Segmenter,
     *,
     window: SlidingWindow | None = None,

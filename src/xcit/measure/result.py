@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from xcit.writing import make_folder, whole_file
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
@@ -54,17 +56,18 @@ class TestResult(ABC):
         Returns:
             The files that were written, report.json first.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         path = folder / "report.json"
         content = {"config": config, "checkpoint": checkpoint, "data": data, "num_images": self.report.num_images}
         content |= self.content() | {"unreadable": list(self.report.unreadable)}
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with whole_file(path) as part:
+            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         return [path, *self.write_tables(folder)]
 
 
 def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     """Writes a table as CSV."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(head)
         table.writerows(rows)

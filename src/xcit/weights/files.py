@@ -1,11 +1,8 @@
 """Checkpoint files: reads every published kind without running what is in it, and writes without half-written files."""
 
-import contextlib
 import hashlib
 import io
-import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +20,7 @@ from xcit.weights.formats import detect_format, to_native
 from xcit.weights.pickles import brief, read_pickle
 from xcit.weights.plain import tensor_problem, unstored_bytes
 from xcit.weights.wrapping import Found, Normalization, split_key, unwrap
+from xcit.writing import whole_file
 
 StoredFormat = Literal["xcit", "official", "timm", "mmpretrain", "dino", "dense"]
 
@@ -120,7 +118,11 @@ def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: M
     tensors = _standalone(state)
     native = to_native(tensors, detect_format(tensors) or "xcit")
     metadata = {**metadata, "digest": digest(native)}
-    _write(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    with whole_file(path) as part:
+        try:
+            save_file(tensors, part, metadata=metadata)
+        except SafetensorError as error:  # its own name for what the disk says
+            raise OSError(brief(error)) from error
 
 
 def write_pickle(
@@ -134,7 +136,8 @@ def write_pickle(
     # Through memory: torch reports a full disk as an internal error, without the reason.
     buffer = io.BytesIO()
     torch.save(wrap(_standalone(state)), buffer)
-    _write(Path(path), lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    with whole_file(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 # Reading: what kind of file
@@ -252,26 +255,6 @@ def _no_xcit(tensors: Mapping[str, Tensor], path: Path) -> XCiTError:
 def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that own their memory: safetensors refuses views, and torch would write all that they are a view of."""
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes to a new file in the same folder, and moves it into place once it is on the disk."""
-    temporary = path.with_name(f".xcit-{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-        write(temporary)
-        # safetensors replaces the file by one that only its owner may read.
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else brief(error)
-        raise XCiTError(f"cannot write {path}: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 # Messages

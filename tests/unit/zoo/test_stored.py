@@ -77,7 +77,7 @@ def test_the_file_states_its_digest_and_is_plain_json_inside(tmp_path: Path) -> 
 
 
 def test_a_model_that_cannot_be_saved_leaves_what_was_there(tmp_path: Path) -> None:
-    with pytest.raises(XCiTError, match=r"cannot write .*: No such file or directory"):
+    with pytest.raises(XCiTError, match=r"can't be written: No such file or directory"):
         save_model(little(), tmp_path / "nowhere" / "little.safetensors")
 
 

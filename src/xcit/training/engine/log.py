@@ -10,6 +10,7 @@ from xcit.draw.curves import draw_curves
 from xcit.errors import XCiTError
 from xcit.extras import install_hint
 from xcit.training.engine.config import RunConfig
+from xcit.writing import whole_file
 
 LOG = "log.jsonl"
 """The log's name in a run's folder."""
@@ -41,9 +42,8 @@ class RunLog:
             return
         limits = {"epoch": epochs, "step": steps}
         kept = [line for line in read_log(self.path) if line[line["kind"]] <= limits[line["kind"]]]
-        part = self.path.with_name(f"{LOG}.part")
-        part.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
-        part.replace(self.path)
+        with whole_file(self.path) as part:
+            part.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
 
     def write(self, line: Line) -> None:
         """Adds a line.
@@ -89,7 +89,7 @@ def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> No
             draw_curves(read_log(directory / LOG), directory / "curves.png", title)
     except ModuleNotFoundError as error:
         announce(f"warning: the curves could not be drawn: {error} ({install_hint('matplotlib')})")
-    except OSError as error:
+    except (OSError, XCiTError) as error:
         announce(f"warning: the curves could not be drawn: {error}")
 
 

@@ -22,6 +22,7 @@ from xcit.training.engine.parts import EpochParts, dead_worker, is_dead_worker
 from xcit.training.engine.signals import StopSignals
 from xcit.training.engine.state import build_state
 from xcit.training.engine.task import Closes, StepHooks, Task
+from xcit.writing import whole_file
 
 WEIGHTS, BEST_WEIGHTS, UNREADABLE = "model.safetensors", "best.safetensors", "unreadable.txt"
 """Files in a run's folder: the last weights, those with the best figure, and the inputs that could not be read."""
@@ -335,7 +336,8 @@ class _Loop:
         known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         new = [line for line in dict.fromkeys(lines) if line not in known]
         if new:
-            path.write_text("".join(f"{line}\n" for line in [*known, *new]), encoding="utf-8")
+            with whole_file(path) as part:
+                part.write_text("".join(f"{line}\n" for line in [*known, *new]), encoding="utf-8")
             self.announce(f"{len(new)} unreadable training images were skipped, see {path}; the first: {new[0]}")
 
     def log_step(self, step: int, losses: dict[str, float]) -> None:

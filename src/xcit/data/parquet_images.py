@@ -1,0 +1,85 @@
+"""Images in a Parquet file, on disk or at a URL: the bytes of an image file a row."""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from xcit.data.remote import is_url, open_seekable
+from xcit.data.samples import StreamSample, unreadable_sample
+from xcit.errors import XCiTError
+
+_COLUMNS = ("image", "img")
+"""Names by which the column of images is known; another has to be told."""
+
+_ROWS_AT_ONCE = 64
+
+
+def is_parquet(place: str) -> bool:
+    """Tells paths and URLs of Parquet files by their ending; `?image=COLUMN` may follow."""
+    return re.search(r"\.parquet(\?image=.+)?$", place) is not None
+
+
+def count_rows(place: str) -> int:
+    """How many images there are; see `read_parquet`."""
+    with _opened(place) as (file, _):
+        return int(file.metadata.num_rows)
+
+
+def read_parquet(place: str) -> Iterator[StreamSample]:
+    """The images of a Parquet file, row by row.
+
+    Args:
+        place: a path or URL. The column of images is called `image` or `img`, or as `?image=COLUMN` after the place
+            says. It holds the bytes of an image file, or, as the Hugging Face Hub has it, a record with `bytes`.
+
+    Raises:
+        XCiTError: if it can't be read, or which column holds the images is not clear.
+    """
+    number = 0
+    with _opened(place) as (file, column):
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
+            for value in batch.column(0).to_pylist():
+                name = f"{place.partition('?image=')[0]} row {number}"
+                data = value.get("bytes") if isinstance(value, dict) else value
+                number += 1
+                if data is None:
+                    yield unreadable_sample(name, "there is no image in this row")
+                else:
+                    yield StreamSample(name, -1, partial(bytes, data))
+
+
+@contextmanager
+def _opened(place: str) -> Iterator[tuple[Any, str]]:
+    """The open file, and the name of its column of images."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise XCiTError("Parquet needs pyarrow: pip install 'xcit[all]'") from None
+    path, _, wanted = place.partition("?image=")
+    try:
+        with ExitStack() as stack:
+            source = stack.enter_context(open_seekable(path)) if is_url(path) else path
+            file = stack.enter_context(parquet.ParquetFile(source))
+            yield file, _column(path, file.schema_arrow, wanted)
+    except FileNotFoundError:
+        raise XCiTError(f"{path}: no such file") from None
+    except (OSError, ArrowException) as error:
+        raise XCiTError(f"{path}: no Parquet file that can be read ({' '.join(str(error).split())})") from error
+
+
+def _column(path: str, schema: Any, wanted: str) -> str:
+    from pyarrow import types
+
+    def holds_images(kind: Any) -> bool:
+        if types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    found = [field.name for field in schema if holds_images(field.type)]
+    chosen = [name for name in ([wanted] if wanted else _COLUMNS) if name in found]
+    if len(chosen) != 1:
+        what = f"the column {wanted} holds no images" if wanted else "which column holds the images is not clear"
+        raise XCiTError(f"{path}: {what}; the columns are {', '.join(schema.names)}; name it as in {path}?image=COLUMN")
+    return chosen[0]

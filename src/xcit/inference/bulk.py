@@ -1,0 +1,282 @@
+"""Results of many images as a folder of Parquet parts with a manifest: safe at a kill, by as many processes as wanted.
+
+The images are divided into units (see `Unit`), which one process each goes through; a unit's rows become one part or
+more, of a fixed number of images. A part is written whole, and then named in the manifest. So what a killed run leaves
+is good, and a resumed run computes the parts that the manifest does not name. Reading the folder puts the parts
+together: their names are in the order of the images.
+
+A row is an image: `file`, `error` (null if it could be read), and what the verb gives of it (null if it could not).
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from xcit.data.inputs import Inputs, Unit
+from xcit.errors import XCiTError
+from xcit.inference.reading import Unreadable
+from xcit.writing import make_folder, whole_file
+
+MANIFEST = "_manifest.json"
+"""Its name begins with an underscore, so that readers of Parquet folders pass it by."""
+
+_LOCK = ".lock"
+_FORMAT = 1
+_WAIT_SECONDS = 600.0
+"""How long other processes wait for the first one to begin: longer than a model takes to load."""
+
+_COMPARED = ("verb", "model", "digest", "arguments", "images_a_part", "num_units", "inputs")
+"""What a resumed run must have in common with the one that it goes on with."""
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How images become rows.
+
+    Attributes:
+        verb: what is done.
+        model: what the model is called.
+        digest: of its weights.
+        arguments: all else that the rows depend on, as JSON has it.
+        columns: a row's columns after `file` and `error`, as a pyarrow schema.
+        results: gives one result an image, in order.
+        row: a result's columns.
+    """
+
+    verb: str
+    model: str
+    digest: str
+    arguments: Mapping[str, Any]
+    columns: Any
+    results: Callable[[Iterable[Any]], Iterator[Any]]
+    row: Callable[[Any], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which of several processes this is."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Who hears of what is done: of each result, and of so many images that were done before."""
+
+    result: Callable[[Any], None] = lambda _: None
+    skipped: Callable[[int], None] = lambda _: None
+
+
+def require_pyarrow() -> None:
+    """Checks that pyarrow is there.
+
+    Raises:
+        XCiTError: if it is not.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise XCiTError("Parquet needs pyarrow: pip install 'xcit[all]'") from None
+
+
+def write_parts(
+    folder: Path,
+    inputs: Inputs,
+    job: Job,
+    *,
+    images_a_part: int,
+    resume: bool = False,
+    share: Share = Share(),
+    progress: Progress = Progress(),
+) -> Manifest:
+    """Computes this process's share of the rows of all inputs into a folder.
+
+    Args:
+        folder: new, empty, or of an earlier run of the same job.
+        inputs: the images.
+        job: how they become rows.
+        images_a_part: rows of a part; as many are in memory at a time.
+        resume: go on with what is in the folder, or begin if nothing is.
+        share: each process takes every so-many-th unit.
+        progress: hears of each image.
+
+    Returns:
+        The manifest after this process's last part. Its `complete` tells whether all processes are done.
+
+    Raises:
+        XCiTError: if the folder holds something else, or this job and it is not asked to resume; if a file can't be
+            written, or a shard can't be read.
+    """
+    require_pyarrow()
+    manifest = _begin(folder, inputs, job, images_a_part, resume, share)
+    for number in range(share.rank, len(inputs.units), share.world_size):
+        done = [part for name, part in manifest["parts"].items() if name.startswith(_part_name(number))]
+        progress.skipped(sum(part["images"] for part in done))
+        if number not in manifest["finished"]:
+            manifest = _write_unit(folder, number, inputs.units[number], job, images_a_part, len(done), progress)
+    return manifest
+
+
+def read_parts(folder: Path, columns: list[str] | None = None) -> Any:
+    """All rows that are done, in the order of the images, as a pyarrow table; some columns if that is asked for.
+
+    Raises:
+        XCiTError: if the folder holds no results.
+    """
+    require_pyarrow()
+    import pyarrow
+    from pyarrow import parquet
+
+    parts = [folder / name for name in sorted(read_manifest(folder)["parts"])]
+    if not parts:
+        raise XCiTError(f"{folder}: no part is done yet")
+    return pyarrow.concat_tables([parquet.read_table(path, columns=columns) for path in parts])
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder.
+
+    Raises:
+        XCiTError: if there is none, or it is of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise XCiTError(f"{folder}: no results, it has no {MANIFEST}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise XCiTError(f"{path}: can't be read: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise XCiTError(f"{path}: no manifest of this version of xcit")
+    return manifest
+
+
+def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: bool, share: Share) -> Manifest:
+    """The manifest as it is when this process begins; the first process makes it."""
+    wanted: Manifest = {
+        "format": _FORMAT,
+        "verb": job.verb,
+        "model": job.model,
+        "digest": job.digest,
+        "arguments": json.loads(json.dumps(job.arguments)),
+        "images_a_part": images_a_part,
+        "num_units": len(inputs.units),
+        "inputs": inputs.sha256,
+        "versions": [{name: version(name) for name in ("xcit", "torch")}],
+        "parts": {},
+        "finished": [],
+        "complete": False,
+    }
+    path = folder / MANIFEST
+    if share.rank == 0:
+        if not path.exists() and folder.exists() and (not folder.is_dir() or not all(map(_is_ours, folder.iterdir()))):
+            raise XCiTError(f"{folder}: is there already, and holds no results to go on with: choose another folder")
+        if not path.exists() or not read_manifest(folder)["parts"]:  # nothing is lost of a run that failed at once
+            make_folder(folder)
+            _write(path, wanted)
+        elif not resume:
+            raise XCiTError(f"{folder}: holds results already: go on with --resume, or choose another folder")
+    patience = time.monotonic() + _WAIT_SECONDS
+    while not path.exists() or (_difference(read_manifest(folder), wanted) and not read_manifest(folder)["parts"]):
+        if time.monotonic() > patience:
+            raise XCiTError(f"{folder}: the first process has not begun it")
+        time.sleep(0.05)
+    found = read_manifest(folder)
+    if key := _difference(found, wanted):
+        what = "images are others" if key == "inputs" else f"{key} is {found.get(key)}, not {wanted[key]}"
+        raise XCiTError(f"{folder}: holds results of another run, whose {what}: choose another folder")
+    if wanted["versions"][0] in found["versions"]:
+        return found
+    return _update(folder, lambda manifest: manifest["versions"].extend(wanted["versions"]))
+
+
+def _difference(found: Manifest, wanted: Manifest) -> str:
+    """The first thing that two runs do not have in common, "" if they are the same."""
+    return next((key for key in _COMPARED if found.get(key) != wanted[key]), "")
+
+
+def _write_unit(
+    folder: Path, number: int, unit: Unit, job: Job, images_a_part: int, num_parts: int, progress: Progress
+) -> Manifest:
+    """Writes what is not yet done of a unit, of which so many parts are."""
+    from pyarrow import field, schema, string
+
+    columns = schema([field("file", string()), field("error", string()), *job.columns])
+    rows: list[dict[str, Any]] = []
+
+    def finish_part(*, is_last: bool) -> Manifest:
+        name = f"{_part_name(number)}{num_parts:05}.parquet"
+        if rows:
+            _write_table(folder / name, rows, columns)
+        part = {"images": len(rows), "unreadable": sum(row["error"] is not None for row in rows)}
+
+        def add(manifest: Manifest) -> None:
+            if rows:
+                manifest["parts"][name] = part
+            if is_last:
+                manifest["finished"] = sorted({*manifest["finished"], number})
+                manifest["complete"] = len(manifest["finished"]) == manifest["num_units"]
+
+        return _update(folder, add)
+
+    for result in job.results(islice(unit.open(), num_parts * images_a_part, None)):
+        if len(rows) == images_a_part:
+            finish_part(is_last=False)
+            num_parts += 1
+            rows.clear()
+        rows.append(_row(job, result))
+        progress.result(result)
+    return finish_part(is_last=True)
+
+
+def _row(job: Job, result: Any) -> dict[str, Any]:
+    is_bad = isinstance(result, Unreadable)
+    # Parquet holds UTF-8 only; bytes of a file's name that are no text are written as \udc...
+    texts = {"file": result.source, "error": result.reason if is_bad else None}
+    row = {name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()}
+    return row if is_bad else row | dict(job.row(result))
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]], columns: Any) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    with whole_file(path) as part:
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=columns), part)
+
+
+def _update(folder: Path, change: Callable[[Manifest], object]) -> Manifest:
+    """Changes the manifest, one process at a time."""
+    try:
+        with FileLock(folder / _LOCK):
+            manifest = read_manifest(folder)
+            change(manifest)
+            _write(folder / MANIFEST, manifest)
+            return manifest
+    except OSError as error:
+        raise XCiTError(f"{folder / MANIFEST}: can't be written: {error.strerror or error}") from error
+
+
+def _write(path: Path, manifest: Manifest) -> None:
+    with whole_file(path) as part:
+        part.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _part_name(number: int) -> str:
+    """How the names of a unit's parts begin."""
+    return f"part-{number:05}-"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what a process leaves that was killed before it had begun."""
+    return path.name == _LOCK or path.name.startswith(".xcit-")
