@@ -65,7 +65,7 @@ def test_predictions(xcit, many) -> None:
     assert pq.read_table("parts").to_pylist() == found
     manifest = read_manifest(Path("parts"))
     assert (manifest["verb"], manifest["model"], manifest["complete"]) == ("predict", "packaged", True)
-    assert manifest["arguments"] == {"topk": 5, "dtype": "float32"}
+    assert manifest["arguments"] == {"topk": 5, "full_size": False, "dtype": "float32"}
     assert [part["images"] for part in manifest["parts"].values()] == [8] * 5
     assert set(manifest["versions"][0]) == {"xcit", "torch"}
 
@@ -75,7 +75,10 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
     before = {path.name: path.read_bytes() for path in Path("parts").iterdir()}
     for more, message in (
         ((), "parts: holds results already: go on with --resume, or choose another folder"),
-        (("--resume", "--topk", 3), "whose arguments is {'topk': 5, 'dtype': 'float32'}, not {'topk': 3,"),
+        (
+            ("--resume", "--topk", 3),
+            "whose arguments is {'topk': 5, 'full_size': False, 'dtype': 'float32'}, not {'topk': 3,",
+        ),
         (("--resume", "--part-size", 9), "whose images_a_part is 8, not 9: choose another folder"),
         (("--resume", "--model", "xcit-nano-12-p16"), "xcit-nano-12-p16"),
     ):

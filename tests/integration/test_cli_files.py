@@ -119,7 +119,7 @@ def test_predict_says_what_is_assumed_and_takes_what_is_given(xcit, nano) -> Non
     given = ("--mean", 0.5, 0.4, 0.3, "--std", 0.2, "--size", 96)
     for model in (("--model", "mine.pth"), ("--model", "xcit-nano-12-p16", "--weights", "mine.pth")):
         done = xcit("predict", "a.png", *model, "--key", "model_ema", *given, "--json", "-")
-        assert (done.status, done.err) == (0, "")
+        assert (done.status, done.err) == (0, "xcit: model mine.pth (1000 classes)\n")
         assert first_class(done) == best(nano, spec)
     some = xcit("predict", "a.png", "--model", "mine.pth", "--key", "model_ema", "--size", "96", "--json", "-")
     assert "is assumed: short side to 96" in some.err

@@ -89,7 +89,8 @@ def test_train_prints_where_it_is_and_what_came_of_it(trained, colours):
     assert (done.status, done.err) == (0, "")
     heading, *lines = done.out.splitlines()
     assert heading == f"{PICO}: 12 epochs of {colours} on cpu; files in {run}"
-    assert "learning rate 0.01" in lines[0]
+    assert lines[0] == f"found 3 classes: blau, grün, rot; 30 images in {colours}"
+    assert any("learning rate 0.01" in line for line in lines[1:3])
     epochs = [line for line in lines if line.startswith("epoch ")]
     assert beginnings("\n".join(epochs)) == [f"epoch {number}/12" for number in range(1, 13)]
     last = log_of(run, "epoch")[-1]

@@ -42,6 +42,7 @@ WORKS = {
     "config of DINO": ("config", "dino_xcit-pico_fashion-mnist"),
     "bench": ("bench", "pico-6-p4", "--sizes", "8", "--rounds", "1", "--no-memory"),
     "complexity": ("complexity", "nano-12-p16", "--sizes", "224"),
+    "max-size": ("max-size", "nano-12-p16", "--memory", "4GB"),
     "fetch": ("fetch", PACKAGED),
     "convert": ("convert", "segmenter.safetensors", "s.pth", "--to", "mmseg"),
     "verify": ("verify", PACKAGED),
@@ -133,7 +134,8 @@ def test_what_is_hidden_is_what_the_extras_bring():
 def test_the_table_of_extras_is_pyprojects():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for package, extra in EXTRAS.items():
-        assert package.replace("_", "-") in {re.split(r"[<>=\[]", requirement)[0] for requirement in extras[extra]}
+        named = {re.split(r"[<>=\[]", requirement)[0] for requirement in extras[extra]}
+        assert {package.replace("_", "-"), f"{package}-python"} & named
 
 
 def test_hints_come_from_the_table_alone():

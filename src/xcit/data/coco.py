@@ -133,7 +133,7 @@ class CocoTable(Sequence[CocoImage]):
 
     def _object(self, fields: Any) -> CocoObject:
         _, label, box, area, is_crowd, is_trainable, (start, end) = fields
-        return CocoObject(label, tuple(box), area, is_crowd, is_trainable, self.texts[start:end].tobytes())
+        return CocoObject(label, tuple(map(float, box)), area, is_crowd, is_trainable, self.texts[start:end].tobytes())
 
 
 class Problems:

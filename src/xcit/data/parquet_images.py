@@ -9,6 +9,7 @@ from typing import Any
 from xcit.data.remote import is_url, open_seekable
 from xcit.data.samples import StreamSample, unreadable_sample
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 
 _COLUMNS = ("image", "img")
 """Names by which the column of images is known; another has to be told."""
@@ -56,7 +57,7 @@ def _opened(place: str) -> Iterator[tuple[Any, str]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise XCiTError("Parquet needs pyarrow: pip install 'xcit[all]'") from None
+        raise missing_package("Parquet", "pyarrow") from None
     path, _, wanted = place.partition("?image=")
     try:
         with ExitStack() as stack:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 from xcit.images.array_rows import check_pixel_type, file_identity
 from xcit.images.kept_rows import KeptRows
 from xcit.images.rows import Mask, Pixels, ReadMask, RowsInfo
@@ -35,7 +36,7 @@ class GeoRows:
         try:
             import rasterio
         except ImportError:
-            raise XCiTError(f"{path}: georeferenced images need rasterio: pip install 'xcit[images]'") from None
+            raise missing_package(f"{path}: a georeferenced image", "rasterio") from None
         identity = file_identity(path)
         self._env = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE)
         try:

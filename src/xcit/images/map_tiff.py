@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 from xcit.images.cell_place import CellPlace
 
 Maps = np.ndarray[Any, np.dtype[np.float32]]
@@ -35,7 +36,7 @@ def write_map_tiff(path: Path, maps: Maps, names: Sequence[str], cells: CellPlac
         else:
             _write_georeferenced(path, maps, names, cells, about)
     except ImportError as error:
-        raise XCiTError(f"{path}: writing it needs {error.name}: pip install 'xcit[images]'") from None
+        raise missing_package(f"{path}: writing it", error.name or "tifffile") from None
 
 
 def _write_plain(path: Path, maps: Maps, about: str) -> None:

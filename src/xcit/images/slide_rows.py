@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 from xcit.images.array_rows import file_identity
 from xcit.images.kept_rows import KeptRows
 from xcit.images.rows import Mask, Pixels, RowsInfo
@@ -30,7 +31,7 @@ class SlideRows:
         try:
             import openslide
         except ImportError:
-            raise XCiTError(f"{path}: slides of this format need OpenSlide: pip install 'xcit[images]'") from None
+            raise missing_package(f"{path}: a slide of this format", "openslide") from None
         identity = file_identity(path)
         try:
             self._slide: Any = openslide.OpenSlide(path)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 from xcit.images.array_rows import check_pixel_type, file_identity
 from xcit.images.rows import Pixels, RowsInfo
 from xcit.images.transforms import level_place
@@ -28,7 +29,7 @@ class TiffRows:
         try:
             import tifffile
         except ImportError:
-            raise XCiTError(f"{path}: TIFF by rows needs tifffile: pip install 'xcit[images]'") from None
+            raise missing_package(f"{path}: TIFF by rows", "tifffile") from None
         identity = file_identity(path)
         try:
             self._file = tifffile.TiffFile(path)

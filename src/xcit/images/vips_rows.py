@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 from xcit.images.array_rows import file_identity
 from xcit.images.rows import Pixels, RowsInfo
 
@@ -47,7 +48,7 @@ class VipsRows:
         try:
             import pyvips
         except ImportError:
-            raise XCiTError(f"{path}: an image as large as this needs pyvips: pip install 'xcit[images]'") from None
+            raise missing_package(f"{path}: an image as large as this", "pyvips") from None
         self._path, self._error = path, pyvips.Error
         identity = file_identity(path)
         try:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 from xcit.images.array_rows import check_pixel_type
 from xcit.images.kept_rows import KeptRows
 from xcit.images.rows import Mask, Pixels, RowsInfo
@@ -28,7 +29,7 @@ class ZarrRows:
         try:
             import zarr
         except ImportError:
-            raise XCiTError(f"{path}: Zarr needs zarr: pip install 'xcit[images]'") from None
+            raise missing_package(f"{path}: Zarr", "zarr") from None
         self._path = path
         try:
             node: Any = zarr.open(str(path), mode="r")

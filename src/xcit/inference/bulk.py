@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from xcit.data.inputs import Inputs, Unit
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 from xcit.inference.reading import Unreadable
 from xcit.writing import make_folder, whole_file
 
@@ -86,7 +87,7 @@ def require_pyarrow() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise XCiTError("Parquet needs pyarrow: pip install 'xcit[all]'") from None
+        raise missing_package("Parquet", "pyarrow") from None
 
 
 def write_parts(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from xcit.errors import XCiTError
+from xcit.extras import missing_package
 
 _CHUNK_BYTES = 2**24
 """Of the rows of a Zarr map that wait to be written."""
@@ -136,7 +137,7 @@ class ZarrMap:
         try:
             import zarr  # noqa: F401  (what it is for is said before an hour's work, not after it)
         except ImportError:
-            raise XCiTError(f"{path}: Zarr needs zarr: pip install 'xcit[images]'") from None
+            raise missing_package(f"{path}: Zarr", "zarr") from None
         if path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
             raise XCiTError(f"{path}: is there, and is no Zarr array: choose another name")
         self.path = path

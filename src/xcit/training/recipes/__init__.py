@@ -64,10 +64,7 @@ def get_recipe(name: str) -> TrainingConfig:
     if wanted not in RECIPES:
         near = difflib.get_close_matches(wanted, RECIPES, n=1, cutoff=0.4)
         kinds = ", ".join(f"xcit-<architecture>_{family}" for family in _FAMILIES)
-        ours = "xcit-pico-fashion-mnist,\n  dino_xcit-<architecture>_in1k, dino_xcit-pico_fashion-mnist, "
-        ours += "upernet_xcit-<architecture>_160k_ade20k, sem-fpn_xcit-<architecture>_80k_ade20k, "
-        ours += "mask-rcnn_xcit-<architecture>_3x_coco, mask-rcnn_xcit-pico_fashion-scenes"
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {kinds}, {ours}"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {kinds}; `xcit config` lists all"
         raise XCiTError(f"no recipe is called {wanted!r}; {hint}")
     return RECIPES[wanted]()
 
