@@ -11,7 +11,7 @@ from xcit.weights.fetch import FetchError
     [
         ("a.jpg: no such file", "a.jpg: no such file"),
         ("two  spaces.jpg", "two  spaces.jpg"),
-        ("a\rb\tc", r"a\rb\tc"),
+        ("a\rb\tc", r"a b\tc"),
         ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
         ("caf\u00e9 \u2028 \udcff", r"caf\u00e9 \u2028 \udcff".replace(r"\u00e9", "\u00e9")),
     ],

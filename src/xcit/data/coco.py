@@ -133,7 +133,8 @@ class CocoTable(Sequence[CocoImage]):
 
     def _object(self, fields: Any) -> CocoObject:
         _, label, box, area, is_crowd, is_trainable, (start, end) = fields
-        return CocoObject(label, tuple(map(float, box)), area, is_crowd, is_trainable, self.texts[start:end].tobytes())
+        x, y, width, height = map(float, box)
+        return CocoObject(label, (x, y, width, height), area, is_crowd, is_trainable, self.texts[start:end].tobytes())
 
 
 class Problems:
@@ -235,7 +236,7 @@ def open_coco(data: str | os.PathLike[str], split: Split, *, ignore_exif: bool =
     folder = _image_folder(root, source, split, [_name(texts, row) for row in rows[:20]])
     is_there = _find_files(rows, texts, folder, problems, ignore_exif=ignore_exif)
     if not is_there.any():
-        reasons = "".join(f"; {line}" for line in problems.lines()[:2])
+        reasons = "".join(f"\n  {line}" for line in problems.lines()[:2])
         raise XCiTError(
             f"{source}: none of its {len(rows)} images is in {folder} or another place where they may be{reasons}"
         )

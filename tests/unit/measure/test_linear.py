@@ -40,7 +40,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_measures_and_leaves_a_classifier(splits: Path, tiny: XCiT, tmp_path: Path, augmented: bool) -> None:
     announced: list[str] = []
     report = train(tiny, splits, tmp_path / "run", augmented=augmented, epochs=12, announce=announced.append)
-    assert announced == [
+    assert announced[:2] == [
+        f"found 3 classes: blue, green, red; 18 images in {splits / 'train'}",
+        f"watched by 9 images in {splits / 'val'}",
+    ]
+    assert announced[2:] == [
         "18 training images of 3 classes, features of 16 numbers; global batch 6, learning rate 0.234375"
     ]
     assert (report.num_val, report.unreadable) == (9, ())
@@ -152,7 +156,7 @@ def test_what_can_t_be_trained_is_told_in_one_line(splits: Path, tiny: XCiT, tmp
     assert message(class_weights=(1.0, 2.0)) == "2 class_weights for 3 classes: give one for each"
     assert message(lrs=(-1.0,)) == "learning rates are -1.0, must be above 0"
     assert message(data=tmp_path / "no").startswith(f"{tmp_path}/no: no such folder")
-    assert message(data=splits / "train").startswith(f"{splits}/train: no folder train in it")
+    assert message(data=splits / "train").startswith(f"{splits}/train: no folder val in it: expected train")
     assert message(model=tmp_path / "no.pth") == f"cannot read {tmp_path}/no.pth: no such file"
     tiny.info = None
     assert message(model=tiny).startswith("the model has no preprocessing")
