@@ -214,10 +214,12 @@ def test_a_run_is_shown_unless_it_is_reported_otherwise(
     assert read_yaml(tmp_path / "run" / "config.yaml")["schedule"]["epochs"] == 2
     if not shown:
         assert (printed.out, printed.err) == ("", "")
-        assert lines[0].startswith("global batch 2 = 1 process x 1 part x 2 images")
+        assert lines[0] == f"found 2 classes: dark, light; 8 images in {tmp_path / 'data'}"
+        assert any(line.startswith("global batch 2 = 1 process x 1 part x 2 images") for line in lines[:3])
         return
-    heading, batch, *_, first, last = printed.out.splitlines()
+    heading, found, *batch, first, last = printed.out.splitlines()
     assert heading == f"xcit-pico-fashion-mnist: 2 epochs of {tmp_path / 'data'} on cpu; files in {tmp_path / 'run'}"
-    assert batch.startswith("global batch 2 = 1 process x 1 part x 2 images")
+    assert found == f"found 2 classes: dark, light; 8 images in {tmp_path / 'data'}"
+    assert any(line.startswith("global batch 2 = 1 process x 1 part x 2 images") for line in batch)
     assert first.startswith("epoch 1/2: loss ") and last.startswith("epoch 2/2: loss ")
     assert f"top1 {figures['top1']:.3f}" in last
