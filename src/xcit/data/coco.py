@@ -106,7 +106,9 @@ class CocoTable(Sequence[CocoImage]):
     def __getitem__(self, index: Any) -> Any:
         number, size, (start, end), (first, last) = self.rows[range(len(self))[index]].tolist()
         path = self.folder / self.texts[start:end].tobytes().decode(errors="surrogatepass")
-        return CocoImage(number, path, tuple(size), tuple(map(self._object, self.objects[first:last].tolist())))
+        return CocoImage(
+            number, path, tuple(size.tolist()), tuple(map(self._object, self.objects[first:last].tolist()))
+        )
 
     def num_trainable(self) -> NDArray[np.int64]:
         """Of each image, how many objects are trained on."""
@@ -115,7 +117,7 @@ class CocoTable(Sequence[CocoImage]):
 
     def _object(self, fields: Any) -> CocoObject:
         _, label, box, area, is_crowd, is_trainable, (start, end) = fields
-        return CocoObject(label, tuple(box), area, is_crowd, is_trainable, self.texts[start:end].tobytes())
+        return CocoObject(label, tuple(box.tolist()), area, is_crowd, is_trainable, self.texts[start:end].tobytes())
 
 
 class Problems:
