@@ -124,7 +124,9 @@ class CocoTable(Sequence[CocoImage]):
     def __getitem__(self, index: Any) -> Any:
         number, size, (start, end), (first, last) = self.rows[range(len(self))[index]].tolist()
         path = self.folder / self.texts[start:end].tobytes().decode(errors="surrogatepass")
-        return CocoImage(number, path, tuple(size), tuple(map(self._object, self.objects[first:last].tolist())))
+        return CocoImage(
+            number, path, tuple(size.tolist()), tuple(map(self._object, self.objects[first:last].tolist()))
+        )
 
     def num_trainable(self) -> NDArray[np.int64]:
         """Of each image, how many objects are trained on."""

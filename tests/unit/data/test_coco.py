@@ -90,6 +90,9 @@ def test_what_is_read(tmp_path: Path) -> None:
     coat, crowd = found.images[0].objects
     assert (coat.label, coat.box, coat.area, coat.is_crowd, coat.is_trainable) == (1, (5, 5, 10, 8), 80, False, True)
     assert (crowd.label, crowd.is_crowd, crowd.is_trainable) == (0, True, False)
+    # Python's own numbers, for what makes tensors or JSON of them.
+    fields = (found.images[0].id, *found.images[0].size, coat.label, *coat.box, coat.area, coat.is_crowd)
+    assert [type(value) for value in fields] == [int, int, int, int, float, float, float, float, float, bool]
     (shoe,) = found.images[1].objects
     # Partly outside is fine; an area that is not given is the mask's.
     assert shoe.is_trainable and 10 < shoe.area < 40
