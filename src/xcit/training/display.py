@@ -77,7 +77,7 @@ def run_display(heading: str) -> Iterator[RunDisplay]:
     console = Console(stderr=True)
 
     def say_above(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, overflow="ignore", crop=False)
 
     # No thread of its own: the processes that read data are forks of this one, and may print too.
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
