@@ -15,7 +15,7 @@ TASKS = ("image-classification", "image-features", "semantic-segmentation", "obj
 
 @click.command("list")
 @click.argument("pattern", required=False)
-@click.option("--task", type=click.Choice(TASKS), help="Only models for this.")
+@click.option("--task", type=click.Choice(TASKS), metavar="TASK", help=f"Only models for this: {', '.join(TASKS)}.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
     """List the models whose names match PATTERN (shell-style; a beginning is enough)."""
