@@ -1,5 +1,7 @@
 """What every kind of model says to images that are not as it takes them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import small_models
@@ -30,7 +32,7 @@ IMAGES = {
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", [kind for kind in small_models.KINDS if kind not in ("dino", "detector")])
 def test_a_batch_that_is_none(kind, fused, name):
-    model = small_models.build(kind)
+    model: Any = small_models.build(kind)
     batch, message = BATCHES[name]
     with pytest.raises(XCiTError) as caught:
         (model.fuse() if fused else model)(batch)

@@ -53,11 +53,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
                 "cpu")  # fmt: skip
     assert done.status == 1
     assert "00002.png" in done.err and "xcit: 1 of 6 images could not be read" in done.err
-    assert np.asarray(Image.open(out / "train" / "00001-detections.png")).shape == (
-        288,
-        384,
-        3,
-    )  # three times as large, for the texts
+    assert np.asarray(Image.open(out / "train" / "00001-detections.png")).shape == (288, 384, 3)
     found = json.loads((out / "detections.json").read_text())
     assert len(found["images"]) == 5 and [one["id"] for one in found["categories"]] == list(range(1, 11))
     assert f"{out}: {len(found['annotations'])} objects in 5 images" in done.out

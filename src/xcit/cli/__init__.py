@@ -112,5 +112,7 @@ def run(command: click.Command, name: str) -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"xcit: error: {message}", err=True)
+    from xcit.cli.lines import say
+
+    say(f"xcit: error: {message}", err=True, indent=2)
     sys.exit(USER_ERROR)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import click
+from xcit.cli.lines import say
 
 if TYPE_CHECKING:
     from xcit.models import XCiT
@@ -29,4 +29,4 @@ def say_model(network: "XCiT", name: str | None, weights: str | None = None) -> 
     else:
         name, what, known = record.name, "", [record.dataset, *known]
     counts = f" ({', '.join(known)})" if known else ""
-    click.echo(f"xcit: model {name}{what}{counts}", err=True)
+    say(f"xcit: model {name}{what}{counts}", err=True, indent=2)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from xcit.cli.lines import say
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -138,9 +139,10 @@ def _print_report(report: "LinearReport", directory: Path) -> None:
     for reason in report.unreadable:
         click.echo(f"xcit: {reason}", err=True)
     for accuracy in report.accuracies:
-        click.echo(
+        say(
             f"lr {accuracy.lr:<7g} top-1 {accuracy.top1:6.2f}%   top-5 {accuracy.top5:6.2f}%   "
-            f"loss {accuracy.loss:.4f}   ({accuracy.num_right1} and {accuracy.num_right5} of {report.num_val} images)"
+            f"loss {accuracy.loss:.4f}   ({accuracy.num_right1} and {accuracy.num_right5} of {report.num_val} images)",
+            indent=11,
         )
     if len(report.accuracies) > 1:
         click.echo(f"best by these very images: lr {report.best.lr:g}")

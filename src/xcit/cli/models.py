@@ -1,8 +1,11 @@
 """`xcit list` and `xcit info`: what there is."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from xcit.cli.lines import say, terminal_width
 
 if TYPE_CHECKING:
     from xcit.zoo import Record
@@ -12,7 +15,7 @@ TASKS = ("image-classification", "image-features", "semantic-segmentation", "obj
 
 @click.command("list")
 @click.argument("pattern", required=False)
-@click.option("--task", type=click.Choice(TASKS), help="Only models for this.")
+@click.option("--task", type=click.Choice(TASKS), metavar="TASK", help=f"Only models for this: {', '.join(TASKS)}.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
     """List the models whose names match PATTERN (shell-style; a beginning is enough)."""
@@ -33,10 +36,17 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
     known = dict.fromkeys([*_COLUMNS, *(column for row in rows for column in row)])
     columns = [column for column in known if column not in ("name", "data") and any(row.get(column) for row in rows)]
     width = max(map(len, names))
-    click.echo("  ".join([f"{'name':{width}}", *columns, "data"]))
+    lines = ["  ".join([f"{'name':{width}}", *columns, "data"])]
     for row in rows:
         cells = [f"{row.get(column, ''):>{len(column)}s}" for column in columns]
-        click.echo("  ".join([f"{row['name']:{width}}", *cells, row["data"]]))
+        lines.append("  ".join([f"{row['name']:{width}}", *cells, row["data"]]))
+    if max(map(len, lines)) <= (terminal_width() or math.inf):
+        click.echo("\n".join(lines))
+        return
+    for row in rows:
+        say(row["name"])
+        figures = [f"{column.strip()} {row[column].strip()}" for column in columns if row.get(column)]
+        say("  " + ", ".join([row["data"], *figures]), indent=2)
 
 
 # In this order. A heading is as wide as its figures: three digits for the pixels.
@@ -90,7 +100,7 @@ def info(name: str, key: str | None, as_json: bool) -> None:
         *([("source", "in this package")] if record.packaged else []),
     ]
     for label, value in rows:
-        click.echo(f"{label:14s} {value}")
+        say(f"{label:14s} {value}", indent=15)
 
 
 def _print_file(name: str, as_json: bool) -> None:
@@ -134,7 +144,7 @@ def _print_file(name: str, as_json: bool) -> None:
         ("preprocessing", prepared),
     ]
     for label, value in rows:
-        click.echo(f"{label:14s} {value}")
+        say(f"{label:14s} {value}", indent=15)
 
 
 def _counts(record: "Record") -> dict[str, Any]:

@@ -31,10 +31,10 @@ An image that can't be read is named with the reason, the others go on, and the 
 
 \b
 For each image the folder --out gets
-  NAME-labels.png   the class of each pixel, as a palette image of the image's size
+  NAME-labels.png   the class of each pixel, as a palette image of its size
   NAME-overlay.png  the classes' colours over the image, with a legend
-and once areas.json: each image's share of each class. Images of several folders
-keep their folders below --out.
+and once areas.json: each image's share of each class. Images of several
+folders keep their folders below --out.
 
 --slide goes over an image by a window and averages where windows overlap; with --full-size the image is not scaled, and
 memory does not grow with it: for maps and panoramas of any size.

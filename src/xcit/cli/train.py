@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from xcit.cli.lines import say
 from xcit.cli.processes import STOPPED, is_main, one_voice
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
@@ -29,8 +30,8 @@ The run's folder gets
   last.pt            the latest checkpoint, to go on from
   best.pt            the one with the best figure
   step-*.pt          the latest N, with --run.keep_checkpoints N
-  model.safetensors  the last weights, for `xcit predict --model`; of a DINO run
-                     the teacher's backbone, for `xcit features --model`
+  model.safetensors  the last weights, for `xcit predict --model`; of a DINO
+                     run the teacher's backbone, for `xcit features --model`
   best.safetensors   those with the best figure
   unreadable.txt     images that could not be read, if there were any
 
@@ -107,13 +108,12 @@ def train(
 
 def _print_stop(stopped: "Stopped", directory: Path, device: str | None) -> None:
     again = ["xcit", "train", str(directory / "config.yaml"), "--resume", *(("--device", device) if device else ())]
-    click.echo(
-        f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on with: {shlex.join(again)}", err=True
-    )
+    saved = f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on with: {shlex.join(again)}"
+    say(saved, err=True, indent=2)
 
 
 def _print_result(directory: Path, figures: dict[str, float], task: str) -> None:
-    click.echo(f"figures: {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}")
+    say(f"figures: {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}")
     for what, name in (
         ("weights", "model.safetensors"),
         ("best weights", "best.safetensors"),
@@ -159,7 +159,7 @@ def _list_recipes() -> None:
     width = max(map(len, RECIPES))
     for name, recipe in RECIPES.items():
         text = getdoc(recipe.func if isinstance(recipe, partial) else recipe) or ""
-        click.echo(f"{name:{width}}  {''.join(text.splitlines()[:1])}".rstrip())
+        say(f"{name:{width}}  {''.join(text.splitlines()[:1])}".rstrip(), indent=4)
 
 
 def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -> "TrainingConfig":

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from xcit.cli.lines import say
 from xcit.cli.options import file_with_key
 
 FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet")
@@ -79,4 +80,4 @@ def verify(name_or_path: str, key: str | None) -> None:
         ("parameters", f"{verified.params:,}"),
     ]
     for label, value in rows:
-        click.echo(f"{label:14s} {value}")
+        say(f"{label:14s} {value}", indent=15)

@@ -80,7 +80,7 @@ def run_display(heading: str) -> Iterator[RunDisplay]:
     console = Console(file=for_drawing(sys.stderr))
 
     def say_above(line: str) -> None:
-        console.print(escaped(line, keep="\n\t"), markup=False, highlight=False, soft_wrap=True)
+        console.print(escaped(line, keep="\n\t"), markup=False, highlight=False, overflow="ignore", crop=False)
 
     # No thread of its own: the processes that read data are forks of this one, and may print too.
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:

@@ -7,8 +7,9 @@ from xcit.draw.detections import draw_detections, enlargement
 from xcit.draw.labels import palette
 
 
-def drawn(height: int, width: int, text: str) -> np.ndarray:
+def drawn(size: tuple[int, int], text: str) -> np.ndarray:
     """A white image with one object in its middle half, drawn."""
+    height, width = size
     image = np.full((height, width, 3), 255, np.uint8)
     mask = np.zeros((height, width), np.uint8)
     mask[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = 1
@@ -22,13 +23,13 @@ def drawn(height: int, width: int, text: str) -> np.ndarray:
 )
 def test_small_images_are_enlarged(size, times):
     assert enlargement(*size) == times
-    assert drawn(*size, "Bag 0.91").shape == (times * size[0], times * size[1], 3)
+    assert drawn(size, "Bag 0.91").shape == (times * size[0], times * size[1], 3)
 
 
 @pytest.mark.parametrize("size", [(28, 28), (64, 96), (480, 640)])
 def test_texts_leave_the_picture_visible(size):
     """Of the object's own colour over the image, and of the image around it, most is still seen."""
-    picture = drawn(*size, "Ankle boot 0.91").astype(int)
+    picture = drawn(size, "Ankle boot 0.91").astype(int)
     mixed = np.floor(0.55 * 255 + 0.45 * palette(2)[1] + 0.5)
     height, width = picture.shape[:2]
     inside = picture[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4]
@@ -38,7 +39,7 @@ def test_texts_leave_the_picture_visible(size):
 
 def test_each_pixel_of_a_mask_becomes_a_square():
     """The mask is where the enlarged image has it."""
-    with_text, times = drawn(28, 28, ""), enlargement(28, 28)
+    with_text, times = drawn((28, 28), ""), enlargement(28, 28)
     assert (with_text[: 6 * times] == 255).all()
     middle = with_text[8 * times : 20 * times, 8 * times : 20 * times]
     assert (middle == middle[0, 0]).all()

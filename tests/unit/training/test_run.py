@@ -206,8 +206,8 @@ def test_a_run_is_shown_unless_it_is_reported_otherwise(
         "initialize.weights": None,
     }
     lines: list[str] = []
-    told = {} if shown else {"announce": lines.append}
-    figures = train("xcit-pico-fashion-mnist", tmp_path / "run", fields=fields, device="cpu", **told)
+    announce = None if shown else lines.append
+    figures = train("xcit-pico-fashion-mnist", tmp_path / "run", fields=fields, device="cpu", announce=announce)
     assert set(figures) == {"top1", "top5", "val_loss"}
     printed = capsys.readouterr()
     assert (tmp_path / "run" / "model.safetensors").exists()

@@ -1,0 +1,86 @@
+"""On a terminal of 80 columns no line is longer, but for a word that is; in a pipe each stays one line."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from xcit.cli import _VERBS
+
+COMMANDS = (
+    ("list",),
+    ("list", "xcit-small-12-p8*"),
+    ("info", "xcit_small_12_p8_224_dist"),
+    ("config",),
+    ("config", "xcit-pico-fashion-mnist"),
+    ("verify", "packaged"),
+    ("predict",),
+    ("predict", "nowhere.png", "--model", "no-such-model"),
+    ("config", "nonsense"),
+    *((verb, "--help") for verb in _VERBS),
+)
+MARK = "=" * 20
+CODE = f"""
+import json, sys
+from xcit.cli import main
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["xcit", *command]
+    try:
+        main()
+    except SystemExit:
+        print("{MARK}", flush=True)
+"""
+
+
+def on_a_terminal(*commands: tuple[str, ...], columns: int = 80) -> list[str]:
+    """What a terminal shows of each command, standard output and standard error; all run in one process."""
+    leader, follower = pty.openpty()
+    environment = os.environ | {"COLUMNS": str(columns), "TERM": "dumb"}
+    command = [sys.executable, "-c", CODE, json.dumps(commands)]
+    process = subprocess.Popen(command, stdout=follower, stderr=follower, stdin=subprocess.DEVNULL, env=environment)
+    os.close(follower)
+    shown = b""
+    try:
+        while part := os.read(leader, 65536):
+            shown += part
+    except OSError:  # Linux's way to say that the other end is closed
+        pass
+    process.wait()
+    os.close(leader)
+    return shown.decode().replace("\r\n", "\n").split(f"{MARK}\n")[:-1]
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[tuple[str, ...], str]:
+    """What a terminal of 80 columns shows of each command."""
+    return dict(zip(COMMANDS, on_a_terminal(*COMMANDS), strict=True))
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_lines_fit_80_columns(shown, arguments):
+    assert shown[arguments]
+    long = [line for line in shown[arguments].splitlines() if len(line) > 80]
+    assert [line for line in long if len(line.split()) > 1] == []
+
+
+def test_a_list_is_a_table_where_there_is_room_and_in_a_pipe(xcit, shown):
+    command = ("list", "xcit-small-12-p8*")
+    piped = xcit(*command).out
+    assert on_a_terminal(command, columns=120) == [piped]
+    narrow = shown[command].splitlines()
+    assert narrow[-2:] == [
+        "xcit-small-12-p8_3rdparty_in1k",
+        "  ImageNet-1k, px 224, top-1 official 83.4, top-1 mmpretrain 83.2",
+    ]
+    assert [line.split()[0] for line in piped.splitlines()[1:]] == narrow[::2]
+
+
+def test_words_stay_whole_and_in_order(xcit, shown):
+    command = ("info", "xcit_small_12_p8_224_dist")
+    whole = xcit(*command).out
+    assert whole.split() == shown[command].split()
+    assert max(map(len, whole.splitlines())) > 80
+    assert shown[command].count("\n") > whole.count("\n")
