@@ -35,8 +35,8 @@ For each image the folder --out gets
   NAME-attention.png  the image, the mean of the heads over it, every head
   NAME-overlay.png    the mean over the image alone, at the image's size
   NAME.npz            with --arrays: the numbers
-  NAME.tif            with --tiff: the mean of the heads and every head, float32,
-                      a GeoTIFF where the image is one
+  NAME.tif            with --tiff: the mean of the heads and every head,
+                      float32, a GeoTIFF where the image is one
   NAME-xca.png        with --xca: covariance of the channels, block by block
 and with --xca, once, temperatures.png. Images of several folders keep their
 folders below --out.
