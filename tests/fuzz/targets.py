@@ -289,7 +289,7 @@ def _read_coco(path: Path) -> None:
 
 def _tar(files: Mapping[str, bytes], mode: Any) -> bytes:
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as archive:  # type: ignore[call-overload]  # of one of its modes
+    with tarfile.open(fileobj=file, mode=mode) as archive:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)

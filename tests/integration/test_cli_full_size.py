@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_features_at_full_size(
     common = ("features", wide, "--full-size", "--memory", "1GB")
     assert run(monkeypatch, *common, "--out", tmp_path / "a.npz", "--out-type", "featmap") == 0
     assert run(monkeypatch, *common, "--out", tmp_path / "a.npy", "--out-type", "featmap") == 0
-    model = xcit.get_model("packaged", pretrained=True)
+    model: Any = xcit.get_model("packaged", pretrained=True)
     whole = np.load(tmp_path / "a.npz")
     last = model.config.depth + model.config.cls_depth - 1
     found = whole[f"block_{last}"][0]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_every_output_is_that_of_the_whole_image_in_float64(
     ],
     ids=["p16-nano", "p4-grey", "no-class-token", "five-channels"],
 )
-def test_every_kind_of_model(changes: dict[str, object], force: Callable[[Place, int], None], scratch: Path) -> None:
+def test_every_kind_of_model(changes: dict[str, Any], force: Callable[[Place, int], None], scratch: Path) -> None:
     force("scratch", 2)
     config = replace(XCiTConfig(patch_size=8, embed_dim=16, depth=2, num_heads=4, num_classes=3), **changes)
     model, channels = random_model(config), config.in_channels

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,9 +89,10 @@ def test_an_image_a_model_or_a_wish_that_changed_is_begun_anew(
     unknown = ArrayRows(picture(123, 61))
     assert encode(model, unknown, wanted, memory=budget).report.resumed_from == 0
     assert encode(model, source, Wanted(class_tokens=frozenset({3})), memory=budget).report.resumed_from == 0
-    model.head.bias.data += 1
+    bias: Any = model.head.bias
+    bias.data += 1
     assert encode(model, source, wanted, memory=budget).report.resumed_from == 0
-    model.head.bias.data -= 1
+    bias.data -= 1
     # Maps in memory are gone with their process.
     with pytest.raises(Stop):
         encode(model, source, Wanted(maps={0: ArrayMap()}, means=frozenset({4})), memory=budget, progress=stop_at(3))
