@@ -100,8 +100,13 @@ def cuda_growth(work: Callable[[], object], allocated_before: int, device: torch
 def _tensor_bytes() -> int:
     """Memory of all tensors that Python knows."""
     # By type, for `isinstance` asks an object for its class, which some answer with a warning.
-    tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter) and found.is_cpu]
+    tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter) and _has_memory(found)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}.values())
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether it lies in memory of its own: a sparse tensor's parts are tensors themselves."""
+    return tensor.is_cpu and tensor.layout is torch.strided
 
 
 def _status_bytes(name: str) -> int:

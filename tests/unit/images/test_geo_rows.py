@@ -192,5 +192,5 @@ def test_a_truncated_or_damaged_file_is_named_with_its_rows(tmp_path: Path) -> N
 def test_without_rasterio_a_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.tif", pixels_of("uint8"))
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
-    with pytest.raises(XCiTError, match=r"need rasterio: pip install 'xcit\[images\]'"), open_rows(tmp_path / "a.tif"):
+    with pytest.raises(XCiTError, match=r"needs rasterio: pip install 'xcit\[images\]'"), open_rows(tmp_path / "a.tif"):
         pass

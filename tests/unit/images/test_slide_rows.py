@@ -111,5 +111,5 @@ def test_what_is_no_slide_or_damaged_is_said_in_one_line(tmp_path: Path, monkeyp
         rows.read(100, 130)
     rows.close()
     monkeypatch.setitem(sys.modules, "openslide", None)
-    with pytest.raises(XCiTError, match=r"need OpenSlide: pip install 'xcit\[images\]'"):
+    with pytest.raises(XCiTError, match=r"needs openslide: pip install 'xcit\[images\]'"):
         SlideRows(path)
