@@ -648,10 +648,10 @@ def test_a_fork_while_threads_read_does_not_hang(tmp_path):
         while not stopped.is_set():
             read_image(path)
 
+    filters = list(warnings.filters)
     threads = [threading.Thread(target=read_on) for _ in range(4)]
     for thread in threads:
         thread.start()
-    filters = list(warnings.filters)
     statuses = []
     for _ in range(20):
         child = os.fork()
