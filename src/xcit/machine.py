@@ -53,9 +53,12 @@ def peak_resident_memory() -> int | None:
 
 
 def forget_peak() -> None:
-    """Starts the count of `peak_resident_memory` anew, where the system allows that."""
-    with contextlib.suppress(OSError):
-        _CLEAR.write_text(_RESET_HIGH_WATER_MARK, encoding="ascii")
+    """Starts the count of `peak_resident_memory` anew.
+
+    Raises:
+        OSError: if the system does not allow that: the count then is of the process's whole life.
+    """
+    _CLEAR.write_text(_RESET_HIGH_WATER_MARK, encoding="ascii")
 
 
 def _kilobytes(file: Path, name: str) -> int:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.bulk import BulkOptions, bulk_options, check_small, open_words, placed, write_bulk
-from xcit.cli.files import beside, images_outside, result_names
+from xcit.cli.bulk import BulkOptions, bulk_options, placed, write_bulk
+from xcit.cli.dense import inputs_and_places, load_dense
+from xcit.cli.files import beside
 from xcit.cli.options import CommandWithNumbers, FileOptions, file_options
 from xcit.cli.processes import one_voice
 from xcit.errors import XCiTError
@@ -71,32 +72,19 @@ def detect(
     device: str | None,
 ) -> int:
     """Detects and writes; gives the exit status."""
-    from xcit.cli.progress import download_bar, progress_bar
+    from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
-    from xcit.inference.bulk import require_pyarrow
     from xcit.inference.detect import detect_each, prepare_detector
     from xcit.inference.reading import Unreadable
-    from xcit.zoo import check_task, get_model
+    from xcit.zoo import check_task
 
     if full_size and (short_side or long_side):
         raise XCiTError("give --full-size, or --short-side and --long-side, not both")
     need_packages("xcit detect", "faster_coco_eval")
     check_task(model, "object-detection")
-    images, places = None, list[Path]()
-    if parquet:
-        require_pyarrow()
-        images = open_words(inputs, bulk)
-    else:
-        check_small(bulk, "give --parquet")
-        paths = images_outside(inputs, out)
-        places = [out / name for name in result_names(paths)]
-        make_folder(out)
+    images, paths, places = inputs_and_places(inputs, out, parquet, bulk)
     computer = placed(device)
-    with download_bar() as downloaded:
-        built = get_model(
-            model, pretrained=weights or True, stem_strides=how.stem_strides, key=how.key, progress=downloaded
-        )
-    how.apply(built, weights or model)
+    built = load_dense(model, weights, how)
     network = prepare_detector(built, computer, what=model)
     sides = _sides(network, short_side, long_side)
     each = partial(detect_each, model=network, min_score=score, sides=sides, full_size=full_size, device=computer)

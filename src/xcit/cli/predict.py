@@ -30,6 +30,7 @@ from xcit.cli.options import (
 )
 from xcit.cli.processes import one_voice
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 
 if TYPE_CHECKING:
     from xcit.data.inputs import Inputs
@@ -128,10 +129,9 @@ def predict(
 def _predict_parts(folder: Path, images: "Inputs", network: "XCiT", bulk: BulkOptions, settings: dict[str, Any]) -> int:
     from functools import partial
 
-    from xcit.inference.bulk import require_pyarrow
     from xcit.inference.classify import Prediction, predict_each, prepare_model
 
-    require_pyarrow()
+    need_packages("Parquet", "pyarrow")
     import pyarrow as pa
 
     def row(result: Prediction) -> dict[str, Any]:

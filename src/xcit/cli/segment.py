@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.bulk import BulkOptions, bulk_options, check_small, open_words, placed, write_bulk
-from xcit.cli.files import beside, images_outside, result_names
+from xcit.cli.bulk import BulkOptions, bulk_options, placed, write_bulk
+from xcit.cli.dense import inputs_and_places, load_dense
+from xcit.cli.files import beside
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -77,30 +78,17 @@ def segment(
     dtype: str,
 ) -> int:
     """Segments and writes; gives the exit status."""
-    from xcit.cli.progress import download_bar, progress_bar
+    from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
-    from xcit.inference.bulk import require_pyarrow
     from xcit.inference.reading import Unreadable
     from xcit.inference.segment import prepare_segmenter, segment_each
-    from xcit.zoo import check_task, get_model
+    from xcit.zoo import check_task
 
     over = sliding_window(slide, window, stride)
     check_task(model, "semantic-segmentation")
-    images, places = None, list[Path]()
-    if parquet:
-        require_pyarrow()
-        images = open_words(inputs, bulk)
-    else:
-        check_small(bulk, "give --parquet")
-        paths = images_outside(inputs, out)
-        places = [out / name for name in result_names(paths)]
-        make_folder(out)
+    images, paths, places = inputs_and_places(inputs, out, parquet, bulk)
     computer, precision = placed(device), checked_dtype(dtype)
-    with download_bar() as downloaded:
-        built = get_model(
-            model, pretrained=weights or True, stem_strides=how.stem_strides, key=how.key, progress=downloaded
-        )
-    how.apply(built, weights or model)
+    built = load_dense(model, weights, how)
     network, _, _ = prepare_segmenter(built, computer, precision, what=model)
     whole = full_size or keep_size
     each = partial(segment_each, model=network, window=over, full_size=whole, device=computer, dtype=precision)

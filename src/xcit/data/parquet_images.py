@@ -9,7 +9,7 @@ from typing import Any
 from xcit.data.remote import is_url, open_seekable
 from xcit.data.samples import StreamSample, unreadable_sample
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import need_packages
 
 _COLUMNS = ("image", "img")
 """Names by which the column of images is known; another has to be told."""
@@ -54,10 +54,9 @@ def read_parquet(place: str) -> Iterator[StreamSample]:
 @contextmanager
 def _opened(place: str) -> Iterator[tuple[Any, str]]:
     """The open file, and the name of its column of images."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise missing_package("Parquet", "pyarrow") from None
+    need_packages("Parquet", "pyarrow")
+    from pyarrow import ArrowException, parquet
+
     path, _, wanted = place.partition("?image=")
     try:
         with ExitStack() as stack:

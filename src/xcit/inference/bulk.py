@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from xcit.data.inputs import Inputs, Unit
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import need_packages
 from xcit.inference.reading import Unreadable
 from xcit.writing import make_folder, whole_file
 
@@ -78,18 +78,6 @@ class Progress:
     skipped: Callable[[int], None] = lambda _: None
 
 
-def require_pyarrow() -> None:
-    """Checks that pyarrow is there.
-
-    Raises:
-        XCiTError: if it is not.
-    """
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise missing_package("Parquet", "pyarrow") from None
-
-
 def write_parts(
     folder: Path,
     inputs: Inputs,
@@ -118,7 +106,7 @@ def write_parts(
         XCiTError: if the folder holds something else, or this job and it is not asked to resume; if a file can't be
             written, or a shard can't be read.
     """
-    require_pyarrow()
+    need_packages("Parquet", "pyarrow")
     manifest = _begin(folder, inputs, job, images_a_part, resume, share)
     for number in range(share.rank, len(inputs.units), share.world_size):
         done = [part for name, part in manifest["parts"].items() if name.startswith(_part_name(number))]
@@ -134,7 +122,7 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Any:
     Raises:
         XCiTError: if the folder holds no results.
     """
-    require_pyarrow()
+    need_packages("Parquet", "pyarrow")
     import pyarrow
     from pyarrow import parquet
 

@@ -27,6 +27,7 @@ from xcit.extras import missing_package
 from xcit.images.preprocess import published_preprocessing
 from xcit.models import FX_LEAF_MODULES, XCiTPyramid
 from xcit.models.pyramid import STRIDES
+from xcit.models.timm_calls import data_config
 from xcit.zoo import CHECKPOINTS, get_backbone, get_xcit
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.changes import Changes
@@ -181,11 +182,7 @@ def _default_cfg(name: str) -> DefaultCfg:
             "license": record.licence,
         }
     cfg = PretrainedCfg(
-        input_size=(config.in_channels, spec.image_size, spec.image_size),
-        crop_pct=spec.image_size / spec.resize_to if spec.resize == "short_side" else 1.0,
-        crop_mode="center" if spec.resize == "short_side" else "squash",
-        mean=spec.mean,
-        std=spec.std,
+        **data_config(spec, config.in_channels),
         num_classes=config.num_classes,
         first_conv="stem.0.conv",
         classifier="head",

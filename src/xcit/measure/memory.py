@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_RESET_HIGH_WATER_MARK = "5"
+from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _OWN_PAGES_FROM = 65536
@@ -82,10 +81,12 @@ def resident_growth(work: Callable[[], object]) -> int:
     gc.collect()
     if glibc:
         allocator.malloc_trim(0)
-    _CLEAR.write_text(_RESET_HIGH_WATER_MARK)
-    resident = _status_bytes("VmRSS")
+    forget_peak()
+    resident = resident_memory()
     work()
-    return _status_bytes("VmHWM") - resident + kept
+    peak = peak_resident_memory()
+    assert resident is not None and peak is not None  # Linux has them
+    return peak - resident + kept
 
 
 def cuda_growth(work: Callable[[], object], allocated_before: int, device: torch.device) -> int:
@@ -107,10 +108,3 @@ def _tensor_bytes() -> int:
 def _has_memory(tensor: Tensor) -> bool:
     """Whether it lies in memory of its own: a sparse tensor's parts are tensors themselves."""
     return tensor.is_cpu and tensor.layout is torch.strided
-
-
-def _status_bytes(name: str) -> int:
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise AssertionError(f"{_STATUS} has no {name}")

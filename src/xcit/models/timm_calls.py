@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing
 from xcit.models.config import GlobalPool, XCiTConfig
 from xcit.models.info import ModelInfo
 from xcit.models.layers import init_linear
@@ -72,16 +73,7 @@ class TimmCalls(nn.Module):
             return self._pretrained_cfg
         found: dict[str, Any] = {"num_classes": self.num_classes, "first_conv": "stem.0.conv", "classifier": "head"}
         if self.info is not None:
-            spec, channels = self.info.preprocessing, self.config.in_channels
-            found |= {
-                "architecture": self.info.name,
-                "input_size": (channels, spec.image_size, spec.image_size),
-                "interpolation": "bicubic",
-                "crop_pct": spec.image_size / spec.resize_to if spec.resize == "short_side" else 1.0,
-                "crop_mode": "center" if spec.resize == "short_side" else "squash",
-                "mean": spec.mean,
-                "std": spec.std,
-            }
+            found |= {"architecture": self.info.name} | data_config(self.info.preprocessing, self.config.in_channels)
         return found
 
     @pretrained_cfg.setter
@@ -153,6 +145,19 @@ class TimmCalls(nn.Module):
     def _new_head(self) -> nn.Module:
         config = self.config
         return nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
+
+
+def data_config(spec: Preprocessing, channels: int) -> dict[str, Any]:
+    """How images are prepared, by the names of timm's `PretrainedCfg`."""
+    is_cropped = spec.resize == "short_side"
+    return {
+        "input_size": (channels, spec.image_size, spec.image_size),
+        "interpolation": "bicubic",
+        "crop_pct": spec.image_size / spec.resize_to if is_cropped else 1.0,
+        "crop_mode": "center" if is_cropped else "squash",
+        "mean": spec.mean,
+        "std": spec.std,
+    }
 
 
 def pool_of(name: str) -> GlobalPool:

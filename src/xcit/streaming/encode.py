@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -129,7 +130,8 @@ class _Run:
     def encoding(self) -> Encoding:
         """Runs, and gives what was taken."""
         began = time.perf_counter()
-        forget_peak()
+        with suppress(OSError):
+            forget_peak()
         before = resident_memory()
         if self._plan.place == "scratch":
             resumed_from, moved = self._on_scratch()

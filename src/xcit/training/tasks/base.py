@@ -3,14 +3,19 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from xcit.data.loader import LoaderConfig
 from xcit.errors import XCiTError
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.task import Layout
+from xcit.zoo import save_model
+from xcit.zoo.changes import Changes
+from xcit.zoo.kinds import kind_of_config
 
 
 class Loader(Protocol):
@@ -30,11 +35,20 @@ class Loader(Protocol):
 class TaskWithLoader:
     """A task whose training data come from one loader."""
 
+    config: Any
+    info: Any
     _loader: Loader
 
     def close(self) -> None:
         """Ends the processes that read the training data."""
         self._loader.close()
+
+    def export(self, model: nn.Module, path: Path) -> None:
+        """Weights, shape, class names and preprocessing in one safetensors file."""
+        exported = kind_of_config(self.config.model).build(Changes(drop_path_rate=0.0).of(self.config.model))
+        exported.load_state_dict(model.state_dict())
+        exported.info = self.info
+        save_model(exported, path)
 
     @property
     def num_steps(self) -> int:

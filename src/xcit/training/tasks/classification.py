@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -34,7 +33,6 @@ from xcit.training.tasks.labelled_data import (
     open_data,
     train_loader,
 )
-from xcit.zoo import save_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,13 +282,6 @@ class ClassificationTask(TaskWithLoader):
             reduce=reduce,
         )
         return report.figures()
-
-    def export(self, model: nn.Module, path: Path) -> None:
-        """Weights, shape, class names and preprocessing in one safetensors file."""
-        exported = XCiT(replace(self.config.model, drop_path_rate=0.0))
-        exported.load_state_dict(model.state_dict())
-        exported.info = self.info
-        save_model(exported, path)
 
 
 def _mixing(

@@ -1,9 +1,8 @@
 """Detection and instance segmentation: losses, average precision, and the wiring of the data."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -29,7 +28,6 @@ from xcit.training.tasks.average_precision import NAMES, DetectionRow, Precision
 from xcit.training.tasks.base import TaskWithLoader, check_class_weights, loader_config, with_classes_of
 from xcit.training.tasks.dense_backbone import take_backbone
 from xcit.training.tasks.sources import find_source
-from xcit.zoo import save_model
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
@@ -272,13 +270,3 @@ class DetectionTask(TaskWithLoader):
         """AP, AP50 and AP75 of boxes and masks on the validation images."""
         report = evaluate_detection(model, self.watched, num_workers=self.config.run.num_workers, layout=layout)
         return report.figures()
-
-    def export(self, model: nn.Module, path: Path) -> None:
-        """Weights, shape and class names in one safetensors file."""
-        from xcit.models.detection.mask_rcnn import MaskRCNN
-
-        shape = self.config.model
-        exported = MaskRCNN(replace(shape, backbone=replace(shape.backbone, drop_path_rate=0.0)))
-        exported.load_state_dict(model.state_dict())
-        exported.info = self.info
-        save_model(exported, path)

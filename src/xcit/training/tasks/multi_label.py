@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -29,7 +28,6 @@ from xcit.training.tasks.base import (
 )
 from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
 from xcit.training.tasks.labelled_data import evaluation_batches_of, held_out
-from xcit.zoo import save_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,10 +261,3 @@ class MultiLabelTask(TaskWithLoader):
             reduce=reduce,
         )
         return report.figures()
-
-    def export(self, model: nn.Module, path: Path) -> None:
-        """Weights, shape, class names and preprocessing in one safetensors file."""
-        exported = XCiT(replace(self.config.model, drop_path_rate=0.0))
-        exported.load_state_dict(model.state_dict())
-        exported.info = self.info
-        save_model(exported, path)

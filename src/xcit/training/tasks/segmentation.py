@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -33,7 +32,6 @@ from xcit.training.tasks.base import (
 )
 from xcit.training.tasks.dense_backbone import take_backbone
 from xcit.training.tasks.sources import find_source
-from xcit.zoo import save_model
 
 AUXILIARY_WEIGHT = 0.4
 """Of the auxiliary head's loss, as published."""
@@ -340,11 +338,3 @@ class SegmentationTask(TaskWithLoader):
             reduce=reduce,
         )
         return report.figures()
-
-    def export(self, model: nn.Module, path: Path) -> None:
-        """Weights, shape, class names and preprocessing in one safetensors file."""
-        shape = self.config.model
-        exported = build_segmenter(replace(shape, backbone=replace(shape.backbone, drop_path_rate=0.0)))
-        exported.load_state_dict(model.state_dict())
-        exported.info = self.info
-        save_model(exported, path)
