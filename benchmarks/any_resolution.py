@@ -168,18 +168,44 @@ def gigapixel(arguments: argparse.Namespace) -> None:
     """Class, CLS and map with two bounds, and the time a pixel beside an in-memory pass at 4096 pixels."""
     image = image_of(arguments.folder, arguments.size)
     say(f"{NANO} on {arguments.size} x {arguments.size} pixels, {image.stat().st_size / 1e9:.2f} GB of tiles")
-    say("| bound | tokens in | seconds | MP/s | peak above model | planned | read, written | a pixel beside 4096 px |")
-    say("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    say(
+        "| bound | tokens in | seconds | MP/s | peak above model | planned | read, written | a pixel beside 4096 px | "
+        "of the matrix peak |"
+    )
+    say("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for bound, memory in (("4 GB", 4 * 10**9), ("1 GB", 10**9)):
-        times = whole_times(arguments, rounds=2)
+        times, rates = whole_times(arguments, rounds=2), [matrix_rate()]
         found = stream(arguments.folder, NANO, image, memory, map_=True)
         times += whole_times(arguments, rounds=2)
+        rates.append(matrix_rate())
         a_pixel = found["seconds"] / found["pixels"] / (statistics.median(times) / 4096**2)
         say(
             f"| {bound} | {found['place']} | {found['seconds']:.0f} | {found['pixels'] / 1e6 / found['seconds']:.2f} | "
             f"{found['peak'] / 1e6:,.0f} MB | {found['planned'] / 1e6:,.0f} MB | {found['read'] / 1e9:.1f}, "
-            f"{found['written'] / 1e9:.1f} GB | {a_pixel:.2f} |"
+            f"{found['written'] / 1e9:.1f} GB | {a_pixel:.2f} | "
+            f"{operations_a_pixel(NANO) * found['pixels'] / found['seconds'] / max(rates):.0%} |"
         )
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of a product of two float32 matrices of 2048 x 2048, median of 15."""
+    import torch
+
+    left, right = torch.randn(2, 2048, 2048).unbind()
+    seconds = []
+    for _ in range(15):
+        began = time.perf_counter()
+        torch.mm(left, right)
+        seconds.append(time.perf_counter() - began)
+    return float(2 * 2048**3 / statistics.median(seconds))
+
+
+def operations_a_pixel(name: str) -> float:
+    """Floating-point operations of the model by torch's own count, whose share of a pixel hardly depends on the size."""
+    from xcit import get_model
+    from xcit.measure.complexity import complexity
+
+    return complexity(get_model(name), 1024).torch_flops / 1024**2
 
 
 def whole_times(arguments: argparse.Namespace, *, rounds: int) -> list[float]:

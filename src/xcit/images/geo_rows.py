@@ -22,7 +22,7 @@ class GeoRows:
     What counts follows from the file's nodata value: of unsigned integers, a pixel is not there if all bands that are
     read have the value, for a 0 may be dark in one band alone; of others, if any band has it or is not finite. A mask
     band or transparency of 0 is the same. A band of transparency is a channel only if it is among `bands`, and no mask
-    then.
+    then. Without `bands`, three bands that the file names blue, green and red are read as red, green and blue.
 
     Raises:
         XCiTError: if it can't be read, its pixels are of no known kind, or rasterio is not installed.
@@ -71,8 +71,7 @@ class GeoRows:
         from rasterio.enums import ColorInterp, MaskFlags
 
         file, name = self._file, str(self._path)
-        colours = [index for index in file.indexes if file.colorinterp[index - 1] is not ColorInterp.alpha]
-        self._bands = list(bands) if bands else colours
+        self._bands = list(bands) if bands else _colour_bands(file)
         for band in self._bands:
             if band not in file.indexes:
                 raise XCiTError(f"{name}: there is no band {band}: it has {file.count}, counted from 1")
@@ -143,6 +142,18 @@ class GeoRows:
         elif mask is not None and self._dtype.kind == "f":
             mask &= np.all(np.isfinite(pixels), axis=2)
         return pixels, mask
+
+
+def _colour_bands(file: Any) -> list[int]:
+    """All bands but transparency; three that the file names red, green and blue, in that order."""
+    from rasterio.enums import ColorInterp
+
+    names = {index: name for index, name in zip(file.indexes, file.colorinterp, strict=True)}
+    bands = [index for index, name in names.items() if name is not ColorInterp.alpha]
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    if sorted(names[band] for band in bands) == sorted(colours):
+        bands.sort(key=lambda band: colours.index(names[band]))
+    return bands
 
 
 def present(pixels: Pixels, nodata: float | None) -> Mask:

@@ -1,6 +1,9 @@
 """TIFF and BigTIFF by rows, tiled or in strips, through tifffile."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,13 @@ class TiffRows:
             raise missing_package(f"{path}: TIFF by rows", "tifffile") from None
         identity = file_identity(path)
         try:
-            self._file = tifffile.TiffFile(path)
+            with _quiet_tifffile():
+                self._file = tifffile.TiffFile(path)
         except Exception as error:
             raise XCiTError(f"{path}: a damaged or unsupported TIFF ({_line(error)})") from error
         try:
-            self._open(path, identity, level)
+            with _quiet_tifffile():
+                self._open(path, identity, level)
         except Exception as error:
             self.close()
             if isinstance(error, XCiTError):
@@ -143,11 +148,23 @@ def is_georeferenced(path: Path) -> bool:
     try:
         import tifffile
 
-        with tifffile.TiffFile(path) as file:
+        with _quiet_tifffile(), tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
             return page.is_geotiff or page.is_gdal
     except Exception:  # whatever a damaged file makes of the parser
         return False
+
+
+@contextmanager
+def _quiet_tifffile() -> Iterator[None]:
+    """Holds back tifffile's log lines about tags it can't parse: what this reader needs and lacks is an error."""
+    logger = logging.getLogger("tifffile")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _metadata(file: Any, largest: Any, page: Any) -> dict[str, Any]:

@@ -166,16 +166,21 @@ class FusedEmbedding(nn.Module):
             height, width = -(-height // conv.stride[0]), -(-width // conv.stride[1])
         return height, width
 
+    def numbers_a_pixel(self) -> tuple[float, int]:
+        """The numbers that the stem's largest map has for each pixel of the image, and the stride of all convolutions."""
+        numbers, stride = 0.0, 1
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            stride *= conv.stride[0]
+            numbers = max(numbers, conv.out_channels / stride**2)
+        return numbers, stride
+
     def pixel_rows_at_once(self, image: Tensor) -> int | None:
         """Rows of pixels whose largest map of the stem is as large as a part of the tokens may be; none is all."""
         at_once = tokens_at_once(image.new_empty(0, 1))
         if at_once is None:
             return None
-        numbers, stride = 0.0, 1  # a pixel's share of the largest map
-        for conv in self.convs:
-            assert isinstance(conv, nn.Conv2d)
-            stride *= conv.stride[0]
-            numbers = max(numbers, conv.out_channels / stride**2)
+        numbers, stride = self.numbers_a_pixel()
         return max(stride, int(at_once / (max(1, len(image) * image.shape[3]) * numbers)))
 
 

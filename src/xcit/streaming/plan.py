@@ -126,17 +126,14 @@ class Costs:
         self._dim = config.embed_dim
         self.token_bytes = self.grid[0] * self.grid[1] * self._dim * token_dtype.itemsize
         self._at_once = max(1, NUMBERS_AT_ONCE.get(self.device.type, NUMBERS_AT_ONCE["cuda"]) // self._dim)
-        first = model.embedding.convs[0]
-        assert isinstance(first, torch.nn.Conv2d)
-        self._first_channels, self._first_stride = first.out_channels, first.stride[0]
+        self._stem_numbers, _ = model.embedding.numbers_a_pixel()
 
     @property
     def most_rows(self) -> tuple[int, int]:
         """Rows of tokens and of pixels at once beyond which nothing is gained: what the cache holds."""
-        numbers = self._at_once * self._dim
-        first_row = max(1, self._image.width * self._first_channels // self._first_stride)
         rows = max(1, min(self._at_once // self.grid[1], self.grid[0]))
-        return rows, self._first_stride * max(1, numbers // first_row)
+        pixel_rows = int(self._at_once * self._dim / (self._image.width * self._stem_numbers))
+        return rows, max(1, pixel_rows)
 
     def sizes(self) -> list[float]:
         """Shares of the most that is of use, from all of it down to a single row."""
@@ -152,9 +149,10 @@ class Costs:
         pixel_rows = min(pixel_rows, read_rows)
         stripe = (rows + ROWS_HELD) * width * self._dim
         block = MAPS_AT_ONCE * stripe + min(self._at_once, rows * width) * (self._config.hidden_dim + 3 * self._dim)
-        # Pixels as float32 and as the convolution sees them; its output, twice with GELU's and the next one's input.
-        row = image.width * self._config.in_channels
-        embed = (pixel_rows + 2) * (3 * row + 3 * image.width * self._first_channels // self._first_stride**2)
+        # Pixels as float32 and as the first convolution reads them; the stem's largest map three times: as it leaves its
+        # convolution, after GELU, and as the next convolution reads it.
+        a_pixel = self._config.in_channels + self._stem_numbers
+        embed = int(3 * a_pixel * (pixel_rows + 2) * image.width)
         computing = self._number * (max(block, embed) if self.device.type == "cpu" else 0)
         peak = OVERHEAD + computing + output_bytes + image.buffer_bytes
         peak += 2 * read_rows * image.width * image.pixel_bytes

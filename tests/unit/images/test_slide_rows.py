@@ -113,3 +113,17 @@ def test_what_is_no_slide_or_damaged_is_said_in_one_line(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "openslide", None)
     with pytest.raises(XCiTError, match=r"needs openslide: pip install 'xcit\[images\]'"):
         SlideRows(path)
+
+
+@pytest.mark.parametrize("subifd", [False, True], ids=["pages", "subifds"])
+def test_a_pyramid_that_libvips_writes(tmp_path: Path, subifd: bool) -> None:
+    pyvips = pytest.importorskip("pyvips", reason="libvips is not installed")
+    image = pyvips.Image.new_from_array(LARGE).copy(xres=2000, yres=2000)  # pixels a millimetre
+    options: dict[str, Any] = {"tile": True, "tile_width": 64, "tile_height": 64, "pyramid": True, "bigtiff": True}
+    image.tiffsave(str(tmp_path / "a.tif"), compression="deflate", resunit="cm", subifd=subifd, **options)
+    for level in (0, 1):
+        where = {"subifd": level - 1} if subifd and level else {"page": 0 if subifd else level}
+        expected = pyvips.Image.tiffload(str(tmp_path / "a.tif"), **where).numpy()
+        with open_rows(tmp_path / "a.tif", selection=Selection(level=level)) as rows:
+            assert np.array_equal(whole(rows), expected)
+            assert rows_info(rows).metadata["mpp"] == pytest.approx(0.5)
