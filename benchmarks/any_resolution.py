@@ -201,7 +201,7 @@ def matrix_rate() -> float:
 
 
 def operations_a_pixel(name: str) -> float:
-    """Floating-point operations of the model by torch's own count, whose share of a pixel hardly depends on the size."""
+    """Floating-point operations for each pixel, by torch's own count: they hardly depend on the size."""
     from xcit import get_model
     from xcit.measure.complexity import complexity
 

@@ -148,7 +148,7 @@ def _colour_bands(file: Any) -> list[int]:
     """All bands but transparency; three that the file names red, green and blue, in that order."""
     from rasterio.enums import ColorInterp
 
-    names = {index: name for index, name in zip(file.indexes, file.colorinterp, strict=True)}
+    names = dict(zip(file.indexes, file.colorinterp, strict=True))
     bands = [index for index, name in names.items() if name is not ColorInterp.alpha]
     colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
     if sorted(names[band] for band in bands) == sorted(colours):

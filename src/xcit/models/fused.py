@@ -167,7 +167,7 @@ class FusedEmbedding(nn.Module):
         return height, width
 
     def numbers_a_pixel(self) -> tuple[float, int]:
-        """The numbers that the stem's largest map has for each pixel of the image, and the stride of all convolutions."""
+        """The numbers that the stem's largest map has for each pixel of the image, and the stride of the stem."""
         numbers, stride = 0.0, 1
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)

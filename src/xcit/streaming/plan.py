@@ -149,7 +149,7 @@ class Costs:
         pixel_rows = min(pixel_rows, read_rows)
         stripe = (rows + ROWS_HELD) * width * self._dim
         block = MAPS_AT_ONCE * stripe + min(self._at_once, rows * width) * (self._config.hidden_dim + 3 * self._dim)
-        # Pixels as float32 and as the first convolution reads them; the stem's largest map three times: as it leaves its
+        # Pixels as float32 and as the first convolution reads them; the largest map three times: as it leaves its
         # convolution, after GELU, and as the next convolution reads it.
         a_pixel = self._config.in_channels + self._stem_numbers
         embed = int(3 * a_pixel * (pixel_rows + 2) * image.width)
