@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from xcit.errors import XCiTError
-from xcit.weights.fetch import DownloadProgress, cache_dir, destination_of, download, obtain
+from xcit.weights.download import DownloadProgress, download
+from xcit.weights.fetch import cache_dir, destination_of, obtain
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.strict import check_state, nonfinite
 from xcit.zoo.changes import UNCHANGED, Changes
