@@ -113,7 +113,7 @@ def features(
     from xcit.models.xcit import OutType
 
     if Path(out).suffix in (".npy", ".zarr"):
-        from xcit.images.read import find_images
+        from xcit.images.find import find_images
 
         path = Path(out)
         if not (full_size and out_type == "featmap" and len(layers) == 1):

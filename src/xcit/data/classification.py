@@ -13,7 +13,9 @@ from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_cifar, open_fashi
 from xcit.data.splits import find_splits, left_out, subfolders
 from xcit.data.streams import is_stream
 from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, images_below, read_image
+from xcit.images.find import images_below
+from xcit.images.formats import IMAGE_SUFFIXES
+from xcit.images.read import read_image
 from xcit.zoo.classes import imagenet_class_ids
 
 KNOWN_DATA = (

@@ -10,7 +10,8 @@ from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
 from xcit.data.splits import is_number
 from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, images_below
+from xcit.images.find import images_below
+from xcit.images.formats import IMAGE_SUFFIXES
 
 _STEMS: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training", "train_labels", "labels_train", "trainLabels"),

@@ -17,7 +17,8 @@ from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
 from xcit.data.splits import SPLIT_NAMES, below_single_folders, left_out
 from xcit.errors import XCiTError
-from xcit.images.read import images_below, read_image, read_labels
+from xcit.images.find import images_below
+from xcit.images.read import read_image, read_labels
 from xcit.zoo.classes import ade20k_class_names
 
 IGNORED = 255

@@ -32,6 +32,21 @@ def as_url(source: str | os.PathLike[str]) -> str | None:
     return f"{scheme}://{'/' * (scheme == 'file')}{text[found.end() :]}"
 
 
+def source_name(source: str | os.PathLike[str]) -> str:
+    """What to call a path, a URL or standard input, on one line."""
+    if os.fspath(source) == STANDARD_INPUT:
+        return "standard input"
+    url = as_url(source)
+    if url is None:
+        return printable(Path(source))
+    return url if url.isprintable() else ascii(url)
+
+
+def printable(path: Path) -> str:
+    """Shows a path on one line, whatever its bytes."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
+
+
 def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
     """The bytes of an image at a URL or from standard input, and none of a path, which is for others to open.
 

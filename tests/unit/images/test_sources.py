@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from xcit.errors import XCiTError
-from xcit.images.read import find_images, read_image
+from xcit.images.find import find_images
+from xcit.images.read import read_image
 from xcit.images.sources import as_url
 from xcit.inference.reading import Unreadable, listed, read_ahead
 
