@@ -87,7 +87,7 @@ def linear(
     from xcit.cli import SOME_FAILED
     from xcit.measure.linear import train_linear
     from xcit.training.display import run_display
-    from xcit.training.engine.loop import Stopped
+    from xcit.training.engine.progress import Stopped
 
     place = checked_device(device)
     network = load_model(model, weights, None, how)

@@ -20,7 +20,8 @@ from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import draw_run
-from xcit.training.engine.loop import Progress, train_task
+from xcit.training.engine.loop import train_task
+from xcit.training.engine.progress import Progress
 from xcit.training.tasks.base import check_class_weights
 from xcit.training.tasks.labelled_features import (
     backbone_digest,
