@@ -29,7 +29,6 @@ from xcit.training.tasks.labelled_features import (
     extract,
     feature_cache,
     open_train_and_val,
-    share_of,
 )
 from xcit.training.tasks.linear_probe import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
@@ -165,7 +164,7 @@ def train_linear(
         splits = (val,) if augmented else (val, train)
         # Images a forward pass of each process: the probe's own batch is of features.
         reading = replace(run, batch_size=_DEVICE_BATCH * processes.layout.world_size)
-        with extracting(sum(len(share_of(images, processes)) for images in splits)) as report_images:
+        with extracting(sum(len(processes.layout.share(len(images))) for images in splits)) as report_images:
             features = [
                 extract(
                     network,
