@@ -13,6 +13,7 @@ from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
     checked_device,
+    device_option,
     feature_options,
     file_options,
     load_model,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Images a step, over all processes.",
 )
-@click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+@device_option
 @one_voice()
 def linear(
     model: str,
