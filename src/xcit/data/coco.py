@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from xcit.data.coco_entries import (
-    SHOWN,
     Ids,
     Problems,
     as_numbers,
@@ -27,7 +26,7 @@ from xcit.data.coco_masks import decode_mask
 from xcit.data.coco_places import annotation_file, image_folder
 from xcit.data.coco_table import IMAGE, OBJECT, CocoObject, CocoTable, name_in
 from xcit.data.named import Split
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, some_of
 from xcit.images.read import image_size, read_image
 
 
@@ -56,10 +55,9 @@ class CocoImages:
 
     def describe(self) -> str:
         """What was found, in a line."""
-        names = ", ".join(self.class_names[:SHOWN]) + (", ..." if len(self.class_names) > SHOWN else "")
         return (
-            f"{len(self.class_names)} classes: {names}; {len(self)} images and {len(self.images.objects)} objects in "
-            f"{self.source}"
+            f"{len(self.class_names)} classes: {some_of(self.class_names)}; {len(self)} images and "
+            f"{len(self.images.objects)} objects in {self.source}"
         )
 
     def read(self, index: int) -> Image.Image:

@@ -23,7 +23,7 @@ _FIRST_TEXT_ID = -(2**62)
 _GREATEST = 2.0**53
 """A number of pixels beyond which nothing is meant."""
 
-SHOWN = 3
+_SHOWN = 3
 """Entries that a line about a kind of problem names."""
 
 
@@ -37,13 +37,13 @@ class Problems:
     def add(self, kind: str, what: str) -> None:
         """Notes an entry of a kind, which ends a sentence that begins with a number."""
         self.counts[kind] += 1
-        if self.counts[kind] <= SHOWN:
+        if self.counts[kind] <= _SHOWN:
             self.first.setdefault(kind, []).append(what)
 
     def lines(self) -> list[str]:
         """A line a kind."""
         return [
-            f"{self.counts[kind]} {kind}: {'; '.join(first)}{'; ...' if self.counts[kind] > SHOWN else ''}"
+            f"{self.counts[kind]} {kind}: {'; '.join(first)}{'; ...' if self.counts[kind] > _SHOWN else ''}"
             for kind, first in self.first.items()
         ]
 

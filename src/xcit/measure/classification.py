@@ -17,7 +17,7 @@ from xcit.data.classification import (
 )
 from xcit.data.splits import is_number
 from xcit.draw.confusion import draw_confusion
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, some_of
 from xcit.images.preprocess import Preprocessing, published_preprocessing
 from xcit.measure.loading import fused_for, load_for
 from xcit.measure.result import Measuring, TestResult, write_confusion
@@ -159,6 +159,5 @@ def _with_labels_of(
         return images, f"the weights do not name their classes: they are taken in the folders' order, {shown}, ..."
     unknown = [name for name in names if name not in index_of]
     raise XCiTError(
-        f"{data} has {len(names)} classes, and the model's {num_classes} do not include "
-        f"{', '.join(map(repr, unknown[:3]))}{', ...' if len(unknown) > 3 else ''}"
+        f"{data} has {len(names)} classes, and the model's {num_classes} do not include {some_of(map(repr, unknown))}"
     )

@@ -257,7 +257,7 @@ class ClassificationTask(TaskWithLoader):
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
         """Top-1, top-5 and loss on the images the run is watched by."""
-        report = evaluate_classification(
+        return evaluate_classification(
             model,
             self.watched,
             self.config.preprocessing,
@@ -265,8 +265,7 @@ class ClassificationTask(TaskWithLoader):
             num_classes=self.config.model.num_classes,
             layout=layout,
             reduce=reduce,
-        )
-        return report.figures()
+        ).figures()
 
 
 def _mixing(

@@ -18,7 +18,7 @@ from xcit.data.detection_transforms import (
     picture_pixels,
 )
 from xcit.data.loader import TrainLoader
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, some_of
 from xcit.inference.detect import detected_objects
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.modes import evaluating
@@ -178,10 +178,9 @@ def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
         return dict(enumerate(images.category_ids, start=1))
     label_of = {name: label for label, name in enumerate(names, start=1)}
     if lacking := [name for name in images.class_names if name not in label_of]:
-        more = ", ..." if len(lacking) > 3 else ""
         raise XCiTError(
             f"{images.source} has {len(images.class_names)} classes, and the model's {len(names)} do not include "
-            f"{', '.join(map(repr, lacking[:3]))}{more}"
+            f"{some_of(map(repr, lacking))}"
         )
     return {label_of[name]: number for name, number in zip(images.class_names, images.category_ids, strict=True)}
 
@@ -257,5 +256,4 @@ class DetectionTask(TaskWithLoader):
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
         """AP, AP50 and AP75 of boxes and masks on the validation images."""
-        report = evaluate_detection(model, self.watched, num_workers=self.config.run.num_workers, layout=layout)
-        return report.figures()
+        return evaluate_detection(model, self.watched, num_workers=self.config.run.num_workers, layout=layout).figures()

@@ -242,12 +242,11 @@ class MultiLabelTask(TaskWithLoader):
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
         """Mean average precision and loss on the images the run is watched by."""
-        report = evaluate_multi_label(
+        return evaluate_multi_label(
             model,
             *self._watched,
             self.config.preprocessing,
             EvaluationConfig(batch_size=500, num_workers=self.config.run.num_workers),
             layout=layout,
             reduce=reduce,
-        )
-        return report.figures()
+        ).figures()

@@ -316,12 +316,11 @@ class SegmentationTask(TaskWithLoader):
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
         """MIoU, mAcc and aAcc on the validation scenes, whole."""
-        report = evaluate_segmentation(
+        return evaluate_segmentation(
             model,
             self.watched,
             self.config.preprocessing,
             EvaluationConfig(num_workers=self.config.run.num_workers),
             layout=layout,
             reduce=reduce,
-        )
-        return report.figures()
+        ).figures()
