@@ -32,9 +32,9 @@ from xcit.training.engine.checkpoint import LAST, load_checkpoint
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.loop import train_task
 from xcit.training.run import build_task
-from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationTask, evaluate_classification
 from xcit.training.tasks.dino import DINOTask
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.table import TrainingConfig
 
 NUM_IMAGES_A_CLASS, BATCH_SIZE = 16, 8

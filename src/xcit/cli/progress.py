@@ -66,7 +66,7 @@ def progress_bar(
 
 @contextmanager
 def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Gives a function for `weights.fetch.DownloadProgress`: (what, bytes done, total bytes or none)."""
+    """Gives a function for `weights.download.DownloadProgress`: (what, bytes done, total bytes or none)."""
     if not sys.stderr.isatty():
         yield lambda *_: None
         return

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.lines import say
-from xcit.cli.options import file_with_key
+from xcit.cli.lines import say_rows
+from xcit.cli.options import file_with_key, key_option
 
 FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet")
 
@@ -63,7 +63,7 @@ def convert(source: Path, destination: Path, to: str, key: str | None, overwrite
 
 @click.command()
 @click.argument("name_or_path")
-@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
+@key_option
 def verify(name_or_path: str, key: str | None) -> None:
     """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count."""
     from xcit.cli.progress import download_bar
@@ -79,5 +79,4 @@ def verify(name_or_path: str, key: str | None) -> None:
         ("values", "all finite"),
         ("parameters", f"{verified.params:,}"),
     ]
-    for label, value in rows:
-        say(f"{label:14s} {value}", indent=15)
+    say_rows(rows)

@@ -12,7 +12,7 @@ from xcit.errors import XCiTError
 from xcit.machine import find_device
 from xcit.models import Segmenter, XCiT, XCiTConfig, XCiTPyramid
 from xcit.models.features import FeatureMaps
-from xcit.weights.fetch import DownloadProgress
+from xcit.weights.download import DownloadProgress
 from xcit.weights.files import StoredWeights
 from xcit.weights.strict import load_state
 from xcit.zoo.architectures import backbone_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xcit.errors import XCiTError
-from xcit.weights.fetch import DownloadProgress
+from xcit.weights.download import DownloadProgress
 from xcit.weights.files import digest
 from xcit.weights.strict import check_state, nonfinite
 from xcit.zoo.kinds import kind_of_config
