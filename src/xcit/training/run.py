@@ -49,23 +49,23 @@ def train(
 
     Args:
         config: a recipe's name, a run's YAML file, or a config.
-            directory: the run's folder; it is created if it does not exist.
-            fields: values for fields of the config, by dotted name or by section (see `xcit.config.override`); the
-                names are those that `xcit config RECIPE` prints.
-            resume: the checkpoint to resume from: its path, a run's folder (for its last checkpoint), or "auto" for the
-                last checkpoint of `directory` if there is one. None begins a new run.
-            device: where to compute; None means a GPU if there is one, else the CPU.
-            report: called every few steps, and with figures after an evaluation, in the main process.
-            announce: called with lines for the user, in the main process. If neither `report` nor `announce` is given,
-                the run prints a line per epoch on standard output, and shows a panel if standard error is a terminal.
+        directory: the run's folder; it is created if it does not exist.
+        fields: values for fields of the config, by dotted name or by section (see `xcit.config.override`); the
+            names are those that `xcit config RECIPE` prints.
+        resume: the checkpoint to resume from: its path, a run's folder (for its last checkpoint), or "auto" for the
+            last checkpoint of `directory` if there is one. None begins a new run.
+        device: where to compute; None means a GPU if there is one, else the CPU.
+        report: called every few steps, and with figures after an evaluation, in the main process.
+        announce: called with lines for the user, in the main process. If neither `report` nor `announce` is given,
+            the run prints a line per epoch on standard output, and shows a panel if standard error is a terminal.
 
     Returns:
         The figures of the last evaluation.
 
     Raises:
-            XCiTError: if the recipe, the folder or the checkpoint is wrong (before anything is loaded), if the data are
-                wrong, if the loss is not finite, or if a file can't be written.
-            Stopped: after SIGTERM or SIGINT, once everything is saved.
+        XCiTError: if the recipe, the folder or the checkpoint is wrong (before anything is loaded), if the data are
+            wrong, if the loss is not finite, or if a file can't be written.
+        Stopped: after SIGTERM or SIGINT, once everything is saved.
     """
     need_packages("training", "timm")
     if isinstance(config, str):
@@ -126,7 +126,7 @@ def build_task(config: TrainingConfig, layout: Layout, *, is_new: bool = True) -
     """Returns the task of a config, and the config completed from the data; only a new run loads first weights.
 
     Raises:
-            XCiTError: if the data are wrong, or if weights can't be loaded or do not fit.
+        XCiTError: if the data are wrong, or if weights can't be loaded or do not fit.
     """
     kind = TASKS[config.task]
     field = kind.first_weights
@@ -141,7 +141,7 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
     """Checks what can be checked before anything is loaded; returns the checkpoint to resume from, or None.
 
     Raises:
-            XCiTError: if no data are given, the folder holds another run, or the checkpoint belongs to another model.
+        XCiTError: if no data are given, the folder holds another run, or the checkpoint belongs to another model.
     """
     if not config.data:
         images = TASKS[config.task].images

@@ -40,11 +40,11 @@ class TrainState:
     """Model, averaged model, optimiser, schedules and position.
 
     Attributes:
-            model: the model itself.
-            shared: the module that is called in training: the model, or the wrapper that synchronises its copies or
-                shards.
-            ema: the averaged weights, if the run keeps them.
-            plain: if the model is sharded, a model with whole weights for evaluation and export.
+        model: the model itself.
+        shared: the module that is called in training: the model, or the wrapper that synchronises its copies or
+            shards.
+        ema: the averaged weights, if the run keeps them.
+        plain: if the model is sharded, a model with whole weights for evaluation and export.
     """
 
     processes: Processes

@@ -71,11 +71,11 @@ class EvaluationConfig:
     """How a model is measured on images.
 
     Attributes:
-            batch_size: for a classifier, images per forward pass.
-            num_workers: number of processes that read images; with 0 this process reads them.
-            device: the model's device; None means that of its parameters.
-            dtype: for a classifier float32, or bfloat16 or float16 for autocast; for a segmenter the dtype of its
-                weights.
+        batch_size: for a classifier, images per forward pass.
+        num_workers: number of processes that read images; with 0 this process reads them.
+        device: the model's device; None means that of its parameters.
+        dtype: for a classifier float32, or bfloat16 or float16 for autocast; for a segmenter the dtype of its
+            weights.
     """
 
     batch_size: int = 64
@@ -118,7 +118,7 @@ def with_classes_of(config: Any, num_classes: int) -> Any:
     """Returns a task's config with the data's number of classes, if the model's number was left open.
 
     Raises:
-            XCiTError: if the model has another number of classes.
+        XCiTError: if the model has another number of classes.
     """
     if config.model.num_classes not in (0, num_classes):
         raise XCiTError(

@@ -124,20 +124,20 @@ def evaluate_classification(
     """Measures a classifier on labelled images, each counted once.
 
     Args:
-            model: returns logits (B, num_classes). It is in evaluation mode while it is measured.
-            images: the images to measure on; their labels index the logits.
-            spec: the preprocessing of the images.
-            how: batch size, reading processes, device and precision.
-            num_classes: number of classes of the model.
-            layout: which of several processes this is; each measures its share of the images.
-            reduce: sums over the processes, so that each of them gets the results for all images.
-            report: called with the number of images of each batch.
+        model: returns logits (B, num_classes). It is in evaluation mode while it is measured.
+        images: the images to measure on; their labels index the logits.
+        spec: the preprocessing of the images.
+        how: batch size, reading processes, device and precision.
+        num_classes: number of classes of the model.
+        layout: which of several processes this is; each measures its share of the images.
+        reduce: sums over the processes, so that each of them gets the results for all images.
+        report: called with the number of images of each batch.
 
-        Returns:
-            The results; the lines about unreadable images are those of this process.
+    Returns:
+        The results; the lines about unreadable images are those of this process.
 
     Raises:
-            XCiTError: if no image could be read.
+        XCiTError: if no image could be read.
     """
     batches = evaluation_batches_of(images, spec, batch_size=how.batch_size, num_workers=how.num_workers, layout=layout)
     device = how.device or next(model.parameters()).device

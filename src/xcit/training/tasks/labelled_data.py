@@ -102,7 +102,7 @@ def open_measured(data: str, holdout: float) -> LabelledImages:
     """Opens the images to measure on: the validation split, or the images that a run with this holdout held out.
 
     Raises:
-            XCiTError: as in `open_labelled_images`, `held_out` and `check_holdout`.
+        XCiTError: as in `open_labelled_images`, `held_out` and `check_holdout`.
     """
     if not holdout:
         return open_labelled_images(data, "val")

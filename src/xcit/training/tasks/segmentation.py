@@ -182,20 +182,20 @@ def evaluate_segmentation(
     """Measures a segmenter on labelled scenes, one at a time at their own sizes, each counted once.
 
     Args:
-            model: a segmenter. It is in evaluation mode while it is measured.
-            scenes: the scenes to measure on; their labels index the logits.
-            spec: the preprocessing of the images.
-            how: reading processes, device and precision.
-            window: slides a window over an image; None takes the whole image at once.
-            layout: which of several processes this is; each measures its share of the scenes.
-            reduce: sums over the processes, so that each of them gets the results for all scenes.
-            report: called with 1 after each scene.
+        model: a segmenter. It is in evaluation mode while it is measured.
+        scenes: the scenes to measure on; their labels index the logits.
+        spec: the preprocessing of the images.
+        how: reading processes, device and precision.
+        window: slides a window over an image; None takes the whole image at once.
+        layout: which of several processes this is; each measures its share of the scenes.
+        reduce: sums over the processes, so that each of them gets the results for all scenes.
+        report: called with 1 after each scene.
 
     Returns:
-            The results; the lines about unreadable scenes are those of this process.
+        The results; the lines about unreadable scenes are those of this process.
 
     Raises:
-            XCiTError: if no scene could be read.
+        XCiTError: if no scene could be read.
     """
     assert isinstance(model, Segmenter)
     device = how.device or next(model.parameters()).device

@@ -10,12 +10,12 @@ def find_source(source: str, field: str) -> Checkpoint | None:
     """Returns the checkpoint that a field names, or None if it names a file; nothing is read or downloaded.
 
     Args:
-            source: a checkpoint's name or alias, a URL, or a path, optionally with a key after it
-                ("last.ckpt#model_ema").
-            field: dotted name of the field, for the error message.
+        source: a checkpoint's name or alias, a URL, or a path, optionally with a key after it
+            ("last.ckpt#model_ema").
+        field: dotted name of the field, for the error message.
 
     Raises:
-            XCiTError: if there is no such checkpoint (the message suggests the nearest names) or no such file.
+        XCiTError: if there is no such checkpoint (the message suggests the nearest names) or no such file.
     """
     if is_url(source):
         return None
