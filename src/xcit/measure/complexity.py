@@ -26,13 +26,14 @@ BATCH_NORM_COST = 2
 class Complexity:
     """Size and cost of a model for one image.
 
-    params: number of learned parameters, including the head.
-    flops: by the published rule: multiply-accumulates of convolutions, linear layers and attention, plus 5 per element
-        of a layer norm and 2 per element of a batch norm, without the head.
-    torch_flops: the count of `torch.utils.flop_counter` for a forward pass that calls every layer, as in the paper: 2
-        per multiply-accumulate, of matrix products and convolutions only, including the head.
-    image_size: (h, w) in pixels.
-    num_tokens: N, the number of patches of the image.
+    Attributes:
+        params: number of learned parameters, including the head.
+        flops: by the published rule: multiply-accumulates of convolutions, linear layers and attention, plus 5 per
+            element of a layer norm and 2 per element of a batch norm, without the head.
+        torch_flops: the count of `torch.utils.flop_counter` for a forward pass that calls every layer, as in the paper:
+            2 per multiply-accumulate, of matrix products and convolutions only, including the head.
+        image_size: (h, w) in pixels.
+        num_tokens: N, the number of patches of the image.
     """
 
     params: int
