@@ -1,4 +1,4 @@
-"""Labelled images: class folders, ImageNet as people have it on disk, and the data sets known by name."""
+"""Labelled images: class folders, the usual layouts of ImageNet, and data sets known by name."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ GROUND_TRUTH_FILES = ("val.txt", "ILSVRC2012_val.txt", "LOC_val_solution.csv")
 
 
 _SHOWN = 5
-"""Classes that a line names."""
+"""Number of classes that a message names."""
 
 
 class LabelledImages(Protocol):
@@ -43,7 +43,7 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
 
     def image_name(self, index: int) -> str:
-        """What to call an image in a message."""
+        """Returns a name of an image for messages."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class ImageFiles:
     Attributes:
         items: files, each with the index of its class.
         class_ids: the classes' names on disk.
-        source: where they were found.
-        problems: a line for each kind of thing there that was left out.
+        source: where the files were found.
+        problems: one line for each kind of file or folder that was left out.
     """
 
     items: Sequence[tuple[Path, int]]
@@ -75,7 +75,7 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """A split of a data set of torchvision's: its test images are "val", the others "train"."""
+    """A split of a torchvision data set: its test images are "val", its training images are "train"."""
 
     name: str
     class_ids: tuple[str, ...]
@@ -121,16 +121,16 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     """Opens one split of a data set.
 
     Args:
-        data: "fashion-mnist", "cifar10" or "cifar100"; `hf:NAME`, a data set of the Hugging Face Hub or a folder of
-            parquet files (see `open_hub_images`); or a folder in one of these forms: `<split>/<class>/<image>`
-            (ImageNet's train and val by wnid; see `SPLIT_NAMES` for what else a split is called), `<class>/<image>`,
-            images with a list of their labels (see `read_list`), or a flat folder of ImageNet's validation
-            images with one of `GROUND_TRUTH_FILES` in it, above it, or in a folder `meta` above it (as mmpretrain keeps
-            it). A single folder in a folder is looked through.
-        split: "val" is what a model is measured on. A folder without splits serves as either.
+        data: "fashion-mnist", "cifar10" or "cifar100"; `hf:NAME`, which is a data set of the Hugging Face Hub or a
+            folder of parquet files (see `open_hub_images`); or a folder in one of the following layouts.
+            `<split>/<class>/<image>` (ImageNet's train and val by wnid; `SPLIT_NAMES` has other names of splits).
+            `<class>/<image>`. Images with a list of their labels (see `read_list`). A flat folder of ImageNet's
+            validation images with one of `GROUND_TRUTH_FILES` in it, above it, or in a folder `meta` above it (as in
+            mmpretrain). If a folder contains only one folder, that one is used.
+        split: "val" is the split for evaluation. A folder without splits serves as both.
 
     Raises:
-        XCiTError: if there is no such data set or folder, or no images or labels in it.
+        XCiTError: if there is no such data set or folder, or it has no images or labels.
     """
     if data == "fashion-mnist":
         return KnownImages(f"Fashion-MNIST {split}", FASHION_MNIST_CLASSES, open_fashion_mnist(split))
@@ -153,7 +153,7 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     others: Counter[str] = Counter()
     by_class = {entry.name: images_below(entry, others) for entry in subfolders(place)}
     beside = [path for path in sorted(place.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    if sum(map(bool, by_class.values())) <= 1:  # as many folders as one that the images of a list lie in
+    if sum(map(bool, by_class.values())) <= 1:  # images with a list are in at most one folder
         path = find_list(splits.root, place, split)
         if path is not None:
             listed = read_list(path, place, classes)
@@ -168,7 +168,7 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
 
 
 def has_validation(data: str) -> bool:
-    """Whether a data set that `open_labelled_images` opens has images to measure on beside those to train on."""
+    """Whether a data set that `open_labelled_images` opens has validation images beside the training images."""
     root = Path(data)
     if not root.is_dir():
         return True
@@ -177,24 +177,24 @@ def has_validation(data: str) -> bool:
 
 
 def is_folder_without_validation(data: str) -> bool:
-    """Whether a folder's images are all there are: whoever measures on it does so on what may be trained on."""
+    """Whether a folder has no separate validation images, so that evaluation uses images that may be trained on."""
     return Path(data).is_dir() and not has_validation(data)
 
 
 def describe_classes(images: LabelledImages) -> str:
-    """What was found, in a line: how many classes and images, the first classes, and where."""
+    """Describes in one line how many classes and images were found, the first classes, and where they are."""
     names = images.class_ids
     where = getattr(images, "source", "")
     return f"{len(names)} classes: {some_of(names, _SHOWN)}; {len(images)} images{f' in {where}' if where else ''}"
 
 
 def problems_of(images: LabelledImages) -> tuple[str, ...]:
-    """A line for each kind of thing in the data that was left out."""
+    """Returns one line for each kind of file or folder that was left out."""
     return tuple(getattr(images, "problems", ()))
 
 
 def with_classes(images: LabelledImages, class_ids: Sequence[str], labels: Sequence[int]) -> LabelledImages:
-    """The images with the labels of other classes: `labels` has the new label of each old one."""
+    """Returns the images with other classes; `labels` maps each old label to its new one."""
     if isinstance(images, ImageFiles):
         return replace(
             images, items=[(path, labels[label]) for path, label in images.items], class_ids=tuple(class_ids)
@@ -203,13 +203,13 @@ def with_classes(images: LabelledImages, class_ids: Sequence[str], labels: Seque
 
 
 def measured_by(images: LabelledImages, class_ids: tuple[str, ...], data: str) -> tuple[LabelledImages, str]:
-    """Images to measure on with the labels of the classes that were trained on, found by their names.
+    """Relabels validation images with the training classes, which are matched by name.
 
     Returns:
-        The images, and a line about classes of which there are none; "" if there is none such.
+        The images, and a line about classes without images; "" if there are none.
 
     Raises:
-        XCiTError: if there is a class that was not trained on.
+        XCiTError: if an image has a class that was not trained on.
     """
     if images.class_ids == class_ids:
         return images, ""
@@ -233,7 +233,7 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Relabelled:
-    """Images with the labels of other classes in place of their own."""
+    """Images whose labels are replaced by those of other classes."""
 
     images: LabelledImages
     labels: tuple[int, ...]
@@ -261,7 +261,7 @@ class _Relabelled:
 def _class_folders(
     root: Path, by_class: Mapping[str, Sequence[Path]], problems: Sequence[str], *, is_part: bool
 ) -> ImageFiles:
-    """Images by their folders; in images to measure on (`is_part`) a class may be missing."""
+    """Returns images by their folders; for validation images (`is_part`), classes may be missing."""
     empty = [name for name, images in by_class.items() if not images]
     if len(empty) == len(by_class):
         raise XCiTError(f"{root}: no images by class: expected folders named for the classes, with images in them")
@@ -273,7 +273,7 @@ def _class_folders(
 
 
 def _in_order_of(classes: Sequence[str], images: ImageFiles) -> ImageFiles:
-    """Images by folders with the labels that a file gives the classes: by its lines, or the first word of each."""
+    """Relabels images by folders in the order that a file gives the classes, by its lines or their first words."""
     first_words = [line.split()[0] for line in classes]
     names = first_words if set(images.class_ids) <= set(first_words) else list(classes)
     unknown = [name for name in images.class_ids if name not in names]
@@ -306,7 +306,7 @@ def _read_ground_truth(path: Path, class_ids: Sequence[str]) -> dict[str, int]:
     labels: dict[str, int] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         words = line.replace(",", " ").split()
-        if not words or words[0] == "ImageId":  # the head of Kaggle's table
+        if not words or words[0] == "ImageId":  # the header of Kaggle's table
             continue
         label = words[1] if len(words) > 1 else ""
         index = int(label) if label.isdecimal() else index_of.get(label, -1)

@@ -1,4 +1,4 @@
-"""What a person names as images: files, folders and patterns, lists of them, URLs, tar shards, Parquet, data sets."""
+"""Finds the images that a user names: files, folders and patterns, lists, URLs, tar shards, Parquet, data sets."""
 
 import glob
 import hashlib
@@ -29,7 +29,7 @@ _TARS = (".tar", ".tar.gz", ".tgz")
 
 @dataclass(frozen=True)
 class DataSetImage:
-    """An image of a data set that is not read yet."""
+    """An image of a data set that has not been read yet."""
 
     images: LabelledImages
     index: int
@@ -40,24 +40,24 @@ class DataSetImage:
         return self.images.image_name(self.index)
 
     def read(self) -> Image.Image:
-        """The picture; an `XCiTError` with the name and the reason if it can't be read."""
+        """Returns the image, or raises an `XCiTError` with the name and the reason."""
         return self.images[self.index][0]
 
 
 NamedImage = StreamSample | DataSetImage
-"""An image that is not read yet, with what to call it."""
+"""An image that has not been read yet, with a name for messages."""
 
 Input = Path | NamedImage
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Images that one process goes through from the first to the last: some files, or a shard.
+    """Images that one process reads in order: some files, or a shard.
 
     Attributes:
-        name: tells it from other units: what is in it, or where.
-        num_images: how many there are, none where only reading tells.
-        open: the images, in an order that is always the same.
+        name: distinguishes the unit from others: its contents, or its place.
+        num_images: number of images; None if it is only known after reading.
+        open: returns the images, always in the same order.
     """
 
     name: str
@@ -73,43 +73,45 @@ class Inputs:
 
     @property
     def num_images(self) -> int | None:
-        """How many there are, none where only reading tells."""
+        """Number of images; None if it is only known after reading."""
         counts = [unit.num_images for unit in self.units]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
     @property
     def sha256(self) -> str:
-        """A digest of the names, in hex: other images have another."""
+        """Returns a digest of the names, in hex, which differs for other images."""
         return hashlib.sha256("\0".join(unit.name for unit in self.units).encode(errors="surrogateescape")).hexdigest()
 
     def images(self) -> Iterator[Input]:
-        """The images one after another."""
+        """Yields the images."""
         return chain.from_iterable(unit.open() for unit in self.units)
 
 
 def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val", unit_size: int = 1024) -> Inputs:
-    """Finds the images that a person names.
+    """Finds the images that a user names.
 
     Args:
-        words: each one of
+        words: each is one of
 
             - a file, a folder or a pattern, see `find_images`;
-            - `@FILE`: a file or URL of a list, a path, URL or other word of these a line, but no pattern; paths are
-              from the current folder;
-            - a URL of an image, of any protocol that fsspec knows; one that ends in `/` stands for the images below,
-              and one with `*` for those that match, where the protocol can list files;
+            - `@FILE`: a file or URL with a list, which has a path, URL or other such word per line, but no patterns;
+            paths
+              are relative to the current folder;
+            - a URL of an image, with any protocol that fsspec knows; a URL that ends in `/` means all images below it,
+            and
+              one with `*` means those that match, if the protocol can list files;
             - a `.tar` file or its URL, or `wds:PATTERN` (see `list_shards`): every image in it, labelled or not;
             - a `.parquet` file or its URL, see `read_parquet`;
             - `fashion-mnist`, `cifar10`, `cifar100`, `hf:NAME` and `hf-stream:NAME`, see `open_labelled_images`.
         split: which images of a data set.
-        unit_size: how many images of those that need no order go into a unit.
+        unit_size: number of images per unit, for images that can be read in any order.
 
     Raises:
-        XCiTError: if one can't be found.
+        XCiTError: if one of them can't be found.
     """
     units: list[Unit] = []
-    files: dict[str, Input] = {}  # by what makes each one; those that are still to become units
+    files: dict[str, Input] = {}  # by what identifies them; files that are not in a unit yet
 
     def finish() -> None:
         items = list(files.items())
@@ -133,7 +135,7 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
 
 
 def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool]]:
-    """The words, with those of a list file in its place, and whether they are of one."""
+    """Yields the words, where a list file is replaced by its lines, and whether they come from a list."""
     for word in [os.fspath(word) for word in words]:
         if not word.startswith("@") or os.path.lexists(word):
             yield word, False
@@ -154,7 +156,7 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
 
 
 def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[tuple[str, Input | Unit]]:
-    """What a word stands for: units, or single images with what tells them apart. A list has no patterns."""
+    """Yields what a word means: units, or single images with what identifies them. Lists can't contain patterns."""
     if word.startswith("wds:"):
         for shard in list_shards(word.removeprefix("wds:")):
             yield "", _tar(shard)
@@ -187,7 +189,7 @@ def _urls(word: str) -> list[str]:
         if not urls:
             raise XCiTError(f"{word}: a folder without images")
         return urls
-    # A question mark begins a query.
+    # A question mark begins the query of a URL.
     if not word.startswith(("http://", "https://")) and glob.has_magic(word.partition("?")[0]):
         urls = list_urls(word)
         if not urls:

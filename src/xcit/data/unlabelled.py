@@ -1,4 +1,4 @@
-"""Images to train on whose classes do not count: a folder of any layout, or a data set known by name."""
+"""Training images without labels: a folder of any layout, or a data set known by name."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,14 +10,14 @@ from xcit.images.find import images_below
 
 
 def open_unlabelled_images(data: str) -> LabelledImages:
-    """Opens the training images of a data set; their labels mean nothing.
+    """Opens the training images of a data set; their labels have no meaning.
 
     Args:
-        data: a folder, of which all images at any depth are taken, or those to train on where it has splits (see
-            `find_splits`); or any other data that `open_labelled_images` opens.
+        data: a folder, of which all images at any depth are used, or if it has splits (see `find_splits`), its training
+            images; or any other data that `open_labelled_images` opens.
 
     Raises:
-        XCiTError: if there is no such data set or folder, or no image in it.
+        XCiTError: if there is no such data set or folder, or it has no images.
     """
     root = Path(data)
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""Label maps as pictures: with a palette, and over their image with a legend."""
+"""Pictures of label maps: with a palette, or over their image with a legend."""
 
 import colorsys
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _GOLDEN = 0.618033988749895
-"""Part of the circle of hues between two classes: neighbours in the list, and their neighbours, differ."""
+"""Step in hue between two classes, as a part of the circle, so that classes close in the list look different."""
 
 _ROW = 18
-"""Pixels of a row of the legend."""
+"""Height of a row of the legend, in pixels."""
 
 
 def palette(num_classes: int) -> NDArray[np.uint8]:
-    """A colour (red, green, blue) for each class, (num_classes, 3); the same for a class whatever their number.
+    """Returns a colour (red, green, blue) for each class, (num_classes, 3), which does not depend on `num_classes`.
 
-    The first is grey: it is mostly what lies behind all else, the ground or the wall.
+    The first colour is grey, because the first class is usually a background.
     """
     colours = [
         colorsys.hsv_to_rgb((index * _GOLDEN) % 1, (0.85, 0.6, 1.0)[index % 3], (0.95, 0.75, 0.55)[index // 3 % 3])
@@ -28,14 +28,14 @@ def palette(num_classes: int) -> NDArray[np.uint8]:
 
 
 def label_shares(labels: NDArray[np.uint8]) -> dict[int, float]:
-    """Share of the pixels of each label that a label map has, the largest first."""
+    """Returns the share of the pixels of each label in a label map, the largest first."""
     counts = np.bincount(labels.ravel())
     order = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
     return {int(label): float(counts[label] / labels.size) for label in order}
 
 
 def draw_labels(labels: NDArray[np.uint8], num_classes: int) -> Image.Image:
-    """A label map (h, w) as a palette image: its numbers are the labels, its colours are `palette`'s."""
+    """Returns a label map (h, w) as a palette image: its values are the labels, and its colours are `palette`'s."""
     picture = Image.fromarray(labels)
     picture.putpalette(palette(num_classes).ravel().tolist())
     return picture
@@ -44,13 +44,13 @@ def draw_labels(labels: NDArray[np.uint8], num_classes: int) -> Image.Image:
 def overlay_labels(
     image: NDArray[np.uint8], labels: NDArray[np.uint8], names: Sequence[str], *, opacity: float = 0.55
 ) -> Image.Image:
-    """The labels' colours over the image, and under it a legend of the labels that there are, the largest first.
+    """Returns the image with the labels' colours over it, and below it a legend of its labels, the largest first.
 
     Args:
         image: (h, w, 3).
         labels: (h, w).
-        names: of the labels.
-        opacity: of the colours.
+        names: names of the labels.
+        opacity: opacity of the colours.
     """
     colours = palette(len(names))
     mixed = (1 - opacity) * image + opacity * colours[labels]

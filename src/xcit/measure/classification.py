@@ -1,4 +1,4 @@
-"""A classifier measured on labelled images."""
+"""Measures a classifier on labelled images."""
 
 import dataclasses
 import os
@@ -32,7 +32,7 @@ from xcit.zoo.records import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationResult(TestResult):
-    """A report with what it was measured by: class names in the order of the confusion matrix, and preprocessing."""
+    """A report, the class names in the order of its confusion matrix, and the preprocessing that was used."""
 
     report: ClassificationReport
     class_names: tuple[str, ...]
@@ -52,7 +52,7 @@ class ClassificationResult(TestResult):
         }
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes confusion.csv (a row a true class) and, where matplotlib is installed, confusion.png."""
+        """Writes confusion.csv (a row is a true class) and, if matplotlib is installed, confusion.png."""
         report, names = self.report, self.class_names
         paths = [write_confusion(folder / "confusion.csv", names, report.confusion)]
         if find_spec("matplotlib") is not None:
@@ -73,13 +73,12 @@ def measure_classifier(
     batch_size: int,
     holdout: float,
 ) -> ClassificationResult:
-    """See `xcit.test`; `prepared` has the last word on how images are prepared."""
+    """See `xcit.test`. `prepared` changes the preprocessing last."""
     spec = _preprocessing(recipe, protocol)
     images = open_measured(data, holdout)
     model = load_for(recipe, checkpoint, CLASSIFIER)
     if model.info is not None and not model.info.assumed:
-        # The size is the protocol's. How pixels are normalised belongs to the weights: robust models take them as they
-        # are.
+        # The size is the protocol's, but the normalisation belongs to the weights: robust models have none.
         own = model.info.preprocessing
         spec = dataclasses.replace(spec, mean=own.mean, std=own.std)
     spec = prepared(spec)
@@ -105,7 +104,7 @@ def measure_classifier(
 
 
 def _flattered(data: str, holdout: float) -> tuple[str, ...]:
-    """A warning where images are measured that a run on the same folder was trained on."""
+    """Warns if images are measured that a run on the same folder was trained on."""
     if holdout:
         return (f"these images are held out of the training images of {data}: --holdout {holdout:g}",)
     if not is_folder_without_validation(data):
@@ -125,7 +124,7 @@ def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> P
 
 
 def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Folder names and names of a model's classes; 1000 classes without names are ImageNet's."""
+    """Returns folder names and names of a model's classes. 1000 classes without names are taken to be ImageNet's."""
     if model.info is not None:
         return model.info.class_ids, model.info.class_names
     if model.num_classes == 1000:
@@ -136,10 +135,10 @@ def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _with_labels_of(
     images: LabelledImages, model_classes: tuple[str, ...], num_classes: int, data: str
 ) -> tuple[LabelledImages, str]:
-    """Matches folders to the model's classes by name, or number, so that a part of ImageNet is measured right too.
+    """Matches folders with the model's classes, by name or number, so that a subset of ImageNet is measured correctly.
 
     Returns:
-        The images, and a line for people where the order of the folders alone says which class is which.
+        The images, and a line for the user if the classes can only be matched by their order.
     """
     names = images.class_ids
     if names == model_classes:

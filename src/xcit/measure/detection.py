@@ -1,4 +1,4 @@
-"""A detector measured on annotated images."""
+"""Measures a detector on annotated images."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from xcit.zoo.kinds import DETECTOR
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionResult(TestResult):
-    """A report, and a line a kind of entry of the data that is not as it should be."""
+    """A report, and one line for each kind of problem in the data."""
 
     report: DetectionReport
     data_problems: tuple[str, ...]
@@ -29,7 +29,7 @@ class DetectionResult(TestResult):
         return (*self.data_problems, *super().problems)
 
     def lines(self) -> list[str]:
-        """COCO's twelve numbers of boxes and of masks, as its own code prints them."""
+        """Returns COCO's twelve numbers of boxes and of masks, as COCO's own code prints them."""
         precision = self.report.precision
         return [
             line
@@ -54,7 +54,7 @@ class DetectionResult(TestResult):
 def measure_detector(
     recipe: DetectionConfig, checkpoint: str | os.PathLike[str], data: str, how: Measuring
 ) -> DetectionResult:
-    """See `xcit.test`: each image on its own, in float32, as the published figures were measured."""
+    """See `xcit.test`. Images are measured one at a time in float32, like the published figures."""
     if how.dtype != torch.float32:
         raise XCiTError(f"{recipe.name}: a detector is measured in float32 alone, not in {how.dtype}")
     need_packages("average precision", "faster_coco_eval")

@@ -1,7 +1,7 @@
-"""Nearest neighbours: how well a model's features tell the classes without any training. What `xcit knn` does.
+"""Measures a model's features by nearest neighbours, without any training, for `xcit knn`.
 
-DINO's protocol (arXiv 2104.14294): the features of both splits are L2-normalised; each validation image gets the votes
-of the k training images most similar to it, each vote weighing exp(similarity / temperature).
+This is DINO's protocol (arXiv 2104.14294): the features of both splits are L2-normalised. For each validation image,
+the k most similar training images vote, and the weight of a vote is exp(similarity / temperature).
 """
 
 import os
@@ -32,7 +32,7 @@ KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 
 _MAX_SIMILARITIES = 2**25
-"""Numbers of one chunk's matrix of similarities: an eighth of a gigabyte."""
+"""Number of elements of a chunk's similarity matrix, which then takes an eighth of a gigabyte."""
 
 _DTYPES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
     torch.float32: "float32",
@@ -45,9 +45,9 @@ Array = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class KNNAccuracy:
-    """What k neighbours tell: counts of right images, and the same in percent.
+    """Results with k neighbours: counts of right images, and the same in percent.
 
-    An image counts for top-5 if its class is among the first five, or the first k where k is less.
+    For top-5 an image counts as right if its class is among the first five, or among the first k if k is below 5.
     """
 
     k: int
@@ -59,15 +59,15 @@ class KNNAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class KNNReport:
-    """Figures of a k-NN classification.
+    """Results of a k-NN classification.
 
     Attributes:
-        accuracies: one a k, in the order that was asked for.
-        temperature: of the votes.
-        num_train: images among which neighbours were looked for.
-        num_val: images that were classified.
-        unreadable: one line for each image of either split that could not be read, and so did not count.
-        preprocessing: of the images, where there were images.
+        accuracies: results, one per k, in the order of the request.
+        temperature: temperature of the votes.
+        num_train: number of training images, among which neighbours were searched.
+        num_val: number of images that were classified.
+        unreadable: one line for each image of either split that could not be read, and so was left out.
+        preprocessing: the preprocessing, if images were read.
     """
 
     accuracies: tuple[KNNAccuracy, ...]
@@ -79,7 +79,7 @@ class KNNReport:
 
     @property
     def best(self) -> KNNAccuracy:
-        """The accuracy with the highest top-1, of equal ones the first."""
+        """The result with the highest top-1; if several are equal, the first of them."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
 
@@ -101,32 +101,34 @@ def evaluate_knn(
 ) -> KNNReport:
     """Measures a model's features on a data set by nearest neighbours, in one process or in those of torchrun.
 
-    The feature is what a classifier reads (see `pooled_feature`), of images prepared as the model's `info` says.
+    The feature is the one that a classifier's head reads (see `pooled_feature`). Images are prepared as the model's
+    `info` says.
 
     Args:
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
         data: a folder with train/<class>/<image> and val/<class>/<image>, or a known name (see
             `open_labelled_images`); or the two splits themselves.
-        ks: numbers of neighbours; none takes those of 10, 20, 100 and 200 that are no more than the training images.
-        temperature: of the votes.
-        holdout: classify images that are taken off the training images, a number, or below 1 a share: the same that
-            training with this `holdout` leaves out.
-        cache: whether features are kept in `feature_cache()`, and taken from there.
-        batch_size: images a forward pass, in each process.
-        num_workers: processes that read images, for each process.
-        device: where to compute; none is a GPU if there is one, else the CPU.
-        dtype: float32, or bfloat16 or float16 for autocast; neighbours are looked for in float32.
+        ks: numbers of neighbours; None takes those of 10, 20, 100 and 200 that do not exceed the number of training
+            images.
+        temperature: temperature of the votes.
+        holdout: classify images that are taken from the training images, given as a number, or as a share if below 1.
+            They are the ones that training with this `holdout` leaves out.
+        cache: whether features are stored in `feature_cache()` and read from there.
+        batch_size: images per forward pass, in each process.
+        num_workers: number of processes that read images, for each process.
+        device: where to compute; None means a GPU if there is one, else the CPU.
+        dtype: float32, or bfloat16 or float16 for autocast; the search for neighbours is in float32.
         started: called once with the number of images of this process.
         report: called with the number of images of each batch of this process.
-        announce: called with lines for people, in the main process.
+        announce: called with lines for the user, in the main process.
 
     Raises:
-        XCiTError: if the data or the model can't be had, it is not known how to prepare images for it, no image can be
-            read, or k is more than the training images.
+        XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, no image can be read,
+            or k exceeds the number of training images.
     """
     if dtype not in _DTYPES:
         raise XCiTError(f"dtype is {dtype}, must be torch.float32, torch.bfloat16 or torch.float16")
-    found_lines: list[str] = []  # told when nothing that was asked for is wrong
+    found_lines: list[str] = []  # printed once all arguments are known to be right
     train, val = open_train_and_val(data, holdout, found_lines.append) if isinstance(data, str) else data
     _check(ks, temperature, len(train))
     run = RunConfig(batch_size=batch_size * num_started_processes(), dtype=_DTYPES[dtype], num_workers=num_workers)
@@ -180,24 +182,24 @@ def knn_accuracies(
     layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
 ) -> KNNReport:
-    """Classifies features by their nearest neighbours, and counts.
+    """Classifies features by their nearest neighbours, and counts the right ones.
 
-    Of classes with equal votes the one with the lower index comes first. As in DINO's evaluation, classes without a
-    vote follow those with one, so that of five classes or fewer every image's is among the first five. Which of several
-    equally similar images are still among the k is torch's choice.
+    Of classes with equal votes, the one with the lower index comes first. As in DINO's evaluation, classes without
+    votes come after those with votes; with five classes or fewer, top-5 is therefore 100%. If equally similar images
+    compete for the last of the k places, torch decides.
 
     Args:
-        train_features: (N, D) of any kind, they are normalised here: a model's features, or pixels.
+        train_features: (N, D), a model's features or pixels; they are normalised here.
         train_labels: (N,) class indices from 0.
         val_features: (M, D).
         val_labels: (M,).
-        ks: as in `evaluate_knn`.
-        temperature: of the votes.
+        ks: see `evaluate_knn`.
+        temperature: temperature of the votes.
         layout: which of several processes this is; each classifies its share.
         reduce: sums over the processes.
 
     Raises:
-        XCiTError: if shapes do not fit, a label is no class index, a feature is not finite, or k is more than N.
+        XCiTError: if shapes do not fit, a label is not a class index, a feature is not finite, or k exceeds N.
     """
     train, labels = _checked(train_features, train_labels, "training")
     val, targets = (tensor.to(train.device) for tensor in _checked(val_features, val_labels, "validation"))
@@ -228,15 +230,15 @@ def knn_accuracies(
 
 
 def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Where the true class stands among all classes when neighbours have voted: (B,), 0 for the first.
+    """Returns the rank (B,) of the true class after the neighbours have voted; 0 is the first.
 
     Args:
-        weights: (B, k) of the neighbours' votes.
-        labels: (B, k) class indices of the neighbours.
-        targets: (B,) true class indices.
-        num_classes: more than any of them.
+        weights: (B, k), weights of the neighbours' votes.
+        labels: (B, k), class indices of the neighbours.
+        targets: (B,), true class indices.
+        num_classes: larger than any class index.
     """
-    # In double precision, for equal sums must not differ by the order in which a GPU adds.
+    # In float64, so that equal sums stay equal in whatever order a GPU adds.
     votes = torch.zeros(len(targets), num_classes, dtype=torch.float64, device=weights.device)
     votes.scatter_add_(1, labels, weights.double())
     own, target = votes.gather(1, targets[:, None]), targets[:, None]
@@ -245,7 +247,7 @@ def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes
 
 
 def _check(ks: Sequence[int] | None, temperature: float, num_train: int) -> Sequence[int]:
-    """The numbers of neighbours, of so many training images at most."""
+    """Returns the numbers of neighbours, after a check that none exceeds the number of training images."""
     if not 0 < temperature < float("inf"):
         raise XCiTError(f"temperature is {temperature}, must be above 0")
     if ks is None:
@@ -260,7 +262,7 @@ def _check(ks: Sequence[int] | None, temperature: float, num_train: int) -> Sequ
 
 
 def _checked(features: Array, labels: Array, what: str) -> tuple[Tensor, Tensor]:
-    """Normalised features and labels on one device."""
+    """Returns normalised features, and labels on the same device."""
     rows = torch.as_tensor(features).float()
     targets = torch.as_tensor(labels).to(rows.device, torch.int64)
     if rows.ndim != 2 or targets.shape != rows.shape[:1] or not len(rows):

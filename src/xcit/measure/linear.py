@@ -1,4 +1,4 @@
-"""A linear classifier trained on the features of a frozen model, to measure them: what `xcit linear` does."""
+"""Trains a linear classifier on the features of a frozen model to measure them, for `xcit linear`."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -34,19 +34,19 @@ from xcit.training.tasks.linear_probe import LR_BATCH, LinearAccuracy, LinearCon
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 
 CONFIG = "config.yaml"
-"""The config's name in a run's folder."""
+"""Name of the config in a run's folder."""
 
 LRS = (0.001,)
-"""The published learning rate, for a global batch of 256."""
+"""The published learning rate, for a global batch size of 256."""
 
 BATCH_SIZE = 1024
-"""The published global batch: 128 images on each of eight GPUs."""
+"""The published global batch size: 128 images on each of eight GPUs."""
 
 _DEVICE_BATCH = 128
-"""Images a forward pass, in each process."""
+"""Images per forward pass of each process."""
 
 _KEPT = ("backbone", "data", "augmented", "lrs", "epochs", "class_weights")
-"""Fields that a run which goes on must have as it began."""
+"""Fields that a resumed run must have in common with the run that it resumes."""
 
 
 @contextmanager
@@ -56,12 +56,12 @@ def _unseen(_: int) -> Iterator[Callable[[int], None]]:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearReport:
-    """Figures of a linear probe.
+    """Results of a linear probe.
 
     Attributes:
-        accuracies: after the last epoch, one a learning rate, in the order that was asked for.
-        num_val: validation images that were measured.
-        unreadable: one line for each image that could not be read, and so did not count.
+        accuracies: results after the last epoch, one per learning rate, in the order of the request.
+        num_val: number of validation images that were measured.
+        unreadable: one line for each image that could not be read, and so was left out.
     """
 
     accuracies: tuple[LinearAccuracy, ...]
@@ -70,7 +70,7 @@ class LinearReport:
 
     @property
     def best(self) -> LinearAccuracy:
-        """The accuracy with the highest top-1, of equal ones the first; by the very images that it is of."""
+        """The result with the highest top-1 (the first of equal ones), chosen on the same images that measure it."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
 
@@ -94,36 +94,38 @@ def train_linear(
 ) -> LinearReport:
     """Trains a linear classifier on a frozen model's features, in one process or in those of torchrun.
 
-    As DINO's authors did: SGD with momentum 0.9 and no decay, a cosine from the learning rate to 0, random resized
-    crops and flips in training; measured on images as the model's `info` says. The feature is what a classifier reads.
+    It follows DINO's authors: SGD with momentum 0.9 and without weight decay, a cosine from the learning rate to 0, and
+    random resized crops and flips in training. In evaluation, images are prepared as the model's `info` says. The
+    feature is the one that a classifier's head reads.
 
-    `directory` gets what a training run gets (see `train_task`); its `model.safetensors` is the whole classifier.
+    `directory` gets the files of a training run (see `train_task`); its `model.safetensors` is the whole classifier.
 
     Args:
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
         data: a folder with train/<class>/<image> and val/<class>/<image>, or a known name.
-        directory: the run's folder, made if it is not there.
-        lrs: learning rates for a global batch of 256, taken in proportion to `batch_size`. With several a classifier
-            learns with each on the same features; the best by the validation images is exported, so that its figure
-            flatters a little.
-        epochs: of training.
-        augmented: as published; else the centre crops' features are computed once, kept as `evaluate_knn` keeps them,
-            and trained on without augmentation: minutes instead of hours, and figures of another protocol.
-        class_weights: what a class counts in the loss, a number a class; none counts all the same, as published.
-        batch_size: the global batch, over all processes.
-        cache: whether features of centre crops are kept in `feature_cache()`, and taken from there.
-        resume: go on from the last checkpoint in `directory` if there is one.
-        num_workers: processes that read images, for each process.
-        device: where to compute; none is a GPU if there is one, else the CPU.
-        extracting: called with the number of this process's images whose features are computed before the training;
-            what its context gives is called with the number of images of each batch.
+        directory: the run's folder; it is created if it does not exist.
+        lrs: learning rates for a global batch size of 256, scaled in proportion to `batch_size`. Each trains a
+            classifier on the same features. The one that is best on the validation images is exported, so its figure is
+            a little too good.
+        epochs: epochs of training.
+        augmented: true for the published protocol. Otherwise the features of centre crops are computed once, cached as
+            in `evaluate_knn`, and trained on without augmentation. This takes minutes instead of hours, and its figures
+            can't be compared with published ones.
+        class_weights: weight of each class in the loss, one number per class; empty for equal weights, as published.
+        batch_size: the global batch size, over all processes.
+        cache: whether features of centre crops are stored in `feature_cache()` and read from there.
+        resume: resume from the last checkpoint in `directory`, if there is one.
+        num_workers: number of processes that read images, for each process.
+        device: where to compute; None means a GPU if there is one, else the CPU.
+        extracting: called with the number of images whose features this process computes before training. It returns a
+            context manager with a function that is called with the number of images of each batch.
         report: called every few steps, and with figures after an evaluation, in the main process.
-        announce: called with lines for people, in the main process.
+        announce: called with lines for the user, in the main process.
 
     Raises:
-        XCiTError: if the data or the model can't be had, it is not known how to prepare images for it, or the folder
-            holds another run; and what `train_task` raises.
-        Stopped: after SIGTERM or SIGINT, when all is saved.
+        XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, or the folder holds
+            another run; also what `train_task` raises.
+        Stopped: after SIGTERM or SIGINT, once everything is saved.
     """
     need_packages("training a linear classifier", "timm")
     directory = Path(directory)
@@ -143,7 +145,7 @@ def train_linear(
         class_weights=tuple(class_weights),
         run=run,
     )
-    found_lines: list[str] = []  # told when nothing that was asked for is wrong
+    found_lines: list[str] = []  # printed once all arguments are known to be right
     train, val = open_train_and_val(data, announce=found_lines.append)
     check_class_weights(config.class_weights, len(train.class_ids))
     if len(train) < batch_size:
@@ -162,7 +164,7 @@ def train_linear(
         for line in found_lines if processes.is_main else ():
             announce(line)
         splits = (val,) if augmented else (val, train)
-        # Images a forward pass of each process: the probe's own batch is of features.
+        # The run's batch size counts features; this one counts images in a forward pass of all processes.
         reading = replace(run, batch_size=_DEVICE_BATCH * processes.layout.world_size)
         with extracting(sum(len(processes.layout.share(len(images))) for images in splits)) as report_images:
             features = [
@@ -235,10 +237,10 @@ def _train(
 
 
 def check_run(config: LinearConfig, directory: Path, *, resume: bool) -> Path | None:
-    """The checkpoint to go on from, none to begin.
+    """Returns the checkpoint to resume from, or None to begin a new run.
 
     Raises:
-        XCiTError: if the folder holds a run and it is not asked to go on, or another run than this.
+        XCiTError: if the folder holds a run and `resume` is false, or if it holds a different run.
     """
     last = directory / LAST
     if not last.exists():
@@ -256,7 +258,7 @@ def check_run(config: LinearConfig, directory: Path, *, resume: bool) -> Path | 
 
 
 def _classifier_info(backbone: ModelInfo, class_ids: tuple[str, ...]) -> ModelInfo:
-    """Of the classifier: the data's classes, ImageNet's by their names in English."""
+    """Returns the info of the classifier: the data's classes; ImageNet's classes get their English names."""
     is_imagenet = class_ids == imagenet_class_ids()
     return ModelInfo(
         name=f"{backbone.name}-linear",

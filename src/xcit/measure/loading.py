@@ -1,4 +1,4 @@
-"""A checkpoint as the model that a recipe trains, and where it is measured."""
+"""Loads a checkpoint as the model that a recipe trains."""
 
 import os
 from dataclasses import replace
@@ -16,15 +16,15 @@ from xcit.zoo.names import is_file
 
 
 def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config, Info, Model]) -> Model:
-    """A checkpoint's model, which must be the recipe's in all but the classes.
+    """Loads a checkpoint's model, which must equal the recipe's model except for the classes.
 
     Args:
         recipe: the config of a recipe or run.
         checkpoint: a path, a URL or a name of the zoo.
-        kind: of the recipe's model.
+        kind: the kind of the recipe's model.
 
     Raises:
-        XCiTError: if it can't be had, or is another model.
+        XCiTError: if it can't be loaded, or is another model.
     """
     name = os.fspath(checkpoint)
     if is_file(checkpoint) or "://" in name:
@@ -47,6 +47,6 @@ def fused_for(model: XCiT, how: Measuring) -> nn.Module:
 
 
 def _shape(config: Any, kind: Kind[Any, Any, Any]) -> Any:
-    """A config without what only training knows, and the number of classes."""
+    """Returns a config without its number of classes and without fields that only affect training."""
     backbone = replace(kind.backbone(config), num_classes=0, drop_path_rate=0.0)
     return backbone if kind.backbone(config) is config else replace(config, num_classes=0, backbone=backbone)

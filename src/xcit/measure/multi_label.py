@@ -1,4 +1,4 @@
-"""A multi-label classifier measured on images of several classes each."""
+"""Measures a multi-label classifier on images with several classes each."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ from xcit.zoo.kinds import CLASSIFIER
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiLabelResult(TestResult):
-    """A report with the class names in the order of the logits, and the recipe that it was measured by."""
+    """A report, the class names in the order of the logits, and the recipe that was used."""
 
     report: MultiLabelReport
     class_names: tuple[str, ...]
@@ -30,7 +30,7 @@ class MultiLabelResult(TestResult):
         return {"preprocessing": dataclasses.asdict(self.recipe.preprocessing), **self.report.figures()}
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes average_precision.csv (a row a class)."""
+        """Writes average_precision.csv (a row per class)."""
         rows = [
             (name, f"{value:.2f}") for name, value in zip(self.class_names, self.report.average_precision, strict=True)
         ]

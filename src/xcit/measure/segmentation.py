@@ -1,4 +1,4 @@
-"""A segmenter measured on labelled scenes."""
+"""Measures a segmenter on labelled scenes."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ from xcit.zoo.kinds import SEGMENTER
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentationResult(TestResult):
-    """A report with the class names in the order of the confusion matrix, and what it was measured by."""
+    """A report, the class names in the order of its confusion matrix, and the recipe and window that were used."""
 
     report: SegmentationReport
     class_names: tuple[str, ...]
@@ -35,7 +35,7 @@ class SegmentationResult(TestResult):
         }
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes iou.csv (a row a class) and confusion.csv (a row a true class)."""
+        """Writes iou.csv (a row per class) and confusion.csv (a row is a true class)."""
         report, names = self.report, self.class_names
         iou = [(name, f"{value:.2f}") for name, value in zip(names, report.iou, strict=True)]
         return [

@@ -1,4 +1,4 @@
-"""A trained model measured on a data set by its recipe: what `xcit test` does."""
+"""Measures a trained model on a data set by its recipe, for `xcit test`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -50,41 +50,44 @@ def test(
     report: Callable[[int], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> TestResult:
-    """Measures a checkpoint on labelled data, as a recipe prepares them.
+    """Measures a checkpoint on labelled data, with a recipe's preprocessing.
 
     Args:
-        config: a recipe's name, or the path of an mmpretrain config of that name, or a run's YAML file.
+        config: a recipe's name, the path of an mmpretrain config of that name, or a run's YAML file.
         checkpoint: a path, a URL or a name of the zoo; a path may have a key after it (see `get_model`).
-        data: a folder or a known name: of images by class (see `open_labelled_images`), with lists of classes
-            (`open_multi_label`), of scenes with label maps (`open_scenes`) or of annotated images (`open_coco`), as the
-            recipe's task has it.
-        protocol: of classification: prepare images by this published protocol instead of the recipe's (mmpretrain's).
-        mean: of the channels, of pixels in 0..1, in place of the model's or the recipe's; one number is for all.
-        std: likewise.
-        size: pixels a side of a classifier's input, or of the short side of an image, in place of the recipe's.
-        stem_strides: of the model, in place of the recipe's (see `XCiTConfig`).
-        window: of segmentation: how to go over an image; none takes it whole, as the published figures were measured.
-        holdout: of classification: measure the images that a run with this `holdout` on these data was watched by, a
-            number or a share of them; none takes a run's own where `config` is that run's and `data` its data.
-        ignore_index: of segmentation: a label whose pixels do not count, in place of the recipe's.
-        ignore_exif: of segmentation and detection: label maps and boxes were drawn on the pixels as they are stored,
-            not as a viewer turns them; also where the recipe does not say so.
-        batch_size: of classification: images a forward pass. Segmenters and detectors take one at a time.
-        num_workers: processes that read images.
-        device: where to compute; none is a GPU if there is one, else the CPU.
-        dtype: float32, or bfloat16 or float16: for autocast of a classifier, for a segmenter's weights too; detectors
-            are measured in float32 alone.
+        data: a folder or a known name. By the recipe's task it has images by class (see `open_labelled_images`), images
+            with lists of classes (`open_multi_label`), scenes with label maps (`open_scenes`) or annotated images
+            (`open_coco`).
+        protocol: for classification: use the preprocessing of this published protocol instead of the recipe's
+            (mmpretrain's).
+        mean: mean of the channels, for pixels in 0..1, instead of the model's or the recipe's; one number applies to
+            all.
+        std: standard deviation of the channels, likewise.
+        size: side of a classifier's input, or short side of an image, in pixels, instead of the recipe's.
+        stem_strides: strides of the model's stem, instead of the recipe's (see `XCiTConfig`).
+        window: for segmentation: slides a window over an image. None takes the whole image, as for the published
+            figures.
+        holdout: for classification: measure the images that a run with this `holdout` held out, given as a number or a
+            share. None takes the run's own value if `config` belongs to a run and `data` is its data.
+        ignore_index: for segmentation: a label whose pixels do not count, instead of the recipe's.
+        ignore_exif: for segmentation and detection: label maps and boxes refer to the stored pixels, and not to the
+            image as a viewer rotates it. True overrides the recipe.
+        batch_size: for classification: images per forward pass. Segmenters and detectors take one image at a time.
+        num_workers: number of processes that read images.
+        device: where to compute; None means a GPU if there is one, else the CPU.
+        dtype: float32, or bfloat16 or float16. A classifier uses it for autocast, a segmenter also for its weights.
+            Detectors are measured only in float32.
         started: called once with the number of images.
         report: called with the number of images of each batch.
-        announce: called with lines for people: which classes were found, and what is not as it should be.
+        announce: called with lines for the user: the classes that were found, and problems in the data.
 
     Returns:
-        What was measured, by task: its `report` is a `ClassificationReport`, `MultiLabelReport`, `SegmentationReport`
-        or `DetectionReport`.
+        The result; its `report` is a `ClassificationReport`, `MultiLabelReport`, `SegmentationReport` or
+        `DetectionReport`, by task.
 
     Raises:
-        XCiTError: before anything is loaded or downloaded if recipe, data or what is asked for are wrong; then if the
-            checkpoint can't be had, does not fit the recipe, or has other classes than the data.
+        XCiTError: if recipe, data or arguments are wrong (before anything is loaded or downloaded), or if the
+            checkpoint can't be loaded, does not fit the recipe, or has other classes than the data.
     """
     recipe = get_recipe(config)
     if stem_strides is not None:
@@ -139,7 +142,7 @@ def test(
 
 
 def _own_holdout(recipe: ClassificationConfig, data: str) -> float:
-    """What a run held out of a folder, where the config is the run's and the folder the one it was trained on."""
+    """Returns what a run held out, if the config is that run's and the folder is the one that it was trained on."""
     if not recipe.holdout or not recipe.data or not is_folder_without_validation(data):
         return 0
     return recipe.holdout if Path(recipe.data).resolve() == Path(data).resolve() else 0

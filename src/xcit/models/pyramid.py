@@ -17,19 +17,19 @@ from xcit.models.fused import Fusible
 from xcit.models.xcit import XCiT
 
 STRIDES = (4, 8, 16, 32)
-"""Pixels of the image a pixel of each map, from the finest."""
+"""Stride of each map in pixels of the image, from the finest map to the coarsest."""
 
 
 def default_out_indices(depth: int) -> tuple[int, ...]:
-    """The blocks whose tokens become the maps: a third, half, two thirds and all of the way, as in the paper's models.
+    """Returns the blocks whose tokens become the maps, counted from 0: 3, 5, 7, 11 of twelve and 7, 11, 15, 23 of 24.
 
-    Counted from 0: 3, 5, 7, 11 of twelve and 7, 11, 15, 23 of twenty-four.
+    These are the blocks after a third, a half, two thirds and all of the depth, as in the paper's models.
     """
     return tuple(max(0, depth * sixths // 6 - 1) for sixths in (2, 3, 4, 6))
 
 
 class Shrink(nn.Module):
-    """The largest of each `factor` x `factor` pixels, of full squares alone; of what there is where a side is less."""
+    """Max pooling over `factor` x `factor` pixels without padding; a side that is smaller is pooled as a whole."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -42,10 +42,11 @@ class Shrink(nn.Module):
 
 
 class TokenPyramid(nn.Module):
-    """Four maps of one stride, the patch's, to maps of strides 4, 8, 16 and 32 of the same width.
+    """Turns four maps, all of the patch's stride, into maps of strides 4, 8, 16 and 32 with the same width.
 
-    A transposed convolution doubles a map, a maximum shrinks it. Sizes are those of the token grid times or divided by
-    a power of two, rounded down: not exactly a quarter of the image where the patch does not divide it.
+    A transposed convolution doubles the size of a map, and max pooling reduces it. The sizes are those of the token
+    grid times or divided by a power of two, rounded down. If the patch size does not divide the image, they are not
+    exactly the size of the image divided by the stride.
     """
 
     def __init__(self, embed_dim: int, patch_size: int) -> None:

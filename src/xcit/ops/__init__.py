@@ -1,4 +1,4 @@
-"""XCA, class attention and LPI as pure functions on tensors; the one place that chooses between their forms."""
+"""XCA, class attention and LPI as pure functions on tensors. Only this package chooses between their forms."""
 
 from xcit.ops.forms import (
     attention_from_gram,

@@ -1,4 +1,4 @@
-"""Rewrites a checkpoint in another format, bit for bit."""
+"""Writes a checkpoint in another format, with identical values."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,15 +29,15 @@ _WRAP: dict[str, Callable[[dict[str, Tensor]], dict[str, object]]] = {
     "mmpretrain": _openmmlab,
     "dino": dict,
 }
-"""How each format's own pickles hold the state; whole published models are OpenMMLab's."""
+"""Wraps a state as each format's own pickles do; whole detectors and segmenters use OpenMMLab's wrapper."""
 
 
 def targets() -> tuple[str, ...]:
-    """Formats that can be written.
+    """Returns the formats that can be written.
 
-    "dino" is a published DINO backbone: official names, no classifier, no wrapper. Those after it are whole published
-    models of a kind ("mmseg" segmenters, "mmdet" detectors); "xcit" too keeps these whole, all others take the XCiT out
-    of them.
+    "dino" is a published DINO backbone: official names, no classifier, no wrapper. The formats after it hold whole
+    published models of a kind ("mmseg" segmenters, "mmdet" detectors). "xcit" also keeps these whole, and all other
+    formats contain only the XCiT of them.
     """
     return (*FORMATS, "dino", *(kind.published_format for kind in KINDS.values() if kind.published_format))
 
@@ -49,18 +49,18 @@ def convert(
 
     Args:
         source: the checkpoint.
-        destination: the new file. Its suffix chooses the file type: .safetensors, or .pth, .pt, .bin for torch's own,
-            which has no place for the metadata of a safetensors file.
-        to: the new file's format, one of `targets()`.
-        key: which of several sets of weights in one file to take, see `read_checkpoint`.
+        destination: the new file. Its suffix decides the file type: .safetensors, or torch's own .pth, .pt or .bin,
+            which can't hold the metadata of a safetensors file.
+        to: format of the new file, one of `targets()`.
+        key: which set of weights to take from a file with several, see `read_checkpoint`.
         overwrite: replace the destination if it exists.
 
     Returns:
-        What was read. Its `set_aside` names the tensors that the new file has not.
+        What was read. Its `set_aside` names the tensors that the new file does not contain.
 
     Raises:
-        XCiTError: if the source cannot be read, is not what the format holds, or the destination cannot be written, or
-            exists and `overwrite` is not set. The source itself is never overwritten.
+        XCiTError: if the source can't be read, or the format can't hold it, if the destination can't be written, or if
+            it exists and `overwrite` is false. The source is never overwritten.
     """
     source, destination = Path(source), Path(destination)
     if to not in targets():
@@ -92,6 +92,6 @@ def convert(
 
 
 def _metadata(stored: StoredWeights, *, is_whole: bool) -> dict[str, str]:
-    """The file's own; of a published one, which the new file's name may not tell any more, what is known of it."""
+    """Returns the file's metadata; for a published file what is known about it, as the new name may not tell it."""
     record = known_record(stored) if is_whole and METADATA_KEY not in stored.metadata else None
     return stored.metadata if record is None else stored.metadata | model_metadata(record.model, record.info())

@@ -1,4 +1,4 @@
-"""A model and its weights file: what our safetensors files say of themselves, and how a model is built of one."""
+"""Models and their weights files: the metadata of our safetensors files, and building a model from a file."""
 
 import dataclasses
 import json
@@ -24,12 +24,12 @@ from xcit.zoo.origin import known_record, say_what_was_assumed
 from xcit.zoo.shapes import config_from_state, shape_from_state
 
 METADATA_KEY = "xcit"
-"""Under this key a safetensors file's metadata hold task, shape, class names and preprocessing, as JSON."""
+"""Key in a safetensors file's metadata that holds task, shape, class names and preprocessing, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """What a file says of its model: its kind, shape, and what else a person needs, if it has that."""
+    """What a file states about its model: its kind, its config, and its info if it has one."""
 
     kind: Kind[Any, Any, Any]
     config: Any
@@ -40,7 +40,7 @@ def save_model(model: nn.Module, path: Path) -> None:
     """Writes weights, shape, class names and preprocessing to one safetensors file that `get_model` reads.
 
     Raises:
-        XCiTError: if it can't be written; a file that was there stays as it was. If the model is fused.
+        XCiTError: if the model is fused, or the file can't be written; an existing file is then unchanged.
     """
     if is_fused(model):
         raise XCiTError("a fused model can't be saved: save the one it was made from")
@@ -49,10 +49,10 @@ def save_model(model: nn.Module, path: Path) -> None:
 
 
 def model_metadata(config: Any, info: Any | None) -> dict[str, str]:
-    """The metadata of a safetensors file."""
+    """Returns the metadata of a safetensors file."""
     kind = kind_of_config(config)
     content: dict[str, Any] = {"config": dataclasses.asdict(config)}
-    if kind is not CLASSIFIER:  # the first files had no task, and were classifiers'
+    if kind is not CLASSIFIER:  # the first files had no task, and all were classifiers
         content["task"] = kind.task
     if info is not None:
         content["info"] = dataclasses.asdict(info)
@@ -60,7 +60,7 @@ def model_metadata(config: Any, info: Any | None) -> dict[str, str]:
 
 
 def read_metadata(stored: StoredWeights) -> Statement | None:
-    """What a file's metadata state; none where it has none of ours.
+    """Returns what a file's metadata state; None if they are not ours.
 
     Raises:
         XCiTError: if the metadata are not what `model_metadata` writes.
@@ -87,7 +87,7 @@ def _section(kind: type[Any], content: object) -> Any:
 
 
 def origin_of(stored: StoredWeights) -> Statement | None:
-    """What a file says of itself, else what is published of it; none where it is of unknown origin.
+    """Returns what a file states, or what is known of the published file; None if its origin is unknown.
 
     Raises:
         XCiTError: if its metadata can't be read.
@@ -99,12 +99,12 @@ def origin_of(stored: StoredWeights) -> Statement | None:
 
 
 def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
-    """What is known of a file: from its metadata, else its origin, else its kind and shape from its tensors.
+    """Returns what is known of a file: from its metadata, else from its origin, else from its tensors.
 
-    Of the last a line is logged, unless the strides of its stem are told otherwise, which `has_strides` says.
+    In the last case a warning is logged, unless `has_strides` says that the stem's strides are given otherwise.
 
     Raises:
-        XCiTError: if the metadata can't be read, or there are none and the tensors fit no known architecture.
+        XCiTError: if the metadata can't be read, or if there are none and the tensors fit no known architecture.
     """
     if (stated := origin_of(stored)) is not None:
         return stated
@@ -116,10 +116,10 @@ def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
 
 
 def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XCiTConfig:
-    """The shape of the XCiT in a file, whatever its head.
+    """Returns the config of the XCiT in a file, whatever its head.
 
     Raises:
-        XCiTError: as `describe` does.
+        XCiTError: as in `describe`.
     """
     if (stated := origin_of(stored)) is not None:
         return stated.kind.backbone(stated.config)
@@ -135,7 +135,7 @@ def read_weights(path: str | Path, *, key: str | None = None) -> StoredWeights:
 
 
 def read_verified(path: Path, *, key: str | None = None) -> StoredWeights:
-    """Reads a file, and refuses one whose tensors are not those it was written with."""
+    """Reads a file, and raises an error if its tensors do not match its digest."""
     stored = read_weights(path, key=key)
     expected = stored.metadata.get("digest")
     if expected is not None and digest(stored.whole) != expected:
@@ -144,25 +144,25 @@ def read_verified(path: Path, *, key: str | None = None) -> StoredWeights:
 
 
 def load_file(path: Path, changes: Changes = UNCHANGED) -> XCiT:
-    """The classifier or feature backbone of a weights file, in any format.
+    """Builds the classifier or feature backbone of a weights file, in any format.
 
     Raises:
-        XCiTError: if the file can't be read, is not of a known model, or holds a detector or segmenter.
+        XCiTError: if the file can't be read, its model is unknown, or it holds a detector or segmenter.
     """
     return load_classifier(read_verified(path), changes)
 
 
 def load_classifier(stored: StoredWeights, changes: Changes = UNCHANGED) -> XCiT:
-    """Like `load_file`, of what was read of a file."""
+    """Like `load_file`, for a file that was read before."""
     _check_kind(CLASSIFIER, stored)
     return CLASSIFIER.require(load_stored(stored, changes), str(stored.path))
 
 
 def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:
-    """The model of what was read of a file, whatever its kind, changed as is asked.
+    """Builds the model of a file that was read, of any kind, with the requested changes.
 
     Raises:
-        XCiTError: if it is not of a known model.
+        XCiTError: if its model is unknown.
     """
     stated = describe(stored, has_strides=changes.stem_strides is not None)
     _check_kind(stated.kind, stored)
@@ -174,18 +174,18 @@ def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:
 def load_stored_as(
     config: Any, stored: StoredWeights, *, num_classes: int | None = None, changes: Changes = UNCHANGED
 ) -> Any:
-    """A model of a given shape with what was read of a file, changed as is asked.
+    """Builds a model of a given shape with the weights of a file that was read, with the requested changes.
 
-    A segmenter or detector keeps the file's classes. Of a classifier the file may have another number of classes where
-    `num_classes` is given: its own head is loaded, if it has one.
+    A segmenter or detector keeps the file's classes. If `num_classes` is given, a classifier's file may have another
+    number of classes: its own head is loaded, if it has one.
 
     Raises:
-        XCiTError: if it does not fit.
+        XCiTError: if the weights do not fit.
     """
     kind = kind_of_config(config)
     _check_kind(kind, stored)
     stated = read_metadata(stored)
-    if changes.in_channels is not None:  # the file's own are made to fit
+    if changes.in_channels is not None:  # first load with the file's own number of channels
         found = shape_from_state(stored.state, str(stored.path))["in_channels"]
         config = Changes(in_channels=found).of(config)
     fitting = kind.fit(config, stored, None if stated is None else stated.config, num_classes)
@@ -199,10 +199,10 @@ def load_stored_as(
 
 
 def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
-    """Refuses weights whose stem is known to have other strides than the model, unless its config states them.
+    """Checks that the weights' stem is not known to have other strides than the model, unless its config states them.
 
     Raises:
-        XCiTError: if they have.
+        XCiTError: if it is.
     """
     known = origin_of(stored)
     if known is None:
@@ -216,10 +216,10 @@ def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
 
 
 def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
-    """Refuses the weights of another kind of model, in one line.
+    """Checks that weights belong to this kind of model.
 
     Raises:
-        XCiTError: if they are.
+        XCiTError: if they do not.
     """
     if kind is CLASSIFIER:
         if stored.dense:
@@ -237,12 +237,12 @@ def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
 
 
 def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None = None) -> None:
-    """Loads a file in any format into a model of your own shape, strictly.
+    """Loads a file in any format into a model of your own shape; all names and shapes must match.
 
     Args:
-        model: whose weights are replaced.
+        model: its weights are replaced.
         path: the file.
-        key: which of several sets of weights in one file to take, see `get_model`.
+        key: which set of weights to take from a file with several, see `get_model`.
 
     Raises:
         XCiTError: if the file can't be read or does not fit.
@@ -253,7 +253,7 @@ def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None =
 
 
 def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: Changes = UNCHANGED) -> Any:
-    """A model of this shape with these weights, in evaluation mode; or of this shape changed, with its own of them.
+    """Builds a model of this shape with these weights, in evaluation mode; with `changes`, both are changed first.
 
     Raises:
         XCiTError: if names or shapes differ; the message lists them.
@@ -264,7 +264,7 @@ def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: C
             state = with_channels(state, changes.in_channels)
     check_claims(config, len(state), what)
     model = on_meta(config, what)
-    # Before there is memory for it, of which a config can claim any amount.
+    # The check comes before memory is allocated, because a damaged config can ask for any amount of it.
     check_state({name: tensor.shape for name, tensor in model.state_dict().items()}, state, what)
     _give_memory(model)
     load_state(model, state, what)
@@ -272,10 +272,10 @@ def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: C
 
 
 def check_claims(config: Any, num_tensors: int, what: str) -> None:
-    """Refuses a config that claims more layers than there are tensors, before time goes into building them.
+    """Checks that a config does not have more layers than there are tensors, before time is spent on building them.
 
     Raises:
-        XCiTError: if it does.
+        XCiTError: if it has.
     """
     backbone = kind_of_config(config).backbone(config)
     claims = {"depth": backbone.depth, "cls_depth": backbone.cls_depth, "patch_size": len(backbone.strides)}
@@ -288,38 +288,38 @@ def check_claims(config: Any, num_tensors: int, what: str) -> None:
 
 
 def empty_model(config: Any) -> Any:
-    """A model on the CPU whose weights are not set: no time goes into an initialisation that is overwritten."""
+    """Returns a model on the CPU with uninitialised weights, for weights that are loaded next."""
     model = on_meta(config)
     _give_memory(model)
     return model
 
 
 def _give_memory(model: nn.Module) -> None:
-    # Not `to_empty`: from the meta device it imports sympy, which takes as long as half of torch.
+    # `to_empty` is not used: for the meta device it imports sympy, which takes half as long as torch itself.
     state = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for name, tensor in model.state_dict().items()
     }
     for name, tensor in state.items():
-        if name.endswith("num_batches_tracked"):  # the one thing a checkpoint may lack
+        if name.endswith("num_batches_tracked"):  # the only tensor that a checkpoint may lack
             tensor.zero_()
     model.load_state_dict(state, assign=True)
 
 
 def outline(config: Any) -> dict[str, torch.Size]:
-    """Names and shapes of a model's tensors."""
+    """Returns names and shapes of a model's tensors."""
     return {name: tensor.shape for name, tensor in on_meta(config).state_dict().items()}
 
 
 def num_parameters(config: Any) -> int:
-    """Numbers that training learns."""
+    """Returns the number of learned parameters."""
     return sum(parameter.numel() for parameter in on_meta(config).parameters())
 
 
 def on_meta(config: Any, what: str = "the model") -> nn.Module:
-    """A model that has shapes and no numbers.
+    """Builds a model on the meta device, which has shapes but no values.
 
     Raises:
-        XCiTError: if a model of such a config can't be: its tensors would have more numbers than can be counted.
+        XCiTError: if the config is impossible, because its tensors would have more elements than can be counted.
     """
     try:
         with torch.device("meta"):

@@ -140,12 +140,12 @@ class RoIHeads(nn.Module):
         }
 
     def _boxes(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (n, K + 1) and steps (n, K, 4) of the boxes of all images."""
+        """Returns logits (n, K + 1) and box steps (n, K, 4) of the boxes of all images."""
         logits, steps = self.box_predictor(self.box_head(region_features(maps, boxes, BOX_SIZE)))
         return logits, steps
 
     def _masks(self, maps: Sequence[Tensor], boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Logits (n, s, s) of the masks of boxes of these classes (n,), counted from 0."""
+        """Returns mask logits (n, s, s) of boxes, each for the box's class in `labels` (n,), counted from 0."""
         logits = self.mask_predictor(self.mask_head(region_features(maps, boxes, MASK_SIZE))).float()
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
         return own
@@ -159,13 +159,13 @@ class RoIHeads(nn.Module):
         scale: Tensor,
         min_score: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (n, 4) in pixels of the image as it was given, labels from 0 and scores (n,), best first."""
+        """Returns boxes (n, 4) in pixels of the original image, labels (n,) from 0 and scores (n,), best first."""
         scores = logits.softmax(dim=-1)[:, : self.num_classes]
-        # As published: what ends at the upper edge was taken for padding, whose scores are below any limit.
+        # As in the published models, a proposal whose lower edge is at 0 counts as padding, and gets no score.
         scores = scores * (proposals[:, 3:] != 0)
         boxes = decode_boxes(proposals, steps, STD, size) / scale
         proposal, label = (scores > min_score).nonzero(as_tuple=True)
         boxes, scores = boxes[proposal, label], scores[proposal, label]
-        # In pixels of the image as it was given, and not of the network's: the rounding is another.
+        # NMS runs in pixels of the original image, not of the resized one: rounding decides close cases.
         kept = nms_by_class(boxes, scores, label, NMS_IOU)[:NUM_DETECTIONS]
         return boxes[kept], label[kept], scores[kept]

@@ -1,7 +1,7 @@
-"""Is what a file holds the state of this run? Asked of all of it before any of it is taken over.
+"""Checks that a file holds the state of this run, before any of it is loaded.
 
-A file that was damaged, or that another program wrote, can hold anything at any place. What is wrong ends in one line,
-and leaves the run as it was.
+A file that is damaged, or that another program wrote, can contain anything. Whatever is wrong is reported in one line,
+and the run stays unchanged.
 """
 
 import math
@@ -16,21 +16,21 @@ from xcit.errors import XCiTError
 from xcit.weights.plain import tensor_problem, type_problem
 
 _MOST_STEPS = 2**53
-"""Steps of the longest run."""
+"""More steps than the longest run has."""
 
 _SET_BY_TORCH = frozenset(
     ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay", "nesterov")
 )
-"""Entries of a group of parameters that other versions of torch do not write, and whose values torch then sets."""
+"""Entries of a parameter group that other versions of torch do not write; torch then sets their values itself."""
 
 _MOMENTS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
 
 
 def check_counts(state: Mapping[str, Any], source: str) -> None:
-    """Checks where the run was, and that the rest is there.
+    """Checks the position of the run, and that all other entries exist.
 
     Raises:
-        XCiTError: if it is not.
+        XCiTError: if something is wrong or missing.
     """
 
     def check(condition: bool, what: str) -> None:
@@ -56,10 +56,10 @@ def check_counts(state: Mapping[str, Any], source: str) -> None:
 
 
 def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> None:
-    """Checks the names, shapes and kinds of a model's tensors.
+    """Checks the names, shapes and types of a model's tensors.
 
     Raises:
-        XCiTError: if one is not as the model's own.
+        XCiTError: if one differs from the model's own.
     """
     if not isinstance(theirs, dict):
         raise XCiTError(f"{source}: damaged: its weights are no dictionary")
@@ -77,10 +77,10 @@ def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> Non
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: str) -> None:
-    """Checks an optimiser's numbers, of each group of parameters and each parameter.
+    """Checks the state of an optimiser, for each parameter group and each parameter.
 
     Raises:
-        XCiTError: if they are not as this optimiser's.
+        XCiTError: if it does not match this optimiser.
     """
 
     def check(condition: bool, what: str) -> None:
@@ -148,7 +148,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _is_alike(value: object, own: object) -> bool:
-    """Whether a setting can stand for a run's own: a finite number for a number, as many for several, and so on."""
+    """Whether a value has the type of a run's own setting: a finite number for a number, a sequence for a sequence."""
     if isinstance(own, bool) or own is None:
         return value is None or isinstance(value, bool)
     if isinstance(own, int | float):

@@ -1,4 +1,4 @@
-"""Detection and instance segmentation: losses, average precision, and the wiring of the data."""
+"""Detection and instance segmentation: losses, average precision, and the connection of the data to the engine."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionConfig:
-    """A whole detection run.
+    """The config of a detection run.
 
     Attributes:
-        name: of the recipe or run, which the exported model keeps.
-        task: says in a file that this is such a config.
-        model: its shape, and how images are prepared to measure it; `num_classes` 0 means as many as the data have.
+        name: name of the recipe or run; the exported model keeps it.
+        task: identifies the kind of config in a file.
+        model: shape of the model, and the preprocessing in evaluation; `num_classes` 0 means the data's number.
         data: a folder or JSON file in COCO's format, see `open_coco`.
-        backbone_weights: what the backbone starts from: a name of the zoo or a file, of a classifier, a feature
-            backbone, a detector or a segmenter; "" is random weights.
-        train_on_empty: whether images without objects are trained on; published models were not.
-        ignore_exif: whether boxes were drawn on the pixels as they are stored, not as a viewer turns them.
-        class_weights: what a region of a class counts in the classifier's loss, a number a class, where one of the
-            background counts 1; none counts all the same. Boxes and masks, and the proposals, have none.
-        augmentation: of training images.
-        optimizer: AdamW's numbers.
+        backbone_weights: first weights of the backbone: the name or file of a classifier, a feature backbone, a
+            detector or a segmenter; "" for random weights.
+        train_on_empty: whether to train on images without objects; the published models did not.
+        ignore_exif: whether the boxes refer to the stored pixels, and not to the image as a viewer rotates it.
+        class_weights: weight of each class in the loss of the box classifier, one number per class; the background has
+            weight 1. If empty, all classes have the same weight. Boxes, masks and proposals have no class weights.
+        augmentation: augmentation of training images.
+        optimizer: settings of AdamW.
         schedule: epochs and learning rate.
         run: how to compute.
     """
@@ -74,12 +74,12 @@ class DetectionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionReport:
-    """Figures of a detector on annotated images.
+    """Results of a detector on annotated images.
 
     Attributes:
-        num_images: images that were measured.
+        num_images: number of images that were measured.
         precision: the twelve numbers of boxes and of masks.
-        unreadable: a line for each image that could not be read, and so was not measured; this process's.
+        unreadable: one line for each image that this process could not read, and so did not measure.
     """
 
     num_images: int
@@ -87,7 +87,7 @@ class DetectionReport:
     unreadable: tuple[str, ...]
 
     def figures(self) -> dict[str, float]:
-        """AP, AP50 and AP75 of boxes and of masks, by name."""
+        """Returns AP, AP50 and AP75 of boxes and of masks, by name."""
         return {
             f"{kind}_{name}": value
             for kind, values in (("box", self.precision.boxes), ("mask", self.precision.masks))
@@ -96,7 +96,7 @@ class DetectionReport:
 
 
 class _MeasuredImages(Dataset[tuple[int, Tensor | None, str]]):
-    """An image's index, its pixels uint8 (C, h, w), and ""; or nothing and why."""
+    """Items (index of the image, pixels uint8 (C, h, w), ""); if it can't be read (index, None, reason)."""
 
     def __init__(self, images: CocoImages, num_channels: int) -> None:
         self.images, self.num_channels = images, num_channels
@@ -123,15 +123,15 @@ def evaluate_detection(
     """Measures a detector on annotated images, one at a time, each counted once.
 
     Args:
-        model: a detector; it is put in evaluation mode for the time.
-        images: what to measure on; its classes are found among the model's by name, in their order where the model's
-            have no names.
-        num_workers: processes that read images; 0 reads them in this one.
-        layout: which of several processes this is; each takes its share of the images, and gets the figures of all.
+        model: a detector. It is in evaluation mode while it is measured.
+        images: the images to measure on. Their classes are matched with the model's by name, or by order if the model's
+            classes have no names.
+        num_workers: number of processes that read images; with 0 this process reads them.
+        layout: which of several processes this is; each measures its share of the images, and gets the results for all.
         report: called with 1 after each image.
 
     Raises:
-        XCiTError: if the model lacks a class of the images, or not one image could be read.
+        XCiTError: if the model lacks a class of the images, or no image could be read.
     """
     from xcit.models.detection.mask_rcnn import MaskRCNN
 
@@ -164,7 +164,7 @@ def evaluate_detection(
 
 
 def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
-    """The data set's category id of each of a model's labels, counted from 1, that it has.
+    """Maps a model's labels, counted from 1, to the data set's category ids; labels without a category are left out.
 
     Raises:
         XCiTError: if the model lacks a class of the data set.
@@ -186,16 +186,16 @@ def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
 
 
 class DetectionTask(TaskWithLoader):
-    """Wires a config's data, augmentation, first weights and losses to the engine.
+    """Connects a config's data, augmentation, first weights and losses to the engine.
 
     Attributes:
-        config: with the data's number of classes where it was left open.
-        notes: lines that say what was found.
-        problems: a line a kind of entry of the data that is not as it should be.
+        config: the config, completed with the data's number of classes if that was left open.
+        notes: lines about the data that were found.
+        problems: one line for each kind of problem in the data.
 
     Raises:
-        XCiTError: if the data are missing, or the two splits have different classes, or weights can't be had or do not
-            fit.
+        XCiTError: if the data are missing, if the two splits have different classes, or if weights can't be loaded or
+            do not fit.
     """
 
     watch = "box_AP"
@@ -239,11 +239,11 @@ class DetectionTask(TaskWithLoader):
         )
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[list[Tensor]]]:
-        """This process's parts of an epoch's batches: lists of images, boxes, labels and masks."""
+        """Yields this process's parts of an epoch's batches: lists of images, boxes, labels and masks."""
         return (parts for parts, _ in self._loader.batches(epoch, first_step))
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """The sum of the five losses, and each on its own."""
+        """Returns the sum of the five losses, and each of them."""
         images, *objects = batch
         targets = [
             {"boxes": boxes, "labels": labels, "masks": masks} for boxes, labels, masks in zip(*objects, strict=True)
@@ -255,5 +255,5 @@ class DetectionTask(TaskWithLoader):
     def evaluate(
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """AP, AP50 and AP75 of boxes and masks on the validation images."""
+        """Returns AP, AP50 and AP75 of boxes and masks on the validation images."""
         return evaluate_detection(model, self.watched, num_workers=self.config.run.num_workers, layout=layout).figures()

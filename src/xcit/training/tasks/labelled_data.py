@@ -1,4 +1,4 @@
-"""Labelled images as a task wants them, whether they are a list or a stream: to train on, and to watch a run by."""
+"""Labelled images for training and validation, from a list or a stream."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -35,19 +35,19 @@ LabelledData = LabelledImages | LabelledStream
 """A list of images, or a stream of them."""
 
 DEFAULT_HOLDOUT = 0.2
-"""Share of a folder's images that a run is watched by, where it has no others and the recipe leaves it open."""
+"""Share of a folder's images that is held out, if it has no validation images and the recipe leaves it open."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedData:
-    """What a run takes its images from.
+    """The images of a run.
 
     Attributes:
-        train: to train on.
-        watched: to watch the run by.
-        holdout: how many of the training images that took, a number or a share; 0 where none.
-        notes: lines that say what was found.
-        problems: lines about what is not as it should be.
+        train: the images to train on.
+        watched: the images to validate with.
+        holdout: how many training images were held out for that, a number or a share; 0 if none were.
+        notes: lines about the data that were found.
+        problems: lines about problems in the data.
     """
 
     train: LabelledData
@@ -58,18 +58,18 @@ class OpenedData:
 
 
 def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: int) -> OpenedData:
-    """Opens what to train on, and what to watch a run by.
+    """Opens the training and the validation images of a run.
 
     Args:
-        data: as `open_stream` or `open_labelled_images` takes it.
-        val_data: likewise; "" watches the validation split of `data`, which a stream does not have.
-        holdout: images taken off the training split to watch the run by, a number, or below 1 a share; 0 takes none,
-            and none takes `DEFAULT_HOLDOUT` of a folder that has nothing else to watch a run by.
-        num_classes: of a stream without class names; 0 if that is to be found in the data.
+        data: see `open_stream` or `open_labelled_images`.
+        val_data: the same for validation; "" means the validation split of `data`, which a stream does not have.
+        holdout: training images to validate with instead of training on them: a number, or a share if below 1. 0 holds
+            out none. None holds out `DEFAULT_HOLDOUT` of a folder if there are no other images to validate with.
+        num_classes: number of classes of a stream without class names; 0 if the data contain it.
 
     Raises:
-        XCiTError: if there are no such data, the validation images have a class that the others have not, there is one
-            class, or images are to be held out of a folder that has some to measure on.
+        XCiTError: if there are no such data, if validation images have a class that training images lack, if there is
+            only one class, or if images are held out of a folder that has validation images.
     """
     if is_stream(data):
         if holdout:
@@ -99,10 +99,10 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
 
 
 def open_measured(data: str, holdout: float) -> LabelledImages:
-    """The images of a data set to measure on: those to validate by, or those that a run with this holdout kept.
+    """Opens the images to measure on: the validation split, or the images that a run with this holdout held out.
 
     Raises:
-        XCiTError: as `open_labelled_images`, `held_out` and `check_holdout`.
+        XCiTError: as in `open_labelled_images`, `held_out` and `check_holdout`.
     """
     if not holdout:
         return open_labelled_images(data, "val")
@@ -111,10 +111,10 @@ def open_measured(data: str, holdout: float) -> LabelledImages:
 
 
 def check_holdout(data: str, holdout: float) -> None:
-    """Refuses to hold images out of a folder that has others to measure on.
+    """Checks that images are not held out of a folder that has validation images.
 
     Raises:
-        XCiTError: if it has.
+        XCiTError: if they are.
     """
     if Path(data).is_dir() and has_validation(data):
         raise XCiTError(
@@ -124,15 +124,15 @@ def check_holdout(data: str, holdout: float) -> None:
 
 
 def held_out(images: LabelledImages, holdout: float) -> tuple[ImageSubset, ImageSubset]:
-    """What to train on, and the images that are taken off it: a fixed draw, so that runs of any seed can be compared.
+    """Splits images into those to train on and those that are held out; the split does not depend on the run's seed.
 
     Args:
-        images: all there are.
-        holdout: how many, or below 1 a share of them: of files by class of each class, and of a class of two or more
-            at least one.
+        images: all images.
+        holdout: how many to hold out. A number below 1 is a share; of image files it is taken from each class
+            separately, and at least one image of each class that has two or more.
 
     Raises:
-        XCiTError: if there are not so many.
+        XCiTError: if there are fewer images than that.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
     if 0 < holdout < 1 and isinstance(images, ImageFiles):
@@ -166,7 +166,7 @@ def _share_of_classes(images: ImageFiles, order: list[int], share: float) -> lis
 def train_loader(
     data: LabelledData, transform: ImageTransform, config: LoaderConfig, *, shuffle_buffer: int
 ) -> TrainLoader[Tensor] | StreamTrainLoader:
-    """The loader of this process's parts; see `TrainLoader` and `StreamTrainLoader`, which alone has the buffer."""
+    """Returns the loader of this process's parts; the buffer is only for `StreamTrainLoader`."""
     if _is_streamed(data):
         return StreamTrainLoader(data, transform, config, shuffle_buffer=shuffle_buffer)
     return TrainLoader(data, transform, config)
@@ -175,7 +175,7 @@ def train_loader(
 def evaluation_batches_of(
     data: LabelledData, spec: Preprocessing, *, batch_size: int, num_workers: int, layout: Layout
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Batches of this process's share, so that all processes together see each image once; see `evaluation_batches`."""
+    """Yields batches of this process's share; all processes together see each image once. See `evaluation_batches`."""
     if _is_streamed(data):
         return stream_evaluation_batches(
             data,
@@ -190,7 +190,7 @@ def evaluation_batches_of(
 
 
 def num_images_of(data: LabelledData) -> int:
-    """Images in a list or a stream."""
+    """Returns the number of images in a list or a stream."""
     return data.num_images if _is_streamed(data) else len(data)
 
 

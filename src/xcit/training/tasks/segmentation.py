@@ -1,4 +1,4 @@
-"""Semantic segmentation: the loss, the figures, and the wiring of the data."""
+"""Semantic segmentation: the loss, the evaluation, and the connection of data and model to the engine."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -35,30 +35,30 @@ from xcit.training.tasks.evaluation import EvaluationConfig, none_readable, one_
 from xcit.training.tasks.sources import find_source
 
 AUXILIARY_WEIGHT = 0.4
-"""Of the auxiliary head's loss, as published."""
+"""Weight of the auxiliary head's loss, as published."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationConfig:
-    """A whole segmentation run.
+    """The config of a segmentation run.
 
     Attributes:
-        name: of the recipe or run, which the exported model keeps.
-        task: says in a file that this is such a config.
-        model: its shape; `num_classes` 0 means as many as the data have.
-        preprocessing: normalisation, and the size at which the run is measured; training draws its sizes around it.
+        name: name of the recipe or run; the exported model keeps it.
+        task: identifies the kind of config in a file.
+        model: shape of the model; `num_classes` 0 means the data's number of classes.
+        preprocessing: normalisation, and the image size in evaluation; training draws its sizes around that.
         data: a folder, see `open_scenes`.
-        backbone_weights: what the backbone starts from: a name of the zoo or a file, of a classifier, a feature
-            backbone or a segmenter; "" is random weights.
-        epoch_steps: iterations that count as an epoch, after which the run is measured and saved, however many passes
-            over the data they are; 0 is one pass.
-        class_weights: what a pixel of a class counts in the loss, a number a class; none counts all the same.
-        focal_gamma: of the focal loss (arXiv 1708.02002), in which a pixel whose class has probability p counts
-            (1 - p)^gamma; 0 is cross-entropy.
-        ignore_exif: whether label maps were drawn on the pixels as they are stored, not as a viewer turns them.
-        ignore_index: a label whose pixels count neither in the loss nor in a figure, beside 255.
-        augmentation: of training scenes.
-        optimizer: AdamW's numbers.
+        backbone_weights: first weights of the backbone: the name or file of a classifier, a feature backbone or a
+            segmenter; "" for random weights.
+        epoch_steps: number of iterations that count as an epoch, after which the run is evaluated and saved, whatever
+            the number of passes over the data; 0 means one pass.
+        class_weights: weight of each class's pixels in the loss, one number per class; if empty, all are the same.
+        focal_gamma: exponent of the focal loss (arXiv 1708.02002), which multiplies the loss of a pixel by (1 -
+            p)^gamma, with p the probability of its class; 0 is cross-entropy.
+        ignore_index: a label, in addition to 255, whose pixels count neither in the loss nor in the results.
+        ignore_exif: whether label maps refer to the stored pixels, and not to the image as a viewer rotates it.
+        augmentation: augmentation of training scenes.
+        optimizer: settings of AdamW.
         schedule: epochs and learning rate.
         run: how to compute.
     """
@@ -96,16 +96,16 @@ class SegmentationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationReport:
-    """Figures of a segmenter on labelled scenes, in percent.
+    """Results of a segmenter on labelled scenes, in percent.
 
     Attributes:
-        num_images: scenes that were measured.
-        miou: mean over the classes of intersection over union; classes that are neither true nor predicted anywhere
-            are left out.
-        macc: mean over the classes that are true somewhere of the share of their pixels that is right.
-        aacc: share of all pixels that is right.
-        iou: of each class, NaN where it is left out.
-        confusion: (K, K) counts of pixels, a row a true class, a column a predicted one.
+        num_images: number of scenes that were measured.
+        miou: intersection over union, averaged over the classes. A class that occurs neither in the labels nor in the
+            predictions is left out.
+        macc: share of a class's pixels that are right, averaged over the classes that occur in the labels.
+        aacc: share of all pixels that are right.
+        iou: intersection over union of each class; NaN if the class is left out.
+        confusion: (K, K) counts of pixels; a row is a true class, and a column a predicted one.
         unreadable: one line for each scene that could not be read, and so was not measured.
     """
 
@@ -118,12 +118,15 @@ class SegmentationReport:
     unreadable: tuple[str, ...]
 
     def figures(self) -> dict[str, float]:
-        """The scalars, by name."""
+        """Returns the scalars, by name."""
         return {"mIoU": self.miou, "mAcc": self.macc, "aAcc": self.aacc}
 
 
 def count_pixels(labels: Labels, predicted: Labels, num_classes: int) -> Tensor:
-    """Confusion (K, K) of two label maps of one size, a row a true class; pixels without a label do not count."""
+    """Returns the confusion (K, K) of two label maps of the same size; a row is a true class.
+
+    Unlabelled pixels are left out.
+    """
     counted = labels != IGNORED
     true, guess = (torch.from_numpy(values[counted]).long() for values in (labels, predicted))
     return torch.bincount(true * num_classes + guess, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -132,10 +135,10 @@ def count_pixels(labels: Labels, predicted: Labels, num_classes: int) -> Tensor:
 def report_of(
     confusion: Tensor, *, num_images: int, unreadable: Sequence[str] = (), ignored: int | None = None
 ) -> SegmentationReport:
-    """The figures of a confusion (K, K) of int64 counts; a class that is ignored has no IoU."""
+    """Computes the results from a confusion (K, K) of int64 counts; an ignored class has no IoU."""
     counts = confusion.double()
     right, true = counts.diagonal(), counts.sum(dim=1)
-    iou = 100 * right / (true + counts.sum(dim=0) - right)  # 0 / 0 is NaN: neither true nor predicted
+    iou = 100 * right / (true + counts.sum(dim=0) - right)  # 0 / 0 is NaN: a class that does not occur
     if ignored is not None and ignored < len(iou):
         iou[ignored] = math.nan
     return SegmentationReport(
@@ -150,7 +153,7 @@ def report_of(
 
 
 class _MeasuredScenes(Dataset[tuple[Pixels | None, Labels | None, str]]):
-    """Pixels as the model sees them, labels at the scene's own size, and ""; or nothing and why."""
+    """Items (input pixels of the model, labels at the scene's own size, ""); if unreadable (None, None, reason)."""
 
     def __init__(self, scenes: LabelledScenes, spec: SegmentationPreprocessing) -> None:
         self.scenes, self.spec = scenes, spec
@@ -180,20 +183,20 @@ def evaluate_segmentation(
     """Measures a segmenter on labelled scenes, one at a time at their own sizes, each counted once.
 
     Args:
-        model: a segmenter; it is put in evaluation mode for the time.
-        scenes: what to measure on; their labels index the logits.
-        spec: how an image becomes the model's input.
-        how: processes that read, device and precision.
-        window: how to go over an image; none takes it whole.
-        layout: which of several processes this is; each takes its share of the scenes.
-        reduce: sums over the processes, so that every one of them gets the figures of all scenes.
+        model: a segmenter. It is in evaluation mode while it is measured.
+        scenes: the scenes to measure on; their labels index the logits.
+        spec: the preprocessing of the images.
+        how: reading processes, device and precision.
+        window: slides a window over an image; None takes the whole image at once.
+        layout: which of several processes this is; each measures its share of the scenes.
+        reduce: sums over the processes, so that each of them gets the results for all scenes.
         report: called with 1 after each scene.
 
     Returns:
-        The figures; the lines about unreadable scenes are this process's.
+        The results; the lines about unreadable scenes are those of this process.
 
     Raises:
-        XCiTError: if not one scene could be read.
+        XCiTError: if no scene could be read.
     """
     assert isinstance(model, Segmenter)
     device = how.place(model)
@@ -220,11 +223,11 @@ def evaluate_segmentation(
 
 
 def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, focal_gamma: float = 0.0) -> Tensor:
-    """Cross-entropy of logits (B, K, H, W) against labels (B, H, W), or the focal loss, averaged over all pixels.
+    """Cross-entropy or focal loss of logits (B, K, H, W) for labels (B, H, W), averaged over all pixels.
 
     loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), with c a pixel's class and p its probability.
-    Pixels without a label add nothing to the sum, but count in the average, and weights do not: as the published models
-    were trained.
+    Unlabelled pixels add nothing to the sum, but B H W includes them; it does not include the weights. The published
+    models were trained like this.
     """
     logits, labels = logits.float(), labels.long()
     if not focal_gamma:
@@ -232,21 +235,22 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     weighted, plain = (
         F.cross_entropy(logits, labels, numbers, ignore_index=IGNORED, reduction="none") for numbers in (weights, None)
     )
-    # The bound is below what is not 0 in float32: of 0 a power below 1 has no derivative.
+    # The smallest distance above 0 in float32 is larger than this bound. At 0, a power below 1 has no derivative.
     distance = (-torch.expm1(-plain)).clamp(min=1e-9)
     return (distance**focal_gamma * weighted).sum() / labels.numel()
 
 
 class SegmentationTask(TaskWithLoader):
-    """Wires a config's data, augmentation, first weights and loss to the engine.
+    """Connects a config's data, augmentation, first weights and loss to the engine.
 
     Attributes:
-        config: with the data's number of classes where it was left open.
-        notes: lines that say what was found.
-        problems: lines about what is not as it should be in the data.
+        config: the config, completed with the data's number of classes if that was left open.
+        notes: lines about the data that were found.
+        problems: lines about problems in the data.
 
     Raises:
-        XCiTError: if the data are missing, or have other classes than the model, or weights can't be had or do not fit.
+        XCiTError: if the data are missing or have other classes than the model, or weights can't be loaded or do not
+            fit.
     """
 
     watch = "mIoU"
@@ -280,16 +284,16 @@ class SegmentationTask(TaskWithLoader):
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps an epoch; 0 where there are fewer scenes than a batch."""
+        """Optimiser steps per epoch; 0 if there are fewer scenes than in a batch."""
         return (self.config.epoch_steps or self._loader.num_steps) if self._loader.num_steps else 0
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
-        """This process's parts [images (B, C, h, w), labels (B, h, w)] of an epoch's batches, from a step on."""
+        """Yields this process's parts [images (B, C, h, w), labels (B, h, w)] of an epoch's batches, from a step on."""
         parts = self._endless(epoch * self.num_steps + first_step)
         return islice(parts, (self.num_steps - first_step) * self._accumulation)
 
     def _endless(self, step: int) -> Iterator[list[Tensor]]:
-        """The parts of all batches from a step of the run on, pass after pass over the data."""
+        """Yields the parts of all batches from a step of the run on, in any number of passes over the data."""
         number, first_step = divmod(step, self._loader.num_steps)
         while True:
             for scenes, _ in self._loader.batches(number, first_step):
@@ -297,7 +301,7 @@ class SegmentationTask(TaskWithLoader):
             number, first_step = number + 1, 0
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """The pixels' loss, with the auxiliary head's where there is one, and then both on their own."""
+        """Returns the pixels' loss; an auxiliary head adds its loss, and then both are also returned separately."""
         images, labels = batch
         output = model(images, with_auxiliary=True)
         weights = class_weights_on(labels.device, self.config.class_weights)
@@ -315,7 +319,7 @@ class SegmentationTask(TaskWithLoader):
     def evaluate(
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """MIoU, mAcc and aAcc on the validation scenes, whole."""
+        """Returns mIoU, mAcc and aAcc on the whole validation scenes."""
         return evaluate_segmentation(
             model,
             self.watched,

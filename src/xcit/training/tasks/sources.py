@@ -1,4 +1,4 @@
-"""What a config's field names as a source of weights: a checkpoint of the zoo, or a file."""
+"""Finds the source of weights that a config's field names: a checkpoint of the zoo, or a file."""
 
 from xcit.errors import XCiTError
 from xcit.weights.wrapping import split_key
@@ -7,14 +7,15 @@ from xcit.zoo.names import is_file, is_url
 
 
 def find_source(source: str, field: str) -> Checkpoint | None:
-    """The checkpoint that a field names, or none where it names a file. Nothing is read or downloaded.
+    """Returns the checkpoint that a field names, or None if it names a file; nothing is read or downloaded.
 
     Args:
-        source: a checkpoint's name or alias, a URL, or a path, which may have a key after it ("last.ckpt#model_ema").
-        field: dotted, to begin an error with.
+        source: a checkpoint's name or alias, a URL, or a path, optionally with a key after it
+            ("last.ckpt#model_ema").
+        field: dotted name of the field, for the error message.
 
     Raises:
-        XCiTError: if there is no such checkpoint (the nearest are suggested) or no such file.
+        XCiTError: if there is no such checkpoint (the message suggests the nearest names) or no such file.
     """
     if is_url(source):
         return None

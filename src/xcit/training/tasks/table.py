@@ -1,4 +1,4 @@
-"""The table of tasks: what starting, resuming and describing a run ask of a task."""
+"""The table of tasks: everything about a task that is needed to start, resume or describe a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +25,13 @@ class TaskKind:
 
     Attributes:
         config: the class of its configs.
-        task: its class, called with a config and a layout.
-        first_weights: the config's field that says what a model starts from; "" if there is none.
-        resumed: that field's value for a run that goes on: what it started from is in its checkpoints, and may be gone.
-        images: what its data are, in messages.
-        flattered: why a config's figures would be of images that are trained on; "" if they are not.
+        task: the class of the task, called with a config and a layout.
+        first_weights: the config's field that names the first weights; "" if there is none.
+        resumed: returns the value of that field for a run that resumes. The checkpoint contains the weights, and the
+            source of the first weights may no longer exist.
+        images: what the data consist of, for messages.
+        flattered: returns why the figures of a config would be too good, because they are measured on training images;
+            "" if they are not.
     """
 
     config: type[TrainingConfig]
@@ -93,4 +95,4 @@ TASKS: dict[str, TaskKind] = {
         flattered=_flattered_detector,
     ),
 }
-"""By a config's field `task`."""
+"""The tasks by their names, which are the values of a config's field `task`."""
