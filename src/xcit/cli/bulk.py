@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from xcit.cli.files import say_passed_by
 from xcit.cli.processes import is_main
 from xcit.errors import XCiTError
 
@@ -123,10 +124,12 @@ def own_device(name: str | None) -> str | None:
 
 
 def open_words(inputs: tuple[str, ...], bulk: BulkOptions) -> "Inputs":
-    """The images that are meant; see `open_inputs`."""
+    """The images that are meant; see `open_inputs`. What a search of folders passed by is said on standard error."""
     from xcit.data.inputs import open_inputs
 
-    return open_inputs(inputs, split=bulk.split, unit_size=bulk.part_size)
+    found = open_inputs(inputs, split=bulk.split, unit_size=bulk.part_size)
+    say_passed_by(found.passed_by)
+    return found
 
 
 def write_bulk(

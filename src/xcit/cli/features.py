@@ -15,6 +15,7 @@ from xcit.cli.bulk import (
     placed,
     write_bulk,
 )
+from xcit.cli.files import say_passed_by
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -113,6 +114,7 @@ def features(
     from xcit.models.xcit import OutType
 
     if Path(out).suffix in (".npy", ".zarr"):
+        from xcit.images.passed_by import PassedBy
         from xcit.images.read import find_images
 
         path = Path(out)
@@ -120,7 +122,9 @@ def features(
             raise XCiTError(
                 f"{out}: a {path.suffix} file is for one map: --full-size --out-type featmap and one of --layers"
             )
-        paths = find_images(inputs)
+        passed_by = PassedBy()
+        paths = find_images(inputs, passed_by)
+        say_passed_by(passed_by)
         if len(paths) != 1:
             raise XCiTError(f"{out}: a {path.suffix} file is for the map of one image, not of {len(paths)}")
         place = checked_device(device)

@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,8 @@ from xcit.data.shards import list_shards
 from xcit.data.streams import open_stream
 from xcit.data.tar_samples import read_tar_images
 from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, find_images
+from xcit.images.passed_by import PassedBy
+from xcit.images.read import find_images, is_image_name
 
 _DATA_SETS = ("fashion-mnist", "cifar10", "cifar100")
 _TARS = (".tar", ".tar.gz", ".tgz")
@@ -66,9 +67,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All images that were named."""
+    """All images that were named.
+
+    Attributes:
+        units: of them.
+        passed_by: what a search of folders left out.
+    """
 
     units: tuple[Unit, ...]
+    passed_by: PassedBy = field(default_factory=PassedBy)
 
     @property
     def num_images(self) -> int | None:
@@ -120,15 +127,18 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         files.clear()
 
     seen: set[str] = set()
+    passed_by = PassedBy()
     for word, is_listed in _listed(words):
-        for key, found in _find(word, is_listed, split, unit_size):
+        for key, found in _find(word, is_listed, split, unit_size, passed_by):
             if isinstance(found, Unit):
                 finish()
                 units.append(found)
-            elif key not in seen:
-                files.setdefault(key, found)
+            elif key in seen or key in files:
+                passed_by.num_again += 1
+            else:
+                files[key] = found
     finish()
-    return Inputs(tuple(units))
+    return Inputs(tuple(units), passed_by)
 
 
 def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool]]:
@@ -152,7 +162,9 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
         yield from ((line, True) for line in lines if line)
 
 
-def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[tuple[str, Input | Unit]]:
+def _find(
+    word: str, is_listed: bool, split: Split, unit_size: int, passed_by: PassedBy
+) -> Iterator[tuple[str, Input | Unit]]:
     """What a word stands for: units, or single images with what tells them apart. A list has no patterns."""
     if word.startswith("wds:"):
         for shard in list_shards(word.removeprefix("wds:")):
@@ -167,11 +179,11 @@ def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[
             some = range(first, min(first + unit_size, len(images)))
             yield "", Unit(f"{word} {split} {some.start}..{some.stop}", len(some), partial(_some_of, images, some))
     elif is_url(word):
-        yield from map(_of_url, _urls(word))
+        yield from map(_of_url, _urls(word, passed_by))
     elif is_parquet(word) and not glob.has_magic(word.partition("?")[0]):
         yield "", _parquet(word)
     else:
-        for path in [Path(word)] if is_listed and not Path(word).is_dir() else find_images([word]):
+        for path in [Path(word)] if is_listed and not Path(word).is_dir() else find_images([word], passed_by):
             if path.name.lower().endswith(_TARS):
                 yield "", _tar(str(path))
             elif is_parquet(str(path)):
@@ -180,9 +192,12 @@ def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[
                 yield os.path.abspath(path), path  # noqa: PTH100  (Path.absolute keeps "..")
 
 
-def _urls(word: str) -> list[str]:
+def _urls(word: str, passed_by: PassedBy) -> list[str]:
     if word.endswith("/"):
-        urls = [url for url in list_urls(word) if Path(url).suffix.lower() in IMAGE_SUFFIXES]
+        found = list_urls(word)
+        urls = [url for url in found if is_image_name(Path(url))]
+        for url in set(found).difference(urls):
+            passed_by.add(Path(url))
         if not urls:
             raise XCiTError(f"{word}: a folder without images")
         return urls

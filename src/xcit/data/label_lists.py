@@ -8,8 +8,9 @@ from pathlib import Path
 
 from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
-from xcit.data.splits import is_number
+from xcit.data.splits import is_number, left_out
 from xcit.errors import XCiTError
+from xcit.images.passed_by import PassedBy
 from xcit.images.read import IMAGE_SUFFIXES, images_below
 
 _STEMS: Mapping[Split, tuple[str, ...]] = {
@@ -27,6 +28,14 @@ _FOLDERS = ("", "meta", "annotations")
 
 CLASS_FILES = ("classes.txt", "class_map.txt")
 """The classes in the order of their labels, one a line: beside the images, or beside the folders of the splits."""
+
+LIST_NAMES = frozenset(
+    [
+        *CLASS_FILES,
+        *(f"{stem}{suffix}" for stems in (*_STEMS.values(), _SHARED_STEMS) for stem in stems for suffix in _SUFFIXES),
+    ]
+)
+"""Names of the files that are lists of images or classes."""
 
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "file_path", "image", "image_path", "image_name",
                  "image_id", "img", "id", "name")  # fmt: skip
@@ -102,11 +111,12 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     Raises:
         XCiTError: if a line or a class is wrong, it is not clear which columns are meant, or no image is there.
     """
-    found = images_below(place)
+    passed_by = PassedBy(known=LIST_NAMES)
+    found = images_below(place, passed_by)
     image_of = _by_name(found, place)
     rows = list(_rows(path, image_of))
-    names = tuple(classes) or _ordered({label for _, _, label in rows})
-    index_of = {name: index for index, name in enumerate(names)}
+    class_ids = tuple(classes) or _ordered({label for _, _, label in rows})
+    index_of = {name: index for index, name in enumerate(class_ids)}
     items: dict[Path, int] = {}
     absent = list[str]()
     for number, name, label in rows:
@@ -114,25 +124,25 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
         if index is None and classes and is_number(label) and int(label) < len(classes):
             index = int(label)
         if index is None:
-            raise XCiTError(f"{path}, line {number}: {label!r} is none of the {len(names)} classes")
+            raise XCiTError(f"{path}, line {number}: {label!r} is none of the {len(class_ids)} classes")
         image = image_of.get(_key(name))
         if image is None:
             absent.append(name)
         elif items.setdefault(image, index) != index:
             raise XCiTError(
-                f"{path}, line {number}: {name} was said to be {names[items[image]]!r} before, now {label!r}"
+                f"{path}, line {number}: {name} was said to be {class_ids[items[image]]!r} before, now {label!r}"
             )
     if not items:
         raise XCiTError(f"{path}: none of its {len(rows)} images is in {place}; the first: {absent[0]}")
     problems = [
-        f"{path}: {len(left_out)} {what}: {', '.join(left_out[:_SHOWN])}{', ...' if len(left_out) > _SHOWN else ''}"
-        for what, left_out in (
+        f"{path}: {len(names)} {what}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+        for what, names in (
             (f"entries left out, for there is no one image of that name in {place}", absent),
             (f"images of {place} left out, for it does not list them", [p.name for p in found if p not in items]),
         )
-        if left_out
+        if names
     ]
-    return ListedImages(list(items.items()), names, tuple(problems))
+    return ListedImages(list(items.items()), class_ids, (*problems, *left_out(place, passed_by)))
 
 
 def _first(root: Path, place: Path, stems: Sequence[str]) -> Path | None:
