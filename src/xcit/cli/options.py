@@ -234,14 +234,25 @@ def holdout_option(function: Function) -> Function:
     return option(function)
 
 
+def class_map_option(function: Function) -> Function:
+    """Adds --class-map."""
+    option = click.option(
+        "--class-map",
+        metavar="FILE",
+        help="JSON or CSV: which class is meant by the name of a folder or label, by name or index.",
+    )
+    return option(function)
+
+
 def feature_options(function: Function) -> Function:
-    """Adds MODEL, --data, --weights, --no-cache and --workers: whose features, of what."""
+    """Adds MODEL, --data, --class-map, --weights, --no-cache and --workers: whose features, of what."""
     for option in (
         click.option(
             "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images."
         ),
         click.option("--no-cache", is_flag=True, help="Keep no features, and use none that were kept."),
         click.option("--weights", metavar="FILE", help="A file or URL with weights for MODEL, in any format."),
+        class_map_option,
         click.option(
             "--data", required=True, help="A folder with train/CLASS/... and val/CLASS/..., or fashion-mnist."
         ),

@@ -163,7 +163,7 @@ def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int
     lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), start=1) if line.strip()]
     if not lines:
         raise XCiTError(f"{path}: an empty list")
-    cells = [(number, [cell.strip() for cell in row]) for number, row in _split(path, lines)]
+    cells = [(number, [cell.strip() for cell in row]) for number, row in split_lines(path, lines)]
     number, head = cells[0]
     # A first line that names no image names the columns.
     has_head = _key(head[0]) not in image_of and Path(head[0]).suffix.lower() not in IMAGE_SUFFIXES
@@ -177,11 +177,16 @@ def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int
         yield number, name, label
 
 
-def _split(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+def split_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """The cells of numbered lines, by the separator of the first one: a tab, a comma, a semicolon, or white space.
+
+    Raises:
+        XCiTError: if a CSV has one column.
+    """
     first = lines[0][1]
     separator = next((mark for mark in "\t,;" if mark in first), "")
     if path.suffix == ".csv" and not separator:
-        raise XCiTError(f"{path}: its first line {first!r} has one column: expected a file and a class")
+        raise XCiTError(f"{path}: its first line {first!r} has one column: expected two")
     for number, line in lines:
         if separator:
             yield number, next(csv.reader([line], delimiter=separator))

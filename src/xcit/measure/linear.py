@@ -45,7 +45,7 @@ BATCH_SIZE = 1024
 _DEVICE_BATCH = 128
 """Images a forward pass, in each process."""
 
-_KEPT = ("backbone", "data", "augmented", "lrs", "epochs", "class_weights")
+_KEPT = ("backbone", "data", "class_map", "augmented", "lrs", "epochs", "class_weights")
 """Fields that a run which goes on must have as it began."""
 
 
@@ -83,6 +83,7 @@ def train_linear(
     epochs: int = 100,
     augmented: bool = True,
     class_weights: Sequence[float] = (),
+    class_map: str | os.PathLike[str] = "",
     batch_size: int = BATCH_SIZE,
     cache: bool = True,
     resume: bool = False,
@@ -110,6 +111,7 @@ def train_linear(
         augmented: as published; else the centre crops' features are computed once, kept as `evaluate_knn` keeps them,
             and trained on without augmentation: minutes instead of hours, and figures of another protocol.
         class_weights: what a class counts in the loss, a number a class; none counts all the same, as published.
+        class_map: a file that says which classes are meant by the names in the data (see `read_class_map`).
         batch_size: the global batch, over all processes.
         cache: whether features of centre crops are kept in `feature_cache()`, and taken from there.
         resume: go on from the last checkpoint in `directory` if there is one.
@@ -137,6 +139,7 @@ def train_linear(
         name="",
         backbone="",
         data=data,
+        class_map=os.fspath(class_map),
         augmented=augmented,
         lrs=tuple(lrs),
         epochs=epochs,
@@ -144,7 +147,7 @@ def train_linear(
         run=run,
     )
     found_lines: list[str] = []  # told when nothing that was asked for is wrong
-    train, val = open_train_and_val(data, announce=found_lines.append)
+    train, val = open_train_and_val(data, announce=found_lines.append, class_map=config.class_map)
     check_class_weights(config.class_weights, len(train.class_ids))
     if len(train) < batch_size:
         raise XCiTError(

@@ -40,6 +40,7 @@ def test(
     stem_strides: Sequence[int] | None = None,
     window: SlidingWindow | None = None,
     holdout: float | None = None,
+    class_map: str | os.PathLike[str] | None = None,
     ignore_index: int | None = None,
     ignore_exif: bool = False,
     batch_size: int = 64,
@@ -66,6 +67,9 @@ def test(
         window: of segmentation: how to go over an image; none takes it whole, as the published figures were measured.
         holdout: of classification: measure the images that a run with this `holdout` on these data was watched by, a
             number or a share of them; none takes a run's own where `config` is that run's and `data` its data.
+        class_map: of classification: a file that says which of the model's classes, by name, id or index, is meant by
+            a name in the data (see `read_class_map`); none takes a run's own where `config` is that run's and `data`
+            its data.
         ignore_index: of segmentation: a label whose pixels do not count, in place of the recipe's.
         ignore_exif: of segmentation and detection: label maps and boxes were drawn on the pixels as they are stored,
             not as a viewer turns them; also where the recipe does not say so.
@@ -95,6 +99,8 @@ def test(
         raise XCiTError(f"{recipe.name} trains no segmenter: no window goes over its images")
     if holdout is not None and not isinstance(recipe, ClassificationConfig):
         raise XCiTError(f"{recipe.name} trains no classifier of one class an image: nothing is held out")
+    if class_map is not None and not isinstance(recipe, ClassificationConfig):
+        raise XCiTError(f"{recipe.name} trains no classifier of one class an image: it takes no class map")
     if ignore_index is not None and not isinstance(recipe, SegmentationConfig):
         raise XCiTError(f"{recipe.name} trains no segmenter: there are no labels to ignore")
     if ignore_exif:
@@ -115,6 +121,7 @@ def test(
             prepared=lambda spec: spec.changed(mean=mean, std=std, size=size),
             batch_size=batch_size,
             holdout=_own_holdout(recipe, data) if holdout is None else holdout,
+            class_map=_own_class_map(recipe, data) if class_map is None else os.fspath(class_map),
         )
     if isinstance(recipe, MultiLabelConfig):
         recipe = replace(recipe, preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size))
@@ -140,3 +147,9 @@ def _own_holdout(recipe: ClassificationConfig, data: str) -> float:
     if not recipe.holdout or not recipe.data or not is_folder_without_validation(data):
         return 0
     return recipe.holdout if Path(recipe.data).resolve() == Path(data).resolve() else 0
+
+
+def _own_class_map(recipe: ClassificationConfig, data: str) -> str:
+    """A run's class map, where the config is the run's and the data are what it was trained on or watched by."""
+    own = [Path(place).resolve() for place in (recipe.data, recipe.val_data) if place]
+    return recipe.class_map if Path(data).resolve() in own else ""

@@ -48,6 +48,8 @@ class ClassificationConfig:
         val_data: where to watch the run, if not in `data`; a stream needs it.
         holdout: images taken off the training split to watch the run by, a number, or below 1 a share; 0 watches the
             validation split. Left open (null), it is a fifth of a folder without one.
+        class_map: a file that says which class the images of a folder, or of a label in a list, belong to (see
+            `read_class_map`), in `data` and `val_data`: a name, or an index of the model's classes.
         shuffle_buffer: images of a stream that each worker keeps in memory, as files, to draw the next one from.
         class_weights: what a class counts in the loss, a number a class (see `weighted_cross_entropy`); none counts all
             the same. A teacher's term has none.
@@ -66,6 +68,7 @@ class ClassificationConfig:
     data: str = ""
     val_data: str = ""
     holdout: float | None = 0.0
+    class_map: str = ""
     shuffle_buffer: int = 2000
     class_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -212,7 +215,11 @@ class ClassificationTask(TaskWithLoader):
         check_initialize(config.initialize, config.model)
         check_teacher(config.distillation, config.preprocessing, config.model.num_classes)
         opened = open_data(
-            config.data, val_data=config.val_data, holdout=config.holdout, num_classes=config.model.num_classes
+            config.data,
+            val_data=config.val_data,
+            holdout=config.holdout,
+            num_classes=config.model.num_classes,
+            class_map=config.class_map,
         )
         train, self.watched = opened.train, opened.watched
         self.notes, self.problems = opened.notes, opened.problems

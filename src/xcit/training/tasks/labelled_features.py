@@ -47,7 +47,7 @@ def feature_cache() -> Path:
 
 
 def open_train_and_val(
-    data: str, holdout: float = 0, announce: Callable[[str], None] = lambda _: None
+    data: str, holdout: float = 0, announce: Callable[[str], None] = lambda _: None, *, class_map: str = ""
 ) -> tuple[LabelledImages, LabelledImages]:
     """The two splits of a data set: features of the one are compared with those of the other.
 
@@ -55,6 +55,7 @@ def open_train_and_val(
         data: see `open_labelled_images`.
         holdout: takes the second off the first instead, as a run with this `holdout` does.
         announce: called with lines for people: what was found, and what is not as it should be.
+        class_map: see `open_data`.
 
     Raises:
         XCiTError: if one is missing, the second has a class that the first has not, or there is one class; and what
@@ -62,11 +63,11 @@ def open_train_and_val(
     """
     if not holdout and is_folder_without_validation(data):
         raise XCiTError(
-            f"{data}: no folder val in it: expected train/<class>/<image> and val/<class>/<image>, or --holdout"
+            f"{data}: no folder val in it: expected train/<class>/<image> and val/<class>/<image>, or a holdout"
         )
     if is_stream(data):
         raise XCiTError(f"{data}: a stream can't be used here; give a folder of images by class, or 'hf:NAME'")
-    opened = open_data(data, val_data="", holdout=holdout, num_classes=0)
+    opened = open_data(data, val_data="", holdout=holdout, num_classes=0, class_map=class_map)
     for line in (*opened.notes, *(f"warning: {problem}" for problem in opened.problems)):
         announce(line)
     return cast("tuple[LabelledImages, LabelledImages]", (opened.train, opened.watched))

@@ -37,6 +37,7 @@ class LinearConfig:
         name: of the model.
         backbone: digest of the model's weights, so that a run goes on with the same.
         data: a folder or a known name (see `open_labelled_images`).
+        class_map: a file that says which classes are meant (see `read_class_map`); "" takes them by their names.
         augmented: train on random crops, whose features are computed anew in each epoch; else on the centre crops that
             are measured too, whose features are computed once: a fraction of the time, and not the published protocol.
         lrs: learning rates for a global batch of 256, in proportion for others; a classifier learns with each.
@@ -49,6 +50,7 @@ class LinearConfig:
     name: str
     backbone: str
     data: str
+    class_map: str = ""
     augmented: bool = True
     lrs: tuple[float, ...] = (0.001,)
     epochs: int = 100
