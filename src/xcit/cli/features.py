@@ -23,6 +23,7 @@ from xcit.cli.options import (
     checked_device,
     checked_dtype,
     compute_options,
+    exif_option,
     file_options,
     full_size_options,
     load_model,
@@ -67,12 +68,14 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
     "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
 )
 @full_size_options("Take images as they are, however large: neither resized nor cropped.")
+@exif_option
 @bulk_options(part_size=1024)
 @compute_options(batch_size=32)
 @one_voice()
 def features(
     inputs: tuple[str, ...],
     bulk: BulkOptions,
+    ignore_exif: bool,
     out: str,
     model: str | None,
     weights: str | None,
@@ -114,6 +117,7 @@ def features(
     from xcit.models.xcit import OutType
 
     if Path(out).suffix in (".npy", ".zarr"):
+        from xcit.data.inputs import as_stored
         from xcit.images.passed_by import PassedBy
         from xcit.images.read import find_images
 
@@ -131,20 +135,21 @@ def features(
         network, _, _ = prepare_model(load_model(model, weights, place, how), place, checked_dtype(dtype))
         with full_size_of(full_size, memory, scratch, token_dtype, part, num_images=1) as whole:
             assert whole is not None
-            shape = write_feature_map(paths[0], network, path, layer=layers[0], full_size=whole)
+            image = as_stored(paths[0]) if ignore_exif else paths[0]
+            shape = write_feature_map(image, network, path, layer=layers[0], full_size=whole)
         click.echo(f"{out}: float32 {list(shape)}")
         return 0
     folder = parts_folder(out)
     if folder is not None:
         check_resized(full_size, out)
-        images = open_words(inputs, bulk)
+        images = open_words(inputs, bulk, ignore_exif=ignore_exif)
         computer = placed(device)
         network = load_model(model, weights, computer, how)
         settings = {"out_type": out_type, "layers": layers, "batch_size": batch_size, "device": computer}
         return _write_parts(folder, images, network, bulk, settings | {"dtype": checked_dtype(dtype)})
     check_small(bulk, "give a folder, as in --out features")
     with open_feature_file(Path(out)) as file:
-        images = open_words(inputs, bulk)
+        images = open_words(inputs, bulk, ignore_exif=ignore_exif)
         place = checked_device(device)
         network = load_model(model, weights, place, how)
         num_images = num_unreadable = 0

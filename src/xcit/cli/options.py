@@ -223,6 +223,14 @@ def sliding_window(slide: bool, size: int, stride: int | None) -> "SlidingWindow
     return SlidingWindow(size=size, stride=stride or max(1, round(size * 2 / 3))) if slide else None
 
 
+def exif_option(function: Function) -> Function:
+    """Adds --ignore-exif."""
+    option = click.option(
+        "--ignore-exif", is_flag=True, help="Take pixels as they are stored, not as a viewer turns them by EXIF."
+    )
+    return option(function)
+
+
 def holdout_option(function: Function) -> Function:
     """Adds --holdout."""
     option = click.option(

@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from xcit.data.classification import LabelledImages, open_labelled_images
+from xcit.data.hub import HubImages
 from xcit.data.named import Split
 from xcit.data.parquet_images import count_rows, is_parquet, read_parquet
 from xcit.data.remote import is_url, list_urls, open_url
@@ -21,7 +22,8 @@ from xcit.data.streams import open_stream
 from xcit.data.tar_samples import read_tar_images
 from xcit.errors import XCiTError
 from xcit.images.passed_by import PassedBy
-from xcit.images.read import find_images, is_image_name
+from xcit.images.read import ImageSource, find_images, is_image_name, read_image
+from xcit.images.sources import as_url
 
 _DATA_SETS = ("fashion-mnist", "cifar10", "cifar100")
 _TARS = (".tar", ".tar.gz", ".tgz")
@@ -33,6 +35,7 @@ class DataSetImage:
 
     images: LabelledImages
     index: int
+    ignore_exif: bool = False
 
     @property
     def name(self) -> str:
@@ -41,10 +44,24 @@ class DataSetImage:
 
     def read(self) -> Image.Image:
         """The picture; an `XCiTError` with the name and the reason if it can't be read."""
-        return self.images[self.index][0]
+        if isinstance(self.images, HubImages):
+            return self.images.picture(self.index, ignore_exif=self.ignore_exif)
+        return self.images[self.index][0]  # data sets without EXIF
 
 
-NamedImage = StreamSample | DataSetImage
+@dataclass(frozen=True)
+class StoredPixels:
+    """An image that is not read yet, and then as its pixels are stored, whatever the EXIF orientation."""
+
+    name: str
+    source: ImageSource
+
+    def read(self) -> Image.Image:
+        """The picture; an `XCiTError` with the reason if it can't be read."""
+        return read_image(self.source, ignore_exif=True)
+
+
+NamedImage = StreamSample | DataSetImage | StoredPixels
 """An image that is not read yet, with what to call it."""
 
 Input = Path | NamedImage
@@ -92,6 +109,23 @@ class Inputs:
     def images(self) -> Iterator[Input]:
         """The images one after another."""
         return chain.from_iterable(unit.open() for unit in self.units)
+
+    def as_stored(self) -> "Inputs":
+        """The same images, to be read as their pixels are stored; see `as_stored`."""
+
+        def opened(unit: Unit) -> Iterator[Input]:
+            return map(as_stored, unit.open())
+
+        return replace(self, units=tuple(replace(unit, open=partial(opened, unit)) for unit in self.units))
+
+
+def as_stored(image: Input) -> Input:
+    """An image that is to be read as its pixels are stored; what has no EXIF, an array's file, stays as it is."""
+    if isinstance(image, StreamSample | DataSetImage):
+        return replace(image, ignore_exif=True)
+    if isinstance(image, StoredPixels) or image.suffix.lower() in (".npy", ".zarr"):
+        return image
+    return StoredPixels(as_url(image) or str(image), image)
 
 
 def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val", unit_size: int = 1024) -> Inputs:

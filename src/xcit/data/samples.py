@@ -20,11 +20,13 @@ class StreamSample:
         name: what to call it in a message.
         label: index of its class; -1 where it can't be read.
         load: gives the bytes of the image file, or raises `XCiTError` with the name and the reason.
+        ignore_exif: see `read_image`.
     """
 
     name: str
     label: int
     load: Callable[[], bytes]
+    ignore_exif: bool = False
 
     def read(self) -> Image.Image:
         """The picture, as `read_image` gives it.
@@ -32,7 +34,7 @@ class StreamSample:
         Raises:
             XCiTError: "<name>: <reason>" if the bytes can't be had or are no image.
         """
-        return read_encoded_image(self.load(), self.name)
+        return read_encoded_image(self.load(), self.name, ignore_exif=self.ignore_exif)
 
     def fetched(self) -> "StreamSample":
         """The same with its bytes in memory; one whose bytes can't be had stays as it is."""

@@ -118,5 +118,5 @@ def test_a_class_that_the_file_has_not_is_named(tmp_path: Path) -> None:
 
 def test_streams_have_none(tmp_path: Path) -> None:
     (tmp_path / "map.csv").write_text("a,x\n")
-    with pytest.raises(XCiTError, match="a class map is for folders and lists; wds:x.tar is a stream"):
+    with pytest.raises(XCiTError, match=r"a class map is for folders and lists; wds:x\.tar is a stream"):
         open_data("wds:x.tar", val_data="y", holdout=0, num_classes=0, class_map=str(tmp_path / "map.csv"))
