@@ -12,10 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_models
+import torch
 from PIL import Image
 
 from xcit.cli.predict import packaged_images
+from xcit.explain import class_attention
+from xcit.images.preprocess import Preprocessing
 from xcit.inference.bulk import MANIFEST, read_manifest, read_parts
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.zoo import save_model
 
 pa = pytest.importorskip("pyarrow")
@@ -33,6 +38,18 @@ def many(tmp_path: Path) -> Path:
     (folder / "13.png").unlink()
     (folder / "13.png").write_text("text")
     return folder
+
+
+@pytest.fixture(scope="module")
+def attentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a class token."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = XCiT(XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, cls_depth=1, num_classes=3))
+    model.info = ModelInfo(name="attentive", preprocessing=Preprocessing())
+    path = tmp_path_factory.mktemp("models") / "attentive.safetensors"
+    save_model(model, path)
+    return path
 
 
 PREDICT = ("predict", "many", "--batch-size", 4, "--part-size", 8, "--device", "cpu")
@@ -65,7 +82,7 @@ def test_predictions(xcit, many) -> None:
     assert pq.read_table("parts").to_pylist() == found
     manifest = read_manifest(Path("parts"))
     assert (manifest["verb"], manifest["model"], manifest["complete"]) == ("predict", "packaged", True)
-    assert manifest["arguments"] == {"topk": 5, "full_size": False, "dtype": "float32"}
+    assert manifest["arguments"] == {"topk": 5, "dtype": "float32"}
     assert [part["images"] for part in manifest["parts"].values()] == [8] * 5
     assert set(manifest["versions"][0]) == {"xcit", "torch"}
 
@@ -77,7 +94,7 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
         ((), "parts: holds results already: go on with --resume, or choose another folder"),
         (
             ("--resume", "--topk", 3),
-            "whose arguments is {'topk': 5, 'full_size': False, 'dtype': 'float32'}, not {'topk': 3,",
+            "whose arguments is {'topk': 5, 'dtype': 'float32'}, not {'topk': 3, 'dtype': 'float32'}",
         ),
         (("--resume", "--part-size", 9), "whose images_a_part is 8, not 9: choose another folder"),
         (("--resume", "--model", "xcit-nano-12-p16"), "xcit-nano-12-p16"),
@@ -313,3 +330,87 @@ def test_what_the_page_shows(xcit) -> None:
         done = xcit(*command.removeprefix("$ xcit ").split())
         assert (done.status, done.out, done.err) == (0, f"{printed}\n", "")
     exec(compile(code, "docs/bulk.md", "exec"), {})
+
+
+def test_attention(xcit, many, attentive) -> None:
+    command = ("attention", "many", "--model", attentive, "--out", "parts", "--parquet", "--part-size", 16)
+    done = xcit(*command)
+    assert (done.status, done.out) == (1, "parts: 39 images in 3 Parquet parts\n")
+    assert read_manifest(Path("parts"))["arguments"] == {"block": -1, "dtype": "float32"}
+    found = {row["file"]: row for row in rows("parts")}
+    assert [name for name, row in found.items() if row["error"]] == ["many/13.png"]
+    (want,) = class_attention(many / "7.png", attentive)
+    row = found["many/7.png"]
+    assert (row["height"], row["width"], row["block"], row["patch_size"]) == (28, 28, 0, 8)
+    heads = np.array(row["heads"], np.float32).reshape(row["heads_shape"])
+    np.testing.assert_allclose(heads, want.heads, atol=1e-6)
+    np.testing.assert_allclose(row["class_token"], want.class_token, atol=1e-6)
+    # What is there is gone on with, and what a part has not is refused.
+    assert xcit(*command, "--resume").out == done.out
+    for more in (("--xca",), ("--tiff",), ("--arrays",), ("--threshold", 0.5), ("--full-size",)):
+        refused = xcit(*command, *more)
+        assert refused.status == 2 and more[0] in refused.err and refused.err.count("\n") == 1
+    assert "give --parquet" in xcit(*command[:6], "--resume").err
+
+
+def turned(path: Path) -> Path:
+    """A picture whose EXIF turns it upright, from 24 x 40 pixels to 40 x 24."""
+    pixels = np.zeros((40, 24, 3), np.uint8)
+    pixels[:10], pixels[10:20, :12] = (250, 20, 20), (20, 20, 250)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path, exif=exif)
+    return path
+
+
+def test_pixels_as_they_are_stored(xcit, attentive, tmp_path) -> None:
+    turned(tmp_path / "a.png")
+    with Image.open("a.png") as image:
+        Image.fromarray(np.asarray(image)).save("stored.png")
+        Image.fromarray(np.asarray(image.transpose(Image.Transpose.ROTATE_270))).save("upright.png")
+    with tarfile.open("a.tar", "w") as archive:
+        archive.add("a.png")
+    pq.write_table(pa.table({"image": [Path("a.png").read_bytes()]}), "a.parquet")
+
+    def scores(*arguments: object) -> list[float]:
+        assert xcit("predict", *arguments, "--json", "a.json").status == 0
+        return [one["score"] for one in json.loads(Path("a.json").read_text())[0]["classes"]]
+
+    want = {name: scores(f"{name}.png") for name in ("stored", "upright")}
+    assert want["stored"] != want["upright"]
+    for word in ("a.png", "a.tar", "a.parquet", Path("a.png").resolve().as_uri()):
+        assert scores(word) == want["upright"]
+        assert scores(word, "--ignore-exif") == want["stored"]
+    for more in ((), ("--full-size",)):
+        own = scores("stored.png", *more)
+        assert scores("a.png", "--ignore-exif", *more) == own != scores("a.png", *more)
+    for name, more in (("upright", ()), ("stored", ("--ignore-exif",))):
+        for file in ("a.png", f"{name}.png"):
+            place = f"f-{file}"
+            options = more if file == "a.png" else ()
+            assert xcit("features", file, "--out", f"{place}.npz", *options).status == 0
+            assert xcit("attention", file, "--model", attentive, "--out", place, "--no-figures", *options).status == 0
+        with np.load("f-a.png.npz") as found, np.load(f"f-{name}.png.npz") as expected:
+            keys = [key for key in found.files if found[key].dtype.kind == "f"]
+            assert keys and all(np.array_equal(found[key], expected[key]) for key in keys)
+        for file in ("a.png", f"{name}.png"):
+            with Image.open(f"f-{file}/{Path(file).stem}-overlay.png") as image:
+                assert image.size == {"upright": (40, 24), "stored": (24, 40)}[name]
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind", "ending"), [("segment", "upernet", "labels"), ("detect", "detector", "detections")]
+)
+def test_label_maps_and_boxes_of_stored_pixels(xcit, tmp_path, verb, kind, ending) -> None:
+    if verb == "detect":
+        pytest.importorskip("faster_coco_eval")
+    save_model(small_models.build(kind), tmp_path / "model.safetensors")
+    turned(tmp_path / "a.png")
+    for options, size in (((), (40, 24)), (("--ignore-exif",), (24, 40))):
+        command = (verb, "a.png", "--model", "model.safetensors", *options, "--device", "cpu", "--size", 32)
+        assert xcit(*command, "--out", "files").status == 0
+        with Image.open(f"files/a-{ending}.png") as image:  # that of small detections is enlarged
+            assert image.width * size[1] == image.height * size[0]
+        parts = f"parts{len(options)}"
+        assert xcit(*command, "--out", parts, "--parquet").status == 0
+        assert [(row["width"], row["height"]) for row in rows(parts)] == [size]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.files import say_passed_by
 from xcit.cli.options import Function, checked_device, grouped
 from xcit.cli.processes import is_main
 from xcit.errors import XCiTError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 _NO_ARGUMENTS = (
     *("inputs", "split", "model", "weights", "part_size"),
-    *("out", "json_path", "csv_path", "parquet", "no_pictures", "no_overlays"),
+    *("out", "json_path", "csv_path", "parquet", "no_pictures", "no_overlays", "no_figures", "threshold"),
     *("device", "batch_size", "resume"),
 )
 """Parameters that rows do not depend on, or that the manifest has elsewhere."""
@@ -109,11 +110,13 @@ def own_device(name: str | None) -> str | None:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else name
 
 
-def open_words(inputs: tuple[str, ...], bulk: BulkOptions) -> "Inputs":
-    """The images that are meant; see `open_inputs`."""
+def open_words(inputs: tuple[str, ...], bulk: BulkOptions, *, ignore_exif: bool) -> "Inputs":
+    """The images that are meant; see `open_inputs`. What a search of folders passed by is said on standard error."""
     from xcit.data.inputs import open_inputs
 
-    return open_inputs(inputs, split=bulk.split, unit_size=bulk.part_size)
+    found = open_inputs(inputs, split=bulk.split, unit_size=bulk.part_size)
+    say_passed_by(found.passed_by)
+    return found.as_stored() if ignore_exif else found
 
 
 def write_bulk(
@@ -149,7 +152,7 @@ def write_bulk(
         verb=verb,
         model=values["weights"] or values["model"] or "packaged",
         digest=digest(network.state_dict()),
-        arguments={name: value for name, value in values.items() if name not in _NO_ARGUMENTS and value is not None},
+        arguments={name: value for name, value in values.items() if name not in _NO_ARGUMENTS and _is_given(value)},
         columns=columns,
         results=results,
         row=row,
@@ -189,6 +192,11 @@ def write_bulk(
     status = status_of(num_unreadable, num_images)
     # torchrun takes any other status for the failure of a process, ends the others, and may start all again.
     return status if share.world_size == 1 else 0
+
+
+def _is_given(value: Any) -> bool:
+    """Whether an argument changes anything: a verb that gets one more option goes on with what it wrote before."""
+    return value is not None and value is not False
 
 
 def placed(device: str | None) -> "torch.device":

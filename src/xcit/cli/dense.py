@@ -10,21 +10,28 @@ from xcit.extras import need_packages
 from xcit.writing import make_folder
 
 if TYPE_CHECKING:
-    from xcit.data.inputs import Inputs
+    from xcit.data.inputs import Input, Inputs
 
 
 def inputs_and_places(
-    inputs: tuple[str, ...], out: Path, parquet: bool, bulk: BulkOptions
-) -> "tuple[Inputs | None, list[Path], list[Path]]":
+    inputs: tuple[str, ...], out: Path, parquet: bool, bulk: BulkOptions, *, ignore_exif: bool
+) -> "tuple[Inputs | None, list[Input], list[Path]]":
     """The images for Parquet parts; or none of these, the files, and where in the folder `out` their results go."""
     if parquet:
         need_packages("Parquet", "pyarrow")
-        return open_words(inputs, bulk), [], []
+        return open_words(inputs, bulk, ignore_exif=ignore_exif), [], []
     check_small(bulk, "give --parquet")
     paths = images_outside(inputs, out)
     places = [out / name for name in result_names(paths)]
     make_folder(out)
-    return None, paths, places
+    return None, stored_or_upright(paths, ignore_exif=ignore_exif), places
+
+
+def stored_or_upright(paths: list[Path], *, ignore_exif: bool) -> "list[Input]":
+    """Files to be read as their pixels are stored, or as a viewer shows them."""
+    from xcit.data.inputs import as_stored
+
+    return [as_stored(path) if ignore_exif else path for path in paths]
 
 
 def load_dense(model: str, weights: str | None, how: FileOptions) -> Any:

@@ -10,7 +10,7 @@ import click
 from xcit.cli.bulk import BulkOptions, bulk_options, placed, write_bulk
 from xcit.cli.dense import inputs_and_places, load_dense
 from xcit.cli.files import beside
-from xcit.cli.options import CommandWithNumbers, FileOptions, device_option, file_options
+from xcit.cli.options import CommandWithNumbers, FileOptions, device_option, exif_option, file_options
 from xcit.cli.processes import one_voice
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
@@ -46,6 +46,7 @@ images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DI
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
 @click.option("--parquet", is_flag=True, help="Write Parquet parts instead: for many images, see --resume.")
+@exif_option
 @bulk_options(part_size=128)
 @click.option(
     "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="What is scored less is left out."
@@ -59,6 +60,7 @@ images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DI
 def detect(
     inputs: tuple[str, ...],
     bulk: BulkOptions,
+    ignore_exif: bool,
     parquet: bool,
     model: str,
     weights: str | None,
@@ -82,7 +84,7 @@ def detect(
         raise XCiTError("give --full-size, or --short-side and --long-side, not both")
     need_packages("xcit detect", "faster_coco_eval")
     check_task(model, "object-detection")
-    images, paths, places = inputs_and_places(inputs, out, parquet, bulk)
+    images, paths, places = inputs_and_places(inputs, out, parquet, bulk, ignore_exif=ignore_exif)
     computer = placed(device)
     built = load_dense(model, weights, how)
     network = prepare_detector(built, computer, what=model)

@@ -15,6 +15,7 @@ from xcit.cli.bulk import (
     placed,
     write_bulk,
 )
+from xcit.cli.files import say_passed_by
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -22,6 +23,7 @@ from xcit.cli.options import (
     checked_device,
     checked_dtype,
     compute_options,
+    exif_option,
     file_options,
     full_size_options,
     load_model,
@@ -66,12 +68,14 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
     "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
 )
 @full_size_options("Take images as they are, however large: neither resized nor cropped.")
+@exif_option
 @bulk_options(part_size=1024)
 @compute_options(batch_size=32)
 @one_voice()
 def features(
     inputs: tuple[str, ...],
     bulk: BulkOptions,
+    ignore_exif: bool,
     out: str,
     model: str | None,
     weights: str | None,
@@ -109,34 +113,39 @@ def features(
     from xcit.models.xcit import OutType
 
     if Path(out).suffix in (".npy", ".zarr"):
+        from xcit.data.inputs import as_stored
         from xcit.images.find import find_images
+        from xcit.images.passed_by import PassedBy
 
         path = Path(out)
         if not (large.full_size and out_type == "featmap" and len(layers) == 1):
             raise XCiTError(
                 f"{out}: a {path.suffix} file is for one map: --full-size --out-type featmap and one of --layers"
             )
-        paths = find_images(inputs)
+        passed_by = PassedBy()
+        paths = find_images(inputs, passed_by)
+        say_passed_by(passed_by)
         if len(paths) != 1:
             raise XCiTError(f"{out}: a {path.suffix} file is for the map of one image, not of {len(paths)}")
         place = checked_device(device)
         network, _, _ = prepare_model(load_model(model, weights, place, how), place, checked_dtype(dtype))
         with full_size_of(large, num_images=1) as whole:
             assert whole is not None
-            shape = write_feature_map(paths[0], network, path, layer=layers[0], full_size=whole)
+            image = as_stored(paths[0]) if ignore_exif else paths[0]
+            shape = write_feature_map(image, network, path, layer=layers[0], full_size=whole)
         click.echo(f"{out}: float32 {list(shape)}")
         return 0
     folder = parts_folder(out)
     if folder is not None:
         check_resized(large.full_size, out)
-        images = open_words(inputs, bulk)
+        images = open_words(inputs, bulk, ignore_exif=ignore_exif)
         computer = placed(device)
         network = load_model(model, weights, computer, how)
         settings = {"out_type": out_type, "layers": layers, "batch_size": batch_size, "device": computer}
         return _write_parts(folder, images, network, bulk, settings | {"dtype": checked_dtype(dtype)})
     check_small(bulk, "give a folder, as in --out features")
     with open_feature_file(Path(out)) as file:
-        images = open_words(inputs, bulk)
+        images = open_words(inputs, bulk, ignore_exif=ignore_exif)
         place = checked_device(device)
         network = load_model(model, weights, place, how)
         num_images = num_unreadable = 0

@@ -5,7 +5,7 @@ A recipe knows its own fields, but to read it takes torch. `tests/unit/cli/test_
 
 _BY_SECTION = {
     "": (
-        "backbone_weights class_weights data epoch_steps focal_gamma holdout ignore_exif ignore_index name "
+        "backbone_weights class_map class_weights data epoch_steps focal_gamma holdout ignore_exif ignore_index name "
         "num_watched positive_weights shuffle_buffer task train_on_empty val_data"
     ),
     "augmentation": (

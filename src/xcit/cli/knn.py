@@ -30,6 +30,7 @@ from xcit.cli.processes import is_main, one_voice
 def knn(
     model: str,
     data: str,
+    class_map: str | None,
     weights: str | None,
     how: FileOptions,
     no_cache: bool,
@@ -61,6 +62,7 @@ def knn(
             ks=ks,
             temperature=temperature,
             holdout=holdout or 0,
+            class_map=class_map or "",
             cache=not no_cache,
             batch_size=batch_size,
             num_workers=workers,

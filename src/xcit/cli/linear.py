@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 def linear(
     model: str,
     data: str,
+    class_map: str | None,
     weights: str | None,
     how: FileOptions,
     no_cache: bool,
@@ -104,6 +105,7 @@ def linear(
                 epochs=epochs,
                 augmented=not no_augmentation,
                 class_weights=class_weights or (),
+                class_map=class_map or "",
                 batch_size=batch_size,
                 cache=not no_cache,
                 resume=resume,

@@ -223,6 +223,16 @@ def sliding_window(slide: bool, size: int, stride: int | None) -> "SlidingWindow
     return SlidingWindow(size=size, stride=stride or max(1, round(size * 2 / 3))) if slide else None
 
 
+exif_option = click.option(
+    "--ignore-exif", is_flag=True, help="Take pixels as they are stored, not as a viewer turns them by EXIF."
+)
+
+class_map_option = click.option(
+    "--class-map",
+    metavar="FILE",
+    help="JSON or CSV: which class is meant by the name of a folder or label, by name or index.",
+)
+
 holdout_option = click.option(
     "--holdout",
     type=click.FloatRange(min=0),
@@ -233,6 +243,7 @@ holdout_option = click.option(
 feature_options = together(
     click.argument("model"),
     click.option("--data", required=True, help="A folder with train/CLASS/... and val/CLASS/..., or fashion-mnist."),
+    class_map_option,
     click.option("--weights", metavar="FILE", help="A file or URL with weights for MODEL, in any format."),
     click.option("--no-cache", is_flag=True, help="Keep no features, and use none that were kept."),
     click.option(

@@ -23,6 +23,7 @@ from xcit.cli.options import (
     checked_device,
     checked_dtype,
     compute_options,
+    exif_option,
     file_options,
     full_size_options,
     load_model,
@@ -46,12 +47,14 @@ if TYPE_CHECKING:
 @click.option("--csv", "csv_path", metavar="FILE", help="Write CSV to FILE, - for standard output.")
 @full_size_options("Take images as they are, however large: neither resized nor cropped.")
 @click.option("--out", metavar="DIR", help="Write Parquet parts into DIR: for many images, see --resume.")
+@exif_option
 @bulk_options(part_size=1024)
 @compute_options(batch_size=32)
 @one_voice()
 def predict(
     inputs: tuple[str, ...],
     bulk: BulkOptions,
+    ignore_exif: bool,
     out: str | None,
     model: str | None,
     weights: str | None,
@@ -82,7 +85,7 @@ def predict(
     from xcit.inference.classify import predict_each
     from xcit.inference.reading import Unreadable
 
-    images = open_words(inputs or tuple(map(str, packaged_images())), bulk)
+    images = open_words(inputs or tuple(map(str, packaged_images())), bulk, ignore_exif=ignore_exif)
     if out is not None:
         if json_path or csv_path:
             raise XCiTError("give --out, or --json or --csv, not both")

@@ -16,6 +16,7 @@ from xcit.cli.options import (
     FileOptions,
     checked_dtype,
     compute_options,
+    exif_option,
     file_options,
     sliding_window,
     window_options,
@@ -53,6 +54,7 @@ images are divided: torchrun --nproc-per-node 8 -m xcit segment INPUT... --out D
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
 @click.option("--parquet", is_flag=True, help="Write Parquet parts instead: for many images, see --resume.")
+@exif_option
 @bulk_options(part_size=128)
 @window_options("Go over each image by a window.")
 @click.option("--full-size", is_flag=True, help="Take images at their own size, not at the model's.")
@@ -63,6 +65,7 @@ images are divided: torchrun --nproc-per-node 8 -m xcit segment INPUT... --out D
 def segment(
     inputs: tuple[str, ...],
     bulk: BulkOptions,
+    ignore_exif: bool,
     parquet: bool,
     model: str,
     weights: str | None,
@@ -86,7 +89,7 @@ def segment(
 
     over = sliding_window(slide, window, stride)
     check_task(model, "semantic-segmentation")
-    images, paths, places = inputs_and_places(inputs, out, parquet, bulk)
+    images, paths, places = inputs_and_places(inputs, out, parquet, bulk, ignore_exif=ignore_exif)
     computer, precision = placed(device), checked_dtype(dtype)
     built = load_dense(model, weights, how)
     network, _, _ = prepare_segmenter(built, computer, precision, what=model)

@@ -9,6 +9,7 @@ from xcit.cli.options import (
     FileOptions,
     checked_device,
     checked_dtype,
+    class_map_option,
     compute_options,
     file_options,
     file_with_key,
@@ -34,6 +35,7 @@ PROTOCOLS = ("mmpretrain", "official")
 @file_options
 @window_options("Of segmentation: go over each image by a window, not whole.")
 @holdout_option
+@class_map_option
 @click.option(
     "--ignore", type=click.IntRange(0, 255), metavar="LABEL", help="Of segmentation: a label that does not count, as 0."
 )
@@ -53,6 +55,7 @@ def test(
     window: int,
     stride: int | None,
     holdout: float | None,
+    class_map: str | None,
     ignore: int | None,
     ignore_exif: bool,
     out: Path | None,
@@ -88,6 +91,7 @@ def test(
             stem_strides=how.stem_strides,
             window=sliding_window(slide, window, stride),
             holdout=holdout,
+            class_map=class_map,
             ignore_index=ignore,
             ignore_exif=ignore_exif,
             batch_size=batch_size,

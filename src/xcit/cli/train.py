@@ -164,7 +164,8 @@ def _list_recipes() -> None:
 
 def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -> "TrainingConfig":
     """A recipe with some fields set; `options` are the verb's own, which may be what was meant."""
-    # `xcit test` calls it --ignore.
+    # As other verbs spell their options: --class-map, --class-weights; and `xcit test` has --ignore.
+    pairs = {name.replace("-", "_"): value for name, value in pairs.items()}
     pairs = {"ignore_index" if name == "ignore" else name: value for name, value in pairs.items()}
     _check_names(pairs, options)
     from xcit.config import override

@@ -1,6 +1,5 @@
 """Labelled images: class folders, the usual layouts of ImageNet, and data sets known by name."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,13 +7,13 @@ from typing import Protocol
 
 from PIL import Image
 
-from xcit.data.label_lists import CLASS_FILES, find_list, has_validation_list, known_classes, read_list
+from xcit.data.label_lists import CLASS_FILES, LIST_NAMES, find_list, has_validation_list, known_classes, read_list
 from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_cifar, open_fashion_mnist
 from xcit.data.splits import find_splits, left_out, subfolders
 from xcit.data.streams import is_stream
 from xcit.errors import XCiTError, some_of
-from xcit.images.find import images_below
-from xcit.images.formats import IMAGE_SUFFIXES
+from xcit.images.find import images_below, is_image_name
+from xcit.images.passed_by import PassedBy
 from xcit.images.read import read_image
 from xcit.zoo.classes import imagenet_class_ids
 
@@ -150,19 +149,24 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     place = splits.of(split)
     problems = [f"{splits.root}: {name} beside its splits is not read" for name in splits.unused]
     classes = known_classes(splits.root, place)
-    others: Counter[str] = Counter()
-    by_class = {entry.name: images_below(entry, others) for entry in subfolders(place)}
-    beside = [path for path in sorted(place.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    passed_by = PassedBy(known=LIST_NAMES)
+    by_class = {entry.name: images_below(entry, passed_by) for entry in subfolders(place, passed_by)}
+    beside = list[Path]()
+    for file in sorted(entry for entry in place.iterdir() if not entry.is_dir()):
+        if is_image_name(file):
+            beside.append(file)
+        else:
+            passed_by.add(file)
     if sum(map(bool, by_class.values())) <= 1:  # images with a list are in at most one folder
         path = find_list(splits.root, place, split)
         if path is not None:
             listed = read_list(path, place, classes)
             return ImageFiles(listed.items, listed.class_ids, str(path), (*problems, *listed.problems))
         if split == "val" and beside and not any(by_class.values()):
-            return _flat_imagenet(place, images_below(place))
+            return _flat_imagenet(place)
     if beside:
         problems.append(f"{place}: {len(beside)} images beside its class folders left out: they have no class")
-    problems += left_out(place, others)
+    problems += left_out(place, passed_by)
     images = _class_folders(place, by_class, problems, is_part=split == "val" and splits.has_val)
     return _in_order_of(classes, images) if classes else images
 
@@ -283,7 +287,9 @@ def _in_order_of(classes: Sequence[str], images: ImageFiles) -> ImageFiles:
     return replace(images, items=[(path, labels[label]) for path, label in images.items], class_ids=tuple(names))
 
 
-def _flat_imagenet(root: Path, images: Sequence[Path]) -> ImageFiles:
+def _flat_imagenet(root: Path) -> ImageFiles:
+    passed_by = PassedBy(known=GROUND_TRUTH_FILES)
+    images = images_below(root, passed_by)
     places = [folder / name for folder in (root, root.parent, root.parent / "meta") for name in GROUND_TRUTH_FILES]
     ground_truth = next((place for place in places if place.is_file()), None)
     if ground_truth is None:
@@ -298,7 +304,7 @@ def _flat_imagenet(root: Path, images: Sequence[Path]) -> ImageFiles:
         if path.name not in labels and path.stem not in labels:
             raise XCiTError(f"{ground_truth}: no label for {path.name}")
         items.append((path, labels.get(path.name, labels.get(path.stem, -1))))
-    return ImageFiles(items, class_ids)
+    return ImageFiles(items, class_ids, str(root), tuple(left_out(root, passed_by)))
 
 
 def _read_ground_truth(path: Path, class_ids: Sequence[str]) -> dict[str, int]:

@@ -62,7 +62,12 @@ class HubImages:
         label = self.index_of.get(row[self.label], row[self.label])
         if problem := label_problem(label, len(self.class_ids)):
             raise XCiTError(f"{name}: {problem}")
-        return read_encoded_image(_file_of(row[self.image], name), name), label
+        return self.picture(index), label
+
+    def picture(self, index: int, *, ignore_exif: bool = False) -> Image.Image:
+        """The picture of a row, see `read_image`; an `XCiTError` if it can't be read."""
+        name = self.image_name(index)
+        return read_encoded_image(_file_of(self.rows[index][self.image], name), name, ignore_exif=ignore_exif)
 
     def image_name(self, index: int) -> str:
         """Returns the data set, the split and the number of the row."""

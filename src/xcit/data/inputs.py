@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from xcit.data.classification import LabelledImages, open_labelled_images
+from xcit.data.hub import HubImages
 from xcit.data.named import Split
 from xcit.data.parquet_images import count_rows, is_parquet, read_parquet
 from xcit.data.remote import is_url, list_urls, open_url
@@ -20,8 +21,10 @@ from xcit.data.shards import list_shards
 from xcit.data.streams import open_stream
 from xcit.data.tar_samples import read_tar_images
 from xcit.errors import XCiTError
-from xcit.images.find import find_images
-from xcit.images.formats import IMAGE_SUFFIXES
+from xcit.images.find import find_images, is_image_name
+from xcit.images.passed_by import PassedBy
+from xcit.images.read import ImageSource, read_image
+from xcit.images.sources import as_url
 
 _DATA_SETS = ("fashion-mnist", "cifar10", "cifar100")
 _TARS = (".tar", ".tar.gz", ".tgz")
@@ -33,6 +36,7 @@ class DataSetImage:
 
     images: LabelledImages
     index: int
+    ignore_exif: bool = False
 
     @property
     def name(self) -> str:
@@ -41,10 +45,24 @@ class DataSetImage:
 
     def read(self) -> Image.Image:
         """Returns the image, or raises an `XCiTError` with the name and the reason."""
-        return self.images[self.index][0]
+        if isinstance(self.images, HubImages):
+            return self.images.picture(self.index, ignore_exif=self.ignore_exif)
+        return self.images[self.index][0]  # data sets without EXIF
 
 
-NamedImage = StreamSample | DataSetImage
+@dataclass(frozen=True)
+class StoredPixels:
+    """An image that has not been read yet, whose pixels are taken as they are stored, whatever the EXIF orientation."""
+
+    name: str
+    source: ImageSource
+
+    def read(self) -> Image.Image:
+        """Returns the image, or raises an `XCiTError` with the name and the reason."""
+        return read_image(self.source, ignore_exif=True)
+
+
+NamedImage = StreamSample | DataSetImage | StoredPixels
 """An image that has not been read yet, with a name for messages."""
 
 Input = Path | NamedImage
@@ -67,9 +85,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All images that were named."""
+    """All images that were named.
+
+    Attributes:
+        units: of them.
+        passed_by: what a search of folders left out.
+    """
 
     units: tuple[Unit, ...]
+    passed_by: PassedBy = field(default_factory=PassedBy)
 
     @property
     def num_images(self) -> int | None:
@@ -86,6 +110,23 @@ class Inputs:
     def images(self) -> Iterator[Input]:
         """Yields the images."""
         return chain.from_iterable(unit.open() for unit in self.units)
+
+    def as_stored(self) -> "Inputs":
+        """The same images, to be read as their pixels are stored; see `as_stored`."""
+
+        def opened(unit: Unit) -> Iterator[Input]:
+            return map(as_stored, unit.open())
+
+        return replace(self, units=tuple(replace(unit, open=partial(opened, unit)) for unit in self.units))
+
+
+def as_stored(image: Input) -> Input:
+    """An image that is to be read as its pixels are stored; what has no EXIF, an array's file, stays as it is."""
+    if isinstance(image, StreamSample | DataSetImage):
+        return replace(image, ignore_exif=True)
+    if isinstance(image, StoredPixels) or image.suffix.lower() in (".npy", ".zarr"):
+        return image
+    return StoredPixels(as_url(image) or str(image), image)
 
 
 def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val", unit_size: int = 1024) -> Inputs:
@@ -123,15 +164,18 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         files.clear()
 
     seen: set[str] = set()
+    passed_by = PassedBy()
     for word, is_listed in _listed(words):
-        for key, found in _find(word, is_listed, split, unit_size):
+        for key, found in _find(word, is_listed, split, unit_size, passed_by):
             if isinstance(found, Unit):
                 finish()
                 units.append(found)
-            elif key not in seen:
-                files.setdefault(key, found)
+            elif key in seen or key in files:
+                passed_by.num_again += 1
+            else:
+                files[key] = found
     finish()
-    return Inputs(tuple(units))
+    return Inputs(tuple(units), passed_by)
 
 
 def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool]]:
@@ -155,7 +199,9 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
         yield from ((line, True) for line in lines if line)
 
 
-def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[tuple[str, Input | Unit]]:
+def _find(
+    word: str, is_listed: bool, split: Split, unit_size: int, passed_by: PassedBy
+) -> Iterator[tuple[str, Input | Unit]]:
     """Yields what a word means: units, or single images with what identifies them. Lists can't contain patterns."""
     if word.startswith("wds:"):
         for shard in list_shards(word.removeprefix("wds:")):
@@ -170,11 +216,11 @@ def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[
             some = range(first, min(first + unit_size, len(images)))
             yield "", Unit(f"{word} {split} {some.start}..{some.stop}", len(some), partial(_some_of, images, some))
     elif is_url(word):
-        yield from map(_of_url, _urls(word))
+        yield from map(_of_url, _urls(word, passed_by))
     elif is_parquet(word) and not glob.has_magic(word.partition("?")[0]):
         yield "", _parquet(word)
     else:
-        for path in [Path(word)] if is_listed and not Path(word).is_dir() else find_images([word]):
+        for path in [Path(word)] if is_listed and not Path(word).is_dir() else find_images([word], passed_by):
             if path.name.lower().endswith(_TARS):
                 yield "", _tar(str(path))
             elif is_parquet(str(path)):
@@ -183,9 +229,12 @@ def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[
                 yield os.path.abspath(path), path  # noqa: PTH100  (Path.absolute keeps "..")
 
 
-def _urls(word: str) -> list[str]:
+def _urls(word: str, passed_by: PassedBy) -> list[str]:
     if word.endswith("/"):
-        urls = [url for url in list_urls(word) if Path(url).suffix.lower() in IMAGE_SUFFIXES]
+        found = list_urls(word)
+        urls = [url for url in found if is_image_name(Path(url))]
+        for url in set(found).difference(urls):
+            passed_by.add(Path(url))
         if not urls:
             raise XCiTError(f"{word}: a folder without images")
         return urls

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
-from xcit.data.splits import is_number
+from xcit.data.splits import is_number, left_out
 from xcit.errors import XCiTError, some_of
 from xcit.images.find import images_below
 from xcit.images.formats import IMAGE_SUFFIXES
+from xcit.images.passed_by import PassedBy
 
 _STEMS: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training", "train_labels", "labels_train", "trainLabels"),
@@ -28,6 +29,14 @@ _FOLDERS = ("", "meta", "annotations")
 
 CLASS_FILES = ("classes.txt", "class_map.txt")
 """Files with the classes in the order of their labels, one per line, beside the images or the splits' folders."""
+
+LIST_NAMES = frozenset(
+    [
+        *CLASS_FILES,
+        *(f"{stem}{suffix}" for stems in (*_STEMS.values(), _SHARED_STEMS) for stem in stems for suffix in _SUFFIXES),
+    ]
+)
+"""Names of the files that are lists of images or classes."""
 
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "file_path", "image", "image_path", "image_name",
                  "image_id", "img", "id", "name")  # fmt: skip
@@ -101,11 +110,12 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     Raises:
         XCiTError: if a line or a class is wrong, the columns are ambiguous, or no image exists.
     """
-    found = images_below(place)
+    passed_by = PassedBy(known=LIST_NAMES)
+    found = images_below(place, passed_by)
     image_of = _by_name(found, place)
     rows = list(_rows(path, image_of))
-    names = tuple(classes) or _ordered({label for _, _, label in rows})
-    index_of = {name: index for index, name in enumerate(names)}
+    class_ids = tuple(classes) or _ordered({label for _, _, label in rows})
+    index_of = {name: index for index, name in enumerate(class_ids)}
     items: dict[Path, int] = {}
     absent = list[str]()
     for number, name, label in rows:
@@ -113,25 +123,25 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
         if index is None and classes and is_number(label) and int(label) < len(classes):
             index = int(label)
         if index is None:
-            raise XCiTError(f"{path}, line {number}: {label!r} is none of the {len(names)} classes")
+            raise XCiTError(f"{path}, line {number}: {label!r} is none of the {len(class_ids)} classes")
         image = image_of.get(_key(name))
         if image is None:
             absent.append(name)
         elif items.setdefault(image, index) != index:
             raise XCiTError(
-                f"{path}, line {number}: {name} was said to be {names[items[image]]!r} before, now {label!r}"
+                f"{path}, line {number}: {name} was said to be {class_ids[items[image]]!r} before, now {label!r}"
             )
     if not items:
         raise XCiTError(f"{path}: none of its {len(rows)} images is in {place}; the first: {absent[0]}")
     problems = [
-        f"{path}: {len(left_out)} {what}: {some_of(left_out)}"
-        for what, left_out in (
+        f"{path}: {len(names)} {what}: {some_of(names)}"
+        for what, names in (
             (f"entries left out, for there is no one image of that name in {place}", absent),
             (f"images of {place} left out, for it does not list them", [p.name for p in found if p not in items]),
         )
-        if left_out
+        if names
     ]
-    return ListedImages(list(items.items()), names, tuple(problems))
+    return ListedImages(list(items.items()), class_ids, (*problems, *left_out(place, passed_by)))
 
 
 def _first(root: Path, place: Path, stems: Sequence[str]) -> Path | None:
@@ -152,7 +162,7 @@ def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int
     lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), start=1) if line.strip()]
     if not lines:
         raise XCiTError(f"{path}: an empty list")
-    cells = [(number, [cell.strip() for cell in row]) for number, row in _split(path, lines)]
+    cells = [(number, [cell.strip() for cell in row]) for number, row in split_lines(path, lines)]
     number, head = cells[0]
     # If the first line names no image, it is a header.
     has_head = _key(head[0]) not in image_of and Path(head[0]).suffix.lower() not in IMAGE_SUFFIXES
@@ -166,11 +176,16 @@ def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int
         yield number, name, label
 
 
-def _split(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+def split_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """The cells of numbered lines, by the separator of the first one: a tab, a comma, a semicolon, or white space.
+
+    Raises:
+        XCiTError: if a CSV has one column.
+    """
     first = lines[0][1]
     separator = next((mark for mark in "\t,;" if mark in first), "")
     if path.suffix == ".csv" and not separator:
-        raise XCiTError(f"{path}: its first line {first!r} has one column: expected a file and a class")
+        raise XCiTError(f"{path}: its first line {first!r} has one column: expected two")
     for number, line in lines:
         if separator:
             yield number, next(csv.reader([line], delimiter=separator))

@@ -20,11 +20,13 @@ class StreamSample:
         name: a name for messages.
         label: index of its class; -1 if it can't be read.
         load: returns the bytes of the image file, or raises an `XCiTError` with the name and the reason.
+        ignore_exif: see `read_image`.
     """
 
     name: str
     label: int
     load: Callable[[], bytes]
+    ignore_exif: bool = False
 
     def read(self) -> Image.Image:
         """Returns the image, as `read_image` does.
@@ -32,7 +34,7 @@ class StreamSample:
         Raises:
             XCiTError: "<name>: <reason>" if the bytes can't be read or are not an image.
         """
-        return read_encoded_image(self.load(), self.name)
+        return read_encoded_image(self.load(), self.name, ignore_exif=self.ignore_exif)
 
     def fetched(self) -> "StreamSample":
         """Returns the same sample with its bytes in memory; if they can't be read, it is unchanged."""

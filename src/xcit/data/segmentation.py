@@ -4,7 +4,6 @@ Shapes: `h`, `w` size of an image. A label map is uint8 (h, w), with the class o
 not count.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from xcit.data.samples import parse_class_names
 from xcit.data.splits import SPLIT_NAMES, below_single_folders, left_out
 from xcit.errors import XCiTError, some_of
 from xcit.images.find import images_below
+from xcit.images.passed_by import PassedBy
 from xcit.images.read import read_image, read_labels
 from xcit.zoo.classes import ade20k_class_names
 
@@ -225,11 +225,11 @@ def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[s
     for folder in (images, labels):
         if not folder.is_dir():
             raise XCiTError(f"{folder}: no such folder; data is {KNOWN_LAYOUTS}")
-    others: Counter[str] = Counter()
-    found = images_below(images, others)
+    beside_images, beside_labels = PassedBy(), PassedBy()
+    found = images_below(images, beside_images)
     if not found:
         raise XCiTError(f"{images}: no images in it")
-    place_of = {path.relative_to(labels).with_suffix(""): path for path in images_below(labels)}
+    place_of = {path.relative_to(labels).with_suffix(""): path for path in images_below(labels, beside_labels)}
     pairs = []
     for image in found:
         name = image.relative_to(images).with_suffix("")
@@ -244,4 +244,4 @@ def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[s
     problems = []
     if place_of:
         problems.append(f"{labels}: {len(place_of)} label maps left out, for they have no image: {min(place_of)}")
-    return pairs, (*problems, *left_out(images, others))
+    return pairs, (*problems, *left_out(images, beside_images), *left_out(labels, beside_labels))

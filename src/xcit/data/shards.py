@@ -107,7 +107,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _glob(pattern: str) -> list[str]:
-    matches = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())  # noqa: PTH207
+    matches = sorted(path for path in glob.glob(pattern, recursive=True) if not Path(path).is_dir())  # noqa: PTH207
     if not matches:
         raise XCiTError(f"wds:{pattern}: no file matches this pattern")
     return matches

@@ -1,7 +1,6 @@
 """Finds the training and the validation images among the folders of a data set, whatever they are called."""
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from xcit.data.named import Split
 from xcit.errors import XCiTError
 from xcit.images.formats import IMAGE_SUFFIXES
+from xcit.images.passed_by import PassedBy
 
 SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -89,32 +89,34 @@ def below_single_folders(folder: Path, stop_at: Collection[str] = _ALL_NAMES) ->
         place = inside[0]
 
 
-def subfolders(folder: Path) -> Iterator[Path]:
+def subfolders(folder: Path, passed_by: PassedBy | None = None) -> Iterator[Path]:
     """Yields the folders that may be classes or splits, sorted by name; names such as 0, 1, 2 are sorted as numbers.
+
+    Args:
+        folder: where to look.
+        passed_by: counts the folders that are left out.
 
     Raises:
         XCiTError: if the folder can't be read.
     """
     try:
-        entries = [
-            entry
-            for entry in folder.iterdir()
-            if not entry.name.startswith(".") and entry.name.casefold() not in _NOT_CLASSES and entry.is_dir()
-        ]
+        folders = [entry for entry in folder.iterdir() if entry.is_dir()]
     except OSError as error:
         raise XCiTError(f"{folder}: the folder cannot be read ({error.strerror})") from None
+    shown = [entry for entry in folders if not entry.name.startswith(".")]
+    entries = [entry for entry in shown if entry.name.casefold() not in _NOT_CLASSES]
+    if passed_by is not None:
+        passed_by.num_hidden += len(folders) - len(shown)
+        passed_by.num_no_classes += len(shown) - len(entries)
     if all(is_number(entry.name) for entry in entries):
         yield from sorted(entries, key=lambda entry: (int(entry.name), entry.name))
     else:
         yield from sorted(entries)
 
 
-def left_out(folder: Path, others: Counter[str]) -> list[str]:
-    """Returns a line about the files that `images_below` counted as not being images; none if there are none."""
-    if not others:
-        return []
-    kinds = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(5))
-    return [f"{folder}: {others.total()} files left out, for they are no images by their suffix: {kinds}"]
+def left_out(folder: Path, passed_by: PassedBy) -> list[str]:
+    """Returns a line about what a search for images passed by; no line if there was nothing."""
+    return [f"{folder}: left out: {passed_by}"] if str(passed_by) else []
 
 
 def is_number(name: str) -> bool:

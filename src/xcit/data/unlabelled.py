@@ -1,12 +1,12 @@
 """Training images without labels: a folder of any layout, or a data set known by name."""
 
-from collections import Counter
 from pathlib import Path
 
 from xcit.data.classification import ImageFiles, LabelledImages, open_labelled_images
 from xcit.data.splits import find_splits, left_out
 from xcit.errors import XCiTError
 from xcit.images.find import images_below
+from xcit.images.passed_by import PassedBy
 
 
 def open_unlabelled_images(data: str) -> LabelledImages:
@@ -23,8 +23,8 @@ def open_unlabelled_images(data: str) -> LabelledImages:
     if not root.is_dir():
         return open_labelled_images(data, "train")
     root = find_splits(root).of("train")
-    others: Counter[str] = Counter()
-    images = images_below(root, others)
+    passed_by = PassedBy()
+    images = images_below(root, passed_by)
     if not images:
         raise XCiTError(f"{root}: a folder without images")
-    return ImageFiles([(path, 0) for path in images], ("",), str(root), tuple(left_out(root, others)))
+    return ImageFiles([(path, 0) for path in images], ("",), str(root), tuple(left_out(root, passed_by)))

@@ -55,7 +55,8 @@ def open_rows(
         if isinstance(source, np.ndarray | Tensor):
             rows: ImageRows = ArrayRows(source, RowsInfo(name=name), ranged=ranged)
         elif isinstance(source, Image.Image | bytes) or not (_is_file(source) or hasattr(source, "height")):
-            rows = ArrayRows(np.asarray(read_image(cast(ImageSource, source))), RowsInfo(name=name))
+            picture = read_image(cast(ImageSource, source), ignore_exif=selection.ignore_exif)
+            rows = ArrayRows(np.asarray(picture), RowsInfo(name=name))
         elif isinstance(source, str | os.PathLike):
             rows = _opened(Path(source), selection, stack)
         else:
@@ -80,7 +81,7 @@ def _opened(path: Path, selection: Selection, stack: ExitStack) -> ImageRows:
     """A file, at the level that is meant; the stack closes it."""
     opener = _opener(path, selection)
     if opener is None:
-        pixels = np.asarray(read_image(path))
+        pixels = np.asarray(read_image(path, ignore_exif=selection.ignore_exif))
         return ArrayRows(pixels, RowsInfo(name=str(path), identity=file_identity(path), buffer_bytes=pixels.nbytes))
     rows = opener(selection.level or 0)
     if selection.mpp is not None:
@@ -109,7 +110,7 @@ def _opener(path: Path, selection: Selection) -> Callable[[int], _Reader] | None
     if suffix == ".zarr":
         return lambda level: ZarrRows(path, level, ranged=ranged)
     if suffix in LARGE_SUFFIXES and is_too_large(path):
-        return lambda level: VipsRows(path)
+        return lambda level: VipsRows(path, ignore_exif=selection.ignore_exif)
     return None
 
 

@@ -100,10 +100,10 @@ def _from_bytes(data: bytes, ignore_exif: bool) -> Image.Image:
         return _to_rgb(_identify(io.BytesIO(data)), ignore_exif)
 
 
-def read_encoded_image(data: bytes, name: str) -> Image.Image:
+def read_encoded_image(data: bytes, name: str, *, ignore_exif: bool = False) -> Image.Image:
     """Reads the bytes of an image file as `read_image` reads the file; `name` is what errors call it."""
     try:
-        return _from_bytes(data, ignore_exif=False)
+        return _from_bytes(data, ignore_exif)
     except XCiTError as error:
         raise XCiTError(f"{name}: {error}") from error
 

@@ -25,6 +25,7 @@ class Selection:
         value_range: the numbers that become 0 and 1; those beyond are clipped.
         region: x, y, width and height in pixels of the level (or of `mpp`).
         mask: an image file or an array (H, W), of the size of the level or of another: above 0 is what counts.
+        ignore_exif: leave JPEG, PNG and the like as they are stored, whatever the EXIF orientation.
     """
 
     level: int | None = None
@@ -33,6 +34,7 @@ class Selection:
     value_range: tuple[float, float] | None = None
     region: tuple[int, int, int, int] | None = None
     mask: str | os.PathLike[str] | np.ndarray[Any, np.dtype[Any]] | None = None
+    ignore_exif: bool = False
 
     def __post_init__(self) -> None:
         if self.level is not None and self.mpp is not None:

@@ -35,7 +35,7 @@ def is_too_large(path: Path) -> bool:
 
 
 class VipsRows:
-    """An image file of 8 or 16 bits, grey or RGB, upright, transparency over white.
+    """An image file of 8 or 16 bits, grey or RGB, upright unless EXIF is ignored, transparency over white.
 
     It is decoded from the top to the bottom, and again from the top where earlier rows are asked for. Only an image
     that EXIF says to turn is decoded whole, by libvips to a temporary file.
@@ -44,9 +44,9 @@ class VipsRows:
         XCiTError: if it can't be read, or pyvips is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, ignore_exif: bool = False) -> None:
         pyvips = imported("pyvips", f"{path}: an image as large as this")
-        self._path, self._error = path, pyvips.Error
+        self._path, self._error, self._ignore_exif = path, pyvips.Error, ignore_exif
         identity = file_identity(path)
         try:
             self._image = self._opened()
@@ -83,7 +83,7 @@ class VipsRows:
         import pyvips
 
         image = pyvips.Image.new_from_file(str(self._path), access="sequential", fail_on="truncated")
-        if image.get_typeof("orientation") and image.get("orientation") != 1:
+        if not self._ignore_exif and image.get_typeof("orientation") and image.get("orientation") != 1:
             image = pyvips.Image.new_from_file(str(self._path), access="random", fail_on="truncated").autorot()
         if image.hasalpha():
             image = image.flatten(background=65535 if image.format == "ushort" else 255)

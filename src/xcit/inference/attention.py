@@ -27,7 +27,7 @@ from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
 from xcit.inference.classify import DEFAULT_MODEL, prepare_model
 from xcit.inference.full_size import FullSize, LargeAttention, asked_full_size, attention_each
-from xcit.inference.reading import Unreadable, collected, listed, read_ahead
+from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
 from xcit.models import XCiT
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.ops import reference
@@ -137,6 +137,7 @@ def class_attention(
     dtype: torch.dtype = torch.float32,
     full_size: bool = False,
     memory: Memory = None,
+    ignore_exif: bool = False,
 ) -> list[ClassAttentionMaps | Unreadable]:
     """The class token's attention over an image, head by head.
 
@@ -154,6 +155,7 @@ def class_attention(
         dtype: float32, bfloat16 or float16; the softmax is in float32.
         full_size: stream the image from its file, however large; `image` is then a small copy of it (see `scale`).
         memory: with `full_size`: as in `predict`.
+        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
         One result an image, in order. What can't be read is an `Unreadable` in its place.
@@ -162,7 +164,7 @@ def class_attention(
         XCiTError: if no image can be read or is as large as a patch, or the model can't be had or has no such block.
     """
     results = class_attention_each(
-        listed(images),
+        listed(images, ignore_exif=ignore_exif),
         model,
         block=block,
         resize=resize,
@@ -174,7 +176,7 @@ def class_attention(
 
 
 def class_attention_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
     *,
     block: int = -1,
@@ -233,17 +235,20 @@ def channel_attention(
     resize: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    ignore_exif: bool = False,
 ) -> list[ChannelAttentionMaps | Unreadable]:
     """XCA's covariance and attention between channels, of every block and head; arguments as in `class_attention`.
 
     Source: the paper's section 3.2. The temperature multiplies, as in the published code.
     """
-    results = channel_attention_each(listed(images), model, resize=resize, device=device, dtype=dtype)
+    results = channel_attention_each(
+        listed(images, ignore_exif=ignore_exif), model, resize=resize, device=device, dtype=dtype
+    )
     return collected(results)
 
 
 def channel_attention_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
     *,
     resize: int | None = None,
@@ -276,7 +281,7 @@ class _Seen:
 
 
 def _look_inside(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     network: XCiT,
     spec: Preprocessing,
     blocks: Sequence[nn.Module],

@@ -68,6 +68,7 @@ def predict(
     dtype: torch.dtype = torch.float32,
     full_size: bool = False,
     memory: Memory = None,
+    ignore_exif: bool = False,
 ) -> list[Prediction | Unreadable]:
     """Classifies images.
 
@@ -83,6 +84,7 @@ def predict(
         full_size: take images as they are, however large, and neither resize nor crop them.
         memory: with `full_size`: the most that it may add to the loaded model, in bytes or as "4GB"; none is half of
             the free memory. What does not fit goes to scratch files (see `xcit.streaming.Budget`).
+        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
         One prediction an image, in order. What can't be read is an `Unreadable` in its place, with the reason.
@@ -92,7 +94,13 @@ def predict(
     """
     whole = asked_full_size(full_size, memory)
     results = predict_each(
-        listed(images), model, topk=topk, batch_size=batch_size, device=device, dtype=dtype, full_size=whole
+        listed(images, ignore_exif=ignore_exif),
+        model,
+        topk=topk,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        full_size=whole,
     )
     return collected(results)
 
@@ -148,6 +156,7 @@ def extract_features(
     dtype: torch.dtype = torch.float32,
     full_size: bool = False,
     memory: Memory = None,
+    ignore_exif: bool = False,
 ) -> list[Features | Unreadable]:
     """Features of images; arguments as in `predict` and `XCiT.extract_feat` (`layers` are its `out_indices`).
 
@@ -155,7 +164,7 @@ def extract_features(
     the patch tokens.
     """
     results = extract_features_each(
-        listed(images),
+        listed(images, ignore_exif=ignore_exif),
         model,
         out_type=out_type,
         layers=layers,

@@ -82,6 +82,7 @@ def detect(
     sides: tuple[int, int] | None = None,
     full_size: bool = False,
     device: str | torch.device | None = None,
+    ignore_exif: bool = False,
 ) -> list[DetectedObjects | Unreadable]:
     """Finds objects in images.
 
@@ -93,6 +94,7 @@ def detect(
         sides: as large as fits into this short and this long side an image is scaled; none takes the model's own.
         full_size: leave images in the size they have instead.
         device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
+        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
         The objects of each image, in order. What can't be read is an `Unreadable` in its place.
@@ -100,7 +102,14 @@ def detect(
     Raises:
         XCiTError: if none of the images can be read, or the model can't be had or is no detector.
     """
-    results = detect_each(listed(images), model, min_score=min_score, sides=sides, full_size=full_size, device=device)
+    results = detect_each(
+        listed(images, ignore_exif=ignore_exif),
+        model,
+        min_score=min_score,
+        sides=sides,
+        full_size=full_size,
+        device=device,
+    )
     return collected(results)
 
 

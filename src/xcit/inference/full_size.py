@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xcit.data.inputs import NamedImage
+from xcit.data.inputs import NamedImage, StoredPixels
 from xcit.draw.components import component_picture
 from xcit.errors import XCiTError
 from xcit.images.cell_place import CellPlace
 from xcit.images.open_rows import open_rows
 from xcit.images.overview import overview
-from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
 from xcit.images.rows import ImageRows, rows_info
 from xcit.images.selection import ALL, Selection
@@ -123,7 +122,7 @@ def features_each(
 
 
 def write_feature_map(
-    image: ImageSource | ImageRows, network: XCiT, path: Path, *, layer: int, full_size: FullSize
+    image: Readable | ImageRows, network: XCiT, path: Path, *, layer: int, full_size: FullSize
 ) -> tuple[int, int, int]:
     """Writes the patch tokens of an image after a block to a .npy file or .zarr folder as they come.
 
@@ -228,9 +227,12 @@ def _encode_each(
     for index, image in enumerate(images):
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
         name = image.name if isinstance(image, NamedImage) else name
+        selection = full_size.selection
+        if isinstance(image, StoredPixels):  # a file is still read by rows
+            image, selection = image.source, replace(selection, ignore_exif=True)
         try:
             with open_rows(
-                image.read() if isinstance(image, NamedImage) else image, name=name, selection=full_size.selection
+                image.read() if isinstance(image, NamedImage) else image, name=name, selection=selection
             ) as rows:
                 found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
         except XCiTError as error:

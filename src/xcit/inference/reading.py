@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xcit.data.inputs import NamedImage
+from xcit.data.inputs import NamedImage, StoredPixels, as_stored
 from xcit.errors import XCiTError
 from xcit.images.find import find_images
 from xcit.images.read import ImageSource, read_image
@@ -107,15 +108,19 @@ def _read_named(
         return Unreadable(source=image.name, reason=f"{image.name}: {error}")
 
 
-def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+def listed(images: ImageSource | Sequence[ImageSource], *, ignore_exif: bool = False) -> list[Readable]:
     """The images that a person means: one or several, folders and patterns searched, batches taken apart.
+
+    Args:
+        images: see `predict`.
+        ignore_exif: whether they are to be read as their pixels are stored.
 
     Raises:
         XCiTError: if a folder has no images, a pattern no match, or a batch is empty.
     """
     one = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor) or hasattr(images, "read")
     items: Any = [images] if one else images
-    found: list[ImageSource] = []
+    found: list[Any] = []
     for item in items:
         if isinstance(item, str | os.PathLike):
             found += find_images([item])
@@ -125,7 +130,13 @@ def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
             found += list(item)
         else:
             found.append(item)
-    return found
+    return [_as_stored(index, item) for index, item in enumerate(found)] if ignore_exif else found
+
+
+def _as_stored(index: int, item: Any) -> Readable:
+    if isinstance(item, np.ndarray | Tensor):  # which have no EXIF
+        return item
+    return as_stored(item) if isinstance(item, Path | NamedImage) else StoredPixels(f"image {index}", item)
 
 
 def readable(result: Result | Unreadable) -> Result:

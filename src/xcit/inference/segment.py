@@ -101,6 +101,7 @@ def segment(
     full_size: bool = False,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    ignore_exif: bool = False,
 ) -> list[Segmentation | Unreadable]:
     """Gives each pixel of images a class.
 
@@ -112,6 +113,7 @@ def segment(
         full_size: leave images at their own size instead of scaling them as the model's preprocessing says.
         device: where to compute; none is a GPU if there is one, else the CPU.
         dtype: of weights and computation.
+        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
         A label map at its own size for each image. What can't be read is an `Unreadable` in its place.
@@ -119,7 +121,9 @@ def segment(
     Raises:
         XCiTError: if none of the images can be read, or the model can't be had or is no segmenter.
     """
-    results = segment_each(listed(images), model, window=window, full_size=full_size, device=device, dtype=dtype)
+    results = segment_each(
+        listed(images, ignore_exif=ignore_exif), model, window=window, full_size=full_size, device=device, dtype=dtype
+    )
     return collected(results)
 
 

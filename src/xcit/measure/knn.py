@@ -90,6 +90,7 @@ def evaluate_knn(
     ks: Sequence[int] | None = None,
     temperature: float = TEMPERATURE,
     holdout: float = 0,
+    class_map: str | os.PathLike[str] = "",
     cache: bool = True,
     batch_size: int = 128,
     num_workers: int = 2,
@@ -113,6 +114,7 @@ def evaluate_knn(
         temperature: temperature of the votes.
         holdout: classify images that are taken from the training images, given as a number, or as a share if below 1.
             They are the ones that training with this `holdout` leaves out.
+        class_map: a file that says which classes are meant by the names in the data (see `read_class_map`).
         cache: whether features are stored in `feature_cache()` and read from there.
         batch_size: images per forward pass, in each process.
         num_workers: number of processes that read images, for each process.
@@ -129,7 +131,10 @@ def evaluate_knn(
     if dtype not in _DTYPES:
         raise XCiTError(f"dtype is {dtype}, must be torch.float32, torch.bfloat16 or torch.float16")
     found_lines: list[str] = []  # printed once all arguments are known to be right
-    train, val = open_train_and_val(data, holdout, found_lines.append) if isinstance(data, str) else data
+    if isinstance(data, str):
+        train, val = open_train_and_val(data, holdout, found_lines.append, class_map=os.fspath(class_map))
+    else:
+        train, val = data
     _check(ks, temperature, len(train))
     run = RunConfig(batch_size=batch_size * num_started_processes(), dtype=_DTYPES[dtype], num_workers=num_workers)
     processes = Processes(run, find_device(device) if device is not None else default_device())

@@ -45,7 +45,7 @@ BATCH_SIZE = 1024
 _DEVICE_BATCH = 128
 """Images per forward pass of each process."""
 
-_KEPT = ("backbone", "data", "augmented", "lrs", "epochs", "class_weights")
+_KEPT = ("backbone", "data", "class_map", "augmented", "lrs", "epochs", "class_weights")
 """Fields that a resumed run must have in common with the run that it resumes."""
 
 
@@ -83,6 +83,7 @@ def train_linear(
     epochs: int = 100,
     augmented: bool = True,
     class_weights: Sequence[float] = (),
+    class_map: str | os.PathLike[str] = "",
     batch_size: int = BATCH_SIZE,
     cache: bool = True,
     resume: bool = False,
@@ -112,6 +113,7 @@ def train_linear(
             in `evaluate_knn`, and trained on without augmentation. This takes minutes instead of hours, and its figures
             can't be compared with published ones.
         class_weights: weight of each class in the loss, one number per class; empty for equal weights, as published.
+        class_map: a file that says which classes are meant by the names in the data (see `read_class_map`).
         batch_size: the global batch size, over all processes.
         cache: whether features of centre crops are stored in `feature_cache()` and read from there.
         resume: resume from the last checkpoint in `directory`, if there is one.
@@ -139,6 +141,7 @@ def train_linear(
         name="",
         backbone="",
         data=data,
+        class_map=os.fspath(class_map),
         augmented=augmented,
         lrs=tuple(lrs),
         epochs=epochs,
@@ -146,7 +149,7 @@ def train_linear(
         run=run,
     )
     found_lines: list[str] = []  # printed once all arguments are known to be right
-    train, val = open_train_and_val(data, announce=found_lines.append)
+    train, val = open_train_and_val(data, announce=found_lines.append, class_map=config.class_map)
     check_class_weights(config.class_weights, len(train.class_ids))
     if len(train) < batch_size:
         raise XCiTError(

@@ -40,6 +40,7 @@ def test(
     stem_strides: Sequence[int] | None = None,
     window: SlidingWindow | None = None,
     holdout: float | None = None,
+    class_map: str | os.PathLike[str] | None = None,
     ignore_index: int | None = None,
     ignore_exif: bool = False,
     batch_size: int = 64,
@@ -69,6 +70,9 @@ def test(
             figures.
         holdout: for classification: measure the images that a run with this `holdout` held out, given as a number or a
             share. None takes the run's own value if `config` belongs to a run and `data` is its data.
+        class_map: for classification: a file that says which of the model's classes (by name, id or index) is meant by
+            a name in the data (see `read_class_map`). None takes the run's own if `config` belongs to a run and `data`
+            is its data.
         ignore_index: for segmentation: a label whose pixels do not count, instead of the recipe's.
         ignore_exif: for segmentation and detection: label maps and boxes refer to the stored pixels, and not to the
             image as a viewer rotates it. True overrides the recipe.
@@ -96,6 +100,7 @@ def test(
         (protocol, ClassificationConfig, "trains no classifier: the published protocols do not apply to it"),
         (window, SegmentationConfig, "trains no segmenter: no window goes over its images"),
         (holdout, ClassificationConfig, "trains no classifier of one class an image: nothing is held out"),
+        (class_map, ClassificationConfig, "trains no classifier of one class an image: it takes no class map"),
         (ignore_index, SegmentationConfig, "trains no segmenter: there are no labels to ignore"),
         (
             ignore_exif or None,
@@ -121,6 +126,7 @@ def test(
             prepared=lambda spec: spec.changed(mean=mean, std=std, size=size),
             batch_size=batch_size,
             holdout=_own_holdout(recipe, data) if holdout is None else holdout,
+            class_map=_own_class_map(recipe, data) if class_map is None else os.fspath(class_map),
         )
     if isinstance(recipe, MultiLabelConfig):
         recipe = replace(recipe, preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size))
@@ -146,3 +152,9 @@ def _own_holdout(recipe: ClassificationConfig, data: str) -> float:
     if not recipe.holdout or not recipe.data or not is_folder_without_validation(data):
         return 0
     return recipe.holdout if Path(recipe.data).resolve() == Path(data).resolve() else 0
+
+
+def _own_class_map(recipe: ClassificationConfig, data: str) -> str:
+    """A run's class map, where the config is the run's and the data are what it was trained on or watched by."""
+    own = [Path(place).resolve() for place in (recipe.data, recipe.val_data) if place]
+    return recipe.class_map if Path(data).resolve() in own else ""

@@ -26,6 +26,7 @@ def test_files_are_cut_into_units_and_taken_once() -> None:
     inputs = open_inputs([".", "0.png", Path("1.png").absolute()], unit_size=2)
     assert [unit.num_images for unit in inputs.units] == [2, 2, 1]
     assert inputs.num_images == 5
+    assert str(inputs.passed_by) == "2 named or linked a second time"
     assert [str(path) for path in inputs.images()] == [f"{index}.png" for index in range(5)]
     assert [str(path) for path in inputs.units[1].open()] == ["2.png", "3.png"]
 

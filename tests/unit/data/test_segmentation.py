@@ -121,9 +121,11 @@ def test_what_is_left_out_is_counted(plain: Path) -> None:
     assert open_scenes(str(plain), "val").problems == ()
     Image.new("L", (3, 2)).save(plain / "labels/val/more/z.png")
     (plain / "images/val/a.json").write_text("{}")
+    (plain / "labels/val/a.mat").write_text("")
     assert open_scenes(str(plain), "val").problems == (
         f"{plain / 'labels/val'}: 1 label maps left out, for they have no image: more/z",
-        f"{plain / 'images/val'}: 1 files left out, for they are no images by their suffix: .json (1)",
+        f"{plain / 'images/val'}: left out: 1 files that are no images by their suffix: .json (1)",
+        f"{plain / 'labels/val'}: left out: 1 files that are no images by their suffix: .mat (1)",
     )
 
 

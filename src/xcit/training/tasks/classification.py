@@ -41,6 +41,8 @@ class ClassificationConfig:
         val_data: the validation images, if they are not in `data`; a stream needs them.
         holdout: training images to validate with instead of training on them: a number, or a share if below 1. 0 uses
             the validation split. If it is left open (null), a fifth of a folder without a validation split is held out.
+        class_map: a file that says which class (a name, or an index of the model's classes) is meant by a folder, or by
+            a label in a list, in `data` and `val_data` (see `read_class_map`).
         shuffle_buffer: for a stream, number of undecoded images that each worker holds in memory to shuffle them.
         class_weights: weight of each class in the loss, one number per class (see `weighted_cross_entropy`); if empty,
             all classes have the same weight. A teacher's loss has no class weights.
@@ -59,6 +61,7 @@ class ClassificationConfig:
     data: str = ""
     val_data: str = ""
     holdout: float | None = 0.0
+    class_map: str = ""
     shuffle_buffer: int = 2000
     class_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -196,7 +199,11 @@ class ClassificationTask(TaskWithLoader):
         check_initialize(config.initialize, config.model)
         check_teacher(config.distillation, config.preprocessing, config.model.num_classes)
         opened = open_data(
-            config.data, val_data=config.val_data, holdout=config.holdout, num_classes=config.model.num_classes
+            config.data,
+            val_data=config.val_data,
+            holdout=config.holdout,
+            num_classes=config.model.num_classes,
+            class_map=config.class_map,
         )
         train, self.watched = opened.train, opened.watched
         self.notes, self.problems = opened.notes, opened.problems

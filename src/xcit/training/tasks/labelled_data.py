@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from xcit.data.class_map import ClassMap, numbered, read_class_map
 from xcit.data.classification import (
     ImageFiles,
     ImageSubset,
@@ -57,7 +58,7 @@ class OpenedData:
     problems: tuple[str, ...]
 
 
-def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: int) -> OpenedData:
+def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: int, class_map: str = "") -> OpenedData:
     """Opens the training and the validation images of a run.
 
     Args:
@@ -65,23 +66,31 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
         val_data: the same for validation; "" means the validation split of `data`, which a stream does not have.
         holdout: training images to validate with instead of training on them: a number, or a share if below 1. 0 holds
             out none. None holds out `DEFAULT_HOLDOUT` of a folder if there are no other images to validate with.
-        num_classes: number of classes of a stream without class names; 0 if the data contain it.
+        num_classes: number of classes of a stream without class names, or of a class map to indices; 0 if the data
+            contain it.
+        class_map: the file of a `ClassMap` for both; "" takes the classes by their names in the data.
 
     Raises:
-        XCiTError: if there are no such data, if validation images have a class that training images lack, if there is
-            only one class, or if images are held out of a folder that has validation images.
+        XCiTError: if there are no such data, if the class map is wrong or given for a stream, if validation images have
+            a class that training images lack, if there is only one class, or if images are held out of a folder that
+            has validation images.
     """
+    mapping = read_class_map(class_map) if class_map else None
     if is_stream(data):
+        if mapping is not None:
+            raise XCiTError(f"{class_map}: a class map is for folders and lists; {data} is a stream")
         if holdout:
             raise XCiTError(f"holdout is {holdout:g}, but nothing can be taken off a stream: give val_data")
         if not val_data:
             raise XCiTError(f"{data} is a stream: say with val_data by what to watch the run")
         stream = open_stream(data, "train", num_classes=num_classes or None)
-        watched, line = _open_watched(val_data, stream.class_ids)
+        watched, line = _open_watched(val_data, stream.class_ids, mapping)
         return OpenedData(train=stream, watched=watched, holdout=0, notes=(), problems=(line,) if line else ())
     if holdout is None:
         holdout = DEFAULT_HOLDOUT if not val_data and is_folder_without_validation(data) else 0
     images = open_labelled_images(data, "train")
+    if mapping is not None:
+        images = numbered(mapping.apply(images), num_classes, class_map)
     check_classes(images.class_ids, getattr(images, "source", "") or data)
     found = f"found {describe_classes(images)}"
     if holdout:
@@ -91,23 +100,26 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
             f"{len(kept)} of them are held out to watch the run by, {len(train)} are trained on (holdout {holdout:g})"
         )
         return OpenedData(train=train, watched=kept, holdout=holdout, notes=(found, note), problems=problems_of(images))
-    watched, line = _open_watched(val_data or data, images.class_ids)
+    watched, line = _open_watched(val_data or data, images.class_ids, mapping)
     problems = dict.fromkeys([*problems_of(images), *(() if _is_streamed(watched) else problems_of(watched))])
     note = f"watched by {num_images_of(watched)} images{_in_source(watched)}"
     lines = (*problems, line) if line else tuple(problems)
     return OpenedData(train=images, watched=watched, holdout=0, notes=(found, note), problems=lines)
 
 
-def open_measured(data: str, holdout: float) -> LabelledImages:
+def open_measured(data: str, holdout: float, class_map: str = "") -> LabelledImages:
     """Opens the images to measure on: the validation split, or the images that a run with this holdout held out.
 
     Raises:
-        XCiTError: as in `open_labelled_images`, `held_out` and `check_holdout`.
+        XCiTError: as in `open_labelled_images`, `read_class_map`, `held_out` and `check_holdout`.
     """
-    if not holdout:
-        return open_labelled_images(data, "val")
-    check_holdout(data, holdout)
-    return held_out(open_labelled_images(data, "train"), holdout)[1]
+    mapping = read_class_map(class_map) if class_map else None
+    if holdout:
+        check_holdout(data, holdout)
+    images = open_labelled_images(data, "train" if holdout else "val")
+    if mapping is not None:
+        images = mapping.apply(images)
+    return held_out(images, holdout)[1] if holdout else images
 
 
 def check_holdout(data: str, holdout: float) -> None:
@@ -194,9 +206,12 @@ def num_images_of(data: LabelledData) -> int:
     return data.num_images if _is_streamed(data) else len(data)
 
 
-def _open_watched(data: str, class_ids: tuple[str, ...]) -> tuple[LabelledData, str]:
+def _open_watched(data: str, class_ids: tuple[str, ...], mapping: ClassMap | None) -> tuple[LabelledData, str]:
     if not is_stream(data):
-        return measured_by(open_labelled_images(data, "val"), class_ids, data)
+        images = open_labelled_images(data, "val")
+        return measured_by(images if mapping is None else mapping.apply(images), class_ids, data)
+    if mapping is not None:
+        raise XCiTError(f"{mapping.source}: a class map is for folders and lists; {data} is a stream")
     stream = open_stream(data, "val", num_classes=len(class_ids))
     if stream.class_ids != class_ids:
         raise XCiTError(f"{data}: the training and the validation images have different classes")

@@ -48,7 +48,7 @@ def feature_cache() -> Path:
 
 
 def open_train_and_val(
-    data: str, holdout: float = 0, announce: Callable[[str], None] = lambda _: None
+    data: str, holdout: float = 0, announce: Callable[[str], None] = lambda _: None, *, class_map: str = ""
 ) -> tuple[LabelledImages, LabelledImages]:
     """Opens the training and the validation images of a data set.
 
@@ -56,6 +56,7 @@ def open_train_and_val(
         data: see `open_labelled_images`.
         holdout: if not 0, the validation images are taken from the training images, as in a run with this `holdout`.
         announce: called with lines for the user: what was found, and problems in the data.
+        class_map: see `open_data`.
 
     Raises:
         XCiTError: if one split is missing, if validation images have a class that training images lack, or if there is
@@ -63,11 +64,11 @@ def open_train_and_val(
     """
     if not holdout and is_folder_without_validation(data):
         raise XCiTError(
-            f"{data}: no folder val in it: expected train/<class>/<image> and val/<class>/<image>, or --holdout"
+            f"{data}: no folder val in it: expected train/<class>/<image> and val/<class>/<image>, or a holdout"
         )
     if is_stream(data):
         raise XCiTError(f"{data}: a stream can't be used here; give a folder of images by class, or 'hf:NAME'")
-    opened = open_data(data, val_data="", holdout=holdout, num_classes=0)
+    opened = open_data(data, val_data="", holdout=holdout, num_classes=0, class_map=class_map)
     for line in (*opened.notes, *(f"warning: {problem}" for problem in opened.problems)):
         announce(line)
     return cast("tuple[LabelledImages, LabelledImages]", (opened.train, opened.watched))

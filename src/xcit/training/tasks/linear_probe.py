@@ -37,6 +37,7 @@ class LinearConfig:
         name: name of the model.
         backbone: digest of the model's weights, so that a resumed run uses the same model.
         data: a folder or a known name (see `open_labelled_images`).
+        class_map: a file that says which classes are meant (see `read_class_map`); "" takes them by their names.
         augmented: whether to train on random crops, whose features are computed again in each epoch. Otherwise it
             trains on centre crops as in evaluation, whose features are computed once. This takes a fraction of the
             time, and is not the published protocol.
@@ -50,6 +51,7 @@ class LinearConfig:
     name: str
     backbone: str
     data: str
+    class_map: str = ""
     augmented: bool = True
     lrs: tuple[float, ...] = (0.001,)
     epochs: int = 100
