@@ -75,11 +75,10 @@ class RegionProposalNetwork(nn.Module):
         for image, size in enumerate(sizes):
             boxes, scores, levels = [], [], []
             for level, stride in enumerate(ANCHOR_STRIDES):
-                best, index = logits[level][image].sigmoid().sort(descending=True, stable=True)
-                index = index[:limit]
+                best, index = best_scores(logits[level][image].sigmoid(), limit)
                 anchors = anchors_at(index, maps[level].shape[-1], stride, self.anchor_scale)
                 boxes.append(decode_boxes(anchors, steps[level][image][index], STD, size))
-                scores.append(best[:limit])
+                scores.append(best)
                 levels.append(torch.full_like(index, level))
             candidates = torch.cat(boxes)
             kept = nms_by_class(candidates, torch.cat(scores), torch.cat(levels), NMS_IOU)
@@ -122,3 +121,16 @@ class RegionProposalNetwork(nn.Module):
             targets = encode_boxes(anchors[anchor], own[matched[positive]], STD)
             box_loss = box_loss + F.l1_loss(all_steps[image][anchor], targets, reduction="sum")
         return {"loss_objectness": class_loss / num_sampled, "loss_rpn_box_reg": box_loss / num_sampled}
+
+
+def best_scores(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The largest of scores (n,), at most `limit` of them, and their indices; of equal ones the first come first.
+
+    Only what is as large as the last of them is sorted.
+    """
+    if len(scores) <= limit:
+        values, order = scores.sort(descending=True, stable=True)
+        return values, order
+    index = (scores >= scores.topk(limit).values[-1]).nonzero().squeeze(1)
+    values, order = scores[index].sort(descending=True, stable=True)
+    return values[:limit], index[order[:limit]]

@@ -9,7 +9,7 @@ from xcit.models.detection import rpn
 from xcit.models.detection.anchors import ANCHOR_STRIDES, all_anchors
 from xcit.models.detection.boxes import encode_boxes
 from xcit.models.detection.matching import match, sample
-from xcit.models.detection.rpn import RegionProposalNetwork
+from xcit.models.detection.rpn import RegionProposalNetwork, best_scores
 
 SIZES = ((32, 48), (16, 24), (8, 12), (4, 6), (2, 3))
 
@@ -114,3 +114,11 @@ def test_the_padding_of_the_batch_is_not_trained(outputs: tuple[list[Tensor], li
         assert level.grad is not None
         trained = level.grad.view(height, width, 3).any(dim=2)
         assert not trained[-(-64 // stride) :].any() and not trained[:, -(-96 // stride) :].any()
+
+
+@pytest.mark.parametrize("limit", [1, 40, 41, 500, 1000])
+def test_the_best_are_those_of_a_stable_sort(limit: int) -> None:
+    scores = torch.rand(900, generator=torch.Generator().manual_seed(0)).mul(30).round() / 30  # of many equal ones
+    values, index = best_scores(scores, limit)
+    expected, order = scores.sort(descending=True, stable=True)
+    assert torch.equal(values, expected[:limit]) and torch.equal(index, order[:limit])
