@@ -38,7 +38,7 @@ NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 The MLP makes four times as many of them.
 """
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def tokens_at_once(tokens: Tensor) -> int | None:
