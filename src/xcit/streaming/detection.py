@@ -7,6 +7,7 @@ map. What follows are a thousand boxes and a hundred masks, whatever the size of
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,8 @@ def detect_rows(
     spec = Preprocessing(mean=network.config.mean, std=network.config.std)
     how: dict[str, Any] = {"preprocessing": spec, "memory": memory, "progress": progress}
     with tapped(backbone, network.backbone.out_indices, padded, run.needs(), **how) as taps:
-        return run.detections(taps, min_score), taps.report()
+        found = run.detections(taps, min_score)
+        return found, replace(taps.report(), height=source.height, width=source.width)
 
 
 class _Passes:
@@ -191,6 +193,9 @@ class _Passes:
             progress.done = end
             run.save(progress.packed())
             run.advance(end / finest)
+        if run.folder is None:  # a file stays for a run that goes on
+            for tap in run.taps.values():
+                tap.discard()
         return [_counting(one) for one in progress.candidates]
 
     def _rows_at_once(self, run: TappedRun) -> int:

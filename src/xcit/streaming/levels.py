@@ -18,6 +18,10 @@ class MemoryLevel(MemoryTap):
         """A view (see `models.detection.regions.Level`)."""
         return self.read(top, bottom)[:, left:right]
 
+    def close(self) -> None:
+        """Lets go of the memory."""
+        self.discard()
+
 
 class ScratchLevel(ScratchTap):
     """A map (height, width, C) in a file."""

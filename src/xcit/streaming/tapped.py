@@ -40,12 +40,14 @@ class HeadNeeds:
             wanted of it.
         memory: the fewest bytes that its passes take.
         scratch: bytes of the files that it keeps in the run's folder.
+        maps: bytes of maps that it keeps in memory where the taps lie there, else in the run's folder.
         passes: how often it goes over the image, for the progress.
     """
 
     key: str
     memory: int
     scratch: int = 0
+    maps: int = 0
     passes: int = 1
 
 
@@ -159,7 +161,7 @@ def tapped(
             inner = budget
         else:
             key = f"{needs.key} {_identity(source)} {grid} {stored} {sorted(set(blocks))} {preprocessing}"
-            num_bytes = tap_bytes + plan.scratch_bytes + needs.scratch
+            num_bytes = tap_bytes + plan.scratch_bytes + needs.scratch + needs.maps
             folder = stack.enter_context(_folder(budget.scratch_folder(), key, num_bytes, source))
             files = {block: ScratchTap(folder.path / f"tap-{block}.bin", grid, dim, **how) for block in set(blocks)}
             for file in files.values():
@@ -192,7 +194,7 @@ def _plan(model: FusedXCiT, source: ImageRows, num_taps: int, needs: HeadNeeds, 
             f"{rows_info(source).name}: the head of the model takes {format_size(least)} of memory for an image of "
             f"{source.width} x {source.height} pixels, and may take {format_size(bound)}: give more memory"
         )
-    if tap_bytes + least <= bound:
+    if tap_bytes + needs.maps + least <= bound:
         with suppress(XCiTError):
             plan = make_plan(model, shape, bound, token_dtype=stored, output_bytes=tap_bytes)
             if plan.place != "scratch":
