@@ -38,11 +38,11 @@ def resize_bilinear_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     if (height, width) == (2 * new_height, 2 * new_width):  # here OpenCV takes the mean of four
         four = pixels.reshape(new_height, 2, new_width, 2, *pixels.shape[2:]).sum(axis=(1, 3), dtype=np.int32)
         return ((four + 2) >> 2).astype(np.uint8)
-    (left, right), (weight_left, weight_right) = _taps(width, new_width, resets_weights=True)
+    (left, right), (weight_left, weight_right) = bilinear_taps(width, new_width, resets_weights=True)
     columns = (slice(None), *[None] * (pixels.ndim - 2))
     # Rows first, then columns, as there: the roundings would differ.
     wide = pixels[:, left] * weight_left[columns] + pixels[:, right] * weight_right[columns]
-    (top, bottom), (weight_top, weight_bottom) = _taps(height, new_height, resets_weights=False)
+    (top, bottom), (weight_top, weight_bottom) = bilinear_taps(height, new_height, resets_weights=False)
     rows = (slice(None), *[None] * (pixels.ndim - 1))
     wide >>= 4
     total = ((wide[top] * weight_top[rows]) >> 16) + ((wide[bottom] * weight_bottom[rows]) >> 16)
@@ -59,7 +59,7 @@ def resize_nearest_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return pixels[rows[:, None], columns]
 
 
-def _taps(
+def bilinear_taps(
     old: int, new: int, *, resets_weights: bool
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int32], ...]]:
     """For each new pixel along an axis its two old neighbours and their weights, of 2048 together.

@@ -39,7 +39,7 @@ A part is large enough for full speed, and small enough for the cache or for a G
 of the MLP has four times as many elements.
 """
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def tokens_at_once(tokens: Tensor) -> int | None:

@@ -5,16 +5,19 @@ Shapes: `B` batch, `D` width, `H`, `W` token grid of an h x w image.
 
 import copy
 from collections.abc import Sequence
-from typing import Self
+from itertools import pairwise
+from typing import Self, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models.config import XCiTConfig
 from xcit.models.first_values import reset_within
-from xcit.models.fused import Fusible
-from xcit.models.xcit import XCiT
+from xcit.models.fused import Fusible, frozen, norm_line
+from xcit.models.plain import is_watched
+from xcit.models.xcit import FusedXCiT, XCiT
 
 STRIDES = (4, 8, 16, 32)
 """Stride of each map in pixels of the image, from the finest map to the coarsest."""
@@ -57,6 +60,22 @@ class TokenPyramid(nn.Module):
         self.stride8 = _resize(embed_dim, patch_size, 8)
         self.stride16 = _resize(embed_dim, patch_size, 16)
         self.stride32 = _resize(embed_dim, patch_size, 32)
+
+    def fold_norms(self) -> None:
+        """Makes the norm a part of the transposed convolution before it, for inference alone.
+
+        One that is replaced, hooked or parametrised, or whose convolution is, stays as it is, and is called.
+        """
+        for branch in (self.stride4, self.stride8):
+            layers = list(branch) if type(branch) is nn.Sequential and not is_watched(branch) else []
+            for index, (up, norm) in enumerate(pairwise(layers)):
+                if type(norm) is nn.BatchNorm2d and not is_watched(norm) and _is_plain_up(up):
+                    assert isinstance(branch, nn.Sequential) and isinstance(up, nn.ConvTranspose2d)
+                    scale, shift = norm_line(norm)
+                    assert up.bias is not None
+                    up.weight = frozen(up.weight * scale.view(1, -1, 1, 1), like=up.weight)
+                    up.bias = frozen(up.bias * scale + shift, like=up.weight)
+                    branch[index + 1] = nn.Identity()
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Four maps (B, D, H, W), of the earliest block first, to four of strides 4, 8, 16 and 32."""
@@ -115,8 +134,16 @@ class XCiTPyramid(Fusible):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Maps of strides 4, 8, 16 and 32, each (B, D, height, width)."""
-        maps = self.xcit.forward_intermediates(images, self.out_indices, intermediates_only=True)
-        assert isinstance(maps, list)
+        if isinstance(self.xcit, FusedXCiT):  # tokens are maps with the channels last, which convolutions like best
+            tokens = self.xcit.forward_intermediates(
+                images, self.out_indices, output_fmt="NLC", intermediates_only=True
+            )
+            grid = self.xcit.embedding.grid(images.shape[2], images.shape[3])
+            maps = [some.unflatten(1, grid).permute(0, 3, 1, 2) for some in tokens if isinstance(some, Tensor)]
+        else:
+            maps = cast(
+                list[Tensor], self.xcit.forward_intermediates(images, self.out_indices, intermediates_only=True)
+            )
         # Two blocks of a very shallow model may be one and the same.
         by_block = dict(zip(sorted(set(self.out_indices)), maps, strict=True))
         four: tuple[Tensor, Tensor, Tensor, Tensor] = self.pyramid([by_block[index] for index in self.out_indices])
@@ -137,12 +164,16 @@ class OnPyramid(Fusible):
         self.backbone.set_grad_checkpointing(enable)
 
     def fuse(self) -> Self:
-        """A copy for inference, in evaluation mode, whose backbone is faster and takes less memory; no gradients.
+        """A copy for inference, in evaluation mode, faster and with less memory; no gradients.
 
-        See `XCiT.fuse`. The copy can't be set to training.
+        The backbone is fused (see `XCiT.fuse`), the pyramid's norm folded, and the weights after the backbone lie with
+        their channels last, as tokens and so their maps do. The copy can't be set to training.
         """
         fused = copy.deepcopy(self)
         fused.backbone.xcit = self.backbone.xcit.fuse()
+        fused.backbone.pyramid.fold_norms()
+        for part in (fused.backbone.pyramid, *(part for part in fused.children() if part is not fused.backbone)):
+            part.to(memory_format=torch.channels_last)
         return fused.requires_grad_(False).eval()
 
 
@@ -159,6 +190,16 @@ def _resize(embed_dim: int, patch_size: int, stride: int) -> nn.Module:
     if patch_size == stride:
         return nn.Identity()
     return Shrink(stride // patch_size)
+
+
+def _is_plain_up(layer: nn.Module) -> bool:
+    """Whether it is torch's own transposed convolution with plain parameters, which nobody watches."""
+    return (
+        type(layer) is nn.ConvTranspose2d
+        and not is_watched(layer)
+        and type(layer._parameters.get("weight")) is nn.Parameter
+        and type(layer._parameters.get("bias")) is nn.Parameter
+    )
 
 
 def _check_indices(indices: Sequence[int], depth: int) -> None:

@@ -18,11 +18,13 @@ from xcit.streaming.encode import Encoding, StreamProgress, encode
 from xcit.streaming.outputs import ArrayMap, NpyMap, Taken, TokenMap, Wanted, ZarrMap
 from xcit.streaming.plan import ImageShape, Place, Plan, largest_square, make_plan
 from xcit.streaming.report import Report
+from xcit.streaming.tapped import HeadNeeds, TappedRun, tapped
 
 __all__ = [
     "ArrayMap",
     "Budget",
     "Encoding",
+    "HeadNeeds",
     "ImageRows",
     "ImageShape",
     "Memory",
@@ -34,6 +36,7 @@ __all__ = [
     "Selection",
     "StreamProgress",
     "Taken",
+    "TappedRun",
     "TokenMap",
     "Wanted",
     "ZarrMap",
@@ -43,4 +46,5 @@ __all__ = [
     "largest_square",
     "make_plan",
     "open_rows",
+    "tapped",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
-from xcit.images.rows import ImageRows, mask_reader, rows_info
+from xcit.images.rows import ImageRows, rows_info
 from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.models.kept_tokens import KeptTokens
@@ -20,8 +20,8 @@ from xcit.streaming.budget import Memory, as_budget
 from xcit.streaming.leaving import Leaving
 from xcit.streaming.masks import kept_tokens
 from xcit.streaming.outputs import Taken, Wanted
-from xcit.streaming.pixels import check_channels, normalized_stripes
-from xcit.streaming.plan import ImageShape, make_plan
+from xcit.streaming.pixels import check_channels, image_shape, normalized_stripes
+from xcit.streaming.plan import make_plan
 from xcit.streaming.report import Report
 from xcit.streaming.scratch import earlier_state, tokens_on_scratch
 from xcit.streaming.state import RunFolder, State, model_digest
@@ -109,23 +109,15 @@ class _Run:
         self._taken, self._progress = Taken(), progress
         self._grid = model.embedding.grid(source.height, source.width)
         self._rows_done = 0
-        info = rows_info(source)
         keep = kept_tokens(source, config.patch_size)
         self._kept = KeptTokens(None if keep is None else keep.to(self._device))
-        is_masked = mask_reader(source) is not None
-        pixel = source.read(0, 1).dtype.itemsize * source.channels + is_masked
-        shape = ImageShape(
-            height=source.height,
-            width=source.width,
-            pixel_bytes=pixel,
-            read_rows=info.rows_at_once,
-            buffer_bytes=info.buffer_bytes,
-        )
         outputs = 0 if keep is None else keep.numel()
         outputs += sum(one.memory(self._grid, self._dim) for one in wanted.maps.values())
         if wanted.attention is not None:
             outputs += 4 * config.num_heads * self._grid[0] * self._grid[1]
-        self._plan = make_plan(model, shape, self._budget.bound(), token_dtype=self._stored, output_bytes=outputs)
+        self._plan = make_plan(
+            model, image_shape(source), self._budget.bound(), token_dtype=self._stored, output_bytes=outputs
+        )
 
     def encoding(self) -> Encoding:
         """Runs, and gives what was taken."""
@@ -217,6 +209,7 @@ class _Run:
             wanted.maps.get(index),
             mean=index in wanted.means,
             kept=self._kept,
+            left_out=wanted.left_out,
         )
 
         def leave(start: int, rows: Tensor) -> None:

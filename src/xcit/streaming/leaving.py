@@ -16,7 +16,8 @@ class Leaving:
         norm: comes before maps and means; none where there is no final norm, or blocks follow.
         map_: takes them after the norm.
         mean: whether their mean after the norm is wanted.
-        kept: the tokens that count; the others are NaN in the map, and no part of the mean.
+        kept: the tokens that count; the others are no part of the mean.
+        left_out: what the others are in the map.
     """
 
     def __init__(
@@ -27,7 +28,9 @@ class Leaving:
         *,
         mean: bool,
         kept: KeptTokens = ALL_TOKENS,
+        left_out: float = torch.nan,
     ) -> None:
+        self._left_out = left_out
         self._write, self._norm, self._map, self._wants_mean, self._kept = write, norm, map_, mean, kept
         self._total: Tensor | None = None
         self._count = 0
@@ -45,7 +48,7 @@ class Leaving:
             return
         rows = rows if self._norm is None else self._norm(rows)
         if self._map is not None:
-            self._map.write(start, as_map_rows(self._kept.filled(start, rows, torch.nan)))
+            self._map.write(start, as_map_rows(self._kept.filled(start, rows, self._left_out)))
         if self._wants_mean:
             counting = self._kept.of(start, rows)
             wide = counting.to(torch.promote_types(rows.dtype, torch.float32)).sum(dim=0)

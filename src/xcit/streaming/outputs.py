@@ -211,12 +211,14 @@ class Wanted:
         means: blocks whose mean of the patch tokens is wanted.
         maps: where the patch tokens after a block go.
         attention: the class attention block whose attention over the patches is wanted; a map (M, H, W) in memory.
+        left_out: what maps have where a mask leaves tokens out.
     """
 
     class_tokens: frozenset[int] = frozenset()
     means: frozenset[int] = frozenset()
     maps: Mapping[int, TokenMap] = field(default_factory=dict)
     attention: int | None = None
+    left_out: float = float("nan")
 
     def last_block(self) -> int:
         """The last block that has to be run.

@@ -11,6 +11,7 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.images.rows import ImageRows, Mask, Pixels, mask_reader, rows_info
 from xcit.models.stripes import spans
+from xcit.streaming.plan import ImageShape
 
 _LUMA = (19595, 38470, 7471)  # of 65536: the shares of red, green and blue in grey, as Pillow has them
 
@@ -26,6 +27,19 @@ def check_channels(source: ImageRows, spec: Preprocessing) -> None:
         raise XCiTError(f"preprocessing has {ours} means and {len(spec.std)} std: one of each is needed a channel")
     if theirs != ours and (theirs, ours) not in ((1, 3), (3, 1)):
         raise XCiTError(f"{rows_info(source).name}: has {theirs} channels, the model takes {ours}: choose bands")
+
+
+def image_shape(source: ImageRows) -> ImageShape:
+    """What a plan has to know of an image; reads its first row."""
+    info = rows_info(source)
+    pixel_bytes = source.read(0, 1).dtype.itemsize * source.channels + (mask_reader(source) is not None)
+    return ImageShape(
+        height=source.height,
+        width=source.width,
+        pixel_bytes=pixel_bytes,
+        read_rows=info.rows_at_once,
+        buffer_bytes=info.buffer_bytes,
+    )
 
 
 def normalized_stripes(

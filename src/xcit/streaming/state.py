@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,7 @@ class State:
             found["sums"] = [_pack(self.sums.gram), _pack(self.sums.total), self.sums.count]
         for name, tensors in (("class_tokens", self.class_tokens), ("means", self.means)):
             found[name] = {str(block): _pack(tensor) for block, tensor in tensors.items()}
-        part = path.with_name(f"{path.name}.part")
-        try:
-            part.write_text(json.dumps(found), encoding="ascii")
-            part.replace(path)
-        except OSError as error:
-            raise XCiTError(f"{path}: can't be written: {error.strerror}") from None
+        write_state(path, found)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> "State | None":
@@ -107,7 +103,7 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise XCiTError(f"{self.path}: another run of the same image and model is at work there") from None
-        there = sum(file.stat().st_size for file in self.tokens if file.exists())
+        there = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         free = shutil.disk_usage(self.path).free + there
         if free < num_bytes:
             self.leave(keep=self.state.exists())
@@ -121,6 +117,20 @@ class RunFolder:
         self._lock.release()
         if not keep:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def write_state(path: Path, found: Mapping[str, Any]) -> None:
+    """Writes what a run has finished as JSON, whole or not at all.
+
+    Raises:
+        XCiTError: if it can't be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(json.dumps(found), encoding="ascii")
+        part.replace(path)
+    except OSError as error:
+        raise XCiTError(f"{path}: can't be written: {error.strerror}") from None
 
 
 def model_digest(model: nn.Module) -> str:

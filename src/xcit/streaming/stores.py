@@ -103,7 +103,7 @@ class ScratchTokens:
             some = rows[first : first + at_once]
             buffer = self._write_buffers[self._num_written % len(self._write_buffers)][: len(some)]
             buffer.copy_(some)
-            self.checksum += _bit_sum(buffer)
+            self.checksum += bit_sum(buffer)
             self._num_written += 1
             self._writing.append(self._writer.submit(self._write, start + first, buffer))
 
@@ -129,7 +129,7 @@ class ScratchTokens:
         for start in range(0, self._height, len(self._read_buffers[0])):
             rows = min(len(self._read_buffers[0]), self._height - start)
             try:
-                found += _bit_sum(self._read(start, start + rows))
+                found += bit_sum(self._read(start, start + rows))
             except XCiTError:
                 return False
         return found == checksum
@@ -144,7 +144,7 @@ class ScratchTokens:
     def _read(self, start: int, end: int) -> Tensor:
         self._read_buffers.reverse()  # the other one is in use
         rows = self._read_buffers[0][: end - start]
-        file, rest = self._files[self.current], _as_bytes(rows)
+        file, rest = self._files[self.current], as_bytes(rows)
         file.seek(self._offset(start))
         while rest:
             count = file.readinto(rest)
@@ -154,7 +154,7 @@ class ScratchTokens:
         return rows
 
     def _write(self, start: int, rows: Tensor) -> None:
-        file, rest = self._files[1 - self.current], _as_bytes(rows)
+        file, rest = self._files[1 - self.current], as_bytes(rows)
         file.seek(self._offset(start))
         while rest:
             count = file.write(rest)
@@ -170,10 +170,12 @@ class ScratchTokens:
         return row * self._width * self._dim * self._stored.itemsize
 
 
-def _as_bytes(rows: Tensor) -> memoryview:
+def as_bytes(rows: Tensor) -> memoryview:
+    """The memory of contiguous rows on the CPU."""
     return rows.flatten().view(torch.uint8).numpy().data
 
 
-def _bit_sum(rows: Tensor) -> int:
+def bit_sum(rows: Tensor) -> int:
+    """The sum of the bit patterns of numbers, read as integers."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.dtype.itemsize]
     return int(rows.view(integers).sum(dtype=torch.int64))

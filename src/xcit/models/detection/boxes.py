@@ -9,8 +9,8 @@ from torch import Tensor
 MAX_RATIO = abs(math.log(16 / 1000))
 """The largest change, either way, of the logarithm of a side in one step."""
 
-_ONE_NMS = 10_000
-"""From so many boxes on each class is searched on its own."""
+_ONE_NMS = 1_000
+"""From so many boxes on each class is searched on its own: the time grows with the square of the number."""
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor:
