@@ -14,6 +14,7 @@ from xcit.errors import XCiTError
 from xcit.models.config import XCiTConfig
 from xcit.models.first_values import reset_within
 from xcit.models.fused import Fusible
+from xcit.models.sharing import Shareable
 from xcit.models.xcit import XCiT
 
 STRIDES = (4, 8, 16, 32)
@@ -122,7 +123,7 @@ class XCiTPyramid(Fusible):
         return four
 
 
-class OnPyramid(Fusible):
+class OnPyramid(Shareable, Fusible):
     """A model of heads on an `XCiTPyramid`.
 
     Attributes:
