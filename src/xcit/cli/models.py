@@ -109,7 +109,8 @@ def _print_file(name: str, as_json: bool) -> None:
     from xcit.config import to_dict
     from xcit.zoo.load import read_source
     from xcit.zoo.shapes import architecture_of
-    from xcit.zoo.stored import describe, num_parameters, read_metadata
+    from xcit.zoo.statement import read_metadata
+    from xcit.zoo.stored import describe, num_parameters
 
     stored = read_source(name, None)
     stated = describe(stored)

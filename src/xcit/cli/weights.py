@@ -7,7 +7,7 @@ import click
 from xcit.cli.lines import say_rows
 from xcit.cli.options import file_with_key, key_option
 
-FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet")
+FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet", "timm-hub")
 
 
 @click.command()
@@ -40,21 +40,31 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Whose names the tensors get.")
 @click.option("--key", help="Which weights of SOURCE, if it has several: student, instead of DINO's teacher.")
 @click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
-def convert(source: Path, destination: Path, to: str, key: str | None, overwrite: bool) -> None:
+@click.option("--licence", default="", metavar="NAME", help="With --to timm-hub: of the weights, as apache-2.0.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="With --to timm-hub: a report.json of `xcit test`, for the card."
+)
+def convert(
+    source: str, destination: Path, to: str, key: str | None, overwrite: bool, licence: str, report: Path | None
+) -> None:
     """Rewrite the checkpoint SOURCE as DESTINATION, bit for bit.
 
-    The format of SOURCE is read off its tensors' names. DESTINATION ends in .safetensors or .pth.
+    SOURCE is a file of any format, a model's folder, or hf-hub:USER/REPO. DESTINATION ends in .safetensors or .pth;
+    with --to timm-hub it is a folder for the Hub, which timm and transformers load where they have such a model.
     """
     from xcit.zoo import convert as convert_file
+    from xcit.zoo.folders import is_for_timm
 
-    stored = convert_file(source, destination, to, key=key, overwrite=overwrite)
+    stored = convert_file(source, destination, to, key=key, overwrite=overwrite, licence=licence, report=report)
     num_tensors = len(stored.state if stored.set_aside else stored.whole)
     click.echo(f"{source} ({stored.format}) -> {destination} ({to}): {num_tensors} tensors")
+    if to == "timm-hub" and not is_for_timm(destination):
+        click.echo("timm and transformers have no such model: xcit alone loads this folder")
     if stored.set_aside:
         click.echo(
             f"left out, as no part of the classifier: {', '.join(stored.set_aside[:5])}, {len(stored.set_aside)} in all"

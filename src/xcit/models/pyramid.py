@@ -17,6 +17,7 @@ from xcit.models.config import XCiTConfig
 from xcit.models.first_values import reset_within
 from xcit.models.fused import Fusible, frozen, norm_line
 from xcit.models.plain import is_watched
+from xcit.models.sharing import Shareable
 from xcit.models.xcit import FusedXCiT, XCiT
 
 STRIDES = (4, 8, 16, 32)
@@ -150,7 +151,7 @@ class XCiTPyramid(Fusible):
         return four
 
 
-class OnPyramid(Fusible):
+class OnPyramid(Shareable, Fusible):
     """A model of heads on an `XCiTPyramid`.
 
     Attributes:

@@ -1,5 +1,6 @@
 """The attributes and methods that timm's tools expect of a model: widths, layers, classifier, preprocessing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -154,11 +155,17 @@ def data_config(spec: Preprocessing, channels: int) -> dict[str, Any]:
     return {
         "input_size": (channels, spec.image_size, spec.image_size),
         "interpolation": "bicubic",
-        "crop_pct": spec.image_size / spec.resize_to if is_cropped else 1.0,
+        "crop_pct": _crop_share(spec.image_size, spec.resize_to) if is_cropped else 1.0,
         "crop_mode": "center" if is_cropped else "squash",
         "mean": spec.mean,
         "std": spec.std,
     }
+
+
+def _crop_share(image_size: int, resize_to: int) -> float:
+    """The share from which timm computes the short side, by floor(image_size / share)."""
+    share = image_size / resize_to
+    return share if math.floor(image_size / share) == resize_to else image_size / (resize_to + 1e-4)
 
 
 def pool_of(name: str) -> GlobalPool:

@@ -29,6 +29,7 @@ from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem
 from xcit.models.plain import is_anything_watched, is_watched
 from xcit.models.recompute import recomputed
 from xcit.models.refusals import NotScripted, check_batch
+from xcit.models.sharing import Shareable
 from xcit.models.stripes import TensorTokens, pass_xca_block, sums_of
 from xcit.models.timm_calls import TimmCalls, resolve_indices
 
@@ -43,7 +44,7 @@ class Encoded(NamedTuple):
     grid: tuple[int, int]  # (H, W)
 
 
-class XCiT(NotScripted, TimmCalls, Fusible):
+class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
     """Cross-covariance image transformer.
 
     Takes images (B, in_channels, h, w) of any size of at least one patch. They need not be square, nor a multiple of

@@ -6,26 +6,19 @@ more than a minute.
 """
 
 import hashlib
-import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
-from xcit.connections import in_time, unreached
 from xcit.errors import XCiTError
 from xcit.regular import expanded
 from xcit.weights.download import DownloadError, DownloadProgress, download, is_intact
-
-_PATIENCE_SECONDS = 2.0
-"""For the first connection; each that can't be had halves it, so that no network is noticed within twice this time."""
-
-_OFFLINE_SWITCHES = ("XCIT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+from xcit.weights.hub import PATIENCE_SECONDS, as_digest, find_on_hub, offline_switch
 
 _ABSENT = (403, 404)
 """What servers answer for a file that they do not have; object stores say 403."""
@@ -109,15 +102,13 @@ def obtain(
         if copy := _local_copy(source, directory):
             return copy, source
 
-    switch = next(
-        (key for key in _OFFLINE_SWITCHES if os.environ.get(key, "").lower() in ("1", "true", "yes", "on")), ""
-    )
+    switch = offline_switch()
     # What to ask, in order: a name for messages, and one or several files, each with the source that it stands for.
     asked = list[tuple[str, list[tuple[Source, Source | None]]]]()
     if mirror and folder is None:
         asked.append((label, [(_on_mirror(mirror, *pair), pair[1]) for pair in names.items()]))
     asked += [(source.label, [(source, source)]) for source in sources]
-    patience = _PATIENCE_SECONDS
+    patience = PATIENCE_SECONDS
     for label, files in asked:
         missing = []
         for place, published in files:
@@ -204,7 +195,7 @@ def _local_copy(source: Source, directory: Path) -> Path | None:
             # There the file is a link to a blob that is named after its digest, if it is a large one.
             copy = Path(cached)
             blob = copy.readlink().name if copy.is_symlink() else None
-            if is_intact(copy, _as_digest(blob)) and is_intact(copy, source.sha256):
+            if is_intact(copy, as_digest(blob)) and is_intact(copy, source.sha256):
                 return copy
     return None
 
@@ -214,46 +205,16 @@ def _bring(source: Source, directory: Path, progress: DownloadProgress | None, p
     if source.kind == "url":
         return download(source.location, path, sha256=source.sha256, progress=progress, patience=patience)
 
-    from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
-
-    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    try:
-        with _quiet_hub():
-            url = hf_hub_url(source.location, source.filename, endpoint=endpoint)
-            metadata = in_time(lambda: get_hf_file_metadata(url, timeout=patience), patience)
-            url = hf_hub_url(source.location, source.filename, revision=metadata.commit_hash, endpoint=endpoint)
-            token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    except Exception as error:  # its own and those of its HTTP library, which differs between versions
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = f"HTTP {status} ({endpoint})" if status else unreached(urlsplit(endpoint).hostname, error)
-        raise DownloadError(reason, status=status) from error
-    digest = _as_digest(metadata.etag)
-    if digest and source.sha256 and not digest.startswith(source.sha256.lower()):
+    found = find_on_hub(source.location, source.filename, patience=patience)
+    if found.sha256 and source.sha256 and not found.sha256.startswith(source.sha256.lower()):
         raise DownloadError(
-            f"{url}: wrong file, expected SHA-256 {source.sha256.lower()}, the Hub has {digest}", status=200
+            f"{found.url}: wrong file, expected SHA-256 {source.sha256.lower()}, the Hub has {found.sha256}", status=200
         )
     return download(
-        url,
+        found.url,
         path,
-        sha256=digest or source.sha256,
+        sha256=found.sha256 or source.sha256,
         progress=progress and (lambda _, done, total: progress(source.label, done, total)),
         patience=patience,
-        headers={"Authorization": f"Bearer {token}"} if token else {},
+        headers=found.headers,
     )
-
-
-def _as_digest(etag: str | None) -> str | None:
-    """The ETag when it is a SHA-256: the Hub's ETag of a large file (a small one has its git hash)."""
-    return etag if etag and re.fullmatch("[0-9a-f]{64}", etag) else None
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Holds back the client's advice to log in, which says nothing about a public file."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Writes a checkpoint in another format, with identical values."""
+"""Writes a checkpoint in another format, with identical values, or as a folder to share."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +12,15 @@ from xcit.weights.dense import dense_from_native
 from xcit.weights.files import StoredWeights, write_pickle, write_safetensors
 from xcit.weights.formats import FORMATS, Format, from_native
 from xcit.zoo.kinds import KINDS
+from xcit.zoo.load import read_source
+from xcit.zoo.names import is_url
 from xcit.zoo.origin import known_record
-from xcit.zoo.stored import METADATA_KEY, model_metadata, read_weights
+from xcit.zoo.sharing import share_stored
+from xcit.zoo.statement import METADATA_KEY, model_metadata
+from xcit.zoo.stored import read_weights
+
+FOLDER = "timm-hub"
+"""The format that is a folder: timm's and transformers' form where these have such a model."""
 
 _PICKLED = (".pth", ".pt", ".bin")
 
@@ -37,23 +44,32 @@ def targets() -> tuple[str, ...]:
 
     "dino" is a published DINO backbone: official names, no classifier, no wrapper. The formats after it hold whole
     published models of a kind ("mmseg" segmenters, "mmdet" detectors). "xcit" also keeps these whole, and all other
-    formats contain only the XCiT of them.
+    formats contain only the XCiT of them. The last one is a folder, see `write_folder`.
     """
-    return (*FORMATS, "dino", *(kind.published_format for kind in KINDS.values() if kind.published_format))
+    return (*FORMATS, "dino", *(kind.published_format for kind in KINDS.values() if kind.published_format), FOLDER)
 
 
 def convert(
-    source: str | Path, destination: str | Path, to: str, *, key: str | None = None, overwrite: bool = False
+    source: str | Path,
+    destination: str | Path,
+    to: str,
+    *,
+    key: str | None = None,
+    overwrite: bool = False,
+    licence: str = "",
+    report: str | Path | None = None,
 ) -> StoredWeights:
     """Reads a checkpoint of any format and writes it in another.
 
     Args:
-        source: the checkpoint.
+        source: the checkpoint: a file, a model's folder, or a repository of the Hub ("hf-hub:USER/REPO").
         destination: the new file. Its suffix decides the file type: .safetensors, or torch's own .pth, .pt or .bin,
-            which can't hold the metadata of a safetensors file.
+            which can't hold the metadata of a safetensors file. For "timm-hub" it is a new folder.
         to: format of the new file, one of `targets()`.
         key: which set of weights to take from a file with several, see `read_checkpoint`.
         overwrite: replace the destination if it exists.
+        licence: for "timm-hub": of the weights, where they are no published ones.
+        report: for "timm-hub": a report.json of `xcit test`, whose figures go into the model card.
 
     Returns:
         What was read. Its `set_aside` names the tensors that the new file does not contain.
@@ -62,16 +78,24 @@ def convert(
         XCiTError: if the source can't be read, or the format can't hold it, if the destination can't be written, or if
             it exists and `overwrite` is false. The source is never overwritten.
     """
-    source, destination = Path(source), Path(destination)
+    is_remote, destination = is_url(str(source)), Path(destination)
     if to not in targets():
         raise XCiTError(f"unknown format {to!r}: choose one of {', '.join(targets())}")
-    if destination.suffix not in (".safetensors", *_PICKLED):
+    if to != FOLDER and (licence or report):
+        raise XCiTError(f"a licence and a report are for the card of a folder: --to {FOLDER}, not {to}")
+    if to != FOLDER and destination.suffix not in (".safetensors", *_PICKLED):
         raise XCiTError(f"{destination} must end in .safetensors or one of {', '.join(_PICKLED)}")
-    stored = read_weights(source, key=key)
+    stored = (
+        read_source(f"{source}#{key}" if key else str(source), None) if is_remote else read_weights(source, key=key)
+    )
+    if to == FOLDER:
+        return share_stored(
+            stored, destination, licence=licence, report=None if report is None else Path(report), overwrite=overwrite
+        )
     if to == "dino" and any(name.startswith("head.") for name in stored.state):
         raise XCiTError(f"{source} has a classifier, for which DINO's format has no place: choose another format")
     if destination.exists():
-        if destination.samefile(source):
+        if not is_remote and destination.samefile(source):
             raise XCiTError(f"{destination} is the file to convert itself: choose another destination")
         if not overwrite:
             raise XCiTError(f"{destination} exists: choose another destination, or ask to overwrite it")

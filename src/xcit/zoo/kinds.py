@@ -18,6 +18,7 @@ from xcit.models.segmentation import SegmenterKind
 from xcit.weights.dense import MASK_RCNN, SEM_FPN, UPERNET, Heads
 from xcit.weights.files import StoredWeights
 from xcit.zoo.shapes import check_backbone, config_from_state
+from xcit.zoo.timm_hub import timm_config
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
@@ -50,6 +51,9 @@ class Kind(Generic[Config, Info, Model]):
         forward: runs a forward pass of images (B, C, h, w) at their own size, with values in 0..1.
         heads: names of its heads, with the published names of their tensors; empty for a plain XCiT.
         published_format: name of the format of whole published models in `convert`; "" for a plain XCiT.
+        timm_config: returns what `config.json` says of a model in a folder that timm and transformers read; None for a
+            model that they do not have.
+        hub_tag: the Hub's name for what a model with this config does.
         counts_flops: whether the published rule for FLOPs covers it.
         float32_only: whether it computes only in float32.
     """
@@ -67,6 +71,8 @@ class Kind(Generic[Config, Info, Model]):
     forward: Callable[[Model, Tensor], object] = lambda model, images: model(images)
     heads: Heads = field(default_factory=dict)
     published_format: str = ""
+    timm_config: Callable[[Config, Info | None], dict[str, Any] | None] = lambda config, info: None
+    hub_tag: Callable[[Config], str] = lambda config: ""
     counts_flops: bool = False
     float32_only: bool = False
 
@@ -125,6 +131,8 @@ CLASSIFIER: Kind[XCiTConfig, ModelInfo, XCiT] = Kind(
     config_from_weights=lambda stored: config_from_state(stored.state, str(stored.path)),
     info_from_weights=_info_of_weights,
     fit=_fit_classifier,
+    timm_config=timm_config,
+    hub_tag=lambda config: "image-classification" if config.num_classes else "image-feature-extraction",
     counts_flops=True,
 )
 
@@ -176,6 +184,7 @@ SEGMENTER: Kind[SegmenterConfig, SegmenterInfo, Segmenter] = Kind(
     fit=_fit_head(_segmenter_config, "kind", "channels"),
     heads={"upernet": UPERNET, "sem-fpn": SEM_FPN},
     published_format="mmseg",
+    hub_tag=lambda config: "image-segmentation",
 )
 
 
@@ -213,6 +222,7 @@ DETECTOR: "Kind[MaskRCNNConfig, DetectorInfo, MaskRCNN]" = Kind(
     forward=_detect_each,
     heads={"mask-rcnn": MASK_RCNN},
     published_format="mmdet",
+    hub_tag=lambda config: "object-detection",
     float32_only=True,
 )
 

@@ -13,6 +13,7 @@ from xcit.errors import XCiTError
 from xcit.weights.download import DownloadProgress, download
 from xcit.weights.fetch import cache_dir, destination_of, obtain
 from xcit.weights.files import StoredWeights, write_safetensors
+from xcit.weights.hub import PREFIX, bring_repository
 from xcit.weights.strict import check_state, nonfinite
 from xcit.writing import make_folder
 from xcit.zoo.changes import UNCHANGED, Changes
@@ -20,7 +21,8 @@ from xcit.zoo.detectors import EITHER_PATCH
 from xcit.zoo.names import find_record
 from xcit.zoo.records import Record
 from xcit.zoo.shapes import shape_from_state
-from xcit.zoo.stored import build_stored, describe, load_stored_as, model_metadata, outline, read_verified
+from xcit.zoo.statement import model_metadata
+from xcit.zoo.stored import build_stored, describe, load_stored_as, outline, read_verified
 
 
 def load_record(record: Record, *, changes: Changes = UNCHANGED, progress: DownloadProgress | None = None) -> Any:
@@ -174,13 +176,15 @@ def _checked(path: Path, record: Record) -> StoredWeights:
 
 
 def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights:
-    """Returns the weights in a file or at a URL, which is downloaded once; a file without weights is not cached.
+    """Returns the weights in a file or folder, in a repository of the Hub ("hf-hub:..."), or at a URL.
 
-    After a "#" follows the key of the weights in the file.
+    A URL is downloaded once, and a file without weights is not cached. After a "#" follows the key of the weights.
 
     Raises:
         XCiTError: if it can't be downloaded or read.
     """
+    if source.startswith(PREFIX):
+        return read_verified(bring_repository(source, cache_dir() / "hub", progress))
     source, mark, key = source.partition("#") if "://" in source else (source, "", "")
 
     def read(path: Path) -> StoredWeights:

@@ -8,6 +8,7 @@ from typing import cast
 
 from xcit.errors import XCiTError
 from xcit.models import XCiTConfig
+from xcit.weights.hub import PREFIX
 from xcit.weights.wrapping import split_key
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS
@@ -32,8 +33,8 @@ def is_known(name: str) -> bool:
 
 
 def is_url(model: str | os.PathLike[str]) -> bool:
-    """Whether a model is given by the URL of a weights file."""
-    return isinstance(model, str) and model.startswith(("http://", "https://", "file://"))
+    """Whether a model is given by the URL of a weights file, or by a repository of the Hub."""
+    return isinstance(model, str) and model.startswith(("http://", "https://", "file://", PREFIX))
 
 
 def is_file(model: str | os.PathLike[str]) -> bool:

@@ -1,17 +1,13 @@
-"""Models and their weights files: the metadata of our safetensors files, and building a model from a file."""
+"""Models and their weights: what is known of a file or folder, and building a model from it."""
 
-import dataclasses
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xcit.config import from_dict
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 from xcit.models.fused import is_fused
@@ -19,21 +15,11 @@ from xcit.weights.files import StoredWeights, digest, read_checkpoint, write_saf
 from xcit.weights.pickles import brief
 from xcit.weights.strict import check_state, load_state
 from xcit.zoo.changes import UNCHANGED, Changes, with_channels
-from xcit.zoo.kinds import CLASSIFIER, Kind, all_heads, kind_of_config, kind_of_task, kind_of_weights
+from xcit.zoo.folders import is_folder, read_folder
+from xcit.zoo.kinds import CLASSIFIER, Kind, all_heads, kind_of_config, kind_of_weights
 from xcit.zoo.origin import known_record, say_what_was_assumed
 from xcit.zoo.shapes import config_from_state, shape_from_state
-
-METADATA_KEY = "xcit"
-"""Key in a safetensors file's metadata that holds task, shape, class names and preprocessing, as JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statement:
-    """What a file states about its model: its kind, its config, and its info if it has one."""
-
-    kind: Kind[Any, Any, Any]
-    config: Any
-    info: Any | None
+from xcit.zoo.statement import Statement, model_metadata, read_metadata
 
 
 def save_model(model: nn.Module, path: Path) -> None:
@@ -46,44 +32,6 @@ def save_model(model: nn.Module, path: Path) -> None:
         raise XCiTError("a fused model can't be saved: save the one it was made from")
     metadata = model_metadata(model.config, model.info)
     write_safetensors(path, model.state_dict(), metadata)
-
-
-def model_metadata(config: Any, info: Any | None) -> dict[str, str]:
-    """Returns the metadata of a safetensors file."""
-    kind = kind_of_config(config)
-    content: dict[str, Any] = {"config": dataclasses.asdict(config)}
-    if kind is not CLASSIFIER:  # the first files had no task, and all were classifiers
-        content["task"] = kind.task
-    if info is not None:
-        content["info"] = dataclasses.asdict(info)
-    return {METADATA_KEY: json.dumps(content), "format": "pt"}
-
-
-def read_metadata(stored: StoredWeights) -> Statement | None:
-    """Returns what a file's metadata state; None if they are not ours.
-
-    Raises:
-        XCiTError: if the metadata are not what `model_metadata` writes.
-    """
-    if METADATA_KEY not in stored.metadata:
-        return None
-    try:
-        content = json.loads(stored.metadata[METADATA_KEY])
-        kind = kind_of_task(content.get("task", CLASSIFIER.task))
-        if kind is None:
-            raise XCiTError(f"its task is {content['task']!r}, which this version does not know")
-        info = None if content.get("info") is None else _section(kind.info, content["info"])
-        return Statement(kind=kind, config=_section(kind.config, content["config"]), info=info)
-    except KeyError as error:
-        raise XCiTError(f"{stored.path}: its metadata can't be read: there is no {error}") from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise XCiTError(f"{stored.path}: its metadata can't be read: {error}") from None
-
-
-def _section(kind: type[Any], content: object) -> Any:
-    if not isinstance(content, dict):
-        raise XCiTError(f"{content!r} is no {kind.__name__}")
-    return from_dict(kind, content)
 
 
 def origin_of(stored: StoredWeights) -> Statement | None:
@@ -129,8 +77,11 @@ def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XC
     return config
 
 
-def read_weights(path: str | Path, *, key: str | None = None) -> StoredWeights:
-    """Reads a file of any kind of model and any format; see `read_checkpoint`."""
+def read_weights(path: str | os.PathLike[str], *, key: str | None = None) -> StoredWeights:
+    """Reads a file of any kind of model and any format, see `read_checkpoint`, or a folder, see `read_folder`."""
+    path = Path(path)
+    if key is None and is_folder(path):
+        return read_folder(path)
     return read_checkpoint(path, key=key, heads=all_heads())
 
 

@@ -36,12 +36,12 @@ def verify(name_or_path: str | os.PathLike[str], *, progress: DownloadProgress |
     """
     record = None if is_file(name_or_path) else find_record(os.fspath(name_or_path))
     if record is not None:
-        path = weights_path(record, progress=progress)
+        stored = read_weights(weights_path(record, progress=progress))
     elif is_url(name_or_path):
-        path = read_source(os.fspath(name_or_path), progress).path
+        stored = read_source(os.fspath(name_or_path), progress)
     else:
-        path = Path(name_or_path)
-    stored = read_weights(path)
+        stored = read_weights(name_or_path)
+    path = stored.path
     found, recorded = digest(stored.whole), stored.metadata.get("digest")
     if recorded is not None and recorded != found:
         raise XCiTError(f"{path}: damaged: its tensors have digest {found}, the file says {recorded}")

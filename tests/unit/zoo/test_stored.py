@@ -14,7 +14,8 @@ from xcit.zoo import get_model, load_file, save_model
 from xcit.zoo.architectures import ARCHITECTURES, PUBLISHED_ARCHITECTURES
 from xcit.zoo.kinds import CLASSIFIER
 from xcit.zoo.shapes import config_from_state
-from xcit.zoo.stored import Statement, empty_model, model_metadata, read_metadata
+from xcit.zoo.statement import Statement, model_metadata, read_metadata
+from xcit.zoo.stored import empty_model
 
 # Every field but the defaults.
 CONFIG = XCiTConfig(

@@ -4,12 +4,13 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 from xcit.training.tasks.sources import find_source
-from xcit.zoo import load_as, load_file, load_record
+from xcit.zoo import load_as, load_record
+from xcit.zoo.load import read_source
+from xcit.zoo.stored import load_classifier
 
 _SHAPE = (
     "in_channels",
@@ -56,7 +57,7 @@ def check_initialize(config: InitializeConfig, model: XCiTConfig) -> None:
     Raises:
         XCiTError: if a source does not exist or is known not to fit, or a stage does not exist.
     """
-    if config.weights and "://" not in config.weights:
+    if config.weights:
         record = find_source(config.weights, "initialize.weights")
         if record is not None:
             _check_shape(record.config, model, _SHAPE, f"initialize.weights: {record.name}")
@@ -84,7 +85,7 @@ def initialize(model: XCiT, config: InitializeConfig) -> None:
 
 
 def _take_weights(model: XCiT, source: str) -> None:
-    record = None if "://" in source else find_source(source, "initialize.weights")
+    record = find_source(source, "initialize.weights")
     found = load_as(model.config, source, num_classes=model.num_classes) if record is None else load_record(record)
     state = found.state_dict()
     if found.num_classes != model.num_classes:
@@ -94,7 +95,7 @@ def _take_weights(model: XCiT, source: str) -> None:
 
 def _take_stem(model: XCiT, source: str) -> None:
     record = find_source(source, "initialize.stem")
-    found = load_record(record) if record is not None else load_file(Path(source))
+    found = load_record(record) if record is not None else load_classifier(read_source(source, None))
     _check_shape(found.config, model.config, _STEM_SHAPE, f"initialize.stem: {source}")
     model.stem.load_state_dict(found.stem.state_dict())
 

@@ -3,6 +3,7 @@
 from xcit.errors import XCiTError
 from xcit.weights.wrapping import split_key
 from xcit.zoo import Checkpoint, find_checkpoint
+from xcit.zoo.folders import is_folder
 from xcit.zoo.names import is_file, is_url
 
 
@@ -10,8 +11,8 @@ def find_source(source: str, field: str) -> Checkpoint | None:
     """Returns the checkpoint that a field names, or None if it names a file; nothing is read or downloaded.
 
     Args:
-        source: a checkpoint's name or alias, a URL, or a path, optionally with a key after it
-            ("last.ckpt#model_ema").
+        source: a checkpoint's name or alias, a URL, a repository of the Hub ("hf-hub:USER/REPO"), or a path, optionally
+            with a key after it ("last.ckpt#model_ema").
         field: dotted name of the field, for the error message.
 
     Raises:
@@ -20,7 +21,7 @@ def find_source(source: str, field: str) -> Checkpoint | None:
     if is_url(source):
         return None
     if is_file(source):
-        if not split_key(source)[0].is_file():
+        if not (split_key(source)[0].is_file() or is_folder(source)):
             raise XCiTError(f"{field}: {source}: no such file")
         return None
     try:
