@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-full lint clean
+.PHONY: help demo test lint docs notebooks clean
 
 help:
 	@echo "make demo   set up, then classify the packaged images (no network needed after the set-up)"
 	@echo "make test   set up, then run the checks and the tests"
 	@echo "make lint   format, lint, types and import rules"
-	@echo "make clean  remove the environment and caches"
+	@echo "make docs   set up, then build the site of the documents into site/"
+	@echo "make notebooks  set up, then run the notebooks of docs/ and store their outputs"
+	@echo "make clean  remove the environment, the site and caches"
 
 # uv is several times faster than pip and used where it is installed.
 $(VENV)/installed: pyproject.toml
@@ -35,5 +37,21 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# The site needs packages that the tests do not.
+$(VENV)/docs-installed: $(VENV)/installed
+	@if command -v uv >/dev/null 2>&1; then \
+		uv pip install --quiet --python $(BIN)/python -e '.[docs]'; \
+	else \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'; \
+	fi
+	@touch $@
+
+# mkdocs.yml says `strict`: a page or a link that is missing ends the build.
+docs: $(VENV)/docs-installed
+	$(BIN)/python -m mkdocs build
+
+notebooks: $(VENV)/docs-installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache site

@@ -1,0 +1,191 @@
+"""What README and the pages of docs/ show runs, their links lead somewhere, and the notebooks run to their end."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import yaml
+from documents import NEEDS, PAGES, ROOT, Fence, fences, matches, words_of
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from xcit.cli import _VERBS, _xcit
+from xcit.cli.predict import packaged_images
+from xcit.config import dotted_names
+from xcit.data.named import FASHION_MNIST_CLASSES
+from xcit.training.recipes import get_recipe
+
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+SMALLER = {
+    "photos-to-classifier": {"num_images": 120, "num_epochs": 1},
+    "what-a-model-looks-at": {"long_side": 64},
+    "dino-features": {"num_train": 64, "num_val": 20, "num_epochs": 1},
+}
+"""Notebook -> the parameters with which it is run here."""
+
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+
+
+@pytest.fixture
+def files_of_a_reader(tmp_path: Path) -> None:
+    """What the pages suppose: a clone to stand in, and images by the names that they use."""
+    for name in ("src", "examples", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    photograph = Image.fromarray(load_sample_image("china.jpg"))
+    photograph.thumbnail((96, 96))
+    photograph.save("photo.jpg")
+    photograph.convert("L").save("scan.tif")
+    shutil.copytree(packaged_images()[0].parent, "photos")
+    for name in FASHION_MNIST_CLASSES[1:]:  # a folder can't be called T-shirt/top
+        Path("garments", name).mkdir(parents=True)
+        shutil.copy(Path("photos", f"{name.lower().replace(' ', '-')}.png"), Path("garments", name))
+    for number, name in enumerate(("dark", "bright")):
+        Path("photos-by-class", name).mkdir(parents=True)
+        for index in range(8):
+            noise = np.random.default_rng(index).integers(0, 100, (28, 28))
+            Image.fromarray((noise + 150 * number).astype(np.uint8)).save(f"photos-by-class/{name}/{index}.png")
+
+
+@pytest.mark.usefixtures("files_of_a_reader")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_shows(page: Path, xcit: Any) -> None:
+    names: dict[str, Any] = {}
+    for fence in fences(page):
+        if fence.title is None and fence.language == "python":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # other packages' own
+                exec(compile(fence.code, fence.place, "exec"), names)
+        elif fence.title is None and fence.language == "console":
+            run_console(fence, xcit)
+
+
+def run_console(fence: Fence, xcit: Any) -> None:
+    """Runs each command in this process, or by the shell what is not `xcit`, and compares what is shown below it."""
+    for command, shown in fence.commands():
+        where = f"{fence.place}: {command}"
+        if command.startswith("xcit "):
+            done = xcit(*words_of(command))
+            assert done.status == int("could not be read" in done.err), f"{where}\n{done.err}"
+            printed = done.out
+        else:
+            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+            ran = subprocess.run(command, shell=True, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+            assert ran.returncode == 0, f"{where}\n{ran.stderr}"
+            printed = ran.stdout
+        if shown:
+            assert matches(shown, printed.rstrip().splitlines()), f"{where}\n{printed}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_is_not_run_says_what_it_needs_and_could_be_typed(page: Path) -> None:
+    for fence in fences(page):
+        if fence.language in ("", "text", "yaml"):
+            typed = re.search(r"^(\$|xcit|python|torchrun|make|pip) [a-z]", fence.text, re.MULTILINE)
+            assert typed is None, f"{fence.place}: commands stand in a fence of the language console"
+            continue
+        assert fence.language in ("python", "console", "sh"), f"{fence.place}: a fence of the language {fence.language}"
+        assert fence.title in NEEDS | ({None} if fence.language != "sh" else set()), f"{fence.place}: {fence.title}"
+        if fence.language == "python":
+            compile(fence.code, fence.place, "exec")
+        if fence.language == "console":
+            for command, _ in fence.commands():
+                check_command(command, fence.place)
+
+
+def check_command(command: str, where: str) -> None:
+    """Checks that a verb has the options that a page gives it, and a recipe the fields."""
+    if re.match(r"(\$ )?python (benchmarks|examples)/", command):
+        assert (ROOT / command.split("python ")[1].split()[0]).is_file(), f"{where}: {command}"
+    if "xcit " not in command:
+        return
+    verb, *words = words_of(command)
+    assert verb in _VERBS, f"{where}: no verb {verb}"
+    if "RECIPE" in words or "[--FIELD" in words or any(word.endswith("config.yaml") for word in words):
+        return
+    context = click.Context(_xcit)
+    called = _xcit.get_command(context, verb)
+    assert called is not None
+    left = called.make_parser(click.Context(called, ignore_unknown_options=verb in ("train", "config")))
+    try:
+        left.parse_args([*words])
+    except click.UsageError as error:
+        pytest.fail(f"{where}: {command}: {error.format_message()}")
+    if verb == "train":
+        options = {option.removeprefix("--") for parameter in called.params for option in parameter.opts}
+        known = options | dotted_names(get_recipe(words[0])).keys()
+        for field in re.findall(r"--([\w.]+)", command):
+            assert field in known or command.startswith(("torchrun", "$ torchrun")), f"{where}: no field {field}"
+
+
+def nav_pages(entries: list[Any]) -> list[str]:
+    return [
+        page
+        for entry in entries
+        for value in entry.values()
+        for page in ([value] if isinstance(value, str) else nav_pages(value))
+    ]
+
+
+def test_every_page_is_in_the_nav_once() -> None:
+    listed = nav_pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    docs = ROOT / "docs"
+    pages = [path.relative_to(docs).as_posix() for path in docs.rglob("*") if path.suffix in (".md", ".ipynb")]
+    assert sorted(listed) == sorted(pages), "list each page of docs/ once in the nav of mkdocs.yml"
+
+
+def anchors(page: Path) -> set[str]:
+    """What a page's headings are called in links, as the site and code hosts call them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook(path: Path, request: pytest.FixtureRequest) -> None:
+    if path.stem == "dino-features":
+        request.getfixturevalue("fashion_mnist")
+    names: dict[str, Any] = {}
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    (parameters,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    for index, cell in enumerate(cells):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*non-interactive")  # plt.show() draws nothing here
+            exec(compile("".join(cell["source"]), f"{path.name}, code cell {index}", "exec"), names)
+        if cell is parameters:
+            assert names.keys() >= SMALLER[path.stem].keys()
+            names |= SMALLER[path.stem]
+    plt.close("all")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_small_and_without_errors(path: Path) -> None:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert path.stat().st_size < 400_000
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not re.search(r"/(root|home|work)/", json.dumps(outputs))
