@@ -139,13 +139,14 @@ def streamed(
 ) -> list[list[int]]:
     """This process's parts from a step on, as a loader with so many workers takes them in turn."""
     config = division.config(rank=rank, num_workers=num_workers)
-    loader = StreamTrainLoader(stream, lambda image: image, config, shuffle_buffer=buffer)  # type: ignore[arg-type]
-    loader._parts.start_at(division.epoch, step)
+    as_it_is: Any = lambda picture: picture  # noqa: E731
+    epoch: Any = StreamTrainLoader(stream, as_it_is, config, shuffle_buffer=buffer)._parts  # type: ignore[arg-type]
+    epoch.start_at(division.epoch, step)
     workers: list[Any] = [None] if not num_workers else [SimpleNamespace(id=number) for number in range(num_workers)]
     parts = []
     for worker in workers:
         with mock.patch("xcit.data.stream_loader.get_worker_info", lambda worker=worker: worker):
-            parts.append([[image for image, _, _ in part] for part in loader._parts])
+            parts.append([[image for image, _, _ in part] for part in epoch])
     turns = itertools.zip_longest(*parts)
     return [part for turn in turns for part in turn if part is not None]
 
