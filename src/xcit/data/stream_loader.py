@@ -163,7 +163,7 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
             yield part
 
     def _shuffled(self, epoch: int, slot: int, first: int) -> Iterator[StreamSample]:
-        """Yields the samples of a slot, from one on, in the order of a shuffle buffer; each pass yields each sample once.
+        """Yields the samples of a slot, from one on, in the order of a shuffle buffer; a pass yields each sample once.
 
         For skipped samples only the labels are read.
         """

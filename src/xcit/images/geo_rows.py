@@ -1,4 +1,4 @@
-"""Georeferenced images by rows through rasterio: GeoTIFF, Cloud Optimized GeoTIFF, JPEG 2000, VRT."""
+"""Reads georeferenced images by rows through rasterio: GeoTIFF, Cloud Optimized GeoTIFF, JPEG 2000, VRT."""
 
 import warnings
 from pathlib import Path
@@ -19,13 +19,13 @@ _GDAL_CACHE = 2**26
 class GeoRows:
     """An image that rasterio reads, or one of its overviews.
 
-    What counts follows from the file's nodata value: of unsigned integers, a pixel is not there if all bands that are
-    read have the value, for a 0 may be dark in one band alone; of others, if any band has it or is not finite. A mask
-    band or transparency of 0 is the same. A band of transparency is a channel only if it is among `bands`, and no mask
-    then.
+    The file's nodata value decides which pixels count. A pixel of unsigned integers is missing if all selected bands
+    have that value, because 0 may be a dark value in a single band. A pixel of another type is missing if any band has
+    that value or is not finite. A pixel is also missing if a mask band or transparency is 0. A transparency band is a
+    channel only if it is in `bands`, and then it is not a mask.
 
     Raises:
-        XCiTError: if it can't be read, its pixels are of no known kind, or rasterio is not installed.
+        XCiTError: if it can't be read, its type of pixels is unknown, or rasterio is not installed.
     """
 
     read_mask: ReadMask | None
@@ -41,7 +41,7 @@ class GeoRows:
         self._env = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE)
         try:
             with self._env, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it has no georeference
+                warnings.simplefilter("ignore")  # about a missing georeference
                 whole = rasterio.open(path)
                 self._file: Any = whole
                 sizes = [(whole.height, whole.width)]
@@ -83,7 +83,7 @@ class GeoRows:
         check_pixel_type(self._dtype, name, ranged=ranged)
         self.height, self.width, self.channels = file.height, file.width, len(self._bands)
         flags = {flag for band in self._bands for flag in file.mask_flag_enums[band - 1]}
-        # A band that is asked for is a channel, whatever the file calls it: of four, writers call the last one alpha.
+        # A selected band is a channel, whatever the file calls it: some programs call the last of four bands alpha.
         is_channel = any(file.colorinterp[band - 1] is ColorInterp.alpha for band in self._bands)
         self._has_mask_band = MaskFlags.per_dataset in flags and not (is_channel and MaskFlags.alpha in flags)
         self._nodata = None if self._has_mask_band else file.nodatavals[self._bands[0] - 1]
@@ -110,7 +110,7 @@ class GeoRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """Views or a new array."""
+        """Returns views or a new array."""
         return self._kept.read(start, end)[0]
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class GeoRows:
 
 
 def present(pixels: Pixels, nodata: float | None) -> Mask:
-    """Which pixels are there (see `GeoRows`)."""
+    """Returns which pixels are not missing (see `GeoRows`)."""
     if pixels.dtype.kind == "u":
         return np.any(pixels != nodata, axis=2)
     there: Mask = (

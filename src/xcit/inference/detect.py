@@ -1,6 +1,6 @@
-"""Images in, detections out: boxes, classes and masks of one image after another.
+"""Detects objects in images: boxes, classes and masks, one image after another.
 
-Shapes: `h`, `w` a picture's. Boxes are x, y, width and height, in its pixels.
+Shapes: `h`, `w` size of an image. Boxes are x, y, width and height, in its pixels.
 """
 
 import os
@@ -33,8 +33,8 @@ class DetectedObject:
     """One object.
 
     Attributes:
-        label: of its class, from 1.
-        name: of its class; the label as text where names are unknown.
+        label: label of its class, from 1.
+        name: name of its class; the label as text if names are unknown.
         score: 0..1.
         box: x, y, width, height.
         mask: packed RLE of the whole image (see `decode_mask`).
@@ -49,12 +49,12 @@ class DetectedObject:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedObjects:
-    """What was found in an image.
+    """The detections in an image.
 
     Attributes:
         source: the image's path, or its place in the input.
         image: 8-bit RGB (h, w, 3), as it was read.
-        objects: best first.
+        objects: the objects, best first.
     """
 
     source: str
@@ -62,7 +62,7 @@ class DetectedObjects:
     objects: tuple[DetectedObject, ...]
 
     def picture(self) -> Image.Image:
-        """The image with masks, boxes, class names and scores, the best object on top."""
+        """Returns the image with masks, boxes, class names and scores, the best object on top."""
         size = (self.image.shape[0], self.image.shape[1])
         objects = self.objects[::-1]
         return draw_detections(
@@ -83,22 +83,23 @@ def detect(
     full_size: bool = False,
     device: str | torch.device | None = None,
 ) -> list[DetectedObjects | Unreadable]:
-    """Finds objects in images.
+    """Detects objects in images.
 
     Args:
-        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
-            (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
+        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
+            arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a detector from `get_model`.
-        min_score: what is scored less is left out.
-        sides: as large as fits into this short and this long side an image is scaled; none takes the model's own.
-        full_size: leave images in the size they have instead.
-        device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
+        min_score: objects with lower scores are left out.
+        sides: scale an image to the largest size within this short and this long side; None takes the model's own
+            sides.
+        full_size: keep images at their own size instead.
+        device: where to compute; None means the model's device, or for a name a GPU if there is one, else the CPU.
 
     Returns:
-        The objects of each image, in order. What can't be read is an `Unreadable` in its place.
+        The objects of each image, in order. An image that can't be read is replaced by an `Unreadable`.
 
     Raises:
-        XCiTError: if none of the images can be read, or the model can't be had or is no detector.
+        XCiTError: if none of the images can be read, or the model can't be loaded or is not a detector.
     """
     results = detect_each(listed(images), model, min_score=min_score, sides=sides, full_size=full_size, device=device)
     return collected(results)
@@ -113,14 +114,14 @@ def detect_each(
     full_size: bool = False,
     device: str | torch.device | None = None,
 ) -> Iterator[DetectedObjects | Unreadable]:
-    """Like `detect`, one at a time and without end; what can't be read is reported in its place."""
+    """Like `detect`, for any number of images, one at a time; unreadable images are reported in their place."""
     if not 0 <= min_score <= 1:
         raise XCiTError(f"min_score is {min_score}, must be in 0..1")
     if sides is not None and not 0 < sides[0] <= sides[1]:
         raise XCiTError(f"an image can't be scaled to a short side of {sides[0]} and a long one of {sides[1]} pixels")
     network = prepare_detector(model, device)
     names = network.info.class_names if network.info is not None else ()
-    # Two at a time: a picture may be large.
+    # Only two images are read ahead, because they may be large.
     for result in read_ahead(images, np.asarray, num_ahead=2):
         if isinstance(result, Unreadable):
             yield result
@@ -135,10 +136,12 @@ def detect_each(
 def prepare_detector(
     model: str | os.PathLike[str] | nn.Module, device: str | torch.device | None, *, what: str = "the model"
 ) -> "MaskRCNN":
-    """A detector in place, with a faster backbone; one passed in is left as it was, and called `what` in errors.
+    """Returns a detector with a fused backbone on its device; one that was passed in does not change.
+
+    Error messages call a model that was passed in `what`.
 
     Raises:
-        XCiTError: if it can't be had, is no detector, or what packs masks is not installed.
+        XCiTError: if it can't be loaded, is not a detector, or the package that encodes masks is not installed.
     """
     need_packages("finding objects", "faster_coco_eval")
     network, place = prepare_of_kind(DETECTOR, model, device, what=what)
@@ -148,7 +151,7 @@ def prepare_detector(
 def detected_objects(
     found: "Detections", size: tuple[int, int], class_names: Sequence[str] = ()
 ) -> Iterator[DetectedObject]:
-    """Detections of an image of this height and width, their masks packed one by one."""
+    """Yields the detections of an image of this height and width; their masks are encoded one at a time."""
     from xcit.models.detection.masks import paste_mask
 
     boxes, labels, scores, masks = (part.cpu() for part in found)
@@ -165,7 +168,7 @@ def detected_objects(
 
 
 def _channels(picture: NDArray[np.uint8], num_channels: int) -> torch.Tensor:
-    """uint8 (C, h, w) of an RGB picture (h, w, 3)."""
+    """Converts an RGB image (h, w, 3) to uint8 (C, h, w)."""
     if num_channels == 1:
         return torch.from_numpy(np.array(Image.fromarray(picture).convert("L")))[None]
     return torch.from_numpy(picture.transpose(2, 0, 1).copy())
