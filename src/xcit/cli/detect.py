@@ -1,4 +1,4 @@
-"""`xcit detect`: objects in images, as pictures and as COCO-format JSON."""
+"""`xcit detect`: detects objects in images, and writes pictures and JSON in COCO's format."""
 
 import json
 from functools import partial
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HELP = """Find objects in images: files, folders (searched through) or patterns.
 
-An image that can't be read is named with the reason, the others go on, and the exit status is 1.
+If an image can't be read, it is named with the reason, the others are processed, and the exit status is 1.
 
 \b
 For each image the folder --out gets
@@ -30,12 +30,12 @@ For each image the folder --out gets
 and once detections.json: images, categories and annotations in COCO's format,
 each annotation with its score; the masks are packed RLE.
 
-An image is scaled as large as fits into the model's own short and long side, or into those given; with --full-size it
-is not scaled, and goes through the model in one piece, so that no object is cut by the edge of a tile.
+An image is scaled to the largest size within the model's short and long side, or within the given ones. With
+--full-size it is not scaled; it goes through the model in one piece, so that no object is cut by the edge of a tile.
 
-For many images --parquet writes a folder of Parquet parts instead, which a kill leaves good; --resume goes on with it,
-and INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as of xcit predict. With several GPUs the
-images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DIR --parquet
+For many images --parquet writes a folder of Parquet parts instead. If it is killed, --resume continues it. INPUT may
+also be a list, a URL, tar shards, FILE.parquet or a data set, as in xcit predict. With several GPUs the images are
+divided among them: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DIR --parquet
 """
 
 
@@ -45,15 +45,15 @@ images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DI
 @click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
-@click.option("--parquet", is_flag=True, help="Write Parquet parts instead: for many images, see --resume.")
+@click.option("--parquet", is_flag=True, help="Write Parquet parts instead; for many images, see --resume.")
 @bulk_options(part_size=128)
 @click.option(
-    "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="What is scored less is left out."
+    "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Smallest score of an object."
 )
-@click.option("--short-side", type=click.IntRange(min=1), help="Pixels; the model's own if left out.")
-@click.option("--long-side", type=click.IntRange(min=1), help="Pixels; in proportion to --short-side if left out.")
-@click.option("--full-size", is_flag=True, help="Leave images in the size they have.")
-@click.option("--no-pictures", is_flag=True, help="Write no NAME-detections.png.")
+@click.option("--short-side", type=click.IntRange(min=1), help="In pixels; by default the model's own.")
+@click.option("--long-side", type=click.IntRange(min=1), help="In pixels; by default in proportion to --short-side.")
+@click.option("--full-size", is_flag=True, help="Keep images at their own size.")
+@click.option("--no-pictures", is_flag=True, help="Do not write NAME-detections.png.")
 @click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
 @one_voice()
 def detect(
@@ -71,7 +71,7 @@ def detect(
     no_pictures: bool,
     device: str | None,
 ) -> int:
-    """Detects and writes; gives the exit status."""
+    """Detects and writes; returns the exit status."""
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.inference.detect import detect_each, prepare_detector
@@ -104,7 +104,7 @@ def detect(
                         result.picture().save(part, format="PNG")
             bar.advance(1)
     found = content.content
-    if found["images"] or not (out / "detections.json").exists():  # an earlier result is not lost for none
+    if found["images"] or not (out / "detections.json").exists():  # keep an earlier result if no image could be read
         with whole_file(out / "detections.json") as part:
             part.write_text(json.dumps(found) + "\n", encoding="utf-8")
     click.echo(f"{out}: {len(found['annotations'])} objects in {len(found['images'])} images")
@@ -146,7 +146,7 @@ class _Annotations:
         self.content: dict[str, list[dict[str, Any]]] = {"images": [], "categories": categories, "annotations": []}
 
     def row(self, result: "DetectedObjects") -> dict[str, Any]:
-        """An image's columns of a Parquet part; `counts` are those of its packed RLE."""
+        """Returns an image's columns of a Parquet part; `counts` are those of the packed RLE."""
         height, width = result.image.shape[:2]
         objects = [
             {

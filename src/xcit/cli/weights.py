@@ -12,9 +12,11 @@ FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet")
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--to", "folder", type=click.Path(path_type=Path), help="A folder, to serve as XCIT_MIRROR elsewhere.")
+@click.option(
+    "--to", "folder", type=click.Path(path_type=Path), help="A folder that can serve as XCIT_MIRROR elsewhere."
+)
 def fetch(names: tuple[str, ...], folder: Path | None) -> int:
-    """Download weights into the cache or a folder. NAME may be a pattern, as for `xcit list`."""
+    """Download weights to the cache or to a folder. NAME may be a pattern, as in `xcit list`."""
     from xcit.cli import SOME_FAILED
     from xcit.cli.progress import download_bar
     from xcit.errors import XCiTError
@@ -42,13 +44,13 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Whose names the tensors get.")
-@click.option("--key", help="Which weights of SOURCE, if it has several: student, instead of DINO's teacher.")
+@click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Format of the tensors' names.")
+@click.option("--key", help="Which weights of SOURCE, if it has several sets, such as student in a DINO file.")
 @click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
 def convert(source: Path, destination: Path, to: str, key: str | None, overwrite: bool) -> None:
-    """Rewrite the checkpoint SOURCE as DESTINATION, bit for bit.
+    """Write the checkpoint SOURCE in another format as DESTINATION, with identical values.
 
-    The format of SOURCE is read off its tensors' names. DESTINATION ends in .safetensors or .pth.
+    The names of its tensors tell the format of SOURCE. DESTINATION ends in .safetensors or .pth.
     """
     from xcit.zoo import convert as convert_file
 
@@ -63,7 +65,7 @@ def convert(source: Path, destination: Path, to: str, key: str | None, overwrite
 
 @click.command()
 @click.argument("name_or_path")
-@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
+@click.option("--key", metavar="KEY", help="Which weights to check, if the file has several sets.")
 def verify(name_or_path: str, key: str | None) -> None:
     """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count."""
     from xcit.cli.progress import download_bar

@@ -198,7 +198,7 @@ def _default_cfg(name: str) -> DefaultCfg:
 def _data_cfg(name: str, in_channels: int) -> dict[str, Any]:
     """Returns `pretrained_cfg` of a model.
 
-    For another number of channels, mean and std are adapted like the weights.
+    For another number of channels, mean and std are the averages of the weights' own.
     """
     cfg = default_cfgs[name].default.to_dict()
     if cfg["input_size"][0] != in_channels:
