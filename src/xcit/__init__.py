@@ -1,6 +1,6 @@
 """XCiT (Cross-Covariance Image Transformers, arXiv 2106.09681), complete on current PyTorch.
 
-Names are loaded when they are first used, so that importing the package alone needs no torch.
+Names are loaded when they are first used, so importing just the package does not import torch.
 """
 
 from importlib import import_module
@@ -61,7 +61,7 @@ __all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> object:
-    if name == "explain":  # a module of its own in the public API
+    if name == "explain":  # a public module, not a name in one
         return import_module("xcit.explain")
     if name not in _HOME:
         raise AttributeError(f"module 'xcit' has no attribute {name!r}")

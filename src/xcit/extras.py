@@ -1,4 +1,4 @@
-"""Which of this package's extras brings a package that not every installation has."""
+"""Optional packages, and the extras of this package that install them."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,11 +15,11 @@ EXTRAS = {
     "pyarrow": "all",
     **dict.fromkeys(("imagecodecs", "openslide", "pyvips", "rasterio", "tifffile", "zarr"), "images"),
 }
-"""Package -> extra, as pyproject.toml has them."""
+"""Maps packages to extras, as in pyproject.toml."""
 
 
 def missing_package(what: str, package: str) -> XCiTError:
-    """The error for a package that is not installed: what needs it, and how to get it."""
+    """Returns the error for a package that is not installed: what needs it, and how to install it."""
     return XCiTError(f"{what} needs {package.replace('_', '-')}: {install_hint(package)}")
 
 
@@ -36,7 +36,7 @@ def imported(package: str, what: str) -> Any:
 
 
 def install_hint(package: str) -> str:
-    """The command that installs a package of `EXTRAS`."""
+    """Returns the command that installs a package of `EXTRAS`."""
     return f"pip install 'xcit[{EXTRAS[package]}]'"
 
 
@@ -44,7 +44,7 @@ def need_packages(what: str, *packages: str) -> None:
     """Checks that packages of `EXTRAS` are installed, without importing them.
 
     Raises:
-        XCiTError: if one is not.
+        XCiTError: if one is not installed.
     """
     for package in packages:
         if find_spec(package) is None:

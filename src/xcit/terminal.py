@@ -1,6 +1,6 @@
-"""A terminal does what control characters tell it, and names of files and classes may hold any.
+"""Protects terminals from control characters, which names of files and classes may contain.
 
-What is printed on a terminal gets them escaped. A file or a pipe gets the text as it is.
+Text that is printed on a terminal gets them escaped. A file or a pipe gets the text unchanged.
 """
 
 import io
@@ -11,7 +11,7 @@ from xcit.errors import escaped
 
 
 class _Escaping(io.TextIOWrapper):
-    """Text for a terminal, control characters escaped but for line breaks and tabs."""
+    """A text stream to a terminal that escapes control characters, except line breaks and tabs."""
 
     def write(self, text: str) -> int:
         super().write(escaped(text, keep="\n\t"))
@@ -19,7 +19,7 @@ class _Escaping(io.TextIOWrapper):
 
 
 def guard_terminal() -> None:
-    """Has standard output and standard error, where they are terminals, escape what they are given."""
+    """Makes standard output and standard error escape control characters, if they are terminals."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, _Escaping) and stream.isatty():
@@ -29,7 +29,7 @@ def guard_terminal() -> None:
 
 
 def for_drawing(stream: IO[str]) -> IO[str]:
-    """The stream for what draws by control characters of its own, such as a progress bar."""
+    """Returns the unguarded stream, for output that needs control characters, such as a progress bar."""
     if isinstance(stream, _Escaping):
         whole = sys.__stdout__ if stream is sys.stdout else sys.__stderr__
         assert whole is not None

@@ -231,7 +231,7 @@ def test_segment_and_detect(xcit, tmp_path, many) -> None:
     for verb in (segment, detect):
         done = xcit(*verb, "--out", "more", "--resume")
         assert (done.status, done.out) == (2, "")
-        assert "--resume goes on with Parquet parts alone: give --parquet" in done.err
+        assert "--resume is only for Parquet parts: give --parquet" in done.err
 
 
 def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> None:

@@ -1,4 +1,4 @@
-"""Which model answers, said in one line on standard error."""
+"""Prints in one line on standard error which model is used."""
 
 from typing import TYPE_CHECKING
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 def say_model(network: "XCiT", name: str | None, weights: str | None = None) -> None:
-    """Says which model answers and what it knows, and of the packaged one that it knows garments alone.
+    """Prints which model is used and what it knows; the packaged model only knows garments.
 
     Args:
         network: the model.
-        name: as it was given; none is the packaged model.
-        weights: the file that its weights are of, where that is not the name's own.
+        name: the name as given; None means the packaged model.
+        weights: the file of its weights, if they are not those of the name.
     """
     from xcit.inference.classify import DEFAULT_MODEL
     from xcit.zoo.names import find_record, is_known

@@ -1,4 +1,4 @@
-"""`xcit attention`: what a model attends to, as pictures and arrays."""
+"""`xcit attention`: draws a model's attention as pictures, and writes it as arrays."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 _HELP = """Draw what the class token attends to in images: files, folders (searched through) or patterns.
 
-Images keep their own size, whatever it is, unless --resize is given. Without INPUT the packaged images are drawn. An
-image that can't be read is named with the reason, the others go on, and the exit status is 1.
+Images keep their own size unless --resize is given. Without INPUT the packaged images are drawn. If an image can't be
+read, it is named with the reason, the others are processed, and the exit status is 1.
 
 \b
 For each image the folder --out gets
   NAME-attention.png  the image, the mean of the heads over it, every head
-  NAME-overlay.png    the mean over the image alone, at the image's size
+    NAME-overlay.png    only the mean over the image, at the image's size
   NAME.npz            with --arrays: the numbers
   NAME.tif            with --tiff: the mean of the heads and every head,
-                      float32, a GeoTIFF where the image is one
+                                        float32, a GeoTIFF if the image is one
   NAME-xca.png        with --xca: covariance of the channels, block by block
 and with --xca, once, temperatures.png. Images of several folders keep their
 folders below --out.
@@ -59,20 +59,20 @@ several GPUs the images are divided: torchrun --nproc-per-node 8 -m xcit attenti
 @model_options
 @file_options
 @click.option(
-    "--block", type=int, default=-1, show_default=True, help="Class attention block from 0; from the end if < 0."
+    "--block", type=int, default=-1, show_default=True, help="Class attention block from 0; < 0 counts from the end."
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(min=0, max=1, min_open=True),
     metavar="SHARE",
-    help="Show the fewest cells that hold this share of a map, such as 0.6; all if left out.",
+    help="Show only the largest cells that together have this share of a map, such as 0.6; by default all.",
 )
 @click.option("--resize", type=click.IntRange(min=1), metavar="N", help="Scale the short side to N pixels first.")
-@click.option("--arrays", is_flag=True, help="Write the numbers too.")
-@click.option("--tiff", is_flag=True, help="Write the maps as TIFF too, on the image's place on the ground.")
-@click.option("--xca", is_flag=True, help="Draw XCA's covariance of the channels and its temperatures too.")
-@click.option("--no-figures", is_flag=True, help="Write no NAME-attention.png: faster, as for the frames of a video.")
-@click.option("--parquet", is_flag=True, help="Write Parquet parts instead: for many images, see --resume.")
+@click.option("--arrays", is_flag=True, help="Also write the numbers.")
+@click.option("--tiff", is_flag=True, help="Also write the maps as TIFF, georeferenced if the image is.")
+@click.option("--xca", is_flag=True, help="Also draw XCA's covariance of the channels and its temperatures.")
+@click.option("--no-figures", is_flag=True, help="Do not write NAME-attention.png: faster, for frames of a video.")
+@click.option("--parquet", is_flag=True, help="Write Parquet parts instead; for many images, see --resume.")
 @bulk_options(part_size=128)
 @exif_option
 @full_size_options("Stream images from their files, however large; the pictures show them small.")
@@ -98,7 +98,7 @@ def attention(
     dtype: str,
     large: FullSizeOptions,
 ) -> int:
-    """Draws and writes; gives the exit status."""
+    """Draws and writes; returns the exit status."""
     from xcit.cli.full_size import full_size_of
     from xcit.cli.predict import packaged_images
     from xcit.cli.progress import progress_bar
@@ -149,7 +149,7 @@ def attention(
                 num_unreadable += 1
                 click.echo(f"xcit: {result.reason}", err=True)
             else:
-                if xca:  # of the image as it was read for the first
+                if xca:  # of the image that was read before
                     (inside,) = channel_attention(result.image, network, device=computer, dtype=precision)
                     channels = replace(readable(inside), source=result.source)
                 _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)

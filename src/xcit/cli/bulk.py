@@ -1,4 +1,4 @@
-"""What verbs share that go over many images: inputs of every kind, and results as a folder of Parquet parts."""
+"""Shared by commands for many images: inputs of every kind, and results as a folder of Parquet parts."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,12 +25,12 @@ _NO_ARGUMENTS = (
     *("out", "json_path", "csv_path", "parquet", "no_pictures", "no_overlays", "no_figures", "threshold"),
     *("device", "batch_size", "resume"),
 )
-"""Parameters that rows do not depend on, or that the manifest has elsewhere."""
+"""Parameters that do not affect rows, or that the manifest has elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BulkOptions:
-    """What the options of `bulk_options` say."""
+    """The values of the options of `bulk_options`."""
 
     split: "Split"
     part_size: int
@@ -38,7 +38,7 @@ class BulkOptions:
 
 
 def bulk_options(part_size: int) -> Callable[[Function], Function]:
-    """Adds --split, --resume and --part-size with this default, which come as one argument: `bulk`, a `BulkOptions`."""
+    """Adds --split, --resume and --part-size with this default, passed as one argument: `bulk`, a `BulkOptions`."""
     return grouped(
         BulkOptions,
         "bulk",
@@ -47,7 +47,7 @@ def bulk_options(part_size: int) -> Callable[[Function], Function]:
             type=click.Choice(["train", "val"]),
             default="val",
             show_default=True,
-            help="Which images of a data set.",
+            help="Which split of a data set.",
         ),
         click.option(
             "--part-size",
@@ -55,14 +55,14 @@ def bulk_options(part_size: int) -> Callable[[Function], Function]:
             default=part_size,
             show_default=True,
             metavar="N",
-            help="Images of a Parquet part, which are in memory together.",
+            help="Images per Parquet part; the results of a part are in memory at once.",
         ),
-        click.option("--resume", is_flag=True, help="Go on with the Parquet parts that are there, or begin."),
+        click.option("--resume", is_flag=True, help="Resume an unfinished folder of Parquet parts, or begin one."),
     )
 
 
 def parts_folder(out: str) -> Path | None:
-    """The folder of Parquet parts that --out names, by a slash at its end or no suffix; none where it names a file."""
+    """Returns the folder of Parquet parts that --out names (slash at the end, or no suffix); None if it is a file."""
     from xcit.inference.bulk import MANIFEST
 
     path = Path(out)
@@ -71,7 +71,7 @@ def parts_folder(out: str) -> Path | None:
 
 
 def num_processes() -> int:
-    """How many processes torchrun started, 1 without it."""
+    """Returns the number of processes that torchrun started, 1 without torchrun."""
     if "WORLD_SIZE" not in os.environ:
         return 1
     from xcit.training.engine.distribution import num_started_processes
@@ -80,29 +80,29 @@ def num_processes() -> int:
 
 
 def check_small(bulk: BulkOptions, way: str) -> None:
-    """Checks that nothing is asked for that only Parquet parts give; `way` says how to ask for these.
+    """Checks that no option is given that needs Parquet parts; `way` says how to get them.
 
     Raises:
-        XCiTError: if something is.
+        XCiTError: if there is one.
     """
     if bulk.resume:
-        raise XCiTError(f"--resume goes on with Parquet parts alone: {way}")
+        raise XCiTError(f"--resume is only for Parquet parts: {way}")
     if num_processes() > 1:
         raise XCiTError(f"several processes write one result as Parquet parts alone: {way}")
 
 
 def check_resized(full_size: bool, out: str) -> None:
-    """Checks that images of any size are not asked for as Parquet parts.
+    """Checks that --full-size is not combined with Parquet parts.
 
     Raises:
-        XCiTError: if they are.
+        XCiTError: if it is.
     """
     if full_size:
         raise XCiTError(f"{out}: --full-size has no Parquet parts: give a file, an image at a time")
 
 
 def own_device(name: str | None) -> str | None:
-    """The device of this process: of several on a machine with GPUs each has its own."""
+    """Returns the device of this process; each process on a machine with several GPUs has its own."""
     if num_processes() == 1 or name not in (None, "cuda"):
         return name
     import torch
@@ -111,7 +111,7 @@ def own_device(name: str | None) -> str | None:
 
 
 def open_words(inputs: tuple[str, ...], bulk: BulkOptions, *, ignore_exif: bool) -> "Inputs":
-    """The images that are meant; see `open_inputs`. What a search of folders passed by is said on standard error."""
+    """Opens the input images; see `open_inputs`."""
     from xcit.data.inputs import open_inputs
 
     found = open_inputs(inputs, split=bulk.split, unit_size=bulk.part_size)
@@ -129,16 +129,16 @@ def write_bulk(
     results: Callable[[Iterable[Any]], Iterator[Any]],
     row: Callable[[Any], Mapping[str, Any]],
 ) -> int:
-    """Writes the rows of this process, says what there is when all are done, and gives the exit status.
+    """Writes the rows of this process, prints a summary when all processes are done, and returns the exit status.
 
     Args:
-        folder: for the parts.
+        folder: folder for the parts.
         inputs: the images.
-        network: whose digest the manifest gets.
+        network: the model, whose digest goes into the manifest.
         bulk: the options.
-        columns: a row's columns after `file` and `error`, as pyarrow has fields.
-        results: gives one result an image, in order.
-        row: a result's columns.
+        columns: the columns after `file` and `error`, as pyarrow fields.
+        results: yields one result per image, in order.
+        row: returns the columns of a result.
     """
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
@@ -184,13 +184,13 @@ def write_bulk(
             if is_main():
                 click.echo(f"xcit: {folder}: the parts that are done are kept; --resume goes on", err=True)
             raise
-    if not (manifest["complete"] and worked):  # another process is at work, or was the last, and will tell
+    if not (manifest["complete"] and worked):  # another process is the last one, and prints the summary
         return 0
     parts = manifest["parts"].values()
     num_images, num_unreadable = (sum(part[what] for part in parts) for what in ("images", "unreadable"))
     click.echo(f"{folder}: {num_images - num_unreadable} images in {len(parts)} Parquet parts")
     status = status_of(num_unreadable, num_images)
-    # torchrun takes any other status for the failure of a process, ends the others, and may start all again.
+    # torchrun treats any other status as a failure: it ends the other processes, and may restart all of them.
     return status if share.world_size == 1 else 0
 
 
@@ -200,7 +200,7 @@ def _is_given(value: Any) -> bool:
 
 
 def placed(device: str | None) -> "torch.device":
-    """Where this process computes."""
+    """Returns the device of this process."""
     from xcit.inference.reading import default_device
 
     return checked_device(own_device(device)) or default_device()

@@ -1,4 +1,4 @@
-"""What the verbs of segmenters and detectors share: where results go, and the model with its weights."""
+"""Shared by the commands of segmenters and detectors: places of results, and loading of the model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def inputs_and_places(
     inputs: tuple[str, ...], out: Path, parquet: bool, bulk: BulkOptions, *, ignore_exif: bool
 ) -> "tuple[Inputs | None, list[Input], list[Path]]":
-    """The images for Parquet parts; or none of these, the files, and where in the folder `out` their results go."""
+    """Returns the images for Parquet parts, or None with the image files and the places of their results in `out`."""
     if parquet:
         need_packages("Parquet", "pyarrow")
         return open_words(inputs, bulk, ignore_exif=ignore_exif), [], []
@@ -35,7 +35,7 @@ def stored_or_upright(paths: list[Path], *, ignore_exif: bool) -> "list[Input]":
 
 
 def load_dense(model: str, weights: str | None, how: FileOptions) -> Any:
-    """A model by name or file, with its weights, its preprocessing as `how` says."""
+    """Loads a model by name or file, with its weights and with the preprocessing of `how`."""
     from xcit.cli.progress import download_bar
     from xcit.zoo import get_model
 

@@ -1,4 +1,4 @@
-"""`xcit detect`: objects in images, as pictures and as COCO-format JSON."""
+"""`xcit detect`: detects objects in images, and writes pictures and JSON in COCO's format."""
 
 import json
 from functools import partial
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _HELP = """Find objects in images: files, folders (searched through) or patterns.
 
-An image that can't be read is named with the reason, the others go on, and the exit status is 1.
+If an image can't be read, it is named with the reason, the others are processed, and the exit status is 1.
 
 \b
 For each image the folder --out gets
@@ -43,9 +43,9 @@ is taken at its own size, however large, in stripes within --memory: the objects
 is cut by the edge of a tile. The picture then shows a large image small, and where the image lies on a map, or is a
 slide, NAME-detections.geojson has the masks as polygons, in map coordinates or as QuPath imports them.
 
-For many images --parquet writes a folder of Parquet parts instead, which a kill leaves good; --resume goes on with it,
-and INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as of xcit predict. With several GPUs the
-images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DIR --parquet
+For many images --parquet writes a folder of Parquet parts instead. If it is killed, --resume continues it. INPUT may
+also be a list, a URL, tar shards, FILE.parquet or a data set, as in xcit predict. With several GPUs the images are
+divided among them: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DIR --parquet
 """
 
 
@@ -55,14 +55,14 @@ images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DI
 @click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
-@click.option("--parquet", is_flag=True, help="Write Parquet parts instead: for many images, see --resume.")
+@click.option("--parquet", is_flag=True, help="Write Parquet parts instead; for many images, see --resume.")
 @exif_option
 @bulk_options(part_size=128)
 @click.option(
-    "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="What is scored less is left out."
+    "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Smallest score of an object."
 )
-@click.option("--short-side", type=click.IntRange(min=1), help="Pixels; the model's own if left out.")
-@click.option("--long-side", type=click.IntRange(min=1), help="Pixels; in proportion to --short-side if left out.")
+@click.option("--short-side", type=click.IntRange(min=1), help="In pixels; by default the model's own.")
+@click.option("--long-side", type=click.IntRange(min=1), help="In pixels; by default in proportion to --short-side.")
 @click.option(
     "--max-objects",
     type=click.IntRange(min=1),
@@ -71,7 +71,7 @@ images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DI
     help="The most of an image; beyond 100 ten times as many proposals are looked at.",
 )
 @full_size_options("Take images at their own size, however large, in stripes.")
-@click.option("--no-pictures", is_flag=True, help="Write no NAME-detections.png.")
+@click.option("--no-pictures", is_flag=True, help="Do not write NAME-detections.png.")
 @device_option
 @one_voice()
 def detect(
@@ -91,7 +91,7 @@ def detect(
     no_pictures: bool,
     device: str | None,
 ) -> int:
-    """Detects and writes; gives the exit status."""
+    """Detects and writes; returns the exit status."""
     from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
@@ -131,7 +131,7 @@ def detect(
                     _write(result, place, pictures=not no_pictures)
                 bar.advance(1)
     found = content.content
-    if found["images"] or not (out / "detections.json").exists():  # an earlier result is not lost for none
+    if found["images"] or not (out / "detections.json").exists():  # keep an earlier result if no image could be read
         with whole_file(out / "detections.json") as part:
             part.write_text(json.dumps(found) + "\n", encoding="utf-8")
     click.echo(f"{out}: {len(found['annotations'])} objects in {len(found['images'])} images")
@@ -184,7 +184,7 @@ class _Annotations:
         self.content: dict[str, list[dict[str, Any]]] = {"images": [], "categories": categories, "annotations": []}
 
     def row(self, result: "DetectedObjects") -> dict[str, Any]:
-        """An image's columns of a Parquet part; `counts` are those of its packed RLE."""
+        """Returns an image's columns of a Parquet part; `counts` are those of the packed RLE."""
         height, width = result.size
         objects = [
             {

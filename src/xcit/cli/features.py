@@ -1,4 +1,4 @@
-"""`xcit features`: images to embeddings in a file."""
+"""`xcit features`: writes features of images to a file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
     "--out",
     required=True,
     metavar="FILE|DIR",
-    help="FILE.npz, .parquet, .safetensors; .npy or .zarr for a map at full size; or DIR for Parquet parts of many "
+    help="FILE.npz, .parquet or .safetensors; .npy or .zarr for a map at full size; or DIR for Parquet parts of many "
     "images, see --resume.",
 )
 @model_options
@@ -62,10 +62,14 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
     "--out-type",
     type=click.Choice(OUT_TYPES),
     show_default="what the model pools: cls_token, or avg_featmap",
-    help="What to keep.",
+    help="Which features to write.",
 )
 @click.option(
-    "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
+    "--layers",
+    callback=_layers,
+    default="-1",
+    show_default=True,
+    help="Blocks, as -1 or 3,7,11; < 0 counts from the end.",
 )
 @full_size_options("Take images as they are, however large: neither resized nor cropped.")
 @exif_option
@@ -89,16 +93,16 @@ def features(
 ) -> int:
     """Write features of images (files, folders or patterns) to a file, with their file names.
 
-    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size
-    an image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to
-    FILE.npy or FILE.zarr, float32 (H, W, D), as it comes, with the place of its cells (FILE.json, or the array's
-    attributes) and a picture of its principal components (FILE.png).
+    If an image can't be read, it is named with the reason, the others are processed, and the exit status is 1. With
+    --full-size an image of any size is processed at its own size in bounded memory. Its map of tokens (--out-type
+    featmap) is written to FILE.npy or FILE.zarr, float32 (H, W, D), with the position of its cells (FILE.json, or the
+    array's attributes) and a picture of its principal components (FILE.png).
 
-    INPUT may also be @FILE (a list, a path or URL a line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
+    INPUT may also be @FILE (a list with one path or URL per line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
     FILE.tar), FILE.parquet, or a data set (fashion-mnist, cifar10, cifar100, hf:NAME).
 
-    For many images --out DIR, a name without suffix or with a slash at its end, writes a folder of Parquet parts, which
-    a kill leaves good; --resume goes on with it, and with several GPUs the images are divided:
+    For many images --out DIR (no suffix, or a slash at the end) writes a folder of Parquet parts. If it is killed,
+    --resume continues it. With several GPUs the images are divided among them:
     torchrun --nproc-per-node 8 -m xcit features INPUT... --out DIR
     """
     from typing import cast
@@ -197,6 +201,6 @@ def _write_parts(folder: Path, images: "Inputs", network: "XCiT", bulk: BulkOpti
             pa.field(f"block_{index}_shape", pa.list_(pa.int32())),
         )
     ]
-    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # once, not for each part
+    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # fused once, not for each part
     results = partial(extract_features_each, model=fused, **settings)
     return write_bulk(folder, images, network, bulk, columns=columns, results=results, row=row)

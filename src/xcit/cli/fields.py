@@ -1,6 +1,6 @@
-"""The names of all recipes' fields, so that a slip of the keyboard is told before torch is imported.
+"""The names of all recipes' fields, so that a typing mistake is reported before torch is imported.
 
-A recipe knows its own fields, but to read it takes torch. `tests/unit/cli/test_fields.py` compares.
+A recipe knows its own fields, but reading it imports torch. `tests/unit/cli/test_fields.py` compares both.
 """
 
 _BY_SECTION = {

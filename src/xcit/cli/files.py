@@ -1,4 +1,4 @@
-"""Files that verbs write for many images: which images, and what the files are called."""
+"""The files of commands for many images: which images are read, and the names of the results."""
 
 import os
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def say_passed_by(passed_by: "PassedBy") -> None:
 
 
 def result_names(paths: Sequence[Path]) -> list[Path]:
-    """What to call each image's files: its place below the folder that all share, without suffix if that will do."""
+    """Returns names for each image's results: its path below the common folder, without suffix if that is unique."""
     names = [Path("stdin" if str(path) == "-" else path) for path in paths]
     places = [Path(os.path.abspath(name)) for name in names]  # noqa: PTH100  (Path.absolute keeps "..")
     top = os.path.commonpath([place.parent for place in places])
@@ -48,5 +48,5 @@ def result_names(paths: Sequence[Path]) -> list[Path]:
 
 
 def beside(place: Path, ending: str) -> Path:
-    """A file whose name is a place's and an ending."""
+    """Returns a file whose name is that of a path plus an ending."""
     return place.with_name(f"{place.name}{ending}")

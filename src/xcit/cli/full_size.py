@@ -1,4 +1,4 @@
-"""What the options of `full_size_options` mean, with a progress bar over all passes and a line of summary an image."""
+"""Interprets the options of `full_size_options`; shows a progress bar over all passes, and a line per image."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ def full_size_of(large: "FullSizeOptions", *, num_images: int) -> Iterator["Full
     """How images go through at their own size; none where that is not asked for.
 
     Raises:
-        XCiTError: if the other options are given without --full-size, or one of them means nothing.
+        XCiTError: if other options are given without --full-size, or one of them is invalid.
     """
     if not large.full_size:
         for name in large.given():
@@ -45,11 +45,11 @@ def full_size_of(large: "FullSizeOptions", *, num_images: int) -> Iterator["Full
     )
 
     with progress_bar("full size", unit="rows") as bar:
-        shown = 0  # of the image that is at work
+        shown = 0  # progress of the current image
 
         def progress(done: int, total: int) -> None:
             nonlocal shown
-            bar.set_total(total * num_images)  # the others may be of another size
+            bar.set_total(total * num_images)  # other images may have other sizes
             bar.advance(done - shown)
             shown = done
 

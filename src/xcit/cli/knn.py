@@ -1,4 +1,4 @@
-"""`xcit knn`: a model's features measured by nearest neighbours."""
+"""`xcit knn`: measures a model's features by nearest neighbours."""
 
 import click
 
@@ -21,9 +21,9 @@ from xcit.cli.processes import is_main, one_voice
 @feature_options
 @file_options
 @click.option(
-    "--k", "ks", callback=numbers(int), metavar="K...", help="Numbers of neighbours; 10 20 100 200 if left out."
+    "--k", "ks", callback=numbers(int), metavar="K...", help="Numbers of neighbours; by default 10 20 100 200."
 )
-@click.option("--temperature", type=float, default=0.07, show_default=True, help="A vote is exp(similarity / it).")
+@click.option("--temperature", type=float, default=0.07, show_default=True, help="A vote is exp(similarity / this).")
 @holdout_option
 @compute_options(batch_size=128)
 @one_voice()
@@ -44,8 +44,9 @@ def knn(
 ) -> int:
     """Measure the features of MODEL, a name or a weights file, by nearest neighbours; nothing is trained.
 
-    DATA has images by class to look for neighbours among (train) and to classify (val). An image that can't be read is
-    named with the reason, the others go on, and the exit status is 1.
+    DATA has images by class: neighbours are searched among the training images (train), and the validation images (val)
+    are classified. If an image can't be read, it is named with the reason, the others are processed, and the exit
+    status is 1.
 
     With several GPUs: torchrun --nproc-per-node 8 -m xcit knn MODEL --data DIR
     """
@@ -83,6 +84,6 @@ def knn(
             )
         if report.unreadable:
             click.echo(f"xcit: {len(report.unreadable)} images could not be read and did not count", err=True)
-            # The others end well: torchrun ends all processes when the first of them does not.
+            # The other processes return 0, because torchrun ends all processes if one of them fails.
             return SOME_FAILED
     return 0

@@ -1,4 +1,4 @@
-"""`xcit linear`: a model's features measured by a linear classifier that is trained on them."""
+"""`xcit linear`: measures a model's features by a linear classifier that is trained on them."""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 @click.command(cls=CommandWithNumbers)
 @feature_options
 @file_options
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/linear/MODEL if left out.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run's folder, if there is one.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default runs/linear/MODEL.")
+@click.option("--resume", is_flag=True, help="Resume from the last checkpoint in the run's folder, if there is one.")
 @click.option(
     "--no-augmentation",
     is_flag=True,
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
     metavar="LR...",
     default="0.001",
     show_default=True,
-    help="Learning rates for a batch of 256, in proportion for others; with several the best is kept.",
+    help="Learning rates for a batch of 256, scaled in proportion for others; of several the best is kept.",
 )
 @click.option(
     "--class-weights",
     callback=numbers(float),
     metavar="WEIGHT...",
-    help="What each class counts in the loss, in the order of their folders' names; all the same if left out.",
+    help="Weight of each class in the loss, in the order of the folders' names; by default all are equal.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=1024,
     show_default=True,
-    help="Images a step, over all processes.",
+    help="Images per step, over all processes.",
 )
 @device_option
 @one_voice()
@@ -80,8 +80,9 @@ def linear(
 ) -> int:
     """Train a linear classifier on the frozen features of MODEL, a name or a weights file, and measure it.
 
-    DATA has images by class to train on (train) and to measure on (val). The run's folder gets what `xcit train` gives;
-    its model.safetensors is the whole classifier, for `xcit predict`. SIGTERM or Ctrl-C saves and ends with status 75.
+    DATA has images by class for training (train) and for evaluation (val). The run's folder gets the same files as with
+    `xcit train`; its model.safetensors is the whole classifier, for `xcit predict`. SIGTERM or Ctrl-C saves and ends
+    with status 75.
 
     With several GPUs: torchrun --nproc-per-node 8 -m xcit linear MODEL --data DIR
     """
@@ -124,7 +125,7 @@ def linear(
             err=True,
         )
         return STOPPED
-    if not is_main():  # which ends well, for torchrun ends all processes when the first of them does not
+    if not is_main():  # with status 0, because torchrun ends all processes if one of them fails
         return 0
     _print_report(report, directory)
     return SOME_FAILED if report.unreadable else 0

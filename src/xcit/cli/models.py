@@ -1,4 +1,4 @@
-"""`xcit list` and `xcit info`: what there is."""
+"""`xcit list` and `xcit info`: the available models."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,12 @@ TASKS = ("image-classification", "image-features", "semantic-segmentation", "obj
 
 @click.command("list")
 @click.argument("pattern", required=False)
-@click.option("--task", type=click.Choice(TASKS), metavar="TASK", help=f"Only models for this: {', '.join(TASKS)}.")
+@click.option(
+    "--task", type=click.Choice(TASKS), metavar="TASK", help=f"Only models for this task: {', '.join(TASKS)}."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
-    """List the models whose names match PATTERN (shell-style; a beginning is enough)."""
+    """List the models whose names match PATTERN (shell-style; the beginning of a name is enough)."""
     import json
 
     from xcit.errors import XCiTError
@@ -50,7 +52,7 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
         say("  " + ", ".join([row["data"], *figures]), indent=2)
 
 
-# In this order. A heading is as wide as its figures: three digits for the pixels.
+# In this order. A heading is as wide as its values: the pixels have three digits.
 _COLUMNS = (
     " px",
     "top-1 official",
@@ -69,7 +71,7 @@ _COLUMNS = (
 @key_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(name: str, key: str | None, as_json: bool) -> None:
-    """Show architecture, counts, accuracies, preprocessing and sources of a model, or what a weights file is."""
+    """Show architecture, counts, accuracies, preprocessing and sources of a model, or what a weights file contains."""
     import dataclasses
     import json
 
@@ -103,7 +105,7 @@ def info(name: str, key: str | None, as_json: bool) -> None:
 
 
 def _print_file(name: str, as_json: bool) -> None:
-    """What a file holds: stated by itself, known by its name or digest, or told by its tensors and assumed."""
+    """Prints what a file holds: stated in its metadata, known by its name or digest, or assumed from its tensors."""
     import json
 
     from xcit.config import to_dict

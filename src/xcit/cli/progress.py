@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left, on a terminal's error stream only."""
+"""Progress bars with rate and remaining time, only if standard error is a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from xcit.terminal import for_drawing
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A bar's two handles: `advance` by a count, and `set_total` where the total is known late."""
+    """The functions of a bar: `advance` by a count, and `set_total` if the total is known late."""
 
     advance: Callable[[int], None]
     set_total: Callable[[int], None]
@@ -20,9 +20,9 @@ class Bar:
 def progress_bar(
     what: str, total: int | None = None, unit: str = "images", *, redraws_alone: bool = True
 ) -> Iterator[Bar]:
-    """A progress bar; where standard error is no terminal, or the work is one item, nothing is shown.
+    """Shows a progress bar, unless standard error is not a terminal or there is only one item.
 
-    Without `redraws_alone` it is drawn when it is advanced only, and takes no time from what is measured in between.
+    Without `redraws_alone` it is drawn only when it advances, so that it takes no time from measurements in between.
     """
     if not sys.stderr.isatty() or (total is not None and total < 2):
         yield Bar(advance=lambda _: None, set_total=lambda _: None)
@@ -66,7 +66,7 @@ def progress_bar(
 
 @contextmanager
 def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Gives a function for `weights.download.DownloadProgress`: (what, bytes done, total bytes or none)."""
+    """Yields a function for `weights.fetch.DownloadProgress`: (what, bytes done, total bytes or None)."""
     if not sys.stderr.isatty():
         yield lambda *_: None
         return

@@ -1,4 +1,4 @@
-"""`xcit segment`: label maps of images as files."""
+"""`xcit segment`: segments images, and writes label maps."""
 
 import io
 import json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _HELP = """Give each pixel of images a class: files, folders (searched through) or patterns.
 
-An image that can't be read is named with the reason, the others go on, and the exit status is 1.
+If an image can't be read, it is named with the reason, the others are processed, and the exit status is 1.
 
 \b
 For each image the folder --out gets
@@ -38,12 +38,12 @@ For each image the folder --out gets
 and once areas.json: each image's share of each class. Images of several
 folders keep their folders below --out.
 
---slide goes over an image by a window and averages where windows overlap; with --full-size the image is not scaled, and
+--slide moves a window over an image and averages where windows overlap. With --full-size the image is not scaled, and
 memory does not grow with it: for maps and panoramas of any size.
 
-For many images --parquet writes a folder of Parquet parts instead, which a kill leaves good; --resume goes on with it,
-and INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as of xcit predict. With several GPUs the
-images are divided: torchrun --nproc-per-node 8 -m xcit segment INPUT... --out DIR --parquet
+For many images --parquet writes a folder of Parquet parts instead. If it is killed, --resume continues it. INPUT may
+also be a list, a URL, tar shards, FILE.parquet or a data set, as in xcit predict. With several GPUs the images are
+divided among them: torchrun --nproc-per-node 8 -m xcit segment INPUT... --out DIR --parquet
 """
 
 
@@ -53,13 +53,13 @@ images are divided: torchrun --nproc-per-node 8 -m xcit segment INPUT... --out D
 @click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
-@click.option("--parquet", is_flag=True, help="Write Parquet parts instead: for many images, see --resume.")
+@click.option("--parquet", is_flag=True, help="Write Parquet parts instead; for many images, see --resume.")
 @exif_option
 @bulk_options(part_size=128)
 @window_options("Go over each image by a window.")
-@click.option("--full-size", is_flag=True, help="Take images at their own size, not at the model's.")
+@click.option("--full-size", is_flag=True, help="Keep images at their own size.")
 @click.option("--keep-size", is_flag=True, hidden=True)
-@click.option("--no-overlays", is_flag=True, help="Write no NAME-overlay.png.")
+@click.option("--no-overlays", is_flag=True, help="Do not write NAME-overlay.png.")
 @compute_options(batch_size=None)
 @one_voice()
 def segment(
@@ -80,7 +80,7 @@ def segment(
     device: str | None,
     dtype: str,
 ) -> int:
-    """Segments and writes; gives the exit status."""
+    """Segments and writes; returns the exit status."""
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.inference.reading import Unreadable
@@ -112,7 +112,7 @@ def segment(
                     with whole_file(beside(place, "-overlay.png")) as part:
                         result.overlay().save(part, format="PNG")
             bar.advance(1)
-    if areas or not (out / "areas.json").exists():  # an earlier result is not lost for none
+    if areas or not (out / "areas.json").exists():  # keep an earlier result if no image could be read
         with whole_file(out / "areas.json") as part:
             part.write_text(json.dumps(areas, indent=1) + "\n", encoding="utf-8")
     click.echo(f"{out}: label maps of {len(areas)} images")
@@ -128,7 +128,7 @@ def _columns() -> list[Any]:
 
 
 def _row(result: "Segmentation") -> dict[str, Any]:
-    """A result's columns; the label map is a palette PNG."""
+    """Returns a result's columns; the label map is a palette PNG."""
     buffer = io.BytesIO()
     result.picture().save(buffer, format="PNG")
     height, width = result.labels.shape

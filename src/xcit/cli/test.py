@@ -1,4 +1,4 @@
-"""`xcit test`: a checkpoint measured on labelled images."""
+"""`xcit test`: measures a checkpoint on labelled images."""
 
 from pathlib import Path
 
@@ -30,19 +30,19 @@ PROTOCOLS = ("mmpretrain", "official")
     help="A folder (ImageNet's val, images by class, scenes with label maps, or COCO), or a known name.",
 )
 @click.option(
-    "--protocol", type=click.Choice(PROTOCOLS), help="How ImageNet's images are resized; mmpretrain's if left out."
+    "--protocol", type=click.Choice(PROTOCOLS), help="How ImageNet's images are resized; by default as in mmpretrain."
 )
 @file_options
-@window_options("Of segmentation: go over each image by a window, not whole.")
+@window_options("For segmentation: move a window over each image instead of taking it as a whole.")
 @holdout_option
 @class_map_option
 @click.option(
-    "--ignore", type=click.IntRange(0, 255), metavar="LABEL", help="Of segmentation: a label that does not count, as 0."
+    "--ignore", type=click.IntRange(0, 255), metavar="LABEL", help="For segmentation: a label that does not count."
 )
 @click.option(
-    "--ignore-exif", is_flag=True, help="Boxes and label maps are of the pixels as stored, not as a viewer turns them."
+    "--ignore-exif", is_flag=True, help="Boxes and label maps refer to stored pixels, not to the rotated image."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; runs/test/CONFIG if left out.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; by default runs/test/CONFIG.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images.")
 @compute_options(batch_size=64)
 def test(
@@ -66,9 +66,10 @@ def test(
 ) -> int:
     """Measure CHECKPOINT (a file, a URL or a name) by the recipe CONFIG.
 
-    CONFIG is a recipe's name, or the path of mmpretrain's config of that name. Prints top-1, top-5 and loss; writes
-    report.json, confusion.csv and confusion.png. Of segmentation: mIoU, mAcc and aAcc; report.json, iou.csv and
-    confusion.csv. Of detection: COCO's twelve numbers of boxes and of masks; report.json.
+    CONFIG is a recipe's name, or the path of mmpretrain's config of that name. For classification this prints top-1,
+    top-5 and loss, and writes report.json, confusion.csv and confusion.png. For segmentation it prints mIoU, mAcc and
+    aAcc, and writes report.json, iou.csv and confusion.csv. For detection it prints COCO's twelve numbers of boxes and
+    of masks, and writes report.json.
     """
     from typing import cast
 
@@ -120,5 +121,5 @@ def test(
 
 def _folder(config: str) -> Path:
     path = Path(config)
-    # A run's own config.yaml is told apart by its folder.
+    # All configs of runs have the name config.yaml, so the name of the run's folder is used.
     return Path("runs") / "test" / (path.parent.name if path.name == "config.yaml" else path.stem)

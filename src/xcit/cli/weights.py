@@ -12,9 +12,11 @@ FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet", "
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--to", "folder", type=click.Path(path_type=Path), help="A folder, to serve as XCIT_MIRROR elsewhere.")
+@click.option(
+    "--to", "folder", type=click.Path(path_type=Path), help="A folder that can serve as XCIT_MIRROR elsewhere."
+)
 def fetch(names: tuple[str, ...], folder: Path | None) -> int:
-    """Download weights into the cache or a folder. NAME may be a pattern, as for `xcit list`."""
+    """Download weights to the cache or to a folder. NAME may be a pattern, as in `xcit list`."""
     from xcit.cli import SOME_FAILED
     from xcit.cli.progress import download_bar
     from xcit.errors import XCiTError
@@ -42,8 +44,8 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
 @click.command()
 @click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Whose names the tensors get.")
-@click.option("--key", help="Which weights of SOURCE, if it has several: student, instead of DINO's teacher.")
+@click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Format of the tensors' names.")
+@click.option("--key", help="Which weights of SOURCE, if it has several sets, such as student in a DINO file.")
 @click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
 @click.option("--licence", default="", metavar="NAME", help="With --to timm-hub: of the weights, as apache-2.0.")
 @click.option(

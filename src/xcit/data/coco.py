@@ -54,7 +54,7 @@ class CocoImages:
         return len(self.images)
 
     def describe(self) -> str:
-        """What was found, in a line."""
+        """Describes in one line what was found."""
         return (
             f"{len(self.class_names)} classes: {some_of(self.class_names)}; {len(self)} images and "
             f"{len(self.images.objects)} objects in {self.source}"

@@ -18,11 +18,11 @@ class CocoObject:
 
     Attributes:
         label: index of its category, from 0.
-        box: x, y, width and height in pixels, as the file has it.
-        area: in pixels, by which objects are counted as small, medium or large.
-        is_crowd: a group of objects: not trained on, and no mistake to find.
+        box: x, y, width and height in pixels, as in the file.
+        area: area in pixels, which decides whether the object counts as small, medium or large.
+        is_crowd: whether it is a group of objects. Groups are not trained on, and detections in them are not errors.
         is_trainable: whether its box has an area within the image.
-        entry: its JSON text in the file; empty where that has no mask.
+        entry: its JSON text in the file; empty if that contains no mask.
     """
 
     label: int
@@ -34,14 +34,17 @@ class CocoObject:
 
     @property
     def segmentation(self) -> CocoMask:
-        """Polygons or RLE, checked; the box's outline where the file has none. It is parsed at each call."""
+        """Polygons or RLE, checked; the outline of the box if the file has no mask.
+
+        Each access parses the text again.
+        """
         mask: CocoMask = json.loads(self.entry)["segmentation"] if self.entry else box_polygon(self.box)
         return mask
 
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """One image: its id in the file, its own file, height and width, and what is in it."""
+    """One image: its id in the annotation file, its image file, its height and width, and its objects."""
 
     id: int
     path: Path
@@ -56,15 +59,16 @@ OBJECT.names = ("image", "label", "box", "area", "is_crowd", "is_trainable", "en
 
 @dataclass(frozen=True, eq=False)
 class CocoTable(Sequence[CocoImage]):
-    """The images of a file and their objects, without a Python object for each.
+    """The images of an annotation file and their objects, stored in arrays instead of Python objects.
 
-    Processes that were forked share these arrays, for nobody writes to them, not even a count of references.
+    Forked processes share these arrays, because no process ever writes to them; even reading a Python object writes to
+    its reference count.
 
     Attributes:
         folder: where the images' files are.
-        rows: of n images: id, height and width, where in `texts` the name of its file begins and ends, and where in
-            `objects` its own do.
-        objects: of all images in their order: the fields of `CocoObject`, `entry` as its place in `texts`.
+        rows: for each image its id, height and width, the range of its file's name in `texts`, and the range of its
+            objects in `objects`.
+        objects: the objects of all images, in order: the fields of `CocoObject`, with `entry` as a range in `texts`.
         texts: uint8, names of files and JSON texts in UTF-8.
     """
 

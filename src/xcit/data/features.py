@@ -38,9 +38,8 @@ def open_feature_file(path: Path) -> Iterator[FeatureFile]:
     If no image is added, an existing file is not replaced.
 
     npz: arrays, and the names as `files`. safetensors: tensors, and the names as a JSON list `files` in the metadata.
-    Parquet: rows of flattened features, written in groups, with the shape of one row in each column's metadata; it
-        needs
-    `pyarrow`.
+    Parquet: rows of flattened features, written in groups, with the shape of one row in each column's metadata;
+    this needs `pyarrow`.
 
     Raises:
         XCiTError: if the suffix is unknown, or the file can't be written.

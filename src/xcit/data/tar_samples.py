@@ -28,12 +28,11 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
     """Yields the samples of a shard, in order.
 
     A sample consists of files with the same key. As in WebDataset, the key is the path up to the first dot of the file
-    name: for `a.b/1.left.jpg` it is `a.b/1`, and `left.jpg` is the extension. A sample has an image, which is
-        recognised
-    by the last part of its extension. In the same way it has a `cls` file with the class index as text, or a `json`
-    file with an object whose "label" is the index. An extension without other parts takes precedence; if there are only
-    others and more than one fits, none is used. Files that are neither image nor label are skipped, as are hidden files
-    and files whose names begin with two underscores.
+    name: the file `a.b/1.left.jpg` has the key `a.b/1` and the extension `left.jpg`. A sample has an image, which is
+    recognised by the last part of its extension. In the same way it has a `cls` file with the class index as text, or
+    a `json` file with an object whose "label" is the index. An extension without other parts takes precedence. If
+    there are only extensions of several parts and more than one of them fits, none is used. Files that are neither
+    image nor label are skipped, as are hidden files and files whose names begin with two underscores.
 
     From an uncompressed file on disk, only labels are read before a sample's `load`. Damage is returned as a sample
     that can't be read; if a shard is cut off, one such sample replaces its rest.

@@ -32,9 +32,8 @@ def component_picture(features: Any) -> NDArray[np.uint8]:
     numbers -= numbers.mean(axis=0)
     _, vectors = np.linalg.eigh(numbers.T.astype(np.float64) @ numbers)
     vectors = vectors[:, ::-1][:, :3]
-    vectors = vectors * np.sign(
-        vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
-    )  # the sign of a component is arbitrary
+    # The sign of a component is arbitrary: it is chosen so that the largest entry is positive.
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
     parts = numbers @ vectors.astype(np.float32)
     low, high = np.percentile(parts, (1, 99), axis=0)
     shares = np.clip((parts - low) / np.maximum(high - low, 1e-12), 0, 1)

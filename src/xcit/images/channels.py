@@ -1,4 +1,4 @@
-"""Images of any number of channels, such as multispectral ones: arrays, tensors and .npy files, a channel at a time."""
+"""Images of any number of channels, such as multispectral ones, from arrays, tensors and .npy files."""
 
 import os
 from dataclasses import replace
@@ -19,11 +19,11 @@ Pixels = NDArray[np.uint8]
 
 
 def read_channels(source: ImageSource, num_channels: int) -> Pixels:
-    """Reads an image with this number of channels, none of which is taken for a colour or for transparency.
+    """Reads an image with this number of channels; no channel is interpreted as a colour or as transparency.
 
     Args:
-        source: an array (H, W, C); a tensor (C, H, W); the path of a .npy file of such an array; or a PIL image with
-            as many bands. uint8, uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
+        source: an array (H, W, C); a tensor (C, H, W); the path of a .npy file with such an array; or a PIL image with
+            that many bands. Types are uint8, uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
         num_channels: C.
 
     Returns:
@@ -56,7 +56,7 @@ def read_channels(source: ImageSource, num_channels: int) -> Pixels:
 
 
 def preprocess_channels(pixels: Pixels, spec: Preprocessing) -> Tensor:
-    """What `preprocess` does to an image, for pixels (H, W, C): float32 (C, image_size, image_size)."""
+    """Does the same as `preprocess`, for pixels (H, W, C); returns float32 (C, image_size, image_size)."""
     return torch.cat(
         [
             preprocess(

@@ -1,4 +1,4 @@
-"""Georeferenced images by rows through rasterio: GeoTIFF, Cloud Optimized GeoTIFF, JPEG 2000, VRT."""
+"""Reads georeferenced images by rows through rasterio: GeoTIFF, Cloud Optimized GeoTIFF, JPEG 2000, VRT."""
 
 import warnings
 from pathlib import Path
@@ -25,7 +25,7 @@ class GeoRows:
     then. Without `bands`, three bands that the file names blue, green and red are read as red, green and blue.
 
     Raises:
-        XCiTError: if it can't be read, its pixels are of no known kind, or rasterio is not installed.
+        XCiTError: if it can't be read, its type of pixels is unknown, or rasterio is not installed.
     """
 
     read_mask: ReadMask | None
@@ -38,7 +38,7 @@ class GeoRows:
         self._env = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE)
         try:
             with self._env, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it has no georeference
+                warnings.simplefilter("ignore")  # about a missing georeference
                 whole = rasterio.open(path)
                 self._file: Any = whole
                 sizes = [(whole.height, whole.width)]
@@ -79,7 +79,7 @@ class GeoRows:
         check_pixel_type(self._dtype, name, ranged=ranged)
         self.height, self.width, self.channels = file.height, file.width, len(self._bands)
         flags = {flag for band in self._bands for flag in file.mask_flag_enums[band - 1]}
-        # A band that is asked for is a channel, whatever the file calls it: of four, writers call the last one alpha.
+        # A selected band is a channel, whatever the file calls it: some programs call the last of four bands alpha.
         is_channel = any(file.colorinterp[band - 1] is ColorInterp.alpha for band in self._bands)
         self._has_mask_band = MaskFlags.per_dataset in flags and not (is_channel and MaskFlags.alpha in flags)
         self._nodata = None if self._has_mask_band else file.nodatavals[self._bands[0] - 1]
@@ -106,7 +106,7 @@ class GeoRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """Views or a new array."""
+        """Returns views or a new array."""
         return self._kept.read(start, end)[0]
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ def _colour_bands(file: Any) -> list[int]:
 
 
 def present(pixels: Pixels, nodata: float | None) -> Mask:
-    """Which pixels are there (see `GeoRows`)."""
+    """Returns which pixels are not missing (see `GeoRows`)."""
     if pixels.dtype.kind == "u":
         return np.any(pixels != nodata, axis=2)
     there: Mask = (

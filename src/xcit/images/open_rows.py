@@ -1,4 +1,4 @@
-"""The reader of whatever a person gives, by rows."""
+"""Chooses the reader of rows for any kind of source."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -35,17 +35,17 @@ _Reader = GeoRows | NpyRows | SlideRows | TiffRows | VipsRows | ZarrRows
 def open_rows(
     source: ImageSource | ImageRows, *, name: str = "the image", selection: Selection = ALL
 ) -> Iterator[ImageRows]:
-    """Opens an image to read it by rows, and closes it.
+    """Opens an image for reading by rows, and closes it.
+
+    These are read by rows and in their own type: files of `TIFF_SUFFIXES`, by rasterio if they are georeferenced or
+    have a nodata value, else by tifffile; files of `GEO_SUFFIXES`, by rasterio; files of `SLIDE_SUFFIXES`, by
+    OpenSlide; .npy files; .zarr folders; and files of `LARGE_SUFFIXES` with more pixels than Pillow would decode, by
+    libvips. All other files are decoded as a whole by `read_image`, within Pillow's limit on their size.
 
     Args:
-        source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or one that has rows.
-        name: what errors call an image that is no file.
-        selection: what of it to read.
-
-    By rows and in their own type are read: files of `TIFF_SUFFIXES`, by rasterio if they are georeferenced or have a
-    nodata value, else by tifffile; files of `GEO_SUFFIXES`, by rasterio; of `SLIDE_SUFFIXES`, by OpenSlide; .npy files;
-    .zarr folders; and files of `LARGE_SUFFIXES` that have more pixels than Pillow would decode, by libvips. All others
-    are decoded whole, as `read_image` shows them, with Pillow's limit on their size.
+        source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or an `ImageRows`.
+        name: name in errors of an image that is not a file.
+        selection: which part of it to read.
 
     Raises:
         XCiTError: "<path>: <reason>" if it can't be read.
@@ -66,7 +66,7 @@ def open_rows(
             rows = ShrunkRows(rows, factor) if factor > 1 else rows
         elif selection.level and rows_info(rows).level != selection.level:
             raise XCiTError(f"{rows_info(rows).name}: there is no level {selection.level}: it has one size alone")
-        if selection.bands and not isinstance(rows, GeoRows):  # which reads no others
+        if selection.bands and not isinstance(rows, GeoRows):  # `GeoRows` reads only the selected bands
             rows = BandRows(rows, selection.bands)
         if selection.value_range is not None:
             rows = RangedRows(rows, selection.value_range)
@@ -78,7 +78,7 @@ def open_rows(
 
 
 def _opened(path: Path, selection: Selection, stack: ExitStack) -> ImageRows:
-    """A file, at the level that is meant; the stack closes it."""
+    """Opens a file at the selected level; the stack closes it."""
     opener = _opener(path, selection)
     if opener is None:
         pixels = np.asarray(read_image(path, ignore_exif=selection.ignore_exif))
@@ -96,7 +96,7 @@ def _opened(path: Path, selection: Selection, stack: ExitStack) -> ImageRows:
 
 
 def _opener(path: Path, selection: Selection) -> Callable[[int], _Reader] | None:
-    """What opens a level of a file, none if it is to be decoded whole."""
+    """Returns a function that opens a level of a file, or None if the file is decoded as a whole."""
     ranged = selection.value_range is not None
     suffix = path.suffix.lower()
     if suffix in GEO_SUFFIXES or (suffix in TIFF_SUFFIXES and is_georeferenced(path)):
@@ -115,5 +115,5 @@ def _opener(path: Path, selection: Selection) -> Callable[[int], _Reader] | None
 
 
 def _is_file(source: object) -> bool:
-    """Whether it is a path, and neither a URL nor standard input."""
+    """Whether the source is a path, and neither a URL nor standard input."""
     return isinstance(source, str | os.PathLike) and as_url(source) is None and os.fspath(source) != STANDARD_INPUT

@@ -1,4 +1,4 @@
-"""Slides by rows through OpenSlide, of the formats that tifffile does not read."""
+"""Reads slides by rows through OpenSlide, for formats that tifffile can't read."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from xcit.images.rows import Mask, Pixels, RowsInfo
 from xcit.images.transforms import level_place
 
 _TILE_ROWS = 256
-"""Where the file does not say how high its tiles are."""
+"""Height of a row of tiles, if the file does not say it."""
 
 _COLUMNS_AT_ONCE = 2048
 
 
 class SlideRows:
-    """One level of a slide, 8-bit RGB; what was not scanned is of the slide's background colour, as viewers show it.
+    """One level of a slide, 8-bit RGB; areas that were not scanned have the slide's background colour, as in viewers.
 
     Raises:
         XCiTError: if it can't be read, or OpenSlide is not installed.
@@ -60,7 +60,7 @@ class SlideRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """Views or a new array."""
+        """Returns views or a new array."""
         return self._kept.read(start, end)[0]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Image files that are no paths: URLs, standard input, bytes and open files."""
+"""Image files that are not paths: URLs, standard input, bytes and open files."""
 
 import os
 import re
@@ -17,14 +17,14 @@ STANDARD_INPUT = "-"
 _TIMEOUT_SECONDS = 20.0
 
 _MOST_BYTES = 1 << 30
-"""What is longer is no picture that is meant."""
+"""The largest number of bytes that are read; no photograph is longer."""
 
-# A path that was made of a URL has one slash after the scheme. Two letters at least: one is a drive of Windows.
+# A URL that became a path has one slash after the scheme. A scheme has at least two letters; one is a Windows drive.
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/{1,3}(?=[^/])")
 
 
 def as_url(source: str | os.PathLike[str]) -> str | None:
-    """The URL that is meant, also where it went through a `Path`; none where it is a path."""
+    """Returns the URL that is meant, even if it was passed through a `Path`; None if it is a path."""
     text = os.fspath(source)
     found = _URL.match(text)
     if found is None:
@@ -49,10 +49,10 @@ def printable(path: Path) -> str:
 
 
 def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
-    """The bytes of an image at a URL or from standard input, and none of a path, which is for others to open.
+    """Returns the bytes of an image at a URL or from standard input; None for a path.
 
     Raises:
-        XCiTError: with the reason if they can't be had.
+        XCiTError: with the reason if they can't be read.
     """
     if os.fspath(source) == STANDARD_INPUT:
         return bytes_of(sys.stdin.buffer)
@@ -69,10 +69,10 @@ def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
 
 
 def bytes_of(file: IO[Any]) -> bytes:
-    """All that is left in an open file.
+    """Returns the rest of an open file.
 
     Raises:
-        XCiTError: with the reason if that is no bytes, too many of them, or none.
+        XCiTError: with the reason if it is not bytes, too long, or empty.
     """
     try:
         data = file.read(_MOST_BYTES + 1)

@@ -1,6 +1,6 @@
-"""Images in, detections out: boxes, classes and masks of one image after another.
+"""Detects objects in images: boxes, classes and masks, one image after another.
 
-Shapes: `h`, `w` a picture's. Boxes are x, y, width and height, in its pixels.
+Shapes: `h`, `w` size of an image. Boxes are x, y, width and height, in its pixels.
 """
 
 import os
@@ -50,8 +50,8 @@ class DetectedObject:
     """One object.
 
     Attributes:
-        label: of its class, from 1.
-        name: of its class; the label as text where names are unknown.
+        label: label of its class, from 1.
+        name: name of its class; the label as text if names are unknown.
         score: 0..1.
         box: x, y, width, height.
         mask: packed RLE of the whole image (see `decode_mask`).
@@ -82,7 +82,7 @@ class DetectedObject:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedObjects:
-    """What was found in an image.
+    """The detections in an image.
 
     Attributes:
         source: the image's path, or its place in the input.
@@ -108,7 +108,7 @@ class DetectedObjects:
         return self.cells is not None and (self.is_slide or self.cells.to_map is not None)
 
     def picture(self) -> Image.Image:
-        """The image with masks, boxes, class names and scores, the best object on top."""
+        """Returns the image with masks, boxes, class names and scores, the best object on top."""
         shape = (self.image.shape[0], self.image.shape[1])
         objects = self.objects[::-1]
         return draw_detections(
@@ -151,11 +151,11 @@ def detect(
     device: str | torch.device | None = None,
     ignore_exif: bool = False,
 ) -> list[DetectedObjects | Unreadable]:
-    """Finds objects in images.
+    """Detects objects in images.
 
     Args:
-        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
-            (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
+        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
+            arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a detector from `get_model`.
         min_score: what is scored less is left out.
         sides: as large as fits into this short and this long side an image is scaled; none takes the model's own.
@@ -167,10 +167,10 @@ def detect(
         ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
-        The objects of each image, in order. What can't be read is an `Unreadable` in its place.
+        The objects of each image, in order. An image that can't be read is replaced by an `Unreadable`.
 
     Raises:
-        XCiTError: if none of the images can be read, or the model can't be had or is no detector.
+        XCiTError: if none of the images can be read, or the model can't be loaded or is not a detector.
     """
     whole = asked_full_size(full_size, memory)
     results = detect_each(
@@ -195,7 +195,7 @@ def detect_each(
     full_size: FullSize | None = None,
     device: str | torch.device | None = None,
 ) -> Iterator[DetectedObjects | Unreadable]:
-    """Like `detect`, one at a time and without end; what can't be read is reported in its place."""
+    """Like `detect`, for any number of images, one at a time; unreadable images are reported in their place."""
     if not 0 <= min_score <= 1:
         raise XCiTError(f"min_score is {min_score}, must be in 0..1")
     if max_objects < 1:
@@ -209,7 +209,7 @@ def detect_each(
     if full_size is not None:
         yield from _full_size_each(images, network, min_score, max_objects, full_size)
         return
-    # Two at a time: a picture may be large.
+    # Only two images are read ahead, because they may be large.
     for result in read_ahead(images, np.asarray, num_ahead=2):
         if isinstance(result, Unreadable):
             yield result
@@ -226,10 +226,12 @@ def detect_each(
 def prepare_detector(
     model: str | os.PathLike[str] | nn.Module, device: str | torch.device | None, *, what: str = "the model"
 ) -> "MaskRCNN":
-    """A detector in place, with a faster backbone; one passed in is left as it was, and called `what` in errors.
+    """Returns a detector with a fused backbone on its device; one that was passed in does not change.
+
+    Error messages call a model that was passed in `what`.
 
     Raises:
-        XCiTError: if it can't be had, is no detector, or what packs masks is not installed.
+        XCiTError: if it can't be loaded, is not a detector, or the package that encodes masks is not installed.
     """
     need_packages("finding objects", "faster_coco_eval")
     network, place = prepare_of_kind(DETECTOR, model, device, what=what)
@@ -239,7 +241,7 @@ def prepare_detector(
 def detected_objects(
     found: "Detections", size: tuple[int, int], class_names: Sequence[str] = ()
 ) -> Iterator[DetectedObject]:
-    """Detections of an image of this height and width, their masks packed one by one."""
+    """Yields the detections of an image of this height and width; their masks are encoded one at a time."""
     from xcit.models.detection.masks import paste_columns
 
     boxes, labels, scores, masks = (part.cpu() for part in found)
@@ -321,7 +323,7 @@ def _small_mask(part: MaskPart, shape: tuple[int, int], scale: int) -> NDArray[n
 
 
 def _channels(picture: NDArray[np.uint8], num_channels: int) -> torch.Tensor:
-    """uint8 (C, h, w) of an RGB picture (h, w, 3)."""
+    """Converts an RGB image (h, w, 3) to uint8 (C, h, w)."""
     if num_channels == 1:
         return torch.from_numpy(np.array(Image.fromarray(picture).convert("L")))[None]
     return torch.from_numpy(picture.transpose(2, 0, 1).copy())

@@ -1,4 +1,4 @@
-"""Images at their own size, however large, through the streamed passes: logits, features, attention."""
+"""Logits, features and attention of images at their own size, however large, by streaming."""
 
 import json
 import os
@@ -36,13 +36,13 @@ _OVERVIEW_PIXELS = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class FullSize:
-    """How images go through at their own size.
+    """How images at their own size are processed.
 
     Attributes:
         memory: see `xcit.streaming.Budget`.
         progress: called after each stripe of an image.
-        report: called with an image's name and how it went.
-        selection: what of each image is read.
+        report: called with an image's name and the report of its run.
+        selection: which part of each image is read.
     """
 
     memory: Memory = None
@@ -52,10 +52,10 @@ class FullSize:
 
 
 def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
-    """The two arguments of public functions as one.
+    """Combines two arguments of public functions.
 
     Raises:
-        XCiTError: if memory is bounded of what is not streamed.
+        XCiTError: if a bound of memory is given without `full_size`.
     """
     if memory is not None and not full_size:
         raise XCiTError("memory bounds full-size passes alone: set full_size too")
@@ -65,10 +65,10 @@ def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
 def logits_each(
     images: Iterable[Readable | ImageRows], network: XCiT, full_size: FullSize
 ) -> Iterator[tuple[str, Tensor] | Unreadable]:
-    """Each image's name and logits (num_classes,).
+    """Yields each image's name and logits (num_classes,).
 
     Raises:
-        XCiTError: if the model has logits for each token and none for the image.
+        XCiTError: if the model has logits for each token, but not for the image.
     """
     config = network.config
     last = config.depth + config.cls_depth - 1
@@ -92,7 +92,7 @@ def features_each(
     layers: Sequence[int],
     full_size: FullSize,
 ) -> Iterator[tuple[str, dict[int, Array]] | Unreadable]:
-    """Each image's name and features by block, float32, in the shapes of `XCiT.extract_feat` without the batch."""
+    """Yields each image's name and features by block, float32, in the shapes of `XCiT.extract_feat` without a batch."""
     config = network.config
     blocks = resolve_indices(layers, config.depth + config.cls_depth)
     if out_type == "cls_token":
@@ -126,17 +126,17 @@ def features_each(
 def write_feature_map(
     image: Readable | ImageRows, network: XCiT, path: Path, *, layer: int, full_size: FullSize
 ) -> tuple[int, int, int]:
-    """Writes the patch tokens of an image after a block to a .npy file or .zarr folder as they come.
+    """Writes the patch tokens of an image after a block to a .npy file or .zarr folder, as they are computed.
 
-    They are float32 (H, W, D); those that a mask leaves out are NaN. Where the cells lie is said in the attributes of
-    the Zarr array, or in `path` with the ending .json beside the .npy file; a picture of the map (see
-    `component_picture`) is in .png.
+    They are float32 (H, W, D); tokens that a mask leaves out are NaN. The position of the cells is in the attributes of
+    the Zarr array, or beside the .npy file in a file that ends in .json. A picture of the map (see `component_picture`)
+    is in a file that ends in .png.
 
     Returns:
         H, W and D.
 
     Raises:
-        XCiTError: if the image can't be read or the files not written.
+        XCiTError: if the image can't be read, or the files can't be written.
     """
     (block,) = resolve_indices([layer], network.config.depth + network.config.cls_depth)
     target = ZarrMap(path) if path.suffix == ".zarr" else NpyMap(path)
@@ -169,15 +169,15 @@ def write_feature_map(
 
 @dataclass(frozen=True, kw_only=True)
 class LargeAttention:
-    """The class token's attention over a large image, and the image made small.
+    """The class token's attention over a large image, and a small copy of the image.
 
     Attributes:
         source: the image's name.
         overview: (h / scale, w / scale, 3).
-        scale: pixels of the image a pixel of the overview, a divisor of the patch size.
+        scale: pixels of the image per pixel of the overview, a divisor of the patch size.
         heads: (M, H, W).
         class_token: (M,).
-        cells: where the cells of `heads` lie.
+        cells: position of the cells of `heads`.
     """
 
     source: str
@@ -191,7 +191,7 @@ class LargeAttention:
 def attention_each(
     images: Iterable[Readable | ImageRows], network: XCiT, block: int, full_size: FullSize
 ) -> Iterator[LargeAttention | Unreadable]:
-    """Each image's attention in a class attention block, counted from 0."""
+    """Yields each image's attention in a class attention block, counted from 0."""
     patch_size = network.config.patch_size
     small: list[tuple[Pixels, int, CellPlace]] = []
 
@@ -225,7 +225,7 @@ def _encode_each(
     wanted: Callable[[ImageRows], Wanted],
     full_size: FullSize,
 ) -> Iterator[tuple[str, Encoding | Unreadable]]:
-    """Each image's name and what was taken of it, or why nothing was."""
+    """Yields each image's name and its outputs, or the reason why there are none."""
 
     def answer(rows: ImageRows) -> tuple[Encoding, Report]:
         found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
@@ -258,6 +258,6 @@ def answer_each(
 
 
 def _raw(patches: Array, cls: Array | None) -> Array:
-    """Tokens (N, D), or (1 + N, D) with the class token first."""
+    """Returns tokens (N, D), or (1 + N, D) with the class token first."""
     flat = patches.reshape(-1, patches.shape[2])
     return flat if cls is None else np.concatenate([cls[None], flat])

@@ -1,4 +1,4 @@
-"""Inputs read ahead by threads, in order; what can't be read is reported in its place."""
+"""Reads inputs ahead in threads and in order; unreadable inputs are reported in their place."""
 
 import os
 from collections import deque
@@ -21,7 +21,7 @@ from xcit.images.read import ImageSource, read_image
 from xcit.images.sources import as_url
 
 Readable = ImageSource | NamedImage
-"""What is read ahead."""
+"""The types of inputs that can be read ahead."""
 
 Result = TypeVar("Result")
 Prepared = TypeVar("Prepared")
@@ -29,22 +29,22 @@ Prepared = TypeVar("Prepared")
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """An input that is no image we can read, and why in one line.
+    """An input that can't be read as an image, with the reason in one line.
 
-    It stands among the results of the others; what a result has and this has not is an error that says the reason.
+    It takes the place of a result. Reading an attribute that only a result has raises an error with the reason.
     """
 
     source: str
     reason: str
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name in ("source", "reason") or name.startswith("__"):  # asked for by what copies an object
+        if name in ("source", "reason") or name.startswith("__"):  # copying an object reads these
             raise AttributeError(name)
         raise AttributeError(f"{self.reason}: there is no {name!r} of it")
 
 
 def default_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
+    """Returns a GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -55,9 +55,10 @@ def read_ahead(
     num_ahead: int,
     read: Callable[[ImageSource], Any] = read_image,
 ) -> Iterator[tuple[str, Prepared] | Unreadable]:
-    """Inputs in order, each with its source and what `prepare` makes of what was read, read ahead by threads.
+    """Yields inputs in order, each with its source and what `prepare` returns for it; threads read ahead.
 
-    Pillow decodes and resizes outside Python's lock. An `XCiTError` of `prepare` makes the input unreadable.
+    Threads help, because Pillow releases Python's lock while it decodes and resizes. If `prepare` raises an
+    `XCiTError`, the input is unreadable.
     """
     numbered = enumerate(images)
     num_threads = min(8, os.cpu_count() or 1)
@@ -116,7 +117,7 @@ def listed(images: ImageSource | Sequence[ImageSource], *, ignore_exif: bool = F
         ignore_exif: whether they are to be read as their pixels are stored.
 
     Raises:
-        XCiTError: if a folder has no images, a pattern no match, or a batch is empty.
+        XCiTError: if a folder has no images, a pattern matches nothing, or a batch is empty.
     """
     one = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor) or hasattr(images, "read")
     items: Any = [images] if one else images
@@ -140,14 +141,14 @@ def _as_stored(index: int, item: Any) -> Readable:
 
 
 def readable(result: Result | Unreadable) -> Result:
-    """A result, or an `XCiTError` with the reason why there is none."""
+    """Returns a result, or raises an `XCiTError` with the reason why there is none."""
     if isinstance(result, Unreadable):
         raise XCiTError(result.reason)
     return result
 
 
 def collected(results: Iterable[Result | Unreadable]) -> list[Result | Unreadable]:
-    """All results in order, what can't be read in its place.
+    """Returns all results in order, with unreadable images in their place.
 
     Raises:
         XCiTError: if there are images, and none of them can be read.

@@ -1,6 +1,6 @@
-"""Images in, label maps out: whole images, or large ones by a sliding window in bounded memory.
+"""Segments images: whole images, or large ones by a sliding window in bounded memory.
 
-Shapes: `h`, `w` a picture's, `C` its channels, `K` classes. A label map is uint8 (h, w).
+Shapes: `h`, `w` size of an image, `C` its channels, `K` classes. A label map is uint8 (h, w).
 """
 
 import os
@@ -28,18 +28,18 @@ from xcit.models.segmentation import resize_bilinear
 from xcit.zoo.kinds import SEGMENTER
 
 _CLASSES_AT_ONCE = 16
-"""Whose logits exist at an image's full size at one time."""
+"""Number of classes whose logits are in memory at an image's full size at once."""
 
 _STRIP = 2048
-"""Columns of an image whose windows are averaged at one time."""
+"""Number of columns of an image whose windows are averaged at once."""
 
 _WINDOWS_AT_ONCE = 4
-"""Windows a forward pass."""
+"""Number of windows in a forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow:
-    """Windows of `size` pixels a side, `stride` apart; the last of a row ends where the image does."""
+    """Windows with sides of `size` pixels, `stride` pixels apart; the last one ends at the edge of the image."""
 
     size: int = 512
     stride: int = 341
@@ -51,7 +51,7 @@ class SlidingWindow:
             )
 
     def starts(self, length: int) -> list[int]:
-        """Where windows begin along a side of an image."""
+        """Returns where windows begin along a side of an image."""
         count = -(-max(length - self.size, 0) // self.stride) + 1
         return [max(min(index * self.stride, length - self.size), 0) for index in range(count)]
 
@@ -64,7 +64,7 @@ class Segmentation:
         source: the image's path, or its place in the input.
         image: 8-bit RGB (h, w, 3), as it was read.
         labels: the class of each pixel.
-        class_names: in the order of the labels; numbers where they are unknown.
+        class_names: names in the order of the labels; numbers if the names are unknown.
     """
 
     source: str
@@ -73,20 +73,20 @@ class Segmentation:
     class_names: tuple[str, ...]
 
     def areas(self) -> dict[str, float]:
-        """Share of the pixels by class name, of the classes that there are, the largest first."""
+        """Returns the share of pixels by class name, for the classes that occur, the largest first."""
         return {self.class_names[label]: share for label, share in label_shares(self.labels).items()}
 
     def picture(self) -> Image.Image:
-        """The label map as a palette image: its numbers are the classes."""
+        """Returns the label map as a palette image, whose values are the classes."""
         return draw_labels(self.labels, len(self.class_names))
 
     def overlay(self) -> Image.Image:
-        """The classes' colours over the image, with a legend of those that there are."""
+        """Returns the image with the classes' colours over it, and a legend of the classes that occur."""
         return overlay_labels(self.image, self.labels, self.class_names)
 
 
 class Part(NamedTuple):
-    """Averaged logits (K, rows, columns) of a part of an image, and where it begins."""
+    """Averaged logits (K, rows, columns) of a part of an image, and the position of the part."""
 
     top: int
     left: int
@@ -103,11 +103,11 @@ def segment(
     dtype: torch.dtype = torch.float32,
     ignore_exif: bool = False,
 ) -> list[Segmentation | Unreadable]:
-    """Gives each pixel of images a class.
+    """Assigns a class to each pixel of images.
 
     Args:
-        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
-            (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
+        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
+            arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
         window: go over each image by a window, and average the logits where windows overlap; none takes it whole.
         full_size: leave images at their own size instead of scaling them as the model's preprocessing says.
@@ -116,10 +116,10 @@ def segment(
         ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
-        A label map at its own size for each image. What can't be read is an `Unreadable` in its place.
+        For each image a label map at the image's own size. An image that can't be read is replaced by an `Unreadable`.
 
     Raises:
-        XCiTError: if none of the images can be read, or the model can't be had or is no segmenter.
+        XCiTError: if none of the images can be read, or the model can't be loaded or is not a segmenter.
     """
     results = segment_each(
         listed(images, ignore_exif=ignore_exif), model, window=window, full_size=full_size, device=device, dtype=dtype
@@ -136,7 +136,7 @@ def segment_each(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Segmentation | Unreadable]:
-    """Like `segment`, one at a time and without end; what can't be read is reported in its place."""
+    """Like `segment`, for any number of images, one at a time; unreadable images are reported in their place."""
     network, info, place = prepare_segmenter(model, device, dtype)
     spec = info.preprocessing
     names = info.class_names or tuple(map(str, range(network.num_classes)))
@@ -157,10 +157,12 @@ def prepare_segmenter(
     *,
     what: str = "the model",
 ) -> tuple[Segmenter, SegmenterInfo, torch.device]:
-    """A segmenter fused, in place and precision; one that was passed in is left as it was, and called `what` in errors.
+    """Returns a fused segmenter on its device and in its dtype; one that was passed in does not change.
+
+    Error messages call a model that was passed in `what`.
 
     Raises:
-        XCiTError: if it can't be had, is no segmenter, or it is not known how to prepare images for it.
+        XCiTError: if it can't be loaded, is not a segmenter, or its preprocessing is unknown.
     """
     network, place = prepare_of_kind(SEGMENTER, model, device, what=what)
     if network.info is None:
@@ -181,19 +183,19 @@ def predict_labels(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Labels:
-    """The label map of one image.
+    """Computes the label map of one image.
 
-    Logits go to the size of the pixels first and then to that of the label map, as published; the largest wins.
+    As published, logits are resized to the size of the pixels and then to that of the label map; then the largest wins.
 
     Args:
-        network: in evaluation mode.
-        pixels: 8-bit (h, w, C) at the size that the model sees.
-        spec: whose mean and standard deviation are taken.
+        network: the segmenter, in evaluation mode.
+        pixels: 8-bit (h, w, C) at the size of the model's input.
+        spec: the preprocessing, of which mean and standard deviation are used.
         size: (height, width) of the label map.
-        window: how to go over the image; none takes it whole. Where `size` is the pixels' own, memory then does not
-            grow with the image.
-        device: of the network; none asks its parameters.
-        dtype: of the input.
+        window: slides a window over the image; None takes the whole image. If `size` is that of the pixels, memory then
+            does not grow with the image.
+        device: device of the network; None means that of its parameters.
+        dtype: dtype of the input.
     """
     device = device or next(network.parameters()).device
     with torch.inference_mode():
@@ -223,9 +225,10 @@ def slide(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Part]:
-    """The mean of the logits of all windows over each pixel, part by part: rows as soon as no later window sees them.
+    """Yields the mean of the logits of all windows over each pixel, in parts: rows that no later window covers.
 
-    An image wider than some thousand pixels is done in strips; windows on the border of two are computed for each.
+    An image that is wider than some thousand pixels is processed in strips; windows across the border of two strips are
+    computed for both.
     """
     height, width = pixels.shape[:2]
     tops, lefts = window.starts(height), window.starts(width)
@@ -251,7 +254,7 @@ def slide(
 
 
 def _best(logits: Tensor, size: tuple[int, int]) -> Labels:
-    """The class of the largest logit at each pixel, after a resize of the logits (K, h, w); some classes at a time."""
+    """Returns the class of the largest logit at each pixel, after resizing logits (K, h, w) a few classes at a time."""
     best: Tensor | None = None
     labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
     for first in range(0, len(logits), _CLASSES_AT_ONCE):
@@ -269,7 +272,7 @@ def _best(logits: Tensor, size: tuple[int, int]) -> Labels:
 
 
 def _prepare(image: Image.Image, spec: SegmentationPreprocessing, full_size: bool, least: int) -> tuple[Pixels, Pixels]:
-    """The image as it is, and the pixels that the model sees."""
+    """Returns the image's own pixels, and the pixels of the model's input."""
     pixels = to_pixels(image, spec)
     if not full_size:
         pixels = resize_bilinear_8bit(pixels, target_size(pixels, spec))

@@ -32,11 +32,11 @@ class MapRows(Protocol):
 
     @property
     def width(self) -> int:
-        """Pixels a row."""
+        """Number of pixels per row."""
 
     @property
     def channels(self) -> int:
-        """Numbers a pixel."""
+        """Number of values per pixel."""
 
     def read(self, start: int, end: int) -> Tensor:
         """Rows start..end, (end - start, width, channels), contiguous; they must not be changed."""
@@ -50,7 +50,7 @@ class TensorRows:
         self.height, self.width, self.channels = tensor.shape
 
     def read(self, start: int, end: int) -> Tensor:
-        """A view."""
+        """Returns a view of rows start..end."""
         return self.tensor[start:end]
 
 

@@ -116,7 +116,7 @@ class XCiTPyramid(Fusible):
         self.pyramid = TokenPyramid(config.embed_dim, config.patch_size)
 
     def reset_parameters(self) -> None:
-        """First values as at construction, random and all: what is learned is lost."""
+        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
         reset_within(self)
 
     @property

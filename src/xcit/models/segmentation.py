@@ -254,7 +254,7 @@ class Segmenter(OnPyramid):
         return None
 
     def reset_parameters(self) -> None:
-        """First values as at construction, random and all: what is learned is lost."""
+        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
         reset_within(self)
         self._init_parts()
 

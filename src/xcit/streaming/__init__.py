@@ -1,8 +1,9 @@
-"""Images larger than memory through a model, exactly, without tiles or seams.
+"""Runs images larger than memory through a model, exactly, without tiles or seams.
 
-XCiT needs the whole image in D x D sums and in the two rows beside a stripe only. So an image goes through in stripes,
-one pass over its tokens a block, and the tokens may lie in memory or on disk: the numbers are those of the whole image.
-Bring any object with `height`, `width`, `channels` and `read(start, end)`:
+XCiT depends on the whole image only through D x D sums, and otherwise only on the two rows beside a stripe (the halo).
+So an image is processed in stripes, with one pass over its tokens per block, and the tokens can be in memory or on
+disk. The results are those of the whole image. The source can be any object with `height`, `width`, `channels` and
+`read(start, end)`:
 
     from xcit.streaming import Wanted, encode
 

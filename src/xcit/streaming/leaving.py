@@ -1,4 +1,4 @@
-"""Where the rows go that leave a block: to the tokens, to a map, into a mean."""
+"""Distributes the rows that leave a block: to the tokens, to a map, and to a mean."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from xcit.streaming.outputs import TokenMap, as_map_rows
 
 
 class Leaving:
-    """Called with the rows (k, W, D) that leave a block, in their order.
+    """Called with the rows (k, W, D) that leave a block, in order.
 
     Args:
         write: takes them to the tokens; none where no block follows.
@@ -37,11 +37,11 @@ class Leaving:
 
     @property
     def is_heard(self) -> bool:
-        """Whether anybody wants the rows."""
+        """Whether anything uses the rows."""
         return self._write is not None or self._map is not None or self._wants_mean
 
     def __call__(self, start: int, rows: Tensor) -> None:
-        """Passes rows from `start` on."""
+        """Takes rows from `start` on."""
         if self._write is not None:
             self._write(start, rows)
         if self._map is None and not self._wants_mean:
@@ -57,5 +57,5 @@ class Leaving:
             self._count += len(counting)
 
     def mean(self) -> Tensor | None:
-        """The mean (D,) of all rows; none where it is not wanted."""
+        """Returns the mean (D,) of all rows; None if it was not requested."""
         return None if self._total is None else self._total / self._count

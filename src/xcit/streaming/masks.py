@@ -1,4 +1,4 @@
-"""From the pixels of an image that count to the tokens that do."""
+"""Converts a mask of pixels to a mask of tokens."""
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +14,16 @@ _PIXELS_AT_ONCE = 2**22
 
 
 def kept_tokens(source: ImageRows, patch_size: int) -> Tensor | None:
-    """Which tokens of an image count: those at least half of whose pixels do.
+    """Returns which tokens of an image count: those of which at least half of the pixels count.
 
     The pixels of token (i, j) are those from (i, j) * patch_size on, as many as the image has. All rows of the mask are
     read once. Tokens of a margin (`PaddedRows`) count.
 
     Returns:
-        bool (H, W), none if all count.
+        bool (H, W); None if all tokens count.
 
     Raises:
-        XCiTError: if none does, or the mask can't be read.
+        XCiTError: if no token counts, or the mask can't be read.
     """
     if isinstance(source, PaddedRows):
         keep = kept_tokens(source.source, patch_size)

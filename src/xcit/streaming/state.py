@@ -1,7 +1,7 @@
-"""What a run on scratch files has finished, so that it goes on from there when it was killed.
+"""The state of a run with scratch files, from which it is resumed after it was killed.
 
-A run has a folder of its own, named for the model, the image and what is wanted of it. In it lie the two files of
-tokens and `state.json`, which is written whole or not at all after each pass, and only after the pass's tokens.
+A run has its own folder, named by the model, the image and the requested outputs. It contains the two files of tokens
+and `state.json`, which is written after each pass and after the tokens of that pass, completely or not at all.
 """
 
 import base64
@@ -23,21 +23,21 @@ from xcit.errors import XCiTError
 from xcit.models.stripes import Sums
 
 VERSION = 1
-"""Of the contents of the folder. Another version's is not gone on with."""
+"""Version of the folder's contents. Runs of other versions are not resumed."""
 
 
 @dataclass
 class State:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        passes: that are finished, the one that embeds the image included.
-        current: which file, 0 or 1, has the tokens.
-        checksum: of the tokens in it.
-        sums: of the tokens for the next XCA block; none where no XCA block follows.
-        cls: the class token (D,); none before the class attention.
-        class_tokens: as taken so far, by block.
-        means: as taken so far, by block.
+        passes: number of finished passes, including the one that embeds the image.
+        current: the file, 0 or 1, that has the tokens.
+        checksum: checksum of the tokens in that file.
+        sums: sums of the tokens for the next XCA block; None if no XCA block follows.
+        cls: the class token (D,); None before class attention.
+        class_tokens: those collected so far, by block.
+        means: those collected so far, by block.
     """
 
     passes: int = 0
@@ -49,7 +49,7 @@ class State:
     means: dict[int, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes it whole or not at all.
+        """Writes the state to a file, completely or not at all.
 
         Raises:
             XCiTError: if it can't be written.
@@ -64,7 +64,7 @@ class State:
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> "State | None":
-        """The state that a run has left, none if there is none that can be used."""
+        """Returns the state that a run has left, or None if there is none that can be used."""
         try:
             found = json.loads(path.read_text(encoding="ascii"))
             if found["version"] != VERSION:
@@ -84,10 +84,10 @@ class State:
 
 
 class RunFolder:
-    """The folder of one run, which no other run can have at the same time.
+    """The folder of one run, which is locked against other runs.
 
     Raises:
-        XCiTError: if it can't be made, has no room, or another run is at work in it.
+        XCiTError: if it can't be created, has too little space, or is used by another run.
     """
 
     def __init__(self, scratch: Path, key: str, num_bytes: int) -> None:
@@ -113,7 +113,7 @@ class RunFolder:
             )
 
     def leave(self, *, keep: bool) -> None:
-        """Gives the folder back; removes it unless what is in it can be gone on with."""
+        """Unlocks the folder, and removes it unless `keep` is true."""
         self._lock.release()
         if not keep:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -134,7 +134,7 @@ def write_state(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Changes when a weight does."""
+    """Returns a digest of all weights."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -143,7 +143,7 @@ def model_digest(model: nn.Module) -> str:
 
 
 def empty_file(path: Path) -> None:
-    """Takes a file's contents away, so that a full disk has room again."""
+    """Truncates a file, to free space on the disk."""
     if path.exists():
         os.truncate(path, 0)
 

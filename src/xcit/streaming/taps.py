@@ -45,21 +45,21 @@ class MemoryTap:
         self._tensor = torch.empty(*grid, dim, dtype=self._stored)
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Copies, and converts."""
+        """Copies and converts the rows."""
         assert self._tensor is not None
         self._tensor[start : start + len(rows)] = rows
 
     def read(self, start: int, end: int) -> Tensor:
-        """A view, if nothing has to be moved or converted."""
+        """Returns a view, if nothing has to be moved or converted."""
         assert self._tensor is not None
         return self._tensor[start:end].to(self._device, self._dtype)
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """All of it."""
+        """Returns the size of the whole array."""
         return grid[0] * grid[1] * dim * self._stored.itemsize
 
     def can_go_on(self) -> bool:
-        """Memory does not outlive its process."""
+        """Returns false, because memory ends with its process."""
         return False
 
     def discard(self) -> None:
@@ -99,7 +99,7 @@ class ScratchTap:
             self.discard()
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Writes to the place of the rows.
+        """Writes the rows to their place in the file.
 
         Raises:
             XCiTError: if they can't be written.

@@ -12,12 +12,12 @@ from xcit.weights.files import StoredWeights
 from xcit.zoo.kinds import CLASSIFIER, Kind, kind_of_config, kind_of_task
 
 METADATA_KEY = "xcit"
-"""Under this key a safetensors file's metadata hold task, shape, class names and preprocessing, as JSON."""
+"""Key in a safetensors file's metadata that holds task, shape, class names and preprocessing, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """What a file says of its model: its kind, shape, and what else a person needs, if it has that."""
+    """What a file states about its model: its kind, its config, and its info if it has one."""
 
     kind: Kind[Any, Any, Any]
     config: Any
@@ -36,12 +36,12 @@ def statement_content(config: Any, info: Any | None) -> dict[str, Any]:
 
 
 def model_metadata(config: Any, info: Any | None) -> dict[str, str]:
-    """The metadata of a safetensors file."""
+    """Returns the metadata of a safetensors file."""
     return {METADATA_KEY: json.dumps(statement_content(config, info)), "format": "pt"}
 
 
 def read_metadata(stored: StoredWeights) -> Statement | None:
-    """What a file's metadata state; none where it has none of ours.
+    """Returns what a file's metadata state; None if they are not ours.
 
     Raises:
         XCiTError: if the metadata are not what `model_metadata` writes.

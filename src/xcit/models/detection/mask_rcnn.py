@@ -61,7 +61,7 @@ class MaskRCNN(OnPyramid):
         self._init_parts()
 
     def reset_parameters(self) -> None:
-        """First values as at construction, random and all: what is learned is lost."""
+        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
         reset_within(self)
         self._init_parts()
 

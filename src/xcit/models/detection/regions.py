@@ -33,7 +33,7 @@ class Level(Protocol):
 
     @property
     def width(self) -> int:
-        """Pixels a row."""
+        """Number of pixels per row."""
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         """Rows top..bottom of the columns left..right, (bottom - top, right - left, C), not to be changed."""
@@ -47,7 +47,7 @@ class TensorLevel:
         self.height, self.width = features.shape[1:]
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """A view."""
+        """Returns a view of rows start..end."""
         return self._features[top:bottom, left:right]
 
 

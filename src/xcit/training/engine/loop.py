@@ -1,4 +1,4 @@
-"""The training loop: any task, one process or many; stopped at any step, it goes on as if it had not been."""
+"""The training loop, for any task and any number of processes. A run that was stopped resumes as if it had not been."""
 
 import math
 import time
@@ -26,10 +26,10 @@ from xcit.training.engine.task import Closes, StepHooks, Task
 from xcit.writing import whole_file
 
 WEIGHTS, BEST_WEIGHTS, UNREADABLE = "model.safetensors", "best.safetensors", "unreadable.txt"
-"""Files in a run's folder: the last weights, those with the best figure, and the inputs that could not be read."""
+"""Files in a run's folder: the last weights, those with the best figure, and the list of unreadable inputs."""
 
 _GPU_INTERVAL = 20
-"""Steps between two looks at the losses on a GPU, which then has to be waited for."""
+"""Number of steps between reads of the losses on a GPU, because each read waits for the GPU."""
 
 
 def train_task(
@@ -43,21 +43,22 @@ def train_task(
     report: Callable[[Progress], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
-    """Trains a task and exports its last weights, averaged ones if the run keeps them, to `model.safetensors`.
+    """Trains a task, and writes its last weights (the averaged ones, if the run keeps them) to `model.safetensors`.
 
-    The folder also gets `log.jsonl`, `last.pt` at each epoch's end and as often as the run says, `best.pt` and
-    `best.safetensors` at the best figure if the task watches one, and `unreadable.txt` if there were such inputs. The
-    result is the last weights: none are chosen by the evaluation, so its figure is not flattered.
+    The folder also gets `log.jsonl`, and `last.pt` at the end of each epoch and as often as the config says. If the
+    task watches a figure, it gets `best.pt` and `best.safetensors` for the best one. If inputs could not be read, it
+    gets `unreadable.txt`. The result is the last weights. As the evaluation does not choose them, its figures are not
+    too good.
 
     Args:
-        task: what to train.
+        task: the task to train.
         processes: this process and the others.
-        config: its sections `run`, `optimizer` and `schedule`.
-        directory: where the run's files go; it must exist, and be the same for all processes.
-        resume_from: go on from this checkpoint.
-        begin: called once when all is ready, the checkpoint loaded, in the main process.
+        config: its sections `run`, `optimizer` and `schedule` are used.
+        directory: folder for the run's files; it must exist, and be the same for all processes.
+        resume_from: the checkpoint to resume from, if any.
+        begin: called once when everything is ready and the checkpoint is loaded, in the main process.
         report: called every few steps and after each evaluation, in the main process.
-        announce: called with lines for people, in the main process.
+        announce: called with lines for the user, in the main process.
 
     Returns:
         The figures of the last evaluation.
@@ -65,12 +66,13 @@ def train_task(
     Raises:
         XCiTError: if the loss is not finite or too many inputs are unreadable (the last good checkpoint stays), or a
             file can't be read or written.
-        Stopped: after SIGTERM or SIGINT, when all is saved.
+        Stopped: after SIGTERM or SIGINT, once everything is saved.
     """
     if task.num_steps == 0:
         raise XCiTError(f"fewer training images than one batch of {config.run.batch_size}")
     with StopSignals() as signals, warnings.catch_warnings():
-        # A depthwise weight has one stride that means nothing, and DDP finds it different in the gradient.
+        # A depthwise weight has a dimension of size 1, whose stride is arbitrary; DDP warns if the gradient's is
+        # different.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         loop = _Loop(
             task=task,
@@ -100,7 +102,7 @@ def train_task(
 
 @dataclass(kw_only=True)
 class _Loop:
-    """A run while it runs."""
+    """The state of a run in progress."""
 
     task: Task
     processes: Processes
@@ -160,7 +162,7 @@ class _Loop:
         return figures
 
     def train_epoch(self) -> None:
-        """Trains from the position to the epoch's end."""
+        """Trains from the current position to the end of the epoch."""
         position = self.state.position
         self.started, self.waited, self.num_images = time.perf_counter(), 0.0, 0
         _set_training(self.state.shared)
@@ -190,13 +192,13 @@ class _Loop:
                     raise Stopped(self.last, self.signals.received or "another process's signal")
 
     def step(self, epoch_parts: EpochParts) -> dict[str, Tensor]:
-        """One step of the optimiser: the losses of this process, averaged over its parts of the batch."""
+        """Makes one optimiser step; returns the losses of this process, averaged over its parts of the batch."""
         state, processes = self.state, self.processes
         accumulation = processes.layout.accumulation
         losses: dict[str, Tensor] = {}
         for turn in range(accumulation):
             batch = self.next_batch(epoch_parts)
-            # Every draw follows from the seed, the step and the part, whichever process computes it.
+            # Random draws depend only on the seed, the step and the part, whichever process computes it.
             seed_all(self.config.run.seed, state.num_steps_done, processes.layout.part(turn))
             with processes.accumulating(state.shared, last=turn + 1 == accumulation):
                 with processes.autocast():
@@ -228,7 +230,7 @@ class _Loop:
         return batch
 
     def look(self, pending: list[dict[str, Tensor]]) -> bool:
-        """Looks at the losses since the last time, with all processes; whether one of them was asked to stop.
+        """Checks the losses since the last call, together with all processes; returns whether one was asked to stop.
 
         Raises:
             XCiTError: if a loss is not finite, or too many inputs are unreadable.
@@ -320,20 +322,21 @@ class _Loop:
         figure = figures[self.task.watch]
         if position.best is None or figure > position.best:
             position.best = figure
-            # Before the next save: a run killed in between measures once more and keeps it then.
+            # This comes before the next save: if the run is killed in between, it measures again and keeps the
+            # checkpoint then.
             if self.processes.is_main:
                 keep_checkpoint(self.last, BEST)
             self.export(BEST_WEIGHTS)
         return figures
 
     def measure(self) -> dict[str, float]:
-        """The figures of the state as it was saved last."""
+        """Returns the figures of the state that was saved last."""
         try:
             return self.task.evaluate(self.state.result(), self.processes.layout, self.processes.reduce)
         except RuntimeError as error:
             if not is_dead_worker(error):
                 raise
-            # The signal that asks for a stop may have reached the processes that read too.
+            # The stop signal may also have reached the processes that read.
             if self.signals.received:
                 raise Stopped(self.last, self.signals.received) from None
             raise dead_worker(error) from error
@@ -370,7 +373,7 @@ class _Loop:
 
 
 def _set_training(model: nn.Module) -> None:
-    """Training mode, but for modules whose parameters are all frozen: their norms' statistics are frozen too."""
+    """Sets training mode, except for modules with only frozen parameters, whose norms' statistics stay frozen."""
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())

@@ -6,18 +6,18 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run is: reported every few steps, and with figures after each evaluation.
+    """The progress of a run, reported every few steps, and with figures after each evaluation.
 
     Attributes:
-        epoch: from 0.
-        num_epochs: of the run.
-        step: steps done of this epoch.
-        num_steps: of an epoch.
-        loss: the last step's, over all processes; with figures the epoch's mean.
+        epoch: current epoch, from 0.
+        num_epochs: number of epochs of the run.
+        step: number of finished steps of this epoch.
+        num_steps: number of steps of an epoch.
+        loss: loss of the last step, over all processes; with figures, the mean of the epoch.
         lr: learning rate.
-        images_per_second: over all processes, since the start or the epoch's begin, whichever is later.
-        data_wait: share of that time that this process waited for data, 0..1.
-        figures: of an evaluation.
+        images_per_second: over all processes, since the start of the run or of the epoch, whichever is later.
+        data_wait: share of that time in which this process waited for data, 0..1.
+        figures: results of an evaluation.
     """
 
     epoch: int
@@ -32,11 +32,11 @@ class Progress:
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the run did what it was asked to
-    """A signal stopped the run after it had saved.
+    """A signal stopped the run, after it was saved.
 
     Attributes:
-        checkpoint: from which it can go on.
-        signal: the signal's name.
+        checkpoint: the checkpoint to resume from.
+        signal: name of the signal.
     """
 
     def __init__(self, checkpoint: Path, signal: str) -> None:

@@ -157,7 +157,7 @@ def evaluate_detection(
         seen = [index for _, share in shares for index in share]
     if not seen:
         raise none_readable(len(images), "images", unreadable)
-    # In the images' order, whoever measured them: equal scores then rank alike for any number of processes.
+    # Sorted by image, so that equal scores have the same rank for any number of processes.
     rows.sort(key=lambda row: row.image)
     precision = average_precision(images, sorted(seen), rows)
     return DetectionReport(num_images=len(seen), precision=precision, unreadable=tuple(unreadable))

@@ -22,10 +22,11 @@ class EvaluationConfig:
     """How a model is measured on images.
 
     Attributes:
-        batch_size: of a classifier: images a forward pass.
-        num_workers: processes that read images; 0 reads them in this one.
-        device: where the model is; none asks its parameters.
-        dtype: of a classifier float32, or bfloat16 or float16 for autocast; of a segmenter that of its weights.
+        batch_size: for a classifier, images per forward pass.
+        num_workers: number of processes that read images; with 0 this process reads them.
+        device: the model's device; None means that of its parameters.
+        dtype: for a classifier float32, or bfloat16 or float16 for autocast; for a segmenter the dtype of its
+            weights.
     """
 
     batch_size: int = 64
@@ -88,7 +89,7 @@ def one_by_one(samples: Dataset[Any], num_samples: int, layout: Layout, num_work
 
 
 def _as_it_is(sample: Any) -> Any:
-    """Keeps arrays arrays, where a loader would make tensors of them."""
+    """Returns the sample, so that arrays stay arrays; by default a loader would turn them into tensors."""
     return sample
 
 

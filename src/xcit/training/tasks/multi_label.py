@@ -154,7 +154,7 @@ def evaluate_multi_label(
         XCiTError: if no image could be read.
     """
     device = how.place(model)
-    # Each process fills in its own rows, and the sum has all.
+    # Each process fills in its own rows; the others are 0, so the sum has all rows.
     scores, seen = torch.zeros(targets.shape, device=device), torch.zeros(len(targets), device=device)
     unreadable = list[str]()
     for logits, rows in logits_of(model, images, spec, how, layout=layout, unreadable=unreadable, report=report):
