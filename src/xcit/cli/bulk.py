@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.files import say_passed_by
 from xcit.cli.processes import is_main
 from xcit.errors import XCiTError
@@ -202,6 +203,7 @@ def write_bulk(
     parts = manifest["parts"].values()
     num_images, num_unreadable = (sum(part[what] for part in parts) for what in ("images", "unreadable"))
     click.echo(f"{folder}: {num_images - num_unreadable} images in {len(parts)} Parquet parts")
+    say_model(network, values["model"], values["weights"])
     status = status_of(num_unreadable, num_images)
     # torchrun takes any other status for the failure of a process, ends the others, and may start all again.
     return status if share.world_size == 1 else 0

@@ -26,11 +26,15 @@ class Measuring:
 
 
 class TestResult(ABC):
-    """What a model was measured to be worth: `report` has the figures as numbers, `lines` as text."""
+    """What a model was measured to be worth: `report` has the figures as numbers, `lines` as text.
+
+    `model` says which model it was, and what it knows.
+    """
 
     __test__ = False  # no test, whatever pytest thinks of its name
 
     report: Any
+    model: str
 
     @property
     def problems(self) -> tuple[str, ...]:
