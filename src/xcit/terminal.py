@@ -5,7 +5,9 @@ Text that is printed on a terminal gets them escaped. A file or a pipe gets the 
 
 import io
 import sys
-from typing import IO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
 from xcit.errors import escaped
 
@@ -26,6 +28,53 @@ def guard_terminal() -> None:
             stream.flush()
             guarded = _Escaping(stream.buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=True)
             setattr(sys, name, guarded)
+
+
+class _EscapingPrints(io.TextIOBase):
+    """Takes prints, and gives them on with control characters escaped."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def write(self, text: str) -> int:
+        self._target.write(escaped(text, keep="\n\t"))
+        return len(text)
+
+    def flush(self) -> None:
+        self._target.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._target.isatty())
+
+    def fileno(self) -> int:
+        return int(self._target.fileno())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8"
+
+
+@contextmanager
+def guard_prints() -> Iterator[None]:
+    """Has prints escaped that a display takes to itself, and so past what guards the terminal.
+
+    To be entered after the display: it has put other streams in the place of standard output and standard error.
+    """
+    taken = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in taken.items():
+        if stream.isatty() and not isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, _EscapingPrints(stream))
+    try:
+        yield
+    finally:
+        for name, stream in taken.items():
+            setattr(sys, name, stream)
+
+
+def tell(text: str, *, err: bool = False) -> None:
+    """Prints a line, escaped where it goes to a terminal, whether or not that is guarded."""
+    stream = sys.stderr if err else sys.stdout
+    print(escaped(text, keep="\n\t") if stream.isatty() else text, file=stream, flush=True)
 
 
 def for_drawing(stream: IO[str]) -> IO[str]:

@@ -89,6 +89,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise XCiTError(f"{folder}: can't be written: {error.strerror or error}") from error
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes the files that killed processes had begun to write in a folder, which no other process writes into now.
+
+    `whole_file` gives each a new name, so that those of large files would fill the disk kill by kill.
+    """
+    for part in folder.glob(_TEMPORARY.format("*")):
+        with suppress(OSError):
+            part.unlink()
+
+
 def make_folder(folder: Path) -> None:
     """Creates a folder and its parents.
 

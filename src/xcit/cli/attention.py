@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.bulk import BulkOptions, bulk_options, check_resized, check_small, open_words, placed, write_bulk
 from xcit.cli.dense import stored_or_upright
 from xcit.cli.files import beside, images_outside, result_names
@@ -128,7 +129,8 @@ def attention(
     places = [out / name for name in result_names(paths)]
     make_folder(out)
     computer, precision = placed(device), checked_dtype(dtype)
-    network = load_model(model, weights, computer, how).fuse().to(precision)  # once, not for each image
+    loaded = load_model(model, weights, computer, how)
+    network = loaded.fuse().to(precision)  # once, not for each image
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0
     with (
@@ -162,6 +164,7 @@ def attention(
         with whole_file(out / "temperatures.png") as unfinished:
             draw_temperatures(channels.temperatures, network.info.name, unfinished)
     click.echo(f"{out}: attention of {len(paths) - num_unreadable} images")
+    say_model(loaded, model, weights)
     return status_of(num_unreadable, len(paths))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.files import say_passed_by
 from xcit.cli.options import Function, checked_device, grouped
 from xcit.cli.processes import is_main
@@ -189,6 +190,7 @@ def write_bulk(
     parts = manifest["parts"].values()
     num_images, num_unreadable = (sum(part[what] for part in parts) for what in ("images", "unreadable"))
     click.echo(f"{folder}: {num_images - num_unreadable} images in {len(parts)} Parquet parts")
+    say_model(network, values["model"], values["weights"])
     status = status_of(num_unreadable, num_images)
     # torchrun treats any other status as a failure: it ends the other processes, and may restart all of them.
     return status if share.world_size == 1 else 0

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.bulk import (
     BulkOptions,
     bulk_options,
@@ -132,12 +133,14 @@ def features(
         if len(paths) != 1:
             raise XCiTError(f"{out}: a {path.suffix} file is for the map of one image, not of {len(paths)}")
         place = checked_device(device)
-        network, _, _ = prepare_model(load_model(model, weights, place, how), place, checked_dtype(dtype))
+        loaded = load_model(model, weights, place, how)
+        network, _, _ = prepare_model(loaded, place, checked_dtype(dtype))
         with full_size_of(large, num_images=1) as whole:
             assert whole is not None
             image = as_stored(paths[0]) if ignore_exif else paths[0]
             shape = write_feature_map(image, network, path, layer=layers[0], full_size=whole)
         click.echo(f"{out}: float32 {list(shape)}")
+        say_model(loaded, model, weights)
         return 0
     folder = parts_folder(out)
     if folder is not None:
@@ -176,6 +179,7 @@ def features(
                 bar.advance(1)
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in file.shapes.items())
     click.echo(f"{out}: {num_images - num_unreadable} images; {shapes}")
+    say_model(network, model, weights)
     return status_of(num_unreadable, num_images)
 
 

@@ -2,6 +2,7 @@
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -51,28 +52,23 @@ def knn(
     With several GPUs: torchrun --nproc-per-node 8 -m xcit knn MODEL --data DIR
     """
     from xcit.cli import SOME_FAILED
-    from xcit.cli.progress import progress_bar
     from xcit.measure.knn import evaluate_knn
 
     place = checked_device(device)
     network = load_model(model, weights, None, how)
-    with progress_bar("features") as bar:
-        report = evaluate_knn(
-            network,
-            data,
-            ks=ks,
-            temperature=temperature,
-            holdout=holdout or 0,
-            class_map=class_map or "",
-            cache=not no_cache,
-            batch_size=batch_size,
-            num_workers=workers,
-            device=place,
-            dtype=checked_dtype(dtype),
-            started=bar.set_total,
-            report=bar.advance,
-            announce=lambda line: click.echo(line, err=True),
-        )
+    report = evaluate_knn(
+        network,
+        data,
+        ks=ks,
+        temperature=temperature,
+        holdout=holdout or 0,
+        class_map=class_map or "",
+        cache=not no_cache,
+        batch_size=batch_size,
+        num_workers=workers,
+        device=place,
+        dtype=checked_dtype(dtype),
+    )
     if is_main():
         for reason in report.unreadable:
             click.echo(f"xcit: {reason}", err=True)
@@ -82,6 +78,7 @@ def knn(
                 f"k {accuracy.k:4d}   top-1 {accuracy.top1:6.2f}%   top-5 {accuracy.top5:6.2f}%   "
                 f"({accuracy.num_right1} and {accuracy.num_right5} of {report.num_val} images)"
             )
+        say_model(network, model, weights)
         if report.unreadable:
             click.echo(f"xcit: {len(report.unreadable)} images could not be read and did not count", err=True)
             # The other processes return 0, because torchrun ends all processes if one of them fails.

@@ -1,13 +1,12 @@
 """`xcit linear`: measures a model's features by a linear classifier that is trained on them."""
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.lines import say
 from xcit.cli.options import (
     CommandWithNumbers,
@@ -89,33 +88,27 @@ def linear(
     need_packages("xcit linear", "timm")
     from xcit.cli import SOME_FAILED
     from xcit.measure.linear import train_linear
-    from xcit.training.display import run_display
     from xcit.training.engine.progress import Stopped
 
     place = checked_device(device)
     network = load_model(model, weights, None, how)
     directory = out or Path("runs") / "linear" / Path(model).stem
-    images = "centre crops" if no_augmentation else "random crops"
     try:
-        with run_display(f"linear probe of {model}: {epochs} epochs of {images}; files in {directory}") as display:
-            report = train_linear(
-                network,
-                data,
-                directory,
-                lrs=lrs,
-                epochs=epochs,
-                augmented=not no_augmentation,
-                class_weights=class_weights or (),
-                class_map=class_map or "",
-                batch_size=batch_size,
-                cache=not no_cache,
-                resume=resume,
-                num_workers=workers,
-                device=place,
-                extracting=_extraction_bar,
-                report=display.report,
-                announce=display.announce,
-            )
+        report = train_linear(
+            network,
+            data,
+            directory,
+            lrs=lrs,
+            epochs=epochs,
+            augmented=not no_augmentation,
+            class_weights=class_weights or (),
+            class_map=class_map or "",
+            batch_size=batch_size,
+            cache=not no_cache,
+            resume=resume,
+            num_workers=workers,
+            device=place,
+        )
     except Stopped as stopped:
         if not is_main():
             return 0
@@ -128,15 +121,8 @@ def linear(
     if not is_main():  # with status 0, because torchrun ends all processes if one of them fails
         return 0
     _print_report(report, directory)
+    say_model(network, model, weights)
     return SOME_FAILED if report.unreadable else 0
-
-
-@contextmanager
-def _extraction_bar(num_images: int) -> Iterator[Callable[[int], None]]:
-    from xcit.cli.progress import progress_bar
-
-    with progress_bar("features", num_images) as bar:
-        yield bar.advance
 
 
 def _print_report(report: "LinearReport", directory: Path) -> None:

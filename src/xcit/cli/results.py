@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 import click
 
 from xcit.cli.files import beside
-from xcit.errors import XCiTError, escaped
+from xcit.errors import XCiTError
 from xcit.writing import is_stream, whole_file
 
 if TYPE_CHECKING:
@@ -34,10 +34,9 @@ class ScreenResults:
         if reason := getattr(result, "reason", None):
             click.echo(f"xcit: {reason}", err=True)
             return
-        # A progress bar redirects prints to itself, around the stream that escapes control characters.
-        click.echo(escaped(result.source))
+        click.echo(result.source)
         for scored in getattr(result, "classes", ()):
-            click.echo(f"  {100 * scored.score:6.2f}%  {escaped(scored.name)}")
+            click.echo(f"  {100 * scored.score:6.2f}%  {scored.name}")
 
 
 class JSONResults:

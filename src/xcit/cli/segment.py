@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.bulk import BulkOptions, bulk_options, placed, write_bulk
 from xcit.cli.dense import inputs_and_places, load_dense
 from xcit.cli.files import beside
@@ -116,6 +117,7 @@ def segment(
         with whole_file(out / "areas.json") as part:
             part.write_text(json.dumps(areas, indent=1) + "\n", encoding="utf-8")
     click.echo(f"{out}: label maps of {len(areas)} images")
+    say_model(built, model, weights)
     return status_of(len(paths) - len(areas), len(paths))
 
 

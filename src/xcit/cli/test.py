@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from xcit.cli.lines import say
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -74,35 +75,30 @@ def test(
     from typing import cast
 
     from xcit.cli import SOME_FAILED
-    from xcit.cli.progress import progress_bar
     from xcit.extras import install_hint
     from xcit.measure.classification import ClassificationResult
     from xcit.measure.test import test as measure
     from xcit.zoo.records import Protocol
 
-    with progress_bar("test") as bar:
-        result = measure(
-            config,
-            file_with_key(checkpoint, how.key),
-            data,
-            protocol=cast("Protocol | None", protocol),
-            mean=how.mean,
-            std=how.std,
-            size=how.size,
-            stem_strides=how.stem_strides,
-            window=sliding_window(slide, window, stride),
-            holdout=holdout,
-            class_map=class_map,
-            ignore_index=ignore,
-            ignore_exif=ignore_exif,
-            batch_size=batch_size,
-            num_workers=workers,
-            device=checked_device(device),
-            dtype=checked_dtype(dtype),
-            started=bar.set_total,
-            report=bar.advance,
-            announce=lambda line: click.echo(line, err=True),
-        )
+    result = measure(
+        config,
+        file_with_key(checkpoint, how.key),
+        data,
+        protocol=cast("Protocol | None", protocol),
+        mean=how.mean,
+        std=how.std,
+        size=how.size,
+        stem_strides=how.stem_strides,
+        window=sliding_window(slide, window, stride),
+        holdout=holdout,
+        class_map=class_map,
+        ignore_index=ignore,
+        ignore_exif=ignore_exif,
+        batch_size=batch_size,
+        num_workers=workers,
+        device=checked_device(device),
+        dtype=checked_dtype(dtype),
+    )
     for problem in result.problems:
         click.echo(f"xcit: {problem}", err=True)
     for line in (f"images {result.report.num_images}", *result.lines()):
@@ -112,6 +108,7 @@ def test(
         click.echo(f"wrote  {path}")
     if isinstance(result, ClassificationResult) and written[-1].suffix != ".png":
         click.echo(f"no picture of the confusion matrix: it needs matplotlib ({install_hint('matplotlib')})", err=True)
+    say(f"xcit: model {result.model}", err=True, indent=2)
     num_unreadable = len(result.report.unreadable)
     if not num_unreadable:
         return 0

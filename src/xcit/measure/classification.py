@@ -28,6 +28,7 @@ from xcit.training.tasks.labelled_data import open_measured
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.kinds import CLASSIFIER
 from xcit.zoo.records import Protocol
+from xcit.zoo.sentence import model_sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class ClassificationResult(TestResult):
     """A report, the class names in the order of its confusion matrix, and the preprocessing that was used."""
 
     report: ClassificationReport
+    model: str
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
 
@@ -101,7 +103,12 @@ def measure_classifier(
         num_classes=model.num_classes,
         report=how.report,
     )
-    return ClassificationResult(report=result, class_names=class_names or images.class_ids, preprocessing=spec)
+    return ClassificationResult(
+        report=result,
+        model=model_sentence(model, checkpoint),
+        class_names=class_names or images.class_ids,
+        preprocessing=spec,
+    )
 
 
 def _flattered(data: str, holdout: float) -> tuple[str, ...]:

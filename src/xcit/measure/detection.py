@@ -15,6 +15,7 @@ from xcit.measure.result import Measuring, TestResult
 from xcit.training.tasks.average_precision import DESCRIPTIONS, NAMES
 from xcit.training.tasks.detection import DetectionConfig, DetectionReport, evaluate_detection
 from xcit.zoo.kinds import DETECTOR
+from xcit.zoo.sentence import model_sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class DetectionResult(TestResult):
     """A report, and one line for each kind of problem in the data."""
 
     report: DetectionReport
+    model: str
     data_problems: tuple[str, ...]
 
     @property
@@ -67,4 +69,4 @@ def measure_detector(
     model.config = replace(model.config, **prepared)
     how.started(len(images))
     found = evaluate_detection(model.fuse().to(how.device), images, num_workers=how.num_workers, report=how.report)
-    return DetectionResult(report=found, data_problems=images.problems)
+    return DetectionResult(report=found, model=model_sentence(model, checkpoint), data_problems=images.problems)

@@ -20,6 +20,7 @@ from xcit.images.preprocess import Preprocessing
 from xcit.inference.classify import prepare_model
 from xcit.inference.reading import default_device
 from xcit.machine import find_device
+from xcit.measure.listening import listening
 from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes, num_started_processes
@@ -68,6 +69,7 @@ class KNNReport:
         num_val: number of images that were classified.
         unreadable: one line for each image of either split that could not be read, and so was left out.
         preprocessing: the preprocessing, if images were read.
+        model: the model of the features, if there was one.
     """
 
     accuracies: tuple[KNNAccuracy, ...]
@@ -76,6 +78,7 @@ class KNNReport:
     num_val: int
     unreadable: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
+    model: str = ""
 
     @property
     def best(self) -> KNNAccuracy:
@@ -96,9 +99,9 @@ def evaluate_knn(
     num_workers: int = 2,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-    started: Callable[[int], None] = lambda _: None,
-    report: Callable[[int], None] = lambda _: None,
-    announce: Callable[[str], None] = lambda _: None,
+    started: Callable[[int], None] | None = None,
+    report: Callable[[int], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> KNNReport:
     """Measures a model's features on a data set by nearest neighbours, in one process or in those of torchrun.
 
@@ -122,7 +125,8 @@ def evaluate_knn(
         dtype: float32, or bfloat16 or float16 for autocast; the search for neighbours is in float32.
         started: called once with the number of images of this process.
         report: called with the number of images of each batch of this process.
-        announce: called with lines for the user, in the main process.
+        announce: called with lines for the user, in the main process. Without these three arguments, a progress bar is
+            shown if standard error is a terminal, with the lines above it.
 
     Raises:
         XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, no image can be read,
@@ -139,24 +143,25 @@ def evaluate_knn(
     run = RunConfig(batch_size=batch_size * num_started_processes(), dtype=_DTYPES[dtype], num_workers=num_workers)
     processes = Processes(run, find_device(device) if device is not None else default_device())
     try:
-        network, info, _ = prepare_model(model, processes.device, torch.float32)
-        check_pooled(network)
-        for line in found_lines if processes.is_main else ():
-            announce(line)
-        started(sum(len(processes.layout.share(len(images))) for images in (train, val)))
-        found = [
-            extract(
-                network,
-                images,
-                info.preprocessing,
-                processes,
-                run=run,
-                cache=feature_cache() if cache else None,
-                report=report,
-                announce=announce,
-            )
-            for images in (train, val)
-        ]
+        with listening("features", started, report, announce) as listener:
+            network, info, _ = prepare_model(model, processes.device, torch.float32)
+            check_pooled(network)
+            for line in found_lines if processes.is_main else ():
+                listener.announce(line)
+            listener.started(sum(len(processes.layout.share(len(images))) for images in (train, val)))
+            found = [
+                extract(
+                    network,
+                    images,
+                    info.preprocessing,
+                    processes,
+                    run=run,
+                    cache=feature_cache() if cache else None,
+                    report=listener.report,
+                    announce=listener.announce,
+                )
+                for images in (train, val)
+            ]
         figures = knn_accuracies(
             found[0].features,
             found[0].labels,
@@ -173,6 +178,7 @@ def evaluate_knn(
         figures,
         unreadable=(*found[0].unreadable, *found[1].unreadable),
         preprocessing=info.preprocessing,
+        model=info.name,
     )
 
 

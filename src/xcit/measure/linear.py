@@ -16,6 +16,8 @@ from xcit.inference.reading import default_device
 from xcit.machine import find_device
 from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT
+from xcit.progress import progress_bar
+from xcit.training.display import run_display
 from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
@@ -49,11 +51,6 @@ _KEPT = ("backbone", "data", "class_map", "augmented", "lrs", "epochs", "class_w
 """Fields that a resumed run must have in common with the run that it resumes."""
 
 
-@contextmanager
-def _unseen(_: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _: None
-
-
 @dataclass(frozen=True, kw_only=True)
 class LinearReport:
     """Results of a linear probe.
@@ -62,16 +59,57 @@ class LinearReport:
         accuracies: results after the last epoch, one per learning rate, in the order of the request.
         num_val: number of validation images that were measured.
         unreadable: one line for each image that could not be read, and so was left out.
+        model: the model of the features.
     """
 
     accuracies: tuple[LinearAccuracy, ...]
     num_val: int
     unreadable: tuple[str, ...]
+    model: str
 
     @property
     def best(self) -> LinearAccuracy:
         """The result with the highest top-1 (the first of equal ones), chosen on the same images that measure it."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listener:
+    """Hears of a probe; the fields are arguments of `train_linear`."""
+
+    extracting: Callable[[int], AbstractContextManager[Callable[[int], None]]]
+    report: Callable[[Progress], None]
+    announce: Callable[[str], None]
+
+
+@contextmanager
+def _listening(
+    heading: str,
+    extracting: Callable[[int], AbstractContextManager[Callable[[int], None]]] | None,
+    report: Callable[[Progress], None] | None,
+    announce: Callable[[str], None] | None,
+) -> Iterator[_Listener]:
+    """Those that were given; without any of them the run is shown, under this heading."""
+    if extracting is None and report is None and announce is None:
+        with run_display(heading) as display:
+            yield _Listener(extracting=_shown, report=display.report, announce=display.announce)
+        return
+    yield _Listener(extracting=extracting or _unseen, report=report or _ignored, announce=announce or _ignored)
+
+
+@contextmanager
+def _shown(num_images: int) -> Iterator[Callable[[int], None]]:
+    with progress_bar("features", num_images) as bar:
+        yield bar.advance
+
+
+@contextmanager
+def _unseen(_: int) -> Iterator[Callable[[int], None]]:
+    yield _ignored
+
+
+def _ignored(_: object) -> None:
+    pass
 
 
 def train_linear(
@@ -89,9 +127,9 @@ def train_linear(
     resume: bool = False,
     num_workers: int = 2,
     device: str | torch.device | None = None,
-    extracting: Callable[[int], AbstractContextManager[Callable[[int], None]]] = _unseen,
-    report: Callable[[Progress], None] = lambda _: None,
-    announce: Callable[[str], None] = lambda _: None,
+    extracting: Callable[[int], AbstractContextManager[Callable[[int], None]]] | None = None,
+    report: Callable[[Progress], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> LinearReport:
     """Trains a linear classifier on a frozen model's features, in one process or in those of torchrun.
 
@@ -122,7 +160,8 @@ def train_linear(
         extracting: called with the number of images whose features this process computes before training. It returns a
             context manager with a function that is called with the number of images of each batch.
         report: called every few steps, and with figures after an evaluation, in the main process.
-        announce: called with lines for the user, in the main process.
+        announce: called with lines for the user, in the main process. Without these three arguments the run is shown,
+            with lines on standard output, and with progress bars if standard error is a terminal.
 
     Raises:
         XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, or the folder holds
@@ -148,12 +187,30 @@ def train_linear(
         class_weights=tuple(class_weights),
         run=run,
     )
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else getattr(model.info, "name", "a model")
+    crops = "random crops" if augmented else "centre crops"
+    heading = f"linear probe of {name}: {epochs} epochs of {crops}; files in {directory}"
+    with _listening(heading, extracting, report, announce) as listener:
+        return _measured(model, config, directory, cache=cache, resume=resume, device=device, listener=listener)
+
+
+def _measured(
+    model: str | os.PathLike[str] | XCiT,
+    config: LinearConfig,
+    directory: Path,
+    *,
+    cache: bool,
+    resume: bool,
+    device: str | torch.device | None,
+    listener: _Listener,
+) -> LinearReport:
+    data, run, augmented = config.data, config.run, config.augmented
     found_lines: list[str] = []  # printed once all arguments are known to be right
     train, val = open_train_and_val(data, announce=found_lines.append, class_map=config.class_map)
     check_class_weights(config.class_weights, len(train.class_ids))
-    if len(train) < batch_size:
+    if len(train) < run.batch_size:
         raise XCiTError(
-            f"{data} has {len(train)} training images, fewer than a batch of {batch_size}: take a smaller one"
+            f"{data} has {len(train)} training images, fewer than a batch of {run.batch_size}: take a smaller one"
         )
     processes = Processes(run, find_device(device) if device is not None else default_device())
     try:
@@ -165,11 +222,11 @@ def train_linear(
         checkpoint = check_run(config, directory, resume=resume)
         check_pooled(network)
         for line in found_lines if processes.is_main else ():
-            announce(line)
+            listener.announce(line)
         splits = (val,) if augmented else (val, train)
         # The run's batch size counts features; this one counts images in a forward pass of all processes.
         reading = replace(run, batch_size=_DEVICE_BATCH * processes.layout.world_size)
-        with extracting(sum(len(processes.layout.share(len(images))) for images in splits)) as report_images:
+        with listener.extracting(sum(len(processes.layout.share(len(images))) for images in splits)) as report_images:
             features = [
                 extract(
                     network,
@@ -179,7 +236,7 @@ def train_linear(
                     run=reading,
                     cache=feature_cache() if cache else None,
                     report=report_images,
-                    announce=announce,
+                    announce=listener.announce,
                 )
                 for images in splits
             ]
@@ -192,7 +249,7 @@ def train_linear(
             features[0],
             processes.layout,
         )
-        _train(task, processes, directory, checkpoint, report=report, announce=announce)
+        _train(task, processes, directory, checkpoint, report=listener.report, announce=listener.announce)
         unreadable = processes.gather(list(task.unreadable))
     finally:
         processes.close()
@@ -200,6 +257,7 @@ def train_linear(
         accuracies=task.accuracies,
         num_val=len(features[0].labels),
         unreadable=(*dict.fromkeys(unreadable), *features[0].unreadable),
+        model=info.name,
     )
 
 

@@ -13,6 +13,7 @@ from xcit.measure.result import Measuring, TestResult, write_table
 from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelReport, evaluate_multi_label
 from xcit.zoo.kinds import CLASSIFIER
+from xcit.zoo.sentence import model_sentence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class MultiLabelResult(TestResult):
     """A report, the class names in the order of the logits, and the recipe that was used."""
 
     report: MultiLabelReport
+    model: str
     class_names: tuple[str, ...]
     recipe: MultiLabelConfig
 
@@ -58,4 +60,6 @@ def measure_multi_label(
         EvaluationConfig(batch_size=batch_size, num_workers=how.num_workers, dtype=how.dtype),
         report=how.report,
     )
-    return MultiLabelResult(report=report, class_names=images.class_ids, recipe=recipe)
+    return MultiLabelResult(
+        report=report, model=model_sentence(model, checkpoint), class_names=images.class_ids, recipe=recipe
+    )

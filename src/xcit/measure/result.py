@@ -26,11 +26,15 @@ class Measuring:
 
 
 class TestResult(ABC):
-    """The result of measuring a model: `report` has the figures as numbers, `lines` as text."""
+    """The result of measuring a model: `report` has the figures as numbers, `lines` as text.
+
+    `model` says which model it was, and what it knows.
+    """
 
     __test__ = False  # pytest must not collect it as a test
 
     report: Any
+    model: str
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from xcit.measure.result import Measuring, TestResult, write_confusion, write_ta
 from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation
 from xcit.zoo.kinds import SEGMENTER
+from xcit.zoo.sentence import model_sentence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class SegmentationResult(TestResult):
     """A report, the class names in the order of its confusion matrix, and the recipe and window that were used."""
 
     report: SegmentationReport
+    model: str
     class_names: tuple[str, ...]
     recipe: SegmentationConfig
     window: SlidingWindow | None
@@ -72,4 +74,10 @@ def measure_segmenter(
         window=window,
         report=how.report,
     )
-    return SegmentationResult(report=result, class_names=scenes.class_names, recipe=recipe, window=window)
+    return SegmentationResult(
+        report=result,
+        model=model_sentence(model, checkpoint),
+        class_names=scenes.class_names,
+        recipe=recipe,
+        window=window,
+    )

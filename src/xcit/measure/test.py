@@ -14,6 +14,7 @@ from xcit.inference.segment import SlidingWindow
 from xcit.machine import find_device
 from xcit.measure.classification import measure_classifier
 from xcit.measure.detection import measure_detector
+from xcit.measure.listening import listening
 from xcit.measure.multi_label import measure_multi_label
 from xcit.measure.result import Measuring, TestResult
 from xcit.measure.segmentation import measure_segmenter
@@ -47,9 +48,9 @@ def test(
     num_workers: int = 2,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-    started: Callable[[int], None] = lambda _: None,
-    report: Callable[[int], None] = lambda _: None,
-    announce: Callable[[str], None] = lambda _: None,
+    started: Callable[[int], None] | None = None,
+    report: Callable[[int], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> TestResult:
     """Measures a checkpoint on labelled data, with a recipe's preprocessing.
 
@@ -83,7 +84,8 @@ def test(
             Detectors are measured only in float32.
         started: called once with the number of images.
         report: called with the number of images of each batch.
-        announce: called with lines for the user: the classes that were found, and problems in the data.
+        announce: called with lines for the user: the classes that were found, and problems in the data. Without these
+            three arguments, a progress bar is shown if standard error is a terminal, with the lines above it.
 
     Returns:
         The result; its `report` is a `ClassificationReport`, `MultiLabelReport`, `SegmentationReport` or
@@ -113,34 +115,40 @@ def test(
     if isinstance(recipe, SegmentationConfig | DetectionConfig):
         recipe = replace(recipe, ignore_exif=recipe.ignore_exif or ignore_exif)
     place = find_device(device) if device is not None else default_device()
-    how = Measuring(
-        num_workers=num_workers, device=place, dtype=dtype, started=started, report=report, announce=announce
-    )
-    if isinstance(recipe, ClassificationConfig):
-        return measure_classifier(
-            recipe,
-            checkpoint,
-            data,
-            how,
-            protocol=protocol,
-            prepared=lambda spec: spec.changed(mean=mean, std=std, size=size),
-            batch_size=batch_size,
-            holdout=_own_holdout(recipe, data) if holdout is None else holdout,
-            class_map=_own_class_map(recipe, data) if class_map is None else os.fspath(class_map),
+    with listening("test", started, report, announce) as listener:
+        how = Measuring(
+            num_workers=num_workers,
+            device=place,
+            dtype=dtype,
+            started=listener.started,
+            report=listener.report,
+            announce=listener.announce,
         )
-    if isinstance(recipe, MultiLabelConfig):
-        recipe = replace(recipe, preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size))
-        return measure_multi_label(recipe, checkpoint, data, how, batch_size=batch_size)
-    if isinstance(recipe, SegmentationConfig):
-        recipe = replace(
-            recipe,
-            preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size),
-            ignore_index=recipe.ignore_index if ignore_index is None else ignore_index,
-        )
-        return measure_segmenter(recipe, checkpoint, data, how, window=window)
-    if isinstance(recipe, DetectionConfig):
-        recipe = replace(recipe, model=recipe.model.prepared(mean=mean, std=std, size=size))
-        return measure_detector(recipe, checkpoint, data, how)
+        if isinstance(recipe, ClassificationConfig):
+            return measure_classifier(
+                recipe,
+                checkpoint,
+                data,
+                how,
+                protocol=protocol,
+                prepared=lambda spec: spec.changed(mean=mean, std=std, size=size),
+                batch_size=batch_size,
+                holdout=_own_holdout(recipe, data) if holdout is None else holdout,
+                class_map=_own_class_map(recipe, data) if class_map is None else os.fspath(class_map),
+            )
+        if isinstance(recipe, MultiLabelConfig):
+            recipe = replace(recipe, preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size))
+            return measure_multi_label(recipe, checkpoint, data, how, batch_size=batch_size)
+        if isinstance(recipe, SegmentationConfig):
+            recipe = replace(
+                recipe,
+                preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size),
+                ignore_index=recipe.ignore_index if ignore_index is None else ignore_index,
+            )
+            return measure_segmenter(recipe, checkpoint, data, how, window=window)
+        if isinstance(recipe, DetectionConfig):
+            recipe = replace(recipe, model=recipe.model.prepared(mean=mean, std=std, size=size))
+            return measure_detector(recipe, checkpoint, data, how)
     raise XCiTError(
         f"{recipe.name} trains no classifier, no segmenter and no detector; features are measured by `xcit knn` and "
         "`xcit linear`"

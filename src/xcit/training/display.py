@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
 from xcit.errors import escaped
-from xcit.terminal import for_drawing
+from xcit.terminal import for_drawing, tell
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,7 +33,7 @@ class RunDisplay:
         self,
         heading: str,
         *,
-        say: Callable[[str], None] = click.echo,
+        say: Callable[[str], None] = tell,
         draw: Callable[["RenderableType"], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -87,7 +85,7 @@ def run_display(heading: str) -> Iterator[RunDisplay]:
         yield RunDisplay(
             heading,
             # A line on the panel's terminal must be printed above the panel, not across it.
-            say=say_above if sys.stdout.isatty() else click.echo,
+            say=say_above if sys.stdout.isatty() else tell,
             draw=lambda panel: live.update(panel, refresh=True),
         )
 

@@ -10,6 +10,7 @@ import torch
 from xcit.errors import XCiTError
 from xcit.regular import regular
 from xcit.weights.pickles import read_pickle
+from xcit.writing import whole_file
 
 LAST, BEST = "last.pt", "best.pt"
 """Names of the latest checkpoint, and of the one with the best figure, in a run's folder."""
@@ -21,16 +22,12 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Raises:
         XCiTError: if it can't be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with whole_file(path) as part, part.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
-        part.unlink(missing_ok=True)
-        raise XCiTError(f"{path}: could not be written: {error}; the previous checkpoint is kept") from error
+    except (XCiTError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        reason = error if isinstance(error, XCiTError) else f"{path}: can't be written: {error}"
+        raise XCiTError(f"{reason}; the previous checkpoint is kept") from error
 
 
 def keep_checkpoint(path: Path, name: str) -> None:
@@ -39,17 +36,12 @@ def keep_checkpoint(path: Path, name: str) -> None:
     Raises:
         XCiTError: if it can't be written.
     """
-    part = path.with_name(f"{name}.part")
-    try:
-        part.unlink(missing_ok=True)
+    with whole_file(path.with_name(name)) as part:
+        part.unlink()
         try:
             os.link(path, part)
         except OSError:  # the file system has no hard links
             shutil.copyfile(path, part)
-        part.replace(path.with_name(name))
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise XCiTError(f"{path.with_name(name)}: could not be written: {error}") from error
 
 
 def keep_latest(path: Path, num_steps_done: int, num_kept: int) -> None:

@@ -23,7 +23,7 @@ from xcit.training.engine.progress import Progress, Stopped
 from xcit.training.engine.signals import StopSignals
 from xcit.training.engine.state import build_state
 from xcit.training.engine.task import Closes, StepHooks, Task
-from xcit.writing import whole_file
+from xcit.writing import remove_unfinished, whole_file
 
 WEIGHTS, BEST_WEIGHTS, UNREADABLE = "model.safetensors", "best.safetensors", "unreadable.txt"
 """Files in a run's folder: the last weights, those with the best figure, and the list of unreadable inputs."""
@@ -123,7 +123,10 @@ class _Loop:
             schedule_config=self.config.schedule,
             num_steps=self.num_steps,
         )
-        self.log = RunLog(self.directory, self.config.run) if self.processes.is_main else None
+        self.log: RunLog | None = None
+        if self.processes.is_main:
+            remove_unfinished(self.directory)
+            self.log = RunLog(self.directory, self.config.run)
         self.last = self.directory / LAST
         self.interval = 1 if self.processes.device.type == "cpu" else _GPU_INTERVAL
         self.started = self.waited = 0.0
