@@ -77,9 +77,7 @@ class DetectedObject:
         if not mask.any():
             return []
         found = shapes(mask.astype(np.uint8), mask=mask)
-        return [
-            [[(x + left, y + top) for x, y in ring] for ring in geometry["coordinates"]] for geometry, _ in found
-        ]
+        return [[[(x + left, y + top) for x, y in ring] for ring in geometry["coordinates"]] for geometry, _ in found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +243,9 @@ def detected_objects(
             name=class_names[label - 1] if class_names else str(label),
             score=score,
             box=(x1, y1, x2 - x1, y2 - y1),
-            mask=encode_parts((MaskPart(part.top, part.left, part.probabilities.numpy() >= 0.5) for part in pasted), size),
+            mask=encode_parts(
+                (MaskPart(part.top, part.left, part.probabilities.numpy() >= 0.5) for part in pasted), size
+            ),
         )
 
 
