@@ -1,6 +1,7 @@
 """`xcit test`: measures a checkpoint on labelled images."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from xcit.cli.options import (
     sliding_window,
     window_options,
 )
+
+if TYPE_CHECKING:
+    from xcit.streaming import Budget
 
 PROTOCOLS = ("mmpretrain", "official")
 
@@ -43,6 +47,9 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--ignore-exif", is_flag=True, help="Boxes and label maps refer to stored pixels, not to the rotated image."
 )
+@click.option("--full-size", is_flag=True, help="For detection: take images at their own size, in stripes.")
+@click.option("--memory", metavar="SIZE", help="With --full-size: most memory beside the loaded model, as 4GB.")
+@click.option("--scratch", metavar="DIR", help="With --full-size: folder for what does not fit.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; by default runs/test/CONFIG.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images.")
 @compute_options(batch_size=64)
@@ -59,6 +66,9 @@ def test(
     class_map: str | None,
     ignore: int | None,
     ignore_exif: bool,
+    full_size: bool,
+    memory: str | None,
+    scratch: str | None,
     out: Path | None,
     workers: int,
     batch_size: int,
@@ -94,6 +104,8 @@ def test(
         class_map=class_map,
         ignore_index=ignore,
         ignore_exif=ignore_exif,
+        full_size=full_size,
+        memory=_budget(full_size, memory, scratch),
         batch_size=batch_size,
         num_workers=workers,
         device=checked_device(device),
@@ -114,6 +126,19 @@ def test(
         return 0
     click.echo(f"xcit: {num_unreadable} images could not be read and were not measured", err=True)
     return SOME_FAILED
+
+
+def _budget(full_size: bool, memory: str | None, scratch: str | None) -> "Budget | None":
+    """What the passes over images at their own size may use; none where that is not asked for."""
+    from xcit.errors import XCiTError
+    from xcit.streaming import Budget, as_budget
+
+    if full_size:
+        return Budget(memory=as_budget(memory).memory, scratch=None if scratch is None else Path(scratch))
+    for name, value in (("--memory", memory), ("--scratch", scratch)):
+        if value is not None:
+            raise XCiTError(f"{name} is for images at their own size: give --full-size too")
+    return None
 
 
 def _folder(config: str) -> Path:

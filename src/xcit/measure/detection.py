@@ -56,7 +56,7 @@ class DetectionResult(TestResult):
 def measure_detector(
     recipe: DetectionConfig, checkpoint: str | os.PathLike[str], data: str, how: Measuring
 ) -> DetectionResult:
-    """See `xcit.test`. Images are measured one at a time in float32, like the published figures."""
+    """See `xcit.test`. Images are measured one at a time, in float32, scaled as for the published figures or whole."""
     if how.dtype != torch.float32:
         raise XCiTError(f"{recipe.name}: a detector is measured in float32 alone, not in {how.dtype}")
     need_packages("average precision", "faster_coco_eval")
@@ -68,5 +68,11 @@ def measure_detector(
     }
     model.config = replace(model.config, **prepared)
     how.started(len(images))
-    found = evaluate_detection(model.fuse().to(how.device), images, num_workers=how.num_workers, report=how.report)
+    found = evaluate_detection(
+        model.fuse().to(how.device),
+        images,
+        num_workers=how.num_workers,
+        full_size=how.full_size,
+        report=how.report,
+    )
     return DetectionResult(report=found, model=model_sentence(model, checkpoint), data_problems=images.problems)

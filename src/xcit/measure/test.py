@@ -9,6 +9,7 @@ import torch
 
 from xcit.data.classification import is_folder_without_validation
 from xcit.errors import XCiTError
+from xcit.inference.full_size import asked_full_size
 from xcit.inference.reading import default_device
 from xcit.inference.segment import SlidingWindow
 from xcit.machine import find_device
@@ -18,6 +19,7 @@ from xcit.measure.listening import listening
 from xcit.measure.multi_label import measure_multi_label
 from xcit.measure.result import Measuring, TestResult
 from xcit.measure.segmentation import measure_segmenter
+from xcit.streaming import Memory
 from xcit.training.recipes import get_recipe
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.detection import DetectionConfig
@@ -44,6 +46,8 @@ def test(
     class_map: str | os.PathLike[str] | None = None,
     ignore_index: int | None = None,
     ignore_exif: bool = False,
+    full_size: bool = False,
+    memory: Memory = None,
     batch_size: int = 64,
     num_workers: int = 2,
     device: str | torch.device | None = None,
@@ -77,6 +81,8 @@ def test(
         ignore_index: for segmentation: a label whose pixels do not count, instead of the recipe's.
         ignore_exif: for segmentation and detection: label maps and boxes refer to the stored pixels, and not to the
             image as a viewer rotates it. True overrides the recipe.
+        full_size: for detection: take images at their own size, however large, in stripes.
+        memory: with `full_size`: the most memory to use beside the loaded model (see `xcit.streaming.Budget`).
         batch_size: for classification: images per forward pass. Segmenters and detectors take one image at a time.
         num_workers: number of processes that read images.
         device: where to compute; None means a GPU if there is one, else the CPU.
@@ -109,11 +115,13 @@ def test(
             SegmentationConfig | DetectionConfig,
             "has no label maps or boxes that were drawn on stored pixels",
         ),
+        (full_size or None, DetectionConfig, "trains no detector: its images are not taken at their own size"),
     ):
         if given is not None and not isinstance(recipe, kinds):
             raise XCiTError(f"{recipe.name} {reason}")
     if isinstance(recipe, SegmentationConfig | DetectionConfig):
         recipe = replace(recipe, ignore_exif=recipe.ignore_exif or ignore_exif)
+    whole = asked_full_size(full_size, memory)
     place = find_device(device) if device is not None else default_device()
     with listening("test", started, report, announce) as listener:
         how = Measuring(
@@ -123,6 +131,7 @@ def test(
             started=listener.started,
             report=listener.report,
             announce=listener.announce,
+            full_size=whole,
         )
         if isinstance(recipe, ClassificationConfig):
             return measure_classifier(

@@ -40,6 +40,9 @@ from xcit.streaming.tapped import HeadNeeds, TappedRun, tapped
 _MOST_NUMBERS = 2**23
 """Of the rows of the finest map that are computed at once: more are no faster."""
 
+_FREED = 1.25
+"""Of the numbers that exist at once while rows are computed: memory that was freed is not all used again."""
+
 _LEAST_ROWS = 8
 """Of the finest map, which are one of the map of stride 32."""
 
@@ -85,15 +88,27 @@ def detect_rows(
     spec = Preprocessing(mean=network.config.mean, std=network.config.std)
     how: dict[str, Any] = {"preprocessing": spec, "memory": memory, "progress": progress}
     with tapped(backbone, network.backbone.out_indices, padded, run.needs(), **how) as taps:
-        found = run.detections(taps, min_score)
-        return found, replace(taps.report(), height=source.height, width=source.width)
+        found, report = run.detections(taps, min_score), taps.report()
+    return found, replace(
+        report,
+        height=source.height,
+        width=source.width,
+        bytes_read=report.bytes_read + run.bytes_read,
+        bytes_written=report.bytes_written + run.bytes_written,
+    )
 
 
 class _Passes:
-    """What follows the backbone."""
+    """What follows the backbone.
+
+    Attributes:
+        bytes_read: from the levels in scratch files.
+        bytes_written: to them.
+    """
 
     def __init__(self, network: MaskRCNN, source: PaddedRows, max_objects: int) -> None:
         self._network, self._source, self._max_objects = network, source, max_objects
+        self.bytes_read = self.bytes_written = 0
         backbone = network.backbone.xcit
         assert isinstance(backbone, FusedXCiT)
         self._grid = backbone.embedding.grid(source.height, source.width)
@@ -145,6 +160,9 @@ class _Passes:
         finally:
             for store in stores:
                 store.close()
+                if isinstance(store, ScratchLevel):
+                    self.bytes_read += store.bytes_read
+                    self.bytes_written += store.bytes_written
         run.advance(1)
         return found if keep is None else _inside(found, keep.to(device), network.config.backbone.patch_size)
 
@@ -215,7 +233,7 @@ class _Passes:
             num_rows = min(one.height, -(-rows * one.height // self._levels[0].height) + 2 * BEHIND)
             kept += num_rows * one.width * one.channels
             passing = max(passing, one.workspace(num_rows) if isinstance(one, ComputedRows) else 0)
-        return kept + passing
+        return round(_FREED * (kept + passing))
 
     def _candidates(self) -> int:
         """Numbers of the candidates, and of the boxes that are made of them."""

@@ -19,9 +19,13 @@ from xcit.data.detection_transforms import (
 )
 from xcit.data.loader import TrainLoader
 from xcit.errors import XCiTError, some_of
-from xcit.inference.detect import detected_objects
+from xcit.images.rows import ImageRows, rows_info
+from xcit.inference.detect import MAX_OBJECTS, detect_large, detected_objects
+from xcit.inference.full_size import FullSize, answer_each
+from xcit.inference.reading import Unreadable
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.modes import evaluating
+from xcit.streaming import Report
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.average_precision import NAMES, DetectionRow, Precision, average_precision
@@ -32,6 +36,7 @@ from xcit.training.tasks.sources import find_source
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
+    from xcit.models.detection.roi_heads import Detections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +123,7 @@ def evaluate_detection(
     *,
     num_workers: int = 0,
     layout: Layout = ALONE,
+    full_size: FullSize | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> DetectionReport:
     """Measures a detector on annotated images, one at a time, each counted once.
@@ -128,6 +134,7 @@ def evaluate_detection(
             classes have no names.
         num_workers: number of processes that read images; with 0 this process reads them.
         layout: which of several processes this is; each measures its share of the images, and gets the results for all.
+        full_size: take images at their own size, in stripes; None scales them as the model's config says.
         report: called with 1 after each image.
 
     Raises:
@@ -137,16 +144,17 @@ def evaluate_detection(
 
     assert isinstance(model, MaskRCNN)
     category_of = match_categories(model, images)
-    measured = _MeasuredImages(images, model.config.backbone.in_channels)
-    loader = one_by_one(measured, len(images), layout, num_workers)
+    results = (
+        _found_whole(model, images, layout, full_size) if full_size else _found(model, images, layout, num_workers)
+    )
     rows, seen, unreadable = list[DetectionRow](), list[int](), list[str]()
     with evaluating(model):
-        for index, pixels, reason in loader:
-            if reason:
-                unreadable.append(reason)
+        for index, detections in results:
+            if isinstance(detections, str):
+                unreadable.append(detections)
             else:
                 seen.append(index)
-                for found in detected_objects(model.detect(pixels), images.images[index].size):
+                for found in detected_objects(detections, images.images[index].size):
                     if found.label in category_of:
                         rows.append(DetectionRow(index, category_of[found.label], found.score, found.box, found.mask))
             report(1)
@@ -161,6 +169,42 @@ def evaluate_detection(
     rows.sort(key=lambda row: row.image)
     precision = average_precision(images, sorted(seen), rows)
     return DetectionReport(num_images=len(seen), precision=precision, unreadable=tuple(unreadable))
+
+
+def _found(
+    model: "MaskRCNN", images: CocoImages, layout: Layout, num_workers: int
+) -> Iterator[tuple[int, "Detections | str"]]:
+    """Yields the objects of each image of this process's share at the model's size, or why it can't be read."""
+    measured = _MeasuredImages(images, model.config.backbone.in_channels)
+    for index, pixels, reason in one_by_one(measured, len(images), layout, num_workers):
+        yield index, reason or model.detect(pixels)
+
+
+def _found_whole(
+    model: "MaskRCNN", images: CocoImages, layout: Layout, full_size: FullSize
+) -> Iterator[tuple[int, "Detections | str"]]:
+    """Yields the objects of each image of this process's share at its own size, or why it can't be read."""
+    from xcit.models.detection.roi_heads import MIN_SCORE
+
+    for index in layout.share(len(images)):
+        image = images.images[index]
+
+        def answer(rows: ImageRows, size: tuple[int, int] = image.size) -> tuple["Detections", Report]:
+            if (rows.height, rows.width) != size:
+                raise XCiTError(
+                    f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, but {size[1]} x {size[0]} in "
+                    f"{images.source}: its objects can't be where they are said to be"
+                )
+            return detect_large(rows, model, min_score=MIN_SCORE, max_objects=MAX_OBJECTS, full_size=full_size)
+
+        try:
+            # Pictures as they are stored are decoded whole: no reader by rows turns any.
+            source = images.read(index) if images.ignore_exif else image.path
+        except XCiTError as error:
+            yield index, str(error)
+            continue
+        ((_, found),) = answer_each([source], full_size, answer)
+        yield index, found.reason if isinstance(found, Unreadable) else found
 
 
 def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
