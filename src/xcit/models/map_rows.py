@@ -263,6 +263,12 @@ def all_maps(*maps: MapRows) -> list[MapRows]:
     return list(found.values())
 
 
+def rows_of_a_stripe(last: MapRows, at_once: int = 2**20) -> int:
+    """How many rows of `last` to read at once: the largest map that they are made of takes about so many numbers."""
+    row = max(one.width * one.channels * one.height / last.height for one in all_maps(last))
+    return max(1, min(last.height, int(at_once / row)))
+
+
 def numbers_held(last: MapRows, rows: int) -> int:
     """The most numbers that exist at once while `last` is read `rows` at a time: the model of memory of a head."""
     kept = passing = 0
