@@ -22,6 +22,7 @@ from xcit.models.map_rows import (
     as_image,
     from_image,
     interpolation,
+    pointwise,
     with_zero_rows,
 )
 
@@ -86,8 +87,8 @@ class _TapRows(ComputedRows):
         width, outputs = size[1], weight.shape[0]
         super().__init__(source.height, 3 * width, outputs, [source])
         self._source = source
-        # For each row of taps, all three of it side by side: (3, C, 3 * E).
-        self._taps = weight.permute(2, 1, 3, 0).reshape(3, source.channels, 3 * outputs)
+        # For each row of taps, all three of it one after another: (3, 3 * E, C).
+        self._taps = weight.permute(2, 3, 0, 1).reshape(3, 3 * outputs, source.channels)
         self._blocks = []
         for first in range(0, width, _COLUMNS_AT_ONCE):
             last = min(first + _COLUMNS_AT_ONCE, width)
@@ -103,7 +104,7 @@ class _TapRows(ComputedRows):
         count, width = len(rows), self.width // 3
         found = rows.new_empty(count, 3, width, self.channels)
         for index, taps in enumerate(self._taps):
-            tapped = (rows.flatten(0, 1) @ taps).view(count, 3 * self._source.width, self.channels)
+            tapped = pointwise(rows, taps).view(count, 3 * self._source.width, self.channels)
             for first, last, left, matrix in self._blocks:
                 some = tapped[:, 3 * left : 3 * left + matrix.shape[1]]
                 found[:, index, first:last] = torch.bmm(matrix.expand(count, -1, -1), some)

@@ -253,7 +253,7 @@ class Segmenter(OnPyramid):
         """Logits (B, K, H, W); with those of the auxiliary head if asked for them."""
         size = images.shape[-2:]
         if not with_auxiliary and self.goes_by_rows and tokens_at_once(images) is not None:
-            return torch.cat([resize_bilinear(whole_map(rows), size) for rows in self.logit_rows(images)])
+            return resize_bilinear(torch.cat([whole_map(rows) for rows in self.logit_rows(images)]), size)
         maps = self.backbone(images)
         logits = resize_bilinear(self.decode(maps), size)
         if not with_auxiliary:
