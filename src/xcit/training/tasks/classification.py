@@ -19,7 +19,6 @@ from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConf
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.base import (
     EvaluationConfig,
-    TaskWithLoader,
     check_class_weights,
     loader_config,
     with_classes_of,
@@ -33,6 +32,7 @@ from xcit.training.tasks.labelled_data import (
     open_data,
     train_loader,
 )
+from xcit.training.tasks.low_rank import LoRAConfig, TaskWithAdapters, adapt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,7 @@ class ClassificationConfig:
             the same. A teacher's term has none.
         augmentation: of training images.
         initialize: first weights and frozen stages.
+        lora: adapters that are trained in place of the model.
         distillation: a teacher.
         optimizer: AdamW's numbers.
         schedule: epochs and learning rate.
@@ -70,6 +71,7 @@ class ClassificationConfig:
     class_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     initialize: InitializeConfig = field(default_factory=InitializeConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -190,7 +192,7 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> 
     return -(shares * logits.float().log_softmax(dim=1)).sum() / shares.sum()
 
 
-class ClassificationTask(TaskWithLoader):
+class ClassificationTask(TaskWithAdapters):
     """Wires a config's data, augmentation, first weights, teacher and loss to the engine.
 
     Attributes:
@@ -221,7 +223,7 @@ class ClassificationTask(TaskWithLoader):
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
         initialize(model, config.initialize)
-        self.model: nn.Module = model
+        self.model: nn.Module = adapt(model, config.lora)
         # Not a part of the model: it is neither trained nor saved.
         self._teacher = (
             load_teacher(config.distillation, config.preprocessing, num_classes=num_classes, class_ids=train.class_ids)

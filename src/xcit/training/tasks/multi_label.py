@@ -21,13 +21,13 @@ from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConf
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.base import (
     EvaluationConfig,
-    TaskWithLoader,
     check_class_weights,
     loader_config,
     with_classes_of,
 )
 from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
 from xcit.training.tasks.labelled_data import evaluation_batches_of, held_out
+from xcit.training.tasks.low_rank import LoRAConfig, TaskWithAdapters, adapt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class MultiLabelConfig:
             a rare class the number of images that are not of it by that of those that are; none counts both the same.
         augmentation: of training images; several classes are not mixed or smoothed.
         initialize: first weights and frozen stages.
+        lora: adapters that are trained in place of the model.
         optimizer: AdamW's numbers.
         schedule: epochs and learning rate.
         run: how to compute.
@@ -63,6 +64,7 @@ class MultiLabelConfig:
     positive_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     initialize: InitializeConfig = field(default_factory=InitializeConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -179,7 +181,7 @@ def evaluate_multi_label(
     )
 
 
-class MultiLabelTask(TaskWithLoader):
+class MultiLabelTask(TaskWithAdapters):
     """Wires a config's data, augmentation, first weights and loss to the engine.
 
     Attributes:
@@ -204,7 +206,7 @@ class MultiLabelTask(TaskWithLoader):
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
         initialize(model, config.initialize)
-        self.model: nn.Module = model
+        self.model: nn.Module = adapt(model, config.lora)
         self._targets = listed.targets
         self.info = ModelInfo(
             name=config.name,

@@ -10,6 +10,7 @@ from xcit.data.multi_label import has_validation_list
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.training.tasks.detection import DetectionConfig, DetectionTask
 from xcit.training.tasks.dino import DINOConfig, DINOTask
+from xcit.training.tasks.low_rank import check_lora
 from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelTask
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationTask
 
@@ -29,6 +30,7 @@ class TaskKind:
         first_weights: the config's field that says what a model starts from; "" if there is none.
         resumed: that field's value for a run that goes on: what it started from is in its checkpoints, and may be gone.
         images: what its data are, in messages.
+        check: finds what is wrong in the config of a new run before anything is loaded.
         flattered: why a config's figures would be of images that are trained on; "" if they are not.
     """
 
@@ -38,6 +40,11 @@ class TaskKind:
     resumed: Callable[[Any], Any] = lambda value: value
     images: str = "images"
     flattered: Callable[[Any], str] = lambda config: ""
+    check: Callable[[Any], None] = lambda config: None
+
+
+def _check_adapters(config: ClassificationConfig | MultiLabelConfig) -> None:
+    check_lora(config.lora, config.initialize, config.run)
 
 
 def _flattered_classifier(config: ClassificationConfig) -> str:
@@ -72,6 +79,7 @@ TASKS: dict[str, TaskKind] = {
         resumed=lambda initialize: initialize.frozen_only(),
         images="images by class",
         flattered=_flattered_classifier,
+        check=_check_adapters,
     ),
     "multi-label": TaskKind(
         config=MultiLabelConfig,
@@ -80,6 +88,7 @@ TASKS: dict[str, TaskKind] = {
         resumed=lambda initialize: initialize.frozen_only(),
         images="images with a list of their classes",
         flattered=_flattered_multi_label,
+        check=_check_adapters,
     ),
     "dino": TaskKind(config=DINOConfig, task=DINOTask),
     "segmentation": TaskKind(
