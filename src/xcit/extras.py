@@ -12,6 +12,7 @@ EXTRAS = {
     "aiohttp": "train",
     "faster_coco_eval": "detection",
     "datasets": "hub",
+    "peft": "lora",
     "pyarrow": "all",
     **dict.fromkeys(("imagecodecs", "openslide", "pyvips", "rasterio", "tifffile", "zarr"), "images"),
 }

@@ -23,6 +23,7 @@ _BY_SECTION = {
     "distillation": "alpha kind teacher temperature",
     "head": "bottleneck_dim hidden_dim norm_last_layer out_dim",
     "initialize": "freeze stem weights",
+    "lora": "alpha dropout layers rank",
     "model": (
         "anchor_scale auxiliary_channels box_features channels cls_depth depth drop_path_rate dropout "
         "embed_dim global_pool in_channels kind layer_scale long_side mean mlp_ratio num_classes num_heads "

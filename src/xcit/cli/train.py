@@ -33,6 +33,8 @@ The run's folder gets
     model.safetensors  the last weights, for `xcit predict --model`; of a DINO
                        run the teacher's backbone, for `xcit features --model`
     best.safetensors   the weights with the best figure
+    model-adapter      and best-adapter instead, with --lora.rank N: what was
+                       learned beside the weights that the run started from
   unreadable.txt     images that could not be read, if there were any
 
 \b
@@ -116,12 +118,15 @@ def _print_result(directory: Path, figures: dict[str, float], task: str) -> None
     say(f"figures: {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}")
     for what, name in (
         ("weights", "model.safetensors"),
+        ("adapter", "model-adapter"),
         ("best weights", "best.safetensors"),
+        ("best adapter", "best-adapter"),
         ("curves", "curves.png"),
     ):
         if (directory / name).exists():
             click.echo(f"{what}: {directory / name}")
-    model = shlex.quote(str(directory / "model.safetensors"))
+    adapter, whole = directory / "model-adapter", directory / "model.safetensors"
+    model = shlex.quote(str(adapter if adapter.exists() else whole))
     uses = {
         "classification": f"predict IMAGE... --model {model}",
         "multi-label": f"predict IMAGE... --model {model}",

@@ -133,9 +133,13 @@ def build_task(config: TrainingConfig, layout: Layout, *, is_new: bool = True) -
     field = kind.first_weights
     if not field:
         return kind.task(config, layout), config
+    if is_new:
+        kind.check(config)
     started_from = getattr(config, field)
     task = kind.task(config if is_new else replace(config, **{field: kind.resumed(started_from)}), layout)
-    return task, replace(task.config, **{field: started_from})
+    # An adapter is written with the name of what it adapts.
+    task.config = replace(task.config, **{field: started_from})
+    return task, task.config
 
 
 def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:

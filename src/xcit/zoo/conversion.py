@@ -11,6 +11,7 @@ from xcit.errors import XCiTError
 from xcit.weights.dense import dense_from_native
 from xcit.weights.files import StoredWeights, write_pickle, write_safetensors
 from xcit.weights.formats import FORMATS, Format, from_native
+from xcit.zoo.adapters import is_adapter
 from xcit.zoo.kinds import KINDS
 from xcit.zoo.load import read_source
 from xcit.zoo.names import is_url
@@ -62,7 +63,8 @@ def convert(
     """Reads a checkpoint of any format and writes it in another.
 
     Args:
-        source: the checkpoint: a file, a model's folder, or a repository of the Hub ("hf-hub:USER/REPO").
+        source: the checkpoint: a file, a model's folder, an adapter's folder, which is merged, or a repository of the
+            Hub ("hf-hub:USER/REPO").
         destination: the new file. Its suffix decides the file type: .safetensors, or torch's own .pth, .pt or .bin,
             which can't hold the metadata of a safetensors file. For "timm-hub" it is a new folder.
         to: format of the new file, one of `targets()`.
@@ -78,16 +80,15 @@ def convert(
         XCiTError: if the source can't be read, or the format can't hold it, if the destination can't be written, or if
             it exists and `overwrite` is false. The source is never overwritten.
     """
-    is_remote, destination = is_url(str(source)), Path(destination)
+    # These are no files that the destination could be.
+    is_file, destination = not (is_url(str(source)) or is_adapter(source)), Path(destination)
     if to not in targets():
         raise XCiTError(f"unknown format {to!r}: choose one of {', '.join(targets())}")
     if to != FOLDER and (licence or report):
         raise XCiTError(f"a licence and a report are for the card of a folder: --to {FOLDER}, not {to}")
     if to != FOLDER and destination.suffix not in (".safetensors", *_PICKLED):
         raise XCiTError(f"{destination} must end in .safetensors or one of {', '.join(_PICKLED)}")
-    stored = (
-        read_source(f"{source}#{key}" if key else str(source), None) if is_remote else read_weights(source, key=key)
-    )
+    stored = read_weights(source, key=key) if is_file else read_source(f"{source}#{key}" if key else str(source), None)
     if to == FOLDER:
         return share_stored(
             stored, destination, licence=licence, report=None if report is None else Path(report), overwrite=overwrite
@@ -95,7 +96,7 @@ def convert(
     if to == "dino" and any(name.startswith("head.") for name in stored.state):
         raise XCiTError(f"{source} has a classifier, for which DINO's format has no place: choose another format")
     if destination.exists():
-        if not is_remote and destination.samefile(source):
+        if is_file and destination.samefile(source):
             raise XCiTError(f"{destination} is the file to convert itself: choose another destination")
         if not overwrite:
             raise XCiTError(f"{destination} exists: choose another destination, or ask to overwrite it")

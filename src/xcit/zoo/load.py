@@ -16,9 +16,10 @@ from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.hub import PREFIX, bring_repository
 from xcit.weights.strict import check_state, nonfinite
 from xcit.writing import make_folder
+from xcit.zoo.adapters import is_adapter, read_adapter
 from xcit.zoo.changes import UNCHANGED, Changes
 from xcit.zoo.detectors import EITHER_PATCH
-from xcit.zoo.names import find_record
+from xcit.zoo.names import find_record, is_file
 from xcit.zoo.records import Record
 from xcit.zoo.shapes import shape_from_state
 from xcit.zoo.statement import model_metadata
@@ -175,16 +176,23 @@ def _checked(path: Path, record: Record) -> StoredWeights:
     return stored
 
 
-def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights:
-    """Returns the weights in a file or folder, in a repository of the Hub ("hf-hub:..."), or at a URL.
+def _read_base(name: str, progress: DownloadProgress | None) -> StoredWeights:
+    return read_source(name, progress) if is_file(name) else read_record(find_record(name), progress)
 
-    A URL is downloaded once, and a file without weights is not cached. After a "#" follows the key of the weights.
+
+def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights:
+    """Returns the weights in a file, in a folder (a model's, or an adapter's, which is merged), on the Hub, or at a URL.
+
+    "hf-hub:USER/REPO" is such a folder on the Hub. A download is kept, but a file without weights is not cached. After
+    a "#" follows the key of the weights in the file.
 
     Raises:
         XCiTError: if it can't be downloaded or read.
     """
     if source.startswith(PREFIX):
-        return read_verified(bring_repository(source, cache_dir() / "hub", progress))
+        source = str(bring_repository(source, cache_dir() / "hub", progress))
+    if is_adapter(source):
+        return read_adapter(Path(source), lambda base: _read_base(base, progress))
     source, mark, key = source.partition("#") if "://" in source else (source, "", "")
 
     def read(path: Path) -> StoredWeights:

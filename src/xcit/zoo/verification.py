@@ -8,6 +8,7 @@ from xcit.errors import XCiTError
 from xcit.weights.download import DownloadProgress
 from xcit.weights.files import digest
 from xcit.weights.strict import check_state, nonfinite
+from xcit.zoo.adapters import is_adapter
 from xcit.zoo.kinds import kind_of_config
 from xcit.zoo.load import fitting_config, read_source, weights_path
 from xcit.zoo.names import find_record, is_file, is_url
@@ -37,7 +38,7 @@ def verify(name_or_path: str | os.PathLike[str], *, progress: DownloadProgress |
     record = None if is_file(name_or_path) else find_record(os.fspath(name_or_path))
     if record is not None:
         stored = read_weights(weights_path(record, progress=progress))
-    elif is_url(name_or_path):
+    elif is_url(name_or_path) or is_adapter(name_or_path):
         stored = read_source(os.fspath(name_or_path), progress)
     else:
         stored = read_weights(name_or_path)

@@ -16,7 +16,6 @@ from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.base import (
-    TaskWithLoader,
     check_class_weights,
     class_weights_on,
     loader_config,
@@ -26,6 +25,7 @@ from xcit.training.tasks.distillation import DistillationConfig, check_teacher, 
 from xcit.training.tasks.evaluation import EvaluationConfig, logits_of, none_readable
 from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
 from xcit.training.tasks.labelled_data import LabelledData, num_images_of, open_data, train_loader
+from xcit.training.tasks.low_rank import LoRAConfig, TaskWithAdapters, adapt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class ClassificationConfig:
             all classes have the same weight. A teacher's loss has no class weights.
         augmentation: augmentation of training images.
         initialize: first weights and frozen stages.
+        lora: adapters that are trained in place of the model.
         distillation: a teacher.
         optimizer: settings of AdamW.
         schedule: epochs and learning rate.
@@ -66,6 +67,7 @@ class ClassificationConfig:
     class_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     initialize: InitializeConfig = field(default_factory=InitializeConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -177,7 +179,7 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> 
     return -(shares * logits.float().log_softmax(dim=1)).sum() / shares.sum()
 
 
-class ClassificationTask(TaskWithLoader):
+class ClassificationTask(TaskWithAdapters):
     """Connects a config's data, augmentation, first weights, teacher and loss to the engine.
 
     Attributes:
@@ -212,7 +214,7 @@ class ClassificationTask(TaskWithLoader):
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
         initialize(model, config.initialize)
-        self.model: nn.Module = model
+        self.model: nn.Module = adapt(model, config.lora)
         # The teacher is not a part of the model, because it is neither trained nor saved.
         self._teacher = (
             load_teacher(config.distillation, config.preprocessing, num_classes=num_classes, class_ids=train.class_ids)

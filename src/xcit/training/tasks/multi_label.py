@@ -18,7 +18,6 @@ from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.base import (
-    TaskWithLoader,
     check_class_weights,
     class_weights_on,
     loader_config,
@@ -27,6 +26,7 @@ from xcit.training.tasks.base import (
 from xcit.training.tasks.evaluation import EvaluationConfig, logits_of, none_readable
 from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
 from xcit.training.tasks.labelled_data import held_out
+from xcit.training.tasks.low_rank import LoRAConfig, TaskWithAdapters, adapt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class MultiLabelConfig:
             same.
         augmentation: augmentation of training images; the labels of several classes can't be mixed or smoothed.
         initialize: first weights and frozen stages.
+        lora: adapters that are trained in place of the model.
         optimizer: settings of AdamW.
         schedule: epochs and learning rate.
         run: how to compute.
@@ -64,6 +65,7 @@ class MultiLabelConfig:
     positive_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     initialize: InitializeConfig = field(default_factory=InitializeConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -171,7 +173,7 @@ def evaluate_multi_label(
     )
 
 
-class MultiLabelTask(TaskWithLoader):
+class MultiLabelTask(TaskWithAdapters):
     """Connects a config's data, augmentation, first weights and loss to the engine.
 
     Attributes:
@@ -197,7 +199,7 @@ class MultiLabelTask(TaskWithLoader):
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
         initialize(model, config.initialize)
-        self.model: nn.Module = model
+        self.model: nn.Module = adapt(model, config.lora)
         self._targets = listed.targets
         self.info = ModelInfo(
             name=config.name,

@@ -3,6 +3,7 @@
 from xcit.errors import XCiTError
 from xcit.weights.wrapping import split_key
 from xcit.zoo import Checkpoint, find_checkpoint
+from xcit.zoo.adapters import is_adapter
 from xcit.zoo.folders import is_folder
 from xcit.zoo.names import is_file, is_url
 
@@ -21,7 +22,7 @@ def find_source(source: str, field: str) -> Checkpoint | None:
     if is_url(source):
         return None
     if is_file(source):
-        if not (split_key(source)[0].is_file() or is_folder(source)):
+        if not (split_key(source)[0].is_file() or is_folder(source) or is_adapter(source)):
             raise XCiTError(f"{field}: {source}: no such file")
         return None
     try:

@@ -10,6 +10,7 @@ from xcit.data.multi_label import has_validation_list
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.training.tasks.detection import DetectionConfig, DetectionTask
 from xcit.training.tasks.dino import DINOConfig, DINOTask
+from xcit.training.tasks.low_rank import check_lora
 from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelTask
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationTask
 
@@ -30,6 +31,7 @@ class TaskKind:
         resumed: returns the value of that field for a run that resumes. The checkpoint contains the weights, and the
             source of the first weights may no longer exist.
         images: what the data consist of, for messages.
+        check: finds what is wrong in the config of a new run before anything is loaded.
         flattered: returns why the figures of a config would be too good, because they are measured on training images;
             "" if they are not.
     """
@@ -40,6 +42,11 @@ class TaskKind:
     resumed: Callable[[Any], Any] = lambda value: value
     images: str = "images"
     flattered: Callable[[Any], str] = lambda config: ""
+    check: Callable[[Any], None] = lambda config: None
+
+
+def _check_adapters(config: ClassificationConfig | MultiLabelConfig) -> None:
+    check_lora(config.lora, config.initialize, config.run)
 
 
 def _flattered_classifier(config: ClassificationConfig) -> str:
@@ -74,6 +81,7 @@ TASKS: dict[str, TaskKind] = {
         resumed=lambda initialize: initialize.frozen_only(),
         images="images by class",
         flattered=_flattered_classifier,
+        check=_check_adapters,
     ),
     "multi-label": TaskKind(
         config=MultiLabelConfig,
@@ -82,6 +90,7 @@ TASKS: dict[str, TaskKind] = {
         resumed=lambda initialize: initialize.frozen_only(),
         images="images with a list of their classes",
         flattered=_flattered_multi_label,
+        check=_check_adapters,
     ),
     "dino": TaskKind(config=DINOConfig, task=DINOTask),
     "segmentation": TaskKind(
