@@ -1,5 +1,6 @@
 """What README and the pages of docs/ show runs, their links lead somewhere, and the notebooks run to their end."""
 
+import importlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -159,6 +161,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name}: {link}"
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_the_page_of_the_command_line_has_every_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    hooks = importlib.import_module("hooks")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=hooks.PAGE))
+    text = hooks.on_page_markdown((ROOT / "docs" / hooks.PAGE).read_text(encoding="utf-8"), page)
+    assert re.findall(r"^Usage: xcit ([\w-]+) ", text, re.MULTILINE) == [*_VERBS]
 
 
 def test_the_readme_is_short() -> None:

@@ -1,8 +1,8 @@
 """The documents as their readers use them: what stands in fences, and what is to be run of it.
 
 A fence of the language `python` is run, and so are the commands of a `console` fence, which have a `$ ` before them. A
-title such as `Needs a GPU` marks a fence that is not run; the site shows it above the code. A fence of another language,
-or of none, is text. Names of a page's Python fences last to its end, and so do its files.
+title such as `Needs a GPU` marks a fence that is not run; the site shows it above the code. A fence of another
+language, or of none, is text. Names of a page's Python fences last to its end, and so do its files.
 """
 
 import math
@@ -54,11 +54,11 @@ class Fence:
     def commands(self) -> Iterator[tuple[str, list[str]]]:
         """Each command of a console, and the lines shown below it.
 
-        Without a prompt in it, every line is a command.
+        A backslash at its end joins a line to the next. Without a prompt in it, every line is a command.
         """
         command, shown = "", list[str]()
         prompt = "$ " if re.search(r"^\$ ", self.text, re.MULTILINE) else ""
-        for line in self.text.splitlines():
+        for line in re.sub(r"\\\n *", "", self.text).splitlines():
             if line.startswith(prompt):
                 if command:
                     yield command, shown
