@@ -11,6 +11,7 @@ EXTRAS = {
     "faster_coco_eval": "detection",
     "datasets": "hub",
     "pyarrow": "all",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino"), "export"),
     **dict.fromkeys(("imagecodecs", "openslide", "pyvips", "rasterio", "tifffile", "zarr"), "images"),
 }
 """Package -> extra, as pyproject.toml has them."""

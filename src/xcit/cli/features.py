@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
 
-def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+def block_numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    """An option's callback: numbers of blocks, from the end where they are below 0."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -63,7 +64,11 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
     help="What to keep.",
 )
 @click.option(
-    "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
+    "--layers",
+    callback=block_numbers,
+    default="-1",
+    show_default=True,
+    help="Blocks, as -1 or 3,7,11; from the end if < 0.",
 )
 @full_size_options("Take images as they are, however large: neither resized nor cropped.")
 @bulk_options(part_size=1024)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from xcit.config import from_dict, to_dict
+from xcit.deploy import is_exported, load_exported
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
 from xcit.machine import find_device
@@ -106,7 +107,8 @@ def measure_speed(
     """Measures a model's forward pass, fused for inference, on seeded noise.
 
     Args:
-        model: the name of an architecture or model, with random weights, which take the same time; or a weights file.
+        model: the name of an architecture or model, with random weights, which take the same time; or a weights
+            file; or an exported one, which runs in its own runtime.
         config: what is measured, and how.
         started: called once with the number of units of work.
         advance: called with how many of them are done.
@@ -127,7 +129,8 @@ def measure_speed(
         for size in config.sizes
         for batch in config.batch_sizes
     ]
-    network = _build(model)
+    with settings(device, threads):  # an exported file takes its threads when it is opened
+        network = _build(model)
     kind = kind_of_config(network.config)
     if kind.float32_only and config.dtype != "float32":
         raise XCiTError(f"{model}: a {kind.name} computes in float32 alone, not in {config.dtype}")
@@ -195,6 +198,8 @@ def measure_memory(request: dict[str, Any]) -> int:
 
 def _build(model: str) -> Any:
     """The model fused: an architecture's, or a name's, with seeded random weights; a file's with its own."""
+    if is_exported(model):
+        return load_exported(model)
     torch.manual_seed(SEED)
     if not is_file(model) and not is_known(model):
         return XCiT(ARCHITECTURES[find_architecture(model)]).eval().fuse()

@@ -65,19 +65,30 @@ def read_metadata(stored: StoredWeights) -> Statement | None:
     Raises:
         XCiTError: if the metadata are not what `model_metadata` writes.
     """
-    if METADATA_KEY not in stored.metadata:
-        return None
+    return statement_of(stored.metadata[METADATA_KEY], str(stored.path)) if METADATA_KEY in stored.metadata else None
+
+
+def statement_of(text: str, what: str) -> Statement:
+    """What is stated under `METADATA_KEY`.
+
+    Args:
+        text: as `model_metadata` writes it.
+        what: the file, for errors.
+
+    Raises:
+        XCiTError: if it is no such text.
+    """
     try:
-        content = json.loads(stored.metadata[METADATA_KEY])
+        content = json.loads(text)
         kind = kind_of_task(content.get("task", CLASSIFIER.task))
         if kind is None:
             raise XCiTError(f"its task is {content['task']!r}, which this version does not know")
         info = None if content.get("info") is None else _section(kind.info, content["info"])
         return Statement(kind=kind, config=_section(kind.config, content["config"]), info=info)
     except KeyError as error:
-        raise XCiTError(f"{stored.path}: its metadata can't be read: there is no {error}") from None
+        raise XCiTError(f"{what}: its metadata can't be read: there is no {error}") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise XCiTError(f"{stored.path}: its metadata can't be read: {error}") from None
+        raise XCiTError(f"{what}: its metadata can't be read: {error}") from None
 
 
 def _section(kind: type[Any], content: object) -> Any:

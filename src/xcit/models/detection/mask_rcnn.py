@@ -130,10 +130,15 @@ class MaskRCNN(OnPyramid):
         height_scale, width_scale = scaled[0] / size[0], scaled[1] / size[1]
         scale = torch.tensor([width_scale, height_scale, width_scale, height_scale], device=pixels.device)
         with evaluating(self):
-            maps = self._maps(pad_and_stack([self._normalize(resized(pixels, scaled))]))
-            logits, steps = self.rpn(maps)
-            (proposals,) = self.rpn.proposals(maps, logits, steps, [scaled])
-            return self.roi_heads.detect(maps, proposals, scaled, scale, min_score)
+            return self._search(self._normalize(resized(pixels, scaled)), scale, min_score)
+
+    def _search(self, image: Tensor, scale: Tensor, min_score: float) -> Detections:
+        """What is in a normalised image (C, h, w) that was resized by `scale` (see `RoIHeads.detect`)."""
+        size = (image.shape[-2], image.shape[-1])
+        maps = self._maps(pad_and_stack([image]))
+        logits, steps = self.rpn(maps)
+        (proposals,) = self.rpn.proposals(maps, logits, steps, [size])
+        return self.roi_heads.detect(maps, proposals, size, scale, min_score)
 
     def _losses(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None) -> dict[str, Tensor]:
         if targets is None or len(targets) != len(images):
