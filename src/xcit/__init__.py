@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xcit import explain as explain
+    from xcit.deploy import export as export
+    from xcit.deploy import load_exported as load_exported
     from xcit.errors import XCiTError as XCiTError
     from xcit.inference.classify import extract_features as extract_features
     from xcit.inference.classify import predict as predict
@@ -42,12 +44,14 @@ _HOME = {
     "convert": "zoo",
     "detect": "inference.detect",
     "evaluate_knn": "measure.knn",
+    "export": "deploy",
     "extract_features": "inference.classify",
     "fetch": "zoo",
     "find_checkpoint": "zoo",
     "get_backbone": "zoo",
     "get_model": "zoo",
     "list_models": "zoo",
+    "load_exported": "deploy",
     "load_weights": "zoo",
     "predict": "inference.classify",
     "save_model": "zoo",

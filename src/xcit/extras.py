@@ -14,6 +14,7 @@ EXTRAS = {
     "datasets": "hub",
     "peft": "lora",
     "pyarrow": "all",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino"), "export"),
     **dict.fromkeys(("imagecodecs", "openslide", "pyvips", "rasterio", "tifffile", "zarr"), "images"),
 }
 """Maps packages to extras, as in pyproject.toml."""

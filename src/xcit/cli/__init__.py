@@ -36,6 +36,7 @@ _VERBS = {
     "complexity": ("bench", "complexity", "Show how a model's cost grows with the image."),
     "max-size": ("max_size", "max_size", "Show how large an image goes through a model in some memory."),
     "fetch": ("weights", "fetch", "Download weights, for machines that will be offline."),
+    "export": ("export", "export", "Write a model as a file that other runtimes run."),
     "convert": ("weights", "convert", "Rewrite a checkpoint in another format."),
     "verify": ("weights", "verify", "Check a checkpoint: digest, names, shapes, values."),
 }

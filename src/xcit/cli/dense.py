@@ -37,11 +37,17 @@ def stored_or_upright(paths: list[Path], *, ignore_exif: bool) -> "list[Input]":
 def load_dense(model: str, weights: str | None, how: FileOptions) -> Any:
     """Loads a model by name or file, with its weights and with the preprocessing of `how`."""
     from xcit.cli.progress import download_bar
+    from xcit.deploy import exported_or
     from xcit.zoo import get_model
 
     with download_bar() as downloaded:
-        built = get_model(
-            model, pretrained=weights or True, stem_strides=how.stem_strides, key=how.key, progress=downloaded
+        built: Any = exported_or(
+            model,
+            None,
+            lambda: get_model(
+                model, pretrained=weights or True, stem_strides=how.stem_strides, key=how.key, progress=downloaded
+            ),
+            changed=how.changes(weights),
         )
     how.apply(built, weights or model)
     return built

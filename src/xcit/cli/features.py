@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
 
-def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+def block_numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    """An option's callback: numbers of blocks, from the end where they are below 0."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -67,7 +68,7 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 )
 @click.option(
     "--layers",
-    callback=_layers,
+    callback=block_numbers,
     default="-1",
     show_default=True,
     help="Blocks, as -1 or 3,7,11; < 0 counts from the end.",

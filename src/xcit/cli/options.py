@@ -71,6 +71,10 @@ class FileOptions:
     std: tuple[float, ...] | None = None
     size: int | None = None
 
+    def changes(self, weights: str | None) -> bool:
+        """Whether a model with these options, and weights of its own if there are some, is not the one as named."""
+        return not (weights is None and self.key is None and self.stem_strides is None)
+
     def apply(self, model: Any, name: str) -> None:
         """Changes a model's preprocessing, and prints on standard error if it is assumed."""
         from xcit.cli.processes import is_main
@@ -310,19 +314,26 @@ def load_model(
         XCiTError: if it can't be loaded, or it is a file without preprocessing.
     """
     from xcit.cli.progress import download_bar
+    from xcit.deploy import exported_or
     from xcit.errors import XCiTError
     from xcit.inference.classify import DEFAULT_MODEL
     from xcit.zoo import get_xcit
     from xcit.zoo.changes import Changes
+    from xcit.zoo.kinds import CLASSIFIER
 
     with download_bar() as downloaded:
-        model = get_xcit(
+        model = exported_or(
             name or DEFAULT_MODEL,
-            pretrained=weights or True,
-            device=device,
-            changes=Changes(stem_strides=how.stem_strides),
-            key=how.key,
-            progress=downloaded,
+            CLASSIFIER,
+            lambda: get_xcit(
+                name or DEFAULT_MODEL,
+                pretrained=weights or True,
+                device=device,
+                changes=Changes(stem_strides=how.stem_strides),
+                key=how.key,
+                progress=downloaded,
+            ),
+            changed=how.changes(weights),
         )
     how.apply(model, weights or name or DEFAULT_MODEL)
     if model.info is None:

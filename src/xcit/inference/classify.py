@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xcit.deploy import exported_or
 from xcit.errors import XCiTError
 from xcit.images.channels import preprocess_channels, read_channels
 from xcit.images.preprocess import Preprocessing, preprocess
@@ -23,6 +24,7 @@ from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT, OutType
 from xcit.streaming.budget import Memory
 from xcit.zoo import get_xcit
+from xcit.zoo.kinds import CLASSIFIER
 
 DEFAULT_MODEL = "xcit-pico-fashion-mnist"
 """The packaged model, which needs no download."""
@@ -227,7 +229,7 @@ def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
                 "the model has no preprocessing: take it from xcit.get_model(..., pretrained=...), or set model.info"
             )
         return model, model.info
-    built = get_xcit(model, pretrained=True)
+    built = exported_or(model, CLASSIFIER, lambda: get_xcit(model, pretrained=True))
     if built.info is None:
         raise XCiTError(
             f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name, or set "

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from xcit.deploy import exported_or
 from xcit.errors import XCiTError
 from xcit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, SegmentationPreprocessing, published_preprocessing
 from xcit.inference.reading import default_device
@@ -37,7 +38,7 @@ def prepare_of_kind(
     built: Any = model
     if not isinstance(model, nn.Module):
         check_task(model, kind.task)
-        what, built = os.fspath(model), get_model(model, pretrained=True)
+        what, built = os.fspath(model), exported_or(model, kind, lambda: get_model(model, pretrained=True))
     network = kind.require(built, what)
     if device is not None:
         return network, find_device(device)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from xcit.deploy import is_exported, load_exported
 from xcit.errors import XCiTError
 from xcit.measure.result import Measuring
 from xcit.models import XCiT
@@ -27,6 +28,11 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
         XCiTError: if it can't be loaded, or is another model.
     """
     name = os.fspath(checkpoint)
+    if is_exported(checkpoint):
+        exported = kind.require(load_exported(checkpoint), name)
+        if _shape(exported.config, kind) != _shape(recipe.model, kind):
+            raise XCiTError(f"{name} was exported from another model than {recipe.name} trains")
+        return exported
     if is_file(checkpoint) or "://" in name:
         # A recipe may leave the number of classes to the data it is trained on.
         return kind.require(load_as(recipe.model, name, num_classes=None if recipe.model.num_classes else 0), name)

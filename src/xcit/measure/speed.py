@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from xcit.config import from_dict, to_dict
+from xcit.deploy import is_exported, load_exported
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
 from xcit.machine import find_device
@@ -108,7 +109,7 @@ def measure_speed(
 
     Args:
         model: name of an architecture or a model, which gets random weights (they take the same time); or a weights
-            file.
+            file; or an exported file, which runs in its own runtime.
         config: what to measure, and how.
         started: called once with the number of units of work.
         advance: called with the number of units that were done.
@@ -129,7 +130,8 @@ def measure_speed(
         for size in config.sizes
         for batch in config.batch_sizes
     ]
-    network = _build(model)
+    with settings(device, threads):  # an exported file takes its threads when it is opened
+        network = _build(model)
     kind = kind_of_config(network.config)
     if kind.float32_only and config.dtype != "float32":
         raise XCiTError(f"{model}: a {kind.name} computes in float32 alone, not in {config.dtype}")
@@ -197,6 +199,8 @@ def measure_memory(request: dict[str, Any]) -> int:
 
 def _build(model: str) -> Any:
     """Builds the fused model: an architecture or name gets seeded random weights, a file its own."""
+    if is_exported(model):
+        return load_exported(model)
     torch.manual_seed(SEED)
     if not is_file(model) and not is_known(model):
         return XCiT(ARCHITECTURES[find_architecture(model)]).eval().fuse()

@@ -8,7 +8,7 @@ Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, 
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Self, TypeVar, cast
 
@@ -187,10 +187,15 @@ class FusedEmbedding(nn.Module):
 
 
 class FusedXCABlock(nn.Module):
-    """`XCABlock` that changes its tokens (B, N, D), of an H x W grid, in place."""
+    """`XCABlock` that changes its tokens (B, N, D), of an H x W grid, in place.
+
+    Attributes:
+        form: XCA as a function; an export sets one that suits a graph.
+    """
 
     def __init__(self, block: XCABlock) -> None:
         super().__init__()
+        self.form: Callable[..., Tensor] = ops.xca
         self.norm_xca, self.norm_lpi, self.norm_mlp = block.norm_xca, block.norm_lpi, block.norm_mlp
         self.temperature, self.qkv = block.xca.temperature, block.xca.qkv
         self.proj = scale_outputs(block.xca.proj, block.scale_xca)
@@ -227,7 +232,7 @@ class FusedXCABlock(nn.Module):
 
     def _mixed(self, tokens: Tensor) -> Tensor:
         """Returns the output of XCA (B, N, D)."""
-        return ops.xca(
+        return self.form(
             self.norm_xca(tokens), self.qkv.weight, self.qkv.bias, self.temperature, self.proj.weight, self.proj.bias
         )
 

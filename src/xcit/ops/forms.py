@@ -27,7 +27,7 @@ Shapes: `B` batch, `N` tokens, `D` width, `M` heads, `C = D/M` channels per head
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,68 @@ def xca(
     if num_tokens >= MATRIX_FROM * dim:
         matrix, row = mixing_matrix(attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
         return torch.baddbmm(row.to(tokens.dtype), tokens, matrix.to(tokens.dtype))
+    return mix_values(tokens, attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
+
+
+def xca_in_graph(
+    tokens: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    temperature: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    *,
+    by: Literal["size", "sums", "tokens"],
+) -> Tensor:
+    """`xca` for a graph that other runtimes run; arguments and result are the same.
+
+    Args:
+        tokens: (B, N, D).
+        qkv_weight: as in `reference.xca`.
+        qkv_bias: likewise.
+        temperature: likewise.
+        proj_weight: likewise.
+        proj_bias: likewise.
+        by: the form of a graph whose N is not known: "sums" is right for every N and fastest for many, "tokens" for
+            few, "size" has both and chooses when it runs. Where N is known, the form is chosen now.
+    """
+    weights = (qkv_weight, qkv_bias, temperature, proj_weight, proj_bias)
+    is_many = tokens.shape[1] >= max(GRAM_FROM, MATRIX_FROM) * tokens.shape[2]
+    if isinstance(is_many, torch.SymBool) and by == "size":
+        return torch.cond(
+            is_many,
+            lambda tokens: _xca_by_sums(tokens, *weights),
+            lambda tokens: _xca_by_tokens(tokens, *weights),
+            (tokens,),
+        )
+    by_sums = by == "sums" if isinstance(is_many, torch.SymBool) else is_many
+    return _xca_by_sums(tokens, *weights) if by_sums else _xca_by_tokens(tokens, *weights)
+
+
+def _xca_by_sums(
+    tokens: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    temperature: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+) -> Tensor:
+    """XCA without queries, keys and values: attention from the Gram matrix, output by the matrix P."""
+    attention = attention_from_gram(*gram(tokens), tokens.shape[1], qkv_weight, qkv_bias, temperature)
+    matrix, row = mixing_matrix(attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
+    return tokens @ matrix.to(tokens.dtype) + row.to(tokens.dtype)
+
+
+def _xca_by_tokens(
+    tokens: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    temperature: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+) -> Tensor:
+    """XCA by queries, keys and values, of which only the products of the first two are normalised."""
+    attention = attention_from_tokens(tokens, qkv_weight, qkv_bias, temperature)
     return mix_values(tokens, attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
 
 

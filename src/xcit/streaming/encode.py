@@ -68,7 +68,8 @@ def encode(
         XCiTError: if the image does not fit the model or can't be read, or the bound can't be kept.
     """
     network = model.fuse()
-    assert isinstance(network, FusedXCiT)
+    if not isinstance(network, FusedXCiT):
+        raise XCiTError("an exported file takes an image whole: give the model itself for images at full size")
     spec = preprocessing or (network.info.preprocessing if network.info is not None else None)
     if spec is None:
         raise XCiTError("the model does not say how to prepare images: give the preprocessing, or set model.info")

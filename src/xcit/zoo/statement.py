@@ -46,11 +46,22 @@ def read_metadata(stored: StoredWeights) -> Statement | None:
     Raises:
         XCiTError: if the metadata are not what `model_metadata` writes.
     """
-    if METADATA_KEY not in stored.metadata:
-        return None
-    what = f"{stored.path}: its metadata can't be read"
+    return statement_of(stored.metadata[METADATA_KEY], str(stored.path)) if METADATA_KEY in stored.metadata else None
+
+
+def statement_of(text: str, name: str) -> Statement:
+    """Returns what is stated in the text that `model_metadata` puts under `METADATA_KEY`.
+
+    Args:
+        text: the JSON.
+        name: the file, for errors.
+
+    Raises:
+        XCiTError: if it is no such text.
+    """
+    what = f"{name}: its metadata can't be read"
     try:
-        content = json.loads(stored.metadata[METADATA_KEY])
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise XCiTError(f"{what}: {error}") from None
     return read_statement(content, what)

@@ -138,18 +138,18 @@ class MaskRCNN(OnPyramid):
         height_scale, width_scale = scaled[0] / size[0], scaled[1] / size[1]
         scale = torch.tensor([width_scale, height_scale, width_scale, height_scale], device=pixels.device)
         with evaluating(self):
-            maps = self._maps(pad_and_stack([self._normalize(resized(pixels, scaled))]))
-            logits, steps = self.rpn(maps)
-            (proposals,) = self.rpn.proposals(maps, logits, steps, [scaled], num_proposals(max_objects))
-            del logits, steps
-            return self.roi_heads.detect(
-                lambda boxes, side: region_features(maps, [boxes], side),
-                proposals,
-                scaled,
-                scale,
-                min_score,
-                max_objects,
-            )
+            return self._search(self._normalize(resized(pixels, scaled)), scale, min_score, max_objects)
+
+    def _search(self, image: Tensor, scale: Tensor, min_score: float, max_objects: int = NUM_DETECTIONS) -> Detections:
+        """Returns the objects in a normalised image (C, h, w) that was resized by `scale` (see `RoIHeads.detect`)."""
+        size = (image.shape[-2], image.shape[-1])
+        maps = self._maps(pad_and_stack([image]))
+        logits, steps = self.rpn(maps)
+        (proposals,) = self.rpn.proposals(maps, logits, steps, [size], num_proposals(max_objects))
+        del logits, steps
+        return self.roi_heads.detect(
+            lambda boxes, side: region_features(maps, [boxes], side), proposals, size, scale, min_score, max_objects
+        )
 
     def _losses(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None) -> dict[str, Tensor]:
         if targets is None or len(targets) != len(images):

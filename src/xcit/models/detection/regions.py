@@ -84,11 +84,15 @@ def region_features(maps: Sequence[Tensor], boxes: Sequence[Tensor], size: int) 
                 for image, own in enumerate(boxes)
             ]
         )
-    from torchvision.ops import roi_align
-
     counts = torch.tensor([len(own) for own in boxes])
     images = torch.arange(len(boxes)).repeat_interleave(counts).to(boxes[0])
-    regions = torch.cat([images[:, None], torch.cat(list(boxes))], dim=1)
+    return pool_regions(maps, torch.cat([images[:, None], torch.cat(list(boxes))], dim=1), size)
+
+
+def pool_regions(maps: Sequence[Tensor], regions: Tensor, size: int) -> Tensor:
+    """Like `region_features`, by torchvision's RoIAlign, for regions (n, 5): the number of the image, and the box."""
+    from torchvision.ops import roi_align
+
     level_of = region_levels(regions[:, 1:])
     places, pooled = [], []
     for level, stride in enumerate(STRIDES):
