@@ -102,7 +102,7 @@ class InMemory:
 
 
 def before(arguments: argparse.Namespace) -> None:
-    """In memory beside the other checkout, in turns."""
+    """Measures passes in memory beside the other checkout, alternately."""
     if arguments.before is None:
         sys.exit("the case `before` needs --before DIR, the src folder of the other checkout")
     say("| model | what | seconds | before | times as fast | memory | before | share |")

@@ -167,7 +167,7 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def before(arguments: argparse.Namespace) -> None:
-    """In memory beside the other checkout, in turns."""
+    """Measures passes in memory beside the other checkout, alternately."""
     if arguments.before is None:
         sys.exit("the case `before` needs --before DIR, the src folder of the other checkout")
     ours, theirs = Child("in_memory"), Child("in_memory", arguments.before)
@@ -253,7 +253,7 @@ def large(arguments: argparse.Namespace) -> None:
 
 
 def picture(arguments: argparse.Namespace) -> None:
-    """The picture of the page."""
+    """Draws the picture of the page."""
     from xcit.inference.detect import DetectedObjects, detect
 
     (found,) = detect(image_of(arguments), random_detector(), min_score=0.05, full_size=True, memory="4GB")

@@ -15,7 +15,7 @@ from xcit.models.segmentation import resize_bilinear
 from xcit.models.stripes import spans
 
 CLASSES_AT_ONCE = 16
-"""Whose logits exist at an image's full size at one time."""
+"""Number of classes whose logits are in memory at an image's full size at once."""
 
 BYTES_A_PIXEL = 4 * 3 * CLASSES_AT_ONCE + 24
 """Of the rows of labels that are at work: logits of some classes while they are interpolated, the best so far."""
@@ -71,7 +71,7 @@ class LabelRows:
 
 
 def best_labels(logits: Tensor, size: tuple[int, int]) -> Labels:
-    """The class of the largest logit at each pixel, after a resize of the logits (K, h, w); some classes at a time."""
+    """Returns the class of the largest logit at each pixel, after resizing logits (K, h, w) a few classes at a time."""
     best: Tensor | None = None
     labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
     for first in range(0, len(logits), CLASSES_AT_ONCE):
