@@ -19,7 +19,7 @@ from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
 SIZES = ((224, 224), (160, 256), (200, 233))
 SMALL_SIZES = ((112, 112), (80, 128), (104, 117))
-"""For the largest models, whose layers are those of the others, and which at full size take up to half a minute each."""
+"""For the largest models, whose layers are those of the others, and which at full size take half a minute each."""
 
 # timm's name -> ours: the first rule of each group that fits.
 RENAMES = (
