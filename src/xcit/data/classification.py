@@ -150,11 +150,11 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     classes = known_classes(splits.root, place)
     passed_by = PassedBy(known=LIST_NAMES)
     by_class = {entry.name: images_below(entry, passed_by) for entry in subfolders(place, passed_by)}
-    beside = [path for path in sorted(place.iterdir()) if not path.is_dir()]
-    for path in beside:
-        if not is_image_name(path):
-            passed_by.add(path)
-    beside = list(filter(is_image_name, beside))
+    files = [entry for entry in sorted(place.iterdir()) if not entry.is_dir()]
+    beside = list(filter(is_image_name, files))
+    for file in files:
+        if not is_image_name(file):
+            passed_by.add(file)
     if sum(map(bool, by_class.values())) <= 1:  # as many folders as one that the images of a list lie in
         path = find_list(splits.root, place, split)
         if path is not None:

@@ -9,12 +9,16 @@ from typing import Any, BinaryIO, cast
 
 from xcit.errors import XCiTError
 from xcit.extras import install_hint
+from xcit.images.sources import file_system
 
 _TIMEOUT_SECONDS = 15.0
 _WAITS = (0, 1, 2, 4, 8, 16)
 """Seconds before each new try in the middle of a run; they are counted anew with every byte that comes."""
 
 _BUFFER_BYTES = 1 << 20
+
+MOST_BYTES = 1 << 30
+"""Of a URL that is read whole."""
 
 _OF_HTTP = {"client_kwargs": {"trust_env": True}}  # proxies
 
@@ -47,11 +51,23 @@ def read_url(url: str) -> bytes | None:
     """
     try:
         with open_url(url, waits=()) as file:
-            return file.read()
+            return read_whole(file, url)
     except XCiTError as error:
         if _status(error.__cause__) in (403, 404, 410):  # object stores say 403 for a file that is not there
             return None
         raise
+
+
+def read_whole(file: BinaryIO, url: str) -> bytes:
+    """All that an open URL gives, where that has an end.
+
+    Raises:
+        XCiTError: if it is more than any image or list has.
+    """
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise XCiTError(f"{url}: more than {MOST_BYTES:,} bytes")
+    return data
 
 
 def open_seekable(url: str) -> BinaryIO:
@@ -168,14 +184,12 @@ class _Body(io.RawIOBase):
 
 def _file_system(url: str, **options: Any) -> tuple[Any, str]:
     """The reader of a protocol, and how it calls the file."""
-    from fsspec.core import url_to_fs
-
     try:
-        files, path = url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:  # the package for the protocol is missing, or there is none
-        extra = f" ({install_hint('aiohttp')})" if url.startswith("http") else ""
-        raise XCiTError(f"{url}: cannot be read: {error}{extra}") from None
-    return files, path
+        return file_system(url, **options)
+    except XCiTError as error:
+        is_missing = isinstance(error.__cause__, ImportError) and url.startswith("http")
+        extra = f" ({install_hint('aiohttp')})" if is_missing else ""
+        raise XCiTError(f"{url}: cannot be read: {error}{extra}") from error
 
 
 def _status(error: BaseException | None) -> int | None:

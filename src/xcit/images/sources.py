@@ -3,13 +3,13 @@
 import os
 import re
 import sys
-from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 from xcit.errors import XCiTError
+from xcit.regular import regular
 
 STANDARD_INPUT = "-"
 
@@ -45,7 +45,7 @@ def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
         return None
     if url.startswith("file:"):
         try:
-            with Path(url2pathname(urlsplit(url).path)).open("rb") as file:
+            with regular(url2pathname(urlsplit(url).path)).open("rb") as file:
                 return bytes_of(file)
         except OSError as error:
             raise XCiTError(error.strerror or str(error)) from None
@@ -88,7 +88,32 @@ def _fetched(url: str) -> bytes:
 
 
 def _by_fsspec(url: str) -> bytes:
-    import fsspec
-
-    with fsspec.open(url, "rb") as file:
+    files, path = file_system(url)
+    with files.open(path, "rb") as file:
         return bytes_of(file)
+
+
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """Fsspec's reader for a URL's protocol, and how it calls the file.
+
+    Args:
+        url: of one protocol. A chain of them (`zip://a.png::https://...`) is refused: it may lead anywhere, and write
+            copies.
+        options: of the protocol.
+
+    Raises:
+        XCiTError: with the reason if the protocol is unknown, what it needs is missing, the URL is a chain, or leads to
+            a device or a pipe of this machine.
+    """
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
+
+    if "::" in url:
+        raise XCiTError("a chain of protocols is not read: unpack the archive, or give a URL of one protocol")
+    try:
+        files, path = url_to_fs(url, **options)
+        if isinstance(files, LocalFileSystem):
+            regular(path)
+    except Exception as error:  # of fsspec, or of the protocol's own library
+        raise XCiTError(" ".join(str(error).split()) or type(error).__name__) from error
+    return files, path
