@@ -20,6 +20,9 @@ _BUFFER_BYTES = 1 << 20
 MOST_BYTES = 1 << 30
 """Of a URL that is read whole."""
 
+_MISUSE = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ImportError)
+"""What a protocol's library raises of a URL that means nothing to it: another try gives the same."""
+
 _OF_HTTP = {"client_kwargs": {"trust_env": True}}  # proxies
 
 
@@ -134,7 +137,8 @@ class _Body(io.RawIOBase):
                 self._hang_up()
                 status = _status(error)
                 # The server's own no stands, unless it says that it is overloaded or out of order.
-                if not waits or (status is not None and status < 500 and status not in (408, 429)):
+                is_no = status is not None and status < 500 and status not in (408, 429)
+                if not waits or is_no or isinstance(error, _MISUSE):
                     reason = f"HTTP {status}" if status and self._is_http else _reason(error)
                     raise XCiTError(f"{self._url}: cannot be read ({reason})") from error
             time.sleep(waits.pop(0))

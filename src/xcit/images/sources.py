@@ -13,6 +13,9 @@ from xcit.regular import regular
 
 STANDARD_INPUT = "-"
 
+_LOCAL = ("file", "local")
+"""Protocols whose URLs have no host, but an absolute path."""
+
 _TIMEOUT_SECONDS = 20.0
 
 _MOST_BYTES = 1 << 30
@@ -29,7 +32,7 @@ def as_url(source: str | os.PathLike[str]) -> str | None:
     if found is None:
         return None
     scheme = found[1].lower()
-    return f"{scheme}://{'/' * (scheme == 'file')}{text[found.end() :]}"
+    return f"{scheme}://{'/' * (scheme in _LOCAL)}{text[found.end() :]}"
 
 
 def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
@@ -88,7 +91,10 @@ def _fetched(url: str) -> bytes:
 
 
 def _by_fsspec(url: str) -> bytes:
-    files, path = file_system(url)
+    try:
+        files, path = file_system(url)
+    except XCiTError as error:
+        raise XCiTError(f"cannot be had ({error})") from None
     with files.open(path, "rb") as file:
         return bytes_of(file)
 
