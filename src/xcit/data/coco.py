@@ -24,6 +24,7 @@ from xcit.data.named import Split
 from xcit.data.splits import SPLIT_NAMES, below_single_folders
 from xcit.errors import XCiTError
 from xcit.images.read import image_size, read_image
+from xcit.regular import is_file
 
 _ANNOTATION_FILES = (
     "annotations/instances_{split}2017.json",
@@ -450,7 +451,7 @@ def _image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) 
     ]
     for whole in (True, False):  # the folders in a name may be those of another machine
         for place in places:
-            if any((place / (name if whole else Path(name).name)).is_file() for name in first):
+            if any(is_file(place / (name if whole else Path(name).name)) for name in first):
                 return place
     return next((place for place in places[1:] if place.is_dir()), source.parent)
 
@@ -554,7 +555,7 @@ def _names_in(folder: Path) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in its name
         return frozenset()
 
 

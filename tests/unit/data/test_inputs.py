@@ -169,7 +169,7 @@ def test_chains_of_protocols_are_refused_in_a_line(tmp_path: Path) -> None:
         for read in (image.read, partial(read_image, word)):  # type: ignore[union-attr]
             with pytest.raises(XCiTError, match="a chain of protocols is not read: unpack the archive"):
                 read()
-    for word in (f"zip://*.png::{place}", f"zip://a.parquet::{place}"):
+    for word in (f"zip://*.png::{place}", f"zip://folder/::{place}/", f"zip://a::{place}.parquet"):
         with pytest.raises(XCiTError, match="a chain of protocols is not read"):
             open_inputs([word])
     # Those that begin without a slash are no URLs, and no file is called so.
