@@ -25,6 +25,14 @@ def regular(path: str | os.PathLike[str]) -> Path:
     return place
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file at a path that was read somewhere, which may be no path at all, such as one too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def expanded(path: str | os.PathLike[str], instead: str) -> Path:
     """Returns a path with "~" replaced by the home directory.
 

@@ -50,6 +50,7 @@ def attentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+GARMENTS = "xcit: model xcit-pico-fashion-mnist, which knows garments alone (10 classes)\n"
 PREDICT = ("predict", "many", "--batch-size", 4, "--part-size", 8, "--device", "cpu")
 
 
@@ -267,7 +268,10 @@ def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> No
     )
     for number, inputs in enumerate(kinds):
         done = xcit("predict", *inputs, "--out", f"parts{number}", "--part-size", 2)
-        assert (done.status, done.err) == (0, ""), inputs
+        *left_out, told = done.err.splitlines(keepends=True)
+        assert (done.status, told) == (0, GARMENTS), inputs
+        beside = ["xcit: left out: 3 files that are no images by their suffix: "] * (inputs == ("memory://bulk/",))
+        assert [line[:60] for line in left_out] == [line[:60] for line in beside], inputs
         found = rows(f"parts{number}")
         assert [row["classes"][0]["name"] for row in found] == [classes[0]["name"] for classes in want], inputs
         # And the small forms take them too.
@@ -318,6 +322,21 @@ def test_without_pyarrow_it_is_one_line(many, start) -> None:
         assert not Path("parts").exists()
 
 
+<<<<<<< HEAD
+=======
+def test_what_the_page_shows(xcit) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "bulk.md").read_text(encoding="utf-8")
+    shutil.copytree(packaged_images()[0].parent, "photos")
+    shown, code = text.split("```")[1], text.split("```python")[1].split("```")[0]
+    lines = shown.strip().splitlines()
+    assert len(lines) == 6
+    for command, printed in zip(lines[::2], lines[1::2], strict=True):
+        done = xcit(*command.removeprefix("$ xcit ").split())
+        assert (done.status, done.out, done.err) == (0, f"{printed}\n", GARMENTS)
+    exec(compile(code, "docs/bulk.md", "exec"), {})
+
+
+>>>>>>> wt-h19
 def test_attention(xcit, many, attentive) -> None:
     command = ("attention", "many", "--model", attentive, "--out", "parts", "--parquet", "--part-size", 16)
     done = xcit(*command)

@@ -286,8 +286,9 @@ def test_image_that_can_not_be_scaled_is_left_out_of_the_measurement(xcit, colou
         assert done.err.splitlines() == [
             "3 classes: blau, grün, rot; 31 images in data",
             "warning: data has no folder val: all its images are measured, also those that a run on it was trained on; "
-            "--holdout, as in that run, measures those it was not",
+            "the same holdout as that run's measures those it was not",
             "xcit: data/rot/hair.png: an image of 1 x 700000 pixels is too elongated to scale its short side to 16",
+            "xcit: model run/model.safetensors (3 classes)",
             "xcit: 1 images could not be read and were not measured",
         ]
     assert json.loads(Path("runs/test/run/report.json").read_text(encoding="utf-8"))["num_images"] == 30

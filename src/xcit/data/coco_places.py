@@ -8,6 +8,7 @@ from pathlib import Path
 from xcit.data.named import Split
 from xcit.data.splits import SPLIT_NAMES, below_single_folders
 from xcit.errors import XCiTError
+from xcit.regular import is_file
 
 _ANNOTATION_FILES = (
     "annotations/instances_{split}2017.json",
@@ -107,7 +108,7 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
     ]
     for whole in (True, False):  # the folders in a name may be those of another machine
         for place in places:
-            if any((place / (name if whole else Path(name).name)).is_file() for name in first):
+            if any(is_file(place / (name if whole else Path(name).name)) for name in first):
                 return place
     return next((place for place in places[1:] if place.is_dir()), source.parent)
 

@@ -15,7 +15,7 @@ from xcit.data.classification import LabelledImages, open_labelled_images
 from xcit.data.hub import HubImages
 from xcit.data.named import Split
 from xcit.data.parquet_images import count_rows, is_parquet, read_parquet
-from xcit.data.remote import is_url, list_urls, open_url
+from xcit.data.remote import is_url, list_urls, open_url, read_whole
 from xcit.data.samples import StreamSample
 from xcit.data.shards import list_shards
 from xcit.data.streams import open_stream
@@ -25,6 +25,7 @@ from xcit.images.find import find_images, is_image_name
 from xcit.images.passed_by import PassedBy
 from xcit.images.read import ImageSource, read_image
 from xcit.images.sources import as_url
+from xcit.regular import regular
 
 _DATA_SETS = ("fashion-mnist", "cifar10", "cifar100")
 _TARS = (".tar", ".tar.gz", ".tgz")
@@ -188,9 +189,9 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
         try:
             if is_url(place):
                 with open_url(place) as file:
-                    data = file.read()
+                    data = read_whole(file, place)
             else:
-                data = Path(place).read_bytes()
+                data = regular(place).read_bytes()
         except OSError as error:
             raise XCiTError(f"{place}: the list can't be read: {error.strerror or error}") from None
         lines = [os.fsdecode(line.rstrip(b"\r")) for line in data.split(b"\n")]
@@ -257,7 +258,7 @@ def _of_url(url: str) -> tuple[str, Input | Unit]:
 
 def _load(url: str) -> bytes:
     with open_url(url) as file:
-        return file.read()
+        return read_whole(file, url)
 
 
 def _tar(shard: str) -> Unit:

@@ -12,7 +12,7 @@ from torch import Tensor
 from xcit.data.named import Split
 from xcit.errors import XCiTError, some_of
 from xcit.images.read import read_image
-from xcit.regular import regular
+from xcit.regular import is_file, regular
 
 KNOWN_LISTS = (
     "a CSV file, or a folder with train.csv and val.csv, whose first line names the columns: an image's path and its "
@@ -89,7 +89,7 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
     for row, (_, names) in enumerate(lists):
         targets[row, [index_of[name] for name in names]] = 1
     paths = [path.parent / row[0] for _, row in rows]
-    if missing := [image for image in paths if not image.is_file()]:
+    if missing := [image for image in paths if not is_file(image)]:
         raise XCiTError(f"{path}: {len(missing)} of its {len(paths)} images do not exist; the first: {missing[0]}")
     return MultiLabelImages(paths, targets, known)
 

@@ -10,6 +10,7 @@ from xcit.data.remote import is_url, open_seekable
 from xcit.data.samples import StreamSample, unreadable_sample
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
+from xcit.regular import regular
 
 _COLUMNS = ("image", "img")
 """Names by which the column of images is recognised; other names have to be given."""
@@ -60,7 +61,7 @@ def _opened(place: str) -> Iterator[tuple[Any, str]]:
     path, _, wanted = place.partition("?image=")
     try:
         with ExitStack() as stack:
-            source = stack.enter_context(open_seekable(path)) if is_url(path) else path
+            source = stack.enter_context(open_seekable(path)) if is_url(path) else regular(path)
             file = stack.enter_context(parquet.ParquetFile(source))
             yield file, _column(path, file.schema_arrow, wanted)
     except FileNotFoundError:

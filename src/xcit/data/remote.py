@@ -9,12 +9,19 @@ from typing import Any, BinaryIO, cast
 
 from xcit.errors import XCiTError
 from xcit.extras import install_hint
+from xcit.images.sources import file_system
 
 _TIMEOUT_SECONDS = 15.0
 _WAITS = (0, 1, 2, 4, 8, 16)
 """Seconds before each new attempt in the middle of a file; after each byte that arrives, the count starts again."""
 
 _BUFFER_BYTES = 1 << 20
+
+MOST_BYTES = 1 << 30
+"""Of a URL that is read whole."""
+
+_MISUSE = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ImportError)
+"""What a protocol's library raises of a URL that means nothing to it: another try gives the same."""
 
 _OF_HTTP = {"client_kwargs": {"trust_env": True}}  # proxies
 
@@ -47,11 +54,23 @@ def read_url(url: str) -> bytes | None:
     """
     try:
         with open_url(url, waits=()) as file:
-            return file.read()
+            return read_whole(file, url)
     except XCiTError as error:
         if _status(error.__cause__) in (403, 404, 410):  # object stores answer 403 for missing files
             return None
         raise
+
+
+def read_whole(file: BinaryIO, url: str) -> bytes:
+    """All that an open URL gives, where that has an end.
+
+    Raises:
+        XCiTError: if it is more than any image or list has.
+    """
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise XCiTError(f"{url}: more than {MOST_BYTES:,} bytes")
+    return data
 
 
 def open_seekable(url: str) -> BinaryIO:
@@ -117,9 +136,15 @@ class _Body(io.RawIOBase):
             except Exception as error:  # from the operating system or the protocol's library
                 self._hang_up()
                 status = _status(error)
+<<<<<<< HEAD
                 # If the server refuses, another attempt is useless, unless it reports that it is overloaded or out of
                 # order.
                 if not waits or (status is not None and status < 500 and status not in (408, 429)):
+=======
+                # The server's own no stands, unless it says that it is overloaded or out of order.
+                is_no = status is not None and status < 500 and status not in (408, 429)
+                if not waits or is_no or isinstance(error, _MISUSE):
+>>>>>>> wt-h19
                     reason = f"HTTP {status}" if status and self._is_http else _reason(error)
                     raise XCiTError(f"{self._url}: cannot be read ({reason})") from error
             time.sleep(waits.pop(0))
@@ -168,6 +193,7 @@ class _Body(io.RawIOBase):
 
 
 def _file_system(url: str, **options: Any) -> tuple[Any, str]:
+<<<<<<< HEAD
     """Returns fsspec's file system for a URL, and the name of the file in it."""
     from fsspec.core import url_to_fs
 
@@ -177,6 +203,15 @@ def _file_system(url: str, **options: Any) -> tuple[Any, str]:
         extra = f" ({install_hint('aiohttp')})" if url.startswith("http") else ""
         raise XCiTError(f"{url}: cannot be read: {error}{extra}") from None
     return files, path
+=======
+    """The reader of a protocol, and how it calls the file."""
+    try:
+        return file_system(url, **options)
+    except XCiTError as error:
+        is_missing = isinstance(error.__cause__, ImportError) and url.startswith("http")
+        extra = f" ({install_hint('aiohttp')})" if is_missing else ""
+        raise XCiTError(f"{url}: cannot be read: {error}{extra}") from error
+>>>>>>> wt-h19
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -11,8 +10,12 @@ from urllib.request import Request, url2pathname
 
 from xcit.connections import open_answer, reason_of
 from xcit.errors import XCiTError
+from xcit.regular import regular
 
 STANDARD_INPUT = "-"
+
+_LOCAL = ("file", "local")
+"""Protocols whose URLs have no host, but an absolute path."""
 
 _TIMEOUT_SECONDS = 20.0
 
@@ -30,7 +33,7 @@ def as_url(source: str | os.PathLike[str]) -> str | None:
     if found is None:
         return None
     scheme = found[1].lower()
-    return f"{scheme}://{'/' * (scheme == 'file')}{text[found.end() :]}"
+    return f"{scheme}://{'/' * (scheme in _LOCAL)}{text[found.end() :]}"
 
 
 def source_name(source: str | os.PathLike[str]) -> str:
@@ -61,7 +64,7 @@ def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
         return None
     if url.startswith("file:"):
         try:
-            with Path(url2pathname(urlsplit(url).path)).open("rb") as file:
+            with regular(url2pathname(urlsplit(url).path)).open("rb") as file:
                 return bytes_of(file)
         except OSError as error:
             raise XCiTError(error.strerror or str(error)) from None
@@ -103,4 +106,44 @@ def _fetched(url: str) -> bytes:
         with error:
             raise XCiTError(f"the server answered {error.code} {error.reason}") from None
     except Exception as error:  # what protocols and their libraries raise is of any type
+<<<<<<< HEAD
         raise XCiTError(f"cannot be had ({reason_of(error)})") from None
+=======
+        reason = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
+        raise XCiTError(f"cannot be had ({reason})") from None
+
+
+def _by_fsspec(url: str) -> bytes:
+    try:
+        files, path = file_system(url)
+    except XCiTError as error:
+        raise XCiTError(f"cannot be had ({error})") from None
+    with files.open(path, "rb") as file:
+        return bytes_of(file)
+
+
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """Fsspec's reader for a URL's protocol, and how it calls the file.
+
+    Args:
+        url: of one protocol. A chain of them (`zip://a.png::https://...`) is refused: it may lead anywhere, and write
+            copies.
+        options: of the protocol.
+
+    Raises:
+        XCiTError: with the reason if the protocol is unknown, what it needs is missing, the URL is a chain, or leads to
+            a device or a pipe of this machine.
+    """
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
+
+    if "::" in url:
+        raise XCiTError("a chain of protocols is not read: unpack the archive, or give a URL of one protocol")
+    try:
+        files, path = url_to_fs(url, **options)
+        if isinstance(files, LocalFileSystem):
+            regular(path)
+    except Exception as error:  # of fsspec, or of the protocol's own library
+        raise XCiTError(" ".join(str(error).split()) or type(error).__name__) from error
+    return files, path
+>>>>>>> wt-h19

@@ -455,9 +455,11 @@ def test_a_checkpoint_of_other_groups_of_parameters_is_refused(tmp_path: Path) -
 def test_a_full_disk_keeps_the_previous_checkpoint(
     tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    with ExitStack() as disk:
-        with pytest.raises(XCiTError, match=r"last\.pt: can't be written: .*; the previous checkpoint is kept"):
-            train_line(Line(), tmp_path, report=stop_at(1, 1, lambda: disk.enter_context(full_disk(3000))))
+    with (
+        ExitStack() as disk,
+        pytest.raises(XCiTError, match=r"last\.pt: can't be written: .*; the previous checkpoint is kept"),
+    ):
+        train_line(Line(), tmp_path, report=stop_at(1, 1, lambda: disk.enter_context(full_disk(3000))))
     assert read(tmp_path / "last.pt")["position"]["epoch"] == 1
     assert not list(tmp_path.glob(".xcit-*"))
     (tmp_path / ".xcit-0123.tmp").write_text("half of a checkpoint that a kill left")
