@@ -163,9 +163,7 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
     is_same = distance < 1
     scores = np.abs(np.array(found["scores"])[nearest] - np.array(expected["scores"]))
     farthest, largest = (float(some[is_same].max(initial=0)) for some in (distance, scores))
-    return (
-        f"{is_same.sum()} of {len(others)} objects the same, boxes within {farthest:.1e} px, scores within {largest:.1e}"
-    )
+    return f"{is_same.sum()} of {len(others)} objects the same, boxes within {farthest:.1e} px, scores within {largest:.1e}"
 
 
 def before(arguments: argparse.Namespace) -> None:
