@@ -21,14 +21,11 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels, resize_bilinear_8bit
+from xcit.inference.label_rows import LabelRows, best_labels
 from xcit.inference.preparing import prepare_of_kind
 from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
 from xcit.models import Segmenter, SegmenterInfo
-from xcit.models.segmentation import resize_bilinear
 from xcit.zoo.kinds import SEGMENTER
-
-_CLASSES_AT_ONCE = 16
-"""Whose logits exist at an image's full size at one time."""
 
 _STRIP = 2048
 """Columns of an image whose windows are averaged at one time."""
@@ -195,19 +192,30 @@ def predict_labels(
     with torch.inference_mode():
         if window is None:
             image = normalized(pixels, spec).to(device, dtype)
-            return _best(network(image[None])[0], size)
+            if network.goes_by_rows:
+                return _labels_by_rows(network, image, size)
+            return best_labels(network(image[None])[0], size)
         parts = slide(network, pixels, spec, window, device=device, dtype=dtype)
         height, width = pixels.shape[:2]
         if size == (height, width):
             labels = np.empty(size, np.uint8)
             for top, left, logits in parts:
                 rows, columns = logits.shape[1:]
-                labels[top : top + rows, left : left + columns] = _best(logits, (rows, columns))
+                labels[top : top + rows, left : left + columns] = best_labels(logits, (rows, columns))
             return labels
         whole = torch.empty(network.num_classes, height, width, device=device)
         for top, left, logits in parts:
             whole[:, top : top + logits.shape[1], left : left + logits.shape[2]] = logits
-        return _best(whole, size)
+        return best_labels(whole, size)
+
+
+def _labels_by_rows(network: Segmenter, image: Tensor, size: tuple[int, int]) -> Labels:
+    """The label map of an image (C, h, w), whose logits never exist at its size."""
+    rows = LabelRows(network.logit_rows(image[None])[0], (image.shape[1], image.shape[2]), size)
+    labels = np.empty(size, np.uint8)
+    for start, some in rows.stripes():
+        labels[start : start + len(some)] = some
+    return labels
 
 
 def slide(
@@ -244,24 +252,6 @@ def slide(
             yield Part(top, strip_left, total[:, :num_done] / count[:num_done])
             total = torch.cat([total[:, num_done:], torch.zeros_like(total[:, :num_done])], dim=1)
             count = torch.cat([count[num_done:], torch.zeros_like(count[:num_done])])
-
-
-def _best(logits: Tensor, size: tuple[int, int]) -> Labels:
-    """The class of the largest logit at each pixel, after a resize of the logits (K, h, w); some classes at a time."""
-    best: Tensor | None = None
-    labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
-    for first in range(0, len(logits), _CLASSES_AT_ONCE):
-        some = logits[first : first + _CLASSES_AT_ONCE].float()
-        if some.shape[1:] != size:
-            some = resize_bilinear(some[None], size)[0]
-        values, indices = some.max(dim=0)
-        indices = (indices + first).to(torch.uint8)
-        if best is None:
-            best, labels = values, indices
-        else:
-            labels = torch.where(values > best, indices, labels)
-            best = torch.maximum(best, values)
-    return labels.cpu().numpy()
 
 
 def _prepare(image: Image.Image, spec: SegmentationPreprocessing, full_size: bool, least: int) -> tuple[Pixels, Pixels]:

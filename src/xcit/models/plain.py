@@ -5,6 +5,8 @@ A layer that is called serves hooks, LoRA, quantisation, pruning, parametrisatio
 plain class and nothing listens.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 from torch.nn.modules import module as _globals
@@ -50,3 +52,13 @@ def is_plain(*layers: nn.Module) -> bool:
         if "bias" not in parameters or type(parameters["bias"]) not in (nn.Parameter, type(None)):
             return False
     return True
+
+
+def is_all_plain(part: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
+    """Whether a module and all within it are of these very classes, with plain parameters, and nobody watches them."""
+    return not is_anything_watched() and all(
+        type(module) in kinds
+        and not is_watched(module)
+        and all(type(value) in (nn.Parameter, type(None)) for value in module._parameters.values())
+        for module in part.modules()
+    )

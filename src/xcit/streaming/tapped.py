@@ -41,7 +41,8 @@ class HeadNeeds:
         memory: the fewest bytes that its passes take.
         scratch: bytes of the files that it keeps in the run's folder.
         maps: bytes of maps that it keeps in memory where the taps lie there, else in the run's folder.
-        passes: how often it goes over the image, for the progress.
+        passes: how often it goes over the image.
+        cost: as many passes of the backbone take as long, for the progress; none is `passes`.
     """
 
     key: str
@@ -49,6 +50,7 @@ class HeadNeeds:
     scratch: int = 0
     maps: int = 0
     passes: int = 1
+    cost: int | None = None
 
 
 class TappedRun:
@@ -67,14 +69,16 @@ class TappedRun:
         taps: Mapping[int, Tap],
         grid: tuple[int, int],
         memory: int,
-        passes: tuple[int, int],
+        encoder_passes: int,
+        needs: HeadNeeds,
         progress: StreamProgress | None,
     ) -> None:
         self.taps, self.grid, self.memory = taps, grid, memory
         self.folder: Path | None = None
         self.earlier: dict[str, Any] = {}
         self._checksums: dict[str, int] = {}
-        self._encoder_passes, self._head_passes = passes
+        self._encoder_passes, self._head_passes = encoder_passes, needs.passes
+        self._cost = needs.passes if needs.cost is None else needs.cost
         self._progress = progress
         self._began = time.perf_counter()
         self._memory_before: int | None = None
@@ -92,7 +96,7 @@ class TappedRun:
 
     def advance(self, done: float) -> None:
         """Tells the progress how much of the head's passes is done, such as 1.5 of 2."""
-        self._tell(round((self._encoder_passes + done) * self.grid[0]), 0)
+        self._tell(round((self._encoder_passes + done * self._cost / self._head_passes) * self.grid[0]), 0)
 
     def report(self) -> Report:
         """How the run went up to now, head included."""
@@ -111,7 +115,7 @@ class TappedRun:
     def _tell(self, done: int, total: int) -> None:
         """As `encode` tells of its rows; the head's are added to the total."""
         if self._progress is not None:
-            self._progress(done, (self._encoder_passes + self._head_passes) * self.grid[0])
+            self._progress(done, (self._encoder_passes + self._cost) * self.grid[0])
 
 
 @contextmanager
@@ -149,7 +153,7 @@ def tapped(
     grid, dim, bound = plan.grid, model.config.embed_dim, budget.bound()
     tap_bytes = len(set(blocks)) * grid[0] * grid[1] * dim * stored.itemsize
     how: dict[str, Any] = {"stored": stored, "device": parameter.device, "dtype": parameter.dtype}
-    passes = (max(blocks) + 2, needs.passes)
+    passes = max(blocks) + 2
     left = bound - OVERHEAD - rows_info(source).buffer_bytes
     with suppress(OSError):
         forget_peak()
@@ -157,7 +161,7 @@ def tapped(
     with ExitStack() as stack:
         if in_memory:
             taps: dict[int, Tap] = {block: MemoryTap(grid, dim, **how) for block in set(blocks)}
-            run = TappedRun(taps, grid, left - tap_bytes, passes, progress)
+            run = TappedRun(taps, grid, left - tap_bytes, passes, needs, progress)
             inner = budget
         else:
             key = f"{needs.key} {_identity(source)} {grid} {stored} {sorted(set(blocks))} {preprocessing}"
@@ -166,7 +170,7 @@ def tapped(
             files = {block: ScratchTap(folder.path / f"tap-{block}.bin", grid, dim, **how) for block in set(blocks)}
             for file in files.values():
                 stack.callback(file.close)
-            run = TappedRun(files, grid, left, passes, progress)
+            run = TappedRun(files, grid, left, passes, needs, progress)
             run.folder = folder.path
             inner = Budget(memory=bound, scratch=folder.path, token_dtype=budget.token_dtype)
             if _is_encoded(run, files):
@@ -241,14 +245,14 @@ def _is_encoded(run: TappedRun, files: Mapping[int, ScratchTap]) -> bool:
     return is_good
 
 
-def _finished(source: ImageRows, plan: Plan, passes: tuple[int, int]) -> Report:
+def _finished(source: ImageRows, plan: Plan, passes: int) -> Report:
     """Of a backbone that had gone through before."""
     return Report(
         height=source.height,
         width=source.width,
         plan=plan,
-        passes=passes[0],
-        resumed_from=passes[0],
+        passes=passes,
+        resumed_from=passes,
         seconds=0.0,
         peak_bytes=None,
         bytes_read=0,

@@ -1,5 +1,6 @@
 """Layers over maps that are read by rows give the numbers of the whole map, however the rows are read."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -100,15 +101,20 @@ def test_the_pyramid(patch_size: int, grid: tuple[int, int]) -> None:
     for name, buffer in pyramid.named_buffers():
         if "running" in name:
             buffer.uniform_(0.5, 2)
+    folded = copy.deepcopy(pyramid)
+    assert not is_plain_pyramid(folded) or patch_size < 16
+    folded.fold_norms()
+    assert is_plain_pyramid(folded)
     taps = [numbers(*grid, 8) * (index + 1) for index in range(4)]
     for level, expected in zip(
-        pyramid_rows(pyramid, [*map(TensorRows, taps)]), pyramid([*map(as_map, taps)]), strict=True
+        pyramid_rows(folded, [*map(TensorRows, taps)]), pyramid([*map(as_map, taps)]), strict=True
     ):
         check(level, expected)
 
 
 def test_a_pyramid_that_somebody_watches_is_called() -> None:
-    pyramid: Any = TokenPyramid(4, 16)
+    pyramid: Any = TokenPyramid(4, 16).eval()
+    pyramid.fold_norms()
     assert is_plain_pyramid(pyramid)
     handle = pyramid.stride8[0].register_forward_hook(lambda *_: None)
     assert not is_plain_pyramid(pyramid)
