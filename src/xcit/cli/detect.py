@@ -126,8 +126,8 @@ def detect(
                 bar.advance(1)
     found = content.content
     if found["images"] or not (out / "detections.json").exists():  # an earlier result is not lost for none
-        with whole_file(out / "detections.json") as part:
-            part.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        with whole_file(out / "detections.json") as file:
+            file.write_text(json.dumps(found) + "\n", encoding="utf-8")
     click.echo(f"{out}: {len(found['annotations'])} objects in {len(found['images'])} images")
     return status_of(len(paths) - len(found["images"]), len(paths))
 

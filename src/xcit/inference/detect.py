@@ -140,7 +140,7 @@ class DetectedObjects:
 
 
 def detect(
-    images: ImageSource | ImageRows | Sequence[ImageSource | ImageRows],
+    images: ImageSource | Sequence[ImageSource],
     model: "str | os.PathLike[str] | MaskRCNN",
     *,
     min_score: float = 0.5,
@@ -178,7 +178,7 @@ def detect(
 
 
 def detect_each(
-    images: Iterable[Readable | ImageRows],
+    images: Iterable[Readable],
     model: "str | os.PathLike[str] | MaskRCNN",
     *,
     min_score: float = 0.5,
