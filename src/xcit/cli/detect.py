@@ -10,7 +10,7 @@ import click
 from xcit.cli.bulk import BulkOptions, bulk_options, placed, write_bulk
 from xcit.cli.dense import inputs_and_places, load_dense
 from xcit.cli.files import beside
-from xcit.cli.options import CommandWithNumbers, FileOptions, file_options
+from xcit.cli.options import CommandWithNumbers, FileOptions, PartOptions, file_options, full_size_options
 from xcit.cli.processes import one_voice
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
@@ -30,8 +30,10 @@ For each image the folder --out gets
 and once detections.json: images, categories and annotations in COCO's format,
 each annotation with its score; the masks are packed RLE.
 
-An image is scaled as large as fits into the model's own short and long side, or into those given; with --full-size it
-is not scaled, and goes through the model in one piece, so that no object is cut by the edge of a tile.
+An image is scaled as large as fits into the model's own short and long side, or into those given. With --full-size it
+is taken at its own size, however large, in stripes within --memory: the objects are those of the whole image, and none
+is cut by the edge of a tile. The picture then shows a large image small, and where the image lies on a map, or is a
+slide, NAME-detections.geojson has the masks as polygons, in map coordinates or as QuPath imports them.
 
 For many images --parquet writes a folder of Parquet parts instead, which a kill leaves good; --resume goes on with it,
 and INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as of xcit predict. With several GPUs the
@@ -52,7 +54,14 @@ images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DI
 )
 @click.option("--short-side", type=click.IntRange(min=1), help="Pixels; the model's own if left out.")
 @click.option("--long-side", type=click.IntRange(min=1), help="Pixels; in proportion to --short-side if left out.")
-@click.option("--full-size", is_flag=True, help="Leave images in the size they have.")
+@click.option(
+    "--max-objects",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="The most of an image; beyond 100 ten times as many proposals are looked at.",
+)
+@full_size_options("Take images at their own size, however large, in stripes.")
 @click.option("--no-pictures", is_flag=True, help="Write no NAME-detections.png.")
 @click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
 @one_voice()
@@ -67,11 +76,17 @@ def detect(
     score: float,
     short_side: int | None,
     long_side: int | None,
+    max_objects: int,
     full_size: bool,
+    memory: str | None,
+    scratch: str | None,
+    token_dtype: str | None,
+    part: PartOptions,
     no_pictures: bool,
     device: str | None,
 ) -> int:
     """Detects and writes; gives the exit status."""
+    from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.inference.detect import detect_each, prepare_detector
@@ -87,28 +102,45 @@ def detect(
     built = load_dense(model, weights, how)
     network = prepare_detector(built, computer, what=model)
     sides = _sides(network, short_side, long_side)
-    each = partial(detect_each, model=network, min_score=score, sides=sides, full_size=full_size, device=computer)
     content = _Annotations(network)
-    if images is not None:
-        return write_bulk(out, images, built, bulk, columns=_columns(), results=each, row=content.row)
-    results = each(paths)
-    with progress_bar("detect", len(paths)) as bar:
-        for place, result in zip(places, results, strict=True):
-            if isinstance(result, Unreadable):
-                click.echo(f"xcit: {result.reason}", err=True)
-            else:
-                content.add(result)
-                if not no_pictures:
-                    make_folder(place.parent)
-                    with whole_file(beside(place, "-detections.png")) as part:
-                        result.picture().save(part, format="PNG")
-            bar.advance(1)
+    num_images = len(paths) if images is None else images.num_images or 2
+    with full_size_of(full_size, memory, scratch, token_dtype, part, num_images=num_images) as whole:
+        each = partial(
+            detect_each,
+            model=network,
+            min_score=score,
+            sides=sides,
+            max_objects=max_objects,
+            full_size=whole,
+            device=computer,
+        )
+        if images is not None:
+            return write_bulk(out, images, built, bulk, columns=_columns(), results=each, row=content.row)
+        with progress_bar("detect", 1 if full_size else len(paths)) as bar:
+            for place, result in zip(places, each(paths), strict=True):
+                if isinstance(result, Unreadable):
+                    click.echo(f"xcit: {result.reason}", err=True)
+                else:
+                    content.add(result)
+                    _write(result, place, pictures=not no_pictures)
+                bar.advance(1)
     found = content.content
     if found["images"] or not (out / "detections.json").exists():  # an earlier result is not lost for none
         with whole_file(out / "detections.json") as part:
             part.write_text(json.dumps(found) + "\n", encoding="utf-8")
     click.echo(f"{out}: {len(found['annotations'])} objects in {len(found['images'])} images")
     return status_of(len(paths) - len(found["images"]), len(paths))
+
+
+def _write(result: "DetectedObjects", place: Path, *, pictures: bool) -> None:
+    """The files of one image."""
+    if pictures or result.is_placed:
+        make_folder(place.parent)
+    if result.is_placed:
+        result.write_geojson(beside(place, "-detections.geojson"))
+    if pictures:
+        with whole_file(beside(place, "-detections.png")) as file:
+            result.picture().save(file, format="PNG")
 
 
 def _sides(network: "MaskRCNN", short_side: int | None, long_side: int | None) -> tuple[int, int] | None:
@@ -147,7 +179,7 @@ class _Annotations:
 
     def row(self, result: "DetectedObjects") -> dict[str, Any]:
         """An image's columns of a Parquet part; `counts` are those of its packed RLE."""
-        height, width = result.image.shape[:2]
+        height, width = result.size
         objects = [
             {
                 "category_id": self._ids[one.label - 1],
@@ -165,7 +197,7 @@ class _Annotations:
         from xcit.data.coco_masks import mask_area
 
         images, annotations = self.content["images"], self.content["annotations"]
-        height, width = result.image.shape[:2]
+        height, width = result.size
         images.append({"id": len(images) + 1, "file_name": result.source, "height": height, "width": width})
         for one in result.objects:
             annotations.append(

@@ -1,6 +1,7 @@
 """`xcit test`: a checkpoint measured on labelled images."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +17,9 @@ from xcit.cli.options import (
     sliding_window,
     window_options,
 )
+
+if TYPE_CHECKING:
+    from xcit.streaming import Budget
 
 PROTOCOLS = ("mmpretrain", "official")
 
@@ -40,6 +44,9 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--ignore-exif", is_flag=True, help="Boxes and label maps are of the pixels as stored, not as a viewer turns them."
 )
+@click.option("--full-size", is_flag=True, help="Of detection: take images at their own size, in stripes.")
+@click.option("--memory", metavar="SIZE", help="With --full-size: the most to add to the loaded model, as 4GB.")
+@click.option("--scratch", metavar="DIR", help="With --full-size: folder for what does not fit.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; runs/test/CONFIG if left out.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images.")
 @compute_options(batch_size=64)
@@ -55,6 +62,9 @@ def test(
     holdout: float | None,
     ignore: int | None,
     ignore_exif: bool,
+    full_size: bool,
+    memory: str | None,
+    scratch: str | None,
     out: Path | None,
     workers: int,
     batch_size: int,
@@ -90,6 +100,8 @@ def test(
             holdout=holdout,
             ignore_index=ignore,
             ignore_exif=ignore_exif,
+            full_size=full_size,
+            memory=_budget(full_size, memory, scratch),
             batch_size=batch_size,
             num_workers=workers,
             device=checked_device(device),
@@ -112,6 +124,19 @@ def test(
         return 0
     click.echo(f"xcit: {num_unreadable} images could not be read and were not measured", err=True)
     return SOME_FAILED
+
+
+def _budget(full_size: bool, memory: str | None, scratch: str | None) -> "Budget | None":
+    """What the passes over images at their own size may use; none where that is not asked for."""
+    from xcit.errors import XCiTError
+    from xcit.streaming import Budget, as_budget
+
+    if full_size:
+        return Budget(memory=as_budget(memory).memory, scratch=None if scratch is None else Path(scratch))
+    for name, value in (("--memory", memory), ("--scratch", scratch)):
+        if value is not None:
+            raise XCiTError(f"{name} is for images at their own size: give --full-size too")
+    return None
 
 
 def _folder(config: str) -> Path:

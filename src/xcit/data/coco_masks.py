@@ -1,7 +1,8 @@
 """COCO's masks: polygons, and run lengths (RLE) down the columns, as lists of numbers or packed in text."""
 
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -42,22 +43,58 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": _text(rle["counts"])}
 
 
-def encode_part(part: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Like `encode_mask`, of a mask of this height and width that is 0 but for a part whose corner is at top, left.
+class MaskPart(NamedTuple):
+    """A part of an image where a mask may be: the corner's row and column, and what is there, 0 or not."""
 
-    The time is the part's, not the image's.
+    top: int
+    left: int
+    mask: np.ndarray
+
+
+def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, Any]:
+    """Like `encode_mask`, of a mask of this height and width that is 0 but for some parts, which do not overlap.
+
+    The time is the parts', not the image's, and they are taken one after another.
     """
     height, width = size
-    framed = np.zeros((part.shape[1], part.shape[0] + 2), np.int8)
-    framed[:, 1:-1] = (part != 0).T
-    columns, rows = np.nonzero(np.diff(framed, axis=1))
+    found = [np.zeros(0, np.int64)]
+    for top, left, mask in parts:
+        framed = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
+        framed[:, 1:-1] = (mask != 0).T
+        columns, rows = np.nonzero(np.diff(framed, axis=1))
+        found.append((left + columns) * height + top + rows)
     # Where runs begin and end, down the image's columns; a run to the last row ends where one from the first begins,
     # and then both are one.
-    edges, times = np.unique((left + columns) * height + top + rows, return_counts=True)
+    edges, times = np.unique(np.concatenate(found), return_counts=True)
     edges = np.union1d(edges[times == 1], [height * width])
     counts = np.diff(edges, prepend=0).tolist()
     rle = _api().frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": _text(rle["counts"])}
+
+
+def decode_part(rle: dict[str, Any]) -> MaskPart:
+    """The smallest part of packed RLE outside of which it is 0, bool; of 0 x 0 pixels where it is empty.
+
+    The time and memory are the part's, not the image's.
+    """
+    length = int(rle["size"][0])
+    edges = np.cumsum(_unpacked(rle["counts"]), dtype=np.int64)
+    first, last = edges[: len(edges) // 2 * 2 : 2], edges[1::2] - 1
+    first, last = first[last >= first], last[last >= first]
+    if not len(first):
+        return MaskPart(0, 0, np.zeros((0, 0), np.bool_))
+    left, right = int(first[0] // length), int(last[-1] // length) + 1
+    if np.any(first // length != last // length):  # a run goes on in the next column: columns are whole
+        top, bottom = 0, length
+    else:
+        top, bottom = int((first % length).min()), int((last % length).max()) + 1
+    height, width = bottom - top, right - left
+    first, last = ((pixels // length - left) * height + pixels % length - top for pixels in (first, last))
+    changes = np.zeros(width * height + 1, np.int8)
+    changes[first] = 1
+    changes[last + 1] -= 1
+    inside = np.cumsum(changes[:-1], dtype=np.int8).reshape(width, height)
+    return MaskPart(top, left, inside.T.astype(np.bool_))
 
 
 def mask_area(segmentation: CocoMask, size: tuple[int, int]) -> float:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from xcit.models.xcit import OutType
 from xcit.streaming import ArrayMap, Encoding, Memory, NpyMap, Report, StreamProgress, Wanted, ZarrMap, encode
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
+
+Answer = TypeVar("Answer")
 
 OVERVIEW_PIXELS = 2**24
 """Of the small picture of a large image, at most."""
@@ -226,6 +228,18 @@ def _encode_each(
     full_size: FullSize,
 ) -> Iterator[tuple[str, Encoding | Unreadable]]:
     """Each image's name and what was taken of it, or why nothing was."""
+
+    def answer(rows: ImageRows) -> tuple[Encoding, Report]:
+        found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
+        return found, found.report
+
+    return answer_each(images, full_size, answer)
+
+
+def answer_each(
+    images: Iterable[Readable | ImageRows], full_size: FullSize, answer: Callable[[ImageRows], tuple[Answer, Report]]
+) -> Iterator[tuple[str, Answer | Unreadable]]:
+    """Each image's name and what `answer` gives of its rows, or why nothing came of it; reports how each went."""
     for index, image in enumerate(images):
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
         name = image.name if isinstance(image, NamedImage) else name
@@ -233,12 +247,12 @@ def _encode_each(
             with open_rows(
                 image.read() if isinstance(image, NamedImage) else image, name=name, selection=full_size.selection
             ) as rows:
-                found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
+                found, report = answer(rows)
         except XCiTError as error:
             yield name, Unreadable(source=name, reason=str(error))
             continue
         if full_size.report is not None:
-            full_size.report(name, found.report)
+            full_size.report(name, report)
         yield name, found
 
 

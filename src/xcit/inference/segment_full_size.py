@@ -170,8 +170,7 @@ def labels_of(rows: ImageRows, network: Segmenter, info: SegmenterInfo, full_siz
     needs = HeadNeeds(
         key=f"labels by {model_digest(network)}",
         memory=head.memory(1),
-        kept=size[0] * size[1],
-        scratch=size[0] * size[1],
+        maps=size[0] * size[1],
         passes=2 if network.pool_sizes else 1,
         cost=2 * xcit.config.depth,
     )

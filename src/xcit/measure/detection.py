@@ -54,7 +54,7 @@ class DetectionResult(TestResult):
 def measure_detector(
     recipe: DetectionConfig, checkpoint: str | os.PathLike[str], data: str, how: Measuring
 ) -> DetectionResult:
-    """See `xcit.test`: each image on its own, in float32, as the published figures were measured."""
+    """See `xcit.test`: each image on its own, in float32; scaled as the published figures were measured, or whole."""
     if how.dtype != torch.float32:
         raise XCiTError(f"{recipe.name}: a detector is measured in float32 alone, not in {how.dtype}")
     need_packages("average precision", "faster_coco_eval")
@@ -66,5 +66,11 @@ def measure_detector(
     }
     model.config = replace(model.config, **prepared)
     how.started(len(images))
-    found = evaluate_detection(model.fuse().to(how.device), images, num_workers=how.num_workers, report=how.report)
+    found = evaluate_detection(
+        model.fuse().to(how.device),
+        images,
+        num_workers=how.num_workers,
+        full_size=how.full_size,
+        report=how.report,
+    )
     return DetectionResult(report=found, data_problems=images.problems)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from xcit.inference.full_size import FullSize
 from xcit.writing import make_folder, whole_file
 
 
@@ -23,6 +24,7 @@ class Measuring:
     started: Callable[[int], None]
     report: Callable[[int], None]
     announce: Callable[[str], None] = lambda _: None
+    full_size: FullSize | None = None
 
 
 class TestResult(ABC):

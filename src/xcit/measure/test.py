@@ -9,6 +9,7 @@ import torch
 
 from xcit.data.classification import is_folder_without_validation
 from xcit.errors import XCiTError
+from xcit.inference.full_size import asked_full_size
 from xcit.inference.reading import default_device
 from xcit.inference.segment import SlidingWindow
 from xcit.machine import find_device
@@ -17,6 +18,7 @@ from xcit.measure.detection import measure_detector
 from xcit.measure.multi_label import measure_multi_label
 from xcit.measure.result import Measuring, TestResult
 from xcit.measure.segmentation import measure_segmenter
+from xcit.streaming import Memory
 from xcit.training.recipes import get_recipe
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.detection import DetectionConfig
@@ -42,6 +44,8 @@ def test(
     holdout: float | None = None,
     ignore_index: int | None = None,
     ignore_exif: bool = False,
+    full_size: bool = False,
+    memory: Memory = None,
     batch_size: int = 64,
     num_workers: int = 2,
     device: str | torch.device | None = None,
@@ -69,6 +73,8 @@ def test(
         ignore_index: of segmentation: a label whose pixels do not count, in place of the recipe's.
         ignore_exif: of segmentation and detection: label maps and boxes were drawn on the pixels as they are stored,
             not as a viewer turns them; also where the recipe does not say so.
+        full_size: of detection: take images at their own size, however large, in stripes.
+        memory: with `full_size`: the most that it may add to the loaded model (see `xcit.streaming.Budget`).
         batch_size: of classification: images a forward pass. Segmenters and detectors take one at a time.
         num_workers: processes that read images.
         device: where to compute; none is a GPU if there is one, else the CPU.
@@ -101,9 +107,18 @@ def test(
         if not isinstance(recipe, SegmentationConfig | DetectionConfig):
             raise XCiTError(f"{recipe.name} has no label maps or boxes that were drawn on stored pixels")
         recipe = replace(recipe, ignore_exif=True)
+    if full_size and not isinstance(recipe, DetectionConfig):
+        raise XCiTError(f"{recipe.name} trains no detector: its images are not taken at their own size")
+    whole = asked_full_size(full_size, memory)
     place = find_device(device) if device is not None else default_device()
     how = Measuring(
-        num_workers=num_workers, device=place, dtype=dtype, started=started, report=report, announce=announce
+        num_workers=num_workers,
+        device=place,
+        dtype=dtype,
+        started=started,
+        report=report,
+        announce=announce,
+        full_size=whole,
     )
     if isinstance(recipe, ClassificationConfig):
         return measure_classifier(

@@ -1,10 +1,12 @@
 """From the pixels of an image that count to the tokens that do."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.images.overview import box_means
+from xcit.images.padded_rows import PaddedRows
 from xcit.images.rows import ImageRows, mask_reader, rows_info
 from xcit.models.stripes import spans
 
@@ -15,7 +17,7 @@ def kept_tokens(source: ImageRows, patch_size: int) -> Tensor | None:
     """Which tokens of an image count: those at least half of whose pixels do.
 
     The pixels of token (i, j) are those from (i, j) * patch_size on, as many as the image has. All rows of the mask are
-    read once.
+    read once. Tokens of a margin (`PaddedRows`) count.
 
     Returns:
         bool (H, W), none if all count.
@@ -23,6 +25,12 @@ def kept_tokens(source: ImageRows, patch_size: int) -> Tensor | None:
     Raises:
         XCiTError: if none does, or the mask can't be read.
     """
+    if isinstance(source, PaddedRows):
+        keep = kept_tokens(source.source, patch_size)
+        if keep is None:
+            return None
+        height, width = -(-source.height // patch_size), -(-source.width // patch_size)
+        return F.pad(keep, (0, width - keep.shape[1], 0, height - keep.shape[0]), value=True)
     read_mask = mask_reader(source)
     if read_mask is None:
         return None

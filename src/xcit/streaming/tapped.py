@@ -39,16 +39,16 @@ class HeadNeeds:
         key: what a run has to have in common with an earlier one to go on with it: a digest of the model, what is
             wanted of it.
         memory: the fewest bytes that its passes take.
-        kept: bytes of what it keeps in memory where the run has no folder.
         scratch: bytes of the files that it keeps in the run's folder.
+        maps: bytes of what it makes and keeps in memory where the taps lie there, else in the run's folder.
         passes: how often it goes over the image.
         cost: as many passes of the backbone take as long, for the progress; none is `passes`.
     """
 
     key: str
     memory: int
-    kept: int = 0
     scratch: int = 0
+    maps: int = 0
     passes: int = 1
     cost: int | None = None
 
@@ -161,11 +161,11 @@ def tapped(
     with ExitStack() as stack:
         if in_memory:
             taps: dict[int, Tap] = {block: MemoryTap(grid, dim, **how) for block in set(blocks)}
-            run = TappedRun(taps, grid, left - tap_bytes - needs.kept, passes, needs, progress)
+            run = TappedRun(taps, grid, left - tap_bytes, passes, needs, progress)
             inner = budget
         else:
             key = f"{needs.key} {_identity(source)} {grid} {stored} {sorted(set(blocks))} {preprocessing}"
-            num_bytes = tap_bytes + plan.scratch_bytes + needs.scratch
+            num_bytes = tap_bytes + plan.scratch_bytes + needs.scratch + needs.maps
             folder = stack.enter_context(_folder(budget.scratch_folder(), key, num_bytes, source))
             files = {block: ScratchTap(folder.path / f"tap-{block}.bin", grid, dim, **how) for block in set(blocks)}
             for file in files.values():
@@ -198,10 +198,9 @@ def _plan(model: FusedXCiT, source: ImageRows, num_taps: int, needs: HeadNeeds, 
             f"{rows_info(source).name}: the head of the model takes {format_size(least)} of memory for an image of "
             f"{source.width} x {source.height} pixels, and may take {format_size(bound)}: give more memory"
         )
-    kept = tap_bytes + needs.kept
-    if kept + least <= bound:
+    if tap_bytes + needs.maps + least <= bound:
         with suppress(XCiTError):
-            plan = make_plan(model, shape, bound, token_dtype=stored, output_bytes=kept)
+            plan = make_plan(model, shape, bound, token_dtype=stored, output_bytes=tap_bytes + needs.maps)
             if plan.place != "scratch":
                 return plan, True
     return make_plan(model, shape, bound, token_dtype=stored), False

@@ -19,9 +19,13 @@ from xcit.data.detection_transforms import (
 )
 from xcit.data.loader import TrainLoader, prepare_worker
 from xcit.errors import XCiTError
-from xcit.inference.detect import detected_objects
+from xcit.images.rows import ImageRows, rows_info
+from xcit.inference.detect import MAX_OBJECTS, detect_large, detected_objects
+from xcit.inference.full_size import FullSize, answer_each
+from xcit.inference.reading import Unreadable
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.modes import evaluating
+from xcit.streaming import Report
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.average_precision import NAMES, DetectionRow, Precision, average_precision
@@ -31,6 +35,7 @@ from xcit.training.tasks.sources import find_source
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
+    from xcit.models.detection.roi_heads import Detections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +122,7 @@ def evaluate_detection(
     *,
     num_workers: int = 0,
     layout: Layout | None = None,
+    full_size: FullSize | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> DetectionReport:
     """Measures a detector on annotated images, one at a time, each counted once.
@@ -127,6 +133,7 @@ def evaluate_detection(
             have no names.
         num_workers: processes that read images; 0 reads them in this one.
         layout: which of several processes this is; each takes its share of the images, and gets the figures of all.
+        full_size: take images at their own size, in stripes; none scales them as the model's config says.
         report: called with 1 after each image.
 
     Raises:
@@ -137,22 +144,16 @@ def evaluate_detection(
     assert isinstance(model, MaskRCNN)
     category_of = match_categories(model, images)
     world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
-    measured = _MeasuredImages(images, model.config.backbone.in_channels)
-    loader: DataLoader[Any] = DataLoader(
-        Subset(measured, range(rank, len(measured), world_size)),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=num_workers,
-        worker_init_fn=prepare_worker,
-    )
+    mine = range(rank, len(images), world_size)
+    results = _found_whole(model, images, mine, full_size) if full_size else _found(model, images, mine, num_workers)
     rows, seen, unreadable = list[DetectionRow](), list[int](), list[str]()
     with evaluating(model):
-        for index, pixels, reason in loader:
-            if reason:
-                unreadable.append(reason)
+        for index, detections in results:
+            if isinstance(detections, str):
+                unreadable.append(detections)
             else:
                 seen.append(index)
-                for found in detected_objects(model.detect(pixels), images.images[index].size):
+                for found in detected_objects(detections, images.images[index].size):
                     if found.label in category_of:
                         rows.append(DetectionRow(index, category_of[found.label], found.score, found.box, found.mask))
             report(1)
@@ -168,6 +169,49 @@ def evaluate_detection(
     rows.sort(key=lambda row: row.image)
     precision = average_precision(images, sorted(seen), rows)
     return DetectionReport(num_images=len(seen), precision=precision, unreadable=tuple(unreadable))
+
+
+def _found(
+    model: "MaskRCNN", images: CocoImages, indices: range, num_workers: int
+) -> Iterator[tuple[int, "Detections | str"]]:
+    """What is in each image at the model's size, or why it can't be read."""
+    measured = _MeasuredImages(images, model.config.backbone.in_channels)
+    loader: DataLoader[Any] = DataLoader(
+        Subset(measured, indices),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        worker_init_fn=prepare_worker,
+    )
+    for index, pixels, reason in loader:
+        yield index, reason or model.detect(pixels)
+
+
+def _found_whole(
+    model: "MaskRCNN", images: CocoImages, indices: range, full_size: FullSize
+) -> Iterator[tuple[int, "Detections | str"]]:
+    """What is in each image at its own size, or why it can't be read."""
+    from xcit.models.detection.roi_heads import MIN_SCORE
+
+    for index in indices:
+        image = images.images[index]
+
+        def answer(rows: ImageRows, size: tuple[int, int] = image.size) -> tuple["Detections", Report]:
+            if (rows.height, rows.width) != size:
+                raise XCiTError(
+                    f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, but {size[1]} x {size[0]} in "
+                    f"{images.source}: its objects can't be where they are said to be"
+                )
+            return detect_large(rows, model, min_score=MIN_SCORE, max_objects=MAX_OBJECTS, full_size=full_size)
+
+        try:
+            # Pictures as they are stored are decoded whole: no reader by rows turns any.
+            source = images.read(index) if images.ignore_exif else image.path
+        except XCiTError as error:
+            yield index, str(error)
+            continue
+        ((_, found),) = answer_each([source], full_size, answer)
+        yield index, found.reason if isinstance(found, Unreadable) else found
 
 
 def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
