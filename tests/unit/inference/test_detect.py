@@ -136,7 +136,7 @@ def test_a_picture_shows_mask_box_and_name() -> None:
 
 def test_a_large_image_is_shown_small(model: MaskRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
-    monkeypatch.setattr("xcit.inference.detect._OVERVIEW_PIXELS", 90 * 130 // 9)
+    monkeypatch.setattr("xcit.inference.detect.OVERVIEW_PIXELS", 90 * 130 // 9)
     (found,) = detect(pixels, model, min_score=0.2, full_size=True, memory="1GB")
     assert isinstance(found, DetectedObjects)
     assert (found.size, found.scale, found.image.shape) == ((90, 130), 3, (30, 44, 3)) and found.objects
