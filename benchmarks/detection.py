@@ -257,7 +257,7 @@ def picture(arguments: argparse.Namespace) -> None:
     """The picture of the page."""
     from xcit.inference.detect import DetectedObjects, detect
 
-    (found,) = detect(image_of(arguments), random_detector(), min_score=0.05, full_size=True, memory="4GB")
+    (found,) = detect(image_of(arguments), random_detector(), max_objects=15, min_score=0, full_size=True, memory="4GB")
     assert isinstance(found, DetectedObjects)
     shown = found.picture()
     shown.thumbnail((1200, 1200))
