@@ -21,8 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from any_resolution import image_of, say, texture
+from any_resolution import say
 
 from xcit.machine import processor
 

@@ -322,21 +322,6 @@ def test_without_pyarrow_it_is_one_line(many, start) -> None:
         assert not Path("parts").exists()
 
 
-<<<<<<< HEAD
-=======
-def test_what_the_page_shows(xcit) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "bulk.md").read_text(encoding="utf-8")
-    shutil.copytree(packaged_images()[0].parent, "photos")
-    shown, code = text.split("```")[1], text.split("```python")[1].split("```")[0]
-    lines = shown.strip().splitlines()
-    assert len(lines) == 6
-    for command, printed in zip(lines[::2], lines[1::2], strict=True):
-        done = xcit(*command.removeprefix("$ xcit ").split())
-        assert (done.status, done.out, done.err) == (0, f"{printed}\n", GARMENTS)
-    exec(compile(code, "docs/bulk.md", "exec"), {})
-
-
->>>>>>> wt-h19
 def test_attention(xcit, many, attentive) -> None:
     command = ("attention", "many", "--model", attentive, "--out", "parts", "--parquet", "--part-size", 16)
     done = xcit(*command)

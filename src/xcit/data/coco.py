@@ -28,7 +28,6 @@ from xcit.data.coco_table import IMAGE, OBJECT, CocoObject, CocoTable, name_in
 from xcit.data.named import Split
 from xcit.errors import XCiTError, some_of
 from xcit.images.read import image_size, read_image
-from xcit.regular import is_file
 
 
 @dataclass(frozen=True)

@@ -118,5 +118,5 @@ def names_in(folder: Path) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in its name
         return frozenset()

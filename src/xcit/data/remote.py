@@ -136,15 +136,10 @@ class _Body(io.RawIOBase):
             except Exception as error:  # from the operating system or the protocol's library
                 self._hang_up()
                 status = _status(error)
-<<<<<<< HEAD
                 # If the server refuses, another attempt is useless, unless it reports that it is overloaded or out of
                 # order.
-                if not waits or (status is not None and status < 500 and status not in (408, 429)):
-=======
-                # The server's own no stands, unless it says that it is overloaded or out of order.
-                is_no = status is not None and status < 500 and status not in (408, 429)
-                if not waits or is_no or isinstance(error, _MISUSE):
->>>>>>> wt-h19
+                is_refusal = status is not None and status < 500 and status not in (408, 429)
+                if not waits or is_refusal or isinstance(error, _MISUSE):
                     reason = f"HTTP {status}" if status and self._is_http else _reason(error)
                     raise XCiTError(f"{self._url}: cannot be read ({reason})") from error
             time.sleep(waits.pop(0))
@@ -193,25 +188,13 @@ class _Body(io.RawIOBase):
 
 
 def _file_system(url: str, **options: Any) -> tuple[Any, str]:
-<<<<<<< HEAD
     """Returns fsspec's file system for a URL, and the name of the file in it."""
-    from fsspec.core import url_to_fs
-
-    try:
-        files, path = url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:  # the package for the protocol is missing, or does not exist
-        extra = f" ({install_hint('aiohttp')})" if url.startswith("http") else ""
-        raise XCiTError(f"{url}: cannot be read: {error}{extra}") from None
-    return files, path
-=======
-    """The reader of a protocol, and how it calls the file."""
     try:
         return file_system(url, **options)
     except XCiTError as error:
         is_missing = isinstance(error.__cause__, ImportError) and url.startswith("http")
         extra = f" ({install_hint('aiohttp')})" if is_missing else ""
         raise XCiTError(f"{url}: cannot be read: {error}{extra}") from error
->>>>>>> wt-h19
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -29,9 +29,13 @@ def palette(num_classes: int) -> NDArray[np.uint8]:
 
 def label_shares(labels: NDArray[np.uint8]) -> dict[int, float]:
     """Returns the share of the pixels of each label in a label map, the largest first."""
-    counts = np.bincount(labels.ravel())
+    return shares_of(np.bincount(labels.ravel()))
+
+
+def shares_of(counts: NDArray[np.int64]) -> dict[int, float]:
+    """Returns the share of each label that occurs, the largest first, from the number of pixels of each."""
     order = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
-    return {int(label): float(counts[label] / labels.size) for label in order}
+    return {int(label): float(counts[label] / counts.sum()) for label in order}
 
 
 def draw_labels(labels: NDArray[np.uint8], num_classes: int) -> Image.Image:
@@ -48,17 +52,18 @@ def overlay_labels(
 
     Args:
         image: (h, w, 3).
-        labels: (h, w).
+        labels: (h, w); where a label has no name, the image stays as it is.
         names: names of the labels.
         opacity: opacity of the colours.
     """
     colours = palette(len(names))
-    mixed = (1 - opacity) * image + opacity * colours[labels]
-    picture = Image.fromarray((mixed + 0.5).astype(np.uint8))
-    shares = label_shares(labels)
+    is_known = labels < len(names)
+    mixed = (1 - opacity) * image + opacity * colours[np.where(is_known, labels, 0)]
+    picture = Image.fromarray(np.where(is_known[..., None], mixed + 0.5, image).astype(np.uint8))
+    shares = {label: share for label, share in label_shares(labels).items() if label < len(names)}
     font = ImageFont.load_default(12)
     texts = [f"{names[label]} {share:.1%}" for label, share in shares.items()]
-    width = 26 + int(max(font.getlength(text) for text in texts))
+    width = 26 + int(max((font.getlength(text) for text in texts), default=0))
     columns = max(1, picture.width // width)
     num_rows = -(-len(texts) // columns)
     whole = Image.new("RGB", (max(picture.width, width), picture.height + num_rows * _ROW + 4), "white")

@@ -96,21 +96,14 @@ def _fetched(url: str) -> bytes:
             request = Request(url, headers={"User-Agent": "xcit"})
             with open_answer(request, timeout=_TIMEOUT_SECONDS, patience=_TIMEOUT_SECONDS) as answer:
                 return bytes_of(answer)
-        import fsspec
-
-        with fsspec.open(url, "rb") as file:
-            return bytes_of(file)
+        return _by_fsspec(url)
     except XCiTError:
         raise
     except HTTPError as error:
         with error:
             raise XCiTError(f"the server answered {error.code} {error.reason}") from None
     except Exception as error:  # what protocols and their libraries raise is of any type
-<<<<<<< HEAD
         raise XCiTError(f"cannot be had ({reason_of(error)})") from None
-=======
-        reason = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
-        raise XCiTError(f"cannot be had ({reason})") from None
 
 
 def _by_fsspec(url: str) -> bytes:
@@ -123,12 +116,12 @@ def _by_fsspec(url: str) -> bytes:
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
-    """Fsspec's reader for a URL's protocol, and how it calls the file.
+    """Returns fsspec's file system for a URL, and the name of the file in it.
 
     Args:
-        url: of one protocol. A chain of them (`zip://a.png::https://...`) is refused: it may lead anywhere, and write
-            copies.
-        options: of the protocol.
+        url: a URL of one protocol. A chain of protocols (`zip://a.png::https://...`) is refused: it may lead anywhere,
+            and write copies.
+        options: options of the protocol.
 
     Raises:
         XCiTError: with the reason if the protocol is unknown, what it needs is missing, the URL is a chain, or leads to
@@ -146,4 +139,3 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     except Exception as error:  # of fsspec, or of the protocol's own library
         raise XCiTError(" ".join(str(error).split()) or type(error).__name__) from error
     return files, path
->>>>>>> wt-h19

@@ -25,7 +25,7 @@ from xcit.images.overview import overview
 from xcit.images.polygons import MarkedArea, Polygon, write_geojson
 from xcit.images.read import ImageSource
 from xcit.images.rows import ImageRows, rows_info
-from xcit.inference.full_size import FullSize, answer_each, asked_full_size
+from xcit.inference.full_size import OVERVIEW_PIXELS, FullSize, answer_each, asked_full_size
 from xcit.inference.preparing import prepare_of_kind
 from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
 from xcit.streaming import Memory, Report
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 MAX_OBJECTS = 100
 """The most objects of an image, as published."""
-
-_OVERVIEW_PIXELS = 2**22
-"""A larger image is shown by a small copy."""
 
 _MOST_PIXELS = 2**32 - 1
 """Of an image whose masks are packed: COCO's code counts in 32 bits."""
@@ -140,7 +137,7 @@ class DetectedObjects:
 
 
 def detect(
-    images: ImageSource | ImageRows | Sequence[ImageSource | ImageRows],
+    images: ImageSource | Sequence[ImageSource],
     model: "str | os.PathLike[str] | MaskRCNN",
     *,
     min_score: float = 0.5,
@@ -186,7 +183,7 @@ def detect(
 
 
 def detect_each(
-    images: Iterable[Readable | ImageRows],
+    images: Iterable[Readable],
     model: "str | os.PathLike[str] | MaskRCNN",
     *,
     min_score: float = 0.5,
@@ -269,11 +266,7 @@ def detect_large(
     """
     from xcit.streaming.detection import detect_rows
 
-    if rows.height * rows.width > _MOST_PIXELS:
-        raise XCiTError(
-            f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, and COCO's masks have {_MOST_PIXELS:,} at "
-            "most: take a coarser level or a region"
-        )
+    _check_pixels(rows)
     return detect_rows(
         network,
         rows,
@@ -284,19 +277,29 @@ def detect_large(
     )
 
 
+def _check_pixels(rows: ImageRows) -> None:
+    if rows.height * rows.width > _MOST_PIXELS:
+        raise XCiTError(
+            f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, and COCO's masks have {_MOST_PIXELS:,} at "
+            "most: take a coarser level or a region"
+        )
+
+
 def _full_size_each(
     images: Iterable[Readable | ImageRows], network: "MaskRCNN", min_score: float, max_objects: int, full_size: FullSize
 ) -> Iterator[DetectedObjects | Unreadable]:
     names = network.info.class_names if network.info is not None else ()
 
     def answer(rows: ImageRows) -> tuple[DetectedObjects, Report]:
-        found, report = detect_large(rows, network, min_score=min_score, max_objects=max_objects, full_size=full_size)
         size, info, scale = (rows.height, rows.width), rows_info(rows), 1
-        while rows.height * rows.width > _OVERVIEW_PIXELS * scale**2:
+        while rows.height * rows.width > OVERVIEW_PIXELS * scale**2:
             scale += 1
+        _check_pixels(rows)
+        small = overview(rows, scale)  # before the long passes: what follows them takes a moment
+        found, report = detect_large(rows, network, min_score=min_score, max_objects=max_objects, full_size=full_size)
         result = DetectedObjects(
             source=info.name,
-            image=overview(rows, scale),
+            image=small,
             size=size,
             objects=tuple(detected_objects(found, size, names)),
             scale=scale,

@@ -31,7 +31,8 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 Answer = TypeVar("Answer")
 
-_OVERVIEW_PIXELS = 2**24
+OVERVIEW_PIXELS = 2**24
+"""Of the small picture of a large image, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +198,7 @@ def attention_each(
 
     def wanted(rows: ImageRows) -> Wanted:
         scale = 1
-        while scale < patch_size and rows.height * rows.width > _OVERVIEW_PIXELS * scale**2:
+        while scale < patch_size and rows.height * rows.width > OVERVIEW_PIXELS * scale**2:
             scale *= 2
         small[:] = [(overview(rows, scale), scale, CellPlace.of(rows_info(rows), patch_size))]
         return Wanted(attention=network.config.depth + block)

@@ -122,18 +122,42 @@ class ConvRows(ComputedRows):
 
 
 class DoubledRows(ComputedRows):
-    """A transposed convolution of 2 x 2 with a stride of 2: each pixel becomes four; and what follows it."""
+    """A transposed convolution of 2 x 2 with a stride of 2: each pixel becomes four; and what follows it.
 
-    def __init__(self, source: MapRows, conv: nn.ConvTranspose2d, activation: Activation | None = None) -> None:
-        super().__init__(2 * source.height, 2 * source.width, conv.out_channels, [source])
-        self._source, self._conv, self._activation = source, conv, activation
+    Args:
+        source: what is doubled.
+        weight: (C, outputs, 2, 2).
+        bias: (outputs,) or none.
+        activation: what follows.
+    """
+
+    def __init__(
+        self, source: MapRows, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
+    ) -> None:
+        super().__init__(2 * source.height, 2 * source.width, weight.shape[1], [source])
+        self._source, self._weight, self._bias, self._activation = source, weight, bias, activation
 
     def _compute(self, start: int, end: int) -> Tensor:
         first, last = start // 2, -(-end // 2)
         image = as_image(self._source.read(first, last))
-        doubled = from_image(F.conv_transpose2d(image, self._conv.weight, self._conv.bias, stride=2))
+        doubled = from_image(F.conv_transpose2d(image, self._weight, self._bias, stride=2))
         doubled = doubled[start - 2 * first : end - 2 * first]
         return doubled if self._activation is None else self._activation(doubled)
+
+    def followed_by(self, conv: nn.Conv2d, activation: Activation | None = None) -> "DoubledRows":
+        """This and a 1x1 convolution after it as one transposed convolution; nothing may come between them."""
+        assert self._activation is None
+        matrix = conv.weight.flatten(1)
+        weight = torch.einsum("ioyx,po->ipyx", self._weight, matrix)
+        bias = conv.bias if self._bias is None else F.linear(self._bias, matrix, conv.bias)
+        return DoubledRows(self._source, weight, bias, activation)
+
+
+def lateral_rows(source: MapRows, conv: nn.Conv2d, activation: Activation | None = None) -> ComputedRows:
+    """A 1x1 convolution of a level of a pyramid, and what follows it."""
+    if isinstance(source, DoubledRows):
+        return source.followed_by(conv, activation)
+    return ConvRows(source, conv, activation)
 
 
 class ShrunkMapRows(ComputedRows):

@@ -37,6 +37,6 @@ def _level(layer: nn.Module, tap: MapRows) -> MapRows:
     assert isinstance(layer, nn.Sequential)
     first, last = layer[0], layer[-1]
     assert isinstance(first, nn.ConvTranspose2d) and isinstance(last, nn.ConvTranspose2d)
-    return (
-        DoubledRows(tap, first) if first is last else DoubledRows(DoubledRows(tap, first, torch.ops.aten.gelu_), last)
-    )
+    if first is not last:
+        tap = DoubledRows(tap, first.weight, first.bias, torch.ops.aten.gelu_)
+    return DoubledRows(tap, last.weight, last.bias)

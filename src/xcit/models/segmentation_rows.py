@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xcit.models.conv_of_resized import ConvOfResizedRows
-from xcit.models.map_rows import ConvRows, MapRows, NearestRows, ResizedRows, SumRows, TensorRows
+from xcit.models.map_rows import ConvRows, MapRows, NearestRows, ResizedRows, SumRows, TensorRows, lateral_rows
 from xcit.models.stripes import spans, sum_dtype
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def upernet_rows(head: "UperNetHead", maps: Sequence[MapRows], pooled: Sequence[
         maps: of strides 4, 8, 16 and 32.
         pooled: means of the last of them over the windows of each pool, (size, size, D).
     """
-    levels: list[MapRows] = [_conv(layer, one) for layer, one in zip(_layers(head.laterals), maps, strict=False)]
+    laterals = zip(_layers(head.laterals), maps, strict=False)
+    levels: list[MapRows] = [lateral_rows(one, layer.conv, torch.relu_) for layer, one in laterals]
     levels.append(_pooled_level(head, maps[-1], pooled))
     for index in reversed(range(1, len(levels))):
         finer = levels[index - 1]
@@ -50,7 +51,7 @@ def _pooled_level(head: "UperNetHead", coarsest: MapRows, pooled: Sequence[Tenso
 def semantic_fpn_rows(neck: "FPNNeck", head: "SemanticFPNHead", maps: Sequence[MapRows]) -> MapRows:
     """Semantic FPN's logits from maps of strides 4, 8, 16 and 32; the norms of the head are folded."""
     levels: list[MapRows] = [
-        ConvRows(one, cast(nn.Conv2d, layer)) for layer, one in zip(neck.laterals, maps, strict=True)
+        lateral_rows(one, cast(nn.Conv2d, layer)) for layer, one in zip(neck.laterals, maps, strict=True)
     ]
     for index in reversed(range(1, len(levels))):
         finer = levels[index - 1]

@@ -43,6 +43,9 @@ _MOST_NUMBERS = 2**23
 _FREED = 1.25
 """Of the numbers that exist at once while rows are computed: memory that was freed is not all used again."""
 
+_COST = 2
+"""Times as long as the backbone takes the neck, about, for the progress."""
+
 _LEAST_ROWS = 8
 """Of the finest map, which are one of the map of stride 32."""
 
@@ -128,6 +131,7 @@ class _Passes:
             key=f"{model_digest(self._network)} detector {self._max_objects} {self._size}",
             memory=self._number * (max(self._held(_LEAST_ROWS), boxes, masks) + self._candidates()),
             maps=self._number * stored,
+            cost=_COST * (max(self._network.backbone.out_indices) + 2),
         )
 
     def detections(self, run: TappedRun, min_score: float) -> Detections:
@@ -299,7 +303,7 @@ def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: i
         better = (scores > kept.scores[-1]).nonzero().squeeze(1)
         scores, steps, places = scores[better], steps[better], places[better]
     best, index = best_scores(torch.cat([kept.scores, scores]), most)
-    return Candidates(best, torch.cat([kept.index, places])[index], torch.cat([kept.steps, steps])[index])
+    return Candidates(best, torch.cat([kept.places, places])[index], torch.cat([kept.steps, steps])[index])
 
 
 def _counting(candidates: Candidates) -> Candidates:
@@ -329,7 +333,7 @@ def _inside(found: Detections, keep: Tensor, patch_size: int) -> Detections:
 
 
 def _packed(candidates: Candidates) -> list[str]:
-    arrays = (candidates.scores.float(), candidates.index, candidates.steps.float())
+    arrays = (candidates.scores.float(), candidates.places, candidates.steps.float())
     return [base64.b64encode(array.cpu().numpy().tobytes()).decode("ascii") for array in arrays]
 
 

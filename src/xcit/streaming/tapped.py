@@ -40,7 +40,7 @@ class HeadNeeds:
             wanted of it.
         memory: the fewest bytes that its passes take.
         scratch: bytes of the files that it keeps in the run's folder.
-        maps: bytes of maps that it keeps in memory where the taps lie there, else in the run's folder.
+        maps: bytes of what it makes and keeps in memory where the taps lie there, else in the run's folder.
         passes: how often it goes over the image.
         cost: as many passes of the backbone take as long, for the progress; none is `passes`.
     """
@@ -200,7 +200,7 @@ def _plan(model: FusedXCiT, source: ImageRows, num_taps: int, needs: HeadNeeds, 
         )
     if tap_bytes + needs.maps + least <= bound:
         with suppress(XCiTError):
-            plan = make_plan(model, shape, bound, token_dtype=stored, output_bytes=tap_bytes)
+            plan = make_plan(model, shape, bound, token_dtype=stored, output_bytes=tap_bytes + needs.maps)
             if plan.place != "scratch":
                 return plan, True
     return make_plan(model, shape, bound, token_dtype=stored), False

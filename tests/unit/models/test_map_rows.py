@@ -20,6 +20,7 @@ from xcit.models.map_rows import (
     SumRows,
     TensorRows,
     all_maps,
+    lateral_rows,
     numbers_held,
 )
 from xcit.models.pyramid import TokenPyramid
@@ -48,6 +49,12 @@ def check(rows: MapRows, expected: Tensor) -> None:
         torch.testing.assert_close(as_map(rows.read(start, end)), expected[:, :, start:end], rtol=1e-4, atol=1e-5)
 
 
+def _ones(layer: nn.Module) -> None:
+    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+    layer.weight.fill_(1)
+    layer.bias.zero_()
+
+
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
 def test_layers(size: tuple[int, int]) -> None:
@@ -58,7 +65,14 @@ def test_layers(size: tuple[int, int]) -> None:
         check(ConvRows(rows, conv), conv(whole))
         check(ConvRows(rows, conv, torch.relu_), F.relu(conv(whole)))
     double = nn.ConvTranspose2d(3, 4, 2, stride=2)
-    check(DoubledRows(rows, double, torch.relu_), F.relu(double(whole)))
+    doubled = DoubledRows(rows, double.weight, double.bias)
+    check(doubled, double(whole))
+    after = nn.Conv2d(4, 5, 1)
+    check(lateral_rows(doubled, after, torch.relu_), F.relu(after(double(whole))))
+    check(
+        lateral_rows(rows, nn.Conv2d(3, 5, 1).requires_grad_(False).apply(_ones)),
+        whole.sum(1, True).expand(-1, 5, -1, -1),
+    )
     factor = [min(2, side) for side in size]
     check(ShrunkMapRows(rows, 2), F.max_pool2d(whole, factor))
     check(SumRows(rows, rows), whole * 2)

@@ -45,9 +45,9 @@ def detector(patch_size: int) -> MaskRCNN:
                 value.normal_(std=value[0].numel() ** -0.5)
         model.rpn.head.bbox_pred.weight.mul_(0.3)
         model.roi_heads.box_predictor.bbox_pred.weight.mul_(0.3)
-        for name, value in model.named_buffers():
+        for name, buffer in model.named_buffers():
             if "running_var" in name:
-                value.uniform_(0.5, 2)
+                buffer.uniform_(0.5, 2)
     return model.fuse()
 
 
@@ -139,7 +139,7 @@ def test_what_a_mask_leaves_out_has_no_objects_and_no_say(model: MaskRCNN) -> No
     assert not ((middle > 112) & (middle < 256)).any() and (middle < 112).any() and (middle > 256).any()
 
 
-@pytest.mark.parametrize("at", [2.5, 5.2, 5.7, 6.0])
+@pytest.mark.parametrize("at", [2.5, 7, 12, 15])
 def test_a_run_that_is_killed_goes_on(
     model: MaskRCNN, expected: Detections, force: Force, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: float
 ) -> None:
@@ -149,7 +149,7 @@ def test_a_run_that_is_killed_goes_on(
     height = 10  # of the tokens of the padded image
 
     def kill(done: int, total: int) -> None:
-        assert total == 6 * height
+        assert total == 15 * height  # five of the backbone, and what the neck costs
         if done >= at * height:
             raise Killed
 
@@ -172,7 +172,7 @@ def test_levels_that_a_crash_has_changed_are_made_anew(
     memory, source = Budget(memory=10**9, scratch=tmp_path), rows_of(picture(*SIZE))
 
     def kill(done: int, total: int) -> None:
-        if done >= total - 2:
+        if done >= total - 20:  # before the last stripe
             raise Killed
 
     with pytest.raises(Killed):
@@ -185,7 +185,7 @@ def test_levels_that_a_crash_has_changed_are_made_anew(
         file.write(b"\x12\x34")
     done: list[int] = []
     assert_same(streamed(model, source, memory, progress=lambda rows, _: done.append(rows))[0], expected)
-    assert done[0] < 55  # the whole pass over the neck
+    assert done[0] <= 70  # the whole pass over the neck
 
 
 def test_what_can_not_be_is_said_before_the_first_pass(
@@ -195,7 +195,7 @@ def test_what_can_not_be_is_said_before_the_first_pass(
         raise AssertionError
 
     source = rows_of(picture(*SIZE))
-    with pytest.raises(XCiTError, match="picture: the head of the model takes .* give more memory"):
+    with pytest.raises(XCiTError, match=r"picture: the head of the model takes .* give more memory"):
         streamed(model, source, "50MB", progress=progress)
     force("scratch", 3)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
@@ -208,7 +208,7 @@ def test_what_can_not_be_is_said_before_the_first_pass(
 def test_layers_that_do_more_than_their_weights_say_are_refused(name: str) -> None:
     model = detector(16)
     model.get_submodule(name).register_forward_hook(lambda *_: None)
-    with pytest.raises(XCiTError, match="can't go through an image in stripes: .* is hooked, wrapped or replaced"):
+    with pytest.raises(XCiTError, match=r"can't go through an image in stripes: .* is hooked, wrapped or replaced"):
         streamed(model, rows_of(picture(64, 64)))
 
 
