@@ -144,10 +144,7 @@ def test_a_run_that_was_killed_loses_one_stripe_at_most(
     with pytest.raises(Killed):
         list(segment_large_each([file_like(pixels)], model, INFO, FullSize(memory=on_scratch.memory, progress=kill)))
     read: list[tuple[int, int]] = []
-    first: list[int] = []
     how = FullSize(memory=on_scratch.memory, progress=lambda *rows: read.append(rows))
-    original = Segmenter.rows
-    monkeypatch.setattr(Segmenter, "rows", lambda *given: first.append(len(read)) or original(*given))
     for result in segment_large_each([file_like(pixels)], model, INFO, how):
         assert (large(result).labels() != expected).mean() < 1e-4
     # It went on: in the backbone's passes, or in the head's, after all stripes but the last.
@@ -274,7 +271,7 @@ def test_mistakes_are_said_before_the_first_pass(
         segment([picture(64, 64)], models["upernet"], memory="1GB")
     with pytest.raises(XCiTError, match="give it, or a window, not both"):
         segment([picture(64, 64)], models["upernet"], full_size=True, memory="1GB", window=SlidingWindow())
-    watched = models["upernet"].fuse()
+    watched: Any = models["upernet"].fuse()
     watched.head.fusion.conv.register_forward_hook(lambda *_: None)
     assert not watched.goes_by_rows
     with pytest.raises(XCiTError, match="can't go over an image by rows: give a sliding window"):
