@@ -131,7 +131,7 @@ def detect(
                 else:
                     content.add(result)
                     _write(result, place, pictures=not no_pictures)
-                    if full_size:  # the next image may take hours
+                    if large.full_size:  # the next image may take hours
                         content.write(out)
                 bar.advance(1)
     found = content.content

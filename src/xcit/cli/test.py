@@ -47,7 +47,7 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--ignore-exif", is_flag=True, help="Boxes and label maps refer to stored pixels, not to the rotated image."
 )
-@click.option("--full-size", is_flag=True, help="For detection: take images at their own size, in stripes.")
+@click.option("--full-size", is_flag=True, help="For scenes and boxes: take images at their own size, in stripes.")
 @click.option("--memory", metavar="SIZE", help="With --full-size: most memory beside the loaded model, as 4GB.")
 @click.option("--scratch", metavar="DIR", help="With --full-size: folder for what does not fit.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; by default runs/test/CONFIG.")

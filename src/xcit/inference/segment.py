@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,17 +15,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xcit.data.segmentation import Labels
+from xcit.data.segmentation import IGNORED, Labels
 from xcit.data.segmentation_transforms import normalized, target_size, to_pixels
-from xcit.draw.labels import draw_labels, label_shares, overlay_labels
+from xcit.draw.labels import draw_labels, middles, overlay_labels, palette, shares_of
 from xcit.errors import XCiTError
+from xcit.images.cell_place import CellPlace
+from xcit.images.label_tiff import label_areas
+from xcit.images.polygons import write_geojson
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels, resize_bilinear_8bit
+from xcit.images.transforms import IDENTITY
+from xcit.inference.full_size import FullSize, asked_full_size
 from xcit.inference.label_rows import LabelRows, best_labels
 from xcit.inference.preparing import prepare_of_kind
 from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
+from xcit.inference.segment_full_size import LargeSegmentation, segment_large_each
 from xcit.models import Segmenter, SegmenterInfo
+from xcit.streaming import Memory
 from xcit.zoo.kinds import SEGMENTER
 
 _STRIP = 2048
@@ -60,18 +68,22 @@ class Segmentation:
     Attributes:
         source: the image's path, or its place in the input.
         image: 8-bit RGB (h, w, 3), as it was read.
-        labels: the class of each pixel.
+        labels: the class of each pixel; 255 if the file has no data there, or a mask leaves it out.
         class_names: names in the order of the labels; numbers if the names are unknown.
+        scale: number of pixels of the labels per pixel of `image` along a side; above 1 if a large image was taken at
+            its own size.
     """
 
     source: str
     image: Pixels
     labels: Labels
     class_names: tuple[str, ...]
+    scale: int = 1
 
     def areas(self) -> dict[str, float]:
-        """Returns the share of pixels by class name, for the classes that occur, the largest first."""
-        return {self.class_names[label]: share for label, share in label_shares(self.labels).items()}
+        """Returns the share of the labelled pixels by class name, for the classes that occur, the largest first."""
+        counts = np.bincount(self.labels.ravel(), minlength=IGNORED)[:IGNORED]
+        return {self.class_names[label]: share for label, share in shares_of(counts).items()}
 
     def picture(self) -> Image.Image:
         """Returns the label map as a palette image, whose values are the classes."""
@@ -79,7 +91,13 @@ class Segmentation:
 
     def overlay(self) -> Image.Image:
         """Returns the image with the classes' colours over it, and a legend of the classes that occur."""
-        return overlay_labels(self.image, self.labels, self.class_names)
+        labels = middles(self.labels, self.image.shape[:2], self.scale)
+        return overlay_labels(self.image, labels, self.class_names)
+
+    def write_polygons(self, path: Path) -> int:
+        """Writes the outlines of the classes' areas as GeoJSON in pixels, and returns their number."""
+        areas = label_areas(self.labels, self.class_names, palette(len(self.class_names)))
+        return write_geojson(path, areas, CellPlace(source=self.source, to_pixels=IDENTITY))
 
 
 class Part(NamedTuple):
@@ -96,6 +114,7 @@ def segment(
     *,
     window: SlidingWindow | None = None,
     full_size: bool = False,
+    memory: Memory = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     ignore_exif: bool = False,
@@ -107,7 +126,10 @@ def segment(
             arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
         window: go over each image by a window, and average the logits where windows overlap; none takes it whole.
-        full_size: leave images at their own size instead of scaling them as the model's preprocessing says.
+        full_size: leave images at their own size, however large, instead of scaling them as the model's preprocessing
+            says; without a window their labels are those of the whole image, which goes through in stripes.
+        memory: with `full_size` and no window: the most that it may add to the loaded model, in bytes or as "4GB"; none
+            is half of what is free. See `xcit.streaming.Budget`.
         device: where to compute; none is a GPU if there is one, else the CPU.
         dtype: of weights and computation.
         ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
@@ -118,8 +140,11 @@ def segment(
     Raises:
         XCiTError: if none of the images can be read, or the model can't be loaded or is not a segmenter.
     """
+    whole = asked_full_size(full_size, memory)
+    if window is not None and memory is not None:
+        raise XCiTError("memory only bounds passes over whole images: give it, or a window, not both")
     results = segment_each(
-        listed(images, ignore_exif=ignore_exif), model, window=window, full_size=full_size, device=device, dtype=dtype
+        listed(images, ignore_exif=ignore_exif), model, window=window, full_size=whole, device=device, dtype=dtype
     )
     return collected(results)
 
@@ -129,15 +154,19 @@ def segment_each(
     model: str | os.PathLike[str] | Segmenter,
     *,
     window: SlidingWindow | None = None,
-    full_size: bool = False,
+    full_size: FullSize | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Segmentation | Unreadable]:
     """Like `segment`, for any number of images, one at a time; unreadable images are reported in their place."""
     network, info, place = prepare_segmenter(model, device, dtype)
     spec = info.preprocessing
+    if full_size is not None and window is None:
+        for large in segment_large_each(images, network, info, full_size):
+            yield large if isinstance(large, Unreadable) else _whole(large)
+        return
     names = info.class_names or tuple(map(str, range(network.num_classes)))
-    prepare = partial(_prepare, spec=spec, full_size=full_size, least=network.config.backbone.patch_size)
+    prepare = partial(_prepare, spec=spec, full_size=full_size is not None, least=network.config.backbone.patch_size)
     for result in read_ahead(images, prepare, num_ahead=2):
         if isinstance(result, Unreadable):
             yield result
@@ -145,6 +174,17 @@ def segment_each(
         source, (image, pixels) = result
         labels = predict_labels(network, pixels, spec, size=image.shape[:2], window=window, device=place, dtype=dtype)
         yield Segmentation(source=source, image=image, labels=labels, class_names=names)
+
+
+def _whole(large: LargeSegmentation) -> Segmentation:
+    """With all labels in memory."""
+    return Segmentation(
+        source=large.source,
+        image=large.overview,
+        labels=np.array(large.labels()),
+        class_names=large.class_names,
+        scale=large.scale,
+    )
 
 
 def prepare_segmenter(

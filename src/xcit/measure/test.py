@@ -81,7 +81,7 @@ def test(
         ignore_index: for segmentation: a label whose pixels do not count, instead of the recipe's.
         ignore_exif: for segmentation and detection: label maps and boxes refer to the stored pixels, and not to the
             image as a viewer rotates it. True overrides the recipe.
-        full_size: for detection: take images at their own size, however large, in stripes.
+        full_size: for segmentation and detection: take images at their own size, however large, in stripes.
         memory: with `full_size`: the most memory to use beside the loaded model (see `xcit.streaming.Budget`).
         batch_size: for classification: images per forward pass. Segmenters and detectors take one image at a time.
         num_workers: number of processes that read images.
@@ -115,12 +115,18 @@ def test(
             SegmentationConfig | DetectionConfig,
             "has no label maps or boxes that were drawn on stored pixels",
         ),
-        (full_size or None, DetectionConfig, "trains no detector: its images are not taken at their own size"),
+        (
+            full_size or None,
+            SegmentationConfig | DetectionConfig,
+            "trains no segmenter or detector: its images are not taken at their own size",
+        ),
     ):
         if given is not None and not isinstance(recipe, kinds):
             raise XCiTError(f"{recipe.name} {reason}")
     if isinstance(recipe, SegmentationConfig | DetectionConfig):
         recipe = replace(recipe, ignore_exif=recipe.ignore_exif or ignore_exif)
+    if full_size and window is not None:
+        raise XCiTError("give a window, or full_size, not both")
     whole = asked_full_size(full_size, memory)
     place = find_device(device) if device is not None else default_device()
     with listening("test", started, report, announce) as listener:

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +18,12 @@ from xcit.data.segmentation import IGNORED, LabelledScenes, Labels, open_scenes
 from xcit.data.segmentation_transforms import SegmentationAugmentation, augmented_scene, resized_pixels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.images.read import read_image
 from xcit.images.resize_8bit import Pixels
+from xcit.inference.full_size import FullSize
+from xcit.inference.reading import Unreadable
 from xcit.inference.segment import SlidingWindow, predict_labels
+from xcit.inference.segment_full_size import segment_large_each
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, build_segmenter
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
@@ -176,6 +181,7 @@ def evaluate_segmentation(
     how: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
     window: SlidingWindow | None = None,
+    full_size: FullSize | None = None,
     layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
@@ -188,6 +194,7 @@ def evaluate_segmentation(
         spec: the preprocessing of the images.
         how: reading processes, device and precision.
         window: slides a window over an image; None takes the whole image at once.
+        full_size: take images at their own size, in stripes; None scales them as `spec` says.
         layout: which of several processes this is; each measures its share of the scenes.
         reduce: sums over the processes, so that each of them gets the results for all scenes.
         report: called with 1 after each scene.
@@ -200,19 +207,19 @@ def evaluate_segmentation(
     """
     assert isinstance(model, Segmenter)
     device = how.place(model)
-    loader = one_by_one(_MeasuredScenes(scenes, spec), len(scenes), layout, how.num_workers)
     num_classes = model.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     num_images, unreadable = 0, list[str]()
     with evaluating(model):
-        for pixels, labels, reason in loader:
-            if reason:
-                unreadable.append(reason)
+        if full_size is not None:
+            results = _counted_whole(model, scenes, layout, spec, full_size)
+        else:
+            results = _counted(model, scenes, layout, spec, how, window, device)
+        for counted in results:
+            if isinstance(counted, str):
+                unreadable.append(counted)
             else:
-                predicted = predict_labels(
-                    model, pixels, spec, size=labels.shape, window=window, device=device, dtype=how.dtype
-                )
-                confusion += count_pixels(labels, predicted, num_classes)
+                confusion += counted
                 num_images += 1
             report(1)
     confusion = reduce(confusion.to(device)).cpu()
@@ -220,6 +227,59 @@ def evaluate_segmentation(
     if num_images == 0:
         raise none_readable(len(scenes), "scenes", unreadable)
     return report_of(confusion, num_images=num_images, unreadable=unreadable, ignored=scenes.ignored)
+
+
+def _counted(
+    model: Segmenter,
+    scenes: LabelledScenes,
+    layout: Layout,
+    spec: SegmentationPreprocessing,
+    how: EvaluationConfig,
+    window: SlidingWindow | None,
+    device: torch.device,
+) -> Iterator[Tensor | str]:
+    """Yields the confusion matrix (K, K) of each scene of this process's share, or why it can't be read."""
+    for pixels, labels, reason in one_by_one(_MeasuredScenes(scenes, spec), len(scenes), layout, how.num_workers):
+        if reason:
+            yield reason
+            continue
+        predicted = predict_labels(
+            model, pixels, spec, size=labels.shape, window=window, device=device, dtype=how.dtype
+        )
+        yield count_pixels(labels, predicted, model.num_classes)
+
+
+def _counted_whole(
+    model: Segmenter,
+    scenes: LabelledScenes,
+    layout: Layout,
+    spec: SegmentationPreprocessing,
+    full_size: FullSize,
+) -> Iterator[Tensor | str]:
+    """The confusion (K, K) of each scene at its own size, or why it can't be read.
+
+    Pixels that an image's file has no data for do not count.
+    """
+    info = SegmenterInfo(name="", preprocessing=spec)
+    for index in layout.share(len(scenes)):
+        path = scenes.items[index][0]
+        try:
+            # Pictures as they are stored are decoded whole: no reader by rows turns any.
+            source = read_image(path, ignore_exif=True) if scenes.ignore_exif else path
+            labels = scenes.labels(index)
+        except XCiTError as error:
+            yield str(error)
+            continue
+        for found in segment_large_each([source], model, info, full_size):
+            if isinstance(found, Unreadable):
+                yield found.reason
+            elif found.size != labels.shape:
+                yield scenes.differing(index, labels, (found.size[1], found.size[0]))
+            else:
+                predicted = found.labels()
+                yield count_pixels(
+                    np.where(predicted == IGNORED, np.uint8(IGNORED), labels), predicted, model.num_classes
+                )
 
 
 def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, focal_gamma: float = 0.0) -> Tensor:
