@@ -191,8 +191,8 @@ def test_every_kind_of_model_is_fetched_and_measured(
 
     # The same again measures what failed alone. Of the whole validation split it says what differs from the published.
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(f"{NANO}*.json")}
-    published = {"official": 100 / 3 + 0.099, "mmpretrain": 100 / 3 + 0.2}
-    accuracies = (replace(one, top1=published[one.measured_by]) for one in find_checkpoint(NANO).accuracies)
+    figures = {"official": 100 / 3 + 0.099, "mmpretrain": 100 / 3 + 0.2}
+    accuracies = (replace(one, top1=figures[one.measured_by]) for one in find_checkpoint(NANO).accuracies)
     zoo(NANO, accuracies=tuple(accuracies))
     monkeypatch.setitem(NUM_IMAGES, "ImageNet-1k", 6)
     again = reproduce(tmp_path, *folders)

@@ -111,7 +111,9 @@ def model_options(function: Function) -> Function:
     """Adds --model and --weights."""
     for option in (
         click.option("--weights", metavar="FILE", help="A file or URL with weights for --model, in any format."),
-        click.option("--model", help="A name (see `xcit list`) or a weights file; the packaged model if left out."),
+        click.option(
+            "--model", help="A name (`xcit list`), a file, a folder or hf-hub:USER/REPO; the packaged one if left out."
+        ),
     ):
         function = option(function)
     return function
