@@ -135,7 +135,9 @@ def file_with_key(name: str, key: str | None) -> str:
 
 
 model_options = together(
-    click.option("--model", help="A name (see `xcit list`) or a weights file; by default the packaged model."),
+    click.option(
+        "--model", help="A name (`xcit list`), a file, a folder or hf-hub:USER/REPO; by default the packaged model."
+    ),
     click.option("--weights", metavar="FILE", help="A file or URL with weights for --model, in any format."),
 )
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.lines import say_rows
+from xcit.cli.lines import say, say_rows
 from xcit.cli.options import file_with_key, key_option
 
 FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet", "timm-hub")
@@ -74,13 +74,23 @@ def convert(
 
 
 @click.command()
-@click.argument("name_or_path")
+@click.argument("name_or_path", required=False)
 @key_option
-def verify(name_or_path: str, key: str | None) -> None:
-    """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count."""
+@click.option("--all", "is_all", is_flag=True, help="Check every model of the zoo, and download missing ones.")
+def verify(name_or_path: str | None, key: str | None, is_all: bool) -> int:
+    """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count.
+
+    With --all every model is downloaded to the cache and checked, with a line for each, and failures are named at the
+    end. A run that was stopped continues with the models that are missing.
+    """
+    if is_all == (name_or_path is not None):
+        raise click.UsageError("give a name or a path, or --all")
+    if is_all:
+        return _verify_all()
     from xcit.cli.progress import download_bar
     from xcit.zoo import verify as verify_file
 
+    assert name_or_path is not None
     with download_bar() as downloaded:
         verified = verify_file(file_with_key(name_or_path, key), progress=downloaded)
     rows = [
@@ -92,3 +102,34 @@ def verify(name_or_path: str, key: str | None) -> None:
         ("parameters", f"{verified.params:,}"),
     ]
     say_rows(rows)
+    return 0
+
+
+def _verify_all() -> int:
+    """Checks each record; those that can only be downloaded with a browser do not count as failures."""
+    from xcit.cli import SOME_FAILED
+    from xcit.cli.progress import download_bar
+    from xcit.errors import XCiTError, printable_line
+    from xcit.zoo import find_record, list_models
+    from xcit.zoo import verify as verify_file
+
+    names = list_models()
+    failed, by_hand = list[str](), 0
+    for name in names:
+        try:
+            with download_bar() as downloaded:
+                verified = verify_file(name, progress=downloaded)
+        except XCiTError as error:
+            if find_record(name).by_hand and not find_record(name).sources:
+                by_hand += 1
+                say(f"{name}: not checked: {printable_line(str(error))}", indent=2)
+            else:
+                failed.append(name)
+                say(f"{name}: failed: {printable_line(str(error))}", indent=2)
+        else:
+            say(f"{name}: {verified.num_tensors} tensors, {verified.params:,} parameters, {verified.digest}", indent=2)
+    good = len(names) - len(failed) - by_hand
+    line = f"{good} of {len(names)} models are right: names, shapes, digest, finite values"
+    line += f"; {by_hand} have to be downloaded with a browser" if by_hand else ""
+    click.echo(f"{line}; {len(failed)} failed: {', '.join(failed)}" if failed else line)
+    return SOME_FAILED if failed else 0

@@ -7,7 +7,8 @@ learned on: on others it would be worth nothing, and nobody would see why.
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ _PREFIX = "base_model.model."
 """What PEFT puts before each name."""
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Holds back warnings of what PEFT imports when it is first used: all that it finds installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def is_adapter(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the folder of an adapter."""
     return (Path(path) / CONFIG).is_file()
@@ -52,7 +61,8 @@ def write_adapter(model: nn.Module, folder: Path, *, config: Any, info: Any, bas
     Raises:
         XCiTError: if it can't be written.
     """
-    from peft import get_peft_model_state_dict
+    with quiet_peft():
+        from peft import get_peft_model_state_dict
 
     learned: dict[str, Tensor] = get_peft_model_state_dict(model)
     learned |= {f"head.{name}": tensor for name, tensor in model.get_submodule("head").state_dict().items()}
@@ -95,7 +105,8 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
             can't be had, or are others.
     """
     need_packages("an adapter", "peft")
-    from peft import PeftConfig, PeftModel
+    with quiet_peft():
+        from peft import PeftConfig, PeftModel
 
     path = folder / WEIGHTS
     try:
@@ -124,8 +135,7 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
     if metadata.get(_BASE_DIGEST, found := _digest_of_base(model)) != found:
         raise XCiTError(f"{folder}: learned on other weights than {base} has now: get those, or train anew")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on layers that its config does not expect
+        with quiet_peft():
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
             merged = adapted.merge_and_unload()
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:

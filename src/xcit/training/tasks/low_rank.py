@@ -11,7 +11,7 @@ from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.tasks.base import TaskWithLoader
 from xcit.training.tasks.initialization import InitializeConfig
-from xcit.zoo.adapters import write_adapter
+from xcit.zoo.adapters import quiet_peft, write_adapter
 from xcit.zoo.changes import Changes
 
 
@@ -70,7 +70,8 @@ def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
     """
     if not config.rank:
         return model
-    from peft import LoraConfig, inject_adapter_in_model
+    with quiet_peft():
+        from peft import LoraConfig, inject_adapter_in_model
 
     head = [parameter for parameter in model.head.parameters() if parameter.requires_grad]
     peft_config = LoraConfig(
@@ -80,7 +81,8 @@ def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
         target_modules=[*config.layers],
     )
     try:
-        inject_adapter_in_model(peft_config, model)
+        with quiet_peft():
+            inject_adapter_in_model(peft_config, model)
     except ValueError as error:
         named = ", ".join(config.layers)
         raise XCiTError(f"lora.layers: no linear layer has a name that ends in one of {named}") from error
