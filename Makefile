@@ -50,8 +50,9 @@ $(VENV)/docs-installed: $(VENV)/installed
 docs: $(VENV)/docs-installed
 	$(BIN)/python -m mkdocs build
 
+# Warnings of other packages name folders of this machine.
 notebooks: $(VENV)/docs-installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
+	PYTHONWARNINGS=ignore PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache site

@@ -19,7 +19,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def help_of(verb: str) -> str:
     """The text of `xcit VERB --help`, in lines that fit the page."""
-    top = click.Context(_xcit, info_name="xcit", max_content_width=96, terminal_width=96)
+    top = click.Context(_xcit, info_name="xcit", terminal_width=96, **_xcit.context_settings)
     command = _xcit.get_command(top, verb)
     if command is None:
         raise ValueError(f"no verb {verb}")
