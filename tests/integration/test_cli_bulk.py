@@ -74,7 +74,7 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
     assert xcit(*PREDICT, "--out", "parts").status == 1
     before = {path.name: path.read_bytes() for path in Path("parts").iterdir()}
     for more, message in (
-        ((), "parts: holds results already: go on with --resume, or choose another folder"),
+        ((), "parts: holds results already: continue with --resume, or choose another folder"),
         (
             ("--resume", "--topk", 3),
             "whose arguments is {'topk': 5, 'full_size': False, 'dtype': 'float32'}, not {'topk': 3,",
@@ -94,7 +94,7 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
     Path("full/mine.txt").write_text("mine")
     done = xcit(*PREDICT, "--out", "full")
     assert (done.status, done.out) == (2, "")
-    assert "full: is there already, and holds no results to go on with" in done.err
+    assert "full: exists already, and holds no results to resume" in done.err
     assert [path.name for path in Path("full").iterdir()] == ["mine.txt"]
 
 
@@ -153,7 +153,7 @@ def test_two_processes_divide_the_images(xcit, start, many) -> None:
     for command in (("predict", "many", "--csv", "a.csv"), ("features", "many", "--out", "a.npz")):
         small = start("-m", "xcit", *command, processes=2).finish()
         assert small.status == 2
-        assert "several processes write one result as Parquet parts alone" in small.err
+        assert "several processes can write one result only as Parquet parts" in small.err
         assert not Path(command[-1]).exists()
 
 

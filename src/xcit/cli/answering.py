@@ -25,7 +25,7 @@ def say_model(network: "XCiT", name: str | None, weights: str | None = None) -> 
     if record is None:
         what = f" with the weights of {weights}" if weights else ""
     elif record.packaged:
-        name, what = record.name, ", which knows garments alone"
+        name, what = record.name, ", which only knows garments"
     else:
         name, what, known = record.name, "", [record.dataset, *known]
     counts = f" ({', '.join(known)})" if known else ""

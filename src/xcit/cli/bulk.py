@@ -100,7 +100,7 @@ def check_small(bulk: BulkOptions, way: str) -> None:
     if bulk.resume:
         raise XCiTError(f"--resume is only for Parquet parts: {way}")
     if num_processes() > 1:
-        raise XCiTError(f"several processes write one result as Parquet parts alone: {way}")
+        raise XCiTError(f"several processes can write one result only as Parquet parts: {way}")
 
 
 def check_resized(full_size: bool, out: str) -> None:
@@ -110,7 +110,7 @@ def check_resized(full_size: bool, out: str) -> None:
         XCiTError: if it is.
     """
     if full_size:
-        raise XCiTError(f"{out}: --full-size has no Parquet parts: give a file, an image at a time")
+        raise XCiTError(f"{out}: --full-size writes no Parquet parts: give a file, and one image at a time")
 
 
 def own_device(name: str | None) -> str | None:
@@ -192,7 +192,7 @@ def write_bulk(
             )
         except KeyboardInterrupt:
             if is_main():
-                click.echo(f"xcit: {folder}: the parts that are done are kept; --resume goes on", err=True)
+                click.echo(f"xcit: {folder}: the finished parts are kept; --resume continues", err=True)
             raise
     if not (manifest["complete"] and worked):  # another process is the last one, and prints the summary
         return 0

@@ -59,7 +59,8 @@ def convert(source: Path, destination: Path, to: str, key: str | None, overwrite
     click.echo(f"{source} ({stored.format}) -> {destination} ({to}): {num_tensors} tensors")
     if stored.set_aside:
         click.echo(
-            f"left out, as no part of the classifier: {', '.join(stored.set_aside[:5])}, {len(stored.set_aside)} in all"
+            f"left out, because they are not part of the classifier: {', '.join(stored.set_aside[:5])}, "
+            f"{len(stored.set_aside)} in all"
         )
 
 

@@ -150,7 +150,7 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
             raise XCiTError(f"{place}: the list can't be read: {error.strerror or error}") from None
         lines = [os.fsdecode(line.rstrip(b"\r")) for line in data.split(b"\n")]
         if not any(lines):
-            raise XCiTError(f"{place}: an empty list; it has a path or URL a line")
+            raise XCiTError(f"{place}: an empty list; it must have one path or URL per line")
         yield from ((line, True) for line in lines if line)
 
 

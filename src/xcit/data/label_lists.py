@@ -127,8 +127,8 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     problems = [
         f"{path}: {len(left_out)} {what}: {', '.join(left_out[:_SHOWN])}{', ...' if len(left_out) > _SHOWN else ''}"
         for what, left_out in (
-            (f"entries left out, for there is no one image of that name in {place}", absent),
-            (f"images of {place} left out, for it does not list them", [p.name for p in found if p not in items]),
+            (f"entries left out, because there is not exactly one image of that name in {place}", absent),
+            (f"images of {place} left out, because it does not list them", [p.name for p in found if p not in items]),
         )
         if left_out
     ]
@@ -160,7 +160,7 @@ def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int
     columns = _columns(path, head) if has_head else (0, 1)
     for number, row in cells[1:] if has_head else cells:
         if len(row) <= max(columns) or (not has_head and len(row) != 2):
-            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} is no file and class")
+            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} is not a file and a class")
         name, label = row[columns[0]], row[columns[1]]
         if not name or not label:
             raise XCiTError(f"{path}, line {number}: {','.join(row)!r} has no file or no class")

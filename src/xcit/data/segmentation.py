@@ -170,8 +170,8 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
     names = parse_class_names(classes.read_text(encoding="utf-8"))
     if not 2 <= len(names) <= IGNORED:
         raise XCiTError(
-            f"{classes}: {len(names)} classes, must be 2 to {IGNORED}, a name a line; what is in no class is one too: "
-            "background"
+            f"{classes}: {len(names)} classes, must be 2 to {IGNORED}, one name per line; pixels outside of all "
+            "classes need a class too, such as background"
         )
     images, labels = _folders_of(root, split)
     items, problems = _pairs(images, labels)
@@ -242,5 +242,5 @@ def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[s
         )
     problems = []
     if place_of:
-        problems.append(f"{labels}: {len(place_of)} label maps left out, for they have no image: {min(place_of)}")
+        problems.append(f"{labels}: {len(place_of)} label maps left out, because they have no image: {min(place_of)}")
     return pairs, (*problems, *left_out(images, others))

@@ -114,7 +114,7 @@ def left_out(folder: Path, others: Counter[str]) -> list[str]:
     if not others:
         return []
     kinds = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(5))
-    return [f"{folder}: {others.total()} files left out, for they are no images by their suffix: {kinds}"]
+    return [f"{folder}: {others.total()} files left out, because they are not images by their suffix: {kinds}"]
 
 
 def is_number(name: str) -> bool:

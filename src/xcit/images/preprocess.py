@@ -114,7 +114,7 @@ class SegmentationPreprocessing:
                 f"{self.long_side}, or both 0"
             )
         if not all(std > 0 for std in self.std) or len(self.mean) != len(self.std):
-            raise XCiTError(f"SegmentationPreprocessing: std is {self.std}, must be above 0, one number a channel")
+            raise XCiTError(f"SegmentationPreprocessing: std is {self.std}, must be above 0, one number per channel")
 
     def sentence(self) -> str:
         """Returns a description in words."""

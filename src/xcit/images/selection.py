@@ -36,7 +36,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.level is not None and self.mpp is not None:
-            raise XCiTError("give a level, or micrometres a pixel (mpp), not both")
+            raise XCiTError("give a level, or micrometres per pixel (mpp), not both")
         if self.mpp is not None and not self.mpp > 0:
             raise XCiTError(f"mpp is {self.mpp}, must be above 0")
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
@@ -69,6 +69,6 @@ def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
         if factor >= 1 and abs(factor * sizes[level] / mpp - 1) <= NEAR:
             return level, factor
     raise XCiTError(
-        f"{info.name}: no level gives {mpp:g} micrometres a pixel; there are "
+        f"{info.name}: no level gives {mpp:g} micrometres per pixel; there are "
         f"{', '.join(f'{size:.4g}' for size in sizes)} and whole multiples of them"
     )

@@ -84,7 +84,7 @@ def _fetched(url: str) -> bytes:
             raise XCiTError(f"the server answered {error.code} {error.reason}") from None
     except Exception as error:  # protocols and their libraries raise errors of any type
         reason = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
-        raise XCiTError(f"cannot be had ({reason})") from None
+        raise XCiTError(f"cannot be fetched ({reason})") from None
 
 
 def _by_fsspec(url: str) -> bytes:

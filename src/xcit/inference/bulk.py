@@ -169,12 +169,12 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
     path = folder / MANIFEST
     if share.rank == 0:
         if not path.exists() and folder.exists() and (not folder.is_dir() or not all(map(_is_ours, folder.iterdir()))):
-            raise XCiTError(f"{folder}: is there already, and holds no results to go on with: choose another folder")
+            raise XCiTError(f"{folder}: exists already, and holds no results to resume: choose another folder")
         if not path.exists() or not read_manifest(folder)["parts"]:  # a run that failed at once has no results to lose
             make_folder(folder)
             _write(path, wanted)
         elif not resume:
-            raise XCiTError(f"{folder}: holds results already: go on with --resume, or choose another folder")
+            raise XCiTError(f"{folder}: holds results already: continue with --resume, or choose another folder")
     patience = time.monotonic() + _WAIT_SECONDS
     while not path.exists() or (_difference(read_manifest(folder), wanted) and not read_manifest(folder)["parts"]):
         if time.monotonic() > patience:

@@ -97,7 +97,7 @@ def test(
     if window is not None and not isinstance(recipe, SegmentationConfig):
         raise XCiTError(f"{recipe.name} trains no segmenter: no window goes over its images")
     if holdout is not None and not isinstance(recipe, ClassificationConfig):
-        raise XCiTError(f"{recipe.name} trains no classifier of one class an image: nothing is held out")
+        raise XCiTError(f"{recipe.name} trains no classifier with one class per image: nothing is held out")
     if ignore_index is not None and not isinstance(recipe, SegmentationConfig):
         raise XCiTError(f"{recipe.name} trains no segmenter: there are no labels to ignore")
     if ignore_exif:

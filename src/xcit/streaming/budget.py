@@ -79,7 +79,7 @@ def parse_size(text: str) -> int:
     except ValueError:
         number = 0.0
     if not found or number <= 0:
-        raise XCiTError(f"{text!r} is no size such as 4GB, 512MiB or 750MB")
+        raise XCiTError(f"{text!r} is not a size such as 4GB, 512MiB or 750MB")
     return int(number * _UNITS[(found[2] or "").upper()])
 
 

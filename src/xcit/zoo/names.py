@@ -55,7 +55,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     record = find_record(name)
     if record.kind is not Checkpoint.kind:
         raise XCiTError(
-            f"{record.name} is for {record.task}: it neither classifies nor gives one feature an image; its backbone "
+            f"{record.name} is for {record.task}: it neither classifies nor gives one feature per image; its backbone "
             f"is {record.architecture}"
         )
     return cast(Checkpoint, record)

@@ -43,7 +43,7 @@ def test_lists() -> None:
     assert names("@0.png") == ["@0.png"]  # a file of that name
     Path("empty.txt").write_text("\n")
     for word, message in (
-        ("@empty.txt", "empty.txt: an empty list; it has a path or URL a line"),
+        ("@empty.txt", "empty.txt: an empty list; it must have one path or URL per line"),
         ("@nowhere.txt", "nowhere.txt: the list can't be read: No such file or directory"),
         ("@.", r"\.: the list can't be read: Is a directory"),
     ):

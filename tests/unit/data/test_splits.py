@@ -96,7 +96,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     assert problems_of(open_labelled_images(str(tmp_path), "train")) == (
         f"{tmp_path}: 1 images beside its class folders left out: they have no class",
-        f"{tmp_path}: 3 files left out, for they are no images by their suffix: .heic (2), .txt (1)",
+        f"{tmp_path}: 3 files left out, because they are not images by their suffix: .heic (2), .txt (1)",
     )
 
 

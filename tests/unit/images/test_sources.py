@@ -74,8 +74,8 @@ def test_what_can_t_be_had_is_named(file: Path, site: str, monkeypatch: pytest.M
     for source, message in (
         (f"{site}/none.png", f"{site}/none.png: the server answered 404"),
         (Path(f"{site}/none.png"), f"{site}/none.png: the server answered 404"),
-        ("http://127.0.0.1:9/a.png", "http://127.0.0.1:9/a.png: cannot be had ("),
-        ("nothing://a.png", "nothing://a.png: cannot be had (Protocol not known: nothing"),
+        ("http://127.0.0.1:9/a.png", "http://127.0.0.1:9/a.png: cannot be fetched ("),
+        ("nothing://a.png", "nothing://a.png: cannot be fetched (Protocol not known: nothing"),
         ((file.parent / "none.png").as_uri(), f"{(file.parent / 'none.png').as_uri()}: No such file"),
         ("-", "standard input: the file is empty (0 bytes)"),
         (b"", "image bytes: the file is empty (0 bytes)"),

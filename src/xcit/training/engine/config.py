@@ -97,7 +97,7 @@ class ScheduleConfig:
         rising = all(0 < one < other for one, other in pairwise((*self.milestones, math.inf)))
         _need(self, "milestones", rising, "epochs above 0, in rising order")
         _need(
-            self, "milestones", bool(self.milestones) == (self.kind == "milestones"), "given for kind milestones alone"
+            self, "milestones", bool(self.milestones) == (self.kind == "milestones"), "given only for kind milestones"
         )
         _need(self, "decay", 0 < self.decay <= 1, "in (0, 1]")
 

@@ -217,7 +217,7 @@ class DetectionTask(TaskWithLoader):
 
         layout = layout or Layout(batch_size=config.run.batch_size)
         if not config.data:
-            raise XCiTError(f"{config.name} has no data of its own: set data to a folder in COCO's form")
+            raise XCiTError(f"{config.name} has no data of its own: set data to a folder in COCO's format")
         if config.backbone_weights:
             find_source(config.backbone_weights, "backbone_weights")
         train, self.watched = (

@@ -118,8 +118,8 @@ def check_holdout(data: str, holdout: float) -> None:
     """
     if Path(data).is_dir() and has_validation(data):
         raise XCiTError(
-            f"holdout is {holdout:g}, but {data} has images to validate by, which would go unused: leave holdout out, "
-            "or give the folder of the training images alone"
+            f"holdout is {holdout:g}, but {data} has validation images, which would not be used: leave holdout out, "
+            "or give only the folder of the training images"
         )
 
 
