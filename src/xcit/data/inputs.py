@@ -95,11 +95,9 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
 
             - a file, a folder or a pattern, see `find_images`;
             - `@FILE`: a file or URL with a list, which has a path, URL or other such word per line, but no patterns;
-            paths
-              are relative to the current folder;
+              paths are relative to the current folder;
             - a URL of an image, with any protocol that fsspec knows; a URL that ends in `/` means all images below it,
-            and
-              one with `*` means those that match, if the protocol can list files;
+              and one with `*` means those that match, if the protocol can list files;
             - a `.tar` file or its URL, or `wds:PATTERN` (see `list_shards`): every image in it, labelled or not;
             - a `.parquet` file or its URL, see `read_parquet`;
             - `fashion-mnist`, `cifar10`, `cifar100`, `hf:NAME` and `hf-stream:NAME`, see `open_labelled_images`.

@@ -184,7 +184,7 @@ def _columns(path: Path, head: Sequence[str]) -> tuple[int, int]:
     names = [name.casefold() for name in head]
     file = next((names.index(name) for name in _FILE_COLUMNS if name in names), None)
     label = next((names.index(name) for name in _LABEL_COLUMNS if name in names), None)
-    if len(names) == 2:  # with any names
+    if len(names) == 2:  # two columns may have any names
         return (1, 0) if file == 1 or (label == 0 and file is None) else (0, 1)
     if file is None or label is None:
         raise XCiTError(

@@ -148,7 +148,7 @@ def _channels_of(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and standard deviation with the given values in place of the spec's.
 
-    One number is for all channels.
+    A single number is used for all channels.
     """
     channels = len(spec.mean)
     found = []

@@ -1,4 +1,4 @@
-"""The interface of images of any size that are read by rows; readers of large files implement it, streaming uses it.
+"""The interface of images that are read by rows; the readers of large files implement it, and streaming uses it.
 
 A source of your own only needs the four members of `ImageRows`. `info` is for additional knowledge: the readers in this
 package have it, and `rows_info` supplies it for sources without one. `open_rows.py` chooses the reader of a file.

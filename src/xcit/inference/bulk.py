@@ -5,7 +5,8 @@ or more parts, with a fixed number of images each. A part is written completely,
 results of a killed run are valid, and a resumed run computes the parts that are missing in the manifest. The names of
 the parts sort in the order of the images, so reading the folder concatenates them correctly.
 
-A row is an image: `file`, `error` (null if it could be read), and the columns of the verb (null if it could not).
+Each image has a row: `file`, `error` (null if the image could be read), and the columns of the command (null if the
+image could not be read).
 """
 
 import json

@@ -134,7 +134,7 @@ class PyramidFeatures(nn.Module):
 def _wanted(out_indices: int | Sequence[int] | None) -> list[int]:
     """Returns the requested maps, 0 for the finest: an int means the last n, None means all.
 
-    Negatives count from the end.
+    Negative numbers count from the end.
     """
     count = len(STRIDES)
     if out_indices is None:

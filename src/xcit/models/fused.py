@@ -229,7 +229,7 @@ class FusedXCABlock(nn.Module):
     def mixing(self, sums: Sums) -> tuple[Tensor, Tensor]:
         """Returns XCA of one image as a matrix (D, D) and a row (D,), in the dtype of the weights.
 
-        See `ops.mixing_matrix`. They are computed in the precision of the sums.
+        See `ops.mixing_matrix`. Both are computed in the precision of the sums.
         """
         wide = sums.gram.dtype
         weight, bias = self.qkv.weight.to(wide), None if self.qkv.bias is None else self.qkv.bias.to(wide)

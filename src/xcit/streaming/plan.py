@@ -152,8 +152,8 @@ class Costs:
         pixel_rows = min(pixel_rows, read_rows)
         stripe = (rows + ROWS_HELD) * width * self._dim
         block = MAPS_AT_ONCE * stripe + min(self._at_once, rows * width) * (self._config.hidden_dim + 3 * self._dim)
-        # Pixels as float32 and as the convolution's input; the convolution's output, twice with GELU and the next
-        # input.
+        # The stem needs the pixels as float32 and as the convolution's input, and three maps of the size of the first
+        # convolution's output: the output, the result of GELU, and the input of the next convolution.
         row = image.width * self._config.in_channels
         embed = (pixel_rows + 2) * (3 * row + 3 * image.width * self._first_channels // self._first_stride**2)
         computing = self._number * (max(block, embed) if self.device.type == "cpu" else 0)

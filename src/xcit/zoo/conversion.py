@@ -52,7 +52,7 @@ def convert(
         destination: the new file. Its suffix decides the file type: .safetensors, or torch's own .pth, .pt or .bin,
             which can't hold the metadata of a safetensors file.
         to: format of the new file, one of `targets()`.
-        key: which set of weights to take from a file with several, see `read_checkpoint`.
+        key: which weights to take if the file has several sets, see `read_checkpoint`.
         overwrite: replace the destination if it exists.
 
     Returns:

@@ -159,7 +159,7 @@ def load_classifier(stored: StoredWeights, changes: Changes = UNCHANGED) -> XCiT
 
 
 def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:
-    """Builds the model of a file that was read, of any kind, with the requested changes.
+    """Builds a model of any kind from a file that was read, with the requested changes.
 
     Raises:
         XCiTError: if its model is unknown.
@@ -242,7 +242,7 @@ def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None =
     Args:
         model: its weights are replaced.
         path: the file.
-        key: which set of weights to take from a file with several, see `get_model`.
+        key: which weights to take if the file has several sets, see `get_model`.
 
     Raises:
         XCiTError: if the file can't be read or does not fit.

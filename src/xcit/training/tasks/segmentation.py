@@ -239,8 +239,8 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     """Cross-entropy or focal loss of logits (B, K, H, W) for labels (B, H, W), averaged over all pixels.
 
     loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), with c a pixel's class and p its probability.
-    Unlabelled pixels add nothing to the sum, but B H W includes them; it does not include the weights. The published
-    models were trained like this.
+    Unlabelled pixels add nothing to the sum, but B H W counts them. The average is not divided by the weights. The
+    published models were trained like this.
     """
     logits, labels = logits.float(), labels.long()
     if not focal_gamma:
