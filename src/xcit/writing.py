@@ -114,7 +114,7 @@ def is_stream(path: Path) -> bool:
 
 
 def _followed(path: Path) -> Path:
-    """Returns the end of a chain of links, whether it exists or not; a link in `/proc` stays, as it is not a path."""
+    """Returns the end of a chain of links, whether it exists or not; links in `/proc` stay, as they lead to no path."""
     for _ in range(_MAX_LINKS):
         if not path.is_symlink() or path.parent.resolve().is_relative_to("/proc"):
             return path

@@ -148,7 +148,7 @@ class FusedEmbedding(nn.Module):
         Args:
             stripes: (B, in_channels, r, width) each.
             height: rows of pixels of all of them.
-            width: pixels a row.
+            width: pixels per row.
         """
         y, x = self.position.code(*self.grid(height, width))
         stem = SlidingStem(self.convs)

@@ -92,6 +92,10 @@ def convert(
 
 
 def _metadata(stored: StoredWeights, *, is_whole: bool) -> dict[str, str]:
-    """Returns the file's metadata; for a published file what is known about it, as the new name may not tell it."""
+    """Returns the file's metadata.
+
+    For a published file without our metadata, what is known about it is added, because nobody could tell it from the
+    new file's name.
+    """
     record = known_record(stored) if is_whole and METADATA_KEY not in stored.metadata else None
     return stored.metadata if record is None else stored.metadata | model_metadata(record.model, record.info())

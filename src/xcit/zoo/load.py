@@ -181,7 +181,7 @@ def _checked(path: Path, record: Record) -> StoredWeights:
 def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights:
     """Returns the weights in a file or at a URL, which is downloaded once; a file without weights is not cached.
 
-    After a "#" follows the key of the weights in the file.
+    The key of the weights in the file may follow after a "#".
 
     Raises:
         XCiTError: if it can't be downloaded or read.

@@ -199,10 +199,12 @@ def load_stored_as(
 
 
 def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
-    """Checks that the weights' stem is not known to have other strides than the model, unless its config states them.
+    """Checks that a model of this config has the strides with which the weights were trained, if these are known.
+
+    A config that sets `stem_strides` is accepted, whatever they are.
 
     Raises:
-        XCiTError: if it is.
+        XCiTError: if the strides differ.
     """
     known = origin_of(stored)
     if known is None:

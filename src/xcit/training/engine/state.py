@@ -150,7 +150,7 @@ def build_state(
     num_steps: int,
 ) -> TrainState:
     """Returns the state at the start of a run, on the processes' devices."""
-    from xcit.training.engine.schedule import build_schedule  # here: it needs timm, reading a recipe does not
+    from xcit.training.engine.schedule import build_schedule  # imported here, because it needs timm
 
     model = processes.prepare_model(model)
     plain = copy.deepcopy(model) if processes.is_sharded else None

@@ -95,7 +95,7 @@ class DetectionReport:
 
 
 class _MeasuredImages(Dataset[tuple[int, Tensor | None, str]]):
-    """Items (index of the image, pixels uint8 (C, h, w), ""); if it can't be read (index, None, reason)."""
+    """Items are (index, pixels uint8 (C, h, w), ""), or (index, None, reason) if the image can't be read."""
 
     def __init__(self, images: CocoImages, num_channels: int) -> None:
         self.images, self.num_channels = images, num_channels

@@ -152,7 +152,7 @@ def report_of(
 
 
 class _MeasuredScenes(Dataset[tuple[Pixels | None, Labels | None, str]]):
-    """Items (input pixels of the model, labels at the scene's own size, ""); if unreadable (None, None, reason)."""
+    """Items are (the model's input, labels at the scene's own size, ""), or (None, None, reason) if unreadable."""
 
     def __init__(self, scenes: LabelledScenes, spec: SegmentationPreprocessing) -> None:
         self.scenes, self.spec = scenes, spec
