@@ -92,7 +92,7 @@ def wait_until(condition: Any, process: subprocess.Popen[bytes], run: Path) -> N
     """Waits for a condition, which is checked every millisecond.
 
     Raises:
-        SystemExit: if the run ends before that, or it takes too long.
+        SystemExit: if the run ends before the condition is true, or the wait takes too long.
     """
     ends = time.monotonic() + LIMIT
     while not condition():

@@ -93,7 +93,7 @@ def make_folder(folder: Path) -> None:
     """Creates a folder and its parents.
 
     Raises:
-        XCiTError: if it can't be created.
+        XCiTError: if a folder can't be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

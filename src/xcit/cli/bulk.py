@@ -92,10 +92,10 @@ def num_processes() -> int:
 
 
 def check_small(bulk: BulkOptions, way: str) -> None:
-    """Checks that no option is given that needs Parquet parts; `way` says how to get them.
+    """Refuses the options that need Parquet parts; `way` tells the user how to get Parquet parts.
 
     Raises:
-        XCiTError: if there is one.
+        XCiTError: if such an option is given.
     """
     if bulk.resume:
         raise XCiTError(f"--resume is only for Parquet parts: {way}")

@@ -105,7 +105,7 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         unit_size: number of images per unit, for images that can be read in any order.
 
     Raises:
-        XCiTError: if one of them can't be found.
+        XCiTError: if one of the inputs can't be found.
     """
     units: list[Unit] = []
     files: dict[str, Input] = {}  # by what identifies them; files that are not in a unit yet

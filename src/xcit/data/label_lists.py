@@ -76,7 +76,7 @@ def known_classes(root: Path, place: Path) -> tuple[str, ...]:
     """Returns the classes in one of `CLASS_FILES`; none if there is no such file.
 
     Raises:
-        XCiTError: if a class is there twice.
+        XCiTError: if a class occurs twice.
     """
     path = next((path for folder in (place, root) for name in CLASS_FILES if (path := folder / name).is_file()), None)
     if path is None:
@@ -89,7 +89,10 @@ def known_classes(root: Path, place: Path) -> tuple[str, ...]:
 
 
 def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
-    """Reads a list with two columns, or with columns of which one is named for the file and one for the class.
+    """Reads a list of files and their classes.
+
+    A list with two columns may name them as it likes. In a list with more columns, the names must tell which column is
+    the file and which is the class.
 
     File names may lack their suffixes or folders, if they are unambiguous. Classes are names or numbers. If `classes`
     is not empty, numbers refer to its entries, counted from 0.

@@ -78,7 +78,7 @@ class LabelledScenes:
         """Returns a scene and a label, which `TrainLoader` expects and which has no meaning.
 
         Raises:
-            XCiTError: if one of the two files can't be read, or they do not fit; the message names the file.
+            XCiTError: if one of the two files can't be read, or their sizes differ; the message names the file.
         """
         image_path, label_path = self.items[index]
         image, values = read_image(image_path, ignore_exif=self.ignore_exif), read_labels(label_path)
@@ -186,7 +186,7 @@ def _folders_of(root: Path, split: Split) -> tuple[Path, Path]:
     """Returns the folders of a split's images and label maps: images/train and labels/train, or train/images and so on.
 
     Raises:
-        XCiTError: if there are no such folders.
+        XCiTError: if the folders do not exist.
     """
     for name in SPLIT_NAMES[split]:
         for images in (root / "images" / name, root / name / "images"):

@@ -164,7 +164,9 @@ def draw_channel_attention(covariance: Cells, path: Path, *, title: str) -> None
 
 
 def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
-    """Draws the learned temperature of every head over the blocks, as points: heads of different blocks are unrelated.
+    """Draws the learned temperature of every head over the blocks.
+
+    It draws points and no lines, because the heads of different blocks are unrelated.
 
     Args:
         temperatures: (L, M).

@@ -25,7 +25,7 @@ class GeoRows:
     channel only if it is in `bands`, and then it is not a mask.
 
     Raises:
-        XCiTError: if it can't be read, its type of pixels is unknown, or rasterio is not installed.
+        XCiTError: if the file can't be read, its type of pixels is unknown, or rasterio is not installed.
     """
 
     read_mask: ReadMask | None

@@ -44,7 +44,7 @@ class ImageRows(Protocol):
         Integers are divided by the largest value of their type (255 for uint8); floats are used as they are.
 
         Raises:
-            XCiTError: "<name>: <reason>" if they can't be read; if a file is truncated, the message names the row.
+            XCiTError: "<name>: <reason>" if the rows can't be read; if a file is truncated, the message names the row.
         """
 
 

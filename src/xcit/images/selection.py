@@ -54,10 +54,12 @@ ALL = Selection()
 
 
 def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
-    """Returns the coarsest level for this number of micrometres per pixel, and how many of its pixels make one.
+    """Returns the level and the factor by which it is reduced, for pixels of `mpp` micrometres.
+
+    It is the coarsest level whose pixel size, times a whole number (the factor), is `mpp`.
 
     Raises:
-        XCiTError: if the file has no pixel size, or no level is finer by a whole number.
+        XCiTError: if the file has no pixel size, or no level has such a pixel size.
     """
     finest = info.metadata.get("mpp")
     if finest is None:

@@ -36,7 +36,7 @@ def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
     """Returns the bytes of an image at a URL or from standard input; None for a path.
 
     Raises:
-        XCiTError: with the reason if they can't be read.
+        XCiTError: with the reason, if the bytes can't be read.
     """
     if os.fspath(source) == STANDARD_INPUT:
         return bytes_of(sys.stdin.buffer)
@@ -56,7 +56,7 @@ def bytes_of(file: IO[Any]) -> bytes:
     """Returns the rest of an open file.
 
     Raises:
-        XCiTError: with the reason if it is not bytes, too long, or empty.
+        XCiTError: with the reason, if the value is not bytes, is too long, or is empty.
     """
     try:
         data = file.read(_MOST_BYTES + 1)

@@ -137,7 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads the manifest of a folder.
 
     Raises:
-        XCiTError: if there is none, or it has another format.
+        XCiTError: if there is no manifest, or it has another format.
     """
     path = folder / MANIFEST
     try:

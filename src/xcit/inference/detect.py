@@ -141,7 +141,7 @@ def prepare_detector(
     `what` is the name of a model that was passed in, for error messages.
 
     Raises:
-        XCiTError: if it can't be loaded, is not a detector, or the package that encodes masks is not installed.
+        XCiTError: if the model can't be loaded or is not a detector, or the package that encodes masks is missing.
     """
     need_packages("finding objects", "faster_coco_eval")
     network, place = prepare_of_kind(DETECTOR, model, device, what=what)

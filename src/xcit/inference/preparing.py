@@ -32,7 +32,7 @@ def prepare_of_kind(
         what: the name of a model that was passed in, for error messages.
 
     Raises:
-        XCiTError: if it can't be loaded, or is of another kind.
+        XCiTError: if the model can't be loaded, or is of another kind.
     """
     built: Any = model
     if not isinstance(model, nn.Module):

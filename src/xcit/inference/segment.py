@@ -159,7 +159,7 @@ def prepare_segmenter(
     `what` is the name of a model that was passed in, for error messages.
 
     Raises:
-        XCiTError: if it can't be loaded, is not a segmenter, or its preprocessing is unknown.
+        XCiTError: if the model can't be loaded or is not a segmenter, or its preprocessing is unknown.
     """
     network, place = prepare_of_kind(SEGMENTER, model, device, what=what)
     if network.info is None:

@@ -56,7 +56,7 @@ def as_budget(memory: Memory) -> Budget:
     """Converts a value of type `Memory` to a budget.
 
     Raises:
-        XCiTError: if it is text that is not a size, or it is not above 0.
+        XCiTError: if a text is not a size, or the size is not above 0.
     """
     if isinstance(memory, Budget):
         return memory

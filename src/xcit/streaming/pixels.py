@@ -19,7 +19,7 @@ def check_channels(source: ImageRows, spec: Preprocessing) -> None:
     """Checks that an image's channels can be converted to those of the model.
 
     Raises:
-        XCiTError: if they can't; the message names both.
+        XCiTError: if the channels can't be converted; the message names both numbers.
     """
     ours, theirs = len(spec.mean), source.channels
     if len(spec.std) != ours:

@@ -90,7 +90,7 @@ def origin_of(stored: StoredWeights) -> Statement | None:
     """Returns what a file states, or what is known of the published file; None if its origin is unknown.
 
     Raises:
-        XCiTError: if its metadata can't be read.
+        XCiTError: if the file's metadata can't be read.
     """
     stated = read_metadata(stored)
     if stated is None and (record := known_record(stored)) is not None:
@@ -162,7 +162,7 @@ def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:
     """Builds a model of any kind from a file that was read, with the requested changes.
 
     Raises:
-        XCiTError: if its model is unknown.
+        XCiTError: if the model of the file is unknown.
     """
     stated = describe(stored, has_strides=changes.stem_strides is not None)
     _check_kind(stated.kind, stored)
@@ -221,7 +221,7 @@ def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
     """Checks that weights belong to this kind of model.
 
     Raises:
-        XCiTError: if they do not.
+        XCiTError: if the weights belong to another kind of model.
     """
     if kind is CLASSIFIER:
         if stored.dense:
@@ -277,7 +277,7 @@ def check_claims(config: Any, num_tensors: int, what: str) -> None:
     """Checks that a config does not have more layers than there are tensors, before time is spent on building them.
 
     Raises:
-        XCiTError: if it has.
+        XCiTError: if the config has more layers.
     """
     backbone = kind_of_config(config).backbone(config)
     claims = {"depth": backbone.depth, "cls_depth": backbone.cls_depth, "patch_size": len(backbone.strides)}

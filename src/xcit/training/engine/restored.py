@@ -30,7 +30,7 @@ def check_counts(state: Mapping[str, Any], source: str) -> None:
     """Checks the position of the run, and that all other entries exist.
 
     Raises:
-        XCiTError: if something is wrong or missing.
+        XCiTError: if an entry is wrong or missing.
     """
 
     def check(condition: bool, what: str) -> None:
@@ -59,7 +59,7 @@ def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> Non
     """Checks the names, shapes and types of a model's tensors.
 
     Raises:
-        XCiTError: if one differs from the model's own.
+        XCiTError: if a tensor differs in one of these from the model's own.
     """
     if not isinstance(theirs, dict):
         raise XCiTError(f"{source}: damaged: its weights are not a dictionary")
@@ -80,7 +80,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: st
     """Checks the state of an optimiser, for each parameter group and each parameter.
 
     Raises:
-        XCiTError: if it does not match this optimiser.
+        XCiTError: if the state does not match this optimiser.
     """
 
     def check(condition: bool, what: str) -> None:

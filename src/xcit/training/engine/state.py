@@ -97,8 +97,8 @@ class TrainState:
         """Loads what `dump` returned, whatever the number of processes it was saved by.
 
         Raises:
-            XCiTError: if it is damaged, belongs to another model or optimiser, or is from the middle of an epoch with
-                other batches. Nothing is loaded then.
+            XCiTError: if the state is damaged, belongs to another model or optimiser, or is from the middle of an epoch
+                with other batches. Nothing is loaded then.
         """
         check_counts(state, source)
         position = Position(**state["position"])

@@ -114,7 +114,7 @@ def check_holdout(data: str, holdout: float) -> None:
     """Checks that images are not held out of a folder that has validation images.
 
     Raises:
-        XCiTError: if they are.
+        XCiTError: if images are held out although there are validation images.
     """
     if Path(data).is_dir() and has_validation(data):
         raise XCiTError(
@@ -132,7 +132,7 @@ def held_out(images: LabelledImages, holdout: float) -> tuple[ImageSubset, Image
             separately, and at least one image of each class that has two or more.
 
     Raises:
-        XCiTError: if there are fewer images than that.
+        XCiTError: if there are fewer images than are to be held out.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
     if 0 < holdout < 1 and isinstance(images, ImageFiles):
