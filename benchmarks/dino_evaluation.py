@@ -5,10 +5,10 @@
 
 One run measures everything and prints a Markdown table: k-NN on the validation images for each k, and a linear probe.
 The weights of the untrained model are drawn with the seed, and its batch norms have seen no data. Raw pixels are
-grey or RGB in 0..1, at the model's size. k and the probe's learning rate are the best ones on the same images for all
-alike, so the best figures are a little too good. The probe trains without augmentation; --augmented uses the published
-protocol, which computes the training features again in each epoch. --before adds earlier checkpoints of the run
-(`--run.keep_checkpoints`), measured by k-NN.
+grey or RGB in 0..1, at the model's size. In each row, k and the probe's learning rate are the best ones on the
+validation images, so the best figures are a little too good. The probe trains without augmentation; --augmented uses
+the published protocol, which computes the training features again in each epoch. --before adds earlier checkpoints of
+the run (`--run.keep_checkpoints`), measured by k-NN.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Tests kill -9 at random moments, with a resume each time: is the result bit for bit that of an undisturbed run?
+"""Kills a run at random moments, resumes it, and tests that the result equals an undisturbed run's bit for bit.
 
     python benchmarks/kill_and_resume.py [--task dino] [--kills 10] [--processes 1] [--seed 0] [--keep FOLDER]
 
 A run of some hundred steps has augmentation, stochastic depth and two processes that read data (for classification also
 Mixup, CutMix and averaged weights; for DINO also teacher and centre). It is started by `xcit train`, with --processes 2
-by torchrun: once to its end, and once with all its processes killed again and again. Each kill is at a random moment of
-its share of the run; every second one waits for the next save and interrupts it. The exit status is 1 if anything
-differs.
+by torchrun: once to its end, and once with all its processes killed again and again (kill -9). The run is divided into
+as many equal parts as there are kills, and each kill comes at a random moment of its part; every second kill waits for
+the next save and interrupts it. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def wait_until(condition: Any, process: subprocess.Popen[bytes], run: Path) -> N
     """Waits for a condition, which is checked every millisecond.
 
     Raises:
-        SystemExit: if the run ends before that, or it takes too long.
+        SystemExit: if the run ends before the condition is true, or the wait takes too long.
     """
     ends = time.monotonic() + LIMIT
     while not condition():

@@ -34,7 +34,7 @@ def main() -> None:
     if unknown := set(names) - set(SHARES):
         parser.error(f"no part is called {unknown.pop()}; there are: {', '.join(SHARES)}")
     if arguments.device == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, as torch and timm may do
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this when torch, timm or a kernel first imports it
     if missing := [package for package in ("triton", "timm") if find_spec(package) is None]:
         raise SystemExit(f"benchmarks/on_gpu.py needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     import torch

@@ -47,8 +47,10 @@ LIMIT = 1e-5
 """Limit of a tensor's difference relative to the tensor, both in 2-norm."""
 
 WITHOUT_EFFECT = "attn.k.bias"
+"""End of the names of parameters that are never compared."""
+
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Ends of the names of tensors that are not compared: never, or not with separate batch norms."""
+"""Ends of the names of running statistics, which are compared only if batch norms are synchronised."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _dino(data: Path, epochs: int, run: dict[str, Any], draws_by_part: bool) -> 
     return DINOConfig(
         name="dino-squares",
         model=XCiTConfig(
-            patch_size=4,  # with one token, queries and keys are signs, and their gradients rounding errors
+            patch_size=4,  # with one token, normalised queries and keys are 1 or -1, with gradients of rounding errors
             embed_dim=16,
             depth=2,
             num_heads=2,

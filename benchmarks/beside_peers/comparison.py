@@ -235,7 +235,7 @@ def _checked_difference(name: str, outputs: Sequence[Tensor], reference: Sequenc
     """Returns the difference of a contender's outputs from the reference's.
 
     Raises:
-        XCiTError: if rounding can't explain it.
+        XCiTError: if the difference is too large for rounding.
     """
     pairs = zip(outputs, reference, strict=True)
     difference = max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)

@@ -17,9 +17,10 @@ from xcit.weights.formats import from_native
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
 INFERENCE_CONTENDERS = ("xcit", "xcit-plain", "xcit-compile", "timm", "timm-compile", "onnxruntime")
-"""Our fused model, the one for training, and the fused one compiled.
+"""The contenders of inference.
 
-Timm's, compiled, and its export in ONNX Runtime.
+Three are ours: the fused model, the model for training, and the fused model compiled. Three are timm's: its model, the
+same compiled, and the same exported to ONNX Runtime.
 """
 
 TRAINING_CONTENDERS = ("xcit-plain", "xcit-compile", "timm", "timm-compile")

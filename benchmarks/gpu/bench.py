@@ -109,7 +109,7 @@ class Bench:
         return torch.compile(function, dynamic=False, backend="eager" if self.tiny else "inductor")
 
     def out_of_time(self, deadline: float) -> bool:
-        """Whether the time is over; then it prints that."""
+        """Returns whether the time is over, and prints a line if it is."""
         if time.monotonic() <= deadline:
             return False
         self.report.say("    the rest is left out for time")

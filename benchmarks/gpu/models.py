@@ -49,7 +49,7 @@ def train(bench: Bench, deadline: float) -> None:
         with bench.report.attempt(f"timm's step in batches of {batch}"):
             _build(bench, "timm", case)()
             fits = True
-        if fits:  # otherwise all take smaller batches
+        if fits:  # otherwise the next, smaller batch is tried for all models
             with bench.report.attempt(f"train {case.architecture}"):
                 _time(bench, case, ("timm", "kernels") if bench.tiny else TRAINING, deadline)
             return

@@ -65,7 +65,7 @@ __all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> object:
-    if name == "explain":  # a public module, not a name in one
+    if name == "explain":  # `xcit.explain` is a module itself
         return import_module("xcit.explain")
     if name not in _HOME:
         raise AttributeError(f"module 'xcit' has no attribute {name!r}")

@@ -98,7 +98,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except _NOT_YAML as error:
         raise XCiTError(f"{path}: not a YAML config: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise XCiTError(f"{path}: not a YAML config: its top is no mapping of field names to values")
+        raise XCiTError(f"{path}: not a YAML config: its top level is not a mapping of field names to values")
     return values
 
 
@@ -112,7 +112,7 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str = "")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise XCiTError(f"{where}{name} is no field{nearest_field(str(name), fields)}")
+            raise XCiTError(f"{where}{name} is not a field{nearest_field(str(name), fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:

@@ -46,7 +46,7 @@ def need_packages(what: str, *packages: str) -> None:
     """Checks that packages of `EXTRAS` are installed, without importing them.
 
     Raises:
-        XCiTError: if one is not installed.
+        XCiTError: if one of the packages is not installed.
     """
     for package in packages:
         if find_spec(package) is None:

@@ -72,7 +72,7 @@ def find_device(name: "str | torch.device") -> "torch.device":
     """Returns a device of this machine.
 
     Raises:
-        XCiTError: if there is no such device, or it can't compute.
+        XCiTError: if the device does not exist, or can't compute.
     """
     import torch
 

@@ -18,8 +18,8 @@ def seed_all(*seeds: int) -> None:
     seed = mix_seeds(*seeds)
     random.seed(seed)
     np.random.seed(seed)  # timm's augmentations draw from the global generator
-    # `torch.manual_seed` is not used: before CUDA is initialised it stores a formatted stack at each call, which takes
-    # a millisecond and some memory per image.
+    # `torch.manual_seed` is not used: before CUDA is initialised, it stores a formatted stack trace at each call, which
+    # takes a millisecond and some memory per image.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)

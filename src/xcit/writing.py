@@ -103,7 +103,7 @@ def make_folder(folder: Path) -> None:
     """Creates a folder and its parents.
 
     Raises:
-        XCiTError: if it can't be created.
+        XCiTError: if a folder can't be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def is_stream(path: Path) -> bool:
 
 
 def _followed(path: Path) -> Path:
-    """Returns the end of a chain of links, whether it exists or not; a link in `/proc` stays, as it is not a path."""
+    """Returns the end of a chain of links, whether it exists or not; links in `/proc` stay, as they lead to no path."""
     for _ in range(_MAX_LINKS):
         if not path.is_symlink() or path.parent.resolve().is_relative_to("/proc"):
             return path

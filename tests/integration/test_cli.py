@@ -110,7 +110,7 @@ def test_info_as_json(xcit):
 
 # predict
 
-GARMENTS = "xcit: model xcit-pico-fashion-mnist, which knows garments alone (10 classes)\n"
+GARMENTS = "xcit: model xcit-pico-fashion-mnist, which only knows garments (10 classes)\n"
 
 
 def test_predict_says_which_model_answered(xcit, tmp_path):

@@ -16,7 +16,7 @@ from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.zoo import save_model
 
 BAG = packaged_images()[1]
-GARMENTS = "xcit: model xcit-pico-fashion-mnist, which knows garments alone (10 classes)\n"
+GARMENTS = "xcit: model xcit-pico-fashion-mnist, which only knows garments (10 classes)\n"
 
 
 def files_in(folder: Path) -> list[str]:

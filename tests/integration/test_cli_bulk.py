@@ -50,7 +50,7 @@ def attentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-GARMENTS = "xcit: model xcit-pico-fashion-mnist, which knows garments alone (10 classes)\n"
+GARMENTS = "xcit: model xcit-pico-fashion-mnist, which only knows garments (10 classes)\n"
 PREDICT = ("predict", "many", "--batch-size", 4, "--part-size", 8, "--device", "cpu")
 
 
@@ -90,7 +90,7 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
     assert xcit(*PREDICT, "--out", "parts").status == 1
     before = {path.name: path.read_bytes() for path in Path("parts").iterdir()}
     for more, message in (
-        ((), "parts: holds results already: go on with --resume, or choose another folder"),
+        ((), "parts: holds results already: continue with --resume, or choose another folder"),
         (
             ("--resume", "--topk", 3),
             "whose arguments is {'topk': 5, 'dtype': 'float32'}, not {'topk': 3, 'dtype': 'float32'}",
@@ -110,7 +110,7 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
     Path("full/mine.txt").write_text("mine")
     done = xcit(*PREDICT, "--out", "full")
     assert (done.status, done.out) == (2, "")
-    assert "full: is there already, and holds no results to go on with" in done.err
+    assert "full: exists already, and holds no results to resume" in done.err
     assert [path.name for path in Path("full").iterdir()] == ["mine.txt"]
 
 
@@ -169,7 +169,7 @@ def test_two_processes_divide_the_images(xcit, start, many) -> None:
     for command in (("predict", "many", "--csv", "a.csv"), ("features", "many", "--out", "a.npz")):
         small = start("-m", "xcit", *command, processes=2).finish()
         assert small.status == 2
-        assert "several processes write one result as Parquet parts alone" in small.err
+        assert "several processes can write one result only as Parquet parts" in small.err
         assert not Path(command[-1]).exists()
 
 
@@ -270,7 +270,7 @@ def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> No
         done = xcit("predict", *inputs, "--out", f"parts{number}", "--part-size", 2)
         *left_out, told = done.err.splitlines(keepends=True)
         assert (done.status, told) == (0, GARMENTS), inputs
-        beside = ["xcit: left out: 3 files that are no images by their suffix: "] * (inputs == ("memory://bulk/",))
+        beside = ["xcit: left out: 3 files that are not images by their suffix: "] * (inputs == ("memory://bulk/",))
         assert [line[:60] for line in left_out] == [line[:60] for line in beside], inputs
         found = rows(f"parts{number}")
         assert [row["classes"][0]["name"] for row in found] == [classes[0]["name"] for classes in want], inputs

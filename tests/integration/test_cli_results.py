@@ -14,7 +14,7 @@ from PIL import Image
 from xcit.models import Segmenter, SegmenterInfo
 from xcit.zoo import save_model
 
-MODEL = "xcit: model xcit-pico-fashion-mnist, which knows garments alone (10 classes)\n"
+MODEL = "xcit: model xcit-pico-fashion-mnist, which only knows garments (10 classes)\n"
 
 
 @pytest.fixture(autouse=True)

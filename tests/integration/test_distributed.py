@@ -108,7 +108,7 @@ def test_sigterm_to_a_run_and_all_its_processes_saves_and_the_run_goes_on_bit_fo
     finally:
         process.kill()
     assert process.returncode == 75
-    assert complained.startswith("xcit: stopped by SIGTERM, saved in run/last.pt; go on with: ")
+    assert complained.startswith("xcit: stopped by SIGTERM, saved in run/last.pt; resume with: ")
 
     assert xcit("train", "run/config.yaml", "--resume", "--device", "cpu").status == 0
     whole, cut = (read_checkpoint(run / "model.safetensors").state for run in (trained[0], Path("run")))

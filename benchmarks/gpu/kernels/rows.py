@@ -148,8 +148,8 @@ def convolve(row, above, here, taps, bias, num: tl.constexpr):
 def normal_tail(x):
     """Returns the probability that a normal variable exceeds |x|, and exp(-x^2 / 2).
 
-    The formula is Abramowitz and Stegun, 7.1.26. It is exact within 8e-8, so GELU from it is as exact as from a float32
-    erf (tested), with half the instructions.
+    The formula is number 7.1.26 of Abramowitz and Stegun. Its error is at most 8e-8, so GELU from it is as exact as
+    from a float32 erf (tested), with half the instructions.
     """
     distance = tl.abs(x)
     t = 1.0 / (1.0 + distance * (0.3275911 * SQRT_HALF))

@@ -8,7 +8,7 @@ CHANNELS = 64
 """Number of channels of a program: it divides the width of every published model."""
 
 NUM_WARPS = 2
-"""With this, each thread has one channel of each column."""
+"""Number of warps of a program: two have a thread for each of the 64 channels."""
 
 ENOUGH_PROGRAMS = 2048
 """Programs that fill a large GPU.
@@ -17,7 +17,7 @@ With fewer, an image's rows are divided too; with more, sums are over several im
 """
 
 COLUMNS, BACKWARD_COLUMNS = 8, 7
-"""The most columns of a strip that fit the registers; the backward pass holds rows of more images."""
+"""The most columns of a strip that fit in the registers; the backward pass keeps rows of more maps in them."""
 
 
 class Tiles(NamedTuple):
@@ -51,5 +51,8 @@ def divide(batch: int, height: int, width: int, dim: int, *, most_columns: int, 
 
 
 def columns_at_once(width: int, most: int) -> int:
-    """Returns the columns of a strip, at most `most`; strips have equal widths if one above half of `most` divides."""
+    """Returns the number of columns of a strip, at most `most`.
+
+    All strips have the same width if the image's width is divisible by a number between half of `most` and `most`.
+    """
     return next((num for num in range(most, most // 2, -1) if width % num == 0), min(width, most))

@@ -34,7 +34,7 @@ _VERBS = {
     "make-data": ("make_data", "make_data", "Compose a data set to try things on."),
     "bench": ("bench", "bench", "Measure a model's speed and memory on this machine."),
     "complexity": ("bench", "complexity", "Show how a model's cost grows with the image."),
-    "max-size": ("max_size", "max_size", "Show how large an image goes through a model in some memory."),
+    "max-size": ("max_size", "max_size", "Show the largest image that a model can process in some memory."),
     "fetch": ("weights", "fetch", "Download weights, for machines that will be offline."),
     "export": ("export", "export", "Write a model as a file that other runtimes run."),
     "convert": ("weights", "convert", "Rewrite a checkpoint in another format."),

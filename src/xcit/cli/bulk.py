@@ -81,15 +81,15 @@ def num_processes() -> int:
 
 
 def check_small(bulk: BulkOptions, way: str) -> None:
-    """Checks that no option is given that needs Parquet parts; `way` says how to get them.
+    """Refuses the options that need Parquet parts; `way` tells the user how to get Parquet parts.
 
     Raises:
-        XCiTError: if there is one.
+        XCiTError: if such an option is given.
     """
     if bulk.resume:
         raise XCiTError(f"--resume is only for Parquet parts: {way}")
     if num_processes() > 1:
-        raise XCiTError(f"several processes write one result as Parquet parts alone: {way}")
+        raise XCiTError(f"several processes can write one result only as Parquet parts: {way}")
 
 
 def check_resized(full_size: bool, out: str) -> None:
@@ -99,7 +99,7 @@ def check_resized(full_size: bool, out: str) -> None:
         XCiTError: if it is.
     """
     if full_size:
-        raise XCiTError(f"{out}: --full-size has no Parquet parts: give a file, an image at a time")
+        raise XCiTError(f"{out}: --full-size writes no Parquet parts: give a file, and one image at a time")
 
 
 def own_device(name: str | None) -> str | None:
@@ -183,7 +183,7 @@ def write_bulk(
             )
         except KeyboardInterrupt:
             if is_main():
-                click.echo(f"xcit: {folder}: the parts that are done are kept; --resume goes on", err=True)
+                click.echo(f"xcit: {folder}: the finished parts are kept; --resume continues", err=True)
             raise
     if not (manifest["complete"] and worked):  # another process is the last one, and prints the summary
         return 0

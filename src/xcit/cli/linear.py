@@ -113,7 +113,7 @@ def linear(
         if not is_main():
             return 0
         click.echo(
-            f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on by the same command with "
+            f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; resume by the same command with "
             "--resume",
             err=True,
         )

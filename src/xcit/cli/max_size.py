@@ -11,7 +11,7 @@ import click
 def max_size(model: str, memory: str | None) -> None:
     """Print the largest square image that goes through MODEL (a name or a file) in memory, and streamed.
 
-    In memory, all its tokens stay in memory. Streamed, they go to scratch files, and memory holds a few rows of them.
+    For the first figure, all tokens stay in memory. For the second, they go to scratch files, a few rows in memory.
     The figures come from the plans of --full-size, in float32 on the CPU; nothing is downloaded or run.
     """
     from xcit.models.xcit import FusedXCiT

@@ -313,7 +313,7 @@ def load_model(
     """Returns a model with weights and preprocessing, by name or file; None means the packaged model.
 
     Raises:
-        XCiTError: if it can't be loaded, or it is a file without preprocessing.
+        XCiTError: if the model can't be loaded, or is a file without preprocessing.
     """
     from xcit.cli.progress import download_bar
     from xcit.deploy import exported_or
@@ -350,7 +350,7 @@ def checked_device(name: str | None) -> "torch.device | None":
     """Returns a device by name.
 
     Raises:
-        XCiTError: if there is no such device on this machine.
+        XCiTError: if this machine has no such device.
     """
     if name is None:
         return None

@@ -110,7 +110,7 @@ def train(
 
 def _print_stop(stopped: "Stopped", directory: Path, device: str | None) -> None:
     again = ["xcit", "train", str(directory / "config.yaml"), "--resume", *(("--device", device) if device else ())]
-    saved = f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on with: {shlex.join(again)}"
+    saved = f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; resume with: {shlex.join(again)}"
     say(saved, err=True, indent=2)
 
 

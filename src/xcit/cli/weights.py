@@ -69,7 +69,8 @@ def convert(
         click.echo("timm and transformers have no such model: xcit alone loads this folder")
     if stored.set_aside:
         click.echo(
-            f"left out, as no part of the classifier: {', '.join(stored.set_aside[:5])}, {len(stored.set_aside)} in all"
+            f"left out, because they are not part of the classifier: {', '.join(stored.set_aside[:5])}, "
+            f"{len(stored.set_aside)} in all"
         )
 
 

@@ -295,7 +295,7 @@ def _flat_imagenet(root: Path) -> ImageFiles:
     if ground_truth is None:
         raise XCiTError(
             f"{root}: images without class folders need their labels in a file {GROUND_TRUTH_FILES[0]} beside or above "
-            "them, one line an image: its file name and its class (index from 0, or wnid)"
+            "them, one line per image: its file name and its class (index from 0, or wnid)"
         )
     class_ids = imagenet_class_ids()
     labels = _read_ground_truth(ground_truth, class_ids)
@@ -317,6 +317,6 @@ def _read_ground_truth(path: Path, class_ids: Sequence[str]) -> dict[str, int]:
         label = words[1] if len(words) > 1 else ""
         index = int(label) if label.isdecimal() else index_of.get(label, -1)
         if not 0 <= index < len(class_ids):
-            raise XCiTError(f"{path}, line {number}: {line!r} is no file name and class (index 0..999, or wnid)")
+            raise XCiTError(f"{path}, line {number}: {line!r} is not a file name and a class (index 0..999, or wnid)")
         labels[Path(words[0]).name] = index
     return labels

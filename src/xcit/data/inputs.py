@@ -138,11 +138,9 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
 
             - a file, a folder or a pattern, see `find_images`;
             - `@FILE`: a file or URL with a list, which has a path, URL or other such word per line, but no patterns;
-            paths
-              are relative to the current folder;
+              paths are relative to the current folder;
             - a URL of an image, with any protocol that fsspec knows; a URL that ends in `/` means all images below it,
-            and
-              one with `*` means those that match, if the protocol can list files;
+              and one with `*` means those that match, if the protocol can list files;
             - a `.tar` file or its URL, or `wds:PATTERN` (see `list_shards`): every image in it, labelled or not;
             - a `.parquet` file or its URL, see `read_parquet`;
             - `fashion-mnist`, `cifar10`, `cifar100`, `hf:NAME` and `hf-stream:NAME`, see `open_labelled_images`.
@@ -150,7 +148,7 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         unit_size: number of images per unit, for images that can be read in any order.
 
     Raises:
-        XCiTError: if one of them can't be found.
+        XCiTError: if one of the inputs can't be found.
     """
     units: list[Unit] = []
     files: dict[str, Input] = {}  # by what identifies them; files that are not in a unit yet
@@ -196,7 +194,7 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
             raise XCiTError(f"{place}: the list can't be read: {error.strerror or error}") from None
         lines = [os.fsdecode(line.rstrip(b"\r")) for line in data.split(b"\n")]
         if not any(lines):
-            raise XCiTError(f"{place}: an empty list; it has a path or URL a line")
+            raise XCiTError(f"{place}: an empty list; it must have one path or URL per line")
         yield from ((line, True) for line in lines if line)
 
 

@@ -84,7 +84,7 @@ def known_classes(root: Path, place: Path) -> tuple[str, ...]:
     """Returns the classes in one of `CLASS_FILES`; none if there is no such file.
 
     Raises:
-        XCiTError: if a class is there twice.
+        XCiTError: if a class occurs twice.
     """
     path = next((path for folder in (place, root) for name in CLASS_FILES if (path := folder / name).is_file()), None)
     if path is None:
@@ -97,7 +97,10 @@ def known_classes(root: Path, place: Path) -> tuple[str, ...]:
 
 
 def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
-    """Reads a list with two columns, or with columns of which one is named for the file and one for the class.
+    """Reads a list of files and their classes.
+
+    A list with two columns may name them as it likes. In a list with more columns, the names must tell which column is
+    the file and which is the class.
 
     File names may lack their suffixes or folders, if they are unambiguous. Classes are names or numbers. If `classes`
     is not empty, numbers refer to its entries, counted from 0.
@@ -136,8 +139,8 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     problems = [
         f"{path}: {len(names)} {what}: {some_of(names)}"
         for what, names in (
-            (f"entries left out, for there is no one image of that name in {place}", absent),
-            (f"images of {place} left out, for it does not list them", [p.name for p in found if p not in items]),
+            (f"entries left out, because there is not exactly one image of that name in {place}", absent),
+            (f"images of {place} left out, because it does not list them", [p.name for p in found if p not in items]),
         )
         if names
     ]
@@ -169,7 +172,7 @@ def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int
     columns = _columns(path, head) if has_head else (0, 1)
     for number, row in cells[1:] if has_head else cells:
         if len(row) <= max(columns) or (not has_head and len(row) != 2):
-            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} is no file and class")
+            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} is not a file and a class")
         name, label = row[columns[0]], row[columns[1]]
         if not name or not label:
             raise XCiTError(f"{path}, line {number}: {','.join(row)!r} has no file or no class")
@@ -198,7 +201,7 @@ def _columns(path: Path, head: Sequence[str]) -> tuple[int, int]:
     names = [name.casefold() for name in head]
     file = next((names.index(name) for name in _FILE_COLUMNS if name in names), None)
     label = next((names.index(name) for name in _LABEL_COLUMNS if name in names), None)
-    if len(names) == 2:  # with any names
+    if len(names) == 2:  # two columns may have any names
         return (1, 0) if file == 1 or (label == 0 and file is None) else (0, 1)
     if file is None or label is None:
         raise XCiTError(

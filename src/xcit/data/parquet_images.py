@@ -37,7 +37,7 @@ def read_parquet(place: str) -> Iterator[StreamSample]:
             at the end. It contains the bytes of an image file, or (as on the Hugging Face Hub) a record with `bytes`.
 
     Raises:
-        XCiTError: if it can't be read, or the column of images is ambiguous.
+        XCiTError: if the file can't be read, or the column of images is ambiguous.
     """
     number = 0
     with _opened(place) as (file, column):

@@ -79,7 +79,7 @@ class LabelledScenes:
         """Returns a scene and a label, which `TrainLoader` expects and which has no meaning.
 
         Raises:
-            XCiTError: if one of the two files can't be read, or they do not fit; the message names the file.
+            XCiTError: if one of the two files can't be read, or their sizes differ; the message names the file.
         """
         image, labels = read_image(self.items[index][0], ignore_exif=self.ignore_exif), self.labels(index)
         if image.size != labels.shape[::-1]:
@@ -181,8 +181,8 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
     names = parse_class_names(classes.read_text(encoding="utf-8"))
     if not 2 <= len(names) <= IGNORED:
         raise XCiTError(
-            f"{classes}: {len(names)} classes, must be 2 to {IGNORED}, a name a line; what is in no class is one too: "
-            "background"
+            f"{classes}: {len(names)} classes, must be 2 to {IGNORED}, one name per line; pixels outside of all "
+            "classes need a class too, such as background"
         )
     images, labels = _folders_of(root, split)
     items, problems = _pairs(images, labels)
@@ -197,7 +197,7 @@ def _folders_of(root: Path, split: Split) -> tuple[Path, Path]:
     """Returns the folders of a split's images and label maps: images/train and labels/train, or train/images and so on.
 
     Raises:
-        XCiTError: if there are no such folders.
+        XCiTError: if the folders do not exist.
     """
     for name in SPLIT_NAMES[split]:
         for images in (root / "images" / name, root / name / "images"):
@@ -253,5 +253,5 @@ def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[s
         )
     problems = []
     if place_of:
-        problems.append(f"{labels}: {len(place_of)} label maps left out, for they have no image: {min(place_of)}")
+        problems.append(f"{labels}: {len(place_of)} label maps left out, because they have no image: {min(place_of)}")
     return pairs, (*problems, *left_out(images, beside_images), *left_out(labels, beside_labels))

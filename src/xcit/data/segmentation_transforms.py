@@ -66,7 +66,7 @@ def resized_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixel
 def target_size(pixels: Pixels, spec: SegmentationPreprocessing, factor: float = 1.0) -> tuple[int, int]:
     """Returns the (height, width) to which pixels (h, w, C) are scaled.
 
-    `factor` multiplies the bounds, rounded down.
+    The bounds are multiplied by `factor` and rounded down.
     """
     height, width = pixels.shape[:2]
     if spec.long_side == 0:

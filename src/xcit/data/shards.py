@@ -51,7 +51,7 @@ def open_shards(data: str, num_classes: int | None) -> TarShards:
         class_ids = numbered_classes(num_classes)
     else:
         raise XCiTError(
-            f"{data}: the classes are not known: write a file classes.txt beside the first shard, one name a line"
+            f"{data}: the classes are not known: write a file classes.txt beside the first shard, one name per line"
         )
     num_images = int(found[2]) if found[2] else _recorded_images(shards)
     if num_images is None:

@@ -164,7 +164,9 @@ def draw_channel_attention(covariance: Cells, path: Path, *, title: str) -> None
 
 
 def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
-    """Draws the learned temperature of every head over the blocks, as points: heads of different blocks are unrelated.
+    """Draws the learned temperature of every head over the blocks.
+
+    It draws points and no lines, because the heads of different blocks are unrelated.
 
     Args:
         temperatures: (L, M).
@@ -195,18 +197,18 @@ def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
 
 
 def _times_even(shares: Cells) -> Cells:
-    """Returns shares (..., H, W) divided by the share of each of the N + 1 tokens in an even distribution.
+    """Returns shares (..., H, W) times N + 1: 1 is the share of each token if the attention is distributed evenly.
 
-    Cells that are NaN are not among the N, because they were left out of the attention.
+    N is the number of cells that are not NaN; cells that are NaN were left out of the attention.
     """
     num_tokens = int(np.isfinite(shares.reshape(-1, *shares.shape[-2:])[0]).sum()) + 1
     return shares * num_tokens
 
 
 def _top(times_even: Cells) -> float:
-    """Returns the value of the brightest colour, which is at least the even share.
+    """Returns the value of the brightest colour, which is at least 1, the share in an even distribution.
 
-    Otherwise noise would be amplified.
+    With a lower value, the colours would amplify noise.
     """
     highest = float(np.nanmax(times_even))
     top = max(float(np.nanquantile(times_even, _BRIGHTEST)), 1.0)

@@ -15,7 +15,7 @@ _ROW = 18
 
 
 def palette(num_classes: int) -> NDArray[np.uint8]:
-    """Returns a colour (red, green, blue) for each class, (num_classes, 3), which does not depend on `num_classes`.
+    """Returns a colour (red, green, blue) for each class, (num_classes, 3); it does not depend on `num_classes`.
 
     The first colour is grey, because the first class is usually a background.
     """

@@ -36,7 +36,7 @@ class NpyRows:
     """The array (H, W) or (H, W, C) in a .npy file. It is not memory-mapped, so no page of it stays resident.
 
     Raises:
-        XCiTError: if it can't be read or holds no image.
+        XCiTError: if the file can't be read, or holds no image.
     """
 
     def __init__(self, path: Path, *, ranged: bool = False) -> None:

@@ -30,7 +30,7 @@ def read_channels(source: ImageSource, num_channels: int) -> Pixels:
         uint8 (H, W, C).
 
     Raises:
-        XCiTError: if it can't be read, or has another shape, type or range.
+        XCiTError: if the file can't be read, or the array has another shape, type or range.
     """
     if isinstance(source, Tensor):
         tensor = source.detach().cpu()

@@ -25,7 +25,7 @@ class GeoRows:
     then. Without `bands`, three bands that the file names blue, green and red are read as red, green and blue.
 
     Raises:
-        XCiTError: if it can't be read, its type of pixels is unknown, or rasterio is not installed.
+        XCiTError: if the file can't be read, its type of pixels is unknown, or rasterio is not installed.
     """
 
     read_mask: ReadMask | None

@@ -27,7 +27,7 @@ def write_map_tiff(path: Path, maps: Maps, names: Sequence[str], cells: CellPlac
         cells: position of the cells.
 
     Raises:
-        XCiTError: if it can't be written, or the package that writes it is not installed.
+        XCiTError: if the file can't be written, or the package that writes it is not installed.
     """
     about = json.dumps(cells.described() | {"bands": list(names)})
     try:

@@ -65,7 +65,7 @@ def open_rows(
             _, factor = level_of(rows_info(rows), selection.mpp)
             rows = ShrunkRows(rows, factor) if factor > 1 else rows
         elif selection.level and rows_info(rows).level != selection.level:
-            raise XCiTError(f"{rows_info(rows).name}: there is no level {selection.level}: it has one size alone")
+            raise XCiTError(f"{rows_info(rows).name}: there is no level {selection.level}: it has only one size")
         if selection.bands and not isinstance(rows, GeoRows):  # `GeoRows` reads only the selected bands
             rows = BandRows(rows, selection.bands)
         if selection.value_range is not None:

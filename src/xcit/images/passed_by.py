@@ -14,7 +14,7 @@ class PassedBy:
 
     Attributes:
         known: names of files that lie among images and are read, such as lists: they are not counted.
-        suffixes: files that are no images by their suffix, by it.
+        suffixes: files that are not images by their suffix, by it.
         num_hidden: hidden files, and hidden folders, which are not looked into.
         num_again: files that were named before, and folders that a link leads to a second time.
         num_no_classes: folders that are no classes by their name, as ImageNet's `meta`.
@@ -36,10 +36,10 @@ class PassedBy:
             self.suffixes[path.suffix.lower() or "no suffix"] += 1
 
     def __str__(self) -> str:
-        """All there is, in a line: "3 files that are no images by their suffix: .txt (3); 1 hidden"; "" for nothing."""
+        """All there is, in a line: "3 files that are not images by their suffix: .txt (3); 1 hidden"; "" for nothing."""
         kinds = ", ".join(f"{suffix} ({count})" for suffix, count in self.suffixes.most_common(_SHOWN))
         counts = (
-            (self.suffixes.total(), f"files that are no images by their suffix: {kinds}{self._others()}"),
+            (self.suffixes.total(), f"files that are not images by their suffix: {kinds}{self._others()}"),
             (self.num_hidden, "hidden"),
             (self.num_again, "named or linked a second time"),
             (self.num_no_classes, "folders that are no classes by their name"),

@@ -112,7 +112,7 @@ class SegmentationPreprocessing:
                 f"{self.long_side}, or both 0"
             )
         is_right = all(std > 0 for std in self.std) and len(self.mean) == len(self.std)
-        check_field(self, "std", is_right, "above 0, one number a channel")
+        check_field(self, "std", is_right, "above 0, one number per channel")
 
     def sentence(self) -> str:
         """Returns a description in words."""
@@ -146,7 +146,7 @@ def _channels_of(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and standard deviation with the given values in place of the spec's.
 
-    One number is for all channels.
+    A single number is used for all channels.
     """
     channels = len(spec.mean)
     found = []

@@ -20,7 +20,7 @@ Pixels = NDArray[np.uint8]
 def fitted_size(height: int, width: int, *, long_side: int, short_side: int) -> tuple[int, int]:
     """Returns the largest size within both bounds, each side rounded half up, at least 1 (mmcv's `rescale_size`).
 
-    640 x 480 pixels within 2048 and 512 are 683 x 512.
+    For example, 640 x 480 pixels are scaled to 683 x 512 within the bounds 2048 and 512.
 
     Returns:
         (height, width) in pixels.

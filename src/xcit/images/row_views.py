@@ -56,7 +56,7 @@ class RegionRows:
     """A rectangle of a source: x, y, width and height.
 
     Raises:
-        XCiTError: if it exceeds the image.
+        XCiTError: if the region exceeds the image.
     """
 
     read_mask: ReadMask | None

@@ -1,4 +1,4 @@
-"""The interface of images of any size that are read by rows; readers of large files implement it, streaming uses it.
+"""The interface of images that are read by rows; the readers of large files implement it, and streaming uses it.
 
 A source of your own only needs the four members of `ImageRows`. `info` is for additional knowledge: the readers in this
 package have it, and `rows_info` supplies it for sources without one. `open_rows.py` chooses the reader of a file.
@@ -44,7 +44,7 @@ class ImageRows(Protocol):
         Integers are divided by the largest value of their type (255 for uint8); floats are used as they are.
 
         Raises:
-            XCiTError: "<name>: <reason>" if they can't be read; if a file is truncated, the message names the row.
+            XCiTError: "<name>: <reason>" if the rows can't be read; if a file is truncated, the message names the row.
         """
 
 

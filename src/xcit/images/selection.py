@@ -38,7 +38,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.level is not None and self.mpp is not None:
-            raise XCiTError("give a level, or micrometres a pixel (mpp), not both")
+            raise XCiTError("give a level, or micrometres per pixel (mpp), not both")
         if self.mpp is not None and not self.mpp > 0:
             raise XCiTError(f"mpp is {self.mpp}, must be above 0")
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
@@ -56,10 +56,12 @@ ALL = Selection()
 
 
 def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
-    """Returns the coarsest level for this number of micrometres per pixel, and how many of its pixels make one.
+    """Returns the level and the factor by which it is reduced, for pixels of `mpp` micrometres.
+
+    It is the coarsest level whose pixel size, times a whole number (the factor), is `mpp`.
 
     Raises:
-        XCiTError: if the file has no pixel size, or no level is finer by a whole number.
+        XCiTError: if the file has no pixel size, or no level has such a pixel size.
     """
     finest = info.metadata.get("mpp")
     if finest is None:
@@ -71,6 +73,6 @@ def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
         if factor >= 1 and abs(factor * sizes[level] / mpp - 1) <= NEAR:
             return level, factor
     raise XCiTError(
-        f"{info.name}: no level gives {mpp:g} micrometres a pixel; there are "
+        f"{info.name}: no level gives {mpp:g} micrometres per pixel; there are "
         f"{', '.join(f'{size:.4g}' for size in sizes)} and whole multiples of them"
     )

@@ -22,7 +22,7 @@ class SlideRows:
     """One level of a slide, 8-bit RGB; areas that were not scanned have the slide's background colour, as in viewers.
 
     Raises:
-        XCiTError: if it can't be read, or OpenSlide is not installed.
+        XCiTError: if the slide can't be read, or OpenSlide is not installed.
     """
 
     channels = 3

@@ -56,7 +56,7 @@ def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
     """Returns the bytes of an image at a URL or from standard input; None for a path.
 
     Raises:
-        XCiTError: with the reason if they can't be read.
+        XCiTError: with the reason, if the bytes can't be read.
     """
     if os.fspath(source) == STANDARD_INPUT:
         return bytes_of(sys.stdin.buffer)
@@ -76,7 +76,7 @@ def bytes_of(file: IO[Any]) -> bytes:
     """Returns the rest of an open file.
 
     Raises:
-        XCiTError: with the reason if it is not bytes, too long, or empty.
+        XCiTError: with the reason, if the value is not bytes, is too long, or is empty.
     """
     try:
         data = file.read(_MOST_BYTES + 1)
@@ -103,15 +103,15 @@ def _fetched(url: str) -> bytes:
     except HTTPError as error:
         with error:
             raise XCiTError(f"the server answered {error.code} {error.reason}") from None
-    except Exception as error:  # what protocols and their libraries raise is of any type
-        raise XCiTError(f"cannot be had ({reason_of(error)})") from None
+    except Exception as error:  # protocols and their libraries raise errors of any type
+        raise XCiTError(f"cannot be fetched ({reason_of(error)})") from None
 
 
 def _by_fsspec(url: str) -> bytes:
     try:
         files, path = file_system(url)
     except XCiTError as error:
-        raise XCiTError(f"cannot be had ({error})") from None
+        raise XCiTError(f"cannot be fetched ({error})") from None
     with files.open(path, "rb") as file:
         return bytes_of(file)
 

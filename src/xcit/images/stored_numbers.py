@@ -36,8 +36,8 @@ def stored_numbers(image: Image.Image, load: Callable[[Image.Image], object]) ->
     load(image)
     if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
         raise XCiTError(
-            f"a colour picture (mode {image.mode}): a label image has one number a pixel, the class, as a grey or "
-            "palette PNG"
+            f"a colour picture (mode {image.mode}): a label image has one number per pixel (the class), as in a "
+            "grey or palette PNG"
         )
     values = np.asarray(image)
     if image.mode == "1":

@@ -25,7 +25,7 @@ class TiffRows:
     A row of tiles or a strip is decoded once, and kept until rows below it are requested.
 
     Raises:
-        XCiTError: if it can't be read, its type of pixels is unknown, or tifffile is not installed.
+        XCiTError: if the file can't be read, its type of pixels is unknown, or tifffile is not installed.
     """
 
     def __init__(self, path: Path, level: int = 0, *, ranged: bool = False) -> None:

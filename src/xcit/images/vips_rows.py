@@ -41,7 +41,7 @@ class VipsRows:
     rotation is decoded as a whole, by libvips to a temporary file.
 
     Raises:
-        XCiTError: if it can't be read, or pyvips is not installed.
+        XCiTError: if the file can't be read, or pyvips is not installed.
     """
 
     def __init__(self, path: Path, *, ignore_exif: bool = False) -> None:

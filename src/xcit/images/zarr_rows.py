@@ -22,7 +22,7 @@ class ZarrRows:
     Axes other than y, x and c must have length 1.
 
     Raises:
-        XCiTError: if it can't be read or holds no image, or zarr is not installed.
+        XCiTError: if the file can't be read or holds no image, or zarr is not installed.
     """
 
     def __init__(self, path: Path, level: int = 0, *, ranged: bool = False) -> None:

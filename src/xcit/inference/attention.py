@@ -142,8 +142,7 @@ def class_attention(
     """Returns the class token's attention over images, head by head.
 
     Images go through the model at their own size; they are not resized or cropped, and need not be a multiple of the
-    patch size. The code of the paper's own pictures was never published. That the last block is the default is our
-    choice.
+    patch size. The code of the paper's own pictures was never published; the default, the last block, is our choice.
 
     Args:
         images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,

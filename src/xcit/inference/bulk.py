@@ -5,7 +5,8 @@ or more parts, with a fixed number of images each. A part is written completely,
 results of a killed run are valid, and a resumed run computes the parts that are missing in the manifest. The names of
 the parts sort in the order of the images, so reading the folder concatenates them correctly.
 
-A row is an image: `file`, `error` (null if it could be read), and the columns of the verb (null if it could not).
+Each image has a row: `file`, `error` (null if the image could be read), and the columns of the command (null if the
+image could not be read).
 """
 
 import json
@@ -136,7 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads the manifest of a folder.
 
     Raises:
-        XCiTError: if there is none, or it has another format.
+        XCiTError: if there is no manifest, or it has another format.
     """
     path = folder / MANIFEST
     try:
@@ -169,12 +170,12 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
     path = folder / MANIFEST
     if share.rank == 0:
         if not path.exists() and folder.exists() and (not folder.is_dir() or not all(map(_is_ours, folder.iterdir()))):
-            raise XCiTError(f"{folder}: is there already, and holds no results to go on with: choose another folder")
+            raise XCiTError(f"{folder}: exists already, and holds no results to resume: choose another folder")
         if not path.exists() or not read_manifest(folder)["parts"]:  # a run that failed at once has no results to lose
             make_folder(folder)
             _write(path, wanted)
         elif not resume:
-            raise XCiTError(f"{folder}: holds results already: go on with --resume, or choose another folder")
+            raise XCiTError(f"{folder}: holds results already: continue with --resume, or choose another folder")
     patience = time.monotonic() + _WAIT_SECONDS
     while not path.exists() or (_difference(read_manifest(folder), wanted) and not read_manifest(folder)["parts"]):
         if time.monotonic() > patience:

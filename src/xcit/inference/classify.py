@@ -221,7 +221,7 @@ def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
     """Returns the model (for a name with its published weights) and its info.
 
     Raises:
-        XCiTError: if it can't be loaded, or its preprocessing is unknown.
+        XCiTError: if the model can't be loaded, or its preprocessing is unknown.
     """
     if isinstance(model, XCiT):
         if model.info is None:

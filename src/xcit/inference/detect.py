@@ -225,10 +225,10 @@ def prepare_detector(
 ) -> "MaskRCNN":
     """Returns a detector with a fused backbone on its device; one that was passed in does not change.
 
-    Error messages call a model that was passed in `what`.
+    `what` is the name of a model that was passed in, for error messages.
 
     Raises:
-        XCiTError: if it can't be loaded, is not a detector, or the package that encodes masks is not installed.
+        XCiTError: if the model can't be loaded or is not a detector, or the package that encodes masks is missing.
     """
     need_packages("finding objects", "faster_coco_eval")
     network, place = prepare_of_kind(DETECTOR, model, device, what=what)

@@ -27,11 +27,11 @@ class MemoryLabels:
         self._labels = np.empty((height, width), np.uint8)
 
     def write(self, start: int, labels: Labels) -> None:
-        """Copies."""
+        """Copies the rows."""
         self._labels[start : start + len(labels)] = labels
 
     def read(self, start: int, end: int) -> Labels:
-        """A view."""
+        """Returns a view of rows start..end."""
         return self._labels[start:end]
 
 

@@ -30,10 +30,10 @@ def prepare_of_kind(
         kind: the kind of model.
         model: a name (its published weights are downloaded once), a weights file, or a model.
         device: None means the device of a model that was passed in, else a GPU if there is one, else the CPU.
-        what: what error messages call a model that was passed in.
+        what: the name of a model that was passed in, for error messages.
 
     Raises:
-        XCiTError: if it can't be loaded, or is of another kind.
+        XCiTError: if the model can't be loaded, or is of another kind.
     """
     built: Any = model
     if not isinstance(model, nn.Module):

@@ -196,10 +196,10 @@ def prepare_segmenter(
 ) -> tuple[Segmenter, SegmenterInfo, torch.device]:
     """Returns a fused segmenter on its device and in its dtype; one that was passed in does not change.
 
-    Error messages call a model that was passed in `what`.
+    `what` is the name of a model that was passed in, for error messages.
 
     Raises:
-        XCiTError: if it can't be loaded, is not a segmenter, or its preprocessing is unknown.
+        XCiTError: if the model can't be loaded or is not a segmenter, or its preprocessing is unknown.
     """
     network, place = prepare_of_kind(SEGMENTER, model, device, what=what)
     if network.info is None:

@@ -160,7 +160,7 @@ def _weights(pretrained: bool | str | None, init_cfg: Mapping[str, Any] | None) 
         return False if pretrained is None else pretrained
     if set(init_cfg) != {"type", "checkpoint"} or init_cfg["type"] != "Pretrained":
         raise XCiTError(
-            f"init_cfg is {dict(init_cfg)}: a backbone of xcit takes dict(type='Pretrained', checkpoint=...) alone"
+            f"init_cfg is {dict(init_cfg)}: a backbone of xcit only takes dict(type='Pretrained', checkpoint=...)"
         )
     if pretrained:
         raise XCiTError(f"two sources of weights were given: pretrained {pretrained} and init_cfg {dict(init_cfg)}")

@@ -134,7 +134,7 @@ class PyramidFeatures(nn.Module):
 def _wanted(out_indices: int | Sequence[int] | None) -> list[int]:
     """Returns the requested maps, 0 for the finest: an int means the last n, None means all.
 
-    Negatives count from the end.
+    Negative numbers count from the end.
     """
     count = len(STRIDES)
     if out_indices is None:
@@ -158,7 +158,7 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
         out_indices: int | Sequence[int] | None = None,
     ) -> nn.Module:
         if not features_only:
-            raise XCiTError(f"pyramid_{name} gives feature maps alone: pass features_only=True, or take {name}")
+            raise XCiTError(f"pyramid_{name} only gives feature maps: pass features_only=True, or take {name}")
         changes = Changes(in_channels=in_chans, drop_path_rate=drop_path_rate)
         pyramid = get_backbone(name, pretrained, pyramid=True, changes=changes)
         return PyramidFeatures(pyramid, out_indices).train()

@@ -58,7 +58,7 @@ def measure_detector(
 ) -> DetectionResult:
     """See `xcit.test`. Images are measured one at a time, in float32, scaled as for the published figures or whole."""
     if how.dtype != torch.float32:
-        raise XCiTError(f"{recipe.name}: a detector is measured in float32 alone, not in {how.dtype}")
+        raise XCiTError(f"{recipe.name}: a detector is measured only in float32, not in {how.dtype}")
     need_packages("average precision", "faster_coco_eval")
     images = open_coco(data, "val", ignore_exif=recipe.ignore_exif)
     how.announce(images.describe())

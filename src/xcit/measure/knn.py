@@ -284,5 +284,5 @@ def _checked(features: Array, labels: Array, what: str) -> tuple[Tensor, Tensor]
     if not torch.isfinite(rows).all():
         raise XCiTError(f"the {what} features hold NaN or infinity")
     if targets.min() < 0:
-        raise XCiTError(f"{what} label {int(targets.min())} is no class index: they count from 0")
+        raise XCiTError(f"{what} label {int(targets.min())} is not a class index: they count from 0")
     return F.normalize(rows, dim=1), targets

@@ -25,7 +25,7 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
         kind: the kind of the recipe's model.
 
     Raises:
-        XCiTError: if it can't be loaded, or is another model.
+        XCiTError: if the checkpoint can't be loaded, or is another model.
     """
     name = os.fspath(checkpoint)
     if is_exported(checkpoint):

@@ -134,7 +134,7 @@ def measure_speed(
         network = _build(model)
     kind = kind_of_config(network.config)
     if kind.float32_only and config.dtype != "float32":
-        raise XCiTError(f"{model}: a {kind.name} computes in float32 alone, not in {config.dtype}")
+        raise XCiTError(f"{model}: a {kind.name} computes only in float32, not in {config.dtype}")
     network = network.to(device, getattr(torch, config.dtype))
     started(len(passes) * (1 + config.rounds + in_processes))
     speeds = []

@@ -107,8 +107,8 @@ def test(
     for given, kinds, reason in (
         (protocol, ClassificationConfig, "trains no classifier: the published protocols do not apply to it"),
         (window, SegmentationConfig, "trains no segmenter: no window goes over its images"),
-        (holdout, ClassificationConfig, "trains no classifier of one class an image: nothing is held out"),
-        (class_map, ClassificationConfig, "trains no classifier of one class an image: it takes no class map"),
+        (holdout, ClassificationConfig, "trains no classifier with one class per image: nothing is held out"),
+        (class_map, ClassificationConfig, "trains no classifier with one class per image: it takes no class map"),
         (ignore_index, SegmentationConfig, "trains no segmenter: there are no labels to ignore"),
         (
             ignore_exif or None,

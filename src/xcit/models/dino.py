@@ -145,7 +145,7 @@ class DINO(nn.Module):
                 f"DINO trains a backbone without a classifier: set model.num_classes {config.num_classes} to 0"
             )
         if config.global_pool == "none":
-            raise XCiTError("DINO needs one feature an image: set model.global_pool to cls or avg")
+            raise XCiTError("DINO needs one feature per image: set model.global_pool to cls or avg")
         self.student = DINOBranch(XCiT(config), DINOHead(config.embed_dim, head))
         self.teacher = DINOBranch(XCiT(replace(config, drop_path_rate=0.0)), DINOHead(config.embed_dim, head))
         self.teacher.requires_grad_(False)

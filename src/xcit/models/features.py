@@ -39,7 +39,7 @@ class FeatureMaps(nn.Module):
         feature_info: description of the maps.
 
     Raises:
-        XCiTError: if there is no such block.
+        XCiTError: if the model has no such block.
     """
 
     def __init__(self, model: XCiT, out_indices: int | Sequence[int]) -> None:

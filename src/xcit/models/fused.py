@@ -148,7 +148,7 @@ class FusedEmbedding(nn.Module):
         Args:
             stripes: (B, in_channels, r, width) each.
             height: rows of pixels of all of them.
-            width: pixels a row.
+            width: pixels per row.
         """
         y, x = self.position.code(*self.grid(height, width))
         stem = SlidingStem(self.convs)
@@ -239,7 +239,7 @@ class FusedXCABlock(nn.Module):
     def mixing(self, sums: Sums) -> tuple[Tensor, Tensor]:
         """Returns XCA of one image as a matrix (D, D) and a row (D,), in the dtype of the weights.
 
-        See `ops.mixing_matrix`. They are computed in the precision of the sums.
+        See `ops.mixing_matrix`. Both are computed in the precision of the sums.
         """
         wide = sums.gram.dtype
         weight, bias = self.qkv.weight.to(wide), None if self.qkv.bias is None else self.qkv.bias.to(wide)

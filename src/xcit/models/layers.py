@@ -110,7 +110,7 @@ def computes_in_float16(tokens: Tensor) -> bool:
 class XCA(nn.Module):
     """Cross-covariance attention (paper, section 3.2) on tokens (B, N, D).
 
-    Where `is_direct`, the outputs can be multiplied by `scale` (D,) by scaling its weights.
+    If `is_direct` is true, `forward` accepts a factor `scale` (D,) of the outputs, and applies it to the weights.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool) -> None:
@@ -139,7 +139,7 @@ class XCA(nn.Module):
 class LPI(nn.Module):
     """Local patch interaction (paper, section 3.3) on tokens (B, N, D) of an H x W grid.
 
-    Where `is_direct`, the outputs can be multiplied by `scale` (D,) by scaling its weights.
+    If `is_direct` is true, `forward` accepts a factor `scale` (D,) of the outputs, and applies it to the weights.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -169,7 +169,7 @@ class LPI(nn.Module):
 class MLP(nn.Module):
     """Two linear layers with GELU between, applied to each token separately.
 
-    Where `is_direct`, the outputs can be multiplied by `scale` (D,) by scaling its weights.
+    If `is_direct` is true, `forward` accepts a factor `scale` (D,) of the outputs, and applies it to the weights.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:

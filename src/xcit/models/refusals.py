@@ -36,7 +36,7 @@ def check_batch(images: Tensor, num_channels: int) -> None:
     """Checks that the argument of a model is a batch of images that its layers accept.
 
     Raises:
-        XCiTError: if it is not a tensor, not floating-point, empty, or has another shape or number of channels.
+        XCiTError: if the argument is not a floating-point tensor, is empty, or has another shape or number of channels.
     """
     form = f"(batch, {num_channels}, height, width)"
     if not isinstance(images, Tensor):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 
 ROWS_HELD = 2
-"""Rows by which the output of LPI is behind its input: each of its two convolutions waits for the row below."""
+"""Number of rows that LPI waits for before its first output: each of its two convolutions needs the row below."""
 
 Leave = Callable[[int, Tensor], None]
 """Takes the number of the first row, and rows (k, W, D)."""

@@ -240,8 +240,8 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
     ) -> Encoded:
         """Runs stem, XCA blocks up to `stop`, class attention and final norm; every output comes from this pass.
 
-        With `only_class` the caller does not need the patch tokens after class attention. The tokens are then (B, 1,
-        D), unless hooks listen to the modules that would compute the others.
+        With `only_class` the caller does not need the patch tokens after class attention. Then only the class token
+        (B, 1, D) is returned, unless hooks listen to the modules that compute the patch tokens.
         """
         self._check_images(images)
         return self._pass(images, take, stop, class_attention, only_class and not self._is_heard_out())

@@ -1,6 +1,6 @@
 """The operators of XCiT as the paper defines them. Every faster form is tested against these.
 
-Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels a head.
+Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels per head.
 """
 
 import torch

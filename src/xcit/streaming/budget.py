@@ -56,7 +56,7 @@ def as_budget(memory: Memory) -> Budget:
     """Converts a value of type `Memory` to a budget.
 
     Raises:
-        XCiTError: if it is text that is not a size, or it is not above 0.
+        XCiTError: if a text is not a size, or the size is not above 0.
     """
     if isinstance(memory, Budget):
         return memory
@@ -79,7 +79,7 @@ def parse_size(text: str) -> int:
     except ValueError:
         number = 0.0
     if not found or number <= 0:
-        raise XCiTError(f"{text!r} is no size such as 4GB, 512MiB or 750MB")
+        raise XCiTError(f"{text!r} is not a size such as 4GB, 512MiB or 750MB")
     return int(number * _UNITS[(found[2] or "").upper()])
 
 

@@ -87,7 +87,7 @@ class NpyMap:
         """Writes the rows to their place in the file.
 
         Raises:
-            XCiTError: if they can't be written.
+            XCiTError: if the rows can't be written.
         """
         self._put(self._start + start * self._row_bytes, rows.contiguous().numpy().data.cast("B"))
 
@@ -161,7 +161,7 @@ class ZarrMap:
         """Writes the rows that complete chunks, and keeps a copy of the others.
 
         Raises:
-            XCiTError: if they can't be written.
+            XCiTError: if the rows can't be written.
         """
         height, at_once = self._array.shape[0], self._array.chunks[0]
         self._waiting.append(rows.clone())
@@ -236,7 +236,7 @@ class Wanted:
         """Checks that all blocks exist.
 
         Raises:
-            XCiTError: if one does not; the message names it.
+            XCiTError: if a block does not exist; the message names it.
         """
         class_blocks = {*self.class_tokens, *([] if self.attention is None else [self.attention])}
         for block in (*class_blocks, *self.means, *self.maps):

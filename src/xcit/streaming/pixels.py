@@ -20,11 +20,11 @@ def check_channels(source: ImageRows, spec: Preprocessing) -> None:
     """Checks that an image's channels can be converted to those of the model.
 
     Raises:
-        XCiTError: if they can't; the message names both.
+        XCiTError: if the channels can't be converted; the message names both numbers.
     """
     ours, theirs = len(spec.mean), source.channels
     if len(spec.std) != ours:
-        raise XCiTError(f"preprocessing has {ours} means and {len(spec.std)} std: one of each is needed a channel")
+        raise XCiTError(f"preprocessing has {ours} means and {len(spec.std)} std: one of each is needed per channel")
     if theirs != ours and (theirs, ours) not in ((1, 3), (3, 1)):
         raise XCiTError(f"{rows_info(source).name}: has {theirs} channels, the model takes {ours}: choose bands")
 

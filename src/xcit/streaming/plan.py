@@ -86,7 +86,7 @@ def make_plan(
         output_bytes: size of maps that are kept in memory.
 
     Raises:
-        XCiTError: if the bound can't be kept; the message says which bound can.
+        XCiTError: if the bound can't be kept; the message names the smallest bound that can.
     """
     costs = Costs(model, image, token_dtype)
     places: tuple[Place, ...] = ("scratch",)

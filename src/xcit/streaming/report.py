@@ -43,5 +43,5 @@ class Report:
             words.append(f"{format_size(self.peak_bytes)} of memory at most")
         if self.bytes_written:
             words.append(f"{format_size(self.bytes_read)} read and {format_size(self.bytes_written)} written")
-        words.append(f"{self.height * self.width / 1e6 / self.seconds:.2f} megapixels a second")
+        words.append(f"{self.height * self.width / 1e6 / self.seconds:.2f} megapixels per second")
         return ", ".join(words)

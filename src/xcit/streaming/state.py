@@ -52,7 +52,7 @@ class State:
         """Writes the state to a file, completely or not at all.
 
         Raises:
-            XCiTError: if it can't be written.
+            XCiTError: if the file can't be written.
         """
         found: dict[str, Any] = {"version": VERSION, "passes": self.passes, "current": self.current}
         found |= {"checksum": self.checksum, "cls": None if self.cls is None else _pack(self.cls), "sums": None}
@@ -87,7 +87,7 @@ class RunFolder:
     """The folder of one run, which is locked against other runs.
 
     Raises:
-        XCiTError: if it can't be created, has too little space, or is used by another run.
+        XCiTError: if the folder can't be created, has too little space, or is used by another run.
     """
 
     def __init__(self, scratch: Path, key: str, num_bytes: int) -> None:

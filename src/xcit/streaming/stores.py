@@ -112,7 +112,7 @@ class ScratchTokens:
         """Waits until all rows are written, and swaps the files if any were written.
 
         Raises:
-            XCiTError: if they could not be written.
+            XCiTError: if the rows could not be written.
         """
         was_written = bool(self._writing)
         while self._writing:

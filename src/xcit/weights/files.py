@@ -31,7 +31,7 @@ _CLASSIFIER_HEAD = frozenset(("head.weight", "head.fc.weight"))
 """A classifier that is stored under the name of a teacher has one of these; DINO's projection head has neither."""
 
 _MOST_UNSTORED = 2**30
-"""The most bytes that tensors may claim beyond the file's size: a repeated number can be a tensor of any size."""
+"""The most bytes by which tensors may exceed the file's size: one stored number can repeat to a tensor of any size."""
 
 _SHOWN = 6
 """Number of names that an error shows before it says how many more there are."""

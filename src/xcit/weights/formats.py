@@ -1,8 +1,9 @@
 """Names of the same tensors in each published format: one bijective table per format.
 
-All functions map names to tensors, and know no model class. `{i}` is the number of a block or of a stem convolution,
-`{2i}` is twice that number, because the official stem also counts its activations. A row names a module, whose
-parameters and buffers keep the last part of their names, or a parameter.
+The functions convert states, which are mappings from names to tensors; they know no model class. A row of a table has
+the names of a module or of a parameter. The parameters and buffers of a module keep the last part of their names.
+`{i}` is the number of a block or of a convolution in the stem, and `{2i}` is twice that number, because the official
+stem also counts its activations.
 """
 
 import re

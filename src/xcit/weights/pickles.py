@@ -99,7 +99,7 @@ def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
         if found is None:
             raise XCiTError(f"{path} is damaged or holds more than weights: refused, nothing was run") from error
         raise XCiTError(
-            f"{path} asks to load {found[1]!r}, which is no part of any weights: refused, it was not run"
+            f"{path} tries to load {found[1]!r}, which does not belong to weights: refused, it was not run"
         ) from error
     except OSError as error:
         raise XCiTError(f"cannot read {path}: {error.strerror or brief(error)}") from error

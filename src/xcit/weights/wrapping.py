@@ -82,7 +82,7 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
             and DINO's teacher to the student.
 
     Raises:
-        XCiTError: if there are no weights, or it is not clear which are meant.
+        XCiTError: if there are no weights, or several sets and it is not clear which one is meant.
     """
     if not isinstance(loaded, dict):
         raise XCiTError(f"{path} holds a {type(loaded).__name__.lstrip('_')}, not named tensors")

@@ -57,7 +57,7 @@ class Changes:
         return replace(config, backbone=replace(kind.backbone(config), **backbone), **own) if backbone else config
 
     def of_info(self, info: Any, config: XCiTConfig) -> Any:
-        """Returns the info of the changed model, whose XCiT has this config; a changed mean and std are assumed."""
+        """Returns the info of the changed model, whose XCiT has this config; with a changed mean, `assumed` is true."""
         spec = getattr(info, "preprocessing", None)
         if spec is None or len(spec.mean) == config.in_channels or self.in_channels is None:
             return info

@@ -68,7 +68,7 @@ def convert(
         destination: the new file. Its suffix decides the file type: .safetensors, or torch's own .pth, .pt or .bin,
             which can't hold the metadata of a safetensors file. For "timm-hub" it is a new folder.
         to: format of the new file, one of `targets()`.
-        key: which set of weights to take from a file with several, see `read_checkpoint`.
+        key: which weights to take if the file has several sets, see `read_checkpoint`.
         overwrite: replace the destination if it exists.
         licence: for "timm-hub": of the weights, where they are no published ones.
         report: for "timm-hub": a report.json of `xcit test`, whose figures go into the model card.
@@ -117,6 +117,10 @@ def convert(
 
 
 def _metadata(stored: StoredWeights, *, is_whole: bool) -> dict[str, str]:
-    """Returns the file's metadata; for a published file what is known about it, as the new name may not tell it."""
+    """Returns the file's metadata.
+
+    For a published file without our metadata, what is known about it is added, because nobody could tell it from the
+    new file's name.
+    """
     record = known_record(stored) if is_whole and METADATA_KEY not in stored.metadata else None
     return stored.metadata if record is None else stored.metadata | model_metadata(record.model, record.info())

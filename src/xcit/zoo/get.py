@@ -103,7 +103,7 @@ def get_model(
             weights of a model for patches of 16 make patches of 4.
         features_only: return a `FeatureMaps` instead, which returns the maps after some blocks, as in timm.
         out_indices: these blocks; an int means the last n. By default they are the last three, as in timm.
-        key: which set of weights to take from a file with several: "student" of a DINO checkpoint, "state_dict_ema",
+        key: which weights to take if the file has several sets: "student" of a DINO checkpoint, "state_dict_ema",
             the name of a Lightning module's model. It may also follow the path: "last.ckpt#state_dict_ema".
         progress: called while weights are downloaded.
 

@@ -80,7 +80,7 @@ class Kind(Generic[Config, Info, Model]):
         """Returns the model itself, if it is of this kind.
 
         Raises:
-            XCiTError: if it is not; the message calls it `what`.
+            XCiTError: if the model is of another kind; the message calls it `what`.
         """
         if not isinstance(model, self.model()):
             raise XCiTError(f"{what} is no {self.name}: `xcit list --task {self.task}` shows those there are")

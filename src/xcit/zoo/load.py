@@ -75,7 +75,7 @@ def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: 
         The safetensors file.
 
     Raises:
-        XCiTError: if no source has it, the download is damaged, or the file can't be written.
+        XCiTError: if no source has the weights, the download is damaged, or the file can't be written.
     """
     record = find_record(name)
     if folder is not None:
@@ -92,7 +92,7 @@ def weights_path(record: Record, *, progress: DownloadProgress | None = None) ->
     """Returns the cached safetensors file of a checkpoint; it is downloaded, checked and converted if necessary.
 
     Raises:
-        XCiTError: if no source has it, or what it has is damaged or does not fit.
+        XCiTError: if no source has the file, or if the file is damaged or does not fit.
     """
     if record.packaged is not None:
         return packaged_path(record)
@@ -118,7 +118,7 @@ def _check_by_hand(record: Record) -> None:
     """Checks that a file which only a person can download is in the cache or a mirror.
 
     Raises:
-        XCiTError: if it is not; the message says where to get it and how to use it.
+        XCiTError: if the file is in neither; the message says where to get it and how to use it.
     """
     mirror = os.environ.get("XCIT_MIRROR", "")  # a folder, or a URL, which is always tried
     name = f"{record.name}.safetensors"
@@ -187,7 +187,7 @@ def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights
     a "#" follows the key of the weights in the file.
 
     Raises:
-        XCiTError: if it can't be downloaded or read.
+        XCiTError: if the file can't be downloaded or read.
     """
     if source.startswith(PREFIX):
         source = str(bring_repository(source, cache_dir() / "hub", progress))

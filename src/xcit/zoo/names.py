@@ -51,12 +51,12 @@ def find_checkpoint(name: str) -> Checkpoint:
     """Returns the record of a classifier or feature backbone, by name or alias in any case.
 
     Raises:
-        XCiTError: if there is none (the message suggests the nearest names), or it is another kind of model.
+        XCiTError: if the name is unknown (the message suggests the nearest names), or belongs to another kind of model.
     """
     record = find_record(name)
     if record.kind is not Checkpoint.kind:
         raise XCiTError(
-            f"{record.name} is for {record.task}: it neither classifies nor gives one feature an image; its backbone "
+            f"{record.name} is for {record.task}: it neither classifies nor gives one feature per image; its backbone "
             f"is {record.architecture}"
         )
     return cast(Checkpoint, record)
@@ -66,7 +66,7 @@ def find_record(name: str) -> Record:
     """Returns the record of any name or alias, in any case.
 
     Raises:
-        XCiTError: if there is none; the message suggests the nearest names.
+        XCiTError: if the name is unknown; the message suggests the nearest names.
     """
     if not is_known(name):
         near = difflib.get_close_matches(name.lower(), _BY_LOWER_NAME, n=3, cutoff=0.4)
@@ -87,7 +87,7 @@ def check_task(model: str | os.PathLike[str], task: str) -> None:
     """Checks the task of a name of the zoo before its weights are downloaded; a file is not checked.
 
     Raises:
-        XCiTError: if it is for another task.
+        XCiTError: if the model is for another task.
     """
     name = os.fspath(model)
     if is_known(name) and (own := find_record(name).task) != task:
@@ -98,7 +98,7 @@ def find_architecture(name: str) -> str:
     """Returns the key in `ARCHITECTURES` of an architecture's name, or of a checkpoint's name or alias.
 
     Raises:
-        XCiTError: if there is none; the message suggests the nearest names.
+        XCiTError: if the name is unknown; the message suggests the nearest names.
     """
     lower = name.lower()
     if lower in ARCHITECTURES:

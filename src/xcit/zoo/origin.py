@@ -44,7 +44,7 @@ def known_record(stored: StoredWeights) -> Record | None:
 
 
 def say_what_was_assumed(stored: StoredWeights, config: Any) -> None:
-    """Logs a warning about a file that does not say what it is, with what it was taken for."""
+    """Logs a warning that says what a file without metadata was taken for."""
     backbone = kind_of_config(config).backbone(config)
     architecture = architecture_of(backbone)
     _LOG.warning(

@@ -150,7 +150,7 @@ class Checkpoint(Record):
             ),
             ("parameters", f"{counts['params']:,}"),
             ("FLOPs", f"{counts['flops']:,} (published rule: multiply-accumulates, without the head)"),
-            ("torch FLOPs", f"{counts['torch_flops']:,} (torch's counter: 2 a multiply-accumulate)"),
+            ("torch FLOPs", f"{counts['torch_flops']:,} (torch's counter: 2 per multiply-accumulate)"),
             ("preprocessing", spec.sentence()),
             *(
                 (

@@ -7,7 +7,7 @@ from xcit.zoo.names import find_record, is_known
 
 
 def model_sentence(model: Any, name: str | os.PathLike[str], weights: str | None = None) -> str:
-    """A model's name and what it knows, and of the packaged one that it knows garments alone.
+    """A model's name and what it knows, and of the packaged one that it only knows garments.
 
     Args:
         model: of any kind, with its number of classes.
@@ -20,7 +20,7 @@ def model_sentence(model: Any, name: str | os.PathLike[str], weights: str | None
     if record is None:
         what = f" with the weights of {weights}" if weights else ""
     elif record.packaged:
-        name, what = record.name, ", which knows garments alone"
+        name, what = record.name, ", which only knows garments"
     else:
         name, what, known = record.name, "", [record.dataset, *known]
     counts = f" ({', '.join(known)})" if known else ""

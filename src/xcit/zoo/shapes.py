@@ -18,7 +18,7 @@ def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
     The weights do not contain strides, so `patch_size` assumes that all convolutions of the stem have stride 2.
 
     Raises:
-        XCiTError: if they are not the weights of an XCiT.
+        XCiTError: if the weights are not those of an XCiT.
     """
     try:
         return {
@@ -63,7 +63,7 @@ def check_backbone(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -
     """Checks that weights can belong to a model without classifier.
 
     Raises:
-        XCiTError: if they have a classifier, or the tensors belong to another architecture.
+        XCiTError: if the weights have a classifier, or the tensors belong to another architecture.
     """
     shape = shape_from_state(state, what)
     num_classes = shape.pop("num_classes")

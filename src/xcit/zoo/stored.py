@@ -39,7 +39,7 @@ def origin_of(stored: StoredWeights) -> Statement | None:
     """Returns what a file states, or what is known of the published file; None if its origin is unknown.
 
     Raises:
-        XCiTError: if its metadata can't be read.
+        XCiTError: if the file's metadata can't be read.
     """
     stated = read_metadata(stored)
     if stated is None and (record := known_record(stored)) is not None:
@@ -111,10 +111,10 @@ def load_classifier(stored: StoredWeights, changes: Changes = UNCHANGED) -> XCiT
 
 
 def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:
-    """Builds the model of a file that was read, of any kind, with the requested changes.
+    """Builds a model of any kind from a file that was read, with the requested changes.
 
     Raises:
-        XCiTError: if its model is unknown.
+        XCiTError: if the model of the file is unknown.
     """
     stated = describe(stored, has_strides=changes.stem_strides is not None)
     _check_kind(stated.kind, stored)
@@ -151,10 +151,12 @@ def load_stored_as(
 
 
 def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
-    """Checks that the weights' stem is not known to have other strides than the model, unless its config states them.
+    """Checks that a model of this config has the strides with which the weights were trained, if these are known.
+
+    A config that sets `stem_strides` is accepted, whatever they are.
 
     Raises:
-        XCiTError: if it is.
+        XCiTError: if the strides differ.
     """
     known = origin_of(stored)
     if known is None:
@@ -171,7 +173,7 @@ def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
     """Checks that weights belong to this kind of model.
 
     Raises:
-        XCiTError: if they do not.
+        XCiTError: if the weights belong to another kind of model.
     """
     if kind is CLASSIFIER:
         if stored.dense:
@@ -194,7 +196,7 @@ def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None =
     Args:
         model: its weights are replaced.
         path: the file.
-        key: which set of weights to take from a file with several, see `get_model`.
+        key: which weights to take if the file has several sets, see `get_model`.
 
     Raises:
         XCiTError: if the file can't be read or does not fit.
@@ -227,7 +229,7 @@ def check_claims(config: Any, num_tensors: int, what: str) -> None:
     """Checks that a config does not have more layers than there are tensors, before time is spent on building them.
 
     Raises:
-        XCiTError: if it has.
+        XCiTError: if the config has more layers.
     """
     backbone = kind_of_config(config).backbone(config)
     claims = {"depth": backbone.depth, "cls_depth": backbone.cls_depth, "patch_size": len(backbone.strides)}

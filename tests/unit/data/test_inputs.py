@@ -48,7 +48,7 @@ def test_lists() -> None:
     assert names("@0.png") == ["@0.png"]  # a file of that name
     Path("empty.txt").write_text("\n")
     for word, message in (
-        ("@empty.txt", "empty.txt: an empty list; it has a path or URL a line"),
+        ("@empty.txt", "empty.txt: an empty list; it must have one path or URL per line"),
         ("@nowhere.txt", "nowhere.txt: the list can't be read: No such file or directory"),
         ("@.", r"\.: the list can't be read: Is a directory"),
     ):
@@ -178,5 +178,5 @@ def test_chains_of_protocols_are_refused_in_a_line(tmp_path: Path) -> None:
         with pytest.raises(XCiTError, match="no such file"):
             read_image(found)  # type: ignore[arg-type]
     for word, reason in (("zip://0.png", "."), ("reference://x", "missing"), ("nosuch://x", "Protocol not known")):
-        with pytest.raises(XCiTError, match=rf"{word}: cannot be had \(.*{reason}"):
+        with pytest.raises(XCiTError, match=rf"{word}: cannot be fetched \(.*{reason}"):
             read_image(word)

@@ -1,4 +1,4 @@
-"""Pyramids and slides: levels and micrometres a pixel through tifffile and OpenSlide, of files that tifffile writes."""
+"""Pyramids and slides: levels and micrometres per pixel, by tifffile and OpenSlide, of files that tifffile wrote."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ SPANS = [(0, 400), (0, 1), (399, 400), (63, 65), (100, 399)]
 
 
 def write_pyramid(path: Path, **first: Any) -> None:
-    """A tiled TIFF of two sizes, as OpenSlide's generic reader and tifffile take it; 0.5 micrometres a pixel."""
+    """A tiled TIFF of two sizes, as OpenSlide's generic reader and tifffile take it; 0.5 micrometres per pixel."""
     options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
     resolution: dict[str, Any] = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as writer:
@@ -67,7 +67,7 @@ def test_micrometres_a_pixel_choose_the_level(tmp_path: Path, name: str) -> None
             assert np.array_equal(whole(rows), expected)
             assert rows_info(rows).metadata["place"] == (place, 0, 0, 0, place, 0)
     with (
-        pytest.raises(XCiTError, match=r"no level gives 0\.7 micrometres a pixel; there are 0\.5, 2 and whole"),
+        pytest.raises(XCiTError, match=r"no level gives 0\.7 micrometres per pixel; there are 0\.5, 2 and whole"),
         open_rows(tmp_path / name, selection=Selection(mpp=0.7)),
     ):
         pass

@@ -78,8 +78,8 @@ def test_what_can_t_be_had_is_named(file: Path, site: str, monkeypatch: pytest.M
     for source, message in (
         (f"{site}/none.png", f"{site}/none.png: the server answered 404"),
         (Path(f"{site}/none.png"), f"{site}/none.png: the server answered 404"),
-        ("http://127.0.0.1:9/a.png", "http://127.0.0.1:9/a.png: cannot be had ("),
-        ("nothing://a.png", "nothing://a.png: cannot be had (Protocol not known: nothing"),
+        ("http://127.0.0.1:9/a.png", "http://127.0.0.1:9/a.png: cannot be fetched ("),
+        ("nothing://a.png", "nothing://a.png: cannot be fetched (Protocol not known: nothing"),
         ((file.parent / "none.png").as_uri(), f"{(file.parent / 'none.png').as_uri()}: No such file"),
         ("-", "standard input: the file is empty (0 bytes)"),
         (b"", "image bytes: the file is empty (0 bytes)"),
@@ -108,7 +108,7 @@ def test_no_redirect_leaves_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(XCiTError) as caught:
         read_image("https://host/a.png")
     assert str(caught.value) == (
-        "https://host/a.png: cannot be had (refused, it redirects from https to http://host/b.png)"
+        "https://host/a.png: cannot be fetched (refused, it redirects from https to http://host/b.png)"
     )
 
 

@@ -276,7 +276,7 @@ def test_mistakes_are_named_before_anything_is_downloaded(
         (
             "mask-rcnn_xcit-pico_fashion-scenes",
             {"dtype": torch.bfloat16},
-            "mask-rcnn_xcit-pico_fashion-scenes: a detector is measured in float32 alone, not in torch.bfloat16",
+            "mask-rcnn_xcit-pico_fashion-scenes: a detector is measured only in float32, not in torch.bfloat16",
         ),
         ("dino_xcit-pico_fashion-mnist", {}, "no detector; features are measured by `xcit knn` and `xcit linear`"),
     ],
@@ -384,5 +384,5 @@ def test_what_a_run_held_out_is_what_is_measured(setting: Setting) -> None:
     lines = []
     assert setting.test(config=other, announce=lines.append, **asked).report.num_images == 20
     assert lines[1].startswith(f"warning: {data} has no folder val: all its images are measured")
-    with pytest.raises(XCiTError, match=r"holdout is 3, but .* has images to validate by"):
+    with pytest.raises(XCiTError, match=r"holdout is 3, but .* has validation images"):
         setting.test(holdout=3)

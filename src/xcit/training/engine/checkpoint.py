@@ -20,7 +20,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Writes tensors and plain values; after a crash or on a full disk, the previous file is unchanged.
 
     Raises:
-        XCiTError: if it can't be written.
+        XCiTError: if the file can't be written.
     """
     try:
         with whole_file(path) as part, part.open("wb") as file:
@@ -34,7 +34,7 @@ def keep_checkpoint(path: Path, name: str) -> None:
     """Keeps a checkpoint under a second name, as a hard link where the file system supports it.
 
     Raises:
-        XCiTError: if it can't be written.
+        XCiTError: if the file can't be written.
     """
     with whole_file(path.with_name(name)) as part:
         part.unlink()
@@ -55,7 +55,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads what `save_checkpoint` wrote, to the CPU.
 
     Raises:
-        XCiTError: if it is missing, damaged or holds anything but tensors and plain values.
+        XCiTError: if the file is missing or damaged, or holds anything but tensors and plain values.
     """
     try:
         with regular(path).open("rb") as file:

@@ -97,7 +97,7 @@ class ScheduleConfig:
         rising = all(0 < one < other for one, other in pairwise((*self.milestones, math.inf)))
         check_field(self, "milestones", rising, "epochs above 0, in rising order")
         check_field(
-            self, "milestones", bool(self.milestones) == (self.kind == "milestones"), "given for kind milestones alone"
+            self, "milestones", bool(self.milestones) == (self.kind == "milestones"), "given only for kind milestones"
         )
         check_field(self, "decay", 0 < self.decay <= 1, "in (0, 1]")
 

@@ -22,7 +22,7 @@ def check_trackers(run: RunConfig) -> None:
     """Checks that the trackers' packages are installed.
 
     Raises:
-        XCiTError: if one is not installed.
+        XCiTError: if one of the packages is not installed.
     """
     for tracker in run.trackers:
         if find_spec(tracker) is None:
@@ -49,7 +49,7 @@ class RunLog:
         """Appends a line.
 
         Raises:
-            XCiTError: if it can't be written.
+            XCiTError: if the line can't be written.
         """
         try:
             with self.path.open("a", encoding="utf-8") as file:

@@ -47,8 +47,8 @@ def train_task(
 
     The folder also gets `log.jsonl`, and `last.pt` at the end of each epoch and as often as the config says. If the
     task watches a figure, it gets `best.pt` and `best.safetensors` for the best one. If inputs could not be read, it
-    gets `unreadable.txt`. The result is the last weights. As the evaluation does not choose them, its figures are not
-    too good.
+    gets `unreadable.txt`. The result is the last weights. The evaluation does not choose them, so its figures are not
+    better than those of new data.
 
     Args:
         task: the task to train.

@@ -30,7 +30,7 @@ def check_counts(state: Mapping[str, Any], source: str) -> None:
     """Checks the position of the run, and that all other entries exist.
 
     Raises:
-        XCiTError: if something is wrong or missing.
+        XCiTError: if an entry is wrong or missing.
     """
 
     def check(condition: bool, what: str) -> None:
@@ -40,17 +40,17 @@ def check_counts(state: Mapping[str, Any], source: str) -> None:
     for name in ("model", "optimizer", "ema", "scaler", "position", "num_steps", "batch_size"):
         check(name in state, f"it has no {name!r}")
     for name in ("num_steps", "batch_size"):
-        check(_is_count(state[name]) and state[name] > 0, f"{name} is no number above 0")
+        check(_is_count(state[name]) and state[name] > 0, f"{name} is not a number above 0")
     position = state["position"]
-    check(isinstance(position, dict), "its position is no dictionary")
+    check(isinstance(position, dict), "its position is not a dictionary")
     check(position.keys() == {"epoch", "step", "losses", "best"}, "its position has other entries")
-    check(_is_count(position["epoch"]) and _is_count(position["step"]), "epoch and step are no whole numbers from 0 on")
+    check(_is_count(position["epoch"]) and _is_count(position["step"]), "epoch and step are not whole numbers from 0")
     check(position["step"] <= state["num_steps"], "its step is behind the end of an epoch")
     check((position["epoch"] + 1) * state["num_steps"] < _MOST_STEPS, "it is in an epoch that no run reaches")
-    check(_is_number(position["losses"]), "its losses are no number")
-    check(position["best"] is None or _is_number(position["best"]), "its best figure is no number")
+    check(_is_number(position["losses"]), "its losses are not a number")
+    check(position["best"] is None or _is_number(position["best"]), "its best figure is not a number")
     scaler = state["scaler"]
-    check(isinstance(scaler, dict), "its loss scale is no dictionary")
+    check(isinstance(scaler, dict), "its loss scale is not a dictionary")
     check(all(isinstance(name, str) and _is_finite(value) for name, value in scaler.items()), "its loss scale is none")
     check(not scaler or (scaler.keys() >= {"scale", "_growth_tracker"} and scaler["scale"] > 0), "its loss scale is 0")
 
@@ -59,10 +59,10 @@ def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> Non
     """Checks the names, shapes and types of a model's tensors.
 
     Raises:
-        XCiTError: if one differs from the model's own.
+        XCiTError: if a tensor differs in one of these from the model's own.
     """
     if not isinstance(theirs, dict):
-        raise XCiTError(f"{source}: damaged: its weights are no dictionary")
+        raise XCiTError(f"{source}: damaged: its weights are not a dictionary")
     missing = [name for name in own if name not in theirs]
     unknown = [name for name in theirs if name not in own]
     if missing or unknown:
@@ -80,7 +80,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: st
     """Checks the state of an optimiser, for each parameter group and each parameter.
 
     Raises:
-        XCiTError: if it does not match this optimiser.
+        XCiTError: if the state does not match this optimiser.
     """
 
     def check(condition: bool, what: str) -> None:
@@ -125,7 +125,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: st
 
 def _check_tensor(theirs: object, own: Tensor, name: str, source: str) -> None:
     if not isinstance(theirs, Tensor):
-        raise XCiTError(f"{source} does not fit this run: {name} is no tensor, but of type {type(theirs).__name__}")
+        raise XCiTError(f"{source} does not fit this run: {name} is not a tensor, but of type {type(theirs).__name__}")
     if theirs.shape != own.shape:
         raise XCiTError(
             f"{source} does not fit this run: size mismatch of {name}: {list(theirs.shape)}, the run's is "

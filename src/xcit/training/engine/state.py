@@ -97,8 +97,8 @@ class TrainState:
         """Loads what `dump` returned, whatever the number of processes it was saved by.
 
         Raises:
-            XCiTError: if it is damaged, belongs to another model or optimiser, or is from the middle of an epoch with
-                other batches. Nothing is loaded then.
+            XCiTError: if the state is damaged, belongs to another model or optimiser, or is from the middle of an epoch
+                with other batches. Nothing is loaded then.
         """
         check_counts(state, source)
         position = Position(**state["position"])
@@ -150,7 +150,7 @@ def build_state(
     num_steps: int,
 ) -> TrainState:
     """Returns the state at the start of a run, on the processes' devices."""
-    from xcit.training.engine.schedule import build_schedule  # here: it needs timm, reading a recipe does not
+    from xcit.training.engine.schedule import build_schedule  # imported here, because it needs timm
 
     model = processes.prepare_model(model)
     plain = copy.deepcopy(model) if processes.is_sharded else None

@@ -37,11 +37,11 @@ def finetune_384(architecture: str) -> ClassificationConfig:
 def transfer(architecture: str) -> ClassificationConfig:
     """Our own recipe: the distilled 224-pixel checkpoint, fine-tuned on a folder with your own classes.
 
-    `xcit train xcit-small-12-p16_transfer --data FOLDER`, with FOLDER/train/<class>/<image> and FOLDER/val/...; some
-    hundred images or more. If the folder has no train and val, a fifth of its images (or `--holdout N` of them) is used
-    for validation instead of training. The number of classes is the folder's. The recipe trains for 20 epochs with
-    batch size 32, light augmentation, and lower learning rates for layers far from the head. The accuracy depends on
-    the images; we chose the settings, and not on a benchmark.
+    `xcit train xcit-small-12-p16_transfer --data FOLDER`, with FOLDER/train/<class>/<image> and FOLDER/val/...; it
+    needs some hundred images or more. If the folder has no train and val, a fifth of its images (or `--holdout N` of
+    them) is used for validation instead of training. The number of classes is the folder's. The recipe trains for 20
+    epochs with batch size 32, light augmentation, and lower learning rates for layers far from the head. The accuracy
+    depends on the images; we chose the settings without tuning them on a benchmark.
     """
     config = ARCHITECTURES[architecture]
     return ClassificationConfig(
@@ -69,7 +69,7 @@ def multi_label(architecture: str) -> MultiLabelConfig:
     `xcit train xcit-small-12-p16_multi-label --data FOLDER`, with FOLDER/train.csv and FOLDER/val.csv beside the
     images. A line has a path and class names, or a path and a 0 or 1 for each class. The loss is binary for each class,
     and the best checkpoint is chosen by mean average precision. All else is the `transfer` recipe, without label
-    smoothing. The mAP depends on the images; we chose the settings, and not on a benchmark.
+    smoothing. The mAP depends on the images; we chose the settings without tuning them on a benchmark.
     """
     base = transfer(architecture)
     return MultiLabelConfig(

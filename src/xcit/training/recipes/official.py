@@ -36,8 +36,8 @@ def official(architecture: str) -> ClassificationConfig:
 
     The authors set colour jitter to 0.4, but timm ignores it when RandAugment is on, so this recipe has none.
     Differences that remain: the learning rate changes at every step instead of every epoch. The cosine begins after the
-    warm-up instead of during it. The figures are of the averaged weights, while the authors measured the others. The
-    authors trained in float16 (`--run.dtype float16`).
+    warm-up instead of during it. The figures are those of the averaged weights, while the authors measured the weights
+    that were not averaged. The authors trained in float16 (`--run.dtype float16`).
 
     For patch-stem surgery, which the authors needed to keep their largest models stable, give a trained model of the
     same width and patch size: `xcit train xcit-large-24-p8_official_in1k --initialize.stem

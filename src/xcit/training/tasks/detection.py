@@ -101,7 +101,7 @@ class DetectionReport:
 
 
 class _MeasuredImages(Dataset[tuple[int, Tensor | None, str]]):
-    """Items (index of the image, pixels uint8 (C, h, w), ""); if it can't be read (index, None, reason)."""
+    """Items are (index, pixels uint8 (C, h, w), ""), or (index, None, reason) if the image can't be read."""
 
     def __init__(self, images: CocoImages, num_channels: int) -> None:
         self.images, self.num_channels = images, num_channels
@@ -249,7 +249,7 @@ class DetectionTask(TaskWithLoader):
 
         layout = layout or Layout(batch_size=config.run.batch_size)
         if not config.data:
-            raise XCiTError(f"{config.name} has no data of its own: set data to a folder in COCO's form")
+            raise XCiTError(f"{config.name} has no data of its own: set data to a folder in COCO's format")
         if config.backbone_weights:
             find_source(config.backbone_weights, "backbone_weights")
         train, self.watched = (

@@ -1,4 +1,4 @@
-"""DINO pre-training (arXiv 2104.14294): the student learns to predict from a crop what the teacher says of another.
+"""DINO pre-training (arXiv 2104.14294): from one crop, the student learns to predict the teacher's output for another.
 
 The teacher's weights are an average of the student's.
 """

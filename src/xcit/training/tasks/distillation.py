@@ -146,7 +146,7 @@ def load_teacher(
         ) from None
     if shape != (1, num_classes):
         raise XCiTError(
-            f"distillation.teacher: {config.teacher} gives {shape[-1]} numbers an image, the data have {num_classes} "
+            f"distillation.teacher: {config.teacher} gives {shape[-1]} numbers per image, the data have {num_classes} "
             "classes"
         )
     return teacher
@@ -170,7 +170,7 @@ def _load_timms(source: str) -> _Loaded:
         model = timm.create_model(source.removeprefix(_TIMM), pretrained=True)
     except Exception as error:  # errors of timm, the Hub or its HTTP library, which depends on the version
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise XCiTError(f"distillation.teacher: {source} can't be had: {reason}") from error
+        raise XCiTError(f"distillation.teacher: {source} can't be loaded: {reason}") from error
     known = _timm_config(source)
     names = tuple(known.label_names or ())
     return model, Preprocessing(mean=tuple(known.mean), std=tuple(known.std)), [names] if names else []

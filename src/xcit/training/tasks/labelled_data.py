@@ -126,12 +126,12 @@ def check_holdout(data: str, holdout: float) -> None:
     """Checks that images are not held out of a folder that has validation images.
 
     Raises:
-        XCiTError: if they are.
+        XCiTError: if images are held out although there are validation images.
     """
     if Path(data).is_dir() and has_validation(data):
         raise XCiTError(
-            f"holdout is {holdout:g}, but {data} has images to validate by, which would go unused: leave holdout out, "
-            "or give the folder of the training images alone"
+            f"holdout is {holdout:g}, but {data} has validation images, which would not be used: leave holdout out, "
+            "or give only the folder of the training images"
         )
 
 
@@ -144,7 +144,7 @@ def held_out(images: LabelledImages, holdout: float) -> tuple[ImageSubset, Image
             separately, and at least one image of each class that has two or more.
 
     Raises:
-        XCiTError: if there are fewer images than that.
+        XCiTError: if there are fewer images than are to be held out.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
     if 0 < holdout < 1 and isinstance(images, ImageFiles):

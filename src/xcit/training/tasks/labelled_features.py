@@ -83,7 +83,7 @@ def check_pooled(model: XCiT) -> None:
     """Checks that a model gives one feature per image.
 
     Raises:
-        XCiTError: if it does no pooling.
+        XCiTError: if the model does no pooling.
     """
     if model.config.global_pool == "none":
         raise XCiTError(

@@ -158,7 +158,7 @@ def report_of(
 
 
 class _MeasuredScenes(Dataset[tuple[Pixels | None, Labels | None, str]]):
-    """Items (input pixels of the model, labels at the scene's own size, ""); if unreadable (None, None, reason)."""
+    """Items are (the model's input, labels at the scene's own size, ""), or (None, None, reason) if unreadable."""
 
     def __init__(self, scenes: LabelledScenes, spec: SegmentationPreprocessing) -> None:
         self.scenes, self.spec = scenes, spec
@@ -286,8 +286,8 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     """Cross-entropy or focal loss of logits (B, K, H, W) for labels (B, H, W), averaged over all pixels.
 
     loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), with c a pixel's class and p its probability.
-    Unlabelled pixels add nothing to the sum, but B H W includes them; it does not include the weights. The published
-    models were trained like this.
+    Unlabelled pixels add nothing to the sum, but B H W counts them. The average is not divided by the weights. The
+    published models were trained like this.
     """
     logits, labels = logits.float(), labels.long()
     if not focal_gamma:
