@@ -36,7 +36,10 @@ class PassedBy:
             self.suffixes[path.suffix.lower() or "no suffix"] += 1
 
     def __str__(self) -> str:
-        """All there is, in a line: "3 files that are not images by their suffix: .txt (3); 1 hidden"; "" for nothing."""
+        """Returns all counts in one line, such as "3 files that are not images by their suffix: .txt (3); 1 hidden".
+
+        It is empty if nothing was passed by.
+        """
         kinds = ", ".join(f"{suffix} ({count})" for suffix, count in self.suffixes.most_common(_SHOWN))
         counts = (
             (self.suffixes.total(), f"files that are not images by their suffix: {kinds}{self._others()}"),
