@@ -1,16 +1,16 @@
-"""Takes images of any size through models, and prints the figures of docs/any-resolution.md.
+"""Runs images of any size through models, and prints the figures of docs/any-resolution.md.
 
     python benchmarks/any_resolution.py [CASE ...] [--size 32768] [--before DIR] [--folder DIR]
 
     gigapixel   nano-12-p16 on a tiled BigTIFF of SIZE x SIZE pixels, in 4 GB and in 1 GB: class, CLS feature, token map
-    exact       streamed beside the whole image: float64 at 512 pixels, float32 at the largest size asked for
+    exact       streamed beside the whole image: float64 at 512 pixels, float32 at the largest requested size
     photograph  small-12-p8 on 6000 x 4000 pixels in at most 750 MB
     growth      time from a quarter to half of SIZE
     picture     draws docs/any-resolution.png: the packaged model's attention over 2048 x 2048 pixels
-    before      time in memory beside another checkout, whose `src` folder --before names
+    before      time in memory beside another checkout, whose `src` folder is given by --before
 
-Weights are random, which takes the same time. Each run has a process of its own; times beside each other are taken in
-turns. A gigapixel needs about 7 GB of disk and, on two idle cores, about ten minutes for both bounds.
+Weights are random, which takes the same time. Each run has its own process, and times that are compared are measured
+alternately. A gigapixel needs about 7 GB of disk and, on two idle cores, about ten minutes for both bounds.
 """
 
 import argparse
@@ -33,7 +33,7 @@ NANO, SMALL = "xcit-nano-12-p16", "xcit-small-12-p8"
 
 
 def texture(side: int = 4096) -> np.ndarray:
-    """A picture-like square (side, side, 3): noise at all scales, garments strewn over it."""
+    """Returns a square (side, side, 3) that resembles a photograph: noise at all scales, with garments on it."""
     from PIL import Image
 
     draw = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def texture(side: int = 4096) -> np.ndarray:
 
 
 def make_tiff(path: Path, size: int) -> None:
-    """A tiled BigTIFF, zstd, 8-bit RGB, of the texture with a brightness that changes slowly over the image."""
+    """Writes a tiled BigTIFF, zstd, 8-bit RGB, with the texture and a brightness that changes slowly over the image."""
     import tifffile
 
     square = texture()
@@ -76,7 +76,7 @@ def make_tiff(path: Path, size: int) -> None:
 
 
 def child(request: dict[str, Any]) -> dict[str, Any]:
-    """One streamed run, in this process."""
+    """Does one streamed run in this process."""
     import torch
 
     from xcit import get_model
@@ -116,7 +116,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def stream(folder: Path, model: str, image: Path, memory: int | None, *, map_: bool = False) -> dict[str, Any]:
-    """One streamed run, in a process of its own."""
+    """Does one streamed run in a new process."""
     request = {"model": model, "image": str(image), "memory": memory, "map": map_, "folder": str(folder)}
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps(request)], stdout=subprocess.PIPE, text=True, check=True
@@ -126,7 +126,7 @@ def stream(folder: Path, model: str, image: Path, memory: int | None, *, map_: b
 
 
 class InMemory:
-    """A process that passes a square tensor through a model whenever it is asked to: today's, or another checkout's."""
+    """A process that runs a square tensor through a model on request, with this code or another checkout's."""
 
     def __init__(self, model: str, size: int, source: Path | None = None) -> None:
         code = (
@@ -142,7 +142,7 @@ class InMemory:
         )
 
     def seconds(self) -> float:
-        """Of one pass."""
+        """Returns the seconds of one pass."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -156,7 +156,7 @@ class InMemory:
 
 
 def image_of(folder: Path, size: int) -> Path:
-    """The BigTIFF of this size, made once."""
+    """Returns the BigTIFF of this size; it is written once."""
     path = folder / f"picture-{size}.tif"
     if not path.exists():
         say(f"making {path.name} ...")
@@ -165,25 +165,51 @@ def image_of(folder: Path, size: int) -> Path:
 
 
 def gigapixel(arguments: argparse.Namespace) -> None:
-    """Class, CLS and map with two bounds, and the time a pixel beside an in-memory pass at 4096 pixels."""
+    """Prints class, CLS and map for two bounds, and the time per pixel beside an in-memory pass at 4096 pixels."""
     image = image_of(arguments.folder, arguments.size)
     say(f"{NANO} on {arguments.size} x {arguments.size} pixels, {image.stat().st_size / 1e9:.2f} GB of tiles")
-    say("| bound | tokens in | seconds | MP/s | peak above model | planned | read, written | a pixel beside 4096 px |")
-    say("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    say(
+        "| bound | tokens in | seconds | MP/s | peak above model | planned | read, written | a pixel beside 4096 px | "
+        "of the matrix peak |"
+    )
+    say("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for bound, memory in (("4 GB", 4 * 10**9), ("1 GB", 10**9)):
-        times = whole_times(arguments, rounds=2)
+        times, rates = whole_times(arguments, rounds=2), [matrix_rate()]
         found = stream(arguments.folder, NANO, image, memory, map_=True)
         times += whole_times(arguments, rounds=2)
+        rates.append(matrix_rate())
         a_pixel = found["seconds"] / found["pixels"] / (statistics.median(times) / 4096**2)
         say(
             f"| {bound} | {found['place']} | {found['seconds']:.0f} | {found['pixels'] / 1e6 / found['seconds']:.2f} | "
             f"{found['peak'] / 1e6:,.0f} MB | {found['planned'] / 1e6:,.0f} MB | {found['read'] / 1e9:.1f}, "
-            f"{found['written'] / 1e9:.1f} GB | {a_pixel:.2f} |"
+            f"{found['written'] / 1e9:.1f} GB | {a_pixel:.2f} | "
+            f"{operations_a_pixel(NANO) * found['pixels'] / found['seconds'] / max(rates):.0%} |"
         )
 
 
+def matrix_rate() -> float:
+    """Floating-point operations a second of a product of two float32 matrices of 2048 x 2048, median of 15."""
+    import torch
+
+    left, right = torch.randn(2, 2048, 2048).unbind()
+    seconds = []
+    for _ in range(15):
+        began = time.perf_counter()
+        torch.mm(left, right)
+        seconds.append(time.perf_counter() - began)
+    return float(2 * 2048**3 / statistics.median(seconds))
+
+
+def operations_a_pixel(name: str) -> float:
+    """Floating-point operations for each pixel, by torch's own count: they hardly depend on the size."""
+    from xcit import get_model
+    from xcit.measure.complexity import complexity
+
+    return complexity(get_model(name), 1024).torch_flops / 1024**2
+
+
 def whole_times(arguments: argparse.Namespace, *, rounds: int) -> list[float]:
-    """Seconds of in-memory passes at 4096 pixels, of the other checkout if there is one."""
+    """Returns seconds of in-memory passes at 4096 pixels, of the other checkout if there is one."""
     before = InMemory(NANO, 4096, arguments.before)
     times = [before.seconds() for _ in range(rounds)]
     before.close()
@@ -191,7 +217,7 @@ def whole_times(arguments: argparse.Namespace, *, rounds: int) -> list[float]:
 
 
 def exact(arguments: argparse.Namespace) -> None:
-    """The largest difference over the largest value, of class token and map."""
+    """Prints the largest difference divided by the largest value, for class token and map."""
     import torch
 
     from xcit import XCiT, get_model
@@ -209,7 +235,7 @@ def exact(arguments: argparse.Namespace) -> None:
         target, last = ArrayMap(), 13
         wanted = Wanted(class_tokens=frozenset({last}), maps={last: target})
         with open_rows(pixels) as rows:
-            # Of 300 MB: on scratch files, where the tokens do not fit.
+            # At most 300 MB: with scratch files if the tokens do not fit.
             budget = Budget(memory=400 * 10**6 + target.memory((size // 16, size // 16), 128), scratch=arguments.folder)
             found = encode(model, rows, wanted, preprocessing=spec, memory=budget)
         from PIL import Image
@@ -230,7 +256,7 @@ def exact(arguments: argparse.Namespace) -> None:
 
 
 def photograph(arguments: argparse.Namespace) -> None:
-    """small-12-p8 on a photograph."""
+    """Runs small-12-p8 on a photograph."""
     from PIL import Image
 
     path = arguments.folder / "photograph.jpg"
@@ -246,7 +272,7 @@ def photograph(arguments: argparse.Namespace) -> None:
 
 
 def growth(arguments: argparse.Namespace) -> None:
-    """Time from a quarter to half of the size, in turns."""
+    """Measures the time from a quarter to half of the size, alternately."""
     small, large = (image_of(arguments.folder, arguments.size // share) for share in (4, 2))
     ratios, times = [], []
     for _ in range(3):
@@ -259,7 +285,7 @@ def growth(arguments: argparse.Namespace) -> None:
 
 
 def before(arguments: argparse.Namespace) -> None:
-    """In memory beside the other checkout, in turns."""
+    """Measures passes in memory beside the other checkout, alternately."""
     if arguments.before is None:
         sys.exit("the case `before` needs --before DIR, the src folder of the other checkout")
     for size, rounds in ((224, 25), (2048, 9), (4096, 3)):
@@ -272,7 +298,7 @@ def before(arguments: argparse.Namespace) -> None:
 
 
 def picture(arguments: argparse.Namespace) -> None:
-    """The picture of the page."""
+    """Draws the picture of the page."""
     import tifffile
 
     from xcit.explain import class_attention
@@ -301,8 +327,8 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*CASES, []], help=", ".join(CASES))
-    parser.add_argument("--size", type=int, default=32768, help="pixels of a side; a multiple of 512")
-    parser.add_argument("--exact-size", type=int, default=8192, help="of the case `exact`")
+    parser.add_argument("--size", type=int, default=32768, help="side in pixels, a multiple of 512")
+    parser.add_argument("--exact-size", type=int, default=8192, help="size of the case `exact`")
     parser.add_argument("--before", type=Path, help="src folder of another checkout")
     parser.add_argument("--folder", type=Path, default=Path("any-resolution"), help="for the image and scratch files")
     parser.add_argument("--child", help=argparse.SUPPRESS)

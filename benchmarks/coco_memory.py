@@ -1,10 +1,10 @@
-"""Memory and time of opening COCO annotations, as multiples of the JSON file's size.
+"""Measures memory and time of opening COCO annotations, as multiples of the JSON file's size.
 
     python benchmarks/coco_memory.py [MEGABYTES]
 
-The file, drawn into a temporary folder, has COCO's fields, about seven objects an image, and polygons of COCO's usual
-length. "resident" is what stays in memory once the file is open, "peak" the most that was there meanwhile, and
-"worker" what a forked process that looks at every object makes its own. It needs Linux.
+The file is drawn into a temporary folder. It has COCO's fields, about seven objects per image, and polygons of COCO's
+usual length. "resident" is the memory in use after the file is open, "peak" the most while it is opened, and "worker"
+the memory that a forked process makes private when it reads every object. It needs Linux.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import mask  # noqa: F401 - so that its own memory does not count
+from faster_coco_eval import mask  # noqa: F401 - imported first, so that its memory does not count
 
 import xcit
 from xcit.data.coco import open_coco
@@ -28,7 +28,7 @@ BYTES_AN_IMAGE = 5350
 
 
 def draw_image(draw: np.random.Generator, number: int) -> dict[str, Any]:
-    """An image's entry."""
+    """Returns the entry of an image."""
     return {
         "license": int(draw.integers(1, 8)),
         "file_name": f"{number:012}.jpg",
@@ -42,7 +42,7 @@ def draw_image(draw: np.random.Generator, number: int) -> dict[str, Any]:
 
 
 def draw_object(draw: np.random.Generator, image: int, number: int) -> dict[str, Any]:
-    """An object's entry: one in a hundred is a crowd, with RLE."""
+    """Returns the entry of an object; one in a hundred is a crowd, with RLE."""
     x, y, width, height = draw.uniform((0, 0, 5, 5), (500, 380, 140, 100))
     num_points = int(np.clip(draw.lognormal(3.4, 0.7), 4, 200))
     angles = np.sort(draw.uniform(0, 2 * np.pi, num_points))
@@ -61,7 +61,7 @@ def draw_object(draw: np.random.Generator, image: int, number: int) -> dict[str,
 
 
 def write(folder: Path, num_images: int) -> str:
-    """A data set of empty image files, and its annotations."""
+    """Writes a data set of empty image files, and its annotations."""
     draw = np.random.default_rng(0)
     images = [draw_image(draw, number) for number in range(num_images)]
     owners = np.repeat(np.arange(num_images), draw.integers(1, 14, num_images)).tolist()
@@ -76,13 +76,13 @@ def write(folder: Path, num_images: int) -> str:
 
 
 def memory(field: str, file: str = "status") -> int:
-    """Bytes by a line of the kernel's account of this process."""
+    """Returns the bytes in a line of the kernel's statistics of this process."""
     lines = Path(f"/proc/self/{file}").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def in_child(function: Any, *arguments: Any) -> Any:
-    """What a function gives in a forked process."""
+    """Calls a function in a forked process, and returns its result."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -95,7 +95,7 @@ def in_child(function: Any, *arguments: Any) -> Any:
 
 
 def look_at_all(images: Any) -> int:
-    """Bytes that a process makes its own when it looks at all objects."""
+    """Returns the bytes that a process makes private when it reads all objects."""
     before = memory("Private_Dirty", "smaps_rollup")
     for image in images.images:
         for one in image.objects:
@@ -104,9 +104,9 @@ def look_at_all(images: Any) -> int:
 
 
 def measure(path: str) -> dict[str, float]:
-    """Opens the file."""
+    """Opens the file, and measures."""
     size, before, started = Path(path).stat().st_size, memory("VmRSS"), time.process_time()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     images = open_coco(path, "train")
     seconds = time.process_time() - started
     resident, peak = memory("VmRSS") - before, memory("VmHWM") - before
@@ -121,7 +121,7 @@ def main() -> None:
     megabytes = parser.parse_args().megabytes
     print(f"{platform.platform()}, {processor()}, Python {platform.python_version()}, xcit {xcit.__version__}")
     with tempfile.TemporaryDirectory() as temporary:
-        # In a process of its own, or the memory that it leaves free would serve what is measured.
+        # In its own process; otherwise the memory that it frees would be reused by the code that is measured.
         path = Path(in_child(write, Path(temporary), megabytes * 1_000_000 // BYTES_AN_IMAGE))
         found = in_child(measure, str(path))
         print(f"JSON file      {path.stat().st_size / 1e6:7.1f} MB")

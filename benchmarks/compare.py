@@ -1,4 +1,4 @@
-"""Time and peak memory of XCiT beside other implementations, all with the same weights: `--help` says how.
+"""Measures time and peak memory of XCiT beside other implementations with the same weights; see `--help`.
 
 python benchmarks/compare.py --models small-12-p8 --sizes 224,384,1024 --against timm,timm-compile --out runs/bench
 """
@@ -25,17 +25,17 @@ _HELP = """Measure time and peak memory beside other implementations, all with t
 
 \b
 Contenders:
-  xcit          this package, fused for inference: what the others are
-                compared with
-  xcit-plain    this package's model as it trains: first in --train
+    xcit          this package, fused for inference; the others are
+                  compared with it
+    xcit-plain    this package's model for training; the first in --train
   xcit-compile  xcit by torch.compile; in --train xcit-plain
   timm          timm's XCiT
   timm-compile  timm's by torch.compile
   onnxruntime   timm's, exported for each size, in ONNX Runtime; CPU only
 
-The weights are random; the outputs of all are compared with the plain model's in float32 before they are timed. Each
-round times every contender in turn; "faster by" is the ratio of the medians, with the quartiles of the single rounds.
-Peak memory is what a run takes above model and input. --out gets bench.json, bench.md and a picture for each model.
+The weights are random. Before timing, all outputs are compared with those of the plain model in float32. Each round
+times every contender in turn; "faster by" is the ratio of the medians, with the quartiles of the rounds' ratios. Peak
+memory is what a run needs in addition to model and input. --out gets bench.json, bench.md and a picture per model.
 
 \b
 Example:
@@ -48,11 +48,9 @@ Example:
 @click.option("--sizes", callback=image_sizes, default="224,384", show_default=True, help="Image sides in pixels.")
 @click.option("--against", callback=_names, default="timm", show_default=True, help="The other contenders.")
 @click.option("--train", is_flag=True, help="Measure a training step instead: forward, loss, backward.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads on the CPU; torch's own number if left out.")
-@click.option(
-    "--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Times that each is measured."
-)
-@click.option("--no-memory", is_flag=True, help="Leave peak memory out: on the CPU it takes a process for each figure.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads on the CPU; by default torch's own number.")
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Number of measurements.")
+@click.option("--no-memory", is_flag=True, help="Do not measure peak memory; on the CPU each figure takes a process.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
 @compute_options(batch_size=1)
 def command(
@@ -68,7 +66,7 @@ def command(
     device: str | None,
     dtype: str,
 ) -> int:
-    """Compares; the exit status is 1 if some contender could not be measured."""
+    """Compares; the exit status is 1 if a contender could not be measured."""
     from beside_peers.results import DType
 
     place = checked_device(device)

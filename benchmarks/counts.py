@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of the 42 published checkpoints beside the published figures: `python benchmarks/counts.py`."""
+"""Prints parameters and FLOPs of the 42 published checkpoints beside the published figures."""
 
 import json
 from pathlib import Path

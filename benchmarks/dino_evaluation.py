@@ -1,14 +1,14 @@
-"""What a model's features are worth on Fashion-MNIST, beside those of the same model untrained, and raw pixels.
+"""Measures a model's features on Fashion-MNIST, beside those of the same model without training, and raw pixels.
 
     python benchmarks/dino_evaluation.py runs/dino/model.safetensors [--data fashion-mnist] [--seed 0]
         [--before runs/dino/step-937.pt ...]
 
-One run measures all and prints a table in Markdown: k-NN on the validation images for each k, and a linear probe. The
-weights of the untrained model are drawn with the seed, and its batch norms have seen nothing. Raw pixels are grey or
-RGB in 0..1, at the model's size. k, and the probe's learning rate, are the best by the same images for all alike, so
-the best figures flatter a little. The probe trains without augmentation; --augmented takes the published protocol,
-which computes the features of the training images anew in each epoch. --before adds what its run kept on the way
-(`--run.keep_checkpoints`), measured by k-NN.
+One run measures everything and prints a Markdown table: k-NN on the validation images for each k, and a linear probe.
+The weights of the untrained model are drawn with the seed, and its batch norms have seen no data. Raw pixels are
+grey or RGB in 0..1, at the model's size. In each row, k and the probe's learning rate are the best ones on the
+validation images, so the best figures are a little too good. The probe trains without augmentation; --augmented uses
+the published protocol, which computes the training features again in each epoch. --before adds earlier checkpoints of
+the run (`--run.keep_checkpoints`), measured by k-NN.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from xcit.models import XCiT
 from xcit.training.tasks.labelled_features import open_train_and_val
 
 LRS = (0.001, 0.01, 0.1, 1.0, 10.0)
-"""For a batch of 256. The published one is the first; small models on small data need more."""
+"""Learning rates for a batch of 256. The first is the published one; small models on small data need higher ones."""
 
 
 def untrained(model: XCiT, seed: int) -> XCiT:
-    """The same model with the weights that it began with, or might have."""
+    """Returns the same model with random first weights."""
     torch.manual_seed(seed)
     fresh = XCiT(replace(model.config, num_classes=0)).eval()
     assert model.info is not None
@@ -42,7 +42,7 @@ def untrained(model: XCiT, seed: int) -> XCiT:
 
 
 def pixels_of(images: LabelledImages, spec: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, C*h*w) in 0..1, of images cut and scaled as for the model, and labels (N,)."""
+    """Returns pixels (N, C*h*w) in 0..1 of images that are cropped and scaled as for the model, and labels (N,)."""
     plain = replace(spec, mean=(0.0,) * len(spec.mean), std=(1.0,) * len(spec.std))
     rows, labels = [], []
     for index in range(len(images)):
@@ -53,7 +53,7 @@ def pixels_of(images: LabelledImages, spec: Preprocessing) -> tuple[np.ndarray, 
 
 
 def row(name: str, knn: KNNReport, linear: LinearReport | None) -> str:
-    """A line of the table."""
+    """Returns a line of the table."""
     cells = [f"{accuracy.top1:.2f}" for accuracy in knn.accuracies]
     probe = "" if linear is None else f"{linear.best.top1:.2f} (lr {linear.best.lr:g})"
     return " | ".join(["", name, f"**{knn.best.top1:.2f}** (k {knn.best.k})", *cells, probe, ""]).strip()
@@ -65,10 +65,10 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a weights file, or a name of the zoo")
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--before", nargs="+", type=Path, default=[], help="earlier checkpoints of the same run")
-    parser.add_argument("--seed", type=int, default=0, help="of the untrained model")
-    parser.add_argument("--epochs", type=int, default=100, help="of the linear probe")
-    parser.add_argument("--batch-size", type=int, default=1024, help="of the linear probe")
-    parser.add_argument("--augmented", action="store_true", help="the published protocol of the linear probe")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the untrained model")
+    parser.add_argument("--epochs", type=int, default=100, help="epochs of the linear probe")
+    parser.add_argument("--batch-size", type=int, default=1024, help="batch size of the linear probe")
+    parser.add_argument("--augmented", action="store_true", help="use the published protocol of the linear probe")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device")
     arguments = parser.parse_args()

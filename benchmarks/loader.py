@@ -1,12 +1,12 @@
-"""Our training loader beside timm's `create_loader`: the same JPEG files, augmentation, batch and number of workers.
+"""Compares our training loader with timm's `create_loader`: same files, augmentation, batch size and workers.
 
     python benchmarks/loader.py [ROUNDS] [--num-images 256] [--batch-size 32] [--workers 1 2] [--profile]
 
-The files, of noise and shapes, are drawn into a temporary folder, in ImageNet's usual size. Each round takes an epoch
-of each loader in turn, so that a busy moment of the machine meets them alike; the workers live through all rounds.
-timm's loader comes twice: normalising images in the workers, as ours does, and with its prefetcher, which passes bytes
-on and normalises batches in the main process. With --profile each takes an epoch in this process, and the functions in
-which it spends most time are printed.
+The JPEG files, with noise and shapes in ImageNet's usual size, are drawn into a temporary folder. Each round runs an
+epoch of each loader in turn, so that a slow moment of the machine affects all of them; the workers stay for all rounds.
+timm's loader is measured twice: with normalisation in the workers, like ours, and with its prefetcher, which passes
+bytes and normalises batches in the main process. With --profile, each runs an epoch in this process, and the functions
+that take most time are printed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ IMAGE_SIZE, JPEG_SIZE = 224, (500, 375)
 RANDOM_ERASING = 0.25
 
 RAND_AUGMENT = "rand-m9-inc1"
-"""Without the recipes' noise on the magnitude: at 10, timm's own loader ends in an error of Pillow 13 (posterize)."""
+"""The recipes' policy without noise on the magnitude: at 10, timm's own loader fails in Pillow 13 (posterize)."""
 
 NUM_CLASSES = 4
 
@@ -64,7 +64,7 @@ def draw_jpegs(folder: Path, num_images: int) -> None:
 
 
 def ours(folder: Path, *, batch_size: int, num_workers: int) -> Epoch:
-    """Epoch after epoch of our loader."""
+    """Yields epochs of our loader."""
     augmentation = AugmentationConfig(rand_augment=RAND_AUGMENT, random_erasing=RANDOM_ERASING)
     spec = Preprocessing(
         image_size=IMAGE_SIZE, resize_to=IMAGE_SIZE, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
@@ -77,7 +77,7 @@ def ours(folder: Path, *, batch_size: int, num_workers: int) -> Epoch:
 
 
 def theirs(folder: Path, *, batch_size: int, num_workers: int, use_prefetcher: bool) -> Epoch:
-    """Epoch after epoch of timm's loader."""
+    """Yields epochs of timm's loader."""
     loader = create_loader(
         ImageDataset(str(folder)),
         input_size=(3, IMAGE_SIZE, IMAGE_SIZE),
@@ -105,7 +105,7 @@ def loaders(folder: Path, *, batch_size: int, num_workers: int) -> dict[str, Epo
 
 
 def seconds(epoch: Epoch) -> float:
-    """Time to take all batches of an epoch."""
+    """Returns the time to read all batches of an epoch."""
     started = time.perf_counter()
     for _ in epoch():
         pass
@@ -151,7 +151,7 @@ def main() -> None:
             epochs = loaders(folder, batch_size=arguments.batch_size, num_workers=num_workers)
             times: dict[str, list[float]] = {name: [] for name in epochs}
             for epoch in epochs.values():
-                seconds(epoch)  # not counted: it starts the workers
+                seconds(epoch)  # not counted, because it starts the workers
             for _ in range(arguments.rounds):
                 for name, epoch in epochs.items():
                     times[name].append(seconds(epoch))

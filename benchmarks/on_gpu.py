@@ -1,13 +1,13 @@
-"""Everything that a GPU has to say, in one command: the Triton kernels checked and timed, and whole models beside timm.
+"""Measures everything that needs a GPU in one command: checks and times of Triton kernels, and models beside timm's.
 
     python benchmarks/on_gpu.py --out runs/gpu [--parts check,kernels,models,train] [--minutes 7.5]
     python benchmarks/on_gpu.py --out runs/tune --parts tune            # other launch shapes of the kernels
-    python benchmarks/on_gpu.py --out /tmp/gpu --device cpu --tiny   # tries the script itself, in Triton's interpreter
+    python benchmarks/on_gpu.py --out /tmp/gpu --device cpu --tiny   # tests the script itself, in Triton's interpreter
 
 Figures are medians of rounds in which all contenders take turns, timed by the device's events; ratios come with the
-quartiles of the single rounds' ratios. What fails is said, and the rest goes on; a part that has used up its share of
-the minutes leaves out what is last in it. The folder gets results.json, table.txt and profile.txt, as far as they are.
-Models run the kernels by `gpu.kernels.use.use_kernels`, which nothing else calls. timm must be installed.
+quartiles of the rounds' ratios. A failure is reported, and the rest continues. If a part has used its share of the
+minutes, its last measurements are left out. The folder gets results.json, table.txt and profile.txt, also if they are
+incomplete. Models run the kernels by `gpu.kernels.use.use_kernels`, which nothing else calls. timm must be installed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 SHARES = {"check": 0.15, "kernels": 0.2, "models": 0.4, "train": 0.25, "tune": 0.25}
-"""Of the minutes, for each part; what a part leaves over goes to the next ones."""
+"""Each part's share of the minutes; time that a part does not use goes to the next ones."""
 
 
 def main() -> None:
@@ -27,14 +27,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--parts", default="check,kernels,models,train", help=f"of {', '.join(SHARES)}")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=7.5, help="for all parts; what has begun is ended")
+    parser.add_argument("--minutes", type=float, default=7.5, help="for all parts; a started measurement is finished")
     parser.add_argument("--tiny", action="store_true", help="smallest shapes")
     arguments = parser.parse_args()
     names = arguments.parts.split(",")
     if unknown := set(names) - set(SHARES):
         parser.error(f"no part is called {unknown.pop()}; there are: {', '.join(SHARES)}")
     if arguments.device == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, as torch and timm may do
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this when torch, timm or a kernel first imports it
     if missing := [package for package in ("triton", "timm") if find_spec(package) is None]:
         raise SystemExit(f"benchmarks/on_gpu.py needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     import torch
@@ -54,7 +54,7 @@ def main() -> None:
         "train": models.train,
         "tune": tune.tune,
     }
-    # The attention that is made from a Gram matrix in float32, beside tokens in bfloat16, needs no more.
+    # Attention from a Gram matrix in float32 needs no more precision, because the tokens are bfloat16.
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     started = time.monotonic()

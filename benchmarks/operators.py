@@ -1,8 +1,8 @@
-"""Where the time of a fused forward pass goes, by operator: what is left to win.
+"""Prints the time of a fused forward pass by operator, to show what could still be faster.
 
     python benchmarks/operators.py [MODEL] [--sizes 224 384 1024] [--threads 2]
 
-Profiled by torch, in its own time; operators that take less than a hundredth are summed up as "others".
+torch's profiler measures each operator's own time. Operators below one percent are summed as "others".
 """
 
 import argparse
@@ -16,7 +16,7 @@ from xcit.machine import processor
 
 
 def shares(model: torch.nn.Module, images: torch.Tensor, passes: int = 5) -> tuple[float, dict[str, float]]:
-    """Milliseconds of a pass, and the share of each operator's own time."""
+    """Returns milliseconds per pass, and each operator's share of the time."""
     with torch.inference_mode():
         model(images)
         with profile() as profiled:

@@ -1,9 +1,9 @@
-"""Measures everything that docs/performance.md shows, and writes the figures into it.
+"""Measures everything in docs/performance.md, and writes the figures into it.
 
     python benchmarks/performance.py [CASE ...]
 
-About forty minutes on two cores that do nothing else. Each case is a comparison as `xcit bench` makes it; without names
-all are measured. In the page, the text between `<!-- case -->` and `<!-- end of case -->` is replaced.
+It takes about forty minutes on two idle cores. Each case is a comparison as in `benchmarks/compare.py`; without names
+all cases are measured. In the page, the text between `<!-- case -->` and `<!-- end of case -->` is replaced.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def put(page: Path, case: str, figures: str) -> None:
 
 
 def main() -> None:
-    """Measures, prints, and writes."""
+    """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*CASES, []], help=", ".join(CASES))
     for case in parser.parse_args().cases or CASES:

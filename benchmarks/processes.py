@@ -1,14 +1,15 @@
-"""Two processes against one with the same global batch: do they reach the same weights?
+"""Compares two processes with one at the same global batch: do they reach the same weights?
 
     python benchmarks/processes.py [--task classification dino] [--epochs 4]
 
-Twenty steps of a small model, on the CPU, by DDP and by FSDP2 between two processes that torchrun starts, compared with
-one process. Without synchronised batch norms that one computes the same two halves of each batch, one after the other:
-then all that draws at random is on, and the parameters are compared (the running statistics, which no step of training
-reads, are averaged by the two and followed by the one). With them it computes each batch at once, without what draws
-for a part of a batch, and all is compared. The key biases of class attention are left out: they move all tokens' scores
-alike, which the softmax takes away, so their true gradient is 0, and AdamW makes steps of full size of the rounding
-noise that is left. An odd number of images is evaluated by the two too. Exit status 1 beyond the limit.
+A small model makes twenty steps on the CPU, by DDP and by FSDP2 in two processes that torchrun starts, and in one
+process. Without synchronised batch norms, the single process computes the two halves of each batch one after the other.
+Then all random draws are on, and the parameters are compared. (Running statistics are not: two processes average them,
+one process updates them twice, and no training step reads them.) With synchronised batch norms, the single process
+computes each batch at once, without random draws per part of a batch, and everything is compared. The key biases of
+class attention are left out: they add the same number to all scores of a head, which the softmax ignores, so their true
+gradient is 0, and AdamW turns the rounding errors into full steps. Both processes also evaluate an odd number of
+images. The exit status is 1 if a difference exceeds the limit.
 """
 
 import argparse
@@ -32,38 +33,40 @@ from xcit.training.engine.checkpoint import LAST, load_checkpoint
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.loop import train_task
 from xcit.training.run import build_task
-from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationTask, evaluate_classification
 from xcit.training.tasks.dino import DINOTask
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.table import TrainingConfig
 
-NUM_IMAGES_A_CLASS, BATCH_SIZE = 16, 8
+BATCH_SIZE = 8
 
 SHARED_BY = ("ddp", "fsdp2")
-"""How two processes share the model."""
+"""The ways in which two processes share the model."""
 
 LIMIT = 1e-5
-"""Of a tensor's difference, as a share of the tensor, both by their 2-norms."""
+"""Limit of a tensor's difference relative to the tensor, both in 2-norm."""
 
 WITHOUT_EFFECT = "attn.k.bias"
+"""End of the names of parameters that are never compared."""
+
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""What the ends of names say of the tensors that are not compared, never or not with batch norms apart."""
+"""Ends of the names of running statistics, which are compared only if batch norms are synchronised."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, how the batch norms see a batch, and how two processes share the model, "" in one."""
+    """What is trained, how batch norms see a batch, and how two processes share the model ("" for one process)."""
 
     task: str
     sync_batch_norm: bool
     parallel: str = ""
 
     def folder(self, root: Path) -> Path:
-        """Where the run's files are."""
+        """Returns the folder of the run's files."""
         return root / f"{self.task}-{self.parallel or 'one'}-{'together' if self.sync_batch_norm else 'apart'}"
 
     def config(self, root: Path, epochs: int) -> TrainingConfig:
-        """The run's config."""
+        """Returns the run's config."""
         if self.parallel:
             run: dict[str, Any] = {"parallel": self.parallel, "sync_batch_norm": self.sync_batch_norm}
         else:
@@ -73,15 +76,15 @@ class Setting:
 
 
 def settings(tasks: Iterable[str], shared_by: Iterable[str]) -> list[Setting]:
-    """Each task with batch norms apart and together, in each of these ways to share a model."""
+    """Returns each task with separate and synchronised batch norms, for each way to share a model."""
     return [Setting(task, together, way) for task in tasks for together in (False, True) for way in shared_by]
 
 
 def run_all(all_settings: list[Setting], root: Path, epochs: int) -> None:
-    """Trains by each setting, and evaluates a fresh model; in every process alike."""
+    """Trains each setting, and evaluates a fresh model; every process does the same."""
     for setting in all_settings:
         config, folder = setting.config(root, epochs), setting.folder(root)
-        # These are not closed: the processes meet once, for all settings.
+        # These are not closed, because the processes join once for all settings.
         processes = Processes(config.run, torch.device("cpu"))
         folder.mkdir(exist_ok=True)
         task, _ = build_task(config, processes.layout)
@@ -97,7 +100,7 @@ def run_all(all_settings: list[Setting], root: Path, epochs: int) -> None:
 
 
 def evaluate(task: ClassificationTask | DINOTask, fresh: nn.Module, processes: Processes) -> dict[str, Any]:
-    """What a process measures: figures, and what is counted, in batches of two images where the task lets us choose."""
+    """Returns the figures of a process, and its counts, in batches of two images if the task allows it."""
     if isinstance(task, DINOTask):
         return {"figures": task.evaluate(fresh, processes.layout, processes.reduce)}
     report = evaluate_classification(
@@ -114,13 +117,13 @@ def evaluate(task: ClassificationTask | DINOTask, fresh: nn.Module, processes: P
 
 
 def relative_difference(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """The difference as a share of the tensor."""
+    """Returns the difference relative to the tensor."""
     difference, size = (value - reference).norm().item(), reference.norm().item()
     return difference / size if size else difference
 
 
 def compare_weights(setting: Setting, root: Path) -> bool:
-    """Prints a line; whether the weights are within the limit."""
+    """Prints a line; returns whether the weights are within the limit."""
     one = replace(setting, parallel="").folder(root)
     reference, state = load_checkpoint(one / LAST), load_checkpoint(setting.folder(root) / LAST)
     names = [name for name in reference["model"] if not name.endswith(WITHOUT_EFFECT)]
@@ -143,7 +146,7 @@ def compare_weights(setting: Setting, root: Path) -> bool:
 
 
 def compare_evaluation(setting: Setting, root: Path) -> bool:
-    """Prints a line; whether both processes give the figures of one."""
+    """Prints a line; returns whether both processes get the figures of one."""
     expected = json.loads((replace(setting, parallel="").folder(root) / "evaluation-0.json").read_text())
     found = [json.loads((setting.folder(root) / f"evaluation-{rank}.json").read_text()) for rank in range(2)]
     figures = expected.pop("figures")
@@ -157,29 +160,30 @@ def compare_evaluation(setting: Setting, root: Path) -> bool:
 
 
 def main() -> int:
-    """Trains and compares; gives the exit status."""
+    """Trains and compares; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, nargs="+", default=TASKS[:1])
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # what torchrun starts
+    parser.add_argument("--images", type=int, default=16, help="Images of each class.")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # used by torchrun
     arguments = parser.parse_args()
     epochs, tasks = arguments.epochs, arguments.task
     if arguments.worker:
         run_all(settings(tasks, SHARED_BY), arguments.worker, epochs)
-        torch.distributed.barrier()  # neither leaves while the other still sends
+        torch.distributed.barrier()  # no process leaves while the other still sends
         torch.distributed.destroy_process_group()
         return 0
     print(f"{platform.platform()}, torch {torch.__version__}, xcit {xcit.__version__}")
     good = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        draw_squares(root / "data", NUM_IMAGES_A_CLASS)
+        draw_squares(root / "data", arguments.images)
         run_all(settings(tasks, ("",)), root, epochs)
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         worker = [__file__, "--worker", folder, "--epochs", str(epochs), "--task", *tasks]
         subprocess.run([sys.executable, "-m", *launcher, *worker], check=True)
         for task in tasks:
-            num_steps = epochs * (num_training_images(task, NUM_IMAGES_A_CLASS) // BATCH_SIZE)
+            num_steps = epochs * (num_training_images(task, arguments.images) // BATCH_SIZE)
             print(f"{task}, {num_steps} steps of {BATCH_SIZE} images; largest relative difference, limit {LIMIT:g}")
             print("two    one                  compared    tensors   difference")
             two = settings([task], SHARED_BY)

@@ -1,4 +1,4 @@
-"""Training runs of seconds, for the benchmarks of training itself: noisy pictures of three colours, and configs."""
+"""Training runs of a few seconds for benchmarks of training: noisy pictures of three colours, and configs."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ COLOURS = {"blue": (30, 60, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
 TASKS = ("classification", "dino")
 
 HOLDOUT = 7
-"""Images a run is watched by: a number that no even number of processes divides."""
+"""Number of validation images, which no even number of processes divides."""
 
 
 def draw_squares(folder: Path, num_a_class: int) -> None:
@@ -36,14 +36,17 @@ def draw_squares(folder: Path, num_a_class: int) -> None:
 
 
 def num_training_images(task: str, num_a_class: int) -> int:
-    """Images that a run draws from: DINO needs no labels, and keeps none of them back."""
+    """Returns the number of images that a run draws from; DINO needs no labels and holds none out."""
     return len(COLOURS) * num_a_class - (HOLDOUT if task == "classification" else 0)
 
 
 def squares_config(
     task: str, data: Path, *, epochs: int, run: dict[str, Any], draws_by_part: bool = True
 ) -> TrainingConfig:
-    """A small model with all that draws at random; without `draws_by_part` what draws for a part of a batch is off."""
+    """Returns a small model's config with all random draws.
+
+    `draws_by_part` false disables draws per part of a batch.
+    """
     make = {"classification": _classification, "dino": _dino}[task]
     return make(data, epochs, {"batch_size": 8, "num_workers": 0, "log_every": 1} | run, draws_by_part)
 
@@ -76,7 +79,7 @@ def _dino(data: Path, epochs: int, run: dict[str, Any], draws_by_part: bool) -> 
     return DINOConfig(
         name="dino-squares",
         model=XCiTConfig(
-            patch_size=4,  # of one token alone queries and keys are signs: their gradients are rounding
+            patch_size=4,  # with one token, normalised queries and keys are 1 or -1, with gradients of rounding errors
             embed_dim=16,
             depth=2,
             num_heads=2,
@@ -95,7 +98,7 @@ def _dino(data: Path, epochs: int, run: dict[str, Any], draws_by_part: bool) -> 
             final_weight_decay=0.4,
             clip_grad=0.3,
             clip_mode="each",
-            eps=1e-5,  # or AdamW makes steps of full size of what rounding leaves of gradients near 0
+            eps=1e-5,  # otherwise AdamW turns rounding errors of zero gradients into full steps
         ),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=1, warmup_lr=0.0),
         run=RunConfig(**run),

@@ -1,8 +1,8 @@
-"""How long a user waits: `xcit --help` and a first prediction, beside `import torch` alone.
+"""Measures the time that a user waits for `xcit --help` and for a first prediction, beside `import torch`.
 
     python benchmarks/startup.py [ROUNDS]
 
-Each round starts the three in turn, each in a fresh process, so that a busy moment of the machine meets them alike.
+Each round starts the three in turn, each in a new process, so that a slow moment of the machine affects all of them.
 """
 
 import argparse
@@ -25,14 +25,14 @@ COMMANDS = {
     "xcit --help": [sys.executable, "-m", "xcit", "--help"],
     "first prediction": [sys.executable, "-m", "xcit", "predict", str(IMAGE)],
 }
-"""What is measured; the first is what the others are compared with."""
+"""The measured commands; the others are compared with the first."""
 
 TARGETS = {"xcit --help": 0.25, "first prediction": 1.3}
-"""At most so many times `import torch`."""
+"""The most that each may take, as a multiple of `import torch`."""
 
 
 def seconds(command: list[str]) -> float:
-    """Wall-clock time of a process from its start to its end."""
+    """Returns the wall-clock time of a process."""
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
@@ -48,7 +48,7 @@ def main() -> None:
     print(f"Python {platform.python_version()}, torch {version('torch')}, xcit {xcit.__version__}, {rounds} rounds")
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for command in COMMANDS.values():
-        seconds(command)  # not counted: it fills the disk cache
+        seconds(command)  # not counted, because it fills the disk cache
     for _ in range(rounds):
         for name, command in COMMANDS.items():
             times[name].append(seconds(command))

@@ -1,11 +1,11 @@
-"""A training step of our XCiT beside timm's, in the same loop with the same weights.
+"""Times a training step of our XCiT beside timm's, in the same loop with the same weights.
 
     python benchmarks/train_step.py [ROUNDS] [--image-size 224] [--batch-size 8] [--threads 1] [--device cpu]
                                     [--profile]
 
-A step is forward pass, cross-entropy, backward pass and AdamW. Each round takes one step with each of the two in turn,
-so that a busy moment of the machine meets them alike; the ratio is that of the medians, and the quartiles are those of
-the rounds' own ratios. With --profile the operators in which the two spend most time stand side by side.
+A step is forward pass, cross-entropy, backward pass and AdamW. Each round takes one step with each model in turn, so
+that a slow moment of the machine affects both. The ratio is that of the medians, and the quartiles are those of the
+rounds' ratios. With --profile, the operators that take most time in the two models are printed side by side.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 ARCHITECTURES = ("nano-12-p16", "tiny-12-p16")
 NUM_WARM_UP = 2
 NUM_ROWS = 14
-"""Operators that --profile shows."""
+"""Number of operators that --profile prints."""
 
 Step = Callable[[], float]
 
 
 def build(architecture: str, device: torch.device) -> dict[str, nn.Module]:
-    """Both implementations with the same random weights."""
+    """Returns both implementations with the same random weights."""
     torch.manual_seed(0)
     theirs = timm.create_model(f"xcit_{architecture.replace('-', '_')}_224", pretrained=False)
     ours = XCiT(PUBLISHED_ARCHITECTURES[architecture])
@@ -44,7 +44,7 @@ def build(architecture: str, device: torch.device) -> dict[str, nn.Module]:
 
 
 def make_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
-    """A function that takes a step and gives its loss, when the device has done it."""
+    """Returns a function that makes a step, waits for the device, and returns the loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
 
     def step() -> float:

@@ -1,10 +1,10 @@
-"""The forms of XCA side by side: what the thresholds of `ops/forms.py` were chosen from.
+"""Times the forms of XCA side by side; the thresholds of `ops/forms.py` were chosen from the results.
 
     python benchmarks/xca_forms.py [ROUNDS] [--batch 8] [--threads 2]
 
-For each width D and each N / D, the time of the two ways to the attention and of the two ways to the output, for a
-batch of images, in interleaved rounds. "of tokens" below 1 means that the Gram form is faster, "of values" that the
-matrix form is.
+For each width D and each N / D, it prints the times of the two ways to compute the attention and of the two ways to
+compute the output, for a batch of images, in interleaved rounds. "of tokens" below 1 means that the Gram form is
+faster, and "of values" below 1 that the matrix form is.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RATIOS = (1.0, 1.5, 2.0, 3.0, 6.0)
 
 
 def medians(functions: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
-    """Seconds of each function, the median over the rounds."""
+    """Returns the median seconds over the rounds, for each function."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 2):
         for name, function in functions.items():
@@ -35,7 +35,7 @@ def medians(functions: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str
 
 
 def compare(batch: int, dim: int, num_tokens: int, rounds: int) -> dict[str, float]:
-    """Seconds of the four halves of XCA."""
+    """Returns the seconds of the four halves of XCA."""
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randn(batch, num_tokens, dim, generator=draw)
     qkv_weight = torch.randn(3 * dim, dim, generator=draw) * dim**-0.5

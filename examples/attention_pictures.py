@@ -1,8 +1,8 @@
-"""The pictures and figures of docs/attention.md, all from the packaged model; a few minutes on one processor core.
+"""Draws the pictures and prints the figures of docs/attention.md, all with the packaged model, in a few minutes.
 
     python examples/attention_pictures.py [FOLDER]
 
-The photographs are the two that scikit-learn ships; the garments are Fashion-MNIST's test images.
+The photographs are the two in scikit-learn; the garments are Fashion-MNIST's test images.
 """
 
 import sys
@@ -25,7 +25,7 @@ NUM_MEASURED = 1000
 
 
 def draw_garments(path: Path, tile: int = 112, gap: int = 4) -> None:
-    """One image of each class, and over it the mean of both class attention blocks; none is chosen."""
+    """Draws the first image of each class, none hand-picked, with the mean of both class attention blocks over it."""
     rows = [class_attention(packaged_images(), block=block) for block in (0, 1)]
     pictures = [[Image.fromarray(maps.image) for maps in rows[0]]]
     pictures += [[maps.overlay() for maps in row] for row in rows]
@@ -38,7 +38,7 @@ def draw_garments(path: Path, tile: int = 112, gap: int = 4) -> None:
 
 
 def draw_photograph(maps: ClassAttentionMaps, path: Path, width: int = 1000, threshold: float | None = None) -> None:
-    """A figure as JPEG, for as PNG a photograph's grain takes a megabyte."""
+    """Writes a figure as JPEG, because the grain of a photograph takes a megabyte as PNG."""
     whole = path.with_suffix(".png")
     maps.draw(whole, threshold=threshold)
     with Image.open(whole) as image:
@@ -48,9 +48,9 @@ def draw_photograph(maps: ClassAttentionMaps, path: Path, width: int = 1000, thr
 
 
 def share_on(maps: ClassAttentionMaps, mask: np.ndarray) -> list[float]:
-    """What share of each head's attention, of the mean's, and of the cells lies in a mask (h, w) of the image.
+    """Returns the share of each head's attention, of the mean's, and of the cells in a mask (h, w) of the image.
 
-    A cell that is partly in it counts in part.
+    A cell that is partly in the mask counts partly.
     """
     grid = maps.mean.shape
     cells = maps.to_pixels(np.arange(maps.mean.size).reshape(grid)).ravel()
@@ -74,7 +74,7 @@ def measure() -> None:
         found = class_attention_each(images, model, block=block)
         shares = [share_on(maps, maps.image[..., 0] > 0) for maps in found if isinstance(maps, ClassAttentionMaps)]
         print_row("garments", block, np.mean(shares, axis=0).tolist())
-    # By hand: a disc is the flower, a rectangle holds the pavilion.
+    # The masks were chosen by hand: a disc is the flower, and a rectangle contains the pavilion.
     y, x = np.mgrid[:427, :640]
     masks = {"flower": (y - 222) ** 2 + (x - 305) ** 2 < 132**2, "china": (x > 65) & (x < 350) & (y > 30) & (y < 380)}
     for name, mask in masks.items():

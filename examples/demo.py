@@ -1,6 +1,6 @@
-"""The main job in one go, without a network: the packaged model on the packaged images, then real photographs.
+"""The main features in one run, without a network: the packaged model on packaged images, then on photographs.
 
-Run by `make demo`. The photographs are the two that scikit-learn ships.
+It is run by `make demo`. The photographs are the two in scikit-learn.
 """
 
 import sys
@@ -14,7 +14,7 @@ from xcit.cli.predict import packaged_images
 
 
 def classify_packaged_images() -> bool:
-    """Prints the class of each packaged image beside the true one, which its file is named for."""
+    """Prints the class of each packaged image beside the true one, which is in the file's name."""
     paths = packaged_images()
     print("The packaged model, trained on Fashion-MNIST, on images of its test split:\n")
     print(f"  {'file':18s} {'class':14s} {'score':>6s}")
@@ -29,7 +29,7 @@ def classify_packaged_images() -> bool:
 
 
 def encode_photographs() -> None:
-    """Shows that an image of any size goes in, and what comes out."""
+    """Shows that images can have any size, and the shapes of the features."""
     folder = Path(sklearn.datasets.__file__).parent / "images"
     photographs = [folder / "china.jpg", folder / "flower.jpg"]
     print("\nTwo photographs, as the packaged model prepares them, to one feature each:\n")

@@ -1,9 +1,10 @@
-"""Scenes of garments, their true labels, and what trained models make of them, as one picture.
+"""Draws scenes of garments, their true labels, and the results of trained models as one picture.
 
     python examples/scene_pictures.py segmentation SCENES OUT.png MODEL.safetensors [MODEL.safetensors ...]
     python examples/scene_pictures.py detection SCENES OUT.png MODEL.safetensors [MODEL.safetensors ...]
 
-SCENES is what `xcit make-data fashion-scenes` wrote. The first scenes of its validation split are shown, none chosen.
+SCENES is a folder from `xcit make-data fashion-scenes`. The picture shows the first scenes of its validation split;
+none is hand-picked.
 """
 
 import argparse
@@ -21,10 +22,10 @@ from xcit.inference.detect import DetectedObject, DetectedObjects, detect
 from xcit.inference.segment import segment
 
 ENLARGED = 2
-"""Pixels of the picture for one of a scene, in segmentation."""
+"""Enlargement of the scenes in segmentation."""
 
 ENLARGED_FOR_TEXT = 4
-"""Likewise in detection, where names have to fit."""
+"""Enlargement of the scenes in detection, where names must fit."""
 
 GAP, HEADING = 6, 22
 
@@ -32,7 +33,7 @@ GAP, HEADING = 6, 22
 def sheet(
     columns: Sequence[str], rows: Sequence[Sequence[Image.Image]], legend: Sequence[tuple[str, tuple[int, ...]]]
 ) -> Image.Image:
-    """Rows of pictures of one size under headings, and a legend below."""
+    """Returns rows of pictures of the same size under headings, and a legend below."""
     font, (width, height) = ImageFont.load_default(13), rows[0][0].size
     whole_width = len(columns) * (width + GAP) - GAP
     entry = 24 + int(max((font.getlength(name) for name, _ in legend), default=0))
@@ -54,12 +55,12 @@ def sheet(
 
 
 def enlarged(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """Each pixel (of the first two axes) as a square of `factor`."""
+    """Enlarges each pixel (of the first two axes) to a square of `factor`."""
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def segmentation(scenes_folder: str, models: Sequence[str], count: int) -> Image.Image:
-    """A scene a row: itself, its labels, and each model's."""
+    """Returns a row per scene: the scene, its labels, and the labels of each model."""
     scenes = open_scenes(scenes_folder, "val")
     shown = [scenes[index][0] for index in range(count)]
     colours = palette(len(scenes.class_names))
@@ -74,7 +75,7 @@ def segmentation(scenes_folder: str, models: Sequence[str], count: int) -> Image
 
 
 def truth(images: CocoImages, index: int) -> DetectedObjects:
-    """What is in an image, as if it had been found."""
+    """Returns the annotations of an image as detections."""
     image = images.images[index]
     objects = tuple(
         DetectedObject(
@@ -86,11 +87,12 @@ def truth(images: CocoImages, index: int) -> DetectedObjects:
         )
         for one in image.objects
     )
-    return DetectedObjects(source=str(image.path), image=np.asarray(images.read(index)), objects=objects)
+    picture = np.asarray(images.read(index))
+    return DetectedObjects(source=str(image.path), image=picture, size=image.size, objects=objects)
 
 
 def large(found: DetectedObjects, factor: int) -> Image.Image:
-    """The picture of detections, all enlarged before it is drawn."""
+    """Returns the picture of detections, which are enlarged before they are drawn."""
     size = found.image.shape[0], found.image.shape[1]
     objects = tuple(
         DetectedObject(
@@ -103,11 +105,12 @@ def large(found: DetectedObjects, factor: int) -> Image.Image:
         for one in found.objects
     )
     pixels = enlarged(found.image, factor)
-    return DetectedObjects(source=found.source, image=pixels, objects=objects).picture()
+    whole = (pixels.shape[0], pixels.shape[1])
+    return DetectedObjects(source=found.source, image=pixels, size=whole, objects=objects).picture()
 
 
 def detection(scenes_folder: str, models: Sequence[str], count: int) -> Image.Image:
-    """A scene a row: its objects, and those that each model finds."""
+    """Returns a row per scene: its objects, and the detections of each model."""
     images = open_coco(scenes_folder, "val")
     columns = [[truth(images, index) for index in range(count)]]
     columns += [detect([images.images[index].path for index in range(count)], model) for model in models]
@@ -116,18 +119,18 @@ def detection(scenes_folder: str, models: Sequence[str], count: int) -> Image.Im
 
 
 def title(model: str) -> str:
-    """A run's name: its folder's."""
+    """Returns a run's name, which is that of its folder."""
     return Path(model).absolute().parent.name
 
 
 def main() -> None:
-    """Draws and writes."""
+    """Draws and writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["segmentation", "detection"])
     parser.add_argument("scenes")
     parser.add_argument("out", type=Path)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--count", type=int, default=4, help="scenes")
+    parser.add_argument("--count", type=int, default=4, help="number of scenes")
     arguments = parser.parse_args()
     draw = segmentation if arguments.task == "segmentation" else detection
     draw(arguments.scenes, arguments.models, arguments.count).save(arguments.out, optimize=True)

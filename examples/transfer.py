@@ -1,9 +1,9 @@
-"""The packaged model tuned on a folder of other classes, then asked about new images of these.
+"""Fine-tunes the packaged model on a folder with other classes, and then classifies new images of these classes.
 
     python examples/transfer.py FOLDER
 
-The images are scikit-learn's handwritten digits, 8 x 8 pixels: 1,347 to train on, 450 to watch. It takes a few minutes
-on one processor core, and prints the two commands as one would type them.
+The images are scikit-learn's handwritten digits, 8 x 8 pixels: 1,347 for training and 450 for validation. It takes a
+few minutes on one processor core, and prints the two commands as a user would type them.
 """
 
 import shlex
@@ -19,7 +19,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def draw_folders(root: Path) -> None:
-    """One folder a class, as a person's own images would lie; every fourth image is kept to watch the run."""
+    """Writes one folder per class, as a user's own images would be; every fourth image is for validation."""
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         folder = root / ("val" if index % 4 == 0 else "train") / NAMES[label]

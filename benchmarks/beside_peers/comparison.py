@@ -1,4 +1,4 @@
-"""The comparison: contenders are built, checked against the reference, timed in turn, and their memory is measured."""
+"""Builds contenders, checks them against the reference, times them in turn, and measures their memory."""
 
 import statistics
 import sys
@@ -31,10 +31,10 @@ from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.names import find_architecture
 
 TOLERANCES: dict[DType, float] = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
-"""Largest difference of outputs, as a share of the largest value, that rounding alone may make."""
+"""Largest difference of outputs, relative to the largest value, that rounding can cause."""
 
 FORWARDS_A_STEP = 3
-"""What a training step costs in forward passes: each product of the forward pass has two in the backward pass."""
+"""Cost of a training step in forward passes: each product of the forward pass has two in the backward pass."""
 
 _REASON_LENGTH = 200
 
@@ -58,24 +58,24 @@ def compare(
     """Measures contenders side by side, with the same weights and images.
 
     Args:
-        models: names of architectures, or of checkpoints, for their architectures; the weights are drawn at random.
+        models: names of architectures, or of checkpoints, which mean their architectures; weights are random.
         sizes: sides of square images, in pixels.
-        contenders: of `INFERENCE_CONTENDERS`, or of `TRAINING_CONTENDERS` to train; the first is what the others are
-            compared with.
-        train: measure a step of training (forward pass, cross-entropy, backward pass) instead of a forward pass.
-        batch_size: images at once.
-        dtype: precision: of weights and images, or of autocast in training. On a GPU float32 is without TF32.
-        device: where to compute; none is a GPU if there is one, else the CPU.
-        threads: of torch and ONNX Runtime on the CPU; none is torch's own number.
+        contenders: names of `INFERENCE_CONTENDERS`, or with `train` of `TRAINING_CONTENDERS`; the others are compared
+            with the first.
+        train: measure a training step (forward pass, cross-entropy, backward pass) instead of a forward pass.
+        batch_size: number of images in a batch.
+        dtype: dtype of weights and images, or of autocast in training. On a GPU, float32 does not use TF32.
+        device: where to compute; None means a GPU if there is one, else the CPU.
+        threads: threads of torch and ONNX Runtime on the CPU; None means torch's own number.
         rounds: how often each contender is timed at each size.
-        memory: measure peak memory too; see `beside_peers.memory` for what that is.
+        memory: also measure peak memory; `beside_peers.memory` defines it.
         started: called once with the number of units of work.
-        advance: called with how many of them are done.
-        announce: called with a line about each contender that could not be measured; the others go on.
+        advance: called with the number of units that were done.
+        announce: called with a line about each contender that could not be measured; the others continue.
 
     Raises:
-        XCiTError: before anything is measured if a name, a size or a setting is wrong or a package is missing; later if
-            the outputs of a contender are not those of the reference, the plain model in float32.
+        XCiTError: if a name, a size or a setting is wrong or a package is missing (before anything is measured), or if
+            the outputs of a contender differ from those of the reference, the plain model in float32.
     """
     place = torch.device(device) if device is not None else default_device()
     threads = torch.get_num_threads() if threads is None else threads
@@ -100,7 +100,9 @@ def compare(
     started(len(architectures) * len(sizes) * len(contenders) * (1 + rounds + in_processes))
     found = []
     with settings(place, threads), tempfile.TemporaryDirectory() as folder:
-        packages = dict.fromkeys(name.partition("-")[0] for name in contenders)  # each contender's name begins with one
+        packages = dict.fromkeys(
+            name.partition("-")[0] for name in contenders
+        )  # a contender's name begins with a package
         machine = this_machine(place, dtype, threads, [package for package in packages if package != "xcit"])
         for name in architectures:
             results = []
@@ -150,7 +152,7 @@ def _measure(
     memory: bool,
     advance: Callable[[int], None],
 ) -> SizeResult:
-    """All contenders of one case; what fails is set aside with its reason, except a wrong output."""
+    """Measures all contenders of one case; failures are collected with their reasons, except wrong outputs."""
     device = torch.device(case.device)
     in_processes = memory and device.type == "cpu"
     try:
@@ -158,14 +160,14 @@ def _measure(
     except (RuntimeError, ValueError) as error:
         reason = _in_one_line(error)
         raise XCiTError(f"{case.architecture} can't be measured at {case.image_size} px: {reason}") from None
-    torch.compiler.reset()  # each case is compiled by itself, without what earlier sizes have taught the compiler
+    torch.compiler.reset()  # each case is compiled separately, unaffected by earlier sizes
     ready: dict[str, _Ready] = {}
     failures: list[Failure] = []
     for name in contenders:
         try:
             ready[name] = _prepare(name, case, folder, memory=memory)
             advance(1)
-        except Exception as error:  # whatever a compiler or another package may raise
+        except Exception as error:  # compilers and other packages may raise any error
             failures.append(Failure(what=name, reason=_in_one_line(error)))
             advance(1 + rounds + in_processes)
     differences = {name: _checked_difference(name, one.outputs, reference, case) for name, one in ready.items()}
@@ -209,7 +211,7 @@ def _measure(
 
 @dataclass(frozen=True, kw_only=True)
 class _Ready:
-    """A contender that has run, and so is warm; its peak memory where that is known by now."""
+    """A contender that has run once, and is warm; with its peak memory if that is known already."""
 
     work: Work
     outputs: list[Tensor]
@@ -230,10 +232,10 @@ def _prepare(name: str, case: Case, folder: Path, *, memory: bool) -> _Ready:
 
 
 def _checked_difference(name: str, outputs: Sequence[Tensor], reference: Sequence[Tensor], case: Case) -> float:
-    """How far a contender's outputs are from the reference's.
+    """Returns the difference of a contender's outputs from the reference's.
 
     Raises:
-        XCiTError: if rounding can't be why.
+        XCiTError: if the difference is too large for rounding.
     """
     pairs = zip(outputs, reference, strict=True)
     difference = max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
@@ -247,13 +249,13 @@ def _checked_difference(name: str, outputs: Sequence[Tensor], reference: Sequenc
 
 
 def _in_one_line(error: Exception) -> str:
-    """An error's kind and the beginning of what it says."""
+    """Returns an error's type and the beginning of its message."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:_REASON_LENGTH]}{'...' if len(text) > _REASON_LENGTH else ''}"
 
 
 def _growth(results: Sequence[SizeResult], contenders: Sequence[str]) -> tuple[Growth, ...]:
-    """The exponents of each contender over the sizes at which it was measured."""
+    """Returns the exponents of each contender over the sizes at which it was measured."""
     growth = []
     for name in contenders:
         points = [(r.num_tokens, m) for r in results for m in r.measurements if m.contender == name]

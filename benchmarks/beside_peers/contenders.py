@@ -1,4 +1,4 @@
-"""The contenders by name, each built with the same seeded random weights, and the work that is measured of each."""
+"""The contenders by name, all built with the same seeded random weights, and the work that is measured of each."""
 
 import difflib
 from collections.abc import Sequence
@@ -17,7 +17,11 @@ from xcit.weights.formats import from_native
 from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
 INFERENCE_CONTENDERS = ("xcit", "xcit-plain", "xcit-compile", "timm", "timm-compile", "onnxruntime")
-"""Our fused model, the one that trains, the fused one compiled; timm's, compiled, and its export in ONNX Runtime."""
+"""The contenders of inference.
+
+Three are ours: the fused model, the model for training, and the fused model compiled. Three are timm's: its model, the
+same compiled, and the same exported to ONNX Runtime.
+"""
 
 TRAINING_CONTENDERS = ("xcit-plain", "xcit-compile", "timm", "timm-compile")
 
@@ -25,10 +29,10 @@ TRAINING_CONTENDERS = ("xcit-plain", "xcit-compile", "timm", "timm-compile")
 def check_contenders(
     contenders: Sequence[str], architectures: Sequence[str], *, train: bool, dtype: DType, device: torch.device
 ) -> None:
-    """Finds what can't be measured before anything is.
+    """Checks that everything can be measured, before anything is.
 
     Raises:
-        XCiTError: if a name is unknown or comes twice, does not train, misses a package, or has no such model.
+        XCiTError: if a name is unknown or occurs twice, can't train, needs a missing package, or has no such model.
     """
     for name in contenders:
         if name not in INFERENCE_CONTENDERS:
@@ -55,13 +59,13 @@ def _check_packages(name: str) -> None:
 
 
 def build(name: str, case: Case, folder: Path, *, keeps_memory: bool = True) -> Work:
-    """Builds a contender, on the case's device and in its precision.
+    """Builds a contender, on the case's device and in its dtype.
 
     Args:
-        name: one of `INFERENCE_CONTENDERS`, or of `TRAINING_CONTENDERS` for a step of training.
-        case: what is to be measured.
-        folder: where an ONNX file is kept, or was by an earlier call.
-        keeps_memory: whether ONNX Runtime may keep its working memory for the next run, as it does by itself.
+        name: one of `INFERENCE_CONTENDERS`, or of `TRAINING_CONTENDERS` for a training step.
+        case: the case to measure.
+        folder: folder for an ONNX file, which an earlier call may have written.
+        keeps_memory: whether ONNX Runtime may keep its working memory for the next run, as it does by default.
     """
     images = case.images()
     if name == "onnxruntime":
@@ -72,9 +76,9 @@ def build(name: str, case: Case, folder: Path, *, keeps_memory: bool = True) -> 
     if not case.train:
         if isinstance(model, XCiT) and name != "xcit-plain":
             model = model.fuse()
-        # After that, so that each weight is rounded once.
+        # The conversion comes after folding, so that each weight is rounded once.
         model, images = model.to(case.torch_dtype), images.to(case.torch_dtype)
-    # For one size alone a compiled model is the fastest that it can be.
+    # A compiled model is fastest if it is compiled for only one size.
     forward = torch.compile(model, dynamic=False) if name.endswith("-compile") else model
     if case.train:
         return TrainingStep(model, forward, images, case.labels(), case.torch_dtype)
@@ -82,7 +86,7 @@ def build(name: str, case: Case, folder: Path, *, keeps_memory: bool = True) -> 
 
 
 def build_reference(case: Case) -> Work:
-    """The plain model in float32, whatever precision is measured."""
+    """Builds the plain model in float32, whatever dtype is measured."""
     model, images = plain_model(case).train(case.train).to(case.device), case.images()
     if case.train:
         return TrainingStep(model, model, images, case.labels(), torch.float32)
@@ -90,15 +94,15 @@ def build_reference(case: Case) -> Work:
 
 
 def plain_model(case: Case) -> XCiT:
-    """Our model with seeded random weights, in float32 on the CPU."""
-    with torch.device("meta"):  # no time lost on a first start of the weights
+    """Builds our model with seeded random weights, in float32 on the CPU."""
+    with torch.device("meta"):  # the first values of the weights take no time there
         model = XCiT(case.config)
     model.load_state_dict(_random_state(model), assign=True)
     return model
 
 
 def timm_model(case: Case) -> nn.Module:
-    """The model of timm with the same weights as `plain_model`."""
+    """Builds timm's model with the same weights as `plain_model`."""
     import timm
 
     with torch.device("meta"):
@@ -109,10 +113,10 @@ def timm_model(case: Case) -> nn.Module:
 
 
 def _random_state(model: XCiT) -> dict[str, Tensor]:
-    """Seeded numbers for everything that a model's output depends on, of scales that keep activations of order 1.
+    """Returns seeded values for everything that a model's output depends on, with scales that keep activations near 1.
 
-    Norm statistics, residual scales and temperatures are drawn too: at their start values a wrong use of them would not
-    show in the outputs.
+    Norm statistics, residual scales and temperatures are random too: with their first values, a wrong use of them would
+    not change the outputs.
     """
     generator = torch.Generator().manual_seed(SEED)
 
@@ -127,7 +131,7 @@ def _random_state(model: XCiT) -> dict[str, Tensor]:
             return values.uniform_(0.1, 1.0, generator=generator)
         if leaf == "weight" and len(shape) == 1:
             return values.uniform_(0.5, 1.5, generator=generator)
-        fan_in = shape[1:].numel() if leaf == "weight" else 10  # of biases, means and the class token about 0.3
+        fan_in = shape[1:].numel() if leaf == "weight" else 10  # biases, means and the class token are about 0.3
         return values.normal_(std=fan_in**-0.5, generator=generator)
 
     return {name: draw(name, value.shape) for name, value in model.state_dict().items()}

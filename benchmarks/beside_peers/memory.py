@@ -1,4 +1,4 @@
-"""Peak memory of a contender's run on the CPU, in a fresh process; see `xcit.measure.memory` for what is counted."""
+"""Peak memory of a contender's run on the CPU, in a new process; `xcit.measure.memory` defines it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from xcit.measure.memory import growth_in_new_process, resident_growth
 
 
 def peak_memory_in_new_process(contender: str, case: Case, folder: Path) -> float:
-    """Bytes an image of a contender's run on the CPU.
+    """Returns the bytes per image of a contender's run on the CPU.
 
     Args:
         contender: its name.
         case: what it runs.
-        folder: as for `build`.
+        folder: see `build`.
 
     Raises:
-        MemoryUnknownError: if the process fails, as it does where memory is short.
+        MemoryUnknownError: if the process fails, for example because memory is short.
     """
     request = {"contender": contender, "case": to_dict(case), "folder": str(folder)}
     here = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def peak_memory_in_new_process(contender: str, case: Case, folder: Path) -> floa
 
 
 def measure(request: dict[str, Any]) -> int:
-    """Bytes of a request's run."""
+    """Returns the bytes of a request's run."""
     case = from_dict(Case, request["case"])
     torch.set_num_threads(case.threads)
     return resident_growth(build(request["contender"], case, Path(request["folder"]), keeps_memory=False))

@@ -1,4 +1,4 @@
-"""timm's model in ONNX Runtime: exported at one image size, kept as a file, run on the CPU."""
+"""timm's model in ONNX Runtime: exported at one image size to a file, and run on the CPU."""
 
 import warnings
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from beside_peers.work import Case
 def open_session(
     build_model: Callable[[], nn.Module], case: Case, folder: Path, *, keeps_memory: bool
 ) -> Callable[[Tensor], Tensor]:
-    """A function from images to logits by ONNX Runtime; the model is exported if the folder has no file of it yet.
+    """Returns a function from images to logits by ONNX Runtime; the model is exported if the folder has no file of it.
 
     Args:
-        build_model: gives the model, in evaluation mode.
-        case: for whose images and threads.
-        folder: where the file is, or will be.
+        build_model: returns the model, in evaluation mode.
+        case: gives the images and the number of threads.
+        folder: folder of the file.
         keeps_memory: whether working memory is kept for the next run.
     """
     import onnxruntime
@@ -30,8 +30,8 @@ def open_session(
     options.intra_op_num_threads = case.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Its threads wait for work by spinning: within a run that is its way to be fast, after it they would take the
-    # processor from the next contender.
+    # Its threads wait for work by spinning. This makes a run fast, but after the run it would take the processor from
+    # the next contender.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     run_options = onnxruntime.RunOptions()
@@ -47,7 +47,7 @@ def open_session(
 
 def _export(model: nn.Module, case: Case, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, of no use here
+        warnings.simplefilter("ignore")  # from the exporter, of no use here
         torch.onnx.export(
             model,
             (case.images(),),

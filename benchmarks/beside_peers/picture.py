@@ -1,4 +1,4 @@
-"""Time and peak memory of an image against the number of tokens, on logarithmic axes, a line a contender."""
+"""Draws time and peak memory per image against the number of tokens, on logarithmic axes, with a line per contender."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from beside_peers.tables import MEGABYTE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Ours in blues, timm's in oranges, compiled ones dashed: told apart by mark and dash in grey too.
+# Ours are blue, timm's orange, and compiled ones dashed. Marks and dashes distinguish them in grey print too.
 _STYLES = {
     "xcit": ("#08519c", "-", "o"),
     "xcit-plain": ("#6baed6", "-", "s"),
@@ -22,12 +22,12 @@ _STYLES = {
 
 
 def draw_growth(result: BenchResult, model: ModelResult, path: Path) -> None:
-    """Draws a model's measurements; one panel where no memory was measured.
+    """Draws a model's measurements; without memory measurements there is only one panel.
 
     Args:
         result: the comparison.
         model: one of its models.
-        path: a PNG.
+        path: a PNG file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def _draw(
         axes.plot(*zip(*sorted(points), strict=True), line, color=color, marker=mark, markersize=6, label=label)
     if len(model.sizes) == 1:
         (size,) = model.sizes
-        axes.set_xlim(size.num_tokens / 4, size.num_tokens * 4)  # else it would stand at the edge
+        axes.set_xlim(size.num_tokens / 4, size.num_tokens * 4)  # otherwise it would be at the edge
     places = _spaced([(size.num_tokens, size.image_size) for size in model.sizes])
     axes.set_xticks([tokens for tokens, _ in places], [f"{tokens:,}\n({side})" for tokens, side in places])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -92,7 +92,7 @@ def _draw(
 
 
 def _spaced(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The places on a logarithmic axis whose labels have room beside one another; the last is always one."""
+    """Returns the places on a logarithmic axis whose labels do not overlap; the last one is always included."""
     ordered = sorted(set(places), reverse=True)
     room = (ordered[0][0] / ordered[-1][0]) ** (1 / 7)
     kept = ordered[:1]

@@ -1,4 +1,4 @@
-"""What a comparison found, as plain values that go to JSON and come back."""
+"""The results of a comparison, as plain values that can be converted to JSON and back."""
 
 import json
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ class Measurement:
 
     Attributes:
         contender: its name.
-        seconds: of each round, for the whole batch.
-        milliseconds: an image, from the median round.
-        ratio: its median time over the first contender's, so above 1 the first is that many times faster; none for the
-            first, and where the first could not run.
-        ratio_quartiles: the lower and upper quartile of the single rounds' ratios.
-        peak_memory: bytes an image above model and input; none where it was not measured.
-        peak_share: the share of the machine's matrix product peak that it reached, by the arithmetic of the plain model
-            whatever it computes itself; a training step counts as three forward passes.
-        difference: of its outputs from the reference's, largest difference over largest value; in training, of the
-            logits and of all gradients, whichever differ more.
+        seconds: seconds of each round, for the whole batch.
+        milliseconds: milliseconds per image, from the median round.
+        ratio: its median time divided by the first contender's: above 1, the first is faster. None for the first, and
+            if the first could not run.
+        ratio_quartiles: the lower and upper quartile of the rounds' ratios.
+        peak_memory: bytes per image in addition to model and input; None if it was not measured.
+        peak_share: share of the machine's matrix peak that it reached, by the FLOPs of the plain model, whatever it
+            computes itself; a training step counts as three forward passes.
+        difference: largest difference of its outputs from the reference's, divided by the largest value; in training,
+            of the logits and of all gradients, whichever is larger.
     """
 
     contender: str
@@ -37,7 +37,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """What could not be measured, and why in one line."""
+    """A measurement that failed, with the reason in one line."""
 
     what: str
     reason: str
@@ -45,7 +45,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeResult:
-    """All contenders at one image size (pixels a side); `flops` are torch's of one image, 2 a multiply-accumulate."""
+    """All contenders at one image size (side in pixels).
+
+    `flops` are torch's for one image, 2 per multiply-accumulate.
+    """
 
     image_size: int
     num_tokens: int
@@ -56,7 +59,7 @@ class SizeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """The fitted exponents of a contender's time and memory against the number of tokens: 1 is linear."""
+    """Fitted exponents of a contender's time and memory against the number of tokens; 1 is linear."""
 
     contender: str
     time: float | None
@@ -74,7 +77,7 @@ class ModelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """A whole comparison; `contenders[0]` is what the others are compared with."""
+    """A whole comparison; the others are compared with `contenders[0]`."""
 
     machine: Machine
     contenders: tuple[str, ...]
@@ -85,14 +88,14 @@ class BenchResult:
     models: tuple[ModelResult, ...]
 
     def to_json(self) -> str:
-        """All of it as JSON, floats to the last bit."""
+        """Returns all of it as JSON, with exact floats."""
         return json.dumps(to_dict(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "BenchResult":
-        """What `to_json` wrote.
+        """Reads what `to_json` wrote.
 
         Raises:
-            XCiTError: if a field is missing, unknown or of another type.
+            XCiTError: if a field is missing, unknown or has another type.
         """
         return from_dict(cls, json.loads(text))

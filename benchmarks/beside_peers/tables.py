@@ -1,4 +1,4 @@
-"""A comparison as text: what was measured where, a table for each model, and how its figures grow."""
+"""A comparison as text: the machine, a table for each model, and the growth of its figures."""
 
 from beside_peers.results import BenchResult, Measurement, ModelResult
 from xcit.measure.clock import headings, three_digits
@@ -7,13 +7,13 @@ MEGABYTE = 1e6
 
 
 def heading(result: BenchResult) -> tuple[str, str]:
-    """Two lines: machine and versions; what was measured, and the machine's matrix product peak."""
+    """Returns two lines: machine and versions, then what was measured and the peak of matrix products."""
     what = "training step (forward, loss, backward)" if result.train else "inference"
     return headings(result.machine, f"{what}, {result.dtype}, batch {result.batch_size}", result.rounds)
 
 
 def headers(result: BenchResult) -> tuple[str, ...]:
-    """Of the columns of `rows`."""
+    """Returns the headings of the columns of `rows`."""
     first = result.contenders[0]
     columns = ["px", "tokens", "contender", "ms/image", f"{first} is faster by", "quartiles"]
     if _has_memory(result):
@@ -22,7 +22,7 @@ def headers(result: BenchResult) -> tuple[str, ...]:
 
 
 def rows(result: BenchResult, model: ModelResult) -> list[tuple[tuple[str, ...], ...]]:
-    """The cells of a model's table: for each image size, a row a contender."""
+    """Returns the cells of a model's table: for each image size, a row per contender."""
     groups = []
     for size in model.sizes:
         group = []
@@ -36,7 +36,7 @@ def rows(result: BenchResult, model: ModelResult) -> list[tuple[tuple[str, ...],
 
 
 def growth_lines(model: ModelResult) -> list[str]:
-    """A line a contender: the fitted exponents against the number of tokens, where there are two sizes."""
+    """Returns a line per contender with the fitted exponents, if there are at least two sizes."""
     lines = []
     for growth in model.growth:
         parts = [
@@ -50,7 +50,7 @@ def growth_lines(model: ModelResult) -> list[str]:
 
 
 def markdown(result: BenchResult) -> str:
-    """The whole comparison in Markdown."""
+    """Returns the whole comparison in Markdown."""
     lines = [*(f"{line}  " for line in heading(result))]
     columns = headers(result)
     for model in result.models:

@@ -1,4 +1,4 @@
-"""What is measured of each contender: a forward pass, or a step of training, on a batch of seeded noise."""
+"""The measured work of each contender: a forward pass, or a training step, on a batch of seeded noise."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,9 +18,9 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is measured of each contender: a forward pass of a batch of square images, or a step of training.
+    """The measured work: a forward pass of a batch of square images, or a training step.
 
-    `device` is as torch names it, `threads` those of the CPU.
+    `device` is as torch names it, and `threads` is the number of CPU threads.
     """
 
     architecture: str
@@ -33,53 +33,55 @@ class Case:
 
     @property
     def config(self) -> XCiTConfig:
-        """The architecture's shape."""
+        """The architecture's config."""
         return ARCHITECTURES[self.architecture]
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The precision as torch's."""
+        """The dtype as torch's."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
     def images(self) -> Tensor:
-        """The batch: seeded noise, (B, channels, size, size), in float32 with values that `dtype` has too."""
+        """The batch: seeded noise, (B, channels, size, size), in float32 with values that `dtype` can represent."""
         size = self.image_size
         generator = torch.Generator().manual_seed(SEED)
         images = torch.randn(self.batch_size, self.config.in_channels, size, size, generator=generator)
         return images.to(self.torch_dtype).float().to(self.device)
 
     def labels(self) -> Tensor:
-        """A random class for each image."""
+        """Returns a random class for each image."""
         generator = torch.Generator().manual_seed(SEED)
         return torch.randint(self.config.num_classes, (self.batch_size,), generator=generator).to(self.device)
 
 
 class Inference:
-    """A forward pass without gradients; gives the logits."""
+    """A forward pass without gradients; it returns the logits."""
 
     def __init__(self, forward: Callable[[Tensor], Tensor], images: Tensor) -> None:
         self._forward, self._images = forward, images
 
     def __call__(self) -> Tensor:
-        """Does it once."""
+        """Runs once."""
         with torch.inference_mode():
             return self._forward(self._images)
 
     def outputs(self) -> list[Tensor]:
-        """What is compared: the logits."""
+        """Returns what is compared: the logits."""
         return [self().float()]
 
 
 class TrainingStep:
-    """Forward pass, cross-entropy, backward pass, gradients set to none; no optimiser. Gives the logits.
+    """Forward pass, cross-entropy and backward pass; gradients are set to None, and there is no optimiser.
+
+    It returns the logits.
 
     Args:
-        model: whose parameters get gradients.
+        model: the model, whose parameters get gradients.
         forward: the model, or its compiled form.
         images: in float32.
-        labels: of the images.
-        dtype: of autocast, float32 for none, as in `xcit train`.
+        labels: labels of the images.
+        dtype: dtype of autocast, as in `xcit train`; float32 means no autocast.
     """
 
     def __init__(
@@ -93,13 +95,13 @@ class TrainingStep:
         self._model, self._forward, self._images, self._labels, self._dtype = model, forward, images, labels, dtype
 
     def __call__(self) -> Tensor:
-        """Does it once."""
+        """Runs once."""
         logits = self._step()
         self._model.zero_grad(set_to_none=True)
         return logits
 
     def outputs(self) -> list[Tensor]:
-        """What is compared: the logits, and all gradients by our names."""
+        """Returns what is compared: the logits, and all gradients by our names."""
         logits = self._step()
         gradients = {name: _gradient(parameter) for name, parameter in self._model.named_parameters()}
         self._model.zero_grad(set_to_none=True)

@@ -1,1 +1,1 @@
-"""The parts of on_gpu.py. Those that use kernels are imported once it is known whether these run in the interpreter."""
+"""The parts of on_gpu.py. Parts with kernels are imported after it is known whether the interpreter runs them."""

@@ -1,4 +1,4 @@
-"""What all parts stand on: the report, the device's clock, and the speeds that the machine itself reaches."""
+"""Shared by all parts: the report, the device's clock, and the speeds that the machine can reach."""
 
 import gc
 import json
@@ -14,13 +14,13 @@ import torch
 from xcit.measure.clock import matrix_peak
 
 SAMPLE_SECONDS = 0.004
-"""What is shorter is repeated for so long before the clock is read."""
+"""Work that is shorter than this is repeated for so long before the clock is read."""
 
 Run = Callable[[], object]
 
 
 class Report:
-    """Prints lines, and keeps them and the records in files of a folder, after each one."""
+    """Prints lines, and writes them and the records to files of a folder after each one."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ class Report:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Says what went wrong in the block, if something does, and goes on after it."""
+        """Reports an error in the block, if there is one, and continues after it."""
         try:
             yield
         except Exception as error:
@@ -55,13 +55,13 @@ class Report:
 
 
 class Clock:
-    """Reads the device's time, in seconds."""
+    """Measures the device's time, in seconds."""
 
     def __init__(self, device: torch.device, rounds: int) -> None:
         self.cuda, self.rounds = device.type == "cuda", rounds
 
     def seconds(self, run: Run, repeats: int) -> float:
-        """Of one run, the mean of some."""
+        """Returns the seconds of one run, as the mean of `repeats`."""
         if not self.cuda:
             started = time.perf_counter()
             for _ in range(repeats):
@@ -76,7 +76,7 @@ class Clock:
         return start.elapsed_time(end) / 1000 / repeats
 
     def take_turns(self, runs: Mapping[str, Run]) -> dict[str, list[float]]:
-        """Seconds of each round, in which all take turns; all have run before."""
+        """Returns the seconds of each round, in which all take turns; all have run before."""
         repeats = dict.fromkeys(runs, 1)
         if self.cuda:
             repeats = {name: max(1, min(100, int(SAMPLE_SECONDS / self.seconds(run, 1)))) for name, run in runs.items()}
@@ -104,12 +104,12 @@ class Bench:
         self.copy_peak = 2 * source.nbytes / min(self.clock.take_turns({"": lambda: target.copy_(source)})[""])
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function compiled, for one shape."""
-        # There is no time to compile in a tiny run, and the interpreter has no place in a compiled graph.
+        """Compiles the function for one shape."""
+        # A tiny run has no time for compiling, and compiled graphs can't contain the interpreter.
         return torch.compile(function, dynamic=False, backend="eager" if self.tiny else "inductor")
 
     def out_of_time(self, deadline: float) -> bool:
-        """Whether it is over; says so then."""
+        """Returns whether the time is over, and prints a line if it is."""
         if time.monotonic() <= deadline:
             return False
         self.report.say("    the rest is left out for time")

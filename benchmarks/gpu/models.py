@@ -1,4 +1,4 @@
-"""Whole models beside timm's with the same weights: forward passes, and steps of training."""
+"""Whole models beside timm's with the same weights: forward passes and training steps."""
 
 import statistics
 import time
@@ -13,20 +13,20 @@ from gpu.bench import Bench, Run
 from gpu.kernels.use import use_kernels
 from xcit.measure.clock import ratio_of_medians
 
-# In the order in which they are made ready, for the last may fall out for time. Ours: "xcit-plain" is the model that
-# trains, "xcit" its fused copy (in training itself), "kernels" that with LPI by a kernel, "gram" that with XCA from the
-# Gram matrix too.
+# The order of preparation: the last ones may be left out for lack of time. "xcit-plain" is our model for training,
+# "xcit" its fused copy (in training the model itself), "kernels" the one with LPI by a kernel, and "gram" the one that
+# also computes XCA from a kernel's Gram matrix.
 WIDE = ("timm", "timm-compile", "kernels-compile", "xcit-compile", "gram-compile", "xcit", "kernels", "gram",
         "xcit-plain")  # fmt: skip
 NARROW = ("vit-compile", "timm-compile", "kernels-compile", "xcit-compile", "timm", "xcit", "kernels")
 TRAINING = ("timm", "timm-compile", "kernels-compile", "xcit-compile", "xcit", "kernels")
 
 LARGEST_DIFFERENCE = 0.3
-"""Of |difference| / |timm's|: more is no rounding of bfloat16, over a dozen blocks with random weights."""
+"""Limit of |difference| / |timm's|. More can't be rounding of bfloat16, with a dozen blocks of random weights."""
 
 
 def models(bench: Bench, deadline: float) -> None:
-    """Forward passes in bfloat16; the narrow model beside the ViT of as much arithmetic."""
+    """Times forward passes in bfloat16; the narrow model is compared with a ViT of the same FLOPs."""
     size, batch = (32, 1) if bench.tiny else (224, 256)
     contenders = {"small-12-p8": WIDE, "small-12-p16": NARROW}
     if bench.tiny:
@@ -40,7 +40,7 @@ def models(bench: Bench, deadline: float) -> None:
 
 
 def train(bench: Bench, deadline: float) -> None:
-    """Steps of training: forward pass, cross-entropy and backward pass, in autocast to bfloat16."""
+    """Times training steps (forward pass, cross-entropy, backward pass) in autocast to bfloat16."""
     size = 32 if bench.tiny else 224
     for batch in (2,) if bench.tiny else (256, 128, 64):
         case = _case(bench, "nano-12-p16" if bench.tiny else "small-12-p8", size, batch, train=True)
@@ -49,7 +49,7 @@ def train(bench: Bench, deadline: float) -> None:
         with bench.report.attempt(f"timm's step in batches of {batch}"):
             _build(bench, "timm", case)()
             fits = True
-        if fits:  # else all take smaller batches
+        if fits:  # otherwise the next, smaller batch is tried for all models
             with bench.report.attempt(f"train {case.architecture}"):
                 _time(bench, case, ("timm", "kernels") if bench.tiny else TRAINING, deadline)
             return
@@ -70,10 +70,10 @@ def _case(bench: Bench, architecture: str, size: int, batch: int, *, train: bool
 def _build(bench: Bench, name: str, case: Case) -> Work:
     kind = name.removesuffix("-compile")
     model = _model(kind, case).to(bench.device)
-    if kind in ("kernels", "gram"):  # the interpreter would take a minute for all blocks
+    if kind in ("kernels", "gram"):  # with all blocks the interpreter would take a minute
         use_kernels(model.blocks[0] if bench.tiny else model, gram=kind == "gram")
     images = case.images()
-    if not case.train:  # not before, so that each weight is rounded once
+    if not case.train:  # after folding, so that each weight is rounded once
         model, images = model.to(case.torch_dtype), images.to(case.torch_dtype)
     forward = bench.compile(model) if name.endswith("-compile") else model
     if case.train:
@@ -161,7 +161,7 @@ def _difference(outputs: list[Tensor], others: list[Tensor]) -> float:
 
 
 def _flops(kind: str, case: Case) -> float:
-    """Of a batch's matrix products and convolutions in timm's model, by torch's count; a step is three passes."""
+    """Returns torch's FLOPs of a batch for timm's model (matrix products and convolutions); a step is three passes."""
     import timm
 
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -174,7 +174,7 @@ def _flops(kind: str, case: Case) -> float:
 
 
 def _profile(bench: Bench, title: str, work: Run) -> None:
-    """Adds the device's kernels in one run, the longest first, to profile.txt."""
+    """Adds the device's kernels of one run to profile.txt, the longest first."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:

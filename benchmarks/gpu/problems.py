@@ -1,4 +1,4 @@
-"""What the Triton kernels are run on: problems, with the plain forms beside each kernel."""
+"""The problems that the Triton kernels are run on, with plain forms beside each kernel."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ BATCH_NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class Problem:
-    """A kernel's inputs, its forms by name ("eager" comes first, "triton" is the kernel), and the least it can move.
+    """A kernel's inputs, its forms by name ("eager" is the first, "triton" is the kernel), and the least bytes to move.
 
-    With `grad`, a run is a forward and a backward pass, and gives the gradients of all inputs too.
+    With `grad`, a run is a forward and a backward pass, and also returns the gradients of all inputs.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Problem:
     grad: Tensor | None = None
 
     def run(self, form: Form) -> Outputs:
-        """A form's outputs."""
+        """Returns a form's outputs."""
         return run(form, self.inputs, self.grad)
 
     def exact(self) -> Outputs:
-        """What the eager form gives in float64."""
+        """Returns the eager form's outputs in float64."""
         doubles = tuple(value.detach().double() for value in self.inputs)
         return run(self.forms["eager"], doubles, None if self.grad is None else self.grad.double())
 
@@ -53,7 +53,7 @@ def run(form: Form, inputs: Outputs, grad: Tensor | None) -> Outputs:
 
 
 def lpi_problem(batch: int, height: int, width: int, dim: int, dtype: torch.dtype, device: torch.device) -> Problem:
-    """The LPI branch of a block in inference, with its LayerNorm and residual."""
+    """Returns the problem of a block's LPI branch in inference, with its LayerNorm and residual."""
 
     def eager(tokens: Tensor, *parameters: Tensor) -> Outputs:
         norm, norm_bias, weight1, bias1, scale, shift, weight2, bias2 = parameters
@@ -89,7 +89,7 @@ def lpi_problem(batch: int, height: int, width: int, dim: int, dtype: torch.dtyp
 def training_problem(
     batch: int, height: int, width: int, dim: int, dtype: torch.dtype, device: torch.device
 ) -> Problem:
-    """LPI in training, forward and backward."""
+    """Returns the problem of LPI in training, forward and backward."""
 
     def eager(tokens: Tensor, *parameters: Tensor) -> Outputs:
         weight1, bias1, norm, norm_bias, weight2, bias2 = parameters
@@ -118,7 +118,7 @@ def training_problem(
 
 
 def gram_problem(batch: int, num_tokens: int, dim: int, dtype: torch.dtype, device: torch.device) -> Problem:
-    """LayerNorm without affine part, the Gram matrix and the column sums of what comes out."""
+    """Returns the problem of LayerNorm without affine part, with the Gram matrix and column sums of its output."""
 
     def eager(tokens: Tensor) -> Outputs:
         normed = F.layer_norm(tokens, (dim,), eps=NORM_EPS)
@@ -134,7 +134,7 @@ def gram_problem(batch: int, num_tokens: int, dim: int, dtype: torch.dtype, devi
     tokens = torch.randn(batch, num_tokens, dim, device=device, dtype=dtype)
     forms: dict[str, Form] = {"eager": eager, "triton": kernel}
     if device.type == "cuda" and dtype != torch.float32:
-        forms["float32-out"] = wide  # the product in float32, as the kernel's; the eager form rounds it
+        forms["float32-out"] = wide  # the product in float32 like the kernel's; the eager form rounds it
     return Problem(
         name="gram",
         shape=f"{batch} x {num_tokens} x {dim}",

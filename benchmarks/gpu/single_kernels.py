@@ -1,4 +1,4 @@
-"""The kernels alone: what they give beside exact answers, and how fast they are beside the plain forms."""
+"""The kernels alone: their outputs beside exact ones, and their speed beside plain forms."""
 
 import statistics
 from typing import Any
@@ -10,12 +10,12 @@ from gpu.problems import Problem, gram_problem, lpi_problem, training_problem
 from xcit.measure.clock import ratio_of_medians
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-4, torch.float16: 2e-3}
-"""Of |difference| / |exact|, both norms."""
+"""Limit of |difference| / |exact|, in norms."""
 
-# (B, H, W, D), even and odd, the one that is timed first; tests/benchmarks/gpu/kernels has more.
+# (B, H, W, D), even and odd; the first is timed. tests/benchmarks/gpu/kernels has more shapes.
 SHAPES_CHECKED = [(4, 28, 28, 384), (3, 13, 17, 130), (64, 7, 7, 768)]
 
-# Width, side of the token grid, and batches, the one that matters most first.
+# Width, side of the token grid, and batch sizes, of which the first matters most.
 SHAPES = {
     "small-12-p8 at 224": (384, 28, (256, 64, 1)),
     "small-12-p16 at 224": (384, 14, (256, 64, 1)),
@@ -28,7 +28,7 @@ SHAPES = {
 
 
 def check(bench: Bench, deadline: float) -> None:
-    """Each form of each problem against its eager form in float64."""
+    """Compares each form of each problem with its eager form in float64."""
     bench.report.say("\nCHECK: |form - exact| / |exact|, the worst of outputs and gradients; exact is eager in float64")
     for shape in [(1, 2, 2, 3)] if bench.tiny else SHAPES_CHECKED:
         batch, height, width, dim = shape
@@ -60,14 +60,14 @@ def _check(bench: Bench, problem: Problem, dtype: torch.dtype) -> None:
 
 
 def _poison(device: torch.device) -> None:
-    """Fills free memory with NaN, so that what a kernel leaves unwritten shows."""
+    """Fills free memory with NaN, so that values that a kernel does not write become visible."""
     torch.cuda.empty_cache()
     blocks = [torch.full((numbers,), torch.nan, device=device) for numbers in (2**26, *[2**17] * 64)]
     del blocks
 
 
 def kernels(bench: Bench, deadline: float) -> None:
-    """Each kernel beside its plain forms, as they are and compiled, in the published models' shapes."""
+    """Times each kernel beside its plain forms, eager and compiled, in the shapes of the published models."""
     shapes = {"tiny": (8, 2, (1,))} if bench.tiny else SHAPES
     bench.report.say(
         "\nKERNELS: bfloat16; how many times the kernel's time a form takes, with quartiles; floor: the time"

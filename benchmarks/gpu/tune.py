@@ -1,4 +1,4 @@
-"""Launch shapes of the Triton kernels, timed one against another: the last word on the constants in kernels/."""
+"""Times launch shapes of the Triton kernels against each other, to choose the constants in kernels/."""
 
 import itertools
 import statistics
@@ -15,7 +15,7 @@ Choose = Callable[[dict[str, int]], AbstractContextManager[None]]
 
 @contextmanager
 def constants(module: Any, **values: Any) -> Iterator[None]:
-    """Other values of a module's constants for a while."""
+    """Changes a module's constants within the context."""
     kept = {name: getattr(module, name) for name in values}
     try:
         for name, value in values.items():

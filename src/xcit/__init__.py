@@ -1,6 +1,6 @@
 """XCiT (Cross-Covariance Image Transformers, arXiv 2106.09681), complete on current PyTorch.
 
-Names are loaded when they are first used, so that importing the package alone needs no torch.
+Names are loaded when they are first used, so importing just the package does not import torch.
 """
 
 from importlib import import_module
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xcit import explain as explain
+    from xcit.deploy import export as export
+    from xcit.deploy import load_exported as load_exported
     from xcit.errors import XCiTError as XCiTError
     from xcit.inference.classify import extract_features as extract_features
     from xcit.inference.classify import predict as predict
@@ -42,12 +44,14 @@ _HOME = {
     "convert": "zoo",
     "detect": "inference.detect",
     "evaluate_knn": "measure.knn",
+    "export": "deploy",
     "extract_features": "inference.classify",
     "fetch": "zoo",
     "find_checkpoint": "zoo",
     "get_backbone": "zoo",
     "get_model": "zoo",
     "list_models": "zoo",
+    "load_exported": "deploy",
     "load_weights": "zoo",
     "predict": "inference.classify",
     "save_model": "zoo",
@@ -61,7 +65,7 @@ __all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> object:
-    if name == "explain":  # a module of its own in the public API
+    if name == "explain":  # `xcit.explain` is a module itself
         return import_module("xcit.explain")
     if name not in _HOME:
         raise AttributeError(f"module 'xcit' has no attribute {name!r}")

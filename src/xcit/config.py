@@ -1,4 +1,4 @@
-"""Frozen dataclasses to and from YAML, plain dictionaries, and dotted names as typed on a command line."""
+"""Converts frozen dataclasses to and from YAML, plain dictionaries, and dotted names on a command line."""
 
 import contextlib
 import dataclasses
@@ -20,21 +20,24 @@ from xcit.writing import whole_file
 Config = TypeVar("Config")
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-"""What PyYAML raises on a text that is none: ValueError on a date such as 2001-99-99, a number of too many digits and
-bytes that are no UTF-8, RecursionError on brackets a thousand deep."""
+"""Errors of PyYAML for text that is not YAML.
+
+It raises ValueError for a date such as 2001-99-99, a number with too many digits, and bytes that are not UTF-8, and
+RecursionError for brackets that are nested a thousand deep.
+"""
 
 
 _NOTHING = ("none", "null")
-"""What people write for no value."""
+"""Words for no value."""
 _MOST_BYTES = 2**18
-"""Bytes of the longest config; one of all fields, written out, has 3,000."""
+"""Size of the longest config; one with all fields has 3,000 bytes."""
 
 _MOST_ENTRIES = 10_000
-"""Entries of a mapping that merge keys (`<<`) may make, which can double at each of a few lines."""
+"""The most entries that merge keys (`<<`) may create in a mapping, because each of a few lines can double them."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which merge keys can't keep busy for ever."""
+    """YAML's safe loader, with a limit on the work of merge keys."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
@@ -43,7 +46,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Shown(reprlib.Repr):
-    """Values in errors: aliases can make a few lines of YAML a text without end."""
+    """Formats values for errors in limited length, because aliases can turn a few lines of YAML into endless text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,12 +60,12 @@ _shown = _Shown().repr
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as nested dicts of plain values, tuples as lists."""
+    """Converts a config to nested dicts of plain values; tuples become lists."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def save_yaml(config: Any, path: Path) -> None:
-    """Writes a config so that `load_yaml` gives it back."""
+    """Writes a config to a file that `load_yaml` can read."""
     with whole_file(path) as part:
         part.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
@@ -71,7 +74,7 @@ def load_yaml(kind: type[Config], path: Path) -> Config:
     """Reads a config of class `kind`.
 
     Raises:
-        XCiTError: if the file is missing or no YAML, or a field is unknown or of another type.
+        XCiTError: if the file is missing or is not YAML, or a field is unknown or has another type.
     """
     return from_dict(kind, read_yaml(path), where=f"{path}: ")
 
@@ -80,7 +83,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads the plain values of a config of any class.
 
     Raises:
-        XCiTError: if the file is missing or no YAML.
+        XCiTError: if the file is missing or is not YAML.
     """
     try:
         with regular(path).open("rb") as file:
@@ -95,21 +98,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except _NOT_YAML as error:
         raise XCiTError(f"{path}: not a YAML config: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise XCiTError(f"{path}: not a YAML config: its top is no mapping of field names to values")
+        raise XCiTError(f"{path}: not a YAML config: its top level is not a mapping of field names to values")
     return values
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str = "") -> Config:
-    """Builds a config of class `kind` from nested dicts; a field left out keeps its default.
+    """Builds a config of class `kind` from nested dicts; missing fields keep their defaults.
 
     Raises:
-        XCiTError: if a field is unknown (the nearest right name is suggested), missing or of another type.
+        XCiTError: if a field is unknown (the message suggests the nearest name), has no default, or has another type.
     """
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise XCiTError(f"{where}{name} is no field{nearest_field(str(name), fields)}")
+            raise XCiTError(f"{where}{name} is not a field{nearest_field(str(name), fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
@@ -118,15 +121,15 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str = "")
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A copy with fields replaced.
+    """Returns a copy with some fields replaced.
 
     Args:
-        config: whose fields they are.
+        config: the config.
         changes: values by dotted name, as `{"schedule.epochs": 10}`, or by section, as `{"schedule": {"epochs": 10}}`.
-            A text is read as typed on a command line; "none" empties a field that may be empty, as None does.
+            Text is parsed as on a command line. "none" and None both empty a field that may be empty.
 
     Raises:
-        XCiTError: if a name is unknown (the nearest right one is suggested) or a value is of another type.
+        XCiTError: if a name is unknown (the message suggests the nearest one), or a value has another type.
     """
     known = dotted_names(config)
     values = to_dict(config)
@@ -148,7 +151,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted name."""
+    """Yields values by dotted name."""
     for name, value in changes.items():
         if dataclasses.is_dataclass(value):
             value = to_dict(value)
@@ -165,7 +168,7 @@ def _plain(value: Any) -> Any:
 
 
 def dotted_names(config: Any, prefix: str = "") -> dict[str, tuple[Any, bool]]:
-    """Every leaf field's dotted name, with its type and whether it is an empty text unless it is set."""
+    """Returns every leaf field by its dotted name, with its type and whether empty text means that it is not set."""
     hints = typing.get_type_hints(type(config))
     names: dict[str, tuple[Any, bool]] = {}
     for field in dataclasses.fields(config):
@@ -178,15 +181,15 @@ def dotted_names(config: Any, prefix: str = "") -> dict[str, tuple[Any, bool]]:
 
 
 def nearest_field(name: str, known: Collection[str]) -> str:
-    """How an error about an unknown field ends: with the nearest known name, or with all of them."""
-    # A field given without its section is the commonest slip.
+    """Returns the end of an error about an unknown field: the nearest known name, or all names."""
+    # The most common mistake is to leave out the section.
     by_last_part = [other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     near = by_last_part or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
 
 
 def _parse(text: str, hint: Any) -> Any:
-    """A command-line text as the plain value of a field's type."""
+    """Parses command-line text to the plain value of a field's type."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if text.lower() in _NOTHING:
             return None
@@ -203,7 +206,7 @@ def _parse(text: str, hint: Any) -> Any:
 
 
 def _read(value: Any, hint: Any, where: str) -> Any:
-    """Checks a plain value against a type; dicts become configs, lists tuples, ints floats where the field says so."""
+    """Checks a plain value against a type; converts dicts to configs, lists to tuples, and ints to floats if needed."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise XCiTError(f"{where} must be a section of fields, not {_shown(value)}")
@@ -225,11 +228,11 @@ def _read(value: Any, hint: Any, where: str) -> Any:
             raise XCiTError(f"{where} must have {len(inner)} numbers, not {len(value)}")
         return tuple(_read(v, i, where) for v, i in zip(value, inner, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # a whole number beyond all floats is none of a config's
+        with contextlib.suppress(OverflowError):  # an integer beyond the range of floats is no valid value
             return float(value)
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
-            return float(value)  # YAML 1.1 takes 1e-3 for a text
+            return float(value)  # YAML 1.1 parses 1e-3 as text
     if hint is int and isinstance(value, int) and value.bit_length() > 64:
         raise XCiTError(f"{where} must be a number of at most 64 bits, not {_shown(value)}")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

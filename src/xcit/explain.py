@@ -1,4 +1,4 @@
-"""What a model attends to: the maps of its class attention and of its XCA, as arrays that can be drawn."""
+"""Attention maps of a model (class attention and XCA), as arrays that can be drawn."""
 
 from xcit.draw.cells import largest_cells
 from xcit.inference.attention import (

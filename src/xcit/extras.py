@@ -1,6 +1,8 @@
-"""Which of this package's extras brings a package that not every installation has."""
+"""Optional packages, and the extras of this package that install them."""
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from xcit.errors import XCiTError
 
@@ -10,19 +12,33 @@ EXTRAS = {
     "aiohttp": "train",
     "faster_coco_eval": "detection",
     "datasets": "hub",
+    "peft": "lora",
     "pyarrow": "all",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino"), "export"),
     **dict.fromkeys(("imagecodecs", "openslide", "pyvips", "rasterio", "tifffile", "zarr"), "images"),
 }
-"""Package -> extra, as pyproject.toml has them."""
+"""Maps packages to extras, as in pyproject.toml."""
 
 
 def missing_package(what: str, package: str) -> XCiTError:
-    """The error for a package that is not installed: what needs it, and how to get it."""
+    """Returns the error for a package that is not installed: what needs it, and how to install it."""
     return XCiTError(f"{what} needs {package.replace('_', '-')}: {install_hint(package)}")
 
 
+def imported(package: str, what: str) -> Any:
+    """A package of `EXTRAS`, which something needs.
+
+    Raises:
+        XCiTError: if it is not installed, or can't be imported.
+    """
+    try:
+        return import_module(package)
+    except ImportError:
+        raise missing_package(what, package) from None
+
+
 def install_hint(package: str) -> str:
-    """The command that installs a package of `EXTRAS`."""
+    """Returns the command that installs a package of `EXTRAS`."""
     return f"pip install 'xcit[{EXTRAS[package]}]'"
 
 
@@ -30,7 +46,7 @@ def need_packages(what: str, *packages: str) -> None:
     """Checks that packages of `EXTRAS` are installed, without importing them.
 
     Raises:
-        XCiTError: if one is not.
+        XCiTError: if one of the packages is not installed.
     """
     for package in packages:
         if find_spec(package) is None:

@@ -1,4 +1,4 @@
-"""This machine: what it is called, for figures that depend on it, what memory it has, and where it computes."""
+"""Information about this machine: its processor, its memory and its devices."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ _RESET_HIGH_WATER_MARK = "5"
 
 
 def processor() -> str:
-    """The processor's model, as the system names it."""
+    """Returns the processor's model, as the operating system names it."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text(encoding="utf-8").splitlines():
@@ -26,7 +26,7 @@ def processor() -> str:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that a process can still take without swapping; none where the system does not say."""
+    """Returns the bytes of memory that a process can use without swapping; None if the system does not report it."""
     found = []
     information = Path("/proc/meminfo")
     if information.is_file():
@@ -34,7 +34,7 @@ def free_memory() -> int | None:
     elif hasattr(os, "sysconf"):
         with contextlib.suppress(ValueError, OSError):
             found += [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    # A container's own limit may be less.
+    # The limit of a container may be lower.
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):
         limit = int((group / "memory.max").read_text(encoding="ascii"))
@@ -43,20 +43,20 @@ def free_memory() -> int | None:
 
 
 def resident_memory() -> int | None:
-    """Bytes of this process that are in memory now; none where the system does not say."""
+    """Returns the bytes of this process in memory now; None if the system does not report it."""
     return _kilobytes(_STATUS, "VmRSS") if _STATUS.is_file() else None
 
 
 def peak_resident_memory() -> int | None:
-    """The most bytes of this process that were in memory at once since `forget_peak`; none where not known."""
+    """Returns the most bytes of this process that were in memory since `forget_peak`; None if unknown."""
     return _kilobytes(_STATUS, "VmHWM") if _STATUS.is_file() else None
 
 
 def forget_peak() -> None:
-    """Starts the count of `peak_resident_memory` anew.
+    """Resets the peak of `peak_resident_memory`.
 
     Raises:
-        OSError: if the system does not allow that: the count then is of the process's whole life.
+        OSError: if the system does not allow it; then the peak is that of the process's whole life.
     """
     _CLEAR.write_text(_RESET_HIGH_WATER_MARK, encoding="ascii")
 
@@ -69,16 +69,16 @@ def _kilobytes(file: Path, name: str) -> int:
 
 
 def find_device(name: "str | torch.device") -> "torch.device":
-    """A device of this machine.
+    """Returns a device of this machine.
 
     Raises:
-        XCiTError: if there is none of that name, or it can't compute.
+        XCiTError: if the device does not exist, or can't compute.
     """
     import torch
 
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # there and back, for the meta device gives nothing back
+        torch.zeros(1, device=device).cpu()  # copied back, because the meta device can't do that
     except (RuntimeError, AssertionError) as error:
         raise XCiTError(f"device {name}: not on this machine ({str(error).splitlines()[0]})") from None
     return device

@@ -1,4 +1,4 @@
-"""Seeds for every source of randomness that training draws from: Python's, NumPy's and torch's global generators."""
+"""Seeds all sources of randomness in training: the global generators of Python, NumPy and torch."""
 
 import random
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 
 
 def mix_seeds(*seeds: int) -> int:
-    """One 32-bit seed that depends on all of several."""
+    """Combines several seeds to one 32-bit seed."""
     return int(np.random.SeedSequence(list(seeds)).generate_state(1)[0])
 
 
@@ -18,8 +18,8 @@ def seed_all(*seeds: int) -> None:
     seed = mix_seeds(*seeds)
     random.seed(seed)
     np.random.seed(seed)  # timm's augmentations draw from the global generator
-    # Not `torch.manual_seed`: where CUDA was not used yet, that keeps a formatted stack for each call: a
-    # millisecond and some memory an image.
+    # `torch.manual_seed` is not used: before CUDA is initialised, it stores a formatted stack trace at each call, which
+    # takes a millisecond and some memory per image.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
@@ -27,7 +27,7 @@ def seed_all(*seeds: int) -> None:
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """Leaves the global generators as they were found."""
+    """Restores the global generators on exit."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,17 +1,19 @@
-"""A terminal does what control characters tell it, and names of files and classes may hold any.
+"""Protects terminals from control characters, which names of files and classes may contain.
 
-What is printed on a terminal gets them escaped. A file or a pipe gets the text as it is.
+Text that is printed on a terminal gets them escaped. A file or a pipe gets the text unchanged.
 """
 
 import io
 import sys
-from typing import IO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
 from xcit.errors import escaped
 
 
 class _Escaping(io.TextIOWrapper):
-    """Text for a terminal, control characters escaped but for line breaks and tabs."""
+    """A text stream to a terminal that escapes control characters, except line breaks and tabs."""
 
     def write(self, text: str) -> int:
         super().write(escaped(text, keep="\n\t"))
@@ -19,7 +21,7 @@ class _Escaping(io.TextIOWrapper):
 
 
 def guard_terminal() -> None:
-    """Has standard output and standard error, where they are terminals, escape what they are given."""
+    """Makes standard output and standard error escape control characters, if they are terminals."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, _Escaping) and stream.isatty():
@@ -28,8 +30,55 @@ def guard_terminal() -> None:
             setattr(sys, name, guarded)
 
 
+class _EscapingPrints(io.TextIOBase):
+    """Takes prints, and gives them on with control characters escaped."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def write(self, text: str) -> int:
+        self._target.write(escaped(text, keep="\n\t"))
+        return len(text)
+
+    def flush(self) -> None:
+        self._target.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._target.isatty())
+
+    def fileno(self) -> int:
+        return int(self._target.fileno())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8"
+
+
+@contextmanager
+def guard_prints() -> Iterator[None]:
+    """Has prints escaped that a display takes to itself, and so past what guards the terminal.
+
+    To be entered after the display: it has put other streams in the place of standard output and standard error.
+    """
+    taken = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in taken.items():
+        if stream.isatty() and not isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, _EscapingPrints(stream))
+    try:
+        yield
+    finally:
+        for name, stream in taken.items():
+            setattr(sys, name, stream)
+
+
+def tell(text: str, *, err: bool = False) -> None:
+    """Prints a line, escaped where it goes to a terminal, whether or not that is guarded."""
+    stream = sys.stderr if err else sys.stdout
+    print(escaped(text, keep="\n\t") if stream.isatty() else text, file=stream, flush=True)
+
+
 def for_drawing(stream: IO[str]) -> IO[str]:
-    """The stream for what draws by control characters of its own, such as a progress bar."""
+    """Returns the unguarded stream, for output that needs control characters, such as a progress bar."""
     if isinstance(stream, _Escaping):
         whole = sys.__stdout__ if stream is sys.stdout else sys.__stderr__
         assert whole is not None

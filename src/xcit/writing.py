@@ -1,4 +1,4 @@
-"""How results reach the disk: whole or not at all, so that a run that fails leaves an earlier result as it was."""
+"""Writes results completely or not at all, so that a failed run leaves an earlier result unchanged."""
 
 import errno
 import os
@@ -13,22 +13,22 @@ from pathlib import Path
 from xcit.errors import XCiTError
 
 _TEMPORARY = ".xcit-{}.tmp"
-"""Names of what is not whole yet. Hidden, and new each time: it replaces nobody's file."""
+"""Names of unfinished files. They are hidden, and new each time, so that they replace no file of a user."""
 
 _MAX_LINKS = 40
-"""Links from one to the next that the operating system follows."""
+"""Number of links in a chain that the operating system follows."""
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new, empty file to write, which gets the name `path` when the body has ended well and it is on the disk.
+    """Yields a new, empty file to write; it gets the name `path` after the body has finished and the file is on disk.
 
-    An earlier file of that name stays as it was until then, and for ever where the body fails, or removes the new file.
-    Of a link the target is replaced, and the link stays. What is no regular file, such as a device or a pipe, is never
-    replaced: the bytes are written into it at the end.
+    Until then, an earlier file of that name does not change; neither does it if the body fails or removes the new file.
+    If `path` is a link, its target is replaced, and the link stays. A device, a pipe or another path that is not a
+    regular file is never replaced: the bytes are written into it at the end.
 
     Raises:
-        XCiTError: "<path>: can't be written: <reason>", also for an `OSError` of the body.
+        XCiTError: "<path>: can't be written: <reason>", also for an `OSError` in the body.
     """
     path = Path(path)
     try:
@@ -50,7 +50,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
                 mode = os.fstat(file.fileno()).st_mode
             yield part
             if part.exists():
-                part.chmod(mode)  # safetensors makes a file that only its owner may read
+                part.chmod(mode)  # safetensors creates files that only the owner can read
                 with part.open("rb+") as file:
                     os.fsync(file.fileno())
                 part.replace(place)
@@ -63,16 +63,16 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, whose entries move into `folder` when the body has ended well; a failure leaves none behind.
+    """Yields a folder to fill. Its entries move into `folder` when the body has finished; after a failure none remain.
 
     Raises:
-        XCiTError: if `folder` holds something, is a file, or can't be made or written.
+        XCiTError: if `folder` is not empty, is a file, or can't be created or written.
     """
     is_new = not folder.exists()
     if not is_new and (not folder.is_dir() or any(not _is_temporary(entry) for entry in folder.iterdir())):
         raise XCiTError(f"{folder}: is there already: choose another folder, or remove it")
     make_folder(folder)
-    # Within the folder, which may be a disk of its own.
+    # The temporary folder is inside, because `folder` may be on another disk than its parent.
     part = _beside(folder / "part")
     try:
         try:
@@ -83,17 +83,27 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(part, ignore_errors=True)
             if is_new:
-                with suppress(OSError):  # it is not empty: all went well
+                with suppress(OSError):  # if it is not empty, the body has finished
                     folder.rmdir()
     except OSError as error:
         raise XCiTError(f"{folder}: can't be written: {error.strerror or error}") from error
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes the files that killed processes had begun to write in a folder, which no other process writes into now.
+
+    `whole_file` gives each a new name, so that those of large files would fill the disk kill by kill.
+    """
+    for part in folder.glob(_TEMPORARY.format("*")):
+        with suppress(OSError):
+            part.unlink()
+
+
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it.
+    """Creates a folder and its parents.
 
     Raises:
-        XCiTError: if it can't be made.
+        XCiTError: if a folder can't be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,9 +112,9 @@ def make_folder(folder: Path) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is there and leads to what bytes go into, but no file that could be replaced by another.
+    """Whether a path exists and leads to something that takes bytes, but is not a file that could be replaced.
 
-    That is a device, a pipe or a socket, and whatever a descriptor of a process is open on (`/dev/stdout`).
+    That is a device, a pipe or a socket, or whatever is open as a descriptor of a process (`/dev/stdout`).
     """
     try:
         mode = path.stat().st_mode
@@ -114,7 +124,7 @@ def is_stream(path: Path) -> bool:
 
 
 def _followed(path: Path) -> Path:
-    """What a chain of links leads to, there or not; a link of `/proc`, which is no path, stays."""
+    """Returns the end of a chain of links, whether it exists or not; links in `/proc` stay, as they lead to no path."""
     for _ in range(_MAX_LINKS):
         if not path.is_symlink() or path.parent.resolve().is_relative_to("/proc"):
             return path

@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -53,15 +54,29 @@ class Target:
 
 @dataclass
 class Outcome:
-    """Counts of inputs that were read and refused, and a text for each that was neither."""
+    """Counts of inputs that were read and refused, and a text for each that was neither.
+
+    Attributes:
+        num_read: inputs that gave a right result.
+        num_refused: inputs that were refused.
+        failures: what went wrong, by the number of the input.
+        reasons: how often each refusal was given.
+        seconds: processor time of the slowest input.
+        memory: most bytes above what the process had before its first input.
+    """
 
     num_read: int = 0
     num_refused: int = 0
     failures: dict[int, str] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    memory: int = 0
 
     def __str__(self) -> str:
-        return f"{self.num_read} read, {self.num_refused} refused, {len(self.failures)} failed"
+        return (
+            f"{self.num_read} read, {self.num_refused} refused, {len(self.failures)} failed; "
+            f"slowest {self.seconds:.2f} s, most memory {self.memory >> 20} MB"
+        )
 
 
 class TooSlowError(BaseException):
@@ -119,7 +134,8 @@ def _in_process(target: Target, numbers: list[int], seed: int, outcome: Outcome)
             line = lines.readline()
             if not line:
                 break
-            kind, text = json.loads(line)
+            kind, text, seconds, memory = json.loads(line)
+            outcome.seconds, outcome.memory = max(outcome.seconds, seconds), max(outcome.memory, memory)
             if kind == "failed":
                 outcome.failures[numbers[done]] = text
             elif kind == "refused":
@@ -140,16 +156,22 @@ def _child(target: Target, numbers: list[int], seed: int, out: TextIO, folder: P
         raise TooSlowError
 
     signal.signal(signal.SIGPROF, ring)
+    first = _most_memory()
     for number in numbers:
         path = folder / f"input{target.suffix}"
         path.write_bytes(_input(target, seed, number))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before, started = _most_memory(), time.process_time()
         kind, text = _read(target, path)
-        grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-        if grown > MEMORY and kind != "failed":
-            kind, text = "failed", f"took {grown >> 20} MB"
-        out.write(f"{json.dumps([kind, text])}\n")
+        seconds, most = time.process_time() - started, _most_memory()
+        if most - before > MEMORY and kind != "failed":
+            kind, text = "failed", f"took {(most - before) >> 20} MB"
+        out.write(f"{json.dumps([kind, text, seconds, most - first])}\n")
         out.flush()
+
+
+def _most_memory() -> int:
+    """The most bytes that this process has had."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _read(target: Target, path: Path) -> tuple[str, str]:

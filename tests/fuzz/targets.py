@@ -33,7 +33,7 @@ from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConf
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.state import TrainState, build_state
 from xcit.training.recipes import get_recipe
-from xcit.weights.fetch import download
+from xcit.weights.download import download
 from xcit.zoo import get_model
 
 _TINY = XCiTConfig(embed_dim=16, depth=1, num_heads=2, patch_size=8, num_classes=3, cls_depth=1)

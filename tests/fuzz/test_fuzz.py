@@ -38,4 +38,5 @@ def test_the_harness_sees_what_goes_wrong():
     assert (outcome.num_read, outcome.num_refused) == (1, 1)
     assert [*outcome.failures] == [2, 3, 4, 5]
     assert "KeyError: 'y'" in outcome.failures[2] and "SystemExit" in outcome.failures[3]
+    assert outcome.memory > 2**30 and "0 MB" not in str(outcome)
     assert outcome.failures[4].startswith("took ") and outcome.failures[5].startswith("took more than")

@@ -110,7 +110,7 @@ def test_info_as_json(xcit):
 
 # predict
 
-GARMENTS = "xcit: model xcit-pico-fashion-mnist, which knows garments alone (10 classes)\n"
+GARMENTS = "xcit: model xcit-pico-fashion-mnist, which only knows garments (10 classes)\n"
 
 
 def test_predict_says_which_model_answered(xcit, tmp_path):
@@ -230,7 +230,7 @@ def test_features(xcit, suffix):
     path = Path(f"a{suffix}")
     options = ("--out-type", "featmap", "--layers", "0,-1", "--batch-size", 4)
     done = xcit("features", packaged_images()[0].parent, "--out", path, *options)
-    assert (done.status, done.err) == (0, "")
+    assert (done.status, done.err) == (0, GARMENTS)
     assert done.out == f"{path}: 10 images; block_0 [10, 64, 7, 7], block_7 [10, 64, 7, 7]\n"
     names, blocks = read_features(path)
     assert names == [str(image) for image in packaged_images()]
@@ -376,7 +376,8 @@ def test_measure_what_was_trained(xcit, trained, colours):
     arguments = ("--data", colours, "--workers", 0, "--out", "out", "--batch-size", 7)
     done = xcit("test", trained[0] / "config.yaml", trained[0] / "model.safetensors", *arguments)
     assert done.status == 0
-    found, warning = done.err.splitlines()
+    found, warning, told = done.err.splitlines()
+    assert told == f"xcit: model {trained[0] / 'model.safetensors'} (3 classes)"
     assert found == f"3 classes: blau, grün, rot; 30 images in {colours}"
     assert warning.startswith(f"warning: {colours} has no folder val: all its images are measured")
     report = json.loads(Path("out/report.json").read_text(encoding="utf-8"))
@@ -408,6 +409,7 @@ def test_measure_on_some_of_the_classes_in_another_order_of_labels(xcit, trained
     assert warning.startswith("warning: part has no folder val")
     assert "".join(told) == (
         "xcit: part/rot/broken.png: not an image that can be read (it looks like text)\n"
+        f"xcit: model {model} (3 classes)\n"
         "xcit: 1 images could not be read and were not measured\n"
     )
     report = json.loads(Path("runs/test/run/report.json").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.zoo import save_model
 
 BAG = packaged_images()[1]
+GARMENTS = "xcit: model xcit-pico-fashion-mnist, which only knows garments (10 classes)\n"
 
 
 def files_in(folder: Path) -> list[str]:
@@ -40,14 +41,14 @@ def no_class_attention(tmp_path_factory) -> Path:
 
 def test_without_input_the_packaged_images_are_drawn(xcit, tmp_path):
     done = xcit("attention", "--out", "maps", "--no-figures")
-    assert (done.status, done.out, done.err) == (0, "maps: attention of 10 images\n", "")
+    assert (done.status, done.out, done.err) == (0, "maps: attention of 10 images\n", GARMENTS)
     assert files_in(tmp_path / "maps") == [f"{path.stem}-overlay.png" for path in packaged_images()]
 
 
 def test_pictures_of_an_image_at_its_own_size(xcit, tmp_path):
     save_photograph(tmp_path / "a.jpg")
     done = xcit("attention", "a.jpg", "--out", "new/maps")
-    assert (done.status, done.out, done.err) == (0, "new/maps: attention of 1 images\n", "")
+    assert (done.status, done.out, done.err) == (0, "new/maps: attention of 1 images\n", GARMENTS)
     assert files_in(tmp_path / "new") == ["maps/a-attention.png", "maps/a-overlay.png"]
     with Image.open("new/maps/a-overlay.png") as overlay, Image.open("new/maps/a-attention.png") as figure:
         assert (overlay.format, overlay.mode, overlay.size) == ("PNG", "RGB", (45, 30))
@@ -124,6 +125,7 @@ def test_goes_on_where_an_image_cannot_be_drawn(xcit, tmp_path):
         "xcit: b.png: 20 x 3 pixels, smaller than one patch of 4 x 4; a resize makes it larger",
         "xcit: c.jpg: not an image that can be read (it looks like text)",
         "xcit: missing.png: no such file",
+        GARMENTS.rstrip(),
         "xcit: 3 of 5 images could not be read",
     ]
     assert files_in(tmp_path / "maps") == ["a-overlay.png", "d-overlay.png"]

@@ -55,7 +55,7 @@ def test_bench_of_other_kinds(xcit, name):
         ("nano-12-p16 --sizes 8", "images are 8x8 pixels, smaller than one patch of 16x16"),
         ("nowhere.pth", "nowhere.pth: no such file"),
         ("nano-12-p16 --device cuda:99", "--device cuda:99: not on this machine"),
-        ("mask-rcnn_xcit-tiny-12-p16 --dtype bfloat16", "a detector computes in float32 alone, not in bfloat16"),
+        ("mask-rcnn_xcit-tiny-12-p16 --dtype bfloat16", "a detector computes only in float32, not in bfloat16"),
     ],
 )
 def test_mistake_is_told_in_one_line(xcit, arguments, message):

@@ -4,18 +4,21 @@ import io
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_models
+import torch
 from PIL import Image
 
 from xcit.cli.predict import packaged_images
+from xcit.explain import class_attention
+from xcit.images.preprocess import Preprocessing
 from xcit.inference.bulk import MANIFEST, read_manifest, read_parts
+from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.zoo import save_model
 
 pa = pytest.importorskip("pyarrow")
@@ -35,6 +38,19 @@ def many(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def attentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a class token."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = XCiT(XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, cls_depth=1, num_classes=3))
+    model.info = ModelInfo(name="attentive", preprocessing=Preprocessing())
+    path = tmp_path_factory.mktemp("models") / "attentive.safetensors"
+    save_model(model, path)
+    return path
+
+
+GARMENTS = "xcit: model xcit-pico-fashion-mnist, which only knows garments (10 classes)\n"
 PREDICT = ("predict", "many", "--batch-size", 4, "--part-size", 8, "--device", "cpu")
 
 
@@ -65,7 +81,7 @@ def test_predictions(xcit, many) -> None:
     assert pq.read_table("parts").to_pylist() == found
     manifest = read_manifest(Path("parts"))
     assert (manifest["verb"], manifest["model"], manifest["complete"]) == ("predict", "packaged", True)
-    assert manifest["arguments"] == {"topk": 5, "full_size": False, "dtype": "float32"}
+    assert manifest["arguments"] == {"topk": 5, "dtype": "float32"}
     assert [part["images"] for part in manifest["parts"].values()] == [8] * 5
     assert set(manifest["versions"][0]) == {"xcit", "torch"}
 
@@ -74,10 +90,10 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
     assert xcit(*PREDICT, "--out", "parts").status == 1
     before = {path.name: path.read_bytes() for path in Path("parts").iterdir()}
     for more, message in (
-        ((), "parts: holds results already: go on with --resume, or choose another folder"),
+        ((), "parts: holds results already: continue with --resume, or choose another folder"),
         (
             ("--resume", "--topk", 3),
-            "whose arguments is {'topk': 5, 'full_size': False, 'dtype': 'float32'}, not {'topk': 3,",
+            "whose arguments is {'topk': 5, 'dtype': 'float32'}, not {'topk': 3, 'dtype': 'float32'}",
         ),
         (("--resume", "--part-size", 9), "whose images_a_part is 8, not 9: choose another folder"),
         (("--resume", "--model", "xcit-nano-12-p16"), "xcit-nano-12-p16"),
@@ -94,7 +110,7 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
     Path("full/mine.txt").write_text("mine")
     done = xcit(*PREDICT, "--out", "full")
     assert (done.status, done.out) == (2, "")
-    assert "full: is there already, and holds no results to go on with" in done.err
+    assert "full: exists already, and holds no results to resume" in done.err
     assert [path.name for path in Path("full").iterdir()] == ["mine.txt"]
 
 
@@ -153,7 +169,7 @@ def test_two_processes_divide_the_images(xcit, start, many) -> None:
     for command in (("predict", "many", "--csv", "a.csv"), ("features", "many", "--out", "a.npz")):
         small = start("-m", "xcit", *command, processes=2).finish()
         assert small.status == 2
-        assert "several processes write one result as Parquet parts alone" in small.err
+        assert "several processes can write one result only as Parquet parts" in small.err
         assert not Path(command[-1]).exists()
 
 
@@ -214,7 +230,7 @@ def test_segment_and_detect(xcit, tmp_path, many) -> None:
     for verb in (segment, detect):
         done = xcit(*verb, "--out", "more", "--resume")
         assert (done.status, done.out) == (2, "")
-        assert "--resume goes on with Parquet parts alone: give --parquet" in done.err
+        assert "--resume is only for Parquet parts: give --parquet" in done.err
 
 
 def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> None:
@@ -252,7 +268,10 @@ def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> No
     )
     for number, inputs in enumerate(kinds):
         done = xcit("predict", *inputs, "--out", f"parts{number}", "--part-size", 2)
-        assert (done.status, done.err) == (0, ""), inputs
+        *left_out, told = done.err.splitlines(keepends=True)
+        assert (done.status, told) == (0, GARMENTS), inputs
+        beside = ["xcit: left out: 3 files that are not images by their suffix: "] * (inputs == ("memory://bulk/",))
+        assert [line[:60] for line in left_out] == [line[:60] for line in beside], inputs
         found = rows(f"parts{number}")
         assert [row["classes"][0]["name"] for row in found] == [classes[0]["name"] for classes in want], inputs
         # And the small forms take them too.
@@ -294,10 +313,94 @@ def test_a_data_set(xcit, fashion_mnist, monkeypatch) -> None:
     assert [row["file"] for row in rows("train")] == [f"Fashion-MNIST train image {index}" for index in range(4)]
 
 
-def test_without_pyarrow_it_is_one_line(many) -> None:
-    script = "import sys; sys.modules['pyarrow'] = None; from xcit.cli import main; sys.argv[0] = 'xcit'; main()"
+def test_without_pyarrow_it_is_one_line(many, start) -> None:
+    program = Path("without.py")
+    program.write_text("import sys; sys.modules['pyarrow'] = None; from xcit.cli import main; main()")
     for command in (PREDICT, ("features", "many")):
-        words = [sys.executable, "-c", script, *map(str, command), "--out", "parts"]
-        done = subprocess.run(words, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (2, "xcit: error: Parquet needs pyarrow: pip install 'xcit[all]'\n")
+        done = start(program, *command, "--out", "parts").finish()
+        assert (done.status, done.err) == (2, "xcit: error: Parquet needs pyarrow: pip install 'xcit[all]'\n")
         assert not Path("parts").exists()
+
+
+def test_attention(xcit, many, attentive) -> None:
+    command = ("attention", "many", "--model", attentive, "--out", "parts", "--parquet", "--part-size", 16)
+    done = xcit(*command)
+    assert (done.status, done.out) == (1, "parts: 39 images in 3 Parquet parts\n")
+    assert read_manifest(Path("parts"))["arguments"] == {"block": -1, "dtype": "float32"}
+    found = {row["file"]: row for row in rows("parts")}
+    assert [name for name, row in found.items() if row["error"]] == ["many/13.png"]
+    (want,) = class_attention(many / "7.png", attentive)
+    row = found["many/7.png"]
+    assert (row["height"], row["width"], row["block"], row["patch_size"]) == (28, 28, 0, 8)
+    heads = np.array(row["heads"], np.float32).reshape(row["heads_shape"])
+    np.testing.assert_allclose(heads, want.heads, atol=1e-6)
+    np.testing.assert_allclose(row["class_token"], want.class_token, atol=1e-6)
+    # What is there is gone on with, and what a part has not is refused.
+    assert xcit(*command, "--resume").out == done.out
+    for more in (("--xca",), ("--tiff",), ("--arrays",), ("--threshold", 0.5), ("--full-size",)):
+        refused = xcit(*command, *more)
+        assert refused.status == 2 and more[0] in refused.err and refused.err.count("\n") == 1
+    assert "give --parquet" in xcit(*command[:6], "--resume").err
+
+
+def turned(path: Path) -> Path:
+    """A picture whose EXIF turns it upright, from 24 x 40 pixels to 40 x 24."""
+    pixels = np.zeros((40, 24, 3), np.uint8)
+    pixels[:10], pixels[10:20, :12] = (250, 20, 20), (20, 20, 250)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path, exif=exif)
+    return path
+
+
+def test_pixels_as_they_are_stored(xcit, attentive, tmp_path) -> None:
+    turned(tmp_path / "a.png")
+    with Image.open("a.png") as image:
+        Image.fromarray(np.asarray(image)).save("stored.png")
+        Image.fromarray(np.asarray(image.transpose(Image.Transpose.ROTATE_270))).save("upright.png")
+    with tarfile.open("a.tar", "w") as archive:
+        archive.add("a.png")
+    pq.write_table(pa.table({"image": [Path("a.png").read_bytes()]}), "a.parquet")
+
+    def scores(*arguments: object) -> list[float]:
+        assert xcit("predict", *arguments, "--json", "a.json").status == 0
+        return [one["score"] for one in json.loads(Path("a.json").read_text())[0]["classes"]]
+
+    want = {name: scores(f"{name}.png") for name in ("stored", "upright")}
+    assert want["stored"] != want["upright"]
+    for word in ("a.png", "a.tar", "a.parquet", Path("a.png").resolve().as_uri()):
+        assert scores(word) == want["upright"]
+        assert scores(word, "--ignore-exif") == want["stored"]
+    for more in ((), ("--full-size",)):
+        own = scores("stored.png", *more)
+        assert scores("a.png", "--ignore-exif", *more) == own != scores("a.png", *more)
+    for name, more in (("upright", ()), ("stored", ("--ignore-exif",))):
+        for file in ("a.png", f"{name}.png"):
+            place = f"f-{file}"
+            options = more if file == "a.png" else ()
+            assert xcit("features", file, "--out", f"{place}.npz", *options).status == 0
+            assert xcit("attention", file, "--model", attentive, "--out", place, "--no-figures", *options).status == 0
+        with np.load("f-a.png.npz") as found, np.load(f"f-{name}.png.npz") as expected:
+            keys = [key for key in found.files if found[key].dtype.kind == "f"]
+            assert keys and all(np.array_equal(found[key], expected[key]) for key in keys)
+        for file in ("a.png", f"{name}.png"):
+            with Image.open(f"f-{file}/{Path(file).stem}-overlay.png") as image:
+                assert image.size == {"upright": (40, 24), "stored": (24, 40)}[name]
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind", "ending"), [("segment", "upernet", "labels"), ("detect", "detector", "detections")]
+)
+def test_label_maps_and_boxes_of_stored_pixels(xcit, tmp_path, verb, kind, ending) -> None:
+    if verb == "detect":
+        pytest.importorskip("faster_coco_eval")
+    save_model(small_models.build(kind), tmp_path / "model.safetensors")
+    turned(tmp_path / "a.png")
+    for options, size in (((), (40, 24)), (("--ignore-exif",), (24, 40))):
+        command = (verb, "a.png", "--model", "model.safetensors", *options, "--device", "cpu", "--size", 32)
+        assert xcit(*command, "--out", "files").status == 0
+        with Image.open(f"files/a-{ending}.png") as image:  # that of small detections is enlarged
+            assert image.width * size[1] == image.height * size[0]
+        parts = f"parts{len(options)}"
+        assert xcit(*command, "--out", parts, "--parquet").status == 0
+        assert [(row["width"], row["height"]) for row in rows(parts)] == [size]

@@ -88,7 +88,7 @@ ONE_LINE = [
     ("predict --model cut.safetensors", "cut.safetensors is damaged or no safetensors file"),
     ("predict --model flipped.safetensors", "flipped.safetensors: damaged: its tensors do not match the digest"),
     ("predict --model optimizer.pth", "optimizer.pth has no weights under 'model', 'state_dict' or 'teacher'"),
-    ("predict --model hostile.pth", "which is no part of any weights: refused, it was not run"),
+    ("predict --model hostile.pth", "which does not belong to weights: refused, it was not run"),
     ("predict --model bare.safetensors", "bare.safetensors: the file does not say how to prepare images; give the"),
     ("features a.png --out a.npz --model bare.safetensors", "bare.safetensors: the file does not say how to prepare"),
     ("predict --model headless.safetensors", "has no classifier: it gives features only"),
@@ -127,8 +127,8 @@ ONE_LINE = [
     ("config configs/xcit/xcit-nano-12-p16_8xb128.py", f"called 'xcit-nano-12-p16_8xb128'; did you mean '{NANO}"),
     ("config nowhere.yaml", "nowhere.yaml: No such file or directory"),
     ("config bad.yaml", "bad.yaml: not a YAML config"),
-    ("config list.yaml", "list.yaml: not a YAML config: its top is no mapping"),
-    ("config field.yaml", "field.yaml: preprocessing.image_sise is no field; did you mean 'image_size'?"),
+    ("config list.yaml", "list.yaml: not a YAML config: its top level is not a mapping"),
+    ("config field.yaml", "field.yaml: preprocessing.image_sise is not a field; did you mean 'image_size'?"),
     (f"config {NANO} --epochs 3", "no config field 'epochs'; did you mean 'schedule.epochs'?"),
     (f"config {NANO} --optimizer.lrr 3", "no config field 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
     (f"config {NANO} --optimizer.lr fast", "optimizer.lr must be of type float, not 'fast'"),
@@ -286,8 +286,9 @@ def test_image_that_can_not_be_scaled_is_left_out_of_the_measurement(xcit, colou
         assert done.err.splitlines() == [
             "3 classes: blau, grün, rot; 31 images in data",
             "warning: data has no folder val: all its images are measured, also those that a run on it was trained on; "
-            "--holdout, as in that run, measures those it was not",
+            "the same holdout as that run's measures those it was not",
             "xcit: data/rot/hair.png: an image of 1 x 700000 pixels is too elongated to scale its short side to 16",
+            "xcit: model run/model.safetensors (3 classes)",
             "xcit: 1 images could not be read and were not measured",
         ]
     assert json.loads(Path("runs/test/run/report.json").read_text(encoding="utf-8"))["num_images"] == 30

@@ -203,9 +203,9 @@ def test_test_normalises_as_the_weights_ask_and_as_is_given(xcit, colours, train
 
 def test_segment_and_detect_take_them_too(xcit) -> None:
     picture(64).save("a.png")
-    for verb, name in (
-        ("segment", "sem-fpn_xcit-tiny-12-p16_80k_ade20k"),
-        ("detect", "mask-rcnn_xcit-tiny-12-p16_3x_coco"),
+    for verb, name, num_classes in (
+        ("segment", "sem-fpn_xcit-tiny-12-p16_80k_ade20k", 150),
+        ("detect", "mask-rcnn_xcit-tiny-12-p16_3x_coco", 80),
     ):
         torch.manual_seed(0)
         save_model(get_model(name), Path("dense.safetensors"))
@@ -215,7 +215,8 @@ def test_segment_and_detect_take_them_too(xcit) -> None:
             *(verb, "a.png", "--model", name, "--weights", "dense.pth", "--key", "model_ema", "--out", verb),
             *("--mean", "0.5", "--std", "0.25", "--size", 64),
         )
-        assert (done.status, done.err) == (0, "")
+        assert done.status == 0
+        assert done.err == f"xcit: model {name} with the weights of dense.pth ({num_classes} classes)\n"
 
 
 def test_training_starts_from_a_key_and_from_other_strides(xcit, colours, small) -> None:

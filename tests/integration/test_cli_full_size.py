@@ -49,7 +49,7 @@ def test_predict_at_full_size_is_the_whole_image(
     assert small["classes"][0]["score"] == pytest.approx(expected.classes[0].score, rel=1e-4)
     assert len(large["classes"]) == 5
     lines = printed.err.splitlines()
-    assert "28 x 28 pixels" in lines[0] and "300 x 90 pixels" in lines[1] and "megapixels a second" in lines[1]
+    assert "28 x 28 pixels" in lines[0] and "300 x 90 pixels" in lines[1] and "megapixels per second" in lines[1]
 
 
 def test_features_at_full_size(
@@ -115,7 +115,7 @@ def test_max_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ("words", "message"),
     [
         (("predict", BAG, "--memory", "1GB"), "--memory is for images at their own size: give --full-size too"),
-        (("predict", BAG, "--full-size", "--memory", "much"), "'much' is no size such as 4GB"),
+        (("predict", BAG, "--full-size", "--memory", "much"), "'much' is not a size such as 4GB"),
         (("features", BAG, "--out", "a.npy"), "a .npy file is for one map"),
         (("attention", BAG, "--out", "a", "--full-size", "--resize", "64"), "give --full-size, or --resize, not both"),
         (("max-size", "packaged", "--memory", "1kB"), "no image at all goes through in 1 kB of memory"),
@@ -142,5 +142,5 @@ def test_an_image_that_can_not_go_through_is_named_and_the_others_go_on(
     printed = capsys.readouterr()
     assert f"{tmp_path / 'four.npy'}: has 4 channels, the model takes 1" in printed.err
     assert printed.out.splitlines()[0] == str(wide)
-    with pytest.raises(XCiTError, match="memory bounds full-size passes alone"):
+    with pytest.raises(XCiTError, match="memory is only for full-size passes"):
         xcit.predict(BAG, memory="1GB")

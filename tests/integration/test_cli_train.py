@@ -139,7 +139,7 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on_to_the_same_weights(xcit, 
     with interrupted_at(Path("cut run/log.jsonl")):
         done = xcit("train", trained[0] / "config.yaml", "--out", "cut run", "--device", "cpu", "--run.log_every", 1)
     assert done.status == 75
-    saved, _, command = done.err.rstrip("\n").partition("; go on with: ")
+    saved, _, command = done.err.rstrip("\n").partition("; resume with: ")
     assert saved == "xcit: stopped by SIGINT, saved in cut run/last.pt"
     assert command == "xcit train 'cut run/config.yaml' --resume --device cpu"
     assert not Path("cut run/model.safetensors").exists()

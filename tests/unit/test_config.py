@@ -160,9 +160,9 @@ def test_from_dict_fills_in_defaults_and_checks_all_levels() -> None:
         ({}, "name is missing"),
         ({"name": 3}, "name must be of type str, not 3"),
         ({"name": "w", "optimizer": 3}, "optimizer must be a section of fields, not 3"),
-        ({"name": "w", "optimizer": {"Lr": 3}}, "optimizer.Lr is no field; did you mean 'lr'?"),
+        ({"name": "w", "optimizer": {"Lr": 3}}, "optimizer.Lr is not a field; did you mean 'lr'?"),
         ({"name": "w", "picture": {"scale": [0.1, "x"]}}, "picture.scale must be of type float, not 'x'"),
-        ({"name": "w", 3.5: 1}, "3.5 is no field; there are: name, grey, picture, optimizer, run"),
+        ({"name": "w", 3.5: 1}, "3.5 is not a field; there are: name, grey, picture, optimizer, run"),
     ):
         with pytest.raises(XCiTError) as caught:
             from_dict(Whole, values)  # type: ignore[arg-type]
@@ -189,9 +189,9 @@ def test_yaml_as_a_person_writes_it(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("name: [", "not a YAML config: "),
-        ("- name", "not a YAML config: its top is no mapping of field names to values"),
-        ("", "not a YAML config: its top is no mapping"),
-        ("name: w\nrun:\n  sed: 3", "run.sed is no field; did you mean 'seed'?"),
+        ("- name", "not a YAML config: its top level is not a mapping of field names to values"),
+        ("", "not a YAML config: its top level is not a mapping"),
+        ("name: w\nrun:\n  sed: 3", "run.sed is not a field; did you mean 'seed'?"),
         ("name: w\nrun:\n  seed: x", "run.seed must be of type int, not 'x'"),
         ("name: w\nobject: !!python/object/apply:os.getcwd []", "not a YAML config: "),
     ],

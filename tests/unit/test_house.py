@@ -98,7 +98,7 @@ def test_the_rooms_are_those_of_the_contract() -> None:
     assert rooms == {
         "cli", "measure", "training", "explain", "inference", "data", "zoo", "models", "images", "weights", "draw",
         "config", "integrations", "ops", "streaming", "errors", "seeding", "machine", "extras", "regular", "terminal",
-        "writing",
+        "writing", "connections", "progress",
     }  # fmt: skip
     assert not rooms & {*xcit.__all__}
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from xcit.terminal import for_drawing, guard_terminal
+from xcit.progress import progress_bar
+from xcit.terminal import for_drawing, guard_terminal, tell
 
 HOSTILE = "caf\u00e9\t\x1b[2J\x1b]0;title\x07\x9b31m\u202eend\n"
 HARMLESS = "caf\u00e9\t\\x1b[2J\\x1b]0;title\\x07\\x9b31m\\u202eend\n"
@@ -27,6 +28,35 @@ def test_a_terminal_gets_control_characters_escaped(name, monkeypatch):
     assert os.read(main, 1000).decode() == HARMLESS.replace("\n", "\r\n")
     assert for_drawing(getattr(sys, name)) is terminal  # a bar's own are not
     getattr(sys, name).detach()
+    os.close(side)
+    os.close(main)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_prints_beside_a_bar_are_escaped_too(guarded, monkeypatch):
+    main, side = pty.openpty()
+    terminal = os.fdopen(side, "w", encoding="utf-8", closefd=False)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, terminal)
+        monkeypatch.setattr(sys, f"__{name}__", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    if guarded:
+        guard_terminal()
+    before = sys.stdout, sys.stderr
+    with progress_bar(f"[/b]{HOSTILE.strip()}", 3) as bar:
+        bar.advance(1)
+        for stream in (sys.stdout, sys.stderr):
+            print(HOSTILE, file=stream, flush=True)
+            assert stream.encoding == "utf-8" and stream.isatty()
+    assert (sys.stdout, sys.stderr) == before
+    tell(HOSTILE)
+    sys.stdout.flush()
+    shown = os.read(main, 100_000).decode()
+    assert shown.count("\\x1b]0;title\\x07\\x9b31m\\u202eend") >= 3
+    assert not any(mark in shown for mark in ("\x1b]0;", "\x1b[2J", "\x07", "\x9b", "\u202e"))
+    if guarded:
+        for guard in before:
+            getattr(guard, "detach")()  # noqa: B009  (not every text stream has it)
     os.close(side)
     os.close(main)
 

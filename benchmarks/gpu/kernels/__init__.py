@@ -1,16 +1,16 @@
-"""Triton kernels for a GPU, each a form of an operator of `ops.reference`; `torch.compile` keeps them in its graph.
+"""Triton kernels for a GPU. Each is a form of an operator of `ops.reference`; `torch.compile` keeps them in its graph.
 
     lpi.py           LayerNorm, LPI with frozen batch statistics and residual, in one pass over the tokens
     lpi_training.py  LPI with the batch's own statistics, differentiable; it keeps nothing but its input
     lpi_backward.py  its backward pass
     gram.py          LayerNorm, then the Gram matrix and the column sums of the normalised tokens
-    layer_norm.py    what both kinds need of a LayerNorm
+    layer_norm.py    the parts of LayerNorm that both kinds of kernels share
     rows.py          device functions of the LPI kernels
-    tiles.py         how those divide a batch among programs
+    tiles.py         how the LPI kernels divide a batch among programs
 
-Nothing calls them by itself: `use.py` makes a model that does. Tensors lie on the current CUDA device, or on
-the CPU in Triton's interpreter. Triton comes with torch for Linux, not for every platform: import these modules only
-where `is_available`.
+No model uses them by default: `use.py` changes a model to do so. Tensors must be on the current CUDA device, or on the
+CPU in Triton's interpreter. Triton comes with torch for Linux, but not for every platform: import these modules only if
+`is_available`.
 """
 
 import os
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether kernels run in Triton's interpreter, as Triton itself decides when they are defined."""
+"""Whether kernels run in Triton's interpreter; Triton decides this when they are defined."""
 
 
 def is_available(device: torch.device) -> bool:

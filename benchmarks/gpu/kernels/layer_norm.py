@@ -1,4 +1,4 @@
-"""LayerNorm's share in the kernels: the statistics of each token, and tokens normalised without an affine part."""
+"""LayerNorm in the kernels: the statistics of each token, and normalised tokens without affine part."""
 
 import torch
 import triton
@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 NUMBERS_AT_ONCE = 4096
-"""Numbers that a program holds."""
+"""Number of elements that a program holds."""
 
 
 @triton.jit
 def standardise(tokens, rows, columns, num_tokens, eps, dim: tl.constexpr):
-    """Normalised tokens (rows, columns), float32, 0 where there are none; their means and inverse deviations (rows)."""
+    """Returns normalised tokens (rows, columns), float32, 0 outside; their means and inverse deviations (rows)."""
     mask = (rows < num_tokens)[:, None] & (columns < dim)[None, :]
     values = tl.load(tokens + rows[:, None] * dim + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     mean = tl.sum(values, axis=1) / dim
@@ -59,10 +59,10 @@ def _normalise(
 
 
 def statistics(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and one over the standard deviation of each token of (B, N, D): both (B, N), float32.
+    """Returns mean and inverse standard deviation of each token of (B, N, D): both (B, N), float32.
 
-    A kernel of its own, for those that see a few channels of a token at a time: it reads the tokens once more, which
-    is less than writing them normalised and reading that.
+    It is a separate kernel, for kernels that read only a few channels of a token at a time. It reads the tokens once
+    more, which is less than writing normalised tokens and reading them.
     """
     batch, num_tokens, dim = tokens.shape
     width = triton.next_power_of_2(dim)
@@ -77,11 +77,11 @@ def statistics(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def normalise(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, D) normalised, in their dtype, and the sums of those over N: (B, D), float32."""
+    """Returns normalised tokens (B, N, D) in their dtype, and their sums over N: (B, D), float32."""
     batch, num_tokens, dim = tokens.shape
     width = triton.next_power_of_2(dim)
     num_rows = max(1, NUMBERS_AT_ONCE // width)
-    num_steps = 4  # column sums are written once in so many blocks of rows
+    num_steps = 4  # column sums are written once per this many blocks of rows
     num_parts = triton.cdiv(num_tokens, num_rows * num_steps)
     normed = torch.empty_like(tokens)
     sums = tokens.new_empty((batch, num_parts, dim), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Local patch interaction for inference in one pass over the tokens, which lie as an image with channels last.
+"""Local patch interaction for inference in one pass over the tokens, which are an image with channels last.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width.
 """
@@ -28,7 +28,7 @@ from gpu.kernels.tiles import COLUMNS, divide
 
 @triton.jit
 def normalise_row(row, mean, inverse_deviation, scale, shift, inside, num: tl.constexpr):
-    """LayerNorm by the statistics of each column's token; 0 outside of the image."""
+    """Applies LayerNorm by the statistics of each column's token; the result is 0 outside of the image."""
     normed = ()
     for i in tl.static_range(num):
         factor = tl.load(inverse_deviation + i, mask=inside[i])
@@ -59,8 +59,10 @@ def _lpi(
     num_columns: tl.constexpr,
     whole: tl.constexpr,
 ):
-    """Rows x columns x channels of the output: each row of the input is read, with 2 columns more on either side,
-    and makes a row of the first convolution, with 1 column more, and that a row of the second.
+    """Computes rows x columns x channels of the output.
+
+    Each row of the input is read with a halo of 2 columns on either side. It gives a row of the first convolution with
+    a halo of 1 column, which gives a row of the second.
     """
     channels, first_row, end_row, first_column = place(height, width, num_rows, num_channels, num_columns)
     mask = channel_mask(channels, dim, num_channels)
@@ -117,19 +119,19 @@ def lpi(
 ) -> Tensor:
     """The LPI branch of a block and its residual, in float32 arithmetic: tokens + LPI(LayerNorm(tokens)).
 
-    LayerScale belongs into the second convolution, as in a fused model.
+    LayerScale must be folded into the second convolution, as in a fused model.
 
     Args:
         tokens: (B, N, D) of an H x W grid: float32, bfloat16 or float16.
         height: H.
         width: W.
-        norm_weight: (D,), LayerNorm's.
-        norm_bias: (D,), LayerNorm's.
-        norm_eps: LayerNorm's.
+        norm_weight: (D,), of LayerNorm.
+        norm_bias: (D,), of LayerNorm.
+        norm_eps: epsilon of LayerNorm.
         conv1_weight: (D, 1, 3, 3).
         conv1_bias: (D,).
-        hidden_scale: (D,), what batch normalisation in evaluation multiplies by.
-        hidden_shift: (D,), what it then adds.
+        hidden_scale: (D,), scale of batch normalisation in evaluation.
+        hidden_shift: (D,), shift of batch normalisation in evaluation.
         conv2_weight: (D, 1, 3, 3).
         conv2_bias: (D,).
 

@@ -1,4 +1,4 @@
-"""The backward pass of local patch interaction in training, as `lpi_training` lays it out."""
+"""The backward pass of local patch interaction in training; `lpi_training` describes its parts."""
 
 import torch
 import triton
@@ -29,7 +29,7 @@ from gpu.kernels.tiles import BACKWARD_COLUMNS, divide
 
 @triton.jit
 def window(above, here, below, i: tl.constexpr):
-    """The 3 x 3 columns around column i + 1 of three rows."""
+    """Returns the 3 x 3 columns around column i + 1 of three rows."""
     return above[i : i + 3] + here[i : i + 3] + below[i : i + 3]
 
 
@@ -195,10 +195,10 @@ def lpi_backward(
     mean: Tensor,
     variance: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `lpi_training`, from that of its output (B, N, D), its inputs, and the statistics it gave.
+    """Returns the gradients of `lpi_training`, from that of its output (B, N, D), its inputs and its statistics.
 
     Returns:
-        Those of tokens, both parameters of the first convolution, of the norm and of the second convolution.
+        Gradients of the tokens, and of both parameters of the first convolution, the norm and the second convolution.
     """
     tokens, grad_out = tokens.contiguous(), grad_out.contiguous()
     conv1_weight, conv2_weight = conv1_weight.contiguous(), conv2_weight.contiguous()
@@ -252,7 +252,7 @@ def lpi_backward(
     grad_bias1, grad_taps1 = sums[0], sums[1:].t()
     return (
         grad_tokens,
-        # Copies: what a custom operator returns must not share memory.
+        # Copied, because the outputs of a custom operator must not share memory.
         grad_taps1.reshape(conv1_weight.shape).to(conv1_weight.dtype, copy=True),
         grad_bias1.to(conv1_weight.dtype, copy=True),
         grad_norm_weight.to(norm_weight.dtype, copy=True),

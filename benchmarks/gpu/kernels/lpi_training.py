@@ -8,8 +8,8 @@ over the tokens are
     backward of norm   sums of dh, dh n, dy, and dy h under each tap, with dh = conv2^T(dy)
     backward           dx, and sums of dz and dz x under each tap
 
-and each computes again what it needs of z, g, h and dh, so that between forward and backward only x is kept. Sums over
-the batch are partial, one a program, added up afterwards: the same in every run.
+and each pass computes z, g, h and dh again if it needs them, so that only x is kept between forward and backward. Each
+program writes its partial sum over the batch, and these are added afterwards, so the result is the same in every run.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width.
 """
@@ -139,9 +139,9 @@ def lpi_training(
     conv2_weight: Tensor,
     conv2_bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference.lpi` with batch normalisation in training, on tokens; differentiable, and keeps only its inputs.
+    """`reference.lpi` with batch normalisation in training, on tokens; it is differentiable and keeps only its inputs.
 
-    The caller moves the running statistics.
+    The caller updates the running statistics.
 
     Args:
         tokens: (B, N, D) of an H x W grid: float32, bfloat16 or float16; arithmetic is in float32.
@@ -149,14 +149,14 @@ def lpi_training(
         width: W.
         conv1_weight: (D, 1, 3, 3).
         conv1_bias: (D,).
-        norm_weight: (D,), batch normalisation's.
-        norm_bias: (D,), batch normalisation's.
-        norm_eps: batch normalisation's.
+        norm_weight: (D,), of batch normalisation.
+        norm_bias: (D,), of batch normalisation.
+        norm_eps: epsilon of batch normalisation.
         conv2_weight: (D, 1, 3, 3).
         conv2_bias: (D,).
 
     Returns:
-        (B, N, D) in the dtype of the tokens, and mean and biased variance (D,), float32, of what the norm saw.
+        (B, N, D) in the dtype of the tokens, and mean and biased variance (D,), float32, of the norm's input.
     """
     tokens, conv1_weight, conv2_weight = tokens.contiguous(), conv1_weight.contiguous(), conv2_weight.contiguous()
     conv1_bias, conv2_bias = conv1_bias.contiguous(), conv2_bias.contiguous()

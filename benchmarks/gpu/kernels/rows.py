@@ -1,9 +1,9 @@
-"""Device functions of the LPI kernels: depthwise 3x3 convolutions that walk down an image, row by row, in registers.
+"""Device functions of the LPI kernels: depthwise 3x3 convolutions that go down an image row by row, in registers.
 
-A program has a strip of columns and a block of channels. A row of it is a Python tuple of columns, each a tensor of
-channels; so a column's neighbours are other entries of the tuple, in the same thread, and nothing passes through shared
-memory. A convolution is three tuples of sums under way: a row that comes in finishes the row above it, adds to its own
-and starts the one below.
+A program has a strip of columns and a block of channels. A row is a Python tuple of columns, and each column is a
+tensor of channels. So the neighbours of a column are other entries of the tuple, in the same thread, and shared memory
+is not needed. A convolution is three tuples of unfinished sums: a new row finishes the row above it, adds to its own
+row, and starts the row below.
 """
 
 import triton
@@ -16,7 +16,7 @@ INVERSE_SQRT_2_PI = tl.constexpr(0.3989422804014327)
 
 @triton.jit
 def place(height, width, num_rows, num_channels: tl.constexpr, num_columns: tl.constexpr):
-    """Channels of the program, by its place along axis 0; first row, end row, first column of its tile, by axis 1."""
+    """Returns the program's channels, by axis 0; its first row, end row and first column, by axis 1."""
     channels = tl.program_id(0) * num_channels + tl.arange(0, num_channels)
     num_strips = tl.cdiv(width, num_columns)
     first_row = tl.program_id(1) // num_strips * num_rows
@@ -26,13 +26,13 @@ def place(height, width, num_rows, num_channels: tl.constexpr, num_columns: tl.c
 
 @triton.jit
 def first_token(image, height, width, row, column):
-    """Number of the token at a row and column of an image of the batch; 64 bits, for large images."""
+    """Returns the number of the token at a row and column of an image of the batch; 64 bits, for large images."""
     return tl.cast(image, tl.int64) * height * width + row * width + column
 
 
 @triton.jit
 def channel_mask(channels, dim: tl.constexpr, num: tl.constexpr):
-    """Which of a block's `num` channels exist: known to be all if blocks divide the width."""
+    """Returns which of a block's `num` channels exist; the compiler knows that all do if blocks divide the width."""
     mask = tl.full((num,), True, tl.int1)
     if dim % num != 0:
         mask &= channels < dim
@@ -41,13 +41,13 @@ def channel_mask(channels, dim: tl.constexpr, num: tl.constexpr):
 
 @triton.jit
 def load_channels(pointer, channels, mask):
-    """Parameters of the block's channels, float32."""
+    """Returns the parameters of the block's channels, float32."""
     return tl.load(pointer + channels, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def load_taps(weight, channels, mask):
-    """The 9 weights of each channel of a contiguous (D, 1, 3, 3), row by row."""
+    """Returns the 9 weights of each channel of a contiguous (D, 1, 3, 3), row by row."""
     taps = ()
     for i in tl.static_range(9):
         taps = taps + (tl.load(weight + channels * 9 + i, mask=mask, other=0.0).to(tl.float32),)
@@ -56,7 +56,7 @@ def load_taps(weight, channels, mask):
 
 @triton.jit
 def flip(taps):
-    """The taps of the transposed convolution."""
+    """Returns the taps of the transposed convolution."""
     flipped = ()
     for i in tl.static_range(9):
         flipped = flipped + (taps[8 - i],)
@@ -73,7 +73,7 @@ def store_sums(pointer, sums, channels, mask, dim: tl.constexpr, num: tl.constex
 
 @triton.jit
 def repeat(value, num: tl.constexpr):
-    """A row of `num` equal columns."""
+    """Returns a row of `num` equal columns."""
     row = ()
     for _ in tl.static_range(num):
         row = row + (value,)
@@ -82,11 +82,14 @@ def repeat(value, num: tl.constexpr):
 
 @triton.jit
 def inside_columns(first, width, whole: tl.constexpr, halo: tl.constexpr, num: tl.constexpr):
-    """Whether each of `num` columns from `first` lies in the image; where strips are `whole`, only a halo may not."""
+    """Returns whether each of `num` columns from `first` lies in the image.
+
+    With `whole` strips, only a halo may not.
+    """
     inside = ()
     for i in tl.static_range(num):
-        # A comparison is kept only where it can fail (true is spelled so that the interpreter takes it too): all of
-        # them would be a tenth of the instructions.
+        # Comparisons are used only where they can fail, because all of them would be a tenth of the instructions. (true
+        # is written as a comparison so that the interpreter accepts it too.)
         if whole and (i >= halo and i < num - halo):
             inside = inside + (first == first,)
         else:
@@ -96,7 +99,7 @@ def inside_columns(first, width, whole: tl.constexpr, halo: tl.constexpr, num: t
 
 @triton.jit
 def load_row(pointers, inside, mask, dim: tl.constexpr, num: tl.constexpr):
-    """`num` columns from `pointers` on, float32; what is not inside is anything."""
+    """Returns `num` columns from `pointers` on, float32; values outside of the image are arbitrary."""
     row = ()
     for i in tl.static_range(num):
         row = row + (tl.load(pointers + i * dim, mask=mask & inside[i]).to(tl.float32),)
@@ -105,7 +108,7 @@ def load_row(pointers, inside, mask, dim: tl.constexpr, num: tl.constexpr):
 
 @triton.jit
 def pad(row, inside, num: tl.constexpr):
-    """The row with zeros where a column is not inside."""
+    """Returns the row with zeros in the columns that are not inside."""
     padded = ()
     for i in tl.static_range(num):
         padded = padded + (tl.where(inside[i], row[i], 0.0),)
@@ -114,7 +117,7 @@ def pad(row, inside, num: tl.constexpr):
 
 @triton.jit
 def in_row(inside_row, inside, num: tl.constexpr):
-    """`inside` where the row lies in the image, else false."""
+    """Returns `inside` if the row lies in the image, else false."""
     both = ()
     for i in tl.static_range(num):
         both = both + (inside_row & inside[i],)
@@ -125,7 +128,7 @@ def in_row(inside_row, inside, num: tl.constexpr):
 def add_row(sums, row, taps, k: tl.constexpr, num: tl.constexpr):
     """Adds to each of `num` sums the three columns of a row around it, each times a tap from number k on."""
     added = ()
-    for i in tl.static_range(num):  # fused by name: Triton may not fuse by default
+    for i in tl.static_range(num):  # fma is explicit, because Triton may not fuse by default
         total = tl.fma(row[i + 1], taps[k + 1], tl.fma(row[i], taps[k], sums[i]))
         added = added + (tl.fma(row[i + 2], taps[k + 2], total),)
     return added
@@ -133,9 +136,9 @@ def add_row(sums, row, taps, k: tl.constexpr, num: tl.constexpr):
 
 @triton.jit
 def convolve(row, above, here, taps, bias, num: tl.constexpr):
-    """Takes a row of `num` + 2 columns into a convolution, of which `above` and `here` are the sums under way.
+    """Adds a row of `num` + 2 columns to a convolution, of which `above` and `here` are the unfinished sums.
 
-    Returns the finished row above, of `num` columns, then the sums that stand for `above` and `here` at the next row.
+    Returns the finished row above, of `num` columns, then the sums that become `above` and `here` at the next row.
     """
     below = repeat(bias, num)
     return add_row(above, row, taps, 6, num), add_row(here, row, taps, 3, num), add_row(below, row, taps, 0, num)
@@ -143,10 +146,10 @@ def convolve(row, above, here, taps, bias, num: tl.constexpr):
 
 @triton.jit
 def normal_tail(x):
-    """Probability that a normal variable exceeds |x|, and exp(-x^2 / 2).
+    """Returns the probability that a normal variable exceeds |x|, and exp(-x^2 / 2).
 
-    Abramowitz and Stegun, 7.1.26: within 8e-8 of the truth, so GELU made from it is as near as one made from a float32
-    erf (tested), at half the instructions.
+    The formula is number 7.1.26 of Abramowitz and Stegun. Its error is at most 8e-8, so GELU from it is as exact as
+    from a float32 erf (tested), with half the instructions.
     """
     distance = tl.abs(x)
     t = 1.0 / (1.0 + distance * (0.3275911 * SQRT_HALF))
@@ -159,14 +162,14 @@ def normal_tail(x):
 
 @triton.jit
 def gelu(x):
-    """GELU: x times the normal distribution function."""
+    """Returns GELU: x times the normal distribution function."""
     tail, _ = normal_tail(x)
     return tl.maximum(x, 0.0) - tl.abs(x) * tail
 
 
 @triton.jit
 def activate(row, scale, shift, inside, num: tl.constexpr):
-    """GELU, then the affine map of the channels; 0 outside of the image, where the second convolution pads."""
+    """Applies GELU, then the channels' affine map; the result is 0 outside of the image, as padding."""
     activated = ()
     for i in tl.static_range(num):
         activated = activated + (tl.where(inside[i], gelu(row[i]) * scale + shift, 0.0),)
@@ -175,7 +178,7 @@ def activate(row, scale, shift, inside, num: tl.constexpr):
 
 @triton.jit
 def gelu_and_slope(x):
-    """GELU and its derivative."""
+    """Returns GELU and its derivative."""
     tail, power = normal_tail(x)
     slope = tl.where(x > 0, 1.0 - tail, tail) + x * power * INVERSE_SQRT_2_PI
     return tl.maximum(x, 0.0) - tl.abs(x) * tail, slope

@@ -5,16 +5,19 @@ from typing import NamedTuple
 import triton
 
 CHANNELS = 64
-"""Channels of a program: it divides the width of every published model."""
+"""Number of channels of a program: it divides the width of every published model."""
 
 NUM_WARPS = 2
-"""So a thread has one channel of each column."""
+"""Number of warps of a program: two have a thread for each of the 64 channels."""
 
 ENOUGH_PROGRAMS = 2048
-"""Programs that fill a large card: below it an image's rows are divided too, above it sums are over several images."""
+"""Programs that fill a large GPU.
+
+With fewer, an image's rows are divided too; with more, sums are over several images.
+"""
 
 COLUMNS, BACKWARD_COLUMNS = 8, 7
-"""Columns of a strip at most, for the registers; the backward pass holds rows of more images."""
+"""The most columns of a strip that fit in the registers; the backward pass keeps rows of more maps in them."""
 
 
 class Tiles(NamedTuple):
@@ -26,15 +29,15 @@ class Tiles(NamedTuple):
 
 
 def divide(batch: int, height: int, width: int, dim: int, *, most_columns: int, sums: bool = False) -> Tiles:
-    """The tiles of `batch` images of height x width x dim.
+    """Returns the tiles of `batch` images of height x width x dim.
 
     Args:
         batch: B.
         height: H.
         width: W.
         dim: D.
-        most_columns: of a tile.
-        sums: whether a program adds up over images, so that there are fewer partial sums to write and to add.
+        most_columns: largest number of columns of a tile.
+        sums: whether a program sums over images, so that there are fewer partial sums to write and to add.
     """
     num_columns = columns_at_once(width, most_columns)
     num_blocks, num_strips = triton.cdiv(dim, CHANNELS), triton.cdiv(width, num_columns)
@@ -48,5 +51,8 @@ def divide(batch: int, height: int, width: int, dim: int, *, most_columns: int, 
 
 
 def columns_at_once(width: int, most: int) -> int:
-    """Columns of a strip, at most `most`: strips of equal width if there is a width of over half."""
+    """Returns the number of columns of a strip, at most `most`.
+
+    All strips have the same width if the image's width is divisible by a number between half of `most` and `most`.
+    """
     return next((num for num in range(most, most // 2, -1) if width % num == 0), min(width, most))

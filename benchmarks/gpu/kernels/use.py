@@ -1,7 +1,7 @@
-"""Models that run the Triton kernels of `gpu.kernels`: by an explicit call of `use_kernels`, never by themselves.
+"""Models that run the Triton kernels of `gpu.kernels`, after an explicit call of `use_kernels`.
 
-No other module imports this one: on a GPU the plain forms run until one has measured where the kernels win. It can be
-imported where Triton is installed.
+No other module imports this one: on a GPU the plain forms are used until measurements show where the kernels are
+faster. It can be imported if Triton is installed.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width.
 """
@@ -20,16 +20,17 @@ from xcit.models.layers import LPI, scaled
 
 
 def use_kernels(module: nn.Module, *, gram: bool = False) -> None:
-    """Lets a model, or some of its blocks, run the kernels from now on; weights and their names stay as they are.
+    """Makes a model, or some of its blocks, run the kernels; weights and their names do not change.
 
-    A fused model runs LPI with its norm and residual in one kernel; one that trains runs LPI's training.
+    A fused model runs LPI with its norm and residual in one kernel. A model for training runs the training kernels of
+    LPI.
 
     Args:
         module: a model, fused or not, on its CUDA device.
-        gram: whether a fused model's XCA is made from the Gram matrix of a kernel too.
+        gram: whether a fused model's XCA is also computed from a kernel's Gram matrix.
 
     Raises:
-        XCiTError: if the kernels can't run on the model's device, or nothing in it could use them.
+        XCiTError: if the kernels can't run on the model's device, or no part of it could use them.
     """
     device = next(module.parameters()).device
     if not is_available(device):
@@ -42,12 +43,12 @@ def use_kernels(module: nn.Module, *, gram: bool = False) -> None:
         kind = "fused XCA blocks" if gram else "XCA blocks"
         raise XCiTError(f"use_kernels found no {kind} without kernels in {type(module).__name__}")
     for part in parts:
-        # Not new modules: these have the same parameters under the same names, and their owners need not be known.
+        # The class is changed, instead of creating new modules, because this keeps the parameters and their names.
         part.__class__ = others[type(part)]
 
 
 class KernelBlock(FusedXCABlock):
-    """`FusedXCABlock` with LPI in one kernel, its output in tokens of their own; tokens in parts go the plain way."""
+    """`FusedXCABlock` with LPI in one kernel, whose output is a new tensor; tokens in parts use the plain form."""
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         at_once = tokens_at_once(tokens)
@@ -64,7 +65,7 @@ class KernelBlock(FusedXCABlock):
 
 
 class GramKernelBlock(KernelBlock):
-    """That, with XCA from the Gram matrix of a kernel; the norm's affine part goes into the weights after it."""
+    """`KernelBlock` with XCA from a kernel's Gram matrix; the norm's affine part is folded into the next weights."""
 
     def _xca(self, tokens: Tensor) -> None:
         norm = self.norm_xca
@@ -80,7 +81,7 @@ class GramKernelBlock(KernelBlock):
 
 
 class KernelLPI(LPI):
-    """`LPI` that trains by kernels; in evaluation, and with statistics of several processes, it is the plain one."""
+    """`LPI` that trains with kernels; in evaluation, and with synchronised statistics, it is the plain one."""
 
     def forward(self, tokens: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
         norm = self.norm
@@ -98,7 +99,7 @@ class KernelLPI(LPI):
 
     @torch.no_grad()
     def _move_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """What `nn.BatchNorm2d` does to its running statistics, from the batch's, of `count` tokens."""
+        """Updates the running statistics from the batch's, of `count` tokens, as `nn.BatchNorm2d` does."""
         norm = self.norm
         assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
         if norm.num_batches_tracked is not None:

@@ -1,4 +1,4 @@
-"""The command line: parsing and printing, nothing else. A verb's file is imported when the verb is used."""
+"""The command line: it only parses and prints. The file of a command is imported when the command is used."""
 
 import io
 import sys
@@ -11,10 +11,10 @@ from xcit.errors import XCiTError
 from xcit.terminal import guard_terminal
 
 USER_ERROR = 2
-"""Exit status of a mistake that stopped the command."""
+"""Exit status after a mistake that stopped the command."""
 
 SOME_FAILED = 1
-"""Exit status of a command that went through, but not with every input."""
+"""Exit status of a command that finished, but not with every input."""
 
 INTERRUPTED = 130
 
@@ -34,12 +34,13 @@ _VERBS = {
     "make-data": ("make_data", "make_data", "Compose a data set to try things on."),
     "bench": ("bench", "bench", "Measure a model's speed and memory on this machine."),
     "complexity": ("bench", "complexity", "Show how a model's cost grows with the image."),
-    "max-size": ("max_size", "max_size", "Show how large an image goes through a model in some memory."),
+    "max-size": ("max_size", "max_size", "Show the largest image that a model can process in some memory."),
     "fetch": ("weights", "fetch", "Download weights, for machines that will be offline."),
+    "export": ("export", "export", "Write a model as a file that other runtimes run."),
     "convert": ("weights", "convert", "Rewrite a checkpoint in another format."),
     "verify": ("weights", "verify", "Check a checkpoint: digest, names, shapes, values."),
 }
-"""Verb -> file, function, help. The help stands here so that `xcit --help` imports no verb."""
+"""Maps a command to its file, function and help text, which is here so that `xcit --help` imports no command."""
 
 
 class _Verbs(click.Group):
@@ -74,8 +75,8 @@ class _Verbs(click.Group):
 def _xcit() -> None:
     """XCiT (Cross-Covariance Image Transformers): classify, extract features, measure, train.
 
-    `xcit predict` without arguments runs the packaged model on the packaged images. Environment: XCIT_CACHE (where
-    weights are kept), XCIT_MIRROR (a folder or URL to get them from), XCIT_DATA (named data sets), XCIT_OFFLINE=1.
+    `xcit predict` without arguments runs the packaged model on the packaged images. Environment: XCIT_CACHE (cache of
+    weights), XCIT_MIRROR (a folder or URL to get them from), XCIT_DATA (named data sets), XCIT_OFFLINE=1.
     """
 
 
@@ -85,12 +86,12 @@ def main() -> None:
 
 
 def run(command: click.Command, name: str) -> None:
-    """Runs a command and ends the process: a user's mistake ends in one message and exit status 2.
+    """Runs a command and ends the process; a user's mistake ends in one message and exit status 2.
 
-    Where the reader of our output has gone, as with `xcit list | head`, click itself ends it without a word.
+    If the reader of our output ends early, as with `xcit list | head`, click ends the process silently.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may hold what the terminal's encoding has not; standard error is so from the start.
+        # File names may contain characters that the terminal's encoding lacks. Standard error handles this by default.
         sys.stdout.reconfigure(errors="backslashreplace")
     guard_terminal()
     try:

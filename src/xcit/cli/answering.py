@@ -1,32 +1,22 @@
-"""Which model answers, said in one line on standard error."""
+"""Prints in one line on standard error which model is used."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from xcit.cli.lines import say
-
-if TYPE_CHECKING:
-    from xcit.models import XCiT
+from xcit.cli.processes import is_main
 
 
-def say_model(network: "XCiT", name: str | None, weights: str | None = None) -> None:
-    """Says which model answers and what it knows, and of the packaged one that it knows garments alone.
+def say_model(network: Any, name: str | None, weights: str | None = None) -> None:
+    """Prints which model is used and what it knows, in the main process; see `model_sentence`.
+
 
     Args:
         network: the model.
-        name: as it was given; none is the packaged model.
-        weights: the file that its weights are of, where that is not the name's own.
+        name: the name as given; None means the packaged model.
+        weights: the file of its weights, if they are not those of the name.
     """
     from xcit.inference.classify import DEFAULT_MODEL
-    from xcit.zoo.names import find_record, is_known
+    from xcit.zoo.sentence import model_sentence
 
-    name = name or DEFAULT_MODEL
-    record = find_record(name) if weights is None and is_known(name) else None
-    known = [f"{network.num_classes} classes"] if network.num_classes else []
-    if record is None:
-        what = f" with the weights of {weights}" if weights else ""
-    elif record.packaged:
-        name, what = record.name, ", which knows garments alone"
-    else:
-        name, what, known = record.name, "", [record.dataset, *known]
-    counts = f" ({', '.join(known)})" if known else ""
-    say(f"xcit: model {name}{what}{counts}", err=True, indent=2)
+    if is_main():
+        say(f"xcit: model {model_sentence(network, name or DEFAULT_MODEL, weights)}", err=True, indent=2)

@@ -1,4 +1,4 @@
-"""`xcit attention`: what a model attends to, as pictures and arrays."""
+"""`xcit attention`: draws a model's attention as pictures, and writes it as arrays."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,40 +6,51 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.answering import say_model
+from xcit.cli.bulk import BulkOptions, bulk_options, check_resized, check_small, open_words, placed, write_bulk
+from xcit.cli.dense import stored_or_upright
 from xcit.cli.files import beside, images_outside, result_names
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
-    PartOptions,
-    checked_device,
+    FullSizeOptions,
     checked_dtype,
     compute_options,
+    exif_option,
     file_options,
     full_size_options,
     load_model,
     model_options,
 )
+from xcit.cli.processes import one_voice
 from xcit.errors import XCiTError
+from xcit.extras import need_packages
 from xcit.writing import make_folder, whole_file
 
 if TYPE_CHECKING:
+    from xcit.data.inputs import Inputs
     from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps
+    from xcit.models import XCiT
 
 _HELP = """Draw what the class token attends to in images: files, folders (searched through) or patterns.
 
-Images keep their own size, whatever it is, unless --resize is given. Without INPUT the packaged images are drawn. An
-image that can't be read is named with the reason, the others go on, and the exit status is 1.
+Images keep their own size unless --resize is given. Without INPUT the packaged images are drawn. If an image can't be
+read, it is named with the reason, the others are processed, and the exit status is 1.
 
 \b
 For each image the folder --out gets
   NAME-attention.png  the image, the mean of the heads over it, every head
-  NAME-overlay.png    the mean over the image alone, at the image's size
+    NAME-overlay.png    only the mean over the image, at the image's size
   NAME.npz            with --arrays: the numbers
   NAME.tif            with --tiff: the mean of the heads and every head,
-                      float32, a GeoTIFF where the image is one
+                                        float32, a GeoTIFF if the image is one
   NAME-xca.png        with --xca: covariance of the channels, block by block
 and with --xca, once, temperatures.png. Images of several folders keep their
 folders below --out.
+
+For many images --parquet writes a folder of Parquet parts with the numbers instead, which a kill leaves good; --resume
+goes on with it, and INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as of xcit predict. With
+several GPUs the images are divided: torchrun --nproc-per-node 8 -m xcit attention INPUT... --out DIR --parquet
 """
 
 
@@ -49,23 +60,30 @@ folders below --out.
 @model_options
 @file_options
 @click.option(
-    "--block", type=int, default=-1, show_default=True, help="Class attention block from 0; from the end if < 0."
+    "--block", type=int, default=-1, show_default=True, help="Class attention block from 0; < 0 counts from the end."
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(min=0, max=1, min_open=True),
     metavar="SHARE",
-    help="Show the fewest cells that hold this share of a map, such as 0.6; all if left out.",
+    help="Show only the largest cells that together have this share of a map, such as 0.6; by default all.",
 )
 @click.option("--resize", type=click.IntRange(min=1), metavar="N", help="Scale the short side to N pixels first.")
-@click.option("--arrays", is_flag=True, help="Write the numbers too.")
-@click.option("--tiff", is_flag=True, help="Write the maps as TIFF too, on the image's place on the ground.")
-@click.option("--xca", is_flag=True, help="Draw XCA's covariance of the channels and its temperatures too.")
-@click.option("--no-figures", is_flag=True, help="Write no NAME-attention.png: faster, as for the frames of a video.")
+@click.option("--arrays", is_flag=True, help="Also write the numbers.")
+@click.option("--tiff", is_flag=True, help="Also write the maps as TIFF, georeferenced if the image is.")
+@click.option("--xca", is_flag=True, help="Also draw XCA's covariance of the channels and its temperatures.")
+@click.option("--no-figures", is_flag=True, help="Do not write NAME-attention.png: faster, for frames of a video.")
+@click.option("--parquet", is_flag=True, help="Write Parquet parts instead; for many images, see --resume.")
+@bulk_options(part_size=128)
+@exif_option
 @full_size_options("Stream images from their files, however large; the pictures show them small.")
 @compute_options(batch_size=None)
+@one_voice()
 def attention(
     inputs: tuple[str, ...],
+    bulk: BulkOptions,
+    parquet: bool,
+    ignore_exif: bool,
     out: Path,
     model: str | None,
     weights: str | None,
@@ -79,44 +97,61 @@ def attention(
     no_figures: bool,
     device: str | None,
     dtype: str,
-    full_size: bool,
-    memory: str | None,
-    scratch: str | None,
-    token_dtype: str | None,
-    part: PartOptions,
+    large: FullSizeOptions,
 ) -> int:
-    """Draws and writes; gives the exit status."""
+    """Draws and writes; returns the exit status."""
     from xcit.cli.full_size import full_size_of
     from xcit.cli.predict import packaged_images
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.draw.attention import draw_temperatures, require_matplotlib
     from xcit.explain import channel_attention, class_attention_each
-    from xcit.inference.reading import Unreadable, default_device, readable
+    from xcit.inference.reading import Unreadable, readable
 
-    if full_size and (xca or resize):
+    if large.full_size and (xca or resize):
         raise XCiTError(f"give --full-size, or {'--xca' if xca else '--resize'}, not both")
+    if parquet:
+        for name, is_given in (
+            ("--xca", xca), ("--tiff", tiff), ("--arrays", arrays), ("--threshold", threshold is not None)
+        ):  # fmt: skip
+            if is_given:
+                raise XCiTError(f"give --parquet, or {name}, not both: a part has the numbers of the maps and no files")
+        check_resized(large.full_size, str(out))
+        need_packages("Parquet", "pyarrow")
+        images = open_words(inputs or tuple(map(str, packaged_images())), bulk, ignore_exif=ignore_exif)
+        computer = placed(device)
+        loaded = load_model(model, weights, computer, how)
+        settings = {"block": block, "resize": resize, "device": computer, "dtype": checked_dtype(dtype)}
+        return _write_parts(out, images, loaded, bulk, settings)
+    check_small(bulk, "give --parquet")
     require_matplotlib()
     paths = images_outside(inputs, out) if inputs else packaged_images()
     places = [out / name for name in result_names(paths)]
     make_folder(out)
-    computer, precision = checked_device(device) or default_device(), checked_dtype(dtype)
-    network = load_model(model, weights, computer, how).fuse().to(precision)  # once, not for each image
+    computer, precision = placed(device), checked_dtype(dtype)
+    loaded = load_model(model, weights, computer, how)
+    network = loaded.fuse().to(precision)  # once, not for each image
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0
     with (
-        full_size_of(full_size, memory, scratch, token_dtype, part, num_images=len(paths)) as whole,
-        progress_bar("attention", 1 if full_size else len(paths)) as bar,
+        full_size_of(large, num_images=len(paths)) as whole,
+        progress_bar("attention", 1 if large.full_size else len(paths)) as bar,
     ):
         results = class_attention_each(
-            paths, network, block=block, resize=resize, device=computer, dtype=precision, full_size=whole
+            stored_or_upright(paths, ignore_exif=ignore_exif),
+            network,
+            block=block,
+            resize=resize,
+            device=computer,
+            dtype=precision,
+            full_size=whole,
         )
         for place, result in zip(places, results, strict=True):
             if isinstance(result, Unreadable):
                 num_unreadable += 1
                 click.echo(f"xcit: {result.reason}", err=True)
             else:
-                if xca:  # of the image as it was read for the first
+                if xca:  # of the image that was read before
                     (inside,) = channel_attention(result.image, network, device=computer, dtype=precision)
                     channels = replace(readable(inside), source=result.source)
                 _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)
@@ -129,7 +164,42 @@ def attention(
         with whole_file(out / "temperatures.png") as unfinished:
             draw_temperatures(channels.temperatures, network.info.name, unfinished)
     click.echo(f"{out}: attention of {len(paths) - num_unreadable} images")
+    say_model(loaded, model, weights)
     return status_of(num_unreadable, len(paths))
+
+
+def _write_parts(out: Path, images: "Inputs", network: "XCiT", bulk: BulkOptions, settings: dict[str, Any]) -> int:
+    from functools import partial
+
+    import pyarrow as pa
+
+    from xcit.explain import class_attention_each
+    from xcit.inference.classify import prepare_model
+
+    def row(maps: "ClassAttentionMaps") -> dict[str, Any]:
+        height, width = maps.image.shape[:2]
+        return {
+            "height": height,
+            "width": width,
+            "block": maps.block,
+            "patch_size": maps.patch_size,
+            "heads": maps.heads.ravel(),
+            "heads_shape": list(maps.heads.shape),
+            "class_token": maps.class_token,
+        }
+
+    numbers = {
+        "heads": pa.list_(pa.float32()),
+        "heads_shape": pa.list_(pa.int32()),
+        "class_token": pa.list_(pa.float32()),
+    }
+    columns = [
+        *(pa.field(name, pa.int32()) for name in ("height", "width", "block", "patch_size")),
+        *(pa.field(name, kind) for name, kind in numbers.items()),
+    ]
+    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # once, not for each part
+    results = partial(class_attention_each, model=fused, **settings)
+    return write_bulk(out, images, network, bulk, columns=columns, results=results, row=row)
 
 
 def _write(

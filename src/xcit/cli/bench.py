@@ -1,11 +1,11 @@
-"""`xcit bench` and `xcit complexity`: speed, memory, and cost against the number of tokens."""
+"""`xcit bench` and `xcit complexity`: speed, memory, and cost as a function of the number of tokens."""
 
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.options import checked_device, compute_options, file_with_key
+from xcit.cli.options import checked_device, compute_options, file_with_key, key_option
 from xcit.errors import escaped
 from xcit.terminal import for_drawing
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def whole_numbers(what: str, example: str) -> Any:
-    """An option's callback: `1` or `1,32` to a tuple of different numbers above 0."""
+    """Returns an option's callback that converts `1` or `1,32` to a tuple of different numbers above 0."""
 
     def convert(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
         try:
@@ -33,16 +33,16 @@ def whole_numbers(what: str, example: str) -> Any:
 image_sizes = whole_numbers("image sizes", "224 or 224,384,1024")
 
 _threads = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads on the CPU; torch's own number if left out."
+    "--threads", type=click.IntRange(min=1), help="Threads on the CPU; by default torch's own number."
 )
 
 
 _BENCH_HELP = """Measure the time and peak memory of MODEL on this machine: an architecture, a name or a weights file.
 
-A name is measured with random weights, which take the same time, and nothing is downloaded; a detector's time depends
-on what it finds, so give a file of it. The model is fused for inference, images are square and go through at their own
-size. Peak memory is what a forward pass of the batch takes above model and input; on the CPU it takes a process for
-each figure.
+A name is measured with random weights, which take the same time, and nothing is downloaded. The time of a detector
+depends on its detections, so give a weights file of it. The model is fused for inference. The images are square and are
+not resized. Peak memory is what a forward pass of the batch needs in addition to model and input; on the CPU each
+figure takes a process.
 
 \b
 Example:
@@ -52,18 +52,18 @@ Example:
 
 @click.command(help=_BENCH_HELP)
 @click.argument("model")
-@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
+@key_option
 @click.option("--sizes", callback=image_sizes, default="224,384", show_default=True, help="Image sides in pixels.")
 @click.option(
     "--batch-sizes",
     callback=whole_numbers("batch sizes", "1 or 1,32"),
     default="1",
     show_default=True,
-    help="Images a forward pass.",
+    help="Images per forward pass.",
 )
 @_threads
-@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Times each is measured.")
-@click.option("--no-memory", is_flag=True, help="Leave peak memory out.")
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Number of measurements.")
+@click.option("--no-memory", is_flag=True, help="Do not measure peak memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @compute_options(batch_size=None)
 def bench(
@@ -139,7 +139,7 @@ def print_table(title: str, headers: tuple[str, ...], groups: list[tuple[tuple[s
 
     console = Console(highlight=False, file=for_drawing(sys.stdout))
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)  # a file has no width to keep to
+        console = Console(highlight=False, width=200)  # a file has no width
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in headers:
         table.add_column(name, justify="left" if name == "contender" else "right")
@@ -152,8 +152,8 @@ def print_table(title: str, headers: tuple[str, ...], groups: list[tuple[tuple[s
 
 _COMPLEXITY_HELP = """Show how the cost of NAME, an architecture or a model, grows with the image.
 
-FLOPs are by the published rule (multiply-accumulates, without the head), torch FLOPs by torch's counter (2 a
-multiply-accumulate). The exponents are fitted against the number of tokens: 1 is linear.
+FLOPs are counted by the published rule (multiply-accumulates, without the head), and torch FLOPs by torch's counter (2
+per multiply-accumulate). The exponents are fitted against the number of tokens: 1 is linear.
 
 \b
 Example:
@@ -167,7 +167,7 @@ _COLUMNS = {
     "torch_flops": "torch FLOPs",
     "milliseconds": "ms/image",
 }
-"""Name in JSON -> head of the column."""
+"""Maps names in JSON to headings of columns."""
 
 
 @click.command(help=_COMPLEXITY_HELP)
@@ -175,14 +175,14 @@ _COLUMNS = {
 @click.option(
     "--sizes", callback=image_sizes, default="224,384,512,1024", show_default=True, help="Image sides in pixels."
 )
-@click.option("--measure", is_flag=True, help="Measure the fused model's time too, in float32, an image at a time.")
+@click.option("--measure", is_flag=True, help="Also measure the fused model's time, in float32, one image at a time.")
 @_threads
 @click.option("--device", help="Where to measure: cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def complexity(
     name: str, sizes: tuple[int, ...], measure: bool, threads: int | None, device: str | None, as_json: bool
 ) -> None:
-    """Counts, and measures where asked to."""
+    """Counts, and measures with --measure."""
     import json
     from collections.abc import Sequence
 

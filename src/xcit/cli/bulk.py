@@ -1,14 +1,16 @@
-"""What verbs share that go over many images: inputs of every kind, and results as a folder of Parquet parts."""
+"""Shared by commands for many images: inputs of every kind, and results as a folder of Parquet parts."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.answering import say_model
+from xcit.cli.files import say_passed_by
+from xcit.cli.options import Function, checked_device, grouped
 from xcit.cli.processes import is_main
 from xcit.errors import XCiTError
 
@@ -19,19 +21,17 @@ if TYPE_CHECKING:
     from xcit.data.inputs import Inputs
     from xcit.data.named import Split
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 _NO_ARGUMENTS = (
     *("inputs", "split", "model", "weights", "part_size"),
-    *("out", "json_path", "csv_path", "parquet", "no_pictures", "no_overlays"),
+    *("out", "json_path", "csv_path", "parquet", "no_pictures", "no_overlays", "no_figures", "threshold"),
     *("device", "batch_size", "resume"),
 )
-"""Parameters that rows do not depend on, or that the manifest has elsewhere."""
+"""Parameters that do not affect rows, or that the manifest has elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BulkOptions:
-    """What the options of `bulk_options` say."""
+    """The values of the options of `bulk_options`."""
 
     split: "Split"
     part_size: int
@@ -39,42 +39,31 @@ class BulkOptions:
 
 
 def bulk_options(part_size: int) -> Callable[[Function], Function]:
-    """Adds --split, --resume and --part-size with this default, which come as one argument: `bulk`, a `BulkOptions`."""
-
-    def add(function: Function) -> Function:
-        names = [field.name for field in fields(BulkOptions)]
-
-        @wraps(function)
-        def with_one(**values: Any) -> Any:
-            return function(bulk=BulkOptions(**{name: values.pop(name) for name in names}), **values)
-
-        added: Any = with_one
-        for option in (
-            click.option("--resume", is_flag=True, help="Go on with the Parquet parts that are there, or begin."),
-            click.option(
-                "--part-size",
-                type=click.IntRange(min=1),
-                default=part_size,
-                show_default=True,
-                metavar="N",
-                help="Images of a Parquet part, which are in memory together.",
-            ),
-            click.option(
-                "--split",
-                type=click.Choice(["train", "val"]),
-                default="val",
-                show_default=True,
-                help="Which images of a data set.",
-            ),
-        ):
-            added = option(added)
-        return cast(Function, added)
-
-    return add
+    """Adds --split, --resume and --part-size with this default, passed as one argument: `bulk`, a `BulkOptions`."""
+    return grouped(
+        BulkOptions,
+        "bulk",
+        click.option(
+            "--split",
+            type=click.Choice(["train", "val"]),
+            default="val",
+            show_default=True,
+            help="Which split of a data set.",
+        ),
+        click.option(
+            "--part-size",
+            type=click.IntRange(min=1),
+            default=part_size,
+            show_default=True,
+            metavar="N",
+            help="Images per Parquet part; the results of a part are in memory at once.",
+        ),
+        click.option("--resume", is_flag=True, help="Resume an unfinished folder of Parquet parts, or begin one."),
+    )
 
 
 def parts_folder(out: str) -> Path | None:
-    """The folder of Parquet parts that --out names, by a slash at its end or no suffix; none where it names a file."""
+    """Returns the folder of Parquet parts that --out names (slash at the end, or no suffix); None if it is a file."""
     from xcit.inference.bulk import MANIFEST
 
     path = Path(out)
@@ -83,7 +72,7 @@ def parts_folder(out: str) -> Path | None:
 
 
 def num_processes() -> int:
-    """How many processes torchrun started, 1 without it."""
+    """Returns the number of processes that torchrun started, 1 without torchrun."""
     if "WORLD_SIZE" not in os.environ:
         return 1
     from xcit.training.engine.distribution import num_started_processes
@@ -92,29 +81,29 @@ def num_processes() -> int:
 
 
 def check_small(bulk: BulkOptions, way: str) -> None:
-    """Checks that nothing is asked for that only Parquet parts give; `way` says how to ask for these.
+    """Refuses the options that need Parquet parts; `way` tells the user how to get Parquet parts.
 
     Raises:
-        XCiTError: if something is.
+        XCiTError: if such an option is given.
     """
     if bulk.resume:
-        raise XCiTError(f"--resume goes on with Parquet parts alone: {way}")
+        raise XCiTError(f"--resume is only for Parquet parts: {way}")
     if num_processes() > 1:
-        raise XCiTError(f"several processes write one result as Parquet parts alone: {way}")
+        raise XCiTError(f"several processes can write one result only as Parquet parts: {way}")
 
 
 def check_resized(full_size: bool, out: str) -> None:
-    """Checks that images of any size are not asked for as Parquet parts.
+    """Checks that --full-size is not combined with Parquet parts.
 
     Raises:
-        XCiTError: if they are.
+        XCiTError: if it is.
     """
     if full_size:
-        raise XCiTError(f"{out}: --full-size has no Parquet parts: give a file, an image at a time")
+        raise XCiTError(f"{out}: --full-size writes no Parquet parts: give a file, and one image at a time")
 
 
 def own_device(name: str | None) -> str | None:
-    """The device of this process: of several on a machine with GPUs each has its own."""
+    """Returns the device of this process; each process on a machine with several GPUs has its own."""
     if num_processes() == 1 or name not in (None, "cuda"):
         return name
     import torch
@@ -122,11 +111,13 @@ def own_device(name: str | None) -> str | None:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else name
 
 
-def open_words(inputs: tuple[str, ...], bulk: BulkOptions) -> "Inputs":
-    """The images that are meant; see `open_inputs`."""
+def open_words(inputs: tuple[str, ...], bulk: BulkOptions, *, ignore_exif: bool) -> "Inputs":
+    """Opens the input images; see `open_inputs`."""
     from xcit.data.inputs import open_inputs
 
-    return open_inputs(inputs, split=bulk.split, unit_size=bulk.part_size)
+    found = open_inputs(inputs, split=bulk.split, unit_size=bulk.part_size)
+    say_passed_by(found.passed_by)
+    return found.as_stored() if ignore_exif else found
 
 
 def write_bulk(
@@ -139,16 +130,16 @@ def write_bulk(
     results: Callable[[Iterable[Any]], Iterator[Any]],
     row: Callable[[Any], Mapping[str, Any]],
 ) -> int:
-    """Writes the rows of this process, says what there is when all are done, and gives the exit status.
+    """Writes the rows of this process, prints a summary when all processes are done, and returns the exit status.
 
     Args:
-        folder: for the parts.
+        folder: folder for the parts.
         inputs: the images.
-        network: whose digest the manifest gets.
+        network: the model, whose digest goes into the manifest.
         bulk: the options.
-        columns: a row's columns after `file` and `error`, as pyarrow has fields.
-        results: gives one result an image, in order.
-        row: a result's columns.
+        columns: the columns after `file` and `error`, as pyarrow fields.
+        results: yields one result per image, in order.
+        row: returns the columns of a result.
     """
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
@@ -162,7 +153,7 @@ def write_bulk(
         verb=verb,
         model=values["weights"] or values["model"] or "packaged",
         digest=digest(network.state_dict()),
-        arguments={name: value for name, value in values.items() if name not in _NO_ARGUMENTS and value is not None},
+        arguments={name: value for name, value in values.items() if name not in _NO_ARGUMENTS and _is_given(value)},
         columns=columns,
         results=results,
         row=row,
@@ -192,21 +183,26 @@ def write_bulk(
             )
         except KeyboardInterrupt:
             if is_main():
-                click.echo(f"xcit: {folder}: the parts that are done are kept; --resume goes on", err=True)
+                click.echo(f"xcit: {folder}: the finished parts are kept; --resume continues", err=True)
             raise
-    if not (manifest["complete"] and worked):  # another process is at work, or was the last, and will tell
+    if not (manifest["complete"] and worked):  # another process is the last one, and prints the summary
         return 0
     parts = manifest["parts"].values()
     num_images, num_unreadable = (sum(part[what] for part in parts) for what in ("images", "unreadable"))
     click.echo(f"{folder}: {num_images - num_unreadable} images in {len(parts)} Parquet parts")
+    say_model(network, values["model"], values["weights"])
     status = status_of(num_unreadable, num_images)
-    # torchrun takes any other status for the failure of a process, ends the others, and may start all again.
+    # torchrun treats any other status as a failure: it ends the other processes, and may restart all of them.
     return status if share.world_size == 1 else 0
 
 
+def _is_given(value: Any) -> bool:
+    """Whether an argument changes anything: a verb that gets one more option goes on with what it wrote before."""
+    return value is not None and value is not False
+
+
 def placed(device: str | None) -> "torch.device":
-    """Where this process computes."""
-    from xcit.cli.options import checked_device
+    """Returns the device of this process."""
     from xcit.inference.reading import default_device
 
     return checked_device(own_device(device)) or default_device()

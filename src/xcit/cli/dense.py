@@ -1,4 +1,4 @@
-"""What the verbs of segmenters and detectors share: where results go, and the model with its weights."""
+"""Shared by the commands of segmenters and detectors: places of results, and loading of the model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,31 +10,44 @@ from xcit.extras import need_packages
 from xcit.writing import make_folder
 
 if TYPE_CHECKING:
-    from xcit.data.inputs import Inputs
+    from xcit.data.inputs import Input, Inputs
 
 
 def inputs_and_places(
-    inputs: tuple[str, ...], out: Path, parquet: bool, bulk: BulkOptions
-) -> "tuple[Inputs | None, list[Path], list[Path]]":
-    """The images for Parquet parts; or none of these, the files, and where in the folder `out` their results go."""
+    inputs: tuple[str, ...], out: Path, parquet: bool, bulk: BulkOptions, *, ignore_exif: bool
+) -> "tuple[Inputs | None, list[Input], list[Path]]":
+    """Returns the images for Parquet parts, or None with the image files and the places of their results in `out`."""
     if parquet:
         need_packages("Parquet", "pyarrow")
-        return open_words(inputs, bulk), [], []
+        return open_words(inputs, bulk, ignore_exif=ignore_exif), [], []
     check_small(bulk, "give --parquet")
     paths = images_outside(inputs, out)
     places = [out / name for name in result_names(paths)]
     make_folder(out)
-    return None, paths, places
+    return None, stored_or_upright(paths, ignore_exif=ignore_exif), places
+
+
+def stored_or_upright(paths: list[Path], *, ignore_exif: bool) -> "list[Input]":
+    """Files to be read as their pixels are stored, or as a viewer shows them."""
+    from xcit.data.inputs import as_stored
+
+    return [as_stored(path) if ignore_exif else path for path in paths]
 
 
 def load_dense(model: str, weights: str | None, how: FileOptions) -> Any:
-    """A model by name or file, with its weights, its preprocessing as `how` says."""
+    """Loads a model by name or file, with its weights and with the preprocessing of `how`."""
     from xcit.cli.progress import download_bar
+    from xcit.deploy import exported_or
     from xcit.zoo import get_model
 
     with download_bar() as downloaded:
-        built = get_model(
-            model, pretrained=weights or True, stem_strides=how.stem_strides, key=how.key, progress=downloaded
+        built: Any = exported_or(
+            model,
+            None,
+            lambda: get_model(
+                model, pretrained=weights or True, stem_strides=how.stem_strides, key=how.key, progress=downloaded
+            ),
+            changed=how.changes(weights),
         )
     how.apply(built, weights or model)
     return built

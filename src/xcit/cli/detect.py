@@ -1,19 +1,29 @@
-"""`xcit detect`: objects in images, as pictures and as COCO-format JSON."""
+"""`xcit detect`: detects objects in images, and writes pictures and JSON in COCO's format."""
 
 import json
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.bulk import BulkOptions, bulk_options, placed, write_bulk
 from xcit.cli.dense import inputs_and_places, load_dense
 from xcit.cli.files import beside
-from xcit.cli.options import CommandWithNumbers, FileOptions, file_options
+from xcit.cli.options import (
+    CommandWithNumbers,
+    FileOptions,
+    FullSizeOptions,
+    device_option,
+    exif_option,
+    file_options,
+    full_size_options,
+)
 from xcit.cli.processes import one_voice
 from xcit.errors import XCiTError
-from xcit.extras import need_packages
+from xcit.extras import install_hint, need_packages
 from xcit.writing import make_folder, whole_file
 
 if TYPE_CHECKING:
@@ -22,7 +32,7 @@ if TYPE_CHECKING:
 
 _HELP = """Find objects in images: files, folders (searched through) or patterns.
 
-An image that can't be read is named with the reason, the others go on, and the exit status is 1.
+If an image can't be read, it is named with the reason, the others are processed, and the exit status is 1.
 
 \b
 For each image the folder --out gets
@@ -30,12 +40,14 @@ For each image the folder --out gets
 and once detections.json: images, categories and annotations in COCO's format,
 each annotation with its score; the masks are packed RLE.
 
-An image is scaled as large as fits into the model's own short and long side, or into those given; with --full-size it
-is not scaled, and goes through the model in one piece, so that no object is cut by the edge of a tile.
+An image is scaled as large as fits into the model's own short and long side, or into those given. With --full-size it
+is taken at its own size, however large, in stripes within --memory: the objects are those of the whole image, and none
+is cut by the edge of a tile. The picture then shows a large image small, and where the image lies on a map, or is a
+slide, NAME-detections.geojson has the masks as polygons, in map coordinates or as QuPath imports them.
 
-For many images --parquet writes a folder of Parquet parts instead, which a kill leaves good; --resume goes on with it,
-and INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as of xcit predict. With several GPUs the
-images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DIR --parquet
+For many images --parquet writes a folder of Parquet parts instead. If it is killed, --resume continues it. INPUT may
+also be a list, a URL, tar shards, FILE.parquet or a data set, as in xcit predict. With several GPUs the images are
+divided among them: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DIR --parquet
 """
 
 
@@ -45,20 +57,29 @@ images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DI
 @click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
-@click.option("--parquet", is_flag=True, help="Write Parquet parts instead: for many images, see --resume.")
+@click.option("--parquet", is_flag=True, help="Write Parquet parts instead; for many images, see --resume.")
+@exif_option
 @bulk_options(part_size=128)
 @click.option(
-    "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="What is scored less is left out."
+    "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Smallest score of an object."
 )
-@click.option("--short-side", type=click.IntRange(min=1), help="Pixels; the model's own if left out.")
-@click.option("--long-side", type=click.IntRange(min=1), help="Pixels; in proportion to --short-side if left out.")
-@click.option("--full-size", is_flag=True, help="Leave images in the size they have.")
-@click.option("--no-pictures", is_flag=True, help="Write no NAME-detections.png.")
-@click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+@click.option("--short-side", type=click.IntRange(min=1), help="In pixels; by default the model's own.")
+@click.option("--long-side", type=click.IntRange(min=1), help="In pixels; by default in proportion to --short-side.")
+@click.option(
+    "--max-objects",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="The most of an image; beyond 100 ten times as many proposals are looked at.",
+)
+@full_size_options("Take images at their own size, however large, in stripes.")
+@click.option("--no-pictures", is_flag=True, help="Do not write NAME-detections.png.")
+@device_option
 @one_voice()
 def detect(
     inputs: tuple[str, ...],
     bulk: BulkOptions,
+    ignore_exif: bool,
     parquet: bool,
     model: str,
     weights: str | None,
@@ -67,48 +88,71 @@ def detect(
     score: float,
     short_side: int | None,
     long_side: int | None,
-    full_size: bool,
+    max_objects: int,
+    large: FullSizeOptions,
     no_pictures: bool,
     device: str | None,
 ) -> int:
-    """Detects and writes; gives the exit status."""
+    """Detects and writes; returns the exit status."""
+    from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.inference.detect import detect_each, prepare_detector
     from xcit.inference.reading import Unreadable
     from xcit.zoo import check_task
 
-    if full_size and (short_side or long_side):
+    if large.full_size and (short_side or long_side):
         raise XCiTError("give --full-size, or --short-side and --long-side, not both")
     need_packages("xcit detect", "faster_coco_eval")
     check_task(model, "object-detection")
-    images, paths, places = inputs_and_places(inputs, out, parquet, bulk)
+    images, paths, places = inputs_and_places(inputs, out, parquet, bulk, ignore_exif=ignore_exif)
     computer = placed(device)
     built = load_dense(model, weights, how)
     network = prepare_detector(built, computer, what=model)
     sides = _sides(network, short_side, long_side)
-    each = partial(detect_each, model=network, min_score=score, sides=sides, full_size=full_size, device=computer)
     content = _Annotations(network)
-    if images is not None:
-        return write_bulk(out, images, built, bulk, columns=_columns(), results=each, row=content.row)
-    results = each(paths)
-    with progress_bar("detect", len(paths)) as bar:
-        for place, result in zip(places, results, strict=True):
-            if isinstance(result, Unreadable):
-                click.echo(f"xcit: {result.reason}", err=True)
-            else:
-                content.add(result)
-                if not no_pictures:
-                    make_folder(place.parent)
-                    with whole_file(beside(place, "-detections.png")) as part:
-                        result.picture().save(part, format="PNG")
-            bar.advance(1)
+    num_images = len(paths) if images is None else images.num_images or 2
+    with full_size_of(large, num_images=num_images) as whole:
+        each = partial(
+            detect_each,
+            model=network,
+            min_score=score,
+            sides=sides,
+            max_objects=max_objects,
+            full_size=whole,
+            device=computer,
+        )
+        if images is not None:
+            return write_bulk(out, images, built, bulk, columns=_columns(), results=each, row=content.row)
+        with progress_bar("detect", 1 if large.full_size else len(paths)) as bar:
+            for place, result in zip(places, each(paths), strict=True):
+                if isinstance(result, Unreadable):
+                    click.echo(f"xcit: {result.reason}", err=True)
+                else:
+                    content.add(result)
+                    _write(result, place, pictures=not no_pictures)
+                    if large.full_size:  # the next image may take hours
+                        content.write(out)
+                bar.advance(1)
     found = content.content
-    if found["images"] or not (out / "detections.json").exists():  # an earlier result is not lost for none
-        with whole_file(out / "detections.json") as part:
-            part.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    if found["images"] or not (out / "detections.json").exists():  # keep an earlier result if no image could be read
+        content.write(out)
     click.echo(f"{out}: {len(found['annotations'])} objects in {len(found['images'])} images")
+    say_model(built, model, weights)
     return status_of(len(paths) - len(found["images"]), len(paths))
+
+
+def _write(result: "DetectedObjects", place: Path, *, pictures: bool) -> None:
+    """The files of one image."""
+    if pictures or result.is_placed:
+        make_folder(place.parent)
+    if result.is_placed and find_spec("rasterio") is None:
+        click.echo(f"xcit: {result.source}: no polygons: they need rasterio ({install_hint('rasterio')})", err=True)
+    elif result.is_placed:
+        result.write_geojson(beside(place, "-detections.geojson"))
+    if pictures:
+        with whole_file(beside(place, "-detections.png")) as file:
+            result.picture().save(file, format="PNG")
 
 
 def _sides(network: "MaskRCNN", short_side: int | None, long_side: int | None) -> tuple[int, int] | None:
@@ -146,8 +190,8 @@ class _Annotations:
         self.content: dict[str, list[dict[str, Any]]] = {"images": [], "categories": categories, "annotations": []}
 
     def row(self, result: "DetectedObjects") -> dict[str, Any]:
-        """An image's columns of a Parquet part; `counts` are those of its packed RLE."""
-        height, width = result.image.shape[:2]
+        """Returns an image's columns of a Parquet part; `counts` are those of the packed RLE."""
+        height, width = result.size
         objects = [
             {
                 "category_id": self._ids[one.label - 1],
@@ -165,7 +209,7 @@ class _Annotations:
         from xcit.data.coco_masks import mask_area
 
         images, annotations = self.content["images"], self.content["annotations"]
-        height, width = result.image.shape[:2]
+        height, width = result.size
         images.append({"id": len(images) + 1, "file_name": result.source, "height": height, "width": width})
         for one in result.objects:
             annotations.append(
@@ -180,3 +224,8 @@ class _Annotations:
                     "iscrowd": 0,
                 }
             )
+
+    def write(self, folder: Path) -> None:
+        """Writes what there is to detections.json in a folder."""
+        with whole_file(folder / "detections.json") as file:
+            file.write_text(json.dumps(self.content) + "\n", encoding="utf-8")

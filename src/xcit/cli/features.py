@@ -1,10 +1,11 @@
-"""`xcit features`: images to embeddings in a file."""
+"""`xcit features`: writes features of images to a file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.bulk import (
     BulkOptions,
     bulk_options,
@@ -15,13 +16,15 @@ from xcit.cli.bulk import (
     placed,
     write_bulk,
 )
+from xcit.cli.files import say_passed_by
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
-    PartOptions,
+    FullSizeOptions,
     checked_device,
     checked_dtype,
     compute_options,
+    exif_option,
     file_options,
     full_size_options,
     load_model,
@@ -38,7 +41,8 @@ if TYPE_CHECKING:
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
 
-def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+def block_numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    """An option's callback: numbers of blocks, from the end where they are below 0."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -51,7 +55,7 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
     "--out",
     required=True,
     metavar="FILE|DIR",
-    help="FILE.npz, .parquet, .safetensors; .npy or .zarr for a map at full size; or DIR for Parquet parts of many "
+    help="FILE.npz, .parquet or .safetensors; .npy or .zarr for a map at full size; or DIR for Parquet parts of many "
     "images, see --resume.",
 )
 @model_options
@@ -60,18 +64,24 @@ def _layers(context: click.Context, parameter: click.Parameter, text: str) -> tu
     "--out-type",
     type=click.Choice(OUT_TYPES),
     show_default="what the model pools: cls_token, or avg_featmap",
-    help="What to keep.",
+    help="Which features to write.",
 )
 @click.option(
-    "--layers", callback=_layers, default="-1", show_default=True, help="Blocks, as -1 or 3,7,11; from the end if < 0."
+    "--layers",
+    callback=block_numbers,
+    default="-1",
+    show_default=True,
+    help="Blocks, as -1 or 3,7,11; < 0 counts from the end.",
 )
 @full_size_options("Take images as they are, however large: neither resized nor cropped.")
+@exif_option
 @bulk_options(part_size=1024)
 @compute_options(batch_size=32)
 @one_voice()
 def features(
     inputs: tuple[str, ...],
     bulk: BulkOptions,
+    ignore_exif: bool,
     out: str,
     model: str | None,
     weights: str | None,
@@ -81,24 +91,20 @@ def features(
     batch_size: int,
     device: str | None,
     dtype: str,
-    full_size: bool,
-    memory: str | None,
-    scratch: str | None,
-    token_dtype: str | None,
-    part: PartOptions,
+    large: FullSizeOptions,
 ) -> int:
     """Write features of images (files, folders or patterns) to a file, with their file names.
 
-    An image that can't be read is named with the reason, the others go on, and the exit status is 1. With --full-size
-    an image of any size goes through as it is, in bounded memory; its map of tokens (--out-type featmap) goes to
-    FILE.npy or FILE.zarr, float32 (H, W, D), as it comes, with the place of its cells (FILE.json, or the array's
-    attributes) and a picture of its principal components (FILE.png).
+    If an image can't be read, it is named with the reason, the others are processed, and the exit status is 1. With
+    --full-size an image of any size is processed at its own size in bounded memory. Its map of tokens (--out-type
+    featmap) is written to FILE.npy or FILE.zarr, float32 (H, W, D), with the position of its cells (FILE.json, or the
+    array's attributes) and a picture of its principal components (FILE.png).
 
-    INPUT may also be @FILE (a list, a path or URL a line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
+    INPUT may also be @FILE (a list with one path or URL per line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
     FILE.tar), FILE.parquet, or a data set (fashion-mnist, cifar10, cifar100, hf:NAME).
 
-    For many images --out DIR, a name without suffix or with a slash at its end, writes a folder of Parquet parts, which
-    a kill leaves good; --resume goes on with it, and with several GPUs the images are divided:
+    For many images --out DIR (no suffix, or a slash at the end) writes a folder of Parquet parts. If it is killed,
+    --resume continues it. With several GPUs the images are divided among them:
     torchrun --nproc-per-node 8 -m xcit features INPUT... --out DIR
     """
     from typing import cast
@@ -113,40 +119,47 @@ def features(
     from xcit.models.xcit import OutType
 
     if Path(out).suffix in (".npy", ".zarr"):
-        from xcit.images.read import find_images
+        from xcit.data.inputs import as_stored
+        from xcit.images.find import find_images
+        from xcit.images.passed_by import PassedBy
 
         path = Path(out)
-        if not (full_size and out_type == "featmap" and len(layers) == 1):
+        if not (large.full_size and out_type == "featmap" and len(layers) == 1):
             raise XCiTError(
                 f"{out}: a {path.suffix} file is for one map: --full-size --out-type featmap and one of --layers"
             )
-        paths = find_images(inputs)
+        passed_by = PassedBy()
+        paths = find_images(inputs, passed_by)
+        say_passed_by(passed_by)
         if len(paths) != 1:
             raise XCiTError(f"{out}: a {path.suffix} file is for the map of one image, not of {len(paths)}")
         place = checked_device(device)
-        network, _, _ = prepare_model(load_model(model, weights, place, how), place, checked_dtype(dtype))
-        with full_size_of(full_size, memory, scratch, token_dtype, part, num_images=1) as whole:
+        loaded = load_model(model, weights, place, how)
+        network, _, _ = prepare_model(loaded, place, checked_dtype(dtype))
+        with full_size_of(large, num_images=1) as whole:
             assert whole is not None
-            shape = write_feature_map(paths[0], network, path, layer=layers[0], full_size=whole)
+            image = as_stored(paths[0]) if ignore_exif else paths[0]
+            shape = write_feature_map(image, network, path, layer=layers[0], full_size=whole)
         click.echo(f"{out}: float32 {list(shape)}")
+        say_model(loaded, model, weights)
         return 0
     folder = parts_folder(out)
     if folder is not None:
-        check_resized(full_size, out)
-        images = open_words(inputs, bulk)
+        check_resized(large.full_size, out)
+        images = open_words(inputs, bulk, ignore_exif=ignore_exif)
         computer = placed(device)
         network = load_model(model, weights, computer, how)
         settings = {"out_type": out_type, "layers": layers, "batch_size": batch_size, "device": computer}
         return _write_parts(folder, images, network, bulk, settings | {"dtype": checked_dtype(dtype)})
     check_small(bulk, "give a folder, as in --out features")
     with open_feature_file(Path(out)) as file:
-        images = open_words(inputs, bulk)
+        images = open_words(inputs, bulk, ignore_exif=ignore_exif)
         place = checked_device(device)
         network = load_model(model, weights, place, how)
         num_images = num_unreadable = 0
         with (
-            full_size_of(full_size, memory, scratch, token_dtype, part, num_images=images.num_images or 2) as whole,
-            progress_bar("features", 1 if full_size else images.num_images) as bar,
+            full_size_of(large, num_images=images.num_images or 2) as whole,
+            progress_bar("features", 1 if large.full_size else images.num_images) as bar,
         ):
             for result in extract_features_each(
                 images.images(),
@@ -167,6 +180,7 @@ def features(
                 bar.advance(1)
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in file.shapes.items())
     click.echo(f"{out}: {num_images - num_unreadable} images; {shapes}")
+    say_model(network, model, weights)
     return status_of(num_unreadable, num_images)
 
 
@@ -192,6 +206,6 @@ def _write_parts(folder: Path, images: "Inputs", network: "XCiT", bulk: BulkOpti
             pa.field(f"block_{index}_shape", pa.list_(pa.int32())),
         )
     ]
-    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # once, not for each part
+    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # fused once, not for each part
     results = partial(extract_features_each, model=fused, **settings)
     return write_bulk(folder, images, network, bulk, columns=columns, results=results, row=row)

@@ -1,11 +1,11 @@
-"""The names of all recipes' fields, so that a slip of the keyboard is told before torch is imported.
+"""The names of all recipes' fields, so that a typing mistake is reported before torch is imported.
 
-A recipe knows its own fields, but to read it takes torch. `tests/unit/cli/test_fields.py` compares.
+A recipe knows its own fields, but reading it imports torch. `tests/unit/cli/test_fields.py` compares both.
 """
 
 _BY_SECTION = {
     "": (
-        "backbone_weights class_weights data epoch_steps focal_gamma holdout ignore_exif ignore_index name "
+        "backbone_weights class_map class_weights data epoch_steps focal_gamma holdout ignore_exif ignore_index name "
         "num_watched positive_weights shuffle_buffer task train_on_empty val_data"
     ),
     "augmentation": (
@@ -23,6 +23,7 @@ _BY_SECTION = {
     "distillation": "alpha kind teacher temperature",
     "head": "bottleneck_dim hidden_dim norm_last_layer out_dim",
     "initialize": "freeze stem weights",
+    "lora": "alpha dropout layers rank",
     "model": (
         "anchor_scale auxiliary_channels box_features channels cls_depth depth drop_path_rate dropout "
         "embed_dim global_pool in_channels kind layer_scale long_side mean mlp_ratio num_classes num_heads "

@@ -1,26 +1,44 @@
-"""Files that verbs write for many images: which images, and what the files are called."""
+"""The files of commands for many images: which images are read, and the names of the results."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from xcit.cli.lines import say
+from xcit.cli.processes import is_main
 from xcit.errors import XCiTError
+
+if TYPE_CHECKING:
+    from xcit.images.passed_by import PassedBy
 
 
 def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
-    """The images that are meant, without those that an earlier run left in `out`, unless they are named one by one."""
-    from xcit.images.read import find_images
+    """The images that are meant, without those that an earlier run left in `out`, unless they are named one by one.
 
-    named = {Path(item) for item in inputs}
-    found = find_images(inputs)
+    What is left out is said on standard error.
+    """
+    from xcit.images.find import find_images
+    from xcit.images.passed_by import PassedBy
+
+    named, passed_by = {Path(item) for item in inputs}, PassedBy()
+    found = find_images(inputs, passed_by)
     images = [path for path in found if path in named or not path.resolve().is_relative_to(out.resolve())]
     if not images:
         raise XCiTError(f"{out}: holds all images of the input: choose another folder for the results")
+    passed_by.num_results = len(found) - len(images)
+    say_passed_by(passed_by)
     return images
 
 
+def say_passed_by(passed_by: "PassedBy") -> None:
+    """Says in a line on standard error what a search for images left out, if anything."""
+    if str(passed_by) and is_main():
+        say(f"xcit: left out: {passed_by}", err=True, indent=2)
+
+
 def result_names(paths: Sequence[Path]) -> list[Path]:
-    """What to call each image's files: its place below the folder that all share, without suffix if that will do."""
+    """Returns names for each image's results: its path below the common folder, without suffix if that is unique."""
     names = [Path("stdin" if str(path) == "-" else path) for path in paths]
     places = [Path(os.path.abspath(name)) for name in names]  # noqa: PTH100  (Path.absolute keeps "..")
     top = os.path.commonpath([place.parent for place in places])
@@ -30,5 +48,5 @@ def result_names(paths: Sequence[Path]) -> list[Path]:
 
 
 def beside(place: Path, ending: str) -> Path:
-    """A file whose name is a place's and an ending."""
+    """Returns a file whose name is that of a path plus an ending."""
     return place.with_name(f"{place.name}{ending}")

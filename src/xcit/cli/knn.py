@@ -1,7 +1,8 @@
-"""`xcit knn`: a model's features measured by nearest neighbours."""
+"""`xcit knn`: measures a model's features by nearest neighbours."""
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
@@ -21,15 +22,16 @@ from xcit.cli.processes import is_main, one_voice
 @feature_options
 @file_options
 @click.option(
-    "--k", "ks", callback=numbers(int), metavar="K...", help="Numbers of neighbours; 10 20 100 200 if left out."
+    "--k", "ks", callback=numbers(int), metavar="K...", help="Numbers of neighbours; by default 10 20 100 200."
 )
-@click.option("--temperature", type=float, default=0.07, show_default=True, help="A vote is exp(similarity / it).")
+@click.option("--temperature", type=float, default=0.07, show_default=True, help="A vote is exp(similarity / this).")
 @holdout_option
 @compute_options(batch_size=128)
 @one_voice()
 def knn(
     model: str,
     data: str,
+    class_map: str | None,
     weights: str | None,
     how: FileOptions,
     no_cache: bool,
@@ -43,33 +45,30 @@ def knn(
 ) -> int:
     """Measure the features of MODEL, a name or a weights file, by nearest neighbours; nothing is trained.
 
-    DATA has images by class to look for neighbours among (train) and to classify (val). An image that can't be read is
-    named with the reason, the others go on, and the exit status is 1.
+    DATA has images by class: neighbours are searched among the training images (train), and the validation images (val)
+    are classified. If an image can't be read, it is named with the reason, the others are processed, and the exit
+    status is 1.
 
     With several GPUs: torchrun --nproc-per-node 8 -m xcit knn MODEL --data DIR
     """
     from xcit.cli import SOME_FAILED
-    from xcit.cli.progress import progress_bar
     from xcit.measure.knn import evaluate_knn
 
     place = checked_device(device)
     network = load_model(model, weights, None, how)
-    with progress_bar("features") as bar:
-        report = evaluate_knn(
-            network,
-            data,
-            ks=ks,
-            temperature=temperature,
-            holdout=holdout or 0,
-            cache=not no_cache,
-            batch_size=batch_size,
-            num_workers=workers,
-            device=place,
-            dtype=checked_dtype(dtype),
-            started=bar.set_total,
-            report=bar.advance,
-            announce=lambda line: click.echo(line, err=True),
-        )
+    report = evaluate_knn(
+        network,
+        data,
+        ks=ks,
+        temperature=temperature,
+        holdout=holdout or 0,
+        class_map=class_map or "",
+        cache=not no_cache,
+        batch_size=batch_size,
+        num_workers=workers,
+        device=place,
+        dtype=checked_dtype(dtype),
+    )
     if is_main():
         for reason in report.unreadable:
             click.echo(f"xcit: {reason}", err=True)
@@ -79,8 +78,9 @@ def knn(
                 f"k {accuracy.k:4d}   top-1 {accuracy.top1:6.2f}%   top-5 {accuracy.top5:6.2f}%   "
                 f"({accuracy.num_right1} and {accuracy.num_right5} of {report.num_val} images)"
             )
+        say_model(network, model, weights)
         if report.unreadable:
             click.echo(f"xcit: {len(report.unreadable)} images could not be read and did not count", err=True)
-            # The others end well: torchrun ends all processes when the first of them does not.
+            # The other processes return 0, because torchrun ends all processes if one of them fails.
             return SOME_FAILED
     return 0

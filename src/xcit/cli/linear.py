@@ -1,18 +1,18 @@
-"""`xcit linear`: a model's features measured by a linear classifier that is trained on them."""
+"""`xcit linear`: measures a model's features by a linear classifier that is trained on them."""
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from xcit.cli.answering import say_model
 from xcit.cli.lines import say
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
     checked_device,
+    device_option,
     feature_options,
     file_options,
     load_model,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @click.command(cls=CommandWithNumbers)
 @feature_options
 @file_options
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/linear/MODEL if left out.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run's folder, if there is one.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default runs/linear/MODEL.")
+@click.option("--resume", is_flag=True, help="Resume from the last checkpoint in the run's folder, if there is one.")
 @click.option(
     "--no-augmentation",
     is_flag=True,
@@ -43,26 +43,27 @@ if TYPE_CHECKING:
     metavar="LR...",
     default="0.001",
     show_default=True,
-    help="Learning rates for a batch of 256, in proportion for others; with several the best is kept.",
+    help="Learning rates for a batch of 256, scaled in proportion for others; of several the best is kept.",
 )
 @click.option(
     "--class-weights",
     callback=numbers(float),
     metavar="WEIGHT...",
-    help="What each class counts in the loss, in the order of their folders' names; all the same if left out.",
+    help="Weight of each class in the loss, in the order of the folders' names; by default all are equal.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=1024,
     show_default=True,
-    help="Images a step, over all processes.",
+    help="Images per step, over all processes.",
 )
-@click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+@device_option
 @one_voice()
 def linear(
     model: str,
     data: str,
+    class_map: str | None,
     weights: str | None,
     how: FileOptions,
     no_cache: bool,
@@ -78,61 +79,50 @@ def linear(
 ) -> int:
     """Train a linear classifier on the frozen features of MODEL, a name or a weights file, and measure it.
 
-    DATA has images by class to train on (train) and to measure on (val). The run's folder gets what `xcit train` gives;
-    its model.safetensors is the whole classifier, for `xcit predict`. SIGTERM or Ctrl-C saves and ends with status 75.
+    DATA has images by class for training (train) and for evaluation (val). The run's folder gets the same files as with
+    `xcit train`; its model.safetensors is the whole classifier, for `xcit predict`. SIGTERM or Ctrl-C saves and ends
+    with status 75.
 
     With several GPUs: torchrun --nproc-per-node 8 -m xcit linear MODEL --data DIR
     """
     need_packages("xcit linear", "timm")
     from xcit.cli import SOME_FAILED
     from xcit.measure.linear import train_linear
-    from xcit.training.display import run_display
-    from xcit.training.engine.loop import Stopped
+    from xcit.training.engine.progress import Stopped
 
     place = checked_device(device)
     network = load_model(model, weights, None, how)
     directory = out or Path("runs") / "linear" / Path(model).stem
-    images = "centre crops" if no_augmentation else "random crops"
     try:
-        with run_display(f"linear probe of {model}: {epochs} epochs of {images}; files in {directory}") as display:
-            report = train_linear(
-                network,
-                data,
-                directory,
-                lrs=lrs,
-                epochs=epochs,
-                augmented=not no_augmentation,
-                class_weights=class_weights or (),
-                batch_size=batch_size,
-                cache=not no_cache,
-                resume=resume,
-                num_workers=workers,
-                device=place,
-                extracting=_extraction_bar,
-                report=display.report,
-                announce=display.announce,
-            )
+        report = train_linear(
+            network,
+            data,
+            directory,
+            lrs=lrs,
+            epochs=epochs,
+            augmented=not no_augmentation,
+            class_weights=class_weights or (),
+            class_map=class_map or "",
+            batch_size=batch_size,
+            cache=not no_cache,
+            resume=resume,
+            num_workers=workers,
+            device=place,
+        )
     except Stopped as stopped:
         if not is_main():
             return 0
         click.echo(
-            f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on by the same command with "
+            f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; resume by the same command with "
             "--resume",
             err=True,
         )
         return STOPPED
-    if not is_main():  # which ends well, for torchrun ends all processes when the first of them does not
+    if not is_main():  # with status 0, because torchrun ends all processes if one of them fails
         return 0
     _print_report(report, directory)
+    say_model(network, model, weights)
     return SOME_FAILED if report.unreadable else 0
-
-
-@contextmanager
-def _extraction_bar(num_images: int) -> Iterator[Callable[[int], None]]:
-    from xcit.cli.progress import progress_bar
-
-    with progress_bar("features", num_images) as bar:
-        yield bar.advance
 
 
 def _print_report(report: "LinearReport", directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""`xcit make-data`: data sets that are composed on the spot."""
+"""`xcit make-data`: composes data sets."""
 
 from pathlib import Path
 
@@ -10,17 +10,19 @@ TASKS = ("segmentation", "detection")
 
 @click.command("make-data")
 @click.argument("kind", type=click.Choice(KINDS))
-@click.option("--task", type=click.Choice(TASKS), required=True, help="What the labels are for.")
+@click.option("--task", type=click.Choice(TASKS), required=True, help="The kind of labels.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
-@click.option("--train", "num_train", type=click.IntRange(min=1), default=2000, show_default=True, help="Scenes.")
-@click.option("--val", "num_val", type=click.IntRange(min=1), default=200, show_default=True, help="Scenes.")
+@click.option(
+    "--train", "num_train", type=click.IntRange(min=1), default=2000, show_default=True, help="Training scenes."
+)
+@click.option("--val", "num_val", type=click.IntRange(min=1), default=200, show_default=True, help="Validation scenes.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def make_data(kind: str, task: str, out: Path, num_train: int, num_val: int, seed: int) -> None:
-    """Compose a data set with true labels into the folder --out.
+    """Compose a data set with exact labels in the folder --out.
 
-    fashion-scenes: several Fashion-MNIST garments an image, overlapping, on textured ground. Those to train on are of
-    its training images, validation scenes of its test images. For segmentation: images, label maps and classes.txt; for
-    detection: images, and boxes and masks in COCO's format; both as `xcit train --data` reads them.
+    fashion-scenes: several overlapping Fashion-MNIST garments per image, on a textured background. Training scenes use
+    its training images, validation scenes its test images. For segmentation: images, label maps and classes.txt. For
+    detection: images, and boxes and masks in COCO's format. `xcit train --data` reads both.
     """
     from xcit.cli.progress import progress_bar
     from xcit.data.detection_scenes import write_detection_scenes

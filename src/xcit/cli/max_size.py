@@ -1,4 +1,4 @@
-"""`xcit max-size`: how large an image goes through a model in some memory."""
+"""`xcit max-size`: the largest image that goes through a model in some memory."""
 
 import click
 
@@ -6,13 +6,13 @@ import click
 @click.command()
 @click.argument("model")
 @click.option(
-    "--memory", metavar="SIZE", help="To add to the loaded model, as 24GB; half of what is free now if left out."
+    "--memory", metavar="SIZE", help="Memory beside the loaded model, such as 24GB; by default half of the free memory."
 )
 def max_size(model: str, memory: str | None) -> None:
     """Print the largest square image that goes through MODEL (a name or a file) in memory, and streamed.
 
-    Whole: its tokens stay in memory. Streamed: they go to scratch files, and memory holds a few rows of them. The
-    figures are those by which --full-size plans, in float32 on the CPU; nothing is downloaded or run.
+    For the first figure, all tokens stay in memory. For the second, they go to scratch files, a few rows in memory.
+    The figures come from the plans of --full-size, in float32 on the CPU; nothing is downloaded or run.
     """
     from xcit.models.xcit import FusedXCiT
     from xcit.streaming import Place, as_budget, format_size, largest_square

@@ -1,11 +1,12 @@
-"""`xcit list` and `xcit info`: what there is."""
+"""`xcit list` and `xcit info`: the available models."""
 
 import math
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.lines import say, terminal_width
+from xcit.cli.lines import say, say_rows, terminal_width
+from xcit.cli.options import file_with_key, key_option
 
 if TYPE_CHECKING:
     from xcit.zoo import Record
@@ -15,10 +16,12 @@ TASKS = ("image-classification", "image-features", "semantic-segmentation", "obj
 
 @click.command("list")
 @click.argument("pattern", required=False)
-@click.option("--task", type=click.Choice(TASKS), metavar="TASK", help=f"Only models for this: {', '.join(TASKS)}.")
+@click.option(
+    "--task", type=click.Choice(TASKS), metavar="TASK", help=f"Only models for this task: {', '.join(TASKS)}."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
-    """List the models whose names match PATTERN (shell-style; a beginning is enough)."""
+    """List the models whose names match PATTERN (shell-style; the beginning of a name is enough)."""
     import json
 
     from xcit.errors import XCiTError
@@ -49,7 +52,7 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
         say("  " + ", ".join([row["data"], *figures]), indent=2)
 
 
-# In this order. A heading is as wide as its figures: three digits for the pixels.
+# In this order. A heading is as wide as its values: the pixels have three digits.
 _COLUMNS = (
     " px",
     "top-1 official",
@@ -65,14 +68,13 @@ _COLUMNS = (
 
 @click.command()
 @click.argument("name")
-@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
+@key_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(name: str, key: str | None, as_json: bool) -> None:
-    """Show architecture, counts, accuracies, preprocessing and sources of a model, or what a weights file is."""
+    """Show architecture, counts, accuracies, preprocessing and sources of a model, or what a weights file contains."""
     import dataclasses
     import json
 
-    from xcit.cli.options import file_with_key
     from xcit.zoo import find_record
     from xcit.zoo.names import is_file
 
@@ -99,18 +101,18 @@ def info(name: str, key: str | None, as_json: bool) -> None:
         *([("source", f"{record.by_hand} (with a browser; then --weights FILE)")] if record.by_hand else []),
         *([("source", "in this package")] if record.packaged else []),
     ]
-    for label, value in rows:
-        say(f"{label:14s} {value}", indent=15)
+    say_rows(rows)
 
 
 def _print_file(name: str, as_json: bool) -> None:
-    """What a file holds: stated by itself, known by its name or digest, or told by its tensors and assumed."""
+    """Prints what a file holds: stated in its metadata, known by its name or digest, or assumed from its tensors."""
     import json
 
     from xcit.config import to_dict
     from xcit.zoo.load import read_source
     from xcit.zoo.shapes import architecture_of
-    from xcit.zoo.stored import describe, num_parameters, read_metadata
+    from xcit.zoo.statement import read_metadata
+    from xcit.zoo.stored import describe, num_parameters
 
     stored = read_source(name, None)
     stated = describe(stored)
@@ -143,8 +145,7 @@ def _print_file(name: str, as_json: bool) -> None:
         ("parameters", f"{num_parameters(stated.config):,}"),
         ("preprocessing", prepared),
     ]
-    for label, value in rows:
-        say(f"{label:14s} {value}", indent=15)
+    say_rows(rows)
 
 
 def _counts(record: "Record") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`xcit predict`: images to classes."""
+"""`xcit predict`: classifies images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,11 @@ from xcit.cli.bulk import (
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
-    PartOptions,
+    FullSizeOptions,
     checked_device,
     checked_dtype,
     compute_options,
+    exif_option,
     file_options,
     full_size_options,
     load_model,
@@ -41,17 +42,19 @@ if TYPE_CHECKING:
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @model_options
 @file_options
-@click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show an image.")
+@click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show per image.")
 @click.option("--json", "json_path", metavar="FILE", help="Write JSON to FILE, - for standard output.")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write CSV to FILE, - for standard output.")
 @full_size_options("Take images as they are, however large: neither resized nor cropped.")
 @click.option("--out", metavar="DIR", help="Write Parquet parts into DIR: for many images, see --resume.")
+@exif_option
 @bulk_options(part_size=1024)
 @compute_options(batch_size=32)
 @one_voice()
 def predict(
     inputs: tuple[str, ...],
     bulk: BulkOptions,
+    ignore_exif: bool,
     out: str | None,
     model: str | None,
     weights: str | None,
@@ -62,23 +65,19 @@ def predict(
     batch_size: int,
     device: str | None,
     dtype: str,
-    full_size: bool,
-    memory: str | None,
-    scratch: str | None,
-    token_dtype: str | None,
-    part: PartOptions,
+    large: FullSizeOptions,
 ) -> int:
-    """Classify images: files, folders (searched through) or patterns such as 'photos/**/*.jpg'.
+    """Classify images: files, folders (searched recursively) or patterns such as 'photos/**/*.jpg'.
 
-    Without INPUT the packaged images are classified. An image that can't be read is named with the reason, the others
-    go on, and the exit status is 1. With --full-size an image of any size goes through as it is, in bounded memory;
-    TIFF and other large formats (docs/any-resolution.md) are read row by row.
+    Without INPUT the packaged images are classified. If an image can't be read, it is named with the reason, the others
+    are processed, and the exit status is 1. With --full-size an image of any size is processed at its own size in
+    bounded memory; TIFF and other large formats (docs/any-resolution.md) are read row by row.
 
-    INPUT may also be @FILE (a list, a path or URL a line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
+    INPUT may also be @FILE (a list with one path or URL per line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
     FILE.tar), FILE.parquet, or a data set (fashion-mnist, cifar10, cifar100, hf:NAME).
 
-    For many images --out DIR writes a folder of Parquet parts, which a kill leaves good; --resume goes on with it, and
-    with several GPUs the images are divided: torchrun --nproc-per-node 8 -m xcit predict INPUT... --out DIR
+    For many images --out DIR writes a folder of Parquet parts. If it is killed, --resume continues it. With several
+    GPUs the images are divided among them: torchrun --nproc-per-node 8 -m xcit predict INPUT... --out DIR
     """
     from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
@@ -86,7 +85,7 @@ def predict(
     from xcit.inference.classify import predict_each
     from xcit.inference.reading import Unreadable
 
-    images = open_words(inputs or tuple(map(str, packaged_images())), bulk)
+    images = open_words(inputs or tuple(map(str, packaged_images())), bulk, ignore_exif=ignore_exif)
     if out is not None:
         if json_path or csv_path:
             raise XCiTError("give --out, or --json or --csv, not both")
@@ -95,7 +94,7 @@ def predict(
             raise XCiTError(
                 f"{out}: predictions go to a folder of Parquet parts: --out {out}/; or give --json or --csv"
             )
-        check_resized(full_size, out)
+        check_resized(large.full_size, out)
         computer = placed(device)
         network = load_model(model, weights, computer, how)
         settings = {"topk": topk, "batch_size": batch_size, "device": computer, "dtype": checked_dtype(dtype)}
@@ -106,8 +105,8 @@ def predict(
     num_images = num_unreadable = 0
     with (
         open_results(json_path, csv_path) as results,
-        full_size_of(full_size, memory, scratch, token_dtype, part, num_images=images.num_images or 2) as whole,
-        progress_bar("predict", 1 if full_size else images.num_images) as bar,
+        full_size_of(large, num_images=images.num_images or 2) as whole,
+        progress_bar("predict", 1 if large.full_size else images.num_images) as bar,
     ):
         for result in predict_each(
             images.images(),
@@ -138,7 +137,7 @@ def _predict_parts(folder: Path, images: "Inputs", network: "XCiT", bulk: BulkOp
         return {"classes": [{"index": one.index, "name": one.name, "score": one.score} for one in result.classes]}
 
     scored = pa.struct([("index", pa.int32()), ("name", pa.string()), ("score", pa.float32())])
-    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # once, not for each part
+    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # fused once, not for each part
     return write_bulk(
         folder,
         images,
@@ -151,5 +150,5 @@ def _predict_parts(folder: Path, images: "Inputs", network: "XCiT", bulk: BulkOp
 
 
 def packaged_images() -> list[Path]:
-    """The images that this package ships: from Fashion-MNIST's test split, each named for its true class."""
+    """Returns the packaged images: from Fashion-MNIST's test split, each named by its true class."""
     return sorted((Path(__file__).parents[1] / "zoo" / "packaged" / "images").glob("*.png"))

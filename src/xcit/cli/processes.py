@@ -1,4 +1,4 @@
-"""What verbs share that may run in several processes at once: one of them speaks."""
+"""Shared by commands that may run in several processes: only one of them prints."""
 
 import os
 import sys
@@ -10,24 +10,25 @@ import click
 from xcit.errors import XCiTError
 
 STOPPED = 75
-"""Exit status of a run that a signal stopped after it had saved: sysexits' EX_TEMPFAIL, try again."""
+"""Exit status of a run that was saved and stopped by a signal: sysexits' EX_TEMPFAIL, which means try again."""
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all that torchrun started."""
+    """Whether this is the process that prints, among those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Lets one process of several tell a mistake that they share; the others end with the same status, silently."""
+    """Lets one process print a mistake that all processes share; the others end with the same status, silently."""
     try:
         yield
     except (XCiTError, click.UsageError) as error:
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-            # For torchrun's own summary, without a traceback: what one process alone met is not shown anywhere else.
+            # torchrun's summary shows this without a traceback. A mistake in a single process is not shown anywhere
+            # else.
             ErrorHandler().record_exception(XCiTError(str(error)))
         if is_main():
             raise

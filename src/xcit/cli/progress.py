@@ -1,72 +1,19 @@
-"""Progress bars with rate and time left, on a terminal's error stream only."""
+"""Progress bars of the command line, and those of downloads."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from xcit.terminal import for_drawing
+from xcit.errors import escaped
+from xcit.progress import Bar, progress_bar
+from xcit.terminal import for_drawing, guard_prints
 
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A bar's two handles: `advance` by a count, and `set_total` where the total is known late."""
-
-    advance: Callable[[int], None]
-    set_total: Callable[[int], None]
-
-
-@contextmanager
-def progress_bar(
-    what: str, total: int | None = None, unit: str = "images", *, redraws_alone: bool = True
-) -> Iterator[Bar]:
-    """A progress bar; where standard error is no terminal, or the work is one item, nothing is shown.
-
-    Without `redraws_alone` it is drawn when it is advanced only, and takes no time from what is measured in between.
-    """
-    if not sys.stderr.isatty() or (total is not None and total < 2):
-        yield Bar(advance=lambda _: None, set_total=lambda _: None)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} {unit}/s" if speed else f"- {unit}/s")
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(file=for_drawing(sys.stderr)), auto_refresh=redraws_alone) as progress:
-        task = progress.add_task(what, total=total)
-
-        def advance(count: int) -> None:
-            progress.advance(task, count)
-            if not redraws_alone:
-                progress.refresh()
-
-        yield Bar(advance=advance, set_total=lambda count: progress.update(task, total=count))
+__all__ = ["Bar", "download_bar", "progress_bar"]
 
 
 @contextmanager
 def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Gives a function for `weights.fetch.DownloadProgress`: (what, bytes done, total bytes or none)."""
+    """Yields a function for `weights.fetch.DownloadProgress`: (what, bytes done, total bytes or None)."""
     if not sys.stderr.isatty():
         yield lambda *_: None
         return
@@ -74,13 +21,19 @@ def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import TransferSpeedColumn as SpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), SpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=for_drawing(sys.stderr))) as progress:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        SpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=for_drawing(sys.stderr))) as progress, guard_prints():
         tasks: dict[str, TaskID] = {}
 
         def update(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
+                tasks[what] = progress.add_task(escaped(what), total=total)
             progress.update(tasks[what], completed=done, total=total)
 
         yield update

@@ -1,4 +1,4 @@
-"""Where results of one image after another go: the screen, a JSON file or a CSV file."""
+"""Destinations of results that arrive one image after another: the screen, a JSON file or a CSV file."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 import click
 
 from xcit.cli.files import beside
-from xcit.errors import XCiTError, escaped
+from xcit.errors import XCiTError
 from xcit.writing import is_stream, whole_file
 
 if TYPE_CHECKING:
@@ -20,28 +20,27 @@ if TYPE_CHECKING:
 
 
 class Results(Protocol):
-    """Takes results as they come."""
+    """Takes results as they arrive."""
 
     def add(self, result: "Prediction | Unreadable") -> None:
         """Writes one result."""
 
 
 class ScreenResults:
-    """A few lines an image on standard output; what could not be read goes to standard error."""
+    """Prints a few lines per image on standard output, and unreadable images on standard error."""
 
     def add(self, result: "Prediction | Unreadable") -> None:
         """Prints one result."""
         if reason := getattr(result, "reason", None):
             click.echo(f"xcit: {reason}", err=True)
             return
-        # A progress bar takes prints to itself, past what guards the terminal.
-        click.echo(escaped(result.source))
+        click.echo(result.source)
         for scored in getattr(result, "classes", ()):
-            click.echo(f"  {100 * scored.score:6.2f}%  {escaped(scored.name)}")
+            click.echo(f"  {100 * scored.score:6.2f}%  {scored.name}")
 
 
 class JSONResults:
-    """One array of objects: `{"file", "classes": [{"name", "index", "score"}]}` or `{"file", "error"}`."""
+    """Writes one array of objects: `{"file", "classes": [{"name", "index", "score"}]}` or `{"file", "error"}`."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file, self._count, self.num_readable = file, 0, 0
@@ -66,7 +65,7 @@ class JSONResults:
 
 
 class CSVResults:
-    """A row a class: file, rank from 1, index, name, score, error."""
+    """Writes a row per class: file, rank from 1, index, name, score, error."""
 
     def __init__(self, file: IO[str]) -> None:
         self._rows, self.num_readable = csv.writer(file), 0
@@ -82,18 +81,18 @@ class CSVResults:
             self._rows.writerow([result.source, rank, scored.index, scored.name, f"{scored.score:.6f}", ""])
 
     def finish(self) -> None:
-        """Does nothing: a table has no end of its own."""
+        """Does nothing: a CSV table has no end mark."""
 
 
 @contextmanager
 def open_results(json_path: str | None, csv_path: str | None) -> Iterator[Results]:
-    """The place for results. A file appears under its name when it is whole, also after an interrupt.
+    """Yields the destination of results. A file gets its name when it is complete, or after an interrupt.
 
-    An earlier file of that name gives way to a whole one alone: what an interrupt leaves is then called NAME.part, and
-    results of which each is an error are not written.
+    An earlier file with that name is replaced only by a complete one: after an interrupt the new file is called
+    NAME.part. If no input could be read, an earlier file stays.
 
     Raises:
-        XCiTError: if both are given, or the file can't be written.
+        XCiTError: if both paths are given, or the file can't be written.
     """
     if json_path and csv_path:
         raise XCiTError("give --json or --csv, not both")
@@ -112,19 +111,19 @@ def open_results(json_path: str | None, csv_path: str | None) -> Iterator[Result
 
 
 class _NoResults(Exception):  # noqa: N818  (it is no error)
-    """No input could be read, and there is an earlier result."""
+    """No input could be read, and an earlier result exists."""
 
 
 @contextmanager
 def _output(path: str) -> Iterator[IO[str]]:
     if path == "-":
         yield sys.stdout
-        sys.stdout.flush()  # here, where the loss of its reader is dealt with
+        sys.stdout.flush()  # here, where a closed pipe is handled
         return
     target = Path(path)
     if target.is_dir():
         raise XCiTError(f"{path}: a folder, not a file for results")
-    if is_stream(target):  # whose reader wants each result as it comes
+    if is_stream(target):  # its reader gets each result at once
         with _opened(target) as file:
             yield file
         return
@@ -145,12 +144,12 @@ def _output(path: str) -> Iterator[IO[str]]:
 
 
 def _opened(path: Path) -> IO[str]:
-    # A name with bytes that are no text gets them as \udc.., JSON's own way to write them.
+    # A file name with bytes that are not text is written with \udc.., as in JSON.
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def status_of(num_unreadable: int, num_images: int) -> int:
-    """The exit status of a verb that went over images; says how many of them could not be read, if any."""
+    """Returns the exit status of a command for several images; prints how many could not be read, if any."""
     from xcit.cli import SOME_FAILED
 
     if not num_unreadable:

@@ -1,14 +1,17 @@
-"""`xcit test`: a checkpoint measured on labelled images."""
+"""`xcit test`: measures a checkpoint on labelled images."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from xcit.cli.lines import say
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
     checked_device,
     checked_dtype,
+    class_map_option,
     compute_options,
     file_options,
     file_with_key,
@@ -16,6 +19,9 @@ from xcit.cli.options import (
     sliding_window,
     window_options,
 )
+
+if TYPE_CHECKING:
+    from xcit.streaming import Budget
 
 PROTOCOLS = ("mmpretrain", "official")
 
@@ -29,18 +35,22 @@ PROTOCOLS = ("mmpretrain", "official")
     help="A folder (ImageNet's val, images by class, scenes with label maps, or COCO), or a known name.",
 )
 @click.option(
-    "--protocol", type=click.Choice(PROTOCOLS), help="How ImageNet's images are resized; mmpretrain's if left out."
+    "--protocol", type=click.Choice(PROTOCOLS), help="How ImageNet's images are resized; by default as in mmpretrain."
 )
 @file_options
-@window_options("Of segmentation: go over each image by a window, not whole.")
+@window_options("For segmentation: move a window over each image instead of taking it as a whole.")
 @holdout_option
+@class_map_option
 @click.option(
-    "--ignore", type=click.IntRange(0, 255), metavar="LABEL", help="Of segmentation: a label that does not count, as 0."
+    "--ignore", type=click.IntRange(0, 255), metavar="LABEL", help="For segmentation: a label that does not count."
 )
 @click.option(
-    "--ignore-exif", is_flag=True, help="Boxes and label maps are of the pixels as stored, not as a viewer turns them."
+    "--ignore-exif", is_flag=True, help="Boxes and label maps refer to stored pixels, not to the rotated image."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; runs/test/CONFIG if left out.")
+@click.option("--full-size", is_flag=True, help="For scenes and boxes: take images at their own size, in stripes.")
+@click.option("--memory", metavar="SIZE", help="With --full-size: most memory beside the loaded model, as 4GB.")
+@click.option("--scratch", metavar="DIR", help="With --full-size: folder for what does not fit.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; by default runs/test/CONFIG.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images.")
 @compute_options(batch_size=64)
 def test(
@@ -53,8 +63,12 @@ def test(
     window: int,
     stride: int | None,
     holdout: float | None,
+    class_map: str | None,
     ignore: int | None,
     ignore_exif: bool,
+    full_size: bool,
+    memory: str | None,
+    scratch: str | None,
     out: Path | None,
     workers: int,
     batch_size: int,
@@ -63,41 +77,40 @@ def test(
 ) -> int:
     """Measure CHECKPOINT (a file, a URL or a name) by the recipe CONFIG.
 
-    CONFIG is a recipe's name, or the path of mmpretrain's config of that name. Prints top-1, top-5 and loss; writes
-    report.json, confusion.csv and confusion.png. Of segmentation: mIoU, mAcc and aAcc; report.json, iou.csv and
-    confusion.csv. Of detection: COCO's twelve numbers of boxes and of masks; report.json.
+    CONFIG is a recipe's name, or the path of mmpretrain's config of that name. For classification this prints top-1,
+    top-5 and loss, and writes report.json, confusion.csv and confusion.png. For segmentation it prints mIoU, mAcc and
+    aAcc, and writes report.json, iou.csv and confusion.csv. For detection it prints COCO's twelve numbers of boxes and
+    of masks, and writes report.json.
     """
     from typing import cast
 
     from xcit.cli import SOME_FAILED
-    from xcit.cli.progress import progress_bar
     from xcit.extras import install_hint
     from xcit.measure.classification import ClassificationResult
     from xcit.measure.test import test as measure
     from xcit.zoo.records import Protocol
 
-    with progress_bar("test") as bar:
-        result = measure(
-            config,
-            file_with_key(checkpoint, how.key),
-            data,
-            protocol=cast("Protocol | None", protocol),
-            mean=how.mean,
-            std=how.std,
-            size=how.size,
-            stem_strides=how.stem_strides,
-            window=sliding_window(slide, window, stride),
-            holdout=holdout,
-            ignore_index=ignore,
-            ignore_exif=ignore_exif,
-            batch_size=batch_size,
-            num_workers=workers,
-            device=checked_device(device),
-            dtype=checked_dtype(dtype),
-            started=bar.set_total,
-            report=bar.advance,
-            announce=lambda line: click.echo(line, err=True),
-        )
+    result = measure(
+        config,
+        file_with_key(checkpoint, how.key),
+        data,
+        protocol=cast("Protocol | None", protocol),
+        mean=how.mean,
+        std=how.std,
+        size=how.size,
+        stem_strides=how.stem_strides,
+        window=sliding_window(slide, window, stride),
+        holdout=holdout,
+        class_map=class_map,
+        ignore_index=ignore,
+        ignore_exif=ignore_exif,
+        full_size=full_size,
+        memory=_budget(full_size, memory, scratch),
+        batch_size=batch_size,
+        num_workers=workers,
+        device=checked_device(device),
+        dtype=checked_dtype(dtype),
+    )
     for problem in result.problems:
         click.echo(f"xcit: {problem}", err=True)
     for line in (f"images {result.report.num_images}", *result.lines()):
@@ -107,6 +120,7 @@ def test(
         click.echo(f"wrote  {path}")
     if isinstance(result, ClassificationResult) and written[-1].suffix != ".png":
         click.echo(f"no picture of the confusion matrix: it needs matplotlib ({install_hint('matplotlib')})", err=True)
+    say(f"xcit: model {result.model}", err=True, indent=2)
     num_unreadable = len(result.report.unreadable)
     if not num_unreadable:
         return 0
@@ -114,7 +128,20 @@ def test(
     return SOME_FAILED
 
 
+def _budget(full_size: bool, memory: str | None, scratch: str | None) -> "Budget | None":
+    """What the passes over images at their own size may use; none where that is not asked for."""
+    from xcit.errors import XCiTError
+    from xcit.streaming import Budget, as_budget
+
+    if full_size:
+        return Budget(memory=as_budget(memory).memory, scratch=None if scratch is None else Path(scratch))
+    for name, value in (("--memory", memory), ("--scratch", scratch)):
+        if value is not None:
+            raise XCiTError(f"{name} is for images at their own size: give --full-size too")
+    return None
+
+
 def _folder(config: str) -> Path:
     path = Path(config)
-    # A run's own config.yaml is told apart by its folder.
+    # All configs of runs have the name config.yaml, so the name of the run's folder is used.
     return Path("runs") / "test" / (path.parent.name if path.name == "config.yaml" else path.stem)

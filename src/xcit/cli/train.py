@@ -13,7 +13,7 @@ from xcit.errors import XCiTError
 from xcit.extras import need_packages
 
 if TYPE_CHECKING:
-    from xcit.training.engine.loop import Stopped
+    from xcit.training.engine.progress import Stopped
     from xcit.training.tasks.table import TrainingConfig
 
 _OPTIONS = ("data", "out", "resume", "device")
@@ -24,27 +24,29 @@ Any field of the config can be set by its dotted name, as in --schedule.epochs 1
 
 \b
 The run's folder gets
-  config.yaml        every field as it was used; it serves as RECIPE too
+    config.yaml        every field as it was used; it can serve as RECIPE
   log.jsonl          a line for some of the steps and for every epoch
   curves.png         loss, figures and learning rate over the epochs
-  last.pt            the latest checkpoint, to go on from
-  best.pt            the one with the best figure
-  step-*.pt          the latest N, with --run.keep_checkpoints N
-  model.safetensors  the last weights, for `xcit predict --model`; of a DINO
-                     run the teacher's backbone, for `xcit features --model`
-  best.safetensors   those with the best figure
+    last.pt            the latest checkpoint, for --resume
+    best.pt            the checkpoint with the best figure
+    step-*.pt          the latest N checkpoints, with --run.keep_checkpoints N
+    model.safetensors  the last weights, for `xcit predict --model`; of a DINO
+                       run the teacher's backbone, for `xcit features --model`
+    best.safetensors   the weights with the best figure
+    model-adapter      and best-adapter instead, with --lora.rank N: what was
+                       learned beside the weights that the run started from
   unreadable.txt     images that could not be read, if there were any
 
 \b
 With several GPUs or machines, torchrun starts a process for each GPU, and
-run.batch_size is the batch of all together:
+run.batch_size is the batch size of all processes together:
   torchrun --nproc-per-node 8 -m xcit train RECIPE --data DIR
 
 \b
 Exit status:
   0    trained to the end
-  2    a mistake, or a run that can't go on; one line says what to do
-  75   stopped by SIGTERM or SIGINT (Ctrl-C) and saved: --resume goes on
+    2    a mistake, or a run that can't continue; one line says what to do
+    75   stopped by SIGTERM or SIGINT (Ctrl-C) and saved; --resume continues
   130  Ctrl-C before the training began, or a second time: not saved
 """
 
@@ -56,15 +58,15 @@ Exit status:
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The run's folder; if left out, that of RECIPE if it is a run's config.yaml, else runs/NAME.",
+    help="The run's folder; by default that of RECIPE if it is a run's config.yaml, else runs/NAME.",
 )
 @click.option(
     "--resume",
     is_flag=False,
     flag_value="auto",
     metavar="[auto|PATH]",
-    help="Go on. Alone or with auto: from the last checkpoint in the run's folder, or begin if there is none. With "
-    "PATH: from that checkpoint, or the last one in that folder.",
+    help="Resume. Alone or with auto: from the last checkpoint in the run's folder, or begin if there is none. With "
+    "PATH: from that checkpoint, or from the last one in that folder.",
 )
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
 @click.argument("changes", nargs=-1, type=click.UNPROCESSED, metavar="[--FIELD VALUE]...")
@@ -77,7 +79,7 @@ def train(
     device: str | None,
     changes: tuple[str, ...],
 ) -> int:
-    """Trains; gives the exit status."""
+    """Trains; returns the exit status."""
     need_packages("training", "timm")
     if recipe is None:
         taken = (
@@ -86,7 +88,7 @@ def train(
         raise click.UsageError(f"Missing argument 'RECIPE'{taken}")
     config = _config(recipe, _pairs(recipe, changes) | ({"data": data} if data else {}), _OPTIONS)
     from xcit.cli.options import checked_device
-    from xcit.training.engine.loop import Stopped
+    from xcit.training.engine.progress import Stopped
     from xcit.training.run import train as train_recipe
     from xcit.training.tasks.table import TASKS
 
@@ -108,7 +110,7 @@ def train(
 
 def _print_stop(stopped: "Stopped", directory: Path, device: str | None) -> None:
     again = ["xcit", "train", str(directory / "config.yaml"), "--resume", *(("--device", device) if device else ())]
-    saved = f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; go on with: {shlex.join(again)}"
+    saved = f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; resume with: {shlex.join(again)}"
     say(saved, err=True, indent=2)
 
 
@@ -116,12 +118,15 @@ def _print_result(directory: Path, figures: dict[str, float], task: str) -> None
     say(f"figures: {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}")
     for what, name in (
         ("weights", "model.safetensors"),
+        ("adapter", "model-adapter"),
         ("best weights", "best.safetensors"),
+        ("best adapter", "best-adapter"),
         ("curves", "curves.png"),
     ):
         if (directory / name).exists():
             click.echo(f"{what}: {directory / name}")
-    model = shlex.quote(str(directory / "model.safetensors"))
+    adapter, whole = directory / "model-adapter", directory / "model.safetensors"
+    model = shlex.quote(str(adapter if adapter.exists() else whole))
     uses = {
         "classification": f"predict IMAGE... --model {model}",
         "multi-label": f"predict IMAGE... --model {model}",
@@ -163,8 +168,9 @@ def _list_recipes() -> None:
 
 
 def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -> "TrainingConfig":
-    """A recipe with some fields set; `options` are the verb's own, which may be what was meant."""
-    # `xcit test` calls it --ignore.
+    """Returns a recipe with some fields set; `options` are the command's own, which may be what was meant."""
+    # As other verbs spell their options: --class-map, --class-weights; and `xcit test` has --ignore.
+    pairs = {name.replace("-", "_"): value for name, value in pairs.items()}
     pairs = {"ignore_index" if name == "ignore" else name: value for name, value in pairs.items()}
     _check_names(pairs, options)
     from xcit.config import override
@@ -174,7 +180,7 @@ def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -
 
 
 def _check_names(names: Iterable[str], options: tuple[str, ...]) -> None:
-    """Refuses names that no recipe has, before torch is imported."""
+    """Checks that some recipe has each name, before torch is imported."""
     from difflib import get_close_matches
 
     from xcit.cli.fields import FIELDS
@@ -189,7 +195,7 @@ def _check_names(names: Iterable[str], options: tuple[str, ...]) -> None:
 
 
 def _pairs(recipe: str, changes: tuple[str, ...]) -> dict[str, str]:
-    """`--a.b 1` or `--a.b=1` to {"a.b": "1"}."""
+    """Converts `--a.b 1` or `--a.b=1` to {"a.b": "1"}."""
     if recipe.startswith("--"):
         raise click.UsageError(f"RECIPE stands before its fields, and {recipe} is one")
     pairs: dict[str, str] = {}

@@ -4,17 +4,19 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.lines import say
-from xcit.cli.options import file_with_key
+from xcit.cli.lines import say, say_rows
+from xcit.cli.options import file_with_key, key_option
 
-FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet")
+FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet", "timm-hub")
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--to", "folder", type=click.Path(path_type=Path), help="A folder, to serve as XCIT_MIRROR elsewhere.")
+@click.option(
+    "--to", "folder", type=click.Path(path_type=Path), help="A folder that can serve as XCIT_MIRROR elsewhere."
+)
 def fetch(names: tuple[str, ...], folder: Path | None) -> int:
-    """Download weights into the cache or a folder. NAME may be a pattern, as for `xcit list`."""
+    """Download weights to the cache or to a folder. NAME may be a pattern, as in `xcit list`."""
     from xcit.cli import SOME_FAILED
     from xcit.cli.progress import download_bar
     from xcit.errors import XCiTError
@@ -40,35 +42,56 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Whose names the tensors get.")
-@click.option("--key", help="Which weights of SOURCE, if it has several: student, instead of DINO's teacher.")
+@click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Format of the tensors' names.")
+@click.option("--key", help="Which weights of SOURCE, if it has several sets, such as student in a DINO file.")
 @click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
-def convert(source: Path, destination: Path, to: str, key: str | None, overwrite: bool) -> None:
+@click.option("--licence", default="", metavar="NAME", help="With --to timm-hub: of the weights, as apache-2.0.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="With --to timm-hub: a report.json of `xcit test`, for the card."
+)
+def convert(
+    source: str, destination: Path, to: str, key: str | None, overwrite: bool, licence: str, report: Path | None
+) -> None:
     """Rewrite the checkpoint SOURCE as DESTINATION, bit for bit.
 
-    The format of SOURCE is read off its tensors' names. DESTINATION ends in .safetensors or .pth.
+    SOURCE is a file of any format, a model's folder, or hf-hub:USER/REPO. DESTINATION ends in .safetensors or .pth;
+    with --to timm-hub it is a folder for the Hub, which timm and transformers load where they have such a model.
     """
     from xcit.zoo import convert as convert_file
+    from xcit.zoo.folders import is_for_timm
 
-    stored = convert_file(source, destination, to, key=key, overwrite=overwrite)
+    stored = convert_file(source, destination, to, key=key, overwrite=overwrite, licence=licence, report=report)
     num_tensors = len(stored.state if stored.set_aside else stored.whole)
     click.echo(f"{source} ({stored.format}) -> {destination} ({to}): {num_tensors} tensors")
+    if to == "timm-hub" and not is_for_timm(destination):
+        click.echo("timm and transformers have no such model: xcit alone loads this folder")
     if stored.set_aside:
         click.echo(
-            f"left out, as no part of the classifier: {', '.join(stored.set_aside[:5])}, {len(stored.set_aside)} in all"
+            f"left out, because they are not part of the classifier: {', '.join(stored.set_aside[:5])}, "
+            f"{len(stored.set_aside)} in all"
         )
 
 
 @click.command()
-@click.argument("name_or_path")
-@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
-def verify(name_or_path: str, key: str | None) -> None:
-    """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count."""
+@click.argument("name_or_path", required=False)
+@key_option
+@click.option("--all", "is_all", is_flag=True, help="Check every model of the zoo, and download missing ones.")
+def verify(name_or_path: str | None, key: str | None, is_all: bool) -> int:
+    """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count.
+
+    With --all every model is downloaded to the cache and checked, with a line for each, and failures are named at the
+    end. A run that was stopped continues with the models that are missing.
+    """
+    if is_all == (name_or_path is not None):
+        raise click.UsageError("give a name or a path, or --all")
+    if is_all:
+        return _verify_all()
     from xcit.cli.progress import download_bar
     from xcit.zoo import verify as verify_file
 
+    assert name_or_path is not None
     with download_bar() as downloaded:
         verified = verify_file(file_with_key(name_or_path, key), progress=downloaded)
     rows = [
@@ -79,5 +102,35 @@ def verify(name_or_path: str, key: str | None) -> None:
         ("values", "all finite"),
         ("parameters", f"{verified.params:,}"),
     ]
-    for label, value in rows:
-        say(f"{label:14s} {value}", indent=15)
+    say_rows(rows)
+    return 0
+
+
+def _verify_all() -> int:
+    """Checks each record; those that can only be downloaded with a browser do not count as failures."""
+    from xcit.cli import SOME_FAILED
+    from xcit.cli.progress import download_bar
+    from xcit.errors import XCiTError, printable_line
+    from xcit.zoo import find_record, list_models
+    from xcit.zoo import verify as verify_file
+
+    names = list_models()
+    failed, by_hand = list[str](), 0
+    for name in names:
+        try:
+            with download_bar() as downloaded:
+                verified = verify_file(name, progress=downloaded)
+        except XCiTError as error:
+            if find_record(name).by_hand and not find_record(name).sources:
+                by_hand += 1
+                say(f"{name}: not checked: {printable_line(str(error))}", indent=2)
+            else:
+                failed.append(name)
+                say(f"{name}: failed: {printable_line(str(error))}", indent=2)
+        else:
+            say(f"{name}: {verified.num_tensors} tensors, {verified.params:,} parameters, {verified.digest}", indent=2)
+    good = len(names) - len(failed) - by_hand
+    line = f"{good} of {len(names)} models are right: names, shapes, digest, finite values"
+    line += f"; {by_hand} have to be downloaded with a browser" if by_hand else ""
+    click.echo(f"{line}; {len(failed)} failed: {', '.join(failed)}" if failed else line)
+    return SOME_FAILED if failed else 0

@@ -1,1 +1,1 @@
-"""Datasets, transforms and readers by kind of data."""
+"""Data sets, transforms and loaders."""

@@ -1,6 +1,5 @@
-"""Labelled images: class folders, ImageNet as people have it on disk, and the data sets known by name."""
+"""Labelled images: class folders, the usual layouts of ImageNet, and data sets known by name."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,12 +7,14 @@ from typing import Protocol
 
 from PIL import Image
 
-from xcit.data.label_lists import CLASS_FILES, find_list, has_validation_list, known_classes, read_list
+from xcit.data.label_lists import CLASS_FILES, LIST_NAMES, find_list, has_validation_list, known_classes, read_list
 from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_cifar, open_fashion_mnist
 from xcit.data.splits import find_splits, left_out, subfolders
 from xcit.data.streams import is_stream
-from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, images_below, read_image
+from xcit.errors import XCiTError, some_of
+from xcit.images.find import images_below, is_image_name
+from xcit.images.passed_by import PassedBy
+from xcit.images.read import read_image
 from xcit.zoo.classes import imagenet_class_ids
 
 KNOWN_DATA = (
@@ -26,7 +27,7 @@ GROUND_TRUTH_FILES = ("val.txt", "ILSVRC2012_val.txt", "LOC_val_solution.csv")
 
 
 _SHOWN = 5
-"""Classes that a line names."""
+"""Number of classes that a message names."""
 
 
 class LabelledImages(Protocol):
@@ -41,7 +42,7 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
 
     def image_name(self, index: int) -> str:
-        """What to call an image in a message."""
+        """Returns a name of an image for messages."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class ImageFiles:
     Attributes:
         items: files, each with the index of its class.
         class_ids: the classes' names on disk.
-        source: where they were found.
-        problems: a line for each kind of thing there that was left out.
+        source: where the files were found.
+        problems: one line for each kind of file or folder that was left out.
     """
 
     items: Sequence[tuple[Path, int]]
@@ -73,7 +74,7 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """A split of a data set of torchvision's: its test images are "val", the others "train"."""
+    """A split of a torchvision data set: its test images are "val", its training images are "train"."""
 
     name: str
     class_ids: tuple[str, ...]
@@ -119,16 +120,16 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     """Opens one split of a data set.
 
     Args:
-        data: "fashion-mnist", "cifar10" or "cifar100"; `hf:NAME`, a data set of the Hugging Face Hub or a folder of
-            parquet files (see `open_hub_images`); or a folder in one of these forms: `<split>/<class>/<image>`
-            (ImageNet's train and val by wnid; see `SPLIT_NAMES` for what else a split is called), `<class>/<image>`,
-            images with a list of their labels (see `read_list`), or a flat folder of ImageNet's validation
-            images with one of `GROUND_TRUTH_FILES` in it, above it, or in a folder `meta` above it (as mmpretrain keeps
-            it). A single folder in a folder is looked through.
-        split: "val" is what a model is measured on. A folder without splits serves as either.
+        data: "fashion-mnist", "cifar10" or "cifar100"; `hf:NAME`, which is a data set of the Hugging Face Hub or a
+            folder of parquet files (see `open_hub_images`); or a folder in one of the following layouts.
+            `<split>/<class>/<image>` (ImageNet's train and val by wnid; `SPLIT_NAMES` has other names of splits).
+            `<class>/<image>`. Images with a list of their labels (see `read_list`). A flat folder of ImageNet's
+            validation images with one of `GROUND_TRUTH_FILES` in it, above it, or in a folder `meta` above it (as in
+            mmpretrain). If a folder contains only one folder, that one is used.
+        split: "val" is the split for evaluation. A folder without splits serves as both.
 
     Raises:
-        XCiTError: if there is no such data set or folder, or no images or labels in it.
+        XCiTError: if there is no such data set or folder, or it has no images or labels.
     """
     if data == "fashion-mnist":
         return KnownImages(f"Fashion-MNIST {split}", FASHION_MNIST_CLASSES, open_fashion_mnist(split))
@@ -148,25 +149,30 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     place = splits.of(split)
     problems = [f"{splits.root}: {name} beside its splits is not read" for name in splits.unused]
     classes = known_classes(splits.root, place)
-    others: Counter[str] = Counter()
-    by_class = {entry.name: images_below(entry, others) for entry in subfolders(place)}
-    beside = [path for path in sorted(place.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    if sum(map(bool, by_class.values())) <= 1:  # as many folders as one that the images of a list lie in
+    passed_by = PassedBy(known=LIST_NAMES)
+    by_class = {entry.name: images_below(entry, passed_by) for entry in subfolders(place, passed_by)}
+    beside = list[Path]()
+    for file in sorted(entry for entry in place.iterdir() if not entry.is_dir()):
+        if is_image_name(file):
+            beside.append(file)
+        else:
+            passed_by.add(file)
+    if sum(map(bool, by_class.values())) <= 1:  # images with a list are in at most one folder
         path = find_list(splits.root, place, split)
         if path is not None:
             listed = read_list(path, place, classes)
             return ImageFiles(listed.items, listed.class_ids, str(path), (*problems, *listed.problems))
         if split == "val" and beside and not any(by_class.values()):
-            return _flat_imagenet(place, images_below(place))
+            return _flat_imagenet(place)
     if beside:
         problems.append(f"{place}: {len(beside)} images beside its class folders left out: they have no class")
-    problems += left_out(place, others)
+    problems += left_out(place, passed_by)
     images = _class_folders(place, by_class, problems, is_part=split == "val" and splits.has_val)
     return _in_order_of(classes, images) if classes else images
 
 
 def has_validation(data: str) -> bool:
-    """Whether a data set that `open_labelled_images` opens has images to measure on beside those to train on."""
+    """Whether a data set that `open_labelled_images` opens has validation images beside the training images."""
     root = Path(data)
     if not root.is_dir():
         return True
@@ -175,25 +181,24 @@ def has_validation(data: str) -> bool:
 
 
 def is_folder_without_validation(data: str) -> bool:
-    """Whether a folder's images are all there are: whoever measures on it does so on what may be trained on."""
+    """Whether a folder has no separate validation images, so that evaluation uses images that may be trained on."""
     return Path(data).is_dir() and not has_validation(data)
 
 
 def describe_classes(images: LabelledImages) -> str:
-    """What was found, in a line: how many classes and images, the first classes, and where."""
+    """Describes in one line how many classes and images were found, the first classes, and where they are."""
     names = images.class_ids
     where = getattr(images, "source", "")
-    shown = f"{', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-    return f"{len(names)} classes: {shown}; {len(images)} images{f' in {where}' if where else ''}"
+    return f"{len(names)} classes: {some_of(names, _SHOWN)}; {len(images)} images{f' in {where}' if where else ''}"
 
 
 def problems_of(images: LabelledImages) -> tuple[str, ...]:
-    """A line for each kind of thing in the data that was left out."""
+    """Returns one line for each kind of file or folder that was left out."""
     return tuple(getattr(images, "problems", ()))
 
 
 def with_classes(images: LabelledImages, class_ids: Sequence[str], labels: Sequence[int]) -> LabelledImages:
-    """The images with the labels of other classes: `labels` has the new label of each old one."""
+    """Returns the images with other classes; `labels` maps each old label to its new one."""
     if isinstance(images, ImageFiles):
         return replace(
             images, items=[(path, labels[label]) for path, label in images.items], class_ids=tuple(class_ids)
@@ -202,13 +207,13 @@ def with_classes(images: LabelledImages, class_ids: Sequence[str], labels: Seque
 
 
 def measured_by(images: LabelledImages, class_ids: tuple[str, ...], data: str) -> tuple[LabelledImages, str]:
-    """Images to measure on with the labels of the classes that were trained on, found by their names.
+    """Relabels validation images with the training classes, which are matched by name.
 
     Returns:
-        The images, and a line about classes of which there are none; "" if there is none such.
+        The images, and a line about classes without images; "" if there are none.
 
     Raises:
-        XCiTError: if there is a class that was not trained on.
+        XCiTError: if an image has a class that was not trained on.
     """
     if images.class_ids == class_ids:
         return images, ""
@@ -227,12 +232,12 @@ def measured_by(images: LabelledImages, class_ids: tuple[str, ...], data: str) -
 
 
 def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(map(repr, names[:_SHOWN]))}{', ...' if len(names) > _SHOWN else ''}"
+    return some_of(map(repr, names), _SHOWN)
 
 
 @dataclass(frozen=True)
 class _Relabelled:
-    """Images with the labels of other classes in place of their own."""
+    """Images whose labels are replaced by those of other classes."""
 
     images: LabelledImages
     labels: tuple[int, ...]
@@ -260,7 +265,7 @@ class _Relabelled:
 def _class_folders(
     root: Path, by_class: Mapping[str, Sequence[Path]], problems: Sequence[str], *, is_part: bool
 ) -> ImageFiles:
-    """Images by their folders; in images to measure on (`is_part`) a class may be missing."""
+    """Returns images by their folders; for validation images (`is_part`), classes may be missing."""
     empty = [name for name, images in by_class.items() if not images]
     if len(empty) == len(by_class):
         raise XCiTError(f"{root}: no images by class: expected folders named for the classes, with images in them")
@@ -272,7 +277,7 @@ def _class_folders(
 
 
 def _in_order_of(classes: Sequence[str], images: ImageFiles) -> ImageFiles:
-    """Images by folders with the labels that a file gives the classes: by its lines, or the first word of each."""
+    """Relabels images by folders in the order that a file gives the classes, by its lines or their first words."""
     first_words = [line.split()[0] for line in classes]
     names = first_words if set(images.class_ids) <= set(first_words) else list(classes)
     unknown = [name for name in images.class_ids if name not in names]
@@ -282,13 +287,15 @@ def _in_order_of(classes: Sequence[str], images: ImageFiles) -> ImageFiles:
     return replace(images, items=[(path, labels[label]) for path, label in images.items], class_ids=tuple(names))
 
 
-def _flat_imagenet(root: Path, images: Sequence[Path]) -> ImageFiles:
+def _flat_imagenet(root: Path) -> ImageFiles:
+    passed_by = PassedBy(known=GROUND_TRUTH_FILES)
+    images = images_below(root, passed_by)
     places = [folder / name for folder in (root, root.parent, root.parent / "meta") for name in GROUND_TRUTH_FILES]
     ground_truth = next((place for place in places if place.is_file()), None)
     if ground_truth is None:
         raise XCiTError(
             f"{root}: images without class folders need their labels in a file {GROUND_TRUTH_FILES[0]} beside or above "
-            "them, one line an image: its file name and its class (index from 0, or wnid)"
+            "them, one line per image: its file name and its class (index from 0, or wnid)"
         )
     class_ids = imagenet_class_ids()
     labels = _read_ground_truth(ground_truth, class_ids)
@@ -297,7 +304,7 @@ def _flat_imagenet(root: Path, images: Sequence[Path]) -> ImageFiles:
         if path.name not in labels and path.stem not in labels:
             raise XCiTError(f"{ground_truth}: no label for {path.name}")
         items.append((path, labels.get(path.name, labels.get(path.stem, -1))))
-    return ImageFiles(items, class_ids)
+    return ImageFiles(items, class_ids, str(root), tuple(left_out(root, passed_by)))
 
 
 def _read_ground_truth(path: Path, class_ids: Sequence[str]) -> dict[str, int]:
@@ -305,11 +312,11 @@ def _read_ground_truth(path: Path, class_ids: Sequence[str]) -> dict[str, int]:
     labels: dict[str, int] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         words = line.replace(",", " ").split()
-        if not words or words[0] == "ImageId":  # the head of Kaggle's table
+        if not words or words[0] == "ImageId":  # the header of Kaggle's table
             continue
         label = words[1] if len(words) > 1 else ""
         index = int(label) if label.isdecimal() else index_of.get(label, -1)
         if not 0 <= index < len(class_ids):
-            raise XCiTError(f"{path}, line {number}: {line!r} is no file name and class (index 0..999, or wnid)")
+            raise XCiTError(f"{path}, line {number}: {line!r} is not a file name and a class (index 0..999, or wnid)")
         labels[Path(words[0]).name] = index
     return labels

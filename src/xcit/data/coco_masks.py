@@ -1,28 +1,29 @@
-"""COCO's masks: polygons, and run lengths (RLE) down the columns, as lists of numbers or packed in text."""
+"""COCO's masks: polygons, and run-length encoding (RLE) along the columns, as lists of numbers or as packed text."""
 
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xcit.extras import missing_package
+from xcit.extras import imported
 
 CocoMask: TypeAlias = list[list[float]] | dict[str, Any]
 """Polygons x1, y1, x2, y2, ...; or `{"size": [height, width], "counts": [...] or text}`."""
 
 
 FARTHEST = 2**18
-"""Pixels from an image's corner to the farthest point of a polygon, and of an image's longest side."""
+"""The largest distance in pixels from an image's corner to a point of a polygon, and the longest side of an image."""
 
 _LONGEST_OUTLINE = 5_000_000
-"""Pixels that the outlines of a mask may go over: COCO's code keeps five points for each of them."""
+"""The most pixels that a mask's outlines may have, because COCO's code stores five points for each of them."""
 
 _LETTERS_A_COUNT = 7
-"""Letters of the longest count in packed RLE: five bits each, of the 32 that COCO's code takes."""
+"""Letters of the longest count in packed RLE: COCO's code accepts 32 bits, in letters of five bits."""
 
 
 def mask_problem(segmentation: object, size: tuple[int, int]) -> str:
-    """What is wrong with a mask of an image of this height and width, "" if nothing is."""
+    """Returns what is wrong with a mask for an image of this height and width, "" if nothing is."""
     if isinstance(segmentation, list):
         return _polygons_problem(segmentation)
     if isinstance(segmentation, dict):
@@ -31,47 +32,83 @@ def mask_problem(segmentation: object, size: tuple[int, int]) -> str:
 
 
 def decode_mask(segmentation: CocoMask, size: tuple[int, int]) -> np.ndarray:
-    """The mask (height, width) uint8, 0 or 1."""
+    """Returns the mask (height, width), uint8, 0 or 1."""
     mask: np.ndarray = _api().decode(to_rle(segmentation, size))
     return mask
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A mask (height, width), 0 or not, as packed RLE whose counts are text."""
+    """Returns a mask (height, width), zero or nonzero, as packed RLE whose counts are text."""
     rle = _api().encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": _text(rle["counts"])}
 
 
-def encode_part(part: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Like `encode_mask`, of a mask of this height and width that is 0 but for a part whose corner is at top, left.
+class MaskPart(NamedTuple):
+    """A part of an image that may contain a mask: row and column of its corner, and the mask there, 0 or not."""
 
-    The time is the part's, not the image's.
+    top: int
+    left: int
+    mask: np.ndarray
+
+
+def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, Any]:
+    """Like `encode_mask`, for a mask of this height and width that is 0 outside some parts, which do not overlap.
+
+    The time depends on the size of the parts, not of the image. The parts are taken one after another.
     """
     height, width = size
-    framed = np.zeros((part.shape[1], part.shape[0] + 2), np.int8)
-    framed[:, 1:-1] = (part != 0).T
-    columns, rows = np.nonzero(np.diff(framed, axis=1))
-    # Where runs begin and end, down the image's columns; a run to the last row ends where one from the first begins,
-    # and then both are one.
-    edges, times = np.unique((left + columns) * height + top + rows, return_counts=True)
+    found = [np.zeros(0, np.int64)]
+    for top, left, mask in parts:
+        framed = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
+        framed[:, 1:-1] = (mask != 0).T
+        columns, rows = np.nonzero(np.diff(framed, axis=1))
+        found.append((left + columns) * height + top + rows)
+    # The places where runs begin and end, along the image's columns. If a run reaches the last row and the next one
+    # begins in the first row, then the two are one run.
+    edges, times = np.unique(np.concatenate(found), return_counts=True)
     edges = np.union1d(edges[times == 1], [height * width])
     counts = np.diff(edges, prepend=0).tolist()
     rle = _api().frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": _text(rle["counts"])}
 
 
+def decode_part(rle: dict[str, Any]) -> MaskPart:
+    """The smallest part of packed RLE outside of which it is 0, bool; of 0 x 0 pixels where it is empty.
+
+    The time and memory are the part's, not the image's.
+    """
+    length = int(rle["size"][0])
+    edges = np.cumsum(_unpacked(rle["counts"]), dtype=np.int64)
+    first, last = edges[: len(edges) // 2 * 2 : 2], edges[1::2] - 1
+    first, last = first[last >= first], last[last >= first]
+    if not len(first):
+        return MaskPart(0, 0, np.zeros((0, 0), np.bool_))
+    left, right = int(first[0] // length), int(last[-1] // length) + 1
+    if np.any(first // length != last // length):  # a run goes on in the next column: columns are whole
+        top, bottom = 0, length
+    else:
+        top, bottom = int((first % length).min()), int((last % length).max()) + 1
+    height, width = bottom - top, right - left
+    first, last = ((pixels // length - left) * height + pixels % length - top for pixels in (first, last))
+    changes = np.zeros(width * height + 1, np.int8)
+    changes[first] = 1
+    changes[last + 1] -= 1
+    inside = np.cumsum(changes[:-1], dtype=np.int8).reshape(width, height)
+    return MaskPart(top, left, inside.T.astype(np.bool_))
+
+
 def mask_area(segmentation: CocoMask, size: tuple[int, int]) -> float:
-    """Pixels of a mask."""
+    """Returns the number of pixels of a mask."""
     return float(_api().area(to_rle(segmentation, size)))
 
 
 def to_rle(segmentation: CocoMask, size: tuple[int, int]) -> dict[str, Any]:
-    """Any mask as packed RLE."""
+    """Returns any mask as packed RLE."""
     api, (height, width) = _api(), size
     if isinstance(segmentation, list):
         rle: dict[str, Any] = api.merge(api.frPyObjects(segmentation, height, width))
     else:
-        # The file's own size may be spelled in floats.
+        # The size in the file may be written as floats.
         rle = {"size": [height, width], "counts": segmentation["counts"]}
         if isinstance(rle["counts"], list):
             rle = api.frPyObjects(rle, height, width)
@@ -79,23 +116,19 @@ def to_rle(segmentation: CocoMask, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def box_polygon(box: tuple[float, ...]) -> CocoMask:
-    """The outline of a box x, y, width, height; of a box beyond all images, that of its part nearby."""
+    """Returns the outline of a box x, y, width, height; a box beyond all images is clipped to a large area."""
     x, y, width, height = box
     left, top, right, bottom = (min(max(value, -FARTHEST), FARTHEST) for value in (x, y, x + width, y + height))
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
 def _api() -> Any:
-    """COCO's mask functions in C.
+    """Returns COCO's mask functions, which are written in C.
 
     Raises:
         XCiTError: if the package is not installed.
     """
-    try:
-        from faster_coco_eval import mask
-    except ImportError:
-        raise missing_package("a mask of COCO's", "faster_coco_eval") from None
-    return mask
+    return imported("faster_coco_eval", "a mask of COCO's").mask
 
 
 def _polygons_problem(polygons: list[object]) -> str:
@@ -104,19 +137,19 @@ def _polygons_problem(polygons: list[object]) -> str:
             return "a polygon is no list of numbers"
         if len(polygon) < 6 or len(polygon) % 2:
             return f"a polygon of {len(polygon)} numbers, where three points or more need two each"
-        # Compared, for `math.isfinite` fails at whole numbers beyond all floats.
+        # Comparisons, because `math.isfinite` raises an error for integers that are larger than any float.
         if not all(isinstance(value, int | float) and float("-inf") < value < float("inf") for value in polygon):
             return "a polygon with something that is no finite number"
         if max(polygon) > FARTHEST or min(polygon) < -FARTHEST:
             return "a polygon with a point that is far from any image"
-        # Few come near the limit: only of these all sides are measured.
+        # The first test is cheap and excludes nearly all polygons, so that few outlines are measured.
         if len(polygon) * (max(polygon) - min(polygon)) > _LONGEST_OUTLINE and _outline(polygon) > _LONGEST_OUTLINE:
             return "a polygon whose outline is longer than any object's"
     return ""
 
 
 def _outline(polygon: list[float]) -> float:
-    """Pixels that the outline of a polygon goes over."""
+    """Returns the number of pixels on the outline of a polygon."""
     points = list(zip(polygon[::2], polygon[1::2], strict=True))
     sides = pairwise([*points, points[0]])
     return float(sum(max(abs(x1 - x0), abs(y1 - y0)) for (x0, y0), (x1, y1) in sides))
@@ -141,12 +174,14 @@ def _rle_problem(rle: dict[str, Any], size: tuple[int, int]) -> str:
 
 
 def _unpacked(text: str) -> list[int]:
-    """The counts of packed RLE: five bits a letter from "0" on, the sixth says that more follow; from the fourth count
-    on the difference to the one two before.
+    """Decodes packed RLE into counts.
+
+    A letter has five bits, counted from "0"; its sixth bit says that more letters follow. From the fourth count on, the
+    text has the difference to the count two before it.
 
     Raises:
         IndexError: if the last count is cut off.
-        ValueError: if a letter is none of theirs, or a count has more letters than there are.
+        ValueError: if a letter is invalid, or a count has too many letters.
     """
     counts: list[int] = []
     place = 0

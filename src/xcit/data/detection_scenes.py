@@ -1,4 +1,4 @@
-"""Scenes of Fashion-MNIST garments as a COCO-format data set: true boxes and masks for free."""
+"""Scenes of Fashion-MNIST garments as a data set in COCO's format, with exact boxes and masks."""
 
 import json
 from collections.abc import Callable
@@ -23,12 +23,12 @@ def write_detection_scenes(
     seed: int = 0,
     report: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Writes scenes as `open_coco` reads them; `report` is called with 1 after each.
+    """Writes scenes in the format of `open_coco`; `report` is called with 1 after each scene.
 
-    A box holds what is seen of a garment, as does its mask.
+    Box and mask of a garment cover only its visible part.
 
     Raises:
-        XCiTError: if the folder holds something already, or can't be written.
+        XCiTError: if the folder is not empty, or can't be written.
     """
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(FASHION_MNIST_CLASSES)]
     with whole_folder(folder) as part:

@@ -1,6 +1,6 @@
-"""From an annotated image to what a detector is trained on: mirrored, resized, cropped, as published for COCO.
+"""Prepares annotated images for training a detector: mirrored, resized and cropped, as published for COCO.
 
-Shapes: `h`, `w` a picture's, `n` its objects.
+Shapes: `h`, `w` size of the image, `n` number of its objects.
 """
 
 import random
@@ -19,11 +19,11 @@ from xcit.errors import check_field
 from xcit.images.resize_8bit import Pixels, fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 MIN_SIDE = 32
-"""Images with a side below are not trained on, as published."""
+"""Images with a shorter side than this are not trained on, as published."""
 
 
 class AnnotatedImage(NamedTuple):
-    """A picture with what is in it."""
+    """An image with its objects."""
 
     pixels: Pixels  # (h, w, C)
     boxes: NDArray[np.float32]  # (n, 4), (x1, y1, x2, y2)
@@ -36,8 +36,8 @@ class TrainableImages:
 
     Args:
         images: the data set.
-        num_channels: 3, or 1 for greys.
-        with_empty: whether images without objects to train on are among them.
+        num_channels: 3, or 1 for grey images.
+        with_empty: whether to include images without objects.
     """
 
     def __init__(self, images: CocoImages, *, num_channels: int, with_empty: bool) -> None:
@@ -51,10 +51,10 @@ class TrainableImages:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[AnnotatedImage, int]:
-        """An annotated image; the number is for the loader, which wants one.
+        """Returns an annotated image and a label, which `TrainLoader` expects and which has no meaning.
 
         Raises:
-            XCiTError: "<path>: <reason>" if the picture can't be read.
+            XCiTError: "<path>: <reason>" if the image can't be read.
         """
         place = int(self.indices[index])
         pixels = picture_pixels(self.images.read(place), self.num_channels)
@@ -66,7 +66,7 @@ class TrainableImages:
         return AnnotatedImage(pixels, _clipped(corners, pixels.shape[:2]), labels, masks), 0
 
     def groups(self) -> list[int]:
-        """1 for images that are wider than high, else 0: a batch of one kind needs less padding."""
+        """Returns 1 for images that are wider than high, else 0: batches of similar images need less padding."""
         heights, widths = self.images.images.rows["size"][self.indices].T
         groups: list[int] = (widths > heights).astype(int).tolist()
         return groups
@@ -74,15 +74,16 @@ class TrainableImages:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionAugmentation:
-    """What training does to an annotated image.
+    """Augmentation of annotated images in training.
 
     Attributes:
         flip: share of images that are mirrored.
-        short_sides: pixels, of which one is drawn; an image is scaled as large as fits into it and `long_side`.
-        long_side: likewise.
-        crop: share of images of which a part is cut out before, and scaled then.
-        crop_short_sides: pixels, of which one is drawn; the image is scaled by it before it is cut.
-        crop_size: bounds of the pixels of each side of that part, drawn one by one; an image with less stays whole.
+        short_sides: lengths in pixels, of which one is drawn. The image is scaled so that its short side has this
+            length, unless its long side would exceed `long_side`.
+        long_side: the largest long side, in pixels.
+        crop: share of images that are first cropped, and then scaled.
+        crop_short_sides: lengths in pixels, of which one is drawn to scale the image before it is cropped.
+        crop_size: bounds in pixels between which each side of the crop is drawn; a smaller image is not cropped.
     """
 
     flip: float = 0.5
@@ -103,13 +104,13 @@ class DetectionAugmentation:
 
 
 def picture_pixels(picture: Image.Image, num_channels: int) -> Pixels:
-    """8-bit pixels (h, w, C) of a picture."""
+    """Returns the 8-bit pixels (h, w, C) of an image."""
     pixels = np.asarray(picture.convert("L" if num_channels == 1 else "RGB"))
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def augmented_annotations(image: AnnotatedImage, config: DetectionAugmentation) -> list[Tensor]:
-    """An annotated image as training sees it, drawn from Python's global generator.
+    """Augments an annotated image, with draws from Python's global generator.
 
     Returns:
         Pixels, uint8 (C, h, w); boxes (n, 4); labels (n,); and masks, uint8 (n, h, w).
@@ -131,7 +132,7 @@ def augmented_annotations(image: AnnotatedImage, config: DetectionAugmentation) 
 def collate_detections(
     samples: Sequence[tuple[list[Tensor], int, tuple[str, ...]]],
 ) -> tuple[list[object], Tensor, list[str]]:
-    """Images, boxes, labels and masks, each a list of as many as there are images; for `TrainLoader`."""
+    """Collates images, boxes, labels and masks into lists with one entry per image, for `TrainLoader`."""
     parts, numbers, unreadable = zip(*samples, strict=True)
     return (
         [list(part) for part in zip(*parts, strict=True)],
@@ -159,7 +160,7 @@ def _scaled(image: AnnotatedImage, short_side: int, long_side: int) -> Annotated
 
 
 def _cropped(image: AnnotatedImage, bounds: tuple[int, int]) -> AnnotatedImage:
-    """A random part; it may have no objects in it."""
+    """Returns a random crop, which may contain no objects."""
     sides = image.pixels.shape[:2]
     height, width = (random.randint(min(side, bounds[0]), min(side, bounds[1])) for side in sides)
     top, left = random.randint(0, sides[0] - height), random.randint(0, sides[1] - width)

@@ -1,9 +1,9 @@
-"""Scenes of Fashion-MNIST garments, several to an image and overlapping, on textured ground: true masks for free.
+"""Scenes of several overlapping Fashion-MNIST garments on a textured background, with exact masks.
 
-`compose` draws a scene with a mask of each garment, from which label maps (and boxes) are read off. Scenes for training
-take Fashion-MNIST's training images, those for validation its test images: no garment is in both.
+`compose` draws a scene with a mask of each garment, from which label maps and boxes follow. Training scenes use
+Fashion-MNIST's training images, and validation scenes its test images, so that no garment is in both.
 
-Shapes: `h`, `w` the scene's.
+Shapes: `h`, `w` size of the scene.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +20,15 @@ from xcit.seeding import mix_seeds
 from xcit.writing import whole_folder
 
 GROUND = "ground"
-"""The class of pixels without a garment, first of the label map's."""
+"""The class of pixels without a garment; it is the first class of a label map."""
 
 _SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1}
 
 _SEEN = 8
-"""The grey of a garment's picture above which it covers the ground: its own ground is 0, with traces of the scan."""
+"""A pixel of a garment's image belongs to the garment above this grey value; the background is almost 0."""
 
 _TRIES = 10
-"""Places that are tried for a garment."""
+"""Number of places that are tried for a garment."""
 
 Mask = NDArray[np.bool_]
 
@@ -38,11 +38,12 @@ class SceneConfig:
     """How scenes are drawn.
 
     Attributes:
-        height: of a scene, in pixels.
-        width: likewise.
-        num_garments: the fewest and the most of a scene.
-        scale: bounds of the factor by which garments of 28 pixels a side are enlarged.
-        least_visible: share of a garment that no later one hides: such a one is laid elsewhere, or left out.
+        height: height of a scene, in pixels.
+        width: width of a scene, in pixels.
+        num_garments: smallest and largest number of garments in a scene.
+        scale: bounds of the factor by which garments of 28 x 28 pixels are enlarged.
+        least_visible: smallest share of a garment that must stay visible. If a new garment would hide more of another
+            one, it is placed elsewhere or left out.
     """
 
     height: int = 96
@@ -64,7 +65,7 @@ class SceneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Garment:
-    """A garment of a scene: its class, index of `FASHION_MNIST_CLASSES`, and the pixels (h, w) where it is seen."""
+    """A garment of a scene: its class (index of `FASHION_MNIST_CLASSES`) and the mask (h, w) of its visible pixels."""
 
     label: int
     mask: Mask
@@ -72,13 +73,13 @@ class Garment:
 
 @dataclass(frozen=True, kw_only=True)
 class FashionScene:
-    """A picture, 8-bit (h, w, 3), and its garments from the lowest to the topmost; no pixel is of two."""
+    """An image, 8-bit (h, w, 3), and its garments from the lowest to the topmost; their masks do not overlap."""
 
     pixels: NDArray[np.uint8]
     garments: tuple[Garment, ...]
 
     def label_map(self) -> NDArray[np.uint8]:
-        """(h, w): 0 is the ground, k + 1 the class k."""
+        """The label map (h, w): 0 is the background, and k + 1 is class k."""
         labels = np.zeros(self.pixels.shape[:2], np.uint8)
         for garment in self.garments:
             labels[garment.mask] = garment.label + 1
@@ -88,7 +89,7 @@ class FashionScene:
 def compose(
     garments: Sequence[tuple[Image.Image, int]], config: SceneConfig, draw: np.random.Generator
 ) -> FashionScene:
-    """Draws a scene of garments (grey pictures of 28 x 28 pixels with their classes); all draws are from `draw`."""
+    """Draws a scene of garments (grey images of 28 x 28 pixels with their classes); all random draws use `draw`."""
     pixels = _ground(config, draw)
     num_garments = int(draw.integers(config.num_garments[0], config.num_garments[1] + 1))
     placed: list[_Placed] = []
@@ -100,7 +101,7 @@ def compose(
             mask[place] = grey > _SEEN
             below = [replace(garment, mask=garment.mask & ~mask) for garment in placed]
             if mask.any() and all(garment.is_seen(config.least_visible) for garment in below):
-                # A colour of its own each time: the class is to be told by the shape.
+                # Each garment gets a random colour, so that its class can only be recognised by its shape.
                 tint = draw.uniform(0.45, 1.0, 3)
                 pixels[mask] = (grey[mask[place]][:, None] * tint).astype(np.uint8)
                 placed = [*below, _Placed(label=label, mask=mask, size=int(mask.sum()))]
@@ -112,7 +113,7 @@ def compose(
 
 @dataclass(frozen=True, kw_only=True)
 class _Placed(Garment):
-    """A garment while others are still laid over it; `size` is its number of pixels when nothing was."""
+    """A garment that later ones may partly hide; `size` is its number of pixels when nothing hid it."""
 
     size: int
 
@@ -121,10 +122,10 @@ class _Placed(Garment):
 
 
 def scenes(split: Split, count: int, *, config: SceneConfig | None = None, seed: int = 0) -> Iterator[FashionScene]:
-    """So many scenes of a split; each follows from the seed, the split and its number alone.
+    """Yields scenes of a split. Each depends only on the seed, the split and its number.
 
     Raises:
-        XCiTError: if Fashion-MNIST can't be had.
+        XCiTError: if Fashion-MNIST is not available.
     """
     garments = open_fashion_mnist(split)
     for number in range(count):
@@ -141,10 +142,10 @@ def write_segmentation_scenes(
     seed: int = 0,
     report: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Writes scenes with label maps as `open_scenes` reads them; `report` is called with 1 after each.
+    """Writes scenes with label maps in the format of `open_scenes`; `report` is called with 1 after each scene.
 
     Raises:
-        XCiTError: if the folder holds something already, or can't be written.
+        XCiTError: if the folder is not empty, or can't be written.
     """
     with whole_folder(folder) as part:
         counts: tuple[tuple[Split, int], ...] = (("train", num_train), ("val", num_val))
@@ -160,7 +161,7 @@ def write_segmentation_scenes(
 
 
 def _ground(config: SceneConfig, draw: np.random.Generator) -> NDArray[np.uint8]:
-    """Coloured noise of a random grain: no flat colour that would give the garments away."""
+    """Returns coloured noise of a random grain size: a flat background would make the garments too easy to find."""
     total = np.zeros((config.height, config.width, 3))
     for grain in draw.choice([3, 6, 12, 24], 2, replace=False):
         rows, columns = -(-config.height // grain) + 1, -(-config.width // grain) + 1
@@ -173,7 +174,7 @@ def _ground(config: SceneConfig, draw: np.random.Generator) -> NDArray[np.uint8]
 def _enlarged(
     picture: Image.Image, config: SceneConfig, draw: np.random.Generator
 ) -> tuple[NDArray[np.uint8], tuple[slice, slice]]:
-    """A garment's greys at its new size, perhaps mirrored, and where in the scene they go."""
+    """Returns a garment's grey values at its new size, perhaps mirrored, and its place in the scene."""
     side = int(28 * draw.uniform(*config.scale) + 0.5)
     grey = np.asarray(picture.convert("L").resize((side, side), Image.Resampling.BICUBIC))
     if draw.random() < 0.5:

@@ -1,4 +1,4 @@
-"""Feature files: npz, safetensors or Parquet, with an image's name beside its features."""
+"""Files of features (npz, safetensors or Parquet), which also contain the name of each image."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import need_packages
 from xcit.writing import whole_file
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
@@ -20,28 +20,29 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class FeatureFile(Protocol):
-    """Takes features image by image. `shapes` holds each column's shape so far, images first."""
+    """A file to which features are added image by image. `shapes` has each column's shape so far, images first."""
 
     shapes: dict[str, tuple[int, ...]]
 
     def add(self, name: str, layers: Mapping[int, Array]) -> None:
-        """Adds an image: block index -> float32 features, of the same shape for every image."""
+        """Adds an image: maps block indices to float32 features, whose shapes are the same for every image."""
 
     def close(self) -> None:
-        """Writes what is not yet written."""
+        """Writes what is not written yet."""
 
 
 @contextmanager
 def open_feature_file(path: Path) -> Iterator[FeatureFile]:
-    """A file of float32 columns `block_<index>`, one a block, and the images' names; it appears whole or not at all.
+    """Creates a file with a float32 column `block_<index>` per block, and the images' names; it is written as a whole.
 
-    A file of no image replaces none.
+    If no image is added, an existing file is not replaced.
 
-    npz: arrays, and `files`, the names. safetensors: tensors, and in the metadata `files`, a JSON list. Parquet:
-    flattened rows, written as they come, with the shape of one in each column's metadata; it needs `pyarrow`.
+    npz: arrays, and the names as `files`. safetensors: tensors, and the names as a JSON list `files` in the metadata.
+    Parquet: rows of flattened features, written in groups, with the shape of one row in each column's metadata;
+    this needs `pyarrow`.
 
     Raises:
-        XCiTError: if the suffix is another, or the file can't be written.
+        XCiTError: if the suffix is unknown, or the file can't be written.
     """
     kinds: dict[str, Callable[[Path, str], FeatureFile]] = {
         ".npz": _ArraysFile,
@@ -57,12 +58,12 @@ def open_feature_file(path: Path) -> Iterator[FeatureFile]:
         yield file
         if file.shapes or not path.exists():
             file.close()
-        else:  # of no image: not what an earlier result should be lost for
+        else:  # no image was added: keep an earlier result
             part.unlink()
 
 
 class _ArraysFile:
-    """Collects everything, then writes it at once."""
+    """Collects everything, and writes it at the end."""
 
     def __init__(self, part: Path, suffix: str) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -88,18 +89,15 @@ class _ArraysFile:
 
             try:
                 save_file(columns, self._part, metadata={"files": json.dumps(self._names)})
-            except SafetensorError as error:  # its own name for a full disk
+            except SafetensorError as error:  # safetensors raises its own error for a full disk
                 raise OSError(str(error)) from None
 
 
 class _ParquetFile:
-    """Writes a group of rows whenever one is full, so that memory stays bounded."""
+    """Writes rows in groups, so that memory is bounded."""
 
     def __init__(self, part: Path, suffix: str) -> None:
-        try:
-            import pyarrow  # noqa: F401 - asked for here, so that its lack is told before the work
-        except ImportError:
-            raise missing_package("Parquet", "pyarrow") from None
+        need_packages("Parquet", "pyarrow")  # told before the work
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._part = part
         self._writer: Any = None
@@ -124,7 +122,7 @@ class _ParquetFile:
         import pyarrow.parquet as pq
 
         fields = [pa.field("file", pa.string())]
-        # Parquet holds UTF-8 only; bytes of a file's name that are no text are written as \udc...
+        # Parquet stores only UTF-8. Bytes of a file name that are not valid text are written as \udc...
         names = [name.encode(errors="backslashreplace").decode() for name, _ in self._rows]
         columns = [pa.array(names, pa.string())]
         for column, (_, *shape) in self.shapes.items():

@@ -1,4 +1,4 @@
-"""What tells one data set from another, and from itself once it has changed, without reading its images."""
+"""Fingerprints of data sets, which differ between data sets and after changes, and need no image to be read."""
 
 import hashlib
 from typing import Any
@@ -10,10 +10,10 @@ from xcit.data.hub import HubImages
 
 
 def fingerprint(images: LabelledImages) -> str | None:
-    """A SHA-256 in hex; none where nothing of the kind is known of such images.
+    """Returns a SHA-256 in hex, or None if there is no fingerprint for this kind of images.
 
-    Of files it is over paths, labels, sizes and times of change, of torchvision's sets over all pixels and labels, of
-    the Hub's sets over the fingerprint that their library keeps.
+    For files it covers paths, labels, sizes and modification times; for torchvision's data sets, all pixels and labels;
+    for data sets of the Hub, the fingerprint that the `datasets` library keeps.
     """
     sha = hashlib.sha256()
     if isinstance(images, ImageFiles):

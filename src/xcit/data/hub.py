@@ -1,11 +1,10 @@
-"""Data sets of the Hugging Face Hub, and folders in its forms (parquet, arrow): in full (`hf:`) or as a stream."""
+"""Data sets of the Hugging Face Hub, and folders in its formats (parquet, arrow): as a whole (`hf:`) or as a stream."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -21,14 +20,14 @@ from xcit.data.samples import (
     unreadable_sample,
 )
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.read import read_encoded_image
 from xcit.regular import expanded, regular
 
 _SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
 
 _COLUMNS = {"image": ("image", "img"), "label": ("label", "labels", "fine_label")}
-"""Names by which the columns of images and labels are known; others have to be told."""
+"""Names by which the columns of images and labels are recognised; other names have to be given."""
 
 _TYPES = {"image": r"PIL\.Image\.Image|(large_)?binary|struct", "label": r"u?int\d+|(large_)?string"}
 
@@ -38,14 +37,14 @@ _NUM_SAVED_SHARDS = 128
 
 @dataclass(frozen=True)
 class HubImages:
-    """One split on this disk, a list of labelled images (see `LabelledImages`).
+    """One split on this disk as a list of labelled images (see `LabelledImages`).
 
     Attributes:
         name: the data set and the split.
         class_ids: the classes' names.
-        rows: of two columns.
-        image, label: their names.
-        index_of: the index of each label that is a text.
+        rows: the table, with two columns.
+        image, label: names of these columns.
+        index_of: maps each label that is text to its index.
     """
 
     name: str
@@ -63,16 +62,24 @@ class HubImages:
         label = self.index_of.get(row[self.label], row[self.label])
         if problem := label_problem(label, len(self.class_ids)):
             raise XCiTError(f"{name}: {problem}")
-        return read_encoded_image(_file_of(row[self.image], name), name), label
+        return self.picture(index), label
+
+    def picture(self, index: int, *, ignore_exif: bool = False) -> Image.Image:
+        """The picture of a row, see `read_image`; an `XCiTError` if it can't be read."""
+        name = self.image_name(index)
+        return read_encoded_image(_file_of(self.rows[index][self.image], name), name, ignore_exif=ignore_exif)
 
     def image_name(self, index: int) -> str:
-        """The data set, the split and the number of the row."""
+        """Returns the data set, the split and the number of the row."""
         return f"{self.name} row {index}"
 
 
 @dataclass(frozen=True)
 class HubStream:
-    """One split shard by shard, a stream of labelled images (see `LabelledStream`); attributes as of `HubImages`."""
+    """One split, shard by shard, as a stream of labelled images (see `LabelledStream`).
+
+    Attributes as in `HubImages`.
+    """
 
     name: str
     class_ids: tuple[str, ...]
@@ -85,20 +92,21 @@ class HubStream:
 
     @property
     def num_shards(self) -> int:
-        """Files, of most data sets."""
+        """Number of shards, which for most data sets are files."""
         return int(self.rows.num_shards)
 
     def shard(self, index: int) -> Iterator[StreamSample]:
-        """The rows of one shard."""
+        """Yields the rows of one shard."""
         from pyarrow import ArrowInvalid
 
         shard, place = f"{self.name} shard {index}", 0
-        # `iter`, for in a worker of torch's a plain loop would give no more than that worker's share of the shard.
+        # `iter` is used, because in a worker of torch's loader a plain loop would only give that worker's share of the
+        # shard.
         batches = self.rows.shard(num_shards=self.num_shards, index=index).iter(batch_size=_ROWS_AT_ONCE)
         while True:
             try:
                 batch = next(batches, None)
-            except Exception as error:  # of Arrow, of the file system or of the HTTP library
+            except Exception as error:  # from Arrow, the file system or the HTTP library
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 if not (self.is_local or isinstance(error, ArrowInvalid)):
                     raise XCiTError(f"{shard}: cannot be read ({reason})") from error
@@ -118,17 +126,17 @@ class HubStream:
 
 
 def open_hub_images(data: str, split: Split) -> HubImages:
-    """Opens `hf:NAME`, or `hf:NAME?config=CONFIG&image=COLUMN&label=COLUMN` with any of these.
+    """Opens `hf:NAME`, or `hf:NAME?config=CONFIG&image=COLUMN&label=COLUMN` with any of these parameters.
 
     Args:
-        data: NAME is a data set of the Hub, which is downloaded, or a folder of parquet or arrow files, or one that
-            `save_to_disk` wrote. The `datasets` library keeps a copy in its cache that is read as it lies on the disk.
-            Names of classes are those of the label column's type, else of a file `classes.txt` in the folder, else the
-            texts or the numbers from 0 that are the labels of the training split.
-        split: "val" is the validation split, or if there is none the test split.
+        data: NAME is a data set of the Hub, which is downloaded, or a folder of parquet or arrow files, or a folder
+            that `save_to_disk` wrote. The `datasets` library stores a copy in its cache, from which images are read on
+            demand. Class names come from the type of the label column, else from a file `classes.txt` in the folder;
+            else they are the texts or numbers (from 0) that occur as labels in the training split.
+        split: "val" is the validation split, or if there is none, the test split.
 
     Raises:
-        XCiTError: if the data set, its split or its columns are missing or not clear, or the library is not installed.
+        XCiTError: if the data set, its split or its columns are missing or ambiguous, or the library is not installed.
     """
     source = _parse(data, "hf")
     splits, _ = _open(source, streaming=False)
@@ -149,13 +157,13 @@ def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStre
     """Opens `hf-stream:NAME`, with columns as in `open_hub_images`, and `#COUNT` for the number of images.
 
     Args:
-        data: NAME is a data set of the Hub, read over the network and never stored, or a folder as for
-            `open_hub_images`, without a copy in the cache.
-        split: as in `open_hub_images`.
-        num_classes: how many classes there are, for labels that are plain numbers.
+        data: NAME is a data set of the Hub, which is read over the network and never stored, or a folder as in
+            `open_hub_images`, which is not copied to the cache.
+        split: see `open_hub_images`.
+        num_classes: number of classes, if labels are plain numbers.
 
     Raises:
-        XCiTError: as `open_hub_images`, and if the number of images or the classes are not known.
+        XCiTError: as in `open_hub_images`, and if the number of images or the classes are unknown.
     """
     source = _parse(data, "hf-stream")
     splits, counts = _open(source, streaming=True)
@@ -186,7 +194,7 @@ def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStre
 
 @dataclass(frozen=True)
 class _Source:
-    """What a person asked for, in parts."""
+    """The parts of the name that was given."""
 
     data: str
     name: str
@@ -195,7 +203,7 @@ class _Source:
 
     @property
     def folder(self) -> Path | None:
-        """The folder, None for a data set of the Hub."""
+        """The folder, or None for a data set of the Hub."""
         folder = expanded(self.name, "give the folder's whole path")
         return folder if folder.is_dir() else None
 
@@ -215,7 +223,7 @@ def _parse(data: str, kind: str) -> _Source:
 
 
 def _open(source: _Source, *, streaming: bool) -> tuple[Mapping[str, Any], Mapping[str, int]]:
-    """The rows of each split; and how many of a stream there are, where that is known."""
+    """Returns the rows of each split; for a stream also the number of images in each, if it is known."""
     datasets, folder = _library(), source.folder
     try:
         if folder and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
@@ -236,19 +244,14 @@ def _open(source: _Source, *, streaming: bool) -> tuple[Mapping[str, Any], Mappi
 
                 counts[str(name)] = sum(parquet.read_metadata(file).num_rows for file in files)
         return builder.as_streaming_dataset(), counts
-    except Exception as error:  # its own, those of the Hub's client, and those of its HTTP library
+    except Exception as error:  # errors of the library, the Hub's client or the HTTP library
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = "the folder cannot be read" if folder else "no such folder, and the Hugging Face Hub gives none"
         raise XCiTError(f"{source.data}: {what} ({reason})") from error
 
 
-def _library() -> ModuleType:
-    try:
-        import datasets
-    except ImportError:
-        raise missing_package("a data set of the Hugging Face Hub", "datasets") from None
-    library: ModuleType = datasets
-    return library
+def _library() -> Any:
+    return imported("datasets", "a data set of the Hugging Face Hub")
 
 
 def _split_name(source: _Source, splits: Mapping[str, Any], split: Split) -> str:
@@ -261,11 +264,11 @@ def _split_name(source: _Source, splits: Mapping[str, Any], split: Split) -> str
     )
 
 
-# ---- what is in them
+# ---- what the data contain
 
 
 def _column(source: _Source, what: str, columns: Mapping[str, Any]) -> str:
-    """The column of images, or that of labels."""
+    """Returns the name of the column of images, or of labels."""
     wanted = source.options.get(what)
     found = [wanted] if wanted else [name for name in _COLUMNS[what] if name in columns]
     if len(found) != 1 or found[0] not in columns:
@@ -281,7 +284,7 @@ def _column(source: _Source, what: str, columns: Mapping[str, Any]) -> str:
 
 
 def _named_classes(source: _Source, feature: Any) -> tuple[str, ...] | None:
-    """The classes by the label column's type, else by a file in the folder."""
+    """Returns the classes from the label column's type, else from a file in the folder."""
     if isinstance(feature, _library().ClassLabel):
         return tuple(feature.names) if feature.names else numbered_classes(feature.num_classes)
     if source.folder and (source.folder / "classes.txt").is_file():
@@ -294,18 +297,18 @@ def _index_of(feature: Any, class_ids: Sequence[str]) -> Mapping[Any, int]:
 
 
 def _undecoded(rows: Any, image: str, label: str) -> Any:
-    """The two columns, images as files: the library's own decoder leaves them lying and knows fewer modes."""
+    """Returns both columns with undecoded images: the library's decoder ignores EXIF and knows fewer modes."""
     return rows.select_columns([image, label]).cast_column(image, _library().Image(decode=False))
 
 
 def _file_of(image: Any, name: str) -> bytes:
-    """The bytes of a row's image file, which is in the row, or on this disk or the Hub beside the table."""
+    """Returns the bytes of a row's image file, which is in the row, or is a file on this disk or on the Hub."""
     image = image or {"bytes": None, "path": None}
     data: bytes | None = image["bytes"]
     if data is not None:
         return data
     path = image["path"]
-    # "::" chains protocols, which could lead anywhere.
+    # "::" chains protocols of fsspec, which could read from anywhere.
     if path is None or "::" in path or ("://" in path and not path.startswith("hf://")):
         raise XCiTError(f"{name}: there is no image in this row")
     import fsspec

@@ -1,10 +1,10 @@
-"""What a person names as images: files, folders and patterns, lists of them, URLs, tar shards, Parquet, data sets."""
+"""Finds the images that a user names: files, folders and patterns, lists, URLs, tar shards, Parquet, data sets."""
 
 import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,15 +12,20 @@ from pathlib import Path
 from PIL import Image
 
 from xcit.data.classification import LabelledImages, open_labelled_images
+from xcit.data.hub import HubImages
 from xcit.data.named import Split
 from xcit.data.parquet_images import count_rows, is_parquet, read_parquet
-from xcit.data.remote import is_url, list_urls, open_url
+from xcit.data.remote import is_url, list_urls, open_url, read_whole
 from xcit.data.samples import StreamSample
 from xcit.data.shards import list_shards
 from xcit.data.streams import open_stream
 from xcit.data.tar_samples import read_tar_images
 from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, find_images
+from xcit.images.find import find_images, is_image_name
+from xcit.images.passed_by import PassedBy
+from xcit.images.read import ImageSource, read_image
+from xcit.images.sources import as_url
+from xcit.regular import regular
 
 _DATA_SETS = ("fashion-mnist", "cifar10", "cifar100")
 _TARS = (".tar", ".tar.gz", ".tgz")
@@ -28,10 +33,11 @@ _TARS = (".tar", ".tar.gz", ".tgz")
 
 @dataclass(frozen=True)
 class DataSetImage:
-    """An image of a data set that is not read yet."""
+    """An image of a data set that has not been read yet."""
 
     images: LabelledImages
     index: int
+    ignore_exif: bool = False
 
     @property
     def name(self) -> str:
@@ -39,24 +45,38 @@ class DataSetImage:
         return self.images.image_name(self.index)
 
     def read(self) -> Image.Image:
-        """The picture; an `XCiTError` with the name and the reason if it can't be read."""
-        return self.images[self.index][0]
+        """Returns the image, or raises an `XCiTError` with the name and the reason."""
+        if isinstance(self.images, HubImages):
+            return self.images.picture(self.index, ignore_exif=self.ignore_exif)
+        return self.images[self.index][0]  # data sets without EXIF
 
 
-NamedImage = StreamSample | DataSetImage
-"""An image that is not read yet, with what to call it."""
+@dataclass(frozen=True)
+class StoredPixels:
+    """An image that has not been read yet, whose pixels are taken as they are stored, whatever the EXIF orientation."""
+
+    name: str
+    source: ImageSource
+
+    def read(self) -> Image.Image:
+        """Returns the image, or raises an `XCiTError` with the name and the reason."""
+        return read_image(self.source, ignore_exif=True)
+
+
+NamedImage = StreamSample | DataSetImage | StoredPixels
+"""An image that has not been read yet, with a name for messages."""
 
 Input = Path | NamedImage
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Images that one process goes through from the first to the last: some files, or a shard.
+    """Images that one process reads in order: some files, or a shard.
 
     Attributes:
-        name: tells it from other units: what is in it, or where.
-        num_images: how many there are, none where only reading tells.
-        open: the images, in an order that is always the same.
+        name: distinguishes the unit from others: its contents, or its place.
+        num_images: number of images; None if it is only known after reading.
+        open: returns the images, always in the same order.
     """
 
     name: str
@@ -66,49 +86,72 @@ class Unit:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All images that were named."""
+    """All images that were named.
+
+    Attributes:
+        units: of them.
+        passed_by: what a search of folders left out.
+    """
 
     units: tuple[Unit, ...]
+    passed_by: PassedBy = field(default_factory=PassedBy)
 
     @property
     def num_images(self) -> int | None:
-        """How many there are, none where only reading tells."""
+        """Number of images; None if it is only known after reading."""
         counts = [unit.num_images for unit in self.units]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
     @property
     def sha256(self) -> str:
-        """A digest of the names, in hex: other images have another."""
+        """Returns a digest of the names, in hex, which differs for other images."""
         return hashlib.sha256("\0".join(unit.name for unit in self.units).encode(errors="surrogateescape")).hexdigest()
 
     def images(self) -> Iterator[Input]:
-        """The images one after another."""
+        """Yields the images."""
         return chain.from_iterable(unit.open() for unit in self.units)
+
+    def as_stored(self) -> "Inputs":
+        """The same images, to be read as their pixels are stored; see `as_stored`."""
+
+        def opened(unit: Unit) -> Iterator[Input]:
+            return map(as_stored, unit.open())
+
+        return replace(self, units=tuple(replace(unit, open=partial(opened, unit)) for unit in self.units))
+
+
+def as_stored(image: Input) -> Input:
+    """An image that is to be read as its pixels are stored; what has no EXIF, an array's file, stays as it is."""
+    if isinstance(image, StreamSample | DataSetImage):
+        return replace(image, ignore_exif=True)
+    if isinstance(image, StoredPixels) or image.suffix.lower() in (".npy", ".zarr"):
+        return image
+    return StoredPixels(as_url(image) or str(image), image)
 
 
 def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val", unit_size: int = 1024) -> Inputs:
-    """Finds the images that a person names.
+    """Finds the images that a user names.
 
     Args:
-        words: each one of
+        words: each is one of
 
             - a file, a folder or a pattern, see `find_images`;
-            - `@FILE`: a file or URL of a list, a path, URL or other word of these a line, but no pattern; paths are
-              from the current folder;
-            - a URL of an image, of any protocol that fsspec knows; one that ends in `/` stands for the images below,
-              and one with `*` for those that match, where the protocol can list files;
+            - `@FILE`: a file or URL with a list, which has a path, URL or other such word per line, but no patterns;
+              paths are relative to the current folder;
+            - a URL of an image, with any protocol that fsspec knows; a URL that ends in `/` means all images below it,
+              and one with `*` means those that match, if the protocol can list files;
             - a `.tar` file or its URL, or `wds:PATTERN` (see `list_shards`): every image in it, labelled or not;
             - a `.parquet` file or its URL, see `read_parquet`;
             - `fashion-mnist`, `cifar10`, `cifar100`, `hf:NAME` and `hf-stream:NAME`, see `open_labelled_images`.
         split: which images of a data set.
-        unit_size: how many images of those that need no order go into a unit.
+        unit_size: number of images per unit, for images that can be read in any order.
 
     Raises:
-        XCiTError: if one can't be found.
+        XCiTError: if one of the inputs can't be found.
     """
     units: list[Unit] = []
-    files: dict[str, Input] = {}  # by what makes each one; those that are still to become units
+    files: dict[str, Input] = {}  # by what identifies them; files that are not in a unit yet
 
     def finish() -> None:
         items = list(files.items())
@@ -120,19 +163,22 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         files.clear()
 
     seen: set[str] = set()
+    passed_by = PassedBy()
     for word, is_listed in _listed(words):
-        for key, found in _find(word, is_listed, split, unit_size):
+        for key, found in _find(word, is_listed, split, unit_size, passed_by):
             if isinstance(found, Unit):
                 finish()
                 units.append(found)
-            elif key not in seen:
-                files.setdefault(key, found)
+            elif key in seen or key in files:
+                passed_by.num_again += 1
+            else:
+                files[key] = found
     finish()
-    return Inputs(tuple(units))
+    return Inputs(tuple(units), passed_by)
 
 
 def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool]]:
-    """The words, with those of a list file in its place, and whether they are of one."""
+    """Yields the words, where a list file is replaced by its lines, and whether they come from a list."""
     for word in [os.fspath(word) for word in words]:
         if not word.startswith("@") or os.path.lexists(word):
             yield word, False
@@ -141,19 +187,21 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
         try:
             if is_url(place):
                 with open_url(place) as file:
-                    data = file.read()
+                    data = read_whole(file, place)
             else:
-                data = Path(place).read_bytes()
+                data = regular(place).read_bytes()
         except OSError as error:
             raise XCiTError(f"{place}: the list can't be read: {error.strerror or error}") from None
         lines = [os.fsdecode(line.rstrip(b"\r")) for line in data.split(b"\n")]
         if not any(lines):
-            raise XCiTError(f"{place}: an empty list; it has a path or URL a line")
+            raise XCiTError(f"{place}: an empty list; it must have one path or URL per line")
         yield from ((line, True) for line in lines if line)
 
 
-def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[tuple[str, Input | Unit]]:
-    """What a word stands for: units, or single images with what tells them apart. A list has no patterns."""
+def _find(
+    word: str, is_listed: bool, split: Split, unit_size: int, passed_by: PassedBy
+) -> Iterator[tuple[str, Input | Unit]]:
+    """Yields what a word means: units, or single images with what identifies them. Lists can't contain patterns."""
     if word.startswith("wds:"):
         for shard in list_shards(word.removeprefix("wds:")):
             yield "", _tar(shard)
@@ -167,11 +215,11 @@ def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[
             some = range(first, min(first + unit_size, len(images)))
             yield "", Unit(f"{word} {split} {some.start}..{some.stop}", len(some), partial(_some_of, images, some))
     elif is_url(word):
-        yield from map(_of_url, _urls(word))
+        yield from map(_of_url, _urls(word, passed_by))
     elif is_parquet(word) and not glob.has_magic(word.partition("?")[0]):
         yield "", _parquet(word)
     else:
-        for path in [Path(word)] if is_listed and not Path(word).is_dir() else find_images([word]):
+        for path in [Path(word)] if is_listed and not Path(word).is_dir() else find_images([word], passed_by):
             if path.name.lower().endswith(_TARS):
                 yield "", _tar(str(path))
             elif is_parquet(str(path)):
@@ -180,13 +228,16 @@ def _find(word: str, is_listed: bool, split: Split, unit_size: int) -> Iterator[
                 yield os.path.abspath(path), path  # noqa: PTH100  (Path.absolute keeps "..")
 
 
-def _urls(word: str) -> list[str]:
+def _urls(word: str, passed_by: PassedBy) -> list[str]:
     if word.endswith("/"):
-        urls = [url for url in list_urls(word) if Path(url).suffix.lower() in IMAGE_SUFFIXES]
+        found = list_urls(word)
+        urls = [url for url in found if is_image_name(Path(url))]
+        for url in set(found).difference(urls):
+            passed_by.add(Path(url))
         if not urls:
             raise XCiTError(f"{word}: a folder without images")
         return urls
-    # A question mark begins a query.
+    # A question mark begins the query of a URL.
     if not word.startswith(("http://", "https://")) and glob.has_magic(word.partition("?")[0]):
         urls = list_urls(word)
         if not urls:
@@ -205,7 +256,7 @@ def _of_url(url: str) -> tuple[str, Input | Unit]:
 
 def _load(url: str) -> bytes:
     with open_url(url) as file:
-        return file.read()
+        return read_whole(file, url)
 
 
 def _tar(shard: str) -> Unit:

@@ -1,4 +1,4 @@
-"""The lists of a JSON file element by element, so that memory holds one element and not the file."""
+"""Reads the lists of a JSON file element by element, so that memory holds one element instead of the file."""
 
 import json
 import re
@@ -15,13 +15,13 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def json_lists(source: Path) -> Iterator[tuple[str, str | None, Any]]:
-    """What is in a file's object: (key, text, element) for each element of a list.
+    """Yields the contents of a file's object: (key, text, element) for each element of a list.
 
-    Before the elements of a list comes (key, None, []), and for any other value (key, None, value). A file that holds
-    no object gives nothing.
+    Before the elements of a list, (key, None, []) is yielded, and for any other value (key, None, value). For a file
+    without an object nothing is yielded.
 
     Raises:
-        XCiTError: if the file can't be read, or is no JSON.
+        XCiTError: if the file can't be read, or is not JSON.
     """
     try:
         with regular(source).open("rb") as raw:
@@ -35,13 +35,13 @@ def json_lists(source: Path) -> Iterator[tuple[str, str | None, Any]]:
 
 
 class _Text:
-    """A JSON text, of which a window is in memory; it is taken piece by piece."""
+    """A JSON text that is parsed piece by piece, with only a window of it in memory."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.window, self.place, self.num_before = file, "", 0, 0
 
     def peek(self) -> str:
-        """The next character after white space, "" at the end."""
+        """Returns the next character after white space, "" at the end."""
         while True:
             space = _SPACE.match(self.window, self.place)
             assert space is not None
@@ -50,13 +50,13 @@ class _Text:
                 return self.window[self.place : self.place + 1]
 
     def take(self, character: str) -> None:
-        """Goes past a character that has to come next."""
+        """Skips a character, which must be the next one."""
         if self.peek() != character:
             raise ValueError(f"expecting {character!r} at character {self.num_before + self.place}")
         self.place += 1
 
     def value(self) -> tuple[str, Any]:
-        """Goes past a value, and gives its text and what it is."""
+        """Parses a value, and returns its text and the value."""
         self.peek()
         while True:
             try:
@@ -65,13 +65,13 @@ class _Text:
                 if not self._read_on():
                     raise ValueError(f"{error.msg} at character {self.num_before + error.pos}") from None
                 continue
-            # A number near the end of the window may go on: of "1e-7" there may be "1e-" so far, which reads as 1.
+            # At the end of the window a number may be incomplete: "1e-7" may be cut off to "1e-", which parses as 1.
             if end + len("e-") < len(self.window) or not self._read_on():
                 text, self.place = self.window[self.place : end], end
                 return text, value
 
     def elements(self, brackets: str) -> Iterator[None]:
-        """Stops at each element between two brackets, which is then to be taken."""
+        """Stops at each element between two brackets; the caller must parse it before the next one."""
         self.take(brackets[0])
         if self.peek() != brackets[1]:
             yield

@@ -1,4 +1,4 @@
-"""Lists of images with the class of each, beside a folder of images: a CSV, or lines of a file's name and its class."""
+"""Lists of images and their classes, beside a folder of images: a CSV file, or lines of file name and class."""
 
 import csv
 import re
@@ -8,25 +8,35 @@ from pathlib import Path
 
 from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
-from xcit.data.splits import is_number
-from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, images_below
+from xcit.data.splits import is_number, left_out
+from xcit.errors import XCiTError, some_of
+from xcit.images.find import images_below
+from xcit.images.formats import IMAGE_SUFFIXES
+from xcit.images.passed_by import PassedBy
 
 _STEMS: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training", "train_labels", "labels_train", "trainLabels"),
     "val": ("val", "validation", "valid", "val_labels", "labels_val"),
 }
-"""What a split's list is called."""
+"""Names of the list of a split."""
 
 _SHARED_STEMS = ("labels", "annotations", "metadata")
-"""What a list of all images is called."""
+"""Names of a list of all images."""
 
 _SUFFIXES = (".csv", ".tsv", ".txt")
 
 _FOLDERS = ("", "meta", "annotations")
 
 CLASS_FILES = ("classes.txt", "class_map.txt")
-"""The classes in the order of their labels, one a line: beside the images, or beside the folders of the splits."""
+"""Files with the classes in the order of their labels, one per line, beside the images or the splits' folders."""
+
+LIST_NAMES = frozenset(
+    [
+        *CLASS_FILES,
+        *(f"{stem}{suffix}" for stems in (*_STEMS.values(), _SHARED_STEMS) for stem in stems for suffix in _SUFFIXES),
+    ]
+)
+"""Names of the files that are lists of images or classes."""
 
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "file_path", "image", "image_path", "image_name",
                  "image_id", "img", "id", "name")  # fmt: skip
@@ -35,17 +45,15 @@ _LABEL_COLUMNS = ("label", "class", "class_name", "label_name", "target", "categ
 
 _WNID = re.compile(r"n[0-9]{8}")
 
-_SHOWN = 3
-
 
 @dataclass(frozen=True)
 class ListedImages:
-    """What a list says.
+    """The contents of a list.
 
     Attributes:
         items: image files, each with the index of its class.
         class_ids: the classes.
-        problems: a line for each kind of entry or image that was left out.
+        problems: one line for each kind of entry or image that was left out.
     """
 
     items: list[tuple[Path, int]]
@@ -54,12 +62,12 @@ class ListedImages:
 
 
 def find_list(root: Path, place: Path, split: Split) -> Path | None:
-    """The list of a split's images, if there is one; ImageNet's own, of numbers or wnids alone, are none of these.
+    """Returns the list of a split's images, or None; ImageNet's own lists, which have numbers or wnids, are ignored.
 
     Args:
         root: the data set's folder.
         place: the folder of the split's images, which may be the same.
-        split: a split without a list of its own has the one of all images, or the training images' list.
+        split: if it has no list of its own, the list of all images is used, or that of the training images.
     """
     own = _first(root, place, _STEMS[split])
     if split == "val" and own is not None:
@@ -68,15 +76,15 @@ def find_list(root: Path, place: Path, split: Split) -> Path | None:
 
 
 def has_validation_list(root: Path) -> bool:
-    """Whether a folder has a list of images to measure on, and another of those to train on."""
+    """Whether a folder has one list of validation images and another one of training images."""
     return all(_first(root, root, _STEMS[split]) is not None for split in _STEMS)
 
 
 def known_classes(root: Path, place: Path) -> tuple[str, ...]:
-    """The classes that one of `CLASS_FILES` names; none without such a file.
+    """Returns the classes in one of `CLASS_FILES`; none if there is no such file.
 
     Raises:
-        XCiTError: if one is named twice.
+        XCiTError: if a class occurs twice.
     """
     path = next((path for folder in (place, root) for name in CLASS_FILES if (path := folder / name).is_file()), None)
     if path is None:
@@ -89,24 +97,28 @@ def known_classes(root: Path, place: Path) -> tuple[str, ...]:
 
 
 def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
-    """Reads a list: two columns, or columns that are named for the file and the class among others.
+    """Reads a list of files and their classes.
 
-    Files may be named without their suffixes or folders, where that is not ambiguous. Classes are names or numbers;
-    numbers are lines of `classes`, from 0, where there are such.
+    A list with two columns may name them as it likes. In a list with more columns, the names must tell which column is
+    the file and which is the class.
+
+    File names may lack their suffixes or folders, if they are unambiguous. Classes are names or numbers. If `classes`
+    is not empty, numbers refer to its entries, counted from 0.
 
     Args:
-        path: a CSV with or without a first line that names the columns, or lines of name, white space and class.
-        place: where the images are.
-        classes: their order; none is the order of the alphabet, or of numbers.
+        path: a CSV file with or without a header line, or lines of name, white space and class.
+        place: the folder of the images.
+        classes: the order of the classes; if empty, names are sorted alphabetically, and numbers numerically.
 
     Raises:
-        XCiTError: if a line or a class is wrong, it is not clear which columns are meant, or no image is there.
+        XCiTError: if a line or a class is wrong, the columns are ambiguous, or no image exists.
     """
-    found = images_below(place)
+    passed_by = PassedBy(known=LIST_NAMES)
+    found = images_below(place, passed_by)
     image_of = _by_name(found, place)
     rows = list(_rows(path, image_of))
-    names = tuple(classes) or _ordered({label for _, _, label in rows})
-    index_of = {name: index for index, name in enumerate(names)}
+    class_ids = tuple(classes) or _ordered({label for _, _, label in rows})
+    index_of = {name: index for index, name in enumerate(class_ids)}
     items: dict[Path, int] = {}
     absent = list[str]()
     for number, name, label in rows:
@@ -114,64 +126,69 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
         if index is None and classes and is_number(label) and int(label) < len(classes):
             index = int(label)
         if index is None:
-            raise XCiTError(f"{path}, line {number}: {label!r} is none of the {len(names)} classes")
+            raise XCiTError(f"{path}, line {number}: {label!r} is none of the {len(class_ids)} classes")
         image = image_of.get(_key(name))
         if image is None:
             absent.append(name)
         elif items.setdefault(image, index) != index:
             raise XCiTError(
-                f"{path}, line {number}: {name} was said to be {names[items[image]]!r} before, now {label!r}"
+                f"{path}, line {number}: {name} was said to be {class_ids[items[image]]!r} before, now {label!r}"
             )
     if not items:
         raise XCiTError(f"{path}: none of its {len(rows)} images is in {place}; the first: {absent[0]}")
     problems = [
-        f"{path}: {len(left_out)} {what}: {', '.join(left_out[:_SHOWN])}{', ...' if len(left_out) > _SHOWN else ''}"
-        for what, left_out in (
-            (f"entries left out, for there is no one image of that name in {place}", absent),
-            (f"images of {place} left out, for it does not list them", [p.name for p in found if p not in items]),
+        f"{path}: {len(names)} {what}: {some_of(names)}"
+        for what, names in (
+            (f"entries left out, because there is not exactly one image of that name in {place}", absent),
+            (f"images of {place} left out, because it does not list them", [p.name for p in found if p not in items]),
         )
-        if left_out
+        if names
     ]
-    return ListedImages(list(items.items()), names, tuple(problems))
+    return ListedImages(list(items.items()), class_ids, (*problems, *left_out(place, passed_by)))
 
 
 def _first(root: Path, place: Path, stems: Sequence[str]) -> Path | None:
-    # The images' own folder first: it may be a split's.
+    # The images' own folder comes first, because it may be the folder of a split.
     folders = dict.fromkeys([place, *(root / name for name in _FOLDERS)])
     places = (folder / f"{stem}{suffix}" for folder in folders for stem in stems for suffix in _SUFFIXES)
     return next((path for path in places if path.is_file()), None)
 
 
 def _is_imagenet(path: Path) -> bool:
-    """Whether the first line's class is one of ImageNet's, by its number or wnid."""
+    """Whether the class in the first line is one of ImageNet's, by its number or wnid."""
     words = next((line.replace(",", " ").split() for line in _text(path).splitlines() if line.strip()), [])
     return len(words) < 2 or is_number(words[1]) or _WNID.fullmatch(words[1]) is not None
 
 
 def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int, str, str]]:
-    """Line number, file and class of each entry."""
+    """Yields line number, file and class of each entry."""
     lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), start=1) if line.strip()]
     if not lines:
         raise XCiTError(f"{path}: an empty list")
-    cells = [(number, [cell.strip() for cell in row]) for number, row in _split(path, lines)]
+    cells = [(number, [cell.strip() for cell in row]) for number, row in split_lines(path, lines)]
     number, head = cells[0]
-    # A first line that names no image names the columns.
+    # If the first line names no image, it is a header.
     has_head = _key(head[0]) not in image_of and Path(head[0]).suffix.lower() not in IMAGE_SUFFIXES
     columns = _columns(path, head) if has_head else (0, 1)
     for number, row in cells[1:] if has_head else cells:
         if len(row) <= max(columns) or (not has_head and len(row) != 2):
-            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} is no file and class")
+            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} is not a file and a class")
         name, label = row[columns[0]], row[columns[1]]
         if not name or not label:
             raise XCiTError(f"{path}, line {number}: {','.join(row)!r} has no file or no class")
         yield number, name, label
 
 
-def _split(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+def split_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """The cells of numbered lines, by the separator of the first one: a tab, a comma, a semicolon, or white space.
+
+    Raises:
+        XCiTError: if a CSV has one column.
+    """
     first = lines[0][1]
     separator = next((mark for mark in "\t,;" if mark in first), "")
     if path.suffix == ".csv" and not separator:
-        raise XCiTError(f"{path}: its first line {first!r} has one column: expected a file and a class")
+        raise XCiTError(f"{path}: its first line {first!r} has one column: expected two")
     for number, line in lines:
         if separator:
             yield number, next(csv.reader([line], delimiter=separator))
@@ -180,11 +197,11 @@ def _split(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, 
 
 
 def _columns(path: Path, head: Sequence[str]) -> tuple[int, int]:
-    """Which columns are the file and the class."""
+    """Returns which columns are the file and the class."""
     names = [name.casefold() for name in head]
     file = next((names.index(name) for name in _FILE_COLUMNS if name in names), None)
     label = next((names.index(name) for name in _LABEL_COLUMNS if name in names), None)
-    if len(names) == 2:  # whatever they are called
+    if len(names) == 2:  # two columns may have any names
         return (1, 0) if file == 1 or (label == 0 and file is None) else (0, 1)
     if file is None or label is None:
         raise XCiTError(
@@ -194,7 +211,7 @@ def _columns(path: Path, head: Sequence[str]) -> tuple[int, int]:
 
 
 def _by_name(images: Sequence[Path], place: Path) -> dict[str, Path | None]:
-    """Images by path below their folder, by name, and both without suffix; none where two have the same."""
+    """Maps to images: relative paths, names, and both without suffix; the value is None if two images match."""
     found: dict[str, Path | None] = {}
     for image in images:
         below = image.relative_to(place)
@@ -202,7 +219,7 @@ def _by_name(images: Sequence[Path], place: Path) -> dict[str, Path | None]:
         keys.add(f"{place.name}/{below.as_posix()}")
         for key in keys:
             found[key] = None if key in found else image
-    for image in images:  # a whole path is meant before any name
+    for image in images:  # full paths take precedence over names
         found[image.relative_to(place).as_posix()] = image
     return found
 

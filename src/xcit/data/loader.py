@@ -1,4 +1,4 @@
-"""Labelled images as batches of tensors: for training shuffled and augmented, for evaluation in order, each once."""
+"""Loads labelled images as batches of tensors: shuffled and augmented for training, in order for evaluation."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,16 +19,16 @@ from xcit.seeding import mix_seeds, own_randomness, seed_all
 ImageTransform = Callable[[Image.Image], Tensor]
 
 Images = TypeVar("Images")
-"""What a transform makes of an image and a loader of a batch: a tensor, or a list of them for several crops."""
+"""What a transform returns for an image, and a loader for a batch: a tensor, or a list of tensors for several crops."""
 
 Source = TypeVar("Source")
-"""What a transform takes: an image, or an image with its label map."""
+"""The input of a transform: an image, or an image with its label map."""
 
 SourceGiven = TypeVar("SourceGiven", covariant=True)
 
 
 class Samples(Protocol[SourceGiven]):
-    """A list of what a transform takes, each with a class index; `LabelledImages` is one."""
+    """A list of inputs for a transform, each with a class index; `LabelledImages` is one."""
 
     def __len__(self) -> int: ...
 
@@ -37,12 +37,13 @@ class Samples(Protocol[SourceGiven]):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    """What training does to an image, and to a batch.
+    """Augmentation of an image, and of a batch, in training.
 
-    `crop` "random_resized" cuts out a share of the area in `scale` and resizes it; "padded" moves the image by up to
-    `padding` pixels; `interpolation` is of either's resizing. `rand_augment` is timm's name of a policy, "" for none.
-    `mixup` and `cutmix` are the alphas of timm's Mixup, 0 for none, each batch drawing one of the two by `switch`, the
-    share of CutMix. `num_repeats` shows an image that often, each time augmented anew, in an epoch of the same length.
+    `crop` "random_resized" crops a share of the area between the bounds of `scale` and resizes it; "padded" shifts the
+    image by up to `padding` pixels. `interpolation` is used by both. `rand_augment` is timm's name of a policy, "" for
+    none. `mixup` and `cutmix` are the alphas of timm's Mixup, 0 for none; if both are set, `switch` is the share of
+    batches with CutMix. With `num_repeats`, an epoch contains that many differently augmented copies of each of its
+    images, and has the same length.
     """
 
     crop: Literal["random_resized", "padded"] = "random_resized"
@@ -69,7 +70,7 @@ class AugmentationConfig:
 
 
 def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTransform:
-    """Image to augmented, normalised tensor (C, image_size, image_size); made of torchvision's and timm's parts."""
+    """Returns a transform from an image to an augmented, normalised tensor (C, image_size, image_size)."""
     from timm.data.auto_augment import rand_augment_transform
     from timm.data.random_erasing import RandomErasing
     from torchvision import transforms
@@ -87,8 +88,8 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
         mean = tuple(round(255 * m) for m in spec.mean)
         hyperparameters = {
             "img_mean": mean[0] if num_channels == 1 else mean,
-            "translate_const": int(0.45 * size),  # timm's own share of the image
-            "interpolation": Image.Resampling.BICUBIC,  # as published; timm by itself draws one
+            "translate_const": int(0.45 * size),  # timm's own limit
+            "interpolation": Image.Resampling.BICUBIC,  # as published; timm's default is a random choice
         }
         try:
             policy = rand_augment_transform(config.rand_augment, hyperparameters)
@@ -107,7 +108,7 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +116,13 @@ class LoaderConfig:
     """How a loader divides its images among processes, and reads them.
 
     Attributes:
-        batch_size: global batch, over all processes and parts.
-        seed: of the order and every draw.
-        num_workers: processes that read, for each training process; 0 reads in this one.
-        num_parts: equal parts of a global batch.
-        world_size: training processes; each computes `num_parts / world_size` parts of a global batch.
-        rank: which of them this is.
-        num_repeats: how often an image comes in a row (repeated augmentation, arXiv 1901.09335).
+        batch_size: global batch size, over all processes and parts.
+        seed: seed of the order and of all other random draws.
+        num_workers: number of processes that read, for each training process; with 0 the training process reads.
+        num_parts: number of equal parts of a global batch.
+        world_size: number of training processes; each computes `num_parts / world_size` parts of a global batch.
+        rank: which of them this process is.
+        num_repeats: number of copies of an image in a row (repeated augmentation, arXiv 1901.09335).
     """
 
     batch_size: int
@@ -134,7 +135,7 @@ class LoaderConfig:
 
 
 class _Key(NamedTuple):
-    """One draw of a training image: which epoch's, which image, and which of its repeats."""
+    """Identifies one draw of a training image: the epoch, the image, and the number of the copy."""
 
     epoch: int
     image: int
@@ -142,18 +143,18 @@ class _Key(NamedTuple):
 
 
 NUM_SUBSTITUTES = 100
-"""Images in a row that are tried in place of one that can't be read."""
+"""Number of images in a row that are tried in place of one that can't be read."""
 
 
 Sample = tuple[Images, int, tuple[str, ...]]
-"""An augmented image (C, h, w), its label, and a line for each image that could not be read in its place."""
+"""An augmented image (C, h, w), its label, and one line for each unreadable image that it replaces."""
 
 
 class _TrainImages(Dataset[Sample[Images]], Generic[Source, Images]):
-    """Augmented image, label, and what could not be read on the way, by key.
+    """Maps a key to an augmented image, its label, and lines about unreadable images.
 
-    The draws follow from seed and key alone, so they are the same for any number of workers and processes, and after a
-    resume. In place of an unreadable image comes the next one of the data set.
+    Random draws depend only on seed and key, so they are the same for any number of workers and processes, and after a
+    resume. An unreadable image is replaced by the next image of the data set.
     """
 
     def __init__(self, images: Samples[Source], transform: Callable[[Source], Images], seed: int) -> None:
@@ -164,7 +165,7 @@ class _TrainImages(Dataset[Sample[Images]], Generic[Source, Images]):
         return len(self.images)
 
     def __getitems__(self, keys: Sequence[_Key]) -> list[Sample[Images]]:
-        # A worker's generators are its own; in the main process the model draws from the same ones.
+        # A worker has its own generators. In the main process the model uses the same ones, so they must not change.
         with nullcontext() if get_worker_info() else own_randomness():
             return [self[key] for key in keys]
 
@@ -184,7 +185,7 @@ class _TrainImages(Dataset[Sample[Images]], Generic[Source, Images]):
 
 
 def collate(samples: Sequence[Sample[Images]]) -> tuple[Any, Tensor, list[str]]:
-    """Images (B, C, h, w), of several crops a list of them; labels (B,); and the lines about what could not be read."""
+    """Collates images (B, C, h, w) (a list for several crops), labels (B,), and the lines about unreadable images."""
     images, labels, unreadable = zip(*samples, strict=True)
     whole = isinstance(images[0], Tensor)
     stacked = torch.stack(images) if whole else [torch.stack(crops) for crops in zip(*images, strict=True)]
@@ -192,12 +193,12 @@ def collate(samples: Sequence[Sample[Images]]) -> tuple[Any, Tensor, list[str]]:
 
 
 class _PartSampler(Sampler[list[_Key]]):
-    """The keys of one process's parts of an epoch's batches, from a step on.
+    """Yields the keys of one process's parts of an epoch's batches, from a step on.
 
-    Of each global batch, part k of n takes every n-th image from the k-th on; process r of w computes the parts r,
-    r + w, ... The order follows from seed and epoch. With `num_repeats` an image comes that often in a row and an epoch
-    is as long as without (repeated augmentation, arXiv 1901.09335; timm's sampler): the copies fall into different
-    parts.
+    Part k of n contains every n-th image of a global batch, from the k-th on. Process r of w computes the parts r, r +
+    w, and so on. The order follows from seed and epoch. With `num_repeats`, each image occurs that often in a row, and
+    an epoch has the same length (repeated augmentation, arXiv 1901.09335; timm's sampler). So the copies of an image
+    are in different parts.
     """
 
     def __init__(self, num_images: int, config: LoaderConfig, groups: Sequence[int] | None = None) -> None:
@@ -227,7 +228,7 @@ class _PartSampler(Sampler[list[_Key]]):
             return [_Key(self.epoch, index, 0) for index in order]
         from timm.data.distributed_sampler import RepeatAugSampler
 
-        # `selected_round` 0: timm otherwise rounds an epoch down to a multiple of 256 images.
+        # Without `selected_round` 0, timm would round an epoch down to a multiple of 256 images.
         sampler = RepeatAugSampler(
             range(self.num_images), num_replicas=1, rank=0, num_repeats=self.config.num_repeats, selected_round=0
         )
@@ -235,7 +236,7 @@ class _PartSampler(Sampler[list[_Key]]):
         return [_Key(self.epoch, index, place % self.config.num_repeats) for place, index in enumerate(sampler)]
 
     def _grouped(self, order: Sequence[int], groups: Sequence[int]) -> list[int]:
-        """Another order, in which each part is of one group, but for the last ones, which are of what is left over."""
+        """Reorders images so that each part has images of one group; the last parts get the remaining images."""
         size, parts = self.config.batch_size // self.config.num_parts, list[list[int]]()
         waiting: dict[int, list[int]] = {}
         for index in order:
@@ -252,15 +253,15 @@ class _PartSampler(Sampler[list[_Key]]):
 
 
 class TrainLoader(Generic[Images]):
-    """Shuffled batches (images (B, C, h, w), labels (B,)); the order and every draw follow from seed and epoch.
+    """Shuffled batches (images (B, C, h, w), labels (B,)); order and random draws follow from seed and epoch.
 
-    A transform that gives a list of crops makes the images of a batch a list too. With `groups`, a number an image,
-    the images of a part are of one group; `collate_fn` joins the samples of a part otherwise than `collate` does.
+    If a transform returns a list of crops, the images of a batch are a list too. With `groups` (one number per image),
+    the images of a part belong to one group. `collate_fn` replaces `collate`.
 
     Attributes:
-        num_steps: global batches an epoch; what is left over waits for another epoch.
-        num_inputs: images an epoch draws from.
-        unreadable: a line for each image that could not be read so far, each once.
+        num_steps: number of global batches per epoch; the remaining images are left out of this epoch.
+        num_inputs: number of images that an epoch draws from.
+        unreadable: one line for each image that could not be read so far, without duplicates.
     """
 
     def __init__(
@@ -283,12 +284,13 @@ class TrainLoader(Generic[Images]):
             persistent_workers=config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=prepare_worker,
-            # Its own, for the draw at each start of the workers would shift the model's: once a run, or once a resume.
+            # The loader draws a number whenever workers start, and their starts differ between a run and its resume.
+            # With a generator of its own, this does not change the model's random draws.
             generator=torch.Generator(),
         )
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Images, Tensor]]:
-        """This process's parts of an epoch's batches, from a step on."""
+        """Yields this process's parts of an epoch's batches, from a step on."""
         self._sampler.epoch, self._sampler.first_step = epoch, first_step
         return received_batches(self._loader, self.unreadable)
 
@@ -300,8 +302,8 @@ class TrainLoader(Generic[Images]):
 def end_workers(loader: DataLoader[Any]) -> None:
     """Ends the processes that a loader keeps from epoch to epoch.
 
-    Python's own end would send them SIGTERM, after which ours go on for a while: a run that ended well would wait for
-    them and end by an error, where a reference cycle has kept the loader alive until then.
+    At its exit, Python would send them SIGTERM, after which our workers continue for a while. If a reference cycle kept
+    the loader alive until then, a successful run would wait for them and end with an error.
     """
     iterator = loader._iterator
     loader._iterator = None
@@ -312,32 +314,32 @@ def end_workers(loader: DataLoader[Any]) -> None:
 def received_batches(
     loader: Iterable[tuple[Images, Tensor, list[str]]], all_unreadable: list[str]
 ) -> Iterator[tuple[Images, Tensor]]:
-    """The images and labels that a loader collated; adds new lines about unreadable images to a list."""
+    """Yields the images and labels of a loader, and adds new lines about unreadable images to a list."""
     try:
         for images, labels, unreadable in loader:
             all_unreadable += [reason for reason in unreadable if reason not in all_unreadable]
             yield images, labels
     except XCiTError as error:
-        # What a worker raises comes with its traceback in the message, our own message last.
+        # A worker's error has its traceback in the message, and our own message at the end.
         raise XCiTError(error.args[0].rpartition(f"{XCiTError.__name__}: ")[2].rstrip()) from None
 
 
 _SECONDS_AFTER_SIGTERM = 20
-"""How long a worker goes on, for the main process to finish its step and save."""
+"""How long a worker continues after SIGTERM, so that the main process can finish its step and save."""
 
 
 def prepare_worker(_: int) -> None:
-    """Makes a new worker process fit for its work."""
+    """Prepares a new worker process."""
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of a terminal; the main one finishes its step and saves, and needs its workers.
-    # A scheduler may send SIGTERM to all of them too: it ends a worker only when that time is over. (To ignore it would
-    # hang a program that ends by an error: Python then terminates the workers and waits for them.)
+    # Ctrl-C reaches every process of a terminal. The main process then finishes its step and saves, for which it needs
+    # its workers. A scheduler may also send SIGTERM to all of them; then a worker ends after some seconds. Ignoring
+    # SIGTERM would hang a program that ends by an error, because Python then terminates the workers and waits for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int, str]]):
-    """What `prepared` gives, of each of a list of images."""
+    """The results of `prepared` for a list of images."""
 
     def __init__(self, images: LabelledImages, spec: Preprocessing) -> None:
         self.images, self.spec = images, spec
@@ -350,7 +352,7 @@ class EvaluationImages(Dataset[tuple[Tensor, int, str]]):
 
 
 def prepared(read: Callable[[], tuple[Image.Image, int]], name: str, spec: Preprocessing) -> tuple[Tensor, int, str]:
-    """An image (C, h, w), its label, and ""; or zeros, -1, and why the image can't be read."""
+    """Returns an image (C, h, w), its label and "", or if it can't be read, zeros, -1 and the reason."""
     try:
         image, label = read()
     except XCiTError as error:
@@ -366,7 +368,7 @@ def prepared(read: Callable[[], tuple[Image.Image, int]], name: str, spec: Prepr
 def evaluation_batches(
     images: LabelledImages, spec: Preprocessing, *, batch_size: int, num_workers: int
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Batches in order, each image once: (B, C, h, w), labels (B,), and why images of the batch can't be read.
+    """Yields batches in order, with each image once: (B, C, h, w), labels (B,), and reasons why images can't be read.
 
     An unreadable image is left out of its batch.
     """
@@ -379,7 +381,7 @@ def evaluation_batches(
 def readable_batches(
     loader: Iterable[tuple[Tensor, Tensor, Sequence[str]]],
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Leaves out of the batches of `EvaluationImages` what could not be read."""
+    """Removes unreadable images from the batches of `EvaluationImages`."""
     for batch, labels, reasons in loader:
         readable = labels >= 0
         yield batch[readable], labels[readable], [reason for reason in reasons if reason]

@@ -1,4 +1,4 @@
-"""Several crops of one image, each augmented on its own: two global ones and some small local ones (multi-crop)."""
+"""Several separately augmented crops of one image: two global ones and some small local ones (multi-crop)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ MultiCropTransform = Callable[[Image.Image], list[Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class MultiCropConfig:
-    """DINO's crops (arXiv 2104.14294) and what happens to them; the defaults are its code's.
+    """DINO's crops (arXiv 2104.14294) and their augmentation; the defaults are those of DINO's code.
 
-    Global crops have the size of the preprocessing.
+    The size of global crops is that of the preprocessing.
 
     Attributes:
-        num_local: local crops.
-        local_size: pixels a side of a local crop.
-        global_scale: share of the area that a global crop shows.
-        local_scale: likewise of a local crop.
+        num_local: number of local crops.
+        local_size: side of a local crop, in pixels.
+        global_scale: bounds of the share of the area that a global crop shows.
+        local_scale: bounds of the share of the area that a local crop shows.
         flip: probability of a mirror image.
         jitter: probability of a change of colour.
-        jitter_strength: its greatest changes of brightness, contrast, saturation and hue; a grey image has the first
-            two only.
+        jitter_strength: largest changes of brightness, contrast, saturation and hue; for grey images only the first two
+            apply.
         grayscale: probability that a crop loses its colour.
-        blur: probability of a blur, of the first global, the second global and a local crop.
-        blur_radius: of the Gaussian, in pixels, drawn between these two.
-        solarize: probability that the second global crop has its bright pixels inverted.
+        blur: probabilities of a blur, for the first global, the second global and a local crop.
+        blur_radius: bounds of the radius of the Gaussian blur, in pixels.
+        solarize: probability that bright pixels of the second global crop are inverted.
     """
 
     num_local: int = 8
@@ -65,9 +65,11 @@ class MultiCropConfig:
 
 
 def multi_crop_transform(config: MultiCropConfig, spec: Preprocessing) -> MultiCropTransform:
-    """Image to its crops, normalised tensors: two (C, image_size, image_size), then the (C, local_size, local_size).
+    """Returns a transform from an image to its crops.
 
-    It draws from torch's global generator.
+    They are two of (C, image_size, image_size), then those of (C, local_size, local_size).
+
+    The crops are normalised tensors. Random draws use torch's global generator.
     """
     from torchvision import transforms
 
@@ -101,7 +103,7 @@ def multi_crop_transform(config: MultiCropConfig, spec: Preprocessing) -> MultiC
 
 @dataclass(frozen=True)
 class _MultiCrop:
-    """Pillow's mode, and what makes each crop."""
+    """Converts an image to Pillow's mode, and makes each crop."""
 
     mode: str
     crops: list[Callable[..., Tensor]]
@@ -113,7 +115,7 @@ class _MultiCrop:
 
 @dataclass(frozen=True)
 class _Blur:
-    """Pillow's Gaussian blur, its radius drawn between two."""
+    """Pillow's Gaussian blur, with a random radius between two bounds."""
 
     low: float
     high: float

@@ -1,4 +1,4 @@
-"""Images of which each may be of several classes, or of none: a CSV list beside the images."""
+"""Images with any number of classes each, also none: a CSV list beside the images."""
 
 import csv
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.data.named import Split
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, some_of
 from xcit.images.read import read_image
-from xcit.regular import regular
+from xcit.regular import is_file, regular
 
 KNOWN_LISTS = (
     "a CSV file, or a folder with train.csv and val.csv, whose first line names the columns: an image's path and its "
@@ -24,11 +24,11 @@ _BITS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
 @dataclass(frozen=True)
 class MultiLabelImages:
-    """Image files with any number of classes each; the label of an image is its row in `targets`.
+    """Image files with any number of classes each. The label of an image is the number of its row in `targets`.
 
     Attributes:
-        paths: of N images.
-        targets: (N, K) uint8, 1 where an image is of a class.
+        paths: paths of N images.
+        targets: (N, K) uint8, 1 if an image has a class.
         class_ids: K names.
     """
 
@@ -43,12 +43,12 @@ class MultiLabelImages:
         return read_image(self.paths[index]), index
 
     def image_name(self, index: int) -> str:
-        """What to call an image in a message."""
+        """Returns a name of an image for messages."""
         return str(self.paths[index])
 
 
 def has_validation_list(data: str) -> bool:
-    """Whether a folder has a list of images to measure on beside those to train on."""
+    """Whether a folder has a list of validation images beside the list of training images."""
     return (Path(data) / "val.csv").is_file()
 
 
@@ -56,16 +56,16 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
     """Opens one split of a data set.
 
     Args:
-        data: a folder with train.csv and val.csv, or one CSV file, which serves as either split; so does train.csv
-            without val.csv. The first line names the columns. With two columns the second has an image's class names,
-            with spaces between them; with more there is a column for each class, with 1 where an image is of it and 0
-            where not. Paths of images are relative to the list.
-        split: "val" is what a model is measured on.
-        class_ids: of a model or another split, in the order of its logits; none takes the columns' order, or that of
-            the alphabet.
+        data: a folder with train.csv and val.csv, or one CSV file, which serves as both splits (as does train.csv
+            without val.csv). The first line names the columns. If there are two columns, the second has the class names
+            of an image, separated by spaces. If there are more, each class has a column, with 1 for images that have
+            the class and 0 for others. Paths of images are relative to the list.
+        split: "val" is the split for evaluation.
+        class_ids: the classes of a model or of another split, in the order of its logits. If empty, the order is that
+            of the columns, or alphabetical.
 
     Raises:
-        XCiTError: if there is no such list, a line is wrong, an image is missing, or a class is none of `class_ids`.
+        XCiTError: if there is no such list, a line is wrong, an image is missing, or a class is not in `class_ids`.
     """
     path = Path(data)
     if path.is_dir():
@@ -80,8 +80,8 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
     index_of = {name: index for index, name in enumerate(known)}
     if unknown := [name for name in found if name not in index_of]:
         raise XCiTError(
-            f"{path}: {len(known)} classes are known, and {', '.join(map(repr, unknown[:3]))}"
-            f"{', ...' if len(unknown) > 3 else ''} {'is' if len(unknown) == 1 else 'are'} none of them"
+            f"{path}: {len(known)} classes are known, and {some_of(map(repr, unknown))} "
+            f"{'is' if len(unknown) == 1 else 'are'} none of them"
         )
     if not known:
         raise XCiTError(f"{path}: no image has a class")
@@ -89,13 +89,13 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
     for row, (_, names) in enumerate(lists):
         targets[row, [index_of[name] for name in names]] = 1
     paths = [path.parent / row[0] for _, row in rows]
-    if missing := [image for image in paths if not image.is_file()]:
+    if missing := [image for image in paths if not is_file(image)]:
         raise XCiTError(f"{path}: {len(missing)} of its {len(paths)} images do not exist; the first: {missing[0]}")
     return MultiLabelImages(paths, targets, known)
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names of the columns, and the lines that are not empty, with their numbers."""
+    """Returns the names of the columns, and the nonempty lines with their numbers."""
     try:
         with regular(path).open(encoding="utf-8-sig", newline="") as file:
             lines = list(enumerate(csv.reader(file), start=1))
@@ -114,7 +114,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _by_column(path: Path, head: list[str], rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    """The names of the classes of each line, by its columns of 0 and 1."""
+    """Returns the class names of each line, from its columns of 0 and 1."""
     for number, row in rows:
         for name, cell in zip(head[1:], row[1:], strict=True):
             if cell not in _BITS:

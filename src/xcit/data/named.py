@@ -1,4 +1,4 @@
-"""Data sets that are known by name: found on the machine, else downloaded where there is a network."""
+"""Data sets known by name: they are found on this machine, or downloaded if there is a network."""
 
 import gzip
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "val"]
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package `dataset-fashion-mnist` puts the four IDX files, gzipped."""
+"""The folder with the four gzipped IDX files of Debian's package `dataset-fashion-mnist`."""
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -32,7 +32,7 @@ FASHION_MNIST_CLASSES = (
 
 
 def data_dir() -> Path:
-    """Where named data sets are kept: XCIT_DATA, else beside the user's other caches."""
+    """Returns the folder of named data sets: XCIT_DATA, else a folder beside the user's other caches."""
     if "XCIT_DATA" in os.environ:
         return Path(os.environ["XCIT_DATA"])
     return (
@@ -41,10 +41,10 @@ def data_dir() -> Path:
 
 
 def fashion_mnist_root(debian: Path = DEBIAN_FASHION_MNIST) -> Path:
-    """The folder that torchvision's FashionMNIST reads, filled from Debian's package or by torchvision's downloader.
+    """Returns the folder for torchvision's FashionMNIST; it is filled from Debian's package, or by a download.
 
     Raises:
-        XCiTError: if the data are on the machine in neither form and can't be downloaded.
+        XCiTError: if the data are not on the machine and can't be downloaded.
     """
     root = data_dir()
     raw = root / "FashionMNIST" / "raw"
@@ -71,10 +71,10 @@ def fashion_mnist_root(debian: Path = DEBIAN_FASHION_MNIST) -> Path:
 
 
 def open_fashion_mnist(split: Split) -> "FashionMNIST":
-    """The 60,000 training or the 10,000 test images.
+    """Returns the 60,000 training or the 10,000 test images.
 
     Raises:
-        XCiTError: as `fashion_mnist_root`.
+        XCiTError: as in `fashion_mnist_root`.
     """
     from torchvision.datasets import FashionMNIST
 
@@ -89,13 +89,13 @@ def _missing(root: Path, reason: str) -> str:
 
 
 def open_cifar(name: str, split: Split) -> "CIFAR10":
-    """The data set "cifar10" or "cifar100" in the data folder, from torchvision's archive in it, or downloaded.
+    """Opens "cifar10" or "cifar100" in the data folder, from torchvision's archive there, or downloads it.
 
-    The files are pickles, which can run any command: torchvision compares each with the MD5 sum of the published one
-    before it opens it, and so is the archive compared here.
+    The files are pickles, which can run any code. So torchvision compares each with the MD5 sum of the published file
+    before it opens it, and here the archive is compared in the same way.
 
     Raises:
-        XCiTError: if the data are not on the machine, or are others than the published ones, and can't be downloaded.
+        XCiTError: if the data are not on the machine, or differ from the published ones, and can't be downloaded.
     """
     from filelock import FileLock
     from torchvision import datasets
@@ -106,7 +106,7 @@ def open_cifar(name: str, split: Split) -> "CIFAR10":
     try:
         return kind(str(root), train=is_train)
     except RuntimeError:
-        pass  # not there, or not what was published
+        pass  # missing, or not the published files
     archive = root / kind.filename
     has_archive = check_integrity(archive, kind.tgz_md5)
     found = f"{archive} is not the published archive" if archive.is_file() and not has_archive else ""
@@ -114,7 +114,7 @@ def open_cifar(name: str, split: Split) -> "CIFAR10":
         raise XCiTError(_missing_cifar(name, archive, found or "this machine is set to be offline"))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{archive}.lock"):  # one of a machine's processes unpacks it
+        with FileLock(f"{archive}.lock"):  # only one process of a machine unpacks it
             return kind(str(root), train=is_train, download=True)
     except (OSError, RuntimeError) as error:
         raise XCiTError(_missing_cifar(name, archive, found or " ".join(str(error).split()))) from None

@@ -1,4 +1,4 @@
-"""Images in a Parquet file, on disk or at a URL: the bytes of an image file a row."""
+"""Images in a Parquet file, on disk or at a URL, with the bytes of an image file in each row."""
 
 import re
 from collections.abc import Iterator
@@ -10,33 +10,34 @@ from xcit.data.remote import is_url, open_seekable
 from xcit.data.samples import StreamSample, unreadable_sample
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
+from xcit.regular import regular
 
 _COLUMNS = ("image", "img")
-"""Names by which the column of images is known; another has to be told."""
+"""Names by which the column of images is recognised; other names have to be given."""
 
 _ROWS_AT_ONCE = 64
 
 
 def is_parquet(place: str) -> bool:
-    """Tells paths and URLs of Parquet files by their ending; `?image=COLUMN` may follow."""
+    """Whether a path or URL ends like a Parquet file; `?image=COLUMN` may follow."""
     return re.search(r"\.parquet(\?image=.+)?$", place) is not None
 
 
 def count_rows(place: str) -> int:
-    """How many images there are; see `read_parquet`."""
+    """Returns the number of images; see `read_parquet`."""
     with _opened(place) as (file, _):
         return int(file.metadata.num_rows)
 
 
 def read_parquet(place: str) -> Iterator[StreamSample]:
-    """The images of a Parquet file, row by row.
+    """Yields the images of a Parquet file, row by row.
 
     Args:
-        place: a path or URL. The column of images is called `image` or `img`, or as `?image=COLUMN` after the place
-            says. It holds the bytes of an image file, or, as the Hugging Face Hub has it, a record with `bytes`.
+        place: a path or URL. The column of images is called `image` or `img`, or has the name given as `?image=COLUMN`
+            at the end. It contains the bytes of an image file, or (as on the Hugging Face Hub) a record with `bytes`.
 
     Raises:
-        XCiTError: if it can't be read, or which column holds the images is not clear.
+        XCiTError: if the file can't be read, or the column of images is ambiguous.
     """
     number = 0
     with _opened(place) as (file, column):
@@ -53,14 +54,14 @@ def read_parquet(place: str) -> Iterator[StreamSample]:
 
 @contextmanager
 def _opened(place: str) -> Iterator[tuple[Any, str]]:
-    """The open file, and the name of its column of images."""
+    """Yields the open file, and the name of its column of images."""
     need_packages("Parquet", "pyarrow")
     from pyarrow import ArrowException, parquet
 
     path, _, wanted = place.partition("?image=")
     try:
         with ExitStack() as stack:
-            source = stack.enter_context(open_seekable(path)) if is_url(path) else path
+            source = stack.enter_context(open_seekable(path)) if is_url(path) else regular(path)
             file = stack.enter_context(parquet.ParquetFile(source))
             yield file, _column(path, file.schema_arrow, wanted)
     except FileNotFoundError:

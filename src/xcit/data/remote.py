@@ -1,4 +1,4 @@
-"""Files at URLs of any protocol that fsspec knows, read as they arrive: what breaks off is taken up where it broke."""
+"""Files at URLs of any protocol that fsspec knows, read as a stream; a broken connection is resumed where it broke."""
 
 import io
 import os
@@ -9,53 +9,72 @@ from typing import Any, BinaryIO, cast
 
 from xcit.errors import XCiTError
 from xcit.extras import install_hint
+from xcit.images.sources import file_system
 
 _TIMEOUT_SECONDS = 15.0
 _WAITS = (0, 1, 2, 4, 8, 16)
-"""Seconds before each new try in the middle of a run; they are counted anew with every byte that comes."""
+"""Seconds before each new attempt in the middle of a file; after each byte that arrives, the count starts again."""
 
 _BUFFER_BYTES = 1 << 20
+
+MOST_BYTES = 1 << 30
+"""Of a URL that is read whole."""
+
+_MISUSE = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ImportError)
+"""What a protocol's library raises of a URL that means nothing to it: another try gives the same."""
 
 _OF_HTTP = {"client_kwargs": {"trust_env": True}}  # proxies
 
 
 def is_url(place: str) -> bool:
-    """Tells URLs from paths."""
+    """Whether a place is a URL and not a path."""
     return re.match(r"[a-z][a-z0-9+.-]*://", place) is not None
 
 
 def open_url(url: str, *, waits: Sequence[int] = _WAITS) -> BinaryIO:
-    """Opens a file for reading once from its start to its end.
+    """Opens a file for reading once from start to end.
 
     Args:
-        url: `https://`, `s3://`, `gs://`, `hf://` and so on; where fsspec's library for a protocol looks for
-            credentials, ours is found too. HTTP takes proxies from the environment.
-        waits: seconds before each new try after the connection failed.
+        url: `https://`, `s3://`, `gs://`, `hf://` and so on. Credentials are found where fsspec's library for the
+            protocol looks for them. HTTP uses the proxies of the environment.
+        waits: seconds before each new attempt after the connection failed.
 
     Raises:
-        XCiTError: if the library for the protocol is missing; here or while it is read, if the server says no, can't be
-            reached after the last try, or has another file than at the start.
+        XCiTError: if the library for the protocol is missing; also, here or while reading, if the server refuses, can't
+            be reached after the last attempt, or has another file than at the start.
     """
     return cast(BinaryIO, io.BufferedReader(_Body(url, waits), _BUFFER_BYTES))
 
 
 def read_url(url: str) -> bytes | None:
-    """The whole of a small file, None if there is none.
+    """Returns the contents of a small file, or None if it does not exist.
 
     Raises:
-        XCiTError: as `open_url`, at the first try.
+        XCiTError: as in `open_url`, after the first attempt.
     """
     try:
         with open_url(url, waits=()) as file:
-            return file.read()
+            return read_whole(file, url)
     except XCiTError as error:
-        if _status(error.__cause__) in (403, 404, 410):  # object stores say 403 for a file that is not there
+        if _status(error.__cause__) in (403, 404, 410):  # object stores answer 403 for missing files
             return None
         raise
 
 
+def read_whole(file: BinaryIO, url: str) -> bytes:
+    """All that an open URL gives, where that has an end.
+
+    Raises:
+        XCiTError: if it is more than any image or list has.
+    """
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise XCiTError(f"{url}: more than {MOST_BYTES:,} bytes")
+    return data
+
+
 def open_seekable(url: str) -> BinaryIO:
-    """Opens a file of which parts are read, as those of Parquet are.
+    """Opens a file of which only parts are read, such as a Parquet file.
 
     Raises:
         XCiTError: if the library for the protocol is missing, or there is no such file.
@@ -63,26 +82,26 @@ def open_seekable(url: str) -> BinaryIO:
     files, path = _file_system(url, **_OF_HTTP if url.startswith("http") else {})
     try:
         return cast(BinaryIO, files.open(path, "rb"))
-    except Exception as error:  # of the operating system, or of the protocol's own library
+    except Exception as error:  # from the operating system or the protocol's library
         raise XCiTError(f"{url}: cannot be read ({_reason(error)})") from error
 
 
 def list_urls(url: str) -> list[str]:
-    """The URLs of the files below a folder, which ends in a slash, or that match a pattern, sorted.
+    """Returns the sorted URLs of the files below a folder, which ends in a slash, or of those that match a pattern.
 
     Raises:
-        XCiTError: if the protocol can't list files, or the server says no.
+        XCiTError: if the protocol can't list files, or the server refuses.
     """
     files, path = _file_system(url, **_OF_HTTP if url.startswith("http") else {})
     try:
         found = files.find(path) if url.endswith("/") else files.glob(path)
         return [str(files.unstrip_protocol(one)) for one in sorted(found)]
-    except Exception as error:  # of the operating system, or of the protocol's own library
+    except Exception as error:  # from the operating system or the protocol's library
         raise XCiTError(f"{url}: its files cannot be listed ({_reason(error)})") from error
 
 
 class _Body(io.RawIOBase):
-    """The bytes of one URL."""
+    """The bytes at one URL."""
 
     def __init__(self, url: str, waits: Sequence[int]) -> None:
         self._url, self._waits, self._position = url, waits, 0
@@ -105,7 +124,7 @@ class _Body(io.RawIOBase):
         super().close()
 
     def _try(self, action: Callable[[], bytes]) -> bytes:
-        """Does something with the open file, and once more with it opened anew if that fails."""
+        """Calls a function of the open file; if it fails, opens the file again and repeats the call."""
         waits = list(self._waits)
         while True:
             try:
@@ -114,17 +133,19 @@ class _Body(io.RawIOBase):
                 return action()
             except XCiTError:
                 raise
-            except Exception as error:  # of the operating system, or of the protocol's own library
+            except Exception as error:  # from the operating system or the protocol's library
                 self._hang_up()
                 status = _status(error)
-                # The server's own no stands, unless it says that it is overloaded or out of order.
-                if not waits or (status is not None and status < 500 and status not in (408, 429)):
+                # If the server refuses, another attempt is useless, unless it reports that it is overloaded or out of
+                # order.
+                is_refusal = status is not None and status < 500 and status not in (408, 429)
+                if not waits or is_refusal or isinstance(error, _MISUSE):
                     reason = f"HTTP {status}" if status and self._is_http else _reason(error)
                     raise XCiTError(f"{self._url}: cannot be read ({reason})") from error
             time.sleep(waits.pop(0))
 
     def _open(self) -> None:
-        """Opens the file at the position."""
+        """Opens the file at the current position."""
         if self._is_http:
             version, start = self._open_answer()
         else:
@@ -142,10 +163,10 @@ class _Body(io.RawIOBase):
             start += skipped
 
     def _open_answer(self) -> tuple[str | None, int]:
-        """Opens one answer that flows: faster than one for each block, and not every server can give a block.
+        """Opens one streamed response: it is faster than one request per block, and not every server can send blocks.
 
         Returns:
-            The file's version, and the byte at which the answer begins.
+            The file's version, and the byte at which the response begins.
         """
         files, path = _file_system(self._url, **_OF_HTTP)
         from aiohttp import ClientTimeout
@@ -154,7 +175,7 @@ class _Body(io.RawIOBase):
         if self._position:
             headers["Range"] = f"bytes={self._position}-"
         timeout = ClientTimeout(total=None, sock_connect=_TIMEOUT_SECONDS, sock_read=_TIMEOUT_SECONDS)
-        # Without a size it would ask for that first.
+        # Without a size, fsspec would request it first.
         self._file = files.open(path, block_size=0, size=1, headers=headers, timeout=timeout)
         answer = self._file.r.headers
         is_rest = answer.get("Content-Range", "").startswith(f"bytes {self._position}-")
@@ -167,19 +188,17 @@ class _Body(io.RawIOBase):
 
 
 def _file_system(url: str, **options: Any) -> tuple[Any, str]:
-    """The reader of a protocol, and how it calls the file."""
-    from fsspec.core import url_to_fs
-
+    """Returns fsspec's file system for a URL, and the name of the file in it."""
     try:
-        files, path = url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:  # the package for the protocol is missing, or there is none
-        extra = f" ({install_hint('aiohttp')})" if url.startswith("http") else ""
-        raise XCiTError(f"{url}: cannot be read: {error}{extra}") from None
-    return files, path
+        return file_system(url, **options)
+    except XCiTError as error:
+        is_missing = isinstance(error.__cause__, ImportError) and url.startswith("http")
+        extra = f" ({install_hint('aiohttp')})" if is_missing else ""
+        raise XCiTError(f"{url}: cannot be read: {error}{extra}") from error
 
 
 def _status(error: BaseException | None) -> int | None:
-    """HTTP's word for what a server said, none of other errors."""
+    """Returns the HTTP status of an error, or None for other errors."""
     if isinstance(error, FileNotFoundError):
         return 404
     return 403 if isinstance(error, PermissionError) else getattr(error, "status", None)

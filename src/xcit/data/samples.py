@@ -1,4 +1,4 @@
-"""One labelled image of a stream: named and labelled when it goes by, its picture read only when it is wanted."""
+"""A labelled image of a stream, whose image is only decoded when it is needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,33 +9,35 @@ from xcit.errors import XCiTError
 from xcit.images.read import read_encoded_image
 
 MOST_BYTES = 2**30
-"""Bytes of the largest image file that is read whole; a sparse file can claim any number."""
+"""Size of the largest image file that is read; a sparse file can claim any size."""
 
 
 @dataclass(frozen=True)
 class StreamSample:
-    """An image that is not read yet.
+    """An image that has not been read yet.
 
     Attributes:
-        name: what to call it in a message.
-        label: index of its class; -1 where it can't be read.
-        load: gives the bytes of the image file, or raises `XCiTError` with the name and the reason.
+        name: a name for messages.
+        label: index of its class; -1 if it can't be read.
+        load: returns the bytes of the image file, or raises an `XCiTError` with the name and the reason.
+        ignore_exif: see `read_image`.
     """
 
     name: str
     label: int
     load: Callable[[], bytes]
+    ignore_exif: bool = False
 
     def read(self) -> Image.Image:
-        """The picture, as `read_image` gives it.
+        """Returns the image, as `read_image` does.
 
         Raises:
-            XCiTError: "<name>: <reason>" if the bytes can't be had or are no image.
+            XCiTError: "<name>: <reason>" if the bytes can't be read or are not an image.
         """
-        return read_encoded_image(self.load(), self.name)
+        return read_encoded_image(self.load(), self.name, ignore_exif=self.ignore_exif)
 
     def fetched(self) -> "StreamSample":
-        """The same with its bytes in memory; one whose bytes can't be had stays as it is."""
+        """Returns the same sample with its bytes in memory; if they can't be read, it is unchanged."""
         try:
             data = self.load()
         except XCiTError:
@@ -44,7 +46,7 @@ class StreamSample:
 
 
 def unreadable_sample(name: str, reason: str) -> StreamSample:
-    """Takes the place of what can't be read, so that it is counted and named like any other unreadable image."""
+    """Returns a sample in place of one that can't be read, so that it is counted and named like an unreadable image."""
 
     def refuse() -> bytes:
         raise XCiTError(f"{name}: {reason}")
@@ -53,7 +55,7 @@ def unreadable_sample(name: str, reason: str) -> StreamSample:
 
 
 def label_problem(label: object, num_classes: int) -> str:
-    """What is wrong with a label, "" if it is the index of a class."""
+    """Returns what is wrong with a label, "" if it is the index of a class."""
     if type(label) is int and 0 <= label < num_classes:
         return ""
     shown = repr(label) if label is None or isinstance(label, int | float | str) else f"(a {type(label).__name__})"
@@ -61,10 +63,10 @@ def label_problem(label: object, num_classes: int) -> str:
 
 
 def parse_class_names(text: str) -> tuple[str, ...]:
-    """The class names of a file with one a line, in the order of the labels."""
+    """Returns the class names in a file with one name per line, in the order of the labels."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def numbered_classes(num_classes: int) -> tuple[str, ...]:
-    """Names for classes that have none: "0", "1" and so on."""
+    """Returns names for classes without names: "0", "1" and so on."""
     return tuple(map(str, range(num_classes)))

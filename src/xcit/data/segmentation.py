@@ -1,9 +1,9 @@
-"""Images with label maps, as they lie on disk: ADE20K, and any folder of images and label PNGs with a list of classes.
+"""Images with label maps on disk: ADE20K, or any folder of images and label PNGs with a list of classes.
 
-Shapes: `h`, `w` a picture's. A label map is uint8 (h, w): a class of each pixel, 255 where it does not count.
+Shapes: `h`, `w` size of an image. A label map is uint8 (h, w), with the class of each pixel, or 255 for pixels that do
+not count.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,22 +16,24 @@ from PIL import Image
 from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
 from xcit.data.splits import SPLIT_NAMES, below_single_folders, left_out
-from xcit.errors import XCiTError
-from xcit.images.read import images_below, read_image, read_labels
+from xcit.errors import XCiTError, some_of
+from xcit.images.find import images_below
+from xcit.images.passed_by import PassedBy
+from xcit.images.read import read_image, read_labels
 from xcit.zoo.classes import ade20k_class_names
 
 IGNORED = 255
-"""The label of pixels that count neither in training nor in a figure."""
+"""The label of pixels that count neither in training nor in evaluation."""
 
 Labels = NDArray[np.uint8]
 
 _LABEL_FOLDERS = ("labels", "masks", "annotations")
 
 _LOOKED_AT = 50
-"""Label maps of two classes that are read to see whether they are masks of 0 and 255."""
+"""Number of label maps that are read to detect whether two classes are stored as masks of 0 and 255."""
 
 _SHOWN = 5
-"""Classes that a line names."""
+"""Number of classes that a message names."""
 
 KNOWN_LAYOUTS = (
     "the folder ADEChallengeData2016, or one with images/train, images/val, labels/train, labels/val and classes.txt"
@@ -51,14 +53,14 @@ class LabelledScenes:
 
     Attributes:
         items: image files with their label files.
-        class_names: in the order of the labels.
-        zero_is_ignored: whether a file says 0 for pixels that do not count, and k + 1 for class k, as ADE20K's do;
-            else it says k for class k, and 255.
-        ignored: one more label whose pixels do not count, a class's or any other.
-        is_mask: whether a file is a mask of two classes that says 255 for the second.
-        ignore_exif: whether images are read as they are stored, whatever their EXIF orientation.
+        class_names: class names in the order of the labels.
+        zero_is_ignored: whether a label file has 0 for pixels that do not count and k + 1 for class k, as in ADE20K. If
+            false, it has k for class k and 255 for pixels that do not count.
+        ignored: another label whose pixels do not count; it may be that of a class.
+        is_mask: whether a label file is a mask of two classes, with 255 for the second.
+        ignore_exif: whether images are read as stored, whatever their EXIF orientation.
         source: where the images were found.
-        problems: lines about what is not as it should be.
+        problems: lines about problems in the data.
     """
 
     items: Sequence[tuple[Path, Path]]
@@ -74,23 +76,33 @@ class LabelledScenes:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Scene, int]:
-        """A scene; the number is for `TrainLoader`, which wants one.
+        """Returns a scene and a label, which `TrainLoader` expects and which has no meaning.
 
         Raises:
-            XCiTError: naming the file, if one of the two can't be read, or they do not fit.
+            XCiTError: if one of the two files can't be read, or their sizes differ; the message names the file.
         """
-        image_path, label_path = self.items[index]
-        image, values = read_image(image_path, ignore_exif=self.ignore_exif), read_labels(label_path)
-        height, width = values.shape
-        if image.size != (width, height):
-            raise XCiTError(
-                f"{label_path}: its label map has {width} x {height} pixels, the image {image_path.name} "
-                f"{image.width} x {image.height}"
-            )
-        return Scene(image, self._classes_of(values, label_path)), 0
+        image, labels = read_image(self.items[index][0], ignore_exif=self.ignore_exif), self.labels(index)
+        if image.size != labels.shape[::-1]:
+            raise XCiTError(self.differing(index, labels, image.size))
+        return Scene(image, labels), 0
+
+    def labels(self, index: int) -> Labels:
+        """A scene's label map.
+
+        Raises:
+            XCiTError: naming the file, if it can't be read.
+        """
+        path = self.items[index][1]
+        return self._classes_of(read_labels(path), path)
+
+    def differing(self, index: int, labels: Labels, size: tuple[int, int]) -> str:
+        """What is wrong with a scene whose image has another size (width, height) than its label map."""
+        image, path = self.items[index]
+        height, width = labels.shape
+        return f"{path}: its label map has {width} x {height} pixels, the image {image.name} {size[0]} x {size[1]}"
 
     def image_name(self, index: int) -> str:
-        """What to call a scene in a message."""
+        """Returns a name of a scene for messages."""
         return str(self.items[index][0])
 
     def _classes_of(self, values: Labels, path: Path) -> Labels:
@@ -110,18 +122,18 @@ class LabelledScenes:
                 f"{path}: {int(wrong.sum())} of {values.size} pixels have a label that is no class: {found}; "
                 f"labels are {allowed}"
             )
-        # 0 becomes 255 by itself.
+        # In uint8 arithmetic, 0 - 1 is 255.
         return values - np.uint8(1) if self.zero_is_ignored else values
 
     def ignoring(self, label: int | None) -> "LabelledScenes":
-        """The same scenes, of which one more label does not count; none changes nothing."""
+        """Returns the same scenes with one more label that does not count; None changes nothing."""
         if label is None:
             return self
         return replace(self, ignored=label, is_mask=self.is_mask and label != IGNORED)
 
     def describe(self) -> str:
-        """What was found, in a line."""
-        names = ", ".join(self.class_names[:_SHOWN]) + (", ..." if len(self.class_names) > _SHOWN else "")
+        """Describes in one line what was found."""
+        names = some_of(self.class_names, _SHOWN)
         return f"{len(self.class_names)} classes: {names}; {len(self)} images in {self.source}"
 
     def _unmasked(self, values: Labels, path: Path) -> Labels:
@@ -137,18 +149,18 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
     """Opens one split of a data set.
 
     Args:
-        data: a folder in one of two forms. ADE20K as it is unpacked: ADEChallengeData2016, or the folder that holds it,
-            with images/training, images/validation, annotations/training and annotations/validation. Any other:
-            images/train and images/val, label maps of the same names with the suffix .png in labels/train and
-            labels/val, and classes.txt, a class name a line; a label is a line's number from 0, or 255 for pixels that
-            do not count. Images may lie in folders below these. The splits may have other names (see `SPLIT_NAMES`) and
-            hold the folders, as in train/images and train/masks. Of two classes, maps without a 1 that have 255 are
-            masks: 255 is the second class.
-        split: "val" is what a model is measured on.
-        ignore_exif: whether label maps were drawn on the pixels as they are stored, not as a viewer turns them.
+        data: a folder in one of two layouts. The first is ADE20K's: ADEChallengeData2016, or the folder that contains
+            it, with images/training, images/validation, annotations/training and annotations/validation. The second has
+            images/train and images/val, label maps with the same names and the suffix .png in labels/train and
+            labels/val, and classes.txt with a class name per line. A label is the number of a line, from 0, or 255 for
+            pixels that do not count. Images may be in folders below these. The splits may have other names (see
+            `SPLIT_NAMES`) and may contain the folders, as in train/images and train/masks. With two classes, maps that
+            contain 255 but not 1 are masks, in which 255 is the second class.
+        split: "val" is the split for evaluation.
+        ignore_exif: whether label maps refer to the stored pixels, and not to the image as a viewer rotates it.
 
     Raises:
-        XCiTError: if there is no such folder, no images in it, or images without label maps.
+        XCiTError: if there is no such folder, it has no images, or images lack label maps.
     """
     root = Path(data)
     if not root.is_dir():
@@ -169,8 +181,8 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
     names = parse_class_names(classes.read_text(encoding="utf-8"))
     if not 2 <= len(names) <= IGNORED:
         raise XCiTError(
-            f"{classes}: {len(names)} classes, must be 2 to {IGNORED}, a name a line; what is in no class is one too: "
-            "background"
+            f"{classes}: {len(names)} classes, must be 2 to {IGNORED}, one name per line; pixels outside of all "
+            "classes need a class too, such as background"
         )
     images, labels = _folders_of(root, split)
     items, problems = _pairs(images, labels)
@@ -182,10 +194,10 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
 
 
 def _folders_of(root: Path, split: Split) -> tuple[Path, Path]:
-    """The folders of a split's images and label maps: images/train and labels/train, or train/images and train/labels.
+    """Returns the folders of a split's images and label maps: images/train and labels/train, or train/images and so on.
 
     Raises:
-        XCiTError: if there are no such folders.
+        XCiTError: if the folders do not exist.
     """
     for name in SPLIT_NAMES[split]:
         for images in (root / "images" / name, root / name / "images"):
@@ -197,9 +209,9 @@ def _folders_of(root: Path, split: Split) -> tuple[Path, Path]:
 
 
 def _are_masks(root: Path, items: Sequence[tuple[Path, Path]]) -> bool:
-    """Whether label maps of two classes say 255 for the second: none of the first ones has 1, and one has 255.
+    """Whether the label maps of two classes have 255 for the second: none of the first maps has a 1, and one has 255.
 
-    Those to train on decide for both splits, so that the two can't be read differently.
+    The training images decide for both splits, so that both are read in the same way.
     """
     images, labels = _folders_of(root, "train")
     if images.is_dir() and labels.is_dir():
@@ -210,7 +222,7 @@ def _are_masks(root: Path, items: Sequence[tuple[Path, Path]]) -> bool:
             break
         try:
             found = np.unique(read_labels(path))
-        except XCiTError:  # told when it is read to be trained on
+        except XCiTError:  # reported when it is read for training
             continue
         if 1 in found:
             return False
@@ -219,19 +231,19 @@ def _are_masks(root: Path, items: Sequence[tuple[Path, Path]]) -> bool:
 
 
 def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[str, ...]]:
-    """Images with their label maps, and a line for each kind of file that was left out."""
+    """Returns images with their label maps, and one line for each kind of file that was left out."""
     for folder in (images, labels):
         if not folder.is_dir():
             raise XCiTError(f"{folder}: no such folder; data is {KNOWN_LAYOUTS}")
-    others: Counter[str] = Counter()
-    found = images_below(images, others)
+    beside_images, beside_labels = PassedBy(), PassedBy()
+    found = images_below(images, beside_images)
     if not found:
         raise XCiTError(f"{images}: no images in it")
-    place_of = {path.relative_to(labels).with_suffix(""): path for path in images_below(labels)}
+    place_of = {path.relative_to(labels).with_suffix(""): path for path in images_below(labels, beside_labels)}
     pairs = []
     for image in found:
         name = image.relative_to(images).with_suffix("")
-        # The images' own place among the label maps, so that a missing one is named.
+        # If the label map is missing, this is where it is expected, and the message names that place.
         pairs.append((image, place_of.pop(name) if name in place_of else labels / f"{name}.png"))
     lonely = [image for image, label in pairs if not label.is_file()]
     if lonely:
@@ -241,5 +253,5 @@ def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[s
         )
     problems = []
     if place_of:
-        problems.append(f"{labels}: {len(place_of)} label maps left out, for they have no image: {min(place_of)}")
-    return pairs, (*problems, *left_out(images, others))
+        problems.append(f"{labels}: {len(place_of)} label maps left out, because they have no image: {min(place_of)}")
+    return pairs, (*problems, *left_out(images, beside_images), *left_out(labels, beside_labels))

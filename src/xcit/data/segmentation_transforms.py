@@ -1,6 +1,6 @@
-"""From a scene to a segmenter's input: as published for measuring, and augmented for training (mmseg's for ADE20K).
+"""Prepares scenes for a segmenter: as published for evaluation, and augmented for training (mmseg's for ADE20K).
 
-Shapes: `h`, `w` a picture's, `C` channels of the model.
+Shapes: `h`, `w` size of an image, `C` channels of the model.
 """
 
 import random
@@ -19,20 +19,21 @@ from xcit.images.resize_8bit import Pixels, fitted_size, resize_bilinear_8bit, r
 _CROP_TRIES = 10
 
 _HUES = 256
-"""Of Pillow's HSV, where OpenCV has 180."""
+"""Number of hues in Pillow's HSV; OpenCV has 180."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationAugmentation:
-    """What training does to a scene.
+    """Augmentation of scenes in training.
 
     Attributes:
-        scale: bounds of the factor by which the sizes of the preprocessing are multiplied, uniformly drawn.
-        crop_size: pixels a side of what is cut out; a smaller scene is padded, with labels that do not count.
-        max_class_share: a crop is drawn anew, some times, while one class has this share of it or more; 1 never.
+        scale: bounds of a random factor on the image size of the preprocessing.
+        crop_size: side of the crop in pixels; a smaller scene is padded, with labels that do not count.
+        max_class_share: a crop is drawn again, up to some times, if one class has this share of it or more; 1 disables
+            this.
         flip: share of scenes that are mirrored.
-        distort: whether brightness, contrast, saturation and hue are changed, each with a chance of one half; of a grey
-            image the first two.
+        distort: whether brightness, contrast, saturation and hue are changed, each with probability 1/2; for grey
+            images only the first two.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -49,7 +50,7 @@ class SegmentationAugmentation:
 
 
 def to_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixels:
-    """8-bit pixels (h, w, C) of an image, grey where the model is."""
+    """Returns the 8-bit pixels (h, w, C) of an image, grey if the model is."""
     if len(spec.mean) not in (1, 3):
         raise XCiTError(f"preprocessing takes 1 or 3 means, not {len(spec.mean)}")
     pixels = np.asarray(image.convert("L" if len(spec.mean) == 1 else "RGB"))
@@ -57,13 +58,16 @@ def to_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixels:
 
 
 def resized_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixels:
-    """8-bit pixels (h, w, C) at the size that a model is measured at."""
+    """Returns the 8-bit pixels (h, w, C) of an image at the size for evaluation."""
     pixels = to_pixels(image, spec)
     return resize_bilinear_8bit(pixels, target_size(pixels, spec))
 
 
 def target_size(pixels: Pixels, spec: SegmentationPreprocessing, factor: float = 1.0) -> tuple[int, int]:
-    """(height, width) that pixels (h, w, C) are scaled to, times a factor that bounds are truncated after."""
+    """Returns the (height, width) to which pixels (h, w, C) are scaled.
+
+    The bounds are multiplied by `factor` and rounded down.
+    """
     height, width = pixels.shape[:2]
     if spec.long_side == 0:
         return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
@@ -72,7 +76,7 @@ def target_size(pixels: Pixels, spec: SegmentationPreprocessing, factor: float =
 
 
 def normalized(pixels: Pixels, spec: SegmentationPreprocessing) -> Tensor:
-    """float32 (C, h, w) of 8-bit pixels (h, w, C): minus mean, by standard deviation, both times 255."""
+    """Normalises 8-bit pixels (h, w, C) to float32 (C, h, w), with mean and standard deviation times 255."""
     mean = torch.tensor([255 * value for value in spec.mean], dtype=torch.float32)
     factor = torch.tensor([1 / (255 * value) for value in spec.std], dtype=torch.float32)
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
@@ -80,7 +84,7 @@ def normalized(pixels: Pixels, spec: SegmentationPreprocessing) -> Tensor:
 
 
 def augmented_scene(scene: Scene, config: SegmentationAugmentation, spec: SegmentationPreprocessing) -> list[Tensor]:
-    """A scene as training sees it, drawn from Python's global generator.
+    """Augments a scene, with draws from Python's global generator.
 
     Returns:
         Image (C, crop_size, crop_size) and labels, uint8 (crop_size, crop_size).
@@ -117,7 +121,7 @@ def _is_varied(labels: Labels, max_class_share: float) -> bool:
 
 
 def _distorted(pixels: Pixels) -> Pixels:
-    """The photometric distortion of mmseg; hue and saturation in Pillow's 8-bit HSV instead of OpenCV's."""
+    """Applies mmseg's photometric distortion, with hue and saturation in Pillow's 8-bit HSV instead of OpenCV's."""
     if _chance():
         pixels = _line(pixels, 1, random.uniform(-32, 32))
     contrast_first = _chance()

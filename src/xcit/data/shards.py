@@ -1,4 +1,4 @@
-"""Data sets of tar shards (`wds:PATTERN`): which shards a pattern stands for, their classes, and how many images."""
+"""Data sets of tar shards (`wds:PATTERN`): the shards that a pattern means, their classes, and the number of images."""
 
 import glob
 import hashlib
@@ -19,7 +19,7 @@ from xcit.weights.fetch import cache_dir
 
 @dataclass(frozen=True)
 class TarShards:
-    """Shards at these paths and URLs, a stream of labelled images (see `LabelledStream`)."""
+    """Shards at these paths and URLs, as a stream of labelled images (see `LabelledStream`)."""
 
     shards: tuple[str, ...]
     class_ids: tuple[str, ...]
@@ -27,11 +27,11 @@ class TarShards:
 
     @property
     def num_shards(self) -> int:
-        """How many tar files there are."""
+        """Number of tar files."""
         return len(self.shards)
 
     def shard(self, index: int) -> Iterator[StreamSample]:
-        """The samples of one tar file."""
+        """Yields the samples of one tar file."""
         return read_tar(self.shards[index], len(self.class_ids))
 
 
@@ -39,7 +39,7 @@ def open_shards(data: str, num_classes: int | None) -> TarShards:
     """Opens `wds:PATTERN` or `wds:PATTERN#COUNT`; see `open_stream`.
 
     Raises:
-        XCiTError: if shards are missing, or the number of images or classes is not known.
+        XCiTError: if shards are missing, or the number of images or of classes is unknown.
     """
     found = re.fullmatch(r"wds:(.*?)(?:#(\d+))?", data)
     assert found is not None
@@ -51,7 +51,7 @@ def open_shards(data: str, num_classes: int | None) -> TarShards:
         class_ids = numbered_classes(num_classes)
     else:
         raise XCiTError(
-            f"{data}: the classes are not known: write a file classes.txt beside the first shard, one name a line"
+            f"{data}: the classes are not known: write a file classes.txt beside the first shard, one name per line"
         )
     num_images = int(found[2]) if found[2] else _recorded_images(shards)
     if num_images is None:
@@ -65,13 +65,13 @@ def open_shards(data: str, num_classes: int | None) -> TarShards:
 
 
 def list_shards(pattern: str) -> list[str]:
-    """The shards that a pattern stands for, each once.
+    """Returns the shards that a pattern means, without duplicates.
 
-    `{000..146}` stands for each number of that width, `{a,b}` for each alternative, `::` joins patterns, and in paths
+    `{000..146}` means each number of that width, `{a,b}` means each alternative, and `::` joins patterns. In paths,
     `*`, `?`, `[...]` and `**` match files.
 
     Raises:
-        XCiTError: if one of them is no file, or is neither a path nor a URL; commands (`pipe:`) are never run.
+        XCiTError: if one of them is not a file, or neither a path nor a URL. Commands (`pipe:`) are never run.
     """
     shards: dict[str, None] = {}
     for part in pattern.split("::"):
@@ -107,14 +107,14 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _glob(pattern: str) -> list[str]:
-    matches = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())  # noqa: PTH207
+    matches = sorted(path for path in glob.glob(pattern, recursive=True) if not Path(path).is_dir())  # noqa: PTH207
     if not matches:
         raise XCiTError(f"wds:{pattern}: no file matches this pattern")
     return matches
 
 
 def _check(pattern: str, shards: Sequence[str]) -> None:
-    """Missing shards are named before a run starts; of URLs the first and the last are asked for."""
+    """Checks before a run starts that all files exist; of URLs only the first and the last are checked."""
     missing = [shard for shard in shards if not is_url(shard) and not Path(shard).is_file()]
     if missing:
         raise XCiTError(
@@ -127,7 +127,7 @@ def _check(pattern: str, shards: Sequence[str]) -> None:
 
 
 def _read_beside(shard: str, name: str) -> bytes | None:
-    """A small file in the folder of a shard, None if there is none."""
+    """Returns a small file in the folder of a shard, or None if there is none."""
     place = shard.rpartition("/")[0] + "/" + name if is_url(shard) else str(Path(shard).parent / name)
     if is_url(place):
         return read_url(place)
@@ -135,9 +135,9 @@ def _read_beside(shard: str, name: str) -> bytes | None:
 
 
 def _recorded_images(shards: Sequence[str]) -> int | None:
-    """The number of images by the files beside the shards, None if they don't tell it of all of them.
+    """Returns the number of images from the files beside the shards, or None if they do not cover all shards.
 
-    Those files are `sizes.json`, an object of file names and counts, or WebDataset's `index.json`.
+    These files are `sizes.json`, an object of file names and counts, or WebDataset's `index.json`.
     """
     counts: dict[str, int] = {}
     folders = {shard.rpartition("/")[0]: shard for shard in shards}
@@ -159,19 +159,19 @@ def _recorded_images(shards: Sequence[str]) -> int | None:
 
 
 def _counted_images(shards: Sequence[str]) -> int:
-    """Counts once what is in local shards, for it takes minutes for a million images; the cache remembers the count."""
+    """Counts the images of local shards. It takes minutes for a million images, so the result is cached."""
     states = [(str(Path(shard).absolute()), *_state(shard)) for shard in shards]
     key = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:32]
     record = cache_dir() / "shards" / f"{key}.json"
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{record}.lock"):  # the processes of one machine count once
+        with FileLock(f"{record}.lock"):  # only one process of a machine counts
             if not record.is_file():
                 part = record.with_suffix(".part")
                 part.write_text(json.dumps({"first": shards[0], "num_images": _count(shards)}))
                 part.replace(record)
             return int(json.loads(record.read_text())["num_images"])
-    except OSError:  # a cache that can't be written
+    except OSError:  # the cache can't be written
         return _count(shards)
 
 

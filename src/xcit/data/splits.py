@@ -1,20 +1,20 @@
-"""Which of a folder's folders are the images to train on, and which those to measure on, however they are called."""
+"""Finds the training and the validation images among the folders of a data set, whatever they are called."""
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from xcit.data.named import Split
 from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES
+from xcit.images.formats import IMAGE_SUFFIXES
+from xcit.images.passed_by import PassedBy
 
 SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "test", "testing"),
 }
-"""What folders of a split are called, in any case; where there are several the first of these is taken."""
+"""Names of a split's folder, in any case; if several exist, the first of these is taken."""
 
 _ALL_NAMES = (*SPLIT_NAMES["train"], *SPLIT_NAMES["val"])
 
@@ -25,12 +25,12 @@ _SPLIT_WORDS = frozenset({"dev", "eval", "holdout", "trn", "tst", *_ALL_NAMES})
 
 @dataclass(frozen=True)
 class FoundSplits:
-    """What a folder of images holds.
+    """The contents of a folder of images.
 
     Attributes:
-        root: the folder, or the one that is all there is in it.
-        folders: of the splits that it has; none where its folders are classes.
-        unused: folders beside the splits, which nothing reads.
+        root: the folder, or the only folder in it.
+        folders: the folders of its splits; none if its folders are classes.
+        unused: folders beside the splits, which are not read.
     """
 
     root: Path
@@ -38,10 +38,10 @@ class FoundSplits:
     unused: tuple[str, ...] = ()
 
     def of(self, split: Split) -> Path:
-        """The folder of a split: a folder without splits, or with images to train on alone, serves as either.
+        """Returns the folder of a split. A folder without splits, or with training images only, serves as both.
 
         Raises:
-            XCiTError: if there are images to measure on alone, and those to train on are asked for.
+            XCiTError: if there are only validation images, and the training images are requested.
         """
         if split == "train" and self.folders and "train" not in self.folders:
             raise XCiTError(
@@ -52,15 +52,15 @@ class FoundSplits:
 
     @property
     def has_val(self) -> bool:
-        """Whether there are images to measure on beside those to train on."""
+        """Whether there are validation images beside the training images."""
         return "val" in self.folders
 
 
 def find_splits(folder: Path) -> FoundSplits:
-    """Finds the splits of a folder, looking through a single folder in it, as archives have one.
+    """Finds the splits of a folder; if it contains only one folder, as archives do, that one is used.
 
-    Folders are splits if there is one to train on and one to measure on, or if all of them are called so; else they are
-    classes, so that a class may be called "train".
+    Folders are splits if there is one for training and one for validation, or if all of them have names of splits.
+    Otherwise they are classes, so that a class may be called "train".
     """
     root = below_single_folders(folder)
     names = {entry.name: entry for entry in subfolders(root)}
@@ -78,7 +78,7 @@ def find_splits(folder: Path) -> FoundSplits:
 
 
 def below_single_folders(folder: Path, stop_at: Collection[str] = _ALL_NAMES) -> Path:
-    """The folder, or the only one in it as long as that holds folders itself and there are no images beside it."""
+    """Descends while a folder contains only one folder and no images, and while that one contains folders."""
     place = folder
     while True:
         inside = list(subfolders(place))
@@ -89,44 +89,46 @@ def below_single_folders(folder: Path, stop_at: Collection[str] = _ALL_NAMES) ->
         place = inside[0]
 
 
-def subfolders(folder: Path) -> Iterator[Path]:
-    """The folders that may be classes or splits, in the order of their names; those named 0, 1, 2 in that of numbers.
+def subfolders(folder: Path, passed_by: PassedBy | None = None) -> Iterator[Path]:
+    """Yields the folders that may be classes or splits, sorted by name; names such as 0, 1, 2 are sorted as numbers.
+
+    Args:
+        folder: where to look.
+        passed_by: counts the folders that are left out.
 
     Raises:
         XCiTError: if the folder can't be read.
     """
     try:
-        entries = [
-            entry
-            for entry in folder.iterdir()
-            if not entry.name.startswith(".") and entry.name.casefold() not in _NOT_CLASSES and entry.is_dir()
-        ]
+        folders = [entry for entry in folder.iterdir() if entry.is_dir()]
     except OSError as error:
         raise XCiTError(f"{folder}: the folder cannot be read ({error.strerror})") from None
+    shown = [entry for entry in folders if not entry.name.startswith(".")]
+    entries = [entry for entry in shown if entry.name.casefold() not in _NOT_CLASSES]
+    if passed_by is not None:
+        passed_by.num_hidden += len(folders) - len(shown)
+        passed_by.num_no_classes += len(shown) - len(entries)
     if all(is_number(entry.name) for entry in entries):
         yield from sorted(entries, key=lambda entry: (int(entry.name), entry.name))
     else:
         yield from sorted(entries)
 
 
-def left_out(folder: Path, others: Counter[str]) -> list[str]:
-    """A line about the files that `images_below` counted as no images; none where there were none."""
-    if not others:
-        return []
-    kinds = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(5))
-    return [f"{folder}: {others.total()} files left out, for they are no images by their suffix: {kinds}"]
+def left_out(folder: Path, passed_by: PassedBy) -> list[str]:
+    """Returns a line about what a search for images passed by; no line if there was nothing."""
+    return [f"{folder}: left out: {passed_by}"] if str(passed_by) else []
 
 
 def is_number(name: str) -> bool:
-    """Whether a name is a whole number from 0 in plain digits, of no more of them than a class has."""
+    """Whether a name is a whole number from 0 in plain digits, not longer than any class number."""
     return name.isascii() and name.isdecimal() and len(name) <= 6
 
 
 def check_classes(class_ids: tuple[str, ...], where: str) -> None:
-    """Refuses what can't be the classes to train on: a single one, or folders whose names are of splits.
+    """Checks that classes can be trained on: there must be several, and folders must not have names of splits.
 
     Raises:
-        XCiTError: saying what was understood.
+        XCiTError: says how the folders were understood.
     """
     if len(class_ids) == 1:
         raise XCiTError(
@@ -146,6 +148,6 @@ def _has_split_word(name: str) -> bool:
 
 
 def _has_files_of_data(folder: Path) -> bool:
-    """Whether images or lists of them lie in the folder itself."""
+    """Whether the folder itself contains images or lists of images."""
     suffixes = {*IMAGE_SUFFIXES, ".csv", ".tsv"}
     return any(entry.suffix.lower() in suffixes and entry.is_file() for entry in folder.iterdir())

@@ -1,4 +1,4 @@
-"""Streams of labelled images as batches of tensors: for training shuffled and augmented, for evaluation each once."""
+"""Loads streams of labelled images as batches: shuffled and augmented for training, each image once for evaluation."""
 
 import random
 from collections import deque
@@ -31,24 +31,24 @@ from xcit.images.preprocess import Preprocessing
 from xcit.seeding import mix_seeds, own_randomness, seed_all
 
 _FIRST_FILL = 100
-"""Samples in the shuffle buffer before the first one leaves it; from then on two come for each that leaves."""
+"""Samples in the shuffle buffer before it yields the first one; after that, two are added for each one it yields."""
 
 
 class StreamTrainLoader:
-    """What `TrainLoader` is for a list of images, for a stream: shuffled batches (images (B, C, h, w), labels (B,)).
+    """The equivalent of `TrainLoader` for a stream: shuffled batches (images (B, C, h, w), labels (B,)).
 
-    An epoch's shards are permuted and dealt to slots, one for each worker of each process. A slot gives every n-th part
-    of the global batches, for n slots, from its own shards through a shuffle buffer; it starts its shards over where
-    they hold fewer images than the epoch takes from it. Order and draws follow from the seed, the epoch and the number
-    of slots.
+    The shards of an epoch are permuted and distributed among slots, one for each worker of each process. With n slots,
+    a slot yields every n-th part of the global batches, from its own shards through a shuffle buffer. If its shards
+    have too few images for the epoch, it starts them again. Order and random draws follow from the seed, the epoch and
+    the number of slots.
 
     Attributes:
-        num_steps: global batches an epoch; what is left over waits for another epoch.
-        num_inputs: images an epoch draws from.
-        unreadable: a line for each image that could not be read so far, each once.
+        num_steps: number of global batches per epoch; the remaining images are left out of this epoch.
+        num_inputs: number of images that an epoch draws from.
+        unreadable: one line for each image that could not be read so far, without duplicates.
 
     Raises:
-        XCiTError: if there are fewer shards than slots, or images are to be repeated.
+        XCiTError: if there are fewer shards than slots, or images would have to be repeated.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class StreamTrainLoader:
         """Divides the stream among the processes.
 
         Args:
-            stream: what to read.
-            transform: image to tensor.
-            config: how; its `num_repeats` is 1, for a stream gives each image once.
-            shuffle_buffer: samples that each worker keeps in memory, as files, to draw the next one from.
+            stream: the stream to read.
+            transform: a transform from an image to a tensor.
+            config: the loader's settings; `num_repeats` must be 1, because a stream yields each image once.
+            shuffle_buffer: number of undecoded images that each worker holds in memory to shuffle them.
         """
         if config.num_repeats != 1:
             raise XCiTError(
@@ -78,18 +78,19 @@ class StreamTrainLoader:
         self.unreadable: list[str] = []
         self._loader = DataLoader(
             self._parts,
-            batch_size=None,  # what is read is a whole part
+            batch_size=None,  # an item is a whole part
             collate_fn=collate,
             num_workers=config.num_workers,
             persistent_workers=config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=prepare_worker,
-            # Its own, for the draw at each start of the workers would shift the model's: once a run, or once a resume.
+            # The loader draws a number whenever workers start, and their starts differ between a run and its resume.
+            # With a generator of its own, this does not change the model's random draws.
             generator=torch.Generator(),
         )
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's parts of an epoch's batches, from a step on."""
+        """Yields this process's parts of an epoch's batches, from a step on."""
         self._parts.start_at(epoch, first_step)
         return received_batches(self._loader, self.unreadable)
 
@@ -113,10 +114,11 @@ def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
 
 
 class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
-    """One process's parts of an epoch's batches, as lists of images; each worker of the loader gives those of a slot.
+    """One process's parts of an epoch's batches, as lists of images; each worker of the loader yields those of a slot.
 
-    The loader takes part k of a process from worker k % n, and its images come from the slot of role k % n. When an
-    epoch begins at a later step, the roles move on among the workers, and each leaves out what it gave before.
+    The loader takes part k of a process from worker k % n, and the images of that part belong to the process's slot k %
+    n. If an epoch begins at a later step, the slots are assigned to the workers in another order, and each worker skips
+    what was read before.
     """
 
     def __init__(
@@ -127,11 +129,11 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
         self.part_size, self.parts_a_step = config.batch_size // config.num_parts, config.num_parts // config.world_size
         self.world_size, self.rank, self.num_roles = config.world_size, config.rank, max(config.num_workers, 1)
         self.shuffle_buffer = max(shuffle_buffer, 1)
-        # Epoch and first step, in memory that the workers share: they live on from one epoch to the next.
+        # Epoch and first step are in shared memory, because workers continue from one epoch to the next.
         self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def start_at(self, epoch: int, first_step: int) -> None:
-        """Where the next iterators begin."""
+        """Sets where the next iterators begin."""
         self._start[0], self._start[1] = epoch, first_step
 
     def __iter__(self) -> Iterator[list[Sample[Tensor]]]:
@@ -145,11 +147,12 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
         return islice(self._slot(epoch, role * self.world_size + self.rank, num_before * self.part_size), num_left)
 
     def _slot(self, epoch: int, slot: int, first: int) -> Iterator[list[Sample[Tensor]]]:
-        """The parts of a slot from an image on, without end."""
+        """Yields the parts of a slot, from an image on, without end."""
         samples = self._shuffled(epoch, slot, first)
         waiting: deque[StreamSample] = deque()
         for place in count(first, self.part_size):
-            # A worker's generators are its own; in the main process the model draws from the same ones.
+            # A worker has its own generators. In the main process the model uses the same ones, so they must not
+            # change.
             with nullcontext() if get_worker_info() else own_randomness():
                 part = []
                 for index in range(place, place + self.part_size):
@@ -160,9 +163,9 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
             yield part
 
     def _shuffled(self, epoch: int, slot: int, first: int) -> Iterator[StreamSample]:
-        """The samples of a slot from one on, each once in each pass over its shards, in the order of a shuffle buffer.
+        """Yields the samples of a slot, beginning with number `first`, in the order of a shuffle buffer.
 
-        Before the first one nothing but labels is read.
+        Each pass yields each sample once. For skipped samples only the labels are read.
         """
         order = list(range(self.stream.num_shards))
         random.Random(mix_seeds(self.seed, epoch)).shuffle(order)
@@ -174,7 +177,8 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
             buffer: list[StreamSample] = []
             for fill in chain(range(_FIRST_FILL, self.shuffle_buffer), repeat(self.shuffle_buffer)):
                 for sample in islice(samples, max(fill - len(buffer), 0)):
-                    # Read while it goes by: a disk gives shards fast from start to end, and slowly here and there.
+                    # Each sample is read as it passes, because a disk is fast for sequential reads and slow for random
+                    # ones.
                     buffer.append(sample if place < first else sample.fetched())
                 if not buffer:
                     break
@@ -191,9 +195,9 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
 def _read_first(
     waiting: deque[StreamSample], samples: Iterator[StreamSample]
 ) -> tuple[Image.Image, int, tuple[str, ...]]:
-    """The first of `waiting`, which is filled from `samples`, or in place of an unreadable one the next.
+    """Returns the first image of `waiting`, which is filled from `samples`, or if it is unreadable, the next one.
 
-    The next one keeps its own place as well, so that what can be read does not change the order.
+    The next one also keeps its own place, so that unreadable images do not change the order.
     """
     unreadable: list[str] = []
     for place in range(NUM_SUBSTITUTES):
@@ -207,7 +211,7 @@ def _read_first(
 
 
 class _EvaluationStream(IterableDataset[tuple[Tensor, int, str]]):
-    """Prepared images of one process's shards; each worker of the loader reads every n-th of them."""
+    """Prepared images of one process's shards; with n workers, each worker of the loader reads every n-th shard."""
 
     def __init__(self, stream: LabelledStream, spec: Preprocessing, world_size: int, rank: int) -> None:
         self.stream, self.spec, self.world_size, self.rank = stream, spec, world_size, rank
@@ -233,9 +237,9 @@ def stream_evaluation_batches(
     world_size: int = 1,
     rank: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """What `evaluation_batches` gives, of one process's share of a stream: the shards `rank`, `rank + world_size`, ...
+    """Yields batches as `evaluation_batches` does, for the shards `rank`, `rank + world_size`, ... of a stream.
 
-    Over all processes each image comes once; a process without a shard gets no batch.
+    All processes together yield each image once; a process without a shard yields no batch.
     """
     loader = DataLoader(
         _EvaluationStream(stream, spec, world_size, rank),

@@ -1,4 +1,4 @@
-"""Streams of labelled images, for data beyond one disk: shard after shard, each read from its start to its end."""
+"""Streams of labelled images, for data larger than a disk: each shard is read sequentially, one after another."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -9,7 +9,7 @@ from xcit.errors import XCiTError
 
 
 class LabelledStream(Protocol):
-    """Labelled images in shards. It can be sent to other processes; an iterator of a shard stays in its own."""
+    """Labelled images in shards. The stream can be sent to other processes; an iterator over a shard can't."""
 
     @property
     def class_ids(self) -> tuple[str, ...]:
@@ -17,18 +17,18 @@ class LabelledStream(Protocol):
 
     @property
     def num_images(self) -> int:
-        """Images in all shards together."""
+        """Number of images in all shards."""
 
     @property
     def num_shards(self) -> int:
-        """Parts that can be read side by side."""
+        """Number of shards, which can be read in parallel."""
 
     def shard(self, index: int) -> Iterator[StreamSample]:
-        """The samples of one shard, always in the same order, without decoding a picture."""
+        """Yields the samples of one shard, always in the same order, without decoding any image."""
 
 
 def is_stream(data: str) -> bool:
-    """Tells the names that `open_stream` takes from those of `open_labelled_images`."""
+    """Whether a name is one for `open_stream`, and not for `open_labelled_images`."""
     return data.startswith(("hf-stream:", "wds:"))
 
 
@@ -39,17 +39,17 @@ def open_stream(data: str, split: Split, *, num_classes: int | None = None) -> L
         data: one of
 
             - `hf-stream:NAME`: a data set of the Hugging Face Hub or a folder of parquet files, see `open_hub_stream`.
-            - `wds:PATTERN`: tar shards in WebDataset's form, at paths or URLs, see `list_shards` for patterns
-              and `read_tar` for what is in them. Class names are in a file `classes.txt` beside the first shard, one a
-              line. How many images there are is in a file `sizes.json` or `index.json` beside the shards; else local
+            - `wds:PATTERN`: tar shards in WebDataset's format, at paths or URLs; see `list_shards` for patterns and
+              `read_tar` for their contents. Class names are in a file `classes.txt` beside the first shard, one per
+              line. The number of images is in a file `sizes.json` or `index.json` beside the shards; without one, local
               shards are counted once.
 
             Either may end in `#COUNT`, the number of images.
-        split: which split of a Hugging Face data set; each split of tar shards is a pattern of its own.
-        num_classes: for data without class names, which are then "0", "1" and so on.
+        split: the split of a Hugging Face data set; for tar shards each split has its own pattern.
+        num_classes: number of classes, for data without class names; the names are then "0", "1" and so on.
 
     Raises:
-        XCiTError: if there is no such data set, its shards are missing, or the number of images or classes is unknown.
+        XCiTError: if there is no such data set, shards are missing, or the number of images or classes is unknown.
     """
     if data.startswith("wds:"):
         from xcit.data.shards import open_shards

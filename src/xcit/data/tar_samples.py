@@ -1,7 +1,7 @@
-"""One tar shard in WebDataset's form as labelled images: consecutive files of one key are one sample.
+"""Reads a tar shard in WebDataset's format as labelled images: consecutive files with the same key are one sample.
 
-The standard library reads the tar. The readers of `webdataset` and `datasets` read every byte of every sample, wanted
-or not, take damage for the end of a shard, and leave out links without a word.
+The standard library reads the tar file. The readers of `webdataset` and `datasets` are not used: they read every byte
+of every sample, even if it is not needed, treat damage as the end of a shard, and silently skip links.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, Self
 from xcit.data.remote import is_url, open_url
 from xcit.data.samples import MOST_BYTES, StreamSample, label_problem, unreadable_sample
 from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES
+from xcit.images.formats import IMAGE_SUFFIXES
 from xcit.regular import regular
 
 _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
@@ -25,20 +25,21 @@ _MOST_LABEL_BYTES = 2**20
 
 
 def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
-    """The samples of a shard, in order.
+    """Yields the samples of a shard, in order.
 
-    A sample is files of one key, which is the path up to the first dot of the file's name, as in WebDataset: of
-    `a.b/1.left.jpg` it is `a.b/1`, and `left.jpg` is the extension. It has an image, by the last part of an extension,
-    and likewise `cls` with the class index as text, or `json` with an object whose "label" is that. An extension of
-    that part alone goes before others; of two others neither is taken. Files that are neither image nor label, hidden
-    ones and those whose names begin with two underscores are left out.
+    A sample consists of files with the same key. As in WebDataset, the key is the path up to the first dot of the file
+    name: the file `a.b/1.left.jpg` has the key `a.b/1` and the extension `left.jpg`. A sample has an image, which is
+    recognised by the last part of its extension. In the same way it has a `cls` file with the class index as text, or
+    a `json` file with an object whose "label" is the index. An extension without other parts takes precedence. If
+    there are only extensions of several parts and more than one of them fits, none is used. Files that are neither
+    image nor label are skipped, as are hidden files and files whose names begin with two underscores.
 
-    Of an uncompressed file on disk nothing but labels is read before a sample's `load`. What is damaged comes as a
-    sample that can't be read: one in place of the rest of a shard that is cut off.
+    From an uncompressed file on disk, only labels are read before a sample's `load`. Damage is returned as a sample
+    that can't be read; if a shard is cut off, one such sample replaces its rest.
 
     Args:
         shard: a path, or a URL (see `open_url`).
-        num_classes: labels run from 0 to one less.
+        num_classes: labels are from 0 to `num_classes` - 1.
 
     Raises:
         XCiTError: if the shard is missing, or the disk or the connection fails.
@@ -53,7 +54,7 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
 
 
 def read_tar_images(shard: str) -> Iterator[StreamSample]:
-    """Every image of a shard, in order, whatever lies beside it; see `read_tar` for damage and errors.
+    """Yields every image of a shard, in order, whatever other files it has; see `read_tar` for damage and errors.
 
     Raises:
         XCiTError: if the shard is missing, or the disk or the connection fails.
@@ -74,7 +75,7 @@ def read_tar_images(shard: str) -> Iterator[StreamSample]:
 
 
 class _File(NamedTuple):
-    """A file in a tar; `load` is none of a link, which can lead anywhere."""
+    """A file in a tar file. For a link, `load` is None, because a link can point anywhere."""
 
     key: str
     extension: str
@@ -82,7 +83,7 @@ class _File(NamedTuple):
 
 
 class _Member(tarfile.TarInfo):
-    """Takes nothing but the two zero blocks at its end for a tar's end; `tarfile` would take any damage for it."""
+    """A member of a tar file. Only two zero blocks count as the end; `tarfile` treats any damage as the end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -103,7 +104,7 @@ def _files(shard: str) -> Iterator[_File]:
         else tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive,
     ):
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # else they are kept to the end of the shard
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise they stay in memory until the end
             folder, slash, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
             extension = extension.lower()
@@ -178,16 +179,16 @@ def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample
 
 
 def _chosen(extensions: Sequence[str], kinds: Collection[str]) -> list[str]:
-    """The first that is one of the kinds, else all that end as one of them."""
+    """Returns the first extension that equals one of the kinds, else all extensions that end in one of them."""
     exact = [extension for extension in extensions if extension in kinds]
     return exact[:1] or [extension for extension in extensions if extension.rpartition(".")[2] in kinds]
 
 
 def _label(extension: str, text: bytes, num_classes: int) -> tuple[int, str]:
-    """The class index, or what is wrong with it."""
+    """Returns the class index, or what is wrong with it."""
     if extension.endswith("cls"):
         word = text.decode(errors="replace").strip()
-        # No class has a number of more digits, and Python refuses to read one of thousands.
+        # Class indices do not have more digits, and Python raises an error for numbers with thousands of digits.
         label: object = int(word) if word.isdecimal() and len(word) <= _MOST_DIGITS else word
     else:
         try:

@@ -1,1 +1,1 @@
-"""Arrays to pictures."""
+"""Draws arrays as pictures."""

@@ -1,6 +1,7 @@
-"""Attention as pictures: heads beside their image, the mean over the image, XCA's covariances and temperatures.
+"""Pictures of attention: heads beside their image, their mean over the image, XCA's covariances and temperatures.
 
-Maps are drawn cell by cell at the image's size, not interpolated: a soft picture would show more than the model saw.
+Maps are drawn cell by cell at the image's size, without interpolation: a smooth picture would show more than the model
+computed.
 """
 
 import math
@@ -19,25 +20,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAP_COLOURS = "inferno"
-"""Perceptually uniform, and black where there is nothing."""
+"""A perceptually uniform colour map, in which 0 is black."""
 
 _COVARIANCE_COLOURS = "RdBu_r"
-"""White where two channels have nothing in common."""
+"""A colour map in which uncorrelated channels are white."""
 
 _LEFT_OUT = "0.35"
-"""The grey of cells below the threshold: no colour of a map."""
+"""The grey of cells below the threshold, which is no colour of the maps."""
 
 _GAP = "0.8"
-"""The grey between two heads' covariances, for cosines of 0 are white."""
+"""The grey between the covariances of two heads; white would look like cosines of 0."""
 
 _BRIGHTEST = 0.995
-"""Cells up to this quantile are told apart by colour. A few cells hold so much that all others would be black."""
+"""The quantile with the brightest colour. A few cells have values so large that all others would be black."""
 
 _DPI = 130
 
 
 def require_matplotlib() -> None:
-    """Raises an `XCiTError` where there is no matplotlib, so that its lack is told before the work."""
+    """Raises an `XCiTError` if matplotlib is missing, before work is spent on the pictures."""
     need_packages("a picture of attention", "matplotlib")
 
 
@@ -53,17 +54,17 @@ def draw_class_attention(
 ) -> None:
     """Draws the image, the mean of the heads over it, and each head's map, with one colour bar for the heads.
 
-    Colours tell how many times as much a cell gets as if all tokens got the same; the mean has a scale of its own.
-    Beside each head's number stands the share that its class token keeps.
+    A colour tells a cell's share of the attention relative to an even distribution over all tokens; the mean has its
+    own scale. The title of a head has its number and the share that its class token keeps.
 
     Args:
         image: (h, w, 3).
         heads: (M, H, W), each head's attention over the patches.
         class_token: (M,), the share of each head's attention that the class token keeps.
-        patch_size: pixels from one cell to the next.
-        path: a PNG.
-        title: above the picture.
-        threshold: show the largest cells that together hold this share of each map only; none shows all.
+        patch_size: number of pixels from one cell to the next.
+        path: a PNG file.
+        title: title of the picture.
+        threshold: show only the largest cells of each map that together have this share; None shows all.
     """
     require_matplotlib()
     from matplotlib import colormaps
@@ -97,7 +98,7 @@ def draw_class_attention(
 def overlay_mean(
     image: NDArray[np.uint8], heads: Cells, patch_size: int, *, threshold: float | None = None
 ) -> Image.Image:
-    """The mean of the heads (M, H, W) in colour over the image (h, w, 3) in grey; below the threshold the grey alone.
+    """Returns the mean of the heads (M, H, W) in colour over the grey image (h, w, 3); small cells stay grey.
 
     Raises:
         XCiTError: if matplotlib is missing, or the threshold is out of range.
@@ -111,7 +112,7 @@ def overlay_mean(
     counts, values = np.isfinite(values), np.nan_to_num(values)
     colour = colormaps[_MAP_COLOURS](values[..., 0])[..., :3]
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None] / 255
-    # Where there is much attention, more of its colour and less of the image.
+    # The more attention a cell gets, the more colour and the less of the image it shows.
     strength = 0.35 + 0.4 * values
     mixed = np.where(counts, (1 - strength) * grey + strength * colour, grey)
     if threshold is not None:
@@ -125,8 +126,8 @@ def draw_channel_attention(covariance: Cells, path: Path, *, title: str) -> None
 
     Args:
         covariance: (L, M, C, C), -1..1.
-        path: a PNG.
-        title: above the picture.
+        path: a PNG file.
+        title: title of the picture.
     """
     require_matplotlib()
     from matplotlib import colormaps
@@ -134,7 +135,7 @@ def draw_channel_attention(covariance: Cells, path: Path, *, title: str) -> None
     from matplotlib.figure import Figure
 
     num_blocks, num_heads, size, _ = covariance.shape
-    # One picture with gaps, for hundreds of panels take minutes.
+    # One image with gaps is drawn, because hundreds of panels take minutes.
     gap = math.ceil(size / 16)
     tiles = np.pad(covariance, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
     step = size + gap
@@ -163,12 +164,14 @@ def draw_channel_attention(covariance: Cells, path: Path, *, title: str) -> None
 
 
 def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
-    """Draws the learned temperature of every head over the blocks: points, for a head has no kin in the next block.
+    """Draws the learned temperature of every head over the blocks.
+
+    It draws points and no lines, because the heads of different blocks are unrelated.
 
     Args:
         temperatures: (L, M).
-        title: above the picture.
-        path: a PNG.
+        title: title of the picture.
+        path: a PNG file.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -194,31 +197,34 @@ def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
 
 
 def _times_even(shares: Cells) -> Cells:
-    """Shares (..., H, W) as multiples of what each of the N + 1 tokens would get if all got the same.
+    """Returns shares (..., H, W) times N + 1: 1 is the share of each token if the attention is distributed evenly.
 
-    Cells that are NaN were left out of the attention, and are none of the N.
+    N is the number of cells that are not NaN; cells that are NaN were left out of the attention.
     """
     num_tokens = int(np.isfinite(shares.reshape(-1, *shares.shape[-2:])[0]).sum()) + 1
     return shares * num_tokens
 
 
 def _top(times_even: Cells) -> float:
-    """The value of the brightest colour: not below the even share, else it would be noise that is brought out."""
+    """Returns the value of the brightest colour, which is at least 1, the share in an even distribution.
+
+    With a lower value, the colours would amplify noise.
+    """
     highest = float(np.nanmax(times_even))
     top = max(float(np.nanquantile(times_even, _BRIGHTEST)), 1.0)
     return min(highest, top) or 1.0
 
 
 def _grid(num_panels: int, aspect: float) -> "tuple[Figure, list[Axes], Axes]":
-    """A figure of equal panels in reading order, and a place for a colour bar beside them.
+    """Creates a figure of equal panels in reading order, and a place for a colour bar beside them.
 
-    Placed by hand, in inches: matplotlib's own layouts take longer than all else together.
+    The positions are computed here, in inches, because matplotlib's layouts take longer than everything else.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     fewest = math.ceil(num_panels**0.5)
-    num_columns = min(range(fewest, max(fewest, 8) + 1), key=lambda count: -num_panels % count)  # places left empty
+    num_columns = min(range(fewest, max(fewest, 8) + 1), key=lambda count: -num_panels % count)  # fewest empty places
     num_rows = math.ceil(num_panels / num_columns)
     aspect = min(max(aspect, 0.25), 4)
     panel_height = 2.2 / aspect**0.5

@@ -1,4 +1,4 @@
-"""Maps on a grid of cells: as masks of their largest cells, and at the size of the image that the grid lies on."""
+"""Maps on a grid of cells: masks of their largest cells, and maps at the size of the image."""
 
 from typing import Any, TypeVar
 
@@ -12,14 +12,14 @@ Kind = TypeVar("Kind", bound=np.generic)
 
 
 def largest_cells(maps: Cells, share: float) -> Mask:
-    """The smallest set of cells of each map that holds `share` of the map's sum, as in DINO's pictures.
+    """Returns the smallest set of cells of each map that has `share` of the map's sum, as in DINO's pictures.
 
     Args:
-        maps: (..., H, W), none negative; NaN is never in the set.
-        share: above 0, at most 1; DINO's videos were made with 0.6.
+        maps: (..., H, W), without negative values; NaN is never in the set.
+        share: above 0, at most 1; DINO's videos use 0.6.
 
     Returns:
-        (..., H, W), true in the set. Of equal cells the first count as larger.
+        (..., H, W), true in the set. Among equal cells, earlier ones count as larger.
 
     Raises:
         XCiTError: if `share` is out of range.
@@ -30,7 +30,7 @@ def largest_cells(maps: Cells, share: float) -> Mask:
     order = np.argsort(-cells, axis=-1, kind="stable")
     ranked = np.take_along_axis(cells, order, axis=-1)
     sums = ranked.cumsum(axis=-1)
-    # A cell is needed where those before it do not suffice.
+    # A cell is needed if the cells before it do not suffice.
     is_needed = np.roll(sums, 1, axis=-1) < share * sums[..., -1:]
     is_needed[..., 0] = ranked[..., 0] > 0
     kept = np.empty_like(is_needed)
@@ -41,10 +41,10 @@ def largest_cells(maps: Cells, share: float) -> Mask:
 def at_image_size(
     maps: np.ndarray[Any, np.dtype[Kind]], size: tuple[int, ...], patch_size: int
 ) -> np.ndarray[Any, np.dtype[Kind]]:
-    """Maps (..., H, W) at an image's size (h, w), as (..., h, w): each pixel takes the cell with the nearest centre.
+    """Returns maps (..., H, W) at an image's size (..., h, w): each pixel gets the value of the nearest cell centre.
 
-    The stem's convolutions centre cell (i, j) on the pixel (i * patch_size, j * patch_size), so its square lies around
-    that place, not right of it and below.
+    The stem's convolutions centre cell (i, j) on the pixel (i * patch_size, j * patch_size). So the square of a cell
+    lies around that pixel, not to its right and below it.
     """
     rows, columns = (
         np.minimum((np.arange(num_pixels) + patch_size // 2) // patch_size, num_cells - 1)

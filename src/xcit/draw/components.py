@@ -1,4 +1,4 @@
-"""A map of features as a picture: its three principal components as red, green and blue."""
+"""Pictures of feature maps: their three principal components as red, green and blue."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ _MOST_CELLS = 2**20
 
 
 def component_picture(features: Any) -> NDArray[np.uint8]:
-    """What differs most within a map, in colours; cells that are not finite are white.
+    """Returns a picture of a map's largest variations; cells that are not finite are white.
 
     Args:
-        features: an array (H, W, D) that can be sliced, in memory, mapped or Zarr. Of one with more than a million
-            cells, every second, third, ... row and column is looked at and shown.
+        features: an array (H, W, D) that can be sliced: in memory, memory-mapped or Zarr. Of an array with more than a
+            million cells, only every second (or third, ...) row and column is used.
 
     Returns:
         uint8 (ceil(H / step), ceil(W / step), 3).
@@ -32,7 +32,8 @@ def component_picture(features: Any) -> NDArray[np.uint8]:
     numbers -= numbers.mean(axis=0)
     _, vectors = np.linalg.eigh(numbers.T.astype(np.float64) @ numbers)
     vectors = vectors[:, ::-1][:, :3]
-    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])  # a sign is free
+    # The sign of a component is arbitrary: it is chosen so that the largest entry is positive.
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
     parts = numbers @ vectors.astype(np.float32)
     low, high = np.percentile(parts, (1, 99), axis=0)
     shares = np.clip((parts - low) / np.maximum(high - low, 1e-12), 0, 1)

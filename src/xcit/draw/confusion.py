@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from xcit.writing import whole_file
 
 _MAX_NAMED = 40
-"""Classes up to which names and counts can be read."""
+"""The largest number of classes for which names and counts are drawn; with more they are illegible."""
 
 
 def draw_confusion(confusion: NDArray[np.integer], names: Sequence[str], title: str, path: Path) -> None:
-    """Draws a confusion matrix, each row in shares of its true class.
+    """Draws a confusion matrix; each row shows shares of its true class.
 
     Args:
-        confusion: (classes, classes) counts, a row a true class.
-        names: of the classes.
-        title: above the picture.
-        path: a PNG.
+        confusion: (classes, classes) counts; a row is a true class.
+        names: names of the classes.
+        title: title of the picture.
+        path: a PNG file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def draw_confusion(confusion: NDArray[np.integer], names: Sequence[str], title: 
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    # The square root brings out the rare confusions beside the diagonal.
+    # The square root makes rare confusions visible beside the diagonal.
     image = axes.imshow(shares**0.5, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(title, parse_math=False)

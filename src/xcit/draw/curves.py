@@ -1,4 +1,4 @@
-"""A run's log as a picture: the loss, every figure that is watched, and the learning rate."""
+"""A picture of a run's log: the loss, every evaluated figure, and the learning rate."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STRONG, _FAINT, _OTHER = "#08519c", "#9ecae1", "#d95f02"
-"""Two blues of the confusion matrix, and a colour that is told from them in grey too."""
+"""Two blues of the confusion matrix, and a colour that also differs from them in a grey print."""
 
 _LABELS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
-"""What a figure is called, with its unit, where its name alone does not say."""
+"""Labels of figures whose names do not include the unit."""
 
 _NO_FIGURES = {"epoch", "step", "loss", "lr", "seconds", "images_per_second", "data_wait"}
-"""Numbers of an epoch's line that do not come from an evaluation."""
+"""Numbers in the line of an epoch that are not results of an evaluation."""
 
 _FEW = 60
-"""Points up to which each gets a mark."""
+"""The largest number of points that are drawn with marks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,30 +32,30 @@ class _Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class _Log:
-    """A log's lines, by their number of steps, each once."""
+    """The lines of a log, by their number of steps and without duplicates."""
 
     steps: list[Mapping[str, Any]]
     epochs: list[Mapping[str, Any]]
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """Steps of an epoch, none if not one was finished."""
+        """Number of steps per epoch; None if no epoch was finished."""
         return self.epochs[-1]["step"] / self.epochs[-1]["epoch"] if self.epochs else None
 
     @property
     def end(self) -> float:
-        """Where the last line stands, in epochs, or in steps where no epoch was finished."""
+        """The place of the last line, in epochs, or in steps if no epoch was finished."""
         last: int = max(line["step"] for line in (*self.steps[-1:], *self.epochs[-1:]))
         return last / (self.steps_per_epoch or 1)
 
     @property
     def figures(self) -> list[str]:
-        """What the evaluations measured, in the order of their first lines."""
+        """The names of the evaluated figures, in the order of their first lines."""
         names = {name: None for line in self.epochs for name in line if _is_number(line[name])}
         return [name for name in names if name not in _NO_FIGURES]
 
     def curve(self, lines: Sequence[Mapping[str, Any]], name: str) -> _Curve:
-        """One number of the lines that have it, over epochs, or over steps where no epoch was finished."""
+        """Returns one number of the lines that have it, over epochs, or over steps if no epoch was finished."""
         found = [line for line in lines if _is_number(line.get(name))]
         unit = self.steps_per_epoch or 1
         return _Curve(places=[line["step"] / unit for line in found], values=[line[name] for line in found])
@@ -64,13 +64,13 @@ class _Log:
 def draw_curves(lines: Iterable[Mapping[str, Any]], picture: Path, title: str) -> None:
     """Draws loss, figures and learning rate of a run over its epochs.
 
-    Faint is each step that was logged, strong the mean of an epoch. Of a part that was logged twice, as by a run that
-    was resumed, the later lines count. Without lines no picture is made.
+    Logged steps are faint, and the means of epochs are strong. If a part of the run was logged twice, as after a
+    resume, the later lines are used. Without lines no picture is drawn.
 
     Args:
-        lines: of a run's log.
-        picture: a PNG.
-        title: above the picture.
+        lines: lines of a run's log.
+        picture: a PNG file.
+        title: title of the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -123,7 +123,7 @@ def _draw_loss(axes: "Axes", run: _Log, others: Sequence[str]) -> None:
             steps.places, steps.values, color=_FAINT, linewidth=0.8, **_marks(steps), label="training, single steps"
         )
     if epochs.values:
-        # The mean of an epoch stands in its middle, for it tells of the model of all its steps.
+        # The mean of an epoch is drawn in the middle of the epoch, because it covers all its steps.
         middles = [place - 0.5 for place in epochs.places]
         axes.plot(middles, epochs.values, color=_STRONG, **_marks(epochs), label="training, mean of an epoch")
     for index, name in enumerate(others):
@@ -146,7 +146,7 @@ def _draw_figure(axes: "Axes", curve: _Curve, label: str) -> None:
 
 
 def _draw_learning_rate(axes: "Axes", run: _Log) -> None:
-    # A short run may have logged no step: then there are its epochs' ends.
+    # If a short run logged no steps, the ends of its epochs are used.
     curve = run.curve(run.steps if len(run.steps) > 1 else run.epochs, "lr")
     axes.plot(curve.places, curve.values, color=_STRONG, **_marks(curve))
     axes.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""Detections as pictures: masks, boxes, class names and scores over the image."""
+"""Pictures of detections: masks, boxes, class names and scores over the image."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,11 +14,11 @@ Box = tuple[float, float, float, float]
 
 
 _LEAST_SIDE, _LARGEST_SIDE = 240, 1200
-"""Pixels: a shorter side would be covered by a text or two, and none is made longer than this."""
+"""Limits in pixels: texts would cover a shorter image, and no image is enlarged beyond the second."""
 
 
 def enlargement(height: int, width: int) -> int:
-    """How many times as large an image of this size is drawn, for texts to fit beside what they name."""
+    """Returns the factor by which an image of this size is enlarged, so that texts fit beside the objects."""
     return max(1, min(math.ceil(_LEAST_SIDE / min(height, width)), _LARGEST_SIDE // max(height, width)))
 
 
@@ -31,20 +31,20 @@ def draw_detections(
     *,
     opacity: float = 0.45,
 ) -> Image.Image:
-    """The image with its objects, each class in one colour; the last object lies on top.
+    """Returns the image with its objects, each class in one colour; the last object is on top.
 
-    A small image is enlarged (see `enlargement`), so that the texts leave it visible.
+    A small image is enlarged (see `enlargement`), so that the texts do not cover it.
 
     Args:
         image: (h, w, 3).
-        boxes: of the objects.
-        labels: of their classes, from 1.
-        texts: what is written at each box.
-        masks: (h, w) each, 0 or 1; taken one at a time, so that they need not all be in memory.
-        opacity: of a mask's colour.
+        boxes: boxes of the objects.
+        labels: labels of the objects, from 1.
+        texts: a text for each box.
+        masks: (h, w) each, 0 or 1. They are used one at a time, so they need not all be in memory.
+        opacity: opacity of a mask's colour.
     """
     height, width = image.shape[:2]
-    colours = palette(1 + max(labels, default=0))  # its first is the background's
+    colours = palette(1 + max(labels, default=0))  # the first colour is the background's
     pixels = image.copy()
     for box, label, mask in zip(boxes, labels, masks, strict=True):
         rows, columns = _window(box, (height, width))
@@ -62,7 +62,7 @@ def draw_detections(
         x, y, box_width, box_height = (times * value for value in box)
         draw.rectangle((x, y, max(x, x + box_width - 1), max(y, y + box_height - 1)), outline=colour, width=line)
         _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
-        # Above the box if there is room, else within.
+        # The text is above the box if there is room, else inside it.
         place = (min(max(x, 0), max(0, width - right)), y - bottom - 2 if y > bottom + 2 else max(y, 0))
         draw.rectangle((place[0], place[1], place[0] + right + 2, place[1] + bottom + 2), fill=colour)
         ink = "black" if sum(colour) > 380 else "white"
@@ -71,7 +71,7 @@ def draw_detections(
 
 
 def _window(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
-    """The rows and columns of an image that a box's mask may reach."""
+    """Returns the rows and columns of an image that a box's mask can cover."""
     x, y, width, height = box
     return (
         slice(max(0, int(y) - 2), min(size[0], int(y + height) + 3)),

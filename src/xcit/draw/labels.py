@@ -1,4 +1,4 @@
-"""Label maps as pictures: with a palette, and over their image with a legend."""
+"""Pictures of label maps: with a palette, or over their image with a legend."""
 
 import colorsys
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _GOLDEN = 0.618033988749895
-"""Part of the circle of hues between two classes: neighbours in the list, and their neighbours, differ."""
+"""Step in hue between two classes, as a part of the circle, so that classes close in the list look different."""
 
 _ROW = 18
-"""Pixels of a row of the legend."""
+"""Height of a row of the legend, in pixels."""
 
 
 def palette(num_classes: int) -> NDArray[np.uint8]:
-    """A colour (red, green, blue) for each class, (num_classes, 3); the same for a class whatever their number.
+    """Returns a colour (red, green, blue) for each class, (num_classes, 3); it does not depend on `num_classes`.
 
-    The first is grey: it is mostly what lies behind all else, the ground or the wall.
+    The first colour is grey, because the first class is usually a background.
     """
     colours = [
         colorsys.hsv_to_rgb((index * _GOLDEN) % 1, (0.85, 0.6, 1.0)[index % 3], (0.95, 0.75, 0.55)[index // 3 % 3])
@@ -28,14 +28,31 @@ def palette(num_classes: int) -> NDArray[np.uint8]:
 
 
 def label_shares(labels: NDArray[np.uint8]) -> dict[int, float]:
-    """Share of the pixels of each label that a label map has, the largest first."""
-    counts = np.bincount(labels.ravel())
+    """Returns the share of the pixels of each label in a label map, the largest first."""
+    return shares_of(np.bincount(labels.ravel()))
+
+
+def shares_of(counts: NDArray[np.int64]) -> dict[int, float]:
+    """Returns the share of each label that occurs, the largest first, from the number of pixels of each."""
     order = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
-    return {int(label): float(counts[label] / labels.size) for label in order}
+    return {int(label): float(counts[label] / counts.sum()) for label in order}
+
+
+def middles(labels: NDArray[np.uint8], size: tuple[int, ...], scale: int) -> NDArray[np.uint8]:
+    """A label map at another size, each pixel of which is the middle one of a square of `scale` pixels a side."""
+    if scale == 1:
+        return labels
+    rows, columns = (middle_pixels(count, length, scale) for count, length in zip(size, labels.shape, strict=True))
+    return labels[np.ix_(rows, columns)]
+
+
+def middle_pixels(count: int, length: int, scale: int) -> NDArray[np.int64]:
+    """The middle pixel of each of `count` pieces of `scale` pixels, of `length` in all: the last may be smaller."""
+    return np.minimum(np.arange(count) * scale + scale // 2, length - 1)
 
 
 def draw_labels(labels: NDArray[np.uint8], num_classes: int) -> Image.Image:
-    """A label map (h, w) as a palette image: its numbers are the labels, its colours are `palette`'s."""
+    """Returns a label map (h, w) as a palette image: its values are the labels, and its colours are `palette`'s."""
     picture = Image.fromarray(labels)
     picture.putpalette(palette(num_classes).ravel().tolist())
     return picture
@@ -44,21 +61,22 @@ def draw_labels(labels: NDArray[np.uint8], num_classes: int) -> Image.Image:
 def overlay_labels(
     image: NDArray[np.uint8], labels: NDArray[np.uint8], names: Sequence[str], *, opacity: float = 0.55
 ) -> Image.Image:
-    """The labels' colours over the image, and under it a legend of the labels that there are, the largest first.
+    """Returns the image with the labels' colours over it, and below it a legend of its labels, the largest first.
 
     Args:
         image: (h, w, 3).
-        labels: (h, w).
-        names: of the labels.
-        opacity: of the colours.
+        labels: (h, w); where a label has no name, the image stays as it is.
+        names: names of the labels.
+        opacity: opacity of the colours.
     """
     colours = palette(len(names))
-    mixed = (1 - opacity) * image + opacity * colours[labels]
-    picture = Image.fromarray((mixed + 0.5).astype(np.uint8))
-    shares = label_shares(labels)
+    is_known = labels < len(names)
+    mixed = (1 - opacity) * image + opacity * colours[np.where(is_known, labels, 0)]
+    picture = Image.fromarray(np.where(is_known[..., None], mixed + 0.5, image).astype(np.uint8))
+    shares = {label: share for label, share in label_shares(labels).items() if label < len(names)}
     font = ImageFont.load_default(12)
     texts = [f"{names[label]} {share:.1%}" for label, share in shares.items()]
-    width = 26 + int(max(font.getlength(text) for text in texts))
+    width = 26 + int(max((font.getlength(text) for text in texts), default=0))
     columns = max(1, picture.width // width)
     num_rows = -(-len(texts) // columns)
     whole = Image.new("RGB", (max(picture.width, width), picture.height + num_rows * _ROW + 4), "white")

@@ -1,1 +1,1 @@
-"""One image: opened, resized, cropped, normalised."""
+"""Opens, resizes, crops and normalises one image."""

@@ -1,4 +1,4 @@
-"""Images that are arrays or tensors in memory, or one array in a .npy file, by rows."""
+"""Reads images by rows from arrays or tensors in memory, or from the array in a .npy file."""
 
 import os
 from pathlib import Path
@@ -28,15 +28,15 @@ class ArrayRows:
         self.height, self.width, self.channels = self._array.shape
 
     def read(self, start: int, end: int) -> Pixels:
-        """A view."""
+        """Returns a view."""
         return self._array[start:end]
 
 
 class NpyRows:
-    """The array (H, W) or (H, W, C) of a .npy file, read by rows and not mapped: no page of it stays resident.
+    """The array (H, W) or (H, W, C) in a .npy file. It is not memory-mapped, so no page of it stays resident.
 
     Raises:
-        XCiTError: if it can't be read or holds no image.
+        XCiTError: if the file can't be read, or holds no image.
     """
 
     def __init__(self, path: Path, *, ranged: bool = False) -> None:
@@ -68,7 +68,7 @@ class NpyRows:
         return shape, dtype
 
     def read(self, start: int, end: int) -> Pixels:
-        """A new array."""
+        """Returns a new array."""
         a_row = self.width * self.channels
         pixels = np.empty((end - start) * a_row, self._dtype)
         self._file.seek(self._start + start * a_row * self._dtype.itemsize)
@@ -84,12 +84,12 @@ class NpyRows:
 
 
 def check_pixel_type(dtype: np.dtype, name: str, *, ranged: bool = False) -> None:
-    """Refuses types that are no pixels: integers with a sign have no known range, complex numbers no meaning.
+    """Checks the type of pixels: signed integers have no known range, and complex numbers have no meaning.
 
     Args:
-        dtype: of the pixels.
-        name: what errors call the image.
-        ranged: whether a range of values is given, so that integers with a sign have one.
+        dtype: type of the pixels.
+        name: name of the image in errors.
+        ranged: whether a range of values is given; then signed integers are allowed.
 
     Raises:
         XCiTError: "<name>: <reason>".
@@ -103,7 +103,7 @@ def check_pixel_type(dtype: np.dtype, name: str, *, ranged: bool = False) -> Non
 
 
 def file_identity(path: Path) -> str:
-    """What changes when a file does: its place, size and time.
+    """Returns a text that changes when a file changes: its path, size and modification time.
 
     Raises:
         XCiTError: if there is no such file.

@@ -1,4 +1,4 @@
-"""Where the cells of a map lie that a model makes of an image: in the image's file, and on the ground."""
+"""The position of a map's cells in the file of an image, and on the ground."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +9,16 @@ from xcit.images.transforms import IDENTITY, Transform, enlarged
 
 @dataclass(frozen=True, kw_only=True)
 class CellPlace:
-    """The place of a grid of cells; transforms as in `transforms.py`.
+    """The position of a grid of cells; transforms are as in `transforms.py`.
 
-    A cell stands for the square of its patch's pixels. What the model sees there is centred on the first of them, so
-    over a picture the map lies half a cell too far to the right and down; `draw/cells.py` has it in the middle.
+    A cell stands for the square of its patch's pixels. But the model's view of a cell is centred on the first of these
+    pixels, so the map appears half a cell too far to the right and down; `draw/cells.py` corrects this.
 
     Attributes:
-        source: the image's name.
-        to_pixels: from column and row of a cell to those of the file's largest level.
-        to_map: to coordinates of the map, if the image lies on one.
-        crs: the system of these coordinates, WKT, if the file says it.
+        source: name of the image.
+        to_pixels: transform from column and row of a cell to pixels of the file's largest level.
+        to_map: transform to map coordinates, if the image is georeferenced.
+        crs: coordinate system of the map as WKT, if the file contains it.
     """
 
     source: str
@@ -28,7 +28,7 @@ class CellPlace:
 
     @classmethod
     def of(cls, info: RowsInfo, patch_size: int) -> "CellPlace":
-        """The cells of the image of which this is known."""
+        """Returns the position of the cells of an image with this info."""
         place, transform = info.metadata.get("place", IDENTITY), info.metadata.get("transform")
         return cls(
             source=info.name,
@@ -38,7 +38,7 @@ class CellPlace:
         )
 
     def described(self) -> dict[str, Any]:
-        """As JSON has it: source, cell_to_pixel, cell_to_map and crs."""
+        """Returns JSON values: source, cell_to_pixel, cell_to_map and crs."""
         found: dict[str, Any] = {"source": self.source, "cell_to_pixel": list(self.to_pixels)}
         found["cell_to_map"] = None if self.to_map is None else list(self.to_map)
         return found | {"crs": self.crs}

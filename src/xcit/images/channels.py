@@ -1,4 +1,4 @@
-"""Images of any number of channels, such as multispectral ones: arrays, tensors and .npy files, a channel at a time."""
+"""Images of any number of channels, such as multispectral ones, from arrays, tensors and .npy files."""
 
 import os
 from dataclasses import replace
@@ -11,25 +11,26 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.errors import XCiTError
+from xcit.images.eight_bits import to_8_bits
 from xcit.images.preprocess import Preprocessing, preprocess
-from xcit.images.read import ImageSource, to_8_bits
+from xcit.images.read import ImageSource
 
 Pixels = NDArray[np.uint8]
 
 
 def read_channels(source: ImageSource, num_channels: int) -> Pixels:
-    """Reads an image with this number of channels, none of which is taken for a colour or for transparency.
+    """Reads an image with this number of channels; no channel is interpreted as a colour or as transparency.
 
     Args:
-        source: an array (H, W, C); a tensor (C, H, W); the path of a .npy file of such an array; or a PIL image with
-            as many bands. uint8, uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
+        source: an array (H, W, C); a tensor (C, H, W); the path of a .npy file with such an array; or a PIL image with
+            that many bands. Types are uint8, uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
         num_channels: C.
 
     Returns:
         uint8 (H, W, C).
 
     Raises:
-        XCiTError: if it can't be read, or has another shape, type or range.
+        XCiTError: if the file can't be read, or the array has another shape, type or range.
     """
     if isinstance(source, Tensor):
         tensor = source.detach().cpu()
@@ -55,7 +56,7 @@ def read_channels(source: ImageSource, num_channels: int) -> Pixels:
 
 
 def preprocess_channels(pixels: Pixels, spec: Preprocessing) -> Tensor:
-    """What `preprocess` does to an image, for pixels (H, W, C): float32 (C, image_size, image_size)."""
+    """Does the same as `preprocess`, for pixels (H, W, C); returns float32 (C, image_size, image_size)."""
     return torch.cat(
         [
             preprocess(

@@ -1,4 +1,4 @@
-"""Georeferenced images by rows through rasterio: GeoTIFF, Cloud Optimized GeoTIFF, JPEG 2000, VRT."""
+"""Reads georeferenced images by rows through rasterio: GeoTIFF, Cloud Optimized GeoTIFF, JPEG 2000, VRT."""
 
 import warnings
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.array_rows import check_pixel_type, file_identity
 from xcit.images.kept_rows import KeptRows
 from xcit.images.rows import Mask, Pixels, ReadMask, RowsInfo
@@ -22,10 +22,10 @@ class GeoRows:
     What counts follows from the file's nodata value: of unsigned integers, a pixel is not there if all bands that are
     read have the value, for a 0 may be dark in one band alone; of others, if any band has it or is not finite. A mask
     band or transparency of 0 is the same. A band of transparency is a channel only if it is among `bands`, and no mask
-    then.
+    then. Without `bands`, three bands that the file names blue, green and red are read as red, green and blue.
 
     Raises:
-        XCiTError: if it can't be read, its pixels are of no known kind, or rasterio is not installed.
+        XCiTError: if the file can't be read, its type of pixels is unknown, or rasterio is not installed.
     """
 
     read_mask: ReadMask | None
@@ -33,15 +33,12 @@ class GeoRows:
     def __init__(
         self, path: Path, level: int = 0, *, bands: tuple[int, ...] | None = None, ranged: bool = False
     ) -> None:
-        try:
-            import rasterio
-        except ImportError:
-            raise missing_package(f"{path}: a georeferenced image", "rasterio") from None
+        rasterio = imported("rasterio", f"{path}: a georeferenced image")
         identity = file_identity(path)
         self._env = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE)
         try:
             with self._env, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it has no georeference
+                warnings.simplefilter("ignore")  # about a missing georeference
                 whole = rasterio.open(path)
                 self._file: Any = whole
                 sizes = [(whole.height, whole.width)]
@@ -71,8 +68,7 @@ class GeoRows:
         from rasterio.enums import ColorInterp, MaskFlags
 
         file, name = self._file, str(self._path)
-        colours = [index for index in file.indexes if file.colorinterp[index - 1] is not ColorInterp.alpha]
-        self._bands = list(bands) if bands else colours
+        self._bands = list(bands) if bands else _colour_bands(file)
         for band in self._bands:
             if band not in file.indexes:
                 raise XCiTError(f"{name}: there is no band {band}: it has {file.count}, counted from 1")
@@ -83,7 +79,7 @@ class GeoRows:
         check_pixel_type(self._dtype, name, ranged=ranged)
         self.height, self.width, self.channels = file.height, file.width, len(self._bands)
         flags = {flag for band in self._bands for flag in file.mask_flag_enums[band - 1]}
-        # A band that is asked for is a channel, whatever the file calls it: of four, writers call the last one alpha.
+        # A selected band is a channel, whatever the file calls it: some programs call the last of four bands alpha.
         is_channel = any(file.colorinterp[band - 1] is ColorInterp.alpha for band in self._bands)
         self._has_mask_band = MaskFlags.per_dataset in flags and not (is_channel and MaskFlags.alpha in flags)
         self._nodata = None if self._has_mask_band else file.nodatavals[self._bands[0] - 1]
@@ -110,7 +106,7 @@ class GeoRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """Views or a new array."""
+        """Returns views or a new array."""
         return self._kept.read(start, end)[0]
 
     def close(self) -> None:
@@ -145,8 +141,20 @@ class GeoRows:
         return pixels, mask
 
 
+def _colour_bands(file: Any) -> list[int]:
+    """All bands but transparency; three that the file names red, green and blue, in that order."""
+    from rasterio.enums import ColorInterp
+
+    names = dict(zip(file.indexes, file.colorinterp, strict=True))
+    bands = [index for index, name in names.items() if name is not ColorInterp.alpha]
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    if sorted(names[band] for band in bands) == sorted(colours):
+        bands.sort(key=lambda band: colours.index(names[band]))
+    return bands
+
+
 def present(pixels: Pixels, nodata: float | None) -> Mask:
-    """Which pixels are there (see `GeoRows`)."""
+    """Returns which pixels are not missing (see `GeoRows`)."""
     if pixels.dtype.kind == "u":
         return np.any(pixels != nodata, axis=2)
     there: Mask = (

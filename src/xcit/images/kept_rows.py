@@ -1,4 +1,4 @@
-"""Rows of tiles that are decoded once, and kept until rows below them are asked for."""
+"""Keeps a row of tiles that was decoded, until rows below it are requested."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,11 @@ import numpy as np
 from xcit.images.rows import Mask, Pixels
 
 Decode = Callable[[int, int], tuple[Pixels, Mask | None]]
-"""Takes the first row and the one after the last of a row of tiles; gives its pixels and which of them count."""
+"""Takes the first row and the end row of a row of tiles; returns its pixels and which of them count."""
 
 
 class KeptRows:
-    """Gives any rows of an image that is decoded by `tile_rows` rows at a time."""
+    """Returns any rows of an image that is decoded in rows of tiles, each `tile_rows` high."""
 
     def __init__(self, height: int, tile_rows: int, decode: Decode) -> None:
         self._height, self._tile_rows, self._decode = height, tile_rows, decode
@@ -19,11 +19,11 @@ class KeptRows:
         self._kept: tuple[Pixels, Mask | None] | None = None
 
     def read(self, start: int, end: int) -> tuple[Pixels, Mask | None]:
-        """Rows start..end; views, if one row of tiles has them all."""
+        """Returns rows start..end, as views if they are in one row of tiles."""
         pieces: list[tuple[Pixels, Mask | None]] = []
         while start < end:
             if not self._start <= start < self._end:
-                self._kept = None  # first, so that there is only ever one
+                self._kept = None  # released first, so that only one is in memory
                 self._start = start - start % self._tile_rows
                 self._end = min(self._start + self._tile_rows, self._height)
                 try:

@@ -1,4 +1,4 @@
-"""Maps of numbers as TIFF files that other programs open, on their place on the ground where there is one."""
+"""Writes maps as TIFF files for other programs, with their position on the ground if it is known."""
 
 import json
 import warnings
@@ -16,18 +16,18 @@ Maps = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def write_map_tiff(path: Path, maps: Maps, names: Sequence[str], cells: CellPlace) -> None:
-    """Writes maps (M, H, W) as the bands of a float32 TIFF, GeoTIFF if the cells lie on a map; NaN is no data.
+    """Writes maps (M, H, W) as the bands of a float32 TIFF, or of a GeoTIFF if the cells have map coordinates.
 
-    The file also holds, as JSON in its description, what `CellPlace.described` says.
+    NaN is the nodata value. The description in the file contains `CellPlace.described` as JSON.
 
     Args:
-        path: of the file.
+        path: the file.
         maps: (M, H, W).
-        names: of the bands.
-        cells: where they lie.
+        names: names of the bands.
+        cells: position of the cells.
 
     Raises:
-        XCiTError: if it can't be written, or the package that writes it is not installed.
+        XCiTError: if the file can't be written, or the package that writes it is not installed.
     """
     about = json.dumps(cells.described() | {"bands": list(names)})
     try:
@@ -60,7 +60,7 @@ def _write_georeferenced(path: Path, maps: Maps, names: Sequence[str], cells: Ce
     count, height, width = maps.shape
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of rasterio's own dependencies
+            warnings.simplefilter("ignore")  # from rasterio's dependencies
             with rasterio.open(
                 path,
                 "w",

@@ -1,4 +1,4 @@
-"""The reader of whatever a person gives, by rows."""
+"""Chooses the reader of rows for any kind of source."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -35,17 +35,17 @@ _Reader = GeoRows | NpyRows | SlideRows | TiffRows | VipsRows | ZarrRows
 def open_rows(
     source: ImageSource | ImageRows, *, name: str = "the image", selection: Selection = ALL
 ) -> Iterator[ImageRows]:
-    """Opens an image to read it by rows, and closes it.
+    """Opens an image for reading by rows, and closes it.
+
+    These are read by rows and in their own type: files of `TIFF_SUFFIXES`, by rasterio if they are georeferenced or
+    have a nodata value, else by tifffile; files of `GEO_SUFFIXES`, by rasterio; files of `SLIDE_SUFFIXES`, by
+    OpenSlide; .npy files; .zarr folders; and files of `LARGE_SUFFIXES` with more pixels than Pillow would decode, by
+    libvips. All other files are decoded as a whole by `read_image`, within Pillow's limit on their size.
 
     Args:
-        source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or one that has rows.
-        name: what errors call an image that is no file.
-        selection: what of it to read.
-
-    By rows and in their own type are read: files of `TIFF_SUFFIXES`, by rasterio if they are georeferenced or have a
-    nodata value, else by tifffile; files of `GEO_SUFFIXES`, by rasterio; of `SLIDE_SUFFIXES`, by OpenSlide; .npy files;
-    .zarr folders; and files of `LARGE_SUFFIXES` that have more pixels than Pillow would decode, by libvips. All others
-    are decoded whole, as `read_image` shows them, with Pillow's limit on their size.
+        source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or an `ImageRows`.
+        name: name in errors of an image that is not a file.
+        selection: which part of it to read.
 
     Raises:
         XCiTError: "<path>: <reason>" if it can't be read.
@@ -55,7 +55,8 @@ def open_rows(
         if isinstance(source, np.ndarray | Tensor):
             rows: ImageRows = ArrayRows(source, RowsInfo(name=name), ranged=ranged)
         elif isinstance(source, Image.Image | bytes) or not (_is_file(source) or hasattr(source, "height")):
-            rows = ArrayRows(np.asarray(read_image(cast(ImageSource, source))), RowsInfo(name=name))
+            picture = read_image(cast(ImageSource, source), ignore_exif=selection.ignore_exif)
+            rows = ArrayRows(np.asarray(picture), RowsInfo(name=name))
         elif isinstance(source, str | os.PathLike):
             rows = _opened(Path(source), selection, stack)
         else:
@@ -64,8 +65,8 @@ def open_rows(
             _, factor = level_of(rows_info(rows), selection.mpp)
             rows = ShrunkRows(rows, factor) if factor > 1 else rows
         elif selection.level and rows_info(rows).level != selection.level:
-            raise XCiTError(f"{rows_info(rows).name}: there is no level {selection.level}: it has one size alone")
-        if selection.bands and not isinstance(rows, GeoRows):  # which reads no others
+            raise XCiTError(f"{rows_info(rows).name}: there is no level {selection.level}: it has only one size")
+        if selection.bands and not isinstance(rows, GeoRows):  # `GeoRows` reads only the selected bands
             rows = BandRows(rows, selection.bands)
         if selection.value_range is not None:
             rows = RangedRows(rows, selection.value_range)
@@ -77,10 +78,10 @@ def open_rows(
 
 
 def _opened(path: Path, selection: Selection, stack: ExitStack) -> ImageRows:
-    """A file, at the level that is meant; the stack closes it."""
+    """Opens a file at the selected level; the stack closes it."""
     opener = _opener(path, selection)
     if opener is None:
-        pixels = np.asarray(read_image(path))
+        pixels = np.asarray(read_image(path, ignore_exif=selection.ignore_exif))
         return ArrayRows(pixels, RowsInfo(name=str(path), identity=file_identity(path), buffer_bytes=pixels.nbytes))
     rows = opener(selection.level or 0)
     if selection.mpp is not None:
@@ -95,7 +96,7 @@ def _opened(path: Path, selection: Selection, stack: ExitStack) -> ImageRows:
 
 
 def _opener(path: Path, selection: Selection) -> Callable[[int], _Reader] | None:
-    """What opens a level of a file, none if it is to be decoded whole."""
+    """Returns a function that opens a level of a file, or None if the file is decoded as a whole."""
     ranged = selection.value_range is not None
     suffix = path.suffix.lower()
     if suffix in GEO_SUFFIXES or (suffix in TIFF_SUFFIXES and is_georeferenced(path)):
@@ -109,10 +110,10 @@ def _opener(path: Path, selection: Selection) -> Callable[[int], _Reader] | None
     if suffix == ".zarr":
         return lambda level: ZarrRows(path, level, ranged=ranged)
     if suffix in LARGE_SUFFIXES and is_too_large(path):
-        return lambda level: VipsRows(path)
+        return lambda level: VipsRows(path, ignore_exif=selection.ignore_exif)
     return None
 
 
 def _is_file(source: object) -> bool:
-    """Whether it is a path, and neither a URL nor standard input."""
+    """Whether the source is a path, and neither a URL nor standard input."""
     return isinstance(source, str | os.PathLike) and as_url(source) is None and os.fspath(source) != STANDARD_INPUT

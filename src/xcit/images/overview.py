@@ -1,4 +1,4 @@
-"""A small picture of a large image, for a person to look at."""
+"""Small copies of large images, for display."""
 
 import numpy as np
 
@@ -9,14 +9,14 @@ _PIXELS_AT_ONCE = 2**22
 
 
 def overview(source: ImageRows, factor: int) -> Picture:
-    """An image at 1 / `factor` of its size, each pixel the mean of a square, as 8-bit RGB.
+    """Returns an image at 1 / `factor` of its size as 8-bit RGB; each pixel is the mean of a square.
 
-    Integers are scaled to 8 bits, floats taken as 0..1; one channel becomes grey, and of more than three the first
-    three are shown.
+    Integers are scaled to 8 bits, and floats are taken as 0..1. One channel becomes grey; of more than three channels,
+    the first three are shown.
 
     Args:
-        source: of the rows, which are all read once.
-        factor: pixels of a side of the square; those on the right and lower edge may be smaller.
+        source: the source of the rows, all of which are read once.
+        factor: side of the square in pixels; squares at the right and lower edge may be smaller.
 
     Returns:
         uint8 (ceil(height / factor), ceil(width / factor), 3).
@@ -42,7 +42,7 @@ def _shrunk(pixels: Pixels, factor: int) -> Picture:
 
 
 def box_means(pixels: Pixels, factor: int) -> Pixels:
-    """Means over squares; a square that the edge cuts is that of the pixels in it."""
+    """Returns means over squares; at an edge, the mean is over the pixels in the image."""
     sums = pixels.astype(np.float32)
     for axis in (0, 1):
         starts = np.arange(0, pixels.shape[axis], factor)

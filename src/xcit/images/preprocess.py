@@ -1,4 +1,4 @@
-"""From a picture to a model's input, with the very numbers that torchvision's transforms on PIL images give."""
+"""Prepares images for a model, bit for bit as torchvision's transforms on PIL images do."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _MODES = {1: "L", 3: "RGB"}
 
-# Half a gigabyte: only a picture like a hair, 1 pixel by thousands, grows so large before its centre is cut out.
+# Half a gigabyte. Only an extremely elongated image, 1 pixel by thousands, becomes so large before its centre is
+# cropped.
 _MAX_RESIZED_PIXELS = 2**27
 
 
@@ -22,10 +23,10 @@ _MAX_RESIZED_PIXELS = 2**27
 class Preprocessing:
     """How an image becomes a model's input.
 
-    `resize` "short_side" scales the short side to `resize_to` pixels and crops the centre; "exact" scales straight to
-    the square `image_size`, without regard to the aspect ratio. Both are bicubic on 8-bit pixels (Pillow).
-    `mean` and `std` are for pixels in 0..1, one number a channel: one means a greyscale model, three RGB, any other
-    number images that are given as arrays (see `channels.py`).
+    With `resize` "short_side", the short side is scaled to `resize_to` pixels and the centre is cropped. With "exact",
+    the image is scaled to the square `image_size`, whatever its aspect ratio. Both are bicubic on 8-bit pixels
+    (Pillow). `mean` and `std` are for pixels in 0..1, with one number per channel. One number means a grey model, three
+    mean RGB, and any other number means images that are given as arrays (see `channels.py`).
     """
 
     image_size: int = 224
@@ -35,15 +36,13 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        # "exact" has no use for `resize_to`.
+        # "exact" does not use `resize_to`.
         for name in ("image_size", "resize_to") if self.resize == "short_side" else ("image_size",):
-            if getattr(self, name) < 1:
-                raise XCiTError(f"Preprocessing: {name} is {getattr(self, name)}, must be at least 1")
-        if not all(std > 0 for std in self.std):
-            raise XCiTError(f"Preprocessing: std is {self.std}, must be above 0")
+            check_field(self, name, getattr(self, name) >= 1, "at least 1")
+        check_field(self, "std", all(std > 0 for std in self.std), "above 0")
 
     def sentence(self) -> str:
-        """What it does, for people."""
+        """Returns a description in words."""
         if self.resize == "exact":
             resize = f"straight to {self.image_size} x {self.image_size}"
         else:
@@ -53,10 +52,10 @@ class Preprocessing:
     def changed(
         self, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, size: int | None = None
     ) -> "Preprocessing":
-        """With another mean, standard deviation, or size of the model's input, to which the resize is in proportion.
+        """Returns a copy with another mean, standard deviation or input size; `resize_to` changes in proportion.
 
         Raises:
-            XCiTError: if they are not of as many channels.
+            XCiTError: if the number of channels is wrong.
         """
         means, stds = _channels_of(self, mean, std)
         if size is None:
@@ -68,17 +67,17 @@ class Preprocessing:
 
 
 DINO_PREPROCESSING = Preprocessing(image_size=224, resize_to=256)
-"""With which the published k-NN and linear figures were measured: short side to 256, centre crop 224."""
+"""The preprocessing of the published k-NN and linear figures: short side to 256, centre crop of 224."""
 
 
 def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_size: int) -> Preprocessing:
-    """Gives the preprocessing with which the published accuracies were measured.
+    """Returns the preprocessing with which the published accuracies were measured.
 
     Args:
-        protocol: "official" (timm's too): short side to `image_size`, centre crop. "mmpretrain": at 384, straight to
-            384 x 384; at 224, short side to 256 and centre crop; at any other size the same in proportion, the short
-            side rounded to whole pixels.
-        image_size: pixels a side of the model's input; 224 and 384 were published.
+        protocol: "official" (also timm's): short side to `image_size`, centre crop. "mmpretrain": at 384, scale to
+            384 x 384; at 224, short side to 256 and centre crop; at any other size as at 224, in proportion, with the
+            short side rounded to whole pixels.
+        image_size: side of the model's input in pixels; 224 and 384 were published.
 
     Raises:
         XCiTError: if there is no such protocol.
@@ -96,9 +95,9 @@ def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_s
 class SegmentationPreprocessing:
     """How an image becomes a segmenter's input.
 
-    `long_side` and `short_side` bound it: it is scaled, up or down, to the largest size within both, each side rounded
-    to whole pixels (half up), bilinearly on 8-bit pixels; nothing is padded. 0 and 0 leave an image as it is. `mean`
-    and `std` are for pixels in 0..1, one number a channel; one number means a greyscale model.
+    The image is scaled, up or down, to the largest size within `long_side` and `short_side`. Each side is rounded to
+    whole pixels (half up), and the scaling is bilinear on 8-bit pixels, without padding. If both are 0, the image is
+    not scaled. `mean` and `std` are for pixels in 0..1, with one number per channel; one number means a grey model.
     """
 
     long_side: int = 2048
@@ -112,21 +111,21 @@ class SegmentationPreprocessing:
                 f"SegmentationPreprocessing: short_side {self.short_side} must be above 0 and at most long_side "
                 f"{self.long_side}, or both 0"
             )
-        if not all(std > 0 for std in self.std) or len(self.mean) != len(self.std):
-            raise XCiTError(f"SegmentationPreprocessing: std is {self.std}, must be above 0, one number a channel")
+        is_right = all(std > 0 for std in self.std) and len(self.mean) == len(self.std)
+        check_field(self, "std", is_right, "above 0, one number per channel")
 
     def sentence(self) -> str:
-        """What it does, for people."""
+        """Returns a description in words."""
         size = f"to fit {self.long_side} x {self.short_side}" if self.short_side else "at their own size"
         return f"{size}, bilinear; mean {self.mean}, std {self.std}"
 
     def changed(
         self, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, size: int | None = None
     ) -> "SegmentationPreprocessing":
-        """With another mean, standard deviation or short side, to which the long one is in proportion.
+        """Returns a copy with another mean, standard deviation or short side; the long side changes in proportion.
 
         Raises:
-            XCiTError: if they are not of as many channels, or images are left at their own size.
+            XCiTError: if the number of channels is wrong, or images are not scaled.
         """
         means, stds = _channels_of(self, mean, std)
         if size is None:
@@ -145,7 +144,10 @@ class SegmentationPreprocessing:
 def _channels_of(
     spec: Preprocessing | SegmentationPreprocessing, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation with those given in place of its own; one number is for every channel."""
+    """Returns mean and standard deviation with the given values in place of the spec's.
+
+    A single number is used for all channels.
+    """
     channels = len(spec.mean)
     found = []
     for name, given, own in (("mean", mean, spec.mean), ("std", std, spec.std)):
@@ -157,21 +159,21 @@ def _channels_of(
 
 
 def preprocess(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
-    """Resizes, crops and normalises an image as `spec` says, bit for bit as torchvision does.
+    """Resizes, crops and normalises an image, bit for bit as torchvision does.
 
-    The same as `Resize` (bicubic, with antialiasing, on 8-bit pixels), `CenterCrop` (zeros around what is smaller),
-    `ToTensor` and `Normalize`, without the seconds that it takes to import torchvision.
+    It is the same as `Resize` (bicubic, with antialiasing, on 8-bit pixels), `CenterCrop` (zeros around smaller
+    images), `ToTensor` and `Normalize`, without the seconds that importing torchvision takes.
 
     Args:
-        image: of any mode that Pillow converts to RGB or grey; `read_image` gives one that is right.
-        spec: what the model needs. One mean makes a grey input, three make RGB.
+        image: of any mode that Pillow can convert to RGB or grey, for example from `read_image`.
+        spec: the model's preprocessing. One mean gives a grey input, three means give RGB.
 
     Returns:
-        float32 (C, image_size, image_size), C the number of means.
+        float32 (C, image_size, image_size), where C is the number of means.
 
     Raises:
-        XCiTError: if `spec` has neither one nor three channels, or the image is so elongated that its scaled copy
-            would take more than half a gigabyte.
+        XCiTError: if `spec` has neither one nor three channels, or the image is so elongated that its scaled copy would
+            take more than half a gigabyte.
     """
     mode = pixel_mode(spec)
     if image.mode != mode:
@@ -184,7 +186,7 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
 
 
 def normalize(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
-    """The last step of `preprocess` alone: an image of any size, of the mode `pixel_mode(spec)`, to (C, h, w)."""
+    """Does only the last step of `preprocess`: an image of any size, of mode `pixel_mode(spec)`, to (C, h, w)."""
     pixels = np.array(image)
     tensor = torch.from_numpy(pixels.reshape(image.height, image.width, len(spec.mean)))
     tensor = tensor.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
@@ -209,7 +211,7 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
 
 
 def pixel_mode(spec: Preprocessing) -> str:
-    """Pillow's mode of what the model sees: "L" or "RGB".
+    """Returns Pillow's mode of the model's input: "L" or "RGB".
 
     Raises:
         XCiTError: if `spec` has neither one nor three channels.
@@ -228,5 +230,5 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _crop_start(length: int, size: int) -> int:
-    """Where a crop of `size` from `length` pixels starts, torchvision's rounding: half to even; negative in padding."""
+    """Returns where a crop of `size` pixels starts, rounded as in torchvision (half to even); negative with padding."""
     return round((length - size) / 2) if length >= size else -((size - length) // 2)

@@ -1,9 +1,9 @@
-"""Resizing of 8-bit pixels as the published detectors and segmenters saw it: OpenCV's fixed-point arithmetic, exactly.
+"""Resizes 8-bit pixels exactly as for the published detectors and segmenters, with OpenCV's fixed-point arithmetic.
 
-Bit for bit what `cv2.resize` gives for uint8 with INTER_LINEAR and with INTER_NEAREST on x86 and without further
-options (OpenCV 4). Its linear interpolation does not smooth before it shrinks, unlike Pillow's and torchvision's.
+The results are bit for bit those of `cv2.resize` (OpenCV 4, x86, no other options) for uint8, with INTER_LINEAR and
+INTER_NEAREST. Unlike Pillow and torchvision, its linear interpolation does not smooth before it reduces the size.
 
-Shapes: `h`, `w` a picture's, `C` its channels, if it has an axis for them.
+Shapes: `h`, `w` size of an image, `C` its channels, if it has such an axis.
 """
 
 import numpy as np
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from xcit.errors import XCiTError
 
 _BITS = 11
-"""Of a weight: 2048 is one."""
+"""Number of fractional bits of a weight: 2048 is one."""
 
 Pixels = NDArray[np.uint8]
 
 
 def fitted_size(height: int, width: int, *, long_side: int, short_side: int) -> tuple[int, int]:
-    """The largest size of an image within both bounds, each side rounded half up, at least 1 (mmcv's `rescale_size`).
+    """Returns the largest size within both bounds, each side rounded half up, at least 1 (mmcv's `rescale_size`).
 
-    640 x 480 pixels within 2048 and 512 are 683 x 512.
+    For example, 640 x 480 pixels are scaled to 683 x 512 within the bounds 2048 and 512.
 
     Returns:
         (height, width) in pixels.
@@ -35,14 +35,14 @@ def resize_bilinear_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     new_height, new_width = _checked(pixels, size)
     if (height, width) == (new_height, new_width):
         return pixels.copy()
-    if (height, width) == (2 * new_height, 2 * new_width):  # here OpenCV takes the mean of four
+    if (height, width) == (2 * new_height, 2 * new_width):  # in this case OpenCV takes the mean of four pixels
         four = pixels.reshape(new_height, 2, new_width, 2, *pixels.shape[2:]).sum(axis=(1, 3), dtype=np.int32)
         return ((four + 2) >> 2).astype(np.uint8)
-    (left, right), (weight_left, weight_right) = _taps(width, new_width, resets_weights=True)
+    (left, right), (weight_left, weight_right) = bilinear_taps(width, new_width, resets_weights=True)
     columns = (slice(None), *[None] * (pixels.ndim - 2))
-    # Rows first, then columns, as there: the roundings would differ.
+    # Rows come before columns, as in OpenCV; the other order would round differently.
     wide = pixels[:, left] * weight_left[columns] + pixels[:, right] * weight_right[columns]
-    (top, bottom), (weight_top, weight_bottom) = _taps(height, new_height, resets_weights=False)
+    (top, bottom), (weight_top, weight_bottom) = bilinear_taps(height, new_height, resets_weights=False)
     rows = (slice(None), *[None] * (pixels.ndim - 1))
     wide >>= 4
     total = ((wide[top] * weight_top[rows]) >> 16) + ((wide[bottom] * weight_bottom[rows]) >> 16)
@@ -59,15 +59,15 @@ def resize_nearest_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return pixels[rows[:, None], columns]
 
 
-def _taps(
+def bilinear_taps(
     old: int, new: int, *, resets_weights: bool
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int32], ...]]:
-    """For each new pixel along an axis its two old neighbours and their weights, of 2048 together.
+    """Returns for each new pixel along an axis its two old neighbours, and their weights, which add up to 2048.
 
-    Beyond an edge both neighbours are the last pixel; `resets_weights` then gives all the weight to the first of them,
-    as OpenCV does along rows alone: in the last bit that is another sum.
+    Beyond an edge, both neighbours are the last pixel. `resets_weights` then gives all the weight to the first of them,
+    as OpenCV does only along rows; the results differ in the last bit.
     """
-    # The position is computed in double and kept in single precision; what is left of it is one of single precision.
+    # The position is computed in double precision and stored in single precision; the fraction is in single precision.
     position = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
     first = np.floor(position).astype(np.int64)
     share = position - first.astype(np.float32)

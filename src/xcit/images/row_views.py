@@ -1,6 +1,6 @@
-"""Sources of rows made of others: bands, a range of values, a mask, a region, pixels made larger.
+"""Sources of rows that modify another source: bands, a range of values, a mask, a region, a lower resolution.
 
-Each takes over what is known of the other (`RowsInfo`), and its `read_mask`, as its own.
+Each has the info (`RowsInfo`) and the `read_mask` of the other source.
 """
 
 from collections.abc import Callable
@@ -28,12 +28,12 @@ class BandRows:
         self.read_mask = mask_reader(source)
 
     def read(self, start: int, end: int) -> Pixels:
-        """A new array."""
+        """Returns a new array."""
         return self._source.read(start, end)[:, :, self._indices]
 
 
 class RangedRows:
-    """A source whose numbers low..high become 0..1, as float32; those beyond are clipped."""
+    """A source whose values low..high become 0..1, as float32; other values are clipped."""
 
     def __init__(self, source: ImageRows, value_range: tuple[float, float]) -> None:
         self._source, (self._low, self._high) = source, value_range
@@ -42,9 +42,9 @@ class RangedRows:
         self.read_mask = mask_reader(source)
 
     def read(self, start: int, end: int) -> Pixels:
-        """A new array."""
+        """Returns a new array."""
         pixels = self._source.read(start, end)
-        # Of integers of 32 bits, float32 would lose the last ones.
+        # float32 can't represent all integers of 32 bits.
         is_narrow = pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32
         numbers: Pixels = pixels.astype(np.float32 if is_narrow else np.float64)
         np.subtract(numbers, self._low, out=numbers)
@@ -56,7 +56,7 @@ class RegionRows:
     """A rectangle of a source: x, y, width and height.
 
     Raises:
-        XCiTError: if it reaches over the edge.
+        XCiTError: if the region exceeds the image.
     """
 
     read_mask: ReadMask | None
@@ -77,7 +77,7 @@ class RegionRows:
         self.read_mask = None if self._mask is None else self._read_mask
 
     def read(self, start: int, end: int) -> Pixels:
-        """A new array: a view would keep whole rows."""
+        """Returns a new array, because a view would keep whole rows in memory."""
         columns, pieces = slice(self._left, self._left + self.width), []
         for first in range(self._top + start, self._top + end, self._rows_at_once):
             last = min(first + self._rows_at_once, self._top + end)
@@ -90,9 +90,9 @@ class RegionRows:
 
 
 class ShrunkRows:
-    """A source each of whose pixels is the mean of a square of another's; what is left over at the edges is cut off.
+    """A source in which each pixel is the mean of a square of another's; incomplete squares at the edges are cut off.
 
-    A pixel counts if at least half of the square does; its mean is over the whole square all the same.
+    A pixel counts if at least half of its square does, but its mean is always over the whole square.
     """
 
     read_mask: ReadMask | None
@@ -110,9 +110,9 @@ class ShrunkRows:
         self.read_mask = None if self._mask is None else self._read_mask
 
     def read(self, start: int, end: int) -> Pixels:
-        """A new array."""
+        """Returns a new array."""
         pieces = []
-        for row in range(start, end):  # a few at a time: the larger ones are `factor` squared as many
+        for row in range(start, end):  # one row at a time, because it needs `factor` squared as many pixels
             rows = self._source.read(row * self._factor, (row + 1) * self._factor)[:, : self.width * self._factor]
             means = box_means(rows, self._factor)
             pieces.append(np.rint(means).astype(rows.dtype) if rows.dtype.kind in "ui" else means)
@@ -125,10 +125,10 @@ class ShrunkRows:
 
 
 class MaskedRows:
-    """A source of which only the pixels count that another, a mask, has above 0 in any channel.
+    """A source in which only those pixels count that are above 0 in any channel of a mask.
 
-    A mask of another size is stretched to the image, each pixel taking the nearest of the mask. What the source itself
-    leaves out stays so.
+    A mask of another size is scaled to the image with nearest-neighbour interpolation. Pixels that the source itself
+    leaves out do not count either.
     """
 
     def __init__(self, source: ImageRows, mask: ImageRows) -> None:
@@ -141,11 +141,11 @@ class MaskedRows:
         self.info = replace(whole, buffer_bytes=info.buffer_bytes + other.buffer_bytes)
 
     def read(self, start: int, end: int) -> Pixels:
-        """What the source gives."""
+        """Returns the rows of the source."""
         return self._source.read(start, end)
 
     def read_mask(self, start: int, end: int) -> Mask:
-        """Which pixels count, bool (end - start, width)."""
+        """Returns which pixels count, bool (end - start, width)."""
         rows = (np.arange(start, end) * 2 + 1) * self._mask.height // (2 * self.height)
         first, last = int(rows[0]), int(rows[-1])
         found: Mask = np.any(self._mask.read(first, last + 1) > 0, axis=2)
@@ -157,12 +157,12 @@ class MaskedRows:
 
 
 def with_place(info: RowsInfo, change: Callable[[Transform], Transform]) -> RowsInfo:
-    """The same in another place of the file, and of the ground if it lies on a map."""
+    """Returns the info with changed transforms to pixels and, if it is georeferenced, to the map."""
     metadata = {"place": IDENTITY, **info.metadata}
     changed = {key: change(metadata[key]) for key in ("place", "transform") if key in metadata}
     return replace(info, metadata=metadata | changed)
 
 
 def with_identity(info: RowsInfo, words: str) -> RowsInfo:
-    """The same, with a part of the identity more, if there is one."""
+    """Returns the info with words added to its identity, if it has one."""
     return replace(info, identity=None if info.identity is None else f"{info.identity} {words}")

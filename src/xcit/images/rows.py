@@ -1,7 +1,7 @@
-"""An image of any size as a thing that gives its rows: what every reader of large files is, and what streaming takes.
+"""The interface of images that are read by rows; the readers of large files implement it, and streaming uses it.
 
-A source of your own needs the four members of `ImageRows` alone. `info` is for what else is known: the readers in this
-package have it, and `rows_info` fills it in for those that have none. `open_rows.py` chooses the reader of a file.
+A source of your own only needs the four members of `ImageRows`. `info` is for additional knowledge: the readers in this
+package have it, and `rows_info` supplies it for sources without one. `open_rows.py` chooses the reader of a file.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,51 +17,52 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 """Which pixels of some rows count, (rows, width)."""
 
 ReadMask = Callable[[int, int], Mask]
-"""Takes the first row and the one after the last."""
+"""Takes the first row and the end row."""
 
 
 class ImageRows(Protocol):
     """An image that is read by rows.
 
-    A pass reads each row once, from the top to the bottom, a few at a time, and from a thread of its own.
+    A pass reads each row once, from top to bottom, a few at a time, in its own thread.
     """
 
     @property
     def height(self) -> int:
-        """Rows of pixels."""
+        """Number of rows of pixels."""
 
     @property
     def width(self) -> int:
-        """Pixels a row."""
+        """Number of pixels per row."""
 
     @property
     def channels(self) -> int:
-        """Numbers a pixel."""
+        """Number of values per pixel."""
 
     def read(self, start: int, end: int) -> Pixels:
-        """Rows start..end, (end - start, width, channels), of one type throughout the image.
+        """Returns rows start..end, (end - start, width, channels), with the same type for the whole image.
 
-        Integers stand for shares of the largest that their type holds (of uint8: 255); floats stand for themselves.
+        Integers are divided by the largest value of their type (255 for uint8); floats are used as they are.
 
         Raises:
-            XCiTError: "<name>: <reason>", if they can't be read; it names the row where a file ends too soon.
+            XCiTError: "<name>: <reason>" if the rows can't be read; if a file is truncated, the message names the row.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowsInfo:
-    """What is known of a source beside its size.
+    """Information about a source, beside its size.
 
     Attributes:
-        name: what errors and results call it: a file's path.
-        identity: changes when the pixels do; none where that can't be told, and then no run is resumed.
-        levels: (height, width) of each level of a pyramid, the largest first; empty where there is one size alone.
-        level: which of them this is.
-        rows_at_once: rows that cost as much to read as one of them: the height of tiles that have to be decoded whole.
-        buffer_bytes: memory that it holds from one read to the next, such as a row of decoded tiles.
-        metadata: whatever else the file says. `place` leads from pixels of this source to those of the file's largest
-            level, `transform` to the coordinates of a map, whose system is `crs` (WKT): both as in `transforms.py`.
-            `mpp` is micrometres a pixel of the largest level of a slide, `nodata` the value of what is not there.
+        name: name in errors and results: a file's path.
+        identity: changes when the pixels change. If it is None, this can't be detected, and no run is resumed.
+        levels: (height, width) of each level of a pyramid, the largest first; empty if there is only one size.
+        level: the level of this source.
+        rows_at_once: number of rows that cost as much to read as one of them: the height of a row of tiles.
+        buffer_bytes: memory that it keeps from one read to the next, such as a row of decoded tiles.
+        metadata: other information in the file. `place` is the transform from pixels of this source to those of the
+            file's largest level, and `transform` the one to map coordinates, whose system is `crs` (WKT); both are as
+            in `transforms.py`. `mpp` is micrometres per pixel of a slide's largest level, and `nodata` the value of
+            missing pixels.
     """
 
     name: str = "the image"
@@ -74,15 +75,15 @@ class RowsInfo:
 
 
 def rows_info(source: ImageRows) -> RowsInfo:
-    """What a source says of itself in `info`, or nothing but a name."""
+    """Returns a source's `info`, or an info with just a name."""
     info = getattr(source, "info", None)
     return info if isinstance(info, RowsInfo) else RowsInfo()
 
 
 def mask_reader(source: ImageRows) -> ReadMask | None:
-    """What tells which pixels count: a source's `read_mask`, none if it has none and all do.
+    """Returns a source's `read_mask`, which says which pixels count; None means that all count.
 
-    A source may have `read_mask(start, end)`, bool (end - start, width). It is called for all rows before the first
-    pass, and again for the rows that `read` was called for last.
+    A source may have `read_mask(start, end)`, which returns bool (end - start, width). It is called for all rows before
+    the first pass, and again for the rows of the last call of `read`.
     """
     return getattr(source, "read_mask", None)

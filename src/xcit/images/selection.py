@@ -1,4 +1,4 @@
-"""What of an image is read, and how its numbers are taken."""
+"""Which part of an image is read, and how its values are interpreted."""
 
 import os
 from dataclasses import dataclass
@@ -10,21 +10,22 @@ from xcit.errors import XCiTError
 from xcit.images.rows import RowsInfo
 
 NEAR = 0.03
-"""By how much a pixel may differ from the size that is asked for, as a share of it: scanners say 0.2527 for 0.25."""
+"""The relative tolerance of a pixel's size: a scanner may write 0.2527 micrometres for 0.25."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What of an image is read; all of it, as the file has it, where nothing else is said.
+    """Which part of an image is read; by default all of it, as stored in the file.
 
     Attributes:
-        level: of a pyramid, 0 the largest.
-        mpp: micrometres a pixel, in place of a level: the nearest level that is as fine, each pixel the mean of a
-            square of its pixels where it is finer by a whole number.
-        bands: channels, counted from 1, in the order in which the model takes them; none is all but transparency.
-        value_range: the numbers that become 0 and 1; those beyond are clipped.
+        level: level of a pyramid, 0 for the largest.
+        mpp: micrometres per pixel, instead of a level. The coarsest level that is fine enough is used; if it is finer
+            by a whole number, each pixel is the mean of a square.
+        bands: channels, counted from 1, in the model's order; if empty, all channels except transparency.
+        value_range: the values that become 0 and 1; others are clipped.
         region: x, y, width and height in pixels of the level (or of `mpp`).
         mask: an image file or an array (H, W), of the size of the level or of another: above 0 is what counts.
+        ignore_exif: leave JPEG, PNG and the like as they are stored, whatever the EXIF orientation.
     """
 
     level: int | None = None
@@ -33,10 +34,11 @@ class Selection:
     value_range: tuple[float, float] | None = None
     region: tuple[int, int, int, int] | None = None
     mask: str | os.PathLike[str] | np.ndarray[Any, np.dtype[Any]] | None = None
+    ignore_exif: bool = False
 
     def __post_init__(self) -> None:
         if self.level is not None and self.mpp is not None:
-            raise XCiTError("give a level, or micrometres a pixel (mpp), not both")
+            raise XCiTError("give a level, or micrometres per pixel (mpp), not both")
         if self.mpp is not None and not self.mpp > 0:
             raise XCiTError(f"mpp is {self.mpp}, must be above 0")
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
@@ -50,14 +52,16 @@ class Selection:
 
 
 ALL = Selection()
-"""An image as its file has it."""
+"""An image as stored in its file."""
 
 
 def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
-    """The coarsest level that gives so many micrometres a pixel, and how many of its pixels make one.
+    """Returns the level and the factor by which it is reduced, for pixels of `mpp` micrometres.
+
+    It is the coarsest level whose pixel size, times a whole number (the factor), is `mpp`.
 
     Raises:
-        XCiTError: if the file does not say how large its pixels are, or no level is as fine by a whole number.
+        XCiTError: if the file has no pixel size, or no level has such a pixel size.
     """
     finest = info.metadata.get("mpp")
     if finest is None:
@@ -69,6 +73,6 @@ def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
         if factor >= 1 and abs(factor * sizes[level] / mpp - 1) <= NEAR:
             return level, factor
     raise XCiTError(
-        f"{info.name}: no level gives {mpp:g} micrometres a pixel; there are "
+        f"{info.name}: no level gives {mpp:g} micrometres per pixel; there are "
         f"{', '.join(f'{size:.4g}' for size in sizes)} and whole multiples of them"
     )

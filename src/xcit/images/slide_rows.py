@@ -1,4 +1,4 @@
-"""Slides by rows through OpenSlide, of the formats that tifffile does not read."""
+"""Reads slides by rows through OpenSlide, for formats that tifffile can't read."""
 
 from pathlib import Path
 from typing import Any
@@ -6,32 +6,29 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.array_rows import file_identity
 from xcit.images.kept_rows import KeptRows
 from xcit.images.rows import Mask, Pixels, RowsInfo
 from xcit.images.transforms import level_place
 
 _TILE_ROWS = 256
-"""Where the file does not say how high its tiles are."""
+"""Height of a row of tiles, if the file does not say it."""
 
 _COLUMNS_AT_ONCE = 2048
 
 
 class SlideRows:
-    """One level of a slide, 8-bit RGB; what was not scanned is of the slide's background colour, as viewers show it.
+    """One level of a slide, 8-bit RGB; areas that were not scanned have the slide's background colour, as in viewers.
 
     Raises:
-        XCiTError: if it can't be read, or OpenSlide is not installed.
+        XCiTError: if the slide can't be read, or OpenSlide is not installed.
     """
 
     channels = 3
 
     def __init__(self, path: Path, level: int = 0) -> None:
-        try:
-            import openslide
-        except ImportError:
-            raise missing_package(f"{path}: a slide of this format", "openslide") from None
+        openslide = imported("openslide", f"{path}: a slide of this format")
         identity = file_identity(path)
         try:
             self._slide: Any = openslide.OpenSlide(path)
@@ -63,7 +60,7 @@ class SlideRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """Views or a new array."""
+        """Returns views or a new array."""
         return self._kept.read(start, end)[0]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Image files that are no paths: URLs, standard input, bytes and open files."""
+"""Image files that are not paths: URLs, standard input, bytes and open files."""
 
 import os
 import re
@@ -7,36 +7,56 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, url2pathname, urlopen
+from urllib.request import Request, url2pathname
 
+from xcit.connections import open_answer, reason_of
 from xcit.errors import XCiTError
+from xcit.regular import regular
 
 STANDARD_INPUT = "-"
+
+_LOCAL = ("file", "local")
+"""Protocols whose URLs have no host, but an absolute path."""
 
 _TIMEOUT_SECONDS = 20.0
 
 _MOST_BYTES = 1 << 30
-"""What is longer is no picture that is meant."""
+"""The largest number of bytes that are read; no photograph is longer."""
 
-# A path that was made of a URL has one slash after the scheme. Two letters at least: one is a drive of Windows.
+# A URL that became a path has one slash after the scheme. A scheme has at least two letters; one is a Windows drive.
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/{1,3}(?=[^/])")
 
 
 def as_url(source: str | os.PathLike[str]) -> str | None:
-    """The URL that is meant, also where it went through a `Path`; none where it is a path."""
+    """Returns the URL that is meant, even if it was passed through a `Path`; None if it is a path."""
     text = os.fspath(source)
     found = _URL.match(text)
     if found is None:
         return None
     scheme = found[1].lower()
-    return f"{scheme}://{'/' * (scheme == 'file')}{text[found.end() :]}"
+    return f"{scheme}://{'/' * (scheme in _LOCAL)}{text[found.end() :]}"
+
+
+def source_name(source: str | os.PathLike[str]) -> str:
+    """What to call a path, a URL or standard input, on one line."""
+    if os.fspath(source) == STANDARD_INPUT:
+        return "standard input"
+    url = as_url(source)
+    if url is None:
+        return printable(Path(source))
+    return url if url.isprintable() else ascii(url)
+
+
+def printable(path: Path) -> str:
+    """Shows a path on one line, whatever its bytes."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
-    """The bytes of an image at a URL or from standard input, and none of a path, which is for others to open.
+    """Returns the bytes of an image at a URL or from standard input; None for a path.
 
     Raises:
-        XCiTError: with the reason if they can't be had.
+        XCiTError: with the reason, if the bytes can't be read.
     """
     if os.fspath(source) == STANDARD_INPUT:
         return bytes_of(sys.stdin.buffer)
@@ -45,7 +65,7 @@ def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
         return None
     if url.startswith("file:"):
         try:
-            with Path(url2pathname(urlsplit(url).path)).open("rb") as file:
+            with regular(url2pathname(urlsplit(url).path)).open("rb") as file:
                 return bytes_of(file)
         except OSError as error:
             raise XCiTError(error.strerror or str(error)) from None
@@ -53,10 +73,10 @@ def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
 
 
 def bytes_of(file: IO[Any]) -> bytes:
-    """All that is left in an open file.
+    """Returns the rest of an open file.
 
     Raises:
-        XCiTError: with the reason if that is no bytes, too many of them, or none.
+        XCiTError: with the reason, if the value is not bytes, is too long, or is empty.
     """
     try:
         data = file.read(_MOST_BYTES + 1)
@@ -74,7 +94,8 @@ def bytes_of(file: IO[Any]) -> bytes:
 def _fetched(url: str) -> bytes:
     try:
         if url.startswith(("http://", "https://")):
-            with urlopen(Request(url, headers={"User-Agent": "xcit"}), timeout=_TIMEOUT_SECONDS) as answer:
+            request = Request(url, headers={"User-Agent": "xcit"})
+            with open_answer(request, timeout=_TIMEOUT_SECONDS, patience=_TIMEOUT_SECONDS) as answer:
                 return bytes_of(answer)
         return _by_fsspec(url)
     except XCiTError:
@@ -82,13 +103,40 @@ def _fetched(url: str) -> bytes:
     except HTTPError as error:
         with error:
             raise XCiTError(f"the server answered {error.code} {error.reason}") from None
-    except Exception as error:  # what protocols and their libraries raise is of any type
-        reason = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
-        raise XCiTError(f"cannot be had ({reason})") from None
+    except Exception as error:  # protocols and their libraries raise errors of any type
+        raise XCiTError(f"cannot be fetched ({reason_of(error)})") from None
 
 
 def _by_fsspec(url: str) -> bytes:
-    import fsspec
-
-    with fsspec.open(url, "rb") as file:
+    try:
+        files, path = file_system(url)
+    except XCiTError as error:
+        raise XCiTError(f"cannot be fetched ({error})") from None
+    with files.open(path, "rb") as file:
         return bytes_of(file)
+
+
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """Returns fsspec's file system for a URL, and the name of the file in it.
+
+    Args:
+        url: a URL of one protocol. A chain of protocols (`zip://a.png::https://...`) is refused: it may lead anywhere,
+            and write copies.
+        options: options of the protocol.
+
+    Raises:
+        XCiTError: with the reason if the protocol is unknown, what it needs is missing, the URL is a chain, or leads to
+            a device or a pipe of this machine.
+    """
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
+
+    if "::" in url:
+        raise XCiTError("a chain of protocols is not read: unpack the archive, or give a URL of one protocol")
+    try:
+        files, path = url_to_fs(url, **options)
+        if isinstance(files, LocalFileSystem):
+            regular(path)
+    except Exception as error:  # of fsspec, or of the protocol's own library
+        raise XCiTError(" ".join(str(error).split()) or type(error).__name__) from error
+    return files, path

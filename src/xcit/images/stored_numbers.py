@@ -1,4 +1,4 @@
-"""The numbers that an image file stores, which Pillow scales or turns round where it wants to show them as greys."""
+"""Reads the numbers stored in an image file, which Pillow scales or inverts in order to show them as grey values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,24 +9,24 @@ from PIL import Image
 from xcit.errors import XCiTError
 
 _STEP_BY_BITS = {"2": 85, "4": 17}
-"""What Pillow multiplies greys of fewer than 8 bits by, so that they reach 255."""
+"""Pillow multiplies grey values of fewer than 8 bits by this, so that they reach 255."""
 
 
 def stored_numbers(image: Image.Image, load: Callable[[Image.Image], object]) -> np.ndarray:
-    """The number of each pixel as the file has it: of 1, 2, 4, 8, 12, 16 or 32 bits, or the index into a palette.
+    """Returns each pixel's number as stored in the file (1, 2, 4, 8, 12, 16 or 32 bits), or its index into a palette.
 
-    A PNG or TIFF of 4 bits that stores 3 is shown as the grey 51; a PGM whose largest number is 20 likewise; of a TIFF
-    in which zero is white, and of a PBM, 0 is shown as 255. Here they are 3, and 0.
+    If a PNG or TIFF of 4 bits stores 3, Pillow shows the grey value 51, and it scales a PGM whose largest number is 20
+    in the same way. It shows 0 as 255 for a PBM, and for a TIFF in which zero is white. Here these are 3 and 0.
 
     Args:
-        image: opened, its pixels not yet read.
-        load: reads them.
+        image: an opened image whose pixels have not been read.
+        load: reads the pixels.
 
     Returns:
         (h, w) of integers.
 
     Raises:
-        XCiTError: if the file holds colours, or a format that does not keep numbers as they are.
+        XCiTError: if the file holds colours, or a format that does not preserve numbers.
     """
     if image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "webp"):
         raise XCiTError(
@@ -36,8 +36,8 @@ def stored_numbers(image: Image.Image, load: Callable[[Image.Image], object]) ->
     load(image)
     if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
         raise XCiTError(
-            f"a colour picture (mode {image.mode}): a label image has one number a pixel, the class, as a grey or "
-            "palette PNG"
+            f"a colour picture (mode {image.mode}): a label image has one number per pixel (the class), as in a "
+            "grey or palette PNG"
         )
     values = np.asarray(image)
     if image.mode == "1":
@@ -54,7 +54,7 @@ def stored_numbers(image: Image.Image, load: Callable[[Image.Image], object]) ->
 
 
 def _coding(image: Image.Image) -> tuple[str, str, int]:
-    """The decoder, Pillow's name for how pixels lie in the file, and of a PGM the largest number; "" if not known."""
+    """Returns the decoder, Pillow's name for the layout of pixels, and a PGM's largest number; "" if unknown."""
     tiles = getattr(image, "tile", ())
     if not tiles:
         return "", "", 0

@@ -1,42 +1,45 @@
-"""TIFF and BigTIFF by rows, tiled or in strips, through tifffile."""
+"""Reads TIFF and BigTIFF by rows, tiled or in strips, through tifffile."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.array_rows import check_pixel_type, file_identity
-from xcit.images.rows import Pixels, RowsInfo
+from xcit.images.kept_rows import KeptRows
+from xcit.images.rows import Mask, Pixels, RowsInfo
 from xcit.images.transforms import level_place
 
-_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1000.0, "cm": 10000.0, "nm": 0.001}  # both signs of micro
+_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1000.0, "cm": 10000.0, "nm": 0.001}  # Unicode has two micros
 
 
 class TiffRows:
     """The first image of a TIFF file, or one level of it if it is a pyramid.
 
-    A row of tiles, or a strip, is decoded once and kept until rows below it are asked for.
+    A row of tiles or a strip is decoded once, and kept until rows below it are requested.
 
     Raises:
-        XCiTError: if it can't be read or its pixels are of no known kind, or tifffile is not installed.
+        XCiTError: if the file can't be read, its type of pixels is unknown, or tifffile is not installed.
     """
 
     def __init__(self, path: Path, level: int = 0, *, ranged: bool = False) -> None:
         self._ranged = ranged
-        try:
-            import tifffile
-        except ImportError:
-            raise missing_package(f"{path}: TIFF by rows", "tifffile") from None
+        tifffile = imported("tifffile", f"{path}: TIFF by rows")
         identity = file_identity(path)
         try:
-            self._file = tifffile.TiffFile(path)
+            with _quiet_tifffile():
+                self._file = tifffile.TiffFile(path)
         except Exception as error:
             raise XCiTError(f"{path}: a damaged or unsupported TIFF ({_line(error)})") from error
         try:
-            self._open(path, identity, level)
+            with _quiet_tifffile():
+                self._open(path, identity, level)
         except Exception as error:
             self.close()
             if isinstance(error, XCiTError):
@@ -55,10 +58,10 @@ class TiffRows:
         self._dtype = np.dtype(page.dtype)
         check_pixel_type(self._dtype, str(path), ranged=self._ranged)
         self._is_planar = page.planarconfig == 2 and self.channels > 1
-        # Uncompressed rows that follow one another need no strip to be decoded whole.
+        # Uncompressed rows that are contiguous in the file can be read without decoding a whole strip.
         self._is_plain = page.is_contiguous and not page.is_tiled and not self._is_planar
         self._band_rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, self.height)
-        self._band_start, self._band = 0, np.empty((0, self.width, self.channels), self._dtype)
+        self._kept = KeptRows(self.height, self._band_rows, self._decode_band)
         a_row = self.width * self.channels * self._dtype.itemsize
         self.info = RowsInfo(
             name=str(path),
@@ -71,18 +74,8 @@ class TiffRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """A new array, or a view into the tiles that were decoded."""
-        if self._is_plain:
-            pixels = self._plain_rows(start, end)
-        else:
-            pieces = []
-            while start < end:
-                if not self._band_start <= start < self._band_start + len(self._band):
-                    self._decode_band(start // self._band_rows)
-                stop = min(end, self._band_start + len(self._band))
-                pieces.append(self._band[start - self._band_start : stop - self._band_start])
-                start = stop
-            pixels = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        """Returns a new array, or a view of the decoded tiles."""
+        pixels = self._plain_rows(start, end) if self._is_plain else self._kept.read(start, end)[0]
         if self._page.photometric == 0:  # white is zero
             top = np.iinfo(self._dtype).max if self._dtype.kind == "u" else 1
             pixels = (top - pixels).astype(self._dtype)
@@ -99,18 +92,16 @@ class TiffRows:
         pixels = np.frombuffer(data, dtype).reshape(end - start, self.width, self.channels)
         return pixels.astype(self._dtype, copy=False)
 
-    def _decode_band(self, number: int) -> None:
-        """Decodes the tiles of one row of tiles, or one strip."""
-        page, start = self._page, number * self._band_rows
-        num_rows = min(self._band_rows, self.height - start)
-        self._band = np.zeros((0, self.width, self.channels), self._dtype)  # first, so that there is only ever one
-        band = np.empty((num_rows, self.width, self.channels), self._dtype)
+    def _decode_band(self, start: int, end: int) -> tuple[Pixels, Mask | None]:
+        """Decodes a row of tiles, or a strip."""
+        page, number = self._page, start // self._band_rows
+        band = np.empty((end - start, self.width, self.channels), self._dtype)
         across = -(-self.width // page.tilewidth) if page.is_tiled else 1
         down = -(-self.height // self._band_rows)
         for plane in range(self.channels if self._is_planar else 1):
             for column in range(across):
                 self._decode_segment(band, start, plane, (plane * down + number) * across + column)
-        self._band_start, self._band = start, band
+        return band, None
 
     def _decode_segment(self, band: Pixels, start: int, plane: int, index: int) -> None:
         page = self._page
@@ -122,7 +113,7 @@ class TiffRows:
             where = f"rows {start} to {start + len(band) - 1}"
             raise XCiTError(f"{self.info.name}: {where} can't be decoded ({_line(error)})") from error
         place = band[:height, left : left + width, plane : plane + 1 if self._is_planar else None]
-        # Tiles reach over the edges; one without data is empty.
+        # Tiles extend beyond the edges. A tile without data is empty.
         place[:] = 0 if segment is None else segment[0, : place.shape[0], : place.shape[1]]
 
     def _bytes(self, offset: int, count: int, row: int, bytes_a_row: int = 0) -> bytes:
@@ -136,18 +127,30 @@ class TiffRows:
 
 
 def is_georeferenced(path: Path) -> bool:
-    """Whether a TIFF lies on a map or says what of it is not there, so that rasterio is to read it.
+    """Whether a TIFF is georeferenced or has a nodata value, so that rasterio should read it.
 
-    A file that can't be read does not; its reader says what is wrong with it.
+    For a file that can't be read it returns false; the reader then reports what is wrong.
     """
     try:
         import tifffile
 
-        with tifffile.TiffFile(path) as file:
+        with _quiet_tifffile(), tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
             return page.is_geotiff or page.is_gdal
-    except Exception:  # whatever a damaged file makes of the parser
+    except Exception:  # a damaged file can cause any error in the parser
         return False
+
+
+@contextmanager
+def _quiet_tifffile() -> Iterator[None]:
+    """Holds back tifffile's log lines about tags it can't parse: what this reader needs and lacks is an error."""
+    logger = logging.getLogger("tifffile")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _metadata(file: Any, largest: Any, page: Any) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def _metadata(file: Any, largest: Any, page: Any) -> dict[str, Any]:
 
 
 def _micrometres(file: Any, page: Any) -> float | None:
-    """Micrometres a pixel, as slide scanners and OME-TIFF say it, or the resolution of plain TIFF."""
+    """Returns micrometres per pixel, from the metadata of slide scanners or OME-TIFF, or from a TIFF's resolution."""
     if page.is_svs:
         found = re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description)
         return float(found[1]) if found else None

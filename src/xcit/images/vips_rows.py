@@ -1,4 +1,4 @@
-"""JPEG and PNG that are too large to be decoded whole, by rows through libvips."""
+"""Reads JPEG and PNG files that are too large to be decoded as a whole, by rows through libvips."""
 
 import warnings
 from pathlib import Path
@@ -8,18 +8,18 @@ import numpy as np
 from PIL import Image
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.array_rows import file_identity
 from xcit.images.rows import Pixels, RowsInfo
 
 _TYPES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16)}
 
 _BUFFER_BYTES = 2**25
-"""What libvips holds of an image that it reads from the top to the bottom, about."""
+"""About the size of libvips's buffers for an image that is read from top to bottom."""
 
 
 def is_too_large(path: Path) -> bool:
-    """Whether Pillow takes an image for a decompression bomb; not if it can't tell its size."""
+    """Whether Pillow treats an image as a decompression bomb; false if Pillow can't read its size."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is None:
         return False
@@ -30,26 +30,23 @@ def is_too_large(path: Path) -> bool:
                 return image.width * image.height > limit
     except Image.DecompressionBombError:
         return True
-    except Exception:  # its reader says what is wrong with it
+    except Exception:  # the reader reports what is wrong
         return False
 
 
 class VipsRows:
-    """An image file of 8 or 16 bits, grey or RGB, upright, transparency over white.
+    """An image file of 8 or 16 bits, grey or RGB, upright unless EXIF is ignored, transparency over white.
 
-    It is decoded from the top to the bottom, and again from the top where earlier rows are asked for. Only an image
-    that EXIF says to turn is decoded whole, by libvips to a temporary file.
+    It is decoded from top to bottom, and again from the top if earlier rows are requested. Only an image with an EXIF
+    rotation is decoded as a whole, by libvips to a temporary file.
 
     Raises:
-        XCiTError: if it can't be read, or pyvips is not installed.
+        XCiTError: if the file can't be read, or pyvips is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            import pyvips
-        except ImportError:
-            raise missing_package(f"{path}: an image as large as this", "pyvips") from None
-        self._path, self._error = path, pyvips.Error
+    def __init__(self, path: Path, *, ignore_exif: bool = False) -> None:
+        pyvips = imported("pyvips", f"{path}: an image as large as this")
+        self._path, self._error, self._ignore_exif = path, pyvips.Error, ignore_exif
         identity = file_identity(path)
         try:
             self._image = self._opened()
@@ -64,7 +61,7 @@ class VipsRows:
         self.info = RowsInfo(name=str(path), identity=identity, buffer_bytes=_BUFFER_BYTES)
 
     def read(self, start: int, end: int) -> Pixels:
-        """A view of what libvips gives."""
+        """Returns a view of libvips's output."""
         import pyvips
 
         try:
@@ -79,14 +76,14 @@ class VipsRows:
         return np.frombuffer(data, self._dtype).reshape(end - start, self.width, self.channels)
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Closes the file."""
         self._region = self._image = None
 
     def _opened(self) -> Any:
         import pyvips
 
         image = pyvips.Image.new_from_file(str(self._path), access="sequential", fail_on="truncated")
-        if image.get_typeof("orientation") and image.get("orientation") != 1:
+        if not self._ignore_exif and image.get_typeof("orientation") and image.get("orientation") != 1:
             image = pyvips.Image.new_from_file(str(self._path), access="random", fail_on="truncated").autorot()
         if image.hasalpha():
             image = image.flatten(background=65535 if image.format == "ushort" else 255)

@@ -1,4 +1,4 @@
-"""Zarr arrays and the pyramids of OME-Zarr by rows."""
+"""Reads Zarr arrays and OME-Zarr pyramids by rows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.array_rows import check_pixel_type
 from xcit.images.kept_rows import KeptRows
 from xcit.images.rows import Mask, Pixels, RowsInfo
@@ -17,19 +17,16 @@ _AXES = {"y": "y", "x": "x", "c": "c", "channel": "c", "channels": "c", "band": 
 
 
 class ZarrRows:
-    """An array (H, W) or (H, W, C), or one whose axes have names; of OME-Zarr one level of its first image.
+    """An array (H, W) or (H, W, C), or one with named axes; for OME-Zarr, one level of its first image.
 
-    Axes other than y, x and c must be of length 1.
+    Axes other than y, x and c must have length 1.
 
     Raises:
-        XCiTError: if it can't be read or holds no image, or zarr is not installed.
+        XCiTError: if the file can't be read or holds no image, or zarr is not installed.
     """
 
     def __init__(self, path: Path, level: int = 0, *, ranged: bool = False) -> None:
-        try:
-            import zarr
-        except ImportError:
-            raise missing_package(f"{path}: Zarr", "zarr") from None
+        zarr = imported("zarr", f"{path}: Zarr")
         self._path = path
         try:
             node: Any = zarr.open(str(path), mode="r")
@@ -37,7 +34,7 @@ class ZarrRows:
             axes = _axes(multiscales)
             datasets = [one["path"] for one in multiscales["datasets"]] if multiscales else []
             arrays = [node[name] for name in datasets] if datasets else [node]
-        except Exception as error:  # it has no common ancestor of its errors
+        except Exception as error:  # zarr's errors have no common base class
             raise XCiTError(f"{path}: zarr can't open it ({error})") from error
         if not 0 <= level < len(arrays):
             raise XCiTError(f"{path}: there is no level {level}: it has {len(arrays)}, counted from 0")
@@ -66,17 +63,17 @@ class ZarrRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """Views or a new array."""
+        """Returns views or a new array."""
         return self._kept.read(start, end)[0]
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Does nothing: no file is open."""
 
     def _decode(self, start: int, end: int) -> tuple[Pixels, Mask | None]:
         index = tuple({"y": slice(start, end), "x": slice(None), "c": slice(None)}.get(name, 0) for name in self._axes)
         try:
             pixels = np.asarray(self._array[index])
-        except Exception as error:  # of whichever codec
+        except Exception as error:  # each codec has its own errors
             raise XCiTError(f"{self._path}: damaged in rows {start} to {end - 1} ({error})") from error
         kept = [name for name in self._axes if name in "yxc"]
         pixels = pixels if "c" in kept else pixels[..., None]

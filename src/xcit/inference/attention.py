@@ -1,7 +1,7 @@
-"""The attention inside a model as arrays: of the class token over the patches, and of XCA's channels over channels.
+"""The attention in a model as arrays: of the class token over the patches, and of XCA between channels.
 
 Shapes: `h`, `w` pixels of the image, `H = ceil(h / patch)`, `W = ceil(w / patch)` cells of the token grid, `N = H*W`,
-`D` width, `M` heads, `C = D/M` channels a head, `L` XCA blocks.
+`D` width, `M` heads, `C = D/M` channels per head, `L` XCA blocks.
 """
 
 import os
@@ -27,7 +27,7 @@ from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
 from xcit.inference.classify import DEFAULT_MODEL, prepare_model
 from xcit.inference.full_size import FullSize, LargeAttention, asked_full_size, attention_each
-from xcit.inference.reading import Unreadable, collected, listed, read_ahead
+from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
 from xcit.models import XCiT
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.ops import reference
@@ -35,7 +35,7 @@ from xcit.streaming.budget import Memory
 
 Numbers = np.ndarray[Any, np.dtype[np.float32]]
 Inputs = tuple[Any, ...]
-"""What a block is called with."""
+"""The arguments of a call of a block."""
 
 Kind = TypeVar("Kind", bound=np.generic)
 
@@ -44,22 +44,22 @@ _NUM_AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ClassAttentionMaps:
-    """What the class token of an image attends to in one class attention block.
+    """The attention of an image's class token in one class attention block.
 
-    A head's map and `class_token` are shares of one softmax: `heads.sum(axis=(1, 2)) + class_token` is 1 for each head.
-    Cell (i, j) of the grid looks at the pixels around (i * patch_size, j * patch_size); `to_pixels` puts it there.
+    For each head the map and `class_token` are parts of one softmax, so `heads.sum(axis=(1, 2)) + class_token` is 1.
+    Cell (i, j) of the grid is centred on pixel (i * patch_size, j * patch_size); `to_pixels` places it there. Cells
+    that a mask leaves out of an image at full size are NaN in `heads`.
 
     Attributes:
         source: the image's path, or its place in the input.
-        image: (h, w, 3), RGB as the model saw it: upright, grey for a grey model, resized if that was asked for.
+        image: (h, w, 3), RGB as the model's input: upright, grey for a grey model, resized if requested.
         block: the class attention block, from 0.
-        patch_size: pixels of `image` from one cell to the next.
+        patch_size: number of pixels of `image` from one cell to the next.
         heads: (M, H, W), each head's attention over the patches.
-        class_token: (M,), the share of each head's attention that the class token keeps for itself.
-        scale: pixels of the input a pixel of `image`: 1, but of large images at full size, of which it is a small copy.
-        cells: where the cells lie in the file, and on the ground, of an image at full size.
-
-    What a mask leaves out of an image at full size is NaN in `heads`.
+        class_token: (M,), the share of each head's attention on the class token itself.
+        scale: pixels of the input per pixel of `image`. It is 1, except for large images at full size, where `image` is
+            a small copy.
+        cells: position of the cells in the file and on the map, for an image at full size.
     """
 
     source: str
@@ -73,27 +73,27 @@ class ClassAttentionMaps:
 
     @property
     def mean(self) -> Numbers:
-        """(H, W), the mean of the heads."""
+        """The mean of the heads, (H, W)."""
         mean: Numbers = self.heads.mean(axis=0)
         return mean
 
     def to_pixels(self, maps: np.ndarray[Any, np.dtype[Kind]]) -> np.ndarray[Any, np.dtype[Kind]]:
-        """Maps (..., H, W) at the image's size, (..., h, w): each pixel takes the cell with the nearest centre."""
+        """Returns maps (..., H, W) at the image's size (..., h, w); each pixel gets the value of its nearest cell."""
         return at_image_size(maps, self.image.shape[:2], self.patch_size)
 
     def write_tiff(self, path: Path) -> None:
-        """Writes a float32 TIFF of the mean of the heads and each head: a GeoTIFF where the image is one."""
+        """Writes the mean of the heads and each head to a float32 TIFF; it is a GeoTIFF if the image is one."""
         patch = float(self.patch_size * self.scale)
         cells = self.cells or CellPlace(source=self.source, to_pixels=(patch, 0.0, 0.0, 0.0, patch, 0.0))
         names = ["mean", *(f"head {head}" for head in range(len(self.heads)))]
         write_map_tiff(path, np.concatenate([self.mean[None], self.heads]), names, cells)
 
     def overlay(self, *, threshold: float | None = None) -> Image.Image:
-        """The mean of the heads in colour over the image in grey; with a threshold, only the largest cells."""
+        """Returns the mean of the heads in colour over the grey image; with a threshold, only its largest cells."""
         return draw_attention.overlay_mean(self.image, self.heads, self.patch_size, threshold=threshold)
 
     def draw(self, path: Path, *, threshold: float | None = None) -> None:
-        """Draws the image, the mean of the heads over it, and each head's map to a PNG."""
+        """Draws the image, the mean of the heads over it, and each head's map to a PNG file."""
         rows, columns = self.heads.shape[1:]
         draw_attention.draw_class_attention(
             self.image,
@@ -108,12 +108,12 @@ class ClassAttentionMaps:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelAttentionMaps:
-    """How XCA mixes the channels of an image in every block: row c of a map tells what channel c is made of.
+    """How XCA mixes the channels of an image in every block: row c of a map has the weights of output channel c.
 
     Attributes:
         source: the image's path, or its place in the input.
-        covariance: (L, M, C, C), the cosines between the queries' channels (rows) and the keys' (columns), -1..1.
-        temperatures: (L, M), the learned factors; they belong to the model, not to the image.
+        covariance: (L, M, C, C), the cosines between the channels of queries (rows) and of keys (columns), -1..1.
+        temperatures: (L, M), the learned factors, which belong to the model and not to the image.
         attention: (L, M, C, C), the softmax over each row of the covariance times the head's temperature.
     """
 
@@ -123,7 +123,7 @@ class ChannelAttentionMaps:
     attention: Numbers
 
     def draw(self, path: Path) -> None:
-        """Draws the covariance of every block and head to a PNG."""
+        """Draws the covariance of every block and head to a PNG file."""
         draw_attention.draw_channel_attention(self.covariance, path, title=f"{Path(self.source).name}: channels in XCA")
 
 
@@ -137,32 +137,34 @@ def class_attention(
     dtype: torch.dtype = torch.float32,
     full_size: bool = False,
     memory: Memory = None,
+    ignore_exif: bool = False,
 ) -> list[ClassAttentionMaps | Unreadable]:
-    """The class token's attention over an image, head by head.
+    """Returns the class token's attention over images, head by head.
 
-    Images go through the model at their own size, neither resized nor cropped, multiple of the patch or not. The code
-    of the paper's own pictures was never published: that the last block is the one to look at is our choice.
+    Images go through the model at their own size; they are not resized or cropped, and need not be a multiple of the
+    patch size. The code of the paper's own pictures was never published; the default, the last block, is our choice.
 
     Args:
-        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
-            (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
-        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`; fused or
-            not, the maps are the same.
-        block: which class attention block, from 0; negative counts from the end.
-        resize: scale the short side to so many pixels first; none keeps the image as it is.
-        device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
+        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
+            arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
+        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`, fused or
+            not; the maps are the same.
+        block: class attention block, from 0; negative values count from the end.
+        resize: scale the short side to this number of pixels first; None keeps the image's size.
+        device: where to compute; None means the model's device, or for a name a GPU if there is one, else the CPU.
         dtype: float32, bfloat16 or float16; the softmax is in float32.
         full_size: stream the image from its file, however large; `image` is then a small copy of it (see `scale`).
         memory: with `full_size`: as in `predict`.
+        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
-        One result an image, in order. What can't be read is an `Unreadable` in its place.
+        One result per image, in order. An image that can't be read is replaced by an `Unreadable`.
 
     Raises:
-        XCiTError: if no image can be read or is as large as a patch, or the model can't be had or has no such block.
+        XCiTError: if no image can be read or is as large as a patch, or the model can't be loaded or has no such block.
     """
     results = class_attention_each(
-        listed(images),
+        listed(images, ignore_exif=ignore_exif),
         model,
         block=block,
         resize=resize,
@@ -174,7 +176,7 @@ def class_attention(
 
 
 def class_attention_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
     *,
     block: int = -1,
@@ -183,7 +185,10 @@ def class_attention_each(
     dtype: torch.dtype = torch.float32,
     full_size: FullSize | None = None,
 ) -> Iterator[ClassAttentionMaps | Unreadable]:
-    """Like `class_attention`, one at a time and without end; what can't be read is reported in its place."""
+    """Like `class_attention`, for any number of images, one at a time.
+
+    Unreadable images are reported in their place.
+    """
     network, info, place = prepare_model(model, device, dtype)
     num_blocks, patch_size = network.config.cls_depth, network.config.patch_size
     if not num_blocks:
@@ -233,24 +238,31 @@ def channel_attention(
     resize: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    ignore_exif: bool = False,
 ) -> list[ChannelAttentionMaps | Unreadable]:
-    """XCA's covariance and attention between channels, of every block and head; arguments as in `class_attention`.
+    """Returns XCA's covariance and its attention between channels, of every block and head.
 
-    Source: the paper's section 3.2. The temperature multiplies, as in the published code.
+    Arguments are as in `class_attention`. It is defined in the paper's section 3.2; as in the published code, the
+    temperature is a factor and not a divisor.
     """
-    results = channel_attention_each(listed(images), model, resize=resize, device=device, dtype=dtype)
+    results = channel_attention_each(
+        listed(images, ignore_exif=ignore_exif), model, resize=resize, device=device, dtype=dtype
+    )
     return collected(results)
 
 
 def channel_attention_each(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     model: str | os.PathLike[str] | XCiT = DEFAULT_MODEL,
     *,
     resize: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[ChannelAttentionMaps | Unreadable]:
-    """Like `channel_attention`, one at a time and without end; what can't be read is reported in its place."""
+    """Like `channel_attention`, for any number of images, one at a time.
+
+    Unreadable images are reported in their place.
+    """
     network, info, place = prepare_model(model, device, dtype)
     blocks = [network.get_submodule(f"blocks.{index}") for index in range(network.config.depth)]
     temperatures = torch.stack([block.get_parameter("temperature").flatten() for block in blocks])
@@ -272,11 +284,11 @@ def channel_attention_each(
 class _Seen:
     source: str
     image: Pixels  # (h, w, 3)
-    found: list[Tensor]  # one a block, on the CPU
+    found: list[Tensor]  # one per block, on the CPU
 
 
 def _look_inside(
-    images: Iterable[ImageSource],
+    images: Iterable[Readable],
     network: XCiT,
     spec: Preprocessing,
     blocks: Sequence[nn.Module],
@@ -285,7 +297,7 @@ def _look_inside(
     place: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[_Seen | Unreadable]:
-    """Runs each image alone, for sizes differ, and notes what `look` finds in what enters each block."""
+    """Runs each image separately, because sizes differ, and collects what `look` computes from each block's input."""
     patch_size = network.config.patch_size
     if resize is not None and resize < patch_size:
         raise XCiTError(f"resize is {resize}, must be at least one patch of {patch_size} pixels")
@@ -337,19 +349,19 @@ def _run(
 
 
 def _attend(block: nn.Module, inputs: Inputs) -> Tensor:
-    """Class token (1, 1, D) and patches (1, N, D) to the class token's attention (M, 1+N)."""
+    """Returns the class token's attention (M, 1+N), from class token (1, 1, D) and patches (1, N, D)."""
     assert isinstance(block, FusedClassAttentionBlock)
     tokens = block.norm_attn(torch.cat(inputs[:2], dim=1))
     query, key = block.attn.q(tokens[:, 0]).float(), block.attn.k(tokens).float()
-    # The values have no part in the attention.
+    # The attention does not depend on the values, so any tensor will do.
     _, attention = reference.class_attention(query, key, key, block.attn.num_heads)
     return attention[0].cpu()
 
 
 def _correlate(block: nn.Module, inputs: Inputs) -> Tensor:
-    """Tokens (1, N, D) to the cosines between the queries' and the keys' channels (M, C, C).
+    """Returns the cosines between the channels of queries and keys (M, C, C), from tokens (1, N, D).
 
-    The first half of `reference.xca`, which keeps them to itself.
+    This repeats the first half of `reference.xca`, which does not return them.
     """
     assert isinstance(block, FusedXCABlock)
     num_heads = block.temperature.shape[0]

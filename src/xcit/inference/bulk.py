@@ -1,11 +1,12 @@
-"""Results of many images as a folder of Parquet parts with a manifest: safe at a kill, by as many processes as wanted.
+"""Writes results of many images to a folder of Parquet parts with a manifest, in any number of processes.
 
-The images are divided into units (see `Unit`), which one process each goes through; a unit's rows become one part or
-more, of a fixed number of images. A part is written whole, and then named in the manifest. So what a killed run leaves
-is good, and a resumed run computes the parts that the manifest does not name. Reading the folder puts the parts
-together: their names are in the order of the images.
+The images are divided into units (see `Unit`), each of which is processed by one process. The rows of a unit become one
+or more parts, with a fixed number of images each. A part is written completely, and then added to the manifest. So the
+results of a killed run are valid, and a resumed run computes the parts that are missing in the manifest. The names of
+the parts sort in the order of the images, so reading the folder concatenates them correctly.
 
-A row is an image: `file`, `error` (null if it could be read), and what the verb gives of it (null if it could not).
+Each image has a row: `file`, `error` (null if the image could be read), and the columns of the command (null if the
+image could not be read).
 """
 
 import json
@@ -26,15 +27,15 @@ from xcit.inference.reading import Unreadable
 from xcit.writing import make_folder, whole_file
 
 MANIFEST = "_manifest.json"
-"""Its name begins with an underscore, so that readers of Parquet folders pass it by."""
+"""The manifest's name begins with an underscore, so that readers of Parquet folders ignore it."""
 
 _LOCK = ".lock"
 _FORMAT = 1
 _WAIT_SECONDS = 600.0
-"""How long other processes wait for the first one to begin: longer than a model takes to load."""
+"""How long other processes wait for the first one to begin; this is longer than loading a model takes."""
 
 _COMPARED = ("verb", "model", "digest", "arguments", "images_a_part", "num_units", "inputs")
-"""What a resumed run must have in common with the one that it goes on with."""
+"""Entries that a resumed run must have in common with the run that it resumes."""
 
 Manifest = dict[str, Any]
 
@@ -44,13 +45,13 @@ class Job:
     """How images become rows.
 
     Attributes:
-        verb: what is done.
-        model: what the model is called.
-        digest: of its weights.
-        arguments: all else that the rows depend on, as JSON has it.
-        columns: a row's columns after `file` and `error`, as a pyarrow schema.
-        results: gives one result an image, in order.
-        row: a result's columns.
+        verb: name of the command.
+        model: name of the model.
+        digest: digest of its weights.
+        arguments: everything else that the rows depend on, as JSON values.
+        columns: the columns after `file` and `error`, as a pyarrow schema.
+        results: yields one result per image, in order.
+        row: returns the columns of a result.
     """
 
     verb: str
@@ -72,7 +73,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Who hears of what is done: of each result, and of so many images that were done before."""
+    """Callbacks: for each result, and for the number of images that were done before."""
 
     result: Callable[[Any], None] = lambda _: None
     skipped: Callable[[int], None] = lambda _: None
@@ -88,22 +89,22 @@ def write_parts(
     share: Share = Share(),
     progress: Progress = Progress(),
 ) -> Manifest:
-    """Computes this process's share of the rows of all inputs into a folder.
+    """Computes this process's share of the rows of all inputs, and writes them to a folder.
 
     Args:
-        folder: new, empty, or of an earlier run of the same job.
+        folder: a new or empty folder, or that of an earlier run of the same job.
         inputs: the images.
-        job: how they become rows.
-        images_a_part: rows of a part; as many are in memory at a time.
-        resume: go on with what is in the folder, or begin if nothing is.
-        share: each process takes every so-many-th unit.
-        progress: hears of each image.
+        job: how images become rows.
+        images_a_part: number of rows in a part, which are in memory at once.
+        resume: resume the run in the folder, or begin one if there is none.
+        share: which of several processes this is; with n processes each takes every n-th unit.
+        progress: called for each image.
 
     Returns:
         The manifest after this process's last part. Its `complete` tells whether all processes are done.
 
     Raises:
-        XCiTError: if the folder holds something else, or this job and it is not asked to resume; if a file can't be
+        XCiTError: if the folder holds something else, or holds this job and `resume` is false; if a file can't be
             written, or a shard can't be read.
     """
     need_packages("Parquet", "pyarrow")
@@ -117,7 +118,7 @@ def write_parts(
 
 
 def read_parts(folder: Path, columns: list[str] | None = None) -> Any:
-    """All rows that are done, in the order of the images, as a pyarrow table; some columns if that is asked for.
+    """Reads all finished rows, in the order of the images, as a pyarrow table; `columns` selects some columns.
 
     Raises:
         XCiTError: if the folder holds no results.
@@ -133,10 +134,10 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Any:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder.
+    """Reads the manifest of a folder.
 
     Raises:
-        XCiTError: if there is none, or it is of another format.
+        XCiTError: if there is no manifest, or it has another format.
     """
     path = folder / MANIFEST
     try:
@@ -151,7 +152,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: bool, share: Share) -> Manifest:
-    """The manifest as it is when this process begins; the first process makes it."""
+    """Returns the manifest at the start of this process; the first process creates it."""
     wanted: Manifest = {
         "format": _FORMAT,
         "verb": job.verb,
@@ -169,12 +170,12 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
     path = folder / MANIFEST
     if share.rank == 0:
         if not path.exists() and folder.exists() and (not folder.is_dir() or not all(map(_is_ours, folder.iterdir()))):
-            raise XCiTError(f"{folder}: is there already, and holds no results to go on with: choose another folder")
-        if not path.exists() or not read_manifest(folder)["parts"]:  # nothing is lost of a run that failed at once
+            raise XCiTError(f"{folder}: exists already, and holds no results to resume: choose another folder")
+        if not path.exists() or not read_manifest(folder)["parts"]:  # a run that failed at once has no results to lose
             make_folder(folder)
             _write(path, wanted)
         elif not resume:
-            raise XCiTError(f"{folder}: holds results already: go on with --resume, or choose another folder")
+            raise XCiTError(f"{folder}: holds results already: continue with --resume, or choose another folder")
     patience = time.monotonic() + _WAIT_SECONDS
     while not path.exists() or (_difference(read_manifest(folder), wanted) and not read_manifest(folder)["parts"]):
         if time.monotonic() > patience:
@@ -190,14 +191,14 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
 
 
 def _difference(found: Manifest, wanted: Manifest) -> str:
-    """The first thing that two runs do not have in common, "" if they are the same."""
+    """Returns the first difference between two runs, "" if there is none."""
     return next((key for key in _COMPARED if found.get(key) != wanted[key]), "")
 
 
 def _write_unit(
     folder: Path, number: int, unit: Unit, job: Job, images_a_part: int, num_parts: int, progress: Progress
 ) -> Manifest:
-    """Writes what is not yet done of a unit, of which so many parts are."""
+    """Writes the unfinished parts of a unit; `num_parts` parts are finished."""
     from pyarrow import field, schema, string
 
     columns = schema([field("file", string()), field("error", string()), *job.columns])
@@ -230,7 +231,7 @@ def _write_unit(
 
 def _row(job: Job, result: Any) -> dict[str, Any]:
     is_bad = isinstance(result, Unreadable)
-    # Parquet holds UTF-8 only; bytes of a file's name that are no text are written as \udc...
+    # Parquet stores only UTF-8. Bytes of a file name that are not valid text are written as \udc...
     texts = {"file": result.source, "error": result.reason if is_bad else None}
     row = {name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()}
     return row if is_bad else row | dict(job.row(result))
@@ -245,7 +246,7 @@ def _write_table(path: Path, rows: list[dict[str, Any]], columns: Any) -> None:
 
 
 def _update(folder: Path, change: Callable[[Manifest], object]) -> Manifest:
-    """Changes the manifest, one process at a time."""
+    """Changes the manifest; a lock admits one process at a time."""
     try:
         with FileLock(folder / _LOCK):
             manifest = read_manifest(folder)
@@ -262,10 +263,10 @@ def _write(path: Path, manifest: Manifest) -> None:
 
 
 def _part_name(number: int) -> str:
-    """How the names of a unit's parts begin."""
+    """Returns the beginning of the names of a unit's parts."""
     return f"part-{number:05}-"
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is what a process leaves that was killed before it had begun."""
+    """Whether a file was left by a process that was killed before it had begun."""
     return path.name == _LOCK or path.name.startswith(".xcit-")

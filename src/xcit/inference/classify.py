@@ -1,4 +1,4 @@
-"""Images in (path, PIL, numpy, tensor), classes or features out."""
+"""Classifies images or extracts their features; images are paths, PIL images, arrays or tensors."""
 
 import copy
 import os
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xcit.deploy import exported_or
 from xcit.errors import XCiTError
 from xcit.images.channels import preprocess_channels, read_channels
 from xcit.images.preprocess import Preprocessing, preprocess
@@ -23,14 +24,15 @@ from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT, OutType
 from xcit.streaming.budget import Memory
 from xcit.zoo import get_xcit
+from xcit.zoo.kinds import CLASSIFIER
 
 DEFAULT_MODEL = "xcit-pico-fashion-mnist"
-"""The packaged model: the one that needs no download."""
+"""The packaged model, which needs no download."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredClass:
-    """A class: its index in the logits, its name (its index as text where names are unknown), its probability."""
+    """A class: its index in the logits, its name (the index as text if names are unknown), and its probability."""
 
     index: int
     name: str
@@ -41,8 +43,8 @@ class ScoredClass:
 class Prediction:
     """The most probable classes of an image, best first. `source` is its path, or its place in the input.
 
-    `model` is the name of the model that answered; the packaged one, which answers where none is named, knows garments
-    alone. The probabilities of all classes add up to 1; those of a multi-label model are each on its own.
+    `model` is the name of the model. The default is the packaged model, which only knows garments. The probabilities of
+    all classes add up to 1, except those of a multi-label model, which are independent.
     """
 
     source: str
@@ -52,7 +54,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Features of an image, by block index; shapes as in `XCiT.extract_feat`, without the batch dimension."""
+    """Features of an image, by block index; shapes are as in `XCiT.extract_feat`, without the batch dimension."""
 
     source: str
     layers: dict[int, "np.ndarray[Any, np.dtype[np.float32]]"]
@@ -68,31 +70,39 @@ def predict(
     dtype: torch.dtype = torch.float32,
     full_size: bool = False,
     memory: Memory = None,
+    ignore_exif: bool = False,
 ) -> list[Prediction | Unreadable]:
     """Classifies images.
 
     Args:
-        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
-            (H, W, 3) and tensors (3, H, W), one or several, each of any size; or batches of arrays or tensors.
-        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`; to call
-            this often, pass `model.fuse()`, which is otherwise made anew each time.
-        topk: how many classes to give of each image.
-        batch_size: images a forward pass.
-        device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
+        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
+            arrays (H, W, 3) and tensors (3, H, W), one or several, each of any size; or batches of arrays or tensors.
+        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`. For
+            frequent calls pass `model.fuse()`, because otherwise the model is fused at every call.
+        topk: number of classes per image.
+        batch_size: number of images in a forward pass.
+        device: where to compute; None means the model's device, or for a name a GPU if there is one, else the CPU.
         dtype: float32, bfloat16 or float16.
         full_size: take images as they are, however large, and neither resize nor crop them.
         memory: with `full_size`: the most that it may add to the loaded model, in bytes or as "4GB"; none is half of
             the free memory. What does not fit goes to scratch files (see `xcit.streaming.Budget`).
+        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
-        One prediction an image, in order. What can't be read is an `Unreadable` in its place, with the reason.
+        One prediction per image, in order. An image that can't be read is replaced by an `Unreadable` with the reason.
 
     Raises:
-        XCiTError: if none of the images can be read, or the model can't be had or has no classifier.
+        XCiTError: if none of the images can be read, or the model can't be loaded or has no classifier.
     """
     whole = asked_full_size(full_size, memory)
     results = predict_each(
-        listed(images), model, topk=topk, batch_size=batch_size, device=device, dtype=dtype, full_size=whole
+        listed(images, ignore_exif=ignore_exif),
+        model,
+        topk=topk,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        full_size=whole,
     )
     return collected(results)
 
@@ -107,7 +117,7 @@ def predict_each(
     dtype: torch.dtype = torch.float32,
     full_size: FullSize | None = None,
 ) -> Iterator[Prediction | Unreadable]:
-    """Like `predict`, one at a time and without end; what can't be read is reported in its place."""
+    """Like `predict`, for any number of images, one at a time; unreadable images are reported in their place."""
     network, info, place = prepare_model(model, device, dtype)
     if not network.num_classes:
         raise XCiTError(f"{info.name} has no classifier: it gives features only")
@@ -128,7 +138,7 @@ def predict_each(
 
 
 def _prediction(source: str, logits: Tensor, names: Sequence[str], topk: int, info: ModelInfo) -> Prediction:
-    """The most probable classes by logits (num_classes,)."""
+    """Returns the most probable classes from logits (num_classes,)."""
     logits = logits.float()
     scores = logits.sigmoid() if info.is_multi_label else logits.softmax(dim=-1)
     best = scores.topk(min(topk, len(names)))
@@ -148,14 +158,15 @@ def extract_features(
     dtype: torch.dtype = torch.float32,
     full_size: bool = False,
     memory: Memory = None,
+    ignore_exif: bool = False,
 ) -> list[Features | Unreadable]:
-    """Features of images; arguments as in `predict` and `XCiT.extract_feat` (`layers` are its `out_indices`).
+    """Extracts features of images; arguments are as in `predict` and `XCiT.extract_feat` (`layers` is `out_indices`).
 
-    Results are as in `predict` too. Without `out_type` they are what the model pools: the class token, or the mean of
-    the patch tokens.
+    Results are as in `predict`. Without `out_type` they are the feature that the model pools: the class token, or the
+    mean of the patch tokens.
     """
     results = extract_features_each(
-        listed(images),
+        listed(images, ignore_exif=ignore_exif),
         model,
         out_type=out_type,
         layers=layers,
@@ -178,7 +189,10 @@ def extract_features_each(
     dtype: torch.dtype = torch.float32,
     full_size: FullSize | None = None,
 ) -> Iterator[Features | Unreadable]:
-    """Like `extract_features`, one at a time and without end; what can't be read is reported in its place."""
+    """Like `extract_features`, for any number of images, one at a time.
+
+    Unreadable images are reported in their place.
+    """
     network, info, place = prepare_model(model, device, dtype)
     if out_type is None:
         out_type = "avg_featmap" if network.config.global_pool == "avg" else "cls_token"
@@ -204,10 +218,10 @@ def extract_features_each(
 
 
 def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
-    """The model with its published weights if it is a name, and what is known of it.
+    """Returns the model (for a name with its published weights) and its info.
 
     Raises:
-        XCiTError: if it can't be had, or it is not known how to prepare images for it.
+        XCiTError: if the model can't be loaded, or its preprocessing is unknown.
     """
     if isinstance(model, XCiT):
         if model.info is None:
@@ -215,7 +229,7 @@ def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
                 "the model has no preprocessing: take it from xcit.get_model(..., pretrained=...), or set model.info"
             )
         return model, model.info
-    built = get_xcit(model, pretrained=True)
+    built = exported_or(model, CLASSIFIER, lambda: get_xcit(model, pretrained=True))
     if built.info is None:
         raise XCiTError(
             f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name, or set "
@@ -227,10 +241,10 @@ def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
 def prepare_model(
     model: str | os.PathLike[str] | XCiT, device: str | torch.device | None, dtype: torch.dtype
 ) -> tuple[XCiT, ModelInfo, torch.device]:
-    """The model fused, in place and precision; one that was passed in is left as it was.
+    """Returns the fused model on its device and in its dtype; a model that was passed in does not change.
 
     Raises:
-        XCiTError: as `find_model` does.
+        XCiTError: as in `find_model`.
     """
     found, info = find_model(model)
     parameter = next(found.parameters())
@@ -244,7 +258,7 @@ def prepare_model(
 def _batches(
     images: Iterable[Readable], spec: Preprocessing, batch_size: int
 ) -> Iterator[tuple[list[str | Unreadable], Tensor | None]]:
-    """Batches of inputs in order, with the tensor of those that could be read."""
+    """Yields batches of inputs in order, with a tensor of those that could be read."""
     if batch_size < 1:
         raise XCiTError(f"batch_size is {batch_size}, must be at least 1")
     channels = len(spec.mean)

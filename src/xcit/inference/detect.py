@@ -1,11 +1,12 @@
-"""Images in, detections out: boxes, classes and masks of one image after another.
+"""Detects objects in images: boxes, classes and masks, one image after another.
 
-Shapes: `h`, `w` a picture's. Boxes are x, y, width and height, in its pixels.
+Shapes: `h`, `w` size of an image. Boxes are x, y, width and height, in its pixels.
 """
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,18 +15,31 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from xcit.data.coco_masks import decode_mask, encode_part
+from xcit.data.coco_masks import MaskPart, decode_part, encode_parts
 from xcit.draw.detections import draw_detections
+from xcit.draw.labels import palette
 from xcit.errors import XCiTError
-from xcit.extras import need_packages
+from xcit.extras import missing_package, need_packages
+from xcit.images.cell_place import CellPlace
+from xcit.images.overview import overview
+from xcit.images.polygons import MarkedArea, Polygon, write_geojson
 from xcit.images.read import ImageSource
+from xcit.images.rows import ImageRows, rows_info
+from xcit.inference.full_size import OVERVIEW_PIXELS, FullSize, answer_each, asked_full_size
 from xcit.inference.preparing import prepare_of_kind
 from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
+from xcit.streaming import Memory, Report
 from xcit.zoo.kinds import DETECTOR
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
     from xcit.models.detection.roi_heads import Detections
+
+MAX_OBJECTS = 100
+"""The most objects of an image, as published."""
+
+_MOST_PIXELS = 2**32 - 1
+"""Of an image whose masks are packed: COCO's code counts in 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +47,8 @@ class DetectedObject:
     """One object.
 
     Attributes:
-        label: of its class, from 1.
-        name: of its class; the label as text where names are unknown.
+        label: label of its class, from 1.
+        name: name of its class; the label as text if names are unknown.
         score: 0..1.
         box: x, y, width, height.
         mask: packed RLE of the whole image (see `decode_mask`).
@@ -46,32 +60,80 @@ class DetectedObject:
     box: tuple[float, float, float, float]
     mask: dict[str, Any]
 
+    def polygons(self) -> list[Polygon]:
+        """The outlines of the mask along the edges of its pixels, each followed by its holes.
+
+        Raises:
+            XCiTError: if rasterio, which follows them, is not installed.
+        """
+        try:
+            from rasterio.features import shapes
+        except ImportError:
+            raise missing_package("the outline of a mask", "rasterio") from None
+        top, left, mask = decode_part(self.mask)
+        if not mask.any():
+            return []
+        found = shapes(mask.astype(np.uint8), mask=mask)
+        return [[[(x + left, y + top) for x, y in ring] for ring in geometry["coordinates"]] for geometry, _ in found]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedObjects:
-    """What was found in an image.
+    """The detections in an image.
 
     Attributes:
         source: the image's path, or its place in the input.
-        image: 8-bit RGB (h, w, 3), as it was read.
+        image: 8-bit RGB (h, w, 3), as it was read; of a large image at its own size, a small copy.
+        size: height and width in pixels of what the boxes and masks are of.
         objects: best first.
+        scale: pixels of a side of the square that a pixel of `image` stands for.
+        cells: where the pixels lie, of an image at its own size.
+        is_slide: whether the image is a slide, which says how large its pixels are.
     """
 
     source: str
     image: NDArray[np.uint8]
+    size: tuple[int, int]
     objects: tuple[DetectedObject, ...]
+    scale: int = 1
+    cells: CellPlace | None = None
+    is_slide: bool = False
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether other programs know the image's coordinates: those of a map, or of a slide."""
+        return self.cells is not None and (self.is_slide or self.cells.to_map is not None)
 
     def picture(self) -> Image.Image:
-        """The image with masks, boxes, class names and scores, the best object on top."""
-        size = (self.image.shape[0], self.image.shape[1])
+        """Returns the image with masks, boxes, class names and scores, the best object on top."""
+        shape = (self.image.shape[0], self.image.shape[1])
         objects = self.objects[::-1]
         return draw_detections(
             self.image,
-            [one.box for one in objects],
+            [tuple(value / self.scale for value in one.box) for one in objects],  # type: ignore[misc]
             [one.label for one in objects],
             [f"{one.name} {one.score:.2f}" for one in objects],
-            (decode_mask(one.mask, size) for one in objects),
+            (_small_mask(decode_part(one.mask), shape, self.scale) for one in objects),
         )
+
+    def write_geojson(self, path: Path) -> int:
+        """Writes the masks as polygons, as `images.polygons.write_geojson` does, with score, and gives their number.
+
+        Raises:
+            XCiTError: if it can't be written, or rasterio is not installed.
+        """
+        colours = palette(1 + max((one.label for one in self.objects), default=0)).tolist()
+        areas = (
+            MarkedArea(
+                class_name=one.name,
+                polygons=polygons,
+                color=tuple(colours[one.label]),
+                measurements={"score": round(one.score, 6)},
+            )
+            for one in self.objects
+            if (polygons := one.polygons())
+        )
+        return write_geojson(path, areas, self.cells or CellPlace(source=self.source, to_pixels=(1, 0, 0, 0, 1, 0)))
 
 
 def detect(
@@ -80,27 +142,43 @@ def detect(
     *,
     min_score: float = 0.5,
     sides: tuple[int, int] | None = None,
+    max_objects: int = MAX_OBJECTS,
     full_size: bool = False,
+    memory: Memory = None,
     device: str | torch.device | None = None,
+    ignore_exif: bool = False,
 ) -> list[DetectedObjects | Unreadable]:
-    """Finds objects in images.
+    """Detects objects in images.
 
     Args:
-        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
-            (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
+        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
+            arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a detector from `get_model`.
         min_score: what is scored less is left out.
         sides: as large as fits into this short and this long side an image is scaled; none takes the model's own.
-        full_size: leave images in the size they have instead.
+        max_objects: the most of an image. Beyond the published hundred, ten times as many proposals are looked at.
+        full_size: leave images in the size they have instead, however large, with the objects of the whole image.
+        memory: with `full_size`: the most that it may add to the loaded model, in bytes or as "4GB"; none is half of
+            what is free. See `xcit.streaming.Budget`.
         device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
+        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
-        The objects of each image, in order. What can't be read is an `Unreadable` in its place.
+        The objects of each image, in order. An image that can't be read is replaced by an `Unreadable`.
 
     Raises:
-        XCiTError: if none of the images can be read, or the model can't be had or is no detector.
+        XCiTError: if none of the images can be read, or the model can't be loaded or is not a detector.
     """
-    results = detect_each(listed(images), model, min_score=min_score, sides=sides, full_size=full_size, device=device)
+    whole = asked_full_size(full_size, memory)
+    results = detect_each(
+        listed(images, ignore_exif=ignore_exif),
+        model,
+        min_score=min_score,
+        sides=sides,
+        max_objects=max_objects,
+        full_size=whole,
+        device=device,
+    )
     return collected(results)
 
 
@@ -110,17 +188,25 @@ def detect_each(
     *,
     min_score: float = 0.5,
     sides: tuple[int, int] | None = None,
-    full_size: bool = False,
+    max_objects: int = MAX_OBJECTS,
+    full_size: FullSize | None = None,
     device: str | torch.device | None = None,
 ) -> Iterator[DetectedObjects | Unreadable]:
-    """Like `detect`, one at a time and without end; what can't be read is reported in its place."""
+    """Like `detect`, for any number of images, one at a time; unreadable images are reported in their place."""
     if not 0 <= min_score <= 1:
         raise XCiTError(f"min_score is {min_score}, must be in 0..1")
+    if max_objects < 1:
+        raise XCiTError(f"max_objects is {max_objects}, must be at least 1")
+    if sides is not None and full_size is not None:
+        raise XCiTError("give sides, or full_size, not both")
     if sides is not None and not 0 < sides[0] <= sides[1]:
         raise XCiTError(f"an image can't be scaled to a short side of {sides[0]} and a long one of {sides[1]} pixels")
     network = prepare_detector(model, device)
     names = network.info.class_names if network.info is not None else ()
-    # Two at a time: a picture may be large.
+    if full_size is not None:
+        yield from _full_size_each(images, network, min_score, max_objects, full_size)
+        return
+    # Only two images are read ahead, because they may be large.
     for result in read_ahead(images, np.asarray, num_ahead=2):
         if isinstance(result, Unreadable):
             yield result
@@ -128,17 +214,21 @@ def detect_each(
         source, picture = result
         pixels = _channels(picture, network.config.backbone.in_channels)
         size = (pixels.shape[1], pixels.shape[2])
-        found = network.detect(pixels, min_score=min_score, sides=(min(size), max(size)) if full_size else sides)
-        yield DetectedObjects(source=source, image=picture, objects=tuple(detected_objects(found, size, names)))
+        found = network.detect(pixels, min_score=min_score, sides=sides, max_objects=max_objects)
+        yield DetectedObjects(
+            source=source, image=picture, size=size, objects=tuple(detected_objects(found, size, names))
+        )
 
 
 def prepare_detector(
     model: str | os.PathLike[str] | nn.Module, device: str | torch.device | None, *, what: str = "the model"
 ) -> "MaskRCNN":
-    """A detector in place, with a faster backbone; one passed in is left as it was, and called `what` in errors.
+    """Returns a detector with a fused backbone on its device; one that was passed in does not change.
+
+    `what` is the name of a model that was passed in, for error messages.
 
     Raises:
-        XCiTError: if it can't be had, is no detector, or what packs masks is not installed.
+        XCiTError: if the model can't be loaded or is not a detector, or the package that encodes masks is missing.
     """
     need_packages("finding objects", "faster_coco_eval")
     network, place = prepare_of_kind(DETECTOR, model, device, what=what)
@@ -148,24 +238,95 @@ def prepare_detector(
 def detected_objects(
     found: "Detections", size: tuple[int, int], class_names: Sequence[str] = ()
 ) -> Iterator[DetectedObject]:
-    """Detections of an image of this height and width, their masks packed one by one."""
-    from xcit.models.detection.masks import paste_mask
+    """Yields the detections of an image of this height and width; their masks are encoded one at a time."""
+    from xcit.models.detection.masks import paste_columns
 
     boxes, labels, scores, masks = (part.cpu() for part in found)
     for box, label, score, mask in zip(boxes, labels.tolist(), scores.tolist(), masks, strict=True):
-        top, left, probabilities = paste_mask(mask, box, size)
+        pasted = paste_columns(mask, box, size)
         x1, y1, x2, y2 = box.tolist()
         yield DetectedObject(
             label=label,
             name=class_names[label - 1] if class_names else str(label),
             score=score,
             box=(x1, y1, x2 - x1, y2 - y1),
-            mask=encode_part((probabilities >= 0.5).numpy(), top, left, size),
+            mask=encode_parts(
+                (MaskPart(part.top, part.left, part.probabilities.numpy() >= 0.5) for part in pasted), size
+            ),
         )
 
 
+def detect_large(
+    rows: ImageRows, network: "MaskRCNN", *, min_score: float, max_objects: int, full_size: FullSize
+) -> "tuple[Detections, Report]":
+    """The detections of one image at its own size, in stripes.
+
+    Raises:
+        XCiTError: if it has more pixels than packed masks can have, or can't go through (see `detect_rows`).
+    """
+    from xcit.streaming.detection import detect_rows
+
+    _check_pixels(rows)
+    return detect_rows(
+        network,
+        rows,
+        min_score=min_score,
+        max_objects=max_objects,
+        memory=full_size.memory,
+        progress=full_size.progress,
+    )
+
+
+def _check_pixels(rows: ImageRows) -> None:
+    if rows.height * rows.width > _MOST_PIXELS:
+        raise XCiTError(
+            f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, and COCO's masks have {_MOST_PIXELS:,} at "
+            "most: take a coarser level or a region"
+        )
+
+
+def _full_size_each(
+    images: Iterable[Readable | ImageRows], network: "MaskRCNN", min_score: float, max_objects: int, full_size: FullSize
+) -> Iterator[DetectedObjects | Unreadable]:
+    names = network.info.class_names if network.info is not None else ()
+
+    def answer(rows: ImageRows) -> tuple[DetectedObjects, Report]:
+        size, info, scale = (rows.height, rows.width), rows_info(rows), 1
+        while rows.height * rows.width > OVERVIEW_PIXELS * scale**2:
+            scale += 1
+        _check_pixels(rows)
+        small = overview(rows, scale)  # before the long passes: what follows them takes a moment
+        found, report = detect_large(rows, network, min_score=min_score, max_objects=max_objects, full_size=full_size)
+        result = DetectedObjects(
+            source=info.name,
+            image=small,
+            size=size,
+            objects=tuple(detected_objects(found, size, names)),
+            scale=scale,
+            cells=CellPlace.of(info, 1),
+            is_slide="mpp" in info.metadata,
+        )
+        return result, report
+
+    for name, found in answer_each(images, full_size, answer):
+        yield found if isinstance(found, Unreadable) else replace(found, source=name)
+
+
+def _small_mask(part: MaskPart, shape: tuple[int, int], scale: int) -> NDArray[np.uint8]:
+    """A mask as it is seen in a picture of this shape, each pixel of which is the middle one of a square."""
+    small = np.zeros(shape, np.uint8)
+    rows, columns = (
+        np.arange(-((middle - start) // scale), -((middle - start - length) // scale))
+        for start, length, middle in zip(part[:2], part.mask.shape, (scale // 2,) * 2, strict=True)
+    )
+    rows, columns = rows[rows < shape[0]], columns[columns < shape[1]]
+    picked = part.mask[np.ix_(rows * scale + scale // 2 - part.top, columns * scale + scale // 2 - part.left)]
+    small[np.ix_(rows, columns)] = picked
+    return small
+
+
 def _channels(picture: NDArray[np.uint8], num_channels: int) -> torch.Tensor:
-    """uint8 (C, h, w) of an RGB picture (h, w, 3)."""
+    """Converts an RGB image (h, w, 3) to uint8 (C, h, w)."""
     if num_channels == 1:
         return torch.from_numpy(np.array(Image.fromarray(picture).convert("L")))[None]
     return torch.from_numpy(picture.transpose(2, 0, 1).copy())

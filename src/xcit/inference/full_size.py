@@ -1,24 +1,23 @@
-"""Images at their own size, however large, through the streamed passes: logits, features, attention."""
+"""Logits, features and attention of images at their own size, however large, by streaming."""
 
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from xcit.data.inputs import NamedImage
+from xcit.data.inputs import NamedImage, StoredPixels
 from xcit.draw.components import component_picture
 from xcit.errors import XCiTError
 from xcit.images.cell_place import CellPlace
 from xcit.images.open_rows import open_rows
 from xcit.images.overview import overview
-from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels
 from xcit.images.rows import ImageRows, rows_info
 from xcit.images.selection import ALL, Selection
@@ -30,18 +29,21 @@ from xcit.streaming import ArrayMap, Encoding, Memory, NpyMap, Report, StreamPro
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
-_OVERVIEW_PIXELS = 2**24
+Answer = TypeVar("Answer")
+
+OVERVIEW_PIXELS = 2**24
+"""Of the small picture of a large image, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FullSize:
-    """How images go through at their own size.
+    """How images at their own size are processed.
 
     Attributes:
         memory: see `xcit.streaming.Budget`.
         progress: called after each stripe of an image.
-        report: called with an image's name and how it went.
-        selection: what of each image is read.
+        report: called with an image's name and the report of its run.
+        selection: which part of each image is read.
     """
 
     memory: Memory = None
@@ -51,23 +53,23 @@ class FullSize:
 
 
 def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
-    """The two arguments of public functions as one.
+    """Combines two arguments of public functions.
 
     Raises:
-        XCiTError: if memory is bounded of what is not streamed.
+        XCiTError: if a bound of memory is given without `full_size`.
     """
     if memory is not None and not full_size:
-        raise XCiTError("memory bounds full-size passes alone: set full_size too")
+        raise XCiTError("memory is only for full-size passes: set full_size too")
     return FullSize(memory=memory) if full_size else None
 
 
 def logits_each(
     images: Iterable[Readable | ImageRows], network: XCiT, full_size: FullSize
 ) -> Iterator[tuple[str, Tensor] | Unreadable]:
-    """Each image's name and logits (num_classes,).
+    """Yields each image's name and logits (num_classes,).
 
     Raises:
-        XCiTError: if the model has logits for each token and none for the image.
+        XCiTError: if the model has logits for each token, but not for the image.
     """
     config = network.config
     last = config.depth + config.cls_depth - 1
@@ -91,7 +93,7 @@ def features_each(
     layers: Sequence[int],
     full_size: FullSize,
 ) -> Iterator[tuple[str, dict[int, Array]] | Unreadable]:
-    """Each image's name and features by block, float32, in the shapes of `XCiT.extract_feat` without the batch."""
+    """Yields each image's name and features by block, float32, in the shapes of `XCiT.extract_feat` without a batch."""
     config = network.config
     blocks = resolve_indices(layers, config.depth + config.cls_depth)
     if out_type == "cls_token":
@@ -123,19 +125,19 @@ def features_each(
 
 
 def write_feature_map(
-    image: ImageSource | ImageRows, network: XCiT, path: Path, *, layer: int, full_size: FullSize
+    image: Readable | ImageRows, network: XCiT, path: Path, *, layer: int, full_size: FullSize
 ) -> tuple[int, int, int]:
-    """Writes the patch tokens of an image after a block to a .npy file or .zarr folder as they come.
+    """Writes the patch tokens of an image after a block to a .npy file or .zarr folder, as they are computed.
 
-    They are float32 (H, W, D); those that a mask leaves out are NaN. Where the cells lie is said in the attributes of
-    the Zarr array, or in `path` with the ending .json beside the .npy file; a picture of the map (see
-    `component_picture`) is in .png.
+    They are float32 (H, W, D); tokens that a mask leaves out are NaN. The position of the cells is in the attributes of
+    the Zarr array, or beside the .npy file in a file that ends in .json. A picture of the map (see `component_picture`)
+    is in a file that ends in .png.
 
     Returns:
         H, W and D.
 
     Raises:
-        XCiTError: if the image can't be read or the files not written.
+        XCiTError: if the image can't be read, or the files can't be written.
     """
     (block,) = resolve_indices([layer], network.config.depth + network.config.cls_depth)
     target = ZarrMap(path) if path.suffix == ".zarr" else NpyMap(path)
@@ -168,15 +170,15 @@ def write_feature_map(
 
 @dataclass(frozen=True, kw_only=True)
 class LargeAttention:
-    """The class token's attention over a large image, and the image made small.
+    """The class token's attention over a large image, and a small copy of the image.
 
     Attributes:
         source: the image's name.
         overview: (h / scale, w / scale, 3).
-        scale: pixels of the image a pixel of the overview, a divisor of the patch size.
+        scale: pixels of the image per pixel of the overview, a divisor of the patch size.
         heads: (M, H, W).
         class_token: (M,).
-        cells: where the cells of `heads` lie.
+        cells: position of the cells of `heads`.
     """
 
     source: str
@@ -190,13 +192,13 @@ class LargeAttention:
 def attention_each(
     images: Iterable[Readable | ImageRows], network: XCiT, block: int, full_size: FullSize
 ) -> Iterator[LargeAttention | Unreadable]:
-    """Each image's attention in a class attention block, counted from 0."""
+    """Yields each image's attention in a class attention block, counted from 0."""
     patch_size = network.config.patch_size
     small: list[tuple[Pixels, int, CellPlace]] = []
 
     def wanted(rows: ImageRows) -> Wanted:
         scale = 1
-        while scale < patch_size and rows.height * rows.width > _OVERVIEW_PIXELS * scale**2:
+        while scale < patch_size and rows.height * rows.width > OVERVIEW_PIXELS * scale**2:
             scale *= 2
         small[:] = [(overview(rows, scale), scale, CellPlace.of(rows_info(rows), patch_size))]
         return Wanted(attention=network.config.depth + block)
@@ -224,24 +226,39 @@ def _encode_each(
     wanted: Callable[[ImageRows], Wanted],
     full_size: FullSize,
 ) -> Iterator[tuple[str, Encoding | Unreadable]]:
-    """Each image's name and what was taken of it, or why nothing was."""
+    """Yields each image's name and its outputs, or the reason why there are none."""
+
+    def answer(rows: ImageRows) -> tuple[Encoding, Report]:
+        found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
+        return found, found.report
+
+    return answer_each(images, full_size, answer)
+
+
+def answer_each(
+    images: Iterable[Readable | ImageRows], full_size: FullSize, answer: Callable[[ImageRows], tuple[Answer, Report]]
+) -> Iterator[tuple[str, Answer | Unreadable]]:
+    """Each image's name and what `answer` gives of its rows, or why nothing came of it; reports how each went."""
     for index, image in enumerate(images):
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
         name = image.name if isinstance(image, NamedImage) else name
+        selection = full_size.selection
+        if isinstance(image, StoredPixels):  # a file is still read by rows
+            image, selection = image.source, replace(selection, ignore_exif=True)
         try:
             with open_rows(
-                image.read() if isinstance(image, NamedImage) else image, name=name, selection=full_size.selection
+                image.read() if isinstance(image, NamedImage) else image, name=name, selection=selection
             ) as rows:
-                found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
+                found, report = answer(rows)
         except XCiTError as error:
             yield name, Unreadable(source=name, reason=str(error))
             continue
         if full_size.report is not None:
-            full_size.report(name, found.report)
+            full_size.report(name, report)
         yield name, found
 
 
 def _raw(patches: Array, cls: Array | None) -> Array:
-    """Tokens (N, D), or (1 + N, D) with the class token first."""
+    """Returns tokens (N, D), or (1 + N, D) with the class token first."""
     flat = patches.reshape(-1, patches.shape[2])
     return flat if cls is None else np.concatenate([cls[None], flat])

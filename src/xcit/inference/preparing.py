@@ -1,4 +1,4 @@
-"""A model ready to answer: of the right kind, with its weights, in place."""
+"""Prepares models for inference: checks their kind, loads weights, and moves them to a device."""
 
 import os
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from xcit.deploy import exported_or
 from xcit.errors import XCiTError
 from xcit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, SegmentationPreprocessing, published_preprocessing
 from xcit.inference.reading import default_device
@@ -23,21 +24,21 @@ def prepare_of_kind(
     *,
     what: str = "the model",
 ) -> tuple[Model, torch.device]:
-    """A model of a kind, not yet fused, and the device that it is meant for.
+    """Returns a model of a kind, which is not fused yet, and the device for it.
 
     Args:
-        kind: of model.
+        kind: the kind of model.
         model: a name (its published weights are downloaded once), a weights file, or a model.
-        device: none is where a model that was passed in is, else a GPU if there is one, else the CPU.
-        what: what a model that was passed in is called in errors.
+        device: None means the device of a model that was passed in, else a GPU if there is one, else the CPU.
+        what: the name of a model that was passed in, for error messages.
 
     Raises:
-        XCiTError: if it can't be had, or is of another kind.
+        XCiTError: if the model can't be loaded, or is of another kind.
     """
     built: Any = model
     if not isinstance(model, nn.Module):
         check_task(model, kind.task)
-        what, built = os.fspath(model), get_model(model, pretrained=True)
+        what, built = os.fspath(model), exported_or(model, kind, lambda: get_model(model, pretrained=True))
     network = kind.require(built, what)
     if device is not None:
         return network, find_device(device)
@@ -52,20 +53,20 @@ def prepare_otherwise(
     std: tuple[float, ...] | None = None,
     size: int | None = None,
 ) -> None:
-    """Changes how a model of any kind has images prepared, in place; none leaves a part as it is.
+    """Changes the preprocessing of a model of any kind, in place; None keeps a part.
 
-    Where it is not known at all, the rest is what is usual, and marked as assumed: 224 pixels and ImageNet's mean and
-    standard deviation, where the model takes three channels.
+    If the preprocessing is unknown, the other parts get usual values and are marked as assumed: 224 pixels, and
+    ImageNet's mean and standard deviation for a model with three channels.
 
     Args:
         model: a classifier, segmenter or detector.
-        name: what it is called where it has no name.
-        mean: a number for each channel, or one for all, of pixels in 0..1.
-        std: likewise.
-        size: pixels a side of a classifier's input, or of the short side of an image that is segmented or searched.
+        name: a name for a model without one.
+        mean: one number per channel, or one for all, for pixels in 0..1.
+        std: one number per channel, or one for all.
+        size: side of a classifier's input, or short side of a segmenter's or detector's input, in pixels.
 
     Raises:
-        XCiTError: if they do not fit the model, or there are too few of them to go by.
+        XCiTError: if the values do not fit the model, or are not sufficient.
     """
     if mean is None and std is None and size is None:
         return

@@ -1,4 +1,4 @@
-"""Inputs read ahead by threads, in order; what can't be read is reported in its place."""
+"""Reads inputs ahead in threads and in order; unreadable inputs are reported in their place."""
 
 import os
 from collections import deque
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -13,13 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xcit.data.inputs import NamedImage
+from xcit.data.inputs import NamedImage, StoredPixels, as_stored
 from xcit.errors import XCiTError
-from xcit.images.read import ImageSource, find_images, read_image
+from xcit.images.find import find_images
+from xcit.images.read import ImageSource, read_image
 from xcit.images.sources import as_url
 
 Readable = ImageSource | NamedImage
-"""What is read ahead."""
+"""The types of inputs that can be read ahead."""
 
 Result = TypeVar("Result")
 Prepared = TypeVar("Prepared")
@@ -27,22 +29,22 @@ Prepared = TypeVar("Prepared")
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """An input that is no image we can read, and why in one line.
+    """An input that can't be read as an image, with the reason in one line.
 
-    It stands among the results of the others; what a result has and this has not is an error that says the reason.
+    It takes the place of a result. Reading an attribute that only a result has raises an error with the reason.
     """
 
     source: str
     reason: str
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name in ("source", "reason") or name.startswith("__"):  # asked for by what copies an object
+        if name in ("source", "reason") or name.startswith("__"):  # copying an object reads these
             raise AttributeError(name)
         raise AttributeError(f"{self.reason}: there is no {name!r} of it")
 
 
 def default_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
+    """Returns a GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -53,9 +55,10 @@ def read_ahead(
     num_ahead: int,
     read: Callable[[ImageSource], Any] = read_image,
 ) -> Iterator[tuple[str, Prepared] | Unreadable]:
-    """Inputs in order, each with its source and what `prepare` makes of what was read, read ahead by threads.
+    """Yields inputs in order, each with its source and what `prepare` returns for it; threads read ahead.
 
-    Pillow decodes and resizes outside Python's lock. An `XCiTError` of `prepare` makes the input unreadable.
+    Threads help, because Pillow releases Python's lock while it decodes and resizes. If `prepare` raises an
+    `XCiTError`, the input is unreadable.
     """
     numbered = enumerate(images)
     num_threads = min(8, os.cpu_count() or 1)
@@ -106,15 +109,19 @@ def _read_named(
         return Unreadable(source=image.name, reason=f"{image.name}: {error}")
 
 
-def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+def listed(images: ImageSource | Sequence[ImageSource], *, ignore_exif: bool = False) -> list[Readable]:
     """The images that a person means: one or several, folders and patterns searched, batches taken apart.
 
+    Args:
+        images: see `predict`.
+        ignore_exif: whether they are to be read as their pixels are stored.
+
     Raises:
-        XCiTError: if a folder has no images, a pattern no match, or a batch is empty.
+        XCiTError: if a folder has no images, a pattern matches nothing, or a batch is empty.
     """
     one = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor) or hasattr(images, "read")
     items: Any = [images] if one else images
-    found: list[ImageSource] = []
+    found: list[Any] = []
     for item in items:
         if isinstance(item, str | os.PathLike):
             found += find_images([item])
@@ -124,18 +131,24 @@ def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
             found += list(item)
         else:
             found.append(item)
-    return found
+    return [_as_stored(index, item) for index, item in enumerate(found)] if ignore_exif else found
+
+
+def _as_stored(index: int, item: Any) -> Readable:
+    if isinstance(item, np.ndarray | Tensor):  # which have no EXIF
+        return item
+    return as_stored(item) if isinstance(item, Path | NamedImage) else StoredPixels(f"image {index}", item)
 
 
 def readable(result: Result | Unreadable) -> Result:
-    """A result, or an `XCiTError` with the reason why there is none."""
+    """Returns a result, or raises an `XCiTError` with the reason why there is none."""
     if isinstance(result, Unreadable):
         raise XCiTError(result.reason)
     return result
 
 
 def collected(results: Iterable[Result | Unreadable]) -> list[Result | Unreadable]:
-    """All results in order, what can't be read in its place.
+    """Returns all results in order, with unreadable images in their place.
 
     Raises:
         XCiTError: if there are images, and none of them can be read.

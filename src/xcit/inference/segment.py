@@ -1,12 +1,13 @@
-"""Images in, label maps out: whole images, or large ones by a sliding window in bounded memory.
+"""Segments images: whole images, or large ones by a sliding window in bounded memory.
 
-Shapes: `h`, `w` a picture's, `C` its channels, `K` classes. A label map is uint8 (h, w).
+Shapes: `h`, `w` size of an image, `C` its channels, `K` classes. A label map is uint8 (h, w).
 """
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,32 +15,36 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xcit.data.segmentation import Labels
+from xcit.data.segmentation import IGNORED, Labels
 from xcit.data.segmentation_transforms import normalized, target_size, to_pixels
-from xcit.draw.labels import draw_labels, label_shares, overlay_labels
+from xcit.draw.labels import draw_labels, middles, overlay_labels, palette, shares_of
 from xcit.errors import XCiTError
+from xcit.images.cell_place import CellPlace
+from xcit.images.label_tiff import label_areas
+from xcit.images.polygons import write_geojson
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels, resize_bilinear_8bit
+from xcit.images.transforms import IDENTITY
+from xcit.inference.full_size import FullSize, asked_full_size
+from xcit.inference.label_rows import LabelRows, best_labels
 from xcit.inference.preparing import prepare_of_kind
 from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
+from xcit.inference.segment_full_size import LargeSegmentation, segment_large_each
 from xcit.models import Segmenter, SegmenterInfo
-from xcit.models.segmentation import resize_bilinear
+from xcit.streaming import Memory
 from xcit.zoo.kinds import SEGMENTER
 
-_CLASSES_AT_ONCE = 16
-"""Whose logits exist at an image's full size at one time."""
-
 _STRIP = 2048
-"""Columns of an image whose windows are averaged at one time."""
+"""Number of columns of an image whose windows are averaged at once."""
 
 _WINDOWS_AT_ONCE = 4
-"""Windows a forward pass."""
+"""Number of windows in a forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow:
-    """Windows of `size` pixels a side, `stride` apart; the last of a row ends where the image does."""
+    """Windows with sides of `size` pixels, `stride` pixels apart; the last one ends at the edge of the image."""
 
     size: int = 512
     stride: int = 341
@@ -51,7 +56,7 @@ class SlidingWindow:
             )
 
     def starts(self, length: int) -> list[int]:
-        """Where windows begin along a side of an image."""
+        """Returns where windows begin along a side of an image."""
         count = -(-max(length - self.size, 0) // self.stride) + 1
         return [max(min(index * self.stride, length - self.size), 0) for index in range(count)]
 
@@ -63,30 +68,40 @@ class Segmentation:
     Attributes:
         source: the image's path, or its place in the input.
         image: 8-bit RGB (h, w, 3), as it was read.
-        labels: the class of each pixel.
-        class_names: in the order of the labels; numbers where they are unknown.
+        labels: the class of each pixel; 255 if the file has no data there, or a mask leaves it out.
+        class_names: names in the order of the labels; numbers if the names are unknown.
+        scale: number of pixels of the labels per pixel of `image` along a side; above 1 if a large image was taken at
+            its own size.
     """
 
     source: str
     image: Pixels
     labels: Labels
     class_names: tuple[str, ...]
+    scale: int = 1
 
     def areas(self) -> dict[str, float]:
-        """Share of the pixels by class name, of the classes that there are, the largest first."""
-        return {self.class_names[label]: share for label, share in label_shares(self.labels).items()}
+        """Returns the share of the labelled pixels by class name, for the classes that occur, the largest first."""
+        counts = np.bincount(self.labels.ravel(), minlength=IGNORED)[:IGNORED]
+        return {self.class_names[label]: share for label, share in shares_of(counts).items()}
 
     def picture(self) -> Image.Image:
-        """The label map as a palette image: its numbers are the classes."""
+        """Returns the label map as a palette image, whose values are the classes."""
         return draw_labels(self.labels, len(self.class_names))
 
     def overlay(self) -> Image.Image:
-        """The classes' colours over the image, with a legend of those that there are."""
-        return overlay_labels(self.image, self.labels, self.class_names)
+        """Returns the image with the classes' colours over it, and a legend of the classes that occur."""
+        labels = middles(self.labels, self.image.shape[:2], self.scale)
+        return overlay_labels(self.image, labels, self.class_names)
+
+    def write_polygons(self, path: Path) -> int:
+        """Writes the outlines of the classes' areas as GeoJSON in pixels, and returns their number."""
+        areas = label_areas(self.labels, self.class_names, palette(len(self.class_names)))
+        return write_geojson(path, areas, CellPlace(source=self.source, to_pixels=IDENTITY))
 
 
 class Part(NamedTuple):
-    """Averaged logits (K, rows, columns) of a part of an image, and where it begins."""
+    """Averaged logits (K, rows, columns) of a part of an image, and the position of the part."""
 
     top: int
     left: int
@@ -99,27 +114,38 @@ def segment(
     *,
     window: SlidingWindow | None = None,
     full_size: bool = False,
+    memory: Memory = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    ignore_exif: bool = False,
 ) -> list[Segmentation | Unreadable]:
-    """Gives each pixel of images a class.
+    """Assigns a class to each pixel of images.
 
     Args:
-        images: paths of files and folders (searched through), patterns such as "photos/**/*.jpg", PIL images, arrays
-            (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
+        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
+            arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
         window: go over each image by a window, and average the logits where windows overlap; none takes it whole.
-        full_size: leave images at their own size instead of scaling them as the model's preprocessing says.
+        full_size: leave images at their own size, however large, instead of scaling them as the model's preprocessing
+            says; without a window their labels are those of the whole image, which goes through in stripes.
+        memory: with `full_size` and no window: the most that it may add to the loaded model, in bytes or as "4GB"; none
+            is half of what is free. See `xcit.streaming.Budget`.
         device: where to compute; none is a GPU if there is one, else the CPU.
         dtype: of weights and computation.
+        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
-        A label map at its own size for each image. What can't be read is an `Unreadable` in its place.
+        For each image a label map at the image's own size. An image that can't be read is replaced by an `Unreadable`.
 
     Raises:
-        XCiTError: if none of the images can be read, or the model can't be had or is no segmenter.
+        XCiTError: if none of the images can be read, or the model can't be loaded or is not a segmenter.
     """
-    results = segment_each(listed(images), model, window=window, full_size=full_size, device=device, dtype=dtype)
+    whole = asked_full_size(full_size, memory)
+    if window is not None and memory is not None:
+        raise XCiTError("memory only bounds passes over whole images: give it, or a window, not both")
+    results = segment_each(
+        listed(images, ignore_exif=ignore_exif), model, window=window, full_size=whole, device=device, dtype=dtype
+    )
     return collected(results)
 
 
@@ -128,15 +154,19 @@ def segment_each(
     model: str | os.PathLike[str] | Segmenter,
     *,
     window: SlidingWindow | None = None,
-    full_size: bool = False,
+    full_size: FullSize | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Segmentation | Unreadable]:
-    """Like `segment`, one at a time and without end; what can't be read is reported in its place."""
+    """Like `segment`, for any number of images, one at a time; unreadable images are reported in their place."""
     network, info, place = prepare_segmenter(model, device, dtype)
     spec = info.preprocessing
+    if full_size is not None and window is None:
+        for large in segment_large_each(images, network, info, full_size):
+            yield large if isinstance(large, Unreadable) else _whole(large)
+        return
     names = info.class_names or tuple(map(str, range(network.num_classes)))
-    prepare = partial(_prepare, spec=spec, full_size=full_size, least=network.config.backbone.patch_size)
+    prepare = partial(_prepare, spec=spec, full_size=full_size is not None, least=network.config.backbone.patch_size)
     for result in read_ahead(images, prepare, num_ahead=2):
         if isinstance(result, Unreadable):
             yield result
@@ -146,6 +176,17 @@ def segment_each(
         yield Segmentation(source=source, image=image, labels=labels, class_names=names)
 
 
+def _whole(large: LargeSegmentation) -> Segmentation:
+    """With all labels in memory."""
+    return Segmentation(
+        source=large.source,
+        image=large.overview,
+        labels=np.array(large.labels()),
+        class_names=large.class_names,
+        scale=large.scale,
+    )
+
+
 def prepare_segmenter(
     model: str | os.PathLike[str] | nn.Module,
     device: str | torch.device | None,
@@ -153,10 +194,12 @@ def prepare_segmenter(
     *,
     what: str = "the model",
 ) -> tuple[Segmenter, SegmenterInfo, torch.device]:
-    """A segmenter fused, in place and precision; one that was passed in is left as it was, and called `what` in errors.
+    """Returns a fused segmenter on its device and in its dtype; one that was passed in does not change.
+
+    `what` is the name of a model that was passed in, for error messages.
 
     Raises:
-        XCiTError: if it can't be had, is no segmenter, or it is not known how to prepare images for it.
+        XCiTError: if the model can't be loaded or is not a segmenter, or its preprocessing is unknown.
     """
     network, place = prepare_of_kind(SEGMENTER, model, device, what=what)
     if network.info is None:
@@ -177,37 +220,48 @@ def predict_labels(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Labels:
-    """The label map of one image.
+    """Computes the label map of one image.
 
-    Logits go to the size of the pixels first and then to that of the label map, as published; the largest wins.
+    As published, logits are resized to the size of the pixels and then to that of the label map; then the largest wins.
 
     Args:
-        network: in evaluation mode.
-        pixels: 8-bit (h, w, C) at the size that the model sees.
-        spec: whose mean and standard deviation are taken.
+        network: the segmenter, in evaluation mode.
+        pixels: 8-bit (h, w, C) at the size of the model's input.
+        spec: the preprocessing, of which mean and standard deviation are used.
         size: (height, width) of the label map.
-        window: how to go over the image; none takes it whole. Where `size` is the pixels' own, memory then does not
-            grow with the image.
-        device: of the network; none asks its parameters.
-        dtype: of the input.
+        window: slides a window over the image; None takes the whole image. If `size` is that of the pixels, memory then
+            does not grow with the image.
+        device: device of the network; None means that of its parameters.
+        dtype: dtype of the input.
     """
     device = device or next(network.parameters()).device
     with torch.inference_mode():
         if window is None:
             image = normalized(pixels, spec).to(device, dtype)
-            return _best(network(image[None])[0], size)
+            if network.goes_by_rows:
+                return _labels_by_rows(network, image, size)
+            return best_labels(network(image[None])[0], size)
         parts = slide(network, pixels, spec, window, device=device, dtype=dtype)
         height, width = pixels.shape[:2]
         if size == (height, width):
             labels = np.empty(size, np.uint8)
             for top, left, logits in parts:
                 rows, columns = logits.shape[1:]
-                labels[top : top + rows, left : left + columns] = _best(logits, (rows, columns))
+                labels[top : top + rows, left : left + columns] = best_labels(logits, (rows, columns))
             return labels
         whole = torch.empty(network.num_classes, height, width, device=device)
         for top, left, logits in parts:
             whole[:, top : top + logits.shape[1], left : left + logits.shape[2]] = logits
-        return _best(whole, size)
+        return best_labels(whole, size)
+
+
+def _labels_by_rows(network: Segmenter, image: Tensor, size: tuple[int, int]) -> Labels:
+    """The label map of an image (C, h, w), whose logits never exist at its size."""
+    rows = LabelRows(network.logit_rows(image[None])[0], (image.shape[1], image.shape[2]), size)
+    labels = np.empty(size, np.uint8)
+    for start, some in rows.stripes():
+        labels[start : start + len(some)] = some
+    return labels
 
 
 def slide(
@@ -219,9 +273,10 @@ def slide(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Part]:
-    """The mean of the logits of all windows over each pixel, part by part: rows as soon as no later window sees them.
+    """Yields the mean of the logits of all windows over each pixel, in parts: rows that no later window covers.
 
-    An image wider than some thousand pixels is done in strips; windows on the border of two are computed for each.
+    An image that is wider than some thousand pixels is processed in strips; windows across the border of two strips are
+    computed for both.
     """
     height, width = pixels.shape[:2]
     tops, lefts = window.starts(height), window.starts(width)
@@ -246,26 +301,8 @@ def slide(
             count = torch.cat([count[num_done:], torch.zeros_like(count[:num_done])])
 
 
-def _best(logits: Tensor, size: tuple[int, int]) -> Labels:
-    """The class of the largest logit at each pixel, after a resize of the logits (K, h, w); some classes at a time."""
-    best: Tensor | None = None
-    labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
-    for first in range(0, len(logits), _CLASSES_AT_ONCE):
-        some = logits[first : first + _CLASSES_AT_ONCE].float()
-        if some.shape[1:] != size:
-            some = resize_bilinear(some[None], size)[0]
-        values, indices = some.max(dim=0)
-        indices = (indices + first).to(torch.uint8)
-        if best is None:
-            best, labels = values, indices
-        else:
-            labels = torch.where(values > best, indices, labels)
-            best = torch.maximum(best, values)
-    return labels.cpu().numpy()
-
-
 def _prepare(image: Image.Image, spec: SegmentationPreprocessing, full_size: bool, least: int) -> tuple[Pixels, Pixels]:
-    """The image as it is, and the pixels that the model sees."""
+    """Returns the image's own pixels, and the pixels of the model's input."""
     pixels = to_pixels(image, spec)
     if not full_size:
         pixels = resize_bilinear_8bit(pixels, target_size(pixels, spec))

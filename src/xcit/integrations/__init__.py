@@ -1,1 +1,1 @@
-"""Registering our models with other libraries, a file each; importing the file registers."""
+"""Registers our models with other libraries, one file per library; importing a file registers them."""

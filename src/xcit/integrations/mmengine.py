@@ -1,10 +1,10 @@
-"""Registers our backbones with mmengine, and so with mmpretrain, mmsegmentation and mmdetection; in a config of theirs:
+"""Registers our backbones with mmengine, and so with mmpretrain, mmsegmentation and mmdetection. In their configs:
 
     custom_imports = dict(imports=["xcit.integrations.mmengine"])
     model = dict(backbone=dict(type="XCiTPyramidBackbone", arch="small-12-p16", pretrained=True), ...)
 
-The registry is mmengine's root, in which a name is found from every other one. Weights are loaded when a backbone is
-built, and checked; nothing of a backbone is initialised anew afterwards, by `init_weights` of what it is part of.
+They are registered in mmengine's root registry, which all other registries search. Weights are loaded and checked when
+a backbone is built; `init_weights` of the whole model does not change them afterwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,20 +31,20 @@ class XCiTBackbone(nn.Module):
 
     Args:
         arch: an architecture ("small-12-p16"), or a name of `xcit list`.
-        out_type: "cls_token" (B, D), as mmpretrain's linear head takes; "featmap" (B, D, H, W); "avg_featmap" (B, D);
-            "raw" (B, N, D), with the class token where there is one.
-        out_indices: blocks, counted over XCA and class attention blocks; negative counts from the end. Where all are
-            XCA blocks, what follows the last of them is left out.
+        out_type: "cls_token" (B, D), for mmpretrain's linear head; "featmap" (B, D, H, W); "avg_featmap" (B, D);
+            "raw" (B, N, D), with the class token if there is one.
+        out_indices: blocks, counted over XCA and class attention blocks; negative values count from the end. If all are
+            XCA blocks, the blocks after the last one are removed.
         pretrained: true for the published weights of `arch`, or the path or URL of a file in any published format.
-        init_cfg: `dict(type="Pretrained", checkpoint=...)` says the same.
-        in_channels: another number than the architecture's, without weights.
-        drop_path_rate: chance of leaving a block out in training.
-        frozen: the XCiT does not learn, and stays in evaluation mode.
+        init_cfg: `dict(type="Pretrained", checkpoint=...)` has the same effect.
+        in_channels: channels of the images; only without weights it may differ from the architecture's.
+        drop_path_rate: rate of stochastic depth in training.
+        frozen: the XCiT is not trained, and stays in evaluation mode.
         norm_eval: its batch norms keep their running statistics in training, for small batches.
-        with_cp: blocks are computed again in the backward pass, to save memory.
+        with_cp: gradient checkpointing: blocks are computed again in the backward pass, to save memory.
 
     Raises:
-        XCiTError: if a name is unknown, weights can't be had or don't fit, or a block has no class token.
+        XCiTError: if a name is unknown, weights can't be loaded or do not fit, or a block has no class token.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class XCiTBackbone(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "XCiTBackbone":
-        """Sets the mode, but for what is frozen."""
+        """Sets training or evaluation mode, except for frozen parts."""
         super().train(mode)
         _hold(self.xcit, self.frozen, self.norm_eval)
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Normalised images (B, in_channels, h, w) to a tensor for each block, in their order."""
+        """Maps normalised images (B, in_channels, h, w) to a tensor for each block, in the order of the blocks."""
         features = self.xcit.extract_feat(images, "backbone", out_type=self.out_type, out_indices=self.out_indices)
         assert isinstance(features, tuple)
         return features
@@ -101,22 +101,23 @@ class XCiTBackbone(nn.Module):
 class XCiTPyramidBackbone(XCiTPyramid):
     """The backbone of the published detectors and segmenters: four maps of width D, of strides 4, 8, 16 and 32.
 
-    A neck or head takes `in_channels=[D, D, D, D]`.
+    A neck or head needs `in_channels=[D, D, D, D]`.
 
     Args:
-        arch: an architecture ("small-12-p16"), or a name of `xcit list`, of a segmenter or detector too.
-        out_indices: the four blocks whose tokens become the maps, counted from 0; none takes those of the paper.
-        pretrained: see `XCiTBackbone`. The few layers that resize the maps have the weights of a segmenter or detector,
-            and are new with any other.
+        arch: an architecture ("small-12-p16"), or a name of `xcit list`, also of a segmenter or detector.
+        out_indices: the four blocks whose tokens become the maps, counted from 0; None means those of the paper.
+        pretrained: see `XCiTBackbone`. The few layers that resize the maps get the weights of a segmenter or detector;
+            with other weights they are random.
         init_cfg: see `XCiTBackbone`.
         in_channels: see `XCiTBackbone`.
         drop_path_rate: see `XCiTBackbone`.
-        frozen: see `XCiTBackbone`; the layers that resize the maps still learn.
+        frozen: see `XCiTBackbone`; the layers that resize the maps are still trained.
         norm_eval: see `XCiTBackbone`.
         with_cp: see `XCiTBackbone`.
 
     Raises:
-        XCiTError: if a name is unknown, weights can't be had or don't fit, or the blocks are not four that there are.
+        XCiTError: if a name is unknown, weights can't be loaded or do not fit, or the blocks are not four existing
+            ones.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class XCiTPyramidBackbone(XCiTPyramid):
         self.train()
 
     def train(self, mode: bool = True) -> "XCiTPyramidBackbone":
-        """Sets the mode, but for what is frozen."""
+        """Sets training or evaluation mode, except for frozen parts."""
         super().train(mode)
         _hold(self.xcit, self.frozen, self.norm_eval)
         return self
@@ -154,12 +155,12 @@ def _name(arch: str) -> str:
 
 
 def _weights(pretrained: bool | str | None, init_cfg: Mapping[str, Any] | None) -> bool | str:
-    """What to load, false for nothing."""
+    """Returns the weights to load, or false for none."""
     if init_cfg is None:
         return False if pretrained is None else pretrained
     if set(init_cfg) != {"type", "checkpoint"} or init_cfg["type"] != "Pretrained":
         raise XCiTError(
-            f"init_cfg is {dict(init_cfg)}: a backbone of xcit takes dict(type='Pretrained', checkpoint=...) alone"
+            f"init_cfg is {dict(init_cfg)}: a backbone of xcit only takes dict(type='Pretrained', checkpoint=...)"
         )
     if pretrained:
         raise XCiTError(f"two sources of weights were given: pretrained {pretrained} and init_cfg {dict(init_cfg)}")
@@ -179,7 +180,7 @@ def _shape(name: str, source: bool | str, in_channels: int | None, drop_path_rat
 
 
 def _blocks(out_indices: int | Sequence[int], num_blocks: int) -> list[int]:
-    """Indices from 0, in rising order."""
+    """Returns the indices from 0, sorted."""
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
     if not indices or not all(-num_blocks <= index < num_blocks for index in indices):
         raise XCiTError(f"out_indices is {out_indices}: the model has {num_blocks} blocks, counted from 0")
@@ -187,7 +188,7 @@ def _blocks(out_indices: int | Sequence[int], num_blocks: int) -> list[int]:
 
 
 def _hold(xcit: XCiT, frozen: bool, norm_eval: bool) -> None:
-    """Puts what shall not change in training into evaluation mode."""
+    """Sets the parts to evaluation mode that training must not change."""
     if frozen:
         xcit.eval()
     elif norm_eval:

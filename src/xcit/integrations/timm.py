@@ -7,9 +7,10 @@
     timm.create_model("pyramid_xcit-small-12-p8", features_only=True)  # maps of strides 4, 8, 16, 32
     segmentation_models_pytorch.Unet("tu-pyramid_xcit-small-12-p8")
 
-Names are those of `xcit list`, and `xcit-<architecture>`. timm's own XCiT is spelled with underscores, so neither takes
-the other's place. (timm reads a name with a slash as a repository of the Hub.) Each name comes a second time with
-`pyramid_` before it, for decoders that need a pyramid: an XCiT's blocks have one stride, which they refuse.
+The names are those of `xcit list`, and `xcit-<architecture>`. They do not collide with timm's own XCiT names, which
+have underscores. (timm interprets a name with a slash as a repository of the Hub.) Each name also exists with the
+prefix `pyramid_`, for decoders that need a pyramid: all blocks of an XCiT have the same stride, which such decoders
+refuse.
 """
 
 from collections import deque
@@ -92,17 +93,17 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
 
 
 def _place(device: str | torch.device | None, pretrained: bool) -> AbstractContextManager[Any]:
-    """Where random weights are made: on the meta device none are."""
+    """Returns the context in which random weights are created; on the meta device they are not computed."""
     return nullcontext() if device is None or pretrained else torch.device(device)
 
 
 class PyramidFeatures(nn.Module):
-    """Images (B, in_channels, h, w) to a list of maps (B, D, height, width) of strides out of 4, 8, 16 and 32.
+    """Maps images (B, in_channels, h, w) to a list of maps (B, D, height, width) with strides among 4, 8, 16 and 32.
 
-    What none of the wanted maps needs is dropped.
+    Parts that none of the requested maps needs are removed.
 
     Attributes:
-        feature_info: timm's account of channels and strides.
+        feature_info: timm's description of channels and strides.
     """
 
     def __init__(self, pyramid: XCiTPyramid, out_indices: int | Sequence[int] | None) -> None:
@@ -125,13 +126,16 @@ class PyramidFeatures(nn.Module):
         self.model.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The maps, from the finest."""
+        """Returns the maps, from the finest to the coarsest."""
         maps = self.model.forward_intermediates(images, self.blocks, intermediates_only=True)
         return [resize(tokens) for resize, tokens in zip(self.resize, maps, strict=True)]
 
 
 def _wanted(out_indices: int | Sequence[int] | None) -> list[int]:
-    """Maps, 0 the finest: the last n for an int, all for none, else these; negative counts from the end."""
+    """Returns the requested maps, 0 for the finest: an int means the last n, None means all.
+
+    Negative numbers count from the end.
+    """
     count = len(STRIDES)
     if out_indices is None:
         return list(range(count))
@@ -154,7 +158,7 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
         out_indices: int | Sequence[int] | None = None,
     ) -> nn.Module:
         if not features_only:
-            raise XCiTError(f"pyramid_{name} gives feature maps alone: pass features_only=True, or take {name}")
+            raise XCiTError(f"pyramid_{name} only gives feature maps: pass features_only=True, or take {name}")
         changes = Changes(in_channels=in_chans, drop_path_rate=drop_path_rate)
         pyramid = get_backbone(name, pretrained, pyramid=True, changes=changes)
         return PyramidFeatures(pyramid, out_indices).train()
@@ -165,7 +169,7 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
 
 
 def _default_cfg(name: str) -> DefaultCfg:
-    """What timm's tools ask of a name before there is a model: how images are prepared, whether there are weights."""
+    """Returns what timm's tools ask about a name before the model exists: preprocessing, and whether it has weights."""
     shape = None if is_known(name) else find_shape(name)
     place: dict[str, Any] = {}
     if shape is not None:  # an architecture without published weights
@@ -192,7 +196,10 @@ def _default_cfg(name: str) -> DefaultCfg:
 
 
 def _data_cfg(name: str, in_channels: int) -> dict[str, Any]:
-    """`pretrained_cfg` of a model; other channels than those of the weights are normalised by the mean of theirs."""
+    """Returns `pretrained_cfg` of a model.
+
+    For another number of channels, mean and std are the averages of the weights' own.
+    """
     cfg = default_cfgs[name].default.to_dict()
     if cfg["input_size"][0] != in_channels:
         cfg["input_size"] = (in_channels, *cfg["input_size"][1:])
@@ -201,10 +208,10 @@ def _data_cfg(name: str, in_channels: int) -> dict[str, Any]:
 
 
 NAMES = tuple(dict.fromkeys([*CHECKPOINTS, *(f"xcit-{architecture}" for architecture in ARCHITECTURES)]))
-"""What is registered, and once more with `pyramid_` before it."""
+"""The registered names; each is also registered with the prefix `pyramid_`."""
 
 default_cfgs = {name: _default_cfg(name) for name in NAMES}
-"""Where `register_model` looks for them."""
+"""`register_model` reads this variable."""
 
 for _name in NAMES:
     register_model(_entrypoint(_name))

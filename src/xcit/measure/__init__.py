@@ -1,1 +1,1 @@
-"""How good a model is, how fast, and how costly."""
+"""Measures models: how good, how fast and how large they are."""

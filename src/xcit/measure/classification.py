@@ -1,4 +1,4 @@
-"""A classifier measured on labelled images."""
+"""Measures a classifier on labelled images."""
 
 import dataclasses
 import os
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from xcit.data.classification import (
     LabelledImages,
@@ -19,24 +17,26 @@ from xcit.data.classification import (
 )
 from xcit.data.splits import is_number
 from xcit.draw.confusion import draw_confusion
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, some_of
 from xcit.images.preprocess import Preprocessing, published_preprocessing
-from xcit.measure.loading import load_for
+from xcit.measure.loading import fused_for, load_for
 from xcit.measure.result import Measuring, TestResult, write_confusion
 from xcit.models import XCiT
-from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.labelled_data import open_measured
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.kinds import CLASSIFIER
 from xcit.zoo.records import Protocol
+from xcit.zoo.sentence import model_sentence
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationResult(TestResult):
-    """A report with what it was measured by: class names in the order of the confusion matrix, and preprocessing."""
+    """A report, the class names in the order of its confusion matrix, and the preprocessing that was used."""
 
     report: ClassificationReport
+    model: str
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
 
@@ -54,7 +54,7 @@ class ClassificationResult(TestResult):
         }
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes confusion.csv (a row a true class) and, where matplotlib is installed, confusion.png."""
+        """Writes confusion.csv (a row is a true class) and, if matplotlib is installed, confusion.png."""
         report, names = self.report, self.class_names
         paths = [write_confusion(folder / "confusion.csv", names, report.confusion)]
         if find_spec("matplotlib") is not None:
@@ -74,14 +74,14 @@ def measure_classifier(
     prepared: Callable[[Preprocessing], Preprocessing],
     batch_size: int,
     holdout: float,
+    class_map: str,
 ) -> ClassificationResult:
-    """See `xcit.test`; `prepared` has the last word on how images are prepared."""
+    """See `xcit.test`. `prepared` changes the preprocessing last."""
     spec = _preprocessing(recipe, protocol)
-    images = open_measured(data, holdout)
+    images = open_measured(data, holdout, class_map)
     model = load_for(recipe, checkpoint, CLASSIFIER)
     if model.info is not None and not model.info.assumed:
-        # The size is the protocol's. How pixels are normalised belongs to the weights: robust models take them as they
-        # are.
+        # The size is the protocol's, but the normalisation belongs to the weights: robust models have none.
         own = model.info.preprocessing
         spec = dataclasses.replace(spec, mean=own.mean, std=own.std)
     spec = prepared(spec)
@@ -91,32 +91,35 @@ def measure_classifier(
         )
     class_ids, class_names = _classes(model)
     found = (describe_classes(images), *problems_of(images), *_flattered(data, holdout))
-    images, order = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
-    for line in (*found, order) if order else found:
+    images, order = _with_labels_of(images, (class_ids, class_names), model.num_classes, data)
+    for line in filter(None, (*found, order)):
         how.announce(line)
     how.started(len(images))
-    # Fused in float32 alone: autocast keeps the sum of the blocks in float32, which a fused copy would not.
-    network = model.fuse() if how.dtype == torch.float32 else model
     result = evaluate_classification(
-        network.to(how.device),
+        fused_for(model, how),
         images,
         spec,
         EvaluationConfig(batch_size=batch_size, num_workers=how.num_workers, dtype=how.dtype),
         num_classes=model.num_classes,
         report=how.report,
     )
-    return ClassificationResult(report=result, class_names=class_names or images.class_ids, preprocessing=spec)
+    return ClassificationResult(
+        report=result,
+        model=model_sentence(model, checkpoint),
+        class_names=class_names or images.class_ids,
+        preprocessing=spec,
+    )
 
 
 def _flattered(data: str, holdout: float) -> tuple[str, ...]:
-    """A warning where images are measured that a run on the same folder was trained on."""
+    """Warns if images are measured that a run on the same folder was trained on."""
     if holdout:
-        return (f"these images are held out of the training images of {data}: --holdout {holdout:g}",)
+        return (f"these images are held out of the training images of {data}: holdout {holdout:g}",)
     if not is_folder_without_validation(data):
         return ()
     return (
         f"warning: {data} has no folder val: all its images are measured, also those that a run on it was trained on; "
-        "--holdout, as in that run, measures those it was not",
+        "the same holdout as that run's measures those it was not",
     )
 
 
@@ -129,7 +132,7 @@ def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> P
 
 
 def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Folder names and names of a model's classes; 1000 classes without names are ImageNet's."""
+    """Returns folder names and names of a model's classes. 1000 classes without names are taken to be ImageNet's."""
     if model.info is not None:
         return model.info.class_ids, model.info.class_names
     if model.num_classes == 1000:
@@ -138,31 +141,49 @@ def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _with_labels_of(
-    images: LabelledImages, model_classes: tuple[str, ...], num_classes: int, data: str
+    images: LabelledImages, model_classes: tuple[tuple[str, ...], tuple[str, ...]], num_classes: int, data: str
 ) -> tuple[LabelledImages, str]:
-    """Matches folders to the model's classes by name, or number, so that a part of ImageNet is measured right too.
+    """Matches folders with the model's classes, by id, name or number, so that a subset of ImageNet is measured right.
 
     Returns:
-        The images, and a line for people where the order of the folders alone says which class is which.
+        The images, and a line for the user if the classes can only be matched by their order.
     """
-    names = images.class_ids
-    if names == model_classes:
+    names, own_ids = images.class_ids, model_classes[0] or model_classes[1]
+    if names == own_ids:
         return images, ""
-    index_of = {name: index for index, name in enumerate(model_classes)}
-    if all(name in index_of for name in names):
-        return with_classes(images, model_classes, [index_of[name] for name in names]), ""
-    if all(is_number(name) and int(name) < num_classes for name in names):
-        numbers = [int(name) for name in names]
-        classes = model_classes or tuple(map(str, range(num_classes)))
-        line = f"{data}: its classes are numbers: the model's, from 0" + (
-            f"; {names[0]} is {classes[numbers[0]]!r}" if model_classes else ""
-        )
-        return with_classes(images, classes, numbers), line
-    if not model_classes and len(names) == num_classes:
+    places = {name: _places(name, model_classes, num_classes) for name in names}
+    if all(len(found) == 1 for found in places.values()):
+        labels = [found[0] for found in places.values()]
+        numbers = [
+            (name, label) for name, label in zip(names, labels, strict=True) if _is_number_of(name, model_classes)
+        ]
+        line = ""
+        if numbers:
+            shown = f"; {numbers[0][0]} is {own_ids[numbers[0][1]]!r}" if own_ids else ""
+            line = f"{data}: its classes are numbers: the model's, from 0{shown}"
+        return with_classes(images, own_ids or tuple(map(str, range(num_classes))), labels), line
+    if not own_ids and len(names) == num_classes:
         shown = ", ".join(f"{index} {name!r}" for index, name in enumerate(names[:3]))
         return images, f"the weights do not name their classes: they are taken in the folders' order, {shown}, ..."
-    unknown = [name for name in names if name not in index_of]
+    if twice := [name for name, found in places.items() if len(found) > 1]:
+        raise XCiTError(
+            f"{data}: {len(places[twice[0]])} of the model's classes are called {twice[0]!r}: say which by a class map"
+        )
+    unknown = [name for name, found in places.items() if not found]
     raise XCiTError(
         f"{data} has {len(names)} classes, and the model's {num_classes} do not include "
-        f"{', '.join(map(repr, unknown[:3]))}{', ...' if len(unknown) > 3 else ''}"
+        f"{some_of(map(repr, unknown))}; a class map says what they are"
     )
+
+
+def _places(name: str, model_classes: tuple[tuple[str, ...], tuple[str, ...]], num_classes: int) -> list[int]:
+    """The classes of a model that a folder's name may mean: of an id or a number one at most, of a name several."""
+    for own in model_classes:
+        if found := [index for index, one in enumerate(own) if one == name]:
+            return found
+    return [int(name)] if is_number(name) and int(name) < num_classes else []
+
+
+def _is_number_of(name: str, model_classes: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:
+    """Whether a folder's name is a class's number and none of the names."""
+    return is_number(name) and not any(name in own for own in model_classes)

@@ -1,4 +1,4 @@
-"""The clock, and the machine it stands on: rounds in which all take turns, ratios with their spread, matrix peak."""
+"""Timing on this machine: interleaved rounds, ratios with their spread, and the peak speed of matrix products."""
 
 import platform
 import statistics
@@ -24,14 +24,14 @@ _MAX_PRODUCTS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where it was measured.
+    """The machine on which something was measured.
 
     Attributes:
-        name: of the GPU, or of the processor.
-        device: as torch names it.
-        threads: that torch and ONNX Runtime may use on the CPU.
-        matrix_peak: FLOP/s of the fastest square matrix product in the same precision, on as many threads.
-        versions: of what takes part, as "torch 2.7.0".
+        name: name of the GPU, or of the processor.
+        device: the device, as torch names it.
+        threads: number of CPU threads that torch and ONNX Runtime may use.
+        matrix_peak: FLOP/s of the fastest square matrix product, with the same dtype and number of threads.
+        versions: versions of the packages that were measured, as "torch 2.7.0".
     """
 
     name: str
@@ -48,15 +48,15 @@ def time_rounds(
     synchronize: Callable[[], None] = lambda: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, tuple[float, ...]]:
-    """Times each of several works once a round, so that a busy moment of the machine meets them alike.
+    """Times several functions in rounds, so that a slow moment of the machine affects all of them.
 
-    Every round begins with the next work, so that none always follows the same one.
+    The order rotates from round to round, so that no function always follows the same one.
 
     Args:
-        works: by name.
-        rounds: how many times each is done.
-        synchronize: waits until the device is done.
-        advance: called with 1 after each work, outside the time.
+        works: the functions, by name.
+        rounds: number of times that each is called.
+        synchronize: waits until the device has finished.
+        advance: called with 1 after each call, outside the measured time.
 
     Returns:
         The seconds of each round, by name.
@@ -76,7 +76,7 @@ def time_rounds(
 
 
 def ratio_of_medians(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """How many times as long as the reference, by the medians, and the quartiles of the single rounds' ratios."""
+    """Returns the ratio of the medians, and the quartiles of the rounds' ratios."""
     ratios = [one / other for one, other in zip(seconds, reference, strict=True)]
     low, high = ratios[0], ratios[0]
     if len(ratios) > 1:
@@ -85,14 +85,14 @@ def ratio_of_medians(seconds: Sequence[float], reference: Sequence[float]) -> tu
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
-    """A function that waits until a device has done its work; the CPU has when a call returns."""
+    """Returns a function that waits until a device has finished; a CPU has finished when a call returns."""
     if device.type == "cpu":
         return lambda: None
     return lambda: torch.accelerator.synchronize(device)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] | None = None) -> float:
-    """FLOP/s of the fastest square matrix product, of several sides and many tries, on torch's number of threads."""
+    """Returns the FLOP/s of the fastest square matrix product of several sizes, on torch's number of threads."""
     if sides is None:
         sides = CPU_SIDES if device.type == "cpu" else ACCELERATOR_SIDES
     wait = synchronizer(device)
@@ -116,7 +116,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] |
 
 @contextmanager
 def settings(device: torch.device, threads: int) -> Iterator[None]:
-    """The number of threads, and on a GPU the fastest convolutions in full precision; as they were, afterwards."""
+    """Sets the number of threads, and on a GPU the fastest convolutions in full precision; restores both on exit."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     convolutions: AbstractContextManager[None] = nullcontext()
@@ -130,7 +130,7 @@ def settings(device: torch.device, threads: int) -> Iterator[None]:
 
 
 def this_machine(device: torch.device, dtype: DType, threads: int, packages: Sequence[str] = ()) -> Machine:
-    """Where it is measured, with the versions of Python, torch and the packages that take part; measures the peak."""
+    """Describes this machine, with the versions of Python, torch and other packages; measures the matrix peak."""
     return Machine(
         name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         device=str(device),
@@ -144,7 +144,7 @@ def this_machine(device: torch.device, dtype: DType, threads: int, packages: Seq
 
 
 def headings(machine: Machine, what: str, rounds: int) -> tuple[str, str]:
-    """Two lines: machine and versions; what was measured, and the machine's matrix product peak."""
+    """Returns two lines: the machine and versions, then what was measured and the peak of matrix products."""
     threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
     place = threads if machine.device == "cpu" else f"{machine.device}, {threads} on the CPU"
     return (
@@ -155,10 +155,10 @@ def headings(machine: Machine, what: str, rounds: int) -> tuple[str, str]:
 
 
 def flops_per_second(value: float) -> str:
-    """A speed with a unit that suits its size."""
+    """Formats a speed with a unit that suits its size."""
     return f"{value / 1e12:.1f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
 
 
 def three_digits(value: float) -> str:
-    """A number with three digits, or more before its point."""
+    """Formats a number with three significant digits, or more if its whole part has more."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"

@@ -1,6 +1,6 @@
-"""How large and how costly a model is: parameters and FLOPs by the published rule, and torch's own count beside them.
+"""The size and cost of a model: parameters and FLOPs by the published rule, and FLOPs by torch's counter.
 
-Shapes: `H`, `W` token grid of an h x w image, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels a head.
+Shapes: `H`, `W` token grid of an h x w image, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels per head.
 """
 
 import math
@@ -17,7 +17,7 @@ from xcit.ops import POSITION_DIM
 
 KERNEL_AREA = 9  # every convolution but the position code's projection is 3x3
 
-# The published rule counts a norm as so many operations an element, next to one for a multiply-accumulate.
+# The published rule counts this many operations per element of a norm, where a multiply-accumulate counts as one.
 LAYER_NORM_COST = 5
 BATCH_NORM_COST = 2
 
@@ -27,13 +27,13 @@ class Complexity:
     """Size and cost of a model for one image.
 
     Attributes:
-        params: numbers that training learns, the head's included.
-        flops: by the published rule: multiply-accumulates of convolutions, linear layers and attention, plus 5 an
-            element of a layer norm and 2 of a batch norm, without the head.
-        torch_flops: what `torch.utils.flop_counter` counts in a forward pass that calls every layer, as in the paper: 2
-            a multiply-accumulate, of matrix products and convolutions only, the head's included.
+        params: number of learned parameters, including the head.
+        flops: by the published rule: multiply-accumulates of convolutions, linear layers and attention, plus 5 per
+            element of a layer norm and 2 per element of a batch norm, without the head.
+        torch_flops: the count of `torch.utils.flop_counter` for a forward pass that calls every layer, as in the paper:
+            2 per multiply-accumulate, of matrix products and convolutions only, including the head.
         image_size: (h, w) in pixels.
-        num_tokens: N, patches of the image.
+        num_tokens: N, the number of patches of the image.
     """
 
     params: int
@@ -44,7 +44,7 @@ class Complexity:
 
 
 def complexity(model: XCiT | XCiTConfig, image_size: int | tuple[int, int] = 224) -> Complexity:
-    """Counts parameters and FLOPs; nothing is allocated or computed, so the largest model takes about a second.
+    """Counts parameters and FLOPs. Nothing is allocated or computed, so the largest model takes about a second.
 
     Args:
         model: a model, whose config is read, or a config.
@@ -70,9 +70,9 @@ def complexity(model: XCiT | XCiTConfig, image_size: int | tuple[int, int] = 224
 
 
 def fitted_exponent(points: Sequence[tuple[float, float]]) -> float | None:
-    """The exponent b of the power law y = a * x^b that fits positive points (x, y) best, by their logarithms.
+    """Returns the exponent b of the power law y = a * x^b that fits positive points (x, y) best in their logarithms.
 
-    None where all points have one x, or there are none.
+    It is None if there are no points, or all have the same x.
     """
     if len({x for x, _ in points}) < 2:
         return None
@@ -80,7 +80,7 @@ def fitted_exponent(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def _published_flops(model: XCiT, height: int, width: int) -> tuple[int, int]:
-    """FLOPs by the published rule, and the number of tokens, for an image of height x width pixels."""
+    """Returns the FLOPs by the published rule, and the number of tokens, for an image of height x width pixels."""
     config = model.config
     dim = config.embed_dim
     stem = 0
@@ -91,7 +91,7 @@ def _published_flops(model: XCiT, height: int, width: int) -> tuple[int, int]:
         per_channel = KERNEL_AREA * layer.conv.in_channels + BATCH_NORM_COST
         stem += per_channel * layer.conv.out_channels * height * width
     num_tokens = height * width
-    # As one projection of the full grid's code, however the model computes it.
+    # The rule counts one projection of the full grid's code, however the model computes it.
     position = 2 * POSITION_DIM * dim * num_tokens
     flops = stem + position + config.depth * _xca_block_flops(config, num_tokens)
     if config.cls_depth:
@@ -111,11 +111,11 @@ def _xca_block_flops(config: XCiTConfig, num_tokens: int) -> int:
 
 
 def _class_attention_block_flops(config: XCiTConfig, num_tokens: int) -> int:
-    """FLOPs of a class attention block on `num_tokens` tokens, the class token included."""
+    """Returns the FLOPs of a class attention block on `num_tokens` tokens, including the class token."""
     dim = config.embed_dim
     norms = LAYER_NORM_COST * dim * (num_tokens + (num_tokens if config.tokens_norm else 1))
     keys_values = 2 * dim * dim * num_tokens
-    query_output = 2 * dim * dim  # of the class token alone, as the attention's query and the MLP's input
+    query_output = 2 * dim * dim  # only for the class token: query of the attention, and its output
     attention = 2 * dim * num_tokens
     mlp = 2 * dim * config.hidden_dim
     return norms + keys_values + query_output + attention + mlp

@@ -1,4 +1,4 @@
-"""A detector measured on annotated images."""
+"""Measures a detector on annotated images."""
 
 import math
 import os
@@ -15,13 +15,15 @@ from xcit.measure.result import Measuring, TestResult
 from xcit.training.tasks.average_precision import DESCRIPTIONS, NAMES
 from xcit.training.tasks.detection import DetectionConfig, DetectionReport, evaluate_detection
 from xcit.zoo.kinds import DETECTOR
+from xcit.zoo.sentence import model_sentence
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionResult(TestResult):
-    """A report, and a line a kind of entry of the data that is not as it should be."""
+    """A report, and one line for each kind of problem in the data."""
 
     report: DetectionReport
+    model: str
     data_problems: tuple[str, ...]
 
     @property
@@ -29,7 +31,7 @@ class DetectionResult(TestResult):
         return (*self.data_problems, *super().problems)
 
     def lines(self) -> list[str]:
-        """COCO's twelve numbers of boxes and of masks, as its own code prints them."""
+        """Returns COCO's twelve numbers of boxes and of masks, as COCO's own code prints them."""
         precision = self.report.precision
         return [
             line
@@ -54,9 +56,9 @@ class DetectionResult(TestResult):
 def measure_detector(
     recipe: DetectionConfig, checkpoint: str | os.PathLike[str], data: str, how: Measuring
 ) -> DetectionResult:
-    """See `xcit.test`: each image on its own, in float32, as the published figures were measured."""
+    """See `xcit.test`. Images are measured one at a time, in float32, scaled as for the published figures or whole."""
     if how.dtype != torch.float32:
-        raise XCiTError(f"{recipe.name}: a detector is measured in float32 alone, not in {how.dtype}")
+        raise XCiTError(f"{recipe.name}: a detector is measured only in float32, not in {how.dtype}")
     need_packages("average precision", "faster_coco_eval")
     images = open_coco(data, "val", ignore_exif=recipe.ignore_exif)
     how.announce(images.describe())
@@ -66,5 +68,11 @@ def measure_detector(
     }
     model.config = replace(model.config, **prepared)
     how.started(len(images))
-    found = evaluate_detection(model.fuse().to(how.device), images, num_workers=how.num_workers, report=how.report)
-    return DetectionResult(report=found, data_problems=images.problems)
+    found = evaluate_detection(
+        model.fuse().to(how.device),
+        images,
+        num_workers=how.num_workers,
+        full_size=how.full_size,
+        report=how.report,
+    )
+    return DetectionResult(report=found, model=model_sentence(model, checkpoint), data_problems=images.problems)

@@ -1,7 +1,7 @@
-"""Nearest neighbours: how well a model's features tell the classes without any training. What `xcit knn` does.
+"""Measures a model's features by nearest neighbours, without any training, for `xcit knn`.
 
-DINO's protocol (arXiv 2104.14294): the features of both splits are L2-normalised; each validation image gets the votes
-of the k training images most similar to it, each vote weighing exp(similarity / temperature).
+This is DINO's protocol (arXiv 2104.14294): the features of both splits are L2-normalised. For each validation image,
+the k most similar training images vote, and the weight of a vote is exp(similarity / temperature).
 """
 
 import os
@@ -20,11 +20,12 @@ from xcit.images.preprocess import Preprocessing
 from xcit.inference.classify import prepare_model
 from xcit.inference.reading import default_device
 from xcit.machine import find_device
+from xcit.measure.listening import listening
 from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes, num_started_processes
-from xcit.training.engine.task import Layout, Reduce
-from xcit.training.tasks.labelled_features import check_pooled, extract, feature_cache, open_train_and_val, share_of
+from xcit.training.engine.task import ALONE, Layout, Reduce
+from xcit.training.tasks.labelled_features import check_pooled, extract, feature_cache, open_train_and_val
 
 KS = (10, 20, 100, 200)
 """The published numbers of neighbours."""
@@ -32,7 +33,7 @@ KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 
 _MAX_SIMILARITIES = 2**25
-"""Numbers of one chunk's matrix of similarities: an eighth of a gigabyte."""
+"""Number of elements of a chunk's similarity matrix, which then takes an eighth of a gigabyte."""
 
 _DTYPES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
     torch.float32: "float32",
@@ -45,9 +46,9 @@ Array = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class KNNAccuracy:
-    """What k neighbours tell: counts of right images, and the same in percent.
+    """Results with k neighbours: counts of right images, and the same in percent.
 
-    An image counts for top-5 if its class is among the first five, or the first k where k is less.
+    For top-5 an image counts as right if its class is among the first five, or among the first k if k is below 5.
     """
 
     k: int
@@ -59,15 +60,16 @@ class KNNAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class KNNReport:
-    """Figures of a k-NN classification.
+    """Results of a k-NN classification.
 
     Attributes:
-        accuracies: one a k, in the order that was asked for.
-        temperature: of the votes.
-        num_train: images among which neighbours were looked for.
-        num_val: images that were classified.
-        unreadable: one line for each image of either split that could not be read, and so did not count.
-        preprocessing: of the images, where there were images.
+        accuracies: results, one per k, in the order of the request.
+        temperature: temperature of the votes.
+        num_train: number of training images, among which neighbours were searched.
+        num_val: number of images that were classified.
+        unreadable: one line for each image of either split that could not be read, and so was left out.
+        preprocessing: the preprocessing, if images were read.
+        model: the model of the features, if there was one.
     """
 
     accuracies: tuple[KNNAccuracy, ...]
@@ -76,10 +78,11 @@ class KNNReport:
     num_val: int
     unreadable: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
+    model: str = ""
 
     @property
     def best(self) -> KNNAccuracy:
-        """The accuracy with the highest top-1, of equal ones the first."""
+        """The result with the highest top-1; if several are equal, the first of them."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
 
@@ -90,66 +93,75 @@ def evaluate_knn(
     ks: Sequence[int] | None = None,
     temperature: float = TEMPERATURE,
     holdout: float = 0,
+    class_map: str | os.PathLike[str] = "",
     cache: bool = True,
     batch_size: int = 128,
     num_workers: int = 2,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-    started: Callable[[int], None] = lambda _: None,
-    report: Callable[[int], None] = lambda _: None,
-    announce: Callable[[str], None] = lambda _: None,
+    started: Callable[[int], None] | None = None,
+    report: Callable[[int], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> KNNReport:
     """Measures a model's features on a data set by nearest neighbours, in one process or in those of torchrun.
 
-    The feature is what a classifier reads (see `pooled_feature`), of images prepared as the model's `info` says.
+    The feature is the one that a classifier's head reads (see `pooled_feature`). Images are prepared as the model's
+    `info` says.
 
     Args:
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
         data: a folder with train/<class>/<image> and val/<class>/<image>, or a known name (see
             `open_labelled_images`); or the two splits themselves.
-        ks: numbers of neighbours; none takes those of 10, 20, 100 and 200 that are no more than the training images.
-        temperature: of the votes.
-        holdout: classify images that are taken off the training images, a number, or below 1 a share: the same that
-            training with this `holdout` leaves out.
-        cache: whether features are kept in `feature_cache()`, and taken from there.
-        batch_size: images a forward pass, in each process.
-        num_workers: processes that read images, for each process.
-        device: where to compute; none is a GPU if there is one, else the CPU.
-        dtype: float32, or bfloat16 or float16 for autocast; neighbours are looked for in float32.
+        ks: numbers of neighbours; None takes those of 10, 20, 100 and 200 that do not exceed the number of training
+            images.
+        temperature: temperature of the votes.
+        holdout: classify images that are taken from the training images, given as a number, or as a share if below 1.
+            They are the ones that training with this `holdout` leaves out.
+        class_map: a file that says which classes are meant by the names in the data (see `read_class_map`).
+        cache: whether features are stored in `feature_cache()` and read from there.
+        batch_size: images per forward pass, in each process.
+        num_workers: number of processes that read images, for each process.
+        device: where to compute; None means a GPU if there is one, else the CPU.
+        dtype: float32, or bfloat16 or float16 for autocast; the search for neighbours is in float32.
         started: called once with the number of images of this process.
         report: called with the number of images of each batch of this process.
-        announce: called with lines for people, in the main process.
+        announce: called with lines for the user, in the main process. Without these three arguments, a progress bar is
+            shown if standard error is a terminal, with the lines above it.
 
     Raises:
-        XCiTError: if the data or the model can't be had, it is not known how to prepare images for it, no image can be
-            read, or k is more than the training images.
+        XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, no image can be read,
+            or k exceeds the number of training images.
     """
     if dtype not in _DTYPES:
         raise XCiTError(f"dtype is {dtype}, must be torch.float32, torch.bfloat16 or torch.float16")
-    found_lines: list[str] = []  # told when nothing that was asked for is wrong
-    train, val = open_train_and_val(data, holdout, found_lines.append) if isinstance(data, str) else data
+    found_lines: list[str] = []  # printed once all arguments are known to be right
+    if isinstance(data, str):
+        train, val = open_train_and_val(data, holdout, found_lines.append, class_map=os.fspath(class_map))
+    else:
+        train, val = data
     _check(ks, temperature, len(train))
     run = RunConfig(batch_size=batch_size * num_started_processes(), dtype=_DTYPES[dtype], num_workers=num_workers)
     processes = Processes(run, find_device(device) if device is not None else default_device())
     try:
-        network, info, _ = prepare_model(model, processes.device, torch.float32)
-        check_pooled(network)
-        for line in found_lines if processes.is_main else ():
-            announce(line)
-        started(len(share_of(train, processes)) + len(share_of(val, processes)))
-        found = [
-            extract(
-                network,
-                images,
-                info.preprocessing,
-                processes,
-                run=run,
-                cache=feature_cache() if cache else None,
-                report=report,
-                announce=announce,
-            )
-            for images in (train, val)
-        ]
+        with listening("features", started, report, announce) as listener:
+            network, info, _ = prepare_model(model, processes.device, torch.float32)
+            check_pooled(network)
+            for line in found_lines if processes.is_main else ():
+                listener.announce(line)
+            listener.started(sum(len(processes.layout.share(len(images))) for images in (train, val)))
+            found = [
+                extract(
+                    network,
+                    images,
+                    info.preprocessing,
+                    processes,
+                    run=run,
+                    cache=feature_cache() if cache else None,
+                    report=listener.report,
+                    announce=listener.announce,
+                )
+                for images in (train, val)
+            ]
         figures = knn_accuracies(
             found[0].features,
             found[0].labels,
@@ -166,6 +178,7 @@ def evaluate_knn(
         figures,
         unreadable=(*found[0].unreadable, *found[1].unreadable),
         preprocessing=info.preprocessing,
+        model=info.name,
     )
 
 
@@ -177,27 +190,27 @@ def knn_accuracies(
     *,
     ks: Sequence[int] | None = None,
     temperature: float = TEMPERATURE,
-    layout: Layout | None = None,
+    layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
 ) -> KNNReport:
-    """Classifies features by their nearest neighbours, and counts.
+    """Classifies features by their nearest neighbours, and counts the right ones.
 
-    Of classes with equal votes the one with the lower index comes first. As in DINO's evaluation, classes without a
-    vote follow those with one, so that of five classes or fewer every image's is among the first five. Which of several
-    equally similar images are still among the k is torch's choice.
+    Of classes with equal votes, the one with the lower index comes first. As in DINO's evaluation, classes without
+    votes come after those with votes; with five classes or fewer, top-5 is therefore 100%. If equally similar images
+    compete for the last of the k places, torch decides.
 
     Args:
-        train_features: (N, D) of any kind, they are normalised here: a model's features, or pixels.
+        train_features: (N, D), a model's features or pixels; they are normalised here.
         train_labels: (N,) class indices from 0.
         val_features: (M, D).
         val_labels: (M,).
-        ks: as in `evaluate_knn`.
-        temperature: of the votes.
+        ks: see `evaluate_knn`.
+        temperature: temperature of the votes.
         layout: which of several processes this is; each classifies its share.
         reduce: sums over the processes.
 
     Raises:
-        XCiTError: if shapes do not fit, a label is no class index, a feature is not finite, or k is more than N.
+        XCiTError: if shapes do not fit, a label is not a class index, a feature is not finite, or k exceeds N.
     """
     train, labels = _checked(train_features, train_labels, "training")
     val, targets = (tensor.to(train.device) for tensor in _checked(val_features, val_labels, "validation"))
@@ -205,10 +218,9 @@ def knn_accuracies(
         raise XCiTError(f"training features have {train.shape[1]} numbers, validation features {val.shape[1]}")
     ks = _check(ks, temperature, len(train))
     num_classes = int(torch.cat([labels, targets]).max()) + 1
-    rank, world_size = (layout.rank, layout.world_size) if layout is not None else (0, 1)
     num_right = torch.zeros(2, len(ks), dtype=torch.int64, device=train.device)
     chunk = max(1, _MAX_SIMILARITIES // max(len(train), num_classes))
-    for rows in torch.arange(rank, len(val), world_size, device=train.device).split(chunk):
+    for rows in torch.arange(layout.rank, len(val), layout.world_size, device=train.device).split(chunk):
         similarities, neighbours = (val[rows] @ train.T).topk(max(ks), dim=1)
         for index, k in enumerate(ks):
             weights = ((similarities[:, :k] - similarities[:, :1]) / temperature).exp()
@@ -229,15 +241,15 @@ def knn_accuracies(
 
 
 def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Where the true class stands among all classes when neighbours have voted: (B,), 0 for the first.
+    """Returns the rank (B,) of the true class after the neighbours have voted; 0 is the first.
 
     Args:
-        weights: (B, k) of the neighbours' votes.
-        labels: (B, k) class indices of the neighbours.
-        targets: (B,) true class indices.
-        num_classes: more than any of them.
+        weights: (B, k), weights of the neighbours' votes.
+        labels: (B, k), class indices of the neighbours.
+        targets: (B,), true class indices.
+        num_classes: larger than any class index.
     """
-    # In double precision, for equal sums must not differ by the order in which a GPU adds.
+    # In float64, so that equal sums stay equal in whatever order a GPU adds.
     votes = torch.zeros(len(targets), num_classes, dtype=torch.float64, device=weights.device)
     votes.scatter_add_(1, labels, weights.double())
     own, target = votes.gather(1, targets[:, None]), targets[:, None]
@@ -246,7 +258,7 @@ def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes
 
 
 def _check(ks: Sequence[int] | None, temperature: float, num_train: int) -> Sequence[int]:
-    """The numbers of neighbours, of so many training images at most."""
+    """Returns the numbers of neighbours, after a check that none exceeds the number of training images."""
     if not 0 < temperature < float("inf"):
         raise XCiTError(f"temperature is {temperature}, must be above 0")
     if ks is None:
@@ -261,7 +273,7 @@ def _check(ks: Sequence[int] | None, temperature: float, num_train: int) -> Sequ
 
 
 def _checked(features: Array, labels: Array, what: str) -> tuple[Tensor, Tensor]:
-    """Normalised features and labels on one device."""
+    """Returns normalised features, and labels on the same device."""
     rows = torch.as_tensor(features).float()
     targets = torch.as_tensor(labels).to(rows.device, torch.int64)
     if rows.ndim != 2 or targets.shape != rows.shape[:1] or not len(rows):
@@ -272,5 +284,5 @@ def _checked(features: Array, labels: Array, what: str) -> tuple[Tensor, Tensor]
     if not torch.isfinite(rows).all():
         raise XCiTError(f"the {what} features hold NaN or infinity")
     if targets.min() < 0:
-        raise XCiTError(f"{what} label {int(targets.min())} is no class index: they count from 0")
+        raise XCiTError(f"{what} label {int(targets.min())} is not a class index: they count from 0")
     return F.normalize(rows, dim=1), targets

@@ -1,4 +1,4 @@
-"""A linear classifier trained on the features of a frozen model, to measure them: what `xcit linear` does."""
+"""Trains a linear classifier on the features of a frozen model to measure them, for `xcit linear`."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +16,14 @@ from xcit.inference.reading import default_device
 from xcit.machine import find_device
 from xcit.models import ModelInfo, XCiT
 from xcit.models.xcit import FusedXCiT
+from xcit.progress import progress_bar
+from xcit.training.display import run_display
 from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import draw_run
-from xcit.training.engine.loop import Progress, train_task
+from xcit.training.engine.loop import train_task
+from xcit.training.engine.progress import Progress
 from xcit.training.tasks.base import check_class_weights
 from xcit.training.tasks.labelled_features import (
     backbone_digest,
@@ -28,50 +31,85 @@ from xcit.training.tasks.labelled_features import (
     extract,
     feature_cache,
     open_train_and_val,
-    share_of,
 )
 from xcit.training.tasks.linear_probe import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 
 CONFIG = "config.yaml"
-"""The config's name in a run's folder."""
+"""Name of the config in a run's folder."""
 
 LRS = (0.001,)
-"""The published learning rate, for a global batch of 256."""
+"""The published learning rate, for a global batch size of 256."""
 
 BATCH_SIZE = 1024
-"""The published global batch: 128 images on each of eight GPUs."""
+"""The published global batch size: 128 images on each of eight GPUs."""
 
 _DEVICE_BATCH = 128
-"""Images a forward pass, in each process."""
+"""Images per forward pass of each process."""
 
-_KEPT = ("backbone", "data", "augmented", "lrs", "epochs", "class_weights")
-"""Fields that a run which goes on must have as it began."""
-
-
-@contextmanager
-def _unseen(_: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _: None
+_KEPT = ("backbone", "data", "class_map", "augmented", "lrs", "epochs", "class_weights")
+"""Fields that a resumed run must have in common with the run that it resumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearReport:
-    """Figures of a linear probe.
+    """Results of a linear probe.
 
     Attributes:
-        accuracies: after the last epoch, one a learning rate, in the order that was asked for.
-        num_val: validation images that were measured.
-        unreadable: one line for each image that could not be read, and so did not count.
+        accuracies: results after the last epoch, one per learning rate, in the order of the request.
+        num_val: number of validation images that were measured.
+        unreadable: one line for each image that could not be read, and so was left out.
+        model: the model of the features.
     """
 
     accuracies: tuple[LinearAccuracy, ...]
     num_val: int
     unreadable: tuple[str, ...]
+    model: str
 
     @property
     def best(self) -> LinearAccuracy:
-        """The accuracy with the highest top-1, of equal ones the first; by the very images that it is of."""
+        """The result with the highest top-1 (the first of equal ones), chosen on the same images that measure it."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listener:
+    """Hears of a probe; the fields are arguments of `train_linear`."""
+
+    extracting: Callable[[int], AbstractContextManager[Callable[[int], None]]]
+    report: Callable[[Progress], None]
+    announce: Callable[[str], None]
+
+
+@contextmanager
+def _listening(
+    heading: str,
+    extracting: Callable[[int], AbstractContextManager[Callable[[int], None]]] | None,
+    report: Callable[[Progress], None] | None,
+    announce: Callable[[str], None] | None,
+) -> Iterator[_Listener]:
+    """Those that were given; without any of them the run is shown, under this heading."""
+    if extracting is None and report is None and announce is None:
+        with run_display(heading) as display:
+            yield _Listener(extracting=_shown, report=display.report, announce=display.announce)
+        return
+    yield _Listener(extracting=extracting or _unseen, report=report or _ignored, announce=announce or _ignored)
+
+
+@contextmanager
+def _shown(num_images: int) -> Iterator[Callable[[int], None]]:
+    with progress_bar("features", num_images) as bar:
+        yield bar.advance
+
+
+@contextmanager
+def _unseen(_: int) -> Iterator[Callable[[int], None]]:
+    yield _ignored
+
+
+def _ignored(_: object) -> None:
+    pass
 
 
 def train_linear(
@@ -83,47 +121,52 @@ def train_linear(
     epochs: int = 100,
     augmented: bool = True,
     class_weights: Sequence[float] = (),
+    class_map: str | os.PathLike[str] = "",
     batch_size: int = BATCH_SIZE,
     cache: bool = True,
     resume: bool = False,
     num_workers: int = 2,
     device: str | torch.device | None = None,
-    extracting: Callable[[int], AbstractContextManager[Callable[[int], None]]] = _unseen,
-    report: Callable[[Progress], None] = lambda _: None,
-    announce: Callable[[str], None] = lambda _: None,
+    extracting: Callable[[int], AbstractContextManager[Callable[[int], None]]] | None = None,
+    report: Callable[[Progress], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> LinearReport:
     """Trains a linear classifier on a frozen model's features, in one process or in those of torchrun.
 
-    As DINO's authors did: SGD with momentum 0.9 and no decay, a cosine from the learning rate to 0, random resized
-    crops and flips in training; measured on images as the model's `info` says. The feature is what a classifier reads.
+    It follows DINO's authors: SGD with momentum 0.9 and without weight decay, a cosine from the learning rate to 0, and
+    random resized crops and flips in training. In evaluation, images are prepared as the model's `info` says. The
+    feature is the one that a classifier's head reads.
 
-    `directory` gets what a training run gets (see `train_task`); its `model.safetensors` is the whole classifier.
+    `directory` gets the files of a training run (see `train_task`); its `model.safetensors` is the whole classifier.
 
     Args:
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
         data: a folder with train/<class>/<image> and val/<class>/<image>, or a known name.
-        directory: the run's folder, made if it is not there.
-        lrs: learning rates for a global batch of 256, taken in proportion to `batch_size`. With several a classifier
-            learns with each on the same features; the best by the validation images is exported, so that its figure
-            flatters a little.
-        epochs: of training.
-        augmented: as published; else the centre crops' features are computed once, kept as `evaluate_knn` keeps them,
-            and trained on without augmentation: minutes instead of hours, and figures of another protocol.
-        class_weights: what a class counts in the loss, a number a class; none counts all the same, as published.
-        batch_size: the global batch, over all processes.
-        cache: whether features of centre crops are kept in `feature_cache()`, and taken from there.
-        resume: go on from the last checkpoint in `directory` if there is one.
-        num_workers: processes that read images, for each process.
-        device: where to compute; none is a GPU if there is one, else the CPU.
-        extracting: called with the number of this process's images whose features are computed before the training;
-            what its context gives is called with the number of images of each batch.
+        directory: the run's folder; it is created if it does not exist.
+        lrs: learning rates for a global batch size of 256, scaled in proportion to `batch_size`. Each trains a
+            classifier on the same features. The one that is best on the validation images is exported, so its figure is
+            a little too good.
+        epochs: epochs of training.
+        augmented: true for the published protocol. Otherwise the features of centre crops are computed once, cached as
+            in `evaluate_knn`, and trained on without augmentation. This takes minutes instead of hours, and its figures
+            can't be compared with published ones.
+        class_weights: weight of each class in the loss, one number per class; empty for equal weights, as published.
+        class_map: a file that says which classes are meant by the names in the data (see `read_class_map`).
+        batch_size: the global batch size, over all processes.
+        cache: whether features of centre crops are stored in `feature_cache()` and read from there.
+        resume: resume from the last checkpoint in `directory`, if there is one.
+        num_workers: number of processes that read images, for each process.
+        device: where to compute; None means a GPU if there is one, else the CPU.
+        extracting: called with the number of images whose features this process computes before training. It returns a
+            context manager with a function that is called with the number of images of each batch.
         report: called every few steps, and with figures after an evaluation, in the main process.
-        announce: called with lines for people, in the main process.
+        announce: called with lines for the user, in the main process. Without these three arguments the run is shown,
+            with lines on standard output, and with progress bars if standard error is a terminal.
 
     Raises:
-        XCiTError: if the data or the model can't be had, it is not known how to prepare images for it, or the folder
-            holds another run; and what `train_task` raises.
-        Stopped: after SIGTERM or SIGINT, when all is saved.
+        XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, or the folder holds
+            another run; also what `train_task` raises.
+        Stopped: after SIGTERM or SIGINT, once everything is saved.
     """
     need_packages("training a linear classifier", "timm")
     directory = Path(directory)
@@ -137,18 +180,37 @@ def train_linear(
         name="",
         backbone="",
         data=data,
+        class_map=os.fspath(class_map),
         augmented=augmented,
         lrs=tuple(lrs),
         epochs=epochs,
         class_weights=tuple(class_weights),
         run=run,
     )
-    found_lines: list[str] = []  # told when nothing that was asked for is wrong
-    train, val = open_train_and_val(data, announce=found_lines.append)
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else getattr(model.info, "name", "a model")
+    crops = "random crops" if augmented else "centre crops"
+    heading = f"linear probe of {name}: {epochs} epochs of {crops}; files in {directory}"
+    with _listening(heading, extracting, report, announce) as listener:
+        return _measured(model, config, directory, cache=cache, resume=resume, device=device, listener=listener)
+
+
+def _measured(
+    model: str | os.PathLike[str] | XCiT,
+    config: LinearConfig,
+    directory: Path,
+    *,
+    cache: bool,
+    resume: bool,
+    device: str | torch.device | None,
+    listener: _Listener,
+) -> LinearReport:
+    data, run, augmented = config.data, config.run, config.augmented
+    found_lines: list[str] = []  # printed once all arguments are known to be right
+    train, val = open_train_and_val(data, announce=found_lines.append, class_map=config.class_map)
     check_class_weights(config.class_weights, len(train.class_ids))
-    if len(train) < batch_size:
+    if len(train) < run.batch_size:
         raise XCiTError(
-            f"{data} has {len(train)} training images, fewer than a batch of {batch_size}: take a smaller one"
+            f"{data} has {len(train)} training images, fewer than a batch of {run.batch_size}: take a smaller one"
         )
     processes = Processes(run, find_device(device) if device is not None else default_device())
     try:
@@ -160,11 +222,11 @@ def train_linear(
         checkpoint = check_run(config, directory, resume=resume)
         check_pooled(network)
         for line in found_lines if processes.is_main else ():
-            announce(line)
+            listener.announce(line)
         splits = (val,) if augmented else (val, train)
-        # Images a forward pass of each process: the probe's own batch is of features.
+        # The run's batch size counts features; this one counts images in a forward pass of all processes.
         reading = replace(run, batch_size=_DEVICE_BATCH * processes.layout.world_size)
-        with extracting(sum(len(share_of(images, processes)) for images in splits)) as report_images:
+        with listener.extracting(sum(len(processes.layout.share(len(images))) for images in splits)) as report_images:
             features = [
                 extract(
                     network,
@@ -174,7 +236,7 @@ def train_linear(
                     run=reading,
                     cache=feature_cache() if cache else None,
                     report=report_images,
-                    announce=announce,
+                    announce=listener.announce,
                 )
                 for images in splits
             ]
@@ -187,7 +249,7 @@ def train_linear(
             features[0],
             processes.layout,
         )
-        _train(task, processes, directory, checkpoint, report=report, announce=announce)
+        _train(task, processes, directory, checkpoint, report=listener.report, announce=listener.announce)
         unreadable = processes.gather(list(task.unreadable))
     finally:
         processes.close()
@@ -195,6 +257,7 @@ def train_linear(
         accuracies=task.accuracies,
         num_val=len(features[0].labels),
         unreadable=(*dict.fromkeys(unreadable), *features[0].unreadable),
+        model=info.name,
     )
 
 
@@ -235,10 +298,10 @@ def _train(
 
 
 def check_run(config: LinearConfig, directory: Path, *, resume: bool) -> Path | None:
-    """The checkpoint to go on from, none to begin.
+    """Returns the checkpoint to resume from, or None to begin a new run.
 
     Raises:
-        XCiTError: if the folder holds a run and it is not asked to go on, or another run than this.
+        XCiTError: if the folder holds a run and `resume` is false, or if it holds a different run.
     """
     last = directory / LAST
     if not last.exists():
@@ -256,7 +319,7 @@ def check_run(config: LinearConfig, directory: Path, *, resume: bool) -> Path | 
 
 
 def _classifier_info(backbone: ModelInfo, class_ids: tuple[str, ...]) -> ModelInfo:
-    """Of the classifier: the data's classes, ImageNet's by their names in English."""
+    """Returns the info of the classifier: the data's classes; ImageNet's classes get their English names."""
     is_imagenet = class_ids == imagenet_class_ids()
     return ModelInfo(
         name=f"{backbone.name}-linear",

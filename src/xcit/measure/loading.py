@@ -1,27 +1,38 @@
-"""A checkpoint as the model that a recipe trains."""
+"""Loads a checkpoint as the model that a recipe trains."""
 
 import os
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import nn
+
+from xcit.deploy import is_exported, load_exported
 from xcit.errors import XCiTError
+from xcit.measure.result import Measuring
+from xcit.models import XCiT
 from xcit.zoo import find_record, load_as, load_record
 from xcit.zoo.kinds import Config, Info, Kind, Model
 from xcit.zoo.names import is_file
 
 
 def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config, Info, Model]) -> Model:
-    """A checkpoint's model, which must be the recipe's in all but the classes.
+    """Loads a checkpoint's model, which must equal the recipe's model except for the classes.
 
     Args:
         recipe: the config of a recipe or run.
         checkpoint: a path, a URL or a name of the zoo.
-        kind: of the recipe's model.
+        kind: the kind of the recipe's model.
 
     Raises:
-        XCiTError: if it can't be had, or is another model.
+        XCiTError: if the checkpoint can't be loaded, or is another model.
     """
     name = os.fspath(checkpoint)
+    if is_exported(checkpoint):
+        exported = kind.require(load_exported(checkpoint), name)
+        if _shape(exported.config, kind) != _shape(recipe.model, kind):
+            raise XCiTError(f"{name} was exported from another model than {recipe.name} trains")
+        return exported
     if is_file(checkpoint) or "://" in name:
         # A recipe may leave the number of classes to the data it is trained on.
         return kind.require(load_as(recipe.model, name, num_classes=None if recipe.model.num_classes else 0), name)
@@ -33,7 +44,15 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
     return kind.require(load_record(record), name)
 
 
+def fused_for(model: XCiT, how: Measuring) -> nn.Module:
+    """A classifier where it is measured, fused in float32 alone: autocast keeps the sum of the blocks in float32.
+
+    A fused copy would not.
+    """
+    return (model.fuse() if how.dtype == torch.float32 else model).to(how.device)
+
+
 def _shape(config: Any, kind: Kind[Any, Any, Any]) -> Any:
-    """A config without what only training knows, and the number of classes."""
+    """Returns a config without its number of classes and without fields that only affect training."""
     backbone = replace(kind.backbone(config), num_classes=0, drop_path_rate=0.0)
     return backbone if kind.backbone(config) is config else replace(config, num_classes=0, backbone=backbone)

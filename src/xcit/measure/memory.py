@@ -1,12 +1,13 @@
-"""Peak memory of one run, above what the model and its input take.
+"""Peak memory of a function, in addition to that of the model and its input.
 
-On a GPU, torch's own account: the most that was allocated at once in a second run, less what was before the first.
+On a GPU it is taken from torch's statistics: the most that was allocated at once during a second run, minus what was
+allocated before the first run.
 
-On the CPU, resident memory as the system sees it, in a fresh process for each figure: whatever an allocator or a
-library takes counts, and nothing is left from others. The first run is a warm-up (code that is loaded, threads, torch's
-compiler); then free memory is handed back to the system, its high-water mark is reset, and the second run moves it.
-Tensors that the first run has left, as a cache does, count as the run's. Linux only, for only there the mark can be
-reset.
+On the CPU it is resident memory as the operating system counts it, measured in a new process for each figure. So it
+includes the overhead of allocators and libraries, and nothing that earlier work left. The first run is a warm-up: it
+loads code, starts threads and compiles. Then free memory is returned to the system, the system's peak is reset, and
+the second run is measured. Tensors that remain after the first run, in a cache for example, are added. This works only
+on Linux, because only Linux can reset the peak.
 """
 
 import ctypes
@@ -24,26 +25,29 @@ from torch import Tensor, nn
 
 from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_M_MMAP_THRESHOLD = -3  # from malloc.h of glibc
 _OWN_PAGES_FROM = 65536
-"""Bytes from which a block gets pages of its own, that go back when it is freed. With glibc's own, moving threshold,
-freed blocks stay resident by chance: repeated measurements of one model were 54 and 89 MB where 42 MB were live."""
+"""Blocks of at least this many bytes get pages of their own, which are returned to the system when they are freed.
+
+glibc's default threshold moves, and then freed blocks stay resident by chance: repeated measurements of one model gave
+54 and 89 MB, while 42 MB were in use.
+"""
 
 
 class MemoryUnknownError(Exception):
-    """Says in one line why there is no figure."""
+    """Says in one line why the memory could not be measured."""
 
 
 def growth_in_new_process(main: str, request: Mapping[str, Any], *, path: Path | None = None) -> int:
-    """Bytes that a function measures in a fresh process.
+    """Returns the bytes that a function measures in a new process.
 
     Args:
-        main: "module:function". It gets the request and gives a number of bytes, as `resident_growth` counts them.
-        request: plain values, as JSON has them.
-        path: a folder to import the module from, where it is not installed.
+        main: "module:function". It gets the request and returns a number of bytes, for example from `resident_growth`.
+        request: plain values that JSON can represent.
+        path: a folder to import the module from, if it is not installed.
 
     Raises:
-        MemoryUnknownError: if the process fails, as it does where memory is short.
+        MemoryUnknownError: if the process fails, for example because memory is short.
     """
     module, _, function = main.partition(":")
     code = (
@@ -70,7 +74,7 @@ def growth_in_new_process(main: str, request: Mapping[str, Any], *, path: Path |
 
 
 def resident_growth(work: Callable[[], object]) -> int:
-    """Bytes by which resident memory of this process grows while a work is done, its lasting tensors included."""
+    """Returns the bytes by which this process's resident memory grows in a call, including tensors that remain."""
     allocator = ctypes.CDLL(None)
     glibc = hasattr(allocator, "mallopt")
     if glibc:
@@ -85,12 +89,12 @@ def resident_growth(work: Callable[[], object]) -> int:
     resident = resident_memory()
     work()
     peak = peak_resident_memory()
-    assert resident is not None and peak is not None  # Linux has them
+    assert resident is not None and peak is not None  # on Linux both are known
     return peak - resident + kept
 
 
 def cuda_growth(work: Callable[[], object], allocated_before: int, device: torch.device) -> int:
-    """Bytes of GPU memory that a work takes beyond those that were allocated before its first run."""
+    """Returns the bytes of GPU memory that a call needs in addition to those allocated before its first run."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     work()
@@ -99,12 +103,12 @@ def cuda_growth(work: Callable[[], object], allocated_before: int, device: torch
 
 
 def _tensor_bytes() -> int:
-    """Memory of all tensors that Python knows."""
-    # By type, for `isinstance` asks an object for its class, which some answer with a warning.
+    """Returns the memory of all tensors that Python's garbage collector knows."""
+    # `type` instead of `isinstance`, because `isinstance` reads `__class__`, and some objects then print a warning.
     tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter) and _has_memory(found)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}.values())
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether it lies in memory of its own: a sparse tensor's parts are tensors themselves."""
+    """Whether the tensor has a storage of its own; the parts of a sparse tensor are tensors themselves."""
     return tensor.is_cpu and tensor.layout is torch.strided

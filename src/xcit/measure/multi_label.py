@@ -1,27 +1,27 @@
-"""A multi-label classifier measured on images of several classes each."""
+"""Measures a multi-label classifier on images with several classes each."""
 
 import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from xcit.data.classification import describe_classes
 from xcit.data.multi_label import open_multi_label
 from xcit.errors import XCiTError
-from xcit.measure.loading import load_for
+from xcit.measure.loading import fused_for, load_for
 from xcit.measure.result import Measuring, TestResult, write_table
-from xcit.training.tasks.base import EvaluationConfig
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelReport, evaluate_multi_label
 from xcit.zoo.kinds import CLASSIFIER
+from xcit.zoo.sentence import model_sentence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiLabelResult(TestResult):
-    """A report with the class names in the order of the logits, and the recipe that it was measured by."""
+    """A report, the class names in the order of the logits, and the recipe that was used."""
 
     report: MultiLabelReport
+    model: str
     class_names: tuple[str, ...]
     recipe: MultiLabelConfig
 
@@ -32,7 +32,7 @@ class MultiLabelResult(TestResult):
         return {"preprocessing": dataclasses.asdict(self.recipe.preprocessing), **self.report.figures()}
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes average_precision.csv (a row a class)."""
+        """Writes average_precision.csv (a row per class)."""
         rows = [
             (name, f"{value:.2f}") for name, value in zip(self.class_names, self.report.average_precision, strict=True)
         ]
@@ -52,13 +52,14 @@ def measure_multi_label(
         raise XCiTError(f"{data} has {len(images.class_ids)} classes, the model {model.num_classes} without names")
     how.announce(describe_classes(images))
     how.started(len(images))
-    network = model.fuse() if how.dtype == torch.float32 else model  # see `measure_classifier`
     report = evaluate_multi_label(
-        network.to(how.device),
+        fused_for(model, how),
         images,
         images.targets,
         recipe.preprocessing,
         EvaluationConfig(batch_size=batch_size, num_workers=how.num_workers, dtype=how.dtype),
         report=how.report,
     )
-    return MultiLabelResult(report=report, class_names=images.class_ids, recipe=recipe)
+    return MultiLabelResult(
+        report=report, model=model_sentence(model, checkpoint), class_names=images.class_ids, recipe=recipe
+    )

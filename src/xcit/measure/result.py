@@ -1,4 +1,4 @@
-"""What the measurements of all tasks share: how they are computed, and what can be done with their results."""
+"""What the measurements of all tasks share: how to compute them, and how to show or save their results."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from xcit.inference.full_size import FullSize
 from xcit.writing import make_folder, whole_file
 
 
@@ -23,35 +24,40 @@ class Measuring:
     started: Callable[[int], None]
     report: Callable[[int], None]
     announce: Callable[[str], None] = lambda _: None
+    full_size: FullSize | None = None
 
 
 class TestResult(ABC):
-    """What a model was measured to be worth: `report` has the figures as numbers, `lines` as text."""
+    """The result of measuring a model: `report` has the figures as numbers, `lines` as text.
 
-    __test__ = False  # no test, whatever pytest thinks of its name
+    `model` says which model it was, and what it knows.
+    """
+
+    __test__ = False  # pytest must not collect it as a test
 
     report: Any
+    model: str
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """A line for each thing that was not measured, and each that is not as it should be in the data."""
+        """One line for each image that was not measured, and for each problem in the data."""
         unreadable: tuple[str, ...] = self.report.unreadable
         return unreadable
 
     @abstractmethod
     def lines(self) -> list[str]:
-        """The figures, for people."""
+        """Returns the figures as lines of text."""
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
-        """What report.json holds of the task, as JSON has it."""
+        """Returns what report.json contains for this task, as JSON values."""
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes what is better read as a table or seen as a picture; gives the files' paths."""
+        """Writes tables and pictures; returns the paths of the files."""
         return []
 
     def write(self, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
-        """Writes all of it into a folder, which is made: report.json, that begins with what was measured, and tables.
+        """Writes report.json and the tables to a folder, which is created.
 
         Returns:
             The files that were written, report.json first.
@@ -75,6 +81,6 @@ def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def write_confusion(path: Path, names: Sequence[str], confusion: torch.Tensor) -> Path:
-    """Writes counts (K, K) as CSV, a row a true class."""
+    """Writes counts (K, K) as CSV; a row is a true class."""
     rows = ([name, *counts] for name, counts in zip(names, confusion.tolist(), strict=True))
     return write_table(path, ["true \\ predicted", *names], rows)

@@ -1,4 +1,4 @@
-"""A segmenter measured on labelled scenes."""
+"""Measures a segmenter on labelled scenes."""
 
 import dataclasses
 import os
@@ -10,19 +10,22 @@ from xcit.errors import XCiTError
 from xcit.inference.segment import SlidingWindow
 from xcit.measure.loading import load_for
 from xcit.measure.result import Measuring, TestResult, write_confusion, write_table
-from xcit.training.tasks.base import EvaluationConfig
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation
 from xcit.zoo.kinds import SEGMENTER
+from xcit.zoo.sentence import model_sentence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentationResult(TestResult):
-    """A report with the class names in the order of the confusion matrix, and what it was measured by."""
+    """A report, the class names in the order of its confusion matrix, and the recipe and window that were used."""
 
     report: SegmentationReport
+    model: str
     class_names: tuple[str, ...]
     recipe: SegmentationConfig
     window: SlidingWindow | None
+    full_size: bool = False
 
     def lines(self) -> list[str]:
         return [f"{name:6s} {value:.2f}%" for name, value in self.report.figures().items()]
@@ -31,11 +34,12 @@ class SegmentationResult(TestResult):
         return {
             "preprocessing": dataclasses.asdict(self.recipe.preprocessing),
             "window": None if self.window is None else dataclasses.asdict(self.window),
+            "full_size": self.full_size,
             **self.report.figures(),
         }
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes iou.csv (a row a class) and confusion.csv (a row a true class)."""
+        """Writes iou.csv (a row per class) and confusion.csv (a row is a true class)."""
         report, names = self.report, self.class_names
         iou = [(name, f"{value:.2f}") for name, value in zip(names, report.iou, strict=True)]
         return [
@@ -70,6 +74,14 @@ def measure_segmenter(
         recipe.preprocessing,
         EvaluationConfig(num_workers=how.num_workers, dtype=how.dtype),
         window=window,
+        full_size=how.full_size,
         report=how.report,
     )
-    return SegmentationResult(report=result, class_names=scenes.class_names, recipe=recipe, window=window)
+    return SegmentationResult(
+        report=result,
+        model=model_sentence(model, checkpoint),
+        class_names=scenes.class_names,
+        recipe=recipe,
+        window=window,
+        full_size=how.full_size is not None,
+    )

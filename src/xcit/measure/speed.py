@@ -1,4 +1,4 @@
-"""How fast a model is on this machine, and how much memory it takes: what `xcit bench` does."""
+"""Measures how fast a model is on this machine and how much memory it needs, for `xcit bench`."""
 
 import statistics
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from xcit.config import from_dict, to_dict
+from xcit.deploy import is_exported, load_exported
 from xcit.errors import XCiTError
 from xcit.inference.reading import default_device
 from xcit.machine import find_device
@@ -25,16 +26,16 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    """What is measured, and how.
+    """What to measure, and how.
 
     Attributes:
         sizes: sides of square images, in pixels.
-        batch_sizes: images a forward pass.
-        dtype: of weights and images. On a GPU float32 is without TF32.
-        device: where to compute; none is a GPU if there is one, else the CPU.
-        threads: on the CPU; none is torch's own number.
+        batch_sizes: numbers of images in a forward pass.
+        dtype: dtype of weights and images. On a GPU, float32 does not use TF32.
+        device: where to compute; None means a GPU if there is one, else the CPU.
+        threads: number of CPU threads; None means torch's own number.
         rounds: how often each size is timed.
-        memory: measure peak memory too; see `xcit.measure.memory` for what that is.
+        memory: also measure peak memory; `xcit.measure.memory` defines it.
 
     Raises:
         XCiTError: if a number is below 1, or there is no size or batch size.
@@ -60,13 +61,14 @@ class SpeedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """A forward pass of a batch of square images.
+    """The speed of a forward pass of a batch of square images.
 
     Attributes:
-        image_size: pixels a side.
-        batch_size: images a forward pass.
-        seconds: of each round, for the whole batch.
-        peak_memory: bytes of a forward pass above model and input, for the whole batch; none if it was not measured.
+        image_size: side of the images, in pixels.
+        batch_size: number of images in the forward pass.
+        seconds: seconds of each round, for the whole batch.
+        peak_memory: bytes that the forward pass needs in addition to model and input, for the whole batch; None if it
+            was not measured.
     """
 
     image_size: int
@@ -76,18 +78,18 @@ class Speed:
 
     @property
     def milliseconds(self) -> float:
-        """An image's, from the median round."""
+        """Milliseconds per image, by the median round."""
         return 1000 * statistics.median(self.seconds) / self.batch_size
 
     @property
     def images_per_second(self) -> float:
-        """By the median round."""
+        """Images per second, by the median round."""
         return self.batch_size / statistics.median(self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedReport:
-    """All sizes and batch sizes of a model, with the machine."""
+    """The speeds of a model at all sizes and batch sizes, with the machine."""
 
     model: str
     machine: Machine
@@ -106,14 +108,15 @@ def measure_speed(
     """Measures a model's forward pass, fused for inference, on seeded noise.
 
     Args:
-        model: the name of an architecture or model, with random weights, which take the same time; or a weights file.
-        config: what is measured, and how.
+        model: name of an architecture or a model, which gets random weights (they take the same time); or a weights
+            file; or an exported file, which runs in its own runtime.
+        config: what to measure, and how.
         started: called once with the number of units of work.
-        advance: called with how many of them are done.
-        announce: called with a line where peak memory could not be measured.
+        advance: called with the number of units that were done.
+        announce: called with a line if peak memory could not be measured.
 
     Raises:
-        XCiTError: if there is no such model, or it can't take images of such a size.
+        XCiTError: if there is no such model, or it does not accept images of this size.
     """
     device = find_device(config.device) if config.device is not None else default_device()
     threads = torch.get_num_threads() if config.threads is None else config.threads
@@ -127,10 +130,11 @@ def measure_speed(
         for size in config.sizes
         for batch in config.batch_sizes
     ]
-    network = _build(model)
+    with settings(device, threads):  # an exported file takes its threads when it is opened
+        network = _build(model)
     kind = kind_of_config(network.config)
     if kind.float32_only and config.dtype != "float32":
-        raise XCiTError(f"{model}: a {kind.name} computes in float32 alone, not in {config.dtype}")
+        raise XCiTError(f"{model}: a {kind.name} computes only in float32, not in {config.dtype}")
     network = network.to(device, getattr(torch, config.dtype))
     started(len(passes) * (1 + config.rounds + in_processes))
     speeds = []
@@ -162,7 +166,7 @@ def measure_speed(
 
 @dataclass(frozen=True, kw_only=True)
 class _Pass:
-    """A forward pass, as plain values that go to another process."""
+    """The settings of a forward pass, as plain values that can be sent to another process."""
 
     model: str
     image_size: int
@@ -172,7 +176,7 @@ class _Pass:
     threads: int
 
     def of(self, network: Any) -> Callable[[], object]:
-        """The pass of a model that is in place and precision, as a function."""
+        """Returns a function that runs the pass with a model, which is already on the device and in the dtype."""
         kind = kind_of_config(network.config)
         generator = torch.Generator().manual_seed(SEED)
         channels = kind.backbone(network.config).in_channels
@@ -187,14 +191,16 @@ class _Pass:
 
 
 def measure_memory(request: dict[str, Any]) -> int:
-    """Bytes by which this process grows in a forward pass on the CPU."""
+    """Returns the bytes by which this process grows in a forward pass on the CPU."""
     one = from_dict(_Pass, request)
     torch.set_num_threads(one.threads)
     return resident_growth(one.of(_build(one.model).to(getattr(torch, one.dtype))))
 
 
 def _build(model: str) -> Any:
-    """The model fused: an architecture's, or a name's, with seeded random weights; a file's with its own."""
+    """Builds the fused model: an architecture or name gets seeded random weights, a file its own."""
+    if is_exported(model):
+        return load_exported(model)
     torch.manual_seed(SEED)
     if not is_file(model) and not is_known(model):
         return XCiT(ARCHITECTURES[find_architecture(model)]).eval().fuse()

@@ -1,4 +1,4 @@
-"""A trained model measured on a data set by its recipe: what `xcit test` does."""
+"""Measures a trained model on a data set by its recipe, for `xcit test`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,14 +9,17 @@ import torch
 
 from xcit.data.classification import is_folder_without_validation
 from xcit.errors import XCiTError
+from xcit.inference.full_size import asked_full_size
 from xcit.inference.reading import default_device
 from xcit.inference.segment import SlidingWindow
 from xcit.machine import find_device
 from xcit.measure.classification import measure_classifier
 from xcit.measure.detection import measure_detector
+from xcit.measure.listening import listening
 from xcit.measure.multi_label import measure_multi_label
 from xcit.measure.result import Measuring, TestResult
 from xcit.measure.segmentation import measure_segmenter
+from xcit.streaming import Memory
 from xcit.training.recipes import get_recipe
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.detection import DetectionConfig
@@ -40,95 +43,127 @@ def test(
     stem_strides: Sequence[int] | None = None,
     window: SlidingWindow | None = None,
     holdout: float | None = None,
+    class_map: str | os.PathLike[str] | None = None,
     ignore_index: int | None = None,
     ignore_exif: bool = False,
+    full_size: bool = False,
+    memory: Memory = None,
     batch_size: int = 64,
     num_workers: int = 2,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-    started: Callable[[int], None] = lambda _: None,
-    report: Callable[[int], None] = lambda _: None,
-    announce: Callable[[str], None] = lambda _: None,
+    started: Callable[[int], None] | None = None,
+    report: Callable[[int], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> TestResult:
-    """Measures a checkpoint on labelled data, as a recipe prepares them.
+    """Measures a checkpoint on labelled data, with a recipe's preprocessing.
 
     Args:
-        config: a recipe's name, or the path of an mmpretrain config of that name, or a run's YAML file.
+        config: a recipe's name, the path of an mmpretrain config of that name, or a run's YAML file.
         checkpoint: a path, a URL or a name of the zoo; a path may have a key after it (see `get_model`).
-        data: a folder or a known name: of images by class (see `open_labelled_images`), with lists of classes
-            (`open_multi_label`), of scenes with label maps (`open_scenes`) or of annotated images (`open_coco`), as the
-            recipe's task has it.
-        protocol: of classification: prepare images by this published protocol instead of the recipe's (mmpretrain's).
-        mean: of the channels, of pixels in 0..1, in place of the model's or the recipe's; one number is for all.
-        std: likewise.
-        size: pixels a side of a classifier's input, or of the short side of an image, in place of the recipe's.
-        stem_strides: of the model, in place of the recipe's (see `XCiTConfig`).
-        window: of segmentation: how to go over an image; none takes it whole, as the published figures were measured.
-        holdout: of classification: measure the images that a run with this `holdout` on these data was watched by, a
-            number or a share of them; none takes a run's own where `config` is that run's and `data` its data.
-        ignore_index: of segmentation: a label whose pixels do not count, in place of the recipe's.
-        ignore_exif: of segmentation and detection: label maps and boxes were drawn on the pixels as they are stored,
-            not as a viewer turns them; also where the recipe does not say so.
-        batch_size: of classification: images a forward pass. Segmenters and detectors take one at a time.
-        num_workers: processes that read images.
-        device: where to compute; none is a GPU if there is one, else the CPU.
-        dtype: float32, or bfloat16 or float16: for autocast of a classifier, for a segmenter's weights too; detectors
-            are measured in float32 alone.
+        data: a folder or a known name. By the recipe's task it has images by class (see `open_labelled_images`), images
+            with lists of classes (`open_multi_label`), scenes with label maps (`open_scenes`) or annotated images
+            (`open_coco`).
+        protocol: for classification: use the preprocessing of this published protocol instead of the recipe's
+            (mmpretrain's).
+        mean: mean of the channels, for pixels in 0..1, instead of the model's or the recipe's; one number applies to
+            all.
+        std: standard deviation of the channels, likewise.
+        size: side of a classifier's input, or short side of an image, in pixels, instead of the recipe's.
+        stem_strides: strides of the model's stem, instead of the recipe's (see `XCiTConfig`).
+        window: for segmentation: slides a window over an image. None takes the whole image, as for the published
+            figures.
+        holdout: for classification: measure the images that a run with this `holdout` held out, given as a number or a
+            share. None takes the run's own value if `config` belongs to a run and `data` is its data.
+        class_map: for classification: a file that says which of the model's classes (by name, id or index) is meant by
+            a name in the data (see `read_class_map`). None takes the run's own if `config` belongs to a run and `data`
+            is its data.
+        ignore_index: for segmentation: a label whose pixels do not count, instead of the recipe's.
+        ignore_exif: for segmentation and detection: label maps and boxes refer to the stored pixels, and not to the
+            image as a viewer rotates it. True overrides the recipe.
+        full_size: for segmentation and detection: take images at their own size, however large, in stripes.
+        memory: with `full_size`: the most memory to use beside the loaded model (see `xcit.streaming.Budget`).
+        batch_size: for classification: images per forward pass. Segmenters and detectors take one image at a time.
+        num_workers: number of processes that read images.
+        device: where to compute; None means a GPU if there is one, else the CPU.
+        dtype: float32, or bfloat16 or float16. A classifier uses it for autocast, a segmenter also for its weights.
+            Detectors are measured only in float32.
         started: called once with the number of images.
         report: called with the number of images of each batch.
-        announce: called with lines for people: which classes were found, and what is not as it should be.
+        announce: called with lines for the user: the classes that were found, and problems in the data. Without these
+            three arguments, a progress bar is shown if standard error is a terminal, with the lines above it.
 
     Returns:
-        What was measured, by task: its `report` is a `ClassificationReport`, `MultiLabelReport`, `SegmentationReport`
-        or `DetectionReport`.
+        The result; its `report` is a `ClassificationReport`, `MultiLabelReport`, `SegmentationReport` or
+        `DetectionReport`, by task.
 
     Raises:
-        XCiTError: before anything is loaded or downloaded if recipe, data or what is asked for are wrong; then if the
-            checkpoint can't be had, does not fit the recipe, or has other classes than the data.
+        XCiTError: if recipe, data or arguments are wrong (before anything is loaded or downloaded), or if the
+            checkpoint can't be loaded, does not fit the recipe, or has other classes than the data.
     """
     recipe = get_recipe(config)
     if stem_strides is not None:
         recipe = replace(recipe, model=Changes(stem_strides=stem_strides).of(recipe.model))
-    if protocol is not None and not isinstance(recipe, ClassificationConfig):
-        raise XCiTError(f"{recipe.name} trains no classifier: the published protocols do not apply to it")
-    if window is not None and not isinstance(recipe, SegmentationConfig):
-        raise XCiTError(f"{recipe.name} trains no segmenter: no window goes over its images")
-    if holdout is not None and not isinstance(recipe, ClassificationConfig):
-        raise XCiTError(f"{recipe.name} trains no classifier of one class an image: nothing is held out")
-    if ignore_index is not None and not isinstance(recipe, SegmentationConfig):
-        raise XCiTError(f"{recipe.name} trains no segmenter: there are no labels to ignore")
-    if ignore_exif:
-        if not isinstance(recipe, SegmentationConfig | DetectionConfig):
-            raise XCiTError(f"{recipe.name} has no label maps or boxes that were drawn on stored pixels")
-        recipe = replace(recipe, ignore_exif=True)
+    for given, kinds, reason in (
+        (protocol, ClassificationConfig, "trains no classifier: the published protocols do not apply to it"),
+        (window, SegmentationConfig, "trains no segmenter: no window goes over its images"),
+        (holdout, ClassificationConfig, "trains no classifier with one class per image: nothing is held out"),
+        (class_map, ClassificationConfig, "trains no classifier with one class per image: it takes no class map"),
+        (ignore_index, SegmentationConfig, "trains no segmenter: there are no labels to ignore"),
+        (
+            ignore_exif or None,
+            SegmentationConfig | DetectionConfig,
+            "has no label maps or boxes that were drawn on stored pixels",
+        ),
+        (
+            full_size or None,
+            SegmentationConfig | DetectionConfig,
+            "trains no segmenter or detector: its images are not taken at their own size",
+        ),
+    ):
+        if given is not None and not isinstance(recipe, kinds):
+            raise XCiTError(f"{recipe.name} {reason}")
+    if isinstance(recipe, SegmentationConfig | DetectionConfig):
+        recipe = replace(recipe, ignore_exif=recipe.ignore_exif or ignore_exif)
+    if full_size and window is not None:
+        raise XCiTError("give a window, or full_size, not both")
+    whole = asked_full_size(full_size, memory)
     place = find_device(device) if device is not None else default_device()
-    how = Measuring(
-        num_workers=num_workers, device=place, dtype=dtype, started=started, report=report, announce=announce
-    )
-    if isinstance(recipe, ClassificationConfig):
-        return measure_classifier(
-            recipe,
-            checkpoint,
-            data,
-            how,
-            protocol=protocol,
-            prepared=lambda spec: spec.changed(mean=mean, std=std, size=size),
-            batch_size=batch_size,
-            holdout=_own_holdout(recipe, data) if holdout is None else holdout,
+    with listening("test", started, report, announce) as listener:
+        how = Measuring(
+            num_workers=num_workers,
+            device=place,
+            dtype=dtype,
+            started=listener.started,
+            report=listener.report,
+            announce=listener.announce,
+            full_size=whole,
         )
-    if isinstance(recipe, MultiLabelConfig):
-        recipe = replace(recipe, preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size))
-        return measure_multi_label(recipe, checkpoint, data, how, batch_size=batch_size)
-    if isinstance(recipe, SegmentationConfig):
-        recipe = replace(
-            recipe,
-            preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size),
-            ignore_index=recipe.ignore_index if ignore_index is None else ignore_index,
-        )
-        return measure_segmenter(recipe, checkpoint, data, how, window=window)
-    if isinstance(recipe, DetectionConfig):
-        recipe = replace(recipe, model=recipe.model.prepared(mean=mean, std=std, size=size))
-        return measure_detector(recipe, checkpoint, data, how)
+        if isinstance(recipe, ClassificationConfig):
+            return measure_classifier(
+                recipe,
+                checkpoint,
+                data,
+                how,
+                protocol=protocol,
+                prepared=lambda spec: spec.changed(mean=mean, std=std, size=size),
+                batch_size=batch_size,
+                holdout=_own_holdout(recipe, data) if holdout is None else holdout,
+                class_map=_own_class_map(recipe, data) if class_map is None else os.fspath(class_map),
+            )
+        if isinstance(recipe, MultiLabelConfig):
+            recipe = replace(recipe, preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size))
+            return measure_multi_label(recipe, checkpoint, data, how, batch_size=batch_size)
+        if isinstance(recipe, SegmentationConfig):
+            recipe = replace(
+                recipe,
+                preprocessing=recipe.preprocessing.changed(mean=mean, std=std, size=size),
+                ignore_index=recipe.ignore_index if ignore_index is None else ignore_index,
+            )
+            return measure_segmenter(recipe, checkpoint, data, how, window=window)
+        if isinstance(recipe, DetectionConfig):
+            recipe = replace(recipe, model=recipe.model.prepared(mean=mean, std=std, size=size))
+            return measure_detector(recipe, checkpoint, data, how)
     raise XCiTError(
         f"{recipe.name} trains no classifier, no segmenter and no detector; features are measured by `xcit knn` and "
         "`xcit linear`"
@@ -136,7 +171,13 @@ def test(
 
 
 def _own_holdout(recipe: ClassificationConfig, data: str) -> float:
-    """What a run held out of a folder, where the config is the run's and the folder the one it was trained on."""
+    """Returns what a run held out, if the config is that run's and the folder is the one that it was trained on."""
     if not recipe.holdout or not recipe.data or not is_folder_without_validation(data):
         return 0
     return recipe.holdout if Path(recipe.data).resolve() == Path(data).resolve() else 0
+
+
+def _own_class_map(recipe: ClassificationConfig, data: str) -> str:
+    """A run's class map, where the config is the run's and the data are what it was trained on or watched by."""
+    own = [Path(place).resolve() for place in (recipe.data, recipe.val_data) if place]
+    return recipe.class_map if Path(data).resolve() in own else ""

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 from xcit.models.hosts import ReadableConfig, keeps_notes
 
 PATCH_SIZES = (4, 8, 16)
@@ -17,16 +17,27 @@ GlobalPool = Literal["cls", "avg", "none"]
 class XCiTConfig(ReadableConfig):
     """Shape of an XCiT.
 
-    `stem_strides` are those of the stem's 3x3 convolutions, each 1 or 2, where they are not all 2; `patch_size` is then
-    their product, whatever it was given as: (1, 1, 2, 2) takes the weights of a stem for patches of 16, and makes
-    patches of 4. Empty, the usual case, means log2(patch_size) convolutions of stride 2.
-
-    `layer_scale` is the start of the learned residual scales; `tokens_norm` says whether the second norm of a class
-    attention block covers all tokens or only the class token; `cls_depth` 0 makes a backbone of patch tokens alone,
-    with no class token, no class attention and no final norm; `num_classes` 0 leaves the classifier out.
+    Attributes:
+        patch_size: side of a patch in pixels: 4, 8 or 16. The stem then has log2(patch_size) convolutions of stride 2.
+        embed_dim: width D of the tokens.
+        depth: number of XCA blocks.
+        num_heads: heads of each attention.
+        mlp_ratio: width of an MLP's hidden layer, divided by D.
+        qkv_bias: whether queries, keys and values have a bias.
+        cls_depth: number of class attention blocks. With 0 the model is a backbone of patch tokens: it has no class
+            token, no class attention and no final norm.
+        tokens_norm: whether the second norm of a class attention block covers all tokens, or only the class token.
+        layer_scale: first value of the learned scales of the residual branches.
+        in_channels: channels of the images.
+        num_classes: classes of the head; 0 for no head.
+        global_pool: which feature the head reads: the class token, the mean of the patch tokens, or every token.
+        drop_path_rate: probability of stochastic depth.
+        stem_strides: strides (1 or 2) of the stem's 3x3 convolutions, if they are not all 2. `patch_size` is then their
+            product, whatever value was given: (1, 1, 2, 2) takes the weights of a stem for patches of 16 pixels, and
+            makes patches of 4.
 
     Raises:
-        XCiTError: if a field has an impossible value, or two fields do not fit.
+        XCiTError: if a field has an impossible value, or two fields contradict each other.
     """
 
     patch_size: int = 16
@@ -53,20 +64,20 @@ class XCiTConfig(ReadableConfig):
         if strides:
             need(all(stride in (1, 2) for stride in strides), f"stem_strides are {strides}, each must be 1 or 2")
             usual, product = 2 ** len(strides), math.prod(strides)
-            # What `replace` leaves of the config before: then the strides are not those of this patch.
+            # `dataclasses.replace` passes the patch size from before the change, which is not that of the new strides.
             need(
                 self.patch_size in (usual, product, XCiTConfig.patch_size),
                 f"patch_size is {self.patch_size}, but stem_strides {strides} make patches of {product}",
             )
             object.__setattr__(self, "patch_size", product)
-            # One shape has one spelling.
+            # Each shape has only one spelling, so that equal shapes compare equal.
             object.__setattr__(self, "stem_strides", () if product == usual and usual in PATCH_SIZES else strides)
         if not self.stem_strides:
-            need(self.patch_size in PATCH_SIZES, f"patch_size is {self.patch_size}, must be one of {PATCH_SIZES}")
+            check_field(self, "patch_size", self.patch_size in PATCH_SIZES, f"one of {PATCH_SIZES}")
         for name in ("embed_dim", "depth", "num_heads", "in_channels"):
-            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be at least 1")
+            check_field(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("cls_depth", "num_classes"):
-            need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, must be at least 0")
+            check_field(self, name, getattr(self, name) >= 0, "at least 0")
         narrowing = 2 ** (len(self.strides) - 1)
         need(
             self.embed_dim % narrowing == 0,
@@ -76,11 +87,9 @@ class XCiTConfig(ReadableConfig):
             self.embed_dim % self.num_heads == 0,
             f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}",
         )
-        need(
-            math.isfinite(self.mlp_ratio) and self.hidden_dim >= 1,
-            f"mlp_ratio is {self.mlp_ratio}, must be positive and finite",
-        )
-        need(0 <= self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}, must be in [0, 1)")
+        is_wide = math.isfinite(self.mlp_ratio) and self.hidden_dim >= 1
+        check_field(self, "mlp_ratio", is_wide, "positive and finite")
+        check_field(self, "drop_path_rate", 0 <= self.drop_path_rate < 1, "in [0, 1)")
         need(
             self.global_pool in ("cls", "avg", "none"),
             f"global_pool is {self.global_pool!r}, must be 'cls', 'avg' or 'none'",
@@ -97,5 +106,5 @@ class XCiTConfig(ReadableConfig):
 
     @property
     def hidden_dim(self) -> int:
-        """Width inside the MLPs."""
+        """Width of the MLPs' hidden layer."""
         return int(self.embed_dim * self.mlp_ratio)

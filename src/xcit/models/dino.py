@@ -1,6 +1,7 @@
 """DINO (arXiv 2104.14294): a backbone with a projection head, as a student and as the teacher that follows it.
 
-Shapes: `B` images, `V` crops of each, two of them global and first, `D` width of the backbone, `K` outputs of the head.
+Shapes: `B` images, `V` crops of each image (the first two are global), `D` width of the backbone, `K` outputs of the
+head.
 """
 
 import math
@@ -13,20 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 from xcit.models.config import XCiTConfig
 from xcit.models.first_values import reset_within
 from xcit.models.xcit import XCiT
 
 NUM_GLOBAL = 2
-"""Global crops: what the teacher sees."""
+"""The number of global crops, which are those that the teacher sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DINOHeadConfig:
     """Widths of a projection head: D, `hidden_dim` twice, `bottleneck_dim`, `out_dim`.
 
-    `norm_last_layer` keeps the rows of the last layer at length 1; without it their lengths are learned.
+    With `norm_last_layer` the rows of the last layer have length 1; without it their lengths are learned.
     """
 
     out_dim: int = 65536
@@ -36,15 +37,14 @@ class DINOHeadConfig:
 
     def __post_init__(self) -> None:
         for name in ("out_dim", "hidden_dim", "bottleneck_dim"):
-            if getattr(self, name) < 1:
-                raise XCiTError(f"DINOHeadConfig: {name} is {getattr(self, name)}, must be at least 1")
+            check_field(self, name, getattr(self, name) >= 1, "at least 1")
 
 
 class WeightNormLinear(nn.Module):
     """A linear layer without bias whose weight is `weight_g` * `weight_v` / |`weight_v`|, row by row.
 
-    The two are named as in the published checkpoints (weight normalisation, arXiv 1602.07868). The product is computed
-    in float32: DINO's temperatures magnify a rounding of 16 bits tenfold and more.
+    The parameters have the names of the published checkpoints (weight normalisation, arXiv 1602.07868). The product is
+    computed in float32, because DINO's temperatures multiply the rounding errors of 16 bits by ten or more.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -54,19 +54,19 @@ class WeightNormLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Directions as the rows of torch's linear layers have them, lengths 1."""
+        """Draws the directions as torch draws the rows of a linear layer, and sets the lengths to 1."""
         nn.init.ones_(self.weight_g)
         nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (..., in_features) to (..., out_features)."""
+        """Maps features (..., in_features) to (..., out_features)."""
         with torch.autocast(features.device.type, enabled=False):
             weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
             return F.linear(features.to(weight.dtype), weight)
 
 
 class DINOHead(nn.Module):
-    """The projection head: features (B, D) to logits (B, K), which are cosines where the last layer is normed."""
+    """The projection head: features (B, D) to logits (B, K). With a normalised last layer the logits are cosines."""
 
     def __init__(self, embed_dim: int, config: DINOHeadConfig) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class DINOHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, K), float32 under autocast too."""
+        """Returns logits (B, K), which are float32 also under autocast."""
         logits: Tensor = self.last_layer(F.normalize(self.mlp(features), dim=-1))
         return logits
 
@@ -102,10 +102,10 @@ class DINOBranch(nn.Module):
         self.head = head
 
     def forward(self, crops: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Crops (B, C, h, w), those of one size side by side and computed together.
+        """Computes features and logits of crops (B, C, h, w); adjacent crops of one size are computed as one batch.
 
         Returns:
-            Features (V*B, D) and logits (V*B, K), the first crop's first.
+            Features (V*B, D) and logits (V*B, K), in the order of the crops.
         """
         groups = [torch.cat(list(group)) for _, group in groupby(crops, key=lambda crop: crop.shape[-2:])]
         features = torch.cat([self.backbone(group) for group in groups])
@@ -113,27 +113,27 @@ class DINOBranch(nn.Module):
 
 
 class DINOOutput(NamedTuple):
-    """What a pass over the crops of a batch gives."""
+    """The outputs for the crops of a batch."""
 
     student_logits: Tensor  # (V*B, K)
     teacher_logits: Tensor  # (2*B, K), of the global crops, without gradient
-    teacher_features: Tensor  # (2*B, D), likewise
+    teacher_features: Tensor  # (2*B, D), of the global crops, without gradient
     center: Tensor  # (1, K)
 
 
 class DINO(nn.Module):
-    """Student and teacher, equal at the start but for stochastic depth, which the student alone has.
+    """Student and teacher. They start equal, except that only the student has stochastic depth.
 
-    No gradient goes into the teacher: it is for the training to move it after the student, and the centre after the
-    teacher's logits.
+    The teacher gets no gradient: the training task moves it towards the student, and moves the centre towards the mean
+    of the teacher's logits.
 
     Attributes:
         student: backbone and head.
-        teacher: likewise; its parameters are frozen.
-        center: (1, K), what is subtracted from the teacher's logits.
+        teacher: backbone and head, with frozen parameters.
+        center: (1, K), subtracted from the teacher's logits.
 
     Raises:
-        XCiTError: if the backbone has a classifier, or gives no single feature an image.
+        XCiTError: if the backbone has a classifier, or gives more than one feature per image.
     """
 
     center: Tensor
@@ -145,7 +145,7 @@ class DINO(nn.Module):
                 f"DINO trains a backbone without a classifier: set model.num_classes {config.num_classes} to 0"
             )
         if config.global_pool == "none":
-            raise XCiTError("DINO needs one feature an image: set model.global_pool to cls or avg")
+            raise XCiTError("DINO needs one feature per image: set model.global_pool to cls or avg")
         self.student = DINOBranch(XCiT(config), DINOHead(config.embed_dim, head))
         self.teacher = DINOBranch(XCiT(replace(config, drop_path_rate=0.0)), DINOHead(config.embed_dim, head))
         self.teacher.requires_grad_(False)
@@ -153,7 +153,7 @@ class DINO(nn.Module):
         self._init_parts()
 
     def reset_parameters(self) -> None:
-        """First values as at construction, random and all: what is learned is lost."""
+        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
         reset_within(self)
         self._init_parts()
 
@@ -162,11 +162,11 @@ class DINO(nn.Module):
         nn.init.zeros_(self.center)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes the student's blocks in the backward pass (timm's name); the teacher has none."""
+        """Recomputes the student's blocks in the backward pass (timm's name); the teacher has no backward pass."""
         self.student.backbone.set_grad_checkpointing(enable)
 
     def forward(self, crops: Sequence[Tensor]) -> DINOOutput:
-        """The student on all crops, the teacher on the first two."""
+        """Runs the student on all crops, and the teacher on the global ones."""
         with torch.no_grad():
             teacher_features, teacher_logits = self.teacher(crops[:NUM_GLOBAL])
         _, student_logits = self.student(crops)

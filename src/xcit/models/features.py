@@ -1,4 +1,4 @@
-"""Feature maps by a call, as timm's `features_only` gives them."""
+"""A module that returns feature maps when it is called, as timm's `features_only` does."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,37 +9,37 @@ from xcit.models.xcit import XCiT
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """One dictionary a map, from the first block on: "num_chs", "reduction" (its stride) and "module"."""
+    """One dictionary per map, in the order of the blocks: "num_chs", "reduction" (the stride) and "module"."""
 
     def channels(self) -> list[int]:
-        """Width of each map."""
+        """Returns the number of channels of each map."""
         return [one["num_chs"] for one in self]
 
     def reduction(self) -> list[int]:
-        """Pixels of the image a pixel of each map."""
+        """Returns the stride of each map, in pixels of the image."""
         return [one["reduction"] for one in self]
 
     def module_name(self) -> list[str]:
-        """The block that each map is taken after."""
+        """Returns the name of the block after which each map is taken."""
         return [one["module"] for one in self]
 
 
 class FeatureMaps(nn.Module):
-    """An XCiT whose call gives maps (B, D, H, W), one for each of some blocks.
+    """An XCiT that returns maps (B, D, H, W) when it is called, one for each of the chosen blocks.
 
-    Blocks after the last of them are dropped.
+    Blocks after the last chosen one are removed.
 
     Args:
-        model: which is changed.
-        out_indices: the last n blocks for an int, else these; negative counts from the end.
+        model: the backbone, which is changed.
+        out_indices: an int means the last n blocks; negative indices count from the end.
 
     Attributes:
         model: the backbone.
         out_indices: the blocks, counted from 0.
-        feature_info: of the maps.
+        feature_info: description of the maps.
 
     Raises:
-        XCiTError: if there is no such block.
+        XCiTError: if the model has no such block.
     """
 
     def __init__(self, model: XCiT, out_indices: int | Sequence[int]) -> None:
@@ -49,7 +49,7 @@ class FeatureMaps(nn.Module):
         self.feature_info = FeatureInfo(model.feature_info[index] for index in self.out_indices)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps (B, D, H, W) of normalised images, from the first block on."""
+        """Returns maps (B, D, H, W) of normalised images, in the order of the blocks."""
         maps = self.model.forward_intermediates(images, self.out_indices, intermediates_only=True)
         assert isinstance(maps, list)
         return maps

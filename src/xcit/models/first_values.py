@@ -1,4 +1,4 @@
-"""First values of a model whose memory is not set: built on the meta device, then given memory by `to_empty`."""
+"""Sets the first values of a model that was built on the meta device and then given memory by `to_empty`."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 def reset_within(model: nn.Module) -> None:
-    """Gives each module below a model its first values: parts before the modules that are made of them.
+    """Sets the first values of each module within a model, inner modules before the modules that contain them.
 
-    A module of ours that has a say in the values of its parts has them in `_init_parts`; every other one has what it
-    owns itself in `reset_parameters`, as torch's layers do.
+    A module of ours that initialises the parts within it does so in `_init_parts`. Any other module initialises its own
+    parameters in `reset_parameters`, as torch's layers do.
     """
     for module in reversed([*model.modules()][1:]):
         reset: Any = getattr(module, "_init_parts", None) or getattr(module, "reset_parameters", None)

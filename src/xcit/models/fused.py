@@ -1,14 +1,14 @@
-"""XCiT for inference alone: the same outputs from fewer and smaller steps, in bounded memory.
+"""XCiT for inference only: the same outputs as the model for training, computed faster and in bounded memory.
 
-Batch norms become part of the convolutions before them, LayerScale of the last weights of each branch. Where the tokens
-are too many for the cache, a block goes over them in parts and adds to them where they lie: beside the tokens, only one
-part's intermediates exist at a time, whatever the size of the image.
+Batch norms are folded into the convolutions before them, and LayerScale into the last weights of each branch. Where
+the tokens do not fit the processor's cache, a block processes them in parts and updates them in place. Beside the
+tokens, only the intermediate results of one part are in memory, whatever the size of the image.
 
-Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels a head.
+Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels per head.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Self, TypeVar, cast
 
@@ -33,31 +33,32 @@ from xcit.models.plain import is_watched
 from xcit.models.stripes import ClassAttentionSums, SlidingStem, Sums, TensorTokens, pass_xca_block, spans, sums_of
 
 NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
-"""Numbers of the tokens in a part, by device: enough for full speed, few enough for the cache or a small GPU.
+"""How many elements (tokens times width) a part of the tokens has, by device type.
 
-The MLP makes four times as many of them.
+A part is large enough for full speed, and small enough for the cache or for a GPU with little memory. The hidden layer
+of the MLP has four times as many elements.
 """
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def tokens_at_once(tokens: Tensor) -> int | None:
-    """How many of the tokens (B, N, D), over all images, make a part; none where there are to be no parts."""
-    # The compiler fuses what it sees whole; a traced or exported graph has to serve every size.
+    """Returns how many of the tokens (B, N, D), over all images, make a part; None if they must not be split."""
+    # The compiler can only fuse operations that it sees as a whole. A traced or exported graph has to serve every size.
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit._trace.is_tracing():
         return None
     return max(1, NUMBERS_AT_ONCE.get(tokens.device.type, NUMBERS_AT_ONCE["cuda"]) // tokens.shape[-1])
 
 
 def stripe_rows(tokens: Tensor, width: int) -> int:
-    """Rows of `width` tokens (..., D) in a stripe: as many as the MLP takes at once, or one."""
+    """Returns how many rows of `width` tokens (..., D) make a stripe: as many as one part holds, and at least one."""
     at_once = tokens_at_once(tokens)
     assert at_once is not None
     return max(1, at_once // width)
 
 
 def parts(length: int, most: int | None) -> Iterator[tuple[int, int]]:
-    """(start, end) of parts of about equal length, each of at most `most`, or 1; all in one if there is no limit."""
+    """Yields (start, end) of parts of about equal length, at most `most` (or 1) each; one part if `most` is None."""
     num_parts = 1 if most is None else -(-length // max(1, most))
     return pairwise([0, *(length * i // num_parts for i in range(1, num_parts)), length])
 
@@ -72,7 +73,7 @@ _MEMBERS: dict[str, type[nn.Module]] = {"stem": ConvNorm, "blocks": XCABlock, "c
 
 
 def check_fusible(model: nn.Module) -> None:
-    """Refuses a model with parts that fusing would drop or alter: the final norm and the head alone are called as is.
+    """Checks that fusing would neither drop nor alter a part of the model; the final norm and the head are not fused.
 
     Raises:
         XCiTError: naming the first module that is wrapped, replaced, hooked or parametrised.
@@ -95,15 +96,15 @@ def check_fusible(model: nn.Module) -> None:
 
 
 def is_fused(model: nn.Module) -> bool:
-    """Whether the model, or one within it, is what `fuse` gives."""
+    """Whether the model, or a module within it, is the result of `fuse`."""
     return any(isinstance(module, FusedEmbedding) for module in model.modules())
 
 
 class Fusible(nn.Module):
-    """A model that has `fuse`: once fused, neither it nor a part of it goes into training mode."""
+    """A model with a method `fuse`. A fused model, and any model that contains one, refuses training mode."""
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's.
+        """Sets training or evaluation mode, as `nn.Module.train` does.
 
         Raises:
             XCiTError: if a fused model is to be trained; nothing has changed then.
@@ -114,9 +115,10 @@ class Fusible(nn.Module):
 
 
 class FusedEmbedding(nn.Module):
-    """`Stem` and `PositionCode` in one: image (B, in_channels, h, w) to tokens (B, N, D), H and W.
+    """`Stem` and `PositionCode` as one module: image (B, in_channels, h, w) to tokens (B, N, D), H and W.
 
-    A large image goes through in stripes of rows: else the stem's first map would be the peak of the model's memory.
+    A large image is processed in stripes of rows. Otherwise the first feature map of the stem would take more memory
+    than all else in the model.
     """
 
     def __init__(self, stem: Stem, position: PositionCode) -> None:
@@ -132,7 +134,7 @@ class FusedEmbedding(nn.Module):
             height, width = image.shape[2:]
             y, x = self.position.code(height, width)
             tokens = image.flatten(2).transpose(1, 2) + (y + x).flatten(0, 1)
-            return tokens.contiguous(), height, width  # for the blocks change them where they lie
+            return tokens.contiguous(), height, width  # the blocks change them in place
         height, width = self.grid(*image.shape[2:])
         tokens = image.new_empty(len(image), height, width, self.position.projection.out_channels)
         stripes = (image[:, :, start:end] for start, end in spans(image.shape[2], rows_at_once))
@@ -141,12 +143,12 @@ class FusedEmbedding(nn.Module):
         return tokens.flatten(1, 2), height, width
 
     def slide(self, stripes: Iterable[Tensor], height: int, width: int) -> Iterator[tuple[int, Tensor]]:
-        """The number of the first row, and rows of tokens (B, k, W, D), of an image that comes in stripes of rows.
+        """Yields tokens (B, k, W, D) of an image whose pixels arrive in stripes, with the number of their first row.
 
         Args:
             stripes: (B, in_channels, r, width) each.
             height: rows of pixels of all of them.
-            width: pixels a row.
+            width: pixels per row.
         """
         y, x = self.position.code(*self.grid(height, width))
         stem = SlidingStem(self.convs)
@@ -160,30 +162,40 @@ class FusedEmbedding(nn.Module):
             num_done = end
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """H and W of an image."""
+        """Returns H and W of the token grid of an image."""
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
             height, width = -(-height // conv.stride[0]), -(-width // conv.stride[1])
         return height, width
 
-    def pixel_rows_at_once(self, image: Tensor) -> int | None:
-        """Rows of pixels whose largest map of the stem is as large as a part of the tokens may be; none is all."""
-        at_once = tokens_at_once(image.new_empty(0, 1))
-        if at_once is None:
-            return None
-        numbers, stride = 0.0, 1  # a pixel's share of the largest map
+    def numbers_a_pixel(self) -> tuple[float, int]:
+        """The numbers that the stem's largest map has for each pixel of the image, and the stride of the stem."""
+        numbers, stride = 0.0, 1
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
             stride *= conv.stride[0]
             numbers = max(numbers, conv.out_channels / stride**2)
+        return numbers, stride
+
+    def pixel_rows_at_once(self, image: Tensor) -> int | None:
+        """Returns how many rows of pixels make the stem's largest map as large as a part of tokens; None means all."""
+        at_once = tokens_at_once(image.new_empty(0, 1))
+        if at_once is None:
+            return None
+        numbers, stride = self.numbers_a_pixel()
         return max(stride, int(at_once / (max(1, len(image) * image.shape[3]) * numbers)))
 
 
 class FusedXCABlock(nn.Module):
-    """`XCABlock` that changes its tokens (B, N, D), of an H x W grid, where they lie."""
+    """`XCABlock` that changes its tokens (B, N, D), of an H x W grid, in place.
+
+    Attributes:
+        form: XCA as a function; an export sets one that suits a graph.
+    """
 
     def __init__(self, block: XCABlock) -> None:
         super().__init__()
+        self.form: Callable[..., Tensor] = ops.xca
         self.norm_xca, self.norm_lpi, self.norm_mlp = block.norm_xca, block.norm_lpi, block.norm_mlp
         self.temperature, self.qkv = block.xca.temperature, block.xca.qkv
         self.proj = scale_outputs(block.xca.proj, block.scale_xca)
@@ -194,7 +206,7 @@ class FusedXCABlock(nn.Module):
         self.fc1, self.fc2 = block.mlp.fc1, scale_outputs(block.mlp.fc2, block.scale_mlp)
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        if is_watched(self):  # what a hook has seen go in must not change
+        if is_watched(self):  # a hook may keep the input, which must then not change
             tokens = tokens.clone()
         num_tokens, at_once = tokens.shape[1], tokens_at_once(tokens)
         if at_once is None:
@@ -219,13 +231,16 @@ class FusedXCABlock(nn.Module):
         tokens += self._mixed(tokens)
 
     def _mixed(self, tokens: Tensor) -> Tensor:
-        """XCA's output (B, N, D)."""
-        return ops.xca(
+        """Returns the output of XCA (B, N, D)."""
+        return self.form(
             self.norm_xca(tokens), self.qkv.weight, self.qkv.bias, self.temperature, self.proj.weight, self.proj.bias
         )
 
     def mixing(self, sums: Sums) -> tuple[Tensor, Tensor]:
-        """XCA of one image as a matrix (D, D) and a row (D,): see `ops.mixing_matrix`. In the precision of its sums."""
+        """Returns XCA of one image as a matrix (D, D) and a row (D,), in the dtype of the weights.
+
+        See `ops.mixing_matrix`. Both are computed in the precision of the sums.
+        """
         wide = sums.gram.dtype
         weight, bias = self.qkv.weight.to(wide), None if self.qkv.bias is None else self.qkv.bias.to(wide)
         attention = ops.attention_from_gram(
@@ -236,18 +251,18 @@ class FusedXCABlock(nn.Module):
         return matrix[0].to(dtype), row[0, 0].to(dtype)
 
     def _lpi(self, normed: Tensor) -> Tensor:
-        """LPI of normed tokens (B, H, W, D), channels last as they lie."""
+        """Returns LPI of normalised tokens (B, H, W, D), in the same layout."""
         image = normed.permute(0, 3, 1, 2)
         dim = image.shape[1]
         image = F.conv2d(image, self.conv1.weight, self.conv1.bias, padding=1, groups=dim)
         image = torch.ops.aten.gelu_(image)
-        # Not part of the second convolution: that one pads what comes out of the norm.
+        # The norm can't be folded into the second convolution: that convolution pads the output of the norm with zeros.
         image.mul_(self.norm_scale).add_(self.norm_shift)
         image = F.conv2d(image, self.conv2.weight, self.conv2.bias, padding=1, groups=dim)
         return image.permute(0, 2, 3, 1)
 
     def add_mlp(self, tokens: Tensor) -> None:
-        """Adds the MLP to tokens (n, D) where they lie, so many at a time as fit the cache."""
+        """Adds the output of the MLP to tokens (n, D) in place, one part after another."""
         for start, end in parts(len(tokens), tokens_at_once(tokens)):
             part = tokens[start:end]
             hidden = torch.ops.aten.gelu_(self.fc1(self.norm_mlp(part)))
@@ -255,7 +270,7 @@ class FusedXCABlock(nn.Module):
 
 
 class FusedClassAttentionBlock(nn.Module):
-    """`ClassAttentionBlock` on class token (B, 1, D) and patches (B, N, D) apart; these change where they lie."""
+    """`ClassAttentionBlock` on a class token (B, 1, D) and separate patch tokens (B, N, D), which change in place."""
 
     def __init__(self, block: ClassAttentionBlock) -> None:
         super().__init__()
@@ -265,7 +280,7 @@ class FusedClassAttentionBlock(nn.Module):
         self.mlp, self.scale_mlp = block.mlp, block.scale_mlp
 
     def forward(self, cls: Tensor, patches: Tensor, patches_wanted: bool) -> Tensor:
-        """The class token after the block; the patches are brought there too only where they are wanted."""
+        """Returns the class token after the block. The patch tokens are updated only if `patches_wanted` is true."""
         at_once, attn = tokens_at_once(patches), self.attn
         if at_once is None or patches.shape[:2].numel() <= at_once:
             normed_cls, normed = self.norm_attn(cls), self.norm_attn(patches)
@@ -285,43 +300,48 @@ class FusedClassAttentionBlock(nn.Module):
         return self.finish(cls, attention.value())
 
     def moved(self, patches: Tensor, normed: Tensor) -> Tensor:
-        """Patches (..., D), and the same after `norm_attn`, as they leave the block."""
+        """Returns the patch tokens (..., D) after the block.
+
+        Args:
+            patches: the tokens before the block.
+            normed: the same tokens after `norm_attn`.
+        """
         moved = torch.addcmul(patches, normed, self.scale_attn)
         return (self.norm_mlp(moved) if self.tokens_norm else moved).mul_(2)
 
     def finish(self, cls: Tensor, value: Tensor) -> Tensor:
-        """The class token (B, 1, D) after the block, given what it attends to, (B, D)."""
+        """Returns the class token (B, 1, D) after the block, from the output of the attention (B, D)."""
         cls = self.norm_mlp(cls + self.scale_attn * self.attn.proj(value)[:, None])
         return cls + self.scale_mlp * self.mlp(cls)
 
 
 def norm_line(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift (channels,) of a batch norm in evaluation, in float64."""
+    """Returns scale and shift (channels,) of a batch norm in evaluation mode, in float64."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
 
 def fold_norm(layer: ConvNorm) -> nn.Conv2d:
-    """The convolution and its norm as one convolution."""
+    """Folds the norm of a layer into its convolution."""
     scale, shift = norm_line(layer.norm)
     return with_numbers(layer.conv, layer.conv.weight * scale.view(-1, 1, 1, 1), shift)
 
 
 def scale_outputs(layer: Layer, scale: Tensor) -> Layer:
-    """The layer with its outputs multiplied by a vector (outputs,)."""
+    """Returns a copy of the layer with its outputs multiplied by `scale` (outputs,)."""
     assert layer.bias is not None
     scale = scale.double()
     return with_numbers(layer, layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)), layer.bias * scale)
 
 
 def with_numbers(layer: Layer, weight: Tensor, bias: Tensor) -> Layer:
-    """A copy of the layer with other numbers."""
+    """Returns a copy of the layer with this weight and bias."""
     layer = copy.deepcopy(layer)
     layer.weight, layer.bias = frozen(weight, like=layer.weight), frozen(bias, like=layer.weight)
     return layer
 
 
 def frozen(value: Tensor, like: Tensor) -> nn.Parameter:
-    """A parameter that is not learned, in the precision of another."""
+    """Returns a parameter without gradient, in the dtype of `like`."""
     return nn.Parameter(value.to(like.dtype), requires_grad=False)

@@ -1,6 +1,6 @@
-"""What other people's programs do with `model.config`: they read it as a dictionary or JSON, and write notes on it.
+"""Calls by which other programs use `model.config`: they read it as a dictionary or as JSON, and set attributes on it.
 
-Hugging Face's Trainer, for one, sets `model.config.use_cache` on every model that has a config.
+For example, Hugging Face's Trainer sets `model.config.use_cache` on every model that has a config.
 """
 
 import dataclasses
@@ -14,22 +14,22 @@ Config = TypeVar("Config")
 
 
 class ReadableConfig:
-    """The calls by which hosts read a config: the fields alone, without what a host wrote on it."""
+    """Methods by which other programs read a config. They see the fields, and no attribute that was added later."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, nested configs as dictionaries."""
+        """Returns the fields; nested configs become dictionaries."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def to_json_string(self) -> str:
-        """The fields as JSON."""
+        """Returns the fields as JSON."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
 def keeps_notes(kind: type[Config]) -> type[Config]:
-    """Lets a frozen dataclass take attributes that are no fields, for a host that writes them on every model's config.
+    """Lets a frozen dataclass accept attributes that are not fields, because some programs set them on every config.
 
-    They belong to this one object: they are not stored, compared or copied by `dataclasses.replace`. A field stays
-    frozen, and a name that is nearly a field's is an `XCiTError` that gives the right one.
+    They belong to this object only: they are not stored, not compared, and not copied by `dataclasses.replace`. The
+    fields stay frozen. A name that is close to a field's name raises an `XCiTError` that gives the right name.
     """
     frozen = kind.__setattr__
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a person needs beside the weights to use a model's numbers: its preprocessing and its class names."""
+"""What a model needs beside its weights: the preprocessing of its images and the names of its classes."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """Name, class names in the order of the logits (empty when unknown) and preprocessing of a model with weights.
+    """Name, class names in the order of the logits (empty if unknown) and preprocessing of a model with weights.
 
-    `class_ids` are the names of the classes' folders on disk where these differ from the names (ImageNet's wnids). With
-    `is_multi_label` an image may be of several classes: each logit has a probability of its own, its sigmoid.
-    `assumed` says that the weights themselves did not tell how to prepare images: the name did that they were loaded
-    under, or what is usual for such weights.
+    `class_ids` are the names of the classes' folders on disk where they differ from the class names (ImageNet's wnids).
+    With `is_multi_label` an image may have several classes, and the sigmoid of each logit is a separate probability.
+    `assumed` is true if the weights did not contain the preprocessing. It then follows from the name under which they
+    were loaded, or from what is usual for such weights.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """The layers of XCiT: conv stem, position code, XCA, LPI, class attention, and the two blocks made of them.
 
-Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads. No layer works in place.
+Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads. No layer changes its input in place.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ NORM_EPS = 1e-6
 
 
 class ConvNorm(nn.Module):
-    """A 3x3 convolution without bias, then batch normalisation: ceil(n/stride) pixels a side come out."""
+    """A 3x3 convolution without bias, then batch normalisation. A side of n pixels becomes ceil(n / stride)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 2) -> None:
         super().__init__()
@@ -32,9 +32,9 @@ class ConvNorm(nn.Module):
 
 
 class Stem(nn.Sequential):
-    """Image (B, in_channels, h, w) to patches (B, D, H, W) by a convolution for each stride, GELU between them.
+    """Turns an image (B, in_channels, h, w) into patches (B, D, H, W): one `ConvNorm` per stride, with GELU between.
 
-    Widths double up to D: D/8, D/4, D/2, D of four convolutions.
+    The widths double up to D: with four convolutions they are D/8, D/4, D/2 and D.
     """
 
     def __init__(self, in_channels: int, embed_dim: int, strides: Sequence[int]) -> None:
@@ -48,7 +48,7 @@ class Stem(nn.Sequential):
 
 
 class PositionCode(NotScripted, nn.Module):
-    """Fourier code of the token grid, projected to the width: (1, N, D) for any grid."""
+    """Fourier code of the token grid, projected to the width D. The result is (1, N, D) for any grid."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -66,10 +66,10 @@ class PositionCode(NotScripted, nn.Module):
         return projected.flatten(2).transpose(1, 2)
 
     def code(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Terms (H, 1, D) and (W, D) whose sum is the code of the grid."""
+        """Returns terms (H, 1, D) and (W, D) whose broadcast sum is the code of the grid."""
         weight, bias = self.projection.weight.flatten(1), self.projection.bias
-        # The code of (y, x) is [code(y), code(x)], so its projection is a sum of one term a row and one a column:
-        # H + W projections instead of H * W.
+        # The code of (y, x) is [code(y), code(x)], so its projection is the sum of a term for the row and a term for
+        # the column. This takes H + W projections instead of H * W.
         weight_y, weight_x = weight.split(ops.POSITION_DIM, dim=1)
         y = F.linear(ops.fourier_position(height, weight.device).to(weight.dtype), weight_y)
         x = F.linear(ops.fourier_position(width, weight.device).to(weight.dtype), weight_x, bias)
@@ -77,19 +77,22 @@ class PositionCode(NotScripted, nn.Module):
 
 
 def init_linear(layer: nn.Linear) -> None:
-    """Weights from a normal of 0.02, biases 0. The authors cut it at 2, a hundred deviations away: it is the same."""
+    """Draws the weights from a normal distribution with standard deviation 0.02, and sets the biases to 0.
+
+    The authors truncate the distribution at 2, which is a hundred standard deviations and changes nothing.
+    """
     nn.init.normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 def _float_of(layer: nn.Module) -> torch.dtype:
-    """The precision that a layer computes in, whatever stands in the place of its weight."""
+    """Returns the dtype that a layer computes in, even if its weight was replaced, by quantisation for example."""
     return next((value.dtype for value in layer.parameters() if value.is_floating_point()), torch.float32)
 
 
 def scaled(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer whose outputs are multiplied by a vector (outputs,), if there is one."""
+    """Returns weight and bias of a layer whose outputs are multiplied by `scale` (outputs,), if it is not None."""
     assert layer.bias is not None
     if scale is None:
         return layer.weight, layer.bias
@@ -97,7 +100,7 @@ def scaled(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> tuple[Tensor, 
 
 
 def computes_in_float16(tokens: Tensor) -> bool:
-    """Whether products with the tokens are made in float16, by autocast or by their own type."""
+    """Whether products with the tokens are computed in float16, through autocast or because of the tokens' dtype."""
     device = tokens.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device) is torch.float16
@@ -107,7 +110,7 @@ def computes_in_float16(tokens: Tensor) -> bool:
 class XCA(nn.Module):
     """Cross-covariance attention (paper, section 3.2) on tokens (B, N, D).
 
-    Where `is_direct`, its outputs can be multiplied by `scale` (D,) within its weights.
+    If `is_direct` is true, `forward` accepts a factor `scale` (D,) of the outputs, and applies it to the weights.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool) -> None:
@@ -117,12 +120,12 @@ class XCA(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def reset_parameters(self) -> None:
-        """The temperature to its first value; the layers have their own `reset_parameters`."""
+        """Resets the temperature to its first value; the layers have their own `reset_parameters`."""
         nn.init.ones_(self.temperature)
 
     @property
     def is_direct(self) -> bool:
-        """Whether it may be computed from the weights of its layers."""
+        """Whether the output may be computed from the layers' weights, without calling the layers."""
         return is_plain(self.qkv, self.proj)
 
     def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -136,7 +139,7 @@ class XCA(nn.Module):
 class LPI(nn.Module):
     """Local patch interaction (paper, section 3.3) on tokens (B, N, D) of an H x W grid.
 
-    Where `is_direct`, its outputs can be multiplied by `scale` (D,) within its weights.
+    If `is_direct` is true, `forward` accepts a factor `scale` (D,) of the outputs, and applies it to the weights.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -147,12 +150,12 @@ class LPI(nn.Module):
 
     @property
     def is_direct(self) -> bool:
-        """Whether it may be computed from the weights of its layers."""
+        """Whether the output may be computed from the layers' weights, without calling the layers."""
         return is_plain(self.conv1, self.conv2)
 
     def forward(self, tokens: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
         image = tokens.transpose(1, 2).unflatten(2, (height, width))
-        if image.device.type != "cpu":  # a CPU is fastest on channels last, as tokens lie
+        if image.device.type != "cpu":  # a CPU is fastest on the tokens' own layout, channels last
             image = image.contiguous()
         conv1 = self.conv1
         if scale is not None or self.is_direct:
@@ -164,9 +167,9 @@ class LPI(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between, on each token alone.
+    """Two linear layers with GELU between, applied to each token separately.
 
-    Where `is_direct`, its outputs can be multiplied by `scale` (D,) within its weights.
+    If `is_direct` is true, `forward` accepts a factor `scale` (D,) of the outputs, and applies it to the weights.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
@@ -176,7 +179,7 @@ class MLP(nn.Module):
 
     @property
     def is_direct(self) -> bool:
-        """Whether its last layer may be computed from its weights."""
+        """Whether the output of the last layer may be computed from its weights, without calling it."""
         return is_plain(self.fc2)
 
     def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -188,7 +191,7 @@ class MLP(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """Multi-head attention with one query, the class token: tokens (B, 1+N, D) to a class token (B, D)."""
+    """Multi-head attention whose only query is the class token: tokens (B, 1+N, D) to a class token (B, D)."""
 
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool) -> None:
         super().__init__()
@@ -213,7 +216,7 @@ _BRANCHES = (XCA, LPI, MLP)
 
 
 class XCABlock(NotScripted, nn.Module):
-    """XCA, then LPI, then MLP, each behind a norm, scaled by a learned vector and added to its input."""
+    """XCA, then LPI, then MLP. Each takes normalised tokens; its output is scaled by a learned vector and added."""
 
     def __init__(
         self,
@@ -238,14 +241,14 @@ class XCABlock(NotScripted, nn.Module):
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
     def reset_parameters(self) -> None:
-        """LayerScale to its first value; the layers have their own `reset_parameters`."""
+        """Resets LayerScale to its first value; the layers have their own `reset_parameters`."""
         for scale in (self.scale_xca, self.scale_lpi, self.scale_mlp):
             nn.init.constant_(scale, self.layer_scale)
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         refuse_symbols(tokens)
-        # Inside a branch, LayerScale multiplies D x D weights; outside it would multiply N x D numbers and keep them
-        # for the backward pass. float16 can't hold such a product: 1e-5 of a weight of 0.02.
+        # Inside a branch, LayerScale multiplies D x D weights. Outside, it would multiply N x D activations and keep
+        # them for the backward pass. float16 can't represent the scaled weights: 1e-5 times a weight of 0.02.
         may_scale_inside = not computes_in_float16(tokens)
         tokens = self._add(tokens, self.xca, (self.norm_xca(tokens),), self.scale_xca, may_scale_inside)
         tokens = self._add(tokens, self.lpi, (self.norm_lpi(tokens), height, width), self.scale_lpi, may_scale_inside)
@@ -259,18 +262,17 @@ class XCABlock(NotScripted, nn.Module):
         scale: Tensor,
         may_scale_inside: bool,
     ) -> Tensor:
-        # Whoever listens to the branch gets its output before LayerScale.
+        # A hook on the branch must get the output before LayerScale.
         is_inside = may_scale_inside and isinstance(branch, _BRANCHES) and not is_watched(branch) and branch.is_direct
         added = branch(*inputs, scale) if is_inside else scale * branch(*inputs)
         return tokens + ops.drop_path(added, self.drop_path_rate, self.training)
 
 
 class ClassAttentionBlock(NotScripted, nn.Module):
-    """Class attention, then MLP on the class token, on tokens (B, 1+N, D) with the class token first.
+    """Class attention, then an MLP on the class token, for tokens (B, 1+N, D) with the class token first.
 
-    The patch tokens move too, as in the code the published weights were trained with: the first residual adds their
-    own norm to them, the second adds them to themselves. `only_class` leaves that out and gives the class token alone,
-    (B, 1, D).
+    The patch tokens change too, as in the authors' code: the first residual connection adds their own norm to them, and
+    the second adds them to themselves. With `only_class` this is skipped, and the result is the class token (B, 1, D).
     """
 
     def __init__(
@@ -293,7 +295,7 @@ class ClassAttentionBlock(NotScripted, nn.Module):
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
     def reset_parameters(self) -> None:
-        """LayerScale to its first value; the layers have their own `reset_parameters`."""
+        """Resets LayerScale to its first value; the layers have their own `reset_parameters`."""
         for scale in (self.scale_attn, self.scale_mlp):
             nn.init.constant_(scale, self.layer_scale)
 
@@ -305,7 +307,7 @@ class ClassAttentionBlock(NotScripted, nn.Module):
             cls = self.norm_mlp(tokens[:, :1] + self.scale_attn * attended)
             return cls + self.scale_mlp * self.mlp(cls)
         tokens = tokens + self.scale_attn * torch.cat([attended, normed[:, 1:]], dim=1)
-        # tokens_norm: the second norm covers all tokens, or (nano models) the class token only.
+        # With `tokens_norm` the second norm covers all tokens. Without it (nano models) it covers only the class token.
         if self.tokens_norm:
             tokens = self.norm_mlp(tokens)
             cls, patches = tokens[:, :1], tokens[:, 1:]
@@ -315,4 +317,4 @@ class ClassAttentionBlock(NotScripted, nn.Module):
 
 
 FX_LEAF_MODULES = (PositionCode, XCABlock, ClassAttentionBlock)
-"""What `torch.fx` has to call instead of tracing into it: the `leaf_modules` of its tracers."""
+"""Modules that `torch.fx` has to call instead of tracing into them: pass them as `leaf_modules` of a tracer."""

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""A context in which a model is in evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Sets a model to evaluation; afterwards each of its modules is in the mode it was in."""
+    """Sets a model to evaluation mode; on exit each of its modules is in its previous mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,9 +1,11 @@
-"""When a layer may be computed from its weights instead of being called: where nobody could tell.
+"""Tests whether a layer may be computed from its weights instead of being called, so that nobody can tell.
 
-A layer that is called serves hooks, LoRA, quantisation, pruning, parametrisation and tracing. The direct forms
-(`ops/forms.py`, LayerScale inside the weights) read weights, so they are taken only where every module involved is the
-plain class and nothing listens.
+Calling a layer is what makes hooks, LoRA, quantisation, pruning, parametrisation and tracing work. The direct forms
+(`ops/forms.py`, LayerScale inside the weights) read the weights instead. They are used only where every module involved
+is the plain torch class and has no hooks.
 """
+
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -12,11 +14,11 @@ from torch.nn.modules import module as _globals
 _LAYERS = (nn.Linear, nn.Conv2d)
 
 
-# Written out, and not as loops over names: a forward pass asks dozens of times.
+# These are written out instead of looping over names, because a forward pass calls them dozens of times.
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its class says: it has hooks, or another `forward` of its own."""
+    """Whether a call of the module does more than its class defines: it has hooks, or `forward` was replaced on it."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -27,7 +29,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_anything_watched() -> bool:
-    """Whether hooks are set for all modules, or a mode sees each operation, as profilers and counters have it."""
+    """Whether global hooks are set, or a dispatch mode sees every operation, as profilers and FLOP counters do."""
     return bool(
         _globals._global_forward_hooks
         or _globals._global_forward_pre_hooks
@@ -38,7 +40,7 @@ def is_anything_watched() -> bool:
 
 
 def is_plain(*layers: nn.Module) -> bool:
-    """Whether these are linear layers and convolutions of torch itself, with plain parameters, that nobody watches."""
+    """Whether all layers are torch's own linear layers or convolutions, with plain parameters and without hooks."""
     if is_anything_watched():
         return False
     for layer in layers:
@@ -50,3 +52,13 @@ def is_plain(*layers: nn.Module) -> bool:
         if "bias" not in parameters or type(parameters["bias"]) not in (nn.Parameter, type(None)):
             return False
     return True
+
+
+def is_all_plain(part: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
+    """Whether a module and all within it are of these very classes, with plain parameters, and nobody watches them."""
+    return not is_anything_watched() and all(
+        type(module) in kinds
+        and not is_watched(module)
+        and all(type(value) in (nn.Parameter, type(None)) for value in module._parameters.values())
+        for module in part.modules()
+    )

@@ -5,31 +5,35 @@ Shapes: `B` batch, `D` width, `H`, `W` token grid of an h x w image.
 
 import copy
 from collections.abc import Sequence
-from typing import Self
+from itertools import pairwise
+from typing import Self, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models.config import XCiTConfig
 from xcit.models.first_values import reset_within
-from xcit.models.fused import Fusible
-from xcit.models.xcit import XCiT
+from xcit.models.fused import Fusible, frozen, norm_line
+from xcit.models.plain import is_watched
+from xcit.models.sharing import Shareable
+from xcit.models.xcit import FusedXCiT, XCiT
 
 STRIDES = (4, 8, 16, 32)
-"""Pixels of the image a pixel of each map, from the finest."""
+"""Stride of each map in pixels of the image, from the finest map to the coarsest."""
 
 
 def default_out_indices(depth: int) -> tuple[int, ...]:
-    """The blocks whose tokens become the maps: a third, half, two thirds and all of the way, as in the paper's models.
+    """Returns the blocks whose tokens become the maps, counted from 0: 3, 5, 7, 11 of twelve and 7, 11, 15, 23 of 24.
 
-    Counted from 0: 3, 5, 7, 11 of twelve and 7, 11, 15, 23 of twenty-four.
+    These are the blocks after a third, a half, two thirds and all of the depth, as in the paper's models.
     """
     return tuple(max(0, depth * sixths // 6 - 1) for sixths in (2, 3, 4, 6))
 
 
 class Shrink(nn.Module):
-    """The largest of each `factor` x `factor` pixels, of full squares alone; of what there is where a side is less."""
+    """Max pooling over `factor` x `factor` pixels without padding; a side that is smaller is pooled as a whole."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -42,10 +46,11 @@ class Shrink(nn.Module):
 
 
 class TokenPyramid(nn.Module):
-    """Four maps of one stride, the patch's, to maps of strides 4, 8, 16 and 32 of the same width.
+    """Turns four maps, all of the patch's stride, into maps of strides 4, 8, 16 and 32 with the same width.
 
-    A transposed convolution doubles a map, a maximum shrinks it. Sizes are those of the token grid times or divided by
-    a power of two, rounded down: not exactly a quarter of the image where the patch does not divide it.
+    A transposed convolution doubles the size of a map, and max pooling reduces it. The sizes are those of the token
+    grid times or divided by a power of two, rounded down. If the patch size does not divide the image, they are not
+    exactly the size of the image divided by the stride.
     """
 
     def __init__(self, embed_dim: int, patch_size: int) -> None:
@@ -56,6 +61,22 @@ class TokenPyramid(nn.Module):
         self.stride8 = _resize(embed_dim, patch_size, 8)
         self.stride16 = _resize(embed_dim, patch_size, 16)
         self.stride32 = _resize(embed_dim, patch_size, 32)
+
+    def fold_norms(self) -> None:
+        """Makes the norm a part of the transposed convolution before it, for inference alone.
+
+        One that is replaced, hooked or parametrised, or whose convolution is, stays as it is, and is called.
+        """
+        for branch in (self.stride4, self.stride8):
+            layers = list(branch) if type(branch) is nn.Sequential and not is_watched(branch) else []
+            for index, (up, norm) in enumerate(pairwise(layers)):
+                if type(norm) is nn.BatchNorm2d and not is_watched(norm) and _is_plain_up(up):
+                    assert isinstance(branch, nn.Sequential) and isinstance(up, nn.ConvTranspose2d)
+                    scale, shift = norm_line(norm)
+                    assert up.bias is not None
+                    up.weight = frozen(up.weight * scale.view(1, -1, 1, 1), like=up.weight)
+                    up.bias = frozen(up.bias * scale + shift, like=up.weight)
+                    branch[index + 1] = nn.Identity()
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Four maps (B, D, H, W), of the earliest block first, to four of strides 4, 8, 16 and 32."""
@@ -95,7 +116,7 @@ class XCiTPyramid(Fusible):
         self.pyramid = TokenPyramid(config.embed_dim, config.patch_size)
 
     def reset_parameters(self) -> None:
-        """First values as at construction, random and all: what is learned is lost."""
+        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
         reset_within(self)
 
     @property
@@ -114,15 +135,23 @@ class XCiTPyramid(Fusible):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Maps of strides 4, 8, 16 and 32, each (B, D, height, width)."""
-        maps = self.xcit.forward_intermediates(images, self.out_indices, intermediates_only=True)
-        assert isinstance(maps, list)
+        if isinstance(self.xcit, FusedXCiT):  # tokens are maps with the channels last, which convolutions like best
+            tokens = self.xcit.forward_intermediates(
+                images, self.out_indices, output_fmt="NLC", intermediates_only=True
+            )
+            grid = self.xcit.embedding.grid(images.shape[2], images.shape[3])
+            maps = [some.unflatten(1, grid).permute(0, 3, 1, 2) for some in tokens if isinstance(some, Tensor)]
+        else:
+            maps = cast(
+                list[Tensor], self.xcit.forward_intermediates(images, self.out_indices, intermediates_only=True)
+            )
         # Two blocks of a very shallow model may be one and the same.
         by_block = dict(zip(sorted(set(self.out_indices)), maps, strict=True))
         four: tuple[Tensor, Tensor, Tensor, Tensor] = self.pyramid([by_block[index] for index in self.out_indices])
         return four
 
 
-class OnPyramid(Fusible):
+class OnPyramid(Shareable, Fusible):
     """A model of heads on an `XCiTPyramid`.
 
     Attributes:
@@ -136,12 +165,16 @@ class OnPyramid(Fusible):
         self.backbone.set_grad_checkpointing(enable)
 
     def fuse(self) -> Self:
-        """A copy for inference, in evaluation mode, whose backbone is faster and takes less memory; no gradients.
+        """A copy for inference, in evaluation mode, faster and with less memory; no gradients.
 
-        See `XCiT.fuse`. The copy can't be set to training.
+        The backbone is fused (see `XCiT.fuse`), the pyramid's norm folded, and the weights after the backbone lie with
+        their channels last, as tokens and so their maps do. The copy can't be set to training.
         """
         fused = copy.deepcopy(self)
         fused.backbone.xcit = self.backbone.xcit.fuse()
+        fused.backbone.pyramid.fold_norms()
+        for part in (fused.backbone.pyramid, *(part for part in fused.children() if part is not fused.backbone)):
+            part.to(memory_format=torch.channels_last)
         return fused.requires_grad_(False).eval()
 
 
@@ -158,6 +191,16 @@ def _resize(embed_dim: int, patch_size: int, stride: int) -> nn.Module:
     if patch_size == stride:
         return nn.Identity()
     return Shrink(stride // patch_size)
+
+
+def _is_plain_up(layer: nn.Module) -> bool:
+    """Whether it is torch's own transposed convolution with plain parameters, which nobody watches."""
+    return (
+        type(layer) is nn.ConvTranspose2d
+        and not is_watched(layer)
+        and type(layer._parameters.get("weight")) is nn.Parameter
+        and type(layer._parameters.get("bias")) is nn.Parameter
+    )
 
 
 def _check_indices(indices: Sequence[int], depth: int) -> None:

@@ -1,4 +1,4 @@
-"""What our modules can't be taken through, each said in one line with the way out."""
+"""Uses that our modules do not support, each with an error of one line that says what to do instead."""
 
 from typing import Any, NoReturn
 
@@ -9,10 +9,10 @@ from xcit.errors import XCiTError
 
 
 class NotScripted:
-    """A module that TorchScript's compiler does not take: it chooses among forms by what its layers are."""
+    """A module that TorchScript's compiler can't compile, because it chooses among forms by the types of its layers."""
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """What `torch.jit.script` calls first, on a module and on each within it."""
+        """Raises an error; `torch.jit.script` calls this method first, on a module and on each module within it."""
         raise XCiTError(
             f"torch.jit.script can't compile {type(self).__name__}: use torch.jit.trace(model, images), whose graph "
             "serves every size, or torch.export"
@@ -20,7 +20,7 @@ class NotScripted:
 
 
 def refuse_symbols(*values: Any) -> None:
-    """Refuses to be traced by `torch.fx`, as a module whose form depends on the sizes that it sees.
+    """Refuses to be traced by `torch.fx`: the computation depends on sizes, which are unknown while tracing.
 
     Raises:
         XCiTError: if one of the values is a symbol of the tracer.
@@ -33,10 +33,10 @@ def refuse_symbols(*values: Any) -> None:
 
 
 def check_batch(images: Tensor, num_channels: int) -> None:
-    """Checks what a model is called with: a batch of images as its layers take them.
+    """Checks that the argument of a model is a batch of images that its layers accept.
 
     Raises:
-        XCiTError: if it is no tensor, of whole numbers, empty, or of another form or number of channels.
+        XCiTError: if the argument is not a floating-point tensor, is empty, or has another shape or number of channels.
     """
     form = f"(batch, {num_channels}, height, width)"
     if not isinstance(images, Tensor):
@@ -57,5 +57,5 @@ def check_batch(images: Tensor, num_channels: int) -> None:
             f"images must be floating-point and normalised, not {str(images.dtype).removeprefix('torch.')}: "
             "(images / 255 - mean) / std, or xcit.predict, which takes pictures as they are"
         )
-    if type(shape[0]) is int and not shape[0]:  # a symbol of torch.export is not asked
+    if type(shape[0]) is int and not shape[0]:  # torch.export has symbols in place of sizes
         raise XCiTError(f"the batch is empty: {shape}")

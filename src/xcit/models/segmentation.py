@@ -10,18 +10,25 @@ width), of strides 4, 8, 16 and 32.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 from xcit.models.config import XCiTConfig
 from xcit.models.first_values import reset_within
+from xcit.models.fused import norm_line, tokens_at_once, with_numbers
 from xcit.models.hosts import ReadableConfig, keeps_notes
 from xcit.models.info import SegmenterInfo
+from xcit.models.map_rows import MapRows, TensorRows, as_image, rows_of_a_stripe
+from xcit.models.plain import is_all_plain, is_plain, is_watched
 from xcit.models.pyramid import STRIDES, OnPyramid, XCiTPyramid
+from xcit.models.pyramid_rows import is_plain_pyramid, pyramid_rows
+from xcit.models.segmentation_rows import averaging, pooled_means, semantic_fpn_rows, upernet_rows
+from xcit.models.stripes import spans
+from xcit.models.xcit import FusedXCiT
 
 SegmenterKind = Literal["upernet", "sem-fpn"]
 
@@ -57,14 +64,12 @@ class SegmenterConfig(ReadableConfig):
 
     def __post_init__(self) -> None:
         for name, least in (("num_classes", 0), ("channels", 1), ("auxiliary_channels", 1)):
-            if getattr(self, name) < least:
-                raise XCiTError(f"SegmenterConfig: {name} is {getattr(self, name)}, must be at least {least}")
+            check_field(self, name, getattr(self, name) >= least, f"at least {least}")
         if self.kind not in ("upernet", "sem-fpn"):
             raise XCiTError(f"SegmenterConfig: kind is {self.kind!r}, must be 'upernet' or 'sem-fpn'")
         if self.backbone.cls_depth or self.backbone.num_classes:
             raise XCiTError("SegmenterConfig: the backbone has class attention or a classifier: set both to 0")
-        if not 0 <= self.dropout < 1:
-            raise XCiTError(f"SegmenterConfig: dropout is {self.dropout}, must be in [0, 1)")
+        check_field(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
 
 
 class SegmenterOutput(NamedTuple):
@@ -84,17 +89,8 @@ def pool_to(image: Tensor, size: int) -> Tensor:
     if not torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(image, size)
     # ONNX has no adaptive pooling: its exporter would write down the windows of the example's size.
-    height, width = (_averaging(side, size, image) for side in image.shape[-2:])
+    height, width = (averaging(side, size, image) for side in image.shape[-2:])
     return height @ image @ width.mT
-
-
-def _averaging(length: int, num_windows: int, like: Tensor) -> Tensor:
-    """The matrix (num_windows, length) that averages over the windows of adaptive pooling."""
-    position = torch.arange(length, device=like.device)
-    window = torch.arange(num_windows, device=like.device)[:, None]
-    start, end = window * length // num_windows, ((window + 1) * length + num_windows - 1) // num_windows
-    inside = ((position >= start) & (position < end)).to(like.dtype)
-    return inside / inside.sum(dim=1, keepdim=True)
 
 
 class ConvNormReLU(nn.Module):
@@ -103,10 +99,20 @@ class ConvNormReLU(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         return F.relu(self.norm(self.conv(image)))
+
+    def fold_norm(self) -> None:
+        """Makes the norm a part of the convolution, for inference alone.
+
+        Where one of the two is replaced, hooked or parametrised, both stay as they are, and are called.
+        """
+        if is_plain(self.conv) and isinstance(self.norm, nn.BatchNorm2d) and is_all_plain(self.norm, (nn.BatchNorm2d,)):
+            scale, shift = norm_line(self.norm)
+            self.conv = with_numbers(self.conv, self.conv.weight * scale.view(-1, 1, 1, 1), shift)
+            self.norm = nn.Identity()
 
 
 class UperNetHead(nn.Module):
@@ -209,7 +215,10 @@ class Segmenter(OnPyramid):
         config: its shape.
         info: class names and preprocessing where they are known, else none.
         backbone: the XCiT and its pyramid.
+        pool_sizes: pixels a side of the maps that the head pools the coarsest map to.
     """
+
+    pool_sizes: tuple[int, ...] = ()
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
@@ -240,7 +249,10 @@ class Segmenter(OnPyramid):
 
     def forward(self, images: Tensor, with_auxiliary: bool = False) -> Tensor | SegmenterOutput:
         """Logits (B, K, H, W); with those of the auxiliary head if asked for them."""
-        size, maps = images.shape[-2:], self.backbone(images)
+        size = images.shape[-2:]
+        if not with_auxiliary and self.goes_by_rows and tokens_at_once(images) is not None:
+            return resize_bilinear(torch.cat([whole_map(rows) for rows in self.logit_rows(images)]), size)
+        maps = self.backbone(images)
         logits = resize_bilinear(self.decode(maps), size)
         if not with_auxiliary:
             return logits
@@ -251,12 +263,67 @@ class Segmenter(OnPyramid):
         """Logits (B, K, ...) of stride 4 from the pyramid's maps."""
         raise NotImplementedError
 
+    def fuse(self) -> Self:
+        """A copy for inference: see `OnPyramid.fuse`; the norms of the head are folded as well.
+
+        Its maps are made and used a few rows at a time, where no part of it is replaced, hooked or parametrised.
+        """
+        fused = super().fuse()
+        for module in fused.modules():
+            if type(module) is ConvNormReLU:
+                module.fold_norm()
+        return fused
+
+    @property
+    def goes_by_rows(self) -> bool:
+        """Whether `rows` gives what a call gives: it is fused, and nobody would miss a call of its parts."""
+        parts = (part for name, part in self.named_children() if name not in ("backbone", "auxiliary"))
+        return (
+            isinstance(self.backbone.xcit, FusedXCiT)
+            and not is_watched(self.backbone)
+            and is_plain_pyramid(self.backbone.pyramid)
+            and all(is_all_plain(part, _LAYERS) for part in parts)
+        )
+
+    def rows(self, taps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
+        """Logits of stride 4, by rows, of one image of any size; see `goes_by_rows`.
+
+        Args:
+            taps: its tokens (H, W, D) after the four blocks of the backbone.
+            pooled: what `pool` gives of them.
+        """
+        return self.decode_rows(pyramid_rows(self.backbone.pyramid, taps), pooled)
+
+    def pool(self, taps: Sequence[MapRows], rows_at_once: int) -> list[Tensor]:
+        """What the head has to know of the whole image before it goes by rows, by one pass: means (n, n, D)."""
+        if not self.pool_sizes:
+            return []
+        return pooled_means(pyramid_rows(self.backbone.pyramid, taps)[-1], self.pool_sizes, rows_at_once)
+
+    def decode_rows(self, maps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
+        """`decode` of one image's maps, by rows."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def logit_rows(self, images: Tensor) -> list[MapRows]:
+        """Logits of stride 4 of images (B, in_channels, H, W) that fit into memory, by rows: a map an image."""
+        xcit, indices = self.backbone.xcit, self.backbone.out_indices
+        assert isinstance(xcit, FusedXCiT)
+        tokens = xcit.forward_intermediates(images, indices, output_fmt="NLC", intermediates_only=True)
+        by_block = dict(zip(sorted(set(indices)), cast(list[Tensor], tokens), strict=True))
+        grid = xcit.embedding.grid(images.shape[2], images.shape[3])
+        found = []
+        for index in range(len(images)):
+            taps = [TensorRows(by_block[block][index].unflatten(0, grid)) for block in indices]
+            found.append(self.rows(taps, self.pool(taps, grid[0])))
+        return found
+
     def decode_auxiliary(self, maps: Sequence[Tensor]) -> Tensor | None:
         """Logits (B, K, ...) of the auxiliary head, if there is one."""
         return None
 
     def reset_parameters(self) -> None:
-        """First values as at construction, random and all: what is learned is lost."""
+        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
         reset_within(self)
         self._init_parts()
 
@@ -276,6 +343,8 @@ class Segmenter(OnPyramid):
 class UperNet(Segmenter):
     """UperNet, with its auxiliary head on the map of stride 16."""
 
+    pool_sizes = POOL_SIZES
+
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__(config)
         dim, num_classes = config.backbone.embed_dim, config.num_classes
@@ -286,6 +355,9 @@ class UperNet(Segmenter):
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
         logits: Tensor = self.head(maps)
         return logits
+
+    def decode_rows(self, maps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
+        return upernet_rows(self.head, maps, pooled)
 
     def decode_auxiliary(self, maps: Sequence[Tensor]) -> Tensor | None:
         logits: Tensor = self.auxiliary(maps[2])
@@ -305,6 +377,27 @@ class SemanticFPN(Segmenter):
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
         logits: Tensor = self.head(self.neck(maps))
         return logits
+
+    def decode_rows(self, maps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
+        return semantic_fpn_rows(self.neck, self.head, maps)
+
+
+_LAYERS = frozenset(
+    {UperNetHead, FPNNeck, SemanticFPNHead, ConvNormReLU, nn.ModuleList, nn.Conv2d, nn.Identity, nn.Dropout2d}
+)
+"""Of what a fused segmenter that goes by rows consists, beside its backbone."""
+
+
+def whole_map(rows: MapRows) -> Tensor:
+    """A map that is read by rows as an image (1, channels, height, width), a few rows at a time."""
+    found: Tensor | None = None
+    for start, end in spans(rows.height, rows_of_a_stripe(rows)):
+        part = as_image(rows.read(start, end))
+        if found is None:
+            found = part.new_empty(1, rows.channels, rows.height, rows.width)
+        found[:, :, start:end] = part
+    assert found is not None
+    return found
 
 
 def build_segmenter(config: SegmenterConfig) -> Segmenter:

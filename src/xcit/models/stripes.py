@@ -1,10 +1,11 @@
-"""One image through the model a few rows at a time, with the numbers of the whole image.
+"""Runs one image through the model a few rows at a time, with the same results as for the whole image.
 
-Between the rows of an image there are two dependencies only: the D x D sums over all tokens that XCA's attention is
-made of, and the neighbouring rows of the 3x3 convolutions. So a block is one pass over the rows. While rows leave block
-l, the sums for block l + 1 are taken from them; each convolution keeps the last rows that it saw until the next come.
+The rows of an image depend on each other in two ways only: through the D x D sums over all tokens from which XCA
+computes its attention, and through the neighbouring rows that the 3x3 convolutions read (the halo). So each block
+needs one pass over the rows. While rows leave block l, the sums for block l + 1 are accumulated from them. Each
+convolution keeps the last rows of its input until the next rows arrive.
 
-Where the tokens lie, in memory or elsewhere, is not known here: see `Tokens`.
+This module does not know where the tokens are stored, in memory or elsewhere; see `Tokens`.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads.
 """
@@ -23,31 +24,31 @@ if TYPE_CHECKING:
     from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 
 ROWS_HELD = 2
-"""Rows of LPI's input that wait for the rows below them: one for each of its convolutions."""
+"""Number of rows that LPI waits for before its first output: each of its two convolutions needs the row below."""
 
 Leave = Callable[[int, Tensor], None]
 """Takes the number of the first row, and rows (k, W, D)."""
 
 
 class Tokens(Protocol):
-    """The tokens (H, W, D) of one image, which passes read and write from the first row to the last."""
+    """The tokens (H, W, D) of one image. A pass reads and writes them from the first row to the last."""
 
     @property
     def height(self) -> int:
         """H."""
 
     def read(self, start: int, end: int) -> Tensor:
-        """Rows start..end, (end - start, W, D), where and in which precision the model computes.
+        """Returns rows start..end, (end - start, W, D), on the device and in the dtype that the model computes with.
 
-        They must not be changed, and hold until the next call.
+        The caller must not change them. They are valid until the next call.
         """
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Puts rows (k, W, D) in the place of start..start + k, all of which have been read; copies them."""
+        """Copies rows (k, W, D) to start..start + k. All of these rows have been read before."""
 
 
 class TensorTokens:
-    """Tokens that are a tensor (H, W, D)."""
+    """Tokens in a tensor (H, W, D)."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -58,39 +59,42 @@ class TensorTokens:
         return self.tensor.shape[0]
 
     def read(self, start: int, end: int) -> Tensor:
-        """A view."""
+        """Returns a view of rows start..end."""
         return self.tensor[start:end]
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Copies."""
+        """Copies rows to start..start + k."""
         self.tensor[start : start + len(rows)] = rows
 
 
 def spans(length: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of stripes of `size`, of which the last may be smaller."""
+    """Yields (start, end) of stripes of `size`; the last may be smaller."""
     for start in range(0, length, size):
         yield start, min(start + size, length)
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """The precision of sums over all stripes: float64, of which even millions of float32 terms lose nothing."""
+    """Returns the dtype of sums over all stripes: float64, so that millions of float32 terms add up without loss.
+
+    MPS has no float64, so there it is float32.
+    """
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Sums:
-    """What XCA needs to know of all tokens: their Gram matrix (D, D), their sum (D,) and their number."""
+    """What XCA needs from all tokens: their Gram matrix (D, D), their sum (D,) and their number."""
 
     def __init__(self, gram: Tensor, total: Tensor, count: int = 0) -> None:
         self.gram, self.total, self.count = gram, total, count
 
     @classmethod
     def empty(cls, dim: int, device: torch.device) -> "Sums":
-        """The sums of no tokens."""
+        """Returns the sums of no tokens."""
         dtype = sum_dtype(device)
         return cls(torch.zeros(dim, dim, dtype=dtype, device=device), torch.zeros(dim, dtype=dtype, device=device))
 
     def add(self, normed: Tensor) -> None:
-        """Takes tokens (n, D) in, after the norm before XCA; a stripe's own sums are in float32 at least."""
+        """Adds tokens (n, D), taken after the norm before XCA; the sums within a stripe are at least float32."""
         gram, total = ops.gram(normed[None])
         self.gram += gram[0]
         self.total += total[0, 0]
@@ -98,15 +102,15 @@ class Sums:
 
 
 class SlidingConv:
-    """A 3x3 convolution of an image whose rows come in turns; it keeps those that the next ones are seen with."""
+    """A 3x3 convolution of an image whose rows arrive in turns. It keeps the rows that the next ones need as halo."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv, self._padding = conv, int(conv.padding[1])
-        self._seen: Tensor | None = None  # (B, channels, rows, w), channels last: room for a stripe, used again
-        self._num_held = 1  # rows in it that wait for others: the padding above the image
+        self._seen: Tensor | None = None  # (B, channels, rows, w), channels last: a buffer for a stripe, used again
+        self._num_held = 1  # rows in the buffer that wait for more rows; first, the padding above the image
 
     def push(self, rows: Tensor, *, is_last: bool) -> Tensor:
-        """The rows (B, channels, k, w) that can be computed from the next ones of the input, maybe none."""
+        """Takes the next input rows, and returns the output rows (B, channels, k, w) that they complete; k may be 0."""
         conv, size, stride, padding = self._conv, self._conv.kernel_size[0], self._conv.stride[0], self._padding
         end = self._num_held + rows.shape[2]
         seen = self._room_for(rows, end + 1)
@@ -122,11 +126,11 @@ class SlidingConv:
             found = rows.new_empty(rows.shape[0], conv.out_channels, 0, width)
         first = num_rows * stride
         self._num_held = end - first
-        seen[:, :, : self._num_held] = seen[:, :, first:end].clone()  # they may overlap
+        seen[:, :, : self._num_held] = seen[:, :, first:end].clone()  # source and destination may overlap
         return found
 
     def _room_for(self, rows: Tensor, num_rows: int) -> Tensor:
-        """The buffer with room for so many rows, and those that were held in it."""
+        """Returns the buffer, enlarged to at least `num_rows`, with the rows that it holds."""
         if self._seen is None or self._seen.shape[2] < num_rows:
             batch, channels, _, width = rows.shape
             seen = rows.new_empty(batch, num_rows, width, channels).permute(0, 3, 1, 2)
@@ -136,33 +140,33 @@ class SlidingConv:
 
 
 class SlidingStem:
-    """The stem, its norms folded, on an image whose rows come in turns."""
+    """The stem, with its norms folded, on an image whose rows arrive in turns."""
 
     def __init__(self, convs: nn.ModuleList) -> None:
         self._convs = [SlidingConv(conv) for conv in convs if isinstance(conv, nn.Conv2d)]
 
     def push(self, rows: Tensor, *, is_last: bool) -> Tensor:
-        """Rows of patches (B, k, W, D) from the next rows of pixels (B, in_channels, r, w)."""
+        """Takes the next rows of pixels (B, in_channels, r, w), and returns rows of patches (B, k, W, D)."""
         for index, conv in enumerate(self._convs):
             rows = conv.push(torch.ops.aten.gelu_(rows) if index else rows, is_last=is_last)
         return rows.permute(0, 2, 3, 1)
 
 
 class SlidingLPI:
-    """LPI of a fused block on normed tokens whose rows come in turns; what comes out is `ROWS_HELD` rows behind."""
+    """LPI of a fused block on normalised tokens whose rows arrive in turns; the output is `ROWS_HELD` rows behind."""
 
     def __init__(self, block: "FusedXCABlock", kept: KeptTokens = ALL_TOKENS) -> None:
         self._block, self._kept = block, kept
-        self._num_in = self._num_between = 0  # rows that each convolution has been given
+        self._num_in = self._num_between = 0  # rows that each of the convolutions has received
         self._conv1, self._conv2 = SlidingConv(block.conv1), SlidingConv(block.conv2)
 
     def push(self, normed: Tensor, *, is_last: bool) -> Tensor:
-        """Rows (k, W, D) from the next rows (r, W, D)."""
+        """Takes the next rows (r, W, D), and returns the rows (k, W, D) that they complete."""
         image = self._kept.clear_(self._num_in, normed[None].permute(0, 3, 1, 2))
         self._num_in += image.shape[2]
         image = self._conv1.push(image, is_last=is_last)
         image = torch.ops.aten.gelu_(image)
-        # Not part of the second convolution: that one pads what comes out of the norm.
+        # The norm can't be folded into the second convolution: that convolution pads the output of the norm with zeros.
         image.mul_(self._block.norm_scale).add_(self._block.norm_shift)
         self._kept.clear_(self._num_between, image)
         self._num_between += image.shape[2]
@@ -170,7 +174,10 @@ class SlidingLPI:
 
 
 def sums_of(tokens: Tokens, norm: nn.Module, rows_at_once: int) -> Sums:
-    """XCA's sums over tokens that no pass has gone over, by a pass of its own; `norm` is the one before XCA."""
+    """Returns XCA's sums over the tokens, from a pass of its own; `norm` is the norm before XCA.
+
+    Only the first block needs it: for the others, the pass of the block before collects the sums.
+    """
     sums: Sums | None = None
     for start, end in spans(tokens.height, rows_at_once):
         normed = norm(tokens.read(start, end)).flatten(0, 1)
@@ -189,24 +196,24 @@ def pass_xca_block(
     following: nn.Module | None = None,
     kept: KeptTokens = ALL_TOKENS,
 ) -> Sums:
-    """A block on an image: one pass over its tokens.
+    """Applies an XCA block to an image, in one pass over its tokens.
 
     Args:
         block: the block.
-        tokens: of the image.
-        sums: of the tokens after `block.norm_xca`.
+        tokens: the tokens of the image.
+        sums: the sums of the tokens after `block.norm_xca`.
         rows_at_once: rows of a stripe.
-        leave: called with the rows that come out, in their order; they hold until it returns.
+        leave: called with the output rows, in order. They are valid until it returns.
         following: the norm before XCA of the next block, if there is one.
-        kept: the tokens that count; `sums` are of them alone, as those that come out are.
+        kept: the tokens that count. `sums` and the returned sums contain only these.
 
     Returns:
-        The sums of the rows that came out, after `following`; those of no tokens without it.
+        The sums of the output rows after `following`; the sums of no tokens if it is None.
     """
     collected = Sums.empty(sums.total.shape[0], sums.total.device)
     matrix, row = block.mixing(sums)
     lpi = SlidingLPI(block, kept)
-    work: Tensor | None = None  # one for all stripes: the rows after XCA, those first that LPI has not come to
+    work: Tensor | None = None  # buffer of rows after XCA, used for all stripes; rows that LPI holds come first
     num_held = num_done = 0
     for start, end in spans(tokens.height, rows_at_once):
         entering = tokens.read(start, end)
@@ -224,14 +231,15 @@ def pass_xca_block(
             if following is not None:
                 collected.add(following(kept.of(num_done, rows)))
         num_done, num_held = num_done + len(rows), len(held)
-        work[:num_held] = held.clone()  # they may overlap
+        work[:num_held] = held.clone()  # source and destination may overlap
     return collected
 
 
 class ClassAttentionSums:
-    """Class attention over tokens that come in turns: softmax and weighted sum at once, scaled to the largest so far.
+    """Class attention over tokens that arrive in turns, with one pass for the softmax and the weighted sum.
 
-    Its outputs are those of the softmax over all tokens, to rounding.
+    The running sums are scaled to the largest score so far. Up to rounding, the result is that of a softmax over all
+    tokens.
     """
 
     def __init__(self, block: "FusedClassAttentionBlock", cls: Tensor) -> None:
@@ -248,7 +256,7 @@ class ClassAttentionSums:
         self.class_scores = self.add(normed)
 
     def add(self, normed: Tensor) -> Tensor:
-        """Takes tokens (B, n, D) in, after the norm before attention; gives their scores (B, M, n), wide."""
+        """Adds tokens (B, n, D), taken after the norm before attention, and returns their scores (B, M, n)."""
         scores = (self._vectors @ normed.mT + self._offsets).to(self.largest.dtype)
         largest = torch.maximum(self.largest, scores.amax(dim=2, keepdim=True))
         weights = (scores - largest).exp()
@@ -259,11 +267,11 @@ class ClassAttentionSums:
         return scores
 
     def shares(self, scores: Tensor) -> Tensor:
-        """Scores (B, M, n) as shares of the attention, once all tokens are in."""
+        """Returns the attention weights of scores (B, M, n), after all tokens have been added."""
         return (scores - self.largest).exp() / self.total.to(scores.dtype)
 
     def value(self) -> Tensor:
-        """The value (B, D) that the class token attends to, once all tokens are in."""
+        """Returns the value (B, D) that the class token attends to, after all tokens have been added."""
         attn, mixed = self._attn, (self.mixed / self.total).to(self._vectors.dtype)
         return ops.class_value(mixed, attn.v.weight, attn.v.bias)
 
@@ -278,17 +286,17 @@ def pass_class_block(
     hear: Leave | None = None,
     kept: KeptTokens = ALL_TOKENS,
 ) -> None:
-    """A class attention block on an image: one pass over its tokens.
+    """Applies a class attention block to an image, in one pass over its tokens.
 
-    The class token is `block.finish(cls, attention.value())` then.
+    The class token after the block is then `block.finish(cls, attention.value())`.
 
     Args:
         block: the block.
-        attention: with the class token in it, to which the tokens are added.
-        tokens: of the image.
+        attention: contains the class token; the tokens are added to it.
+        tokens: the tokens of the image.
         rows_at_once: rows of a stripe.
-        leave: called with the rows that come out; none where nobody wants them.
-        hear: called with the scores (1, M, n) of those of the same rows that count, k * W if all do.
+        leave: called with the output rows; None if nobody needs them.
+        hear: called with the scores (1, M, n) of the tokens of these rows that count; n is k * W if all count.
         kept: the tokens that count.
     """
     for start, end in spans(tokens.height, rows_at_once):

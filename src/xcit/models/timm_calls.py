@@ -1,5 +1,6 @@
-"""What timm's tools read of a model and call on it: widths, layers, the classifier, how to prepare images."""
+"""The attributes and methods that timm's tools expect of a model: widths, layers, classifier, preprocessing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,11 @@ from xcit.models.info import ModelInfo
 from xcit.models.layers import init_linear
 
 _POOL_SYNONYMS: dict[str, GlobalPool] = {"cls": "cls", "avg": "avg", "none": "none", "token": "cls", "": "none"}
-"""The names of `GlobalPool`, and timm's."""
+"""Maps the names of `GlobalPool`, and timm's names, to `GlobalPool`."""
 
 
 class TimmCalls(nn.Module):
-    """timm's names for what an `XCiT` is made of; `XCiT` itself has the config, the layers and the passes."""
+    """timm's names for the parts of an `XCiT`; the class `XCiT` itself has the config, the layers and the passes."""
 
     config: XCiTConfig
     info: ModelInfo | None
@@ -59,7 +60,7 @@ class TimmCalls(nn.Module):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """Width, stride and module of what `forward_intermediates` gives after each XCA block."""
+        """Width, stride and module name of the output of `forward_intermediates` after each XCA block."""
         config = self.config
         return [
             {"num_chs": config.embed_dim, "reduction": config.patch_size, "module": f"blocks.{index}"}
@@ -68,7 +69,7 @@ class TimmCalls(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """How to prepare images, as timm's tools read it; a host may set it."""
+        """The preprocessing of images in timm's format; a program may set it."""
         if self._pretrained_cfg is not None:
             return self._pretrained_cfg
         found: dict[str, Any] = {"num_classes": self.num_classes, "first_conv": "stem.0.conv", "classifier": "head"}
@@ -83,22 +84,22 @@ class TimmCalls(nn.Module):
     default_cfg = pretrained_cfg
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that the authors' optimiser does not decay beside vectors: the class token."""
+        """Returns the parameters, beside vectors, that the authors' optimiser does not decay: the class token."""
         return {"cls_token"} if self.config.cls_depth else set()
 
     def get_classifier(self) -> nn.Module:
-        """The head."""
+        """Returns the head."""
         return self.head
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops what `forward_intermediates` of these blocks does not need; gives them as indices from 0.
+        """Removes what `forward_intermediates` does not need for these blocks; returns the blocks as indices from 0.
 
         Args:
-            indices: the last n blocks for an int, else these; negative counts from the end.
-            prune_norm: put an identity in the place of the final norm.
-            prune_head: drop class token, class attention and head.
+            indices: an int means the last n blocks; negative indices count from the end.
+            prune_norm: replace the final norm by an identity.
+            prune_head: remove class token, class attention and head.
         """
         depth = self.config.depth
         take = resolve_indices(range(depth - indices, depth) if isinstance(indices, int) else indices, depth)
@@ -118,12 +119,13 @@ class TimmCalls(nn.Module):
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int, ...] | None]]]:
-        """Patterns of parameter names in the order of the layers, for layer-wise learning-rate decay (timm's call).
+        """Returns patterns of parameter names, ordered by layer, for layer-wise learning-rate decay (timm's call).
 
-        Stem, position code and class token are the first layer, then each block is one, the final norm belongs to the
-        last of them, and the head is the last layer. `coarse` changes nothing: there are no larger stages.
+        The stem, the position code and the class token form the first layer, then each block is a layer, and the head
+        is the last layer. The final norm belongs to the last block. `coarse` changes nothing, because there are no
+        larger stages.
         """
-        layer_before = (99999,)  # timm's sign for "belongs to the layer before"
+        layer_before = (99999,)  # in timm this means "belongs to the layer before"
         return {
             "stem": r"^(?:stem|position|cls_token)",
             "blocks": r"^blocks\.(\d+)",
@@ -131,7 +133,7 @@ class TimmCalls(nn.Module):
         }
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the head by a new one, and the pooling if given (timm's call; its "token" and "" work too)."""
+        """Replaces the head, and the pooling if given (timm's call, so "token" and "" are accepted too)."""
         pool = self.config.global_pool if global_pool is None else pool_of(global_pool)
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
         reference = next(self.parameters())
@@ -148,23 +150,29 @@ class TimmCalls(nn.Module):
 
 
 def data_config(spec: Preprocessing, channels: int) -> dict[str, Any]:
-    """How images are prepared, by the names of timm's `PretrainedCfg`."""
+    """Returns the preprocessing under the names of timm's `PretrainedCfg`."""
     is_cropped = spec.resize == "short_side"
     return {
         "input_size": (channels, spec.image_size, spec.image_size),
         "interpolation": "bicubic",
-        "crop_pct": spec.image_size / spec.resize_to if is_cropped else 1.0,
+        "crop_pct": _crop_share(spec.image_size, spec.resize_to) if is_cropped else 1.0,
         "crop_mode": "center" if is_cropped else "squash",
         "mean": spec.mean,
         "std": spec.std,
     }
 
 
+def _crop_share(image_size: int, resize_to: int) -> float:
+    """The share from which timm computes the short side, by floor(image_size / share)."""
+    share = image_size / resize_to
+    return share if math.floor(image_size / share) == resize_to else image_size / (resize_to + 1e-4)
+
+
 def pool_of(name: str) -> GlobalPool:
-    """A pooling by its name, ours or timm's.
+    """Returns a pooling by its name, ours or timm's.
 
     Raises:
-        XCiTError: if there is none of that name.
+        XCiTError: if the name is unknown.
     """
     if name not in _POOL_SYNONYMS:
         raise XCiTError(f"global_pool is {name!r}, must be 'cls', 'avg' or 'none'")
@@ -172,7 +180,7 @@ def pool_of(name: str) -> GlobalPool:
 
 
 def resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:
-    """Block indices from 0, in ascending order and each once; negative ones count from the end."""
+    """Returns block indices from 0, sorted and without duplicates; negative indices count from the end."""
     if not indices:
         raise XCiTError("no block was asked for: the list of indices is empty")
     for index in indices:

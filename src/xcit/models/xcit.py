@@ -1,4 +1,4 @@
-"""XCiT (arXiv 2106.09681): one config, one module, one loop over the blocks that serves every output.
+"""XCiT (arXiv 2106.09681): one config, one module, and one loop over the blocks that serves every kind of output.
 
 Shapes: `B` batch, `H = ceil(h / patch)`, `W = ceil(w / patch)` token grid of an h x w image, `N = H*W` tokens,
 `D` width.
@@ -29,6 +29,7 @@ from xcit.models.layers import NORM_EPS, ClassAttentionBlock, PositionCode, Stem
 from xcit.models.plain import is_anything_watched, is_watched
 from xcit.models.recompute import recomputed
 from xcit.models.refusals import NotScripted, check_batch
+from xcit.models.sharing import Shareable
 from xcit.models.stripes import TensorTokens, pass_xca_block, sums_of
 from xcit.models.timm_calls import TimmCalls, resolve_indices
 
@@ -36,27 +37,27 @@ OutType = Literal["cls_token", "featmap", "avg_featmap", "raw"]
 
 
 class Encoded(NamedTuple):
-    """What one pass over the blocks gives."""
+    """The result of one pass over the blocks."""
 
-    tokens: Tensor  # (B, 1+N, D) after the final norm, or (B, N, D) where the class attention was not run
+    tokens: Tensor  # (B, 1+N, D) after the final norm, or (B, N, D) if class attention was not run
     taken: dict[int, Tensor]  # block index -> tokens after that block
     grid: tuple[int, int]  # (H, W)
 
 
-class XCiT(NotScripted, TimmCalls, Fusible):
+class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
     """Cross-covariance image transformer.
 
-    Takes images (B, in_channels, h, w) of any size from one patch up, square or not, multiple of the patch or not.
-    Blocks are counted 0..depth-1 for XCA and depth..depth+cls_depth-1 for class attention.
+    Takes images (B, in_channels, h, w) of any size of at least one patch. They need not be square, nor a multiple of
+    the patch size. Blocks are counted 0..depth-1 for XCA and depth..depth+cls_depth-1 for class attention.
 
     Attributes:
         config: its shape.
-        info: class names and preprocessing where it came with weights, else none.
+        info: class names and preprocessing if the model came with weights, else None.
     """
 
     def __init__(self, config: XCiTConfig) -> None:
         super().__init__()
-        self.config = copy.copy(config)  # what a host writes on it stays with this model
+        self.config = copy.copy(config)  # a program may write to it; that must change only this model
         self.info: ModelInfo | None = None
         self.grad_checkpointing = False
         self._pretrained_cfg: dict[str, Any] | None = None
@@ -92,12 +93,12 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         self._init_parts()
 
     def reset_parameters(self) -> None:
-        """First values as at construction, random and all: what is learned is lost."""
+        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
         reset_within(self)
         self._init_parts()
 
     def _init_parts(self) -> None:
-        """Linear layers and the class token from a normal of 0.02, biases 0; convolutions as torch."""
+        """Initialises linear layers and the class token; convolutions keep the values that torch gave them."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module)
@@ -105,7 +106,7 @@ class XCiT(NotScripted, TimmCalls, Fusible):
             nn.init.normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of normalised images; the pooled feature (B, D) where there is no head.
+        """Returns logits (B, num_classes) of normalised images; the pooled feature (B, D) if there is no head.
 
         With `global_pool` "none" the head is applied to every token: (B, 1+N, num_classes).
         """
@@ -113,9 +114,9 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         return self.forward_head(self._encode(images, only_class=only_class).tokens)
 
     def fuse(self) -> "XCiT":
-        """A copy for inference: same methods and outputs, faster, in less memory; it has no gradients.
+        """Returns a copy for inference with the same methods and outputs: faster, with less memory, without gradients.
 
-        The original is left as it is. To infer in float16 or bfloat16, fuse first and convert the copy.
+        The original does not change. To infer in float16 or bfloat16, fuse first and convert the copy.
         """
         return FusedXCiT(self)
 
@@ -124,7 +125,7 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         return self._encode(images).tokens
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pools tokens (B, 1+N, D) and classifies them; `pre_logits` stops at the pooled feature (B, D)."""
+        """Pools tokens (B, 1+N, D) and classifies them; with `pre_logits` it returns the pooled feature (B, D)."""
         if self.config.global_pool == "cls":
             tokens = tokens[:, 0]
         elif self.config.global_pool == "avg":
@@ -143,18 +144,18 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The tokens after chosen XCA blocks, as timm gives them.
+        """Returns the tokens after some of the XCA blocks, as timm does.
 
         Args:
             images: (B, in_channels, h, w).
-            indices: the last n blocks for an int, all for none, else these; negative counts from the end.
+            indices: an int means the last n blocks, None means all; negative indices count from the end.
             norm: apply the final norm to each.
             stop_early: run no XCA block after the last one asked for.
             output_fmt: "NCHW" gives (B, D, H, W), "NLC" gives (B, N, D).
-            intermediates_only: leave the final tokens out, and the class attention that makes them.
+            intermediates_only: return only the intermediates, and skip the class attention that makes the final tokens.
 
         Returns:
-            The intermediates in the order of the blocks, after the final tokens unless left out.
+            The final tokens and the intermediates in the order of the blocks, or the intermediates alone.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise XCiTError(f"output_fmt is {output_fmt!r}, must be 'NCHW' or 'NLC'")
@@ -184,18 +185,18 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         out_type: OutType = "cls_token",
         out_indices: int | Sequence[int] = (-1,),
     ) -> tuple[Tensor, ...] | Tensor:
-        """Features as mmpretrain gives them.
+        """Returns features as mmpretrain does.
 
         Args:
             images: (B, in_channels, h, w).
-            stage: "backbone" and "neck" (there is no neck) give a tuple, "pre_logits" its last tensor.
+            stage: "backbone" and "neck" return a tuple (there is no neck), "pre_logits" returns its last tensor.
             out_type: "cls_token" (B, D); "featmap" (B, D, H, W); "avg_featmap" (B, D), the mean of the patch tokens;
                 "raw" (B, N, D) after an XCA block, (B, 1+N, D) after a class attention block.
-            out_indices: blocks, counted over XCA and class attention blocks; negative counts from the end. The last
-                one is taken after the final norm.
+            out_indices: blocks, counted over XCA and class attention blocks; negative indices count from the end. The
+                last block's tokens are taken after the final norm.
 
         Raises:
-            XCiTError: on an unknown name or index, or if a class token is asked of a block that has none.
+            XCiTError: if a name or index is unknown, or if the class token is requested of a block that has none.
         """
         if stage not in ("backbone", "neck", "pre_logits"):
             raise XCiTError(f"stage is {stage!r}, must be 'backbone', 'neck' or 'pre_logits'")
@@ -237,10 +238,10 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         class_attention: bool = True,
         only_class: bool = False,
     ) -> Encoded:
-        """The one pass over the blocks: stem, XCA blocks up to `stop`, then class attention and the final norm.
+        """Runs stem, XCA blocks up to `stop`, class attention and final norm; every output comes from this pass.
 
-        With `only_class` nobody looks at the patch tokens after class attention: those tokens are (B, 1, D), unless
-        hooks listen to the modules that make them.
+        With `only_class` the caller does not need the patch tokens after class attention. Then only the class token
+        (B, 1, D) is returned, unless hooks listen to the modules that compute the patch tokens.
         """
         self._check_images(images)
         return self._pass(images, take, stop, class_attention, only_class and not self._is_heard_out())
@@ -256,25 +257,25 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         return Encoded(tokens, taken, (height, width))
 
     def _is_heard_out(self) -> bool:
-        """Whether hooks would see that the last block and the final norm get the class token alone."""
+        """Whether a hook could see that the last block and the final norm compute the class token alone."""
         if not self.config.cls_depth:
             return False
         parts = (self.cls_blocks[-1], self.norm)
         return is_anything_watched() or any(is_watched(module) for part in parts for module in part.modules())
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
-        """Tokens (B, N, D) with their position code, H and W."""
+        """Returns tokens (B, N, D) with their position code, H and W."""
         image = self.stem(images)
         height, width = image.shape[-2:]
-        # Not flatten(2).transpose(1, 2): the gradient of that has strides, for a batch of one, with which torch's batch
-        # norm on a CPU goes wrong (2.15), and with it every gradient of the stem.
+        # Not flatten(2).transpose(1, 2): for a batch of one, its gradient has strides for which torch's batch norm on a
+        # CPU (2.15) computes wrong values, and then every gradient of the stem is wrong.
         tokens = image.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
         return tokens + self.position(height, width), height, width
 
     def _mix(
         self, tokens: Tensor, grid: tuple[int, int], take: Collection[int], taken: dict[int, Tensor], stop: int | None
     ) -> Tensor:
-        """Tokens (B, N, D) after the XCA blocks, up to `stop`. Adds to `taken`."""
+        """Returns tokens (B, N, D) after the XCA blocks, up to `stop`. Adds to `taken`."""
         for index, block in enumerate(self.blocks):
             tokens = self._run(block, tokens, *grid)
             if index in take:
@@ -284,11 +285,11 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         return tokens
 
     def _keep(self, tokens: Tensor) -> Tensor:
-        """Tokens that the next block leaves as they are."""
+        """Returns tokens that the next block will not change."""
         return tokens
 
     def _attend(self, tokens: Tensor, take: Collection[int], taken: dict[int, Tensor], only_class: bool) -> Tensor:
-        """Tokens (B, 1+N, D) after the class attention blocks; (B, 1, D) if `only_class`. Adds to `taken`."""
+        """Returns tokens (B, 1+N, D) after the class attention blocks; (B, 1, D) if `only_class`. Adds to `taken`."""
         last = self.config.depth + self.config.cls_depth - 1
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for index, block in enumerate(self.cls_blocks, start=self.config.depth):
@@ -304,7 +305,7 @@ class XCiT(NotScripted, TimmCalls, Fusible):
         return out
 
     def _check_images(self, images: Tensor) -> None:
-        if isinstance(images, torch.fx.Proxy):  # a graph checks nothing
+        if isinstance(images, torch.fx.Proxy):  # a traced graph can't check values
             return
         check_batch(images, self.config.in_channels)
         height, width = images.shape[2:]
@@ -316,7 +317,7 @@ class XCiT(NotScripted, TimmCalls, Fusible):
 
 
 class FusedXCiT(XCiT):
-    """What `XCiT.fuse` gives: all that the model can do but train, with weights of its own and no gradients."""
+    """The result of `XCiT.fuse`: a copy without gradients that does all that the model does, except training."""
 
     def __init__(self, model: XCiT) -> None:
         nn.Module.__init__(self)
@@ -334,16 +335,16 @@ class FusedXCiT(XCiT):
         self.eval()
 
     def fuse(self) -> "FusedXCiT":
-        """The model itself."""
+        """Returns the model itself."""
         return self
 
     def reset_parameters(self) -> None:
-        """Refuses to: it has no first values of its own."""
+        """Raises an error: a fused model has no first values of its own."""
         raise XCiTError("a fused model has no first values: reset the one it was made from, and fuse that")
 
     @torch.no_grad()
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """As the original's."""
+        """As `XCiT.forward_head`, without gradients."""
         return super().forward_head(tokens, pre_logits)
 
     @torch.no_grad()
@@ -352,7 +353,7 @@ class FusedXCiT(XCiT):
     ) -> Encoded:
         if isinstance(images, torch.fx.Proxy):
             raise XCiTError("torch.fx can't trace a fused model: trace the one it was made from, or use torch.export")
-        # Sums in place need one precision: the model's own.
+        # Sums in place need one dtype throughout: the model's own.
         with torch.autocast(images.device.type, enabled=False):
             return super()._pass(images, take, stop, class_attention, only_class)
 
@@ -367,7 +368,7 @@ class FusedXCiT(XCiT):
         is_heard = is_anything_watched() or any(is_watched(block) for block in self.blocks)
         if at_once is None or tokens.shape[1] <= at_once or is_heard:
             return super()._mix(tokens, grid, take, taken, stop)
-        # An image in stripes: what XCA needs to know for the next block is taken from the rows as they leave one.
+        # An image is processed in stripes. While rows leave a block, XCA's sums for the next block are taken from them.
         rows_at_once = stripe_rows(tokens, grid[1])
         images = [TensorTokens(image) for image in tokens.unflatten(1, grid)]
         blocks = [block for block in self.blocks if isinstance(block, FusedXCABlock)]
@@ -385,7 +386,7 @@ class FusedXCiT(XCiT):
 
     def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
         out: Tensor = block(*inputs)
-        # What a hook keeps must not change when the next block works on it in place.
+        # A hook may keep the output, which must not change when the next block works on it in place.
         return out.clone() if is_watched(block) or is_anything_watched() else out
 
     def _keep(self, tokens: Tensor) -> Tensor:
@@ -403,5 +404,5 @@ class FusedXCiT(XCiT):
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patch tokens (B, N, D) as an image (B, D, H, W)."""
+    """Returns patch tokens (B, N, D) as an image (B, D, H, W)."""
     return tokens.transpose(1, 2).unflatten(2, grid).contiguous()

@@ -1,4 +1,4 @@
-"""XCA, class attention and LPI as pure functions on tensors; the one place that chooses between their forms."""
+"""XCA, class attention and LPI as pure functions on tensors. Only this package chooses between their forms."""
 
 from xcit.ops.forms import (
     attention_from_gram,
@@ -8,6 +8,7 @@ from xcit.ops.forms import (
     gram,
     mixing_matrix,
     xca,
+    xca_in_graph,
     xca_of_qkv,
 )
 from xcit.ops.reference import POSITION_DIM, drop_path, fourier_position, lpi
@@ -24,5 +25,6 @@ __all__ = [
     "lpi",
     "mixing_matrix",
     "xca",
+    "xca_in_graph",
     "xca_of_qkv",
 ]

@@ -1,30 +1,33 @@
-"""Faster forms of XCA and class attention: the numbers of `ops.reference` to rounding, and the rule that chooses.
+"""Faster forms of XCA and class attention, equal to `ops.reference` up to rounding, and the rule that chooses a form.
 
-XCA mixes channels alone, so its output is the tokens X (N x D) times one D x D matrix an image, plus one row:
+XCA mixes only channels. So its output is the product of the tokens X (N x D) with one D x D matrix per image, plus one
+row that is broadcast:
 
     y = X P + p,    P = (W_proj A W_v)^T,    p = W_proj A b_v + b_proj,
 
-where A, block-diagonal, holds each head's attention. A needs queries and keys only through products over the tokens,
-which the covariance of the tokens holds: with m = mean of X over the tokens and S = X^T X - N m m^T,
+where A is block-diagonal and holds the attention of each head. A needs queries and keys only through products that
+are summed over the tokens, and these follow from the covariance of the tokens: with m the mean of X over the tokens and
+S = X^T X - N m m^T,
 
     q^T k = W_q S W_k^T + N q_m k_m^T,    q_m = W_q m + b_q,    k_m = W_k m + b_k,
 
-and |q|^2, |k|^2 are the diagonals of the same expression for (q, q) and (k, k), sums of positive terms. So each half of
-XCA, the attention and its use, can be had with N x D queries, keys and values or without them:
+and |q|^2, |k|^2 are the diagonals of the same expression for (q, q) and (k, k), which are sums of positive terms. So
+each half of XCA, the attention and its application, can be computed either with queries, keys and values (N x D each)
+or without them. The multiply-accumulates are:
 
     attention: from the tokens 2 N D^2 + N D C, from the Gram matrix X^T X  N D^2 + (2 + C/D) D^3
     output:    by the values   2 N D^2 + C D^2, by the matrix P             N D^2 + (1 + C/D) D^3
 
-multiply-accumulates. What training keeps for the backward pass is X and D x D matrices on the right, 5 N D on the left.
+For the backward pass, the forms on the left keep 5 N D numbers, and those on the right keep X and D x D matrices.
 
-The class token is the only query of class attention, so its product with the key weights is one vector a head, and keys
-and values are never formed: 2 M N D multiply-accumulates instead of 2 N D^2.
+In class attention the class token is the only query. So its product with the key weights is one vector per head, and
+keys and values are never formed. This takes 2 M N D multiply-accumulates instead of 2 N D^2.
 
-Shapes: `B` batch, `N` tokens, `D` width, `M` heads, `C = D/M` channels a head.
+Shapes: `B` batch, `N` tokens, `D` width, `M` heads, `C = D/M` channels per head.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,13 +36,13 @@ from torch import Tensor
 from xcit.ops import reference
 
 EPSILON = 1e-12
-"""Least norm that a query or key is divided by, as in the reference."""
+"""The smallest norm by which a query or key is divided, as in the reference."""
 
 GRAM_FROM = 2.0
-"""N / D from which a CPU makes the attention from the Gram matrix."""
+"""The ratio N / D from which a CPU computes the attention from the Gram matrix."""
 
 MATRIX_FROM = 1.0
-"""N / D from which a CPU makes the output by the matrix P."""
+"""The ratio N / D from which a CPU computes the output by the matrix P."""
 
 
 def xca(
@@ -50,9 +53,9 @@ def xca(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """`reference.xca` in the form that is fastest for N and D; arguments and result are the same."""
+    """Computes `reference.xca` in the form that is fastest for N and D; arguments and result are the same."""
     num_tokens, dim = tokens.shape[1:]
-    # An exported or traced graph serves every N. On a GPU nothing has been measured yet.
+    # An exported or traced graph serves every N, so it can't choose by N. On a GPU nothing has been measured yet.
     is_fixed = torch.compiler.is_exporting() or torch.jit._trace.is_tracing()
     if is_fixed or tokens.device.type != "cpu":
         return reference.xca(tokens, qkv_weight, qkv_bias, temperature, proj_weight, proj_bias)
@@ -66,10 +69,72 @@ def xca(
     return mix_values(tokens, attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
 
 
-def gram(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The Gram matrix X^T X (B, D, D) of tokens (B, N, D) and their sum (B, 1, D), in float32 at least.
+def xca_in_graph(
+    tokens: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    temperature: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    *,
+    by: Literal["size", "sums", "tokens"],
+) -> Tensor:
+    """`xca` for a graph that other runtimes run; arguments and result are the same.
 
-    Both add up over parts of the tokens.
+    Args:
+        tokens: (B, N, D).
+        qkv_weight: as in `reference.xca`.
+        qkv_bias: likewise.
+        temperature: likewise.
+        proj_weight: likewise.
+        proj_bias: likewise.
+        by: the form of a graph whose N is not known: "sums" is right for every N and fastest for many, "tokens" for
+            few, "size" has both and chooses when it runs. Where N is known, the form is chosen now.
+    """
+    weights = (qkv_weight, qkv_bias, temperature, proj_weight, proj_bias)
+    is_many = tokens.shape[1] >= max(GRAM_FROM, MATRIX_FROM) * tokens.shape[2]
+    if isinstance(is_many, torch.SymBool) and by == "size":
+        return torch.cond(
+            is_many,
+            lambda tokens: _xca_by_sums(tokens, *weights),
+            lambda tokens: _xca_by_tokens(tokens, *weights),
+            (tokens,),
+        )
+    by_sums = by == "sums" if isinstance(is_many, torch.SymBool) else is_many
+    return _xca_by_sums(tokens, *weights) if by_sums else _xca_by_tokens(tokens, *weights)
+
+
+def _xca_by_sums(
+    tokens: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    temperature: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+) -> Tensor:
+    """XCA without queries, keys and values: attention from the Gram matrix, output by the matrix P."""
+    attention = attention_from_gram(*gram(tokens), tokens.shape[1], qkv_weight, qkv_bias, temperature)
+    matrix, row = mixing_matrix(attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
+    return tokens @ matrix.to(tokens.dtype) + row.to(tokens.dtype)
+
+
+def _xca_by_tokens(
+    tokens: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    temperature: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+) -> Tensor:
+    """XCA by queries, keys and values, of which only the products of the first two are normalised."""
+    attention = attention_from_tokens(tokens, qkv_weight, qkv_bias, temperature)
+    return mix_values(tokens, attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
+
+
+def gram(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the Gram matrix X^T X (B, D, D) of tokens (B, N, D) and their sum (B, 1, D), at least in float32.
+
+    The results for parts of the tokens add up to the result for all.
     """
     with _without_autocast(tokens):
         tokens = _wide(tokens)
@@ -77,7 +142,7 @@ def gram(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Gram(torch.autograd.Function):
-    """X^T X, whose gradient needs one product with the tokens, where autograd by itself makes two."""
+    """X^T X with a gradient that needs one product with the tokens, where autograd by itself computes two."""
 
     generate_vmap_rule = True
 
@@ -103,7 +168,7 @@ class _Gram(torch.autograd.Function):
 
 
 def _gram(tokens: Tensor) -> Tensor:
-    # A compiler or tracer takes no function with derivatives of its own; without a backward pass there is none to gain.
+    # Compilers and tracers do not support functions with their own derivatives, which also gain nothing in inference.
     if (
         torch.compiler.is_compiling()
         or torch.jit._trace.is_tracing()
@@ -116,7 +181,7 @@ def _gram(tokens: Tensor) -> Tensor:
 def attention_from_gram(
     gram: Tensor, total: Tensor, num_tokens: int, qkv_weight: Tensor, qkv_bias: Tensor | None, temperature: Tensor
 ) -> Tensor:
-    """Attention (B, M, C, C) of each head from what `gram` gives for all tokens, in float32 at least."""
+    """Returns the attention (B, M, C, C) of each head from the outputs of `gram`, at least in float32."""
     batch, dim, _ = gram.shape
     num_heads = temperature.shape[0]
     with _without_autocast(gram):
@@ -128,8 +193,8 @@ def attention_from_gram(
         squares = (moved * weight.t()).sum(dim=1) + num_tokens * means.square()
         query_weight = weight[:dim].view(num_heads, -1, dim)
         moved_keys = moved[:, :, dim:].unflatten(2, (num_heads, -1)).transpose(1, 2)  # (B, M, D, C)
-        # Not by `unbind`: Inductor would keep these views beside `means` for the backward pass and, where they are
-        # contiguous, which is for a batch of one, overwrite them while it still reads `means`.
+        # `unbind` is not used here. With it, Inductor would keep these views beside `means` for the backward pass, and
+        # would overwrite them while it still reads `means` if they are contiguous, which is so for a batch of one.
         query_mean = means[:, :dim].view(batch, num_heads, -1, 1)
         key_mean = means[:, dim:].view(batch, num_heads, 1, -1)
         products = query_weight @ moved_keys + num_tokens * query_mean * key_mean
@@ -137,23 +202,23 @@ def attention_from_gram(
 
 
 def attention_from_tokens(tokens: Tensor, qkv_weight: Tensor, qkv_bias: Tensor | None, temperature: Tensor) -> Tensor:
-    """Attention (B, M, C, C) of each head from queries and keys as they lie, in float32 at least."""
+    """Returns the attention (B, M, C, C) of each head, computed from queries and keys, at least in float32."""
     dim = tokens.shape[2]
     bias = None if qkv_bias is None else qkv_bias[: 2 * dim]
     return _attention_of(F.linear(tokens, qkv_weight[: 2 * dim], bias), temperature)
 
 
 def xca_of_qkv(qkv: Tensor, temperature: Tensor) -> Tensor:
-    """XCA's mixed values (B, N, D), before the projection, of queries, keys and values (B, N, 3D) as a layer gave them.
+    """Returns XCA's output before the projection (B, N, D), from queries, keys and values (B, N, 3D).
 
-    For layers that have to be called: the forms above read their weights.
+    It is for layers that have to be called; the functions above read the layers' weights instead.
     """
     dim = qkv.shape[2] // 3
     return _mix(qkv[:, :, 2 * dim :], _attention_of(qkv[:, :, : 2 * dim], temperature))
 
 
 def _attention_of(queries_keys: Tensor, temperature: Tensor) -> Tensor:
-    """Attention (B, M, C, C) of queries and keys (B, N, 2D), in float32 at least."""
+    """Returns the attention (B, M, C, C) of queries and keys (B, N, 2D), at least in float32."""
     batch, num_tokens, _ = queries_keys.shape
     with _without_autocast(queries_keys):
         queries_keys = _wide(queries_keys)
@@ -163,7 +228,7 @@ def _attention_of(queries_keys: Tensor, temperature: Tensor) -> Tensor:
 
 
 def _attention(products: Tensor, squares: Tensor, temperature: Tensor) -> Tensor:
-    """Softmax of products (B, M, C, C) over the norms, given the squared norms (B, 2D) of queries and keys."""
+    """Normalises products (B, M, C, C) by the squared norms (B, 2D) of queries and keys, and applies the softmax."""
     batch, num_heads, head_dim, _ = products.shape
     scale = squares.clamp(min=EPSILON**2).rsqrt().view(batch, 2, num_heads, head_dim)
     return (products * (scale[:, 0, :, :, None] * _wide(temperature)) * scale[:, 1, :, None, :]).softmax(dim=-1)
@@ -172,7 +237,7 @@ def _attention(products: Tensor, squares: Tensor, temperature: Tensor) -> Tensor
 def mixing_matrix(
     attention: Tensor, qkv_weight: Tensor, qkv_bias: Tensor | None, proj_weight: Tensor, proj_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """P (B, D, D) and p (B, 1, D), so that X P + p is the output, from the attention (B, M, C, C), in its precision."""
+    """Returns P (B, D, D) and p (B, 1, D) of the output X P + p, in the dtype of the attention (B, M, C, C)."""
     batch, num_heads = attention.shape[:2]
     dim = proj_weight.shape[0]
     with _without_autocast(attention):
@@ -193,26 +258,26 @@ def mix_values(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """The output (B, N, D) from values (B, N, D) and the attention (B, M, C, C)."""
+    """Returns the output (B, N, D), by values (B, N, D) and the attention (B, M, C, C)."""
     dim = tokens.shape[2]
     values = F.linear(tokens, qkv_weight[2 * dim :], None if qkv_bias is None else qkv_bias[2 * dim :])
     return F.linear(_mix(values, attention), proj_weight, proj_bias)
 
 
 def _mix(values: Tensor, attention: Tensor) -> Tensor:
-    """Values (B, N, D) mixed by the attention (B, M, C, C) of each head."""
+    """Applies the attention (B, M, C, C) of each head to values (B, N, D)."""
     heads = values.unflatten(2, (attention.shape[1], -1)).transpose(1, 2)
     return (heads @ attention.to(values.dtype).mT).transpose(1, 2).flatten(2)
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Each product in the precision of its factors, on devices that have autocast at all."""
+    """Disables autocast, so that products are computed in the dtype of their factors; some devices have no autocast."""
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32 at least: sums over N tokens overflow float16, and bfloat16 has 8 bits."""
+    """Converts 16-bit tensors to float32: sums over N tokens overflow float16, and bfloat16 has only 8 bits."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -225,7 +290,10 @@ def class_attention(
     value_bias: Tensor | None,
     num_heads: int,
 ) -> Tensor:
-    """Attention of the class token's query (B, D) over tokens (B, N, D), without their keys and values: (B, D)."""
+    """Returns the class token's attention (B, D) over tokens (B, N, D), for its query (B, D).
+
+    Keys and values are never computed.
+    """
     vectors, offsets = class_query(query, key_weight, key_bias, num_heads)
     weights = (vectors @ tokens.mT + offsets).softmax(dim=-1)
     return class_value(weights @ tokens, value_weight, value_bias)
@@ -234,17 +302,17 @@ def class_attention(
 def class_query(
     query: Tensor, key_weight: Tensor, key_bias: Tensor | None, num_heads: int
 ) -> tuple[Tensor, Tensor | float]:
-    """Vectors (B, M, D) whose products with the tokens, plus offsets (B, M, 1), are the attention's scores."""
+    """Returns vectors (B, M, D) and offsets (B, M, 1); a score is a vector times a token, plus the offset."""
     batch, dim = query.shape
     query = query.view(batch, num_heads, 1, -1) * (dim // num_heads) ** -0.5
     vectors = (query @ key_weight.view(num_heads, -1, dim)).squeeze(2)
-    # The softmax does not see what is common to a head's scores; the bias still gets its gradient, 0.
+    # Softmax ignores an offset that all scores of a head share. It is added so that the bias gets its gradient, 0.
     offsets = 0.0 if key_bias is None else (query @ key_bias.view(num_heads, -1, 1)).squeeze(3)
     return vectors, offsets
 
 
 def class_value(mixed: Tensor, value_weight: Tensor, value_bias: Tensor | None) -> Tensor:
-    """Values (B, D) of tokens (B, M, D), one a head, that the attention has mixed."""
+    """Returns the values (B, D) of the mean tokens (B, M, D) that the attention computed, one per head."""
     batch, num_heads, dim = mixed.shape
     values = value_weight.view(num_heads, -1, dim) @ mixed[..., None]
     return values.reshape(batch, dim) if value_bias is None else values.reshape(batch, dim) + value_bias

@@ -1,6 +1,6 @@
-"""The operators of XCiT as the paper writes them: the oracle that every faster form is tested against.
+"""The operators of XCiT as the paper defines them. Every faster form is tested against these.
 
-Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels a head.
+Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels per head.
 """
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 POSITION_DIM = 32
-"""Numbers of the Fourier code for each of the two axes."""
+"""Number of channels of the Fourier code for each of the two axes."""
 
 POSITION_TEMPERATURE = 10000.0
 
@@ -29,8 +29,8 @@ def xca(
     Args:
         tokens: (B, N, D).
         qkv_weight: (3D, D), the rows of queries, keys and values in this order.
-        qkv_bias: (3D,) or none.
-        temperature: (M, 1, 1), one learned factor a head.
+        qkv_bias: (3D,) or None.
+        temperature: (M, 1, 1), one learned factor per head.
         proj_weight: (D, D).
         proj_bias: (D,).
 
@@ -77,13 +77,14 @@ def lpi(
     conv2_weight: Tensor,
     conv2_bias: Tensor,
 ) -> Tensor:
-    """Local patch interaction (paper, section 3.3): two depthwise 3x3 convolutions, GELU and a norm between.
+    """Local patch interaction (paper, section 3.3): two depthwise 3x3 convolutions with GELU and a norm between.
 
     Args:
         image: the tokens as an image (B, D, H, W).
         conv1_weight: (D, 1, 3, 3).
         conv1_bias: (D,).
-        norm: batch normalisation over D channels; a module, because in training it moves its statistics.
+        norm: batch normalisation over D channels. It is a module, because in training it updates its running
+            statistics.
         conv2_weight: (D, 1, 3, 3).
         conv2_bias: (D,).
 
@@ -99,12 +100,12 @@ def lpi(
 def fourier_position(length: int, device: torch.device | None = None) -> Tensor:
     """Fourier code of the positions along one axis of the token grid.
 
-    Position i of n is the angle i / (n + 1e-6) * 2 pi, i from 1, so the code spans the grid whatever its size; the
-    published weights depend on the epsilon and on the interleaving of sines and cosines.
+    Position i of n is the angle i / (n + 1e-6) * 2 pi, with i from 1, so the code covers the grid whatever its size.
+    The published weights depend on the epsilon and on the interleaving of sines and cosines.
 
     Args:
-        length: tokens along the axis.
-        device: where to make it.
+        length: number of tokens along the axis.
+        device: device of the result.
 
     Returns:
         (length, POSITION_DIM), float32.
@@ -119,7 +120,7 @@ def fourier_position(length: int, device: torch.device | None = None) -> Tensor:
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
     """Stochastic depth: drops a residual branch (B, ...) for a whole sample with probability `rate` in training.
 
-    What stays is divided by 1 - rate, so the expectation does not change (arXiv 1603.09382).
+    A branch that is kept is divided by 1 - rate, so the expectation does not change (arXiv 1603.09382).
     """
     if rate == 0.0 or not training:
         return branch

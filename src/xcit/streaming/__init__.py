@@ -1,8 +1,9 @@
-"""Images larger than memory through a model, exactly, without tiles or seams.
+"""Runs images larger than memory through a model, exactly, without tiles or seams.
 
-XCiT needs the whole image in D x D sums and in the two rows beside a stripe only. So an image goes through in stripes,
-one pass over its tokens a block, and the tokens may lie in memory or on disk: the numbers are those of the whole image.
-Bring any object with `height`, `width`, `channels` and `read(start, end)`:
+XCiT depends on the whole image only through D x D sums, and otherwise only on the two rows beside a stripe (the halo).
+So an image is processed in stripes, with one pass over its tokens per block, and the tokens can be in memory or on
+disk. The results are those of the whole image. The source can be any object with `height`, `width`, `channels` and
+`read(start, end)`:
 
     from xcit.streaming import Wanted, encode
 
@@ -18,11 +19,13 @@ from xcit.streaming.encode import Encoding, StreamProgress, encode
 from xcit.streaming.outputs import ArrayMap, NpyMap, Taken, TokenMap, Wanted, ZarrMap
 from xcit.streaming.plan import ImageShape, Place, Plan, largest_square, make_plan
 from xcit.streaming.report import Report
+from xcit.streaming.tapped import HeadNeeds, TappedRun, tapped
 
 __all__ = [
     "ArrayMap",
     "Budget",
     "Encoding",
+    "HeadNeeds",
     "ImageRows",
     "ImageShape",
     "Memory",
@@ -34,6 +37,7 @@ __all__ = [
     "Selection",
     "StreamProgress",
     "Taken",
+    "TappedRun",
     "TokenMap",
     "Wanted",
     "ZarrMap",
@@ -43,4 +47,5 @@ __all__ = [
     "largest_square",
     "make_plan",
     "open_rows",
+    "tapped",
 ]

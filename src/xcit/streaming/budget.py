@@ -1,4 +1,4 @@
-"""How much memory a streamed pass may take, and where the rest goes."""
+"""The memory that a streamed pass may use, and the place for everything else."""
 
 import re
 from dataclasses import dataclass
@@ -17,12 +17,13 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a pass over a large image may use.
+    """The resources that a pass over a large image may use.
 
     Attributes:
-        memory: the most bytes of resident memory that it may add to the loaded model; none is half of what is free.
-        scratch: a folder for tokens that do not fit; none is `scratch` in the folder where weights are kept.
-        token_dtype: of tokens between blocks; none is the model's precision. bfloat16 halves them and is not exact.
+        memory: most bytes of resident memory in addition to the loaded model; None means half of the free memory.
+        scratch: folder for tokens that do not fit in memory; None means `scratch` in the cache of weights.
+        token_dtype: dtype of tokens between blocks; None means the model's. bfloat16 halves their size, and is not
+            exact.
     """
 
     memory: int | None = None
@@ -30,10 +31,10 @@ class Budget:
     token_dtype: torch.dtype | None = None
 
     def bound(self) -> int:
-        """`memory`, or its default.
+        """Returns `memory`, or its default.
 
         Raises:
-            XCiTError: if none is given and the system does not say how much is free.
+            XCiTError: if none is given and the system does not report its free memory.
         """
         if self.memory is not None:
             return self.memory
@@ -43,19 +44,19 @@ class Budget:
         return free // 2
 
     def scratch_folder(self) -> Path:
-        """`scratch`, or its default."""
+        """Returns `scratch`, or its default."""
         return self.scratch or cache_dir() / "scratch"
 
 
 Memory = int | str | Budget | None
-"""A bound in bytes or as text such as "4GB", a whole budget, or none for half of the free memory."""
+"""A bound in bytes or as text such as "4GB", a whole budget, or None for half of the free memory."""
 
 
 def as_budget(memory: Memory) -> Budget:
-    """A budget of whatever says how much memory may be used.
+    """Converts a value of type `Memory` to a budget.
 
     Raises:
-        XCiTError: if it is a text that means no size, or not above 0.
+        XCiTError: if a text is not a size, or the size is not above 0.
     """
     if isinstance(memory, Budget):
         return memory
@@ -67,10 +68,10 @@ def as_budget(memory: Memory) -> Budget:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from text such as 4GB, 512 MiB or 1e9: GB are 10^9, GiB 2^30.
+    """Parses a size such as 4GB, 512 MiB or 1e9 to bytes; GB are 10^9, GiB 2^30.
 
     Raises:
-        XCiTError: if it is no size.
+        XCiTError: if the text is not a size.
     """
     found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]I?)?B?\s*", text, re.IGNORECASE)
     try:
@@ -78,12 +79,12 @@ def parse_size(text: str) -> int:
     except ValueError:
         number = 0.0
     if not found or number <= 0:
-        raise XCiTError(f"{text!r} is no size such as 4GB, 512MiB or 750MB")
+        raise XCiTError(f"{text!r} is not a size such as 4GB, 512MiB or 750MB")
     return int(number * _UNITS[(found[2] or "").upper()])
 
 
 def format_size(num_bytes: float) -> str:
-    """Bytes as a person reads them, such as 4.3 GB."""
+    """Formats bytes for people, such as 4.3 GB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit in ("bytes", "kB", "MB") else f"{num_bytes:.1f} {unit}"

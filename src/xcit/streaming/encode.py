@@ -1,4 +1,4 @@
-"""One image of any size through a model: the passes, one after another, and what is taken on the way."""
+"""Runs one image of any size through a model: the passes in order, and the outputs that are collected."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
-from xcit.images.rows import ImageRows, mask_reader, rows_info
+from xcit.images.rows import ImageRows, rows_info
 from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 from xcit.models.kept_tokens import KeptTokens
@@ -20,20 +20,20 @@ from xcit.streaming.budget import Memory, as_budget
 from xcit.streaming.leaving import Leaving
 from xcit.streaming.masks import kept_tokens
 from xcit.streaming.outputs import Taken, Wanted
-from xcit.streaming.pixels import check_channels, normalized_stripes
-from xcit.streaming.plan import ImageShape, make_plan
+from xcit.streaming.pixels import check_channels, image_shape, normalized_stripes
+from xcit.streaming.plan import make_plan
 from xcit.streaming.report import Report
 from xcit.streaming.scratch import earlier_state, tokens_on_scratch
 from xcit.streaming.state import RunFolder, State, model_digest
 from xcit.streaming.stores import MemoryTokens, ScratchTokens
 
 StreamProgress = Callable[[int, int], None]
-"""Takes rows of tokens done, and rows in all passes."""
+"""Takes the number of token rows that are done, and the number of rows in all passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """What came of an image: what was taken, the token grid (H, W), and how it went."""
+    """The result for an image: the outputs, the token grid (H, W), and a report."""
 
     taken: Taken
     grid: tuple[int, int]
@@ -50,25 +50,26 @@ def encode(
     memory: Memory = None,
     progress: StreamProgress | None = None,
 ) -> Encoding:
-    """Takes features of an image of any size, exactly those of the whole image, in bounded memory.
+    """Computes features of an image of any size in bounded memory; they are exactly those of the whole image.
 
-    The image is taken as it is: `preprocessing` says mean and standard deviation, and nothing is resized or cropped.
-    Tokens that do not fit into the bound go to scratch files; a run on scratch files that was killed goes on from the
-    last pass that it finished when it is called again with the same model, image and wishes.
+    The image is not resized or cropped; only mean and standard deviation of `preprocessing` are used. Tokens that do
+    not fit within the bound go to scratch files. If a run with scratch files was killed, another call with the same
+    model, image and outputs resumes after the last finished pass.
 
     Args:
-        model: in its place and precision. One that is not fused is, for this call.
-        source: of the rows. What its `read_mask` leaves out takes no part in any sum, and is NaN in maps.
-        wanted: what to take, by block.
-        preprocessing: none is the model's own.
-        memory: the most that the pass may add to the loaded model (see `Budget`).
+        model: the model, on its device and in its dtype. It is fused for this call, unless it is fused already.
+        source: the source of the rows. Pixels that its `read_mask` leaves out take part in no sum, and are NaN in maps.
+        wanted: the outputs, by block.
+        preprocessing: None means the model's own.
+        memory: the most memory in addition to the loaded model (see `Budget`).
         progress: called after each stripe.
 
     Raises:
-        XCiTError: if the image does not fit the model, can't be read, or the bound can't be kept.
+        XCiTError: if the image does not fit the model or can't be read, or the bound can't be kept.
     """
     network = model.fuse()
-    assert isinstance(network, FusedXCiT)
+    if not isinstance(network, FusedXCiT):
+        raise XCiTError("an exported file takes an image whole: give the model itself for images at full size")
     spec = preprocessing or (network.info.preprocessing if network.info is not None else None)
     if spec is None:
         raise XCiTError("the model does not say how to prepare images: give the preprocessing, or set model.info")
@@ -109,26 +110,18 @@ class _Run:
         self._taken, self._progress = Taken(), progress
         self._grid = model.embedding.grid(source.height, source.width)
         self._rows_done = 0
-        info = rows_info(source)
         keep = kept_tokens(source, config.patch_size)
         self._kept = KeptTokens(None if keep is None else keep.to(self._device))
-        is_masked = mask_reader(source) is not None
-        pixel = source.read(0, 1).dtype.itemsize * source.channels + is_masked
-        shape = ImageShape(
-            height=source.height,
-            width=source.width,
-            pixel_bytes=pixel,
-            read_rows=info.rows_at_once,
-            buffer_bytes=info.buffer_bytes,
-        )
         outputs = 0 if keep is None else keep.numel()
         outputs += sum(one.memory(self._grid, self._dim) for one in wanted.maps.values())
         if wanted.attention is not None:
             outputs += 4 * config.num_heads * self._grid[0] * self._grid[1]
-        self._plan = make_plan(model, shape, self._budget.bound(), token_dtype=self._stored, output_bytes=outputs)
+        self._plan = make_plan(
+            model, image_shape(source), self._budget.bound(), token_dtype=self._stored, output_bytes=outputs
+        )
 
     def encoding(self) -> Encoding:
-        """Runs, and gives what was taken."""
+        """Runs all passes, and returns the result."""
         began = time.perf_counter()
         with suppress(OSError):
             forget_peak()
@@ -166,7 +159,7 @@ class _Run:
             raise
 
     def _on_scratch(self) -> tuple[int, tuple[int, int]]:
-        """Gives the passes that an earlier run had finished, and the bytes read and written."""
+        """Returns the number of passes that an earlier run had finished, and the bytes read and written."""
         folder = RunFolder(self._budget.scratch_folder(), self._key(), self._plan.scratch_bytes)
         try:
             with tokens_on_scratch(
@@ -199,16 +192,16 @@ class _Run:
             one.discard()
 
     def _key(self) -> str:
-        """What a run has to have in common with an earlier one to go on with it."""
+        """Returns what a run must have in common with an earlier run to resume it."""
         identity = rows_info(self._source).identity
-        if identity is None:  # another image may look the same
+        if identity is None:  # nothing tells whether it is the same image
             identity = f"process of its own {id(self)} {time.time_ns()}"
         wanted, maps = self._wanted, sorted(self._wanted.maps)
         what = (sorted(wanted.class_tokens), sorted(wanted.means), maps, wanted.attention, str(self._spec))
         return f"{model_digest(self._model)} {identity} {self._grid} {self._stored} {what}"
 
     def _one_pass(self, index: int, tokens: MemoryTokens | ScratchTokens, state: State) -> None:
-        """The pass that embeds the image (index -1), or that of a block."""
+        """Runs the pass that embeds the image (index -1), or the pass of a block."""
         wanted, is_last = self._wanted, index == self._last_block
         is_normed = self._model.config.cls_depth > 0 and index == self._num_blocks - 1
         leaving = Leaving(
@@ -217,6 +210,7 @@ class _Run:
             wanted.maps.get(index),
             mean=index in wanted.means,
             kept=self._kept,
+            left_out=wanted.left_out,
         )
 
         def leave(start: int, rows: Tensor) -> None:
@@ -264,7 +258,7 @@ class _Run:
         cls: Tensor | None,
         leave: Leave | None,
     ) -> Tensor:
-        """A class attention block; gives the class token (D,) after it."""
+        """Runs a class attention block; returns the class token (D,) after it."""
         token = self._model.cls_token if cls is None else cls.to(self._dtype).view(1, 1, -1)
         attention = ClassAttentionSums(block, token)
         scores: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Where the rows go that leave a block: to the tokens, to a map, into a mean."""
+"""Distributes the rows that leave a block: to the tokens, to a map, and to a mean."""
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,15 @@ from xcit.streaming.outputs import TokenMap, as_map_rows
 
 
 class Leaving:
-    """Called with the rows (k, W, D) that leave a block, in their order.
+    """Called with the rows (k, W, D) that leave a block, in order.
 
     Args:
         write: takes them to the tokens; none where no block follows.
         norm: comes before maps and means; none where there is no final norm, or blocks follow.
         map_: takes them after the norm.
         mean: whether their mean after the norm is wanted.
-        kept: the tokens that count; the others are NaN in the map, and no part of the mean.
+        kept: the tokens that count; the others are no part of the mean.
+        left_out: what the others are in the map.
     """
 
     def __init__(
@@ -27,25 +28,27 @@ class Leaving:
         *,
         mean: bool,
         kept: KeptTokens = ALL_TOKENS,
+        left_out: float = torch.nan,
     ) -> None:
+        self._left_out = left_out
         self._write, self._norm, self._map, self._wants_mean, self._kept = write, norm, map_, mean, kept
         self._total: Tensor | None = None
         self._count = 0
 
     @property
     def is_heard(self) -> bool:
-        """Whether anybody wants the rows."""
+        """Whether anything uses the rows."""
         return self._write is not None or self._map is not None or self._wants_mean
 
     def __call__(self, start: int, rows: Tensor) -> None:
-        """Passes rows from `start` on."""
+        """Takes rows from `start` on."""
         if self._write is not None:
             self._write(start, rows)
         if self._map is None and not self._wants_mean:
             return
         rows = rows if self._norm is None else self._norm(rows)
         if self._map is not None:
-            self._map.write(start, as_map_rows(self._kept.filled(start, rows, torch.nan)))
+            self._map.write(start, as_map_rows(self._kept.filled(start, rows, self._left_out)))
         if self._wants_mean:
             counting = self._kept.of(start, rows)
             wide = counting.to(torch.promote_types(rows.dtype, torch.float32)).sum(dim=0)
@@ -54,5 +57,5 @@ class Leaving:
             self._count += len(counting)
 
     def mean(self) -> Tensor | None:
-        """The mean (D,) of all rows; none where it is not wanted."""
+        """Returns the mean (D,) of all rows; None if it was not requested."""
         return None if self._total is None else self._total / self._count

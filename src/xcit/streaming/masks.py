@@ -1,10 +1,12 @@
-"""From the pixels of an image that count to the tokens that do."""
+"""Converts a mask of pixels to a mask of tokens."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xcit.errors import XCiTError
 from xcit.images.overview import box_means
+from xcit.images.padded_rows import PaddedRows
 from xcit.images.rows import ImageRows, mask_reader, rows_info
 from xcit.models.stripes import spans
 
@@ -12,17 +14,23 @@ _PIXELS_AT_ONCE = 2**22
 
 
 def kept_tokens(source: ImageRows, patch_size: int) -> Tensor | None:
-    """Which tokens of an image count: those at least half of whose pixels do.
+    """Returns which tokens of an image count: those of which at least half of the pixels count.
 
     The pixels of token (i, j) are those from (i, j) * patch_size on, as many as the image has. All rows of the mask are
-    read once.
+    read once. Tokens of a margin (`PaddedRows`) count.
 
     Returns:
-        bool (H, W), none if all count.
+        bool (H, W); None if all tokens count.
 
     Raises:
-        XCiTError: if none does, or the mask can't be read.
+        XCiTError: if no token counts, or the mask can't be read.
     """
+    if isinstance(source, PaddedRows):
+        keep = kept_tokens(source.source, patch_size)
+        if keep is None:
+            return None
+        height, width = -(-source.height // patch_size), -(-source.width // patch_size)
+        return F.pad(keep, (0, width - keep.shape[1], 0, height - keep.shape[0]), value=True)
     read_mask = mask_reader(source)
     if read_mask is None:
         return None

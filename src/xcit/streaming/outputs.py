@@ -1,4 +1,4 @@
-"""What to take from a pass, and where the maps of tokens go."""
+"""The outputs of a streamed run, and the destinations of maps of tokens."""
 
 import shutil
 from collections.abc import Mapping
@@ -11,29 +11,29 @@ import torch
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import need_packages
 
 _CHUNK_BYTES = 2**24
-"""Of the rows of a Zarr map that wait to be written."""
+"""Size of the rows that a Zarr map collects before it writes them."""
 
 
 class TokenMap(Protocol):
-    """Takes the tokens (H, W, D) after a block, rows by rows from the first to the last."""
+    """A destination for the tokens (H, W, D) after a block, which arrive in rows from the first to the last."""
 
     def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
-        """Called once before any rows: H, W and D, and whether a run that was killed goes on."""
+        """Called once before any rows, with H, W and D, and whether a run that was killed is resumed."""
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Takes rows (k, W, D) in float32 on the CPU; they hold until it returns."""
+        """Takes rows (k, W, D) in float32 on the CPU; they are valid until it returns."""
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Bytes that it keeps in memory."""
+        """Returns the bytes that it keeps in memory."""
 
     def can_go_on(self) -> bool:
-        """Whether it still has what a run that was killed has written to it."""
+        """Whether it still has everything that a killed run wrote to it."""
 
     def discard(self) -> None:
-        """Called where a run fails and can't be gone on with."""
+        """Called if a run fails and can't be resumed."""
 
 
 class ArrayMap:
@@ -43,30 +43,30 @@ class ArrayMap:
         self.array = np.empty((0, 0, 0), np.float32)
 
     def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
-        """Makes the array."""
+        """Creates the array."""
         self.array = np.empty((*grid, dim), np.float32)
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Copies."""
+        """Copies the rows."""
         self.array[start : start + len(rows)] = rows.numpy()
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """All of it."""
+        """Returns the size of the whole array."""
         return 4 * grid[0] * grid[1] * dim
 
     def can_go_on(self) -> bool:
-        """Memory does not outlive its process."""
+        """Returns false, because memory ends with its process."""
         return False
 
     def discard(self) -> None:
-        """Lets go of the array."""
+        """Releases the array."""
         self.array = np.empty((0, 0, 0), np.float32)
 
 
 class NpyMap:
     """A map in a .npy file, float32 (H, W, D), which can be opened by `np.load(path, mmap_mode="r")`.
 
-    It is written beside `path` under a name that ends in .part until `finish`.
+    Until `finish` it is written beside `path`, to a file whose name ends in .part.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class NpyMap:
         self._start = 0
 
     def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
-        """Writes the header, unless the file has it."""
+        """Writes the header, unless a run is resumed."""
         header = self._header(grid, dim)
         self._start, self._row_bytes = len(header), 4 * grid[1] * dim
         if not goes_on:
@@ -84,27 +84,27 @@ class NpyMap:
             self._put(0, header)
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Writes to the place of the rows.
+        """Writes the rows to their place in the file.
 
         Raises:
-            XCiTError: if they can't be written.
+            XCiTError: if the rows can't be written.
         """
         self._put(self._start + start * self._row_bytes, rows.contiguous().numpy().data.cast("B"))
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Nothing."""
+        """Returns 0."""
         return 0
 
     def can_go_on(self) -> bool:
-        """If the file is there."""
+        """Whether the file exists."""
         return self._part.exists()
 
     def finish(self) -> None:
-        """Gives the file its name."""
+        """Gives the file its final name."""
         self._part.replace(self.path)
 
     def discard(self) -> None:
-        """Removes what was written."""
+        """Removes the file."""
         self._part.unlink(missing_ok=True)
 
     def _put(self, offset: int, data: bytes | memoryview) -> None:
@@ -127,17 +127,15 @@ class NpyMap:
 class ZarrMap:
     """A map in a Zarr array, float32 (H, W, D), in chunks of whole tokens.
 
-    It is written beside `path` under a name that ends in .part until `finish`. Rows wait until a row of chunks is full.
+    Until `finish` it is written beside `path`, to a folder whose name ends in .part. Rows are collected until they fill
+    a row of chunks.
 
     Raises:
-        XCiTError: if zarr is not installed, or something other than Zarr is in the way.
+        XCiTError: if zarr is not installed, or `path` exists and is not a Zarr array.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import zarr  # noqa: F401  (what it is for is said before an hour's work, not after it)
-        except ImportError:
-            raise missing_package(f"{path}: Zarr", "zarr") from None
+        need_packages(f"{path}: Zarr", "zarr")  # said before an hour's work, not after it
         if path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
             raise XCiTError(f"{path}: is there, and is no Zarr array: choose another name")
         self.path = path
@@ -147,7 +145,7 @@ class ZarrMap:
         self._num_waiting = 0
 
     def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
-        """Makes the array, unless it is there."""
+        """Creates the array, unless a run is resumed."""
         import zarr
 
         if goes_on and self._part.exists():
@@ -160,10 +158,10 @@ class ZarrMap:
         )
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Writes the rows of whole chunks, and keeps a copy of the others.
+        """Writes the rows that complete chunks, and keeps a copy of the others.
 
         Raises:
-            XCiTError: if they can't be written.
+            XCiTError: if the rows can't be written.
         """
         height, at_once = self._array.shape[0], self._array.chunks[0]
         self._waiting.append(rows.clone())
@@ -181,22 +179,22 @@ class ZarrMap:
         self._waiting, self._num_waiting = [waiting[last - first :].clone()], end - last
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Rows of chunks that are being filled, joined and compressed."""
+        """Returns the size of three rows of chunks: they are collected, concatenated and compressed."""
         return 3 * 4 * self._chunk_rows(grid, dim) * grid[1] * dim
 
     def can_go_on(self) -> bool:
-        """If the array is there."""
+        """Whether the array exists."""
         return self._part.exists()
 
     def finish(self, attributes: Mapping[str, Any]) -> None:
-        """Gives the array its attributes and its name."""
+        """Gives the array its attributes and its final name."""
         self._array.attrs.update(dict(attributes))
         if self.path.exists():
             shutil.rmtree(self.path)
         self._part.replace(self.path)
 
     def discard(self) -> None:
-        """Removes what was written."""
+        """Removes the array."""
         shutil.rmtree(self._part, ignore_errors=True)
 
     def _chunk_rows(self, grid: tuple[int, int], dim: int) -> int:
@@ -205,27 +203,29 @@ class ZarrMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What to take, by block: XCA blocks are counted from 0, class attention blocks after them, as in `extract_feat`.
+    """The requested outputs, by block: XCA blocks count from 0, then class attention blocks, as in `extract_feat`.
 
-    After the last block the final norm is applied, where the model has one.
+    Outputs of the last block are taken after the final norm, if the model has one.
 
     Attributes:
         class_tokens: blocks whose class token is wanted.
         means: blocks whose mean of the patch tokens is wanted.
         maps: where the patch tokens after a block go.
         attention: the class attention block whose attention over the patches is wanted; a map (M, H, W) in memory.
+        left_out: what maps have where a mask leaves tokens out.
     """
 
     class_tokens: frozenset[int] = frozenset()
     means: frozenset[int] = frozenset()
     maps: Mapping[int, TokenMap] = field(default_factory=dict)
     attention: int | None = None
+    left_out: float = float("nan")
 
     def last_block(self) -> int:
-        """The last block that has to be run.
+        """Returns the last block that has to run.
 
         Raises:
-            XCiTError: if nothing is wanted.
+            XCiTError: if no output is requested.
         """
         blocks = {*self.class_tokens, *self.means, *self.maps, *([] if self.attention is None else [self.attention])}
         if not blocks:
@@ -233,10 +233,10 @@ class Wanted:
         return max(blocks)
 
     def check(self, depth: int, cls_depth: int) -> None:
-        """Refuses blocks that are not there.
+        """Checks that all blocks exist.
 
         Raises:
-            XCiTError: naming one.
+            XCiTError: if a block does not exist; the message names it.
         """
         class_blocks = {*self.class_tokens, *([] if self.attention is None else [self.attention])}
         for block in (*class_blocks, *self.means, *self.maps):
@@ -248,13 +248,14 @@ class Wanted:
 
 @dataclass
 class Taken:
-    """What was taken; the maps are where `Wanted.maps` put them.
+    """The collected outputs; maps are in the destinations of `Wanted.maps`.
 
     Attributes:
         class_tokens: (D,) by block.
         means: (D,) by block.
-        attention: (M, H, W), each head's shares over the patches; the rest of 1 is the class token's own.
-        class_shares: (M,), what each head keeps for the class token.
+        attention: (M, H, W), the shares of each head's attention over the patches; the rest up to 1 is the class
+            token's.
+        class_shares: (M,), the share of each head's attention on the class token.
     """
 
     class_tokens: dict[int, Tensor] = field(default_factory=dict)
@@ -264,5 +265,5 @@ class Taken:
 
 
 def as_map_rows(rows: Tensor) -> Tensor:
-    """Rows as maps take them."""
+    """Converts rows to the form that maps take: float32 on the CPU."""
     return rows.to("cpu", torch.float32)

@@ -1,4 +1,4 @@
-"""Rows of pixels of any type as a model's input, read ahead by a thread."""
+"""Converts rows of pixels of any type to a model's input; a thread reads ahead."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,21 +11,35 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.images.rows import ImageRows, Mask, Pixels, mask_reader, rows_info
 from xcit.models.stripes import spans
+from xcit.streaming.plan import ImageShape
 
-_LUMA = (19595, 38470, 7471)  # of 65536: the shares of red, green and blue in grey, as Pillow has them
+_LUMA = (19595, 38470, 7471)  # weights of red, green and blue in Pillow's grey, divided by 65536
 
 
 def check_channels(source: ImageRows, spec: Preprocessing) -> None:
-    """Refuses an image whose channels can't be made those of the model.
+    """Checks that an image's channels can be converted to those of the model.
 
     Raises:
-        XCiTError: naming both.
+        XCiTError: if the channels can't be converted; the message names both numbers.
     """
     ours, theirs = len(spec.mean), source.channels
     if len(spec.std) != ours:
-        raise XCiTError(f"preprocessing has {ours} means and {len(spec.std)} std: one of each is needed a channel")
+        raise XCiTError(f"preprocessing has {ours} means and {len(spec.std)} std: one of each is needed per channel")
     if theirs != ours and (theirs, ours) not in ((1, 3), (3, 1)):
         raise XCiTError(f"{rows_info(source).name}: has {theirs} channels, the model takes {ours}: choose bands")
+
+
+def image_shape(source: ImageRows) -> ImageShape:
+    """What a plan has to know of an image; reads its first row."""
+    info = rows_info(source)
+    pixel_bytes = source.read(0, 1).dtype.itemsize * source.channels + (mask_reader(source) is not None)
+    return ImageShape(
+        height=source.height,
+        width=source.width,
+        pixel_bytes=pixel_bytes,
+        read_rows=info.rows_at_once,
+        buffer_bytes=info.buffer_bytes,
+    )
 
 
 def normalized_stripes(
@@ -37,21 +51,21 @@ def normalized_stripes(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
-    """Stripes (1, channels, r, w) of an image, normalised, from the top to the bottom.
+    """Yields normalised stripes (1, channels, r, w) of an image, from top to bottom.
 
-    The numbers are those that `images.preprocess.normalize` gives the whole image. Pixels that a mask leaves out are 0,
-    as what lies beyond the edge of the image is.
+    The values are those that `images.preprocess.normalize` computes for the whole image. Pixels that a mask leaves out
+    are 0, like the padding beyond the edge of the image.
 
     Args:
-        source: of the rows.
-        spec: whose mean and standard deviation are taken.
-        read_rows: rows that are read at once, while those before them are computed on.
-        rows_at_once: rows of a stripe.
-        device: of the stripes.
-        dtype: of the stripes.
+        source: the source of the rows.
+        spec: the preprocessing, of which mean and standard deviation are used.
+        read_rows: number of rows to read at once, while the rows before them are processed.
+        rows_at_once: number of rows in a stripe.
+        device: device of the stripes.
+        dtype: dtype of the stripes.
 
     Raises:
-        XCiTError: if rows can't be read, or have numbers that are not finite and that no mask leaves out.
+        XCiTError: if rows can't be read, or contain values that are not finite and that no mask leaves out.
     """
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (spec.mean, spec.std))
     with ThreadPoolExecutor(1) as pool:
@@ -77,16 +91,16 @@ def normalized_stripes(
 
 
 def _read(source: ImageRows, start: int, end: int) -> tuple[Pixels, Mask | None]:
-    """Rows, and which of their pixels count."""
+    """Returns rows, and which of their pixels count."""
     read_mask = mask_reader(source)
     return source.read(start, end), None if read_mask is None else read_mask(start, end)
 
 
 def checked(pixels: Pixels, source: ImageRows, end: int) -> Pixels:
-    """What a source has read, if it is what was asked of it, rows up to `end`.
+    """Returns rows that a source has read, after a check of their shape; they must not reach beyond row `end`.
 
     Raises:
-        XCiTError: if its shape is another.
+        XCiTError: if the shape is wrong.
     """
     if pixels.ndim != 3 or pixels.shape[1:] != (source.width, source.channels) or not 0 < len(pixels) <= end:
         raise XCiTError(
@@ -97,10 +111,13 @@ def checked(pixels: Pixels, source: ImageRows, end: int) -> Pixels:
 
 
 def _numbers(pixels: Pixels, channels: int) -> Tensor:
-    """Pixels (r, w, C) as float32 (r, w, channels): integers as shares of their type's largest, floats as they are."""
+    """Converts pixels (r, w, C) to float32 (r, w, channels).
+
+    Integers are divided by the largest value of their type.
+    """
     if channels == 1 and pixels.shape[2] == 3:
         pixels = _grey(pixels)
-    # uint16 is read by few of torch's operators; a copy, for a source may give a view.
+    # Few operators of torch support uint16. The copy is needed, because a source may return a view.
     numbers = torch.from_numpy(pixels.astype(np.float32)) if pixels.dtype != np.uint8 else _from_bytes(pixels)
     if pixels.dtype.kind == "u":
         numbers.div_(float(np.iinfo(pixels.dtype).max))
@@ -112,7 +129,7 @@ def _from_bytes(pixels: Pixels) -> Tensor:
 
 
 def _grey(pixels: Pixels) -> Pixels:
-    """Red, green and blue (r, w, 3) as grey (r, w, 1) of the same type, rounded as Pillow does."""
+    """Converts RGB (r, w, 3) to grey (r, w, 1) of the same type, rounded as in Pillow."""
     if pixels.dtype.kind == "u":
         weighted = pixels.astype(np.uint64) @ np.array(_LUMA, np.uint64)[:, None]
         return ((weighted + 32768) >> 16).astype(pixels.dtype)

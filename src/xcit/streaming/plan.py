@@ -1,6 +1,6 @@
-"""How an image goes through a model within a bound of memory: how many rows at a time, and where its tokens lie.
+"""Plans how an image goes through a model in bounded memory: rows per stripe, and the place of the tokens.
 
-The model of memory below is compared with measurements in the tests; `xcit max-size` prints what follows from it.
+Tests compare the memory model below with measurements; `xcit max-size` prints its results.
 """
 
 from dataclasses import dataclass, replace
@@ -17,25 +17,25 @@ from xcit.streaming.budget import format_size
 Place = Literal["device", "host", "scratch"]
 
 OVERHEAD = 48 * 2**20
-"""What a pass takes whatever the image: code that is loaded with the first call, threads, freed memory not reused."""
+"""Memory of a pass for any image: code that the first call loads, threads, and freed memory that is not reused."""
 
 MAPS_AT_ONCE = 7
-"""Of the size of a stripe's tokens, that exist at once in a block: what enters, what leaves, norms, LPI's maps."""
+"""Number of maps of a stripe's size that a block needs at once: input, output, norms, and LPI's maps."""
 
 DEVICE_SHARE = 0.8
-"""Of a GPU's free memory, that tokens and stripes may take."""
+"""The share of a GPU's free memory that tokens and stripes may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageShape:
-    """What a plan has to know of an image.
+    """What a plan needs to know about an image.
 
     Attributes:
-        height: rows of pixels.
-        width: pixels a row.
-        pixel_bytes: bytes a pixel, all channels, as the source gives them.
-        read_rows: rows that the source reads at once for the price of one.
-        buffer_bytes: that the source holds.
+        height: number of rows of pixels.
+        width: number of pixels per row.
+        pixel_bytes: bytes per pixel, over all channels, in the type of the source.
+        read_rows: number of rows that cost as much to read as one.
+        buffer_bytes: size of the source's buffers.
     """
 
     height: int
@@ -47,16 +47,16 @@ class ImageShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How an image goes through.
+    """How an image goes through a model.
 
     Attributes:
-        place: of the tokens: on the model's device, in host memory beside it, or in scratch files.
+        place: place of the tokens: on the model's device, in host memory beside it, or in scratch files.
         grid: H and W of the tokens.
-        rows_at_once: rows of tokens of a stripe.
-        pixel_rows_at_once: rows of pixels that the stem takes.
+        rows_at_once: rows of tokens in a stripe.
+        pixel_rows_at_once: rows of pixels that the stem takes at once.
         read_rows: rows of pixels that are read at once.
-        peak_bytes: of host memory above the loaded model.
-        scratch_bytes: of both files.
+        peak_bytes: host memory in addition to the loaded model.
+        scratch_bytes: size of both scratch files.
     """
 
     place: Place
@@ -76,17 +76,17 @@ def make_plan(
     token_dtype: torch.dtype,
     output_bytes: int = 0,
 ) -> Plan:
-    """Chooses the largest stripes that are of use, and the nearest place, that keep the bound.
+    """Chooses the fastest place for the tokens and the largest useful stripes that keep the bound.
 
     Args:
-        model: on its device, in its precision.
-        image: that goes through.
-        bound: bytes of host memory above the loaded model.
-        token_dtype: of the tokens between blocks.
-        output_bytes: of maps that are kept in memory.
+        model: the model, on its device and in its dtype.
+        image: the image.
+        bound: bytes of host memory in addition to the loaded model.
+        token_dtype: dtype of the tokens between blocks.
+        output_bytes: size of maps that are kept in memory.
 
     Raises:
-        XCiTError: if the bound can't be kept; it says what can.
+        XCiTError: if the bound can't be kept; the message names the smallest bound that can.
     """
     costs = Costs(model, image, token_dtype)
     places: tuple[Place, ...] = ("scratch",)
@@ -109,12 +109,12 @@ def make_plan(
 
 
 class Costs:
-    """The model of memory for one image.
+    """The memory model for one image.
 
     Attributes:
         grid: H and W of its tokens.
-        token_bytes: of all of them.
-        device: that the model computes on.
+        token_bytes: size of all tokens.
+        device: the device on which the model computes.
     """
 
     def __init__(self, model: FusedXCiT, image: ImageShape, token_dtype: torch.dtype) -> None:
@@ -126,24 +126,21 @@ class Costs:
         self._dim = config.embed_dim
         self.token_bytes = self.grid[0] * self.grid[1] * self._dim * token_dtype.itemsize
         self._at_once = max(1, NUMBERS_AT_ONCE.get(self.device.type, NUMBERS_AT_ONCE["cuda"]) // self._dim)
-        first = model.embedding.convs[0]
-        assert isinstance(first, torch.nn.Conv2d)
-        self._first_channels, self._first_stride = first.out_channels, first.stride[0]
+        self._stem_numbers, _ = model.embedding.numbers_a_pixel()
 
     @property
     def most_rows(self) -> tuple[int, int]:
-        """Rows of tokens and of pixels at once beyond which nothing is gained: what the cache holds."""
-        numbers = self._at_once * self._dim
-        first_row = max(1, self._image.width * self._first_channels // self._first_stride)
+        """Rows of tokens and rows of pixels that fill the cache; more rows at once are not faster."""
         rows = max(1, min(self._at_once // self.grid[1], self.grid[0]))
-        return rows, self._first_stride * max(1, numbers // first_row)
+        pixel_rows = int(self._at_once * self._dim / (self._image.width * self._stem_numbers))
+        return rows, max(1, pixel_rows)
 
     def sizes(self) -> list[float]:
-        """Shares of the most that is of use, from all of it down to a single row."""
+        """Returns shares of the most useful number of rows, from all of it down to a single row."""
         return [2.0**-power for power in range(max(self.most_rows).bit_length() + 1)]
 
     def plan(self, place: Place, size: float, output_bytes: int) -> Plan:
-        """The plan with stripes of this share of the most that is of use, whether it keeps the bound or not."""
+        """Returns the plan with stripes of this share of the most useful size, even if it does not keep the bound."""
         image, width = self._image, self.grid[1]
         most_rows, most_pixel_rows = self.most_rows
         rows = max(1, int(most_rows * size))
@@ -152,9 +149,10 @@ class Costs:
         pixel_rows = min(pixel_rows, read_rows)
         stripe = (rows + ROWS_HELD) * width * self._dim
         block = MAPS_AT_ONCE * stripe + min(self._at_once, rows * width) * (self._config.hidden_dim + 3 * self._dim)
-        # Pixels as float32 and as the convolution sees them; its output, twice with GELU's and the next one's input.
-        row = image.width * self._config.in_channels
-        embed = (pixel_rows + 2) * (3 * row + 3 * image.width * self._first_channels // self._first_stride**2)
+        # Pixels as float32 and as the first convolution reads them; the largest map three times: as it leaves its
+        # convolution, after GELU, and as the next convolution reads it.
+        a_pixel = self._config.in_channels + self._stem_numbers
+        embed = int(3 * a_pixel * (pixel_rows + 2) * image.width)
         computing = self._number * (max(block, embed) if self.device.type == "cpu" else 0)
         peak = OVERHEAD + computing + output_bytes + image.buffer_bytes
         peak += 2 * read_rows * image.width * image.pixel_bytes
@@ -175,14 +173,14 @@ class Costs:
         )
 
     def fits_device(self) -> bool:
-        """Whether the GPU's free memory holds tokens and the largest stripes."""
+        """Whether the tokens and the largest stripes fit in the GPU's free memory."""
         free, _ = torch.cuda.mem_get_info(self.device)
         stripe = self.most_rows[0] * self.grid[1] * self._dim * self._number * (MAPS_AT_ONCE + self._config.mlp_ratio)
         return self.token_bytes + stripe < DEVICE_SHARE * free
 
 
 def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, Plan]:
-    """The side of the largest square image, in whole patches, that keeps the bound with its tokens in this place."""
+    """Returns the side of the largest square image, in whole patches, that keeps the bound with its tokens there."""
 
     def plan_of(side: int) -> Plan | None:
         costs = Costs(model, ImageShape(height=side, width=side), next(model.parameters()).dtype)
@@ -190,7 +188,7 @@ def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, 
         return next((plan for plan in plans if plan.peak_bytes <= bound), None)
 
     patch = model.config.patch_size
-    low, high = 0, 1  # in patches: `low` keeps the bound, `high` does not
+    low, high = 0, 1  # in patches; `low` keeps the bound, `high` does not
     while plan_of(high * patch) is not None:
         low, high = high, 2 * high
     while high - low > 1:

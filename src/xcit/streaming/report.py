@@ -1,4 +1,4 @@
-"""How a streamed pass went."""
+"""The report of a streamed run."""
 
 from dataclasses import dataclass
 
@@ -13,15 +13,15 @@ class Report:
     """What a run did.
 
     Attributes:
-        height: rows of pixels.
-        width: pixels a row.
-        plan: by which it went through.
-        passes: over the tokens, the one that embeds the image included.
-        resumed_from: passes that an earlier run had finished.
-        seconds: that it took.
-        peak_bytes: of resident memory above what there was before; none where the system does not say.
-        bytes_read: from scratch files.
-        bytes_written: to scratch files.
+        height: number of rows of pixels.
+        width: number of pixels per row.
+        plan: the plan that was followed.
+        passes: number of passes over the tokens, including the one that embeds the image.
+        resumed_from: number of passes that an earlier run had finished.
+        seconds: duration.
+        peak_bytes: resident memory in addition to that at the start; None if the system does not report it.
+        bytes_read: bytes read from scratch files.
+        bytes_written: bytes written to scratch files.
     """
 
     height: int
@@ -35,7 +35,7 @@ class Report:
     bytes_written: int
 
     def line(self) -> str:
-        """One line for a person."""
+        """Returns one line for the user."""
         words = [f"{self.width} x {self.height} pixels", f"{self.passes} passes, tokens in {_PLACES[self.plan.place]}"]
         if self.resumed_from:
             words.append(f"went on after pass {self.resumed_from}")
@@ -43,5 +43,5 @@ class Report:
             words.append(f"{format_size(self.peak_bytes)} of memory at most")
         if self.bytes_written:
             words.append(f"{format_size(self.bytes_read)} read and {format_size(self.bytes_written)} written")
-        words.append(f"{self.height * self.width / 1e6 / self.seconds:.2f} megapixels a second")
+        words.append(f"{self.height * self.width / 1e6 / self.seconds:.2f} megapixels per second")
         return ", ".join(words)

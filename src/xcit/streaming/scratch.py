@@ -1,4 +1,4 @@
-"""A run on scratch files: what an earlier one has left, and what stays when this one fails."""
+"""A run with scratch files: what an earlier run left, and what stays if this one fails."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ from xcit.streaming.stores import ScratchTokens
 def tokens_on_scratch(
     folder: RunFolder, plan: Plan, dim: int, *, stored: torch.dtype, device: torch.device, dtype: torch.dtype
 ) -> Iterator[ScratchTokens]:
-    """Tokens (H, W, `dim`) in the two files of a folder.
+    """Opens tokens (H, W, `dim`) in the two files of a folder.
 
-    When the run fails, the tokens of its last finished pass stay, with its state, if there is one; else nothing does.
+    If the run fails after a finished pass, the tokens and the state of that pass stay; otherwise nothing stays.
     """
     keep = False
     try:
@@ -30,7 +30,7 @@ def tokens_on_scratch(
             tokens.close()
             state = State.load(folder.state, device)
             keep = state is not None
-            if state is not None:  # what the pass that failed has written is of no use
+            if state is not None:  # the output of the failed pass is useless
                 empty_file(folder.tokens[1 - state.current])
             raise
         finally:
@@ -42,11 +42,11 @@ def tokens_on_scratch(
 def earlier_state(
     folder: RunFolder, tokens: ScratchTokens, maps: Mapping[int, TokenMap], device: torch.device
 ) -> State:
-    """How far an earlier run has come, if all that it left is still there; else a state of nothing."""
+    """Returns the state of an earlier run if everything that it left is still there; otherwise an empty state."""
     state = State.load(folder.state, device)
     if state is not None:
         tokens.current = state.current
-        # All rows after these blocks have gone to their maps.
+        # All rows after these blocks have been written to their maps.
         finished = [one for block, one in maps.items() if block <= state.passes - 2]
         if all(one.can_go_on() for one in finished) and tokens.holds(state.checksum):
             return state

@@ -1,7 +1,7 @@
-"""What a run on scratch files has finished, so that it goes on from there when it was killed.
+"""The state of a run with scratch files, from which it is resumed after it was killed.
 
-A run has a folder of its own, named for the model, the image and what is wanted of it. In it lie the two files of
-tokens and `state.json`, which is written whole or not at all after each pass, and only after the pass's tokens.
+A run has its own folder, named by the model, the image and the requested outputs. It contains the two files of tokens
+and `state.json`, which is written after each pass and after the tokens of that pass, completely or not at all.
 """
 
 import base64
@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,21 @@ from xcit.errors import XCiTError
 from xcit.models.stripes import Sums
 
 VERSION = 1
-"""Of the contents of the folder. Another version's is not gone on with."""
+"""Version of the folder's contents. Runs of other versions are not resumed."""
 
 
 @dataclass
 class State:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        passes: that are finished, the one that embeds the image included.
-        current: which file, 0 or 1, has the tokens.
-        checksum: of the tokens in it.
-        sums: of the tokens for the next XCA block; none where no XCA block follows.
-        cls: the class token (D,); none before the class attention.
-        class_tokens: as taken so far, by block.
-        means: as taken so far, by block.
+        passes: number of finished passes, including the one that embeds the image.
+        current: the file, 0 or 1, that has the tokens.
+        checksum: checksum of the tokens in that file.
+        sums: sums of the tokens for the next XCA block; None if no XCA block follows.
+        cls: the class token (D,); None before class attention.
+        class_tokens: those collected so far, by block.
+        means: those collected so far, by block.
     """
 
     passes: int = 0
@@ -48,10 +49,10 @@ class State:
     means: dict[int, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes it whole or not at all.
+        """Writes the state to a file, completely or not at all.
 
         Raises:
-            XCiTError: if it can't be written.
+            XCiTError: if the file can't be written.
         """
         found: dict[str, Any] = {"version": VERSION, "passes": self.passes, "current": self.current}
         found |= {"checksum": self.checksum, "cls": None if self.cls is None else _pack(self.cls), "sums": None}
@@ -59,16 +60,11 @@ class State:
             found["sums"] = [_pack(self.sums.gram), _pack(self.sums.total), self.sums.count]
         for name, tensors in (("class_tokens", self.class_tokens), ("means", self.means)):
             found[name] = {str(block): _pack(tensor) for block, tensor in tensors.items()}
-        part = path.with_name(f"{path.name}.part")
-        try:
-            part.write_text(json.dumps(found), encoding="ascii")
-            part.replace(path)
-        except OSError as error:
-            raise XCiTError(f"{path}: can't be written: {error.strerror}") from None
+        write_state(path, found)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> "State | None":
-        """The state that a run has left, none if there is none that can be used."""
+        """Returns the state that a run has left, or None if there is none that can be used."""
         try:
             found = json.loads(path.read_text(encoding="ascii"))
             if found["version"] != VERSION:
@@ -88,10 +84,10 @@ class State:
 
 
 class RunFolder:
-    """The folder of one run, which no other run can have at the same time.
+    """The folder of one run, which is locked against other runs.
 
     Raises:
-        XCiTError: if it can't be made, has no room, or another run is at work in it.
+        XCiTError: if the folder can't be created, has too little space, or is used by another run.
     """
 
     def __init__(self, scratch: Path, key: str, num_bytes: int) -> None:
@@ -107,7 +103,7 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise XCiTError(f"{self.path}: another run of the same image and model is at work there") from None
-        there = sum(file.stat().st_size for file in self.tokens if file.exists())
+        there = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         free = shutil.disk_usage(self.path).free + there
         if free < num_bytes:
             self.leave(keep=self.state.exists())
@@ -117,14 +113,28 @@ class RunFolder:
             )
 
     def leave(self, *, keep: bool) -> None:
-        """Gives the folder back; removes it unless what is in it can be gone on with."""
+        """Unlocks the folder, and removes it unless `keep` is true."""
         self._lock.release()
         if not keep:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
+def write_state(path: Path, found: Mapping[str, Any]) -> None:
+    """Writes what a run has finished as JSON, whole or not at all.
+
+    Raises:
+        XCiTError: if it can't be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(json.dumps(found), encoding="ascii")
+        part.replace(path)
+    except OSError as error:
+        raise XCiTError(f"{path}: can't be written: {error.strerror}") from None
+
+
 def model_digest(model: nn.Module) -> str:
-    """Changes when a weight does."""
+    """Returns a digest of all weights."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -133,7 +143,7 @@ def model_digest(model: nn.Module) -> str:
 
 
 def empty_file(path: Path) -> None:
-    """Takes a file's contents away, so that a full disk has room again."""
+    """Truncates a file, to free space on the disk."""
     if path.exists():
         os.truncate(path, 0)
 

@@ -1,6 +1,6 @@
-"""Where the tokens of an image lie between two blocks: in memory, or in two scratch files that take turns.
+"""Stores of an image's tokens between two blocks: memory, or two scratch files that are used alternately.
 
-Both are `models.stripes.Tokens`: a pass reads rows from the first to the last, and writes them back a little later.
+Both implement `models.stripes.Tokens`: a pass reads rows from the first to the last, and writes them a little later.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,7 @@ from xcit.errors import XCiTError
 
 
 class MemoryTokens:
-    """Tokens (H, W, D) in a tensor that may lie elsewhere, and in another precision, than the model computes."""
+    """Tokens (H, W, D) in a tensor, whose device and dtype may differ from the model's."""
 
     def __init__(self, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         self._tensor, self._device, self._dtype = tensor, device, dtype
@@ -24,27 +24,28 @@ class MemoryTokens:
         return self._tensor.shape[0]
 
     def read(self, start: int, end: int) -> Tensor:
-        """A view, if nothing has to be moved or converted."""
+        """Returns a view, if nothing has to be moved or converted."""
         return self._tensor[start:end].to(self._device, self._dtype)
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Copies, and converts."""
+        """Copies and converts the rows."""
         self._tensor[start : start + len(rows)] = rows
 
     def finish_pass(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""
 
 
 class ScratchTokens:
-    """Tokens (H, W, D) in one file, while a pass writes what comes out of it to another.
+    """Tokens (H, W, D) in one file; a pass writes its output to another file.
 
-    Rows go through a few buffers by explicit reads and writes, in a thread each: a mapped file would count as resident.
+    Two threads read and write rows through a few buffers. Memory-mapping is not used, because it would count as
+    resident memory.
 
     Attributes:
         current: the file, 0 or 1, that is read.
-        checksum: of the tokens written by the pass that runs, or by the last one: the sum of their bit patterns.
-        bytes_read: so far.
-        bytes_written: so far.
+        checksum: sum of the bit patterns of the tokens that the current (or last) pass has written.
+        bytes_read: number of bytes so far.
+        bytes_written: number of bytes so far.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class ScratchTokens:
         return self._height
 
     def read(self, start: int, end: int) -> Tensor:
-        """Rows that were read ahead; starts to read as many after them."""
+        """Returns rows that were read ahead, and starts to read the same number of rows after them."""
         coming, self._coming = self._coming, None
         if coming is not None and coming[:2] == (start, end):
             rows = coming[2].result()
@@ -94,24 +95,24 @@ class ScratchTokens:
         """Copies the rows to a buffer, which a thread writes to the other file.
 
         Raises:
-            XCiTError: if rows before these could not be written.
+            XCiTError: if earlier rows could not be written.
         """
         at_once = len(self._write_buffers[0])
-        for first in range(0, len(rows), at_once):  # the last rows of a pass are a few more
+        for first in range(0, len(rows), at_once):  # the last stripe of a pass has a few more rows
             if len(self._writing) == len(self._write_buffers):
                 self._wait(self._writing.pop(0))
             some = rows[first : first + at_once]
             buffer = self._write_buffers[self._num_written % len(self._write_buffers)][: len(some)]
             buffer.copy_(some)
-            self.checksum += _bit_sum(buffer)
+            self.checksum += bit_sum(buffer)
             self._num_written += 1
             self._writing.append(self._writer.submit(self._write, start + first, buffer))
 
     def finish_pass(self) -> None:
-        """Waits until all rows are written, and turns the files around if any were.
+        """Waits until all rows are written, and swaps the files if any were written.
 
         Raises:
-            XCiTError: if they could not be written.
+            XCiTError: if the rows could not be written.
         """
         was_written = bool(self._writing)
         while self._writing:
@@ -120,16 +121,16 @@ class ScratchTokens:
             self.current = 1 - self.current
 
     def start_pass(self) -> None:
-        """What is written from now on is counted anew."""
+        """Resets the checksum."""
         self.checksum = 0
 
     def holds(self, checksum: int) -> bool:
-        """Whether the current file has the tokens of this checksum: a crash of the machine may have lost some."""
+        """Whether the tokens in the current file match the checksum; a crash of the machine may have lost some."""
         found = 0
         for start in range(0, self._height, len(self._read_buffers[0])):
             rows = min(len(self._read_buffers[0]), self._height - start)
             try:
-                found += _bit_sum(self._read(start, start + rows))
+                found += bit_sum(self._read(start, start + rows))
             except XCiTError:
                 return False
         return found == checksum
@@ -142,9 +143,9 @@ class ScratchTokens:
             file.close()
 
     def _read(self, start: int, end: int) -> Tensor:
-        self._read_buffers.reverse()  # the other one is in use
+        self._read_buffers.reverse()  # the other buffer is in use
         rows = self._read_buffers[0][: end - start]
-        file, rest = self._files[self.current], _as_bytes(rows)
+        file, rest = self._files[self.current], as_bytes(rows)
         file.seek(self._offset(start))
         while rest:
             count = file.readinto(rest)
@@ -154,7 +155,7 @@ class ScratchTokens:
         return rows
 
     def _write(self, start: int, rows: Tensor) -> None:
-        file, rest = self._files[1 - self.current], _as_bytes(rows)
+        file, rest = self._files[1 - self.current], as_bytes(rows)
         file.seek(self._offset(start))
         while rest:
             count = file.write(rest)
@@ -170,10 +171,12 @@ class ScratchTokens:
         return row * self._width * self._dim * self._stored.itemsize
 
 
-def _as_bytes(rows: Tensor) -> memoryview:
+def as_bytes(rows: Tensor) -> memoryview:
+    """The memory of contiguous rows on the CPU."""
     return rows.flatten().view(torch.uint8).numpy().data
 
 
-def _bit_sum(rows: Tensor) -> int:
+def bit_sum(rows: Tensor) -> int:
+    """The sum of the bit patterns of numbers, read as integers."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.dtype.itemsize]
     return int(rows.view(integers).sum(dtype=torch.int64))

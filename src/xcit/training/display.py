@@ -1,4 +1,4 @@
-"""What people see of a training run: a line an epoch, and on a terminal a panel with where it is and how it does."""
+"""The output of a training run: a line per epoch, and on a terminal a panel with the progress and current figures."""
 
 import sys
 import time
@@ -6,36 +6,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
 from xcit.errors import escaped
-from xcit.terminal import for_drawing
+from xcit.terminal import for_drawing, tell
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from xcit.training.engine.loop import Progress
+    from xcit.training.engine.progress import Progress
 
 _REDRAW_SECONDS = 0.2
 
 
 class RunDisplay:
-    """What people see of a training run: its lines on standard output, and a panel where there is a terminal.
+    """The output of a training run: lines on standard output, and a panel if there is a terminal.
 
-    The heading comes with the first line or step, so that a mistake is told without it.
+    The heading is printed with the first line or step, so that an early error is printed without it.
 
     Args:
         heading: the first line.
         say: prints a line.
-        draw: shows the panel, none where there is no terminal.
-        clock: seconds since any point.
+        draw: shows the panel; None if there is no terminal.
+        clock: returns seconds since any fixed point.
     """
 
     def __init__(
         self,
         heading: str,
         *,
-        say: Callable[[str], None] = click.echo,
+        say: Callable[[str], None] = tell,
         draw: Callable[["RenderableType"], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -53,7 +51,7 @@ class RunDisplay:
         self._say(line)
 
     def report(self, progress: "Progress") -> None:
-        """Prints a line for each epoch, after its evaluation if it has one, and draws the panel anew."""
+        """Prints a line per epoch, after the evaluation if the epoch has one, and redraws the panel."""
         now = self._clock()
         done, total = steps_of_run(progress)
         self._first = self._first or (now, done)
@@ -70,7 +68,7 @@ class RunDisplay:
 
 @contextmanager
 def run_display(heading: str) -> Iterator[RunDisplay]:
-    """Shows a training run, with a panel where standard error is a terminal; it is gone at the end, the lines stay."""
+    """Shows a training run. If standard error is a terminal, there is a panel, which is removed at the end."""
     if not sys.stderr.isatty():
         yield RunDisplay(heading)
         return
@@ -82,28 +80,28 @@ def run_display(heading: str) -> Iterator[RunDisplay]:
     def say_above(line: str) -> None:
         console.print(escaped(line, keep="\n\t"), markup=False, highlight=False, overflow="ignore", crop=False)
 
-    # No thread of its own: the processes that read data are forks of this one, and may print too.
+    # The panel has no thread of its own: processes that read data are forks of this process, and may print too.
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
         yield RunDisplay(
             heading,
-            # A line that goes to the panel's terminal must not be written across it.
-            say=say_above if sys.stdout.isatty() else click.echo,
+            # A line on the panel's terminal must be printed above the panel, not across it.
+            say=say_above if sys.stdout.isatty() else tell,
             draw=lambda panel: live.update(panel, refresh=True),
         )
 
 
 def steps_of_run(progress: "Progress") -> tuple[int, int]:
-    """Steps that are done of a run, and how many it has."""
+    """Returns the number of steps that a run has done, and its total number of steps."""
     return progress.epoch * progress.num_steps + progress.step, progress.num_epochs * progress.num_steps
 
 
 def seconds_left(num_done: int, num_left: int, seconds: float) -> float | None:
-    """How long the rest takes at the pace so far; none where nothing was done yet."""
+    """Returns the remaining time at the pace so far; None if no step is done."""
     return seconds / num_done * num_left if num_done else None
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people read them: 0:00:07, 13:02:59, 3 d 4:05:06."""
+    """Formats seconds: 0:00:07, 13:02:59, 3 d 4:05:06."""
     if seconds is None:
         return "-:--:--"
     minutes, second = divmod(round(seconds), 60)
@@ -113,7 +111,7 @@ def duration(seconds: float | None) -> str:
 
 
 def epoch_line(progress: "Progress", left: float | None) -> str:
-    """An epoch in a line: the loss, the figures if it was evaluated, the speed, and how long the run will take yet."""
+    """Formats an epoch as one line: loss, figures if it was evaluated, speed, and the remaining time of the run."""
     figures = "".join(f", {name} {value:.3f}" for name, value in (progress.figures or {}).items())
     line = f"epoch {progress.epoch + 1}/{progress.num_epochs}: loss {progress.loss:.3f}{figures}, {_speed(progress)}"
     if progress.epoch + 1 == progress.num_epochs:
@@ -122,7 +120,7 @@ def epoch_line(progress: "Progress", left: float | None) -> str:
 
 
 def run_panel(progress: "Progress", elapsed: float, left: float | None) -> "RenderableType":
-    """A run in two lines: where it is and how it does, and a bar over all its epochs."""
+    """Returns two lines about a run: its progress and figures, and a bar over all its epochs."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""A recipe trained on its data: what `xcit train` does."""
+"""Trains a recipe on its data, as `xcit train` does."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -17,17 +17,18 @@ from xcit.training.display import run_display
 from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import check_trackers, draw_run
-from xcit.training.engine.loop import Progress, train_task
+from xcit.training.engine.loop import train_task
+from xcit.training.engine.progress import Progress
 from xcit.training.engine.task import Layout
 from xcit.training.recipes import RECIPES, get_recipe
 from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.table import TASKS, AnyTask, TrainingConfig
 
 CONFIG = "config.yaml"
-"""The resolved config's name in a run's folder."""
+"""Name of the resolved config in a run's folder."""
 
 _FAR = 2.0
-"""A global batch this many times the recipe's, or this part of it, is worth a warning."""
+"""A global batch that differs from the recipe's by this factor or more is worth a warning."""
 
 
 def train(
@@ -40,32 +41,32 @@ def train(
     report: Callable[[Progress], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """Trains by a recipe, in one process or in each of those that torchrun started.
+    """Trains a recipe, in one process or in each of the processes that torchrun started.
 
-    `xcit.train("xcit-nano-12-p16_transfer", "runs/mine", fields={"data": "photos", "schedule.epochs": 20})` is what
-    `xcit train xcit-nano-12-p16_transfer --out runs/mine --data photos --schedule.epochs 20` does.
+    `xcit.train("xcit-nano-12-p16_transfer", "runs/mine", fields={"data": "photos", "schedule.epochs": 20})` does the
+    same as `xcit train xcit-nano-12-p16_transfer --out runs/mine --data photos --schedule.epochs 20`.
 
     `directory` gets config.yaml, log.jsonl, curves.png, the checkpoints and the weights (see `train_task`).
 
     Args:
         config: a recipe's name, a run's YAML file, or a config.
-        directory: the run's folder, made if it is not there.
-        fields: values for fields of the config, by dotted name or by section (see `xcit.config.override`); the names
-            are those that `xcit config RECIPE` prints.
-        resume: go on from a checkpoint: its path, a run's folder for its last one, or "auto" for the last one of
-            `directory` if there is one; none begins a new run.
-        device: where to compute; none is a GPU if there is one, else the CPU.
+        directory: the run's folder; it is created if it does not exist.
+        fields: values for fields of the config, by dotted name or by section (see `xcit.config.override`); the
+            names are those that `xcit config RECIPE` prints.
+        resume: the checkpoint to resume from: its path, a run's folder (for its last checkpoint), or "auto" for the
+            last checkpoint of `directory` if there is one. None begins a new run.
+        device: where to compute; None means a GPU if there is one, else the CPU.
         report: called every few steps, and with figures after an evaluation, in the main process.
-        announce: called with lines for people, in the main process. Without both the run is shown: a line an epoch on
-            standard output, and a panel where standard error is a terminal.
+        announce: called with lines for the user, in the main process. If neither `report` nor `announce` is given,
+            the run prints a line per epoch on standard output, and shows a panel if standard error is a terminal.
 
     Returns:
         The figures of the last evaluation.
 
     Raises:
-        XCiTError: before anything is loaded if recipe, folder or checkpoint are wrong, then on wrong data, on a loss
-            that is not finite, or if a file can't be written.
-        Stopped: after SIGTERM or SIGINT, when all is saved.
+        XCiTError: if the recipe, the folder or the checkpoint is wrong (before anything is loaded), if the data are
+            wrong, if the loss is not finite, or if a file can't be written.
+        Stopped: after SIGTERM or SIGINT, once everything is saved.
     """
     need_packages("training", "timm")
     if isinstance(config, str):
@@ -123,25 +124,29 @@ def _train(
 
 
 def build_task(config: TrainingConfig, layout: Layout, *, is_new: bool = True) -> tuple[AnyTask, TrainingConfig]:
-    """The task of a config, and the config with what the data decided; a run that is not new has its first weights.
+    """Returns the task of a config, and the config completed from the data; only a new run loads first weights.
 
     Raises:
-        XCiTError: on wrong data, or if weights can't be had or do not fit.
+        XCiTError: if the data are wrong, or if weights can't be loaded or do not fit.
     """
     kind = TASKS[config.task]
     field = kind.first_weights
     if not field:
         return kind.task(config, layout), config
+    if is_new:
+        kind.check(config)
     started_from = getattr(config, field)
     task = kind.task(config if is_new else replace(config, **{field: kind.resumed(started_from)}), layout)
-    return task, replace(task.config, **{field: started_from})
+    # An adapter is written with the name of what it adapts.
+    task.config = replace(task.config, **{field: started_from})
+    return task, task.config
 
 
 def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:
-    """Checks what can be checked before anything is loaded; gives the checkpoint to go on from.
+    """Checks what can be checked before anything is loaded; returns the checkpoint to resume from, or None.
 
     Raises:
-        XCiTError: if there are no data, the folder holds another run, or the checkpoint is of another model.
+        XCiTError: if no data are given, the folder holds another run, or the checkpoint belongs to another model.
     """
     if not config.data:
         images = TASKS[config.task].images
@@ -162,7 +167,7 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
     if (checkpoint.parent / CONFIG).exists():
         own = get_recipe(str(checkpoint.parent / CONFIG))
         _check_distillation(own, checkpoint)
-        # A recipe may leave the number of classes to the data; the run's own config has it.
+        # A recipe may leave the number of classes to the data; then the run's own config contains it.
         model = replace(config.model, num_classes=config.model.num_classes or own.model.num_classes)
         if (own.task, own.model) != (config.task, model):
             raise XCiTError(f"{checkpoint} is of another model: resume by {checkpoint.parent / CONFIG}")
@@ -175,10 +180,10 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
 
 
 def _check_distillation(config: TrainingConfig, checkpoint: Path) -> None:
-    """Refuses a run that was begun when soft distillation counted as many times as much as there are classes."""
+    """Refuses a run from before the loss of soft distillation was divided by the number of classes."""
     if not isinstance(config, ClassificationConfig) or not config.distillation.teacher:
         return
-    # The first field that came after the change.
+    # The first field that was added after that change.
     is_old = "ema_warmup" not in read_yaml(checkpoint.parent / CONFIG).get("run", {})
     if config.distillation.kind == "soft" and is_old:
         raise XCiTError(
@@ -188,7 +193,7 @@ def _check_distillation(config: TrainingConfig, checkpoint: Path) -> None:
 
 
 def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
-    """How the global batch is computed and with which learning rate; a warning where it is far from the recipe's."""
+    """Says how the global batch is divided, and the learning rate; warns if the batch is far from the recipe's."""
     lines = [
         f"global batch {layout.batch_size} = {layout.world_size} process{'es' * (layout.world_size > 1)} x "
         f"{layout.accumulation} part{'s' * (layout.accumulation > 1)} x {layout.part_size} images, "
@@ -207,6 +212,6 @@ def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
 
 
 def describe_watching(config: TrainingConfig) -> list[str]:
-    """A warning where a run's figures are flattered by the very images it is trained on."""
+    """Warns if a run is evaluated on the images that it is trained on, so that its figures are too good."""
     reason = TASKS[config.task].flattered(config)
     return [f"warning: {reason}"] if reason else []

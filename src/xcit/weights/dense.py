@@ -1,8 +1,8 @@
-"""Names of the tensors of whole detectors and segmenters: ours and the published ones, as one bijective table a head.
+"""Names of the tensors of whole detectors and segmenters, ours and the published ones: one bijective table per head.
 
-A dense model is a `backbone`, which is an XCiT and its pyramid, and one or several heads. A row names a module, whose
-parameters and buffers keep their own last name; the XCiT's own names are in `weights/formats.py`. Which heads there are
-is told by the table of model kinds (`zoo/kinds.py`).
+A dense model is a `backbone` (an XCiT and its pyramid) and one or several heads. A row names a module; its parameters
+and buffers keep the last part of their names. The names within the XCiT are in `weights/formats.py`. The table of model
+kinds (`zoo/kinds.py`) says which heads there are.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,13 +13,13 @@ from xcit.errors import XCiTError
 from xcit.weights.formats import from_native, to_native
 
 Rows = Mapping[str, str]
-"""Native module -> published module, of all of a dense model but its XCiT."""
+"""Maps native to published module names, for all of a dense model except its XCiT."""
 
 Heads = Mapping[str, Rows]
-"""The name of a head -> its rows."""
+"""Maps the name of a head to its rows."""
 
 XCIT = "backbone.xcit."
-"""Before the native names of the XCiT within a dense model."""
+"""The prefix of the XCiT's native names within a dense model."""
 
 _BACKBONE = "backbone."
 
@@ -72,7 +72,7 @@ SEM_FPN: Rows = {
         for level, num_convs in enumerate((1, 1, 2, 3))
         for i in range(num_convs)
         for native, published in _conv_norm(
-            # The published sequences count the doublings between the convolutions too.
+            # The published sequences also count the upsampling layers between the convolutions.
             f"head.levels.{level}.{i}",
             f"decode_head.scale_heads.{level}.{2 * i}",
         ).items()
@@ -80,7 +80,7 @@ SEM_FPN: Rows = {
     "head.classifier": "decode_head.conv_seg",
 }
 
-# The classes stand in the published order, the background last: torchvision's other order is made of the labels.
+# The classes have the published order, with the background last; torchvision's order is only used in the labels.
 MASK_RCNN: Rows = {
     **PYRAMID,
     **{
@@ -105,7 +105,7 @@ MASK_RCNN: Rows = {
 
 
 def detect_head(names: Iterable[str], heads: Heads) -> str | None:
-    """The head whose modules have such names, ours or the published ones; none if it is none of these."""
+    """Returns the head whose modules have such names, ours or the published ones; None if the head is unknown."""
     modules = {name.rpartition(".")[0] for name in names if not name.startswith(_BACKBONE)}
     best: str | None = None
     best_count = 0
@@ -117,14 +117,14 @@ def detect_head(names: Iterable[str], heads: Heads) -> str | None:
 
 
 def dense_to_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    """Renames a published state to our names; a state that has them, and unknown names, stay as they are.
+    """Renames a published state to our names. Native and unknown names do not change.
 
     Args:
-        state: of the whole model.
-        rows: of its head; `PYRAMID` alone where the head is unknown.
+        state: state of the whole model.
+        rows: rows of its head; just `PYRAMID` if the head is unknown.
 
     Raises:
-        XCiTError: if two tensors would get one name.
+        XCiTError: if two tensors would get the same name.
     """
     if any(name.startswith(XCIT) for name in state):
         return dict(state)
@@ -142,7 +142,7 @@ def dense_from_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tens
     """Renames a native state to the published names, the inverse of `dense_to_native`.
 
     Raises:
-        XCiTError: if two tensors would get one name.
+        XCiTError: if two tensors would get the same name.
     """
     renamed = _renamed(state, rows)
     return _joined(
@@ -152,7 +152,7 @@ def dense_from_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tens
 
 
 def xcit_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The XCiT in a native state of a dense model, by its own native names."""
+    """Returns the XCiT in a native state of a dense model, under its own native names."""
     return {name.removeprefix(XCIT): tensor for name, tensor in state.items() if name.startswith(XCIT)}
 
 

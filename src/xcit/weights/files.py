@@ -1,4 +1,4 @@
-"""Checkpoint files: reads every published kind without running what is in it, and writes without half-written files."""
+"""Checkpoint files: reads every published format without running code in it, and writes files as a whole."""
 
 import hashlib
 import io
@@ -28,30 +28,31 @@ _DINO_NETWORKS = ("teacher", "student")
 """Keys of the two networks in a full DINO checkpoint."""
 
 _CLASSIFIER_HEAD = frozenset(("head.weight", "head.fc.weight"))
-"""A classifier that someone keeps under the name of a teacher has one of these; DINO's projection head has none."""
+"""A classifier that is stored under the name of a teacher has one of these; DINO's projection head has neither."""
 
 _MOST_UNSTORED = 2**30
-"""Bytes that tensors may claim beyond what a file holds: one number, repeated, can be a tensor of any size."""
+"""The most bytes by which tensors may exceed the file's size: one stored number can repeat to a tensor of any size."""
 
 _SHOWN = 6
-"""Names that an error shows before it says how many more there are."""
+"""Number of names that an error shows before it says how many more there are."""
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """What a checkpoint file holds of an XCiT.
+    """The contents of a checkpoint file with an XCiT.
 
     Attributes:
-        state: native name -> tensor on the CPU; it may still be mapped from the file, so leave that file as it is.
-        format: how the file names them. "dino" and "dense" are official names with other things around them: DINO's
-            projection head; the neck and heads of a detector or segmenter.
-        metadata: of a safetensors file, else empty.
-        set_aside: names, as in the file, of tensors that are neither backbone nor classifier.
+        state: maps native names to tensors on the CPU. They may still be mapped from the file, so do not change the
+            file.
+        format: naming format of the file. "dino" and "dense" are official names with something else beside them: DINO's
+            projection head, or the neck and heads of a detector or segmenter.
+        metadata: metadata of a safetensors file, else empty.
+        set_aside: names, as in the file, of tensors that belong neither to the backbone nor to the classifier.
         path: the file.
-        dense: all of a detector or segmenter by its native names (see `weights/dense.py`), `state` being its XCiT;
-            empty for all else.
-        head: the name of the detector's or segmenter's head; none where it is unknown, or there is none.
-        normalization: what the file itself does to images before the model, as robust classifiers are often stored.
+        dense: the whole detector or segmenter under its native names (see `weights/dense.py`), where `state` is its
+            XCiT; empty for other models.
+        head: name of the detector's or segmenter's head; None if it is unknown, or there is none.
+        normalization: the normalisation of images that the file contains, as files of robust classifiers often do.
     """
 
     state: dict[str, Tensor]
@@ -65,22 +66,22 @@ class StoredWeights:
 
     @property
     def whole(self) -> dict[str, Tensor]:
-        """All tensors that have a native name: what the file's digest is over."""
+        """All tensors that have a native name; the file's digest covers these."""
         return self.dense or self.state
 
 
 def read_checkpoint(path: str | Path, *, key: str | None = None, heads: Heads = MappingProxyType({})) -> StoredWeights:
-    """Reads the weights of an XCiT from a file of any format; what the file is decides, not what it is called.
+    """Reads the weights of an XCiT from a file of any format, which is detected by its contents, not by its name.
 
     Args:
         path: the file.
-        key: what the weights that are wanted lie under, such as "student" in a full DINO checkpoint, "state_dict_ema",
-            or the name of a Lightning module's model; none takes those that are meant to be used, see `unwrap`. It may
-            stand after the path instead: "last.ckpt#state_dict_ema".
-        heads: of detectors and segmenters, to know one by; of any other the XCiT alone is found.
+        key: label of the wanted weights, such as "student" in a full DINO checkpoint, "state_dict_ema", or the name of
+            a Lightning module's model. None takes the weights that are meant for use, see `unwrap`. The key may also
+            follow the path: "last.ckpt#state_dict_ema".
+        heads: the known heads of detectors and segmenters. Of other dense models only the XCiT is read.
 
     Raises:
-        XCiTError: if the file is missing, empty, damaged or no checkpoint, asks to run code, or holds no XCiT.
+        XCiTError: if the file is missing, empty, damaged or not a checkpoint, tries to run code, or holds no XCiT.
     """
     path, named = split_key(path)
     key = key or named
@@ -97,23 +98,24 @@ def read_checkpoint(path: str | Path, *, key: str | None = None, heads: Heads = 
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hex, of all names, dtypes, shapes and bits; the order of the names does not matter."""
+    """Returns the SHA-256, in hex, of all names, dtypes, shapes and bits; the order of the names does not matter."""
     sha = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        # Bytes, because NumPy knows no bfloat16; flat, because a scalar has no last dimension to view as bytes.
+        # Viewed as bytes because NumPy has no bfloat16; flattened because a scalar has no last dimension to view as
+        # bytes.
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a state in any format, whole or not at all.
+    """Writes a state in any format to a safetensors file, completely or not at all.
 
-    The metadata gets a "digest": that of the state under its native names, so it is the same in every format.
+    The metadata get a "digest" of the state under its native names, so that it is the same in every format.
 
     Raises:
-        XCiTError: if the file cannot be written; what was there before is untouched.
+        XCiTError: if the file can't be written; an existing file is then unchanged.
     """
     tensors = _standalone(state)
     native = to_native(tensors, detect_format(tensors) or "xcit")
@@ -121,19 +123,19 @@ def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: M
     with whole_file(path) as part:
         try:
             save_file(tensors, part, metadata=metadata)
-        except SafetensorError as error:  # its own name for what the disk says
+        except SafetensorError as error:  # safetensors raises its own error for a full disk
             raise OSError(brief(error)) from error
 
 
 def write_pickle(
     path: str | Path, state: Mapping[str, Tensor], wrap: Callable[[dict[str, Tensor]], Mapping[str, object]] = dict
 ) -> None:
-    """Writes a state in torch's own file format, whole or not at all: flat, or as `wrap` puts it.
+    """Writes a state in torch's own file format, completely or not at all; `wrap` adds keys around it.
 
     Raises:
-        XCiTError: if the file cannot be written; what was there before is untouched.
+        XCiTError: if the file can't be written; an existing file is then unchanged.
     """
-    # Through memory: torch reports a full disk as an internal error, without the reason.
+    # It is written to memory first: torch reports a full disk as an internal error, without the reason.
     buffer = io.BytesIO()
     torch.save(wrap(_standalone(state)), buffer)
     with whole_file(path) as part:
@@ -158,7 +160,7 @@ _NOT_CHECKPOINTS = (
 
 
 def _kind(path: Path) -> Literal["safetensors", "zip", "pickle"]:
-    """Tells by its first bytes how a file is to be read."""
+    """Returns the file type, by the first bytes of the file."""
     try:
         if path.exists() and not path.is_file():
             raise XCiTError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a checkpoint")
@@ -200,7 +202,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _sort_out(
     tensors: dict[str, Tensor], wrapper: str, metadata: dict[str, str], path: Path, heads: Heads
 ) -> StoredWeights:
-    """Finds the format, sets aside what is neither backbone nor classifier, and renames the rest."""
+    """Finds the format, sets aside what belongs neither to backbone nor classifier, and renames the rest."""
     format = detect_format(tensors)
     stored: StoredFormat | None = format
     kept = tensors
@@ -253,7 +255,7 @@ def _no_xcit(tensors: Mapping[str, Tensor], path: Path) -> XCiTError:
 
 
 def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that own their memory: safetensors refuses views, and torch would write all that they are a view of."""
+    """Copies tensors so that each owns its memory: safetensors refuses views, and torch would save their whole base."""
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 

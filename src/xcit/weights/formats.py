@@ -1,8 +1,9 @@
-"""Names of the same tensors in each published format, as one bijective table a format.
+"""Names of the same tensors in each published format: one bijective table per format.
 
-Mappings of names to tensors in, mappings of names to tensors out: no model class is known here. `{i}` stands for the
-number of a block or stem convolution, `{2i}` for twice that number (the official stem counts its activations too).
-A row names a module, whose parameters and buffers keep their own last name, or a parameter.
+The functions convert states, which are mappings from names to tensors; they know no model class. A row of a table has
+the names of a module or of a parameter. The parameters and buffers of a module keep the last part of their names.
+`{i}` is the number of a block or of a convolution in the stem, and `{2i}` is twice that number, because the official
+stem also counts its activations.
 """
 
 import re
@@ -50,7 +51,7 @@ _NATIVE_TO_TIMM = {
     "head": "head",
 }
 
-# The official class attention keeps q, k and v in one matrix: `_split_qkv` and `_fuse_qkv` bridge that difference.
+# The official class attention has q, k and v in one matrix: `_split_qkv` and `_fuse_qkv` convert it.
 _NATIVE_TO_OFFICIAL = _NATIVE_TO_TIMM | {"position.projection": "pos_embeder.token_projection"}
 
 _NATIVE_TO_MMPRETRAIN = {
@@ -92,29 +93,29 @@ NATIVE_TO: dict[Format, dict[str, str]] = {
     "timm": _NATIVE_TO_TIMM,
     "mmpretrain": _NATIVE_TO_MMPRETRAIN,
 }
-"""Rows of each format: native name -> published name."""
+"""The rows of each format: native name -> published name."""
 
 _TO_NATIVE: dict[Format, dict[str, str]] = {
     format: {published: native for native, published in rows.items()} for format, rows in NATIVE_TO.items()
 }
 
-# The first number between dots; without leading zeros, so that writing it back gives the same name.
+# The first number between dots. Leading zeros are not allowed, so that writing it back gives the same name.
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d{0,5})(?=\.)")
 _FUSED = re.compile(r"(cls_attn_blocks\.\d+\.attn\.)qkv(\.weight|\.bias)")
 _APART = re.compile(r"(cls_attn_blocks\.\d+\.attn\.)([qkv])(\.weight|\.bias)")
 
 
 def detect_format(names: Iterable[str]) -> Format | None:
-    """The format that knows most of the names, or none where no format finds an XCA block in them.
+    """Returns the format that knows most of the names, or None if no format finds an XCA block in them.
 
-    A head-only or an empty mapping has no format, and neither has another transformer that shares names with XCiT.
+    A head alone or an empty mapping has no format, and neither has another transformer that shares names with XCiT.
     """
     names = list(names)
     best: Format | None = None
     best_count = 0
     for format in FORMATS:
         known = [native for name in names if (native := _rename(_apart(name), _TO_NATIVE[format]))]
-        # XCA's temperature is what no other architecture with such names has.
+        # No other architecture with such names has XCA's temperature.
         if any(native.endswith(".xca.temperature") for native in known) and len(known) > best_count:
             best, best_count = format, len(known)
     return best
@@ -124,7 +125,7 @@ def to_native(state: Mapping[str, Tensor], format: Format) -> dict[str, Tensor]:
     """Renames a state of the given format to the names of `xcit.models.XCiT`; unknown names stay as they are.
 
     Raises:
-        XCiTError: if two tensors would get one name.
+        XCiTError: if two tensors would get the same name.
     """
     if format == "official":
         state = _split_qkv(state)
@@ -135,7 +136,7 @@ def from_native(state: Mapping[str, Tensor], format: Format) -> dict[str, Tensor
     """Renames a native state to the given format, the inverse of `to_native`; unknown names stay as they are.
 
     Raises:
-        XCiTError: if two tensors would get one name.
+        XCiTError: if two tensors would get the same name.
     """
     published = _renamed(state, NATIVE_TO[format])
     return _fuse_qkv(published) if format == "official" else published
@@ -152,7 +153,7 @@ def _renamed(state: Mapping[str, Tensor], rows: Mapping[str, str]) -> dict[str, 
 
 
 def _rename(name: str, rows: Mapping[str, str]) -> str | None:
-    """The name on the other side of the table, or none where no row fits."""
+    """Returns the name on the other side of the table, or None if no row matches."""
     for template, index in _templates(name):
         module, _, leaf = template.rpartition(".")
         for row, rest in ((template, ""), (module, f".{leaf}")):
@@ -162,7 +163,7 @@ def _rename(name: str, rows: Mapping[str, str]) -> str | None:
 
 
 def _templates(name: str) -> Iterator[tuple[str, int]]:
-    """The name as the table may spell it, with its number put aside."""
+    """Yields the ways in which the table may spell the name, with the number that was replaced."""
     match = _NUMBER.search(name)
     if match is None:
         yield name, 0
@@ -174,12 +175,12 @@ def _templates(name: str) -> Iterator[tuple[str, int]]:
 
 
 def _apart(name: str) -> str:
-    """A fused name counts as one of the three that it splits into."""
+    """Returns one of the three names that a fused name splits into; other names do not change."""
     return _FUSED.sub(r"\1q\2", name)
 
 
 def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rows of q, then k, then v. A matrix that is not three equal parts stays, for strict loading to report."""
+    """Splits fused matrices into q, k and v. One without three equal parts stays, and strict loading reports it."""
     split: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = _FUSED.fullmatch(name)
@@ -192,7 +193,7 @@ def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `_split_qkv`; parts that do not make a whole stay apart, for strict loading to report."""
+    """The inverse of `_split_qkv`. Parts that do not fit together stay separate, and strict loading reports them."""
     fused: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = _APART.fullmatch(name)

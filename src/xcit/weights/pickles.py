@@ -1,7 +1,7 @@
-"""Pickles read without running what is in them.
+"""Reads pickles without running the code in them.
 
-A pickle is a program, so it is read by torch's restricted unpickler, which knows tensors and containers. The few other
-things that published checkpoints hold beside their weights become an `_Inert` each, which keeps and runs nothing.
+A pickle is a program. So it is read by torch's restricted unpickler, which only knows tensors and containers. The few
+other objects in published checkpoints are replaced by an `_Inert`, which stores nothing and runs nothing.
 """
 
 import pickle
@@ -21,7 +21,7 @@ from xcit.errors import XCiTError
 
 
 class _Inert:
-    """Stands for an object of a pickle that is not loaded: swallows all that would make it, keeps and runs nothing."""
+    """Replaces an object of a pickle that is not loaded: it accepts every call that would build it, and ignores it."""
 
     def __new__(cls, *_: object, **__: object) -> "_Inert":
         return super().__new__(cls)
@@ -46,7 +46,7 @@ _INERT_GLOBALS: list[_Stand] = [
         # mmengine's training log, whose methods were pickled by name through getattr.
         "mmengine.logging.history_buffer.HistoryBuffer",
         "builtins.getattr",
-        # Arrays and numbers of NumPy in `meta`, by NumPy 1 and 2.
+        # NumPy arrays and numbers in `meta`, of NumPy 1 and 2.
         "numpy.ndarray",
         "numpy.dtype",
         "numpy.core.multiarray._reconstruct",
@@ -56,7 +56,7 @@ _INERT_GLOBALS: list[_Stand] = [
     )
 ]
 _INERT_GLOBALS += [
-    # The dictionary of Lightning's hyper-parameters: a plain one, for torch fills no other kind of object.
+    # The dictionary of Lightning's hyper-parameters becomes a plain one, because torch fills no other kind of object.
     (OrderedDict, name)
     for name in (
         "lightning.fabric.utilities.data.AttributeDict",
@@ -67,30 +67,30 @@ _INERT_GLOBALS += [
 
 
 MOST_TENSORS = 50_000
-"""Tensors in a file; the largest published detector has about 1,000, and its run's checkpoint four times as many."""
+"""The most tensors in a file; the largest published detector has about 1,000, its run's checkpoint 4,000."""
 
 _UNPICKLING = threading.Lock()
-"""torch keeps its allow-list once a process, so that two threads would take it from one another."""
+"""torch has one allow-list per process, so two threads must not change it at the same time."""
 
 
 def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
-    """What a pickle holds, its tensors on the CPU.
+    """Returns the contents of a pickle, with its tensors on the CPU.
 
     Args:
         path: the file.
-        zipped: tells torch's present file format from the one before.
-        mapped: whether tensors of a zipped file may stay on the disk until they are used.
+        zipped: whether the file has torch's current (zip) format, or the older one.
+        mapped: whether tensors of a zipped file may be memory-mapped.
 
     Raises:
-        XCiTError: if the file can't be read, is damaged or no checkpoint, or asks to run code.
+        XCiTError: if the file can't be read, is damaged or not a checkpoint, or tries to run code.
     """
     if zipped:
         _check_zip(path)
     try:
         with _UNPICKLING, warnings.catch_warnings(), torch.serialization.safe_globals(_INERT_GLOBALS):
-            # On pickle protocols and typed storage: nothing that the reader of a file could act on.
+            # The warnings are about pickle protocols and typed storage: the reader of a file can do nothing about them.
             warnings.simplefilter("ignore")
-            if path.suffix == ".safetensors":  # torch goes by the name, which is wrong here
+            if path.suffix == ".safetensors":  # torch would decide by the file name, which is wrong here
                 with path.open("rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
@@ -99,26 +99,26 @@ def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
         if found is None:
             raise XCiTError(f"{path} is damaged or holds more than weights: refused, nothing was run") from error
         raise XCiTError(
-            f"{path} asks to load {found[1]!r}, which is no part of any weights: refused, it was not run"
+            f"{path} tries to load {found[1]!r}, which does not belong to weights: refused, it was not run"
         ) from error
     except OSError as error:
         raise XCiTError(f"cannot read {path}: {error.strerror or brief(error)}") from error
-    except Exception as error:  # bytes that are no pickle may end in any exception
+    except Exception as error:  # bytes that are not a pickle can cause any exception
         raise XCiTError(f"{path} is damaged or no PyTorch checkpoint: {brief(error)}") from error
 
 
 def _check_zip(path: Path) -> None:
-    """Refuses an archive that is cut off, damaged or not torch's; torch itself does not compare the checksums."""
+    """Checks that an archive is complete, undamaged and torch's; torch itself does not verify checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names = {entry.filename.rpartition("/")[2] for entry in entries}
             if "constants.pkl" in names:
                 raise XCiTError(f"{path} is a TorchScript program, not a checkpoint: save its state_dict instead")
-            # torch stores without compression, and a mapped file is read as it lies.
+            # torch stores entries uncompressed, and a mapped file is used as it is on the disk.
             if "data.pkl" not in names or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise XCiTError(f"{path} is a zip archive, but no PyTorch checkpoint")
-            # Entries that share their bytes could make a small file endless.
+            # Entries that share their bytes could make a small file as large as they like.
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise XCiTError(f"{path} is damaged: the entries of its archive overlap")
             if len(entries) > MOST_TENSORS:
@@ -133,6 +133,6 @@ def _check_zip(path: Path) -> None:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of a message that is not ours, at most 120 characters."""
+    """Returns the first line of another package's error message, at most 120 characters."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:120]

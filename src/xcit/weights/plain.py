@@ -1,4 +1,4 @@
-"""Which tensors can be weights: dense real numbers."""
+"""Checks which tensors can be weights: dense tensors of real numbers."""
 
 from collections.abc import Iterable
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def tensor_problem(tensor: Tensor) -> str:
-    """What keeps a tensor from being weights, "" if nothing does. Only its description is looked at, not its numbers.
+    """Returns why a tensor can't be weights, "" if it can. It reads only the tensor's description, not its values.
 
-    A file can hold tensors of any kind: torch would cast complex numbers to real ones with a warning, and end in errors
-    of many types for the others.
+    A file can hold tensors of any type. torch would convert complex numbers to real ones with a warning, and raise many
+    different errors for other types.
     """
     if tensor.layout != torch.strided:
         return f"a sparse tensor ({str(tensor.layout).removeprefix('torch.')})"
@@ -24,15 +24,15 @@ def tensor_problem(tensor: Tensor) -> str:
 
 
 def unstored_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of those tensors that a stride of 0 makes larger than what is stored of them."""
+    """Returns the bytes by which strides of 0 make these tensors larger than their storage."""
     sizes = ((each.numel() * each.element_size(), each.untyped_storage().nbytes()) for each in tensors)
     return sum(size for size, stored in sizes if size > stored)
 
 
 def type_problem(tensor: Tensor, own: Tensor) -> str:
-    """What keeps a tensor from standing for a model's own by its type, "" if nothing does.
+    """Returns why a tensor's dtype does not fit the model's own tensor, "" if it fits.
 
-    Whole numbers in place of weights are codes, of a quantised model for instance, and would be taken at face value.
+    Integers in place of weights are codes, for example of a quantised model, and must not be used as weights.
     """
     if own.is_floating_point() and not tensor.is_floating_point():
         return f"of type {_type(tensor)}, where the model has floating-point numbers"

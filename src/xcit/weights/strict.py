@@ -1,4 +1,4 @@
-"""Loads a state into a module strictly: what does not fit is named, and nothing is loaded in part."""
+"""Loads a state into a module strictly: differences are listed, and nothing is loaded partially."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,21 +9,21 @@ from xcit.errors import XCiTError
 from xcit.weights.plain import tensor_problem, type_problem
 
 _LINES = 9
-"""Differing names that an error lists, over all kinds of difference."""
+"""Number of differing names that an error lists, over all kinds of difference."""
 
 _HEAD = ("head.weight", "head.bias")
 
 
 def check_state(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tensor], what: str) -> None:
-    """Compares names and shapes.
+    """Compares the names and shapes of a state with those of a model.
 
     Args:
-        expected: native name -> shape that the model has.
-        state: native name -> tensor that is to be loaded. `num_batches_tracked` may be missing: old files lack it.
-        what: what the state is, to begin the error with, for instance the file's path.
+        expected: maps native names to shapes, as the model has them.
+        state: maps native names to the tensors to load. `num_batches_tracked` may be missing, as in old files.
+        what: what the state is, for example the file's path; the error message begins with it.
 
     Raises:
-        XCiTError: if a name or a shape differs; the lines after the first list what.
+        XCiTError: if a name or a shape differs; the message lists the differences after its first line.
     """
     missing = {name for name in expected if name not in state and not _is_counter(name)}
     unexpected = {name for name in state if name not in expected}
@@ -55,15 +55,15 @@ def check_state(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tenso
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Copies a state into a module, keeping the module's device and dtype.
+    """Copies a state into a module, which keeps its device and dtype.
 
     Args:
-        module: whose names and shapes the state must have.
-        state: native name -> tensor; a missing `num_batches_tracked` leaves the module's as it is.
-        what: what the state is, to begin the error with, for instance the file's path.
+        module: the module; the state must have its names and shapes.
+        state: maps native names to tensors. If `num_batches_tracked` is missing, the module keeps its own.
+        what: what the state is, for example the file's path; the error message begins with it.
 
     Raises:
-        XCiTError: if a name, a shape or a kind of numbers differs; the module is then unchanged.
+        XCiTError: if a name, a shape or a kind of number differs; the module is then unchanged.
     """
     own = module.state_dict()
     check_state({name: tensor.shape for name, tensor in own.items()}, state, what)
@@ -75,7 +75,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], what: str) -> Non
 
 
 def nonfinite(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold an infinity or a NaN."""
+    """Returns the names of the tensors that contain infinity or NaN."""
     return [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
 
 
@@ -88,7 +88,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _head_advice(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> list[str]:
-    """What to do where only the classifier differs, and by its number of classes."""
+    """Returns advice for the case that only the classifier differs, in its number of classes."""
     wanted = expected[_HEAD[0]][0] if _HEAD[0] in expected else 0
     found = state[_HEAD[0]].shape[0] if _HEAD[0] in state and state[_HEAD[0]].ndim else 0
     if wanted == found:

@@ -1,8 +1,9 @@
-"""Where in a file the weights lie: under which key, behind which prefix of their names, and beside what.
+"""Finds the weights in a file: under which key they are, which prefix their names have, and what is stored beside them.
 
-Who saves a model puts things around it: a training loop keys ("state_dict", "model_ema"), Lightning and wrapping
-modules prefixes ("model.", "module."), averaging a counter, robustness code its normalisation. Each set of weights in a
-file has a label of all that is around it, such as "state_dict.model", by which it is chosen.
+Programs that save a model add something around it. A training loop adds keys ("state_dict", "model_ema"), Lightning and
+wrapping modules add prefixes ("model.", "module."), averaging adds a counter, and robustness code adds its
+normalisation. Each set of weights in a file has a label made of these parts, such as "state_dict.model". A key chooses
+a set by its label.
 """
 
 import re
@@ -18,18 +19,18 @@ from xcit.weights.pickles import MOST_TENSORS
 from xcit.weights.plain import tensor_problem
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation, a number a channel each."""
+"""Mean and standard deviation, with one number per channel."""
 
 _PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "module", "weights", "params")
-"""Last parts of labels, the first is taken before the others: the model as it was trained."""
+"""Last parts of the labels of trained models, in the order of preference."""
 
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_model", "ema_state_dict", "ema", "averaged_model", "params_ema")
-"""Likewise, of averaged weights: taken where there are no others."""
+"""Last parts of the labels of averaged weights, which are taken if there are no others."""
 
-# Wrappers of modules anywhere in a name: torch.compile, FSDP, activation checkpointing. "module." is one at the start.
+# Wrappers that can be anywhere in a name: torch.compile, FSDP, activation checkpointing. "module." can only be first.
 _WRAPPERS = re.compile(r"(?:^module\.|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)")
 
-# XCA's temperature is what no other architecture has; a detector's or DINO's backbone is no prefix.
+# No other architecture has XCA's temperature. The backbone of a detector or of DINO is not a prefix.
 _XCIT = re.compile(r"((?:.+?\.)??)(?:backbone\.(?:xcit\.)?)?(?:blocks|xca_layers)\.\d+\.(?:attn|xca)\.temperature")
 
 _NORMALIZATION = re.compile(r"((?:.+\.)?)(mean|mu|std|sigma)")
@@ -37,7 +38,7 @@ _NORMALIZATION = re.compile(r"((?:.+\.)?)(mean|mu|std|sigma)")
 _MOST_CHANNELS = 1024
 
 _SHOWN = 6
-"""Names that an error shows before it says how many more there are."""
+"""Number of names that an error shows before it says how many more there are."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Found:
     """One set of weights in a file.
 
     Attributes:
-        tensors: by name, without what wraps the model.
-        label: what was around them, by dots; "" is nothing.
-        beside: names, as in the file, of tensors that belong to no model.
-        normalization: what the file does to images before the model, where it says so.
+        tensors: the tensors by name, without the prefixes of wrappers.
+        label: the keys and prefixes around them, joined by dots; "" if there are none.
+        beside: names, as in the file, of tensors that do not belong to the model.
+        normalization: the normalisation of images, if the file contains it.
     """
 
     tensors: dict[str, Tensor]
@@ -58,12 +59,12 @@ class Found:
 
     @property
     def last(self) -> str:
-        """The innermost part of the label."""
+        """The last part of the label."""
         return self.label.rpartition(".")[2]
 
 
 def split_key(path: str | Path) -> tuple[Path, str | None]:
-    """A path and the key after its "#", as in "last.ckpt#state_dict_ema"; a file of just that name has no key."""
+    """Splits "last.ckpt#state_dict_ema" into path and key; if a file has just that name, there is no key."""
     text = str(path)
     name, mark, key = text.rpartition("#")
     if not mark or not name or not key or "/" in key or Path(text).exists():
@@ -72,16 +73,16 @@ def split_key(path: str | Path) -> tuple[Path, str | None]:
 
 
 def unwrap(loaded: object, path: Path, key: str | None) -> Found:
-    """The weights that are meant in what was read of a file.
+    """Returns the weights that are meant for use, from the contents of a file.
 
     Args:
-        loaded: a state, or one under keys, however deep.
-        path: of the file, for errors.
-        key: the label of the wanted weights, or a part of it at either end; none takes the trained model before its
-            average, and DINO's teacher before the student.
+        loaded: a state, or a mapping with a state under keys at any depth.
+        path: the file, for error messages.
+        key: the label of the wanted weights, or its beginning or end. None prefers the trained model to its average,
+            and DINO's teacher to the student.
 
     Raises:
-        XCiTError: if there are none, or it is not clear which are meant.
+        XCiTError: if there are no weights, or several sets and it is not clear which one is meant.
     """
     if not isinstance(loaded, dict):
         raise XCiTError(f"{path} holds a {type(loaded).__name__.lstrip('_')}, not named tensors")
@@ -102,7 +103,7 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
         return chosen[0] if len(chosen) == 1 else _preferred(chosen, path)
     if found:
         return found[0] if len(found) == 1 else _preferred(found, path)
-    # No XCiT: what the file has instead is for the caller to say.
+    # There is no XCiT in the file. The caller reports what it has instead.
     for wanted in ("teacher", *_PLAIN, *_AVERAGED, ""):
         for where, state in states:
             if where == wanted:
@@ -114,7 +115,7 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
 
 
 def _states(loaded: Mapping[Any, Any], where: str = "", depth: int = 3) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """All mappings that hold named tensors, each with the keys that lead there."""
+    """Yields all mappings that hold named tensors, with the keys that lead to them."""
     tensors = {name: value.detach() for name, value in loaded.items() if _is_tensor(name, value)}
     if tensors:
         yield where, tensors
@@ -128,13 +129,13 @@ def _is_tensor(name: object, value: object) -> bool:
 
 
 def _sets(state: Mapping[str, Tensor], where: str, path: Path) -> list[Found]:
-    """The XCiTs in one mapping, by what stands before their names."""
+    """Returns the XCiTs in one mapping, separated by the prefixes of their names."""
     tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
     if len(tensors) < len(state):
         raise XCiTError(f"{path} holds two states in one: some names occur with and without 'module.'")
     prefixes = dict.fromkeys(match[1] for name in tensors if (match := _XCIT.fullmatch(name)))
     normalization, of_images = _normalization(tensors)
-    # A counter, of averaging, is a scalar that belongs to no module.
+    # The counter of averaged weights is a scalar that belongs to no module.
     counters = {name for name, tensor in tensors.items() if "." not in name and tensor.ndim == 0}
     found = []
     for prefix in prefixes:
@@ -156,17 +157,17 @@ def _sets(state: Mapping[str, Tensor], where: str, path: Path) -> list[Found]:
 
 
 def _normalization(tensors: Mapping[str, Tensor]) -> tuple[Normalization | None, set[str]]:
-    """Mean and standard deviation of the images among the tensors, if they are there, and the names of the two."""
+    """Returns mean and standard deviation of the images, if they are among the tensors, and the names of both."""
     by_place: dict[str, dict[str, str]] = {}
     for name in tensors:
         if match := _NORMALIZATION.fullmatch(name):
             by_place.setdefault(match[1], {})["mean" if match[2] in ("mean", "mu") else "std"] = name
     for names in by_place.values():
-        # A number a channel: what is larger, or no plain tensor, is something else of that name.
+        # There is one number per channel. Larger tensors with these names are something else.
         if len(names) == 2 and all(_is_short(tensors[name]) for name in names.values()):
             mean, std = (tensors[names[which]].flatten() for which in ("mean", "std"))
             if len(mean) == len(std) > 0 and bool((std > 0).all()):
-                # Shortest decimals that give the same float32: 0.4914, not 0.49140000343.
+                # The shortest decimals that give the same float32: 0.4914, not 0.49140000343.
                 means, stds = (tuple(float(str(value)) for value in each.float().numpy()) for each in (mean, std))
                 return (means, stds), set(names.values())
     return None, set()
@@ -183,9 +184,9 @@ def _is_meant(label: str, key: str) -> bool:
 def _preferred(found: list[Found], path: Path) -> Found:
     labels = {each.last for each in found}
     order: tuple[str, ...] = ("", *_PLAIN, *_AVERAGED)
-    if {"teacher", "student"} <= labels:  # in DINO the teacher is the model that is kept
+    if {"teacher", "student"} <= labels:  # DINO's result is the teacher
         order = ("teacher", *order)
-    # A key at the top before one within it.
+    # A key at the top level is preferred to one at a deeper level.
     known = [each for each in found if each.last in order]
     if not known:
         raise XCiTError(
@@ -193,7 +194,7 @@ def _preferred(found: list[Found], path: Path) -> Found:
         )
 
     def rank(each: Found) -> tuple[int, int]:
-        # Flat weights stand behind those under a usual key, as in a file of both.
+        # If a file has both, weights under a usual key are preferred to those without a key.
         return (order.index(each.last) if each.label else len(_PLAIN) + 1, each.label.count("."))
 
     return min(known, key=rank)

@@ -1,4 +1,4 @@
-"""Names to records to built models with weights."""
+"""From names to built models with weights."""
 
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS

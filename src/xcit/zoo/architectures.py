@@ -1,4 +1,4 @@
-"""The 14 published architectures, those of robust models, and this project's small ones, in one table."""
+"""The table of architectures: the 14 published ones, those of robust models, and small ones of this project."""
 
 from dataclasses import replace
 
@@ -11,8 +11,8 @@ def _published(embed_dim: int, num_heads: int, depth: int, patch_size: int) -> X
         embed_dim=embed_dim,
         num_heads=num_heads,
         depth=depth,
-        # Deep models need a small start of the residual scales (paper, section 4); nano models alone keep the second
-        # norm of the class attention blocks to the class token.
+        # Deep models need small first values of the residual scales (paper, section 4). In nano models, the second norm
+        # of the class attention blocks covers only the class token.
         layer_scale=1.0 if depth == 12 else 1e-5,
         tokens_norm=embed_dim != 128,
     )
@@ -34,21 +34,21 @@ PUBLISHED_ARCHITECTURES: dict[str, XCiTConfig] = {
     for size, depth in _SIZES_AND_DEPTHS
     for patch_size in (16, 8)
 }
-"""Named `<size>-<depth>-p<patch>`, for 1000 classes."""
+"""The published architectures, named `<size>-<depth>-p<patch>`, for 1000 classes."""
 
 ARCHITECTURES: dict[str, XCiTConfig] = {
     **PUBLISHED_ARCHITECTURES,
     **{f"{size}-12-p16": _published(*_WIDTH_AND_HEADS[size], 12, 16) for size in ("medium", "large")},
-    # For CIFAR: the stem of patches of 16, and so its weights, but patches of 4.
+    # For CIFAR: the stem of models for patches of 16, so that it takes their weights, with strides for patches of 4.
     **{
         f"{size}-12-p4": replace(_published(*_WIDTH_AND_HEADS[size], 12, 16), stem_strides=(1, 1, 2, 2))
         for size in ("small", "medium", "large")
     },
-    # For images of some 28 pixels, grey; ours.
+    # Our own architecture, for grey images of about 28 pixels.
     "pico-6-p4": XCiTConfig(patch_size=4, embed_dim=64, num_heads=4, depth=6, in_channels=1, num_classes=10),
 }
 
 
 def backbone_of(architecture: XCiTConfig) -> XCiTConfig:
-    """The part of an architecture that gives patch tokens alone: no class attention, no classifier."""
+    """Returns the part of an architecture that computes patch tokens, without class attention and classifier."""
     return replace(architecture, cls_depth=0, num_classes=0, global_pool="none")

@@ -1,4 +1,4 @@
-"""What a person asks of a model beside its name: other channels, pooling, stochastic depth or stem strides."""
+"""Changes of a named model that a person can request: channels, pooling, stochastic depth or stem strides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +17,12 @@ _STEM = "stem.0.conv.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """None leaves a field as the name or the file has it.
+    """The requested changes; None keeps the value of the name or file.
 
     Attributes:
-        in_channels: channels of the images; weights for another number are summed or repeated, as timm does it.
+        in_channels: channels of the images; weights for another number are summed or repeated, as in timm.
         global_pool: "cls", "avg" or "none", or timm's "token" and "".
-        drop_path_rate: stochastic depth, the same in all XCA blocks.
+        drop_path_rate: rate of stochastic depth, the same in all XCA blocks.
         stem_strides: see `XCiTConfig`.
     """
 
@@ -32,10 +32,10 @@ class Changes:
     stem_strides: Sequence[int] | None = None
 
     def of(self, config: Any) -> Any:
-        """The changed shape of a model of any kind.
+        """Returns the changed config of a model of any kind.
 
         Raises:
-            XCiTError: if a value is impossible, or the kind has no pooling to change.
+            XCiTError: if a value is impossible, or the kind has no pooling that could change.
         """
         kind = kind_of_config(config)
         backbone: dict[str, Any] = {}
@@ -57,7 +57,7 @@ class Changes:
         return replace(config, backbone=replace(kind.backbone(config), **backbone), **own) if backbone else config
 
     def of_info(self, info: Any, config: XCiTConfig) -> Any:
-        """What is known of the changed model, whose XCiT has this shape; its mean and std are then assumed."""
+        """Returns the info of the changed model, whose XCiT has this config; with a changed mean, `assumed` is true."""
         spec = getattr(info, "preprocessing", None)
         if spec is None or len(spec.mean) == config.in_channels or self.in_channels is None:
             return info
@@ -68,14 +68,14 @@ UNCHANGED = Changes()
 
 
 def with_strides(strides: tuple[int, ...]) -> dict[str, Any]:
-    """The fields of an `XCiTConfig` that these strides decide."""
+    """Returns the fields of an `XCiTConfig` that these strides determine."""
     return {"patch_size": 2 ** len(strides), "stem_strides": strides}
 
 
 def with_channels(state: Mapping[str, Tensor], in_channels: int) -> Mapping[str, Tensor]:
-    """A state whose first convolution takes so many channels: summed for one, else repeated in turn and scaled.
+    """Adapts a state's first convolution to a number of channels: weights are summed for one, else repeated and scaled.
 
-    As timm does: what a grey image gives in all channels stays the same.
+    As in timm, an image with equal channels then gives the same result as a grey one.
     """
     name = next((name for name in state if name == _STEM or name.endswith(f".{_STEM}")), None)
     if name is None or state[name].ndim != 4 or state[name].shape[1] == in_channels:
@@ -90,7 +90,7 @@ def with_channels(state: Mapping[str, Tensor], in_channels: int) -> Mapping[str,
 
 
 def _normalization(spec: Any, in_channels: int) -> dict[str, Any]:
-    """Mean and std for another number of channels: their average for one, else repeated in turn as the weights are."""
+    """Returns mean and std for another number of channels: their average for one, else repeated like the weights."""
 
     def fitted(values: tuple[float, ...]) -> tuple[float, ...]:
         if in_channels == 1:

@@ -8,8 +8,8 @@ from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.records import Accuracy, Checkpoint
 from xcit.zoo.robust import ROBUST
 
-# What cannot be derived of a row: architecture, image size, distilled; top-1 and top-5 as mmpretrain measured them,
-# top-1 as the authors did; date and first eight hex digits of the SHA-256 in the name of mmpretrain's file.
+# Columns that can't be derived: architecture, image size, distilled; top-1 and top-5 measured by mmpretrain; top-1
+# measured by the authors; date, and first eight hex digits of the SHA-256, in the name of mmpretrain's file.
 # fmt: off
 _PUBLISHED: tuple[tuple[str, int, bool, float, float, float, str, str], ...] = (
     ("nano-12-p16", 224, False, 70.35, 89.98, 69.9, "20230213", "ed776c38"),
@@ -75,7 +75,7 @@ def _published(
     timm = f"{base}_{image_size}.fb{'_dist' if distilled else ''}_in1k"
     aliases = [official, timm, f"timm/{timm}"]
     if image_size == 224 and not distilled:
-        # The plain model is what a bare name means, with or without the official hub's underscores.
+        # A bare name means the plain model, also with the underscores of the official hub.
         aliases += [f"xcit-{architecture}", base]
     if image_size == 384:
         aliases.append(f"{base}_384")  # timm's name without its tag
@@ -109,7 +109,7 @@ def _published(
     )
 
 
-# Architecture; top-1 of k-NN and of a linear probe as the authors measured them. Which k was taken was not published.
+# Columns: architecture; top-1 of k-NN and of a linear probe, measured by the authors. They did not publish k.
 _DINO: tuple[tuple[str, float, float], ...] = (
     ("small-12-p16", 76.0, 77.8),
     ("small-12-p8", 77.1, 79.2),
@@ -125,7 +125,7 @@ def _dino(architecture: str, top1_knn: float, top1_linear: float) -> Checkpoint:
     file = f"{by_dino}_pretrain"
     return Checkpoint(
         name=name,
-        # The name in DINO's own hub, the bare name, and those of the two published files.
+        # The name in DINO's own hub, the bare name, and the names of the two published files.
         aliases=(by_dino, f"dino_xcit-{architecture}", by_xcit, file),
         task="image-features",
         architecture=architecture,
@@ -163,7 +163,7 @@ PACKAGED = Checkpoint(
     accuracies=(Accuracy(measured_by="xcit", top1=92.33, top5=99.90),),
     packaged="xcit-pico-fashion-mnist.safetensors",
 )
-"""The model in this package: trained by it, on ten kinds of garment."""
+"""The model in this package, which was trained by this package on ten kinds of garment."""
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     record.name: record

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Names, and how the data set's own files call them where that differs: folders' names, or numbers."""
+    """Class names, and the folder names or numbers that the data set's own files use instead, if they differ."""
 
     names: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
@@ -19,7 +19,7 @@ _LISTS = {"ADE20K": "ade20k_classes.txt", "CIFAR-10": "cifar10_classes.txt", "CI
 
 @cache
 def classes_of(dataset: str) -> Classes:
-    """The classes of a data set by the name that records have for it; none where it is not one of these."""
+    """Returns the classes of a data set, by its name in the records; no classes if it is unknown."""
     if dataset == "ImageNet-1k":
         rows = _table("imagenet_classes.tsv")
         return Classes(names=tuple(name for _, name in rows), folders=tuple(wnid for wnid, _ in rows))
@@ -32,27 +32,27 @@ def classes_of(dataset: str) -> Classes:
 
 
 def imagenet_class_ids() -> tuple[str, ...]:
-    """The 1000 wnids, sorted: the names of ImageNet's class folders."""
+    """Returns the 1000 wnids, sorted: the names of ImageNet's class folders."""
     return classes_of("ImageNet-1k").folders
 
 
 def imagenet_class_names() -> tuple[str, ...]:
-    """A short English name for each of the 1000 classes."""
+    """Returns a short English name for each of the 1000 classes."""
     return classes_of("ImageNet-1k").names
 
 
 def ade20k_class_names() -> tuple[str, ...]:
-    """Names of the 150 classes of ADE20K: name k is value k + 1 of the data set's label images."""
+    """Returns the names of ADE20K's 150 classes: name k belongs to value k + 1 in the data set's label images."""
     return classes_of("ADE20K").names
 
 
 def coco_class_names() -> tuple[str, ...]:
-    """Names of the 80 classes of COCO that detectors are trained on."""
+    """Returns the names of COCO's 80 classes that detectors are trained on."""
     return classes_of("COCO").names
 
 
 def coco_category_ids() -> tuple[int, ...]:
-    """Their ids in COCO's own files, in the same order: 80 of the numbers from 1 to 90."""
+    """Returns the ids of these classes in COCO's own files, in the same order: 80 of the numbers from 1 to 90."""
     return classes_of("COCO").numbers
 
 

@@ -1,4 +1,4 @@
-"""Rewrites a checkpoint in another format, bit for bit."""
+"""Writes a checkpoint in another format, with identical values, or as a folder to share."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +11,17 @@ from xcit.errors import XCiTError
 from xcit.weights.dense import dense_from_native
 from xcit.weights.files import StoredWeights, write_pickle, write_safetensors
 from xcit.weights.formats import FORMATS, Format, from_native
+from xcit.zoo.adapters import is_adapter
 from xcit.zoo.kinds import KINDS
+from xcit.zoo.load import read_source
+from xcit.zoo.names import is_url
 from xcit.zoo.origin import known_record
-from xcit.zoo.stored import METADATA_KEY, model_metadata, read_weights
+from xcit.zoo.sharing import share_stored
+from xcit.zoo.statement import METADATA_KEY, model_metadata
+from xcit.zoo.stored import read_weights
+
+FOLDER = "timm-hub"
+"""The format that is a folder: timm's and transformers' form where these have such a model."""
 
 _PICKLED = (".pth", ".pt", ".bin")
 
@@ -29,49 +37,66 @@ _WRAP: dict[str, Callable[[dict[str, Tensor]], dict[str, object]]] = {
     "mmpretrain": _openmmlab,
     "dino": dict,
 }
-"""How each format's own pickles hold the state; whole published models are OpenMMLab's."""
+"""Wraps a state as each format's own pickles do; whole detectors and segmenters use OpenMMLab's wrapper."""
 
 
 def targets() -> tuple[str, ...]:
-    """Formats that can be written.
+    """Returns the formats that can be written.
 
-    "dino" is a published DINO backbone: official names, no classifier, no wrapper. Those after it are whole published
-    models of a kind ("mmseg" segmenters, "mmdet" detectors); "xcit" too keeps these whole, all others take the XCiT out
-    of them.
+    "dino" is a published DINO backbone: official names, no classifier, no wrapper. The formats after it hold whole
+    published models of a kind ("mmseg" segmenters, "mmdet" detectors). "xcit" also keeps these whole, and all other
+    formats contain only the XCiT of them. The last one is a folder, see `write_folder`.
     """
-    return (*FORMATS, "dino", *(kind.published_format for kind in KINDS.values() if kind.published_format))
+    return (*FORMATS, "dino", *(kind.published_format for kind in KINDS.values() if kind.published_format), FOLDER)
 
 
 def convert(
-    source: str | Path, destination: str | Path, to: str, *, key: str | None = None, overwrite: bool = False
+    source: str | Path,
+    destination: str | Path,
+    to: str,
+    *,
+    key: str | None = None,
+    overwrite: bool = False,
+    licence: str = "",
+    report: str | Path | None = None,
 ) -> StoredWeights:
     """Reads a checkpoint of any format and writes it in another.
 
     Args:
-        source: the checkpoint.
-        destination: the new file. Its suffix chooses the file type: .safetensors, or .pth, .pt, .bin for torch's own,
-            which has no place for the metadata of a safetensors file.
-        to: the new file's format, one of `targets()`.
-        key: which of several sets of weights in one file to take, see `read_checkpoint`.
+        source: the checkpoint: a file, a model's folder, an adapter's folder, which is merged, or a repository of the
+            Hub ("hf-hub:USER/REPO").
+        destination: the new file. Its suffix decides the file type: .safetensors, or torch's own .pth, .pt or .bin,
+            which can't hold the metadata of a safetensors file. For "timm-hub" it is a new folder.
+        to: format of the new file, one of `targets()`.
+        key: which weights to take if the file has several sets, see `read_checkpoint`.
         overwrite: replace the destination if it exists.
+        licence: for "timm-hub": of the weights, where they are no published ones.
+        report: for "timm-hub": a report.json of `xcit test`, whose figures go into the model card.
 
     Returns:
-        What was read. Its `set_aside` names the tensors that the new file has not.
+        What was read. Its `set_aside` names the tensors that the new file does not contain.
 
     Raises:
-        XCiTError: if the source cannot be read, is not what the format holds, or the destination cannot be written, or
-            exists and `overwrite` is not set. The source itself is never overwritten.
+        XCiTError: if the source can't be read, or the format can't hold it, if the destination can't be written, or if
+            it exists and `overwrite` is false. The source is never overwritten.
     """
-    source, destination = Path(source), Path(destination)
+    # These are no files that the destination could be.
+    is_file, destination = not (is_url(str(source)) or is_adapter(source)), Path(destination)
     if to not in targets():
         raise XCiTError(f"unknown format {to!r}: choose one of {', '.join(targets())}")
-    if destination.suffix not in (".safetensors", *_PICKLED):
+    if to != FOLDER and (licence or report):
+        raise XCiTError(f"a licence and a report are for the card of a folder: --to {FOLDER}, not {to}")
+    if to != FOLDER and destination.suffix not in (".safetensors", *_PICKLED):
         raise XCiTError(f"{destination} must end in .safetensors or one of {', '.join(_PICKLED)}")
-    stored = read_weights(source, key=key)
+    stored = read_weights(source, key=key) if is_file else read_source(f"{source}#{key}" if key else str(source), None)
+    if to == FOLDER:
+        return share_stored(
+            stored, destination, licence=licence, report=None if report is None else Path(report), overwrite=overwrite
+        )
     if to == "dino" and any(name.startswith("head.") for name in stored.state):
         raise XCiTError(f"{source} has a classifier, for which DINO's format has no place: choose another format")
     if destination.exists():
-        if destination.samefile(source):
+        if is_file and destination.samefile(source):
             raise XCiTError(f"{destination} is the file to convert itself: choose another destination")
         if not overwrite:
             raise XCiTError(f"{destination} exists: choose another destination, or ask to overwrite it")
@@ -92,6 +117,10 @@ def convert(
 
 
 def _metadata(stored: StoredWeights, *, is_whole: bool) -> dict[str, str]:
-    """The file's own; of a published one, which the new file's name may not tell any more, what is known of it."""
+    """Returns the file's metadata.
+
+    For a published file without our metadata, what is known about it is added, because nobody could tell it from the
+    new file's name.
+    """
     record = known_record(stored) if is_whole and METADATA_KEY not in stored.metadata else None
     return stored.metadata if record is None else stored.metadata | model_metadata(record.model, record.info())

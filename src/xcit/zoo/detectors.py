@@ -1,4 +1,4 @@
-"""The 8 published detectors of COCO as records."""
+"""The records of the 8 published detectors for COCO."""
 
 from xcit.models import XCiTConfig
 from xcit.models.detection.config import MaskRCNNConfig
@@ -6,7 +6,7 @@ from xcit.weights.fetch import Source
 from xcit.zoo.architectures import ARCHITECTURES, backbone_of
 from xcit.zoo.records import DetectorRecord, Figure
 
-# Architecture; box AP and mask AP as the authors measured them.
+# Columns: architecture; box AP and mask AP, measured by the authors.
 _PUBLISHED: tuple[tuple[str, float, float], ...] = (
     ("tiny-12-p16", 42.7, 38.5),
     ("tiny-12-p8", 44.5, 40.3),
@@ -19,19 +19,19 @@ _PUBLISHED: tuple[tuple[str, float, float], ...] = (
 )
 
 DETECTOR_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED)
-"""Those whose detectors were published."""
+"""The architectures whose detectors were published."""
 
 EITHER_PATCH = "mask-rcnn_xcit-medium-24-p16_3x_coco"
-"""The model whose published config says patches of 8 where its name says 16: the file decides."""
+"""The model whose published config has patches of 8, while its name says 16; the weights decide."""
 
 
 def detector_config(architecture: XCiTConfig, num_classes: int = 80) -> MaskRCNNConfig:
-    """The published Mask R-CNN on an architecture."""
+    """Returns the config of the published Mask R-CNN on an architecture."""
     return MaskRCNNConfig(backbone=backbone_of(architecture), num_classes=num_classes)
 
 
 def detector_name(architecture: str) -> str:
-    """The name of a published detector and of its recipe."""
+    """Returns the name of a published detector, which is also the name of its recipe."""
     return f"mask-rcnn_xcit-{architecture}_3x_coco"
 
 
@@ -40,7 +40,7 @@ def _record(architecture: str, box_ap: float, mask_ap: float) -> DetectorRecord:
     file = f"maskrcnn_xcit_{with_underscores}"
     return DetectorRecord(
         name=name,
-        # The names of the authors' config and file, and the bare name.
+        # The names of the authors' config and of their file, and the name without schedule and data.
         aliases=(f"mask_rcnn_xcit_{with_underscores}_3x_coco", file, f"mask-rcnn_xcit-{architecture}"),
         architecture=architecture,
         model=detector_config(ARCHITECTURES[architecture]),

@@ -1,4 +1,4 @@
-"""Names or files to models: what a person calls."""
+"""The functions that turn names or files into models."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from xcit.errors import XCiTError
 from xcit.machine import find_device
 from xcit.models import Segmenter, XCiT, XCiTConfig, XCiTPyramid
 from xcit.models.features import FeatureMaps
-from xcit.weights.fetch import DownloadProgress
+from xcit.weights.download import DownloadProgress
 from xcit.weights.files import StoredWeights
 from xcit.weights.strict import load_state
 from xcit.zoo.architectures import backbone_of
@@ -89,30 +89,30 @@ def get_model(
 
     Args:
         model: a name or alias (see `list_models`), an architecture such as "xcit-medium-12-p16", or the path or URL of
-            a weights file, which then is loaded.
+            a weights file, which is then loaded.
         pretrained: false for random weights, true for the published ones (downloaded once, see `fetch`), or the path or
-            URL of a file in any published format (official, timm, mmpretrain, DINO; for a segmenter or detector the
-            official one) with weights for this architecture.
-        device: where to put it; none is the CPU.
-        num_classes: another number than the weights have gives a new random head, 0 none.
+            URL of a file with weights for this architecture, in any published format (official, timm, mmpretrain, DINO;
+            for a segmenter or detector the official one).
+        device: where to put the model; None means the CPU.
+        num_classes: if it differs from the weights' number, the model gets a new random head; 0 means no head.
         in_channels: channels of the images. Weights for another number are summed (for one channel) or repeated and
-            scaled, as timm does it; mean and std likewise, and `model.info.assumed` says so.
+            scaled, as in timm. Mean and std change in the same way, and then `model.info.assumed` is true.
         global_pool: what the head reads: "cls" (timm's "token"), "avg", or "none" (timm's "").
-        drop_path_rate: stochastic depth in training.
-        stem_strides: of the stem's convolutions, where neither name nor file tells them: weights of a model for patches
-            of 16 with strides (1, 1, 2, 2) have patches of 4.
-        features_only: give a `FeatureMaps` instead, whose call gives the maps after some blocks, as timm's does.
-        out_indices: these blocks: the last n for an int, else these; the last three if left out, as in timm.
-        key: which of several sets of weights in one file to take: "student" of a DINO checkpoint, "state_dict_ema", the
-            name of a Lightning module's model. It may stand after the path too: "last.ckpt#state_dict_ema".
+        drop_path_rate: rate of stochastic depth in training.
+        stem_strides: strides of the stem's convolutions, if neither name nor file gives them: with (1, 1, 2, 2),
+            weights of a model for patches of 16 make patches of 4.
+        features_only: return a `FeatureMaps` instead, which returns the maps after some blocks, as in timm.
+        out_indices: these blocks; an int means the last n. By default they are the last three, as in timm.
+        key: which weights to take if the file has several sets: "student" of a DINO checkpoint, "state_dict_ema",
+            the name of a Lightning module's model. It may also follow the path: "last.ckpt#state_dict_ema".
         progress: called while weights are downloaded.
 
     Returns:
-        The model: an `XCiT`, or a `Segmenter` or `MaskRCNN` for names and files of segmentation and detection.
-        `model.info` holds its class names and preprocessing where they are known.
+        An `XCiT`, or a `Segmenter` or `MaskRCNN` for names and files of segmentation and detection. `model.info` holds
+        class names and preprocessing, if they are known.
 
     Raises:
-        XCiTError: if the name is unknown, the weights can't be had, or they don't fit.
+        XCiTError: if the name is unknown, or the weights can't be loaded or do not fit.
     """
     changes = Changes(
         in_channels=in_channels, global_pool=global_pool, drop_path_rate=drop_path_rate, stem_strides=stem_strides
@@ -144,12 +144,12 @@ def get_xcit(
     key: str | None = None,
     progress: DownloadProgress | None = None,
 ) -> XCiT:
-    """Builds a classifier or feature backbone by name, in evaluation mode: `get_model` where nothing else will do.
+    """Builds a classifier or feature backbone by name, in evaluation mode, and refuses every other kind of model.
 
-    Takes the arguments of `get_model`, those that change the model's shape as one.
+    It takes the arguments of `get_model`; those that change the model's shape are combined in `changes`.
 
     Raises:
-        XCiTError: as `get_model`, and if it is of another kind.
+        XCiTError: as in `get_model`, and if the model is of another kind.
     """
     model, pretrained = _with_key(model, pretrained, key)
     if is_file(model):
@@ -198,19 +198,19 @@ def get_backbone(
     key: str | None = None,
     progress: DownloadProgress | None = None,
 ) -> XCiT | XCiTPyramid:
-    """Builds the part that gives patch tokens alone: no class token, no class attention, no final norm, no head.
+    """Builds a model that returns only patch tokens: without class token, class attention, final norm and head.
 
-    Takes the arguments of `get_model`. Weights may be a classifier's, whose other parts are left out, or the backbone
-    of a detection or segmentation model. `forward_intermediates` gives its feature maps.
+    It takes the arguments of `get_model`. The weights may be a classifier's, whose other parts are left out, or those
+    of a detector's or segmenter's backbone. `forward_intermediates` returns feature maps.
 
     Args:
         model: see `get_model`.
         pretrained: see `get_model`.
         device: see `get_model`.
-        pyramid: give maps of strides 4, 8, 16 and 32 instead, for a detector's or segmenter's heads: the few layers
-            that resize the maps have the weights of a detection or segmentation model, and are new with any other.
+        pyramid: return maps of strides 4, 8, 16 and 32 instead, for the heads of a detector or segmenter. The few
+            layers that resize the maps get the weights of a detector or segmenter; with other weights they are random.
         out_indices: the four blocks that make the pyramid, see `XCiTPyramid`.
-        changes: of the shape: `in_channels`, `drop_path_rate` and `stem_strides` of `get_model`.
+        changes: changes of the shape: `in_channels`, `drop_path_rate` and `stem_strides` of `get_model`.
         key: see `get_model`.
         progress: called while weights are downloaded.
     """
@@ -230,7 +230,7 @@ def _backbone(
     changes: Changes,
     progress: DownloadProgress | None,
 ) -> tuple[XCiTConfig, StoredWeights | None]:
-    """A backbone's shape before the changes, and its weights if it is to have some."""
+    """Returns a backbone's shape before the changes, and its weights if they were requested."""
     stored: StoredWeights | None = None
     if is_file(model):
         _one_file(model, pretrained)
@@ -273,7 +273,7 @@ def _build_pyramid(
     channels = config.in_channels
     own = {name.removeprefix("backbone."): tensor for name, tensor in stored.dense.items()}
     own = {name: tensor for name, tensor in own.items() if name.startswith(("xcit.", "pyramid."))}
-    # Patches of another size are resized by other layers, which the weights do not have.
+    # For patches of another size the maps are resized by other layers, which the weights do not have.
     if stored.dense and changes.stem_strides is None:
         load_state(built, with_channels(own, channels), str(stored.path))
     else:
@@ -294,7 +294,7 @@ def _from_name(
     changes: Changes,
     progress: DownloadProgress | None,
 ) -> Any:
-    """The model of a record's name, or of an architecture's that no record has."""
+    """Builds the model of a record, or of an architecture without a record."""
     if not is_known(name) and (config := find_shape(name)) is not None:
         if pretrained is True:
             raise _not_published(name)
@@ -312,7 +312,7 @@ def _build(
     changes: Changes,
     progress: DownloadProgress | None,
 ) -> Any:
-    """The model of a record or shape, with random weights or those of a file."""
+    """Builds the model of a record or shape, with random weights or with those of a file."""
     record = None if isinstance(what, XCiTConfig) else what
     config = what.model if isinstance(what, Record) else what
     if isinstance(pretrained, bool):
@@ -327,7 +327,7 @@ def _build(
 
 
 def _info_for(record: Record, stored: StoredWeights) -> Any:
-    """What a record's name tells of a file that says nothing: known where the file is the record's, else assumed."""
+    """Returns the info of a file without metadata, from the record: assumed, unless the file is the record's own."""
     info = record_info(record)
     if known_record(stored) is record or not hasattr(info, "assumed"):
         return info
@@ -347,10 +347,10 @@ def _not_published(name: str) -> XCiTError:
 def _with_key(
     model: str | os.PathLike[str], pretrained: bool | str | os.PathLike[str], key: str | None
 ) -> tuple[str | os.PathLike[str], bool | str | os.PathLike[str]]:
-    """The two with the key after the path that it is for.
+    """Appends the key to the path that it belongs to; returns both arguments.
 
     Raises:
-        XCiTError: if there is a key and no file.
+        XCiTError: if there is a key, but no file.
     """
     if key is None:
         return model, pretrained
@@ -368,7 +368,7 @@ def _with_classes(built: Any, num_classes: int | None, device: str | torch.devic
 
 
 def _placed(built: Any, device: str | torch.device | None) -> Any:
-    """The model on a device, which may be torch's meta device.
+    """Moves the model to a device, which may be torch's meta device.
 
     Raises:
         XCiTError: if this machine has no such device.

@@ -1,7 +1,7 @@
-"""The table of model kinds: all that storing, loading, converting, verifying, listing and measuring ask of a kind.
+"""The table of model kinds, with everything that depends on the kind when models are stored, loaded or measured.
 
-A new kind of model is a record here, a module in `models/`, a task and a recipe. Nothing outside this file asks which
-kind a model is: it asks the kind.
+A new kind of model is a record in this table, a module in `models/`, a task and a recipe. No code outside this file
+tests which kind a model is: it uses the fields of the kind.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from xcit.models.segmentation import SegmenterKind
 from xcit.weights.dense import MASK_RCNN, SEM_FPN, UPERNET, Heads
 from xcit.weights.files import StoredWeights
 from xcit.zoo.shapes import check_backbone, config_from_state
+from xcit.zoo.timm_hub import timm_config
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
@@ -35,23 +36,26 @@ class Kind(Generic[Config, Info, Model]):
     `num_classes`.
 
     Attributes:
-        name: as messages call a model of it: "segmenter".
-        task: what it does, as files and records say it.
-        config: the class of its shape.
-        info: the class of what a person needs beside the weights.
-        model: gives the class of its models, which is imported only then.
-        build: a model of a shape, with random weights.
-        backbone: the shape of the XCiT within a model of this shape.
-        config_from_weights: the shape of the model that weights without metadata belong to.
-        info_from_weights: what such weights tell beside the shape, mostly none.
-        fit: the shape under which a file's weights are loaded where a model of a given shape is wanted. It gets the
-            wanted shape, the weights, the shape that the file states itself or none, and the number of classes that was
-            asked for or none; it raises an `XCiTError` where they do not fit.
-        forward: a forward pass of images (B, C, h, w) at their own size, with values in 0..1.
-        heads: names of its heads, with the published names of their tensors; empty for an XCiT itself.
-        published_format: what `convert` calls the format of whole published models; "" for an XCiT itself.
-        counts_flops: whether the published rule for FLOPs is about it.
-        float32_only: whether it computes in float32 alone.
+        name: the word for such a model in messages: "segmenter".
+        task: the name of its task in files and records.
+        config: the class of its configs.
+        info: the class of its infos, which hold what is needed beside the weights.
+        model: returns the class of its models; it is imported only then.
+        build: builds a model from a config, with random weights.
+        backbone: returns the config of the XCiT within a model of this config.
+        config_from_weights: returns the config of the model that weights without metadata belong to.
+        info_from_weights: returns the info that such weights contain, usually None.
+        fit: returns the config with which a file's weights are loaded, if a model of a given config is wanted. Its
+            arguments are the wanted config, the weights, the config in the file's metadata (or None), and the requested
+            number of classes (or None). It raises an `XCiTError` if they do not fit.
+        forward: runs a forward pass of images (B, C, h, w) at their own size, with values in 0..1.
+        heads: names of its heads, with the published names of their tensors; empty for a plain XCiT.
+        published_format: name of the format of whole published models in `convert`; "" for a plain XCiT.
+        timm_config: returns what `config.json` says of a model in a folder that timm and transformers read; None for a
+            model that they do not have.
+        hub_tag: the Hub's name for what a model with this config does.
+        counts_flops: whether the published rule for FLOPs covers it.
+        float32_only: whether it computes only in float32.
     """
 
     name: str
@@ -67,14 +71,16 @@ class Kind(Generic[Config, Info, Model]):
     forward: Callable[[Model, Tensor], object] = lambda model, images: model(images)
     heads: Heads = field(default_factory=dict)
     published_format: str = ""
+    timm_config: Callable[[Config, Info | None], dict[str, Any] | None] = lambda config, info: None
+    hub_tag: Callable[[Config], str] = lambda config: ""
     counts_flops: bool = False
     float32_only: bool = False
 
     def require(self, model: nn.Module, what: str) -> Model:
-        """The model itself, if it is of this kind.
+        """Returns the model itself, if it is of this kind.
 
         Raises:
-            XCiTError: if it is not; there it is called `what`.
+            XCiTError: if the model is of another kind; the message calls it `what`.
         """
         if not isinstance(model, self.model()):
             raise XCiTError(f"{what} is no {self.name}: `xcit list --task {self.task}` shows those there are")
@@ -87,7 +93,7 @@ class Kind(Generic[Config, Info, Model]):
 def _fit_classifier(
     config: XCiTConfig, stored: StoredWeights, stated: XCiTConfig | None, num_classes: int | None
 ) -> XCiTConfig:
-    """With `num_classes` the file may have another number of classes: its own head is loaded, if it has one."""
+    """With `num_classes`, the file may have another number of classes: its own head is loaded, if it has one."""
     path, has_head = str(stored.path), "head.weight" in stored.state
     if num_classes is not None:
         return replace(config, num_classes=stored.state["head.weight"].shape[0] if has_head else 0)
@@ -102,7 +108,7 @@ def _fit_classifier(
 
 
 def _info_of_weights(stored: StoredWeights, config: XCiTConfig) -> ModelInfo | None:
-    """DINO's backbones have one preprocessing and no classes; a file that normalises images itself says how."""
+    """Returns the info of a DINO backbone (one preprocessing, no classes), or of a file with its own normalisation."""
     spec: Preprocessing | None = None
     if stored.format == "dino" and config.in_channels == len(DINO_PREPROCESSING.mean):
         spec = DINO_PREPROCESSING
@@ -125,6 +131,8 @@ CLASSIFIER: Kind[XCiTConfig, ModelInfo, XCiT] = Kind(
     config_from_weights=lambda stored: config_from_state(stored.state, str(stored.path)),
     info_from_weights=_info_of_weights,
     fit=_fit_classifier,
+    timm_config=timm_config,
+    hub_tag=lambda config: "image-classification" if config.num_classes else "image-feature-extraction",
     counts_flops=True,
 )
 
@@ -135,7 +143,7 @@ CLASSIFIER: Kind[XCiTConfig, ModelInfo, XCiT] = Kind(
 def _fit_head(
     config_from_weights: Callable[[StoredWeights], Any], *names: str
 ) -> Callable[[Any, StoredWeights, Any | None, int | None], Any]:
-    """The `fit` of a kind: the file's classes are its own, its backbone and these fields must be those wanted."""
+    """Returns the `fit` of a kind: the file keeps its classes, but its backbone and these fields must be as wanted."""
 
     def fit(config: Any, stored: StoredWeights, stated: Any | None, num_classes: int | None) -> Any:
         found = config_from_weights(stored) if stated is None else stated
@@ -176,6 +184,7 @@ SEGMENTER: Kind[SegmenterConfig, SegmenterInfo, Segmenter] = Kind(
     fit=_fit_head(_segmenter_config, "kind", "channels"),
     heads={"upernet": UPERNET, "sem-fpn": SEM_FPN},
     published_format="mmseg",
+    hub_tag=lambda config: "image-segmentation",
 )
 
 
@@ -213,6 +222,7 @@ DETECTOR: "Kind[MaskRCNNConfig, DetectorInfo, MaskRCNN]" = Kind(
     forward=_detect_each,
     heads={"mask-rcnn": MASK_RCNN},
     published_format="mmdet",
+    hub_tag=lambda config: "object-detection",
     float32_only=True,
 )
 
@@ -222,20 +232,20 @@ KINDS: dict[str, Kind[Any, Any, Any]] = {kind.name: kind for kind in (CLASSIFIER
 
 
 def all_heads() -> Heads:
-    """The heads of all kinds."""
+    """Returns the heads of all kinds."""
     return {head: rows for kind in KINDS.values() for head, rows in kind.heads.items()}
 
 
 def kind_of_config(config: object) -> Kind[Any, Any, Any]:
-    """The kind of a model of this shape."""
+    """Returns the kind of a model with this config."""
     return next(kind for kind in KINDS.values() if type(config) is kind.config)
 
 
 def kind_of_task(task: str) -> Kind[Any, Any, Any] | None:
-    """The kind that does a task, none if none does."""
+    """Returns the kind that does a task; None if there is none."""
     return next((kind for kind in KINDS.values() if kind.task == task), None)
 
 
 def kind_of_weights(stored: StoredWeights) -> Kind[Any, Any, Any]:
-    """The kind that weights without metadata belong to: by their head, an XCiT without a known one."""
+    """Returns the kind of weights without metadata, by their head; without a known head they are an XCiT's."""
     return next((kind for kind in KINDS.values() if stored.head in kind.heads), CLASSIFIER)

@@ -1,4 +1,4 @@
-"""Weights of the zoo: fetched, checked, kept in the cache, and put into models."""
+"""Weights of the zoo: downloads them, checks them, caches them, and loads them into models."""
 
 import os
 import re
@@ -10,22 +10,27 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from xcit.errors import XCiTError
-from xcit.weights.fetch import DownloadProgress, cache_dir, destination_of, download, obtain
+from xcit.weights.download import DownloadProgress, download
+from xcit.weights.fetch import cache_dir, destination_of, obtain
 from xcit.weights.files import StoredWeights, write_safetensors
+from xcit.weights.hub import PREFIX, bring_repository
 from xcit.weights.strict import check_state, nonfinite
+from xcit.writing import make_folder
+from xcit.zoo.adapters import is_adapter, read_adapter
 from xcit.zoo.changes import UNCHANGED, Changes
 from xcit.zoo.detectors import EITHER_PATCH
-from xcit.zoo.names import find_record
+from xcit.zoo.names import find_record, is_file
 from xcit.zoo.records import Record
 from xcit.zoo.shapes import shape_from_state
-from xcit.zoo.stored import build_stored, describe, load_stored_as, model_metadata, outline, read_verified
+from xcit.zoo.statement import model_metadata
+from xcit.zoo.stored import build_stored, describe, load_stored_as, outline, read_verified
 
 
 def load_record(record: Record, *, changes: Changes = UNCHANGED, progress: DownloadProgress | None = None) -> Any:
-    """A record's model, downloaded first if it is not on this machine, changed as is asked."""
+    """Builds a record's model with the requested changes; the weights are downloaded first if necessary."""
     stored = read_record(record, progress)
     built = build_stored(fitting_config(record, stored), stored.whole, str(stored.path), changes)
-    # A packaged file's own metadata are at hand: no second reading at each start.
+    # A packaged file has its own metadata; for others the record's are used, which needs no second reading.
     info = record.info() if record.packaged is None else describe(stored).info
     built.info = changes.of_info(info, record.kind.backbone(built.config))
     return built
@@ -34,24 +39,24 @@ def load_record(record: Record, *, changes: Changes = UNCHANGED, progress: Downl
 def load_as(
     config: Any, source: str, *, num_classes: int | None = None, progress: DownloadProgress | None = None
 ) -> Any:
-    """A model of a given shape with the weights of a path or URL, in any format.
+    """Builds a model of a given shape with the weights of a path or URL, in any format.
 
-    A segmenter or detector keeps the file's classes. Of a classifier the file may have another number of classes where
-    `num_classes` is given: its own head is loaded, if it has one.
+    A segmenter or detector keeps the file's classes. If `num_classes` is given, a classifier's file may have another
+    number of classes: its own head is loaded, if it has one.
 
     Raises:
-        XCiTError: if the file can't be had or read, or does not fit.
+        XCiTError: if the file can't be downloaded or read, or does not fit.
     """
     return load_stored_as(config, read_source(source, progress), num_classes=num_classes)
 
 
 def record_info(record: Record) -> Any:
-    """Class names and preprocessing of a record; a packaged file has its own."""
+    """Returns class names and preprocessing of a record; a packaged file contains its own."""
     return record.info() if record.packaged is None else describe(read_verified(packaged_path(record))).info
 
 
 def fitting_config(record: Record, stored: StoredWeights) -> Any:
-    """A record's shape, with the file's patch size where it is not known for sure which one was published."""
+    """Returns a record's config. If its published patch size is not certain, the file's is used."""
     if record.name != EITHER_PATCH:
         return record.model
     patch_size = shape_from_state(stored.state, str(stored.path))["patch_size"]
@@ -59,22 +64,22 @@ def fitting_config(record: Record, stored: StoredWeights) -> Any:
 
 
 def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: DownloadProgress | None = None) -> Path:
-    """Brings a checkpoint's weights to this machine, for a time without a network.
+    """Downloads a checkpoint's weights to this machine, for use without a network.
 
     Args:
-        name: of the zoo.
-        folder: where to put a copy that can serve as `XCIT_MIRROR`; none leaves them in the cache (`XCIT_CACHE`).
-        progress: called while they are downloaded.
+        name: a name of the zoo.
+        folder: where to put a copy that can serve as `XCIT_MIRROR`; None leaves the file in the cache (`XCIT_CACHE`).
+        progress: called during the download.
 
     Returns:
         The safetensors file.
 
     Raises:
-        XCiTError: if no source has it, what it has is damaged, or the file can't be written.
+        XCiTError: if no source has the weights, the download is damaged, or the file can't be written.
     """
     record = find_record(name)
     if folder is not None:
-        _make_folder(Path(folder))
+        make_folder(Path(folder))
     stored = read_record(record, progress)
     if folder is None:
         return stored.path
@@ -84,10 +89,10 @@ def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: 
 
 
 def weights_path(record: Record, *, progress: DownloadProgress | None = None) -> Path:
-    """A checkpoint in the cache, as safetensors in this project's names: fetched, checked and converted if need be.
+    """Returns the cached safetensors file of a checkpoint; it is downloaded, checked and converted if necessary.
 
     Raises:
-        XCiTError: if no source has it, or what it has is damaged or does not fit.
+        XCiTError: if no source has the file, or if the file is damaged or does not fit.
     """
     if record.packaged is not None:
         return packaged_path(record)
@@ -96,26 +101,26 @@ def weights_path(record: Record, *, progress: DownloadProgress | None = None) ->
     path = cache_dir() / "checkpoints" / f"{record.name}.safetensors"
     if path.exists():
         return path
-    from filelock import FileLock  # a tenth of a second that only a download should cost
+    from filelock import FileLock  # its import takes a tenth of a second, which only a download should cost
 
-    _make_folder(path.parent)
+    make_folder(path.parent)
     with FileLock(f"{path}.lock"):
-        if not path.exists():  # another process may have fetched it while this one waited
+        if not path.exists():  # another process may have downloaded it meanwhile
             stored, raw = _first_good(record, progress)
             config = fitting_config(record, stored)
             write_safetensors(path, stored.whole, model_metadata(config, record.info()))
-            if cache_dir() in raw.parents:  # else it is a mirror's, or in the Hub's own cache
+            if cache_dir() in raw.parents:  # otherwise it is a mirror's, or in the Hub's cache
                 raw.unlink(missing_ok=True)
     return path
 
 
 def _check_by_hand(record: Record) -> None:
-    """Refuses a record whose file only a person can download, unless it is in the cache or a mirror.
+    """Checks that a file which only a person can download is in the cache or a mirror.
 
     Raises:
-        XCiTError: saying where it is, and how to give it.
+        XCiTError: if the file is in neither; the message says where to get it and how to use it.
     """
-    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder, or a URL, which is asked in any case
+    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder, or a URL, which is always tried
     name = f"{record.name}.safetensors"
     folders = [cache_dir() / "checkpoints", *([Path(mirror.removeprefix("file://"))] if mirror else [])]
     if not mirror.startswith(("http://", "https://")) and not any((folder / name).is_file() for folder in folders):
@@ -126,7 +131,7 @@ def _check_by_hand(record: Record) -> None:
 
 
 def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[StoredWeights, Path]:
-    """The weights of the first source that has them whole, and their file as it came."""
+    """Returns the weights from the first source that has them undamaged, and the downloaded file."""
     sources, problems = record.sources, list[str]()
     while True:
         try:
@@ -136,7 +141,7 @@ def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[Stor
         try:
             return _checked(raw, record), raw
         except XCiTError as error:
-            if cache_dir() in raw.parents:  # or it would be found there for ever
+            if cache_dir() in raw.parents:  # otherwise it would be found there again and again
                 raw.unlink(missing_ok=True)
             if source is None or source == sources[-1]:
                 raise XCiTError("\n".join([*problems, str(error)])) from None
@@ -144,21 +149,14 @@ def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[Stor
             sources = sources[sources.index(source) + 1 :]
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise XCiTError(f"{folder}: can't be made: {error.strerror}") from None
-
-
 def packaged_path(record: Record) -> Path:
-    """The file of a model that this package ships."""
+    """Returns the file of a model that this package contains."""
     assert record.packaged is not None
     return Path(__file__).parent / "packaged" / record.packaged
 
 
 def read_record(record: Record, progress: DownloadProgress | None) -> StoredWeights:
-    """A checkpoint's weights; a damaged file in the cache is fetched anew."""
+    """Returns a checkpoint's weights; a damaged file in the cache is downloaded again."""
     path = weights_path(record, progress=progress)
     try:
         return read_verified(path)
@@ -170,7 +168,7 @@ def read_record(record: Record, progress: DownloadProgress | None) -> StoredWeig
 
 
 def _checked(path: Path, record: Record) -> StoredWeights:
-    """The weights of a file that are whole, finite, and of the record's shape."""
+    """Returns the weights of a file, after a check that they are complete, finite and of the record's shape."""
     stored = read_verified(path)
     check_state(outline(fitting_config(record, stored)), stored.whole, str(path))
     if bad := nonfinite(stored.whole):
@@ -178,14 +176,23 @@ def _checked(path: Path, record: Record) -> StoredWeights:
     return stored
 
 
-def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights:
-    """The weights in a file, or at a URL, which is downloaded once; what is no checkpoint never stays in the cache.
+def _read_base(name: str, progress: DownloadProgress | None) -> StoredWeights:
+    return read_source(name, progress) if is_file(name) else read_record(find_record(name), progress)
 
-    What follows a "#" is the key of the weights in the file.
+
+def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights:
+    """Returns the weights in a file, in a folder (of a model, or of an adapter, to merge), on the Hub, or at a URL.
+
+    "hf-hub:USER/REPO" is such a folder on the Hub. A download is kept, but a file without weights is not cached. After
+    a "#" follows the key of the weights in the file.
 
     Raises:
-        XCiTError: if it can't be had or read.
+        XCiTError: if the file can't be downloaded or read.
     """
+    if source.startswith(PREFIX):
+        source = str(bring_repository(source, cache_dir() / "hub", progress))
+    if is_adapter(source):
+        return read_adapter(Path(source), lambda base: _read_base(base, progress))
     source, mark, key = source.partition("#") if "://" in source else (source, "", "")
 
     def read(path: Path) -> StoredWeights:
@@ -194,12 +201,12 @@ def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights
     if not source.startswith(("http://", "https://")):
         return read(Path(url2pathname(urlsplit(source).path) if source.startswith("file://") else source))
     path = destination_of(source, cache_dir() / "downloads")
-    # Of mmpretrain's files the name ends in the digest.
+    # The names of mmpretrain's files end in the digest.
     published = re.search(r"^https://download\.openmmlab\.com/.+-([0-9a-f]{8})\.pth$", source)
     bring = partial(download, source, path, sha256=published and published[1], check=read, progress=progress)
     bring()
     try:
         return read(path)
-    except XCiTError:  # it was there already, and is damaged
+    except XCiTError:  # the cached file is damaged
         path.unlink(missing_ok=True)
         return read(bring())

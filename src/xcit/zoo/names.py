@@ -1,4 +1,4 @@
-"""From what a person types to a record."""
+"""Finds the record for a name that a person types."""
 
 import difflib
 import os
@@ -8,6 +8,7 @@ from typing import cast
 
 from xcit.errors import XCiTError
 from xcit.models import XCiTConfig
+from xcit.weights.hub import PREFIX
 from xcit.weights.wrapping import split_key
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS
@@ -16,7 +17,7 @@ from xcit.zoo.records import Checkpoint, Record
 from xcit.zoo.segmenters import SEGMENTERS
 
 RECORDS: dict[str, Record] = {**CHECKPOINTS, **SEGMENTERS, **DETECTORS}
-"""Everything that can be had by name."""
+"""Every record, by name."""
 
 _BY_LOWER_NAME: dict[str, Record] = {
     name.lower(): record for record in RECORDS.values() for name in (record.name, *record.aliases)
@@ -27,13 +28,13 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
 
 def is_known(name: str) -> bool:
-    """Whether anything has this name or alias."""
+    """Whether a record has this name or alias."""
     return name.lower() in _BY_LOWER_NAME
 
 
 def is_url(model: str | os.PathLike[str]) -> bool:
-    """Whether a model is given by the URL of a weights file."""
-    return isinstance(model, str) and model.startswith(("http://", "https://", "file://"))
+    """Whether a model is given by the URL of a weights file, or by a repository of the Hub."""
+    return isinstance(model, str) and model.startswith(("http://", "https://", "file://", PREFIX))
 
 
 def is_file(model: str | os.PathLike[str]) -> bool:
@@ -47,25 +48,25 @@ def is_file(model: str | os.PathLike[str]) -> bool:
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """The record of a classifier's or feature backbone's name or alias, upper or lower case alike.
+    """Returns the record of a classifier or feature backbone, by name or alias in any case.
 
     Raises:
-        XCiTError: if there is none (the nearest names are suggested), or it is of another kind of model.
+        XCiTError: if the name is unknown (the message suggests the nearest names), or belongs to another kind of model.
     """
     record = find_record(name)
     if record.kind is not Checkpoint.kind:
         raise XCiTError(
-            f"{record.name} is for {record.task}: it neither classifies nor gives one feature an image; its backbone "
+            f"{record.name} is for {record.task}: it neither classifies nor gives one feature per image; its backbone "
             f"is {record.architecture}"
         )
     return cast(Checkpoint, record)
 
 
 def find_record(name: str) -> Record:
-    """The record of any name or alias, upper or lower case alike.
+    """Returns the record of any name or alias, in any case.
 
     Raises:
-        XCiTError: if there is none; the nearest names are suggested.
+        XCiTError: if the name is unknown; the message suggests the nearest names.
     """
     if not is_known(name):
         near = difflib.get_close_matches(name.lower(), _BY_LOWER_NAME, n=3, cutoff=0.4)
@@ -75,15 +76,18 @@ def find_record(name: str) -> Record:
 
 
 def find_shape(name: str) -> XCiTConfig | None:
-    """The architecture of a name that no trained model has, such as "xcit-medium-12-p16"; none where there is none."""
+    """Returns an architecture that no trained model has, such as "xcit-medium-12-p16", by name.
+
+    None if it is unknown.
+    """
     return ARCHITECTURES.get(name.lower().replace("_", "-").removeprefix("xcit-"))
 
 
 def check_task(model: str | os.PathLike[str], task: str) -> None:
-    """Refuses a name of the zoo that is for another task, before its weights are downloaded; a file passes.
+    """Checks the task of a name of the zoo before its weights are downloaded; a file is not checked.
 
     Raises:
-        XCiTError: if it is.
+        XCiTError: if the model is for another task.
     """
     name = os.fspath(model)
     if is_known(name) and (own := find_record(name).task) != task:
@@ -91,10 +95,10 @@ def check_task(model: str | os.PathLike[str], task: str) -> None:
 
 
 def find_architecture(name: str) -> str:
-    """An architecture by its own name, or by the name or alias of a checkpoint that has it; a key of `ARCHITECTURES`.
+    """Returns the key in `ARCHITECTURES` of an architecture's name, or of a checkpoint's name or alias.
 
     Raises:
-        XCiTError: if there is none; the nearest names are suggested.
+        XCiTError: if the name is unknown; the message suggests the nearest names.
     """
     lower = name.lower()
     if lower in ARCHITECTURES:
@@ -109,9 +113,9 @@ def find_architecture(name: str) -> str:
 
 
 def _matches(record: Record, pattern: str) -> bool:
-    """Whether a pattern is of the record's name, or, where it is spelled as no name of ours is, of an alias.
+    """Whether a pattern matches the record's name or, if it matches no name of ours, one of its aliases.
 
-    Our own names come first, so that "xcit-nano*" leaves out what only an alias would bring.
+    Our own names have priority, so that "xcit-nano*" does not list models that only an alias would match.
     """
     wanted = f"{pattern.lower()}*"
     if fnmatchcase(record.name.lower(), wanted):
@@ -120,7 +124,7 @@ def _matches(record: Record, pattern: str) -> bool:
 
 
 def is_foreign(pattern: str) -> bool:
-    """Whether no name of ours matches a pattern."""
+    """Whether a pattern matches none of our names."""
     wanted = f"{pattern.lower()}*"
     return not any(fnmatchcase(name.lower(), wanted) for name in RECORDS)
 
@@ -130,14 +134,14 @@ def list_models(
     exclude_patterns: str | Sequence[str] | None = None,
     task: str | None = None,
 ) -> list[str]:
-    """Names of models, sorted.
+    """Returns the names of models, sorted.
 
     Args:
-        pattern: shell-style, with `*` added at its end; none takes all. It may be of any name that a model has: ours,
+        pattern: shell-style pattern, to which a `*` is added; None matches all. It may match any name of a model: ours,
             the authors' ("xcit_nano*"), timm's ("*.fb_in1k"), RobustBench's.
-        exclude_patterns: one or several, likewise; what matches any is left out.
+        exclude_patterns: one or several such patterns; models that match one of them are left out.
         task: "image-classification", "image-features" for backbones without a classifier,
-            "semantic-segmentation", "object-detection", or none for any.
+            "semantic-segmentation", "object-detection", or None for all.
     """
     excluded = [exclude_patterns] if isinstance(exclude_patterns, str) else list(exclude_patterns or ())
     return sorted(

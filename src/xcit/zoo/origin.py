@@ -1,7 +1,7 @@
-"""Where a file without metadata comes from: by its name, or by its digest where one was published.
+"""Identifies a file without metadata: by its name, or by its digest if that was published.
 
-Tensors do not tell everything: not the stem's strides, not how images are prepared. A published file is known by the
-name it was published under; of any other a line says what it was taken for.
+The tensors do not contain everything: not the strides of the stem, and not the preprocessing. So a published file is
+recognised by the name under which it was published. For any other file, a warning says what it was taken for.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ _SUFFIXES = re.compile(r"(?:\.(?:pth|pt|tar|bin|ckpt|safetensors))+$")
 
 
 def known_record(stored: StoredWeights) -> Record | None:
-    """The record whose published weights a file holds, none where it is not known, or is of another shape."""
+    """Returns the record whose published weights a file holds; None if it is unknown, or has another shape."""
     named = _by_file().get(_key(stored.path.name))
     if named is not None and _fits(named, stored):
         return named
-    # A digest is of one file, and reading it all again takes time: only where the digest of such a file is known.
+    # A digest takes time, because the whole file is read. So it is computed only if a record of this shape has one.
     candidates = [
         (record, source.sha256.lower())
         for record in RECORDS.values()
@@ -44,7 +44,7 @@ def known_record(stored: StoredWeights) -> Record | None:
 
 
 def say_what_was_assumed(stored: StoredWeights, config: Any) -> None:
-    """Logs a line on a file that does not say what it is, and what it is taken for."""
+    """Logs a warning that says what a file without metadata was taken for."""
     backbone = kind_of_config(config).backbone(config)
     architecture = architecture_of(backbone)
     _LOG.warning(
@@ -78,7 +78,7 @@ def _by_file() -> dict[str, Record]:
     names: dict[str, Record] = {}
     for record in RECORDS.values():
         for source in record.sources:
-            # A repository of the Hub has many files of one name, and a name of its own.
+            # Many files on the Hub have the same file name, so the name of the repository is used.
             published = source.location if source.kind == "huggingface" else source.filename
             names.setdefault(_key(PurePosixPath(published).name), record)
         names.setdefault(_key(record.name), record)
@@ -86,13 +86,13 @@ def _by_file() -> dict[str, Record]:
 
 
 def _key(filename: str) -> str:
-    """A file's name without suffixes, and without what downloads put before and after it."""
+    """Returns a file's name without suffixes, and without what downloads add before and after it."""
     stem = _SUFFIXES.sub("", filename.lower())
     return re.sub(r"^[0-9a-f]{8}-|[ _]?\(\d+\)$", "", stem).replace("-", "_")
 
 
 @lru_cache(maxsize=8)
 def _sha256(path: Path, size: int, modified: int) -> str:
-    """The digest of a file as it was then: who loads a file asks several times where it comes from."""
+    """Returns the digest of a file in a known state; it is cached, because loading a file asks for it several times."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint before it is loaded."""
+"""What is known about a checkpoint before it is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from xcit.zoo.classes import classes_of
 from xcit.zoo.kinds import CLASSIFIER, DETECTOR, SEGMENTER, Kind
 
 Protocol = Literal["mmpretrain", "official"]
-"""Who measured, and how they resized; see `published_preprocessing`."""
+"""Who measured a figure, which decides how images are resized; see `published_preprocessing`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A trained model that can be had by name.
+    """A trained model that can be loaded by name.
 
     Attributes:
-        kind: of model.
-        name: unique.
-        aliases: other names for it: the authors', timm's, the bare architecture.
-        task: what it does.
-        architecture: of its backbone, in `ARCHITECTURES`.
-        recipe: the name of the training config; "" where this package has none.
-        dataset: what it was trained on and is measured on.
-        sources: where to get it, in the order they are tried; empty for a packaged model.
+        kind: the kind of model.
+        name: unique name.
+        aliases: other names for it: the authors', timm's, the plain architecture.
+        task: what the model does.
+        architecture: name of its backbone in `ARCHITECTURES`.
+        recipe: name of the training config; "" if this package has none.
+        dataset: the data set that it was trained on and is measured on.
+        sources: where to download it, in the order in which they are tried; empty for a packaged model.
         packaged: the file in this package, for a model that needs no download.
-        licence: of the weights.
-        by_hand: a page from which a person can download the file, where a program can't; the file is then given by its
+        licence: licence of the weights.
+        by_hand: a page from which a person can download the file, if a program can't. The file is then given by its
             path, or put into a mirror under the record's name.
     """
 
@@ -51,32 +51,32 @@ class Record:
 
         @property
         def model(self) -> Any:
-            """The shape of the whole model: a field, or a property."""
+            """The shape of the whole model; subclasses have it as a field or a property."""
 
     @property
     def backbone(self) -> XCiTConfig:
-        """The shape of the XCiT in it."""
+        """The shape of the XCiT within the model."""
         return self.kind.backbone(self.model)
 
     def info(self) -> Any:
-        """Class names and preprocessing, as its model has them in `info`."""
+        """Returns class names and preprocessing, as the model has them in `info`."""
         raise NotImplementedError
 
     def row(self) -> dict[str, str]:
-        """What a list says of it beside name and data, by column: " px", and published figures."""
+        """Returns what a list shows beside name and data, by column: " px", and published figures."""
         raise NotImplementedError
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Labels and values for people; `counts` has the parameters, and FLOPs where the kind counts them."""
+        """Returns labels and values to print; `counts` has the parameters, and FLOPs if the kind counts them."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Published figures, in percent. `top5` is none where it was not published.
+    """Published figures, in percent. `top5` is None if it was not published.
 
     `method` says what classified: the model's own head, the nearest neighbours of its feature, or a linear probe on it.
-    `attack` says under which attack, "" without one.
+    `attack` names the adversarial attack; "" if there was none.
     """
 
     measured_by: str
@@ -91,10 +91,10 @@ class Checkpoint(Record):
     """A classifier or feature backbone.
 
     Attributes:
-        task: "image-classification", or "image-features" where there is no classifier.
+        task: "image-classification", or "image-features" if it has no classifier.
         config: its shape.
-        distilled: whether a teacher helped.
-        preprocessing: how to prepare images, as its authors measured it.
+        distilled: whether it was trained with a teacher.
+        preprocessing: the preprocessing with which its authors measured it.
         accuracies: published figures, each with its protocol.
     """
 
@@ -112,7 +112,7 @@ class Checkpoint(Record):
         return self.config
 
     def info(self) -> ModelInfo:
-        """Class names and preprocessing."""
+        """Returns class names and preprocessing."""
         classes = classes_of(self.dataset if self.config.num_classes else "")
         return ModelInfo(
             name=self.name,
@@ -122,7 +122,7 @@ class Checkpoint(Record):
         )
 
     def row(self) -> dict[str, str]:
-        """Pixels a side and top-1 by who measured it, and how."""
+        """Returns the image size, and top-1 by who measured it and how."""
         top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in self.accuracies if not a.attack}
         attacked = next((f"{a.top1:.1f}" for a in self.accuracies if a.attack), "")
         return {
@@ -137,7 +137,7 @@ class Checkpoint(Record):
         }
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Data, shape, counts, preprocessing and accuracies."""
+        """Returns data, shape, counts, preprocessing and accuracies."""
         config, spec = self.config, self.preprocessing
         classes = f"{config.num_classes} classes" if config.num_classes else "without labels; no classifier"
         return [
@@ -150,7 +150,7 @@ class Checkpoint(Record):
             ),
             ("parameters", f"{counts['params']:,}"),
             ("FLOPs", f"{counts['flops']:,} (published rule: multiply-accumulates, without the head)"),
-            ("torch FLOPs", f"{counts['torch_flops']:,} (torch's counter: 2 a multiply-accumulate)"),
+            ("torch FLOPs", f"{counts['torch_flops']:,} (torch's counter: 2 per multiply-accumulate)"),
             ("preprocessing", spec.sentence()),
             *(
                 (
@@ -168,7 +168,7 @@ class Checkpoint(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A published figure, in percent, of the metric that it names."""
+    """A published figure, in percent, with the name of its metric."""
 
     measured_by: str
     metric: Literal["mIoU", "box AP", "mask AP"]
@@ -180,7 +180,7 @@ class DenseRecord(Record):
     """A segmenter or detector: an XCiT with a pyramid and a head.
 
     Attributes:
-        figures: published ones.
+        figures: published figures.
     """
 
     figures: tuple[Figure, ...]
@@ -192,15 +192,15 @@ class DenseRecord(Record):
 
     @property
     def spec(self) -> SegmentationPreprocessing | MaskRCNNConfig:
-        """What says how images are prepared."""
+        """The config that contains the preprocessing."""
         raise NotImplementedError
 
     def row(self) -> dict[str, str]:
-        """Pixels of the short side, and the figures."""
+        """Returns the short side of the images, and the figures."""
         return {" px": str(self.spec.short_side)} | {figure.metric: f"{figure.value:.1f}" for figure in self.figures}
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Data, shape, parameters, preprocessing and figures."""
+        """Returns data, shape, parameters, preprocessing and figures."""
         config, spec = self.backbone, self.spec
         return [
             ("data", f"{self.dataset}, {self.model.num_classes} classes"),
@@ -223,7 +223,7 @@ class DenseRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterRecord(DenseRecord):
-    """A segmenter; `preprocessing` says how to prepare images, as its authors measured it."""
+    """A segmenter; `preprocessing` is the one with which its authors measured it."""
 
     kind = SEGMENTER
 
@@ -238,18 +238,18 @@ class SegmenterRecord(DenseRecord):
 
     @property
     def spec(self) -> SegmentationPreprocessing:
-        """What says how images are prepared."""
+        """The preprocessing."""
         return self.preprocessing
 
     def info(self) -> SegmenterInfo:
-        """Class names and preprocessing."""
+        """Returns class names and preprocessing."""
         names = classes_of(self.dataset).names
         return SegmenterInfo(name=self.name, preprocessing=self.preprocessing, class_names=names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorRecord(DenseRecord):
-    """A detector, whose shape includes how images are prepared."""
+    """A detector; its config contains the preprocessing."""
 
     kind = DETECTOR
 
@@ -263,10 +263,10 @@ class DetectorRecord(DenseRecord):
 
     @property
     def spec(self) -> MaskRCNNConfig:
-        """What says how images are prepared."""
+        """The config, which contains the preprocessing."""
         return self.model
 
     def info(self) -> DetectorInfo:
-        """Class names, with COCO's ids."""
+        """Returns class names, with COCO's category ids."""
         classes = classes_of(self.dataset)
         return DetectorInfo(name=self.name, class_names=classes.names, category_ids=classes.numbers)

@@ -1,7 +1,7 @@
-"""The adversarially trained XCiTs of Debenedetti, Sehwag and Mittal (arXiv 2209.07399), as RobustBench has them.
+"""The adversarially trained XCiTs of Debenedetti, Sehwag and Mittal (arXiv 2209.07399), as in RobustBench.
 
-Nine lie in RobustBench's releases, three more in the authors' folder on Google Drive, which serves browsers only. Those
-for CIFAR have the weights of a model for patches of 16, whose first two convolutions then had their stride set to 1.
+Nine of them are in RobustBench's releases. Three more are in the authors' folder on Google Drive, which only serves
+browsers. The models for CIFAR have weights for patches of 16; the strides of the first two convolutions are set to 1.
 """
 
 from dataclasses import replace
@@ -13,13 +13,13 @@ from xcit.zoo.records import Accuracy, Checkpoint
 
 _RELEASE = "https://github.com/RobustBench/robustbench/releases/download/v1.1"
 
-# Images in 0..1 go into the model as they are: it was trained so, that an attack's size is one of pixels.
+# These models have no normalisation: they take images in 0..1, and the size of an attack is in the same units.
 _IMAGENET = replace(published_preprocessing("official", 224), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _CIFAR10 = Preprocessing(image_size=32, resize_to=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616))
 _CIFAR100 = Preprocessing(image_size=32, resize_to=32, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
 
-# Name of the data; ours; patches; classes; preprocessing; size of the attack; per model: letter, architecture, clean
-# and AutoAttack accuracy, the file on the authors' Google Drive.
+# Columns: name of the data; our name; patches; classes; preprocessing; size of the attack; and for each model its
+# letter, architecture, clean accuracy, accuracy under AutoAttack, and file on the authors' Google Drive.
 # fmt: off
 _Model = tuple[str, str, float, float, str]
 _IN_RELEASES: tuple[tuple[str, str, str, int, Preprocessing, str, tuple[_Model, ...]], ...] = (
@@ -39,7 +39,7 @@ _IN_RELEASES: tuple[tuple[str, str, str, int, Preprocessing, str, tuple[_Model, 
         ("l", "large-12", 70.76, 35.08, "1Sg4BQ5pBdlR_M41VDxOlYxCl1_It8elL"),
     )),
 )
-# Likewise, of the ImageNet models for attacks of 8/255.
+# The same columns, for the ImageNet models for attacks of 8/255.
 _ON_DRIVE: tuple[_Model, ...] = (
     ("s", "small-12", 63.46, 25.00, "1lFcXruv6lUz9XqxvXTzyA_7YLprPZq2q"),
     ("m", "medium-12", 67.80, 26.58, "1Nw86jzlXLEGbFQZtd39i0Mampwh2ZAFv"),
@@ -74,7 +74,7 @@ def _robust() -> list[Checkpoint]:
             records.append(
                 replace(
                     _record(name, f"{model}-{patches}", dataset, num_classes, spec, drive),
-                    # RobustBench's name, with its data and threat model, of which it takes the name in lower case.
+                    # RobustBench's name for the model, its data and its threat model; its file names are in lower case.
                     aliases=(f"Debenedetti2022Light_XCiT-{letter.upper()}12_{data}_Linf",),
                     accuracies=_figures("RobustBench", clean, attacked, size),
                     sources=(Source(kind="url", location=f"{_RELEASE}/{file}", filename=file),),

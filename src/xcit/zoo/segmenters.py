@@ -1,4 +1,4 @@
-"""The 16 published segmenters of ADE20K as records."""
+"""The records of the 16 published segmenters for ADE20K."""
 
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.models import SegmenterConfig, XCiTConfig
@@ -7,7 +7,7 @@ from xcit.weights.fetch import Source
 from xcit.zoo.architectures import ARCHITECTURES, backbone_of
 from xcit.zoo.records import Figure, SegmenterRecord
 
-# Architecture; mIoU of UperNet and of Semantic FPN as the authors measured them.
+# Columns: architecture; mIoU of UperNet and of Semantic FPN, measured by the authors.
 _PUBLISHED: tuple[tuple[str, float, float], ...] = (
     ("tiny-12-p16", 41.5, 38.1),
     ("tiny-12-p8", 43.5, 39.9),
@@ -20,17 +20,17 @@ _PUBLISHED: tuple[tuple[str, float, float], ...] = (
 )
 
 SEGMENTER_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED)
-"""Those whose segmenters were published."""
+"""The architectures whose segmenters were published."""
 
 
 def segmenter_config(kind: SegmenterKind, architecture: XCiTConfig, num_classes: int = 150) -> SegmenterConfig:
-    """The published head on an architecture."""
+    """Returns the config of the published head on an architecture."""
     channels = 512 if kind == "upernet" else 128
     return SegmenterConfig(kind=kind, backbone=backbone_of(architecture), channels=channels, num_classes=num_classes)
 
 
 def segmenter_name(kind: SegmenterKind, architecture: str) -> str:
-    """The name of a published segmenter and of its recipe."""
+    """Returns the name of a published segmenter, which is also the name of its recipe."""
     return f"{kind}_xcit-{architecture}_{'160k' if kind == 'upernet' else '80k'}_ade20k"
 
 
@@ -39,7 +39,7 @@ def _record(kind: SegmenterKind, architecture: str, miou: float) -> SegmenterRec
     file = f"{kind.replace('-', '_')}_xcit_{architecture.replace('-', '_')}"
     return SegmenterRecord(
         name=name,
-        # The names of the authors' config and file, and the bare name.
+        # The names of the authors' config and of their file, and the name without schedule and data.
         aliases=(name.replace("-", "_"), file, f"{kind}_xcit-{architecture}"),
         architecture=architecture,
         model=segmenter_config(kind, ARCHITECTURES[architecture]),

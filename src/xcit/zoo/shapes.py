@@ -1,4 +1,4 @@
-"""What the tensors of an XCiT tell of its shape."""
+"""Reads the shape of an XCiT from its tensors."""
 
 import dataclasses
 import re
@@ -13,12 +13,12 @@ from xcit.zoo.architectures import ARCHITECTURES
 
 
 def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
-    """What native weights tell of their model, by the names of the fields of `XCiTConfig`.
+    """Returns the shape of a model from its native weights, by the names of the fields of `XCiTConfig`.
 
-    They have no strides: `patch_size` is what it is where each of the stem's convolutions has stride 2.
+    The weights do not contain strides, so `patch_size` assumes that all convolutions of the stem have stride 2.
 
     Raises:
-        XCiTError: if they are not of an XCiT.
+        XCiTError: if the weights are not those of an XCiT.
     """
     try:
         return {
@@ -34,16 +34,16 @@ def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
 
 
 def told_by_weights(config: XCiTConfig, field: str) -> int:
-    """A field of `shape_from_state` for the weights of a model of this shape."""
+    """Returns the value of a field of `shape_from_state` for the weights of a model with this config."""
     value: int = 2 ** len(config.strides) if field == "patch_size" else getattr(config, field)
     return value
 
 
 def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
-    """The shape of the model that native weights belong to, with strides of 2.
+    """Returns the config of the model that native weights belong to, with strides of 2.
 
     Raises:
-        XCiTError: if the weights fit no known architecture; tensors do not tell everything (`tokens_norm`).
+        XCiTError: if the weights fit no known architecture. Tensors alone are not enough (`tokens_norm`).
     """
     found = shape_from_state(state, what)
     changes: dict[str, Any] = {name: found.pop(name) for name in ("num_classes", "in_channels")}
@@ -60,10 +60,10 @@ def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
 
 
 def check_backbone(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -> None:
-    """Refuses what can't be the weights of a model without classifier, in one line.
+    """Checks that weights can belong to a model without classifier.
 
     Raises:
-        XCiTError: if there is a classifier, or another architecture is told by the tensors.
+        XCiTError: if the weights have a classifier, or the tensors belong to another architecture.
     """
     shape = shape_from_state(state, what)
     num_classes = shape.pop("num_classes")
@@ -79,7 +79,7 @@ def check_backbone(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -
 
 
 def architecture_of(config: XCiTConfig) -> str:
-    """The name of the architecture that a config has, whatever its classes and channels; else "its own config"."""
+    """Returns the name of a config's architecture, whatever its classes and channels; else "its own config"."""
     for name, known in ARCHITECTURES.items():
         fields = ("num_classes", "in_channels", "global_pool", "cls_depth", "drop_path_rate")
         if config == dataclasses.replace(known, **{field: getattr(config, field) for field in fields}):

@@ -1,17 +1,14 @@
-"""A model and its weights file: what our safetensors files say of themselves, and how a model is built of one."""
+"""Models and their weights: what is known of a file or folder, and building a model from it."""
 
-import dataclasses
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from xcit.config import from_dict
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 from xcit.models.fused import is_fused
@@ -19,28 +16,18 @@ from xcit.weights.files import StoredWeights, digest, read_checkpoint, write_saf
 from xcit.weights.pickles import brief
 from xcit.weights.strict import check_state, load_state
 from xcit.zoo.changes import UNCHANGED, Changes, with_channels
-from xcit.zoo.kinds import CLASSIFIER, Kind, all_heads, kind_of_config, kind_of_task, kind_of_weights
+from xcit.zoo.folders import is_folder, read_folder
+from xcit.zoo.kinds import CLASSIFIER, Kind, all_heads, kind_of_config, kind_of_weights
 from xcit.zoo.origin import known_record, say_what_was_assumed
 from xcit.zoo.shapes import config_from_state, shape_from_state
-
-METADATA_KEY = "xcit"
-"""Under this key a safetensors file's metadata hold task, shape, class names and preprocessing, as JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statement:
-    """What a file says of its model: its kind, shape, and what else a person needs, if it has that."""
-
-    kind: Kind[Any, Any, Any]
-    config: Any
-    info: Any | None
+from xcit.zoo.statement import Statement, model_metadata, read_metadata
 
 
 def save_model(model: nn.Module, path: Path) -> None:
     """Writes weights, shape, class names and preprocessing to one safetensors file that `get_model` reads.
 
     Raises:
-        XCiTError: if it can't be written; a file that was there stays as it was. If the model is fused.
+        XCiTError: if the model is fused, or the file can't be written; an existing file is then unchanged.
     """
     if is_fused(model):
         raise XCiTError("a fused model can't be saved: save the one it was made from")
@@ -48,49 +35,11 @@ def save_model(model: nn.Module, path: Path) -> None:
     write_safetensors(path, model.state_dict(), metadata)
 
 
-def model_metadata(config: Any, info: Any | None) -> dict[str, str]:
-    """The metadata of a safetensors file."""
-    kind = kind_of_config(config)
-    content: dict[str, Any] = {"config": dataclasses.asdict(config)}
-    if kind is not CLASSIFIER:  # the first files had no task, and were classifiers'
-        content["task"] = kind.task
-    if info is not None:
-        content["info"] = dataclasses.asdict(info)
-    return {METADATA_KEY: json.dumps(content), "format": "pt"}
-
-
-def read_metadata(stored: StoredWeights) -> Statement | None:
-    """What a file's metadata state; none where it has none of ours.
-
-    Raises:
-        XCiTError: if the metadata are not what `model_metadata` writes.
-    """
-    if METADATA_KEY not in stored.metadata:
-        return None
-    try:
-        content = json.loads(stored.metadata[METADATA_KEY])
-        kind = kind_of_task(content.get("task", CLASSIFIER.task))
-        if kind is None:
-            raise XCiTError(f"its task is {content['task']!r}, which this version does not know")
-        info = None if content.get("info") is None else _section(kind.info, content["info"])
-        return Statement(kind=kind, config=_section(kind.config, content["config"]), info=info)
-    except KeyError as error:
-        raise XCiTError(f"{stored.path}: its metadata can't be read: there is no {error}") from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise XCiTError(f"{stored.path}: its metadata can't be read: {error}") from None
-
-
-def _section(kind: type[Any], content: object) -> Any:
-    if not isinstance(content, dict):
-        raise XCiTError(f"{content!r} is no {kind.__name__}")
-    return from_dict(kind, content)
-
-
 def origin_of(stored: StoredWeights) -> Statement | None:
-    """What a file says of itself, else what is published of it; none where it is of unknown origin.
+    """Returns what a file states, or what is known of the published file; None if its origin is unknown.
 
     Raises:
-        XCiTError: if its metadata can't be read.
+        XCiTError: if the file's metadata can't be read.
     """
     stated = read_metadata(stored)
     if stated is None and (record := known_record(stored)) is not None:
@@ -99,12 +48,12 @@ def origin_of(stored: StoredWeights) -> Statement | None:
 
 
 def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
-    """What is known of a file: from its metadata, else its origin, else its kind and shape from its tensors.
+    """Returns what is known of a file: from its metadata, else from its origin, else from its tensors.
 
-    Of the last a line is logged, unless the strides of its stem are told otherwise, which `has_strides` says.
+    In the last case a warning is logged, unless `has_strides` says that the stem's strides are given otherwise.
 
     Raises:
-        XCiTError: if the metadata can't be read, or there are none and the tensors fit no known architecture.
+        XCiTError: if the metadata can't be read, or if there are none and the tensors fit no known architecture.
     """
     if (stated := origin_of(stored)) is not None:
         return stated
@@ -116,10 +65,10 @@ def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
 
 
 def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XCiTConfig:
-    """The shape of the XCiT in a file, whatever its head.
+    """Returns the config of the XCiT in a file, whatever its head.
 
     Raises:
-        XCiTError: as `describe` does.
+        XCiTError: as in `describe`.
     """
     if (stated := origin_of(stored)) is not None:
         return stated.kind.backbone(stated.config)
@@ -129,13 +78,16 @@ def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XC
     return config
 
 
-def read_weights(path: str | Path, *, key: str | None = None) -> StoredWeights:
-    """Reads a file of any kind of model and any format; see `read_checkpoint`."""
+def read_weights(path: str | os.PathLike[str], *, key: str | None = None) -> StoredWeights:
+    """Reads a file of any kind of model and any format, see `read_checkpoint`, or a folder, see `read_folder`."""
+    path = Path(path)
+    if key is None and is_folder(path):
+        return read_folder(path)
     return read_checkpoint(path, key=key, heads=all_heads())
 
 
 def read_verified(path: Path, *, key: str | None = None) -> StoredWeights:
-    """Reads a file, and refuses one whose tensors are not those it was written with."""
+    """Reads a file, and raises an error if its tensors do not match its digest."""
     stored = read_weights(path, key=key)
     expected = stored.metadata.get("digest")
     if expected is not None and digest(stored.whole) != expected:
@@ -144,25 +96,25 @@ def read_verified(path: Path, *, key: str | None = None) -> StoredWeights:
 
 
 def load_file(path: Path, changes: Changes = UNCHANGED) -> XCiT:
-    """The classifier or feature backbone of a weights file, in any format.
+    """Builds the classifier or feature backbone of a weights file, in any format.
 
     Raises:
-        XCiTError: if the file can't be read, is not of a known model, or holds a detector or segmenter.
+        XCiTError: if the file can't be read, its model is unknown, or it holds a detector or segmenter.
     """
     return load_classifier(read_verified(path), changes)
 
 
 def load_classifier(stored: StoredWeights, changes: Changes = UNCHANGED) -> XCiT:
-    """Like `load_file`, of what was read of a file."""
+    """Like `load_file`, for a file that was read before."""
     _check_kind(CLASSIFIER, stored)
     return CLASSIFIER.require(load_stored(stored, changes), str(stored.path))
 
 
 def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:
-    """The model of what was read of a file, whatever its kind, changed as is asked.
+    """Builds a model of any kind from a file that was read, with the requested changes.
 
     Raises:
-        XCiTError: if it is not of a known model.
+        XCiTError: if the model of the file is unknown.
     """
     stated = describe(stored, has_strides=changes.stem_strides is not None)
     _check_kind(stated.kind, stored)
@@ -174,18 +126,18 @@ def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:
 def load_stored_as(
     config: Any, stored: StoredWeights, *, num_classes: int | None = None, changes: Changes = UNCHANGED
 ) -> Any:
-    """A model of a given shape with what was read of a file, changed as is asked.
+    """Builds a model of a given shape with the weights of a file that was read, with the requested changes.
 
-    A segmenter or detector keeps the file's classes. Of a classifier the file may have another number of classes where
-    `num_classes` is given: its own head is loaded, if it has one.
+    A segmenter or detector keeps the file's classes. If `num_classes` is given, a classifier's file may have another
+    number of classes: its own head is loaded, if it has one.
 
     Raises:
-        XCiTError: if it does not fit.
+        XCiTError: if the weights do not fit.
     """
     kind = kind_of_config(config)
     _check_kind(kind, stored)
     stated = read_metadata(stored)
-    if changes.in_channels is not None:  # the file's own are made to fit
+    if changes.in_channels is not None:  # first load with the file's own number of channels
         found = shape_from_state(stored.state, str(stored.path))["in_channels"]
         config = Changes(in_channels=found).of(config)
     fitting = kind.fit(config, stored, None if stated is None else stated.config, num_classes)
@@ -199,10 +151,12 @@ def load_stored_as(
 
 
 def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
-    """Refuses weights whose stem is known to have other strides than the model, unless its config states them.
+    """Checks that a model of this config has the strides with which the weights were trained, if these are known.
+
+    A config that sets `stem_strides` is accepted, whatever they are.
 
     Raises:
-        XCiTError: if they have.
+        XCiTError: if the strides differ.
     """
     known = origin_of(stored)
     if known is None:
@@ -216,10 +170,10 @@ def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
 
 
 def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
-    """Refuses the weights of another kind of model, in one line.
+    """Checks that weights belong to this kind of model.
 
     Raises:
-        XCiTError: if they are.
+        XCiTError: if the weights belong to another kind of model.
     """
     if kind is CLASSIFIER:
         if stored.dense:
@@ -237,12 +191,12 @@ def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
 
 
 def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None = None) -> None:
-    """Loads a file in any format into a model of your own shape, strictly.
+    """Loads a file in any format into a model of your own shape; all names and shapes must match.
 
     Args:
-        model: whose weights are replaced.
+        model: its weights are replaced.
         path: the file.
-        key: which of several sets of weights in one file to take, see `get_model`.
+        key: which weights to take if the file has several sets, see `get_model`.
 
     Raises:
         XCiTError: if the file can't be read or does not fit.
@@ -253,7 +207,7 @@ def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None =
 
 
 def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: Changes = UNCHANGED) -> Any:
-    """A model of this shape with these weights, in evaluation mode; or of this shape changed, with its own of them.
+    """Builds a model of this shape with these weights, in evaluation mode; with `changes`, both are changed first.
 
     Raises:
         XCiTError: if names or shapes differ; the message lists them.
@@ -264,7 +218,7 @@ def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: C
             state = with_channels(state, changes.in_channels)
     check_claims(config, len(state), what)
     model = on_meta(config, what)
-    # Before there is memory for it, of which a config can claim any amount.
+    # The check comes before memory is allocated, because a damaged config can ask for any amount of it.
     check_state({name: tensor.shape for name, tensor in model.state_dict().items()}, state, what)
     _give_memory(model)
     load_state(model, state, what)
@@ -272,10 +226,10 @@ def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: C
 
 
 def check_claims(config: Any, num_tensors: int, what: str) -> None:
-    """Refuses a config that claims more layers than there are tensors, before time goes into building them.
+    """Checks that a config does not have more layers than there are tensors, before time is spent on building them.
 
     Raises:
-        XCiTError: if it does.
+        XCiTError: if the config has more layers.
     """
     backbone = kind_of_config(config).backbone(config)
     claims = {"depth": backbone.depth, "cls_depth": backbone.cls_depth, "patch_size": len(backbone.strides)}
@@ -288,41 +242,55 @@ def check_claims(config: Any, num_tensors: int, what: str) -> None:
 
 
 def empty_model(config: Any) -> Any:
-    """A model on the CPU whose weights are not set: no time goes into an initialisation that is overwritten."""
+    """Returns a model on the CPU with uninitialised weights, for weights that are loaded next."""
     model = on_meta(config)
     _give_memory(model)
     return model
 
 
 def _give_memory(model: nn.Module) -> None:
-    # Not `to_empty`: from the meta device it imports sympy, which takes as long as half of torch.
+    # `to_empty` is not used: for the meta device it imports sympy, which takes half as long as torch itself.
     state = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for name, tensor in model.state_dict().items()
     }
     for name, tensor in state.items():
-        if name.endswith("num_batches_tracked"):  # the one thing a checkpoint may lack
+        if name.endswith("num_batches_tracked"):  # the only tensor that a checkpoint may lack
             tensor.zero_()
     model.load_state_dict(state, assign=True)
 
 
 def outline(config: Any) -> dict[str, torch.Size]:
-    """Names and shapes of a model's tensors."""
+    """Returns names and shapes of a model's tensors."""
     return {name: tensor.shape for name, tensor in on_meta(config).state_dict().items()}
 
 
 def num_parameters(config: Any) -> int:
-    """Numbers that training learns."""
+    """Returns the number of learned parameters."""
     return sum(parameter.numel() for parameter in on_meta(config).parameters())
 
 
+class _NoNormals(TorchFunctionMode):
+    """Leaves out first values from a normal: on the meta device torch imports sympy and its compiler for them.
+
+    That takes as long as torch itself, and there are no numbers to set.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (nn.init.normal_, Tensor.normal_):
+            return None
+        return func(*args, **(kwargs or {}))
+
+
 def on_meta(config: Any, what: str = "the model") -> nn.Module:
-    """A model that has shapes and no numbers.
+    """Builds a model on the meta device, which has shapes but no values.
 
     Raises:
-        XCiTError: if a model of such a config can't be: its tensors would have more numbers than can be counted.
+        XCiTError: if the config is impossible, because its tensors would have more elements than can be counted.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoNormals():
             model: nn.Module = kind_of_config(config).build(config)
     except (RuntimeError, OverflowError, TypeError, ZeroDivisionError) as error:
         raise XCiTError(f"{what}: no model has such a config: {brief(error)}") from error

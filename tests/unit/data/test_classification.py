@@ -143,7 +143,7 @@ def test_an_image_without_a_label_is_named(tmp_path: Path) -> None:
 def test_a_line_that_is_no_label_is_named(tmp_path: Path, line: str) -> None:
     pictures(tmp_path, ["a.png"])
     (tmp_path / "val.txt").write_text(f"a.png 3\n{line}\n")
-    assert error_of(tmp_path).startswith(f"{tmp_path}/val.txt, line 2: {line!r} is no file name and class")
+    assert error_of(tmp_path).startswith(f"{tmp_path}/val.txt, line 2: {line!r} is not a file name and a class")
 
 
 # Parts, and data sets by name

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from pycocotools import mask as reference
 
-from xcit.data.coco_masks import box_polygon, decode_mask, encode_mask, encode_part, mask_area, mask_problem
+from xcit.data.coco_masks import (
+    MaskPart,
+    box_polygon,
+    decode_mask,
+    decode_part,
+    encode_mask,
+    encode_parts,
+    mask_area,
+    mask_problem,
+)
 
 SIZE = (30, 40)
 MASK = (np.random.default_rng(0).random(SIZE) < 0.3).astype(np.uint8)
@@ -42,7 +51,15 @@ def test_a_part_is_packed_as_the_whole_is(share: float, top: int, left: int, hei
     part = np.random.default_rng(1).random((height, width)) < share
     whole = np.zeros((20, 30), np.uint8)
     whole[top : top + height, left : left + width] = part
-    assert encode_part(part, top, left, whole.shape) == encode_mask(whole)
+    expected = encode_mask(whole)
+    assert encode_parts([MaskPart(top, left, part)], (20, 30)) == expected
+    pieces = [MaskPart(top, left + start, part[:, start : start + 2]) for start in range(0, width, 2)]
+    assert encode_parts(pieces, (20, 30)) == expected
+    found, again = decode_part(expected), np.zeros((20, 30), np.uint8)
+    rows, columns = (slice(start, start + side) for start, side in zip(found[:2], found.mask.shape, strict=True))
+    again[rows, columns] = found.mask
+    assert np.array_equal(again, whole)
+    assert found.mask.size <= part.size or found.mask.shape[0] == 20
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # NumPy 2 on pycocotools

@@ -13,6 +13,7 @@ from PIL import Image
 from xcit.config import from_dict, override, read_yaml, to_dict
 from xcit.data.coco import open_coco
 from xcit.data.coco_masks import box_polygon, decode_mask, mask_area, mask_problem
+from xcit.data.multi_label import open_multi_label
 from xcit.data.tar_samples import read_tar
 from xcit.errors import XCiTError
 from xcit.training.recipes import get_recipe
@@ -137,8 +138,8 @@ def bomb(entry: str) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (bomb("[x]").replace("a10:", "model:"), r"a0 is no field"),
-        (bomb("{x: 1}"), "merge keys make a mapping without end|a0 is no field"),  # newer PyYAML merges each once
+        (bomb("[x]").replace("a10:", "model:"), r"a0 is not a field"),
+        (bomb("{x: 1}"), "merge keys make a mapping without end|a0 is not a field"),  # newer PyYAML merges each once
         ("task: [dino]", r"no task is called \['dino'\]"),
         ("x: " + "y" * 300_000, "more than 262,144 bytes"),
         ("[" * 5000, "not a YAML config"),
@@ -173,3 +174,23 @@ def test_a_value_without_end_is_shown_in_short(tmp_path: Path) -> None:
 def test_numbers_beyond_all_bounds(name: str, text: str, message: str) -> None:
     with pytest.raises(XCiTError, match=message):
         override(get_recipe("xcit-pico-fashion-mnist"), {name: text})
+
+
+@pytest.mark.parametrize("name", ["x.png" * 500, f"{'x' * 300}/1.png", "a\0b/1.png", "../" * 2000 + "1.png"])
+def test_names_that_no_file_can_have_are_of_missing_files(name: str, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    images = [{"id": 1, "file_name": "1.png", "height": 4, "width": 4}]
+    images.append({"id": 2, "file_name": f"{name}.jpg", "height": 4, "width": 4})
+    categories = [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]
+    path = tmp_path / "a.json"
+    for entries in (images, images[::-1]):
+        path.write_text(json.dumps({"images": entries, "categories": categories, "annotations": []}))
+        found = open_coco(path, "val")
+        assert [image.path.name for image in found.images] == ["1.png"]
+        assert [problem.partition(":")[0] for problem in found.problems] == [
+            "1 images left out, for there is no such file"
+        ]
+    if "\0" not in name:
+        (tmp_path / "list.csv").write_text(f"file,label\n1.png,a\n{name}.jpg,b\n")
+        with pytest.raises(XCiTError, match="1 of its 2 images do not exist"):
+            open_multi_label(str(tmp_path / "list.csv"), "val")

@@ -1,6 +1,9 @@
 """What words stand for as images: units that processes divide, in an order that is always the same."""
 
+import os
 import tarfile
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ from PIL import Image
 
 from xcit.data.inputs import open_inputs
 from xcit.errors import XCiTError
+from xcit.images.read import read_image
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +30,7 @@ def test_files_are_cut_into_units_and_taken_once() -> None:
     inputs = open_inputs([".", "0.png", Path("1.png").absolute()], unit_size=2)
     assert [unit.num_images for unit in inputs.units] == [2, 2, 1]
     assert inputs.num_images == 5
+    assert str(inputs.passed_by) == "2 named or linked a second time"
     assert [str(path) for path in inputs.images()] == [f"{index}.png" for index in range(5)]
     assert [str(path) for path in inputs.units[1].open()] == ["2.png", "3.png"]
 
@@ -43,7 +48,7 @@ def test_lists() -> None:
     assert names("@0.png") == ["@0.png"]  # a file of that name
     Path("empty.txt").write_text("\n")
     for word, message in (
-        ("@empty.txt", "empty.txt: an empty list; it has a path or URL a line"),
+        ("@empty.txt", "empty.txt: an empty list; it must have one path or URL per line"),
         ("@nowhere.txt", "nowhere.txt: the list can't be read: No such file or directory"),
         ("@.", r"\.: the list can't be read: Is a directory"),
     ):
@@ -123,3 +128,55 @@ def test_urls_that_lead_nowhere() -> None:
     ):
         with pytest.raises(XCiTError, match=message):
             open_inputs([word])
+
+
+def test_pipes_and_devices_are_refused_in_a_line(tmp_path: Path) -> None:
+    """By any spelling of the path: to open a pipe could wait for ever, and a device has no end."""
+    os.mkfifo("pipe.parquet")
+    os.mkfifo("pipe.png")
+    Path("zero.parquet").symlink_to("/dev/zero")
+    for word in ("pipe.parquet", "zero.parquet", f"file://{tmp_path}/pipe.parquet", f"local://{tmp_path}/zero.parquet"):
+        with pytest.raises(XCiTError, match="not a regular file") as error:
+            open_inputs([word])
+        assert "\n" not in str(error.value)
+    for word in ("@pipe.png", "@/dev/zero", f"@file://{tmp_path}/pipe.png", "@local:///dev/zero"):
+        with pytest.raises(XCiTError, match="not a regular file"):
+            open_inputs([word])
+    for word in (
+        f"file://{tmp_path}/pipe.png",
+        f"local://{tmp_path}/pipe.png",
+        "file:///dev/zero",
+        "local:///dev/zero",
+    ):
+        (image,) = open_inputs([word]).images()
+        with pytest.raises(XCiTError, match="not a regular file"):
+            image.read()  # type: ignore[union-attr]
+        with pytest.raises(XCiTError, match="not a regular file"):
+            read_image(word)
+
+
+def test_chains_of_protocols_are_refused_in_a_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        archive.write("0.png")
+    place = f"file://{tmp_path}/a.zip"
+    for word in (
+        f"zip://0.png::{place}",
+        f"zip://0.png::{tmp_path}/a.zip",
+        "zip://0.png::http://127.0.0.1:9/a.zip",
+        f"zip://::{place}",
+    ):
+        (image,) = open_inputs([word]).images()
+        for read in (image.read, partial(read_image, word)):  # type: ignore[union-attr]
+            with pytest.raises(XCiTError, match="a chain of protocols is not read: unpack the archive"):
+                read()
+    for word in (f"zip://*.png::{place}", f"zip://folder/::{place}/", f"zip://a::{place}.parquet"):
+        with pytest.raises(XCiTError, match="a chain of protocols is not read"):
+            open_inputs([word])
+    # Those that begin without a slash are no URLs, and no file is called so.
+    for word in (f"simplecache::file://{tmp_path}/0.png", "filecache::http://127.0.0.1:9/0.png"):
+        (found,) = open_inputs([word]).images()
+        with pytest.raises(XCiTError, match="no such file"):
+            read_image(found)  # type: ignore[arg-type]
+    for word, reason in (("zip://0.png", "."), ("reference://x", "missing"), ("nosuch://x", "Protocol not known")):
+        with pytest.raises(XCiTError, match=rf"{word}: cannot be fetched \(.*{reason}"):
+            read_image(word)

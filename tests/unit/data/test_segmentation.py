@@ -79,7 +79,9 @@ def test_another_size_is_an_error(plain: Path) -> None:
 
 def test_colours_instead_of_numbers_are_an_error(plain: Path) -> None:
     Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(plain / "labels/val/a.png")
-    with pytest.raises(XCiTError, match=r"a\.png: a colour picture \(mode RGB\): a label image has one number a pixel"):
+    with pytest.raises(
+        XCiTError, match=r"a\.png: a colour picture \(mode RGB\): a label image has one number per pixel"
+    ):
         open_scenes(str(plain), "val")[0]
     Image.fromarray(np.full((2, 3), 700, np.uint16)).save(plain / "labels/val/a.png")
     with pytest.raises(XCiTError, match=r"its labels go from 700 to 700, must be within 0\.\.255"):
@@ -121,9 +123,11 @@ def test_what_is_left_out_is_counted(plain: Path) -> None:
     assert open_scenes(str(plain), "val").problems == ()
     Image.new("L", (3, 2)).save(plain / "labels/val/more/z.png")
     (plain / "images/val/a.json").write_text("{}")
+    (plain / "labels/val/a.mat").write_text("")
     assert open_scenes(str(plain), "val").problems == (
-        f"{plain / 'labels/val'}: 1 label maps left out, for they have no image: more/z",
-        f"{plain / 'images/val'}: 1 files left out, for they are no images by their suffix: .json (1)",
+        f"{plain / 'labels/val'}: 1 label maps left out, because they have no image: more/z",
+        f"{plain / 'images/val'}: left out: 1 files that are not images by their suffix: .json (1)",
+        f"{plain / 'labels/val'}: left out: 1 files that are not images by their suffix: .mat (1)",
     )
 
 
@@ -166,7 +170,9 @@ def test_label_maps_of_two_classes_are_no_masks(tmp_path: Path) -> None:
 def test_a_single_class_is_an_error(tmp_path: Path) -> None:
     data = masks(tmp_path, train_1=[0, 255, 0])
     (tmp_path / "classes.txt").write_text("road\n")
-    with pytest.raises(XCiTError, match="1 classes, must be 2 to 255, a name a line; what is in no class is one too"):
+    with pytest.raises(
+        XCiTError, match="1 classes, must be 2 to 255, one name per line; pixels outside of all classes need"
+    ):
         open_scenes(data, "train")
 
 

@@ -91,12 +91,14 @@ def test_numbered_folders_are_in_the_order_of_numbers_and_others_of_names(tmp_pa
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
-    write(tmp_path, "cat/1.png", "dog/2.png", "stray.png")
-    for name in ("cat/a.heic", "cat/b.HEIC", "dog/notes.txt", "dog/.hidden"):
-        (tmp_path / name).write_text("")
+    write(tmp_path, "cat/1.png", "dog/2.png", "stray.png", ".git/x.png", "meta/y.png")
+    for name in ("cat/a.heic", "cat/b.HEIC", "dog/notes.txt", "dog/.hidden", "README", "classes.txt"):
+        (tmp_path / name).write_text("cat\ndog\n")
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
     assert problems_of(open_labelled_images(str(tmp_path), "train")) == (
         f"{tmp_path}: 1 images beside its class folders left out: they have no class",
-        f"{tmp_path}: 3 files left out, for they are no images by their suffix: .heic (2), .txt (1)",
+        f"{tmp_path}: left out: 4 files that are not images by their suffix: .heic (2), .txt (1), no suffix (1); "
+        "2 hidden; 1 named or linked a second time; 1 folders that are no classes by their name",
     )
 
 

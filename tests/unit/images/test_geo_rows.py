@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from rasterio.enums import ColorInterp, Resampling
 
 from xcit.errors import XCiTError
@@ -66,6 +67,36 @@ def test_bands_and_a_range_of_values(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, np.clip(pixels[10:70, :, 2::-1] / 100, 0, 1), atol=1e-6)
     with pytest.raises(XCiTError, match="there is no band 5: it has 4"):
         GeoRows(tmp_path / "a.tif", bands=(5,))
+
+
+@pytest.mark.parametrize("bands", [3, 4])
+def test_bands_that_are_named_blue_green_red_are_read_as_red_green_blue(tmp_path: Path, bands: int) -> None:
+    pixels = pixels_of("uint16", bands)
+    write(tmp_path / "a.tif", pixels, photometric="minisblack")
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        names = (ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.alpha)
+        file.colorinterp = names[:bands]
+    with open_rows(tmp_path / "a.tif") as rows:
+        assert np.array_equal(rows.read(0, HEIGHT), pixels[:, :, 2::-1])
+    with open_rows(tmp_path / "a.tif", selection=Selection(bands=(1, 2, 3))) as rows:
+        assert np.array_equal(rows.read(0, HEIGHT), pixels[:, :, :3])
+
+
+def test_a_cloud_optimized_file_that_gdal_writes(tmp_path: Path) -> None:
+    """GDAL's own COG driver: its overviews, its blocks, its nodata."""
+    pixels = DRAW.integers(1, 200, (700, 600, 3)).astype(np.uint8)
+    pixels[:100] = 0
+    write(tmp_path / "a.tif", pixels, driver="COG", blocksize=128, compress="deflate", nodata=0)
+    for level, by in ((0, 1), (1, 2)):
+        with rasterio.open(tmp_path / "a.tif", **({"overview_level": level - 1} if level else {})) as file:
+            expected, bounds = file.read().transpose(1, 2, 0), file.bounds
+        with open_rows(tmp_path / "a.tif", selection=Selection(level=level)) as rows:
+            assert (rows.height, rows.width) == (700 // by, 600 // by)
+            assert np.array_equal(rows.read(0, rows.height), expected)
+            read_mask, metadata = mask_reader(rows), rows_info(rows).metadata
+            assert read_mask is not None and not read_mask(0, 90 // by).any() and read_mask(100 // by, 200 // by).all()
+        placed = rasterio.Affine(*metadata["transform"])
+        assert rasterio.transform.array_bounds(*expected.shape[:2], placed) == pytest.approx(tuple(bounds))
 
 
 def test_two_levels_of_a_pyramid(tmp_path: Path) -> None:
@@ -194,3 +225,12 @@ def test_without_rasterio_a_line_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
     with pytest.raises(XCiTError, match=r"needs rasterio: pip install 'xcit\[images\]'"), open_rows(tmp_path / "a.tif"):
         pass
+
+
+def test_a_tag_that_tifffile_cannot_parse_is_no_noise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = pixels_of("float32", 1)
+    nodata = (42113, "s", 0, "-3.4e+39", True)  # GDAL's tag, beyond float32
+    tifffile.imwrite(tmp_path / "a.tif", pixels[:, :, 0], extratags=[nodata])
+    with open_rows(tmp_path / "a.tif") as rows:
+        assert np.array_equal(rows.read(0, HEIGHT), pixels)
+    assert not caplog.records

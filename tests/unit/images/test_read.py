@@ -15,7 +15,10 @@ import torch
 from PIL import Image, ImageCms, ImageFile
 
 from xcit.errors import LONGEST_LINE, XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, find_images, read_encoded_image, read_image
+from xcit.images.find import find_images
+from xcit.images.formats import IMAGE_SUFFIXES
+from xcit.images.passed_by import PassedBy
+from xcit.images.read import read_encoded_image, read_image
 
 # Every pixel differs from every other, so that no turn of the picture goes unseen.
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
@@ -604,7 +607,25 @@ def test_linked_folders_are_followed_once(tmp_path):
     touch(tmp_path, "far/a.png", "near/b.png")
     (tmp_path / "near/far").symlink_to(tmp_path / "far")
     (tmp_path / "near/loop").symlink_to(tmp_path / "near")
-    assert names(find_images([tmp_path / "near"]), tmp_path) == ["near/b.png", "near/far/a.png"]
+    passed_by = PassedBy()
+    assert names(find_images([tmp_path / "near"], passed_by), tmp_path) == ["near/b.png", "near/far/a.png"]
+    assert str(passed_by) == "1 named or linked a second time"
+
+
+def test_what_a_search_passes_by_is_counted(tmp_path):
+    touch(tmp_path, "a.png", "a.txt", "b/c.json", "b/d", ".DS_Store", ".git/x.png", "b/._a.png", "b/e.txt")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    passed_by = PassedBy()
+    found = find_images([tmp_path, tmp_path / "a.png"], passed_by)
+    assert str(passed_by) == (
+        "5 files that are not images by their suffix: no suffix (2), .txt (2), .json (1); 3 hidden; "
+        "1 named or linked a second time"
+    )
+    assert names(found, tmp_path) == ["a.png", "gone.png"]
+    with pytest.raises(XCiTError, match="no such file"):  # a link that leads nowhere is named by its reader
+        read_image(found[1])
+    assert str(PassedBy()) == ""
 
 
 def test_files_are_taken_as_they_are_in_order_and_once(tmp_path, monkeypatch):
@@ -631,7 +652,9 @@ def test_what_finds_nothing_is_named(tmp_path):
     touch(tmp_path, "d/notes.txt")
     with pytest.raises(XCiTError) as error:
         find_images([tmp_path / "d"])
-    assert str(error.value) == f"{tmp_path / 'd'}: a folder without images"
+    assert str(error.value) == (
+        f"{tmp_path / 'd'}: a folder without images; left out: 1 files that are not images by their suffix: .txt (1)"
+    )
     with pytest.raises(XCiTError) as error:
         find_images([tmp_path / "*.png"])
     assert str(error.value) == f"{tmp_path / '*.png'}: no image matches this pattern"

@@ -66,7 +66,7 @@ def test_levels_by_micrometres_a_pixel() -> None:
     found = [level_of(info, mpp) for mpp in (0.25, 0.5, 1, 2, 4, 8)]
     assert found == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
     for mpp in (0.1, 0.35):
-        with pytest.raises(XCiTError, match=f"s: no level gives {mpp} micrometres a pixel"):
+        with pytest.raises(XCiTError, match=f"s: no level gives {mpp} micrometres per pixel"):
             level_of(info, mpp)
 
 
@@ -79,7 +79,7 @@ def test_transforms() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"level": 1, "mpp": 0.5}, "give a level, or micrometres a pixel"),
+        ({"level": 1, "mpp": 0.5}, "give a level, or micrometres per pixel"),
         ({"mpp": 0.0}, "mpp is 0.0, must be above 0"),
         ({"bands": ()}, "name at least one"),
         ({"bands": (0, 1)}, "counted from 1"),
@@ -98,7 +98,7 @@ def test_what_means_nothing_is_said_in_one_line(choice: dict[str, Any], message:
     ("choice", "message"),
     [
         ({"bands": (5,)}, "photo: there is no band 5: it has 4, counted from 1"),
-        ({"level": 1}, "photo: there is no level 1: it has one size alone"),
+        ({"level": 1}, "photo: there is no level 1: it has only one size"),
         ({"mpp": 1.0}, "photo: the file does not say how large its pixels are"),
         ({"region": (0, 80, 9, 9)}, "photo: the region 0,80,9,9 reaches over the edge of 50 x 83 pixels"),
     ],

@@ -1,4 +1,4 @@
-"""Pyramids and slides: levels and micrometres a pixel through tifffile and OpenSlide, of files that tifffile writes."""
+"""Pyramids and slides: levels and micrometres per pixel, by tifffile and OpenSlide, of files that tifffile wrote."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ SPANS = [(0, 400), (0, 1), (399, 400), (63, 65), (100, 399)]
 
 
 def write_pyramid(path: Path, **first: Any) -> None:
-    """A tiled TIFF of two sizes, as OpenSlide's generic reader and tifffile take it; 0.5 micrometres a pixel."""
+    """A tiled TIFF of two sizes, as OpenSlide's generic reader and tifffile take it; 0.5 micrometres per pixel."""
     options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
     resolution: dict[str, Any] = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as writer:
@@ -67,7 +67,7 @@ def test_micrometres_a_pixel_choose_the_level(tmp_path: Path, name: str) -> None
             assert np.array_equal(whole(rows), expected)
             assert rows_info(rows).metadata["place"] == (place, 0, 0, 0, place, 0)
     with (
-        pytest.raises(XCiTError, match=r"no level gives 0\.7 micrometres a pixel; there are 0\.5, 2 and whole"),
+        pytest.raises(XCiTError, match=r"no level gives 0\.7 micrometres per pixel; there are 0\.5, 2 and whole"),
         open_rows(tmp_path / name, selection=Selection(mpp=0.7)),
     ):
         pass
@@ -113,3 +113,17 @@ def test_what_is_no_slide_or_damaged_is_said_in_one_line(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "openslide", None)
     with pytest.raises(XCiTError, match=r"needs openslide: pip install 'xcit\[images\]'"):
         SlideRows(path)
+
+
+@pytest.mark.parametrize("subifd", [False, True], ids=["pages", "subifds"])
+def test_a_pyramid_that_libvips_writes(tmp_path: Path, subifd: bool) -> None:
+    pyvips = pytest.importorskip("pyvips", reason="libvips is not installed")
+    image = pyvips.Image.new_from_array(LARGE).copy(xres=2000, yres=2000)  # pixels a millimetre
+    options: dict[str, Any] = {"tile": True, "tile_width": 64, "tile_height": 64, "pyramid": True, "bigtiff": True}
+    image.tiffsave(str(tmp_path / "a.tif"), compression="deflate", resunit="cm", subifd=subifd, **options)
+    for level in (0, 1):
+        where = {"subifd": level - 1} if subifd and level else {"page": 0 if subifd else level}
+        expected = pyvips.Image.tiffload(str(tmp_path / "a.tif"), **where).numpy()
+        with open_rows(tmp_path / "a.tif", selection=Selection(level=level)) as rows:
+            assert np.array_equal(whole(rows), expected)
+            assert rows_info(rows).metadata["mpp"] == pytest.approx(0.5)

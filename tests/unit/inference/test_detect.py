@@ -1,16 +1,18 @@
 """Detections of images of any kind, and their pictures."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as reference
 
 import xcit
-from xcit.data.coco_masks import decode_mask, encode_mask
+from xcit.data.coco_masks import decode_mask, decode_part, encode_mask
 from xcit.errors import XCiTError
-from xcit.inference.detect import DetectedObject, DetectedObjects, detect, detect_each, detected_objects
+from xcit.inference.detect import DetectedObject, DetectedObjects, _small_mask, detect, detect_each, detected_objects
 from xcit.inference.reading import Unreadable
 from xcit.models import XCiTConfig
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
@@ -79,7 +81,9 @@ def test_sizes(model: MaskRCNN) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     full = detect(pixels, model, min_score=0.0, full_size=True)[0].objects
     own = detect(pixels, model, min_score=0.0, sides=(90, 130))[0].objects
-    assert full == own
+    assert [one.label for one in full] == [one.label for one in own]
+    for one, other in zip(full, own, strict=True):
+        assert one.box == pytest.approx(other.box, abs=1e-3) and one.score == pytest.approx(other.score, abs=1e-5)
     assert full != detect(pixels, model, min_score=0.0)[0].objects
 
 
@@ -120,11 +124,65 @@ def test_a_picture_shows_mask_box_and_name() -> None:
     mask[50:90, 40:100] = 1
     one = DetectedObject(label=1, name="cat", score=0.9, box=(40, 50, 60, 40), mask=encode_mask(mask))
     edge = DetectedObject(label=2, name="a very long name", score=0.5, box=(310, 0, 10, 5), mask=encode_mask(0 * mask))
-    result = DetectedObjects(source="x", image=image, objects=(one, edge))
+    result = DetectedObjects(source="x", image=image, size=(240, 320), objects=(one, edge))
     picture = np.asarray(result.picture())
     assert picture.shape == image.shape
     changed = (picture != 128).any(axis=2)
     assert changed[70, 70] and changed[50, 60] and changed[45, 45] and not changed[110, 20]
     assert np.array_equal(image, np.full((240, 320, 3), 128, np.uint8))
-    nothing = DetectedObjects(source="x", image=image, objects=())
+    nothing = DetectedObjects(source="x", image=image, size=(240, 320), objects=())
     assert np.array_equal(np.asarray(nothing.picture()), image)
+
+
+def test_a_large_image_is_shown_small(model: MaskRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    monkeypatch.setattr("xcit.inference.detect.OVERVIEW_PIXELS", 90 * 130 // 9)
+    (found,) = detect(pixels, model, min_score=0.2, full_size=True, memory="1GB")
+    assert isinstance(found, DetectedObjects)
+    assert (found.size, found.scale, found.image.shape) == ((90, 130), 3, (30, 44, 3)) and found.objects
+    times = np.asarray(found.picture()).shape[0] // 30
+    assert np.asarray(found.picture()).shape == (30 * times, 44 * times, 3)
+    whole = decode_mask(found.objects[0].mask, (90, 130))
+    expected = np.zeros((30, 44), np.uint8)
+    expected[:, :43] = whole[1::3, 1::3]
+    assert np.array_equal(_small_mask(decode_part(found.objects[0].mask), (30, 44), 3), expected)
+    assert not found.is_placed
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # NumPy 2 on pycocotools
+def test_packed_masks_are_pycocotools(model: MaskRCNN) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    (found,) = detect(pixels, model, min_score=0.2, full_size=True)
+    assert isinstance(found, DetectedObjects) and found.objects
+    for one in found.objects:
+        rle = {"size": one.mask["size"], "counts": one.mask["counts"].encode()}
+        mask = reference.decode(rle)
+        assert np.array_equal(mask, decode_mask(one.mask, (90, 130)))
+        again = reference.encode(np.asfortranarray(mask))
+        assert again["counts"].decode() == one.mask["counts"]
+
+
+def test_polygons_enclose_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:50] = 1
+    mask[15:20, 30:40] = 0  # a hole
+    mask[32:35, 22:25] = 1  # a part
+    one = DetectedObject(label=1, name="cat", score=0.9, box=(20, 10, 30, 25), mask=encode_mask(mask))
+    polygons = sorted(one.polygons(), key=lambda polygon: polygon[0][0][1])
+    assert [len(polygon) for polygon in polygons] == [2, 1]
+    assert set(polygons[0][0]) == {(20, 10), (50, 10), (50, 30), (20, 30)}
+    assert set(polygons[0][1]) == {(30, 15), (40, 15), (40, 20), (30, 20)}
+    assert set(polygons[1][0]) == {(22, 32), (25, 32), (25, 35), (22, 35)}
+    nothing = DetectedObject(label=1, name="cat", score=0.9, box=(0, 0, 1, 1), mask=encode_mask(0 * mask))
+    assert nothing.polygons() == []
+
+
+def test_too_many_pixels_for_packed_masks(model: MaskRCNN) -> None:
+    class Huge:
+        height, width, channels = 2**17, 2**16, 3
+
+        def read(self, start: int, end: int) -> np.ndarray:
+            raise AssertionError
+
+    with pytest.raises(XCiTError, match="the image: 65536 x 131072 pixels, and COCO's masks have 4,294,967,295 at"):
+        detect(cast(Any, Huge()), model, full_size=True)

@@ -191,7 +191,10 @@ def test_unknown_classes_are_named(setting: Setting) -> None:
     write_images(Path(setting.data) / "val", ("cat", "dog"))
     with pytest.raises(XCiTError) as caught:
         setting.test()
-    assert str(caught.value) == (f"{setting.data} has 5 classes, and the model's 1000 do not include 'cat', 'dog'")
+    assert str(caught.value) == (
+        f"{setting.data} has 5 classes, and the model's 1000 do not include 'cat', 'dog'"
+        "; a class map says what they are"
+    )
 
 
 def test_classes_of_ones_own_are_matched_by_name(setting: Setting) -> None:
@@ -210,6 +213,11 @@ def test_classes_of_ones_own_are_matched_by_name(setting: Setting) -> None:
     result = setting.test(data=str(data))
     assert result.class_names == ("bird", "cat", "dog")
     assert result.report.confusion.sum(dim=1).tolist() == [2, 2, 2]
+    # Of two classes of one name neither is taken.
+    save_model(make_model(3, replace(info, class_names=("cat", "bird", "cat"))), Path(setting.checkpoint))
+    with pytest.raises(XCiTError, match="2 of the model's classes are called 'cat': say which by a class map"):
+        setting.test(data=str(data))
+    save_model(make_model(3), Path(setting.checkpoint))
     # And of another number there is nothing to be said.
     write_images(data, ("worm",))
     with pytest.raises(XCiTError, match=r"animals has 4 classes, and the model's 3 do not include 'bird', 'cat'"):
@@ -268,7 +276,7 @@ def test_mistakes_are_named_before_anything_is_downloaded(
         (
             "mask-rcnn_xcit-pico_fashion-scenes",
             {"dtype": torch.bfloat16},
-            "mask-rcnn_xcit-pico_fashion-scenes: a detector is measured in float32 alone, not in torch.bfloat16",
+            "mask-rcnn_xcit-pico_fashion-scenes: a detector is measured only in float32, not in torch.bfloat16",
         ),
         ("dino_xcit-pico_fashion-mnist", {}, "no detector; features are measured by `xcit knn` and `xcit linear`"),
     ],
@@ -330,6 +338,31 @@ def test_numbered_folders_are_a_models_classes_by_their_numbers(setting: Setting
     ]
 
 
+def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
+    by_wnid = setting.test()
+    folders = [str(Path(setting.data) / "val" / name) for name in ("my cat", "tissue", "fish")]
+    for wnid, folder in zip(WNIDS, folders, strict=True):
+        (Path(setting.data) / "val" / wnid).rename(folder)
+    path = setting.folder / "map.csv"
+    path.write_text(f"my cat,281\ntissue,toilet tissue\nfish,{WNIDS[2]}\n")
+    lines: list[str] = []
+    mapped = setting.test(class_map=path, announce=lines.append)
+    assert torch.equal(mapped.report.confusion, by_wnid.report.confusion)
+    assert lines[0] == f"3 classes: 281, toilet tissue, n01440764; 6 images in {setting.data}/val, classes by {path}"
+    path.write_text("my cat,281\ntissue,tishue\nfish,1000\n")
+    with pytest.raises(XCiTError, match=r"the model's 1000 do not include '1000', 'tishue'|'tishue', '1000'"):
+        setting.test(class_map=path)
+    # A run's own map is used on its own data.
+    recipe = replace(setting.recipe, data=setting.data, class_map=str(path))
+    save_yaml(recipe, Path(setting.config))
+    path.write_text(f"my cat,281\ntissue,{WNIDS[1]}\nfish,{WNIDS[2]}\n")
+    assert torch.equal(setting.test().report.confusion, by_wnid.report.confusion)
+    with pytest.raises(XCiTError, match="do not include 'fish', 'my cat'"):
+        setting.test(data=f"{setting.data}/val")
+    with pytest.raises(XCiTError, match="takes no class map"):
+        evaluation.test("upernet_xcit-pico_fashion-scenes", "x", "y", class_map=path)
+
+
 def test_what_a_run_held_out_is_what_is_measured(setting: Setting) -> None:
     info = ModelInfo(name="own", preprocessing=setting.recipe.preprocessing, class_names=("ant", "bee"))
     save_model(make_model(2, info), setting.folder / "own.safetensors")
@@ -342,7 +375,7 @@ def test_what_a_run_held_out_is_what_is_measured(setting: Setting) -> None:
     own = setting.test(config=str(setting.folder / "own.yaml"), announce=lines.append, **asked)
     assert own.report.num_images == 4
     assert lines[0] == f"2 classes: ant, bee; 4 images in {data}"
-    assert lines[1] == f"these images are held out of the training images of {data}: --holdout 0.2"
+    assert lines[1] == f"these images are held out of the training images of {data}: holdout 0.2"
     save_yaml(replace(recipe, data="", holdout=0.0), setting.folder / "other.yaml")
     other = str(setting.folder / "other.yaml")
     same = setting.test(config=other, holdout=0.2, **asked)
@@ -351,5 +384,5 @@ def test_what_a_run_held_out_is_what_is_measured(setting: Setting) -> None:
     lines = []
     assert setting.test(config=other, announce=lines.append, **asked).report.num_images == 20
     assert lines[1].startswith(f"warning: {data} has no folder val: all its images are measured")
-    with pytest.raises(XCiTError, match=r"holdout is 3, but .* has images to validate by"):
+    with pytest.raises(XCiTError, match=r"holdout is 3, but .* has validation images"):
         setting.test(holdout=3)

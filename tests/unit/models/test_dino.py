@@ -146,7 +146,7 @@ def test_activations_of_the_student_are_recomputed(model: DINO) -> None:
     ("changes", "message"),
     [
         ({"num_classes": 10}, "DINO trains a backbone without a classifier: set model.num_classes 10 to 0"),
-        ({"global_pool": "none"}, "DINO needs one feature an image: set model.global_pool to cls or avg"),
+        ({"global_pool": "none"}, "DINO needs one feature per image: set model.global_pool to cls or avg"),
     ],
 )
 def test_other_backbones_are_refused(changes: dict[str, object], message: str) -> None:

@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from xcit.errors import XCiTError
 from xcit.models import XCiTConfig, XCiTPyramid
+from xcit.models.detection.config import MaskRCNNConfig
+from xcit.models.detection.mask_rcnn import MaskRCNN
 from xcit.models.pyramid import default_out_indices
 
 
@@ -95,3 +97,25 @@ def test_impossible_blocks(indices: tuple[int, ...]) -> None:
 def test_a_class_token_is_refused() -> None:
     with pytest.raises(XCiTError, match="set cls_depth 2 to 0"):
         XCiTPyramid(XCiTConfig())
+
+
+def test_fusing_folds_the_norm_and_leaves_what_is_not_plain() -> None:
+    torch.manual_seed(0)
+    model = MaskRCNN(MaskRCNNConfig(backbone=config(16), num_classes=3, channels=8, box_features=8)).eval()
+    norm = model.get_submodule("backbone.pyramid.stride4.1")
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model.backbone(images)
+        fused = model.fuse()
+        assert isinstance(fused.get_submodule("backbone.pyramid.stride4.1"), nn.Identity)
+        found = fused.backbone(images)
+        assert all(level.is_contiguous(memory_format=torch.channels_last) for level in found)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        # What a hook does is done by the fused model too.
+        norm.register_forward_hook(lambda module, inputs, output: 2 * output)
+        changed, heard = model.backbone(images), model.fuse().backbone(images)
+        assert not torch.allclose(changed[0], expected[0], rtol=1e-3)
+        torch.testing.assert_close(heard, changed, rtol=1e-4, atol=1e-5)

@@ -124,7 +124,7 @@ def test_progress_goes_over_the_rows_of_all_passes(model: XCiT, source: ArrayRow
 
 def test_the_report_is_one_line(model: XCiT, source: ArrayRows) -> None:
     line = encode(model, source, Wanted(means=frozenset({1}))).report.line()
-    assert line.startswith("61 x 123 pixels, 3 passes, tokens in memory") and line.endswith("megapixels a second")
+    assert line.startswith("61 x 123 pixels, 3 passes, tokens in memory") and line.endswith("megapixels per second")
 
 
 def test_a_model_in_training_that_is_not_fused_is_left_so(model: XCiT, source: ArrayRows) -> None:

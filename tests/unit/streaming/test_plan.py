@@ -117,7 +117,7 @@ def test_sizes_as_text(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 elephants", "0", "1.2.3"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(XCiTError, match="is no size such as 4GB"):
+    with pytest.raises(XCiTError, match="is not a size such as 4GB"):
         parse_size(text)
 
 

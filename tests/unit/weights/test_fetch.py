@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from xcit.errors import XCiTError
-from xcit.weights.fetch import DownloadError, FetchError, Source, cache_dir, download, obtain
+from xcit.weights.download import DownloadError, download
+from xcit.weights.fetch import FetchError, Source, cache_dir, obtain
 
 BODY = bytes(range(256)) * 2000  # 512,000 bytes
 OTHER = BODY[::-1]
@@ -240,7 +241,7 @@ def test_interrupted_download_resumes(site: Site, tmp_path: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from xcit.weights.fetch import download
+from xcit.weights.download import download
 assert "torch" not in sys.modules and "huggingface_hub" not in sys.modules
 print("started", flush=True)
 print(download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3]).stat().st_size, flush=True)
@@ -463,7 +464,7 @@ def test_no_redirect_leaves_encryption(
         return found
 
     for scheme in ("http", "https"):
-        monkeypatch.setattr(f"xcit.weights.fetch._Connecting.{scheme}_open", answer)
+        monkeypatch.setattr(f"xcit.connections._Connecting.{scheme}_open", answer)
     if refused:
         with pytest.raises(DownloadError) as caught:
             download(asked, tmp_path / "a.pth")

@@ -36,7 +36,8 @@ def anchors_at(index: Tensor, map_width: int, stride: int, scale: float) -> Tens
         what the map's pixel sees.
     """
     place, ratio = index // len(RATIOS), index % len(RATIOS)
-    y, x = place // map_width * stride, place % map_width * stride
+    row = place // map_width
+    y, x = row * stride, (place - row * map_width) * stride  # ONNX's exporter has no remainder by a size
     return base_anchors(stride, scale, index.device)[ratio] + torch.stack([x, y, x, y], dim=-1)
 
 

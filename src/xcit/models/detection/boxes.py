@@ -9,8 +9,8 @@ from torch import Tensor
 MAX_RATIO = abs(math.log(16 / 1000))
 """The largest change, either way, of the logarithm of a side in one step."""
 
-_ONE_NMS = 10_000
-"""From so many boxes on each class is searched on its own."""
+_ONE_NMS = 1_000
+"""From so many boxes on each class is searched on its own: the time grows with the square of the number."""
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor:
@@ -26,7 +26,7 @@ def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor
     return torch.stack(steps, dim=-1) / boxes.new_tensor(std)
 
 
-def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple[int, int]) -> Tensor:
+def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple[int, int] | Tensor) -> Tensor:
     """The boxes at the end of steps, cut off at the image's edge.
 
     The logarithms of a side's change are clamped at both ends, where torchvision does so at the upper one alone.
@@ -35,7 +35,7 @@ def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple
         boxes: (n, 4), where the steps begin.
         steps: (n, ..., 4), which were divided by `std`.
         std: of dx, dy, dw and dh.
-        size: height and width of the image, without padding.
+        size: height and width of the image, without padding; or a tensor (2,) of them.
 
     Returns:
         (n, ..., 4).
@@ -49,10 +49,10 @@ def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple
     return clip_boxes(decoded, size)
 
 
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     """Boxes (..., 4) cut off at the edge of an image of this height and width."""
-    height, width = size
-    return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+    sides = size.to(boxes) if isinstance(size, Tensor) else boxes.new_tensor(size)
+    return torch.minimum(boxes.clamp(min=0), sides.flip(0).repeat(2))
 
 
 def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:

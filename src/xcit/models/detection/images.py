@@ -8,16 +8,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.images.resize_8bit import resize_bilinear_8bit
+from xcit.images.resize_8bit import bilinear_taps
 
 PAD_TO = 32
 """Sides of what the network sees are multiples of it."""
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image (C, h, w) uint8 at another height and width, bit for bit as OpenCV resizes it."""
-    pixels = image.permute(1, 2, 0).cpu().numpy()
-    return torch.from_numpy(resize_bilinear_8bit(pixels, size)).permute(2, 0, 1).to(image.device)
+    """An image (C, h, w) uint8 at another height and width, bit for bit as OpenCV resizes it, on its device.
+
+    The arithmetic is that of `resize_bilinear_8bit`, which explains it.
+
+    Raises:
+        XCiTError: if nothing would be left of the image.
+    """
+    height, width = image.shape[-2:]
+    if min(size) < 1:
+        raise XCiTError(f"an image can't be scaled to {size[0]}x{size[1]} pixels")
+    if (height, width) == size:
+        return image.clone()
+    if (height, width) == (2 * size[0], 2 * size[1]):
+        four = image.unflatten(2, (size[1], 2)).unflatten(1, (size[0], 2)).sum(dim=(2, 4), dtype=torch.int32)
+        return ((four + 2) >> 2).to(torch.uint8)
+    (left, right), across = _taps(width, size[1], image.device, resets_weights=True)
+    wide = image[:, :, left] * across[0] + image[:, :, right] * across[1]
+    wide >>= 4
+    (top, bottom), down = _taps(height, size[0], image.device, resets_weights=False)
+    total = ((wide[:, top] * down[0][:, None]) >> 16) + ((wide[:, bottom] * down[1][:, None]) >> 16)
+    return ((total + 2) >> 2).to(torch.uint8)
+
+
+def _taps(old: int, new: int, device: torch.device, *, resets_weights: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """`bilinear_taps` as tensors: two neighbours and two weights of each new pixel."""
+    places, weights = bilinear_taps(old, new, resets_weights=resets_weights)
+    return [torch.from_numpy(place).to(device) for place in places], [
+        torch.from_numpy(weight).to(device) for weight in weights
+    ]
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from xcit.images.resize_8bit import fitted_size
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.detection.images import pad_and_stack, padded_size, resized, to_8_bits
 from xcit.models.detection.masks import paste_masks
-from xcit.models.detection.roi_heads import MIN_SCORE, Detections, Objects, RoIHeads
+from xcit.models.detection.regions import region_features
+from xcit.models.detection.roi_heads import MIN_SCORE, NUM_DETECTIONS, Detections, Objects, RoIHeads, num_proposals
 from xcit.models.detection.rpn import RegionProposalNetwork
 from xcit.models.first_values import reset_within
 from xcit.models.modes import evaluating
@@ -60,7 +61,7 @@ class MaskRCNN(OnPyramid):
         self._init_parts()
 
     def reset_parameters(self) -> None:
-        """First values as at construction, random and all: what is learned is lost."""
+        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
         reset_within(self)
         self._init_parts()
 
@@ -114,14 +115,21 @@ class MaskRCNN(OnPyramid):
 
     @torch.no_grad()
     def detect(
-        self, image: Tensor, *, min_score: float = MIN_SCORE, sides: tuple[int, int] | None = None
+        self,
+        image: Tensor,
+        *,
+        min_score: float = MIN_SCORE,
+        sides: tuple[int, int] | None = None,
+        max_objects: int = NUM_DETECTIONS,
     ) -> Detections:
-        """What is in one image (C, h, w), at most 100 objects; as in evaluation mode, whatever mode it is in.
+        """What is in one image (C, h, w); as in evaluation mode, whatever mode it is in.
 
         Args:
             image: uint8, or floating-point in 0..1, anywhere.
             min_score: what is scored less is left out.
             sides: as large as fits into this short and this long side the image is scaled; none takes the config's.
+            max_objects: the most that are found, the best; for more than the published 100, more proposals are looked
+                at too (see `num_proposals`).
         """
         pixels = to_8_bits(image, len(self.config.mean)).to(self.device)
         size = (pixels.shape[-2], pixels.shape[-1])
@@ -130,10 +138,18 @@ class MaskRCNN(OnPyramid):
         height_scale, width_scale = scaled[0] / size[0], scaled[1] / size[1]
         scale = torch.tensor([width_scale, height_scale, width_scale, height_scale], device=pixels.device)
         with evaluating(self):
-            maps = self._maps(pad_and_stack([self._normalize(resized(pixels, scaled))]))
-            logits, steps = self.rpn(maps)
-            (proposals,) = self.rpn.proposals(maps, logits, steps, [scaled])
-            return self.roi_heads.detect(maps, proposals, scaled, scale, min_score)
+            return self._search(self._normalize(resized(pixels, scaled)), scale, min_score, max_objects)
+
+    def _search(self, image: Tensor, scale: Tensor, min_score: float, max_objects: int = NUM_DETECTIONS) -> Detections:
+        """Returns the objects in a normalised image (C, h, w) that was resized by `scale` (see `RoIHeads.detect`)."""
+        size = (image.shape[-2], image.shape[-1])
+        maps = self._maps(pad_and_stack([image]))
+        logits, steps = self.rpn(maps)
+        (proposals,) = self.rpn.proposals(maps, logits, steps, [size], num_proposals(max_objects))
+        del logits, steps
+        return self.roi_heads.detect(
+            lambda boxes, side: region_features(maps, [boxes], side), proposals, size, scale, min_score, max_objects
+        )
 
     def _losses(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None) -> dict[str, Tensor]:
         if targets is None or len(targets) != len(images):

@@ -1,11 +1,15 @@
 """Masks: small squares of probabilities, pasted into the image at inference, cut out of it for training."""
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+PIXELS_AT_ONCE = 2**22
+"""Of a mask that is pasted into a large image."""
 
 
 class PastedMask(NamedTuple):
@@ -28,15 +32,31 @@ def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> PastedMask:
         The probabilities of the box's pixels and of one more on each side, within the image. The object is where they
         are 0.5 or more.
     """
-    x1, y1, x2, y2 = box.tolist()
-    top, bottom = _span(y1, y2, size[0])
-    left, right = _span(x1, x2, size[1])
+    (part,) = paste_columns(mask, box, size, max(1, size[1]) * max(1, size[0]))
+    return part
+
+
+def paste_columns(
+    mask: Tensor, box: Tensor, size: tuple[int, int], pixels_at_once: int = PIXELS_AT_ONCE
+) -> Iterator[PastedMask]:
+    """As `paste_mask`, in parts side by side of at most so many pixels, or one column, from the left to the right."""
+    top, bottom, left, right = mask_window(box, size)
     y = _places(torch.arange(top, bottom, device=box.device), box[1], box[3])
-    x = _places(torch.arange(left, right, device=box.device), box[0], box[2])
-    grid = torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=-1)
-    if not grid.numel():
-        return PastedMask(top, left, mask.new_zeros(grid.shape[:2]))
-    return PastedMask(top, left, F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0])
+    columns_at_once = max(1, pixels_at_once // max(1, bottom - top))
+    for first in range(left, max(right, left + 1), columns_at_once):
+        last = min(first + columns_at_once, right)
+        x = _places(torch.arange(first, last, device=box.device), box[0], box[2])
+        grid = torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=-1)
+        if not grid.numel():
+            yield PastedMask(top, first, mask.new_zeros(grid.shape[:2]))
+        else:
+            yield PastedMask(top, first, F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0])
+
+
+def mask_window(box: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Where the mask of a box may be: first row and the one after the last, likewise of columns."""
+    x1, y1, x2, y2 = box.tolist()
+    return (*_span(y1, y2, size[0]), *_span(x1, x2, size[1]))
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,6 +1,6 @@
 """The second stage: class, exact box and mask of each region."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -13,6 +13,7 @@ from xcit.models.detection.boxes import decode_boxes, encode_boxes, nms_by_class
 from xcit.models.detection.masks import mask_targets
 from xcit.models.detection.matching import match, sample
 from xcit.models.detection.regions import region_features
+from xcit.models.detection.rpn import NUM_PROPOSALS
 
 STD = (0.1, 0.1, 0.2, 0.2)
 """Of the steps from proposals."""
@@ -23,6 +24,15 @@ BOX_SIZE, MASK_SIZE = 7, 14
 MIN_SCORE = 0.05
 NMS_IOU = 0.5
 NUM_DETECTIONS = 100
+
+_PROPOSALS_AT_ONCE, _MASKS_AT_ONCE = 1000, 100
+"""Regions whose features exist at once, 50 kB and 200 kB each."""
+
+PROPOSALS_AN_OBJECT = 10
+"""Proposals that are looked at for each object that may be found, where more than the published hundred may be."""
+
+RegionFeatures = Callable[[Tensor, int], Tensor]
+"""Takes boxes (n, 4) in pixels of the image as the network sees it, and pixels a side; gives (n, C, side, side)."""
 
 MATCH_IOU = 0.5
 NUM_SAMPLED, POSITIVE_SHARE = 512, 0.25
@@ -90,20 +100,29 @@ class RoIHeads(nn.Module):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
     def detect(
-        self, maps: Sequence[Tensor], proposals: Tensor, size: tuple[int, int], scale: Tensor, min_score: float
+        self,
+        features: RegionFeatures,
+        proposals: Tensor,
+        size: tuple[int, int],
+        scale: Tensor,
+        min_score: float,
+        most: int = NUM_DETECTIONS,
     ) -> Detections:
         """What the proposals of one image hold.
 
         Args:
-            maps: of a batch of this image alone.
+            features: of boxes of the image; asked for some boxes at a time.
             proposals: (n, 4).
             size: its height and width as the network sees it, without padding.
             scale: (4,), width, height, width, height as the network sees it by that of the image as it was given.
             min_score: what is scored less is left out.
+            most: objects.
         """
-        logits, steps = self._boxes(maps, [proposals])
-        boxes, labels, scores = self._select(logits, steps, proposals, size, scale, min_score)
-        masks = self._masks(maps, [boxes * scale], labels).sigmoid()
+        outputs = [self._boxes(features(some, BOX_SIZE)) for some in proposals.split(_PROPOSALS_AT_ONCE)]
+        logits, steps = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        boxes, labels, scores = self._select(logits, steps, proposals, size, scale, min_score, most)
+        parts = zip((boxes * scale).split(_MASKS_AT_ONCE), labels.split(_MASKS_AT_ONCE), strict=True)
+        masks = torch.cat([self._masks(features(some, MASK_SIZE), own).sigmoid() for some, own in parts])
         return Detections(boxes, labels + 1, scores, masks)
 
     def losses(
@@ -125,13 +144,13 @@ class RoIHeads(nn.Module):
             positives.append(boxes[positive])
             masks.append(mask_targets(own.masks, boxes[positive], chosen, 2 * MASK_SIZE))
         all_labels = torch.cat(labels)
-        logits, predicted = self._boxes(maps, regions)
+        logits, predicted = self._boxes(region_features(maps, regions, BOX_SIZE))
         is_object = (all_labels < self.num_classes).nonzero().squeeze(1)
         object_labels = all_labels[is_object]
         num_sampled = max(len(all_labels), 1)
         # A class-specific step and mask: those of the object's class alone are trained.
         box_loss = F.l1_loss(predicted[is_object, object_labels], torch.cat(steps), reduction="sum")
-        mask_logits = self._masks(maps, positives, object_labels)
+        mask_logits = self._masks(region_features(maps, positives, MASK_SIZE), object_labels)
         mask_loss = F.binary_cross_entropy_with_logits(mask_logits, torch.cat(masks), reduction="sum")
         return {
             "loss_classifier": F.cross_entropy(logits, all_labels, self.class_weights, reduction="sum") / num_sampled,
@@ -139,14 +158,14 @@ class RoIHeads(nn.Module):
             "loss_mask": mask_loss / max(mask_logits.numel(), 1),
         }
 
-    def _boxes(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (n, K + 1) and steps (n, K, 4) of the boxes of all images."""
-        logits, steps = self.box_predictor(self.box_head(region_features(maps, boxes, BOX_SIZE)))
+    def _boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns logits (n, K + 1) and box steps (n, K, 4) of the boxes with these features."""
+        logits, steps = self.box_predictor(self.box_head(features))
         return logits, steps
 
-    def _masks(self, maps: Sequence[Tensor], boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Logits (n, s, s) of the masks of boxes of these classes (n,), counted from 0."""
-        logits = self.mask_predictor(self.mask_head(region_features(maps, boxes, MASK_SIZE))).float()
+    def _masks(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Returns mask logits (n, s, s) of boxes, each for the box's class in `labels` (n,), counted from 0."""
+        logits = self.mask_predictor(self.mask_head(features)).float()
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
         return own
 
@@ -158,14 +177,23 @@ class RoIHeads(nn.Module):
         size: tuple[int, int],
         scale: Tensor,
         min_score: float,
+        most: int = NUM_DETECTIONS,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (n, 4) in pixels of the image as it was given, labels from 0 and scores (n,), best first."""
+        """Returns boxes (n, 4) in pixels of the original image, labels (n,) from 0 and scores (n,), best first."""
         scores = logits.softmax(dim=-1)[:, : self.num_classes]
-        # As published: what ends at the upper edge was taken for padding, whose scores are below any limit.
+        # As in the published models, a proposal whose lower edge is at 0 counts as padding, and gets no score.
         scores = scores * (proposals[:, 3:] != 0)
         boxes = decode_boxes(proposals, steps, STD, size) / scale
         proposal, label = (scores > min_score).nonzero(as_tuple=True)
         boxes, scores = boxes[proposal, label], scores[proposal, label]
-        # In pixels of the image as it was given, and not of the network's: the rounding is another.
-        kept = nms_by_class(boxes, scores, label, NMS_IOU)[:NUM_DETECTIONS]
+        # NMS runs in pixels of the original image, not of the resized one: rounding decides close cases.
+        kept = nms_by_class(boxes, scores, label, NMS_IOU)[:most]
         return boxes[kept], label[kept], scores[kept]
+
+
+def num_proposals(max_objects: int) -> int:
+    """How many proposals of all maps together, and candidates of each, are looked at for so many objects.
+
+    A thousand, as published, for a hundred or fewer.
+    """
+    return max(NUM_PROPOSALS, PROPOSALS_AN_OBJECT * max_objects)

@@ -1,7 +1,7 @@
 """The region proposal network: boxes that may hold an object of any class."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,24 @@ from xcit.models.detection.matching import match, sample
 STD = (1.0, 1.0, 1.0, 1.0)
 """Of the steps from anchors."""
 
-NUM_CANDIDATES_TRAIN, NUM_CANDIDATES_TEST = 2000, 1000
-"""Best anchors of each feature map that are looked at."""
+NUM_CANDIDATES_TRAIN = 2000
+"""Best anchors of each feature map that are looked at in training."""
 
 NUM_PROPOSALS = 1000
-"""Boxes that are left of all maps together, in training too."""
+"""Boxes that are left of all maps together, in training too; in evaluation as many of each map are looked at."""
 
 NMS_IOU = 0.7
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.7, 0.3
 NUM_SAMPLED, POSITIVE_SHARE = 256, 0.5
+
+
+class Candidates(NamedTuple):
+    """The best anchors of one map, best first."""
+
+    scores: Tensor  # (n,), 0..1
+    places: Tensor  # (n,), their index: see `anchors_at`
+    steps: Tensor  # (n, 4), from the anchors
 
 
 class RegionProposalNetwork(nn.Module):
@@ -61,30 +69,46 @@ class RegionProposalNetwork(nn.Module):
         logits: Sequence[Tensor],
         steps: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
+        most: int = NUM_PROPOSALS,
     ) -> list[Tensor]:
-        """Boxes (at most 1000, 4) of each image, best first, cut off at its edge.
+        """Boxes (at most `most`, 4) of each image, best first, cut off at its edge.
 
         Args:
             maps: of which the logits are.
             logits: from `forward`.
             steps: from `forward`.
             sizes: height and width of each image, without padding.
+            most: boxes that are left of all maps together, and in evaluation candidates of each.
         """
-        limit = NUM_CANDIDATES_TRAIN if self.training else NUM_CANDIDATES_TEST
+        limit = NUM_CANDIDATES_TRAIN if self.training else most
         found = []
         for image, size in enumerate(sizes):
-            boxes, scores, levels = [], [], []
-            for level, stride in enumerate(ANCHOR_STRIDES):
-                best, index = logits[level][image].sigmoid().sort(descending=True, stable=True)
-                index = index[:limit]
-                anchors = anchors_at(index, maps[level].shape[-1], stride, self.anchor_scale)
-                boxes.append(decode_boxes(anchors, steps[level][image][index], STD, size))
-                scores.append(best[:limit])
-                levels.append(torch.full_like(index, level))
-            candidates = torch.cat(boxes)
-            kept = nms_by_class(candidates, torch.cat(scores), torch.cat(levels), NMS_IOU)
-            found.append(candidates[kept[:NUM_PROPOSALS]])
+            candidates = []
+            for level_logits, level_steps in zip(logits, steps, strict=True):
+                best, index = best_scores(level_logits[image].sigmoid(), limit)
+                candidates.append(Candidates(best, index, level_steps[image][index]))
+            widths = [level.shape[-1] for level in maps]
+            found.append(self.choose(candidates, widths, size, most))
         return found
+
+    def choose(
+        self, candidates: Sequence[Candidates], widths: Sequence[int], size: tuple[int, int], most: int
+    ) -> Tensor:
+        """Boxes (at most `most`, 4) of one image, best first, from the best anchors of each map.
+
+        Args:
+            candidates: of each map.
+            widths: of the maps.
+            size: height and width of the image, without padding.
+            most: boxes that are left of all maps together.
+        """
+        boxes, levels = [], []
+        for level, (own, width, stride) in enumerate(zip(candidates, widths, ANCHOR_STRIDES, strict=True)):
+            anchors = anchors_at(own.places, width, stride, self.anchor_scale)
+            boxes.append(decode_boxes(anchors, own.steps, STD, size))
+            levels.append(torch.full_like(own.places, level))
+        every, scores = torch.cat(boxes), torch.cat([own.scores for own in candidates])
+        return every[nms_by_class(every, scores, torch.cat(levels), NMS_IOU)[:most]]
 
     def losses(
         self,
@@ -122,3 +146,16 @@ class RegionProposalNetwork(nn.Module):
             targets = encode_boxes(anchors[anchor], own[matched[positive]], STD)
             box_loss = box_loss + F.l1_loss(all_steps[image][anchor], targets, reduction="sum")
         return {"loss_objectness": class_loss / num_sampled, "loss_rpn_box_reg": box_loss / num_sampled}
+
+
+def best_scores(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The largest of scores (n,), at most `limit` of them, and their indices; of equal ones the first come first.
+
+    Only what is as large as the last of them is sorted.
+    """
+    if len(scores) <= limit:
+        values, order = scores.sort(descending=True, stable=True)
+        return values, order
+    index = (scores >= scores.topk(limit).values[-1]).nonzero().squeeze(1)
+    values, order = scores[index].sort(descending=True, stable=True)
+    return values[:limit], index[order[:limit]]

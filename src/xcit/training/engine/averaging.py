@@ -1,4 +1,4 @@
-"""Averaged weights: how they are kept, and how much of them is still what the run started from."""
+"""Averaged weights: how they are computed, and how much of the run's first weights they still contain."""
 
 import math
 from typing import TYPE_CHECKING
@@ -11,36 +11,36 @@ if TYPE_CHECKING:
     import timm.utils
 
 _MUCH = 0.1
-"""The share of the start in the result that is worth a warning."""
+"""If the result contains a larger share of the first weights than this, there is a warning."""
 
 _LITTLE = 0.01
-"""The share that the decay which the warning proposes would leave."""
+"""The share of the first weights that remains with the decay that the warning suggests."""
 
 
 def build_average(model: nn.Module, run: RunConfig, *, is_sharded: bool) -> "timm.utils.ModelEmaV3 | None":
-    """The average of a model's weights and statistics, which begins as a copy of them; none if the run keeps none."""
+    """Returns the average of a model's weights and statistics, which begins as a copy; None if the run keeps none."""
     if not run.ema_decay:
         return None
-    import timm.utils  # here, so that a recipe can be read without the extra `train`
+    import timm.utils  # imported here, so that recipes can be read without the extra `train`
 
     return timm.utils.ModelEmaV3(model, decay=run.ema_decay, use_warmup=run.ema_warmup, foreach=not is_sharded)
 
 
 def move_average(average: "timm.utils.ModelEmaV3", model: nn.Module, num_steps_done: int) -> None:
-    """Moves an average towards the model after a step.
+    """Updates the average after a step.
 
-    Without a warm-up the decay is the same from the first step on, as in the authors' runs.
+    Without a warm-up the decay is constant from the first step on, as in the authors' runs.
     """
     average.update(model, step=num_steps_done if average.use_warmup else None)
 
 
 def describe_average(run: RunConfig, *, num_steps: int, num_epochs: int) -> list[str]:
-    """What a person should know of a run's averaged weights: that too much of them is the start, at the end or long.
+    """Returns a line if the averaged weights consist largely of the first weights, at the end or for many epochs.
 
     Args:
         run: how to compute.
-        num_steps: of an epoch.
-        num_epochs: of the run.
+        num_steps: steps per epoch.
+        num_epochs: epochs of the run.
     """
     if not run.ema_decay or run.ema_warmup:
         return []

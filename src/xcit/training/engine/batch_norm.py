@@ -1,4 +1,4 @@
-"""Batch norms over several processes: computed together, or apart with their statistics averaged."""
+"""Batch norms in several processes: computed over all images together, or separately with averaged statistics."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
-    """Lets every batch norm see the images of all processes: torch's SyncBatchNorm, or ours on the CPU."""
+    """Makes every batch norm use the images of all processes, by torch's SyncBatchNorm or, on a CPU, by our own."""
     if device.type != "cpu":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return converted
@@ -22,7 +22,7 @@ def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def average_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor], world_size: int) -> None:
-    """Replaces every batch norm's running mean and variance by the processes' average."""
+    """Replaces the running mean and variance of every batch norm by their average over the processes."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     statistics = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var) if tensor is not None]
     if not statistics:
@@ -33,7 +33,7 @@ def average_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor], wor
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; so is its gradient, for each process's loss depends on all summands."""
+    """Sums a tensor over all processes. Each process's loss depends on every term, so the gradients are summed too."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -49,16 +49,16 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class _CPUSyncBatchNorm(nn.BatchNorm2d):
-    """What torch's SyncBatchNorm, which wants a GPU, does: one batch norm over the images of all processes.
+    """A batch norm over the images of all processes, for the CPU; torch's SyncBatchNorm needs a GPU.
 
-    Takes (B, D, H, W), of the same shape in each process.
+    It takes (B, D, H, W), with the same shape in each process.
     """
 
     def forward(self, image: Tensor) -> Tensor:
         if not self.training:
             return super().forward(image)
         world_size = torch.distributed.get_world_size()
-        image = image.float()  # under autocast too: 16 bits are too few for a mean of squares
+        image = image.float()  # also under autocast, because a mean of squares needs more than 16 bits
         mean = _SumOverProcesses.apply(image.mean(dim=(0, 2, 3))) / world_size
         centred = image - mean[:, None, None]
         variance = _SumOverProcesses.apply(centred.square().mean(dim=(0, 2, 3))) / world_size

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, read without running code."""
+"""Checkpoints of a run. A file is written completely or not at all, and reading it runs no code."""
 
 import os
 import shutil
@@ -10,65 +10,57 @@ import torch
 from xcit.errors import XCiTError
 from xcit.regular import regular
 from xcit.weights.pickles import read_pickle
+from xcit.writing import whole_file
 
 LAST, BEST = "last.pt", "best.pt"
-"""The latest checkpoint, and the one with the best figure, in a run's folder."""
+"""Names of the latest checkpoint, and of the one with the best figure, in a run's folder."""
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Writes tensors and plain values; a crash or a full disk leaves the previous file as it was.
+    """Writes tensors and plain values; after a crash or on a full disk, the previous file is unchanged.
 
     Raises:
-        XCiTError: if it can't be written.
+        XCiTError: if the file can't be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with whole_file(path) as part, part.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
-        part.unlink(missing_ok=True)
-        raise XCiTError(f"{path}: could not be written: {error}; the previous checkpoint is kept") from error
+    except (XCiTError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        reason = error if isinstance(error, XCiTError) else f"{path}: can't be written: {error}"
+        raise XCiTError(f"{reason}; the previous checkpoint is kept") from error
 
 
 def keep_checkpoint(path: Path, name: str) -> None:
-    """Keeps a checkpoint under a second name, which costs no space where the disk knows links.
+    """Keeps a checkpoint under a second name, as a hard link where the file system supports it.
 
     Raises:
-        XCiTError: if it can't be written.
+        XCiTError: if the file can't be written.
     """
-    part = path.with_name(f"{name}.part")
-    try:
-        part.unlink(missing_ok=True)
+    with whole_file(path.with_name(name)) as part:
+        part.unlink()
         try:
             os.link(path, part)
-        except OSError:  # no links on this file system
+        except OSError:  # the file system has no hard links
             shutil.copyfile(path, part)
-        part.replace(path.with_name(name))
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise XCiTError(f"{path.with_name(name)}: could not be written: {error}") from error
 
 
 def keep_latest(path: Path, num_steps_done: int, num_kept: int) -> None:
-    """Keeps a checkpoint as `step-<steps done>.pt`, and the `num_kept` latest of these."""
+    """Keeps a checkpoint as `step-<steps done>.pt`, and deletes all but the `num_kept` latest of these."""
     keep_checkpoint(path, f"step-{num_steps_done:08d}.pt")
     for old in sorted(path.parent.glob("step-*.pt"))[:-num_kept]:
         old.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote, on the CPU.
+    """Reads what `save_checkpoint` wrote, to the CPU.
 
     Raises:
-        XCiTError: if it is missing, damaged or holds anything but tensors and plain values.
+        XCiTError: if the file is missing or damaged, or holds anything but tensors and plain values.
     """
     try:
         with regular(path).open("rb") as file:
             is_zip = file.read(2) == b"PK"
-        # Read, not mapped: the run writes its next checkpoint at this place.
+        # The file is read and not memory-mapped, because the run writes its next checkpoint to the same path.
         state = read_pickle(path, zipped=is_zip, mapped=False)
     except FileNotFoundError:
         raise XCiTError(f"{path}: no such checkpoint") from None

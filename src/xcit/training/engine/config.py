@@ -5,21 +5,30 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
 
-from xcit.errors import XCiTError
+from xcit.errors import check_field
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW or SGD; what is not decayed is one of the published rules, by `undecayed`.
+    """AdamW or SGD, with one of the published rules for weight decay.
 
-    "vectors": biases, norms and everything one-dimensional, as in mmpretrain's recipes and DINO's.
-    "vectors_and_tokens": also what the model's `no_weight_decay` names, the class token, as in the authors' recipes for
-    ImageNet. "layer_norms": these alone, as in the published detectors and segmenters.
-
-    `betas` and `eps` are AdamW's, `momentum` is SGD's. `clip_grad` is the largest norm of the gradients, of all
-    together or, by `clip_mode`, of each tensor; 0 is off. `layer_decay` multiplies the learning rate once for each
-    block between a parameter and the head (BEiT, arXiv 2106.08254); 1 gives all the same. `final_weight_decay` is where
-    half a cosine over the run takes the weight decay, a step an iteration; none leaves it.
+    Attributes:
+        kind: the optimiser.
+        lr: learning rate.
+        weight_decay: weight decay at the start of the run.
+        momentum: momentum of SGD.
+        betas: betas of AdamW.
+        eps: epsilon of AdamW.
+        clip_grad: largest norm of the gradients; 0 does not clip.
+        layer_decay: factor on the learning rate for each block between a parameter and the head (BEiT, arXiv
+            2106.08254); 1 gives all parameters the same rate.
+        final_weight_decay: the value that the weight decay reaches at the end of the run, along half a cosine that
+            changes with each iteration; None keeps it constant.
+        clip_mode: whether `clip_grad` limits the norm of all gradients together, or of each tensor.
+        undecayed: parameters without weight decay. "vectors": biases, norms and everything one-dimensional, as in the
+            recipes of mmpretrain and of DINO. "vectors_and_tokens": also those that the model's `no_weight_decay`
+            names, which is the class token, as in the authors' recipes for ImageNet. "layer_norms": only layer norms,
+            as in the published detectors and segmenters.
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
@@ -36,14 +45,14 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "eps", "clip_grad"):
-            _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
-        _need(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
+            check_field(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        check_field(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
         if self.final_weight_decay is not None:
-            _need(self, "final_weight_decay", 0 <= self.final_weight_decay < math.inf, "0 or more, or null")
-            _need(self, "weight_decay", self.weight_decay > 0, "above 0 where final_weight_decay is set")
-        _need(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
-        _need(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
-        _need(
+            check_field(self, "final_weight_decay", 0 <= self.final_weight_decay < math.inf, "0 or more, or null")
+            check_field(self, "weight_decay", self.weight_decay > 0, "above 0 where final_weight_decay is set")
+        check_field(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
+        check_field(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
+        check_field(
             self,
             "layer_decay",
             self.layer_decay == 1 or self.undecayed != "layer_norms",
@@ -53,22 +62,22 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Warm-up from `warmup_lr` over `warmup_epochs`, then the learning rate's way down.
+    """A warm-up from `warmup_lr` over `warmup_epochs`, then a decrease of the learning rate.
 
-    The learning rate moves with each iteration, or with `by_epoch` at each epoch's begin.
+    The learning rate changes with each iteration, or with `by_epoch` at the start of each epoch.
 
     Attributes:
-        epochs: of the run.
-        warmup_epochs: of the warm-up, which rises in a straight line; 0 is none.
-        warmup_steps: counts the warm-up in iterations instead, if not 0.
-        warmup_lr: the first iteration's learning rate.
-        min_lr: where "cosine" and "linear" end.
-        by_epoch: whether the learning rate stands still within an epoch.
-        kind: "cosine" falls by half a cosine that begins after the warm-up; "linear" (mmseg's poly of power 1) falls in
-            a straight line over the run, and "milestones" by `decay` at some epochs: these two are multiplied by a
-            factor that rises to 1 as they warm up (mmcv's way).
-        milestones: epochs, counted from 0, at whose begin "milestones" falls.
-        decay: by what it is multiplied there.
+        epochs: epochs of the run.
+        warmup_epochs: epochs of the warm-up, in which the learning rate rises linearly; 0 means no warm-up.
+        warmup_lr: learning rate of the first iteration.
+        min_lr: learning rate at the end, with "cosine" and "linear".
+        by_epoch: whether the learning rate is constant within an epoch.
+        kind: "cosine" falls along half a cosine that begins after the warm-up. "linear" (mmseg's poly with power 1)
+            falls linearly over the run. "milestones" multiplies by `decay` at some epochs. During the warm-up of the
+            last two, the learning rate is multiplied by a factor that rises to 1, as in mmcv.
+        warmup_steps: iterations of the warm-up, instead of `warmup_epochs`, if not 0.
+        milestones: epochs, counted from 0, at whose start "milestones" decreases the learning rate.
+        decay: the factor by which "milestones" multiplies the learning rate.
     """
 
     epochs: int = 300
@@ -82,15 +91,15 @@ class ScheduleConfig:
     decay: float = 0.1
 
     def __post_init__(self) -> None:
-        _need(self, "epochs", self.epochs >= 1, "at least 1")
+        check_field(self, "epochs", self.epochs >= 1, "at least 1")
         for name in ("warmup_epochs", "warmup_lr", "min_lr", "warmup_steps"):
-            _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+            check_field(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
         rising = all(0 < one < other for one, other in pairwise((*self.milestones, math.inf)))
-        _need(self, "milestones", rising, "epochs above 0, in rising order")
-        _need(
-            self, "milestones", bool(self.milestones) == (self.kind == "milestones"), "given for kind milestones alone"
+        check_field(self, "milestones", rising, "epochs above 0, in rising order")
+        check_field(
+            self, "milestones", bool(self.milestones) == (self.kind == "milestones"), "given only for kind milestones"
         )
-        _need(self, "decay", 0 < self.decay <= 1, "in (0, 1]")
+        check_field(self, "decay", 0 < self.decay <= 1, "in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,24 +107,27 @@ class RunConfig:
     """How a run computes.
 
     Attributes:
-        batch_size: the global batch, over all processes and accumulation.
-        max_device_batch: images a process takes at once; more are accumulated. 0 is no limit.
-        seed: of the weights, the order of the data and every draw.
-        dtype: float32, or a 16-bit one for autocast; float16 scales the loss.
+        batch_size: global batch size, over all processes and accumulated parts.
+        max_device_batch: largest number of images that a process computes at once; gradients of more images are
+            accumulated. 0 means no limit.
+        seed: seed of the weights, of the order of the data and of all other random draws.
+        dtype: float32, or a 16-bit type for autocast; with float16 the loss is scaled.
         parallel: how several processes share a model: "ddp" copies it, "fsdp2" shards it.
-        sync_batch_norm: batch norms see the global batch (or what of it is computed at once) instead of a process's.
+        sync_batch_norm: batch norms use the statistics of all processes (of the images that are computed at once)
+            instead of those of one process.
         grad_checkpointing: recompute activations in the backward pass: less memory, a third more time.
-        compile: torch.compile the model.
-        ema_decay: of the averaged weights, which are then what is measured and exported; 0 keeps none.
-        ema_warmup: let the decay rise to `ema_decay`: 1 - t^(-2/3) at step t, counted from 1. The average then forgets
-            the start at once; without it, as in the authors' runs, only after some 3 / (1 - ema_decay) steps.
-        num_workers: processes that read data, for each training process.
+        compile: compile the model with torch.compile.
+        ema_decay: decay of the averaged weights, which are then the ones measured and exported; 0 keeps no average.
+        ema_warmup: let the decay rise to `ema_decay`: it is 1 - t^(-2/3) at step t, counted from 1. The average then
+            forgets the first weights at once. Without it, as in the authors' runs, this takes some 3 / (1 - ema_decay)
+            steps.
+        num_workers: number of processes that read data, for each training process.
         max_unreadable: share of the training inputs that may be unreadable before the run fails.
-        evaluate_every: epochs.
-        log_every: steps.
-        save_every_steps: steps between checkpoints inside an epoch; 0 saves at the ends of epochs only.
-        keep_checkpoints: how many of the latest checkpoints are kept beside `last` and `best`.
-        trackers: beside the log file: "tensorboard", "wandb".
+        evaluate_every: epochs between evaluations.
+        log_every: steps between lines of the log.
+        save_every_steps: steps between checkpoints within an epoch; 0 saves only at the end of epochs.
+        keep_checkpoints: number of latest checkpoints to keep beside `last` and `best`.
+        trackers: where to log beside the log file: "tensorboard", "wandb".
     """
 
     batch_size: int = 1024
@@ -138,20 +150,20 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "evaluate_every", "log_every"):
-            _need(self, name, getattr(self, name) >= 1, "at least 1")
+            check_field(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_device_batch", "seed", "num_workers", "save_every_steps", "keep_checkpoints"):
-            _need(self, name, getattr(self, name) >= 0, "0 or more")
-        _need(self, "ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
-        _need(self, "ema_warmup", self.ema_decay > 0 or not self.ema_warmup, "false without ema_decay")
-        _need(self, "max_unreadable", 0 <= self.max_unreadable <= 1, "in 0..1")
+            check_field(self, name, getattr(self, name) >= 0, "0 or more")
+        check_field(self, "ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
+        check_field(self, "ema_warmup", self.ema_decay > 0 or not self.ema_warmup, "false without ema_decay")
+        check_field(self, "max_unreadable", 0 <= self.max_unreadable <= 1, "in 0..1")
 
 
 class TrainableConfig(Protocol):
-    """What the engine reads of a task's config."""
+    """The parts of a task's config that the engine reads."""
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """AdamW's numbers, or SGD's."""
+        """Settings of AdamW or SGD."""
 
     @property
     def schedule(self) -> ScheduleConfig:
@@ -164,13 +176,8 @@ class TrainableConfig(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """These three alone, of a task without a config of its own."""
+    """The three sections that the engine reads, for a task without a config of its own."""
 
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     run: RunConfig
-
-
-def _need(config: object, name: str, condition: bool, must: str) -> None:
-    if not condition:
-        raise XCiTError(f"{type(config).__name__}: {name} is {getattr(config, name)}, must be {must}")

@@ -1,6 +1,6 @@
-"""The processes of a run, one or as many as torchrun started: device, precision, the model among them, and their talk.
+"""The processes of a run, one or as many as torchrun started: device, precision, shared model and communication.
 
-All by torch: it copies (DDP) or shards (FSDP2) the model, and scales losses.
+torch does all of this: it copies (DDP) or shards (FSDP2) the model, and scales losses.
 """
 
 import inspect
@@ -19,29 +19,29 @@ from xcit.training.engine.config import RunConfig
 from xcit.training.engine.task import Layout, divide
 
 _CLIP_EPS = 1e-6
-"""What torch adds to a norm that it divides by."""
+"""The number that torch adds to a norm before it divides by it."""
 
 
 @runtime_checkable
 class _Checkpointing(Protocol):
-    """A model that can recompute its activations; the name is timm's."""
+    """A model that can recompute its activations; the method has timm's name."""
 
     def set_grad_checkpointing(self, enable: bool) -> None: ...
 
 
 class Processes:
-    """What one process of a run knows of itself and the others.
+    """What one process of a run knows about itself and the others.
 
     Attributes:
-        device: where this process computes.
-        layout: its share of a global batch.
+        device: the device on which this process computes.
+        layout: this process's share of a global batch.
     """
 
     def __init__(self, run: RunConfig, device: torch.device) -> None:
         """Joins the processes that torchrun started, if it did.
 
         Raises:
-            XCiTError: if they do not find one another, or the settings do not go together.
+            XCiTError: if the processes do not find one another, or settings contradict each other.
         """
         if run.dtype == "float16" and device.type != "cuda":
             raise XCiTError(f"run.dtype float16 needs a GPU, not {device}: use bfloat16")
@@ -58,7 +58,7 @@ class Processes:
         self._run = run
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == "float16")
-        """The scale of the losses; without float16 it does nothing and has no state."""
+        """Scales the losses; without float16 it does nothing and has no state."""
         self.layout: Layout = divide(
             run.batch_size,
             max_device_batch=run.max_device_batch,
@@ -68,16 +68,16 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this process is the one that writes files and prints."""
         return self.layout.rank == 0
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each process holds a part of every weight."""
+        """Whether each process holds only a part of every weight."""
         return self._run.parallel == "fsdp2" and self.layout.world_size > 1
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """The model on this process's device, with batch norms as the run wants them, not yet shared."""
+        """Returns the model on this process's device, with the batch norms that the run uses, before it is shared."""
         if self._run.sync_batch_norm and self.layout.world_size > 1:
             model = synchronise(model, self.device)
         if self._run.grad_checkpointing:
@@ -87,9 +87,9 @@ class Processes:
         return model.to(self.device)
 
     def share_model(self, model: nn.Module) -> nn.Module:
-        """The module to call in training: the model itself, or what keeps its copies or shards together.
+        """Returns the module to call in training: the model, or a wrapper that synchronises its copies or shards.
 
-        The weights must be the same in all processes. A sharded model keeps its parameters' order and names.
+        The weights must be the same in all processes. A sharded model keeps the order and names of its parameters.
         """
         if self._run.compile:
             model.compile()
@@ -98,28 +98,28 @@ class Processes:
         if self.layout.world_size == 1:
             return model
         devices = None if self.device.type == "cpu" else [self.device]
-        # Batch norms' statistics are averaged after each step instead of copied from the first process before it.
+        # Batch-norm statistics are averaged after each step, instead of being copied from the first process before it.
         if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # from torch 2.13 on
             return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
     def shard(self, model: nn.Module) -> nn.Module:
-        """Shards a model in place (FSDP2), each block of its lists on its own."""
+        """Shards a model in place (FSDP2), with each block of its lists as a separate unit."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.layout.world_size,))
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-        for blocks in reversed(lists):  # what is within another first
+        for blocks in reversed(lists):  # inner modules first
             for block in blocks:
-                if not isinstance(block, nn.ModuleList):  # which is never called
+                if not isinstance(block, nn.ModuleList):  # a ModuleList is never called
                     fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model
 
     @contextmanager
     def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """Around forward and backward pass of a part: gradients are shared with the last part only."""
+        """A context for a part's forward and backward pass; gradients are synchronised only with the last part."""
         if self.is_sharded:
             model.set_requires_gradient_sync(last)  # type: ignore[operator]
         waiting: AbstractContextManager[Any] = nullcontext()
@@ -129,16 +129,16 @@ class Processes:
             yield
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Around the forward pass: computes in the run's precision."""
+        """A context for the forward pass, which then computes in the run's precision."""
         dtype = self._run.dtype
         return torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
     def backward(self, loss: Tensor) -> None:
-        """The backward pass, of a scaled loss with float16."""
+        """Runs the backward pass; with float16 the loss is scaled."""
         self.scaler.scale(loss).backward()
 
     def clip_gradients(self, model: nn.Module, max_norm: float, mode: Literal["all", "each"]) -> None:
-        """Scales all gradients so that their common norm is at most `max_norm`, or each so that its own is."""
+        """Scales gradients so that the norm of all of them together ("all"), or of each one, is at most `max_norm`."""
         if mode == "all":
             nn.utils.clip_grad_norm_(model.parameters(), max_norm)
             return
@@ -148,24 +148,24 @@ class Processes:
                 parameter.grad.mul_((max_norm / (norm + _CLIP_EPS)).clamp(max=1))
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """A step of the optimiser, which with float16 is left out where gradients overflowed."""
+        """Makes an optimiser step. With float16 it is skipped if gradients overflowed."""
         self.scaler.step(optimizer)
         self.scaler.update()
 
     def after_step(self, model: nn.Module) -> None:
-        """Makes the processes' batch norms agree on their statistics, where they saw different images."""
+        """Averages the statistics of batch norms over the processes, unless they are synchronised already."""
         if self.layout.world_size > 1 and not self._run.sync_batch_norm:
             average_statistics(model, self.reduce, self.layout.world_size)
 
     def reduce(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over the processes, the same in each."""
+        """Returns the sum of a tensor over the processes, which is the same in each."""
         total = tensor.clone()
         if self.layout.world_size > 1:
             distributed.all_reduce(total)
         return total
 
     def gather(self, lines: list[str]) -> list[str]:
-        """The lines of all processes, in their order."""
+        """Returns the lines of all processes, in the order of the processes."""
         if self.layout.world_size == 1:
             return lines
         gathered: list[list[str]] = [[]] * self.layout.world_size
@@ -173,7 +173,7 @@ class Processes:
         return [line for of_one in gathered for line in of_one]
 
     def close(self) -> None:
-        """Takes leave of the other processes."""
+        """Leaves the process group."""
         if self.layout.world_size > 1:
             distributed.destroy_process_group()
 
@@ -189,10 +189,10 @@ def _join(device: torch.device, world_size: int) -> None:
 
 
 def num_started_processes() -> int:
-    """How many processes torchrun started for this run, 1 without it.
+    """Returns the number of processes that torchrun started for this run, 1 without torchrun.
 
     Raises:
-        XCiTError: if the environment names no number.
+        XCiTError: if the environment variable is not a number.
     """
     count = os.environ.get("WORLD_SIZE", "1")
     if not count.isdecimal():
@@ -201,12 +201,12 @@ def num_started_processes() -> int:
 
 
 def whole(value: Any) -> Any:
-    """A state dict with every sharded tensor gathered; all processes must call it."""
+    """Returns a state dict with every sharded tensor gathered; all processes must call it."""
     return _map_tensors(value, _gathered)
 
 
 def sharded_like(value: Any, parameter: Tensor) -> Any:
-    """A whole tensor of a parameter's shape, sharded as the parameter is; anything else as it is."""
+    """Shards a whole tensor as a parameter of the same shape is sharded; returns any other value unchanged."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -1,4 +1,4 @@
-"""What a run writes of itself: a line of JSON for some steps and every epoch, and the same to trackers."""
+"""The log of a run: one line of JSON for some of the steps and for every epoch, also sent to trackers."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -13,16 +13,16 @@ from xcit.training.engine.config import RunConfig
 from xcit.writing import whole_file
 
 LOG = "log.jsonl"
-"""The log's name in a run's folder."""
+"""Name of the log in a run's folder."""
 
 Line = Mapping[str, Any]
 
 
 def check_trackers(run: RunConfig) -> None:
-    """Checks that the trackers' packages are there.
+    """Checks that the trackers' packages are installed.
 
     Raises:
-        XCiTError: if one is not.
+        XCiTError: if one of the packages is not installed.
     """
     for tracker in run.trackers:
         if find_spec(tracker) is None:
@@ -37,7 +37,7 @@ class RunLog:
         self._trackers = [_tracker(name, directory) for name in run.trackers]
 
     def rewind(self, *, epochs: int, steps: int) -> None:
-        """Drops what a run wrote after the point from which it goes on: after so many whole epochs, and steps."""
+        """Removes what was logged after the point from which the run resumes, given as finished epochs and steps."""
         if not self.path.exists():
             return
         limits = {"epoch": epochs, "step": steps}
@@ -46,10 +46,10 @@ class RunLog:
             part.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
 
     def write(self, line: Line) -> None:
-        """Adds a line.
+        """Appends a line.
 
         Raises:
-            XCiTError: if it can't be written.
+            XCiTError: if the line can't be written.
         """
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -61,13 +61,13 @@ class RunLog:
             tracker.log(numbers, step=line["step"])
 
     def close(self) -> None:
-        """Finishes what the trackers have begun."""
+        """Closes the trackers."""
         for tracker in self._trackers:
             tracker.finish()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that a crash cut off is left out, and what is no line of ours."""
+    """Returns the lines of a log, without a line that a crash cut off and without lines of other programs."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -80,9 +80,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> None:
-    """Draws the curves of a run's log, if there is one, to `curves.png` in its folder.
+    """Draws the curves of a run's log, if it exists, to `curves.png` in the run's folder.
 
-    A run's end, good or bad, is not hidden behind a picture that can't be drawn: then there is a warning.
+    If they can't be drawn, there is only a warning, because an error would hide how the run ended.
     """
     try:
         if (directory / LOG).exists():
@@ -94,7 +94,7 @@ def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> No
 
 
 class _TensorBoard:
-    """Writes numbers for TensorBoard."""
+    """Writes scalars for TensorBoard."""
 
     def __init__(self, directory: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -115,5 +115,5 @@ def _tracker(name: str, directory: Path) -> Any:
         return _TensorBoard(directory / "tensorboard")
     import wandb
 
-    # A resumed run is a new one there, of the same group.
+    # wandb gets a resumed run as a new run of the same group.
     return wandb.init(project="xcit", dir=str(directory), name=directory.name, group=directory.name)

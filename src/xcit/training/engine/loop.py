@@ -1,4 +1,4 @@
-"""The training loop: any task, one process or many; stopped at any step, it goes on as if it had not been."""
+"""The training loop, for any task and any number of processes. A run that was stopped resumes as if it had not been."""
 
 import math
 import time
@@ -19,56 +19,17 @@ from xcit.training.engine.config import TrainableConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import RunLog
 from xcit.training.engine.parts import EpochParts, dead_worker, is_dead_worker
+from xcit.training.engine.progress import Progress, Stopped
 from xcit.training.engine.signals import StopSignals
 from xcit.training.engine.state import build_state
 from xcit.training.engine.task import Closes, StepHooks, Task
-from xcit.writing import whole_file
+from xcit.writing import remove_unfinished, whole_file
 
 WEIGHTS, BEST_WEIGHTS, UNREADABLE = "model.safetensors", "best.safetensors", "unreadable.txt"
-"""Files in a run's folder: the last weights, those with the best figure, and the inputs that could not be read."""
+"""Files in a run's folder: the last weights, those with the best figure, and the list of unreadable inputs."""
 
 _GPU_INTERVAL = 20
-"""Steps between two looks at the losses on a GPU, which then has to be waited for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run is: reported every few steps, and with figures after each evaluation.
-
-    Attributes:
-        epoch: from 0.
-        num_epochs: of the run.
-        step: steps done of this epoch.
-        num_steps: of an epoch.
-        loss: the last step's, over all processes; with figures the epoch's mean.
-        lr: learning rate.
-        images_per_second: over all processes, since the start or the epoch's begin, whichever is later.
-        data_wait: share of that time that this process waited for data, 0..1.
-        figures: of an evaluation.
-    """
-
-    epoch: int
-    num_epochs: int
-    step: int
-    num_steps: int
-    loss: float
-    lr: float
-    images_per_second: float
-    data_wait: float
-    figures: dict[str, float] | None = None
-
-
-class Stopped(Exception):  # noqa: N818 - no error: the run did what it was asked to
-    """A signal stopped the run after it had saved.
-
-    Attributes:
-        checkpoint: from which it can go on.
-        signal: the signal's name.
-    """
-
-    def __init__(self, checkpoint: Path, signal: str) -> None:
-        super().__init__(f"stopped by {signal}; saved in {checkpoint}")
-        self.checkpoint, self.signal = checkpoint, signal
+"""Number of steps between reads of the losses on a GPU, because each read waits for the GPU."""
 
 
 def train_task(
@@ -82,21 +43,22 @@ def train_task(
     report: Callable[[Progress], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
-    """Trains a task and exports its last weights, averaged ones if the run keeps them, to `model.safetensors`.
+    """Trains a task, and writes its last weights (the averaged ones, if the run keeps them) to `model.safetensors`.
 
-    The folder also gets `log.jsonl`, `last.pt` at each epoch's end and as often as the run says, `best.pt` and
-    `best.safetensors` at the best figure if the task watches one, and `unreadable.txt` if there were such inputs. The
-    result is the last weights: none are chosen by the evaluation, so its figure is not flattered.
+    The folder also gets `log.jsonl`, and `last.pt` at the end of each epoch and as often as the config says. If the
+    task watches a figure, it gets `best.pt` and `best.safetensors` for the best one. If inputs could not be read, it
+    gets `unreadable.txt`. The result is the last weights. The evaluation does not choose them, so its figures are not
+    better than those of new data.
 
     Args:
-        task: what to train.
+        task: the task to train.
         processes: this process and the others.
-        config: its sections `run`, `optimizer` and `schedule`.
-        directory: where the run's files go; it must exist, and be the same for all processes.
-        resume_from: go on from this checkpoint.
-        begin: called once when all is ready, the checkpoint loaded, in the main process.
+        config: its sections `run`, `optimizer` and `schedule` are used.
+        directory: folder for the run's files; it must exist, and be the same for all processes.
+        resume_from: the checkpoint to resume from, if any.
+        begin: called once when everything is ready and the checkpoint is loaded, in the main process.
         report: called every few steps and after each evaluation, in the main process.
-        announce: called with lines for people, in the main process.
+        announce: called with lines for the user, in the main process.
 
     Returns:
         The figures of the last evaluation.
@@ -104,12 +66,13 @@ def train_task(
     Raises:
         XCiTError: if the loss is not finite or too many inputs are unreadable (the last good checkpoint stays), or a
             file can't be read or written.
-        Stopped: after SIGTERM or SIGINT, when all is saved.
+        Stopped: after SIGTERM or SIGINT, once everything is saved.
     """
     if task.num_steps == 0:
         raise XCiTError(f"fewer training images than one batch of {config.run.batch_size}")
     with StopSignals() as signals, warnings.catch_warnings():
-        # A depthwise weight has one stride that means nothing, and DDP finds it different in the gradient.
+        # A depthwise weight has a dimension of size 1, whose stride is arbitrary; DDP warns if the gradient's is
+        # different.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         loop = _Loop(
             task=task,
@@ -139,7 +102,7 @@ def train_task(
 
 @dataclass(kw_only=True)
 class _Loop:
-    """A run while it runs."""
+    """The state of a run in progress."""
 
     task: Task
     processes: Processes
@@ -160,7 +123,10 @@ class _Loop:
             schedule_config=self.config.schedule,
             num_steps=self.num_steps,
         )
-        self.log = RunLog(self.directory, self.config.run) if self.processes.is_main else None
+        self.log: RunLog | None = None
+        if self.processes.is_main:
+            remove_unfinished(self.directory)
+            self.log = RunLog(self.directory, self.config.run)
         self.last = self.directory / LAST
         self.interval = 1 if self.processes.device.type == "cpu" else _GPU_INTERVAL
         self.started = self.waited = 0.0
@@ -199,7 +165,7 @@ class _Loop:
         return figures
 
     def train_epoch(self) -> None:
-        """Trains from the position to the epoch's end."""
+        """Trains from the current position to the end of the epoch."""
         position = self.state.position
         self.started, self.waited, self.num_images = time.perf_counter(), 0.0, 0
         _set_training(self.state.shared)
@@ -229,13 +195,13 @@ class _Loop:
                     raise Stopped(self.last, self.signals.received or "another process's signal")
 
     def step(self, epoch_parts: EpochParts) -> dict[str, Tensor]:
-        """One step of the optimiser: the losses of this process, averaged over its parts of the batch."""
+        """Makes one optimiser step; returns the losses of this process, averaged over its parts of the batch."""
         state, processes = self.state, self.processes
         accumulation = processes.layout.accumulation
         losses: dict[str, Tensor] = {}
         for turn in range(accumulation):
             batch = self.next_batch(epoch_parts)
-            # Every draw follows from the seed, the step and the part, whichever process computes it.
+            # Random draws depend only on the seed, the step and the part, whichever process computes it.
             seed_all(self.config.run.seed, state.num_steps_done, processes.layout.part(turn))
             with processes.accumulating(state.shared, last=turn + 1 == accumulation):
                 with processes.autocast():
@@ -267,7 +233,7 @@ class _Loop:
         return batch
 
     def look(self, pending: list[dict[str, Tensor]]) -> bool:
-        """Looks at the losses since the last time, with all processes; whether one of them was asked to stop.
+        """Checks the losses since the last call, together with all processes; returns whether one was asked to stop.
 
         Raises:
             XCiTError: if a loss is not finite, or too many inputs are unreadable.
@@ -359,20 +325,21 @@ class _Loop:
         figure = figures[self.task.watch]
         if position.best is None or figure > position.best:
             position.best = figure
-            # Before the next save: a run killed in between measures once more and keeps it then.
+            # This comes before the next save: if the run is killed in between, it measures again and keeps the
+            # checkpoint then.
             if self.processes.is_main:
                 keep_checkpoint(self.last, BEST)
             self.export(BEST_WEIGHTS)
         return figures
 
     def measure(self) -> dict[str, float]:
-        """The figures of the state as it was saved last."""
+        """Returns the figures of the state that was saved last."""
         try:
             return self.task.evaluate(self.state.result(), self.processes.layout, self.processes.reduce)
         except RuntimeError as error:
             if not is_dead_worker(error):
                 raise
-            # The signal that asks for a stop may have reached the processes that read too.
+            # The stop signal may also have reached the processes that read.
             if self.signals.received:
                 raise Stopped(self.last, self.signals.received) from None
             raise dead_worker(error) from error
@@ -409,7 +376,7 @@ class _Loop:
 
 
 def _set_training(model: nn.Module) -> None:
-    """Training mode, but for modules whose parameters are all frozen: their norms' statistics are frozen too."""
+    """Sets training mode, except for modules with only frozen parameters, whose norms' statistics stay frozen."""
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())

@@ -11,17 +11,18 @@ from xcit.training.engine.config import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD on what is not frozen; what is not decayed says `undecayed`.
+    """Returns AdamW or SGD over the parameters that are not frozen; `config.undecayed` says which have no weight decay.
 
     Args:
-        model: with `layer_decay` below 1 it tells the order of its layers by a `group_matcher`, as timm's models do.
-        config: the numbers. With `layer_decay` each group has an `lr_scale`, which the schedule multiplies in.
+        model: if `layer_decay` is below 1, its method `group_matcher` gives the order of its layers, as in timm's
+            models.
+        config: the settings. With `layer_decay`, each parameter group has an `lr_scale`, which the schedule applies.
 
     Raises:
-        XCiTError: if layers are to be told apart and the model does not say how, if it names no tokens where these are
-            not to be decayed, or if nothing is left to train.
+        XCiTError: if the model has no `group_matcher` or no `no_weight_decay` and the settings need it, or if every
+            parameter is frozen.
     """
-    import timm.optim  # here, so that a recipe can be read without the extra `train`
+    import timm.optim  # imported here, so that recipes can be read without the extra `train`
 
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise XCiTError("every parameter is frozen: there is nothing left to train")
@@ -49,7 +50,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def _tokens(model: nn.Module, config: OptimizerConfig) -> set[str]:
-    """Names of the parameters of more than one dimension that are not decayed."""
+    """Returns the names of the parameters with more than one dimension that have no weight decay."""
     if config.undecayed == "vectors":
         return set()
     named = getattr(model, "no_weight_decay", None)
@@ -76,12 +77,12 @@ def _layer_norms_apart(model: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 class WeightDecaySchedule:
-    """The weight decay by step: call `step_update(number of steps done)` after each.
+    """Changes the weight decay during a run: call `step_update(number of steps done)` after each step.
 
     Args:
-        optimizer: its groups have their first weight decay; one of 0 stays 0.
-        final: where half a cosine over the run takes the others; none leaves them.
-        num_steps: of the run.
+        optimizer: its parameter groups have their first weight decay; a value of 0 stays 0.
+        final: the value at the end of the run, reached along half a cosine; None keeps the first values.
+        num_steps: steps of the run.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, final: float | None, num_steps: int) -> None:
@@ -89,7 +90,7 @@ class WeightDecaySchedule:
         self._first = [group["weight_decay"] for group in optimizer.param_groups]
 
     def step_update(self, num_steps_done: int) -> None:
-        """Sets what the next step takes."""
+        """Sets the weight decay of the next step."""
         if self._final is None:
             return
         for group, first in zip(self._optimizer.param_groups, self._first, strict=True):
@@ -98,5 +99,5 @@ class WeightDecaySchedule:
 
 
 def cosine(start: float, end: float, share: float) -> float:
-    """Half a cosine from `start` at share 0 to `end` at share 1."""
+    """Returns the value at `share` (0..1) of half a cosine from `start` to `end`."""
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))

@@ -1,4 +1,4 @@
-"""The parts of an epoch's batches that a process computes, which a stop does not cut short."""
+"""The parts of an epoch's batches that one process computes; a stop signal does not interrupt a step."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from xcit.training.engine.task import Closes, Layout, Task
 class EpochParts:
     """This process's parts of an epoch's batches, one after another.
 
-    A signal that asks for a stop may reach the processes that read data too, and end them before the step is done. A
-    step that has begun has moved statistics already (batch norms', a DINO teacher's), and the other processes wait for
-    this one's share of it. So the parts that are missing are read once more, by new processes, the step is finished,
-    and the loop stops where all processes stop, between two steps.
+    A signal that asks the run to stop may also reach the processes that read data, and end them before the step is
+    finished. But a step that has begun has already updated statistics (of batch norms, of a DINO teacher), and the
+    other processes wait for this process's part of it. So new processes read the missing parts once more, the step is
+    finished, and the loop stops in all processes between the same two steps.
     """
 
     def __init__(self, task: Task, layout: Layout, signals: StopSignals, *, epoch: int, first_step: int) -> None:
@@ -27,7 +27,7 @@ class EpochParts:
         self._parts: Iterator[Any] | None = None
 
     def next(self) -> Any:
-        """The next part.
+        """Returns the next part.
 
         Raises:
             XCiTError: if a process that reads data died, and no signal has asked for a stop.
@@ -45,7 +45,7 @@ class EpochParts:
                 if isinstance(self._task, Closes):
                     self._task.close()
             else:
-                self._signals.hold_children()  # torch's handler is there once its processes are
+                self._signals.hold_children()  # torch installs its handler when it starts its processes
                 self._num_given += 1
                 return part
 
@@ -57,12 +57,12 @@ class EpochParts:
 
 
 def is_dead_worker(error: RuntimeError) -> bool:
-    """Whether it is torch's report of a process that read data and ended."""
+    """Whether an error is torch's report that a process that reads data has ended."""
     return "DataLoader worker" in str(error)
 
 
 def dead_worker(error: RuntimeError) -> XCiTError:
-    """The same for a person."""
+    """Returns the same error in words for users."""
     return XCiTError(
         f"a process that reads data died ({str(error).splitlines()[0]}): "
         "if memory was short, set run.num_workers or run.max_device_batch lower"

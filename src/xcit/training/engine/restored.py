@@ -1,7 +1,7 @@
-"""Is what a file holds the state of this run? Asked of all of it before any of it is taken over.
+"""Checks that a file holds the state of this run, before any of it is loaded.
 
-A file that was damaged, or that another program wrote, can hold anything at any place. What is wrong ends in one line,
-and leaves the run as it was.
+A file that is damaged, or that another program wrote, can contain anything. Whatever is wrong is reported in one line,
+and the run stays unchanged.
 """
 
 import math
@@ -16,21 +16,21 @@ from xcit.errors import XCiTError
 from xcit.weights.plain import tensor_problem, type_problem
 
 _MOST_STEPS = 2**53
-"""Steps of the longest run."""
+"""More steps than the longest run has."""
 
 _SET_BY_TORCH = frozenset(
     ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay", "nesterov")
 )
-"""Entries of a group of parameters that other versions of torch do not write, and whose values torch then sets."""
+"""Entries of a parameter group that other versions of torch do not write; torch then sets their values itself."""
 
 _MOMENTS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
 
 
 def check_counts(state: Mapping[str, Any], source: str) -> None:
-    """Checks where the run was, and that the rest is there.
+    """Checks the position of the run, and that all other entries exist.
 
     Raises:
-        XCiTError: if it is not.
+        XCiTError: if an entry is wrong or missing.
     """
 
     def check(condition: bool, what: str) -> None:
@@ -40,29 +40,29 @@ def check_counts(state: Mapping[str, Any], source: str) -> None:
     for name in ("model", "optimizer", "ema", "scaler", "position", "num_steps", "batch_size"):
         check(name in state, f"it has no {name!r}")
     for name in ("num_steps", "batch_size"):
-        check(_is_count(state[name]) and state[name] > 0, f"{name} is no number above 0")
+        check(_is_count(state[name]) and state[name] > 0, f"{name} is not a number above 0")
     position = state["position"]
-    check(isinstance(position, dict), "its position is no dictionary")
+    check(isinstance(position, dict), "its position is not a dictionary")
     check(position.keys() == {"epoch", "step", "losses", "best"}, "its position has other entries")
-    check(_is_count(position["epoch"]) and _is_count(position["step"]), "epoch and step are no whole numbers from 0 on")
+    check(_is_count(position["epoch"]) and _is_count(position["step"]), "epoch and step are not whole numbers from 0")
     check(position["step"] <= state["num_steps"], "its step is behind the end of an epoch")
     check((position["epoch"] + 1) * state["num_steps"] < _MOST_STEPS, "it is in an epoch that no run reaches")
-    check(_is_number(position["losses"]), "its losses are no number")
-    check(position["best"] is None or _is_number(position["best"]), "its best figure is no number")
+    check(_is_number(position["losses"]), "its losses are not a number")
+    check(position["best"] is None or _is_number(position["best"]), "its best figure is not a number")
     scaler = state["scaler"]
-    check(isinstance(scaler, dict), "its loss scale is no dictionary")
+    check(isinstance(scaler, dict), "its loss scale is not a dictionary")
     check(all(isinstance(name, str) and _is_finite(value) for name, value in scaler.items()), "its loss scale is none")
     check(not scaler or (scaler.keys() >= {"scale", "_growth_tracker"} and scaler["scale"] > 0), "its loss scale is 0")
 
 
 def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> None:
-    """Checks the names, shapes and kinds of a model's tensors.
+    """Checks the names, shapes and types of a model's tensors.
 
     Raises:
-        XCiTError: if one is not as the model's own.
+        XCiTError: if a tensor differs in one of these from the model's own.
     """
     if not isinstance(theirs, dict):
-        raise XCiTError(f"{source}: damaged: its weights are no dictionary")
+        raise XCiTError(f"{source}: damaged: its weights are not a dictionary")
     missing = [name for name in own if name not in theirs]
     unknown = [name for name in theirs if name not in own]
     if missing or unknown:
@@ -77,10 +77,10 @@ def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> Non
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: str) -> None:
-    """Checks an optimiser's numbers, of each group of parameters and each parameter.
+    """Checks the state of an optimiser, for each parameter group and each parameter.
 
     Raises:
-        XCiTError: if they are not as this optimiser's.
+        XCiTError: if the state does not match this optimiser.
     """
 
     def check(condition: bool, what: str) -> None:
@@ -125,7 +125,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: st
 
 def _check_tensor(theirs: object, own: Tensor, name: str, source: str) -> None:
     if not isinstance(theirs, Tensor):
-        raise XCiTError(f"{source} does not fit this run: {name} is no tensor, but of type {type(theirs).__name__}")
+        raise XCiTError(f"{source} does not fit this run: {name} is not a tensor, but of type {type(theirs).__name__}")
     if theirs.shape != own.shape:
         raise XCiTError(
             f"{source} does not fit this run: size mismatch of {name}: {list(theirs.shape)}, the run's is "
@@ -148,7 +148,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _is_alike(value: object, own: object) -> bool:
-    """Whether a setting can stand for a run's own: a finite number for a number, as many for several, and so on."""
+    """Whether a value has the type of a run's own setting: a finite number for a number, a sequence for a sequence."""
     if isinstance(own, bool) or own is None:
         return value is None or isinstance(value, bool)
     if isinstance(own, int | float):

@@ -1,4 +1,4 @@
-"""What signals mean to a run: SIGTERM and SIGINT a wish to stop, which is granted when all is saved."""
+"""Signals during a run: SIGTERM and SIGINT ask the run to stop, and it stops once everything is saved."""
 
 import signal
 import threading
@@ -9,12 +9,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """While it is entered, the first signal is noted; a second one acts as it does without this class.
+    """A context that notes the first signal; a second signal has its usual effect.
 
-    Outside a program's main thread, where Python takes no signals, nothing is noted.
+    Python handles signals only in the main thread, so in other threads nothing is noted.
 
     Attributes:
-        received: the name of the signal, "" while there is none.
+        received: name of the signal; "" if there was none.
     """
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class StopSignals:
             self._of_children = None
 
     def hold_children(self) -> None:
-        """From now on the end of a child process interrupts nothing.
+        """Prevents the end of a child process from interrupting this process.
 
-        From the first start of processes that read data, torch raises an error wherever the program is when one of them
-        dies: between the optimiser's change of one weight and of the next. Without that a loader still says so, some
-        seconds later, when it is asked for more.
+        Once processes that read data run, torch raises an error as soon as one of them dies, wherever this process is,
+        even in the middle of an optimiser step. Without that handler, a loader still reports the death when it is asked
+        for more data, some seconds later.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -60,4 +60,4 @@ class StopSignals:
 
 
 def _pass(number: int, frame: FrameType | None) -> None:
-    """Unlike `SIG_IGN` leaves a child to be waited for."""
+    """Does nothing. Unlike with `SIG_IGN`, the parent can still wait for the child."""

@@ -1,4 +1,4 @@
-"""All that a training step changes, and its way into a checkpoint and back."""
+"""Everything that a training step changes, and how it is saved to a checkpoint and loaded from it."""
 
 import copy
 import dataclasses
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Position:
-    """Where a run is: `step` steps into epoch `epoch`, both counted from 0.
+    """The position of a run: `step` steps into epoch `epoch`, both counted from 0.
 
-    After an epoch's last step and before its evaluation, `step` is the number of steps of an epoch. `losses` is the sum
-    of the epoch's losses so far, and `best` the best figure yet. No generator's state is among it: every draw follows
-    from the seed, the position and the part of the batch, in every process.
+    Between an epoch's last step and its evaluation, `step` is the number of steps of an epoch. `losses` is the sum of
+    the epoch's losses so far, and `best` the best figure so far. No generator's state is needed: in every process, each
+    random draw follows from the seed, the position and the part of the batch.
     """
 
     epoch: int = 0
@@ -40,10 +40,11 @@ class TrainState:
     """Model, averaged model, optimiser, schedules and position.
 
     Attributes:
-        model: the model on its own.
-        shared: what is called in training: the model, or what keeps its copies or shards together.
-        ema: averaged weights, if the run keeps them.
-        plain: where the model is sharded, a model of whole weights to measure and export with.
+        model: the model itself.
+        shared: the module that is called in training: the model, or the wrapper that synchronises its copies or
+            shards.
+        ema: the averaged weights, if the run keeps them.
+        plain: if the model is sharded, a model with whole weights for evaluation and export.
     """
 
     processes: Processes
@@ -59,12 +60,12 @@ class TrainState:
 
     @property
     def num_steps_done(self) -> int:
-        """Optimiser steps since the run's start."""
+        """Number of optimiser steps since the start of the run."""
         return self.position.epoch * self.num_steps + self.position.step
 
     @property
     def lr(self) -> float:
-        """The next step's learning rate, of the group with the highest."""
+        """Learning rate of the next step, of the parameter group with the highest one."""
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     def step_update(self, num_steps_done: int) -> None:
@@ -73,7 +74,7 @@ class TrainState:
         self.weight_decay_schedule.step_update(num_steps_done)
 
     def result(self) -> nn.Module:
-        """The model that is measured and exported: the averaged one if the run keeps it. All processes must call it."""
+        """Returns the model to measure and export: the averaged one, if there is one. All processes must call it."""
         model = self.model if self.ema is None else self.ema.module
         if self.plain is None:
             return model
@@ -81,7 +82,7 @@ class TrainState:
         return self.plain
 
     def dump(self) -> dict[str, Any]:
-        """Tensors and plain values, with whole tensors where they are sharded. All processes must call it."""
+        """Returns tensors and plain values; sharded tensors are gathered. All processes must call it."""
         return {
             "model": whole(self.model.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),
@@ -93,11 +94,11 @@ class TrainState:
         }
 
     def load(self, state: dict[str, Any], source: str) -> None:
-        """Takes over what `dump` gave, whatever the number of processes it was given by.
+        """Loads what `dump` returned, whatever the number of processes it was saved by.
 
         Raises:
-            XCiTError: if it is damaged, of another model or another optimiser, or from the middle of an epoch of other
-                batches; nothing of it is then taken over.
+            XCiTError: if the state is damaged, belongs to another model or optimiser, or is from the middle of an epoch
+                with other batches. Nothing is loaded then.
         """
         check_counts(state, source)
         position = Position(**state["position"])
@@ -111,7 +112,7 @@ class TrainState:
             position.step = min(position.step, self.num_steps)
         if (state["ema"] is None) != (self.ema is None):
             raise XCiTError(f"{source} was written with another run.ema_decay: keep averaging on or off as it was")
-        # All is checked before anything is taken over, so that no run is left with a part of it.
+        # Everything is checked before anything is loaded, so that a run never has only a part of the state.
         check_tensors(self.model.state_dict(), state["model"], source)
         if self.ema is not None:
             check_tensors(self.ema.module.state_dict(), state["ema"], source)
@@ -131,7 +132,7 @@ class TrainState:
             index: {name: sharded_like(value, parameters[index]) for name, value in of_one.items()}
             for index, of_one in state["state"].items()
         }
-        # What a group has beside, of another version of torch, would be carried from checkpoint to checkpoint.
+        # Entries of a group that another version of torch wrote would otherwise stay in all later checkpoints.
         groups = [
             {name: value for name, value in group.items() if name in own}
             for group, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True)
@@ -148,8 +149,8 @@ def build_state(
     schedule_config: ScheduleConfig,
     num_steps: int,
 ) -> TrainState:
-    """A run's beginning, on the processes' devices."""
-    from xcit.training.engine.schedule import build_schedule  # here, for it needs timm, and reading a recipe does not
+    """Returns the state at the start of a run, on the processes' devices."""
+    from xcit.training.engine.schedule import build_schedule  # imported here, because it needs timm
 
     model = processes.prepare_model(model)
     plain = copy.deepcopy(model) if processes.is_sharded else None

@@ -1,4 +1,4 @@
-"""The protocol between the engine and what it trains, and how a global batch is divided among processes."""
+"""The protocol between the engine and the task that it trains, and how a global batch is divided among processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from xcit.errors import XCiTError
 
 Reduce = Callable[[Tensor], Tensor]
-"""The sum of a tensor over all processes."""
+"""Returns the sum of a tensor over all processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """How a global batch is divided: part k of `num_parts` equal parts is computed by process k % world_size.
 
-    A process computes its `accumulation` parts one after another and steps once. The division alone, not the number of
-    processes, decides what a step computes: two processes of one part do what one process of two parts does.
+    A process computes its `accumulation` parts one after another, and then makes one optimiser step. The result of a
+    step depends on the division into parts, and not on the number of processes: two processes with one part each
+    compute the same as one process with two parts.
     """
 
     batch_size: int
@@ -28,24 +29,32 @@ class Layout:
 
     @property
     def num_parts(self) -> int:
-        """Parts of a global batch."""
+        """Number of parts of a global batch."""
         return self.world_size * self.accumulation
 
     @property
     def part_size(self) -> int:
-        """Images a forward pass."""
+        """Number of images of a forward pass."""
         return self.batch_size // self.num_parts
 
     def part(self, turn: int) -> int:
-        """The part that this process computes in a turn, 0..accumulation-1."""
+        """Returns the part that this process computes in a turn, 0..accumulation-1."""
         return turn * self.world_size + self.rank
+
+    def share(self, count: int) -> range:
+        """What this process takes of so many things: every `world_size`-th one."""
+        return range(self.rank, count, self.world_size)
+
+
+ALONE = Layout(batch_size=1)
+"""One process, which takes all of what is measured."""
 
 
 def divide(batch_size: int, *, max_device_batch: int, rank: int = 0, world_size: int = 1) -> Layout:
-    """The division with the fewest parts, none larger than `max_device_batch` images (0 is no limit).
+    """Divides a batch into as few parts as possible, none larger than `max_device_batch` images (0 means no limit).
 
     Raises:
-        XCiTError: if there is none with equal parts.
+        XCiTError: if the batch can't be divided equally among the processes.
     """
     if batch_size % world_size:
         raise XCiTError(
@@ -59,11 +68,11 @@ def divide(batch_size: int, *, max_device_batch: int, rank: int = 0, world_size:
 
 
 class Task(Protocol):
-    """What a batch means. The engine owns the loop, the optimiser and the files; the task owns the rest.
+    """Defines what a batch means. The engine owns the loop, the optimiser and the files; the task owns the rest.
 
     Attributes:
-        model: what is trained.
-        watch: the figure by which the best checkpoint is chosen; more is better. "" chooses none.
+        model: the model to train.
+        watch: the figure by which the best checkpoint is chosen (higher is better); "" if none is chosen.
     """
 
     model: nn.Module
@@ -71,32 +80,32 @@ class Task(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps an epoch."""
+        """Optimiser steps per epoch."""
 
     @property
     def num_inputs(self) -> int:
-        """Training inputs an epoch draws from."""
+        """Number of training inputs that an epoch draws from."""
 
     @property
     def unreadable(self) -> Sequence[str]:
-        """A line for each input that this process could not read, each once; it grows as they are met."""
+        """One line for each input that this process could not read so far, without duplicates."""
 
     def train_batches(self, epoch: int, first_step: int) -> Iterator[Any]:
-        """This process's parts of an epoch's batches, from a step on; equal for equal seed, epoch and step."""
+        """Yields this process's parts of an epoch's batches, from a step on; seed, epoch and step determine them."""
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Scalars to log, among them "loss", which is the one that is minimised."""
+        """Returns scalars to log; the one called "loss" is minimised."""
 
     def evaluate(self, model: nn.Module, layout: Layout, reduce: Reduce) -> dict[str, float]:
-        """Figures on data that are not trained on, the same in every process, each input counted once."""
+        """Returns figures on validation data, equal in all processes, with each input counted once."""
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes the weights with what a person needs to use them."""
+        """Writes the weights, with what is needed to use them."""
 
 
 @runtime_checkable
 class Closes(Protocol):
-    """What a task may have besides: something to end with the run, as the processes that read its data."""
+    """An optional part of a task: it has something to close when the run ends, such as processes that read its data."""
 
     def close(self) -> None:
         """Called once, however the run ends."""
@@ -104,19 +113,20 @@ class Closes(Protocol):
 
 @runtime_checkable
 class StepHooks(Protocol):
-    """What a task may have besides: a say in each step, where more than the gradients of its loss move the model.
+    """An optional part of a task: methods that the engine calls around each step.
 
-    `model` is the task's own on the run's device, not what keeps its copies together; every process makes each call.
+    A task needs them if the gradients of its loss are not all that changes the model. `model` is the task's own model
+    on the run's device, not the wrapper that synchronises its copies. Every process makes each call.
     """
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> None:
-        """Before the first step of an epoch, or of what is left of it; the model has been set to training."""
+        """Called before the first step of an epoch, also of a resumed one; the model is in training mode."""
 
     def before_update(self, model: nn.Module, step: int) -> None:
-        """Between the gradients, clipped if the run clips them, and the optimiser; `step` counts from the run's 0."""
+        """Called with the final (clipped) gradients, before the optimiser; `step` counts from the run's start."""
 
     def after_update(self, model: nn.Module, step: int, reduce: Reduce) -> None:
-        """After the optimiser."""
+        """Called after the optimiser's step."""
 
     def concerns(self, step: int, losses: dict[str, float]) -> Sequence[str]:
-        """Lines for people about a step, whose scalars are the mean of all processes."""
+        """Returns lines to print about a step; `losses` are the means over all processes."""

@@ -1,4 +1,4 @@
-"""Recipes: a name to a full config. The names come from one table, not from a file each."""
+"""Recipes: functions that return a full config, in one table by name; there is no config file per name."""
 
 import difflib
 from collections.abc import Callable
@@ -28,7 +28,7 @@ _FAMILIES: dict[str, Callable[[str], TrainingConfig]] = {
     "transfer": transfer,
     "multi-label": multi_label,
 }
-"""The last part of a name to its function of the architecture; the functions' docstrings say what to expect."""
+"""Maps the last part of a name to a function of the architecture, whose docstring says what results to expect."""
 
 RECIPES: dict[str, Callable[[], TrainingConfig]] = {
     **{
@@ -49,13 +49,13 @@ RECIPES: dict[str, Callable[[], TrainingConfig]] = {
 
 
 def get_recipe(name: str) -> TrainingConfig:
-    """The config of a recipe, of a run's YAML file, or of a path as people have it in their scripts.
+    """Returns the config of a recipe, of a run's YAML file, or of a config path from an mmpretrain script.
 
-    `configs/xcit/xcit-nano-12-p16_8xb128_in1k.py` means the recipe of that name; no such file need exist, and none is
-    run.
+    `configs/xcit/xcit-nano-12-p16_8xb128_in1k.py` means the recipe of that name. The file need not exist, and it is not
+    read.
 
     Raises:
-        XCiTError: if there is no such recipe; the nearest is suggested.
+        XCiTError: if there is no such recipe; the message suggests the nearest name.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
@@ -70,10 +70,10 @@ def get_recipe(name: str) -> TrainingConfig:
 
 
 def _load(path: Path) -> TrainingConfig:
-    """The config of a YAML file, of the task that it names; without one, as before there were several, classification.
+    """Reads the config of a YAML file. Its field `task` names the task; a file without it is a classification config.
 
     Raises:
-        XCiTError: if the file can't be read, its task is unknown, or a field is unknown or of another type.
+        XCiTError: if the file can't be read, its task is unknown, or a field is unknown or has another type.
     """
     values = read_yaml(path)
     task = values.get("task", "classification")

@@ -12,14 +12,14 @@ from xcit.zoo.detectors import detector_config, detector_name
 
 
 def detection(architecture: str) -> DetectionConfig:
-    """The authors' schedule for COCO: 36 epochs of Mask R-CNN at a global batch of 16, images of many sizes.
+    """The authors' schedule for COCO: 36 epochs of Mask R-CNN with a global batch size of 16 and images of many sizes.
 
     `torchrun --nproc-per-node 8 -m xcit train mask-rcnn_xcit-small-12-p16_3x_coco --data COCO`. The backbone starts
-    from the distilled 384-pixel classifier of its architecture, as in the authors' example for small-12-p16; that they
-    did so for the others too is not published. AP to expect: not known, for nobody has run it yet; the goal is the
-    published detector's figures in `xcit info`.
+    from the distilled 384-pixel classifier of its architecture, as in the authors' example for small-12-p16. Whether
+    they did the same for the other architectures is not published. The expected AP is unknown, because nobody has run
+    this yet; the goal is the published detector's figures in `xcit info`.
 
-    Differences that remain: the precision is bfloat16, where they took float16 (`--run.dtype float16`).
+    One difference remains: the precision is bfloat16. The authors used float16 (`--run.dtype float16`).
     """
     model, lr = detector_config(ARCHITECTURES[architecture]), 1e-4
     return DetectionConfig(
@@ -41,11 +41,11 @@ def detection(architecture: str) -> DetectionConfig:
 
 
 def pico_fashion_scenes() -> DetectionConfig:
-    """Mask R-CNN of 0.7 M parameters for `xcit make-data fashion-scenes --task detection`, two cores and an hour; ours.
+    """Our own recipe: Mask R-CNN with 0.7 M parameters for scenes of garments, which two cores train in an hour.
 
     `xcit make-data fashion-scenes --task detection --out SCENES`, then `xcit train mask-rcnn_xcit-pico_fashion-scenes
-    --data SCENES`. Images stay near their size, the anchors are half as large as the published ones, and no part is cut
-    out.
+    --data SCENES`. Images keep about their size, the anchors are half as large as the published ones, and images are
+    not cropped.
     """
     return DetectionConfig(
         name="mask-rcnn_xcit-pico_fashion-scenes",

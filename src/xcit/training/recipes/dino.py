@@ -10,19 +10,21 @@ from xcit.training.tasks.dino import DINOConfig, TeachingConfig
 from xcit.zoo.architectures import ARCHITECTURES
 
 DINO_ARCHITECTURES = ("small-12-p16", "small-12-p8", "medium-24-p16", "medium-24-p8")
-"""Those whose DINO backbones were published."""
+"""The architectures whose DINO backbones were published."""
 
 
 def dino(architecture: str) -> DINOConfig:
-    """DINO on ImageNet-1k without labels: 100 epochs at a global batch of 512, in parts of at most 64.
+    """DINO on ImageNet-1k without labels: 100 epochs with a global batch size of 512, in parts of at most 64.
 
     `torchrun --nproc-per-node 8 -m xcit train dino_xcit-small-12-p16_in1k --data IMAGENET`. The settings are the
-    defaults of the authors' code on a node of eight GPUs (their learning rate is 5e-4 * batch / 256); what they set
-    otherwise for the published backbones is in files of their server that are not part of the code. k-NN top-1 to
-    expect: not known, for nobody has run it yet; the goal is the published backbone's figure in `xcit info`.
+    defaults of the authors' code on a node of eight GPUs (their learning rate is 5e-4 * batch / 256). For the published
+    backbones they changed some settings; these are in files on their server, which are not part of the code. The
+    expected k-NN top-1 is unknown, because nobody has run this yet; the goal is the published backbone's figure in
+    `xcit info`.
 
-    Differences that remain: the warm-up reaches the full rate one step later; the precision is bfloat16 and the head's
-    last product float32, where they took float16 (`--run.dtype float16`) and advised against it for patches below 16.
+    Differences that remain: the warm-up reaches the full learning rate one step later. The precision is bfloat16, with
+    the head's last product in float32; the authors used float16 (`--run.dtype float16`), and advised against it for
+    patches below 16.
     """
     return DINOConfig(
         name=f"dino_xcit-{architecture}_in1k",
@@ -48,11 +50,11 @@ def dino(architecture: str) -> DINOConfig:
 
 
 def dino_pico_fashion_mnist() -> DINOConfig:
-    """DINO on Fashion-MNIST without labels, for two processor cores and an hour; ours.
+    """Our own recipe: DINO on Fashion-MNIST without labels, which two processor cores train in an hour.
 
-    In pilots of some minutes the mean of the patch tokens became a far better feature than the class token, and four
-    wide blocks better than six narrow ones. The crops show more of the image than the published ones and are never
-    solarized, for what tells garments apart is their outline on black. docs/training.md has what it reaches.
+    In pilot runs of some minutes, the mean of the patch tokens became a much better feature than the class token, and
+    four wide blocks were better than six narrow ones. The crops show more of the image than the published ones, and are
+    never solarized, because garments differ by their outline on black. docs/training.md has the results.
     """
     return DINOConfig(
         name="dino_xcit-pico_fashion-mnist",

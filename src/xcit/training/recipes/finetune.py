@@ -1,4 +1,4 @@
-"""Recipes of ours that start from a published checkpoint: a larger image, or other classes."""
+"""Our own recipes that start from a published checkpoint: for larger images, or for other classes."""
 
 from dataclasses import replace
 
@@ -13,13 +13,14 @@ from xcit.zoo.architectures import ARCHITECTURES
 
 
 def finetune_384(architecture: str) -> ClassificationConfig:
-    """Ours, not the authors': the distilled 224-pixel checkpoint tuned for 30 epochs at 384 pixels, batch 512.
+    """Our own recipe: the distilled 224-pixel checkpoint, fine-tuned for 30 epochs at 384 pixels with batch size 512.
 
-    `xcit train xcit-small-12-p16_ours-ft384_in1k --data IMAGENET`. The authors never published their numbers and point
-    to DeiT. From DeiT's own step to 384 pixels (arXiv 2012.12877) are the 30 epochs, the batch and the weight decay of
-    1e-8; the learning rate of 5e-5 is the one XCiT's authors named for fine-tuning; all else is the `official` recipe.
-    Top-1 to expect: not known, for nobody has run it yet; the goal is the 384-pixel checkpoint's figure in `xcit info`.
-    The authors' 384-pixel models kept their teacher: `--distillation.teacher timm/regnety_160.deit_in1k`.
+    `xcit train xcit-small-12-p16_ours-ft384_in1k --data IMAGENET`. The authors never published their settings and refer
+    to DeiT. The 30 epochs, the batch size and the weight decay of 1e-8 are those of DeiT's own fine-tuning at 384
+    pixels (arXiv 2012.12877). The learning rate of 5e-5 is the one that XCiT's authors gave for fine-tuning. All else
+    is the `official` recipe. The expected top-1 is unknown, because nobody has run this yet; the goal is the 384-pixel
+    checkpoint's figure in `xcit info`. The authors' 384-pixel models kept their teacher: `--distillation.teacher
+    timm/regnety_160.deit_in1k`.
     """
     base = official(architecture)
     return replace(
@@ -34,12 +35,13 @@ def finetune_384(architecture: str) -> ClassificationConfig:
 
 
 def transfer(architecture: str) -> ClassificationConfig:
-    """Ours: the distilled 224-pixel checkpoint tuned on a folder of one's own classes, some hundred images or more.
+    """Our own recipe: the distilled 224-pixel checkpoint, fine-tuned on a folder with your own classes.
 
-    `xcit train xcit-small-12-p16_transfer --data FOLDER`, with FOLDER/train/<class>/<image> and FOLDER/val/...; a
-    folder without these two is watched by a fifth of its images, or by `--holdout N`, which are not trained on. The
-    number of classes is the folder's. 20 epochs, batch 32, layers far from the head learning less, light augmentation.
-    Accuracy to expect: it depends on the images; the numbers were chosen by us, on no benchmark.
+    `xcit train xcit-small-12-p16_transfer --data FOLDER`, with FOLDER/train/<class>/<image> and FOLDER/val/...; it
+    needs some hundred images or more. If the folder has no train and val, a fifth of its images (or `--holdout N` of
+    them) is used for validation instead of training. The number of classes is the folder's. The recipe trains for 20
+    epochs with batch size 32, light augmentation, and lower learning rates for layers far from the head. The accuracy
+    depends on the images; we chose the settings without tuning them on a benchmark.
     """
     config = ARCHITECTURES[architecture]
     return ClassificationConfig(
@@ -53,7 +55,7 @@ def transfer(architecture: str) -> ClassificationConfig:
             lr=3e-4,
             weight_decay=0.05,
             clip_grad=1.0,
-            # The first block of either depth then learns at about the same rate.
+            # With this, the first block learns at about the same rate in models of 12 and of 24 blocks.
             layer_decay=0.75 if config.depth == 12 else 0.86,
         ),
         schedule=ScheduleConfig(epochs=20, warmup_epochs=2, warmup_lr=1e-6, min_lr=1e-6),
@@ -62,12 +64,12 @@ def transfer(architecture: str) -> ClassificationConfig:
 
 
 def multi_label(architecture: str) -> MultiLabelConfig:
-    """Ours: the distilled 224-pixel checkpoint tuned on images that may be of several classes each, or of none.
+    """Our own recipe: the distilled 224-pixel checkpoint, fine-tuned on images with any number of classes each.
 
     `xcit train xcit-small-12-p16_multi-label --data FOLDER`, with FOLDER/train.csv and FOLDER/val.csv beside the
-    images: a path and class names a line, or a path and 0 or 1 for each class. A binary loss for each class; the run is
-    watched by mean average precision. All else is the `transfer` recipe, without label smoothing. mAP to expect: it
-    depends on the images; the numbers were chosen by us, on no benchmark.
+    images. A line has a path and class names, or a path and a 0 or 1 for each class. The loss is binary for each class,
+    and the best checkpoint is chosen by mean average precision. All else is the `transfer` recipe, without label
+    smoothing. The mAP depends on the images; we chose the settings without tuning them on a benchmark.
     """
     base = transfer(architecture)
     return MultiLabelConfig(

@@ -10,7 +10,7 @@ from xcit.training.tasks.distillation import DistillationConfig
 from xcit.zoo.architectures import ARCHITECTURES
 
 DEIT_TEACHER = "timm/regnety_160.deit_in1k"
-"""The RegNetY-16GF that DeiT was distilled from, 82.9% top-1 at 224 pixels; XCiT's authors took the same."""
+"""The RegNetY-16GF that was DeiT's teacher (82.9% top-1 at 224 pixels); XCiT's authors used the same."""
 
 DROP_PATH_RATES = {
     "nano-12": 0.0,
@@ -21,26 +21,27 @@ DROP_PATH_RATES = {
     "medium-24": 0.15,
     "large-24": 0.2,
 }
-"""Stochastic depth by size, the same in all XCA blocks; see `official` for where each number is from."""
+"""Stochastic depth by size, the same in all XCA blocks; `official` says where each number comes from."""
 
 
 def official(architecture: str) -> ClassificationConfig:
-    """The authors' schedule: 400 epochs at a global batch of 1024, in parts of at most 128, averaged weights.
+    """The authors' schedule: 400 epochs with a global batch size of 1024 (in parts of at most 128), averaged weights.
 
     `xcit train xcit-small-12-p16_official_in1k --data IMAGENET`. Top-1 to expect: the authors' figure for the plain
-    224-pixel checkpoint in `xcit info`, which they measured as this recipe prepares images.
+    224-pixel checkpoint in `xcit info`, which they measured with the preprocessing of this recipe.
 
-    Stochastic depth: small-12's 0.05 is the authors' published command; tiny-12's 0, small-24's 0.1 and medium-24's
-    0.15 are those of their detection and segmentation configs; nano-12's 0, tiny-24's 0.05 and large-24's 0.2 are ours,
-    between and beyond these.
+    Stochastic depth: 0.05 for small-12 is from the authors' published command. 0 for tiny-12, 0.1 for small-24 and 0.15
+    for medium-24 are from their detection and segmentation configs. 0 for nano-12, 0.05 for tiny-24 and 0.2 for
+    large-24 are our choice, consistent with these.
 
-    The authors gave colour jitter 0.4, which timm leaves out where RandAugment is on: so it is out here. Differences
-    that remain: the learning rate moves every step instead of every epoch, and the cosine begins after the warm-up
-    instead of under it; the figures are of the averaged weights, while they measured the others; they computed in
-    float16 (`--run.dtype float16`).
+    The authors set colour jitter to 0.4, but timm ignores it when RandAugment is on, so this recipe has none.
+    Differences that remain: the learning rate changes at every step instead of every epoch. The cosine begins after the
+    warm-up instead of during it. The figures are those of the averaged weights, while the authors measured the weights
+    that were not averaged. The authors trained in float16 (`--run.dtype float16`).
 
-    For patch-stem surgery, which the authors did to keep their largest models stable, name a trained model of the same
-    width and patch size: `xcit train xcit-large-24-p8_official_in1k --initialize.stem xcit-large-24-p8_3rdparty_in1k`.
+    For patch-stem surgery, which the authors needed to keep their largest models stable, give a trained model of the
+    same width and patch size: `xcit train xcit-large-24-p8_official_in1k --initialize.stem
+    xcit-large-24-p8_3rdparty_in1k`.
     """
     return ClassificationConfig(
         name=f"xcit-{architecture}_official_in1k",
@@ -62,12 +63,13 @@ def official(architecture: str) -> ClassificationConfig:
 
 
 def official_distilled(architecture: str) -> ClassificationConfig:
-    """The authors' schedule with a teacher: hard distillation, half of the loss, from DeiT's RegNetY-16GF.
+    """The authors' schedule with a teacher: half of the loss is hard distillation from DeiT's RegNetY-16GF.
 
-    `xcit train xcit-small-12-p16_official-dist_in1k --data IMAGENET`; timm downloads the teacher, some 330 MB. Top-1 to
-    expect: the authors' figure for the distilled 224-pixel checkpoint in `xcit info`. Any other teacher:
-    `--distillation.teacher xcit-large-24-p8_3rdparty_in1k`; the teacher's probabilities instead of its first class:
-    `--distillation.kind soft`.
+    `xcit train xcit-small-12-p16_official-dist_in1k --data IMAGENET`; timm downloads the teacher, about 330 MB. Top-1
+    to
+    expect: the authors' figure for the distilled 224-pixel checkpoint in `xcit info`. For another teacher:
+    `--distillation.teacher xcit-large-24-p8_3rdparty_in1k`. To learn the teacher's probabilities instead of its first
+    class: `--distillation.kind soft`.
     """
     return replace(
         official(architecture),
@@ -77,5 +79,5 @@ def official_distilled(architecture: str) -> ClassificationConfig:
 
 
 def drop_path_rate(architecture: str) -> float:
-    """Stochastic depth of an architecture, named `<size>-<depth>-p<patch>`."""
+    """Returns the rate of stochastic depth of an architecture, named `<size>-<depth>-p<patch>`."""
     return DROP_PATH_RATES[architecture.rpartition("-")[0]]

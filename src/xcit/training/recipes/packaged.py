@@ -1,4 +1,4 @@
-"""The recipe of the model in this package."""
+"""The recipe of the model that this package contains."""
 
 from xcit.data.loader import AugmentationConfig
 from xcit.images.preprocess import Preprocessing
@@ -8,9 +8,9 @@ from xcit.zoo.architectures import ARCHITECTURES
 
 
 def pico_fashion_mnist() -> ClassificationConfig:
-    """The packaged model: 0.4 M parameters on Fashion-MNIST, for two processor cores and an hour or two.
+    """The packaged model: 0.4 M parameters on Fashion-MNIST, which two processor cores train in an hour or two.
 
-    Its card tells the command, the time and the figure.
+    The model card has the command, the time and the accuracy.
     """
     return ClassificationConfig(
         name="xcit-pico-fashion-mnist",

@@ -8,14 +8,14 @@ from xcit.zoo.architectures import ARCHITECTURES
 
 
 def published(architecture: str, image_size: int) -> ClassificationConfig:
-    """Mmpretrain's schedule for ImageNet-1k: 300 epochs at a global batch of 1024, in parts of at most 128.
+    """Mmpretrain's schedule for ImageNet-1k: 300 epochs with a global batch size of 1024, in parts of at most 128.
 
-    `xcit train xcit-small-12-p16_8xb128_in1k --data IMAGENET`, with `-384px` at the end for 384 pixels, where there is
-    neither RandAugment nor erasing. Top-1 to expect: not known. mmpretrain published no figure of its own training;
-    those that `xcit info` shows were reached by the authors' longer schedule (`official`).
+    `xcit train xcit-small-12-p16_8xb128_in1k --data IMAGENET`. For 384 pixels the name ends in `-384px`, and there is
+    no RandAugment and no random erasing. The expected top-1 is unknown: mmpretrain published no figure of its own
+    training, and the figures in `xcit info` come from the authors' longer schedule (`official`).
 
-    RandAugment is timm's policy of that name: two operations of timm's fifteen, where mmpretrain has its own code for
-    them.
+    RandAugment is timm's policy of that name: two of timm's fifteen operations. mmpretrain has its own implementation
+    of them.
     """
     strong = image_size == 224
     return ClassificationConfig(

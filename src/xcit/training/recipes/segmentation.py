@@ -1,4 +1,4 @@
-"""Recipes of semantic segmentation: the 16 published ones, and small ones for composed scenes."""
+"""Recipes of semantic segmentation: the 16 published ones, and small ones for scenes of garments."""
 
 from dataclasses import replace
 
@@ -13,15 +13,15 @@ from xcit.zoo.segmenters import segmenter_config, segmenter_name
 
 
 def segmentation(kind: SegmenterKind, architecture: str) -> SegmentationConfig:
-    """The authors' schedule for ADE20K: 160,000 steps of UperNet or 80,000 of Semantic FPN at a global batch of 16.
+    """The authors' schedule for ADE20K: 160,000 steps of UperNet or 80,000 of Semantic FPN, global batch size 16.
 
     `torchrun --nproc-per-node 8 -m xcit train upernet_xcit-small-12-p16_160k_ade20k --data ADEChallengeData2016`. The
     backbone starts from the distilled 384-pixel classifier of its architecture, as in the authors' example for
-    small-12-p16; that they did so for the others too is not published. mIoU to expect: not known, for nobody has run it
-    yet; the goal is the published segmenter's figure in `xcit info`.
+    small-12-p16. Whether they did the same for the other architectures is not published. The expected mIoU is unknown,
+    because nobody has run this yet; the goal is the published segmenter's figure in `xcit info`.
 
-    An epoch here is a tenth of the run, after which the authors' runs too were measured. Differences that remain: hue
-    and saturation change in Pillow's 8-bit colours instead of OpenCV's.
+    An epoch here is a tenth of the run; the authors' runs were evaluated as often. One difference remains: hue and
+    saturation are changed in Pillow's 8-bit colours instead of OpenCV's.
     """
     model = segmenter_config(kind, ARCHITECTURES[architecture])
     depth_rate = drop_path_rate(architecture)
@@ -43,10 +43,10 @@ def segmentation(kind: SegmenterKind, architecture: str) -> SegmentationConfig:
 
 
 def segmentation_fashion_scenes(kind: SegmenterKind) -> SegmentationConfig:
-    """A pico XCiT on scenes of garments (`xcit make-data fashion-scenes`), for two cores and 20 minutes; ours.
+    """Our own recipe: a pico XCiT on scenes of garments, which two cores train in 20 minutes.
 
     `xcit make-data fashion-scenes --task segmentation --out SCENES`, then `xcit train upernet_xcit-pico_fashion-scenes
-    --data SCENES`. 11 classes, the ground among them.
+    --data SCENES`. There are 11 classes, one of them the background.
     """
     architecture = replace(ARCHITECTURES["pico-6-p4"], in_channels=3)
     model = segmenter_config(kind, architecture, num_classes=11)

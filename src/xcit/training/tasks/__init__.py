@@ -1,1 +1,1 @@
-"""What a batch means: loss, metrics and data wiring, one file a task."""
+"""What a batch means: loss, metrics and data wiring, one file per task."""

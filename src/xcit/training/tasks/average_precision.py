@@ -1,4 +1,4 @@
-"""Average precision and recall of boxes and masks, COCO's twelve numbers, by faster-coco-eval."""
+"""Average precision and recall of boxes and masks (COCO's twelve numbers), computed by faster-coco-eval."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from xcit.data.coco import CocoImages
 from xcit.data.coco_masks import to_rle
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""Of the twelve: at IoU .50 to .95, at .50, at .75; of small, medium and large objects; and the recalls, of 1, 10 and
-100 detections an image, and by size."""
+"""Names of the twelve numbers: AP at IoU .50 to .95, at .50 and at .75; AP of small, medium and large objects; recall
+with 1, 10 and 100 detections per image; recall of small, medium and large objects."""
 
 DESCRIPTIONS = (
     *(
@@ -40,7 +40,7 @@ DESCRIPTIONS = (
 
 
 class DetectionRow(NamedTuple):
-    """One detection: the image's index, its category id, score, box x, y, width, height, and packed mask."""
+    """One detection: index of the image, category id, score, box (x, y, width, height) and encoded mask."""
 
     image: int
     category_id: int
@@ -50,47 +50,44 @@ class DetectionRow(NamedTuple):
 
 
 class Precision(NamedTuple):
-    """The twelve numbers of boxes and of masks, in percent; NaN where there are no objects of that size."""
+    """The twelve numbers of boxes and of masks, in percent; NaN if there are no objects of that size."""
 
     boxes: tuple[float, ...]
     masks: tuple[float, ...]
 
 
 def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequence[DetectionRow]) -> Precision:
-    """Compares detections with what is there.
+    """Computes average precision and recall of detections.
 
     Args:
         images: the data set.
-        measured: indices of the images that were looked at.
-        rows: of these images.
+        measured: indices of the images that were measured.
+        rows: the detections in these images.
 
     Raises:
         XCiTError: if there is no object in these images, or the package is not installed.
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise missing_package("average precision", "faster_coco_eval") from None
-    truth = COCO(_truth(images, measured))
+    coco = imported("faster_coco_eval", "average precision")
+    truth = coco.COCO(_truth(images, measured))
     if all(one["iscrowd"] for one in truth.dataset["annotations"]):
         raise XCiTError(f"{images.source}: no objects in the images that could be read: there is nothing to find")
     ids = {index: images.images[index].id for index in measured}
     common = [{"image_id": ids[row.image], "category_id": row.category_id, "score": row.score} for row in rows]
     found = {
         "bbox": [{**own, "bbox": list(row.box)} for own, row in zip(common, rows, strict=True)],
-        # Without the box, so that a mask's size is its own.
+        # The box is left out, so that the size of a detection is that of its mask.
         "segm": [{**own, "segmentation": row.mask} for own, row in zip(common, rows, strict=True)],
     }
     stats = []
     for kind, detections in found.items():
-        evaluation = COCOeval_faster(truth, truth.loadRes(detections), kind, print_function=lambda *_: None)
+        evaluation = coco.COCOeval_faster(truth, truth.loadRes(detections), kind, print_function=lambda *_: None)
         evaluation.run()
         stats.append(tuple(100 * float(value) if value >= 0 else float("nan") for value in evaluation.stats[:12]))
     return Precision(*stats)
 
 
 def _truth(images: CocoImages, measured: Sequence[int]) -> dict[str, Any]:
-    """The data set as the evaluation takes it, its annotations counted from 1 and its masks packed."""
+    """Returns the data set in the package's format, with annotations numbered from 1 and encoded masks."""
     annotations = list[dict[str, Any]]()
     for index in measured:
         image = images.images[index]

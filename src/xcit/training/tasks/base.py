@@ -1,13 +1,13 @@
-"""What the tasks share: the loader of their training data, and the check of its classes."""
+"""What the tasks share: the loader of training data, the export, and the checks of classes."""
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xcit.data.loader import LoaderConfig
 from xcit.errors import XCiTError
@@ -19,21 +19,21 @@ from xcit.zoo.kinds import kind_of_config
 
 
 class Loader(Protocol):
-    """What a task reads its training data by, such as `TrainLoader`."""
+    """Reads the training data of a task; `TrainLoader` is one such class."""
 
     num_steps: int
     num_inputs: int
     unreadable: list[str]
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Any]:
-        """This process's parts of an epoch's batches, from a step on."""
+        """Yields this process's parts of an epoch's batches, from a step on."""
 
     def close(self) -> None:
-        """Ends the processes that read, if there are any."""
+        """Ends the processes that read data, if there are any."""
 
 
 class TaskWithLoader:
-    """A task whose training data come from one loader."""
+    """A task that gets its training data from one loader."""
 
     config: Any
     info: Any
@@ -44,7 +44,7 @@ class TaskWithLoader:
         self._loader.close()
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Weights, shape, class names and preprocessing in one safetensors file."""
+        """Writes weights, shape, class names and preprocessing to one safetensors file."""
         exported = kind_of_config(self.config.model).build(Changes(drop_path_rate=0.0).of(self.config.model))
         exported.load_state_dict(model.state_dict())
         exported.info = self.info
@@ -52,39 +52,22 @@ class TaskWithLoader:
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps an epoch."""
+        """Optimiser steps per epoch."""
         return self._loader.num_steps
 
     @property
     def num_inputs(self) -> int:
-        """Training images."""
+        """Number of training images."""
         return self._loader.num_inputs
 
     @property
     def unreadable(self) -> Sequence[str]:
-        """A line for each training image that this process could not read."""
+        """One line for each training image that this process could not read."""
         return self._loader.unreadable
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How a model is measured on images.
-
-    Attributes:
-        batch_size: of a classifier: images a forward pass.
-        num_workers: processes that read images; 0 reads them in this one.
-        device: where the model is; none asks its parameters.
-        dtype: of a classifier float32, or bfloat16 or float16 for autocast; of a segmenter that of its weights.
-    """
-
-    batch_size: int = 64
-    num_workers: int = 0
-    device: torch.device | None = None
-    dtype: torch.dtype = torch.float32
-
-
 def loader_config(run: RunConfig, layout: Layout, *, num_repeats: int = 1) -> LoaderConfig:
-    """How this process's loader reads."""
+    """Returns the settings of this process's loader."""
     return LoaderConfig(
         batch_size=layout.batch_size,
         num_parts=layout.num_parts,
@@ -97,15 +80,15 @@ def loader_config(run: RunConfig, layout: Layout, *, num_repeats: int = 1) -> Lo
 
 
 def check_class_weights(weights: Sequence[float], num_classes: int, field: str = "class_weights") -> None:
-    """Checks a number a class.
+    """Checks weights of classes.
 
     Args:
-        weights: the numbers; none is always right.
-        num_classes: 0 while it is not known.
-        field: to begin an error with.
+        weights: one number per class, or none at all.
+        num_classes: 0 if it is not known yet.
+        field: name for the error message.
 
     Raises:
-        XCiTError: if one is not above 0, or there are not as many as classes.
+        XCiTError: if a weight is not above 0, or there are not as many weights as classes.
     """
     if not all(0 < weight < math.inf for weight in weights):
         raise XCiTError(f"{field} are {', '.join(map(str, weights))}, must be above 0")
@@ -113,11 +96,16 @@ def check_class_weights(weights: Sequence[float], num_classes: int, field: str =
         raise XCiTError(f"{len(weights)} {field} for {num_classes} classes: give one for each")
 
 
+def class_weights_on(device: torch.device, weights: Sequence[float]) -> Tensor | None:
+    """A number a class, (K,), as a loss takes them; none where all count the same."""
+    return torch.tensor(weights, device=device) if weights else None
+
+
 def with_classes_of(config: Any, num_classes: int) -> Any:
-    """A task's config with the data's number of classes, where its model left that open.
+    """Returns a task's config with the data's number of classes, if the model's number was left open.
 
     Raises:
-        XCiTError: if the model has another number.
+        XCiTError: if the model has another number of classes.
     """
     if config.model.num_classes not in (0, num_classes):
         raise XCiTError(

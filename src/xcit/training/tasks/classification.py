@@ -1,8 +1,7 @@
-"""Image classification: the loss, the figures, and the wiring of the data."""
+"""Image classification: the loss, the evaluation, and the connection of data and model to the engine."""
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,47 +13,44 @@ from xcit.data.loader import AugmentationConfig, train_transform
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
-from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.engine.task import Layout, Reduce
+from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.base import (
-    EvaluationConfig,
-    TaskWithLoader,
     check_class_weights,
+    class_weights_on,
     loader_config,
     with_classes_of,
 )
 from xcit.training.tasks.distillation import DistillationConfig, check_teacher, load_teacher
+from xcit.training.tasks.evaluation import EvaluationConfig, logits_of, none_readable
 from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
-from xcit.training.tasks.labelled_data import (
-    LabelledData,
-    evaluation_batches_of,
-    num_images_of,
-    open_data,
-    train_loader,
-)
+from xcit.training.tasks.labelled_data import LabelledData, num_images_of, open_data, train_loader
+from xcit.training.tasks.low_rank import LoRAConfig, TaskWithAdapters, adapt
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig:
-    """A whole classification run.
+    """The config of a classification run.
 
     Attributes:
-        name: of the recipe or run, which the exported model keeps.
-        task: says in a file that this is such a config.
-        model: its shape; `num_classes` 0 means as many as the data have.
-        preprocessing: size and normalisation of the images in training, and all of it when measuring.
+        name: name of the recipe or run; the exported model keeps it.
+        task: identifies the kind of config in a file.
+        model: shape of the model; `num_classes` 0 means the data's number of classes.
+        preprocessing: of images in evaluation; in training only its size and normalisation are used.
         data: a folder or a known name (see `open_labelled_images`), or a stream (see `open_stream`).
-        val_data: where to watch the run, if not in `data`; a stream needs it.
-        holdout: images taken off the training split to watch the run by, a number, or below 1 a share; 0 watches the
-            validation split. Left open (null), it is a fifth of a folder without one.
-        shuffle_buffer: images of a stream that each worker keeps in memory, as files, to draw the next one from.
-        class_weights: what a class counts in the loss, a number a class (see `weighted_cross_entropy`); none counts all
-            the same. A teacher's term has none.
-        augmentation: of training images.
+        val_data: the validation images, if they are not in `data`; a stream needs them.
+        holdout: training images to validate with instead of training on them: a number, or a share if below 1. 0 uses
+            the validation split. If it is left open (null), a fifth of a folder without a validation split is held out.
+        class_map: a file that says which class (a name, or an index of the model's classes) is meant by a folder, or by
+            a label in a list, in `data` and `val_data` (see `read_class_map`).
+        shuffle_buffer: for a stream, number of undecoded images that each worker holds in memory to shuffle them.
+        class_weights: weight of each class in the loss, one number per class (see `weighted_cross_entropy`); if empty,
+            all classes have the same weight. A teacher's loss has no class weights.
+        augmentation: augmentation of training images.
         initialize: first weights and frozen stages.
+        lora: adapters that are trained in place of the model.
         distillation: a teacher.
-        optimizer: AdamW's numbers.
+        optimizer: settings of AdamW.
         schedule: epochs and learning rate.
         run: how to compute.
     """
@@ -66,10 +62,12 @@ class ClassificationConfig:
     data: str = ""
     val_data: str = ""
     holdout: float | None = 0.0
+    class_map: str = ""
     shuffle_buffer: int = 2000
     class_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     initialize: InitializeConfig = field(default_factory=InitializeConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -87,14 +85,14 @@ class ClassificationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationReport:
-    """Figures of a model on labelled images.
+    """Results of a model on labelled images.
 
     Attributes:
-        num_images: images that were measured.
-        top1: percent of them whose first class is right.
-        top5: percent of them with the right class among the first five.
-        loss: mean cross-entropy, natural logarithm.
-        confusion: (num_classes, num_classes) counts, a row a true class, a column a predicted one.
+        num_images: number of images that were measured.
+        top1: percent of them for which the first class is right.
+        top5: percent of them for which the right class is among the first five.
+        loss: mean cross-entropy (natural logarithm).
+        confusion: (num_classes, num_classes) counts; a row is a true class, and a column a predicted one.
         unreadable: one line for each image that could not be read, and so was not measured.
     """
 
@@ -106,7 +104,7 @@ class ClassificationReport:
     unreadable: tuple[str, ...]
 
     def figures(self) -> dict[str, float]:
-        """The scalars, by name."""
+        """Returns the scalars, by name."""
         return {"top1": self.top1, "top5": self.top5, "val_loss": self.loss}
 
 
@@ -117,53 +115,44 @@ def evaluate_classification(
     how: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
     num_classes: int,
-    layout: Layout | None = None,
+    layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
 ) -> ClassificationReport:
     """Measures a classifier on labelled images, each counted once.
 
     Args:
-        model: gives logits (B, num_classes); it is put in evaluation mode for the time.
-        images: what to measure on; their labels index the logits.
-        spec: how an image becomes the model's input.
-        how: batch size, processes that read, device and precision.
-        num_classes: of the model.
-        layout: which of several processes this is; each takes its share of the images.
-        reduce: sums over the processes, so that every one of them gets the figures of all images.
+        model: returns logits (B, num_classes). It is in evaluation mode while it is measured.
+        images: the images to measure on; their labels index the logits.
+        spec: the preprocessing of the images.
+        how: batch size, reading processes, device and precision.
+        num_classes: number of classes of the model.
+        layout: which of several processes this is; each measures its share of the images.
+        reduce: sums over the processes, so that each of them gets the results for all images.
         report: called with the number of images of each batch.
 
     Returns:
-        The figures; the lines about unreadable images are this process's.
+        The results; the lines about unreadable images are those of this process.
 
     Raises:
-        XCiTError: if not one image could be read.
+        XCiTError: if no image could be read.
     """
-    batches = evaluation_batches_of(images, spec, batch_size=how.batch_size, num_workers=how.num_workers, layout=layout)
-    device = how.device or next(model.parameters()).device
+    device = how.place(model)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    num_right5, loss_sum, unreadable = 0, 0.0, []
-    autocast = nullcontext() if how.dtype == torch.float32 else torch.autocast(device.type, dtype=how.dtype)
-    with evaluating(model), torch.inference_mode():
-        for batch, labels, reasons in batches:
-            unreadable += reasons
-            if len(labels):
-                with autocast:
-                    logits = model(batch.to(device))
-                logits = logits.float().cpu()
-                loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
-                ranked = logits.topk(min(5, num_classes), dim=-1).indices
-                num_right5 += int((ranked == labels[:, None]).sum())
-                confusion += torch.bincount(labels * num_classes + ranked[:, 0], minlength=num_classes**2).reshape(
-                    num_classes, num_classes
-                )
-            report(len(labels) + len(reasons))
+    num_right5, loss_sum, unreadable = 0, 0.0, list[str]()
+    for logits, labels in logits_of(model, images, spec, how, layout=layout, unreadable=unreadable, report=report):
+        logits = logits.cpu()
+        loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
+        ranked = logits.topk(min(5, num_classes), dim=-1).indices
+        num_right5 += int((ranked == labels[:, None]).sum())
+        confusion += torch.bincount(labels * num_classes + ranked[:, 0], minlength=num_classes**2).reshape(
+            num_classes, num_classes
+        )
     sums = reduce(torch.tensor([num_right5, loss_sum], dtype=torch.float64, device=device)).tolist()
     confusion = reduce(confusion.to(device)).cpu()
     num_images = int(confusion.sum())
     if num_images == 0:
-        first = f"; the first: {unreadable[0]}" if unreadable else ""
-        raise XCiTError(f"none of the {num_images_of(images)} images could be read{first}")
+        raise none_readable(num_images_of(images), "images", unreadable)
     return ClassificationReport(
         num_images=num_images,
         top1=100 * int(confusion.diagonal().sum()) / num_images,
@@ -175,32 +164,32 @@ def evaluate_classification(
 
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy in which classes count differently, against mixed or smoothed labels too.
+    """Cross-entropy with a weight for each class, also for mixed or smoothed labels.
 
-    With share p[i, c] of class c in image i, the model's probability q[i, c] and weight w[c]:
-    loss = -sum(w[c] p[i, c] log q[i, c]) / sum(w[c] p[i, c]), both over all i and c. Where each image is of one class,
-    that is torch's cross-entropy with weights.
+    With share p[i, c] of class c in image i, the model's probability q[i, c] and weight w[c], the loss is
+    -sum(w[c] p[i, c] log q[i, c]) / sum(w[c] p[i, c]), with both sums over all i and c. If each image has one class,
+    this is torch's cross-entropy with weights.
 
     Args:
         logits: (B, num_classes).
-        targets: (B, num_classes), each row a share of 1.
+        targets: (B, num_classes); each row sums to 1.
         weights: (num_classes,).
     """
     shares = targets * weights
     return -(shares * logits.float().log_softmax(dim=1)).sum() / shares.sum()
 
 
-class ClassificationTask(TaskWithLoader):
-    """Wires a config's data, augmentation, first weights, teacher and loss to the engine.
+class ClassificationTask(TaskWithAdapters):
+    """Connects a config's data, augmentation, first weights, teacher and loss to the engine.
 
     Attributes:
-        config: with the data's number of classes, and what is held out of them, where that was left open.
-        notes: lines that say what was found.
-        problems: lines about what is not as it should be in the data.
+        config: the config, completed with the data's number of classes and the holdout, if these were left open.
+        notes: lines about the data that were found.
+        problems: lines about problems in the data.
 
     Raises:
-        XCiTError: before anything is read or downloaded if the config names what does not exist; then if the data are
-            missing, or have other classes than the model, or weights can't be had or do not fit.
+        XCiTError: if the config names something that does not exist (before anything is read or downloaded), if the
+            data are missing or have other classes than the model, or if weights can't be loaded or do not fit.
     """
 
     watch = "top1"
@@ -212,7 +201,11 @@ class ClassificationTask(TaskWithLoader):
         check_initialize(config.initialize, config.model)
         check_teacher(config.distillation, config.preprocessing, config.model.num_classes)
         opened = open_data(
-            config.data, val_data=config.val_data, holdout=config.holdout, num_classes=config.model.num_classes
+            config.data,
+            val_data=config.val_data,
+            holdout=config.holdout,
+            num_classes=config.model.num_classes,
+            class_map=config.class_map,
         )
         train, self.watched = opened.train, opened.watched
         self.notes, self.problems = opened.notes, opened.problems
@@ -221,8 +214,8 @@ class ClassificationTask(TaskWithLoader):
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
         initialize(model, config.initialize)
-        self.model: nn.Module = model
-        # Not a part of the model: it is neither trained nor saved.
+        self.model: nn.Module = adapt(model, config.lora)
+        # The teacher is not a part of the model, because it is neither trained nor saved.
         self._teacher = (
             load_teacher(config.distillation, config.preprocessing, num_classes=num_classes, class_ids=train.class_ids)
             if config.distillation.teacher
@@ -238,11 +231,11 @@ class ClassificationTask(TaskWithLoader):
         self._mixing = _mixing(config.augmentation, num_classes, layout.part_size)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's parts (images (B, C, h, w), labels (B,)) of an epoch's batches."""
+        """Yields this process's parts (images (B, C, h, w), labels (B,)) of an epoch's batches."""
         return self._loader.batches(epoch, first_step)
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Cross-entropy against the mixed or smoothed labels; with a teacher its term too, and both on their own."""
+        """Returns the cross-entropy against the labels; with a teacher also its loss, and both parts separately."""
         images, targets = batch
         if self._mixing is not None:
             images, targets = self._mixing(images, targets)
@@ -259,20 +252,21 @@ class ClassificationTask(TaskWithLoader):
         }
 
     def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Of labels (B,), smoothed here, or of mixed labels (B, num_classes), which are smoothed already."""
+        """Returns the loss for labels (B,), smoothed here, or for mixed labels (B, num_classes), smoothed before."""
         smoothing = self.config.augmentation.label_smoothing if targets.ndim == 1 else 0.0
-        if not self.config.class_weights:
+        weights = class_weights_on(logits.device, self.config.class_weights)
+        if weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        num_classes = len(self.config.class_weights)
+        num_classes = len(weights)
         if targets.ndim == 1:
             targets = F.one_hot(targets, num_classes) * (1 - smoothing) + smoothing / num_classes
-        return weighted_cross_entropy(logits, targets, torch.tensor(self.config.class_weights, device=logits.device))
+        return weighted_cross_entropy(logits, targets, weights)
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Top-1, top-5 and loss on the images the run is watched by."""
-        report = evaluate_classification(
+        """Returns top-1, top-5 and loss on the validation images."""
+        return evaluate_classification(
             model,
             self.watched,
             self.config.preprocessing,
@@ -280,8 +274,7 @@ class ClassificationTask(TaskWithLoader):
             num_classes=self.config.model.num_classes,
             layout=layout,
             reduce=reduce,
-        )
-        return report.figures()
+        ).figures()
 
 
 def _mixing(

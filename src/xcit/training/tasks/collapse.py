@@ -1,4 +1,4 @@
-"""Collapse of a model that learns without labels: it says the same of all images. How it shows, and the warning."""
+"""Detects the collapse of a model that learns without labels: its output becomes the same for all images."""
 
 import math
 from collections import deque
@@ -8,27 +8,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _WINDOW = 50
-"""Steps over which the signs are averaged: a few may look like a collapse."""
+"""Steps over which the signs are averaged, because a few steps may look like a collapse."""
 
 _SMALLEST_SPREAD = 0.05
-"""A new network's features have some 0.3, those of a trained one more."""
+"""The features of a new network have a spread of about 0.3, and those of a trained one more."""
 
 _SMALLEST_DIVERGENCE = 0.01
-"""As a share of the largest entropy; in the paper's runs that collapse it goes to 0 (figure 7)."""
+"""A share of the largest entropy. In the paper's runs that collapse, the divergence goes to 0 (figure 7)."""
 
 
 def feature_spread(features: Tensor) -> Tensor:
-    """How far apart features (B, D) point, 0 (all alike) to 1 (in all directions alike).
+    """Returns how different the directions of features (B, D) are: 0 if all are equal, 1 if they are spread evenly.
 
-    The standard deviation over the images of each entry of the unit features, averaged over the entries, times sqrt(D)
-    (arXiv 2011.10566, section 4.1).
+    It is the standard deviation over the images of each entry of the unit features, averaged over the entries, times
+    sqrt(D) (arXiv 2011.10566, section 4.1).
     """
     unit = F.normalize(features, dim=-1)
     return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
 
 
 class CollapseWatch:
-    """Looks at every step, and warns once for each time that the signs of a collapse have come and stayed."""
+    """Watches every step, and warns once whenever the signs of a collapse have lasted for a while."""
 
     def __init__(self, num_outputs: int) -> None:
         self._largest_entropy = math.log(num_outputs)
@@ -36,7 +36,10 @@ class CollapseWatch:
         self._has_warned = False
 
     def look(self, step: int, losses: Mapping[str, float]) -> list[str]:
-        """Takes a step's "teacher_entropy" and "teacher_student_kl" (nats), and "feature_spread"; gives the warning."""
+        """Adds a step's "teacher_entropy" and "teacher_student_kl" (nats) and "feature_spread".
+
+        Returns warnings, if any.
+        """
         self._steps.append(losses)
         if len(self._steps) < _WINDOW:
             return []
@@ -49,7 +52,7 @@ class CollapseWatch:
         return sum(losses[name] for losses in self._steps) / len(self._steps)
 
     def _problem(self) -> str:
-        """What is wrong and what may help, "" if nothing is."""
+        """Returns what is wrong and what may help, or "" if nothing is wrong."""
         entropy, divergence, spread = map(self._mean, ("teacher_entropy", "teacher_student_kl", "feature_spread"))
         if divergence > _SMALLEST_DIVERGENCE * self._largest_entropy:
             if spread > _SMALLEST_SPREAD:

@@ -1,4 +1,4 @@
-"""What the backbone of a detector or segmenter starts from in training."""
+"""The first weights of the backbone of a detector or segmenter."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ _SHAPE = ("in_channels", "patch_size", "embed_dim", "depth", "num_heads", "mlp_r
 
 
 def take_backbone(model: Any, source: str) -> None:
-    """Gives a detector's or segmenter's backbone its first weights.
+    """Loads the first weights of the backbone of a detector or segmenter.
 
     Args:
-        model: with an `XCiTPyramid` as `backbone`, whose shape is `config.backbone`.
-        source: a name of the zoo or a file, of a classifier, a feature backbone, a detector or a segmenter.
+        model: has an `XCiTPyramid` as `backbone`, whose shape is `config.backbone`.
+        source: the name or file of a classifier, a feature backbone, a detector or a segmenter.
 
     Raises:
-        XCiTError: if it can't be had or read, or does not fit.
+        XCiTError: if the weights can't be loaded, or do not fit.
     """
     ours = model.config.backbone
     changes = Changes(stem_strides=ours.stem_strides or None)

@@ -1,4 +1,4 @@
-"""Detection and instance segmentation: losses, average precision, and the wiring of the data."""
+"""Detection and instance segmentation: losses, average precision, and the connection of the data to the engine."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
 from xcit.data.coco import CocoImages, open_coco
 from xcit.data.detection_transforms import (
@@ -17,39 +17,45 @@ from xcit.data.detection_transforms import (
     collate_detections,
     picture_pixels,
 )
-from xcit.data.loader import TrainLoader, prepare_worker
-from xcit.errors import XCiTError
-from xcit.inference.detect import detected_objects
+from xcit.data.loader import TrainLoader
+from xcit.errors import XCiTError, some_of
+from xcit.images.rows import ImageRows, rows_info
+from xcit.inference.detect import MAX_OBJECTS, detect_large, detected_objects
+from xcit.inference.full_size import FullSize, answer_each
+from xcit.inference.reading import Unreadable
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.modes import evaluating
+from xcit.streaming import Report
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.engine.task import Layout, Reduce
+from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.average_precision import NAMES, DetectionRow, Precision, average_precision
 from xcit.training.tasks.base import TaskWithLoader, check_class_weights, loader_config, with_classes_of
 from xcit.training.tasks.dense_backbone import take_backbone
+from xcit.training.tasks.evaluation import none_readable, one_by_one
 from xcit.training.tasks.sources import find_source
 
 if TYPE_CHECKING:
     from xcit.models.detection.mask_rcnn import MaskRCNN
+    from xcit.models.detection.roi_heads import Detections
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionConfig:
-    """A whole detection run.
+    """The config of a detection run.
 
     Attributes:
-        name: of the recipe or run, which the exported model keeps.
-        task: says in a file that this is such a config.
-        model: its shape, and how images are prepared to measure it; `num_classes` 0 means as many as the data have.
+        name: name of the recipe or run; the exported model keeps it.
+        task: identifies the kind of config in a file.
+        model: shape of the model, and the preprocessing in evaluation; `num_classes` 0 means the data's number.
         data: a folder or JSON file in COCO's format, see `open_coco`.
-        backbone_weights: what the backbone starts from: a name of the zoo or a file, of a classifier, a feature
-            backbone, a detector or a segmenter; "" is random weights.
-        train_on_empty: whether images without objects are trained on; published models were not.
-        ignore_exif: whether boxes were drawn on the pixels as they are stored, not as a viewer turns them.
-        class_weights: what a region of a class counts in the classifier's loss, a number a class, where one of the
-            background counts 1; none counts all the same. Boxes and masks, and the proposals, have none.
-        augmentation: of training images.
-        optimizer: AdamW's numbers.
+        backbone_weights: first weights of the backbone: the name or file of a classifier, a feature backbone, a
+            detector or a segmenter; "" for random weights.
+        train_on_empty: whether to train on images without objects; the published models did not.
+        ignore_exif: whether the boxes refer to the stored pixels, and not to the image as a viewer rotates it.
+        class_weights: weight of each class in the loss of the box classifier, one number per class; the background has
+            weight 1. If empty, all classes have the same weight. Boxes, masks and proposals have no class weights.
+        augmentation: augmentation of training images.
+        optimizer: settings of AdamW.
         schedule: epochs and learning rate.
         run: how to compute.
     """
@@ -73,12 +79,12 @@ class DetectionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionReport:
-    """Figures of a detector on annotated images.
+    """Results of a detector on annotated images.
 
     Attributes:
-        num_images: images that were measured.
+        num_images: number of images that were measured.
         precision: the twelve numbers of boxes and of masks.
-        unreadable: a line for each image that could not be read, and so was not measured; this process's.
+        unreadable: one line for each image that this process could not read, and so did not measure.
     """
 
     num_images: int
@@ -86,7 +92,7 @@ class DetectionReport:
     unreadable: tuple[str, ...]
 
     def figures(self) -> dict[str, float]:
-        """AP, AP50 and AP75 of boxes and of masks, by name."""
+        """Returns AP, AP50 and AP75 of boxes and of masks, by name."""
         return {
             f"{kind}_{name}": value
             for kind, values in (("box", self.precision.boxes), ("mask", self.precision.masks))
@@ -95,7 +101,7 @@ class DetectionReport:
 
 
 class _MeasuredImages(Dataset[tuple[int, Tensor | None, str]]):
-    """An image's index, its pixels uint8 (C, h, w), and ""; or nothing and why."""
+    """Items are (index, pixels uint8 (C, h, w), ""), or (index, None, reason) if the image can't be read."""
 
     def __init__(self, images: CocoImages, num_channels: int) -> None:
         self.images, self.num_channels = images, num_channels
@@ -116,62 +122,93 @@ def evaluate_detection(
     images: CocoImages,
     *,
     num_workers: int = 0,
-    layout: Layout | None = None,
+    layout: Layout = ALONE,
+    full_size: FullSize | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> DetectionReport:
     """Measures a detector on annotated images, one at a time, each counted once.
 
     Args:
-        model: a detector; it is put in evaluation mode for the time.
-        images: what to measure on; its classes are found among the model's by name, in their order where the model's
-            have no names.
-        num_workers: processes that read images; 0 reads them in this one.
-        layout: which of several processes this is; each takes its share of the images, and gets the figures of all.
+        model: a detector. It is in evaluation mode while it is measured.
+        images: the images to measure on. Their classes are matched with the model's by name, or by order if the model's
+            classes have no names.
+        num_workers: number of processes that read images; with 0 this process reads them.
+        layout: which of several processes this is; each measures its share of the images, and gets the results for all.
+        full_size: take images at their own size, in stripes; None scales them as the model's config says.
         report: called with 1 after each image.
 
     Raises:
-        XCiTError: if the model lacks a class of the images, or not one image could be read.
+        XCiTError: if the model lacks a class of the images, or no image could be read.
     """
     from xcit.models.detection.mask_rcnn import MaskRCNN
 
     assert isinstance(model, MaskRCNN)
     category_of = match_categories(model, images)
-    world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
-    measured = _MeasuredImages(images, model.config.backbone.in_channels)
-    loader: DataLoader[Any] = DataLoader(
-        Subset(measured, range(rank, len(measured), world_size)),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=num_workers,
-        worker_init_fn=prepare_worker,
+    results = (
+        _found_whole(model, images, layout, full_size) if full_size else _found(model, images, layout, num_workers)
     )
     rows, seen, unreadable = list[DetectionRow](), list[int](), list[str]()
     with evaluating(model):
-        for index, pixels, reason in loader:
-            if reason:
-                unreadable.append(reason)
+        for index, detections in results:
+            if isinstance(detections, str):
+                unreadable.append(detections)
             else:
                 seen.append(index)
-                for found in detected_objects(model.detect(pixels), images.images[index].size):
+                for found in detected_objects(detections, images.images[index].size):
                     if found.label in category_of:
                         rows.append(DetectionRow(index, category_of[found.label], found.score, found.box, found.mask))
             report(1)
-    if world_size > 1:
-        shares: list[Any] = [None] * world_size
+    if layout.world_size > 1:
+        shares: list[Any] = [None] * layout.world_size
         torch.distributed.all_gather_object(shares, (rows, seen))
         rows = [row for share, _ in shares for row in share]
         seen = [index for _, share in shares for index in share]
     if not seen:
-        first = f"; the first: {unreadable[0]}" if unreadable else ""
-        raise XCiTError(f"none of the {len(images)} images could be read{first}")
-    # In the images' order, whoever measured them: equal scores then rank alike for any number of processes.
+        raise none_readable(len(images), "images", unreadable)
+    # Sorted by image, so that equal scores have the same rank for any number of processes.
     rows.sort(key=lambda row: row.image)
     precision = average_precision(images, sorted(seen), rows)
     return DetectionReport(num_images=len(seen), precision=precision, unreadable=tuple(unreadable))
 
 
+def _found(
+    model: "MaskRCNN", images: CocoImages, layout: Layout, num_workers: int
+) -> Iterator[tuple[int, "Detections | str"]]:
+    """Yields the objects of each image of this process's share at the model's size, or why it can't be read."""
+    measured = _MeasuredImages(images, model.config.backbone.in_channels)
+    for index, pixels, reason in one_by_one(measured, len(images), layout, num_workers):
+        yield index, reason or model.detect(pixels)
+
+
+def _found_whole(
+    model: "MaskRCNN", images: CocoImages, layout: Layout, full_size: FullSize
+) -> Iterator[tuple[int, "Detections | str"]]:
+    """Yields the objects of each image of this process's share at its own size, or why it can't be read."""
+    from xcit.models.detection.roi_heads import MIN_SCORE
+
+    for index in layout.share(len(images)):
+        image = images.images[index]
+
+        def answer(rows: ImageRows, size: tuple[int, int] = image.size) -> tuple["Detections", Report]:
+            if (rows.height, rows.width) != size:
+                raise XCiTError(
+                    f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, but {size[1]} x {size[0]} in "
+                    f"{images.source}: its objects can't be where they are said to be"
+                )
+            return detect_large(rows, model, min_score=MIN_SCORE, max_objects=MAX_OBJECTS, full_size=full_size)
+
+        try:
+            # Pictures as they are stored are decoded whole: no reader by rows turns any.
+            source = images.read(index) if images.ignore_exif else image.path
+        except XCiTError as error:
+            yield index, str(error)
+            continue
+        ((_, found),) = answer_each([source], full_size, answer)
+        yield index, found.reason if isinstance(found, Unreadable) else found
+
+
 def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
-    """The data set's category id of each of a model's labels, counted from 1, that it has.
+    """Maps a model's labels, counted from 1, to the data set's category ids; labels without a category are left out.
 
     Raises:
         XCiTError: if the model lacks a class of the data set.
@@ -185,29 +222,24 @@ def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
         return dict(enumerate(images.category_ids, start=1))
     label_of = {name: label for label, name in enumerate(names, start=1)}
     if lacking := [name for name in images.class_names if name not in label_of]:
-        more = ", ..." if len(lacking) > 3 else ""
         raise XCiTError(
             f"{images.source} has {len(images.class_names)} classes, and the model's {len(names)} do not include "
-            f"{', '.join(map(repr, lacking[:3]))}{more}"
+            f"{some_of(map(repr, lacking))}"
         )
     return {label_of[name]: number for name, number in zip(images.class_names, images.category_ids, strict=True)}
 
 
-def _as_it_is(sample: Any) -> Any:
-    return sample
-
-
 class DetectionTask(TaskWithLoader):
-    """Wires a config's data, augmentation, first weights and losses to the engine.
+    """Connects a config's data, augmentation, first weights and losses to the engine.
 
     Attributes:
-        config: with the data's number of classes where it was left open.
-        notes: lines that say what was found.
-        problems: a line a kind of entry of the data that is not as it should be.
+        config: the config, completed with the data's number of classes if that was left open.
+        notes: lines about the data that were found.
+        problems: one line for each kind of problem in the data.
 
     Raises:
-        XCiTError: if the data are missing, or the two splits have different classes, or weights can't be had or do not
-            fit.
+        XCiTError: if the data are missing, if the two splits have different classes, or if weights can't be loaded or
+            do not fit.
     """
 
     watch = "box_AP"
@@ -217,7 +249,7 @@ class DetectionTask(TaskWithLoader):
 
         layout = layout or Layout(batch_size=config.run.batch_size)
         if not config.data:
-            raise XCiTError(f"{config.name} has no data of its own: set data to a folder in COCO's form")
+            raise XCiTError(f"{config.name} has no data of its own: set data to a folder in COCO's format")
         if config.backbone_weights:
             find_source(config.backbone_weights, "backbone_weights")
         train, self.watched = (
@@ -251,11 +283,11 @@ class DetectionTask(TaskWithLoader):
         )
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[list[Tensor]]]:
-        """This process's parts of an epoch's batches: lists of images, boxes, labels and masks."""
+        """Yields this process's parts of an epoch's batches: lists of images, boxes, labels and masks."""
         return (parts for parts, _ in self._loader.batches(epoch, first_step))
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """The sum of the five losses, and each on its own."""
+        """Returns the sum of the five losses, and each of them."""
         images, *objects = batch
         targets = [
             {"boxes": boxes, "labels": labels, "masks": masks} for boxes, labels, masks in zip(*objects, strict=True)
@@ -265,8 +297,7 @@ class DetectionTask(TaskWithLoader):
         return {"loss": total, **{name: loss.detach() for name, loss in losses.items()}}
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """AP, AP50 and AP75 of boxes and masks on the validation images."""
-        report = evaluate_detection(model, self.watched, num_workers=self.config.run.num_workers, layout=layout)
-        return report.figures()
+        """Returns AP, AP50 and AP75 of boxes and masks on the validation images."""
+        return evaluate_detection(model, self.watched, num_workers=self.config.run.num_workers, layout=layout).figures()

@@ -1,4 +1,7 @@
-"""DINO pre-training (arXiv 2104.14294): a student learns to say of any crop what its own average says of another."""
+"""DINO pre-training (arXiv 2104.14294): from one crop, the student learns to predict the teacher's output for another.
+
+The teacher's weights are an average of the student's.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +23,7 @@ from xcit.models.dino import DINO, NUM_GLOBAL, DINOHeadConfig
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.optimizer import cosine
-from xcit.training.engine.task import Layout, Reduce
+from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.base import TaskWithLoader, loader_config
 from xcit.training.tasks.collapse import CollapseWatch, feature_spread
 from xcit.training.tasks.labelled_data import evaluation_batches_of
@@ -29,16 +32,16 @@ from xcit.zoo import save_model
 
 @dataclass(frozen=True, kw_only=True)
 class TeachingConfig:
-    """How the student is taught; the defaults are the published ones.
+    """How the student is taught; the defaults are the published values.
 
     Attributes:
-        student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's; a lower one makes surer targets.
-        first_teacher_temperature: where its warm-up begins.
-        warmup_epochs: of the teacher's temperature, which rises in equal steps from epoch to epoch; 0 is none.
-        teacher_momentum: share of itself that the teacher keeps at the first step; it rises to 1 by half a cosine.
-        center_momentum: likewise of the centre, at every step.
-        freeze_last_layer: epochs in which the student's last layer stays as it is.
+        student_temperature: temperature of the student's softmax.
+        teacher_temperature: temperature of the teacher's softmax; a lower one gives sharper targets.
+        first_teacher_temperature: the teacher's temperature at the start of its warm-up.
+        warmup_epochs: epochs in which the teacher's temperature rises in equal steps; 0 means no warm-up.
+        teacher_momentum: share of itself that the teacher keeps at the first step; it rises to 1 along half a cosine.
+        center_momentum: share of itself that the centre keeps at every step.
+        freeze_last_layer: number of epochs in which the student's last layer is frozen.
     """
 
     student_temperature: float = 0.1
@@ -62,32 +65,32 @@ class TeachingConfig:
             need(name, getattr(self, name) >= 0, "0 or more")
 
     def temperature(self, epoch: int) -> float:
-        """The teacher's, in an epoch counted from 0."""
+        """Returns the teacher's temperature in an epoch, counted from 0."""
         if epoch >= self.warmup_epochs:
             return self.teacher_temperature
         share = epoch / (self.warmup_epochs - 1) if epoch else 0.0
         return self.first_teacher_temperature + share * (self.teacher_temperature - self.first_teacher_temperature)
 
     def momentum(self, step: int, num_steps: int) -> float:
-        """The teacher's, at a step of a run, counted from 0."""
+        """Returns the teacher's momentum at a step of the run, counted from 0."""
         return cosine(self.teacher_momentum, 1.0, step / num_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DINOConfig:
-    """A whole DINO run.
+    """The config of a DINO run.
 
     Attributes:
-        name: of the recipe or run, which the exported backbone keeps.
-        task: says in a file that this is such a config.
-        model: shape of the backbone, without a classifier; its stochastic depth is the student's.
-        preprocessing: size and normalisation of the global crops, and all of it for the exported backbone.
+        name: name of the recipe or run; the exported backbone keeps it.
+        task: identifies the kind of config in a file.
+        model: shape of the backbone, without a classifier; its stochastic depth is used in the student only.
+        preprocessing: of the exported backbone's images; the global crops use only its size and normalisation.
         data: images without labels, see `open_unlabelled_images`.
-        num_watched: training images, a fixed draw, by whose features the run is watched after an epoch.
+        num_watched: number of training images (a fixed selection) whose features are evaluated after each epoch.
         head: the projection head.
-        crops: how many, how large, and what happens to them.
+        crops: number, size and augmentation of the crops.
         dino: temperatures and momenta.
-        optimizer: AdamW's numbers.
+        optimizer: settings of AdamW.
         schedule: epochs and learning rate.
         run: how to compute.
     """
@@ -120,12 +123,12 @@ class DINOConfig:
 
 
 def teacher_probabilities(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """Targets (2*B, K) from the teacher's logits (2*B, K) and the centre (1, K): centred, then sharpened."""
+    """Returns targets (2*B, K) from the teacher's logits (2*B, K) and the centre (1, K), by centring and sharpening."""
     return ((logits - center) / temperature).softmax(dim=-1).detach()
 
 
 def dino_loss(student_logits: Tensor, targets: Tensor, *, num_crops: int, student_temperature: float) -> Tensor:
-    """Cross-entropy of the student's views against the teacher's, but for the same view: the mean over all such pairs.
+    """Cross-entropy of the student's crops against the teacher's, averaged over all pairs of different crops.
 
     loss = mean over (g, v), g != v, of the batch's mean of -sum(targets[g] * log softmax(student[v] / temperature)).
 
@@ -133,7 +136,7 @@ def dino_loss(student_logits: Tensor, targets: Tensor, *, num_crops: int, studen
         student_logits: (V*B, K), the global crops first.
         targets: (2*B, K), of the same global crops.
         num_crops: V.
-        student_temperature: of the student's softmax.
+        student_temperature: temperature of the student's softmax.
     """
     views = (student_logits / student_temperature).log_softmax(dim=-1).chunk(num_crops)
     terms = [
@@ -146,15 +149,15 @@ def dino_loss(student_logits: Tensor, targets: Tensor, *, num_crops: int, studen
 
 
 class DINOTask(TaskWithLoader):
-    """Wires a config's data, crops, student, teacher and centre to the engine.
+    """Connects a config's data, crops, student, teacher and centre to the engine.
 
     Attributes:
-        config: as it was given.
-        notes: lines that say what was found.
-        problems: lines about what is not as it should be in the data.
+        config: the config as given.
+        notes: lines about the data that were found.
+        problems: lines about problems in the data.
 
     Raises:
-        XCiTError: if the data are missing, or a field does not fit the others.
+        XCiTError: if the data are missing, or fields contradict each other.
     """
 
     watch = ""
@@ -170,7 +173,7 @@ class DINOTask(TaskWithLoader):
         self.config = config
         torch.manual_seed(config.run.seed)
         self.model: nn.Module = DINO(config.model, config.head)
-        # A fixed draw, whatever the seed of the run, so that runs can be compared.
+        # The selection does not depend on the run's seed, so that runs can be compared.
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         self._watched = ImageSubset(images, order[: config.num_watched].tolist())
         self._loader: TrainLoader[list[Tensor]] = TrainLoader(
@@ -180,22 +183,22 @@ class DINOTask(TaskWithLoader):
         )
         self._batch_size = layout.batch_size
         self._epoch = 0
-        # Of the teacher's logits over this process's parts of a step.
+        # Sum of the teacher's logits over this process's parts of a step.
         self._logits_sum: Tensor | None = None
         self._collapse = CollapseWatch(num_outputs=config.head.out_dim)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
-        """This process's parts of an epoch's batches: a list of crops (B, C, h, w), the two global ones first."""
+        """Yields this process's parts of an epoch's batches: lists of crops (B, C, h, w), the two global ones first."""
         return (crops for crops, _ in self._loader.batches(epoch, first_step))
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> None:
-        """Puts the teacher back into training mode: its batch norms see the batch, as the student's do."""
+        """Sets the teacher to training mode: its batch norms use the batch's statistics, as the student's do."""
         assert isinstance(model, DINO)
         model.teacher.train()
         self._epoch = epoch
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """The loss; and of the same crops the teacher's entropy, its divergence from the student, and its spread."""
+        """Returns the loss, the teacher's entropy, its divergence from the student, and the spread of its features."""
         output = model(batch)
         settings = self.config.dino
         targets = teacher_probabilities(output.teacher_logits, output.center, settings.temperature(self._epoch))
@@ -208,13 +211,13 @@ class DINOTask(TaskWithLoader):
         return {
             "loss": loss,
             "teacher_entropy": entropy,
-            # A cross-entropy is the entropy and the divergence; every target is in as many pairs.
+            # A cross-entropy is the sum of entropy and divergence; every target occurs in the same number of pairs.
             "teacher_student_kl": loss.detach() - entropy,
             "feature_spread": feature_spread(output.teacher_features.float()),
         }
 
     def before_update(self, model: nn.Module, step: int) -> None:
-        """Holds the last layer in the first epochs: no gradient, so neither a step nor weight decay."""
+        """Freezes the last layer in the first epochs: without a gradient there is no step and no weight decay."""
         assert isinstance(model, DINO)
         if step < self.config.dino.freeze_last_layer * self.num_steps:
             for parameter in model.student.head.last_layer.parameters():
@@ -222,7 +225,7 @@ class DINOTask(TaskWithLoader):
 
     @torch.no_grad()
     def after_update(self, model: nn.Module, step: int, reduce: Reduce) -> None:
-        """Moves the teacher's parameters after the student's, and the centre after the logits of the whole batch."""
+        """Moves the teacher's parameters towards the student's, and the centre towards the mean logits of the batch."""
         assert isinstance(model, DINO) and self._logits_sum is not None
         settings = self.config.dino
         momentum = settings.momentum(step, self.config.schedule.epochs * self.num_steps)
@@ -233,13 +236,13 @@ class DINOTask(TaskWithLoader):
         self._logits_sum = None
 
     def concerns(self, step: int, losses: dict[str, float]) -> Sequence[str]:
-        """A warning when the features collapse."""
+        """Returns a warning when the features collapse."""
         return self._collapse.look(step, losses)
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Of the teacher in evaluation mode on whole training images: spread of the features, and entropy (nats)."""
+        """Returns the spread of the teacher's features, and its entropy (nats), on whole training images."""
         assert isinstance(model, DINO)
         device = model.center.device
         batches = evaluation_batches_of(
@@ -251,7 +254,7 @@ class DINOTask(TaskWithLoader):
         )
         temperature = self.config.dino.temperature(self._epoch)
         embed_dim = self.config.model.embed_dim
-        # Sums over the images: of the unit features' entries, of their squares, of the entropies, and of 1.
+        # Sums over the images: of the unit features, of their squares, of the entropies, and the number of images.
         sums = torch.zeros(2 * embed_dim + 2, dtype=torch.float64, device=device)
         with evaluating(model.teacher), torch.inference_mode():
             for images, _, _ in batches:
@@ -271,7 +274,7 @@ class DINOTask(TaskWithLoader):
         }
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """The teacher's backbone with its shape and preprocessing in one safetensors file."""
+        """Writes the teacher's backbone with its shape and preprocessing to one safetensors file."""
         assert isinstance(model, DINO)
         backbone = XCiT(replace(self.config.model, drop_path_rate=0.0))
         backbone.load_state_dict(model.teacher.backbone.state_dict())
@@ -280,5 +283,5 @@ class DINOTask(TaskWithLoader):
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    """Entropies (B,) in nats of distributions (B, K)."""
+    """Returns the entropies (B,) in nats of distributions (B, K)."""
     return torch.special.entr(probabilities).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Knowledge distillation: a trained model whose predictions are a second target beside the labels."""
+"""Knowledge distillation: the predictions of a trained model are a second target beside the labels."""
 
 import difflib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit.data.samples import numbered_classes
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field, some_of
 from xcit.images.preprocess import IMAGENET_MEAN, Preprocessing
 from xcit.training.tasks.sources import find_source
 from xcit.zoo import get_xcit
@@ -24,15 +24,16 @@ _TIMM = "timm/"
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """A teacher, and how much of the loss is its own: loss = (1 - alpha) * label_loss + alpha * teacher_loss.
+    """A teacher, and its share of the loss: loss = (1 - alpha) * label_loss + alpha * teacher_loss.
 
     Attributes:
-        teacher: "timm/<model>" with timm's pretrained weights, or an XCiT by its checkpoint's name or file; "" is none.
-        kind: "hard" is cross-entropy against the teacher's first class (DeiT, arXiv 2012.12877, section 4); "soft" is
-            the divergence from the teacher's probabilities, both at `temperature` T, times T^2 (arXiv 1503.02531), and
-            as in the authors' code its mean over images and classes: a K-th of what it is for an image of K classes.
-        alpha: the teacher's share, 0..1.
-        temperature: of "soft"; the authors' code takes 1 where nothing else is said, DeiT's comparison took 3.
+        teacher: "timm/<model>" for timm's pretrained weights, or the name or file of an XCiT; "" for no teacher.
+        kind: "hard" is the cross-entropy against the teacher's first class (DeiT, arXiv 2012.12877, section 4). "soft"
+            is the divergence from the teacher's probabilities, both at `temperature` T, times T^2 (arXiv 1503.02531).
+            As in the authors' code it is averaged over images and classes, so with K classes it is 1/K of the usual
+            sum.
+        alpha: the teacher's share of the loss, 0..1.
+        temperature: temperature of "soft". The default in the authors' code is 1; DeiT's comparison used 3.
     """
 
     teacher: str = ""
@@ -41,22 +42,20 @@ class DistillationConfig:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise XCiTError(f"DistillationConfig: alpha is {self.alpha}, must be in 0..1")
-        if not 0 < self.temperature < float("inf"):
-            raise XCiTError(f"DistillationConfig: temperature is {self.temperature}, must be above 0")
+        check_field(self, "alpha", 0 <= self.alpha <= 1, "in 0..1")
+        check_field(self, "temperature", 0 < self.temperature < float("inf"), "above 0")
 
 
 class Teacher:
-    """A trained classifier in evaluation mode; no gradient goes into it.
+    """A trained classifier in evaluation mode, without gradients.
 
-    It sees the very images that the student sees, mixed ones too, in its own normalisation.
+    It gets the same images as the student, including mixed ones, in its own normalisation.
     """
 
     def __init__(
         self, model: nn.Module, config: DistillationConfig, *, own: Preprocessing, given: Preprocessing
     ) -> None:
-        """Takes the model's own preprocessing, and that of the images it is given; their mean and std count."""
+        """Takes the preprocessing of the model and that of the images; only their mean and std are used."""
         self.model, self.config = model.eval().requires_grad_(False), config
         own_mean, own_std, mean, std = (
             torch.tensor(numbers)[:, None, None] for numbers in (own.mean, own.std, given.mean, given.std)
@@ -66,7 +65,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes), float32, of images (B, C, h, w) in the student's normalisation."""
+        """Returns logits (B, num_classes), float32, of images (B, C, h, w) in the student's normalisation."""
         if self._scale.device != images.device:
             self.model.to(images.device)
             self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
@@ -76,7 +75,7 @@ class Teacher:
         return logits.float()
 
     def loss(self, images: Tensor, logits: Tensor) -> Tensor:
-        """The teacher's term, a scalar, of the student's logits (B, num_classes) for images (B, C, h, w)."""
+        """Returns the teacher's loss, a scalar, for the student's logits (B, num_classes) of images (B, C, h, w)."""
         target, logits = self.logits(images), logits.float()
         if self.config.kind == "hard":
             return F.cross_entropy(logits, target.argmax(dim=1))
@@ -86,15 +85,15 @@ class Teacher:
 
 
 def check_teacher(config: DistillationConfig, spec: Preprocessing, num_classes: int) -> None:
-    """Finds what is wrong before anything is read or downloaded.
+    """Checks a teacher before anything is read or downloaded.
 
     Args:
-        config: without a teacher nothing is wrong.
+        config: its teacher may be empty.
         spec: the run's preprocessing.
-        num_classes: of the run; 0 while it is not known.
+        num_classes: the run's number of classes; 0 if it is not known yet.
 
     Raises:
-        XCiTError: if there is no such teacher, or it is known to have other classes or channels.
+        XCiTError: if there is no such teacher, or if it is known to have other classes or channels.
     """
     if not config.teacher:
         return
@@ -114,17 +113,16 @@ def check_teacher(config: DistillationConfig, spec: Preprocessing, num_classes: 
 def load_teacher(
     config: DistillationConfig, spec: Preprocessing, *, num_classes: int, class_ids: Sequence[str] = ()
 ) -> Teacher:
-    """Loads the teacher, downloaded first if it is not on this machine.
+    """Loads the teacher; it is downloaded first if necessary.
 
     Args:
-        config: which, and how it teaches.
+        config: names the teacher, and says how it teaches.
         spec: the run's preprocessing.
-        num_classes: of the run.
-        class_ids: the data's names of the classes in the order of the labels, where they are known; mere numbers tell
-            nothing.
+        num_classes: the run's number of classes.
+        class_ids: the data's class names in the order of the labels, if known; names that are just numbers are ignored.
 
     Raises:
-        XCiTError: if it can't be had, takes no such images, or has other classes.
+        XCiTError: if the teacher can't be loaded, does not accept the images, or has other classes.
     """
     check_teacher(config, spec, num_classes)
     if _is_timms(config.teacher):
@@ -135,7 +133,7 @@ def load_teacher(
     if names and class_ids and tuple(class_ids) not in (*names, numbered_classes(num_classes)):
         raise XCiTError(
             f"distillation.teacher: {config.teacher} knows other classes than the data, or in another order: "
-            f"{_shown(names[0])}, the data {_shown(class_ids)}"
+            f"{some_of(map(repr, names[0]))}, the data {some_of(map(repr, class_ids))}"
         )
     teacher = Teacher(model, config, own=own, given=spec)
     size = spec.image_size
@@ -148,19 +146,19 @@ def load_teacher(
         ) from None
     if shape != (1, num_classes):
         raise XCiTError(
-            f"distillation.teacher: {config.teacher} gives {shape[-1]} numbers an image, the data have {num_classes} "
+            f"distillation.teacher: {config.teacher} gives {shape[-1]} numbers per image, the data have {num_classes} "
             "classes"
         )
     return teacher
 
 
 _Loaded = tuple[nn.Module, Preprocessing, list[tuple[str, ...]]]
-"""A teacher, its own preprocessing, and its classes' names in each form that is known."""
+"""A teacher, its own preprocessing, and every known list of names for its classes."""
 
 
 def _load_xcit(source: str, spec: Preprocessing) -> _Loaded:
     model = get_xcit(source, pretrained=True)
-    if model.info is None:  # a file that says nothing; the published ones are all in ImageNet's normalisation
+    if model.info is None:  # the file has no preprocessing; all published XCiTs use ImageNet's
         return model, Preprocessing() if model.config.in_channels == len(IMAGENET_MEAN) else spec, []
     return model, model.info.preprocessing, [names for names in (model.info.class_ids, model.info.class_names) if names]
 
@@ -170,24 +168,24 @@ def _load_timms(source: str) -> _Loaded:
 
     try:
         model = timm.create_model(source.removeprefix(_TIMM), pretrained=True)
-    except Exception as error:  # timm's own, the Hub's, and those of its HTTP library, which differs between versions
+    except Exception as error:  # errors of timm, the Hub or its HTTP library, which depends on the version
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise XCiTError(f"distillation.teacher: {source} can't be had: {reason}") from error
+        raise XCiTError(f"distillation.teacher: {source} can't be loaded: {reason}") from error
     known = _timm_config(source)
     names = tuple(known.label_names or ())
     return model, Preprocessing(mean=tuple(known.mean), std=tuple(known.std)), [names] if names else []
 
 
 def _is_timms(teacher: str) -> bool:
-    """Whether timm is to be asked; the zoo has timm's XCiTs under timm's names, and more places to get them from."""
+    """Whether to load the model through timm. timm's XCiTs are also in our zoo, which has more sources for them."""
     return teacher.startswith(_TIMM) and not is_known(teacher)
 
 
 def _timm_config(teacher: str) -> "PretrainedCfg":
-    """What timm knows of a pretrained model before it is loaded.
+    """Returns what timm knows about a pretrained model before it is loaded.
 
     Raises:
-        XCiTError: if timm has no such model; the nearest is suggested.
+        XCiTError: if timm has no such model; the message suggests the nearest name.
     """
     import timm
 
@@ -206,7 +204,3 @@ def _check_channels(teacher: str, channels: int, spec: Preprocessing) -> None:
         raise XCiTError(
             f"distillation.teacher: {teacher} takes images of {channels} channels, this run's have {len(spec.mean)}"
         )
-
-
-def _shown(names: Sequence[str]) -> str:
-    return f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}"

@@ -1,15 +1,16 @@
-"""What a model starts from: other weights, the stem of another model, and the stages that stay as they are."""
+"""First weights of a model: other weights, the stem of another model, and the stages that are frozen."""
 
 import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
 from xcit.training.tasks.sources import find_source
-from xcit.zoo import load_as, load_file, load_record
+from xcit.zoo import load_as, load_record
+from xcit.zoo.load import read_source
+from xcit.zoo.stored import load_classifier
 
 _SHAPE = (
     "in_channels",
@@ -22,22 +23,22 @@ _SHAPE = (
     "cls_depth",
     "tokens_norm",
 )
-"""Fields in which a model and its first weights must agree: all but the head's and those that set no weight's shape."""
+"""Fields that must agree between a model and its first weights. Only these change shapes, apart from the head's."""
 
 _STEM_SHAPE = ("in_channels", "patch_size", "embed_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitializeConfig:
-    """What a model starts from, where that is not random weights.
+    """First weights of a model, if they are not random.
 
     Attributes:
-        weights: a checkpoint's name, a file or a URL, in any published format. All is taken over but a head of another
-            number of classes, which stays new.
-        stem: a trained model of the same width and patch size, by name or file. Its stem is copied and frozen
-            (patch-stem surgery), which the authors did to keep the largest models stable.
+        weights: a checkpoint's name, a file or a URL, in any published format. A head with another number of classes is
+            not loaded, and stays random.
+        stem: the name or file of a trained model of the same width and patch size. Its stem is copied and frozen
+            (patch-stem surgery), which the authors needed to keep the largest models stable.
         freeze: stages that are not trained: "stem", "position", "blocks.0", ..., "cls_token", "cls_blocks.0", ...,
-            "norm", "head"; "blocks.0-5" is six of them. The statistics of their batch norms stay too.
+            "norm", "head"; "blocks.0-5" means six of them. The statistics of their batch norms are frozen too.
     """
 
     weights: str = ""
@@ -45,18 +46,18 @@ class InitializeConfig:
     freeze: tuple[str, ...] = ()
 
     def frozen_only(self) -> "InitializeConfig":
-        """The same stages frozen, without other weights: for a run that goes on from a checkpoint of its own."""
+        """Returns a config that freezes the same stages and loads no weights, for a run that is resumed."""
         stem = ("stem",) if self.stem and "stem" not in self.freeze else ()
         return InitializeConfig(freeze=(*self.freeze, *stem))
 
 
 def check_initialize(config: InitializeConfig, model: XCiTConfig) -> None:
-    """Finds what is wrong before anything is read or downloaded.
+    """Checks a config before anything is read or downloaded.
 
     Raises:
         XCiTError: if a source does not exist or is known not to fit, or a stage does not exist.
     """
-    if config.weights and "://" not in config.weights:
+    if config.weights:
         record = find_source(config.weights, "initialize.weights")
         if record is not None:
             _check_shape(record.config, model, _SHAPE, f"initialize.weights: {record.name}")
@@ -68,10 +69,10 @@ def check_initialize(config: InitializeConfig, model: XCiTConfig) -> None:
 
 
 def initialize(model: XCiT, config: InitializeConfig) -> None:
-    """Gives a new model its first weights, and freezes what is to stay: `requires_grad` is false there.
+    """Loads the first weights of a new model, and sets `requires_grad` to false in the frozen stages.
 
     Raises:
-        XCiTError: if weights can't be had or read, or do not fit; and what `check_initialize` raises.
+        XCiTError: if weights can't be loaded, or do not fit; also what `check_initialize` raises.
     """
     frozen = _stages_to_freeze(config, model.config)
     if config.weights:
@@ -84,7 +85,7 @@ def initialize(model: XCiT, config: InitializeConfig) -> None:
 
 
 def _take_weights(model: XCiT, source: str) -> None:
-    record = None if "://" in source else find_source(source, "initialize.weights")
+    record = find_source(source, "initialize.weights")
     found = load_as(model.config, source, num_classes=model.num_classes) if record is None else load_record(record)
     state = found.state_dict()
     if found.num_classes != model.num_classes:
@@ -94,7 +95,7 @@ def _take_weights(model: XCiT, source: str) -> None:
 
 def _take_stem(model: XCiT, source: str) -> None:
     record = find_source(source, "initialize.stem")
-    found = load_record(record) if record is not None else load_file(Path(source))
+    found = load_record(record) if record is not None else load_classifier(read_source(source, None))
     _check_shape(found.config, model.config, _STEM_SHAPE, f"initialize.stem: {source}")
     model.stem.load_state_dict(found.stem.state_dict())
 
@@ -102,7 +103,7 @@ def _take_stem(model: XCiT, source: str) -> None:
 def _check_shape(found: XCiTConfig, model: XCiTConfig, fields: Sequence[str], what: str) -> None:
     for field in fields:
         theirs, ours = getattr(found, field), getattr(model, field)
-        # Strides have no weights: a model whose config states its own takes them from one for other patches.
+        # Strides change no weights, so a model with its own stem strides can load weights for another patch size.
         if field == "patch_size" and model.stem_strides and len(found.strides) == len(model.strides):
             continue
         if theirs != ours:
@@ -110,10 +111,10 @@ def _check_shape(found: XCiTConfig, model: XCiTConfig, fields: Sequence[str], wh
 
 
 def _stages_to_freeze(config: InitializeConfig, model: XCiTConfig) -> set[str]:
-    """Prefixes of the frozen parameters' names.
+    """Returns the prefixes of the names of the frozen parameters.
 
     Raises:
-        XCiTError: if a stage does not exist, or none is left to train.
+        XCiTError: if a stage does not exist, or if every stage is frozen.
     """
     stages = _stages(model)
     frozen = {"stem"} if config.stem else set()
@@ -138,7 +139,7 @@ def _stages(model: XCiTConfig) -> list[str]:
 
 
 def _stages_of(name: str) -> list[str]:
-    """The stage itself, or those of a range such as "blocks.0-5"."""
+    """Returns the stage itself, or all stages of a range such as "blocks.0-5"."""
     match = re.fullmatch(r"(blocks|cls_blocks)\.(\d+)-(\d+)", name)
     if match is None or int(match[2]) > int(match[3]):
         return [name]

@@ -1,4 +1,4 @@
-"""Labelled images as a task wants them, whether they are a list or a stream: to train on, and to watch a run by."""
+"""Labelled images for training and validation, from a list or a stream."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from xcit.data.class_map import ClassMap, numbered, read_class_map
 from xcit.data.classification import (
     ImageFiles,
     ImageSubset,
@@ -35,19 +36,19 @@ LabelledData = LabelledImages | LabelledStream
 """A list of images, or a stream of them."""
 
 DEFAULT_HOLDOUT = 0.2
-"""Share of a folder's images that a run is watched by, where it has no others and the recipe leaves it open."""
+"""Share of a folder's images that is held out, if it has no validation images and the recipe leaves it open."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedData:
-    """What a run takes its images from.
+    """The images of a run.
 
     Attributes:
-        train: to train on.
-        watched: to watch the run by.
-        holdout: how many of the training images that took, a number or a share; 0 where none.
-        notes: lines that say what was found.
-        problems: lines about what is not as it should be.
+        train: the images to train on.
+        watched: the images to validate with.
+        holdout: how many training images were held out for that, a number or a share; 0 if none were.
+        notes: lines about the data that were found.
+        problems: lines about problems in the data.
     """
 
     train: LabelledData
@@ -57,31 +58,39 @@ class OpenedData:
     problems: tuple[str, ...]
 
 
-def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: int) -> OpenedData:
-    """Opens what to train on, and what to watch a run by.
+def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: int, class_map: str = "") -> OpenedData:
+    """Opens the training and the validation images of a run.
 
     Args:
-        data: as `open_stream` or `open_labelled_images` takes it.
-        val_data: likewise; "" watches the validation split of `data`, which a stream does not have.
-        holdout: images taken off the training split to watch the run by, a number, or below 1 a share; 0 takes none,
-            and none takes `DEFAULT_HOLDOUT` of a folder that has nothing else to watch a run by.
-        num_classes: of a stream without class names; 0 if that is to be found in the data.
+        data: see `open_stream` or `open_labelled_images`.
+        val_data: the same for validation; "" means the validation split of `data`, which a stream does not have.
+        holdout: training images to validate with instead of training on them: a number, or a share if below 1. 0 holds
+            out none. None holds out `DEFAULT_HOLDOUT` of a folder if there are no other images to validate with.
+        num_classes: number of classes of a stream without class names, or of a class map to indices; 0 if the data
+            contain it.
+        class_map: the file of a `ClassMap` for both; "" takes the classes by their names in the data.
 
     Raises:
-        XCiTError: if there are no such data, the validation images have a class that the others have not, there is one
-            class, or images are to be held out of a folder that has some to measure on.
+        XCiTError: if there are no such data, if the class map is wrong or given for a stream, if validation images have
+            a class that training images lack, if there is only one class, or if images are held out of a folder that
+            has validation images.
     """
+    mapping = read_class_map(class_map) if class_map else None
     if is_stream(data):
+        if mapping is not None:
+            raise XCiTError(f"{class_map}: a class map is for folders and lists; {data} is a stream")
         if holdout:
             raise XCiTError(f"holdout is {holdout:g}, but nothing can be taken off a stream: give val_data")
         if not val_data:
             raise XCiTError(f"{data} is a stream: say with val_data by what to watch the run")
         stream = open_stream(data, "train", num_classes=num_classes or None)
-        watched, line = _open_watched(val_data, stream.class_ids)
+        watched, line = _open_watched(val_data, stream.class_ids, mapping)
         return OpenedData(train=stream, watched=watched, holdout=0, notes=(), problems=(line,) if line else ())
     if holdout is None:
         holdout = DEFAULT_HOLDOUT if not val_data and is_folder_without_validation(data) else 0
     images = open_labelled_images(data, "train")
+    if mapping is not None:
+        images = numbered(mapping.apply(images), num_classes, class_map)
     check_classes(images.class_ids, getattr(images, "source", "") or data)
     found = f"found {describe_classes(images)}"
     if holdout:
@@ -91,48 +100,51 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
             f"{len(kept)} of them are held out to watch the run by, {len(train)} are trained on (holdout {holdout:g})"
         )
         return OpenedData(train=train, watched=kept, holdout=holdout, notes=(found, note), problems=problems_of(images))
-    watched, line = _open_watched(val_data or data, images.class_ids)
+    watched, line = _open_watched(val_data or data, images.class_ids, mapping)
     problems = dict.fromkeys([*problems_of(images), *(() if _is_streamed(watched) else problems_of(watched))])
     note = f"watched by {num_images_of(watched)} images{_in_source(watched)}"
     lines = (*problems, line) if line else tuple(problems)
     return OpenedData(train=images, watched=watched, holdout=0, notes=(found, note), problems=lines)
 
 
-def open_measured(data: str, holdout: float) -> LabelledImages:
-    """The images of a data set to measure on: those to validate by, or those that a run with this holdout kept.
+def open_measured(data: str, holdout: float, class_map: str = "") -> LabelledImages:
+    """Opens the images to measure on: the validation split, or the images that a run with this holdout held out.
 
     Raises:
-        XCiTError: as `open_labelled_images`, `held_out` and `check_holdout`.
+        XCiTError: as in `open_labelled_images`, `read_class_map`, `held_out` and `check_holdout`.
     """
-    if not holdout:
-        return open_labelled_images(data, "val")
-    check_holdout(data, holdout)
-    return held_out(open_labelled_images(data, "train"), holdout)[1]
+    mapping = read_class_map(class_map) if class_map else None
+    if holdout:
+        check_holdout(data, holdout)
+    images = open_labelled_images(data, "train" if holdout else "val")
+    if mapping is not None:
+        images = mapping.apply(images)
+    return held_out(images, holdout)[1] if holdout else images
 
 
 def check_holdout(data: str, holdout: float) -> None:
-    """Refuses to hold images out of a folder that has others to measure on.
+    """Checks that images are not held out of a folder that has validation images.
 
     Raises:
-        XCiTError: if it has.
+        XCiTError: if images are held out although there are validation images.
     """
     if Path(data).is_dir() and has_validation(data):
         raise XCiTError(
-            f"holdout is {holdout:g}, but {data} has images to validate by, which would go unused: leave holdout out, "
-            "or give the folder of the training images alone"
+            f"holdout is {holdout:g}, but {data} has validation images, which would not be used: leave holdout out, "
+            "or give only the folder of the training images"
         )
 
 
 def held_out(images: LabelledImages, holdout: float) -> tuple[ImageSubset, ImageSubset]:
-    """What to train on, and the images that are taken off it: a fixed draw, so that runs of any seed can be compared.
+    """Splits images into those to train on and those that are held out; the split does not depend on the run's seed.
 
     Args:
-        images: all there are.
-        holdout: how many, or below 1 a share of them: of files by class of each class, and of a class of two or more
-            at least one.
+        images: all images.
+        holdout: how many to hold out. A number below 1 is a share; of image files it is taken from each class
+            separately, and at least one image of each class that has two or more.
 
     Raises:
-        XCiTError: if there are not so many.
+        XCiTError: if there are fewer images than are to be held out.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
     if 0 < holdout < 1 and isinstance(images, ImageFiles):
@@ -166,33 +178,40 @@ def _share_of_classes(images: ImageFiles, order: list[int], share: float) -> lis
 def train_loader(
     data: LabelledData, transform: ImageTransform, config: LoaderConfig, *, shuffle_buffer: int
 ) -> TrainLoader[Tensor] | StreamTrainLoader:
-    """The loader of this process's parts; see `TrainLoader` and `StreamTrainLoader`, which alone has the buffer."""
+    """Returns the loader of this process's parts; the buffer is only for `StreamTrainLoader`."""
     if _is_streamed(data):
         return StreamTrainLoader(data, transform, config, shuffle_buffer=shuffle_buffer)
     return TrainLoader(data, transform, config)
 
 
 def evaluation_batches_of(
-    data: LabelledData, spec: Preprocessing, *, batch_size: int, num_workers: int, layout: Layout | None
+    data: LabelledData, spec: Preprocessing, *, batch_size: int, num_workers: int, layout: Layout
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Batches of this process's share, so that all processes together see each image once; see `evaluation_batches`."""
-    world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
+    """Yields batches of this process's share; all processes together see each image once. See `evaluation_batches`."""
     if _is_streamed(data):
         return stream_evaluation_batches(
-            data, spec, batch_size=batch_size, num_workers=num_workers, world_size=world_size, rank=rank
+            data,
+            spec,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            world_size=layout.world_size,
+            rank=layout.rank,
         )
-    share = data if world_size == 1 else ImageSubset(data, range(rank, len(data), world_size))
+    share = data if layout.world_size == 1 else ImageSubset(data, layout.share(len(data)))
     return evaluation_batches(share, spec, batch_size=batch_size, num_workers=num_workers)
 
 
 def num_images_of(data: LabelledData) -> int:
-    """Images in a list or a stream."""
+    """Returns the number of images in a list or a stream."""
     return data.num_images if _is_streamed(data) else len(data)
 
 
-def _open_watched(data: str, class_ids: tuple[str, ...]) -> tuple[LabelledData, str]:
+def _open_watched(data: str, class_ids: tuple[str, ...], mapping: ClassMap | None) -> tuple[LabelledData, str]:
     if not is_stream(data):
-        return measured_by(open_labelled_images(data, "val"), class_ids, data)
+        images = open_labelled_images(data, "val")
+        return measured_by(images if mapping is None else mapping.apply(images), class_ids, data)
+    if mapping is not None:
+        raise XCiTError(f"{mapping.source}: a class map is for folders and lists; {data} is a stream")
     stream = open_stream(data, "val", num_classes=len(class_ids))
     if stream.class_ids != class_ids:
         raise XCiTError(f"{data}: the training and the validation images have different classes")

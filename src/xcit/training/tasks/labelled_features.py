@@ -1,4 +1,4 @@
-"""The features that a frozen model gives of a data set: each image once, over all processes, kept for the next time."""
+"""Features of a data set from a frozen model: computed once per image, by all processes, and cached on disk."""
 
 import hashlib
 import json
@@ -21,6 +21,7 @@ from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
+from xcit.training.tasks.evaluation import none_readable
 from xcit.training.tasks.labelled_data import open_data
 from xcit.weights.fetch import cache_dir
 from xcit.weights.files import digest, write_safetensors
@@ -28,7 +29,7 @@ from xcit.weights.files import digest, write_safetensors
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledFeatures:
-    """What a model gives of a data set's images, in their order.
+    """The features of a data set's images, in the order of the images.
 
     Attributes:
         features: (N, D) float32, of the images that could be read.
@@ -42,46 +43,47 @@ class LabelledFeatures:
 
 
 def feature_cache() -> Path:
-    """The folder in which features are kept: `features` in the cache of weights (`XCIT_CACHE`)."""
+    """Returns the folder for cached features: `features` in the cache of weights (`XCIT_CACHE`)."""
     return cache_dir() / "features"
 
 
 def open_train_and_val(
-    data: str, holdout: float = 0, announce: Callable[[str], None] = lambda _: None
+    data: str, holdout: float = 0, announce: Callable[[str], None] = lambda _: None, *, class_map: str = ""
 ) -> tuple[LabelledImages, LabelledImages]:
-    """The two splits of a data set: features of the one are compared with those of the other.
+    """Opens the training and the validation images of a data set.
 
     Args:
         data: see `open_labelled_images`.
-        holdout: takes the second off the first instead, as a run with this `holdout` does.
-        announce: called with lines for people: what was found, and what is not as it should be.
+        holdout: if not 0, the validation images are taken from the training images, as in a run with this `holdout`.
+        announce: called with lines for the user: what was found, and problems in the data.
+        class_map: see `open_data`.
 
     Raises:
-        XCiTError: if one is missing, the second has a class that the first has not, or there is one class; and what
-            `open_labelled_images` raises.
+        XCiTError: if one split is missing, if validation images have a class that training images lack, or if there is
+            only one class. Also what `open_labelled_images` raises.
     """
     if not holdout and is_folder_without_validation(data):
         raise XCiTError(
-            f"{data}: no folder val in it: expected train/<class>/<image> and val/<class>/<image>, or --holdout"
+            f"{data}: no folder val in it: expected train/<class>/<image> and val/<class>/<image>, or a holdout"
         )
     if is_stream(data):
         raise XCiTError(f"{data}: a stream can't be used here; give a folder of images by class, or 'hf:NAME'")
-    opened = open_data(data, val_data="", holdout=holdout, num_classes=0)
+    opened = open_data(data, val_data="", holdout=holdout, num_classes=0, class_map=class_map)
     for line in (*opened.notes, *(f"warning: {problem}" for problem in opened.problems)):
         announce(line)
     return cast("tuple[LabelledImages, LabelledImages]", (opened.train, opened.watched))
 
 
 def pooled_feature(model: XCiT, images: Tensor) -> Tensor:
-    """The feature (B, D) that a classifier reads: the class token after the final norm, or the mean of the patches'."""
+    """Returns the feature (B, D) that a classifier's head reads: the class token or the mean of the patches."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def check_pooled(model: XCiT) -> None:
-    """Refuses a model that gives no feature of an image.
+    """Checks that a model gives one feature per image.
 
     Raises:
-        XCiTError: if it pools nothing.
+        XCiTError: if the model does no pooling.
     """
     if model.config.global_pool == "none":
         raise XCiTError(
@@ -90,15 +92,10 @@ def check_pooled(model: XCiT) -> None:
 
 
 def backbone_digest(model: XCiT) -> str:
-    """SHA-256, in hex, of all that a model's feature depends on: its weights and shape without the classifier."""
+    """Returns the SHA-256, in hex, of everything that a model's features depend on: weights and shape, without head."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
     config = replace(model.config, num_classes=0, drop_path_rate=0.0)
     return hashlib.sha256(f"{digest(state)} {json.dumps(asdict(config))}".encode()).hexdigest()
-
-
-def share_of(images: LabelledImages, processes: Processes) -> range:
-    """The images that this process computes the features of."""
-    return range(processes.layout.rank, len(images), processes.layout.world_size)
 
 
 def extract(
@@ -112,29 +109,29 @@ def extract(
     report: Callable[[int], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> LabelledFeatures:
-    """The features of all images, the same in every process, on its device.
+    """Computes the features of all images. The result is the same in every process, and is on its device.
 
     Args:
-        model: in evaluation mode, on the processes' device.
+        model: the model, in evaluation mode, on the processes' device.
         images: the data set.
-        spec: how an image becomes the model's input.
-        processes: which share the work.
-        run: its `dtype` is the model's precision, `num_workers` the processes that read images, and `batch_size` the
-            images of a forward pass of all processes together.
-        cache: a folder to keep features in, by weights, data and preprocessing, and to take them from; none keeps none.
+        spec: the preprocessing of the images.
+        processes: the processes that share the work.
+        run: its `dtype` is the precision, `num_workers` the number of reading processes, and `batch_size` the number of
+            images in a forward pass of all processes together.
+        cache: a folder in which features are cached by weights, data and preprocessing; None caches nothing.
         report: called with the number of images of each batch of this process.
-        announce: called with a line for people if features could not be kept, in the main process.
+        announce: called with a line for the user if features could not be cached, in the main process.
 
     Raises:
-        XCiTError: if not one image could be read, or a feature is not finite.
+        XCiTError: if no image could be read, or a feature is not finite.
     """
     check_pooled(model)
     path = _place(cache, model, images, spec, run)
     known = None if path is None else _read(path, processes.device)
-    # Where one process lacks the file, as on a machine with a disk of its own, all compute their shares again.
+    # If one process lacks the file (on a machine with its own disk, for example), all of them compute their shares.
     num_missing = processes.reduce(torch.tensor([float(known is None)], device=processes.device)).item()
     if known is not None and not num_missing:
-        report(len(share_of(images, processes)))
+        report(len(processes.layout.share(len(images))))
         return known
     found = _compute(
         model, images, spec, processes, run=run, batch_size=run.batch_size // processes.layout.world_size, report=report
@@ -147,7 +144,7 @@ def extract(
                 {"features": found.features, "labels": found.labels},
                 {"unreadable": json.dumps(found.unreadable)},
             )
-        except (XCiTError, OSError) as error:  # no reason to lose what took minutes to compute
+        except (XCiTError, OSError) as error:  # the features took minutes to compute, and must not be lost
             announce(f"warning: the features are not kept for the next time: {error}")
     return found
 
@@ -162,9 +159,9 @@ def _compute(
     batch_size: int,
     report: Callable[[int], None],
 ) -> LabelledFeatures:
-    share, device = share_of(images, processes), processes.device
+    share, device = processes.layout.share(len(images)), processes.device
     features = torch.zeros(len(images), model.embed_dim, device=device)
-    marks = torch.zeros(len(images), dtype=torch.int64, device=device)  # label + 1; 0 is unreadable
+    marks = torch.zeros(len(images), dtype=torch.int64, device=device)  # label + 1, or 0 if the image can't be read
     unreadable: list[str] = []
     loader = DataLoader(
         EvaluationImages(ImageSubset(images, share), spec),
@@ -183,12 +180,12 @@ def _compute(
             done += len(labels)
             report(len(labels))
     if processes.layout.world_size > 1:
-        # Every row is 0 but in the process that computed it.
+        # Every row is 0, except in the process that computed it.
         features, marks = processes.reduce(features), processes.reduce(marks)
         unreadable = sorted(processes.gather(unreadable))
     is_readable = marks > 0
     if not is_readable.any():
-        raise XCiTError(f"none of the {len(images)} images could be read; the first: {unreadable[0]}")
+        raise none_readable(len(images), "images", unreadable)
     features = features[is_readable]
     if not torch.isfinite(features).all():
         raise XCiTError(
@@ -198,7 +195,7 @@ def _compute(
 
 
 def _place(cache: Path | None, model: XCiT, images: LabelledImages, spec: Preprocessing, run: RunConfig) -> Path | None:
-    """Where the features are kept: a file named for all they depend on, none where that is not known."""
+    """Returns the file for the features, named by all that they depend on; None if that is not known."""
     data = None if cache is None else fingerprint(images)
     if cache is None or data is None:
         return None
@@ -213,7 +210,7 @@ def _place(cache: Path | None, model: XCiT, images: LabelledImages, spec: Prepro
 
 
 def _read(path: Path, device: torch.device) -> LabelledFeatures | None:
-    """What was kept, none where there is nothing, or a damaged file, which is then replaced."""
+    """Returns the cached features, or None if there are none or the file is damaged (it will be replaced)."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""A linear probe: a classifier on the features of a frozen model, or several that learn at different rates."""
+"""A linear probe: one or more classifiers on the features of a frozen model, each with its own learning rate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -15,40 +15,43 @@ from xcit.errors import XCiTError
 from xcit.models import ModelInfo, XCiT
 from xcit.seeding import mix_seeds
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.engine.task import Layout, Reduce
-from xcit.training.tasks.base import TaskWithLoader, check_class_weights, loader_config
+from xcit.training.engine.task import ALONE, Layout, Reduce
+from xcit.training.tasks.base import TaskWithLoader, check_class_weights, class_weights_on, loader_config
 from xcit.training.tasks.labelled_features import LabelledFeatures, pooled_feature
 from xcit.zoo import save_model
 
 AUGMENTATION = AugmentationConfig(interpolation="bilinear")
-"""As published: a random resized crop, as torchvision does it by itself, and a flip."""
+"""The published augmentation: torchvision's random resized crop, and a flip."""
 
 LR_BATCH = 256
-"""The global batch that a learning rate is given for."""
+"""The global batch size that a learning rate is given for."""
 
 _ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig:
-    """A linear probe as DINO's authors ran it (arXiv 2104.14294), where nothing else is said.
+    """The config of a linear probe; the defaults are those of DINO's authors (arXiv 2104.14294).
 
     Attributes:
-        name: of the model.
-        backbone: digest of the model's weights, so that a run goes on with the same.
+        name: name of the model.
+        backbone: digest of the model's weights, so that a resumed run uses the same model.
         data: a folder or a known name (see `open_labelled_images`).
-        augmented: train on random crops, whose features are computed anew in each epoch; else on the centre crops that
-            are measured too, whose features are computed once: a fraction of the time, and not the published protocol.
-        lrs: learning rates for a global batch of 256, in proportion for others; a classifier learns with each.
-        epochs: of training.
-        class_weights: what a class counts in the loss, a number a class, as in torch's cross-entropy; none counts all
-            the same.
+        class_map: a file that says which classes are meant (see `read_class_map`); "" takes them by their names.
+        augmented: whether to train on random crops, whose features are computed again in each epoch. Otherwise it
+            trains on centre crops as in evaluation, whose features are computed once. This takes a fraction of the
+            time, and is not the published protocol.
+        lrs: learning rates for a global batch size of 256, scaled in proportion for others; each trains a classifier.
+        epochs: epochs of training.
+        class_weights: weight of each class in the loss, one number per class, as in torch's cross-entropy; if empty,
+            all classes have the same weight.
         run: how to compute.
     """
 
     name: str
     backbone: str
     data: str
+    class_map: str = ""
     augmented: bool = True
     lrs: tuple[float, ...] = (0.001,)
     epochs: int = 100
@@ -64,19 +67,19 @@ class LinearConfig:
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """SGD with momentum, without decay, at the highest learning rate."""
+        """SGD with momentum and without weight decay, at the highest learning rate."""
         lr = max(self.lrs) * self.run.batch_size / LR_BATCH
         return OptimizerConfig(kind="sgd", lr=lr, momentum=0.9, weight_decay=0.0)
 
     @property
     def schedule(self) -> ScheduleConfig:
-        """A cosine down to 0, a step an epoch."""
+        """A cosine down to 0 that changes once per epoch."""
         return ScheduleConfig(epochs=self.epochs, warmup_epochs=0, warmup_lr=0.0, min_lr=0.0, by_epoch=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearAccuracy:
-    """What the classifier of a learning rate tells: counts of right images, the same in percent, and the mean loss."""
+    """Results of the classifier of one learning rate: right images as counts and in percent, and the mean loss."""
 
     lr: float
     num_right1: int
@@ -87,7 +90,7 @@ class LinearAccuracy:
 
 
 class LinearHeads(nn.Module):
-    """Classifiers side by side, alike at the start: features (B, D) to logits (B, heads, classes)."""
+    """Several classifiers with the same first weights: features (B, D) to logits (B, heads, classes)."""
 
     def __init__(self, num_heads: int, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -96,15 +99,15 @@ class LinearHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_heads, num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits of each classifier."""
+        """Returns the logits of each classifier."""
         return torch.einsum("bd,hcd->bhc", features, self.weight) + self.bias
 
 
 class LinearTask(TaskWithLoader):
-    """Wires features, augmentation and loss of a probe to the engine. The frozen model is no part of what it trains.
+    """Connects features, augmentation and loss of a probe to the engine; the frozen model is not part of `model`.
 
     Attributes:
-        accuracies: of the last evaluation, one a learning rate.
+        accuracies: results of the last evaluation, one per learning rate.
     """
 
     watch = "top1"
@@ -119,15 +122,15 @@ class LinearTask(TaskWithLoader):
         val: LabelledFeatures,
         layout: Layout,
     ) -> None:
-        """Takes what it needs.
+        """Stores the parts, and creates the classifiers and the loader.
 
         Args:
-            config: of the run.
-            backbone: what is exported under the classifier.
-            network: the same fused, or in evaluation mode, on the device where it computes.
-            info: of the classifier that is exported: the data's classes, the backbone's preprocessing.
-            train: images for a run that is augmented, else features.
-            val: what to measure on.
+            config: the config of the run.
+            backbone: the model that is exported with the classifier.
+            network: the same model, fused or in evaluation mode, on the device where it computes.
+            info: the exported classifier's info: the data's classes and the backbone's preprocessing.
+            train: images if the run is augmented, else features.
+            val: the features to measure on.
             layout: which of several processes this is.
         """
         self.config, self.backbone, self.network, self.info, self._val = config, backbone, network, info, val
@@ -135,7 +138,7 @@ class LinearTask(TaskWithLoader):
         check_class_weights(config.class_weights, len(info.class_names))
         torch.manual_seed(config.run.seed)
         self.model: nn.Module = LinearHeads(len(config.lrs), network.embed_dim, len(info.class_names))
-        # Without decay, a loss times a number is a learning rate times that number.
+        # Without weight decay, scaling a loss has the same effect as scaling the learning rate.
         self._shares = [lr / max(config.lrs) for lr in config.lrs]
         self._loader: TrainLoader[Any] | _FeatureLoader
         if isinstance(train, LabelledFeatures):
@@ -149,21 +152,21 @@ class LinearTask(TaskWithLoader):
 
     @property
     def best(self) -> LinearAccuracy:
-        """The accuracy with the highest top-1, of equal ones the first."""
+        """The result with the highest top-1; if several are equal, the first of them."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's parts (images (B, C, h, w) or features (B, D), labels (B,)) of an epoch's batches."""
+        """Yields this process's parts (images (B, C, h, w) or features (B, D), labels (B,)) of an epoch's batches."""
         return self._loader.batches(epoch, first_step)
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """The sum of the classifiers' cross-entropies, each times its share of the highest learning rate."""
+        """Returns the sum of the cross-entropies, each times its classifier's share of the highest learning rate."""
         inputs, labels = batch
         if self.config.augmented:
             with torch.no_grad():
                 inputs = pooled_feature(self.network, inputs)
         logits = model(inputs.float())
-        weights = torch.tensor(self.config.class_weights, device=labels.device) if self.config.class_weights else None
+        weights = class_weights_on(labels.device, self.config.class_weights)
         losses = [F.cross_entropy(logits[:, head].float(), labels, weights) for head in range(len(self._shares))]
         total = torch.stack([loss * share for loss, share in zip(losses, self._shares, strict=True)]).sum()
         if len(losses) == 1:
@@ -172,13 +175,15 @@ class LinearTask(TaskWithLoader):
         return {"loss": total} | {name: loss.detach() for name, loss in zip(names, losses, strict=True)}
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Top-1, top-5 and loss of the best classifier on the validation images, and with several each one's top-1."""
-        layout = layout or Layout(batch_size=self.config.run.batch_size)
+        """Returns top-1, top-5 and loss of the best classifier on the validation images.
+
+        If there are several, each top-1.
+        """
         features, labels = self._val.features, self._val.labels
         num_heads, num_images = len(self.config.lrs), len(labels)
-        # Rows: images with the right class first, among the first five, and the loss.
+        # Rows: number of images with the right class first, number with it among the first five, and sum of the losses.
         sums = torch.zeros(3, num_heads, dtype=torch.float64, device=features.device)
         with torch.inference_mode():
             for rows in torch.arange(layout.rank, num_images, layout.world_size).split(_ROWS_AT_ONCE):
@@ -205,7 +210,7 @@ class LinearTask(TaskWithLoader):
         return figures
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """The whole classifier, backbone and best head, in one safetensors file that `xcit predict` takes."""
+        """Writes the whole classifier (backbone and best head) to one safetensors file that `xcit predict` can load."""
         head = self.accuracies.index(self.best)
         num_classes = len(self.info.class_names)
         exported = XCiT(replace(self.backbone.config, num_classes=num_classes, drop_path_rate=0.0))
@@ -219,7 +224,7 @@ class LinearTask(TaskWithLoader):
 class _FeatureLoader:
     """Shuffled batches of features and labels, divided among processes as `TrainLoader` divides images.
 
-    The lines about unreadable images are the first process's, for every process has all of them.
+    Every process knows all unreadable images, so only the first process reports them.
     """
 
     def __init__(self, data: LabelledFeatures, layout: Layout, *, seed: int) -> None:
@@ -239,4 +244,4 @@ class _FeatureLoader:
                 yield features[rows], labels[rows]
 
     def close(self) -> None:
-        pass  # no process reads
+        pass  # there are no processes that read

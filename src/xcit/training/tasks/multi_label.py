@@ -1,8 +1,7 @@
-"""Multi-label classification: any number of classes an image, a binary loss for each, and mean average precision."""
+"""Multi-label classification: any number of classes per image, with a binary loss for each, and average precision."""
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,38 +15,41 @@ from xcit.data.multi_label import MultiLabelImages, has_validation_list, open_mu
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
-from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.engine.task import Layout, Reduce
+from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.base import (
-    EvaluationConfig,
-    TaskWithLoader,
     check_class_weights,
+    class_weights_on,
     loader_config,
     with_classes_of,
 )
+from xcit.training.tasks.evaluation import EvaluationConfig, logits_of, none_readable
 from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
-from xcit.training.tasks.labelled_data import evaluation_batches_of, held_out
+from xcit.training.tasks.labelled_data import held_out
+from xcit.training.tasks.low_rank import LoRAConfig, TaskWithAdapters, adapt
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelConfig:
-    """A whole multi-label run.
+    """The config of a multi-label run.
 
     Attributes:
-        name: of the recipe or run, which the exported model keeps.
-        task: says in a file that this is such a config.
-        model: its shape; `num_classes` 0 means as many as the data have.
-        preprocessing: size and normalisation of the images in training, and all of it when measuring.
+        name: name of the recipe or run; the exported model keeps it.
+        task: identifies the kind of config in a file.
+        model: shape of the model; `num_classes` 0 means the data's number of classes.
+        preprocessing: of images in evaluation; in training only its size and normalisation are used.
         data: a list of images, or a folder with lists, see `open_multi_label`.
-        val_data: where to watch the run, if not in `data`.
-        holdout: images taken off the training list to watch the run by; 0 watches the validation list.
-        class_weights: what a class's term counts in the mean of all terms, a number a class; none counts all the same.
-        positive_weights: what "is of the class" counts in a class's term where "is not" counts 1, a number a class: for
-            a rare class the number of images that are not of it by that of those that are; none counts both the same.
-        augmentation: of training images; several classes are not mixed or smoothed.
+        val_data: the validation images, if they are not in `data`.
+        holdout: training images to validate with instead of training on them; 0 uses the validation list.
+        class_weights: weight of each class in the loss, one number per class; if empty, all classes have the same
+            weight.
+        positive_weights: weight of the images that have a class, relative to those that do not, one number per class.
+            For a rare class, use the ratio of images without the class to images with it. If empty, both count the
+            same.
+        augmentation: augmentation of training images; the labels of several classes can't be mixed or smoothed.
         initialize: first weights and frozen stages.
-        optimizer: AdamW's numbers.
+        lora: adapters that are trained in place of the model.
+        optimizer: settings of AdamW.
         schedule: epochs and learning rate.
         run: how to compute.
     """
@@ -63,6 +65,7 @@ class MultiLabelConfig:
     positive_weights: tuple[float, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     initialize: InitializeConfig = field(default_factory=InitializeConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -81,12 +84,12 @@ class MultiLabelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelReport:
-    """Figures of a model on images of several classes each.
+    """Results of a model on images with several classes each.
 
     Attributes:
-        num_images: images that were measured.
-        average_precision: of each class, in percent; NaN where no image is of it.
-        loss: mean of the binary cross-entropies of all images and classes, natural logarithm.
+        num_images: number of images that were measured.
+        average_precision: of each class, in percent; NaN if no image has the class.
+        loss: mean of the binary cross-entropies of all images and classes (natural logarithm).
         unreadable: one line for each image that could not be read, and so was not measured.
     """
 
@@ -97,29 +100,29 @@ class MultiLabelReport:
 
     @property
     def mean_average_precision(self) -> float:
-        """Over the classes that some image is of, in percent."""
+        """Mean over the classes that occur in some image, in percent."""
         return torch.tensor(self.average_precision, dtype=torch.float64).nanmean().item()
 
     def figures(self) -> dict[str, float]:
-        """The scalars, by name."""
+        """Returns the scalars, by name."""
         return {"mAP": self.mean_average_precision, "val_loss": self.loss}
 
 
 def average_precision_of(scores: Tensor, targets: Tensor) -> float:
-    """Average precision of one class, 0..1: the sum over all score thresholds of precision times the gain in recall.
+    """Returns the average precision of one class, 0..1: the sum over thresholds of precision times gain in recall.
 
     Args:
-        scores: (N,); images of equal score pass a threshold together.
-        targets: (N,), 1 where an image is of the class.
+        scores: (N,); images with equal scores are counted together.
+        targets: (N,), 1 for an image that has the class.
 
     Returns:
-        NaN if no image is of it.
+        NaN if no image has the class.
     """
     order = scores.argsort(descending=True)
     ranked, hits = scores[order], targets[order].double().cumsum(dim=0)
     if not len(hits) or hits[-1] == 0:
         return math.nan
-    # A threshold lies behind the last of each group of equal scores.
+    # There is a threshold after the last image of each group of equal scores.
     ends = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)])
     precision = (hits / torch.arange(1, len(hits) + 1))[ends]
     gains = hits[ends].diff(prepend=torch.zeros(1, dtype=torch.float64)) / hits[-1]
@@ -133,61 +136,53 @@ def evaluate_multi_label(
     spec: Preprocessing,
     how: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
-    layout: Layout | None = None,
+    layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
 ) -> MultiLabelReport:
-    """Measures a classifier on images of several classes each, each image counted once.
+    """Measures a classifier on images with several classes each; each image is counted once.
 
     Args:
-        model: gives logits (B, K); it is put in evaluation mode for the time.
-        images: what to measure on; the label of each is its row in `targets`.
+        model: returns logits (B, K). It is in evaluation mode while it is measured.
+        images: the images to measure on; the label of an image is the number of its row in `targets`.
         targets: (N, K) of 0 and 1.
-        spec: how an image becomes the model's input.
-        how: batch size, processes that read, device and precision.
-        layout: which of several processes this is; each takes its share of the images.
-        reduce: sums over the processes, so that every one of them gets the figures of all images.
+        spec: the preprocessing of the images.
+        how: batch size, reading processes, device and precision.
+        layout: which of several processes this is; each measures its share of the images.
+        reduce: sums over the processes, so that each of them gets the results for all images.
         report: called with the number of images of each batch.
 
     Raises:
-        XCiTError: if not one image could be read.
+        XCiTError: if no image could be read.
     """
-    batches = evaluation_batches_of(images, spec, batch_size=how.batch_size, num_workers=how.num_workers, layout=layout)
-    device = how.device or next(model.parameters()).device
-    # Each process fills in its own rows, and the sum has all.
-    logits, seen = torch.zeros(targets.shape, device=device), torch.zeros(len(targets), device=device)
+    device = how.place(model)
+    # Each process fills in its own rows; the others are 0, so the sum has all rows.
+    scores, seen = torch.zeros(targets.shape, device=device), torch.zeros(len(targets), device=device)
     unreadable = list[str]()
-    autocast = nullcontext() if how.dtype == torch.float32 else torch.autocast(device.type, dtype=how.dtype)
-    with evaluating(model), torch.inference_mode():
-        for batch, rows, reasons in batches:
-            unreadable += reasons
-            if len(rows):
-                with autocast:
-                    logits[rows.to(device)] = model(batch.to(device)).float()
-                seen[rows.to(device)] = 1
-            report(len(rows) + len(reasons))
+    for logits, rows in logits_of(model, images, spec, how, layout=layout, unreadable=unreadable, report=report):
+        scores[rows.to(device)], seen[rows.to(device)] = logits, 1
     measured = reduce(seen).cpu() > 0
-    logits, truth = reduce(logits).cpu()[measured], targets[measured]
-    if not len(logits):
-        first = f"; the first: {unreadable[0]}" if unreadable else ""
-        raise XCiTError(f"none of the {len(images)} images could be read{first}")
+    scores, truth = reduce(scores).cpu()[measured], targets[measured]
+    if not len(scores):
+        raise none_readable(len(images), "images", unreadable)
     return MultiLabelReport(
-        num_images=len(logits),
-        average_precision=tuple(100 * average_precision_of(*pair) for pair in zip(logits.T, truth.T, strict=True)),
-        loss=F.binary_cross_entropy_with_logits(logits.double(), truth.double()).item(),
+        num_images=len(scores),
+        average_precision=tuple(100 * average_precision_of(*pair) for pair in zip(scores.T, truth.T, strict=True)),
+        loss=F.binary_cross_entropy_with_logits(scores.double(), truth.double()).item(),
         unreadable=tuple(unreadable),
     )
 
 
-class MultiLabelTask(TaskWithLoader):
-    """Wires a config's data, augmentation, first weights and loss to the engine.
+class MultiLabelTask(TaskWithAdapters):
+    """Connects a config's data, augmentation, first weights and loss to the engine.
 
     Attributes:
-        config: with the data's number of classes where it was left open.
-        notes: lines that say what was found.
+        config: the config, completed with the data's number of classes if that was left open.
+        notes: lines about the data that were found.
 
     Raises:
-        XCiTError: if the data are missing, or have other classes than the model, or weights can't be had or do not fit.
+        XCiTError: if the data are missing or have other classes than the model, or weights can't be loaded or do not
+            fit.
     """
 
     watch = "mAP"
@@ -204,7 +199,7 @@ class MultiLabelTask(TaskWithLoader):
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
         initialize(model, config.initialize)
-        self.model: nn.Module = model
+        self.model: nn.Module = adapt(model, config.lora)
         self._targets = listed.targets
         self.info = ModelInfo(
             name=config.name,
@@ -221,7 +216,7 @@ class MultiLabelTask(TaskWithLoader):
     def _split(
         self, config: MultiLabelConfig, listed: MultiLabelImages
     ) -> tuple[LabelledImages, tuple[LabelledImages, Tensor]]:
-        """What is trained on, and what the run is watched by with its targets."""
+        """Returns the training images, and the validation images with their targets."""
         if config.holdout:
             if has_validation_list(config.data):
                 raise XCiTError(
@@ -234,30 +229,29 @@ class MultiLabelTask(TaskWithLoader):
         return listed, (val, val.targets)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's parts (images (B, C, h, w), targets (B, K) of 0 and 1, float32) of an epoch's batches."""
+        """Yields this process's parts of an epoch's batches: images (B, C, h, w), float32 targets (B, K) of 0 and 1."""
         for images, rows in self._loader.batches(epoch, first_step):
             yield images, self._targets[rows].float()
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """The mean of the binary cross-entropies of all images and classes."""
+        """Returns the mean of the binary cross-entropies of all images and classes."""
         images, targets = batch
         logits = model(images).float()
         weights, positive = (
-            torch.tensor(numbers, device=logits.device) if numbers else None
+            class_weights_on(logits.device, numbers)
             for numbers in (self.config.class_weights, self.config.positive_weights)
         )
         return {"loss": F.binary_cross_entropy_with_logits(logits, targets, weights, pos_weight=positive)}
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Mean average precision and loss on the images the run is watched by."""
-        report = evaluate_multi_label(
+        """Returns mean average precision and loss on the validation images."""
+        return evaluate_multi_label(
             model,
             *self._watched,
             self.config.preprocessing,
             EvaluationConfig(batch_size=500, num_workers=self.config.run.num_workers),
             layout=layout,
             reduce=reduce,
-        )
-        return report.figures()
+        ).figures()

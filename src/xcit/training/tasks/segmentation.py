@@ -1,4 +1,4 @@
-"""Semantic segmentation: the loss, the figures, and the wiring of the data."""
+"""Semantic segmentation: the loss, the evaluation, and the connection of data and model to the engine."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,57 +7,63 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
-from xcit.data.loader import TrainLoader, prepare_worker
+from xcit.data.loader import TrainLoader
 from xcit.data.segmentation import IGNORED, LabelledScenes, Labels, open_scenes
 from xcit.data.segmentation_transforms import SegmentationAugmentation, augmented_scene, resized_pixels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.images.read import read_image
 from xcit.images.resize_8bit import Pixels
+from xcit.inference.full_size import FullSize
+from xcit.inference.reading import Unreadable
 from xcit.inference.segment import SlidingWindow, predict_labels
+from xcit.inference.segment_full_size import segment_large_each
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, build_segmenter
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.engine.task import Layout, Reduce
+from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.base import (
-    EvaluationConfig,
     TaskWithLoader,
     check_class_weights,
+    class_weights_on,
     loader_config,
     with_classes_of,
 )
 from xcit.training.tasks.dense_backbone import take_backbone
+from xcit.training.tasks.evaluation import EvaluationConfig, none_readable, one_by_one
 from xcit.training.tasks.sources import find_source
 
 AUXILIARY_WEIGHT = 0.4
-"""Of the auxiliary head's loss, as published."""
+"""Weight of the auxiliary head's loss, as published."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationConfig:
-    """A whole segmentation run.
+    """The config of a segmentation run.
 
     Attributes:
-        name: of the recipe or run, which the exported model keeps.
-        task: says in a file that this is such a config.
-        model: its shape; `num_classes` 0 means as many as the data have.
-        preprocessing: normalisation, and the size at which the run is measured; training draws its sizes around it.
+        name: name of the recipe or run; the exported model keeps it.
+        task: identifies the kind of config in a file.
+        model: shape of the model; `num_classes` 0 means the data's number of classes.
+        preprocessing: normalisation, and the image size in evaluation; training draws its sizes around that.
         data: a folder, see `open_scenes`.
-        backbone_weights: what the backbone starts from: a name of the zoo or a file, of a classifier, a feature
-            backbone or a segmenter; "" is random weights.
-        epoch_steps: iterations that count as an epoch, after which the run is measured and saved, however many passes
-            over the data they are; 0 is one pass.
-        class_weights: what a pixel of a class counts in the loss, a number a class; none counts all the same.
-        focal_gamma: of the focal loss (arXiv 1708.02002), in which a pixel whose class has probability p counts
-            (1 - p)^gamma; 0 is cross-entropy.
-        ignore_exif: whether label maps were drawn on the pixels as they are stored, not as a viewer turns them.
-        ignore_index: a label whose pixels count neither in the loss nor in a figure, beside 255.
-        augmentation: of training scenes.
-        optimizer: AdamW's numbers.
+        backbone_weights: first weights of the backbone: the name or file of a classifier, a feature backbone or a
+            segmenter; "" for random weights.
+        epoch_steps: number of iterations that count as an epoch, after which the run is evaluated and saved, whatever
+            the number of passes over the data; 0 means one pass.
+        class_weights: weight of each class's pixels in the loss, one number per class; if empty, all are the same.
+        focal_gamma: exponent of the focal loss (arXiv 1708.02002), which multiplies the loss of a pixel by (1 -
+            p)^gamma, with p the probability of its class; 0 is cross-entropy.
+        ignore_index: a label, in addition to 255, whose pixels count neither in the loss nor in the results.
+        ignore_exif: whether label maps refer to the stored pixels, and not to the image as a viewer rotates it.
+        augmentation: augmentation of training scenes.
+        optimizer: settings of AdamW.
         schedule: epochs and learning rate.
         run: how to compute.
     """
@@ -95,16 +101,16 @@ class SegmentationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationReport:
-    """Figures of a segmenter on labelled scenes, in percent.
+    """Results of a segmenter on labelled scenes, in percent.
 
     Attributes:
-        num_images: scenes that were measured.
-        miou: mean over the classes of intersection over union; classes that are neither true nor predicted anywhere
-            are left out.
-        macc: mean over the classes that are true somewhere of the share of their pixels that is right.
-        aacc: share of all pixels that is right.
-        iou: of each class, NaN where it is left out.
-        confusion: (K, K) counts of pixels, a row a true class, a column a predicted one.
+        num_images: number of scenes that were measured.
+        miou: intersection over union, averaged over the classes. A class that occurs neither in the labels nor in the
+            predictions is left out.
+        macc: share of a class's pixels that are right, averaged over the classes that occur in the labels.
+        aacc: share of all pixels that are right.
+        iou: intersection over union of each class; NaN if the class is left out.
+        confusion: (K, K) counts of pixels; a row is a true class, and a column a predicted one.
         unreadable: one line for each scene that could not be read, and so was not measured.
     """
 
@@ -117,12 +123,15 @@ class SegmentationReport:
     unreadable: tuple[str, ...]
 
     def figures(self) -> dict[str, float]:
-        """The scalars, by name."""
+        """Returns the scalars, by name."""
         return {"mIoU": self.miou, "mAcc": self.macc, "aAcc": self.aacc}
 
 
 def count_pixels(labels: Labels, predicted: Labels, num_classes: int) -> Tensor:
-    """Confusion (K, K) of two label maps of one size, a row a true class; pixels without a label do not count."""
+    """Returns the confusion (K, K) of two label maps of the same size; a row is a true class.
+
+    Unlabelled pixels are left out.
+    """
     counted = labels != IGNORED
     true, guess = (torch.from_numpy(values[counted]).long() for values in (labels, predicted))
     return torch.bincount(true * num_classes + guess, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -131,10 +140,10 @@ def count_pixels(labels: Labels, predicted: Labels, num_classes: int) -> Tensor:
 def report_of(
     confusion: Tensor, *, num_images: int, unreadable: Sequence[str] = (), ignored: int | None = None
 ) -> SegmentationReport:
-    """The figures of a confusion (K, K) of int64 counts; a class that is ignored has no IoU."""
+    """Computes the results from a confusion (K, K) of int64 counts; an ignored class has no IoU."""
     counts = confusion.double()
     right, true = counts.diagonal(), counts.sum(dim=1)
-    iou = 100 * right / (true + counts.sum(dim=0) - right)  # 0 / 0 is NaN: neither true nor predicted
+    iou = 100 * right / (true + counts.sum(dim=0) - right)  # 0 / 0 is NaN: a class that does not occur
     if ignored is not None and ignored < len(iou):
         iou[ignored] = math.nan
     return SegmentationReport(
@@ -149,7 +158,7 @@ def report_of(
 
 
 class _MeasuredScenes(Dataset[tuple[Pixels | None, Labels | None, str]]):
-    """Pixels as the model sees them, labels at the scene's own size, and ""; or nothing and why."""
+    """Items are (the model's input, labels at the scene's own size, ""), or (None, None, reason) if unreadable."""
 
     def __init__(self, scenes: LabelledScenes, spec: SegmentationPreprocessing) -> None:
         self.scenes, self.spec = scenes, spec
@@ -172,72 +181,113 @@ def evaluate_segmentation(
     how: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
     window: SlidingWindow | None = None,
-    layout: Layout | None = None,
+    full_size: FullSize | None = None,
+    layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
 ) -> SegmentationReport:
     """Measures a segmenter on labelled scenes, one at a time at their own sizes, each counted once.
 
     Args:
-        model: a segmenter; it is put in evaluation mode for the time.
-        scenes: what to measure on; their labels index the logits.
-        spec: how an image becomes the model's input.
-        how: processes that read, device and precision.
-        window: how to go over an image; none takes it whole.
-        layout: which of several processes this is; each takes its share of the scenes.
-        reduce: sums over the processes, so that every one of them gets the figures of all scenes.
+        model: a segmenter. It is in evaluation mode while it is measured.
+        scenes: the scenes to measure on; their labels index the logits.
+        spec: the preprocessing of the images.
+        how: reading processes, device and precision.
+        window: slides a window over an image; None takes the whole image at once.
+        full_size: take images at their own size, in stripes; None scales them as `spec` says.
+        layout: which of several processes this is; each measures its share of the scenes.
+        reduce: sums over the processes, so that each of them gets the results for all scenes.
         report: called with 1 after each scene.
 
     Returns:
-        The figures; the lines about unreadable scenes are this process's.
+        The results; the lines about unreadable scenes are those of this process.
 
     Raises:
-        XCiTError: if not one scene could be read.
+        XCiTError: if no scene could be read.
     """
     assert isinstance(model, Segmenter)
-    device = how.device or next(model.parameters()).device
-    measured = _MeasuredScenes(scenes, spec)
-    world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
-    loader: DataLoader[Any] = DataLoader(
-        Subset(measured, range(rank, len(measured), world_size)),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=how.num_workers,
-        worker_init_fn=prepare_worker,
-    )
+    device = how.place(model)
     num_classes = model.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    num_images, unreadable = 0, []
+    num_images, unreadable = 0, list[str]()
     with evaluating(model):
-        for pixels, labels, reason in loader:
-            if reason:
-                unreadable.append(reason)
+        if full_size is not None:
+            results = _counted_whole(model, scenes, layout, spec, full_size)
+        else:
+            results = _counted(model, scenes, layout, spec, how, window, device)
+        for counted in results:
+            if isinstance(counted, str):
+                unreadable.append(counted)
             else:
-                predicted = predict_labels(
-                    model, pixels, spec, size=labels.shape, window=window, device=device, dtype=how.dtype
-                )
-                confusion += count_pixels(labels, predicted, num_classes)
+                confusion += counted
                 num_images += 1
             report(1)
     confusion = reduce(confusion.to(device)).cpu()
     num_images = int(reduce(torch.tensor([num_images], device=device)).item())
     if num_images == 0:
-        first = f"; the first: {unreadable[0]}" if unreadable else ""
-        raise XCiTError(f"none of the {len(scenes)} scenes could be read{first}")
+        raise none_readable(len(scenes), "scenes", unreadable)
     return report_of(confusion, num_images=num_images, unreadable=unreadable, ignored=scenes.ignored)
 
 
-def _as_it_is(sample: Any) -> Any:
-    """Keeps arrays arrays, where a loader would make tensors of them."""
-    return sample
+def _counted(
+    model: Segmenter,
+    scenes: LabelledScenes,
+    layout: Layout,
+    spec: SegmentationPreprocessing,
+    how: EvaluationConfig,
+    window: SlidingWindow | None,
+    device: torch.device,
+) -> Iterator[Tensor | str]:
+    """Yields the confusion matrix (K, K) of each scene of this process's share, or why it can't be read."""
+    for pixels, labels, reason in one_by_one(_MeasuredScenes(scenes, spec), len(scenes), layout, how.num_workers):
+        if reason:
+            yield reason
+            continue
+        predicted = predict_labels(
+            model, pixels, spec, size=labels.shape, window=window, device=device, dtype=how.dtype
+        )
+        yield count_pixels(labels, predicted, model.num_classes)
+
+
+def _counted_whole(
+    model: Segmenter,
+    scenes: LabelledScenes,
+    layout: Layout,
+    spec: SegmentationPreprocessing,
+    full_size: FullSize,
+) -> Iterator[Tensor | str]:
+    """The confusion (K, K) of each scene at its own size, or why it can't be read.
+
+    Pixels that an image's file has no data for do not count.
+    """
+    info = SegmenterInfo(name="", preprocessing=spec)
+    for index in layout.share(len(scenes)):
+        path = scenes.items[index][0]
+        try:
+            # Pictures as they are stored are decoded whole: no reader by rows turns any.
+            source = read_image(path, ignore_exif=True) if scenes.ignore_exif else path
+            labels = scenes.labels(index)
+        except XCiTError as error:
+            yield str(error)
+            continue
+        for found in segment_large_each([source], model, info, full_size):
+            if isinstance(found, Unreadable):
+                yield found.reason
+            elif found.size != labels.shape:
+                yield scenes.differing(index, labels, (found.size[1], found.size[0]))
+            else:
+                predicted = found.labels()
+                yield count_pixels(
+                    np.where(predicted == IGNORED, np.uint8(IGNORED), labels), predicted, model.num_classes
+                )
 
 
 def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, focal_gamma: float = 0.0) -> Tensor:
-    """Cross-entropy of logits (B, K, H, W) against labels (B, H, W), or the focal loss, averaged over all pixels.
+    """Cross-entropy or focal loss of logits (B, K, H, W) for labels (B, H, W), averaged over all pixels.
 
     loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), with c a pixel's class and p its probability.
-    Pixels without a label add nothing to the sum, but count in the average, and weights do not: as the published models
-    were trained.
+    Unlabelled pixels add nothing to the sum, but B H W counts them. The average is not divided by the weights. The
+    published models were trained like this.
     """
     logits, labels = logits.float(), labels.long()
     if not focal_gamma:
@@ -245,21 +295,22 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     weighted, plain = (
         F.cross_entropy(logits, labels, numbers, ignore_index=IGNORED, reduction="none") for numbers in (weights, None)
     )
-    # The bound is below what is not 0 in float32: of 0 a power below 1 has no derivative.
+    # The smallest distance above 0 in float32 is larger than this bound. At 0, a power below 1 has no derivative.
     distance = (-torch.expm1(-plain)).clamp(min=1e-9)
     return (distance**focal_gamma * weighted).sum() / labels.numel()
 
 
 class SegmentationTask(TaskWithLoader):
-    """Wires a config's data, augmentation, first weights and loss to the engine.
+    """Connects a config's data, augmentation, first weights and loss to the engine.
 
     Attributes:
-        config: with the data's number of classes where it was left open.
-        notes: lines that say what was found.
-        problems: lines about what is not as it should be in the data.
+        config: the config, completed with the data's number of classes if that was left open.
+        notes: lines about the data that were found.
+        problems: lines about problems in the data.
 
     Raises:
-        XCiTError: if the data are missing, or have other classes than the model, or weights can't be had or do not fit.
+        XCiTError: if the data are missing or have other classes than the model, or weights can't be loaded or do not
+            fit.
     """
 
     watch = "mIoU"
@@ -293,16 +344,16 @@ class SegmentationTask(TaskWithLoader):
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps an epoch; 0 where there are fewer scenes than a batch."""
+        """Optimiser steps per epoch; 0 if there are fewer scenes than in a batch."""
         return (self.config.epoch_steps or self._loader.num_steps) if self._loader.num_steps else 0
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
-        """This process's parts [images (B, C, h, w), labels (B, h, w)] of an epoch's batches, from a step on."""
+        """Yields this process's parts [images (B, C, h, w), labels (B, h, w)] of an epoch's batches, from a step on."""
         parts = self._endless(epoch * self.num_steps + first_step)
         return islice(parts, (self.num_steps - first_step) * self._accumulation)
 
     def _endless(self, step: int) -> Iterator[list[Tensor]]:
-        """The parts of all batches from a step of the run on, pass after pass over the data."""
+        """Yields the parts of all batches from a step of the run on, in any number of passes over the data."""
         number, first_step = divmod(step, self._loader.num_steps)
         while True:
             for scenes, _ in self._loader.batches(number, first_step):
@@ -310,10 +361,10 @@ class SegmentationTask(TaskWithLoader):
             number, first_step = number + 1, 0
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """The pixels' loss, with the auxiliary head's where there is one, and then both on their own."""
+        """Returns the pixels' loss; an auxiliary head adds its loss, and then both are also returned separately."""
         images, labels = batch
         output = model(images, with_auxiliary=True)
-        weights = torch.tensor(self.config.class_weights, device=labels.device) if self.config.class_weights else None
+        weights = class_weights_on(labels.device, self.config.class_weights)
         gamma = self.config.focal_gamma
         loss = pixel_loss(output.logits, labels, weights=weights, focal_gamma=gamma)
         if output.auxiliary is None:
@@ -326,15 +377,14 @@ class SegmentationTask(TaskWithLoader):
         }
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """MIoU, mAcc and aAcc on the validation scenes, whole."""
-        report = evaluate_segmentation(
+        """Returns mIoU, mAcc and aAcc on the whole validation scenes."""
+        return evaluate_segmentation(
             model,
             self.watched,
             self.config.preprocessing,
             EvaluationConfig(num_workers=self.config.run.num_workers),
             layout=layout,
             reduce=reduce,
-        )
-        return report.figures()
+        ).figures()

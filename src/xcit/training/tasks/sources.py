@@ -1,25 +1,28 @@
-"""What a config's field names as a source of weights: a checkpoint of the zoo, or a file."""
+"""Finds the source of weights that a config's field names: a checkpoint of the zoo, or a file."""
 
 from xcit.errors import XCiTError
 from xcit.weights.wrapping import split_key
 from xcit.zoo import Checkpoint, find_checkpoint
+from xcit.zoo.adapters import is_adapter
+from xcit.zoo.folders import is_folder
 from xcit.zoo.names import is_file, is_url
 
 
 def find_source(source: str, field: str) -> Checkpoint | None:
-    """The checkpoint that a field names, or none where it names a file. Nothing is read or downloaded.
+    """Returns the checkpoint that a field names, or None if it names a file; nothing is read or downloaded.
 
     Args:
-        source: a checkpoint's name or alias, a URL, or a path, which may have a key after it ("last.ckpt#model_ema").
-        field: dotted, to begin an error with.
+        source: a checkpoint's name or alias, a URL, a repository of the Hub ("hf-hub:USER/REPO"), or a path, optionally
+            with a key after it ("last.ckpt#model_ema").
+        field: dotted name of the field, for the error message.
 
     Raises:
-        XCiTError: if there is no such checkpoint (the nearest are suggested) or no such file.
+        XCiTError: if there is no such checkpoint (the message suggests the nearest names) or no such file.
     """
     if is_url(source):
         return None
     if is_file(source):
-        if not split_key(source)[0].is_file():
+        if not (split_key(source)[0].is_file() or is_folder(source) or is_adapter(source)):
             raise XCiTError(f"{field}: {source}: no such file")
         return None
     try:

@@ -1,15 +1,16 @@
-"""The table of tasks: what starting, resuming and describing a run ask of a task."""
+"""The table of tasks: everything about a task that is needed to start, resume or describe a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from xcit.data.classification import has_validation
-from xcit.data.coco import has_annotations_of
+from xcit.data.coco_places import has_annotations_of
 from xcit.data.multi_label import has_validation_list
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.training.tasks.detection import DetectionConfig, DetectionTask
 from xcit.training.tasks.dino import DINOConfig, DINOTask
+from xcit.training.tasks.low_rank import check_lora
 from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelTask
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationTask
 
@@ -25,11 +26,14 @@ class TaskKind:
 
     Attributes:
         config: the class of its configs.
-        task: its class, called with a config and a layout.
-        first_weights: the config's field that says what a model starts from; "" if there is none.
-        resumed: that field's value for a run that goes on: what it started from is in its checkpoints, and may be gone.
-        images: what its data are, in messages.
-        flattered: why a config's figures would be of images that are trained on; "" if they are not.
+        task: the class of the task, called with a config and a layout.
+        first_weights: the config's field that names the first weights; "" if there is none.
+        resumed: returns the value of that field for a run that resumes. The checkpoint contains the weights, and the
+            source of the first weights may no longer exist.
+        images: what the data consist of, for messages.
+        check: finds what is wrong in the config of a new run before anything is loaded.
+        flattered: returns why the figures of a config would be too good, because they are measured on training images;
+            "" if they are not.
     """
 
     config: type[TrainingConfig]
@@ -38,6 +42,11 @@ class TaskKind:
     resumed: Callable[[Any], Any] = lambda value: value
     images: str = "images"
     flattered: Callable[[Any], str] = lambda config: ""
+    check: Callable[[Any], None] = lambda config: None
+
+
+def _check_adapters(config: ClassificationConfig | MultiLabelConfig) -> None:
+    check_lora(config.lora, config.initialize, config.run)
 
 
 def _flattered_classifier(config: ClassificationConfig) -> str:
@@ -72,6 +81,7 @@ TASKS: dict[str, TaskKind] = {
         resumed=lambda initialize: initialize.frozen_only(),
         images="images by class",
         flattered=_flattered_classifier,
+        check=_check_adapters,
     ),
     "multi-label": TaskKind(
         config=MultiLabelConfig,
@@ -80,6 +90,7 @@ TASKS: dict[str, TaskKind] = {
         resumed=lambda initialize: initialize.frozen_only(),
         images="images with a list of their classes",
         flattered=_flattered_multi_label,
+        check=_check_adapters,
     ),
     "dino": TaskKind(config=DINOConfig, task=DINOTask),
     "segmentation": TaskKind(
@@ -93,4 +104,4 @@ TASKS: dict[str, TaskKind] = {
         flattered=_flattered_detector,
     ),
 }
-"""By a config's field `task`."""
+"""The tasks by their names, which are the values of a config's field `task`."""

@@ -16,10 +16,16 @@ def test_padding_is_to_the_right_and_below() -> None:
     assert batch[1].sum() == 3 * 10 * 70
 
 
-def test_resizing_is_opencvs() -> None:
-    pixels = torch.randint(0, 256, (3, 20, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = resize_bilinear_8bit(pixels.permute(1, 2, 0).numpy(), (33, 52))
-    assert torch.equal(resized(pixels, (33, 52)), torch.from_numpy(expected).permute(2, 0, 1))
+@pytest.mark.parametrize("size", [(33, 52), (11, 60), (7, 9), (10, 16), (20, 32), (1, 1), (20, 77)])
+def test_resizing_is_opencvs(size: tuple[int, int]) -> None:
+    pixels = torch.randint(0, 256, (3, 20, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = resize_bilinear_8bit(pixels.permute(1, 2, 0).numpy(), size)
+    assert torch.equal(resized(pixels, size), torch.from_numpy(expected).permute(2, 0, 1))
+
+
+def test_nothing_is_left_of_no_size() -> None:
+    with pytest.raises(XCiTError, match="can't be scaled to 0x5 pixels"):
+        resized(torch.zeros(3, 8, 8, dtype=torch.uint8), (0, 5))
 
 
 def test_numbers_of_0_to_1_become_the_8_bits_they_were() -> None:

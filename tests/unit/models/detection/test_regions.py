@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xcit.models.detection.regions import region_features, region_levels
+from xcit.models.detection.regions import TensorLevel, region_features, region_levels, window_features
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,35 @@ def test_no_box_reads_nothing_and_every_map_has_a_gradient() -> None:
     maps = [torch.randn(1, 2, 32 // stride, 32 // stride, requires_grad=True) for stride in (4, 8, 16, 32)]
     region_features(maps, [torch.zeros(0, 4)], 7).sum().backward()
     assert all(level.grad is not None and not level.grad.any() for level in maps)
+
+
+def boxes_of_every_kind(height: int, width: int, count: int) -> Tensor:
+    """Of all sizes, some at the edges, without an area, or of a side that is a whole number of cells."""
+    draw = torch.Generator().manual_seed(1)
+    corners = torch.rand(count, 2, 2, generator=draw).pow(2) * torch.tensor([width, height])
+    boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
+    special = [[0, 0, width, height], [3, 4, 3, 9], [5, 6, 61, 34], [width - 1, height - 1, width, height], [0] * 4]
+    return torch.cat([boxes, torch.tensor(special, dtype=torch.float32)])
+
+
+@pytest.mark.parametrize("size", [7, 14])
+def test_products_of_matrices_are_torchvisions_operator(size: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    # A pixel short of the image, as maps are whose patch does not divide it.
+    maps = [torch.randn(2, 5, 480 // stride - 1, 640 // stride, generator=draw) for stride in (4, 8, 16, 32)]
+    boxes = [boxes_of_every_kind(480, 640, 300), boxes_of_every_kind(300, 200, 9)]
+    found = region_features(maps, boxes, size)
+    with torch.enable_grad():
+        by_operator = region_features([level.clone().requires_grad_() for level in maps], boxes, size)
+    assert by_operator.requires_grad and not found.requires_grad
+    torch.testing.assert_close(found, by_operator.detach(), rtol=1e-5, atol=2e-6)
+    assert region_features(maps, [torch.zeros(0, 4), torch.zeros(0, 4)], size).shape == (0, 5, size, size)
+
+
+def test_a_box_larger_than_what_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = [TensorLevel(torch.randn(3, 480 // stride, 640 // stride)) for stride in (4, 8, 16, 32)]
+    boxes = boxes_of_every_kind(480, 640, 40)
+    whole = window_features(levels, boxes, 7)
+    monkeypatch.setattr("xcit.models.detection.regions._NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr("xcit.models.detection.regions._BOXES_AT_ONCE", 3)
+    torch.testing.assert_close(window_features(levels, boxes, 7), whole, rtol=1e-5, atol=1e-6)

@@ -84,7 +84,8 @@ def test_masks_are_of_the_final_boxes_at_the_networks_scale_and_of_their_class(h
     for parameter in heads.parameters():
         parameter.data.mul_(4)
     scale = torch.tensor([2.0, 2.5, 2.0, 2.5])
-    found = heads.detect(maps, torch.tensor([[10.0, 10, 60, 70], [30, 20, 110, 90]]), (120, 128), scale, 0.05)
+    proposals = torch.tensor([[10.0, 10, 60, 70], [30, 20, 110, 90]])
+    found = heads.detect(lambda some, side: region_features(maps, [some], side), proposals, (120, 128), scale, 0.05)
     assert len(found.boxes) and found.labels.min() >= 1 and found.masks.shape[1:] == (28, 28)
     features = region_features(maps, [found.boxes * scale], 14)
     logits = heads.mask_predictor(heads.mask_head(features))
@@ -92,9 +93,37 @@ def test_masks_are_of_the_final_boxes_at_the_networks_scale_and_of_their_class(h
         torch.testing.assert_close(found.masks[index], logits[index, label - 1].sigmoid())
 
 
+def test_regions_are_taken_a_few_at_a_time(heads: RoIHeads, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = [torch.randn(1, 4, 128 // stride, 128 // stride) for stride in (4, 8, 16, 32)]
+    for parameter in heads.parameters():
+        parameter.data.mul_(4)
+    corners = torch.arange(12.0)[:, None].expand(-1, 2) * 9
+    proposals, asked = torch.cat([corners, corners + 20], dim=1), list[tuple[int, int]]()
+
+    def features(boxes: Tensor, side: int) -> Tensor:
+        asked.append((len(boxes), side))
+        return region_features(maps, [boxes], side)
+
+    whole = heads.detect(features, proposals, (128, 128), NO_SCALE, 0.05)
+    assert asked == [(12, 7), (len(whole.boxes), 14)]
+    monkeypatch.setattr(roi_heads, "_PROPOSALS_AT_ONCE", 5)
+    monkeypatch.setattr(roi_heads, "_MASKS_AT_ONCE", 2)
+    asked.clear()
+    parts = heads.detect(features, proposals, (128, 128), NO_SCALE, 0.05)
+    assert asked[:3] == [(5, 7), (5, 7), (2, 7)] and max(count for count, side in asked if side == 14) == 2
+    for one, other in zip(parts, whole, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_more_objects_take_more_proposals() -> None:
+    assert [roi_heads.num_proposals(count) for count in (1, 100, 101, 3000)] == [1000, 1000, 1010, 30_000]
+
+
 def test_no_proposal_is_no_detection(heads: RoIHeads) -> None:
     maps = [torch.randn(1, 4, 128 // stride, 128 // stride) for stride in (4, 8, 16, 32)]
-    found = heads.detect(maps, torch.zeros(0, 4), (128, 128), NO_SCALE, 0.05)
+    found = heads.detect(
+        lambda some, side: region_features(maps, [some], side), torch.zeros(0, 4), (128, 128), NO_SCALE, 0.05
+    )
     assert [part.shape[0] for part in found] == [0, 0, 0, 0]
 
 
@@ -109,12 +138,12 @@ def test_losses_by_the_formula(heads: RoIHeads) -> None:
     # Both objects as their own proposals, then the proposal on the first one; the others are background.
     regions = [torch.cat([boxes, proposals[0]]), proposals[1]]
     labels = torch.tensor([0, 2, 0, 3, 3])
-    logits, steps = heads._boxes(maps, regions)
+    logits, steps = heads._boxes(region_features(maps, regions, 7))
     torch.testing.assert_close(found["loss_classifier"], F.cross_entropy(logits, labels))
     target = encode_boxes(regions[0][:3], boxes[[0, 1, 0]], STD)
     box_loss = (steps[[0, 1, 2], [0, 2, 0]] - target).abs().sum() / 5
     torch.testing.assert_close(found["loss_box_reg"], box_loss)
-    mask_logits = heads._masks(maps, [regions[0][:3], regions[1][:0]], torch.tensor([0, 2, 0]))
+    mask_logits = heads._masks(region_features(maps, [regions[0][:3], regions[1][:0]], 14), torch.tensor([0, 2, 0]))
     targets = mask_targets(masks, regions[0][:3], torch.tensor([0, 1, 0]), 28)
     torch.testing.assert_close(found["loss_mask"], F.binary_cross_entropy_with_logits(mask_logits, targets))
 

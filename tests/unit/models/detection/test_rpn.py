@@ -7,9 +7,9 @@ from torch import Tensor
 
 from xcit.models.detection import rpn
 from xcit.models.detection.anchors import ANCHOR_STRIDES, all_anchors
-from xcit.models.detection.boxes import encode_boxes
+from xcit.models.detection.boxes import encode_boxes, nms_by_class
 from xcit.models.detection.matching import match, sample
-from xcit.models.detection.rpn import RegionProposalNetwork
+from xcit.models.detection.rpn import RegionProposalNetwork, best_scores
 
 SIZES = ((32, 48), (16, 24), (8, 12), (4, 6), (2, 3))
 
@@ -40,10 +40,8 @@ def test_each_map_gives_its_best_and_small_boxes_stay(
     maps, logits, steps = outputs
     network = RegionProposalNetwork(8, 8.0).eval()
     monkeypatch.setattr(rpn, "NMS_IOU", 1.0)
-    monkeypatch.setattr(rpn, "NUM_CANDIDATES_TEST", 10)
-    (found,) = network.proposals(maps, logits, steps, [(120, 180)])
-    scores = torch.cat([level[0].sigmoid().sort(descending=True).values[:10] for level in logits])
-    assert len(found) == len(scores) == 50
+    (found,) = network.proposals(maps, logits, steps, [(120, 180)], 10)
+    assert len(found) == 10
     assert found[:, 2].max() <= 180 and found[:, 3].max() <= 120
     # The best of all is where its own anchor and step lead.
     level = max(range(5), key=lambda index: float(logits[index].max()))
@@ -58,6 +56,21 @@ def test_each_map_gives_its_best_and_small_boxes_stay(
     logits[0][0, 5], steps[0][0, 5] = 99.0, torch.tensor([0.0, -99.0, 0, 0])
     (found,) = network.proposals(maps, logits, steps, [(120, 180)])
     assert found[0, 1] == found[0, 3] == 0
+
+
+def test_as_many_of_each_map_are_looked_at_as_are_left_of_all(
+    outputs: tuple[list[Tensor], list[Tensor], list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps, logits, steps = outputs
+    network, seen = RegionProposalNetwork(8, 8.0).eval(), list[int]()
+
+    def counted(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
+        seen.extend(classes.bincount().tolist())
+        return nms_by_class(boxes, scores, classes, iou)
+
+    monkeypatch.setattr(rpn, "nms_by_class", counted)
+    network.proposals(maps, logits, steps, [(120, 180)], 10)
+    assert seen == [10] * 5
 
 
 def test_maps_do_not_suppress_one_another_and_a_thousand_are_left(
@@ -114,3 +127,11 @@ def test_the_padding_of_the_batch_is_not_trained(outputs: tuple[list[Tensor], li
         assert level.grad is not None
         trained = level.grad.view(height, width, 3).any(dim=2)
         assert not trained[-(-64 // stride) :].any() and not trained[:, -(-96 // stride) :].any()
+
+
+@pytest.mark.parametrize("limit", [1, 40, 41, 500, 1000])
+def test_the_best_are_those_of_a_stable_sort(limit: int) -> None:
+    scores = torch.rand(900, generator=torch.Generator().manual_seed(0)).mul(30).round() / 30  # of many equal ones
+    values, index = best_scores(scores, limit)
+    expected, order = scores.sort(descending=True, stable=True)
+    assert torch.equal(values, expected[:limit]) and torch.equal(index, order[:limit])

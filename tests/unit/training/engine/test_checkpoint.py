@@ -2,18 +2,22 @@ import errno
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
 
 from xcit.errors import XCiTError
-from xcit.training.engine.checkpoint import load_checkpoint, save_checkpoint
+from xcit.training.engine.checkpoint import keep_checkpoint, load_checkpoint, save_checkpoint
+
+FullDisk = Callable[[int], AbstractContextManager[None]]
 
 STATE = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "optimizer": {"lr": 0.1}, "ema": None, "epoch": 3}
 
 
-class FullDisk:
+class BreaksOff:
     """Breaks the writing off in the middle."""
 
     def __reduce__(self) -> str:
@@ -46,27 +50,43 @@ def test_comes_back_and_replaces_the_one_before(tmp_path: Path) -> None:
 def test_an_error_while_writing_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(STATE, path)
-    with pytest.raises(
-        XCiTError, match=r"last\.pt: could not be written: .*No space left.*previous checkpoint is kept"
-    ):
-        save_checkpoint({**STATE, "model": {"weight": torch.zeros(1000)}, "more": FullDisk()}, path)
+    with pytest.raises(XCiTError, match=r"last\.pt: can't be written: .*No space left.*previous checkpoint is kept"):
+        save_checkpoint({**STATE, "model": {"weight": torch.zeros(1000)}, "more": BreaksOff()}, path)
     assert_is_state(path)
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, full_disk: FullDisk) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(STATE, path)
-    (tmp_path / "last.pt.part").symlink_to("/dev/full")
-    with pytest.raises(XCiTError, match=r"could not be written: .*; the previous checkpoint is kept"):
+    with (
+        full_disk(100_000),
+        pytest.raises(XCiTError, match=r"last\.pt: can't be written: .*; the previous checkpoint is kept"),
+    ):
         save_checkpoint({**STATE, "model": {"weight": torch.zeros(100_000)}}, path)
     assert_is_state(path)
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_a_checkpoint_has_a_second_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(STATE, tmp_path / "last.pt")
+    keep_checkpoint(tmp_path / "last.pt", "best.pt")
+    assert (tmp_path / "best.pt").samefile(tmp_path / "last.pt")
+    monkeypatch.delattr(os, "link")
+    monkeypatch.setattr(os, "link", no_links, raising=False)
+    keep_checkpoint(tmp_path / "last.pt", "best.pt")
+    assert not (tmp_path / "best.pt").samefile(tmp_path / "last.pt")
+    save_checkpoint({"optimizer": {}}, tmp_path / "last.pt")
+    assert_is_state(tmp_path / "best.pt")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+
+
+def no_links(*_: object) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(XCiTError, match=r"gone/last\.pt: could not be written: .*No such file"):
+    with pytest.raises(XCiTError, match=r"gone/last\.pt: can't be written: .*No such file"):
         save_checkpoint(STATE, tmp_path / "gone" / "last.pt")
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from xcit.models import XCiT, XCiTConfig
 from xcit.training.engine.config import EngineConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
-from xcit.training.engine.loop import Progress, Stopped, train_task
+from xcit.training.engine.loop import train_task
+from xcit.training.engine.progress import Progress, Stopped
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.weights.files import read_checkpoint
@@ -450,16 +452,19 @@ def test_a_checkpoint_of_other_groups_of_parameters_is_refused(tmp_path: Path) -
     train_with()
 
 
-def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The kernel's own full disk, in place of the file that a checkpoint is first written to.
-    def fill() -> None:
-        (tmp_path / "last.pt.part").symlink_to("/dev/full")
-
-    with pytest.raises(XCiTError, match=r"last\.pt: could not be written: .*; the previous checkpoint is kept"):
-        train_line(Line(), tmp_path, report=stop_at(1, 1, fill))
+def test_a_full_disk_keeps_the_previous_checkpoint(
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    with (
+        ExitStack() as disk,
+        pytest.raises(XCiTError, match=r"last\.pt: can't be written: .*; the previous checkpoint is kept"),
+    ):
+        train_line(Line(), tmp_path, report=stop_at(1, 1, lambda: disk.enter_context(full_disk(3000))))
     assert read(tmp_path / "last.pt")["position"]["epoch"] == 1
-    assert not (tmp_path / "last.pt.part").exists()
+    assert not list(tmp_path.glob(".xcit-*"))
+    (tmp_path / ".xcit-0123.tmp").write_text("half of a checkpoint that a kill left")
     train_line(Line(), tmp_path, resume="last.pt")
+    assert not list(tmp_path.glob(".xcit-*"))
 
 
 def test_too_many_unreadable_inputs_stop_the_run(tmp_path: Path) -> None:

@@ -288,9 +288,9 @@ def test_layer_norms_alone_are_not_decayed(model: XCiT) -> None:
 
 
 def test_impossible_schedules() -> None:
-    with pytest.raises(XCiTError, match="milestones is \\(\\), must be given for kind milestones alone"):
+    with pytest.raises(XCiTError, match="milestones is \\(\\), must be given only for kind milestones"):
         ScheduleConfig(kind="milestones")
-    with pytest.raises(XCiTError, match="must be given for kind milestones alone"):
+    with pytest.raises(XCiTError, match="must be given only for kind milestones"):
         ScheduleConfig(milestones=(3,))
     with pytest.raises(XCiTError, match="in rising order"):
         ScheduleConfig(kind="milestones", milestones=(5, 3))

@@ -211,7 +211,9 @@ def test_teachers_that_can_be_are_let_through_unloaded(teacher: str) -> None:
 def test_without_a_network_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     # The Hub's client reads HF_HUB_OFFLINE once, when it is imported.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(XCiTError, match=r"^distillation\.teacher: timm/test_vit\.r160_in1k can't be had: ") as caught:
+    with pytest.raises(
+        XCiTError, match=r"^distillation\.teacher: timm/test_vit\.r160_in1k can't be loaded: "
+    ) as caught:
         load_teacher(DistillationConfig(teacher="timm/test_vit.r160_in1k"), SPEC, num_classes=1000)
     assert "\n" not in str(caught.value)
 
@@ -228,7 +230,7 @@ def test_other_classes_or_another_order_are_refused(file: Path, timms: str, clas
 
 
 def test_a_file_of_another_number_of_classes_is_refused(file: Path) -> None:
-    with pytest.raises(XCiTError, match=r"gives 3 numbers an image, the data have 4 classes"):
+    with pytest.raises(XCiTError, match=r"gives 3 numbers per image, the data have 4 classes"):
         load_teacher(DistillationConfig(teacher=str(file)), SPEC, num_classes=4)
 
 

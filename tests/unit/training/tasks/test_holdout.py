@@ -71,7 +71,7 @@ def test_a_holdout_is_impossible_beside_images_to_measure_on(tmp_path: Path) -> 
     write(tmp_path / "valid", ant=1, bee=1)
     for holdout in (1, 0.2):
         for call in (opened, open_measured, open_train_and_val):
-            with pytest.raises(XCiTError, match=f"holdout is {holdout}, but .* has images to validate by"):
+            with pytest.raises(XCiTError, match=f"holdout is {holdout}, but .* has validation images"):
                 call(str(tmp_path), holdout)
     assert len(opened(str(tmp_path / "train"), 1).watched) == 1  # type: ignore[arg-type]
 

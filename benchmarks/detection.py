@@ -1,0 +1,295 @@
+"""Takes images of any size through a detector, and prints the figures of docs/detection.md.
+
+    python benchmarks/detection.py [CASE ...] [--size 1500x1000] [--before DIR] [--folder DIR]
+
+    before    in memory at 1067 x 800 pixels, beside another checkout, whose `src` folder --before names
+    parts     where the time goes in memory
+    large     an image of SIZE in stripes within --memory, beside the whole image: memory, time, boxes and scores
+    picture   draws docs/detection-large.png: the objects that were found in the image in stripes
+
+The model is Mask R-CNN on small-12-p16 with random weights, its heads scaled so that it finds a hundred objects, which
+takes the time of a trained one. Each run has a process of its own; times beside each other are taken in turns. The
+figures of the page: --size 6000x4000, whose whole image takes 13 GB.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from any_resolution import say, texture
+
+from xcit.machine import processor
+
+NAME = "mask-rcnn_xcit-small-12-p16_3x_coco"
+FOLDER = str(Path(__file__).resolve().parent)
+
+CHILD = f"""
+import json, sys, time
+import numpy as np
+sys.path.insert(0, {FOLDER!r})
+from detection import {{work}} as work, random_detector
+for line in sys.stdin:
+    print(json.dumps(work(json.loads(line))), flush=True)
+"""
+
+
+def random_detector() -> Any:
+    """The model fused, with random weights of every kind, that finds a hundred objects in noise."""
+    import torch
+
+    from xcit import get_model
+
+    torch.manual_seed(0)
+    model: Any = get_model(NAME).eval()
+    with torch.no_grad():
+        for name, value in model.named_buffers():
+            if "running_var" in name:
+                value.uniform_(0.5, 2)
+        for name, value in model.named_parameters():
+            if "backbone.xcit" in name and value.ndim > 1 and "temperature" not in name:
+                value.add_(torch.randn_like(value) * 0.01)
+            elif name.startswith(("fpn", "rpn", "roi_heads")) and value.ndim > 1:
+                value.normal_(std=(2 / value[0].numel()) ** 0.5)
+        model.rpn.head.bbox_pred.weight.mul_(0.2)
+        model.roi_heads.box_predictor.cls_score.weight.mul_(2)
+        model.roi_heads.box_predictor.bbox_pred.weight.mul_(0.3)
+    return model.fuse()
+
+
+_MODEL: list[Any] = []
+
+
+def model_of_this_process() -> Any:
+    """One model, made once."""
+    if not _MODEL:
+        _MODEL.append(random_detector())
+    return _MODEL[0]
+
+
+def found_in(found: Any) -> dict[str, Any]:
+    """Detections as JSON has them."""
+    return {name: getattr(found, name).tolist() for name in ("boxes", "labels", "scores")}
+
+
+def in_memory(request: dict[str, Any]) -> dict[str, Any]:
+    """The time of an image at the model's own size."""
+    import torch
+
+    model = model_of_this_process()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 600, 800), dtype=np.uint8)
+    began = time.perf_counter()
+    found = model.detect(torch.from_numpy(pixels))
+    return {"seconds": time.perf_counter() - began, **found_in(found)}
+
+
+def whole(request: dict[str, Any]) -> dict[str, Any]:
+    """An image at its own size in memory."""
+    import torch
+    from PIL import Image
+
+    from xcit.machine import forget_peak, peak_resident_memory, resident_memory
+
+    model, pixels = model_of_this_process(), np.asarray(Image.open(request["image"]))
+    forget_peak()
+    before, began = resident_memory() or 0, time.perf_counter()
+    found = model.detect(
+        torch.from_numpy(pixels.transpose(2, 0, 1).copy()), sides=(min(pixels.shape[:2]), max(pixels.shape[:2]))
+    )
+    seconds, peak = time.perf_counter() - began, (peak_resident_memory() or 0) - before
+    return {"seconds": seconds, "peak": peak, **found_in(found)}
+
+
+def striped(request: dict[str, Any]) -> dict[str, Any]:
+    """An image at its own size in stripes."""
+    from xcit.images.open_rows import open_rows
+    from xcit.machine import resident_memory
+    from xcit.streaming import Budget
+    from xcit.streaming.detection import detect_rows
+
+    model, before = model_of_this_process(), resident_memory() or 0
+    budget = Budget(memory=request["memory"], scratch=Path(request["folder"]) / "scratch")
+    with open_rows(request["image"]) as rows:
+        opened = (resident_memory() or 0) - before
+        found, report = detect_rows(model, rows, min_score=0.05, max_objects=100, memory=budget)
+    assert report.peak_bytes is not None
+    is_kept = "scratch files" if report.bytes_written else "memory"
+    return {"seconds": report.seconds, "peak": report.peak_bytes + opened, "kept": is_kept, **found_in(found)}
+
+
+class Child:
+    """A process that does one of the works above whenever it is asked to, with this checkout or another."""
+
+    def __init__(self, work: str, source: Path | None = None) -> None:
+        environment = dict(os.environ) | ({} if source is None else {"PYTHONPATH": str(source.resolve())})
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CHILD.format(work=work)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """The answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """How far apart two results are, each object beside the nearest of its class."""
+    boxes, others = (np.array(one["boxes"]).reshape(-1, 4) for one in (found, expected))
+    if not len(boxes) or not len(others):
+        return f"{len(boxes)} and {len(others)} objects"
+    apart = np.abs(boxes[:, None] - others).max(axis=2)
+    apart[np.array(found["labels"])[:, None] != np.array(expected["labels"])] = np.inf
+    nearest = apart.argmin(axis=0)
+    distance = apart.min(axis=0)
+    is_same = distance < 1
+    scores = np.abs(np.array(found["scores"])[nearest] - np.array(expected["scores"]))
+    farthest, largest = (float(some[is_same].max(initial=0)) for some in (distance, scores))
+    share = f"{is_same.sum()} of {len(others)} objects the same"
+    return f"{share}, boxes within {farthest:.1e} px, scores within {largest:.1e}"
+
+
+def before(arguments: argparse.Namespace) -> None:
+    """Measures passes in memory beside the other checkout, alternately."""
+    if arguments.before is None:
+        sys.exit("the case `before` needs --before DIR, the src folder of the other checkout")
+    ours, theirs = Child("in_memory"), Child("in_memory", arguments.before)
+    found, expected = ours.ask(), theirs.ask()
+    pairs = [(ours.ask()["seconds"], theirs.ask()["seconds"]) for _ in range(arguments.rounds)]
+    ours.close()
+    theirs.close()
+    now, then = (statistics.median(times) for times in zip(*pairs, strict=True))
+    say(
+        f"{NAME}, 1067 x 800 pixels in memory: {now:.2f} s, before {then:.2f} s: {then / now:.2f}x, medians of "
+        f"{arguments.rounds} each in turns; {differences(found, expected)}"
+    )
+
+
+def parts(arguments: argparse.Namespace) -> None:
+    """Where the time goes in memory."""
+    import torch
+
+    model, seconds = random_detector(), dict[str, float]()
+    started: dict[str, float] = {}
+    names = ("backbone.xcit", "backbone.pyramid", "fpn", "rpn.head", "roi_heads.box_head", "roi_heads.mask_head",
+             "roi_heads.mask_predictor")  # fmt: skip
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 600, 800), dtype=np.uint8))
+    model.detect(pixels)
+    for name in names:
+        module = model.get_submodule(name)
+        module.register_forward_pre_hook(lambda *_, name=name: started.__setitem__(name, time.perf_counter()))
+        module.register_forward_hook(
+            lambda *_, name=name: seconds.__setitem__(name, seconds.get(name, 0) + time.perf_counter() - started[name])
+        )
+    intermediates = model.backbone.xcit.forward_intermediates
+
+    def timed(*args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        result = intermediates(*args, **options)
+        seconds["backbone.xcit"] = seconds.get("backbone.xcit", 0) + time.perf_counter() - began
+        return result
+
+    model.backbone.xcit.forward_intermediates = timed
+    began = time.perf_counter()
+    for _ in range(arguments.rounds):
+        model.detect(pixels)
+    total = (time.perf_counter() - began) / arguments.rounds
+    for name in names:
+        say(f"{name:28} {1000 * seconds[name] / arguments.rounds:7.0f} ms")
+    rest = total - sum(seconds.values()) / arguments.rounds
+    say(f"{'RoIAlign, NMS and the rest':28} {1000 * rest:7.0f} ms of {1000 * total:.0f}")
+
+
+def image_of(arguments: argparse.Namespace) -> Path:
+    """The picture of this size, made once."""
+    from PIL import Image
+
+    width, height = arguments.size
+    path: Path = arguments.folder / f"picture-{width}x{height}.png"
+    if not path.exists():
+        times = (-(-height // 4096), -(-width // 4096), 1)
+        Image.fromarray(np.tile(texture(), times)[:height, :width]).save(path)
+    return path
+
+
+def large(arguments: argparse.Namespace) -> None:
+    """In stripes with two bounds beside the whole image."""
+    image, results = image_of(arguments), []
+    for bound in arguments.memory:
+        child = Child("striped")
+        found = child.ask(image=str(image), memory=round(bound * 1e9), folder=str(arguments.folder))
+        child.close()
+        results.append(found)
+        say(
+            f"{arguments.size[0]} x {arguments.size[1]} pixels in stripes within {bound:g} GB, maps in "
+            f"{found['kept']}: {found['seconds']:.0f} s, {found['peak'] / 1e9:.2f} GB above the loaded model"
+        )
+    if len(results) > 1:
+        say(f"with one bound and the other: {differences(results[1], results[0])}")
+    if not arguments.no_whole:
+        child = Child("whole")
+        expected = child.ask(image=str(image))
+        child.close()
+        say(f"the whole image: {expected['seconds']:.0f} s, {expected['peak'] / 1e9:.2f} GB above the loaded model")
+        for bound, found in zip(arguments.memory, results, strict=True):
+            say(f"within {bound:g} GB beside the whole image: {differences(found, expected)}")
+
+
+def picture(arguments: argparse.Namespace) -> None:
+    """Draws the picture of the page."""
+    from xcit.inference.detect import DetectedObjects, detect
+
+    (found,) = detect(image_of(arguments), random_detector(), max_objects=15, min_score=0, full_size=True, memory="4GB")
+    assert isinstance(found, DetectedObjects)
+    shown = found.picture()
+    shown.thumbnail((1200, 1200))
+    shown.save(Path(__file__).resolve().parent.parent / "docs" / "detection-large.png")
+    say(f"{len(found.objects)} objects")
+
+
+CASES = {"before": before, "parts": parts, "large": large, "picture": picture}
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*CASES, []], help=", ".join(CASES))
+    parser.add_argument(
+        "--size", type=lambda text: tuple(map(int, text.split("x"))), default=(1500, 1000), metavar="WIDTHxHEIGHT"
+    )
+    parser.add_argument("--memory", type=float, nargs="+", default=[4.0, 1.0], metavar="GB", help="bounds of `large`")
+    parser.add_argument("--no-whole", action="store_true", help="of `large`: leave the whole image out")
+    parser.add_argument("--before", type=Path, help="src folder of another checkout")
+    parser.add_argument("--rounds", type=int, default=7, help="of `before` and `parts`")
+    parser.add_argument("--folder", type=Path, default=Path("detection"), help="for the image and scratch files")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    import torch
+
+    say(f"{processor()}, {torch.get_num_threads()} threads; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}")
+    for case in arguments.cases or [name for name in CASES if name != "before" or arguments.before]:
+        began = time.perf_counter()
+        CASES[case](arguments)
+        say(f"({case}: {time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f})")
+
+
+if __name__ == "__main__":
+    main()

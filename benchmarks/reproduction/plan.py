@@ -1,0 +1,80 @@
+"""What was published, as measurements that can be made: one model, one protocol, one data set."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from xcit.images.preprocess import Preprocessing, published_preprocessing
+from xcit.zoo import RECORDS, Checkpoint, Record
+from xcit.zoo.records import DenseRecord
+
+TOLERANCE = 0.1
+"""Points, in percent, by which a figure may differ from the published one."""
+
+NUM_IMAGES = {"ImageNet-1k": 50_000, "COCO": 5_000, "ADE20K": 2_000, "CIFAR-10": 10_000, "CIFAR-100": 10_000}
+"""Images of the data sets' validation splits (CIFAR: test), which the published figures are of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One run over a data set.
+
+    Attributes:
+        record: of the checkpoint.
+        method: what measures: "classifier", "k-NN", "linear", or the task of a dense model.
+        protocol: by whom the figures were published, and so how images are prepared.
+        published: metric -> percent.
+        spec: how images are prepared, of a classifier.
+        impossible: why it can't be made with this package; "" if it can.
+    """
+
+    record: Record
+    method: str
+    protocol: str
+    published: Mapping[str, float]
+    spec: Preprocessing | None = None
+    impossible: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def key(self) -> str:
+        """A name for files."""
+        return f"{self.record.name}--{self.method}--{self.protocol}".replace(" ", "-").replace("/", "-")
+
+    @property
+    def dataset(self) -> str:
+        """On which it is made."""
+        return self.record.dataset
+
+
+def plan(records: Iterable[Record] | None = None) -> list[Measurement]:
+    """All measurements of some records, of all published ones if none are given; the packaged model has none."""
+    found = [record for record in (RECORDS.values() if records is None else records) if record.packaged is None]
+    return [measurement for record in found for measurement in _of(record)]
+
+
+def _of(record: Record) -> list[Measurement]:
+    if isinstance(record, DenseRecord):
+        by = {figure.measured_by for figure in record.figures}
+        published = {figure.metric: figure.value for figure in record.figures}
+        return [Measurement(record=record, method=record.task, protocol=", ".join(sorted(by)), published=published)]
+    assert isinstance(record, Checkpoint)
+    measurements = []
+    for accuracy in record.accuracies:
+        published = {"top-1": accuracy.top1} | ({} if accuracy.top5 is None else {"top-5": accuracy.top5})
+        spec = record.preprocessing
+        if accuracy.measured_by == "mmpretrain":
+            spec = published_preprocessing("mmpretrain", spec.image_size)
+        measurements.append(
+            Measurement(
+                record=record,
+                method=f"{accuracy.method}, {accuracy.attack}" if accuracy.attack else accuracy.method,
+                protocol=accuracy.measured_by,
+                published=published,
+                spec=spec,
+                impossible=f"this package has no {accuracy.attack.partition(',')[0]}" if accuracy.attack else "",
+                notes=("which k was taken was not published: the best of 10, 20, 100 and 200",)
+                if accuracy.method == "k-NN"
+                else (),
+            )
+        )
+    return measurements

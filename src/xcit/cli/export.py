@@ -1,0 +1,155 @@
+"""`xcit export`: a model as a file that other runtimes run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xcit.cli.features import OUT_TYPES, block_numbers
+from xcit.cli.lines import say
+from xcit.cli.options import CommandWithNumbers, FileOptions, file_options
+from xcit.errors import XCiTError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+TARGETS = ("onnx", "openvino", "torch-export", "tensorrt", "web")
+_ENDINGS = {"openvino": "_openvino", "torch-export": ".pt2"}
+
+_HELP = """Write MODEL (a name, a weights file or a run's folder) as a file that other runtimes run.
+
+\b
+--to onnx          FILE.onnx for ONNX Runtime
+     openvino      a folder with model.xml and model.bin
+     torch-export  FILE.pt2 for torch
+     tensorrt      FILE.onnx of one size in float16, of operators that its parser takes
+     web           FILE.onnx of operators that onnxruntime-web takes
+
+Batch, height and width are free, unless --size fixes the last two; a detector's file takes one image at a time.
+What is written is compared with the model at five sizes and two batch sizes, and the largest difference is printed; a
+file that differs is not left behind. Class names, preprocessing, task, source and licence travel inside it, so that
+xcit predict, features, segment, detect, test and bench take the file in the model's place, by its runtime.
+
+\b
+Example:
+  xcit export xcit-nano-12-p16_3rdparty_in1k --to onnx
+  xcit predict photo.jpg --model xcit-nano-12-p16_3rdparty_in1k.onnx
+"""
+
+
+@click.command(cls=CommandWithNumbers, help=_HELP)
+@click.argument("model")
+@click.option("--to", "to", type=click.Choice(TARGETS), required=True, help="What it is for.")
+@click.option("--out", metavar="FILE|DIR", help="Where to write; MODEL's name with the right ending if left out.")
+@click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
+@file_options
+@click.option(
+    "--dtype", type=click.Choice(("float32", "float16")), help="Precision; float16 for tensorrt, else float32."
+)
+@click.option("--int8", "calibration", metavar="IMAGES", help="Whole numbers of 8 bits, by the images of this folder.")
+@click.option(
+    "--num-images", type=click.IntRange(min=1), default=128, show_default=True, help="With --int8: how many of them."
+)
+@click.option(
+    "--normalize", is_flag=True, help="Subtract mean and divide by std in the graph: it takes values in 0..1."
+)
+@click.option("--features", type=click.Choice(OUT_TYPES), help="Give these features in place of logits.")
+@click.option(
+    "--layers", callback=block_numbers, default="-1", show_default=True, help="With --features: of these blocks."
+)
+def export(
+    model: str,
+    to: str,
+    out: str | None,
+    weights: str | None,
+    how: FileOptions,
+    dtype: str | None,
+    calibration: str | None,
+    num_images: int,
+    normalize: bool,
+    features: str | None,
+    layers: tuple[int, ...],
+) -> None:
+    """Exports, and says what was written."""
+    from typing import cast
+
+    from xcit.deploy import FORMATS, FeatureOutput, Target, Wanted, export_model, origin_of
+    from xcit.deploy.sheet import Precision
+    from xcit.extras import need_packages
+    from xcit.models.xcit import OutType
+
+    target = cast(Target, to)
+    need_packages(f"exporting to {to}", *FORMATS[target].packages)
+    if calibration is not None and dtype is not None:
+        raise XCiTError("--int8 is a precision of its own: leave --dtype out")
+    path = Path(out) if out is not None else Path(f"{_base(model)}{_ENDINGS.get(to, '.onnx')}")
+    network = _load(model, weights, how)
+    wanted = Wanted(
+        size=how.size,
+        dtype="int8" if calibration is not None else cast(Precision | None, dtype),
+        normalize=normalize,
+        features=None if features is None else FeatureOutput(out_type=cast(OutType, features), layers=layers),
+        calibration=None if calibration is None else _batches(network, calibration, num_images, how.size),
+    )
+    report = export_model(network, origin_of(weights or model), path, target, wanted)
+    facts = report.sheet.facts
+    size = "images of any size" if facts.size is None else f"images of {facts.size[0]}x{facts.size[1]} pixels"
+    say(
+        f"{path}: {report.sheet.sentence()} of {size}, {facts.precision}, {report.num_bytes / 1e6:.1f} MB; "
+        f"{report.difference.sentence()}",
+        indent=2,
+    )
+
+
+def _base(model: str) -> str:
+    """The name of a model's file in this folder, without an ending: that of a name, a file, or a run's folder."""
+    from xcit.zoo.names import WEIGHT_SUFFIXES
+
+    name = model.rstrip("/").rpartition("/")[2].partition("#")[0]
+    suffix = next((suffix for suffix in WEIGHT_SUFFIXES if name.endswith(suffix)), "")
+    return name.removesuffix(suffix)
+
+
+def _load(model: str, weights: str | None, how: FileOptions) -> Any:
+    """The model with its weights, its preprocessing as `how` says."""
+    from xcit.cli.progress import download_bar
+    from xcit.deploy import weights_of
+    from xcit.zoo import get_model
+
+    with download_bar() as downloaded:
+        built: Any = get_model(
+            weights_of(model),
+            pretrained=weights or True,
+            stem_strides=how.stem_strides,
+            key=how.key,
+            progress=downloaded,
+        )
+    if built.info is not None or how.mean or how.std:
+        how.apply(built, weights or model)
+    return built
+
+
+def _batches(network: Any, images: str, num_images: int, size: int | None) -> "Iterator[Tensor]":
+    """Images of a folder, one a batch, prepared for the model; those that can't be read are named and left out.
+
+    Raises:
+        XCiTError: if there is none.
+    """
+    from xcit.images.find import find_images
+    from xcit.inference.calibration import calibration_images
+    from xcit.inference.reading import Unreadable
+
+    paths = find_images([images])
+    num_good = 0
+    for result in calibration_images(paths[:: max(1, len(paths) // num_images)], network, size):
+        if isinstance(result, Unreadable):
+            click.echo(f"xcit: {result.reason}", err=True)
+            continue
+        yield result
+        num_good += 1
+        if num_good == num_images:
+            return
+    if not num_good:
+        raise XCiTError(f"{images}: none of its images can be read: there is nothing to calibrate on")

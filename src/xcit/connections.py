@@ -1,0 +1,119 @@
+"""Connections over HTTP that are there in time, and never leave encryption."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from http.client import HTTPConnection, HTTPMessage, HTTPResponse, HTTPSConnection
+from typing import IO, Any, TypeVar
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+
+Result = TypeVar("Result")
+
+_LATE = "the server did not answer in time"
+
+
+def open_answer(request: Request, *, timeout: float, patience: float) -> Any:
+    """Asks a server, and gives its answer as `urllib.request.urlopen` does; so are the errors.
+
+    Args:
+        request: to an http, https or file URL. Proxies are taken from the environment as it is now.
+        timeout: seconds without a byte from the server that count as a broken connection.
+        patience: seconds within which a connection must be there, the look-up of the host's name included.
+    """
+    # Not `urlopen`, which keeps the proxies that the environment named at its first call.
+    return build_opener(_Connecting(patience), _SafeRedirects).open(request, timeout=timeout)
+
+
+class _SafeRedirects(HTTPRedirectHandler):
+    """Follows no redirect that leaves encryption: what came over it would be anybody's."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if urlsplit(newurl).scheme != "https" and req.type != "http":
+            fp.close()
+            raise URLError(f"refused, it redirects from https to {newurl}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Patient(HTTPConnection):
+    """A connection that is there within `patience` seconds; once it is, the server has `timeout` for each answer."""
+
+    patience, label = 10.0, ""
+
+    def connect(self) -> None:
+        timeout, self.timeout = self.timeout, self.patience
+        try:
+            in_time(super().connect, self.patience)
+        except OSError as error:
+            raise URLError(unreached(self.label, error)) from error
+        self.timeout = timeout
+        self.sock.settimeout(timeout)
+
+
+class _PatientHTTPS(HTTPSConnection, _Patient):
+    """The same, with encryption."""
+
+
+class _Connecting(HTTPHandler, HTTPSHandler):
+    """Opens connections with the given patience."""
+
+    def __init__(self, patience: float) -> None:
+        super().__init__()
+        self._patience = patience
+
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(self._connecting(_Patient, req), req)
+
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(self._connecting(_PatientHTTPS, req), req)
+
+    def _connecting(self, kind: type[_Patient], request: Request) -> Any:
+        host = urlsplit(f"//{request.host}").hostname
+        is_proxy = request.host != urlsplit(request.full_url).netloc
+
+        def connection(address: str, *, timeout: float) -> _Patient:
+            made = kind(address, timeout=timeout)
+            made.patience, made.label = self._patience, f"proxy {host}" if is_proxy else f"{host}"
+            return made
+
+        return connection
+
+
+def in_time(action: Callable[[], Result], seconds: float) -> Result:
+    """The result of an action; a `TimeoutError` if it takes longer.
+
+    A name look-up without a network can last half a minute and cannot be stopped: its thread is left behind.
+    """
+    future: Future[Result] = Future()
+
+    def act() -> None:
+        try:
+            future.set_result(action())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=act, daemon=True).start()
+    return future.result(timeout=seconds)
+
+
+def unreached(host: str | None, error: BaseException) -> str:
+    """Says in a line that a host was not reached, and why."""
+    reason = reason_of(error)
+    return f"no answer from {host}" if reason == _LATE else f"cannot reach {host}: {reason}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Why, in one line; libraries wrap the system's own words in their errors."""
+    link: object = error
+    while isinstance(link, BaseException):
+        if isinstance(link, TimeoutError):
+            return _LATE
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        if isinstance(link, URLError) and isinstance(link.reason, str):
+            return link.reason
+        link = link.reason if isinstance(link, URLError) else link.__cause__ or link.__context__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

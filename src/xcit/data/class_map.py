@@ -1,0 +1,135 @@
+"""A file that says which class the images of a folder, or of a label in a list, belong to."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from xcit.data.classification import ImageFiles, LabelledImages, with_classes
+from xcit.data.label_lists import split_lines
+from xcit.data.splits import is_number
+from xcit.errors import XCiTError
+from xcit.regular import regular
+
+_HEADS = (
+    frozenset({"name", "folder", "label", "class", "id", "wnid", "from", "data"}),
+    frozenset({"class", "class_name", "index", "label", "model", "name", "number", "target", "to"}),
+)
+"""Words of a first line that names the two columns."""
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Which class is meant by a name in the data.
+
+    Attributes:
+        source: the file.
+        class_of: a class's name, or its index in plain digits, by the name in the data.
+    """
+
+    source: str
+    class_of: Mapping[str, str]
+
+    def apply(self, images: LabelledImages) -> LabelledImages:
+        """The images by the classes that are meant; several names may mean one class.
+
+        The classes are those that there are images of, in the order of the file, or of numbers where all are numbers.
+
+        Raises:
+            XCiTError: if a class of the images is not in the file.
+        """
+        absent = [name for name in images.class_ids if name not in self.class_of]
+        if absent:
+            raise XCiTError(
+                f"{self.source}: {len(absent)} of the {len(images.class_ids)} classes in the data are not in it: "
+                f"{', '.join(map(repr, absent[:_SHOWN]))}{', ...' if len(absent) > _SHOWN else ''}"
+            )
+        meant = [self.class_of[name] for name in images.class_ids]
+        ordered = [name for name in dict.fromkeys(self.class_of.values()) if name in set(meant)]
+        if all(map(is_number, ordered)):
+            ordered.sort(key=int)
+        index_of = {name: index for index, name in enumerate(ordered)}
+        mapped = with_classes(images, ordered, [index_of[name] for name in meant])
+        if isinstance(mapped, ImageFiles):
+            mapped = replace(mapped, source=f"{mapped.source}, classes by {self.source}")
+        return mapped
+
+
+def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
+    """Reads a class map.
+
+    Args:
+        path: a JSON object from names to names or indices; or lines of two columns, a name in the data and the class
+            that it means, as a CSV or with tabs or spaces between them. A first line such as `folder,class` names the
+            columns.
+
+    Raises:
+        XCiTError: if it can't be read, a line or value is wrong, or a name means two classes.
+    """
+    path = Path(path)
+    try:
+        text = regular(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise XCiTError(f"{path}: the class map can't be read: {getattr(error, 'strerror', '') or error}") from None
+    pairs = _of_json(path, text) if path.suffix.lower() == ".json" else _of_lines(path, text)
+    found: dict[str, str] = {}
+    for place, name, meant in pairs:
+        meant = str(int(meant)) if is_number(meant) else meant
+        if not name or not meant:
+            raise XCiTError(f"{path}{place}: a name or the class that it means is missing")
+        if found.setdefault(name, meant) != meant:
+            raise XCiTError(f"{path}{place}: {name!r} means {found[name]!r} before, now {meant!r}")
+    if not found:
+        raise XCiTError(f"{path}: an empty class map")
+    return ClassMap(str(path), found)
+
+
+def numbered(images: LabelledImages, num_classes: int, where: str) -> LabelledImages:
+    """Images whose classes are numbers, with the labels that these are; others as they are.
+
+    Args:
+        images: by the classes of a class map.
+        num_classes: of the model; 0 takes one more than the largest number.
+        where: begins an error.
+
+    Raises:
+        XCiTError: if a number is none of a class.
+    """
+    if not all(map(is_number, images.class_ids)):
+        return images
+    labels = [int(name) for name in images.class_ids]
+    count = num_classes or max(labels) + 1
+    if max(labels) >= count:
+        raise XCiTError(f"{where}: class {max(labels)} is none of the model's {count}, which count from 0")
+    return with_classes(images, tuple(map(str, range(count))), labels)
+
+
+def _of_json(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise XCiTError(f"{path}: no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise XCiTError(f"{path}: a class map is an object from names in the data to classes")
+    for name, meant in content.items():
+        if isinstance(meant, bool) or not isinstance(meant, int | str):
+            raise XCiTError(f"{path}: the class of {name!r} must be a name or an index")
+        yield "", name.strip(), str(meant).strip() if isinstance(meant, str) or 0 <= meant < 10**6 else ""
+
+
+def _of_lines(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines:
+        return
+    rows = [(number, [cell.strip() for cell in row]) for number, row in split_lines(path, lines)]
+    for number, row in rows[1:] if _is_head(rows[0][1]) else rows:
+        if len(row) != 2:
+            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} is no name and class")
+        yield f", line {number}", row[0], row[1]
+
+
+def _is_head(row: Sequence[str]) -> bool:
+    return len(row) == 2 and all(cell.casefold() in words for cell, words in zip(row, _HEADS, strict=True))

@@ -1,0 +1,22 @@
+"""A model as a file that other runtimes run, and running it. It knows no data set: who calls hands it batches."""
+
+from xcit.deploy.exporting import ExportReport, Origin, Wanted, export, export_model, origin_of, weights_of
+from xcit.deploy.formats import FORMATS, Target, is_exported
+from xcit.deploy.running import exported_or, load_exported
+from xcit.deploy.sheet import FeatureOutput
+
+__all__ = [
+    "FORMATS",
+    "ExportReport",
+    "FeatureOutput",
+    "Origin",
+    "Target",
+    "Wanted",
+    "export",
+    "export_model",
+    "exported_or",
+    "is_exported",
+    "load_exported",
+    "origin_of",
+    "weights_of",
+]

@@ -1,0 +1,252 @@
+"""What an exported file gives, compared with what its model gives.
+
+Shapes: `h`, `w` an image's.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xcit.deploy.formats import Run
+from xcit.deploy.graphs import Normalization
+from xcit.deploy.sheet import Precision, Sheet
+from xcit.errors import XCiTError
+from xcit.models.modes import evaluating
+from xcit.ops.forms import GRAM_FROM
+from xcit.zoo.kinds import DETECTOR, SEGMENTER
+
+SEED = 0
+
+LIMITS: dict[Precision, float] = {"float32": 1e-3, "float16": 0.1, "int8": 0.5}
+"""The difference from which a file counts as another model: see `Difference`."""
+
+MAX_UNMATCHED = 0.05
+"""Of detections: boxes of nearly equal scores may suppress each other the other way round."""
+
+_MATCHED_IOU = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far a file's outputs are from the model's.
+
+    Attributes:
+        value: the largest absolute difference by the largest absolute value of the same output; of detections the
+            largest of a score, a mask's probability, or a coordinate by the longer side of the image. Of int8 the root
+            of the mean square of the difference by that of the output.
+        sizes: heights and widths of the images, in the order in which they were compared.
+        batch_sizes: images a pass.
+        num_detections: boxes of the model, none of what is no detector.
+        num_unmatched: those of them, and of the file, that have no counterpart.
+    """
+
+    value: float
+    sizes: tuple[tuple[int, int], ...]
+    batch_sizes: tuple[int, ...]
+    num_detections: int | None = None
+    num_unmatched: int = 0
+
+    def sentence(self) -> str:
+        """What was found, for people."""
+        sizes = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(self.sizes))
+        batches = " and ".join(map(str, self.batch_sizes))
+        text = f"largest difference from the model {self.value:.1e} (batches of {batches}; {sizes} pixels)"
+        if self.num_detections is not None:
+            text += f"; {self.num_detections} detections, {self.num_unmatched} without a counterpart"
+        return text
+
+
+def compare(
+    run: Run, model: nn.Module, sheet: Sheet, normalization: Normalization | None, *, least_patches: int
+) -> Difference:
+    """Compares on seeded noise of five sizes, odd ones among them, by one and three images a pass.
+
+    Args:
+        run: the exported file.
+        model: what it was made from.
+        sheet: what the file says of itself.
+        normalization: what the file does that the model leaves to the caller.
+        least_patches: a side of the smallest image that the file serves.
+
+    Raises:
+        XCiTError: if they differ by more than the precision allows.
+    """
+    sizes = [sheet.facts.size] * 2 if sheet.facts.size else _sizes(sheet, least_patches)
+    draw = torch.Generator().manual_seed(SEED)
+    if sheet.kind is DETECTOR:
+        found = _compare_detections(run, model, sheet, normalization, sizes, draw)
+    else:
+        reference = reference_of(model, sheet)
+        values = []
+        for height, width in sizes:
+            for batch in (1, 3):
+                pixels = torch.rand(batch, sheet.channels, height, width, generator=draw)
+                values.append(_largest(run, reference, pixels, normalization))
+        found = Difference(value=max(values), sizes=tuple(sizes), batch_sizes=(1, 3))
+    is_same = found.value <= LIMITS[sheet.facts.precision]
+    if not is_same or found.num_unmatched > MAX_UNMATCHED * max(2 * (found.num_detections or 0), 20):
+        raise XCiTError(f"the exported graph differs from the model and was not kept: {found.sentence()}")
+    return found
+
+
+def compare_on(run: Run, model: nn.Module, sheet: Sheet, batches: Iterable[tuple[Tensor, Tensor]]) -> Difference:
+    """Compares a quantised file on images.
+
+    Args:
+        run: the exported file.
+        model: what it was made from.
+        sheet: what the file says of itself.
+        batches: images as the file takes them, and as the model does.
+
+    Raises:
+        XCiTError: if it is another model.
+    """
+    reference, error, power, sizes, batch_sizes = reference_of(model, sheet), 0.0, 0.0, [], []
+    for given, normalized in batches:
+        for ours, theirs in zip(run([given]), reference(normalized), strict=True):
+            error += (ours.double() - theirs.double()).square().sum().item()
+            power += theirs.double().square().sum().item()
+        sizes.append((given.shape[2], given.shape[3]))
+        batch_sizes.append(len(given))
+    value = math.sqrt(error / power) if power else 0.0
+    found = Difference(value=value, sizes=tuple(sizes), batch_sizes=tuple(dict.fromkeys(batch_sizes)))
+    if not value <= LIMITS["int8"]:
+        raise XCiTError(f"the quantised graph differs from the model and was not kept: {found.sentence()}")
+    return found
+
+
+def reference_of(model: nn.Module, sheet: Sheet) -> Callable[[Tensor], Sequence[Tensor]]:
+    """The model's own answers, in the order of the file's outputs."""
+    network: Any = model
+    features = sheet.facts.features
+
+    @torch.no_grad()
+    def answer(images: Tensor) -> Sequence[Tensor]:
+        with evaluating(model):
+            if features is None:
+                return [network(images)]
+            found: Sequence[Tensor] = network.extract_feat(
+                images, "backbone", out_type=features.out_type, out_indices=features.layers
+            )
+            return found
+
+    return answer
+
+
+def normalized(pixels: Tensor, normalization: Normalization | None) -> Tensor:
+    """Pixels (..., C, h, w) as the model takes them, where the file normalises; else as they are."""
+    if normalization is None:
+        return pixels
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (normalization.mean, normalization.std))
+    return (pixels - mean) / std
+
+
+def _sizes(sheet: Sheet, least_patches: int) -> list[tuple[int, int]]:
+    """The smallest image, two odd ones, one that is taller than wide, and one with enough tokens for the other form."""
+    config = sheet.kind.backbone(sheet.config)
+    patch = config.patch_size
+    if sheet.kind is DETECTOR:
+        return [(64, 96) if least_patches == 1 else (70, 96), (127, 161), (200, 129), (96, 320), (256, 256)]
+    many = math.isqrt(math.ceil(GRAM_FROM * config.embed_dim)) + 1
+    least = max(least_patches * patch, 64 if sheet.kind is SEGMENTER and least_patches > 1 else 0)
+    return [
+        (least, least + 3),
+        (5 * patch + 1 + least, 8 * patch - 1 + least),
+        (11 * patch + least, 6 * patch + least),
+        (9 * patch - 3 + least, 9 * patch + least),
+        (max(many, 2 * least // patch) * patch, max(many + 1, 2 * least // patch) * patch - 1),
+    ]
+
+
+def _largest(
+    run: Run,
+    reference: Callable[[Tensor], Sequence[Tensor]],
+    pixels: Tensor,
+    normalization: Normalization | None,
+) -> float:
+    found = []
+    for ours, theirs in zip(run([pixels]), reference(normalized(pixels, normalization)), strict=True):
+        if ours.shape != theirs.shape:
+            raise XCiTError(
+                f"the exported graph differs from the model and was not kept: of images {tuple(pixels.shape)} it gives "
+                f"{tuple(ours.shape)}, the model {tuple(theirs.shape)}"
+            )
+        found.append(((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item())
+    return max(value if math.isfinite(value) else math.inf for value in found)
+
+
+def _compare_detections(
+    run: Run,
+    model: nn.Module,
+    sheet: Sheet,
+    normalization: Normalization | None,
+    sizes: Sequence[tuple[int, int]],
+    draw: torch.Generator,
+) -> Difference:
+    """One image a pass, twice at each size."""
+    from xcit.models.detection.roi_heads import MIN_SCORE, Detections
+
+    network: Any = model
+    largest, num_detections, num_unmatched = 0.0, 0, 0
+    for index, (height, width) in enumerate(size for size in sizes for _ in range(2)):
+        # Blobs, for noise of single pixels looks the same everywhere.
+        coarse = torch.rand(1, sheet.channels, height // 16 + 1, width // 16 + 1, generator=draw)
+        pixels = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+        factor = 1.0 + 0.25 * (index % 2)
+        scale = torch.tensor([factor, factor, factor, factor])
+        with torch.no_grad(), evaluating(model):
+            theirs = network._search(normalized(pixels, normalization)[0], scale, MIN_SCORE)
+        size = torch.tensor([height, width], dtype=torch.float32)
+        ours = Detections(*run([_padded(pixels, normalization), size, scale]))
+        pairs = _matched(ours, theirs)
+        num_detections += len(theirs.boxes)
+        num_unmatched += len(theirs.boxes) + len(ours.boxes) - 2 * len(pairs)
+        if len(pairs):
+            mine, own = pairs.unbind(1)
+            differences = (
+                (ours.boxes[mine] - theirs.boxes[own]).abs().max() / max(height, width),
+                (ours.scores[mine] - theirs.scores[own]).abs().max(),
+                (ours.masks[mine] - theirs.masks[own]).abs().max(),
+            )
+            largest = max(largest, *(value.item() for value in differences))
+    return Difference(
+        value=largest,
+        sizes=tuple(sizes),
+        batch_sizes=(1,),
+        num_detections=num_detections,
+        num_unmatched=num_unmatched,
+    )
+
+
+def _padded(pixels: Tensor, normalization: Normalization | None) -> Tensor:
+    """An image (1, C, h, w) as a detector's file takes it: filled with what is zero once it is normalised."""
+    from xcit.models.detection.images import pad_and_stack
+
+    if normalization is None:
+        return pad_and_stack([pixels[0]])
+    mean = torch.tensor(normalization.mean).view(-1, 1, 1)
+    return pad_and_stack([pixels[0] - mean]) + mean
+
+
+def _matched(ours: Any, theirs: Any) -> Tensor:
+    """Pairs (n, 2) of detections of one class, each with the nearest in score of those that overlap, once each."""
+    from torchvision.ops import box_iou
+
+    pairs: list[tuple[int, int]] = []
+    if not len(ours.boxes) or not len(theirs.boxes):
+        return torch.zeros(0, 2, dtype=torch.int64)
+    same = ours.labels[:, None] == theirs.labels
+    distance = (ours.scores[:, None] - theirs.scores).abs() + (1 - box_iou(ours.boxes, theirs.boxes))
+    distance = torch.where(same & (box_iou(ours.boxes, theirs.boxes) >= _MATCHED_IOU), distance, math.inf)
+    for _ in range(min(distance.shape)):
+        best = int(distance.argmin())
+        mine, own = divmod(best, distance.shape[1])
+        if not math.isfinite(distance[mine, own].item()):
+            break
+        pairs.append((mine, own))
+        distance[mine], distance[:, own] = math.inf, math.inf
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)

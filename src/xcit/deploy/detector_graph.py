@@ -1,0 +1,102 @@
+"""Mask R-CNN as a graph: `MaskRCNN.detect` on tensors whose lengths are known only when it runs.
+
+What differs from the model is how a number of boxes is bounded. A slice of the best 1000 of n would have to know
+whether n is more than that; here n is first made at least 1000 by entries that never count.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from xcit.models.detection.anchors import ANCHOR_STRIDES, anchors_at
+from xcit.models.detection.boxes import decode_boxes
+from xcit.models.detection.regions import pool_regions
+from xcit.models.detection.roi_heads import (
+    BOX_SIZE,
+    MASK_SIZE,
+    MIN_SCORE,
+    NMS_IOU,
+    NUM_DETECTIONS,
+    STD,
+)
+from xcit.models.detection.rpn import NMS_IOU as PROPOSAL_IOU
+from xcit.models.detection.rpn import NUM_PROPOSALS
+from xcit.models.detection.rpn import STD as PROPOSAL_STD
+
+if TYPE_CHECKING:
+    from xcit.models.detection.mask_rcnn import MaskRCNN
+
+
+class DetectorGraph(nn.Module):
+    """One normalised image (1, C, H, W), its size and its scale, to `Detections` as a tuple.
+
+    H and W are multiples of 32, filled with zeros to the right and below; the size (2,) is height and width without
+    them. The scale (4,) is width, height, width, height as the network sees the image by those of the image as it was
+    given: boxes are in pixels of the latter. What is scored less than `MIN_SCORE` is left out.
+    """
+
+    def __init__(self, model: "MaskRCNN") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes (n, 4), labels (n,) from 1, scores (n,) and masks (n, s, s), best first."""
+        maps = self.model._maps(images)
+        boxes, labels, scores = self._select(maps, self._proposals(maps, size), size, scale)
+        heads = self.model.roi_heads
+        logits = heads.mask_predictor(heads.mask_head(_pool(maps, boxes * scale, MASK_SIZE))).float()
+        own = logits.gather(1, labels[:, None, None, None].expand(-1, 1, *logits.shape[2:])).squeeze(1)
+        return boxes, labels + 1, scores, own.sigmoid()
+
+    def _proposals(self, maps: Sequence[Tensor], size: Tensor) -> Tensor:
+        """See `RegionProposalNetwork.proposals`."""
+        rpn = self.model.rpn
+        boxes, scores, levels = [], [], []
+        for level, (logits, steps) in enumerate(zip(*rpn(maps), strict=True)):
+            filled = torch.cat([logits[0].sigmoid(), logits.new_full((NUM_PROPOSALS,), -1.0)])
+            best, index = filled.topk(NUM_PROPOSALS)
+            index = torch.where(best >= 0, index, 0)
+            anchors = anchors_at(index, maps[level].shape[-1], ANCHOR_STRIDES[level], rpn.anchor_scale)
+            boxes.append(decode_boxes(anchors, steps[0][index], PROPOSAL_STD, size))
+            scores.append(best)
+            levels.append(torch.full_like(index, level))
+        candidates, all_scores = torch.cat(boxes), torch.cat(scores)
+        kept = _nms_by_class(candidates, all_scores, torch.cat(levels), PROPOSAL_IOU)
+        kept, is_one = _first(kept, NUM_PROPOSALS)
+        chosen: Tensor = kept[(is_one & (all_scores[kept] >= 0)).nonzero().squeeze(1)]
+        return candidates[chosen]
+
+    def _select(
+        self, maps: Sequence[Tensor], proposals: Tensor, size: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `RoIHeads._select`."""
+        heads = self.model.roi_heads
+        logits, steps = heads.box_predictor(heads.box_head(_pool(maps, proposals, BOX_SIZE)))
+        scores = logits.softmax(dim=-1)[:, : heads.num_classes] * (proposals[:, 3:] != 0)
+        boxes = decode_boxes(proposals, steps, STD, size) / scale
+        proposal, label = (scores > MIN_SCORE).nonzero().unbind(1)
+        boxes, scores = boxes[proposal, label], scores[proposal, label]
+        kept, is_one = _first(_nms_by_class(boxes, scores, label, NMS_IOU), NUM_DETECTIONS)
+        kept = kept[is_one.nonzero().squeeze(1)]
+        return boxes[kept], label[kept], scores[kept]
+
+
+def _nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
+    """`nms_by_class` in one search, also of no boxes."""
+    from torchvision.ops import nms
+
+    most = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
+    kept: Tensor = nms(boxes + (classes.to(boxes) * (most + 1))[:, None], scores, iou)
+    return kept
+
+
+def _first(indices: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first of indices, (count,), with zeros where there are less, and whether each is one of them."""
+    filled = torch.cat([indices, indices.new_full((count,), -1)])[:count]
+    return filled.clamp(min=0), filled >= 0
+
+
+def _pool(maps: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
+    return pool_regions(maps, torch.cat([boxes.new_zeros(boxes.shape[0], 1), boxes], dim=1), size)

@@ -1,0 +1,343 @@
+"""A model to a file that other runtimes run, checked against the model before it is kept."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xcit.deploy.check import Difference, compare, compare_on
+from xcit.deploy.formats import FORMATS, Target, format_of, open_run
+from xcit.deploy.graphs import Normalization, XCAForm, build_graph
+from xcit.deploy.onnx_files import write_onnx
+from xcit.deploy.openvino_files import convert_onnx
+from xcit.deploy.operators import check_operators
+from xcit.deploy.quantize import quantize_onnx
+from xcit.deploy.sheet import Facts, FeatureOutput, Precision, Sheet
+from xcit.deploy.torch_files import write_program
+from xcit.errors import XCiTError
+from xcit.extras import need_packages
+from xcit.models.timm_calls import resolve_indices
+from xcit.writing import whole_file, whole_folder
+from xcit.zoo import get_model
+from xcit.zoo.kinds import CLASSIFIER, DETECTOR, SEGMENTER, Kind, kind_of_config
+from xcit.zoo.names import find_record, is_known
+
+Size = int | tuple[int, int]
+
+RUN_WEIGHTS = "model.safetensors"
+"""The file of a run's folder that has its weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What `export` has written.
+
+    Attributes:
+        path: the file or folder.
+        num_bytes: of it.
+        sheet: what it says of itself.
+        difference: from the model.
+    """
+
+    path: Path
+    num_bytes: int
+    sheet: Sheet
+    difference: Difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a model came from: the name or file, and the licence of its weights, "" where it is not known."""
+
+    source: str
+    licence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What `export` is asked for beside model and target; see there."""
+
+    size: Size | None = None
+    dtype: Precision | None = None
+    normalize: bool = False
+    features: FeatureOutput | None = None
+    calibration: Iterable[Tensor] | None = None
+
+
+def export(
+    model: str | os.PathLike[str] | nn.Module,
+    path: str | os.PathLike[str],
+    to: Target | None = None,
+    *,
+    size: Size | None = None,
+    dtype: Precision | None = None,
+    normalize: bool = False,
+    features: FeatureOutput | None = None,
+    calibration: Iterable[Tensor] | None = None,
+) -> ExportReport:
+    """Writes a model as a file that other runtimes run: batch, height and width of the images are free.
+
+    The file is compared with the model at five sizes and two batch sizes; one that differs is not left behind. Class
+    names, preprocessing, task, source and licence travel inside it. A detector's file takes one image at a time.
+
+    Args:
+        model: a name (its published weights are downloaded once), a weights file, or a model.
+        path: where to write: a file ending in .onnx or .pt2, or a new folder for OpenVINO.
+        to: what it is for; none goes by the path. "tensorrt" and "web" are ONNX files of which all operators are those
+            that TensorRT's parser and onnxruntime-web take; the first is of one size, in float16.
+        size: height and width (or one number) to which the images are fixed; none takes every size.
+        dtype: "float32", "float16", or "int8", which needs `calibration`; none is float32, float16 for TensorRT.
+        normalize: subtract mean and divide by the standard deviation in the graph, which then takes values in 0..1.
+        features: give these features in place of logits.
+        calibration: for int8: batches (B, C, h, w) of normalised images like those that the model will see.
+
+    Returns:
+        What was written, with the largest difference from the model.
+
+    Raises:
+        XCiTError: if the model can't be had, the target does not take it, a package is missing, or the file differs.
+    """
+    wanted = Wanted(size=size, dtype=dtype, normalize=normalize, features=features, calibration=calibration)
+    target = _target(Path(path), to)
+    need_packages(f"exporting to {target}", *FORMATS[target].packages)
+    return export_model(*_find(model), Path(path), target, wanted)
+
+
+def export_model(network: Any, origin: Origin, place: Path, target: Target, wanted: Wanted) -> ExportReport:
+    """`export` of a model that is loaded, and whose origin is known."""
+    form = FORMATS[_target(place, target)]
+    kind = kind_of_config(network.config)
+    precision: Precision = wanted.dtype or ("float16" if target == "tensorrt" else "float32")
+    fixed = _fixed_size(wanted.size, target, network)
+    _check_asked(kind, target, precision, fixed, wanted)
+    facts = Facts(
+        precision=precision,
+        size=fixed,
+        features=_with_blocks(wanted.features, network),
+        normalizes=wanted.normalize,
+        source=origin.source,
+        licence=origin.licence,
+        made_by=_made_by(),
+    )
+    sheet, normalization = _sheet(network, facts)
+    batches = None if wanted.calibration is None else [batch.float() for batch in wanted.calibration]
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / f"model{form.suffix}"
+        _write(network, sheet, normalization, target, part, batches)
+        run = open_run(part, torch.get_num_threads())
+        if batches is None:
+            least = 2 if target == "torch-export" else 1
+            difference = compare(run, network, sheet, normalization, least_patches=least)
+        else:
+            difference = compare_on(
+                run, network, sheet, ((_denormalized(batch, normalization), batch) for batch in batches)
+            )
+        num_bytes = _keep(part, place)
+    return ExportReport(path=place, num_bytes=num_bytes, sheet=sheet, difference=difference)
+
+
+def _target(path: Path, to: Target | None) -> Target:
+    """What a path is for, where that is not said; the two must fit.
+
+    Raises:
+        XCiTError: if they do not, or the path says nothing.
+    """
+    if to is not None and to not in FORMATS:
+        raise XCiTError(f"there is no export to {to!r}; there are {', '.join(FORMATS)}")
+    found = format_of(path)
+    if to is None:
+        if found is None and path.suffix:
+            raise XCiTError(f"{path}: say what it is for: .onnx, .pt2, or a folder for OpenVINO, which has no suffix")
+        form = found or FORMATS["openvino"]
+        return next(target for target, one in FORMATS.items() if one is form)
+    wanted = FORMATS[to].suffix
+    if path.suffix != wanted and (wanted or path.suffix in (".onnx", ".pt2", ".xml")):
+        what = f"a file ending in {wanted}" if wanted else "a folder"
+        raise XCiTError(f"{path}: an export to {to} is {what}")
+    return to
+
+
+def origin_of(name: str) -> Origin:
+    """The origin of a model that is given by its name or file."""
+    if not is_known(name):
+        return Origin(source=name)
+    record = find_record(name)
+    return Origin(source=record.name, licence=record.licence)
+
+
+def weights_of(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The weights of a run's folder; a name or file itself.
+
+    Raises:
+        XCiTError: if it is an exported file.
+    """
+    name = os.fspath(model)
+    if format_of(model) is not None:
+        raise XCiTError(f"{name}: is an exported file already: export the model that it was made from")
+    weights = Path(name) / RUN_WEIGHTS
+    return weights if not is_known(name) and weights.is_file() else model
+
+
+def _find(model: str | os.PathLike[str] | nn.Module) -> tuple[Any, Origin]:
+    """A model, and where it came from."""
+    network: Any = model
+    if isinstance(model, nn.Module):
+        if not any(isinstance(model, kind.model()) for kind in (CLASSIFIER, SEGMENTER, DETECTOR)):
+            raise XCiTError(
+                f"a {type(model).__name__} can't be exported: give a classifier, backbone, segmenter or detector"
+            )
+        return network, Origin(source="" if network.info is None else network.info.name)
+    return get_model(weights_of(model), pretrained=True), origin_of(os.fspath(model))
+
+
+def _fixed_size(size: Size | None, target: Target, network: Any) -> tuple[int, int] | None:
+    """Height and width of the images, none where they are free; TensorRT's are by default the model's own."""
+    if size is None and target == "tensorrt":
+        spec = getattr(network.info, "preprocessing", None)
+        size = getattr(spec, "image_size", None) or getattr(spec, "short_side", None)
+        if size is None:
+            raise XCiTError("an export to tensorrt is of one size, and the model does not say its own: give size")
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise XCiTError(f"the size is {height}x{width} pixels, must be at least 1")
+    return height, width
+
+
+def _check_asked(
+    kind: Kind[Any, Any, Any],
+    target: Target,
+    precision: Precision,
+    size: tuple[int, int] | None,
+    wanted: Wanted,
+) -> None:
+    """Refuses what can't be, before anything is captured.
+
+    Raises:
+        XCiTError: saying what can.
+    """
+    if precision not in ("float32", "float16", "int8"):
+        raise XCiTError(f"there is no dtype {precision!r}; there are float32, float16 and int8")
+    if wanted.features is not None and kind is not CLASSIFIER:
+        raise XCiTError(f"a {kind.name} gives no features: export its backbone (xcit.get_backbone)")
+    if kind is DETECTOR:
+        if size is not None or target == "tensorrt":
+            raise XCiTError("a detector's file takes one image of any size at a time: leave the size out")
+        if precision != "float32" or target == "web":
+            raise XCiTError("a detector is exported in float32, to onnx, openvino or torch-export")
+    if (precision == "int8") != (wanted.calibration is not None):
+        raise XCiTError("int8 and images to calibrate it on go together: give both or neither")
+    if precision == "int8" and target in ("torch-export", "tensorrt"):
+        raise XCiTError(f"int8 is for onnx, openvino and web, not for {target}")
+    if precision != "float16" and target == "tensorrt":
+        raise XCiTError("an export to tensorrt is in float16: leave the dtype out")
+
+
+def _with_blocks(features: FeatureOutput | None, network: Any) -> FeatureOutput | None:
+    """Features with their blocks counted from 0; what the model can't give is refused."""
+    if features is None:
+        return None
+    config = network.config
+    layers = tuple(resolve_indices(features.layers, config.depth + config.cls_depth))
+    if features.out_type == "cls_token" and layers[0] < config.depth:
+        raise XCiTError(
+            f"block {layers[0]} has no class token: it enters at block {config.depth} of "
+            f"{config.depth + config.cls_depth}; ask for featmap, avg_featmap or raw"
+        )
+    return FeatureOutput(out_type=features.out_type, layers=layers)
+
+
+def _sheet(network: Any, facts: Facts) -> tuple[Sheet, Normalization | None]:
+    """What the file says of itself, and what its graph begins with."""
+    kind, config, info = kind_of_config(network.config), network.config, network.info
+    if facts.features is not None:
+        config = replace(config, num_classes=0)
+        info = None if info is None else replace(info, class_names=(), class_ids=())
+    elif kind is CLASSIFIER and not config.num_classes:
+        raise XCiTError("the model has no classifier: say which features are to be exported")
+    if not facts.normalizes:
+        return Sheet(kind=kind, config=config, info=info, facts=facts), None
+    spec = config if kind is DETECTOR else getattr(info, "preprocessing", None)
+    if spec is None:
+        raise XCiTError("it is not known how to normalise images for the model: give mean and std, or set model.info")
+    channels = len(spec.mean)
+    none = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    if kind is DETECTOR:
+        config = replace(config, **none)
+    else:
+        info = replace(info, preprocessing=replace(spec, **none))
+    return Sheet(kind=kind, config=config, info=info, facts=facts), Normalization(mean=spec.mean, std=spec.std)
+
+
+def _write(
+    network: nn.Module,
+    sheet: Sheet,
+    normalization: Normalization | None,
+    target: Target,
+    path: Path,
+    batches: Sequence[Tensor] | None,
+) -> None:
+    """Writes the file to a place where nobody looks yet."""
+    is_half, texts = sheet.facts.precision == "float16", sheet.texts()
+    # OpenVINO computes in the precision of the device, and keeps the weights in halves.
+    graph = build_graph(
+        network,
+        sheet,
+        normalization=normalization,
+        xca_by=_xca_form(sheet, target),
+        dtype=torch.float16 if is_half and target != "openvino" else torch.float32,
+    )
+    if target == "torch-export":
+        write_program(graph, path, texts)
+        return
+    onnx = path.with_name("captured.onnx")
+    write_onnx(graph, onnx, texts)
+    if batches is not None:
+        captured, onnx = onnx, path.with_name("quantized.onnx")
+        quantize_onnx(captured, onnx, [_denormalized(batch, normalization) for batch in batches])
+    if target == "openvino":
+        path.mkdir()
+        convert_onnx(onnx, path, texts, halves=is_half)
+    else:
+        check_operators(onnx, target)
+        onnx.rename(path)
+
+
+def _xca_form(sheet: Sheet, target: Target) -> XCAForm:
+    """The form of XCA in a graph of every size."""
+    if sheet.kind is DETECTOR:  # whose images are large
+        return "sums"
+    # Quantised weights are those of queries, keys and values; and not everybody's tools take a branch.
+    return "size" if target in ("onnx", "openvino") and sheet.facts.precision != "int8" else "tokens"
+
+
+def _denormalized(batch: Tensor, normalization: Normalization | None) -> Tensor:
+    """Normalised images as the file takes them."""
+    if normalization is None:
+        return batch
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (normalization.mean, normalization.std))
+    return batch * std + mean
+
+
+def _keep(part: Path, place: Path) -> int:
+    """Moves what was written to its place; gives its bytes."""
+    if part.is_dir():
+        with whole_folder(place) as folder:
+            for file in part.iterdir():
+                shutil.copy(file, folder / file.name)
+        return sum(file.stat().st_size for file in part.iterdir())
+    with whole_file(place) as file:
+        shutil.copyfile(part, file)
+    return part.stat().st_size
+
+
+def _made_by() -> str:
+    return f"xcit {version('xcit')}, torch {torch.__version__}"

@@ -1,0 +1,83 @@
+"""The table of what a model can be exported to, and which file is which."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from xcit.deploy.onnx_files import OnnxRun
+from xcit.deploy.openvino_files import MODEL, OpenVinoRun
+from xcit.deploy.torch_files import ProgramRun
+from xcit.errors import XCiTError
+
+Target = Literal["onnx", "openvino", "torch-export", "tensorrt", "web"]
+"""What an export is for. "tensorrt" and "web" are ONNX files whose operators these take."""
+
+
+class Run(Protocol):
+    """An exported graph that is ready to run."""
+
+    texts: dict[str, str]
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs, on the CPU, for inputs on the CPU in the order of the graph."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A kind of exported file.
+
+    Attributes:
+        suffix: of its files; "" of a folder.
+        packages: which write and run it.
+        run: opens a path for a number of threads.
+    """
+
+    suffix: str
+    packages: tuple[str, ...]
+    run: Callable[[Path, int], Run]
+
+
+_ONNX = Format(suffix=".onnx", packages=("onnx", "onnxscript", "onnxruntime"), run=OnnxRun)
+
+FORMATS: dict[Target, Format] = {
+    "onnx": _ONNX,
+    "openvino": Format(suffix="", packages=("onnx", "onnxscript", "openvino"), run=OpenVinoRun),
+    "torch-export": Format(suffix=".pt2", packages=(), run=ProgramRun),
+    "tensorrt": _ONNX,
+    "web": _ONNX,
+}
+"""The table, by target."""
+
+
+def format_of(path: str | os.PathLike[str]) -> Format | None:
+    """The format of a path: by its suffix, or what is in a folder; none of what is no exported file."""
+    text = os.fspath(path)
+    if text.endswith((".onnx", ".pt2")):
+        return next(one for one in FORMATS.values() if one.suffix and text.endswith(one.suffix))
+    if Path(text).name == MODEL or (Path(text) / MODEL).is_file():
+        return FORMATS["openvino"]
+    return None
+
+
+def is_exported(model: object) -> bool:
+    """Whether a model is given by the path of an exported file."""
+    return isinstance(model, str | os.PathLike) and format_of(model) is not None
+
+
+def open_run(path: Path, num_threads: int) -> Run:
+    """Opens an exported file.
+
+    Raises:
+        XCiTError: if there is none, its runtime is not installed, or can't read it.
+    """
+    found = format_of(path)
+    if found is None:
+        raise XCiTError(f"{path}: no exported file: those end in .onnx or .pt2, or are OpenVINO's folders")
+    if not path.exists():
+        raise XCiTError(f"{path}: no such file")
+    return found.run(path, num_threads)

@@ -1,0 +1,62 @@
+"""ONNX files: written by torch's exporter, run by ONNX Runtime."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xcit.deploy.graphs import Graph
+from xcit.deploy.quiet import quiet
+from xcit.errors import XCiTError
+from xcit.extras import need_packages
+from xcit.weights.pickles import brief
+
+OPSET = 18
+"""The operators' version: the one that torch's exporter is written in, and that all runtimes know."""
+
+
+def write_onnx(graph: Graph, path: Path, texts: Mapping[str, str]) -> None:
+    """Captures a graph and writes it with its metadata."""
+    need_packages("an ONNX file", "onnx", "onnxscript")
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph.module,
+            graph.inputs,
+            input_names=list(graph.input_names),
+            output_names=list(graph.output_names),
+            dynamic_shapes=graph.dynamic_shapes(),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.model.metadata_props.update(texts)
+        program.save(path, external_data=False)
+
+
+class OnnxRun:
+    """A session of ONNX Runtime on the CPU.
+
+    Attributes:
+        texts: the file's metadata.
+    """
+
+    def __init__(self, path: Path, num_threads: int) -> None:
+        need_packages("running an ONNX file", "onnxruntime")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its own classes have no common base
+            raise XCiTError(f"{path}: ONNX Runtime {onnxruntime.__version__} can't read it: {brief(error)}") from None
+        self.texts: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs, on the CPU, for inputs in the order of the graph."""
+        names = (one.name for one in self._session.get_inputs())
+        arrays = {name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(array) for array in self._session.run(None, arrays)]

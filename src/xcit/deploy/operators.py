@@ -1,0 +1,64 @@
+"""Which operators of ONNX the runtimes take that are not at hand here, by their own lists."""
+
+from pathlib import Path
+
+from xcit.errors import XCiTError
+
+_TENSORRT = """
+Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast CastLike Ceil Celu
+Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DeformConv DepthToSpace DequantizeLinear Div
+Dropout Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gelu Gemm
+GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization GRU HardSigmoid
+HardSwish Hardmax Identity If ImageScaler InstanceNormalization IsInf IsNaN LayerNormalization LeakyRelu Less
+LessOrEqual Log LogSoftmax Loop LRN LSTM LpNormalization LpPool MatMul Max MaxPool Mean MeanVarianceNormalization
+Min Mish Mod Mul Neg NonMaxSuppression NonZero Not OneHot Or Pad ParametricSoftplus Pow PRelu QuantizeLinear
+RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum
+ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize
+ReverseSequence RNN RoiAlign Round ScaledTanh Scan Scatter ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign
+Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh ThresholdedRelu Tile
+TopK Transpose Trilu Unsqueeze Upsample Where Xor
+"""
+
+TENSORRT = frozenset(_TENSORRT.split())
+"""What the page of operators of TensorRT 10.0's parser (onnx-tensorrt, docs/operators.md) marks as supported."""
+
+
+def operators_of(path: Path) -> frozenset[str]:
+    """The operators of an ONNX file, those within branches too; of another domain than ONNX's own with the domain."""
+    import onnx
+
+    found = set()
+
+    def visit(graph: "onnx.GraphProto") -> None:
+        for node in graph.node:
+            found.add(f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type)
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    visit(attribute.g)
+
+    model = onnx.load(path, load_external_data=False)
+    visit(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            found.add(node.op_type)
+    return frozenset(found)
+
+
+def check_operators(path: Path, target: str) -> None:
+    """Refuses an ONNX file with an operator that its target does not take.
+
+    Of TensorRT by the list of its parser. onnxruntime-web has every operator of ONNX itself in its WebAssembly build,
+    the same kernels as on a CPU; none of another domain is taken there.
+
+    Raises:
+        XCiTError: naming the operators.
+    """
+    operators = operators_of(path)
+    if target == "tensorrt":
+        unknown = {*operators} - TENSORRT
+    elif target == "web":
+        unknown = {name for name in operators if "." in name}
+    else:
+        return
+    if unknown:
+        raise XCiTError(f"{target} does not take {', '.join(sorted(unknown))}, which the graph needs")

@@ -1,0 +1,33 @@
+"""A detector in an exported file; apart from the others, for torchvision takes seconds to import."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xcit.deploy.formats import Run
+from xcit.deploy.running import Exported
+from xcit.deploy.sheet import Sheet
+from xcit.errors import XCiTError
+from xcit.models.detection.images import pad_and_stack
+from xcit.models.detection.mask_rcnn import MaskRCNN
+from xcit.models.detection.roi_heads import MIN_SCORE, NUM_DETECTIONS, Detections
+
+
+class ExportedDetector(Exported, MaskRCNN):
+    """A detector in a file."""
+
+    def __init__(self, run: Run, sheet: Sheet, path: Path) -> None:
+        self._open(run, sheet, path)
+
+    def _search(self, image: Tensor, scale: Tensor, min_score: float, max_objects: int = NUM_DETECTIONS) -> Detections:
+        if max_objects > NUM_DETECTIONS:
+            raise XCiTError(f"{self.path}: finds at most {NUM_DETECTIONS} objects in an image, not {max_objects}")
+        if min_score < MIN_SCORE:
+            raise XCiTError(
+                f"{self.path}: leaves out what is scored less than {MIN_SCORE}: ask for a score of at least that"
+            )
+        size = torch.tensor(image.shape[1:], dtype=torch.float32)
+        boxes, labels, scores, masks = self._outputs(pad_and_stack([image]), size, scale.to(torch.float32))
+        count = min(int((scores > min_score).sum()), max_objects)  # best first
+        return Detections(boxes[:count], labels[:count], scores[:count], masks[:count])

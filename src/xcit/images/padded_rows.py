@@ -1,0 +1,41 @@
+"""An image with a margin on the right and below, as detectors see it: sides that are multiples of a number."""
+
+import numpy as np
+
+from xcit.images.row_views import with_identity
+from xcit.images.rows import ImageRows, Mask, Pixels, mask_reader, rows_info
+
+
+class PaddedRows:
+    """A source whose sides are made multiples of a number by a margin to the right and below.
+
+    The mask leaves the margin out, so that a model sees what it sees beyond the edge of an image: zeros after the
+    normalisation. Its tokens count all the same, as those of a padded batch do (see `streaming.masks`).
+
+    Attributes:
+        source: the image itself.
+    """
+
+    def __init__(self, source: ImageRows, multiple: int) -> None:
+        self.source = source
+        self.height, self.width = (-(-side // multiple) * multiple for side in (source.height, source.width))
+        self.channels = source.channels
+        self.info = with_identity(rows_info(source), f"padded to {multiple}")
+        self._dtype = source.read(0, 1).dtype
+        self._mask = mask_reader(source)
+
+    def read(self, start: int, end: int) -> Pixels:
+        """A new array, 0 in the margin."""
+        pixels = np.zeros((end - start, self.width, self.channels), self._dtype)
+        last = min(end, self.source.height)
+        if start < last:
+            pixels[: last - start, : self.source.width] = self.source.read(start, last)
+        return pixels
+
+    def read_mask(self, start: int, end: int) -> Mask:
+        """What counts of the image, and nothing of the margin."""
+        mask = np.zeros((end - start, self.width), np.bool_)
+        last = min(end, self.source.height)
+        if start < last:
+            mask[: last - start, : self.source.width] = True if self._mask is None else self._mask(start, last)
+        return mask

@@ -1,0 +1,46 @@
+"""Images as a model sees them, one a batch, from which the ranges of its activations are taken."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from xcit.data.segmentation_transforms import normalized, target_size, to_pixels
+from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing, preprocess
+from xcit.images.resize_8bit import resize_bilinear_8bit
+from xcit.inference.reading import Readable, Unreadable, read_ahead
+
+
+def calibration_images(
+    images: Iterable[Readable], model: Any, size: int | None = None
+) -> Iterator[Tensor | Unreadable]:
+    """Images (1, C, h, w), prepared as the model's preprocessing says; what can't be read in its place.
+
+    Args:
+        images: to read.
+        model: a classifier, backbone or segmenter.
+        size: pixels a side to which a segmenter's images are scaled, without regard to their aspect ratio, for a file
+            of that size; none leaves them as the preprocessing has them.
+
+    Raises:
+        XCiTError: if it is not known how to prepare images for it.
+    """
+    spec = getattr(model.info, "preprocessing", None)
+    if isinstance(spec, Preprocessing):
+        prepare: Any = partial(preprocess, spec=spec)
+    elif isinstance(spec, SegmentationPreprocessing):
+        prepare = partial(_scene, spec=spec, size=size)
+    else:
+        raise XCiTError("it is not known how to prepare images for the model: give mean and std")
+    for result in read_ahead(images, prepare, num_ahead=4):
+        yield result if isinstance(result, Unreadable) else result[1][None]
+
+
+def _scene(image: Image.Image, spec: SegmentationPreprocessing, size: int | None) -> Tensor:
+    pixels = to_pixels(image, spec)
+    height_width = target_size(pixels, spec) if size is None else (size, size)
+    return normalized(np.ascontiguousarray(resize_bilinear_8bit(pixels, height_width)), spec)

@@ -1,0 +1,94 @@
+"""From logits that are read by rows to the class of each pixel, a few rows at a time.
+
+Shapes: `K` classes, `k` rows, `w` pixels a row.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xcit.data.segmentation import Labels
+from xcit.models.map_rows import MapRows, ResizedRows, interpolation, rows_of_a_stripe
+from xcit.models.segmentation import resize_bilinear
+from xcit.models.stripes import spans
+
+CLASSES_AT_ONCE = 16
+"""Number of classes whose logits are in memory at an image's full size at once."""
+
+BYTES_A_PIXEL = 4 * 3 * CLASSES_AT_ONCE + 24
+"""Of the rows of labels that are at work: logits of some classes while they are interpolated, the best so far."""
+
+
+class LabelRows:
+    """The class of the largest logit of each pixel, by rows.
+
+    Logits are interpolated to one size after another, as published: to that of the pixels that the model saw, then to
+    that of the label map, where it is another.
+
+    Args:
+        logits: of stride 4.
+        sizes: (height, width) of each interpolation, the label map's last.
+    """
+
+    def __init__(self, logits: MapRows, *sizes: tuple[int, int]) -> None:
+        for size in sizes[:-1]:
+            if size != sizes[-1]:
+                logits = ResizedRows(logits, size)
+        self.logits = logits
+        self.height, self.width = sizes[-1]
+
+    def stripes(self, rows_at_once: int | None = None, start: int = 0) -> Iterator[tuple[int, Labels]]:
+        """The number of the first row, and labels uint8 (k, width), from row `start` on.
+
+        Args:
+            rows_at_once: of the logits; none takes as many as the cache holds.
+            start: the first row.
+        """
+        rows_at_once = rows_of_a_stripe(self.logits) if rows_at_once is None else rows_at_once
+        at_once = max(1, rows_at_once * self.height // self.logits.height)
+        for first, last in spans(self.height - start, at_once):
+            yield start + first, self.read(start + first, start + last)
+
+    def read(self, start: int, end: int) -> Labels:
+        """Labels uint8 (end - start, width)."""
+        before, after, weight = interpolation(start, end, self.logits.height, self.height)
+        first = int(before[0])
+        rows = self.logits.read(first, int(after[-1]) + 1).permute(2, 0, 1)
+        before, after = ((one - first).to(rows.device) for one in (before, after))
+        weight = weight.to(rows.device)[:, None]
+        best: Tensor | None = None
+        labels = torch.zeros(end - start, self.width, dtype=torch.uint8, device=rows.device)
+        for index in range(0, len(rows), CLASSES_AT_ONCE):
+            some = rows[index : index + CLASSES_AT_ONCE].float().contiguous()
+            if self.logits.height != self.height:
+                some = torch.lerp(some[:, before], some[:, after], weight)
+            if self.logits.width != self.width:
+                some = F.interpolate(some[None], (end - start, self.width), mode="bilinear", align_corners=False)[0]
+            best, labels = best_so_far(best, labels, some, index)
+        return labels.cpu().numpy()
+
+
+def best_labels(logits: Tensor, size: tuple[int, int]) -> Labels:
+    """Returns the class of the largest logit at each pixel, after resizing logits (K, h, w) a few classes at a time."""
+    best: Tensor | None = None
+    labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
+    for first in range(0, len(logits), CLASSES_AT_ONCE):
+        some = logits[first : first + CLASSES_AT_ONCE].float()
+        if some.shape[1:] != size:
+            some = resize_bilinear(some[None], size)[0]
+        best, labels = best_so_far(best, labels, some, first)
+    return labels.cpu().numpy()
+
+
+def best_so_far(best: Tensor | None, labels: Tensor, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """The largest logit and its class after some more classes (n, k, w), of which `first` is the number of the first.
+
+    Of equal logits the first class wins.
+    """
+    values, indices = logits.max(dim=0)
+    indices = (indices + first).to(torch.uint8)
+    if best is None:
+        return values, indices
+    return torch.maximum(best, values), torch.where(values > best, indices, labels)

@@ -1,0 +1,253 @@
+"""Label maps of images at their own size, however large: exactly those of the whole image, in bounded memory.
+
+The backbone's tokens go to taps (`streaming/tapped.py`), the head goes over them by rows, and the labels of a stripe
+are stored before the next is computed.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from xcit.data.inputs import NamedImage
+from xcit.data.segmentation import IGNORED, Labels
+from xcit.draw.labels import middle_pixels, overlay_labels, palette, shares_of
+from xcit.errors import XCiTError
+from xcit.images.cell_place import CellPlace
+from xcit.images.label_tiff import label_areas, write_label_tiff
+from xcit.images.open_rows import open_rows
+from xcit.images.overview import overview
+from xcit.images.polygons import write_geojson
+from xcit.images.preprocess import Preprocessing
+from xcit.images.resize_8bit import Pixels
+from xcit.images.rows import ImageRows, mask_reader, rows_info
+from xcit.inference.full_size import OVERVIEW_PIXELS, FullSize
+from xcit.inference.label_rows import BYTES_A_PIXEL, LabelRows
+from xcit.inference.label_store import FileLabels, LabelStore, MemoryLabels
+from xcit.inference.reading import Readable, Unreadable
+from xcit.models import Segmenter, SegmenterInfo
+from xcit.models.map_rows import numbers_held, rows_of_a_stripe
+from xcit.models.stripes import spans
+from xcit.models.xcit import FusedXCiT
+from xcit.streaming import HeadNeeds, TappedRun, tapped
+from xcit.streaming.pixels import check_channels
+from xcit.streaming.state import model_digest
+
+_MOST_ROWS = 16
+"""Of the logits in a stripe, even where fewer fill the cache: of a row or two, most of the work would be halos."""
+
+_READ_ROWS = 512
+"""Rows of labels that are read at once where nothing is computed of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeSegmentation:
+    """A label map that may be larger than memory; it can be read until the next image is asked for.
+
+    Attributes:
+        source: the image's path, or its place in the input.
+        size: h and w.
+        class_names: in the order of the labels; numbers where they are unknown.
+        overview: the image as 8-bit RGB (h / scale, w / scale, 3), for a person to look at.
+        scale: pixels of the image a pixel of the overview.
+        cells: where the pixels lie: in the image's file, and on the ground.
+        store: of the labels; 255 is a pixel without one, that the file has no data for or a mask leaves out.
+    """
+
+    source: str
+    size: tuple[int, int]
+    class_names: tuple[str, ...]
+    overview: Pixels
+    scale: int
+    cells: CellPlace
+    store: LabelStore
+
+    def labels(self) -> Labels:
+        """All of them, uint8 (h, w)."""
+        return self.store.read(0, self.size[0])
+
+    def areas(self) -> dict[str, float]:
+        """Share of the labelled pixels by class name, of the classes that there are, the largest first."""
+        counts = np.zeros(256, np.int64)
+        for start, end in spans(self.size[0], _READ_ROWS):
+            counts += np.bincount(self.store.read(start, end).ravel(), minlength=256)
+        return {self.class_names[label]: share for label, share in shares_of(counts[:IGNORED]).items()}
+
+    def small_labels(self) -> Labels:
+        """The labels of the overview's pixels: those in the middle of each square."""
+        sides = zip(self.overview.shape[:2], self.size, strict=True)
+        rows, columns = (middle_pixels(count, side, self.scale) for count, side in sides)
+        return np.concatenate([self.store.read(row, row + 1)[:, columns] for row in rows.tolist()])
+
+    def overlay(self) -> Image.Image:
+        """The classes' colours over the overview, with a legend of those that there are."""
+        return overlay_labels(self.overview, self.small_labels(), self.class_names)
+
+    def write_tiff(self, path: Path) -> None:
+        """Writes the label map: see `write_label_tiff`."""
+        colors = palette(len(self.class_names))
+        write_label_tiff(path, self.size, self.store.read, self.class_names, colors, self.cells)
+
+    def write_polygons(self, path: Path) -> int:
+        """Writes the outlines of the classes' areas as GeoJSON, and gives their number: see `write_geojson`."""
+        areas = label_areas(self.labels(), self.class_names, palette(len(self.class_names)))
+        return write_geojson(path, areas, self.cells)
+
+
+def segment_large_each(
+    images: Iterable[Readable | ImageRows], network: Segmenter, info: SegmenterInfo, full_size: FullSize
+) -> Iterator[LargeSegmentation | Unreadable]:
+    """Each image's label map; what can't be read is reported in its place.
+
+    What a result's files are made of is gone when the next one is asked for. A run on scratch files that ends before
+    that goes on from its last stripe when it is called again.
+
+    Args:
+        images: files, pictures, arrays, or sources of rows.
+        network: fused, in its place and precision.
+        info: whose class names and preprocessing are taken.
+        full_size: how images go through.
+
+    Raises:
+        XCiTError: if a part of the network was replaced or is watched, so that it can't go by rows.
+    """
+    if not network.goes_by_rows:
+        raise XCiTError(
+            "the segmenter has parts that are hooked, replaced or parametrised, and can't go over an image by rows: "
+            "give a sliding window, or the model without them"
+        )
+    for index, image in enumerate(images):
+        name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+        name = image.name if isinstance(image, NamedImage) else name
+        source = image.read() if isinstance(image, NamedImage) else image
+        try:
+            with open_rows(source, name=name, selection=full_size.selection) as rows:
+                yield from _segmented(rows, name, network, info, full_size)
+        except XCiTError as error:
+            yield Unreadable(source=name, reason=str(error))
+
+
+def _segmented(
+    rows: ImageRows, name: str, network: Segmenter, info: SegmenterInfo, full_size: FullSize
+) -> Iterator[LargeSegmentation]:
+    scale = 1
+    while rows.height * rows.width > OVERVIEW_PIXELS * scale**2:
+        scale *= 2
+    with labels_of(rows, network, info, full_size) as store:
+        yield LargeSegmentation(
+            source=name,
+            size=(rows.height, rows.width),
+            class_names=info.class_names or tuple(map(str, range(network.num_classes))),
+            overview=overview(rows, scale),
+            scale=scale,
+            cells=CellPlace.of(rows_info(rows), 1),
+            store=store,
+        )
+
+
+@contextmanager
+def labels_of(rows: ImageRows, network: Segmenter, info: SegmenterInfo, full_size: FullSize) -> Iterator[LabelStore]:
+    """The labels of an image; see `segment_large_each`."""
+    xcit = network.backbone.xcit
+    assert isinstance(xcit, FusedXCiT)
+    spec = Preprocessing(mean=info.preprocessing.mean, std=info.preprocessing.std)
+    check_channels(rows, spec)
+    size = (rows.height, rows.width)
+    patch = xcit.config.patch_size
+    if min(size) < patch:
+        raise XCiTError(
+            f"{rows_info(rows).name}: {size[1]} x {size[0]} pixels, smaller than one patch of {patch} x {patch}"
+        )
+    head = _Head(network, size)
+    needs = HeadNeeds(
+        key=f"labels by {model_digest(network)}",
+        memory=head.memory(1),
+        maps=size[0] * size[1],
+        passes=2 if network.pool_sizes else 1,
+        cost=2 * xcit.config.depth,
+    )
+    with tapped(
+        xcit,
+        network.backbone.out_indices,
+        rows,
+        needs,
+        preprocessing=spec,
+        memory=full_size.memory,
+        progress=full_size.progress,
+    ) as run:
+        if run.folder is None:
+            store: LabelStore = MemoryLabels(*size)
+            done = 0
+        else:
+            store = file = FileLabels(run.folder / "labels.bin", size[1])
+            done = int(run.earlier.get("rows", 0))
+            done = done if file.holds(done) else 0
+        head.label(run, rows, store, done)
+        if full_size.report is not None:
+            full_size.report(rows_info(rows).name, run.report())
+        yield store
+
+
+class _Head:
+    """The head of a segmenter over an image of some size: what memory it takes, and its passes."""
+
+    def __init__(self, network: Segmenter, size: tuple[int, int]) -> None:
+        xcit = network.backbone.xcit
+        assert isinstance(xcit, FusedXCiT)
+        self._network, self._size = network, size
+        grid, dim = xcit.embedding.grid(*size), xcit.config.embed_dim
+        self._number = next(network.parameters())
+        means = [self._number.new_zeros(side, side, dim) for side in network.pool_sizes]
+        with torch.inference_mode():
+            logits = network.rows([_Unread(*grid, dim) for _ in network.backbone.out_indices], means)
+            self._labels = LabelRows(logits, size)
+
+    def memory(self, rows: int) -> int:
+        """Bytes that the passes take with so many rows of logits in a stripe."""
+        height, width = self._size
+        logits = self._labels.logits
+        pixel_rows = -(-rows * height // logits.height)
+        return (
+            numbers_held(logits, rows) * self._number.element_size()
+            + pixel_rows * width * BYTES_A_PIXEL
+            + 2 * 4 * (rows + 2) * logits.width * logits.channels
+        )
+
+    def rows_at_once(self, memory: int) -> int:
+        """Rows of logits of a stripe that keeps to so many bytes."""
+        rows = max(_MOST_ROWS, rows_of_a_stripe(self._labels.logits))
+        while rows > 1 and self.memory(rows) > memory:
+            rows //= 2
+        return rows
+
+    @torch.inference_mode()
+    def label(self, run: TappedRun, source: ImageRows, store: LabelStore, done: int) -> None:
+        """Stores all labels but the first `done` rows."""
+        network, at_once = self._network, self.rows_at_once(run.memory)
+        taps = [run.taps[block] for block in network.backbone.out_indices]
+        passes = 2 if network.pool_sizes else 1
+        labels = LabelRows(network.rows(taps, network.pool(taps, max(1, at_once // 8))), self._size)
+        read_mask = mask_reader(source)
+        for start, some in labels.stripes(at_once, done):
+            end = start + len(some)
+            if read_mask is not None:
+                some = np.where(read_mask(start, end), some, np.uint8(IGNORED))
+            store.write(start, some)
+            run.save({"rows": end})
+            run.advance(passes * end / labels.height)
+
+
+class _Unread:
+    """A map of which only the size is known."""
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        self.height, self.width, self.channels = height, width, channels
+
+    def read(self, start: int, end: int) -> torch.Tensor:
+        """There is nothing to read."""
+        raise NotImplementedError

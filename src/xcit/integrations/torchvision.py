@@ -1,0 +1,65 @@
+"""An XCiT with its feature pyramid as the backbone of torchvision's detectors.
+
+    from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
+    from xcit.integrations.torchvision import pyramid_backbone
+
+    FasterRCNN(pyramid_backbone("xcit-small-12-p8", pretrained=True), num_classes=3)
+
+The detector resizes, pads and normalises images itself, as ImageNet's are by default. For the published detectors and
+their numbers take `xcit.get_model("mask-rcnn_xcit-small-12-p16_3x_coco", pretrained=True)`: torchvision's rules for
+anchors, RoIAlign and resizing are others.
+"""
+
+import os
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from xcit.models import XCiTPyramid
+from xcit.models.pyramid import STRIDES
+from xcit.zoo import get_backbone
+
+
+class PyramidBackbone(nn.Module):
+    """Images (B, in_channels, h, w) to five maps (B, out_channels, height, width), as torchvision names them.
+
+    "0" to "3" have strides 4, 8, 16 and 32; "pool" has 64.
+
+    Attributes:
+        body: the XCiT and its pyramid.
+        fpn: torchvision's feature pyramid network on its maps.
+        out_channels: of each map, which torchvision's detectors ask for.
+    """
+
+    def __init__(self, body: XCiTPyramid, out_channels: int = 256) -> None:
+        super().__init__()
+        self.body = body
+        self.fpn = FeaturePyramidNetwork([body.embed_dim] * len(STRIDES), out_channels, LastLevelMaxPool())
+        self.out_channels = out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps by name, from the finest."""
+        maps: dict[str, Tensor] = self.fpn({str(index): image for index, image in enumerate(self.body(images))})
+        return maps
+
+
+def pyramid_backbone(
+    model: str | os.PathLike[str],
+    pretrained: bool | str | os.PathLike[str] = False,
+    *,
+    out_channels: int = 256,
+    out_indices: Sequence[int] | None = None,
+) -> PyramidBackbone:
+    """A backbone for torchvision's `FasterRCNN`, `MaskRCNN`, `RetinaNet` and `FCOS`, in training mode.
+
+    Args:
+        model: a name, file, folder or repository, see `xcit.get_model`.
+        pretrained: see `xcit.get_model`. What follows the XCiT is new, but for weights of a detector or segmenter.
+        out_channels: of each map.
+        out_indices: the blocks that make the maps, see `XCiTPyramid`.
+
+    Raises:
+        XCiTError: as `xcit.get_backbone`.
+    """
+    return PyramidBackbone(get_backbone(model, pretrained, pyramid=True, out_indices=out_indices), out_channels).train()

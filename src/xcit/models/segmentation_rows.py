@@ -1,0 +1,111 @@
+"""The heads of segmenters by rows: logits of stride 4 from the maps of a pyramid that need not fit into memory.
+
+The numbers are those of the heads in `segmentation.py`, to rounding. Their norms have to be folded: see `fold_norms`.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from xcit.models.conv_of_resized import ConvOfResizedRows
+from xcit.models.map_rows import ConvRows, MapRows, NearestRows, ResizedRows, SumRows, TensorRows, lateral_rows
+from xcit.models.stripes import spans, sum_dtype
+
+if TYPE_CHECKING:
+    from xcit.models.segmentation import ConvNormReLU, FPNNeck, SemanticFPNHead, UperNetHead
+
+
+def upernet_rows(head: "UperNetHead", maps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
+    """UperNet's logits.
+
+    Args:
+        head: with its norms folded.
+        maps: of strides 4, 8, 16 and 32.
+        pooled: means of the last of them over the windows of each pool, (size, size, D).
+    """
+    laterals = zip(_layers(head.laterals), maps, strict=False)
+    levels: list[MapRows] = [lateral_rows(one, layer.conv, torch.relu_) for layer, one in laterals]
+    levels.append(_pooled_level(head, maps[-1], pooled))
+    for index in reversed(range(1, len(levels))):
+        finer = levels[index - 1]
+        levels[index - 1] = SumRows(finer, ResizedRows(levels[index], (finer.height, finer.width)))
+    smoothed = [_conv(layer, level) for layer, level in zip(_layers(head.smooths), levels, strict=False)]
+    finest = smoothed[0]
+    size = (finest.height, finest.width)
+    fused = ConvOfResizedRows(finest, [*smoothed[1:], levels[-1]], size, head.fusion.conv, torch.relu_)
+    return ConvRows(fused, head.classifier)
+
+
+def _pooled_level(head: "UperNetHead", coarsest: MapRows, pooled: Sequence[Tensor]) -> MapRows:
+    """The coarsest map beside what it holds on the whole."""
+    context = []
+    for layer, means in zip(_layers(head.pools), pooled, strict=True):
+        one = _conv(layer, TensorRows(means))
+        context.append(TensorRows(one.read(0, one.height)))
+    size = (coarsest.height, coarsest.width)
+    return ConvOfResizedRows(coarsest, context, size, head.bottleneck.conv, torch.relu_)
+
+
+def semantic_fpn_rows(neck: "FPNNeck", head: "SemanticFPNHead", maps: Sequence[MapRows]) -> MapRows:
+    """Semantic FPN's logits from maps of strides 4, 8, 16 and 32; the norms of the head are folded."""
+    levels: list[MapRows] = [
+        lateral_rows(one, cast(nn.Conv2d, layer)) for layer, one in zip(neck.laterals, maps, strict=True)
+    ]
+    for index in reversed(range(1, len(levels))):
+        finer = levels[index - 1]
+        levels[index - 1] = SumRows(finer, NearestRows(levels[index], (finer.height, finer.width)))
+    smoothed = [ConvRows(level, cast(nn.Conv2d, layer)) for layer, level in zip(neck.smooths, levels, strict=True)]
+    total: MapRows | None = None
+    for convs, level in zip(head.levels, smoothed, strict=True):
+        first, *others = _layers(cast(nn.ModuleList, convs))
+        found: MapRows = _conv(first, level)
+        for conv in others:
+            size = (2 * found.height, 2 * found.width)
+            found = ConvOfResizedRows(None, [found], size, conv.conv, torch.relu_)
+        if total is None:
+            total = found
+        else:
+            doubled = ResizedRows(found, (2 * found.height, 2 * found.width))
+            size = (total.height, total.width)
+            is_alike = (doubled.height, doubled.width) == size
+            total = SumRows(total, doubled if is_alike else ResizedRows(doubled, size))
+    assert total is not None
+    return ConvRows(total, head.classifier)
+
+
+def pooled_means(source: MapRows, sizes: Sequence[int], rows_at_once: int) -> list[Tensor]:
+    """Adaptive average pooling of a map to some sizes, (size, size, C) each, by one pass over its rows.
+
+    The sums are in float64, where the device has it: they lose nothing of a map of any size.
+    """
+    totals: list[Tensor] | None = None
+    for start, end in spans(source.height, rows_at_once):
+        rows = source.read(start, end)
+        wide = rows.to(sum_dtype(rows.device))
+        if totals is None:
+            totals = [wide.new_zeros(size, size, source.channels) for size in sizes]
+            across, down = ([averaging(side, size, wide) for size in sizes] for side in (source.width, source.height))
+        for total, columns, windows in zip(totals, across, down, strict=True):
+            means = columns @ wide  # (k, size, C)
+            total += (windows[:, start:end] @ means.flatten(1)).view_as(total)
+    assert totals is not None
+    return [total.to(rows.dtype) for total in totals]
+
+
+def averaging(length: int, num_windows: int, like: Tensor) -> Tensor:
+    """The matrix (num_windows, length) that averages over the windows of adaptive pooling."""
+    position = torch.arange(length, device=like.device)
+    window = torch.arange(num_windows, device=like.device)[:, None]
+    start, end = window * length // num_windows, ((window + 1) * length + num_windows - 1) // num_windows
+    inside = ((position >= start) & (position < end)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+def _conv(layer: "ConvNormReLU", source: MapRows) -> ConvRows:
+    return ConvRows(source, layer.conv, torch.relu_)
+
+
+def _layers(modules: nn.ModuleList) -> "list[ConvNormReLU]":
+    return cast("list[ConvNormReLU]", [*modules])

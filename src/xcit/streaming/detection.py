@@ -1,0 +1,345 @@
+"""A detector on an image of any size, with the objects of the whole image, in bounded memory.
+
+The backbone goes through in stripes as always; the tokens of its four blocks stay. One more pass makes the maps of the
+neck from them, a few rows at a time, puts them where boxes can read parts of them, and keeps the best anchors of each
+map. What follows are a thousand boxes and a hundred masks, whatever the size of the image.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.images.padded_rows import PaddedRows
+from xcit.images.preprocess import Preprocessing
+from xcit.images.rows import ImageRows
+from xcit.models.detection.anchors import RATIOS
+from xcit.models.detection.images import PAD_TO
+from xcit.models.detection.mask_rcnn import MaskRCNN
+from xcit.models.detection.neck_rows import changed_module, neck_rows, proposal_outputs, proposal_rows
+from xcit.models.detection.regions import window_features
+from xcit.models.detection.roi_heads import Detections, num_proposals
+from xcit.models.detection.rpn import Candidates, best_scores
+from xcit.models.map_rows import BEHIND, ComputedRows, MapRows, TensorRows, all_maps
+from xcit.models.pyramid_rows import is_plain_pyramid, pyramid_rows
+from xcit.models.xcit import FusedXCiT
+from xcit.streaming.budget import Memory
+from xcit.streaming.encode import StreamProgress
+from xcit.streaming.levels import MemoryLevel, ScratchLevel
+from xcit.streaming.masks import kept_tokens
+from xcit.streaming.report import Report
+from xcit.streaming.state import model_digest
+from xcit.streaming.stores import bit_sum
+from xcit.streaming.tapped import HeadNeeds, TappedRun, tapped
+
+_MOST_NUMBERS = 2**23
+"""Of the rows of the finest map that are computed at once: more are no faster."""
+
+_FREED = 1.25
+"""Of the numbers that exist at once while rows are computed: memory that was freed is not all used again."""
+
+_COST = 2
+"""Times as long as the backbone takes the neck, about, for the progress."""
+
+_LEAST_ROWS = 8
+"""Of the finest map, which are one of the map of stride 32."""
+
+
+@torch.inference_mode()
+def detect_rows(
+    model: MaskRCNN,
+    source: ImageRows,
+    *,
+    min_score: float,
+    max_objects: int,
+    memory: Memory = None,
+    progress: StreamProgress | None = None,
+) -> tuple[Detections, Report]:
+    """What is in an image of any size at its own size, as `MaskRCNN.detect` finds it in the whole image.
+
+    What the source's mask leaves out is no part of any object's features, and there are no objects whose middle lies
+    there.
+
+    Args:
+        model: in its place. One that is not fused is, for this call.
+        source: of the rows.
+        min_score: what is scored less is left out.
+        max_objects: see `MaskRCNN.detect`.
+        memory: the most that the pass may add to the loaded model (see `Budget`).
+        progress: called after each stripe.
+
+    Raises:
+        XCiTError: before the first pass, if a part of the model can't go through by rows, the bound can't be kept, or
+            the scratch disk is too small; then if the image can't be read.
+    """
+    network = model if isinstance(model.backbone.xcit, FusedXCiT) else model.fuse()
+    backbone = network.backbone.xcit
+    assert isinstance(backbone, FusedXCiT)
+    changed = changed_module(network.fpn, network.rpn.head)
+    if changed or not is_plain_pyramid(network.backbone.pyramid):
+        raise XCiTError(
+            f"the detector can't go through an image in stripes: {changed or 'its pyramid'} is hooked, wrapped or "
+            "replaced: merge or remove it, or scale images to a size that fits into memory"
+        )
+    padded = PaddedRows(source, PAD_TO)
+    run = _Passes(network, padded, max_objects)
+    spec = Preprocessing(mean=network.config.mean, std=network.config.std)
+    how: dict[str, Any] = {"preprocessing": spec, "memory": memory, "progress": progress}
+    with tapped(backbone, network.backbone.out_indices, padded, run.needs(), **how) as taps:
+        found, report = run.detections(taps, min_score), taps.report()
+    return found, replace(
+        report,
+        height=source.height,
+        width=source.width,
+        bytes_read=report.bytes_read + run.bytes_read,
+        bytes_written=report.bytes_written + run.bytes_written,
+    )
+
+
+class _Passes:
+    """What follows the backbone.
+
+    Attributes:
+        bytes_read: from the levels in scratch files.
+        bytes_written: to them.
+    """
+
+    def __init__(self, network: MaskRCNN, source: PaddedRows, max_objects: int) -> None:
+        self._network, self._source, self._max_objects = network, source, max_objects
+        self.bytes_read = self.bytes_written = 0
+        backbone = network.backbone.xcit
+        assert isinstance(backbone, FusedXCiT)
+        self._grid = backbone.embedding.grid(source.height, source.width)
+        self._size = (source.source.height, source.source.width)
+        shape = (*self._grid, backbone.embed_dim)
+        shapes = [TensorRows(torch.empty(shape, device="meta")) for _ in network.backbone.out_indices]
+        self._levels, self._hidden = self._maps(shapes)
+        self._number = next(network.parameters()).dtype.itemsize
+
+    def needs(self) -> HeadNeeds:
+        """Of memory: what the smallest stripes take, or the heads of boxes and masks."""
+        config = self._network.config
+        boxes = 1000 * (3 * 49 * config.channels + 3 * config.box_features + 9 * config.num_classes)
+        masks = 100 * (196 * 4 * config.channels + 784 * (2 * config.channels + 2 * config.num_classes))
+        stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
+        return HeadNeeds(
+            key=f"{model_digest(self._network)} detector {self._max_objects} {self._size}",
+            memory=self._number * (max(self._held(_LEAST_ROWS), boxes, masks) + self._candidates()),
+            maps=self._number * stored,
+            cost=_COST * (max(self._network.backbone.out_indices) + 2),
+        )
+
+    def detections(self, run: TappedRun, min_score: float) -> Detections:
+        """All that is done with the tokens."""
+        network, device = self._network, self._network.device
+        taps = [run.taps[block] for block in network.backbone.out_indices]
+        parameter = next(network.parameters())
+        how: dict[str, Any] = {"stored": parameter.dtype, "device": device, "dtype": parameter.dtype}
+        stores: list[MemoryLevel | ScratchLevel] = []
+        try:
+            for index, level in enumerate(self._levels[:4]):
+                shape = ((level.height, level.width), level.channels)
+                if run.folder is None:
+                    stores.append(MemoryLevel(*shape, **how))
+                else:
+                    stores.append(ScratchLevel(run.folder / f"level-{index}.bin", *shape, **how))
+            keep = kept_tokens(self._source, network.config.backbone.patch_size)
+            candidates = self._neck(run, taps, stores, None if keep is None else keep.to(device))
+            proposals = network.rpn.choose(
+                candidates, [level.width for level in self._levels], self._size, num_proposals(self._max_objects)
+            )
+            found = network.roi_heads.detect(
+                lambda boxes, side: window_features(stores, boxes, side).to(device),
+                proposals,
+                self._size,
+                torch.ones(4, device=device),
+                min_score,
+                self._max_objects,
+            )
+        finally:
+            for store in stores:
+                store.close()
+                if isinstance(store, ScratchLevel):
+                    self.bytes_read += store.bytes_read
+                    self.bytes_written += store.bytes_written
+        run.advance(1)
+        return found if keep is None else _inside(found, keep.to(device), network.config.backbone.patch_size)
+
+    def _maps(self, taps: Sequence[MapRows]) -> tuple[list[MapRows], list[MapRows]]:
+        """The five maps, and what the proposals are linear in, of each."""
+        levels = neck_rows(self._network.fpn, pyramid_rows(self._network.backbone.pyramid, taps))
+        return levels, proposal_rows(self._network.rpn.head, levels)
+
+    def _neck(
+        self,
+        run: TappedRun,
+        taps: Sequence[MapRows],
+        stores: Sequence[MemoryLevel | ScratchLevel],
+        keep: Tensor | None,
+    ) -> list[Candidates]:
+        """One pass over the tokens: fills the stores, and gives the best anchors of each map."""
+        levels, hidden = self._maps(taps)
+        progress = _Progress.earlier(run, stores, len(levels), self._network.device)
+        finest = levels[0].height
+        rows = progress.rows or self._rows_at_once(run)
+        progress.rows = rows
+        for store in stores:
+            store.open((store.height, store.width), store.channels, goes_on=progress.done > 0)
+        most = num_proposals(self._max_objects)
+        for start in range(progress.done, finest, rows):
+            end = min(start + rows, finest)
+            for index, (level, rest) in enumerate(zip(levels, hidden, strict=True)):
+                first, last = _share(start, finest, level.height), _share(end, finest, level.height)
+                if first == last:
+                    continue
+                if index < len(stores):
+                    some = level.read(first, last)
+                    stores[index].write(first, some)
+                    progress.sums[index] += bit_sum(some.cpu())
+                logits, steps = proposal_outputs(self._network.rpn.head, rest.read(first, last))
+                scores = logits.sigmoid()
+                if keep is not None:
+                    scores.masked_fill_(~_nearest(keep, first, last, level)[:, :, None], -1)
+                progress.candidates[index] = _better(
+                    progress.candidates[index],
+                    scores.flatten(),
+                    steps.flatten(0, 2),
+                    first * level.width * len(RATIOS),
+                    most,
+                )
+            progress.done = end
+            run.save(progress.packed())
+            run.advance(end / finest)
+        if run.folder is None:  # a file stays for a run that goes on
+            for tap in run.taps.values():
+                tap.discard()
+        return [_counting(one) for one in progress.candidates]
+
+    def _rows_at_once(self, run: TappedRun) -> int:
+        """Rows of the finest map at once: as many as are of use and keep the bound, in whole rows of stride 32."""
+        finest = self._levels[0]
+        stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
+        room = run.memory // self._number - (stored if run.folder is None else 0) - self._candidates()
+        rows = max(1, _MOST_NUMBERS // (finest.width * finest.channels * _LEAST_ROWS)) * _LEAST_ROWS
+        while rows > _LEAST_ROWS and self._held(rows) > room:
+            rows -= _LEAST_ROWS
+        return rows
+
+    def _held(self, rows: int) -> int:
+        """Numbers that exist at once while the maps are read so many rows of the finest at a time."""
+        kept = passing = 0
+        for one in all_maps(*self._levels, *self._hidden):
+            num_rows = min(one.height, -(-rows * one.height // self._levels[0].height) + 2 * BEHIND)
+            kept += num_rows * one.width * one.channels
+            passing = max(passing, one.workspace(num_rows) if isinstance(one, ComputedRows) else 0)
+        return round(_FREED * (kept + passing))
+
+    def _candidates(self) -> int:
+        """Numbers of the candidates, and of the boxes that are made of them."""
+        return 32 * len(self._levels) * num_proposals(self._max_objects)
+
+
+class _Progress:
+    """How far the pass over the neck has come.
+
+    Attributes:
+        rows: of the finest map at once; 0 before the first.
+        done: rows of it.
+        sums: of the bit patterns in each store.
+        candidates: of each map.
+    """
+
+    def __init__(self, rows: int, done: int, sums: list[int], candidates: list[Candidates]) -> None:
+        self.rows, self.done, self.sums, self.candidates = rows, done, sums, candidates
+
+    @classmethod
+    def earlier(
+        cls, run: TappedRun, stores: Sequence[MemoryLevel | ScratchLevel], num_levels: int, device: torch.device
+    ) -> "_Progress":
+        """What an earlier run has left, if its stores are as it left them; else of nothing."""
+        empty = Candidates(
+            torch.zeros(0, device=device),
+            torch.zeros(0, dtype=torch.int64, device=device),
+            torch.zeros(0, 4, device=device),
+        )
+        nothing = cls(0, 0, [0] * len(stores), [empty] * num_levels)
+        try:
+            found = run.earlier["neck"]
+            one = cls(
+                found["rows"], found["done"], found["sums"], [_unpacked(text, device) for text in found["candidates"]]
+            )
+            finest = stores[0].height
+            for store, total in zip(stores, one.sums, strict=True):
+                assert isinstance(store, ScratchLevel)
+                if store.sum_of(_share(one.done, finest, store.height)) != total:
+                    return nothing
+        except (KeyError, ValueError, TypeError, XCiTError):
+            return nothing
+        return one if len(one.candidates) == num_levels else nothing
+
+    def packed(self) -> Mapping[str, Any]:
+        """As JSON has it."""
+        candidates = [_packed(one) for one in self.candidates]
+        return {"neck": {"rows": self.rows, "done": self.done, "sums": self.sums, "candidates": candidates}}
+
+
+def _share(row: int, finest: int, height: int) -> int:
+    """The row of a map of this height that belongs to a row of the finest one."""
+    return -(-row * height // finest)
+
+
+def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: int) -> Candidates:
+    """The best of those that are kept and of the anchors of the next rows, of which `first` is the first one's index.
+
+    Of equal ones the upper ones stay, as a stable sort of them all has it.
+    """
+    places = torch.arange(first, first + len(scores), device=scores.device)
+    if len(kept.scores) == most:
+        better = (scores > kept.scores[-1]).nonzero().squeeze(1)
+        scores, steps, places = scores[better], steps[better], places[better]
+    best, index = best_scores(torch.cat([kept.scores, scores]), most)
+    return Candidates(best, torch.cat([kept.places, places])[index], torch.cat([kept.steps, steps])[index])
+
+
+def _counting(candidates: Candidates) -> Candidates:
+    """Without those that a mask leaves out."""
+    count = int((candidates.scores >= 0).sum())
+    return Candidates(*(part[:count] for part in candidates))
+
+
+def _nearest(keep: Tensor, start: int, end: int, level: MapRows) -> Tensor:
+    """Which pixels of rows start..end of a map count, bool (end - start, W), by the tokens that do."""
+    rows, columns = (
+        (torch.arange(first, last, device=keep.device) * tokens // length).clamp(max=tokens - 1)
+        for first, last, tokens, length in (
+            (start, end, keep.shape[0], level.height),
+            (0, level.width, keep.shape[1], level.width),
+        )
+    )
+    return keep[rows][:, columns]
+
+
+def _inside(found: Detections, keep: Tensor, patch_size: int) -> Detections:
+    """The objects whose middle lies in tokens that count."""
+    x = ((found.boxes[:, 0] + found.boxes[:, 2]) / (2 * patch_size)).long().clamp(0, keep.shape[1] - 1)
+    y = ((found.boxes[:, 1] + found.boxes[:, 3]) / (2 * patch_size)).long().clamp(0, keep.shape[0] - 1)
+    inside = keep[y, x]
+    return Detections(*(part[inside] for part in found))
+
+
+def _packed(candidates: Candidates) -> list[str]:
+    arrays = (candidates.scores.float(), candidates.places, candidates.steps.float())
+    return [base64.b64encode(array.cpu().numpy().tobytes()).decode("ascii") for array in arrays]
+
+
+def _unpacked(texts: Sequence[str], device: torch.device) -> Candidates:
+    scores, index, steps = (
+        torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype).copy()).to(device)
+        for text, dtype in zip(texts, (np.float32, np.int64, np.float32), strict=True)
+    )
+    return Candidates(scores, index, steps.view(-1, 4))

@@ -1,0 +1,162 @@
+"""Where the tokens of a few blocks lie that a dense head is made of: in memory, or each block's in a scratch file.
+
+A tap takes the rows that leave its block (`outputs.TokenMap`), and then is a map that is read by rows, in any order
+(`models.map_rows.MapRows`).
+"""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.streaming.outputs import TokenMap
+from xcit.streaming.stores import as_bytes, bit_sum
+
+_ROWS_SUMMED = 64
+"""Rows that are read at once to compare them with a checksum."""
+
+
+class Tap(TokenMap, Protocol):
+    """Tokens (height, width, channels) of a block: written by a pass, then read by rows."""
+
+    height: int
+    width: int
+    channels: int
+
+    def read(self, start: int, end: int) -> Tensor:
+        """Rows start..end, (end - start, width, channels), where and in the precision in which the model computes."""
+
+
+class MemoryTap:
+    """Tokens in host memory."""
+
+    def __init__(
+        self, grid: tuple[int, int], dim: int, *, stored: torch.dtype, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        (self.height, self.width), self.channels = grid, dim
+        self._stored, self._device, self._dtype = stored, device, dtype
+        self._tensor: Tensor | None = None
+
+    def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
+        """Takes the memory."""
+        self._tensor = torch.empty(*grid, dim, dtype=self._stored)
+
+    def write(self, start: int, rows: Tensor) -> None:
+        """Copies and converts the rows."""
+        assert self._tensor is not None
+        self._tensor[start : start + len(rows)] = rows
+
+    def read(self, start: int, end: int) -> Tensor:
+        """Returns a view, if nothing has to be moved or converted."""
+        assert self._tensor is not None
+        return self._tensor[start:end].to(self._device, self._dtype)
+
+    def memory(self, grid: tuple[int, int], dim: int) -> int:
+        """Returns the size of the whole array."""
+        return grid[0] * grid[1] * dim * self._stored.itemsize
+
+    def can_go_on(self) -> bool:
+        """Returns false, because memory ends with its process."""
+        return False
+
+    def discard(self) -> None:
+        """Lets go of the memory."""
+        self._tensor = None
+
+
+class ScratchTap:
+    """Tokens in a file, by explicit reads and writes: a mapped file would count as resident.
+
+    Raises:
+        XCiTError: if the file can't be made.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        grid: tuple[int, int],
+        dim: int,
+        *,
+        stored: torch.dtype,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        (self.height, self.width), self.channels = grid, dim
+        self._path, self._stored, self._device, self._dtype = path, stored, device, dtype
+        self._row_bytes = self.width * dim * stored.itemsize
+        try:
+            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        except OSError as error:
+            raise XCiTError(f"{path}: can't be made: {error.strerror}") from None
+        self.bytes_read = self.bytes_written = 0
+
+    def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
+        """Empties the file, unless the run goes on."""
+        if not goes_on:
+            self.discard()
+
+    def write(self, start: int, rows: Tensor) -> None:
+        """Writes the rows to their place in the file.
+
+        Raises:
+            XCiTError: if they can't be written.
+        """
+        rest = as_bytes(rows.to(self._stored).contiguous())
+        try:
+            self._file.seek(start * self._row_bytes)
+            while rest:
+                count = self._file.write(rest)
+                rest, self.bytes_written = rest[count:], self.bytes_written + count
+        except OSError as error:
+            raise XCiTError(f"{self._path}: can't be written: {error.strerror}") from None
+
+    def read(self, start: int, end: int) -> Tensor:
+        """New rows each time.
+
+        Raises:
+            XCiTError: if the file is too short.
+        """
+        return self._read(start, end).to(self._device, self._dtype)
+
+    def memory(self, grid: tuple[int, int], dim: int) -> int:
+        """Nothing that stays."""
+        return 0
+
+    def can_go_on(self) -> bool:
+        """If the file has all rows."""
+        return self._path.stat().st_size == self.height * self._row_bytes
+
+    def discard(self) -> None:
+        """Empties the file."""
+        self._file.truncate(0)
+
+    def checksum(self) -> int:
+        """The sum of the bit patterns of all tokens, once they are on the disk.
+
+        Raises:
+            XCiTError: if the file is too short.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise XCiTError(f"{self._path}: can't be written: {error.strerror}") from None
+        starts = range(0, self.height, _ROWS_SUMMED)
+        return sum(bit_sum(self._read(start, min(start + _ROWS_SUMMED, self.height))) for start in starts)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _read(self, start: int, end: int) -> Tensor:
+        rows = torch.empty(end - start, self.width, self.channels, dtype=self._stored)
+        rest = as_bytes(rows)
+        self._file.seek(start * self._row_bytes)
+        while rest:
+            count = self._file.readinto(rest)
+            if not count:
+                raise XCiTError(f"{self._path}: a scratch file that is too short")
+            rest, self.bytes_read = rest[count:], self.bytes_read + count
+        return rows

@@ -1,0 +1,109 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT: a few weights are learned beside those of a trained model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from xcit.errors import XCiTError
+from xcit.extras import need_packages
+from xcit.models import XCiT
+from xcit.training.engine.config import RunConfig
+from xcit.training.tasks.base import TaskWithLoader
+from xcit.training.tasks.initialization import InitializeConfig
+from xcit.zoo.adapters import quiet_peft, write_adapter
+from xcit.zoo.changes import Changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Adapters that are trained in place of the model's own weights.
+
+    A layer's weight W (out, in) becomes W + alpha / rank * B A, with A (rank, in) and B (out, rank) learned and W as it
+    was. The head is learned whole. All else, statistics of batch norms included, stays.
+
+    Attributes:
+        rank: of the update of each layer; 0 trains the model itself.
+        alpha: what an update counts, divided by the rank.
+        dropout: of the adapters' input.
+        layers: which linear layers have one, by the ends of their names.
+    """
+
+    rank: int = 0
+    alpha: int = 16
+    dropout: float = 0.0
+    layers: tuple[str, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2")
+
+    def __post_init__(self) -> None:
+        def need(condition: bool, name: str, must: str) -> None:
+            if not condition:
+                raise XCiTError(f"lora.{name} is {getattr(self, name)}, must be {must}")
+
+        need(self.rank >= 0, "rank", "0 or more")
+        need(self.alpha >= 1, "alpha", "at least 1")
+        need(0 <= self.dropout < 1, "dropout", "in [0, 1)")
+        need(bool(self.layers), "layers", "names of layers")
+
+
+def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig) -> None:
+    """Finds what is wrong before anything is read or downloaded; of a new run.
+
+    Raises:
+        XCiTError: if PEFT is missing, or there is nothing to adapt, or something that an adapter can't hold.
+    """
+    if not config.rank:
+        return
+    need_packages("low-rank adaptation", "peft")
+    if not initialize.weights:
+        raise XCiTError("lora.rank adapts a trained model: set initialize.weights to one")
+    if initialize.stem:
+        raise XCiTError("lora.rank leaves the model's own weights as they are: leave initialize.stem out")
+    if run.parallel == "fsdp2":
+        raise XCiTError("lora.rank goes with run.parallel ddp: the few weights that are learned need no shards")
+
+
+def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
+    """The model with new adapters, which change nothing yet; they and the head alone are to be trained.
+
+    Raises:
+        XCiTError: if no layer has such a name.
+    """
+    if not config.rank:
+        return model
+    with quiet_peft():
+        from peft import LoraConfig, inject_adapter_in_model
+
+    head = [parameter for parameter in model.head.parameters() if parameter.requires_grad]
+    peft_config = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=[*config.layers],
+    )
+    try:
+        with quiet_peft():
+            inject_adapter_in_model(peft_config, model)
+    except ValueError as error:
+        named = ", ".join(config.layers)
+        raise XCiTError(f"lora.layers: no linear layer has a name that ends in one of {named}") from error
+    for parameter in head:
+        parameter.requires_grad_(True)
+    return model
+
+
+def adapter_folder(weights: Path) -> Path:
+    """Where a run's adapter goes that would else be the weights of this path: best.safetensors to best-adapter."""
+    return weights.with_name(f"{weights.stem}-adapter")
+
+
+class TaskWithAdapters(TaskWithLoader):
+    """A task whose config has `lora`."""
+
+    def export(self, model: nn.Module, path: Path) -> None:
+        """The whole model, or what was learned beside one and no more, as PEFT keeps it: see `adapter_folder`."""
+        if not self.config.lora.rank:
+            super().export(model, path)
+            return
+        shape = Changes(drop_path_rate=0.0).of(self.config.model)
+        base = self.config.initialize.weights
+        write_adapter(model, adapter_folder(path), config=shape, info=self.info, base=base)

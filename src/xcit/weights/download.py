@@ -1,0 +1,271 @@
+"""Brings the file at a URL to a path: resumed, verified, whole or not at all."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from email.message import Message
+from http.client import HTTPException, InvalidURL
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request
+
+from xcit.connections import open_answer, reason_of
+from xcit.errors import XCiTError
+
+DownloadProgress = Callable[[str, int, int | None], None]
+"""Called as `progress(what, bytes_done, bytes_in_all or None)` while a file arrives."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+class DownloadError(XCiTError):
+    """A download that failed. `status` is that of the server's answer, None when no usable answer came."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def download(
+    url: str,
+    destination: Path,
+    *,
+    sha256: str | None = None,
+    check: Callable[[Path], object] = lambda _: None,
+    progress: DownloadProgress | None = None,
+    timeout: float = 20.0,
+    patience: float = 10.0,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Brings the file at `url` to `destination`, unless it is there already.
+
+    The bytes go to `<destination>.part` first. When that file is left from an earlier call, and the server still has
+    the same file and can serve a part of it, only the rest is asked for. A second process that wants the same
+    destination waits for the first, then finds the finished file.
+
+    Args:
+        url: An http, https or file URL. Proxies are taken from the environment, as `urllib` does.
+        destination: Path of the finished file; missing folders are made.
+        sha256: The file's hex digest or its first digits; a file with another digest is deleted.
+        check: Called with the path of what has arrived, before it is in place; a file that it raises an `XCiTError` for
+            is deleted.
+        progress: Called while the file arrives.
+        timeout: Seconds without a byte from the server that count as a broken connection.
+        patience: Seconds within which a connection must be there, the look-up of the host's name included.
+        headers: Further request headers, sent to the URL's own host only, never to where it redirects (a token).
+
+    Returns:
+        `destination`.
+
+    Raises:
+        DownloadError: The server cannot be reached or says no, redirects to an address without encryption from one
+            with it, the connection broke twice, the file is wrong, or it cannot be written.
+    """
+    from filelock import FileLock  # a tenth of a second that only a download should cost
+
+    if urlsplit(url).scheme not in ("http", "https", "file"):
+        raise DownloadError(f"{url}: not a URL that can be asked: only http, https and file URLs can be downloaded")
+    name = unquote(urlsplit(url).path.rpartition("/")[2]) or url
+    transfer = _Transfer(
+        url=url,
+        destination=destination,
+        timeout=timeout,
+        patience=patience,
+        headers=headers,
+        report=lambda done, total: None if progress is None else progress(name, done, total),
+    )
+    try:
+        if is_intact(destination, sha256):
+            return destination
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{destination}.lock"):
+            if not is_intact(destination, sha256):  # else another process finished it while we waited
+                destination.unlink(missing_ok=True)
+                transfer.run(sha256, check)
+    except OSError as error:
+        raise transfer.write_error(error, None) from error
+    return destination
+
+
+def is_intact(path: Path, sha256: str | None) -> bool:
+    """Tells whether `path` is a file whose SHA-256 starts with the given hex digits (any file when none are given)."""
+    return path.is_file() and (sha256 is None or _digest(path).startswith(sha256.lower()))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _BrokenOffError(Exception):
+    """The connection ended before the file did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Transfer:
+    """The way of one URL into one file; the caller holds the destination's lock."""
+
+    url: str
+    destination: Path
+    timeout: float
+    patience: float
+    headers: Mapping[str, str]
+    report: Callable[[int, int | None], None]
+
+    @property
+    def part(self) -> Path:
+        """The bytes so far."""
+        return self.destination.with_name(f"{self.destination.name}.part")
+
+    @property
+    def note(self) -> Path:
+        """Which version of which URL the part belongs to."""
+        return self.destination.with_name(f"{self.destination.name}.part.json")
+
+    def run(self, sha256: str | None, check: Callable[[Path], object]) -> None:
+        """Receives the file (resuming once if the connection breaks), verifies it and moves it into place."""
+        try:
+            try:
+                self._receive()
+            except _BrokenOffError:
+                self._receive()
+        except _BrokenOffError as error:
+            raise DownloadError(f"{self.url}: the transfer broke off twice ({error}); try again to resume") from error
+        try:
+            if sha256 and not (digest := _digest(self.part)).startswith(sha256.lower()):
+                raise XCiTError(f"{self.part}: wrong file, expected SHA-256 {sha256.lower()}, got {digest}")
+            check(self.part)
+        except XCiTError as error:
+            self._discard()
+            raise DownloadError(str(error).replace(str(self.part), self.url), status=200) from None
+        self.part.replace(self.destination)
+        self.note.unlink(missing_ok=True)
+
+    def write_error(self, error: OSError, num_bytes: int | None) -> DownloadError:
+        """Says in one line why the disk did not take the file; a full disk gets its space back."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return DownloadError(f"cannot write {self.destination}: {error.strerror or error}")
+        self._discard()
+        needed = "more bytes than are free" if num_bytes is None else f"{num_bytes:,} bytes"
+        return DownloadError(f"the disk is full: {self.url} needs {needed} in {self.destination.parent}")
+
+    def _receive(self) -> None:
+        answer = self._open(*self._resume_point())
+        if answer is None:
+            return
+        response, offset = answer
+        with closing(response):
+            total = _total_bytes(response.headers, offset)
+            try:
+                self._write(response, offset, total)
+            except OSError as error:
+                raise self.write_error(error, total) from error
+        num_bytes = self.part.stat().st_size
+        if total is not None and num_bytes != total:
+            raise _BrokenOffError(f"{num_bytes:,} of {total:,} bytes came")
+
+    def _open(self, offset: int, version: str | None) -> tuple[Any, int] | None:
+        """Asks for the bytes from `offset` on.
+
+        Returns:
+            The answer and the offset where it starts, 0 where the server cannot resume; None when there is nothing
+            more to come: the part is the whole file.
+        """
+        request = Request(self.url, headers={"User-Agent": "xcit", "Accept-Encoding": "identity"})
+        for key, value in self.headers.items():
+            request.add_unredirected_header(key, value)
+        if offset and version:
+            request.add_header("Range", f"bytes={offset}-")
+            request.add_header("If-Range", version)
+        try:
+            response = open_answer(request, timeout=self.timeout, patience=self.patience)
+        except HTTPError as error:
+            if error.code != 416 or not offset:
+                error.close()
+                raise DownloadError(f"{self.url}: HTTP {error.code} {error.reason}", status=error.code) from error
+            response = error
+        except (ValueError, InvalidURL) as error:
+            raise DownloadError(f"{self.url}: not a URL that can be asked ({error})") from error
+        except (OSError, HTTPException, OverflowError) as error:  # the last of a length that no memory has
+            raise DownloadError(f"{self.url}: {reason_of(error)}") from error
+        if response.status not in (206, 416):
+            return response, 0
+        found = version_of(response.headers)
+        # A server that resumes without comparing versions would splice two files.
+        if response.status == 206 and offset and first_byte(response.headers) == offset and found == version:
+            return response, offset
+        response.close()
+        if response.status == 206 and not offset:
+            raise DownloadError(f"{self.url}: HTTP 206, a part of the file though all of it was asked for", status=206)
+        if response.headers.get("Content-Range") == f"bytes */{offset}" and found in (None, version):
+            return None
+        self._discard()
+        return self._open(0, None)
+
+    def _write(self, response: Any, offset: int, total: int | None) -> None:
+        if offset == 0:
+            self.note.unlink(missing_ok=True)
+        with self.part.open("ab" if offset else "wb") as file:
+            version = version_of(response.headers)
+            if offset == 0 and version is not None:
+                # Only now that the old bytes are gone may a note vouch for the new ones.
+                self.note.write_text(json.dumps({"url": self.url, "version": version}))
+            self.report(offset, total)
+            done = offset
+            while chunk := _read(response):
+                file.write(chunk)
+                done += len(chunk)
+                self.report(done, total)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _resume_point(self) -> tuple[int, str | None]:
+        """How many bytes of which version are here already: (0, None) to start anew."""
+        try:
+            note = json.loads(self.note.read_text())
+            if note["url"] == self.url:
+                return self.part.stat().st_size, str(note["version"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # nothing here, or a note cut short
+        return 0, None
+
+    def _discard(self) -> None:
+        self.note.unlink(missing_ok=True)
+        self.part.unlink(missing_ok=True)
+
+
+def _read(response: Any) -> bytes:
+    try:
+        # `read1` hands over what has come, so that a broken connection costs no bytes already here.
+        chunk: bytes = response.read1(_CHUNK_BYTES)
+    except (OSError, HTTPException) as error:
+        raise _BrokenOffError(reason_of(error)) from error
+    return chunk
+
+
+def version_of(headers: Message) -> str | None:
+    """The header that names the file's version in `If-Range`, which takes no weak ETag."""
+    etag = headers.get("ETag")
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
+
+
+def first_byte(headers: Message) -> int | None:
+    """Where a partial answer begins in the file; none if the answer is not partial."""
+    found = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
+    return int(found[1]) if found else None
+
+
+def _total_bytes(headers: Message, offset: int) -> int | None:
+    """Size of the whole file in bytes: from a partial answer's range, else from the length of the answer."""
+    if found := re.search(r"/(\d+)$", headers.get("Content-Range", "")):
+        return int(found[1])
+    length = headers.get("Content-Length", "")
+    return int(length) + offset if length.isdigit() else None

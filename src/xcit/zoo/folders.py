@@ -1,0 +1,211 @@
+"""A model as a folder: `config.json`, weights, a model card and a manifest, as the Hub and its tools have it.
+
+The one `config.json` is timm's where timm has such a model, which timm and transformers load too. Of any other model it
+holds the task, the shape, and class names and preprocessing, and this package alone reads it.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from xcit.errors import XCiTError
+from xcit.weights.files import StoredWeights, read_checkpoint, write_safetensors
+from xcit.weights.formats import from_native
+from xcit.writing import make_folder, whole_folder
+from xcit.zoo.kinds import all_heads, kind_of_config
+from xcit.zoo.names import find_record, is_known
+from xcit.zoo.statement import Statement, model_metadata, read_statement, statement_content
+from xcit.zoo.timm_hub import is_timm_config, read_timm_config
+
+CONFIG, WEIGHTS, CARD, MANIFEST = "config.json", "model.safetensors", "README.md", "manifest.json"
+"""The files of a folder, as they are written; the manifest, which vouches for the others, is last."""
+
+_PICKLED = "pytorch_model.bin"
+
+LIBRARY = "xcit"
+"""What `config.json` and card name where this package alone can load a model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What goes into a folder beside the weights.
+
+    Attributes:
+        config: the model's shape.
+        info: class names and preprocessing, none where they are not known.
+        licence: of the weights, "" where nobody said.
+        sources: where the weights come from: places and digests.
+        card: the text of the model card.
+    """
+
+    config: Any
+    info: Any | None
+    licence: str = ""
+    sources: Sequence[Mapping[str, Any]] = ()
+    card: str = ""
+
+    @property
+    def timm_config(self) -> dict[str, Any] | None:
+        """The `config.json` that timm reads; none for a model that it has not."""
+        return kind_of_config(self.config).timm_config(self.config, self.info)
+
+
+def write_folder(folder: Path, state: Mapping[str, Tensor], shared: Shared, *, overwrite: bool = False) -> None:
+    """Writes a model's folder, whole or not at all.
+
+    Args:
+        folder: new, or empty.
+        state: the weights by their native names.
+        shared: what else there is.
+        overwrite: replace the files of this form that are in the folder; others stay.
+
+    Raises:
+        XCiTError: if the folder holds something and `overwrite` is not set, or can't be written.
+    """
+    content = shared.timm_config
+    if content is not None and shared.licence:
+        content["pretrained_cfg"]["license"] = shared.licence.lower()
+
+    def fill(part: Path) -> None:
+        tensors = dict(state) if content is None else from_native(state, "timm")
+        write_safetensors(part / WEIGHTS, tensors, model_metadata(shared.config, shared.info))
+        own = {"library_name": LIBRARY, **statement_content(shared.config, shared.info)}
+        _write_json(part / CONFIG, own if content is None else content)
+        (part / CARD).write_text(shared.card, encoding="utf-8")
+        _write_json(part / MANIFEST, _manifest(part, shared))
+
+    _put(folder, fill, overwrite)
+
+
+def _put(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
+    if not (overwrite and folder.is_dir()):
+        with whole_folder(folder) as part:
+            fill(part)
+        return
+    make_folder(folder)
+    try:
+        with TemporaryDirectory(dir=folder, prefix=".xcit-") as part:
+            fill(Path(part))
+            (folder / MANIFEST).unlink(missing_ok=True)  # it vouches for the files before
+            for name in (WEIGHTS, CONFIG, CARD, MANIFEST):
+                (Path(part) / name).replace(folder / name)
+    except OSError as error:
+        raise XCiTError(f"{folder}: can't be written: {error.strerror or error}") from error
+
+
+def _manifest(folder: Path, shared: Shared) -> dict[str, Any]:
+    return {
+        "name": getattr(shared.info, "name", ""),
+        "task": kind_of_config(shared.config).task,
+        "licence": shared.licence or "not stated",
+        "sources": [*shared.sources],
+        "files": {name: {"sha256": _sha256(folder / name)} for name in (CONFIG, WEIGHTS)},
+        "versions": {
+            "python": platform.python_version(),
+            "xcit": version("xcit"),
+            "torch": torch.__version__,
+            "safetensors": safetensors.__version__,
+        },
+    }
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is a folder with a model's `config.json`."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def is_for_timm(folder: Path) -> bool:
+    """Whether timm and transformers can load a folder."""
+    return is_timm_config(_read_json(folder / CONFIG))
+
+
+def read_folder(folder: Path) -> StoredWeights:
+    """The weights in a folder that this package, timm or transformers wrote.
+
+    `config.json` says what they are, over what the weights' own metadata say: other tools write it anew. Where there is
+    a manifest, both files must be those that it was written for.
+
+    Raises:
+        XCiTError: if the folder holds no XCiT, or is damaged.
+    """
+    manifest = _checked_manifest(folder)
+    weights = next((folder / name for name in (WEIGHTS, _PICKLED) if (folder / name).is_file()), None)
+    if weights is None:
+        raise XCiTError(f"{folder} has no weights beside its {CONFIG}: there is no {WEIGHTS} and no {_PICKLED}")
+    name = str(manifest.get("name") or "")
+    stated = _read_config(folder / CONFIG, name or _name_of(folder))
+    stored = read_checkpoint(weights, heads=all_heads())
+    return replace(stored, metadata={**stored.metadata, **model_metadata(stated.config, stated.info)})
+
+
+def _read_config(path: Path, name: str) -> Statement:
+    content, what = _read_json(path), f"{path}: can't be read as a model's"
+    if content.get("library_name") == LIBRARY:
+        return read_statement(content, what)
+    if not is_timm_config(content):
+        raise XCiTError(f"{path} is no XCiT's: it was written neither by this package nor by timm or transformers")
+    config, info = read_timm_config(content, name, what)
+    tag = content.get("pretrained_cfg", content).get("tag")
+    published = f"{content['architecture']}.{tag}"
+    if is_known(published):
+        info = replace(info, name=find_record(published).name)
+    return Statement(kind=kind_of_config(config), config=config, info=info)
+
+
+def _name_of(folder: Path) -> str:
+    """What to call a model without a name of its own: the folder, or the repository that a cache has it from."""
+    resolved = folder.resolve()
+    parents = [resolved.name, *(parent.name for parent in resolved.parents)]
+    return next((part.split("--")[-1] for part in parents[1:4] if "--" in part), parents[0])
+
+
+def _checked_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    manifest = _read_json(path)
+    try:
+        digests = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise XCiTError(f"{path}: it lists no files with their SHA-256") from None
+    for name in (CONFIG, WEIGHTS):
+        if name in digests and (folder / name).is_file() and _sha256(folder / name) != digests[name]:
+            raise XCiTError(
+                f"{folder / name}: damaged, or changed since {MANIFEST} was written: its SHA-256 is another; if it was "
+                f"changed on purpose, remove {MANIFEST}"
+            )
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise XCiTError(f"{path}: can't be read: {error.strerror or error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise XCiTError(f"{path}: can't be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise XCiTError(f"{path}: no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise XCiTError(f"{path}: no JSON object")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

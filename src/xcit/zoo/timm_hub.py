@@ -1,0 +1,204 @@
+"""A classifier in timm's hub form: the `config.json` that timm and Hugging Face's transformers read, both ways.
+
+timm builds the architecture that is named there, with `model_args` over its own arguments, and loads weights under its
+names. transformers reads the same file (its TimmWrapper), where `problem_type` says that an image may be of several
+classes. timm has no stems of patches of 4, and no XCiT without class attention.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing
+from xcit.models import ModelInfo, XCiTConfig
+from xcit.models.timm_calls import data_config, pool_of
+from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
+from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
+
+_ARCHITECTURE = re.compile(r"xcit_((?:nano|tiny|small|medium|large)_(?:12|24)_p(?:8|16))_(?:224|384)")
+
+_MULTI_LABEL = "multi_label_classification"
+
+_ARGUMENTS = {
+    "patch_size": "patch_size",
+    "embed_dim": "embed_dim",
+    "depth": "depth",
+    "num_heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
+    "qkv_bias": "qkv_bias",
+    "cls_attn_layers": "cls_depth",
+    "tokens_norm": "tokens_norm",
+    "eta": "layer_scale",
+    "in_chans": "in_channels",
+}
+"""timm's name of an argument -> ours."""
+
+# What changes no number of a model that is loaded: sizes that it does not need, and what only training knows.
+_IGNORED = (
+    "img_size",
+    "num_classes",
+    "drop_rate",
+    "pos_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "drop_path_rate",
+)
+
+_POOLS = {"cls": "token", "avg": "avg", "none": ""}
+
+
+def timm_config(config: XCiTConfig, info: ModelInfo | None) -> dict[str, Any] | None:
+    """What `config.json` says of a model; none where timm has none such, or nothing says how images are prepared."""
+    if config.stem_strides or config.patch_size not in (8, 16) or not config.cls_depth or info is None:
+        return None
+    spec = info.preprocessing
+    name = _nearest(config)
+    base = PUBLISHED_ARCHITECTURES[name]
+    # The start of the residual scales is overwritten by the weights.
+    arguments = {
+        theirs: getattr(config, ours)
+        for theirs, ours in _ARGUMENTS.items()
+        if ours != "layer_scale" and getattr(config, ours) != getattr(base, ours)
+    }
+    if config.global_pool != base.global_pool:
+        arguments["global_pool"] = _POOLS[config.global_pool]
+    content: dict[str, Any] = {
+        "architecture": f"xcit_{name.replace('-', '_')}_{384 if spec.image_size == 384 else 224}",
+        "num_classes": config.num_classes,
+        "num_features": config.embed_dim,
+    }
+    if _POOLS[config.global_pool]:
+        content["global_pool"] = _POOLS[config.global_pool]
+    if info.class_names:
+        content["label_names"] = [*info.class_names]
+    if info.is_multi_label:
+        content["problem_type"] = _MULTI_LABEL
+    if arguments:
+        content["model_args"] = arguments
+    content["pretrained_cfg"] = {
+        **data_config(spec, config.in_channels),
+        "fixed_input_size": False,
+        "num_classes": config.num_classes,
+        "pool_size": None,
+        # timm adapts the first convolution by this name, which older versions do to weights that already fit.
+        "first_conv": "patch_embed.proj.0.0" if config.in_channels == 3 else None,
+        "classifier": "head",
+    }
+    return content
+
+
+def _nearest(config: XCiTConfig) -> str:
+    """The published architecture that differs in the fewest fields."""
+    fields = [ours for ours in _ARGUMENTS.values() if ours != "layer_scale"]
+
+    def distance(name: str) -> int:
+        published = PUBLISHED_ARCHITECTURES[name]
+        return sum(getattr(published, field) != getattr(config, field) for field in fields)
+
+    return min(PUBLISHED_ARCHITECTURES, key=distance)
+
+
+def is_timm_config(content: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of timm's hub form: of any model."""
+    return isinstance(content.get("architecture"), str) and content.get("library_name") is None
+
+
+def read_timm_config(content: Mapping[str, Any], name: str, what: str) -> tuple[XCiTConfig, ModelInfo]:
+    """The shape of a model, its class names and preprocessing, of what `timm_config` or timm itself wrote.
+
+    Where timm prepares images in a way that this package has not, the nearest is taken, and `info.assumed` says so.
+
+    Args:
+        content: of the file.
+        name: to call the model by.
+        what: begins an error.
+
+    Raises:
+        XCiTError: if it is of no XCiT, or is not what it should be.
+    """
+    try:
+        match = _ARCHITECTURE.fullmatch(content["architecture"])
+        if match is None:
+            raise XCiTError(f"{what}: its architecture is {content['architecture']!r}, which is no XCiT of timm")
+        prepared = content.get("pretrained_cfg", content)  # timm's first files had it all on one level
+        num_classes = content.get("num_classes", prepared.get("num_classes", 1000))
+        arguments = content.get("model_args") or {}
+        size = tuple(prepared.get("input_size", (3, 224, 224)))
+        fields = {"in_channels": size[0], **_fields_of(arguments, what)}
+        config = replace(PUBLISHED_ARCHITECTURES[match[1].replace("_", "-")], num_classes=num_classes, **fields)
+        pool = arguments.get("global_pool", content.get("global_pool"))
+        config = config if pool is None else replace(config, global_pool=pool_of(pool))
+        spec, is_exact = _preprocessing(prepared, size)
+        if len(spec.mean) != config.in_channels or len(spec.std) != config.in_channels:
+            raise XCiTError(f"its mean and std are not of {config.in_channels} channels")
+        names, ids = _classes(content, prepared, num_classes)
+    except KeyError as error:
+        raise XCiTError(f"{what}: there is no {error}") from None
+    except XCiTError as error:
+        text = str(error)
+        raise XCiTError(text if text.startswith(what) else f"{what}: {text}") from None
+    except (ValueError, TypeError, AttributeError, OverflowError, ZeroDivisionError) as error:
+        raise XCiTError(f"{what}: {error}") from None
+    info = ModelInfo(
+        name=name,
+        preprocessing=spec,
+        class_names=names,
+        class_ids=ids,
+        is_multi_label=content.get("problem_type") == _MULTI_LABEL,
+        assumed=not is_exact,
+    )
+    return config, info
+
+
+def _fields_of(arguments: Mapping[str, Any], what: str) -> dict[str, Any]:
+    known = {*_ARGUMENTS, *_IGNORED, "global_pool"}
+    if unknown := [argument for argument in arguments if argument not in known]:
+        raise XCiTError(f"{what}: model_args has {unknown[0]!r}, which this package does not know")
+    return {_ARGUMENTS[argument]: value for argument, value in arguments.items() if argument in _ARGUMENTS}
+
+
+def _preprocessing(prepared: Mapping[str, Any], size: tuple[int, ...]) -> tuple[Preprocessing, bool]:
+    """How images are prepared, and whether that is just as timm does it."""
+    _, height, width = size
+    default = Preprocessing()
+    resize_to = math.floor(height / prepared.get("crop_pct", 0.875))
+    is_squashed = prepared.get("crop_mode", "center") == "squash"
+    spec = Preprocessing(
+        image_size=height,
+        resize="exact" if is_squashed else "short_side",
+        resize_to=resize_to,
+        mean=tuple(prepared.get("mean", default.mean)),
+        std=tuple(prepared.get("std", default.std)),
+    )
+    is_exact = (
+        height == width
+        and prepared.get("interpolation", "bicubic") == "bicubic"
+        and prepared.get("crop_mode", "center") in ("center", "squash")
+        and not (is_squashed and resize_to != height)
+    )
+    return spec, is_exact
+
+
+def _classes(
+    content: Mapping[str, Any], prepared: Mapping[str, Any], num_classes: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names, and the names of the classes' folders where these differ.
+
+    timm's own repositories of ImageNet's models name no classes: a thousand of them are ImageNet's.
+    """
+    labels = content.get("label_names", prepared.get("label_names"))
+    if labels is None:
+        return (imagenet_class_names(), imagenet_class_ids()) if num_classes == 1000 else ((), ())
+    labels = [labels[key] for key in sorted(labels, key=int)] if isinstance(labels, dict) else labels
+    names = tuple(map(str, labels))
+    if len(names) != num_classes:
+        raise XCiTError(f"there are {len(names)} label_names for {num_classes} classes")
+    if names == imagenet_class_names():
+        return names, imagenet_class_ids()
+    descriptions = content.get("label_descriptions", prepared.get("label_descriptions")) or {}
+    if all(name in descriptions for name in names):
+        return tuple(str(descriptions[name]) for name in names), names
+    return names, ()

@@ -1,0 +1,94 @@
+"""The commands of docs/sharing.md, and what sharing says to people on the command line."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from xcit.zoo import find_record
+from xcit.zoo.load import packaged_path
+
+PAGE = (Path(__file__).parents[2] / "docs" / "sharing.md").read_text(encoding="utf-8")
+PACKAGED = packaged_path(find_record("packaged"))
+
+
+def block(heading: str) -> list[str]:
+    """The lines of the first block without a language below a heading."""
+    return PAGE.split(f"## {heading}\n")[1].split("\n```\n", 1)[1].split("\n```")[0].splitlines()
+
+
+def test_a_model_as_a_folder(xcit) -> None:
+    shutil.copyfile(PACKAGED, "garments.safetensors")
+    shown = "\n".join(block("A model as a folder")).split("$ xcit ")[1:]
+    assert len(shown) == 2
+    for part in shown:
+        command, _, printed = part.strip().partition("\n")
+        done = xcit(*command.split())
+        assert (done.status, done.err, done.out.strip()) == (0, "", printed)
+
+
+def test_adapters(xcit, colours: Path, small: list[str]) -> None:
+    """As the page has it, but for the recipe, its fields and the data."""
+    assert (
+        xcit(
+            "train",
+            "xcit-pico-fashion-mnist",
+            "--data",
+            colours,
+            *small,
+            "--out",
+            "first",
+            "--device",
+            "cpu",
+            "--schedule.epochs",
+            1,
+        ).status
+        == 0
+    )
+    train, predict, convert = (line.removeprefix("xcit ") for line in block("Low-rank adapters"))
+    fields = [*small, "--initialize.weights", "first/model.safetensors", "--schedule.epochs", 6, "--device", "cpu"]
+    words = train.replace("xcit-small-12-p16_transfer", "xcit-pico-fashion-mnist").replace("my-photos", str(colours))
+    done = xcit(*words.split(), *fields, "--optimizer.lr", 0.01)
+    assert done.status == 0, done.err
+    assert "adapter: runs/birds/model-adapter\nbest adapter: runs/birds/best-adapter\n" in done.out
+    assert done.out.endswith("use them: xcit predict IMAGE... --model runs/birds/model-adapter\n")
+    shutil.copyfile(colours / "rot" / "0.png", "photo.jpg")
+    found = xcit(*predict.split())
+    assert found.status == 0 and "rot" in found.out
+    assert xcit(*convert.split()).status == 0
+    merged = xcit("predict", "photo.jpg", "--model", "birds.safetensors")
+    assert merged.out == found.out
+    assert xcit("info", "runs/birds/model-adapter").status == 0
+    assert xcit("train", "runs/birds/config.yaml", "--resume").status == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("convert", "none.pth", "folder", "--to", "timm-hub"), "cannot read none.pth: no such file"),
+        (("convert", PACKAGED, "full", "--to", "timm-hub"), "full: is there already: choose another folder"),
+        (("convert", PACKAGED, "folder", "--to", "timm-hub", "--report", "none.json"), "none.json: can't be read"),
+        (
+            ("convert", PACKAGED, "new.pth", "--to", "timm", "--licence", "mit"),
+            "a licence and a report are for the card",
+        ),
+        (("predict", "a.png", "--model", "hf-hub:a/b/c"), "hf-hub:a/b/c is no repository of the Hub"),
+        (("predict", "a.png", "--model", "hf-hub:a/b"), "hf-hub:a/b: not asked, HF_HUB_OFFLINE is set"),
+        (("predict", "a.png", "--model", "full"), "full is a folder, not a checkpoint"),
+        (("info", "hf-hub:a/b"), "hf-hub:a/b: not asked, HF_HUB_OFFLINE is set"),
+        (
+            ("train", "xcit-pico-fashion-mnist", "--data", "x", "--lora.rank", 2),
+            "lora.rank adapts a trained model: set initialize.weights",
+        ),
+        (
+            ("train", "xcit-pico-fashion-mnist", "--data", "x", "--lora.rang", 2),
+            "no config field 'lora.rang'; did you mean 'lora.rank'?",
+        ),
+    ],
+)
+def test_mistakes_end_in_one_line(xcit, command: tuple[object, ...], message: str) -> None:
+    Path("full").mkdir()
+    Path("full/notes.txt").touch()
+    done = xcit(*command)
+    assert done.status == 2 and message in done.err and len(done.err.splitlines()) == 1
+    assert {path.name for path in Path().iterdir()} <= {"full", ".cache"}
