@@ -30,6 +30,7 @@ from xcit.cli.predict import packaged_images
 from xcit.config import dotted_names
 from xcit.data.named import FASHION_MNIST_CLASSES
 from xcit.training.recipes import get_recipe
+from xcit.zoo import fetch
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 SMALLER = {
@@ -52,9 +53,10 @@ def files_of_a_reader(tmp_path: Path) -> None:
     photograph.save("photo.jpg")
     photograph.convert("L").save("scan.tif")
     shutil.copytree(packaged_images()[0].parent, "photos")
+    shutil.copyfile(fetch("packaged"), "garments.safetensors")
     for name in FASHION_MNIST_CLASSES[1:]:  # a folder can't be called T-shirt/top
-        Path("garments", name).mkdir(parents=True)
-        shutil.copy(Path("photos", f"{name.lower().replace(' ', '-')}.png"), Path("garments", name))
+        Path("garments-by-class", name).mkdir(parents=True)
+        shutil.copy(Path("photos", f"{name.lower().replace(' ', '-')}.png"), Path("garments-by-class", name))
     for number, name in enumerate(("dark", "bright")):
         Path("photos-by-class", name).mkdir(parents=True)
         for index in range(8):
