@@ -6,6 +6,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -180,3 +181,19 @@ def test_chains_of_protocols_are_refused_in_a_line(tmp_path: Path) -> None:
     for word, reason in (("zip://0.png", "."), ("reference://x", "missing"), ("nosuch://x", "Protocol not known")):
         with pytest.raises(XCiTError, match=rf"{word}: cannot be had \(.*{reason}"):
             read_image(word)
+
+
+def test_a_search_of_urls_passes_by_what_a_search_of_folders_does() -> None:
+    files = fsspec.filesystem("memory")
+    for name in ("a.png", "b.txt", ".c.png", "d/e.png", "d/._e.png"):
+        files.pipe_file(f"/searched/{name}", b"x")
+    try:
+        inputs = open_inputs(["memory://searched/"])
+        assert [image.name for image in inputs.images()] == ["memory://searched/a.png", "memory://searched/d/e.png"]  # type: ignore[union-attr]
+        assert str(inputs.passed_by) == "1 files that are no images by their suffix: .txt (1); 2 hidden"
+        inputs = open_inputs(["memory://searched/*.png"])
+        assert [image.name for image in inputs.images()] == ["memory://searched/a.png"]  # type: ignore[union-attr]
+        assert str(inputs.passed_by) == "1 hidden"
+        assert len(list(open_inputs(["memory://searched/.*"]).images())) == 1
+    finally:
+        files.rm("/searched", recursive=True)
