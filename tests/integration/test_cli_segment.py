@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from xcit.data.segmentation import open_scenes
@@ -36,6 +37,11 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
     assert (tmp_path / "whole" / "iou.csv").read_text().splitlines()[1].startswith("ground,")
     assert xcit(*arguments, "--slide", "--window", 64, "--device", "cpu", "--out", tmp_path / "slid").status == 0
 
+    sized = xcit(*arguments, "--full-size", "--memory", "1GB", "--device", "cpu", "--out", tmp_path / "sized")
+    assert sized.status == 0, sized.err
+    assert json.loads((tmp_path / "sized" / "report.json").read_text())["full_size"] is True
+    check_full_size(xcit, scenes, run / "model.safetensors", tmp_path)
+
     # One that can't be used is named and counted, and the other measured.
     Image.fromarray(np.full((96, 128), 99, np.uint8)).save(scenes / "labels" / "val" / "00001.png")
     some = xcit(*arguments, "--device", "cpu", "--out", tmp_path / "some")
@@ -62,6 +68,38 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
         assert {names[index] for index in np.unique(labels)} == set(shares)
         with Image.open(place.with_name(f"{place.name}-overlay.png")) as shown:
             assert shown.height > 96
+
+
+def check_full_size(xcit, scenes: Path, model: Path, tmp_path: Path) -> None:
+    """A map and a picture in stripes: labels as GeoTIFF with the map's place, outlines, an overview."""
+    images, out = tmp_path / "maps", tmp_path / "labels"
+    images.mkdir()
+    pixels = np.asarray(Image.open(scenes / "images" / "val" / "00000.png")).repeat(6, axis=0).repeat(6, axis=1).copy()
+    pixels[:50, :90] = 0
+    with rasterio.open(
+        images / "map.tif", "w", driver="GTiff", height=576, width=768, count=3, dtype="uint8", nodata=0,
+        crs="EPSG:32633", transform=rasterio.Affine(10, 0, 400_000, 0, -10, 5_000_000),
+    ) as file:  # fmt: skip
+        file.write(pixels.transpose(2, 0, 1))
+    Image.fromarray(pixels[:200, :300]).save(images / "photo.png")
+    (images / "broken.tif").write_text("nothing")
+    done = xcit("segment", images, "--model", model, "--out", out, "--device", "cpu", "--full-size", "--memory", "1GB",
+                "--polygons")  # fmt: skip
+    assert done.status == 1 and "broken.tif" in done.err
+    assert "map.tif: 768 x 576 pixels, 4 passes, tokens in memory" in done.err and "megapixels a second" in done.err
+    with rasterio.open(out / "map-labels.tif") as file, rasterio.open(images / "map.tif") as source:
+        assert file.crs == source.crs and file.bounds == source.bounds and file.overviews(1) == [2]
+        labels = file.read(1)
+    assert (labels[:50, :90] == 255).all() and (labels[60:] < 11).all()
+    assert sum(json.loads((out / "areas.json").read_text())[str(images / "map.tif")].values()) == pytest.approx(1)
+    outlines = json.loads((out / "map-labels.geojson").read_text())
+    assert outlines["crs"]["properties"]["name"].endswith("EPSG::32633") and outlines["features"]
+    photo = json.loads((out / "photo-labels.geojson").read_text())["features"]
+    assert photo[0]["properties"]["objectType"] == "annotation"
+    with Image.open(out / "map-overlay.png") as picture:
+        assert picture.width == 768
+    refused = xcit("segment", images, "--model", model, "--out", out, "--slide", "--full-size", "--memory", "1GB")
+    assert refused.status == 2 and "--memory is for whole images in stripes" in refused.err
 
 
 def test_mistakes_are_one_line(xcit, scenes: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,23 @@ from xcit.cli.files import beside
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
+    PartOptions,
     checked_dtype,
     compute_options,
     file_options,
+    full_size_options,
     sliding_window,
     window_options,
 )
 from xcit.cli.processes import one_voice
+from xcit.errors import XCiTError
+from xcit.extras import need_packages
 from xcit.writing import make_folder, whole_file
 
 if TYPE_CHECKING:
+    from xcit.inference.reading import Unreadable
     from xcit.inference.segment import Segmentation
+    from xcit.inference.segment_full_size import LargeSegmentation
 
 _HELP = """Give each pixel of images a class: files, folders (searched through) or patterns.
 
@@ -37,8 +44,18 @@ For each image the folder --out gets
 and once areas.json: each image's share of each class. Images of several
 folders keep their folders below --out.
 
---slide goes over an image by a window and averages where windows overlap; with --full-size the image is not scaled, and
-memory does not grow with it: for maps and panoramas of any size.
+--slide goes over an image by a window and averages where windows overlap; with --full-size the image is not scaled.
+
+\b
+--full-size alone takes images of any size through in stripes, in bounded
+memory, with the labels of the whole image. In place of the pictures come
+  NAME-labels.tif   the class of each pixel: tiled, with a palette, overviews,
+                    and the image's place on the map; 255 is unlabelled
+  NAME-overlay.png  the classes' colours over a small picture
+Georeferenced images, slides and many others are read by rows; --memory bounds
+what is used, and a run on scratch files that was killed goes on.
+
+--polygons adds NAME-labels.geojson: the outlines of all areas, in map coordinates or as QuPath reads them.
 
 For many images --parquet writes a folder of Parquet parts instead, which a kill leaves good; --resume goes on with it,
 and INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as of xcit predict. With several GPUs the
@@ -55,8 +72,9 @@ images are divided: torchrun --nproc-per-node 8 -m xcit segment INPUT... --out D
 @click.option("--parquet", is_flag=True, help="Write Parquet parts instead: for many images, see --resume.")
 @bulk_options(part_size=128)
 @window_options("Go over each image by a window.")
-@click.option("--full-size", is_flag=True, help="Take images at their own size, not at the model's.")
+@full_size_options("Take images at their own size, however large, in stripes.")
 @click.option("--keep-size", is_flag=True, hidden=True)
+@click.option("--polygons", is_flag=True, help="Write NAME-labels.geojson too: the areas' outlines.")
 @click.option("--no-overlays", is_flag=True, help="Write no NAME-overlay.png.")
 @compute_options(batch_size=None)
 @one_voice()
@@ -72,48 +90,98 @@ def segment(
     window: int,
     stride: int | None,
     full_size: bool,
+    memory: str | None,
+    scratch: str | None,
+    token_dtype: str | None,
+    part: PartOptions,
     keep_size: bool,
+    polygons: bool,
     no_overlays: bool,
     device: str | None,
     dtype: str,
 ) -> int:
     """Segments and writes; gives the exit status."""
+    from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
-    from xcit.inference.reading import Unreadable
     from xcit.inference.segment import prepare_segmenter, segment_each
+    from xcit.inference.segment_full_size import segment_large_each
     from xcit.zoo import check_task
 
     over = sliding_window(slide, window, stride)
+    if over is not None:
+        _check_no_stripes(memory, scratch, token_dtype, part)
+    need_packages("--full-size and --polygons", *["rasterio"] * (polygons or ((full_size or keep_size) and not slide)))
     check_task(model, "semantic-segmentation")
     images, paths, places = inputs_and_places(inputs, out, parquet, bulk)
+    if parquet and polygons:
+        raise XCiTError("--polygons is for files, --parquet writes none: give one of the two")
     computer, precision = placed(device), checked_dtype(dtype)
     built = load_dense(model, weights, how)
-    network, _, _ = prepare_segmenter(built, computer, precision, what=model)
-    whole = full_size or keep_size
-    each = partial(segment_each, model=network, window=over, full_size=whole, device=computer, dtype=precision)
-    if images is not None:
-        return write_bulk(out, images, built, bulk, columns=_columns(), results=each, row=_row)
-    results = each(paths)
-    areas: dict[str, dict[str, float]] = {}
-    with progress_bar("segment", len(paths)) as bar:
+    network, info, _ = prepare_segmenter(built, computer, precision, what=model)
+    num_images = len(paths) if images is None else images.num_images or 2
+    files = _Files(overlays=not no_overlays, polygons=polygons)
+    with full_size_of(full_size or keep_size, memory, scratch, token_dtype, part, num_images=num_images) as whole:
+        each = partial(segment_each, model=network, window=over, full_size=whole, device=computer, dtype=precision)
+        if images is not None:
+            return write_bulk(out, images, built, bulk, columns=_columns(), results=each, row=_row)
+        if whole is not None and over is None:
+            files.write_all(segment_large_each(paths, network, info, whole), places)
+        else:
+            with progress_bar("segment", len(paths)) as bar:
+                files.write_all(each(paths), places, bar.advance)
+    if files.areas or not (out / "areas.json").exists():  # an earlier result is not lost for none
+        with whole_file(out / "areas.json") as file:
+            file.write_text(json.dumps(files.areas, indent=1) + "\n", encoding="utf-8")
+    click.echo(f"{out}: label maps of {len(files.areas)} images")
+    return status_of(len(paths) - len(files.areas), len(paths))
+
+
+def _check_no_stripes(memory: str | None, scratch: str | None, token_dtype: str | None, part: PartOptions) -> None:
+    """Refuses what is for passes over whole images where a window goes over them."""
+    given = [("--memory", memory), ("--scratch", scratch), ("--token-dtype", token_dtype)]
+    for name in (*(name for name, value in given if value is not None), *part.given()):
+        raise XCiTError(f"{name} is for whole images in stripes, and --slide goes over them by a window: leave one out")
+
+
+class _Files:
+    """Writes the results of images; `areas` has each one's shares of the classes."""
+
+    def __init__(self, *, overlays: bool, polygons: bool) -> None:
+        self._overlays, self._polygons = overlays, polygons
+        self.areas: dict[str, dict[str, float]] = {}
+
+    def write_all(
+        self,
+        results: "Iterable[Segmentation | LargeSegmentation | Unreadable]",
+        places: Sequence[Path],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Writes the files of each as it comes."""
+        from xcit.inference.reading import Unreadable
+
         for place, result in zip(places, results, strict=True):
             if isinstance(result, Unreadable):
                 click.echo(f"xcit: {result.reason}", err=True)
             else:
-                areas[result.source] = result.areas()
-                make_folder(place.parent)
-                with whole_file(beside(place, "-labels.png")) as part:
-                    result.picture().save(part, format="PNG")
-                if not no_overlays:
-                    with whole_file(beside(place, "-overlay.png")) as part:
-                        result.overlay().save(part, format="PNG")
-            bar.advance(1)
-    if areas or not (out / "areas.json").exists():  # an earlier result is not lost for none
-        with whole_file(out / "areas.json") as part:
-            part.write_text(json.dumps(areas, indent=1) + "\n", encoding="utf-8")
-    click.echo(f"{out}: label maps of {len(areas)} images")
-    return status_of(len(paths) - len(areas), len(paths))
+                self.areas[result.source] = result.areas()
+                self._write(result, place)
+            advance(1)
+
+    def _write(self, result: "Segmentation | LargeSegmentation", place: Path) -> None:
+        from xcit.inference.segment import Segmentation
+
+        make_folder(place.parent)
+        if isinstance(result, Segmentation):
+            with whole_file(beside(place, "-labels.png")) as part:
+                result.picture().save(part, format="PNG")
+        else:
+            result.write_tiff(beside(place, "-labels.tif"))
+        if self._overlays:
+            with whole_file(beside(place, "-overlay.png")) as part:
+                result.overlay().save(part, format="PNG")
+        if self._polygons:
+            result.write_polygons(beside(place, "-labels.geojson"))
 
 
 def _columns() -> list[Any]:

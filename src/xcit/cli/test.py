@@ -44,7 +44,7 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--ignore-exif", is_flag=True, help="Boxes and label maps are of the pixels as stored, not as a viewer turns them."
 )
-@click.option("--full-size", is_flag=True, help="Of detection: take images at their own size, in stripes.")
+@click.option("--full-size", is_flag=True, help="Of scenes and boxes: take images at their own size, in stripes.")
 @click.option("--memory", metavar="SIZE", help="With --full-size: the most to add to the loaded model, as 4GB.")
 @click.option("--scratch", metavar="DIR", help="With --full-size: folder for what does not fit.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; runs/test/CONFIG if left out.")

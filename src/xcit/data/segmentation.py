@@ -79,15 +79,25 @@ class LabelledScenes:
         Raises:
             XCiTError: naming the file, if one of the two can't be read, or they do not fit.
         """
-        image_path, label_path = self.items[index]
-        image, values = read_image(image_path, ignore_exif=self.ignore_exif), read_labels(label_path)
-        height, width = values.shape
-        if image.size != (width, height):
-            raise XCiTError(
-                f"{label_path}: its label map has {width} x {height} pixels, the image {image_path.name} "
-                f"{image.width} x {image.height}"
-            )
-        return Scene(image, self._classes_of(values, label_path)), 0
+        image, labels = read_image(self.items[index][0], ignore_exif=self.ignore_exif), self.labels(index)
+        if image.size != labels.shape[::-1]:
+            raise XCiTError(self.differing(index, labels, image.size))
+        return Scene(image, labels), 0
+
+    def labels(self, index: int) -> Labels:
+        """A scene's label map.
+
+        Raises:
+            XCiTError: naming the file, if it can't be read.
+        """
+        path = self.items[index][1]
+        return self._classes_of(read_labels(path), path)
+
+    def differing(self, index: int, labels: Labels, size: tuple[int, int]) -> str:
+        """What is wrong with a scene whose image has another size (width, height) than its label map."""
+        image, path = self.items[index]
+        height, width = labels.shape
+        return f"{path}: its label map has {width} x {height} pixels, the image {image.name} {size[0]} x {size[1]}"
 
     def image_name(self, index: int) -> str:
         """What to call a scene in a message."""

@@ -38,6 +38,19 @@ def shares_of(counts: NDArray[np.int64]) -> dict[int, float]:
     return {int(label): float(counts[label] / counts.sum()) for label in order}
 
 
+def middles(labels: NDArray[np.uint8], size: tuple[int, ...], scale: int) -> NDArray[np.uint8]:
+    """A label map at another size, each pixel of which is the middle one of a square of `scale` pixels a side."""
+    if scale == 1:
+        return labels
+    rows, columns = (middle_pixels(count, length, scale) for count, length in zip(size, labels.shape, strict=True))
+    return labels[np.ix_(rows, columns)]
+
+
+def middle_pixels(count: int, length: int, scale: int) -> NDArray[np.int64]:
+    """The middle pixel of each of `count` pieces of `scale` pixels, of `length` in all: the last may be smaller."""
+    return np.minimum(np.arange(count) * scale + scale // 2, length - 1)
+
+
 def draw_labels(labels: NDArray[np.uint8], num_classes: int) -> Image.Image:
     """A label map (h, w) as a palette image: its numbers are the labels, its colours are `palette`'s."""
     picture = Image.fromarray(labels)

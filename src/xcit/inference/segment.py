@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,17 +15,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xcit.data.segmentation import Labels
+from xcit.data.segmentation import IGNORED, Labels
 from xcit.data.segmentation_transforms import normalized, target_size, to_pixels
-from xcit.draw.labels import draw_labels, label_shares, overlay_labels
+from xcit.draw.labels import draw_labels, middles, overlay_labels, palette, shares_of
 from xcit.errors import XCiTError
+from xcit.images.cell_place import CellPlace
+from xcit.images.label_tiff import label_areas
+from xcit.images.polygons import write_geojson
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.images.read import ImageSource
 from xcit.images.resize_8bit import Pixels, resize_bilinear_8bit
+from xcit.images.transforms import IDENTITY
+from xcit.inference.full_size import FullSize, asked_full_size
 from xcit.inference.label_rows import LabelRows, best_labels
 from xcit.inference.preparing import prepare_of_kind
 from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
+from xcit.inference.segment_full_size import LargeSegmentation, segment_large_each
 from xcit.models import Segmenter, SegmenterInfo
+from xcit.streaming import Memory
 from xcit.zoo.kinds import SEGMENTER
 
 _STRIP = 2048
@@ -60,18 +68,21 @@ class Segmentation:
     Attributes:
         source: the image's path, or its place in the input.
         image: 8-bit RGB (h, w, 3), as it was read.
-        labels: the class of each pixel.
+        labels: the class of each pixel; 255 where the file has no data, or a mask leaves it out.
         class_names: in the order of the labels; numbers where they are unknown.
+        scale: pixels of the labels a pixel of `image`: above 1 of an image that was taken at its own, large size.
     """
 
     source: str
     image: Pixels
     labels: Labels
     class_names: tuple[str, ...]
+    scale: int = 1
 
     def areas(self) -> dict[str, float]:
-        """Share of the pixels by class name, of the classes that there are, the largest first."""
-        return {self.class_names[label]: share for label, share in label_shares(self.labels).items()}
+        """Share of the labelled pixels by class name, of the classes that there are, the largest first."""
+        counts = np.bincount(self.labels.ravel(), minlength=IGNORED)[:IGNORED]
+        return {self.class_names[label]: share for label, share in shares_of(counts).items()}
 
     def picture(self) -> Image.Image:
         """The label map as a palette image: its numbers are the classes."""
@@ -79,7 +90,13 @@ class Segmentation:
 
     def overlay(self) -> Image.Image:
         """The classes' colours over the image, with a legend of those that there are."""
-        return overlay_labels(self.image, self.labels, self.class_names)
+        labels = middles(self.labels, self.image.shape[:2], self.scale)
+        return overlay_labels(self.image, labels, self.class_names)
+
+    def write_polygons(self, path: Path) -> int:
+        """Writes the outlines of the classes' areas as GeoJSON in pixels, and gives their number."""
+        areas = label_areas(self.labels, self.class_names, palette(len(self.class_names)))
+        return write_geojson(path, areas, CellPlace(source=self.source, to_pixels=IDENTITY))
 
 
 class Part(NamedTuple):
@@ -96,6 +113,7 @@ def segment(
     *,
     window: SlidingWindow | None = None,
     full_size: bool = False,
+    memory: Memory = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> list[Segmentation | Unreadable]:
@@ -106,7 +124,10 @@ def segment(
             (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
         window: go over each image by a window, and average the logits where windows overlap; none takes it whole.
-        full_size: leave images at their own size instead of scaling them as the model's preprocessing says.
+        full_size: leave images at their own size, however large, instead of scaling them as the model's preprocessing
+            says; without a window their labels are those of the whole image, which goes through in stripes.
+        memory: with `full_size` and no window: the most that it may add to the loaded model, in bytes or as "4GB"; none
+            is half of what is free. See `xcit.streaming.Budget`.
         device: where to compute; none is a GPU if there is one, else the CPU.
         dtype: of weights and computation.
 
@@ -116,7 +137,10 @@ def segment(
     Raises:
         XCiTError: if none of the images can be read, or the model can't be had or is no segmenter.
     """
-    results = segment_each(listed(images), model, window=window, full_size=full_size, device=device, dtype=dtype)
+    whole = asked_full_size(full_size, memory)
+    if window is not None and memory is not None:
+        raise XCiTError("memory bounds passes over whole images alone: give it, or a window, not both")
+    results = segment_each(listed(images), model, window=window, full_size=whole, device=device, dtype=dtype)
     return collected(results)
 
 
@@ -125,15 +149,19 @@ def segment_each(
     model: str | os.PathLike[str] | Segmenter,
     *,
     window: SlidingWindow | None = None,
-    full_size: bool = False,
+    full_size: FullSize | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Segmentation | Unreadable]:
     """Like `segment`, one at a time and without end; what can't be read is reported in its place."""
     network, info, place = prepare_segmenter(model, device, dtype)
     spec = info.preprocessing
+    if full_size is not None and window is None:
+        for large in segment_large_each(images, network, info, full_size):
+            yield large if isinstance(large, Unreadable) else _whole(large)
+        return
     names = info.class_names or tuple(map(str, range(network.num_classes)))
-    prepare = partial(_prepare, spec=spec, full_size=full_size, least=network.config.backbone.patch_size)
+    prepare = partial(_prepare, spec=spec, full_size=full_size is not None, least=network.config.backbone.patch_size)
     for result in read_ahead(images, prepare, num_ahead=2):
         if isinstance(result, Unreadable):
             yield result
@@ -141,6 +169,17 @@ def segment_each(
         source, (image, pixels) = result
         labels = predict_labels(network, pixels, spec, size=image.shape[:2], window=window, device=place, dtype=dtype)
         yield Segmentation(source=source, image=image, labels=labels, class_names=names)
+
+
+def _whole(large: LargeSegmentation) -> Segmentation:
+    """With all labels in memory."""
+    return Segmentation(
+        source=large.source,
+        image=large.overview,
+        labels=np.array(large.labels()),
+        class_names=large.class_names,
+        scale=large.scale,
+    )
 
 
 def prepare_segmenter(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from xcit.data.inputs import NamedImage
 from xcit.data.segmentation import IGNORED, Labels
-from xcit.draw.labels import overlay_labels, palette, shares_of
+from xcit.draw.labels import middle_pixels, overlay_labels, palette, shares_of
 from xcit.errors import XCiTError
 from xcit.images.cell_place import CellPlace
 from xcit.images.label_tiff import label_areas, write_label_tiff
@@ -80,11 +80,8 @@ class LargeSegmentation:
 
     def small_labels(self) -> Labels:
         """The labels of the overview's pixels: those in the middle of each square."""
-        height, width = self.overview.shape[:2]
-        rows, columns = (
-            np.minimum(np.arange(count) * self.scale + self.scale // 2, side - 1)
-            for count, side in ((height, self.size[0]), (width, self.size[1]))
-        )
+        sides = zip(self.overview.shape[:2], self.size, strict=True)
+        rows, columns = (middle_pixels(count, side, self.scale) for count, side in sides)
         return np.concatenate([self.store.read(row, row + 1)[:, columns] for row in rows.tolist()])
 
     def overlay(self) -> Image.Image:

@@ -23,6 +23,7 @@ class SegmentationResult(TestResult):
     class_names: tuple[str, ...]
     recipe: SegmentationConfig
     window: SlidingWindow | None
+    full_size: bool = False
 
     def lines(self) -> list[str]:
         return [f"{name:6s} {value:.2f}%" for name, value in self.report.figures().items()]
@@ -31,6 +32,7 @@ class SegmentationResult(TestResult):
         return {
             "preprocessing": dataclasses.asdict(self.recipe.preprocessing),
             "window": None if self.window is None else dataclasses.asdict(self.window),
+            "full_size": self.full_size,
             **self.report.figures(),
         }
 
@@ -70,6 +72,13 @@ def measure_segmenter(
         recipe.preprocessing,
         EvaluationConfig(num_workers=how.num_workers, dtype=how.dtype),
         window=window,
+        full_size=how.full_size,
         report=how.report,
     )
-    return SegmentationResult(report=result, class_names=scenes.class_names, recipe=recipe, window=window)
+    return SegmentationResult(
+        report=result,
+        class_names=scenes.class_names,
+        recipe=recipe,
+        window=window,
+        full_size=how.full_size is not None,
+    )

@@ -73,7 +73,7 @@ def test(
         ignore_index: of segmentation: a label whose pixels do not count, in place of the recipe's.
         ignore_exif: of segmentation and detection: label maps and boxes were drawn on the pixels as they are stored,
             not as a viewer turns them; also where the recipe does not say so.
-        full_size: of detection: take images at their own size, however large, in stripes.
+        full_size: of segmentation and detection: take images at their own size, however large, in stripes.
         memory: with `full_size`: the most that it may add to the loaded model (see `xcit.streaming.Budget`).
         batch_size: of classification: images a forward pass. Segmenters and detectors take one at a time.
         num_workers: processes that read images.
@@ -107,8 +107,10 @@ def test(
         if not isinstance(recipe, SegmentationConfig | DetectionConfig):
             raise XCiTError(f"{recipe.name} has no label maps or boxes that were drawn on stored pixels")
         recipe = replace(recipe, ignore_exif=True)
-    if full_size and not isinstance(recipe, DetectionConfig):
-        raise XCiTError(f"{recipe.name} trains no detector: its images are not taken at their own size")
+    if full_size and not isinstance(recipe, SegmentationConfig | DetectionConfig):
+        raise XCiTError(f"{recipe.name} trains no segmenter or detector: its images are not taken at their own size")
+    if full_size and window is not None:
+        raise XCiTError("give a window, or full_size, not both")
     whole = asked_full_size(full_size, memory)
     place = find_device(device) if device is not None else default_device()
     how = Measuring(

@@ -13,6 +13,7 @@ from xcit.data.segmentation_transforms import normalized, resized_pixels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.inference import segment as segmenting
+from xcit.inference.full_size import FullSize
 from xcit.inference.reading import Unreadable
 from xcit.inference.segment import Segmentation, SlidingWindow, predict_labels, segment, segment_each
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, XCiTConfig, build_segmenter
@@ -100,10 +101,15 @@ def test_files_names_and_what_can_t_be_read(model: Segmenter, tmp_path: Path) ->
     Image.new("RGB", (3, 400)).save(tmp_path / "hair.png")
     save_model(model, tmp_path / "model.safetensors")
     paths = [tmp_path / name for name in ("a.png", "b.png", "hair.png")]
-    good, bad, hair = segment_each(paths, tmp_path / "model.safetensors", device="cpu", full_size=True)
+    good, bad, hair = segment_each(paths, tmp_path / "model.safetensors", device="cpu", full_size=FullSize())
     assert not isinstance(good, Unreadable)
     assert good.labels.shape == (30, 44)
     assert isinstance(bad, Unreadable)
+    assert isinstance(hair, Unreadable)
+    assert "hair.png: 3 x 400 pixels, smaller than one patch of 8 x 8" in hair.reason
+    (hair,) = segment_each(
+        paths[2:], tmp_path / "model.safetensors", device="cpu", full_size=FullSize(), window=SlidingWindow()
+    )
     assert isinstance(hair, Unreadable)
     assert "an image of 3 x 400 pixels, of which the model sees 3 x 400: less than one patch of 8" in hair.reason
     with pytest.raises(XCiTError, match="not an image that can be read"):

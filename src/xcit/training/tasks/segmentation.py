@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +18,12 @@ from xcit.data.segmentation import IGNORED, LabelledScenes, Labels, open_scenes
 from xcit.data.segmentation_transforms import SegmentationAugmentation, augmented_scene, resized_pixels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.images.read import read_image
 from xcit.images.resize_8bit import Pixels
+from xcit.inference.full_size import FullSize
+from xcit.inference.reading import Unreadable
 from xcit.inference.segment import SlidingWindow, predict_labels
+from xcit.inference.segment_full_size import segment_large_each
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, build_segmenter
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
@@ -172,6 +177,7 @@ def evaluate_segmentation(
     how: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
     window: SlidingWindow | None = None,
+    full_size: FullSize | None = None,
     layout: Layout | None = None,
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
@@ -184,6 +190,7 @@ def evaluate_segmentation(
         spec: how an image becomes the model's input.
         how: processes that read, device and precision.
         window: how to go over an image; none takes it whole.
+        full_size: take images at their own size, in stripes; none scales them as `spec` says.
         layout: which of several processes this is; each takes its share of the scenes.
         reduce: sums over the processes, so that every one of them gets the figures of all scenes.
         report: called with 1 after each scene.
@@ -196,27 +203,21 @@ def evaluate_segmentation(
     """
     assert isinstance(model, Segmenter)
     device = how.device or next(model.parameters()).device
-    measured = _MeasuredScenes(scenes, spec)
     world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
-    loader: DataLoader[Any] = DataLoader(
-        Subset(measured, range(rank, len(measured), world_size)),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=how.num_workers,
-        worker_init_fn=prepare_worker,
-    )
+    mine = range(rank, len(scenes), world_size)
     num_classes = model.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     num_images, unreadable = 0, []
     with evaluating(model):
-        for pixels, labels, reason in loader:
-            if reason:
-                unreadable.append(reason)
+        if full_size is not None:
+            results = _counted_whole(model, scenes, mine, spec, full_size)
+        else:
+            results = _counted(model, scenes, mine, spec, how, window, device)
+        for counted in results:
+            if isinstance(counted, str):
+                unreadable.append(counted)
             else:
-                predicted = predict_labels(
-                    model, pixels, spec, size=labels.shape, window=window, device=device, dtype=how.dtype
-                )
-                confusion += count_pixels(labels, predicted, num_classes)
+                confusion += counted
                 num_images += 1
             report(1)
     confusion = reduce(confusion.to(device)).cpu()
@@ -225,6 +226,66 @@ def evaluate_segmentation(
         first = f"; the first: {unreadable[0]}" if unreadable else ""
         raise XCiTError(f"none of the {len(scenes)} scenes could be read{first}")
     return report_of(confusion, num_images=num_images, unreadable=unreadable, ignored=scenes.ignored)
+
+
+def _counted(
+    model: Segmenter,
+    scenes: LabelledScenes,
+    indices: range,
+    spec: SegmentationPreprocessing,
+    how: EvaluationConfig,
+    window: SlidingWindow | None,
+    device: torch.device,
+) -> Iterator[Tensor | str]:
+    """The confusion (K, K) of each scene at the model's size, or why it can't be read."""
+    loader: DataLoader[Any] = DataLoader(
+        Subset(_MeasuredScenes(scenes, spec), indices),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=how.num_workers,
+        worker_init_fn=prepare_worker,
+    )
+    for pixels, labels, reason in loader:
+        if reason:
+            yield reason
+            continue
+        predicted = predict_labels(
+            model, pixels, spec, size=labels.shape, window=window, device=device, dtype=how.dtype
+        )
+        yield count_pixels(labels, predicted, model.num_classes)
+
+
+def _counted_whole(
+    model: Segmenter,
+    scenes: LabelledScenes,
+    indices: range,
+    spec: SegmentationPreprocessing,
+    full_size: FullSize,
+) -> Iterator[Tensor | str]:
+    """The confusion (K, K) of each scene at its own size, or why it can't be read.
+
+    Pixels that an image's file has no data for do not count.
+    """
+    info = SegmenterInfo(name="", preprocessing=spec)
+    for index in indices:
+        path = scenes.items[index][0]
+        try:
+            # Pictures as they are stored are decoded whole: no reader by rows turns any.
+            source = read_image(path, ignore_exif=True) if scenes.ignore_exif else path
+            labels = scenes.labels(index)
+        except XCiTError as error:
+            yield str(error)
+            continue
+        for found in segment_large_each([source], model, info, full_size):
+            if isinstance(found, Unreadable):
+                yield found.reason
+            elif found.size != labels.shape:
+                yield scenes.differing(index, labels, (found.size[1], found.size[0]))
+            else:
+                predicted = found.labels()
+                yield count_pixels(
+                    np.where(predicted == IGNORED, np.uint8(IGNORED), labels), predicted, model.num_classes
+                )
 
 
 def _as_it_is(sample: Any) -> Any:

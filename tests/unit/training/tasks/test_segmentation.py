@@ -17,6 +17,7 @@ from xcit.data.segmentation import IGNORED, open_scenes
 from xcit.data.segmentation_transforms import SegmentationAugmentation
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
+from xcit.inference.full_size import FullSize
 from xcit.inference.segment import SlidingWindow
 from xcit.models import Segmenter, SegmenterConfig, XCiT, XCiTConfig
 from xcit.models.segmentation import SegmenterKind
@@ -143,6 +144,25 @@ def test_each_scene_is_measured_once_by_whichever_process(data: Path) -> None:
     assert int(parts[0][1] + parts[1][1]) == 3
     windows = evaluate_segmentation(model, scenes, spec, window=SlidingWindow(size=32, stride=16))
     assert int(windows.confusion.sum()) == int(whole.confusion.sum())
+
+
+@pytest.mark.parametrize("ignore_exif", [False, True])
+def test_scenes_at_their_own_size_are_measured_in_stripes(data: Path, ignore_exif: bool) -> None:
+    torch.manual_seed(0)
+    model = SegmentationTask(config_of(data)).model.eval()
+    scenes, own = (
+        open_scenes(str(data), "val", ignore_exif=ignore_exif),
+        SegmentationPreprocessing(long_side=0, short_side=0),
+    )
+    expected = evaluate_segmentation(model, scenes, own)
+    fused, full_size = model.fuse(), FullSize(memory="1GB")
+    found = evaluate_segmentation(fused, scenes, own, full_size=full_size)
+    assert found.num_images == 3 and torch.equal(found.confusion, expected.confusion)
+    Image.fromarray(np.zeros((40, 45), np.uint8)).save(data / "labels/val/0.png")
+    (data / "images/val/1.png").write_text("nothing")
+    some = evaluate_segmentation(fused, scenes, own, full_size=full_size)
+    assert some.num_images == 1 and len(some.unreadable) == 2
+    assert "its label map has 45 x 40 pixels, the image 0.png " in some.unreadable[0]
 
 
 def test_scenes_that_can_t_be_read_are_named_and_the_others_measured(data: Path) -> None:
