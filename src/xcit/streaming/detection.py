@@ -6,7 +6,7 @@ map. What follows are a thousand boxes and a hundred masks, whatever the size of
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +59,7 @@ def detect_rows(
     max_objects: int,
     memory: Memory = None,
     progress: StreamProgress | None = None,
+    after: Callable[[Detections], None] = lambda _: None,
 ) -> tuple[Detections, Report]:
     """What is in an image of any size at its own size, as `MaskRCNN.detect` finds it in the whole image.
 
@@ -72,6 +73,7 @@ def detect_rows(
         max_objects: see `MaskRCNN.detect`.
         memory: the most that the pass may add to the loaded model (see `Budget`).
         progress: called after each stripe.
+        after: called with the objects while a run that is killed still goes on from its scratch files.
 
     Raises:
         XCiTError: before the first pass, if a part of the model can't go through by rows, the bound can't be kept, or
@@ -91,7 +93,9 @@ def detect_rows(
     spec = Preprocessing(mean=network.config.mean, std=network.config.std)
     how: dict[str, Any] = {"preprocessing": spec, "memory": memory, "progress": progress}
     with tapped(backbone, network.backbone.out_indices, padded, run.needs(), **how) as taps:
-        found, report = run.detections(taps, min_score), taps.report()
+        found = run.detections(taps, min_score)
+        after(found)
+        report = taps.report()
     return found, replace(
         report,
         height=source.height,
