@@ -123,18 +123,16 @@ class _Passes:
         shape = (*self._grid, backbone.embed_dim)
         shapes = [TensorRows(torch.empty(shape, device="meta")) for _ in network.backbone.out_indices]
         self._levels, self._hidden = self._maps(shapes)
+        self._stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
         self._number = next(network.parameters()).dtype.itemsize
 
     def needs(self) -> HeadNeeds:
         """Of memory: what the smallest stripes take, or the heads of boxes and masks."""
-        config = self._network.config
-        boxes = 1000 * (3 * 49 * config.channels + 3 * config.box_features + 9 * config.num_classes)
-        masks = 100 * (196 * 4 * config.channels + 784 * (2 * config.channels + 2 * config.num_classes))
-        stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
+        heads = self._network.roi_heads.numbers_at_once(self._max_objects)
         return HeadNeeds(
             key=f"{model_digest(self._network)} detector {self._max_objects} {self._size}",
-            memory=self._number * (max(self._held(_LEAST_ROWS), boxes, masks) + self._candidates()),
-            maps=self._number * stored,
+            memory=self._number * (max(self._held(_LEAST_ROWS), heads) + self._candidates()),
+            maps=self._number * self._stored,
             cost=_COST * (max(self._network.backbone.out_indices) + 2),
         )
 
@@ -227,8 +225,7 @@ class _Passes:
     def _rows_at_once(self, run: TappedRun) -> int:
         """Rows of the finest map at once: as many as are of use and keep the bound, in whole rows of stride 32."""
         finest = self._levels[0]
-        stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
-        room = run.memory // self._number - (stored if run.folder is None else 0) - self._candidates()
+        room = run.memory // self._number - (self._stored if run.folder is None else 0) - self._candidates()
         rows = max(1, _MOST_NUMBERS // (finest.width * finest.channels * _LEAST_ROWS)) * _LEAST_ROWS
         while rows > _LEAST_ROWS and self._held(rows) > room:
             rows -= _LEAST_ROWS
