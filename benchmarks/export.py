@@ -3,6 +3,9 @@
     python benchmarks/export.py [MODEL...] [--rounds 10] [--threads 2] [--sizes 224 384] [--folder DIR]
     python benchmarks/export.py --int8 [--threads 2]
 
+With --cpu-time the processor's time of this process is taken in place of the clock's, with one thread: for machines on
+which others work too.
+
 MODEL is an architecture (nano-12-p16), or a head and one (sem-fpn_small-12-p16, upernet_..., mask-rcnn_...); weights
 are random, which take the same time, but a detector's time depends on what it finds. Of an architecture timm's model
 is exported by timm.utils.onnx_export for each size, ours once for every size and once for each. All contenders of a row
@@ -16,6 +19,7 @@ before and after.
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,7 @@ import xcit
 from xcit.deploy.formats import Run, open_run
 from xcit.deploy.quiet import quiet
 from xcit.machine import processor
-from xcit.measure.clock import settings, three_digits, time_rounds
+from xcit.measure.clock import settings, three_digits
 from xcit.models import XCiT
 from xcit.models.detection.config import MaskRCNNConfig
 from xcit.models.segmentation import SegmenterConfig, build_segmenter
@@ -48,6 +52,7 @@ RUNTIMES = {"ONNX Runtime": "onnx", "OpenVINO": "openvino"}
 NUM_CALIBRATION = 256
 
 Work = Callable[[], object]
+Clock = Callable[[], float]
 
 
 def build(name: str) -> tuple[Any, nn.Module | None]:
@@ -70,24 +75,31 @@ def build(name: str) -> tuple[Any, nn.Module | None]:
     return build_segmenter(SegmenterConfig(kind=kind, backbone=backbone, **channels)).eval(), None
 
 
-def exported(model: nn.Module, path: Path, target: Any, size: int | None) -> str:
-    """Our file, if it is not there yet, and its difference from the model."""
-    if path.exists():
-        return ""
-    return f"{xcit.export(model, path, target, size=size).difference.value:.1e}"
+def exported(model: nn.Module, path: Path, size: int | None) -> str:
+    """Our file in ONNX, and its difference from the model, which stands beside it from the first time on."""
+    beside = path.with_suffix(".txt")
+    if not path.exists():
+        beside.write_text(f"{xcit.export(model, path, size=size).difference.value:.1e}")
+    return beside.read_text()
 
 
-def timms(model: nn.Module, folder: Path, size: int) -> dict[str, Path]:
-    """Timm's own export of one size, in ONNX and converted by OpenVINO."""
+def converted(onnx: Path) -> Path:
+    """An ONNX file as OpenVINO's folder, as `xcit export --to openvino` makes it."""
     import openvino
 
-    onnx, place = folder / f"timm-{size}.onnx", folder / f"timm-{size}_openvino"
-    if not onnx.exists():
-        with quiet():
-            onnx_export(model, str(onnx), torch.zeros(1, 3, size, size), check=False, use_dynamo=True)
+    place = onnx.with_name(f"{onnx.stem}_openvino")
     if not place.exists():
         openvino.save_model(openvino.convert_model(onnx), place / "model.xml", compress_to_fp16=False)
-    return {"onnx": onnx, "openvino": place}
+    return place
+
+
+def timms(model: nn.Module, folder: Path, size: int) -> Path:
+    """The file of one size that timm's own export gives."""
+    path = folder / f"timm-{size}.onnx"
+    if not path.exists():
+        with quiet():
+            onnx_export(model, str(path), torch.zeros(1, 3, size, size), check=False, use_dynamo=True)
+    return path
 
 
 def inputs_of(model: Any, size: int) -> list[Tensor]:
@@ -119,33 +131,44 @@ def of_run(run: Run, inputs: list[Tensor]) -> Work:
     return lambda: run(inputs)
 
 
+def medians(works: dict[str, Work], rounds: int, clock: Clock) -> dict[str, float]:
+    """Median seconds of each, all in turn in each round, after a run of each that does not count."""
+    taken: dict[str, list[float]] = {what: [] for what in works}
+    for index in range(rounds + 1):
+        for what, work in works.items():
+            started = clock()
+            work()
+            if index:
+                taken[what].append(clock() - started)
+    return {what: statistics.median(seconds) for what, seconds in taken.items()}
+
+
 def num_bytes(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
 
 
-def measure(name: str, sizes: list[int], folder: Path, rounds: int, threads: int) -> None:
+def measure(name: str, sizes: list[int], folder: Path, rounds: int, threads: int, clock: Clock) -> None:
     """Prints the rows of a model."""
     ours, theirs = build(name)
     folder.mkdir(parents=True, exist_ok=True)
-    is_fixed = theirs is not None
-    for size in sizes if is_fixed else [DENSE_SIZE]:
+    for size in [DENSE_SIZE] if theirs is None else sizes:
         inputs = inputs_of(ours, size)
         works: dict[str, Work] = {"eager, fused": eager(ours, inputs)}
-        bytes_of, difference_of = {}, {}
+        bytes_of: dict[str, int] = {}
+        difference_of: dict[str, str] = {}
+        files = {"every size": (folder / "ours.onnx", None)}
+        if theirs is not None:
+            files["one size"] = (folder / f"ours-{size}.onnx", size)
+        differences = {what: exported(ours, path, fixed) for what, (path, fixed) in files.items()}
+        paths = {what: path for what, (path, _) in files.items()}
+        if theirs is not None:
+            paths["timm"] = timms(theirs, folder, size)
         for runtime, target in RUNTIMES.items():
-            end = ".onnx" if target == "onnx" else "_openvino"
-            contenders = {f"{runtime}, every size": (folder / f"ours{end}", None)}
-            if is_fixed:
-                contenders[f"{runtime}, one size"] = (folder / f"ours-{size}{end}", size)
-            for what, (path, fixed) in contenders.items():
-                difference_of[what] = exported(ours, path, target, fixed)
-                works[what], bytes_of[what] = of_run(open_run(path, threads), inputs), num_bytes(path)
-            if theirs is not None:
-                what, path = f"{runtime}, timm", timms(theirs, folder, size)[target]
-                works[what], bytes_of[what] = of_run(open_run(path, threads), inputs), num_bytes(path)
-        for work in works.values():
-            work()
-        seconds = {what: statistics.median(taken) for what, taken in time_rounds(works, rounds).items()}
+            for what, onnx in paths.items():
+                path, row = onnx if target == "onnx" else converted(onnx), f"{runtime}, {what}"
+                works[row], bytes_of[row] = of_run(open_run(path, threads), inputs), num_bytes(path)
+                difference_of[row] = differences.get(what, "")
+        seconds = medians(works, rounds, clock)
         for what, taken in seconds.items():
             timm_taken = seconds.get(f"{what.partition(',')[0]}, timm")
             faster = "" if timm_taken is None or what.endswith("timm") else f"{timm_taken / taken:.2f}"
@@ -162,7 +185,7 @@ def measure(name: str, sizes: list[int], folder: Path, rounds: int, threads: int
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def measure_int8(folder: Path, rounds: int, threads: int) -> None:
+def measure_int8(folder: Path, rounds: int, threads: int, clock: Clock) -> None:
     """Prints size, speed and top-1 of the packaged model in float32 and in int8."""
     from xcit.data.classification import open_labelled_images
     from xcit.images.preprocess import preprocess
@@ -187,11 +210,9 @@ def measure_int8(folder: Path, rounds: int, threads: int) -> None:
                 "xcit-pico-fashion-mnist", path, "fashion-mnist", num_workers=0, device="cpu"
             ).report
             rows[precision] = f"{num_bytes(path) / 1e6:.2f}", f"{report.top1:.2f}"
-        for work in works.values():
-            work()
-        for precision, taken in time_rounds(works, rounds).items():
+        for precision, taken in medians(works, rounds, clock).items():
             size, top1 = rows[precision]
-            milliseconds = three_digits(1000 * statistics.median(taken))
+            milliseconds = three_digits(1000 * taken)
             print(f"| {runtime} | {precision} | {size} | {milliseconds} | {top1} |", flush=True)
 
 
@@ -203,18 +224,25 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--int8", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true")
     given = parser.parse_args()
+    clock: Clock = time.process_time if given.cpu_time else time.perf_counter
+    if given.cpu_time:
+        given.threads = 1
     with tempfile.TemporaryDirectory() as temporary, settings(torch.device("cpu"), given.threads):
         folder = given.folder or Path(temporary)
         packages = ", ".join(f"{name} {__import__(name).__version__}" for name in ("torch", "onnxruntime", "openvino"))
-        print(f"{processor()}, {given.threads} threads; {packages}, timm {timm.__version__}; {given.rounds} rounds\n")
+        print(
+            f"{processor()}, {given.threads} threads; {packages}, timm {timm.__version__}; {given.rounds} rounds"
+            f"{', processor time' * given.cpu_time}\n"
+        )
         if given.int8:
-            measure_int8(folder, given.rounds, given.threads)
+            measure_int8(folder, given.rounds, given.threads, clock)
             return
         print("| model | px | contender | MB | difference | ms/image | eager by it | timm by it |")
         print("|---|---|---|---|---|---|---|---|")
         for name in given.models:
-            measure(name, given.sizes, folder / name, given.rounds, given.threads)
+            measure(name, given.sizes, folder / name, given.rounds, given.threads, clock)
 
 
 if __name__ == "__main__":

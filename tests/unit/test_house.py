@@ -99,8 +99,8 @@ def test_the_rooms_are_those_of_the_contract() -> None:
     rooms = {name.split(".")[1] for name in modules()}
     assert rooms == {
         "cli", "measure", "training", "explain", "inference", "data", "deploy", "zoo", "models", "images", "weights",
-        "draw", "config", "integrations", "ops", "streaming", "errors", "seeding", "machine", "extras", "regular", "terminal",
-        "writing",
+        "draw", "config", "integrations", "ops", "streaming", "errors", "seeding", "machine", "extras", "regular",
+        "terminal", "writing",
     }  # fmt: skip
     assert not rooms & {*xcit.__all__}
 
