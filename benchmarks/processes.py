@@ -32,12 +32,12 @@ from xcit.training.engine.checkpoint import LAST, load_checkpoint
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.loop import train_task
 from xcit.training.run import build_task
-from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationTask, evaluate_classification
 from xcit.training.tasks.dino import DINOTask
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.table import TrainingConfig
 
-NUM_IMAGES_A_CLASS, BATCH_SIZE = 16, 8
+BATCH_SIZE = 8
 
 SHARED_BY = ("ddp", "fsdp2")
 """How two processes share the model."""
@@ -161,6 +161,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, nargs="+", default=TASKS[:1])
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--images", type=int, default=16, help="Of each class.")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # what torchrun starts
     arguments = parser.parse_args()
     epochs, tasks = arguments.epochs, arguments.task
@@ -173,13 +174,13 @@ def main() -> int:
     good = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        draw_squares(root / "data", NUM_IMAGES_A_CLASS)
+        draw_squares(root / "data", arguments.images)
         run_all(settings(tasks, ("",)), root, epochs)
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         worker = [__file__, "--worker", folder, "--epochs", str(epochs), "--task", *tasks]
         subprocess.run([sys.executable, "-m", *launcher, *worker], check=True)
         for task in tasks:
-            num_steps = epochs * (num_training_images(task, NUM_IMAGES_A_CLASS) // BATCH_SIZE)
+            num_steps = epochs * (num_training_images(task, arguments.images) // BATCH_SIZE)
             print(f"{task}, {num_steps} steps of {BATCH_SIZE} images; largest relative difference, limit {LIMIT:g}")
             print("two    one                  compared    tensors   difference")
             two = settings([task], SHARED_BY)

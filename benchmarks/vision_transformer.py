@@ -24,10 +24,11 @@ from xcit.config import override
 from xcit.data.classification import open_labelled_images
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
-from xcit.training.engine.loop import Progress, train_task
+from xcit.training.engine.loop import train_task
+from xcit.training.engine.progress import Progress
 from xcit.training.recipes import get_recipe
-from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationTask, evaluate_classification
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.zoo import get_model
 
 RECIPE = "xcit-pico-fashion-mnist"

@@ -1,5 +1,7 @@
 """The one exception for a user's mistake: bad name, bad file, bad config, no network."""
 
+from collections.abc import Iterable
+
 LONGEST_LINE = 400
 """Characters of the longest line of a message: what is longer loses its middle."""
 
@@ -33,6 +35,12 @@ def escaped(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text)
+
+
+def some_of(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names on a line, with dots where there are more."""
+    names = list(names)
+    return f"{', '.join(names[:most])}{', ...' if len(names) > most else ''}"
 
 
 def check_field(config: object, name: str, condition: bool, must: str) -> None:

@@ -1,6 +1,8 @@
 """Which of this package's extras brings a package that not every installation has."""
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from xcit.errors import XCiTError
 
@@ -20,6 +22,18 @@ EXTRAS = {
 def missing_package(what: str, package: str) -> XCiTError:
     """The error for a package that is not installed: what needs it, and how to get it."""
     return XCiTError(f"{what} needs {package.replace('_', '-')}: {install_hint(package)}")
+
+
+def imported(package: str, what: str) -> Any:
+    """A package of `EXTRAS`, which something needs.
+
+    Raises:
+        XCiTError: if it is not installed, or can't be imported.
+    """
+    try:
+        return import_module(package)
+    except ImportError:
+        raise missing_package(what, package) from None
 
 
 def install_hint(package: str) -> str:

@@ -4,8 +4,6 @@ import io
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -294,12 +292,12 @@ def test_a_data_set(xcit, fashion_mnist, monkeypatch) -> None:
     assert [row["file"] for row in rows("train")] == [f"Fashion-MNIST train image {index}" for index in range(4)]
 
 
-def test_without_pyarrow_it_is_one_line(many) -> None:
-    script = "import sys; sys.modules['pyarrow'] = None; from xcit.cli import main; sys.argv[0] = 'xcit'; main()"
+def test_without_pyarrow_it_is_one_line(many, start) -> None:
+    program = Path("without.py")
+    program.write_text("import sys; sys.modules['pyarrow'] = None; from xcit.cli import main; main()")
     for command in (PREDICT, ("features", "many")):
-        words = [sys.executable, "-c", script, *map(str, command), "--out", "parts"]
-        done = subprocess.run(words, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (2, "xcit: error: Parquet needs pyarrow: pip install 'xcit[all]'\n")
+        done = start(program, *command, "--out", "parts").finish()
+        assert (done.status, done.err) == (2, "xcit: error: Parquet needs pyarrow: pip install 'xcit[all]'\n")
         assert not Path("parts").exists()
 
 

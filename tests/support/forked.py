@@ -19,7 +19,11 @@ from pathlib import Path
 import torch
 
 PRELOADED = (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "timm.data",
+    "timm.optim",
+    "timm.scheduler",
     "xcit.training.run",
     "xcit.measure.knn",
     "xcit.measure.linear",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xcit.data.loader import TrainLoader
-from xcit.training.engine.loop import Stopped
+from xcit.training.engine.progress import Stopped
 from xcit.training.run import train
 
 

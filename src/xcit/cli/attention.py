@@ -10,7 +10,7 @@ from xcit.cli.files import beside, images_outside, result_names
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
-    PartOptions,
+    FullSizeOptions,
     checked_device,
     checked_dtype,
     compute_options,
@@ -79,11 +79,7 @@ def attention(
     no_figures: bool,
     device: str | None,
     dtype: str,
-    full_size: bool,
-    memory: str | None,
-    scratch: str | None,
-    token_dtype: str | None,
-    part: PartOptions,
+    large: FullSizeOptions,
 ) -> int:
     """Draws and writes; gives the exit status."""
     from xcit.cli.full_size import full_size_of
@@ -94,7 +90,7 @@ def attention(
     from xcit.explain import channel_attention, class_attention_each
     from xcit.inference.reading import Unreadable, default_device, readable
 
-    if full_size and (xca or resize):
+    if large.full_size and (xca or resize):
         raise XCiTError(f"give --full-size, or {'--xca' if xca else '--resize'}, not both")
     require_matplotlib()
     paths = images_outside(inputs, out) if inputs else packaged_images()
@@ -105,8 +101,8 @@ def attention(
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0
     with (
-        full_size_of(full_size, memory, scratch, token_dtype, part, num_images=len(paths)) as whole,
-        progress_bar("attention", 1 if full_size else len(paths)) as bar,
+        full_size_of(large, num_images=len(paths)) as whole,
+        progress_bar("attention", 1 if large.full_size else len(paths)) as bar,
     ):
         results = class_attention_each(
             paths, network, block=block, resize=resize, device=computer, dtype=precision, full_size=whole

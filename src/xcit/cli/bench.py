@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.options import checked_device, compute_options, file_with_key
+from xcit.cli.options import checked_device, compute_options, file_with_key, key_option
 from xcit.errors import escaped
 from xcit.terminal import for_drawing
 
@@ -52,7 +52,7 @@ Example:
 
 @click.command(help=_BENCH_HELP)
 @click.argument("model")
-@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
+@key_option
 @click.option("--sizes", callback=image_sizes, default="224,384", show_default=True, help="Image sides in pixels.")
 @click.option(
     "--batch-sizes",

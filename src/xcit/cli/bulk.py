@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcit.cli.options import Function, checked_device, grouped
 from xcit.cli.processes import is_main
 from xcit.errors import XCiTError
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from xcit.data.inputs import Inputs
     from xcit.data.named import Split
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _NO_ARGUMENTS = (
     *("inputs", "split", "model", "weights", "part_size"),
@@ -40,37 +38,26 @@ class BulkOptions:
 
 def bulk_options(part_size: int) -> Callable[[Function], Function]:
     """Adds --split, --resume and --part-size with this default, which come as one argument: `bulk`, a `BulkOptions`."""
-
-    def add(function: Function) -> Function:
-        names = [field.name for field in fields(BulkOptions)]
-
-        @wraps(function)
-        def with_one(**values: Any) -> Any:
-            return function(bulk=BulkOptions(**{name: values.pop(name) for name in names}), **values)
-
-        added: Any = with_one
-        for option in (
-            click.option("--resume", is_flag=True, help="Go on with the Parquet parts that are there, or begin."),
-            click.option(
-                "--part-size",
-                type=click.IntRange(min=1),
-                default=part_size,
-                show_default=True,
-                metavar="N",
-                help="Images of a Parquet part, which are in memory together.",
-            ),
-            click.option(
-                "--split",
-                type=click.Choice(["train", "val"]),
-                default="val",
-                show_default=True,
-                help="Which images of a data set.",
-            ),
-        ):
-            added = option(added)
-        return cast(Function, added)
-
-    return add
+    return grouped(
+        BulkOptions,
+        "bulk",
+        click.option(
+            "--split",
+            type=click.Choice(["train", "val"]),
+            default="val",
+            show_default=True,
+            help="Which images of a data set.",
+        ),
+        click.option(
+            "--part-size",
+            type=click.IntRange(min=1),
+            default=part_size,
+            show_default=True,
+            metavar="N",
+            help="Images of a Parquet part, which are in memory together.",
+        ),
+        click.option("--resume", is_flag=True, help="Go on with the Parquet parts that are there, or begin."),
+    )
 
 
 def parts_folder(out: str) -> Path | None:
@@ -206,7 +193,6 @@ def write_bulk(
 
 def placed(device: str | None) -> "torch.device":
     """Where this process computes."""
-    from xcit.cli.options import checked_device
     from xcit.inference.reading import default_device
 
     return checked_device(own_device(device)) or default_device()

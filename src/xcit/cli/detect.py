@@ -10,7 +10,7 @@ import click
 from xcit.cli.bulk import BulkOptions, bulk_options, placed, write_bulk
 from xcit.cli.dense import inputs_and_places, load_dense
 from xcit.cli.files import beside
-from xcit.cli.options import CommandWithNumbers, FileOptions, file_options
+from xcit.cli.options import CommandWithNumbers, FileOptions, device_option, file_options
 from xcit.cli.processes import one_voice
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
@@ -54,7 +54,7 @@ images are divided: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DI
 @click.option("--long-side", type=click.IntRange(min=1), help="Pixels; in proportion to --short-side if left out.")
 @click.option("--full-size", is_flag=True, help="Leave images in the size they have.")
 @click.option("--no-pictures", is_flag=True, help="Write no NAME-detections.png.")
-@click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+@device_option
 @one_voice()
 def detect(
     inputs: tuple[str, ...],

@@ -18,7 +18,7 @@ from xcit.cli.bulk import (
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
-    PartOptions,
+    FullSizeOptions,
     checked_device,
     checked_dtype,
     compute_options,
@@ -81,11 +81,7 @@ def features(
     batch_size: int,
     device: str | None,
     dtype: str,
-    full_size: bool,
-    memory: str | None,
-    scratch: str | None,
-    token_dtype: str | None,
-    part: PartOptions,
+    large: FullSizeOptions,
 ) -> int:
     """Write features of images (files, folders or patterns) to a file, with their file names.
 
@@ -113,10 +109,10 @@ def features(
     from xcit.models.xcit import OutType
 
     if Path(out).suffix in (".npy", ".zarr"):
-        from xcit.images.read import find_images
+        from xcit.images.find import find_images
 
         path = Path(out)
-        if not (full_size and out_type == "featmap" and len(layers) == 1):
+        if not (large.full_size and out_type == "featmap" and len(layers) == 1):
             raise XCiTError(
                 f"{out}: a {path.suffix} file is for one map: --full-size --out-type featmap and one of --layers"
             )
@@ -125,14 +121,14 @@ def features(
             raise XCiTError(f"{out}: a {path.suffix} file is for the map of one image, not of {len(paths)}")
         place = checked_device(device)
         network, _, _ = prepare_model(load_model(model, weights, place, how), place, checked_dtype(dtype))
-        with full_size_of(full_size, memory, scratch, token_dtype, part, num_images=1) as whole:
+        with full_size_of(large, num_images=1) as whole:
             assert whole is not None
             shape = write_feature_map(paths[0], network, path, layer=layers[0], full_size=whole)
         click.echo(f"{out}: float32 {list(shape)}")
         return 0
     folder = parts_folder(out)
     if folder is not None:
-        check_resized(full_size, out)
+        check_resized(large.full_size, out)
         images = open_words(inputs, bulk)
         computer = placed(device)
         network = load_model(model, weights, computer, how)
@@ -145,8 +141,8 @@ def features(
         network = load_model(model, weights, place, how)
         num_images = num_unreadable = 0
         with (
-            full_size_of(full_size, memory, scratch, token_dtype, part, num_images=images.num_images or 2) as whole,
-            progress_bar("features", 1 if full_size else images.num_images) as bar,
+            full_size_of(large, num_images=images.num_images or 2) as whole,
+            progress_bar("features", 1 if large.full_size else images.num_images) as bar,
         ):
             for result in extract_features_each(
                 images.images(),

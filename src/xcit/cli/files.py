@@ -9,7 +9,7 @@ from xcit.errors import XCiTError
 
 def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
     """The images that are meant, without those that an earlier run left in `out`, unless they are named one by one."""
-    from xcit.images.read import find_images
+    from xcit.images.find import find_images
 
     named = {Path(item) for item in inputs}
     found = find_images(inputs)

@@ -10,31 +10,20 @@ import click
 from xcit.errors import XCiTError
 
 if TYPE_CHECKING:
-    from xcit.cli.options import PartOptions
+    from xcit.cli.options import FullSizeOptions
     from xcit.inference.full_size import FullSize
     from xcit.streaming import Report
 
 
 @contextmanager
-def full_size_of(
-    full_size: bool,
-    memory: str | None,
-    scratch: str | None,
-    token_dtype: str | None,
-    part: "PartOptions",
-    *,
-    num_images: int,
-) -> Iterator["FullSize | None"]:
+def full_size_of(large: "FullSizeOptions", *, num_images: int) -> Iterator["FullSize | None"]:
     """How images go through at their own size; none where that is not asked for.
 
     Raises:
         XCiTError: if the other options are given without --full-size, or one of them means nothing.
     """
-    if not full_size:
-        for name, value in (("--memory", memory), ("--scratch", scratch), ("--token-dtype", token_dtype)):
-            if value is not None:
-                raise XCiTError(f"{name} is for images at their own size: give --full-size too")
-        for name in part.given():
+    if not large.full_size:
+        for name in large.given():
             raise XCiTError(f"{name} is for images at their own size: give --full-size too")
         yield None
         return
@@ -44,15 +33,15 @@ def full_size_of(
     from xcit.inference.full_size import FullSize
     from xcit.streaming import Budget, as_budget
 
-    if part.mask is not None and num_images != 1:
-        raise XCiTError(f"--mask {part.mask} is for one image, not for {num_images}")
+    if large.mask is not None and num_images != 1:
+        raise XCiTError(f"--mask {large.mask} is for one image, not for {num_images}")
     selection = Selection(
-        level=part.level,
-        mpp=part.mpp,
-        bands=part.bands,
-        value_range=cast(tuple[float, float] | None, part.value_range),
-        region=cast(tuple[int, int, int, int] | None, part.region),
-        mask=part.mask,
+        level=large.level,
+        mpp=large.mpp,
+        bands=large.bands,
+        value_range=cast(tuple[float, float] | None, large.value_range),
+        region=cast(tuple[int, int, int, int] | None, large.region),
+        mask=large.mask,
     )
 
     with progress_bar("full size", unit="rows") as bar:
@@ -70,8 +59,8 @@ def full_size_of(
             click.echo(f"xcit: {name}: {found.line()}", err=True)
 
         budget = Budget(
-            memory=as_budget(memory).memory,
-            scratch=None if scratch is None else Path(scratch),
-            token_dtype=None if token_dtype is None else checked_dtype(token_dtype),
+            memory=as_budget(large.memory).memory,
+            scratch=None if large.scratch is None else Path(large.scratch),
+            token_dtype=None if large.token_dtype is None else checked_dtype(large.token_dtype),
         )
         yield FullSize(memory=budget, progress=progress, report=report, selection=selection)

@@ -13,6 +13,7 @@ from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
     checked_device,
+    device_option,
     feature_options,
     file_options,
     load_model,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Images a step, over all processes.",
 )
-@click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+@device_option
 @one_voice()
 def linear(
     model: str,
@@ -87,7 +88,7 @@ def linear(
     from xcit.cli import SOME_FAILED
     from xcit.measure.linear import train_linear
     from xcit.training.display import run_display
-    from xcit.training.engine.loop import Stopped
+    from xcit.training.engine.progress import Stopped
 
     place = checked_device(device)
     network = load_model(model, weights, None, how)

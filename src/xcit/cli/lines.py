@@ -3,6 +3,7 @@
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable
 
 import click
 
@@ -25,3 +26,9 @@ def say(text: str, *, err: bool = False, indent: int = 0) -> None:
             break_on_hyphens=False,
         )
     click.echo(text, err=err)
+
+
+def say_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """Prints lines of a label and a text."""
+    for label, text in rows:
+        say(f"{label:14s} {text}", indent=15)

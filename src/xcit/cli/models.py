@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcit.cli.lines import say, terminal_width
+from xcit.cli.lines import say, say_rows, terminal_width
+from xcit.cli.options import file_with_key, key_option
 
 if TYPE_CHECKING:
     from xcit.zoo import Record
@@ -65,14 +66,13 @@ _COLUMNS = (
 
 @click.command()
 @click.argument("name")
-@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
+@key_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(name: str, key: str | None, as_json: bool) -> None:
     """Show architecture, counts, accuracies, preprocessing and sources of a model, or what a weights file is."""
     import dataclasses
     import json
 
-    from xcit.cli.options import file_with_key
     from xcit.zoo import find_record
     from xcit.zoo.names import is_file
 
@@ -99,8 +99,7 @@ def info(name: str, key: str | None, as_json: bool) -> None:
         *([("source", f"{record.by_hand} (with a browser; then --weights FILE)")] if record.by_hand else []),
         *([("source", "in this package")] if record.packaged else []),
     ]
-    for label, value in rows:
-        say(f"{label:14s} {value}", indent=15)
+    say_rows(rows)
 
 
 def _print_file(name: str, as_json: bool) -> None:
@@ -144,8 +143,7 @@ def _print_file(name: str, as_json: bool) -> None:
         ("parameters", f"{num_parameters(stated.config):,}"),
         ("preprocessing", prepared),
     ]
-    for label, value in rows:
-        say(f"{label:14s} {value}", indent=15)
+    say_rows(rows)
 
 
 def _counts(record: "Record") -> dict[str, Any]:

@@ -18,23 +18,47 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def compute_options(batch_size: int | None) -> Callable[[Function], Function]:
-    """Adds --batch-size with this default (none leaves it out), --device and --dtype."""
+def together(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """Several options as one decorator, in the order in which they are given."""
 
     def add(function: Function) -> Function:
-        options = [
-            click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Precision."),
-            click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu."),
-        ]
-        if batch_size is not None:
-            size = click.IntRange(min=1)
-            help_ = "Images a forward pass."
-            options.append(click.option("--batch-size", type=size, default=batch_size, show_default=True, help=help_))
-        for option in options:
+        for option in reversed(options):
             function = option(function)
         return function
 
     return add
+
+
+def grouped(kind: type[Any], argument: str, *options: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """Like `together`, of options that come as one argument of this name, a dataclass that has a field for each."""
+    names = [field.name for field in fields(kind)]
+
+    def add(function: Function) -> Function:
+        @wraps(function)
+        def with_one(**values: Any) -> Any:
+            return function(**{argument: kind(**{name: values.pop(name) for name in names})}, **values)
+
+        return cast(Function, together(*options)(with_one))
+
+    return add
+
+
+device_option = click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+
+key_option = click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
+
+
+def compute_options(batch_size: int | None) -> Callable[[Function], Function]:
+    """Adds --batch-size with this default (none leaves it out), --device and --dtype."""
+    size = click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=batch_size,
+        show_default=True,
+        help="Images a forward pass.",
+    )
+    dtype = click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Precision.")
+    return together(*([] if batch_size is None else [size]), device_option, dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,28 +91,21 @@ def file_options(function: Function) -> Function:
 
     The command's class is `CommandWithNumbers`.
     """
-    names = [field.name for field in fields(FileOptions)]
-
-    @wraps(function)
-    def with_one(**values: Any) -> Any:
-        return function(how=FileOptions(**{name: values.pop(name) for name in names}), **values)
-
     number = "NUMBER..."
-    options = (
-        click.option("--size", type=click.IntRange(min=1), metavar="N", help="Pixels a side of the model's input."),
-        click.option("--std", callback=numbers(float), metavar=number, help="Standard deviation; see --mean."),
-        click.option(
-            "--mean", callback=numbers(float), metavar=number, help="Of pixels in 0..1: one a channel, or one for all."
-        ),
+    add = grouped(
+        FileOptions,
+        "how",
+        click.option("--key", metavar="KEY", help="Which weights of a file, if it has several: student, model_ema."),
         click.option(
             "--stem-strides", callback=numbers(int), metavar=number, help="Of the stem's convolutions, as 1 1 2 2."
         ),
-        click.option("--key", metavar="KEY", help="Which weights of a file, if it has several: student, model_ema."),
+        click.option(
+            "--mean", callback=numbers(float), metavar=number, help="Of pixels in 0..1: one a channel, or one for all."
+        ),
+        click.option("--std", callback=numbers(float), metavar=number, help="Standard deviation; see --mean."),
+        click.option("--size", type=click.IntRange(min=1), metavar="N", help="Pixels a side of the model's input."),
     )
-    added: Any = with_one
-    for option in options:
-        added = option(added)
-    return cast(Function, added)
+    return add(function)
 
 
 def file_with_key(name: str, key: str | None) -> str:
@@ -107,22 +124,22 @@ def file_with_key(name: str, key: str | None) -> str:
     return f"{name}#{key}"
 
 
-def model_options(function: Function) -> Function:
-    """Adds --model and --weights."""
-    for option in (
-        click.option("--weights", metavar="FILE", help="A file or URL with weights for --model, in any format."),
-        click.option(
-            "--model", help="A name (`xcit list`), a file, a folder or hf-hub:USER/REPO; the packaged one if left out."
-        ),
-    ):
-        function = option(function)
-    return function
+model_options = together(
+    click.option(
+        "--model", help="A name (`xcit list`), a file, a folder or hf-hub:USER/REPO; the packaged if left out."
+    ),
+    click.option("--weights", metavar="FILE", help="A file or URL with weights for --model, in any format."),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartOptions:
-    """What the options of `full_size_options` say of the part of an image that is meant; none leaves it as it is."""
+class FullSizeOptions:
+    """What the options of `full_size_options` say; but for `full_size`, none leaves it as it is."""
 
+    full_size: bool = False
+    memory: str | None = None
+    scratch: str | None = None
+    token_dtype: str | None = None
     level: int | None = None
     mpp: float | None = None
     bands: tuple[int, ...] | None = None
@@ -131,91 +148,74 @@ class PartOptions:
     mask: str | None = None
 
     def given(self) -> list[str]:
-        """The options that were given."""
-        names = {"value_range": "range"}
-        given = (field.name for field in fields(self) if getattr(self, field.name) is not None)
+        """The options that were given beside --full-size."""
+        names = {"value_range": "range", "token_dtype": "token-dtype"}
+        given = (field.name for field in fields(self)[1:] if getattr(self, field.name) is not None)
         return [f"--{names.get(name, name)}" for name in given]
 
 
 def full_size_options(help_: str) -> Callable[[Function], Function]:
-    """Adds --full-size with this help, --memory, --scratch and --token-dtype, for `cli.full_size`.
+    """Adds --full-size with this help, and what goes with it; all come as one argument: `large`, a `FullSizeOptions`.
 
-    And --level, --mpp, --bands, --range, --region and --mask, which come as one argument: `part`, a `PartOptions`. The
-    command's class is `CommandWithNumbers`.
+    The command's class is `CommandWithNumbers`.
     """
-    names = [field.name for field in fields(PartOptions)]
-
-    def add(function: Function) -> Function:
-        @wraps(function)
-        def with_one(**values: Any) -> Any:
-            return function(part=PartOptions(**{name: values.pop(name) for name in names}), **values)
-
-        added: Any = with_one
-        for option in (
-            click.option(
-                "--mask",
-                metavar="FILE",
-                help="With --full-size: an image of any size; what is 0 in it takes no part and is left empty in maps.",
-            ),
-            click.option(
-                "--region",
-                callback=numbers(int),
-                metavar="X,Y,WIDTH,HEIGHT",
-                help="With --full-size: the part that is taken, in pixels.",
-            ),
-            click.option(
-                "--range",
-                "value_range",
-                callback=numbers(float),
-                metavar="LOW,HIGH",
-                help="With --full-size: the values that become 0 and 1, as 0,3000; those beyond are clipped.",
-            ),
-            click.option(
-                "--bands",
-                callback=numbers(int),
-                metavar="NUMBER...",
-                help="With --full-size: the channels in the model's order, counted from 1, as 3 2 1.",
-            ),
-            click.option(
-                "--mpp", type=float, metavar="NUMBER", help="With --full-size: micrometres a pixel of a slide, as 0.5."
-            ),
-            click.option("--level", type=click.IntRange(min=0), help="With --full-size: of a pyramid, 0 the largest."),
-            click.option(
-                "--token-dtype",
-                type=click.Choice(DTYPES[:2]),
-                help="With --full-size: precision of tokens between blocks; bfloat16 halves them and is not exact.",
-            ),
-            click.option("--scratch", metavar="DIR", help="With --full-size: folder for tokens that do not fit."),
-            click.option(
-                "--memory",
-                metavar="SIZE",
-                help="With --full-size: the most to add to the loaded model, as 4GB; half of what is free if left out.",
-            ),
-            click.option("--full-size", is_flag=True, help=help_),
-        ):
-            added = option(added)
-        return cast(Function, added)
-
-    return add
+    return grouped(
+        FullSizeOptions,
+        "large",
+        click.option("--full-size", is_flag=True, help=help_),
+        click.option(
+            "--memory",
+            metavar="SIZE",
+            help="With --full-size: the most to add to the loaded model, as 4GB; half of what is free if left out.",
+        ),
+        click.option("--scratch", metavar="DIR", help="With --full-size: folder for tokens that do not fit."),
+        click.option(
+            "--token-dtype",
+            type=click.Choice(DTYPES[:2]),
+            help="With --full-size: precision of tokens between blocks; bfloat16 halves them and is not exact.",
+        ),
+        click.option("--level", type=click.IntRange(min=0), help="With --full-size: of a pyramid, 0 the largest."),
+        click.option(
+            "--mpp", type=float, metavar="NUMBER", help="With --full-size: micrometres a pixel of a slide, as 0.5."
+        ),
+        click.option(
+            "--bands",
+            callback=numbers(int),
+            metavar="NUMBER...",
+            help="With --full-size: the channels in the model's order, counted from 1, as 3 2 1.",
+        ),
+        click.option(
+            "--range",
+            "value_range",
+            callback=numbers(float),
+            metavar="LOW,HIGH",
+            help="With --full-size: the values that become 0 and 1, as 0,3000; those beyond are clipped.",
+        ),
+        click.option(
+            "--region",
+            callback=numbers(int),
+            metavar="X,Y,WIDTH,HEIGHT",
+            help="With --full-size: the part that is taken, in pixels.",
+        ),
+        click.option(
+            "--mask",
+            metavar="FILE",
+            help="With --full-size: an image of any size; what is 0 in it takes no part and is left empty in maps.",
+        ),
+    )
 
 
 def window_options(help_: str) -> Callable[[Function], Function]:
     """Adds --slide with this help, --window and --stride, for `sliding_window`."""
-
-    def add(function: Function) -> Function:
-        for option in (
-            click.option(
-                "--stride", type=click.IntRange(min=1), help="Pixels from window to window; two thirds if left out."
-            ),
-            click.option(
-                "--window", type=click.IntRange(min=1), default=512, show_default=True, help="Its side in pixels."
-            ),
-            click.option("--slide", is_flag=True, help=help_),
-        ):
-            function = option(function)
-        return function
-
-    return add
+    return together(
+        click.option("--slide", is_flag=True, help=help_),
+        click.option(
+            "--window", type=click.IntRange(min=1), default=512, show_default=True, help="Its side in pixels."
+        ),
+        click.option(
+            "--stride", type=click.IntRange(min=1), help="Pixels from window to window; two thirds if left out."
+        ),
+    )
 
 
 def sliding_window(slide: bool, size: int, stride: int | None) -> "SlidingWindow | None":
@@ -225,32 +225,23 @@ def sliding_window(slide: bool, size: int, stride: int | None) -> "SlidingWindow
     return SlidingWindow(size=size, stride=stride or max(1, round(size * 2 / 3))) if slide else None
 
 
-def holdout_option(function: Function) -> Function:
-    """Adds --holdout."""
-    option = click.option(
-        "--holdout",
-        type=click.FloatRange(min=0),
-        metavar="N|SHARE",
-        help="Measure on the training images that a run with this holdout leaves out: so many, or below 1 a share.",
-    )
-    return option(function)
+holdout_option = click.option(
+    "--holdout",
+    type=click.FloatRange(min=0),
+    metavar="N|SHARE",
+    help="Measure on the training images that a run with this holdout leaves out: so many, or below 1 a share.",
+)
 
-
-def feature_options(function: Function) -> Function:
-    """Adds MODEL, --data, --weights, --no-cache and --workers: whose features, of what."""
-    for option in (
-        click.option(
-            "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images."
-        ),
-        click.option("--no-cache", is_flag=True, help="Keep no features, and use none that were kept."),
-        click.option("--weights", metavar="FILE", help="A file or URL with weights for MODEL, in any format."),
-        click.option(
-            "--data", required=True, help="A folder with train/CLASS/... and val/CLASS/..., or fashion-mnist."
-        ),
-        click.argument("model"),
-    ):
-        function = option(function)
-    return function
+feature_options = together(
+    click.argument("model"),
+    click.option("--data", required=True, help="A folder with train/CLASS/... and val/CLASS/..., or fashion-mnist."),
+    click.option("--weights", metavar="FILE", help="A file or URL with weights for MODEL, in any format."),
+    click.option("--no-cache", is_flag=True, help="Keep no features, and use none that were kept."),
+    click.option(
+        "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images."
+    ),
+)
+"""Whose features, of what."""
 
 
 def numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:

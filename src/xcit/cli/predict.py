@@ -19,7 +19,7 @@ from xcit.cli.bulk import (
 from xcit.cli.options import (
     CommandWithNumbers,
     FileOptions,
-    PartOptions,
+    FullSizeOptions,
     checked_device,
     checked_dtype,
     compute_options,
@@ -62,11 +62,7 @@ def predict(
     batch_size: int,
     device: str | None,
     dtype: str,
-    full_size: bool,
-    memory: str | None,
-    scratch: str | None,
-    token_dtype: str | None,
-    part: PartOptions,
+    large: FullSizeOptions,
 ) -> int:
     """Classify images: files, folders (searched through) or patterns such as 'photos/**/*.jpg'.
 
@@ -95,7 +91,7 @@ def predict(
             raise XCiTError(
                 f"{out}: predictions go to a folder of Parquet parts: --out {out}/; or give --json or --csv"
             )
-        check_resized(full_size, out)
+        check_resized(large.full_size, out)
         computer = placed(device)
         network = load_model(model, weights, computer, how)
         settings = {"topk": topk, "batch_size": batch_size, "device": computer, "dtype": checked_dtype(dtype)}
@@ -106,8 +102,8 @@ def predict(
     num_images = num_unreadable = 0
     with (
         open_results(json_path, csv_path) as results,
-        full_size_of(full_size, memory, scratch, token_dtype, part, num_images=images.num_images or 2) as whole,
-        progress_bar("predict", 1 if full_size else images.num_images) as bar,
+        full_size_of(large, num_images=images.num_images or 2) as whole,
+        progress_bar("predict", 1 if large.full_size else images.num_images) as bar,
     ):
         for result in predict_each(
             images.images(),

@@ -13,7 +13,7 @@ from xcit.errors import XCiTError
 from xcit.extras import need_packages
 
 if TYPE_CHECKING:
-    from xcit.training.engine.loop import Stopped
+    from xcit.training.engine.progress import Stopped
     from xcit.training.tasks.table import TrainingConfig
 
 _OPTIONS = ("data", "out", "resume", "device")
@@ -88,7 +88,7 @@ def train(
         raise click.UsageError(f"Missing argument 'RECIPE'{taken}")
     config = _config(recipe, _pairs(recipe, changes) | ({"data": data} if data else {}), _OPTIONS)
     from xcit.cli.options import checked_device
-    from xcit.training.engine.loop import Stopped
+    from xcit.training.engine.progress import Stopped
     from xcit.training.run import train as train_recipe
     from xcit.training.tasks.table import TASKS
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from xcit.cli.lines import say
-from xcit.cli.options import file_with_key
+from xcit.cli.lines import say, say_rows
+from xcit.cli.options import file_with_key, key_option
 
 FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet", "timm-hub")
 
@@ -73,7 +73,7 @@ def convert(
 
 @click.command()
 @click.argument("name_or_path", required=False)
-@click.option("--key", metavar="KEY", help="Which weights of a file, if it has several.")
+@key_option
 @click.option("--all", "is_all", is_flag=True, help="Every model of the zoo, a line each, downloaded if need be.")
 def verify(name_or_path: str | None, key: str | None, is_all: bool) -> int:
     """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count.
@@ -99,8 +99,7 @@ def verify(name_or_path: str | None, key: str | None, is_all: bool) -> int:
         ("values", "all finite"),
         ("parameters", f"{verified.params:,}"),
     ]
-    for label, value in rows:
-        say(f"{label:14s} {value}", indent=15)
+    say_rows(rows)
     return 0
 
 

@@ -12,8 +12,10 @@ from xcit.data.label_lists import CLASS_FILES, find_list, has_validation_list, k
 from xcit.data.named import FASHION_MNIST_CLASSES, Split, open_cifar, open_fashion_mnist
 from xcit.data.splits import find_splits, left_out, subfolders
 from xcit.data.streams import is_stream
-from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, images_below, read_image
+from xcit.errors import XCiTError, some_of
+from xcit.images.find import images_below
+from xcit.images.formats import IMAGE_SUFFIXES
+from xcit.images.read import read_image
 from xcit.zoo.classes import imagenet_class_ids
 
 KNOWN_DATA = (
@@ -183,8 +185,7 @@ def describe_classes(images: LabelledImages) -> str:
     """What was found, in a line: how many classes and images, the first classes, and where."""
     names = images.class_ids
     where = getattr(images, "source", "")
-    shown = f"{', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-    return f"{len(names)} classes: {shown}; {len(images)} images{f' in {where}' if where else ''}"
+    return f"{len(names)} classes: {some_of(names, _SHOWN)}; {len(images)} images{f' in {where}' if where else ''}"
 
 
 def problems_of(images: LabelledImages) -> tuple[str, ...]:
@@ -227,7 +228,7 @@ def measured_by(images: LabelledImages, class_ids: tuple[str, ...], data: str) -
 
 
 def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(map(repr, names[:_SHOWN]))}{', ...' if len(names) > _SHOWN else ''}"
+    return some_of(map(repr, names), _SHOWN)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xcit.extras import missing_package
+from xcit.extras import imported
 
 CocoMask: TypeAlias = list[list[float]] | dict[str, Any]
 """Polygons x1, y1, x2, y2, ...; or `{"size": [height, width], "counts": [...] or text}`."""
@@ -91,11 +91,7 @@ def _api() -> Any:
     Raises:
         XCiTError: if the package is not installed.
     """
-    try:
-        from faster_coco_eval import mask
-    except ImportError:
-        raise missing_package("a mask of COCO's", "faster_coco_eval") from None
-    return mask
+    return imported("faster_coco_eval", "a mask of COCO's").mask
 
 
 def _polygons_problem(polygons: list[object]) -> str:

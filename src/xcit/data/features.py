@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import need_packages
 from xcit.writing import whole_file
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
@@ -96,10 +96,7 @@ class _ParquetFile:
     """Writes a group of rows whenever one is full, so that memory stays bounded."""
 
     def __init__(self, part: Path, suffix: str) -> None:
-        try:
-            import pyarrow  # noqa: F401 - asked for here, so that its lack is told before the work
-        except ImportError:
-            raise missing_package("Parquet", "pyarrow") from None
+        need_packages("Parquet", "pyarrow")  # told before the work
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._part = part
         self._writer: Any = None

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -21,7 +20,7 @@ from xcit.data.samples import (
     unreadable_sample,
 )
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.read import read_encoded_image
 from xcit.regular import expanded, regular
 
@@ -242,13 +241,8 @@ def _open(source: _Source, *, streaming: bool) -> tuple[Mapping[str, Any], Mappi
         raise XCiTError(f"{source.data}: {what} ({reason})") from error
 
 
-def _library() -> ModuleType:
-    try:
-        import datasets
-    except ImportError:
-        raise missing_package("a data set of the Hugging Face Hub", "datasets") from None
-    library: ModuleType = datasets
-    return library
+def _library() -> Any:
+    return imported("datasets", "a data set of the Hugging Face Hub")
 
 
 def _split_name(source: _Source, splits: Mapping[str, Any], split: Split) -> str:

@@ -20,7 +20,8 @@ from xcit.data.shards import list_shards
 from xcit.data.streams import open_stream
 from xcit.data.tar_samples import read_tar_images
 from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, find_images
+from xcit.images.find import find_images
+from xcit.images.formats import IMAGE_SUFFIXES
 
 _DATA_SETS = ("fashion-mnist", "cifar10", "cifar100")
 _TARS = (".tar", ".tar.gz", ".tgz")

@@ -9,8 +9,9 @@ from pathlib import Path
 from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
 from xcit.data.splits import is_number
-from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, images_below
+from xcit.errors import XCiTError, some_of
+from xcit.images.find import images_below
+from xcit.images.formats import IMAGE_SUFFIXES
 
 _STEMS: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training", "train_labels", "labels_train", "trainLabels"),
@@ -34,8 +35,6 @@ _LABEL_COLUMNS = ("label", "class", "class_name", "label_name", "target", "categ
                   "diagnosis", "y")  # fmt: skip
 
 _WNID = re.compile(r"n[0-9]{8}")
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     if not items:
         raise XCiTError(f"{path}: none of its {len(rows)} images is in {place}; the first: {absent[0]}")
     problems = [
-        f"{path}: {len(left_out)} {what}: {', '.join(left_out[:_SHOWN])}{', ...' if len(left_out) > _SHOWN else ''}"
+        f"{path}: {len(left_out)} {what}: {some_of(left_out)}"
         for what, left_out in (
             (f"entries left out, for there is no one image of that name in {place}", absent),
             (f"images of {place} left out, for it does not list them", [p.name for p in found if p not in items]),

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.data.named import Split
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, some_of
 from xcit.images.read import read_image
 from xcit.regular import regular
 
@@ -80,8 +80,8 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
     index_of = {name: index for index, name in enumerate(known)}
     if unknown := [name for name in found if name not in index_of]:
         raise XCiTError(
-            f"{path}: {len(known)} classes are known, and {', '.join(map(repr, unknown[:3]))}"
-            f"{', ...' if len(unknown) > 3 else ''} {'is' if len(unknown) == 1 else 'are'} none of them"
+            f"{path}: {len(known)} classes are known, and {some_of(map(repr, unknown))} "
+            f"{'is' if len(unknown) == 1 else 'are'} none of them"
         )
     if not known:
         raise XCiTError(f"{path}: no image has a class")

@@ -16,8 +16,9 @@ from PIL import Image
 from xcit.data.named import Split
 from xcit.data.samples import parse_class_names
 from xcit.data.splits import SPLIT_NAMES, below_single_folders, left_out
-from xcit.errors import XCiTError
-from xcit.images.read import images_below, read_image, read_labels
+from xcit.errors import XCiTError, some_of
+from xcit.images.find import images_below
+from xcit.images.read import read_image, read_labels
 from xcit.zoo.classes import ade20k_class_names
 
 IGNORED = 255
@@ -121,7 +122,7 @@ class LabelledScenes:
 
     def describe(self) -> str:
         """What was found, in a line."""
-        names = ", ".join(self.class_names[:_SHOWN]) + (", ..." if len(self.class_names) > _SHOWN else "")
+        names = some_of(self.class_names, _SHOWN)
         return f"{len(self.class_names)} classes: {names}; {len(self)} images in {self.source}"
 
     def _unmasked(self, values: Labels, path: Path) -> Labels:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xcit.data.named import Split
 from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES
+from xcit.images.formats import IMAGE_SUFFIXES
 
 SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training"),

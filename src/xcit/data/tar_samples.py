@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, Self
 from xcit.data.remote import is_url, open_url
 from xcit.data.samples import MOST_BYTES, StreamSample, label_problem, unreadable_sample
 from xcit.errors import XCiTError
-from xcit.images.read import IMAGE_SUFFIXES
+from xcit.images.formats import IMAGE_SUFFIXES
 from xcit.regular import regular
 
 _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)

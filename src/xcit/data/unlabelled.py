@@ -6,7 +6,7 @@ from pathlib import Path
 from xcit.data.classification import ImageFiles, LabelledImages, open_labelled_images
 from xcit.data.splits import find_splits, left_out
 from xcit.errors import XCiTError
-from xcit.images.read import images_below
+from xcit.images.find import images_below
 
 
 def open_unlabelled_images(data: str) -> LabelledImages:

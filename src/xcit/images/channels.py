@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from xcit.errors import XCiTError
+from xcit.images.eight_bits import to_8_bits
 from xcit.images.preprocess import Preprocessing, preprocess
-from xcit.images.read import ImageSource, to_8_bits
+from xcit.images.read import ImageSource
 
 Pixels = NDArray[np.uint8]
 

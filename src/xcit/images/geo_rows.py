@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.array_rows import check_pixel_type, file_identity
 from xcit.images.kept_rows import KeptRows
 from xcit.images.rows import Mask, Pixels, ReadMask, RowsInfo
@@ -33,10 +33,7 @@ class GeoRows:
     def __init__(
         self, path: Path, level: int = 0, *, bands: tuple[int, ...] | None = None, ranged: bool = False
     ) -> None:
-        try:
-            import rasterio
-        except ImportError:
-            raise missing_package(f"{path}: a georeferenced image", "rasterio") from None
+        rasterio = imported("rasterio", f"{path}: a georeferenced image")
         identity = file_identity(path)
         self._env = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE)
         try:

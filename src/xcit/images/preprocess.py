@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,10 +37,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         # "exact" has no use for `resize_to`.
         for name in ("image_size", "resize_to") if self.resize == "short_side" else ("image_size",):
-            if getattr(self, name) < 1:
-                raise XCiTError(f"Preprocessing: {name} is {getattr(self, name)}, must be at least 1")
-        if not all(std > 0 for std in self.std):
-            raise XCiTError(f"Preprocessing: std is {self.std}, must be above 0")
+            check_field(self, name, getattr(self, name) >= 1, "at least 1")
+        check_field(self, "std", all(std > 0 for std in self.std), "above 0")
 
     def sentence(self) -> str:
         """What it does, for people."""
@@ -112,8 +110,8 @@ class SegmentationPreprocessing:
                 f"SegmentationPreprocessing: short_side {self.short_side} must be above 0 and at most long_side "
                 f"{self.long_side}, or both 0"
             )
-        if not all(std > 0 for std in self.std) or len(self.mean) != len(self.std):
-            raise XCiTError(f"SegmentationPreprocessing: std is {self.std}, must be above 0, one number a channel")
+        is_right = all(std > 0 for std in self.std) and len(self.mean) == len(self.std)
+        check_field(self, "std", is_right, "above 0, one number a channel")
 
     def sentence(self) -> str:
         """What it does, for people."""

@@ -1,16 +1,12 @@
 """Images in: any source a person has at hand becomes one upright 8-bit RGB picture, or one line that says why not."""
 
 import contextlib
-import glob
 import io
 import os
-import re
 import stat
 import threading
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,58 +15,12 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from xcit.errors import XCiTError
-from xcit.images.sources import STANDARD_INPUT, as_url, bytes_elsewhere, bytes_of
+from xcit.images.eight_bits import integers_to_8_bits, to_8_bits
+from xcit.images.formats import looks_like, opened_formats
+from xcit.images.sources import bytes_elsewhere, bytes_of, printable, source_name
 from xcit.images.stored_numbers import stored_numbers
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
-
-# What Pillow calls the formats that we read, with the suffixes of their files. EPS and the like stay out: Pillow would
-# start another program to draw them.
-_SUFFIXES_BY_FORMAT = {
-    "AVIF": (".avif",),
-    "BMP": (".bmp",),
-    "DDS": (".dds",),
-    "DIB": (".dib",),
-    "GIF": (".gif",),
-    "ICNS": (".icns",),
-    "ICO": (".ico",),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpf", ".jpx"),
-    "MPO": (".mpo",),
-    "PCX": (".pcx",),
-    "PNG": (".png", ".apng"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "PSD": (".psd",),
-    "QOI": (".qoi",),
-    "SGI": (".sgi",),
-    "TGA": (".tga",),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-}
-
-IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
-"""The suffixes, in lower case, of the files that count as images in a folder."""
-
-# The first bytes of what people mistake for an image, and of images that are too damaged for Pillow to know them.
-_SIGNATURES = (
-    (b"\xff\xd8", "a damaged JPEG image"),
-    (b"\x89PNG", "a damaged PNG image"),
-    (b"GIF8", "a damaged GIF image"),
-    (b"RIFF", "a damaged WebP image, or sound or video"),
-    (b"II*\0", "a TIFF image that is damaged or of a rare kind"),
-    (b"MM\0*", "a TIFF image that is damaged or of a rare kind"),
-    (b"%PDF", "a PDF"),
-    (b"%!PS", "a PostScript or EPS drawing; convert it to PNG or JPEG"),
-    (b"\xc5\xd0\xd3\xc6", "an EPS drawing; convert it to PNG or JPEG"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"\x93NUMPY", "a NumPy array; load it and pass the array"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-    (b"<!doctype html", "an HTML page"),
-    (b"<html", "an HTML page"),
-    (b"<svg", "an SVG drawing"),
-    (b"<?xml", "XML, perhaps an SVG drawing"),
-)
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -194,91 +144,6 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Finds the image files that a person means by files, folders and glob patterns.
-
-    A URL and "-", standard input, are taken as they are. A file is taken whatever its suffix, even if it is missing
-    (`read_image` says so), and a .zarr folder as one file; a folder is searched with all below it for `IMAGE_SUFFIXES`,
-    hidden files and folders left out, "img2" before "img10"; a pattern (`*`, `?`, `[...]`, `**` for any depth) stands
-    for the files and folders that match it, unless a file has just that name.
-
-    Returns:
-        The paths in the order of the inputs, each file once.
-
-    Raises:
-        XCiTError: if a folder has no images, or a pattern no match.
-    """
-    found: dict[str, Path] = {}
-    for item in inputs:
-        for path in _expand(Path(item)):
-            found.setdefault(os.path.abspath(path), path)  # noqa: PTH100  (Path.absolute keeps "..")
-    return list(found.values())
-
-
-def _expand(path: Path) -> list[Path]:
-    # A .zarr folder is one image.
-    if str(path) == STANDARD_INPUT or as_url(path) is not None or path.suffix.lower() == ".zarr":
-        return [path]
-    if _is_folder(path):
-        images = images_below(path)
-        if not images:
-            raise XCiTError(f"{_printable(path)}: a folder without images")
-        return images
-    if not glob.has_magic(str(path)) or os.path.lexists(path):
-        return [path]
-    # Path.glob refuses absolute patterns and finds hidden files.
-    matches = sorted((Path(match) for match in glob.glob(str(path), recursive=True)), key=_natural_order)  # noqa: PTH207
-    images = [image for match in matches for image in (images_below(match) if _is_folder(match) else [match])]
-    if not images:
-        raise XCiTError(f"{_printable(path)}: no image matches this pattern")
-    return images
-
-
-def images_below(folder: Path, others: Counter[str] | None = None) -> list[Path]:
-    """The image files in a folder and all below it, by suffix and in natural order, hidden ones left out.
-
-    Args:
-        folder: where to look.
-        others: counts the files that are left out for their suffix, by it.
-
-    Raises:
-        XCiTError: if a folder can't be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise XCiTError(f"{_printable(Path(error.filename))}: the folder cannot be read ({error.strerror})") from error
-
-    images = []
-    seen = set()
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        place = Path(parent)
-        if place.resolve() in seen:  # a link to a folder above it, or a second link to one place
-            folders.clear()
-            continue
-        seen.add(place.resolve())
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            suffix = Path(name).suffix.lower()
-            if suffix in IMAGE_SUFFIXES and not name.startswith("."):
-                images.append(place / name)
-            elif others is not None and not name.startswith(".") and name != "Thumbs.db":
-                others[suffix or "no suffix"] += 1
-    return sorted(images, key=_natural_order)
-
-
-def _natural_order(path: Path) -> tuple[list[list[str | int]], str]:
-    """Orders by folder, then name, numbers in them by value. `re.split` puts text and digits in turns: never mixed."""
-    parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.parts]
-    return [[int(piece) if index % 2 else piece for index, piece in enumerate(part)] for part in parts], str(path)
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # no permission to look, name too long: for the reader to report
-        return False
-
-
 def _open_file(path: Path) -> BinaryIO:
     """Opens a file that has something in it; errors carry the reason alone."""
     if "\0" in str(path):
@@ -304,10 +169,10 @@ def _identify(file: BinaryIO) -> Image.Image:
     """Opens an image whose pixels are still to be read from `file`."""
     try:
         with _without_warnings():
-            image = Image.open(file, formats=_opened_formats())
+            image = Image.open(file, formats=opened_formats())
     except UnidentifiedImageError as error:
         file.seek(0)
-        raise XCiTError(f"not an image that can be read{_looks_like(file.read(512))}") from error
+        raise XCiTError(f"not an image that can be read{looks_like(file.read(512))}") from error
     if image.format == "PNG" and image.tile and "transparency" in image.info:
         scale = _PNG_TRANSPARENCY_SCALE.get(str(image.tile[0][3]))
         colour = image.info["transparency"]
@@ -316,26 +181,6 @@ def _identify(file: BinaryIO) -> Image.Image:
         elif scale:
             image.info["transparency"] = int(colour * scale)
     return image
-
-
-@cache
-def _opened_formats() -> tuple[str, ...]:
-    """Of our formats those that Pillow opens by name: MPO comes as JPEG, and AVIF is not in every build."""
-    Image.init()
-    return tuple(format for format in _SUFFIXES_BY_FORMAT if format in Image.OPEN)
-
-
-def _looks_like(head: bytes) -> str:
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for signature, name in _SIGNATURES:
-        if start.startswith(signature.lower()):
-            return f" (it looks like {name})"
-    if head[4:8] == b"ftyp":
-        return " (it looks like a video, or a HEIC or AVIF image; convert it to PNG or JPEG)"
-    text = head.decode("utf-8", errors="ignore")
-    if len(text.encode()) >= len(head) - 3 and all(letter.isprintable() or letter.isspace() for letter in text):
-        return " (it looks like text)"
-    return ""
 
 
 @contextlib.contextmanager
@@ -380,7 +225,7 @@ def _to_rgb(image: Image.Image, ignore_exif: bool = False) -> Image.Image:
     load_pixels(image)
     turn = None if ignore_exif else _UPRIGHT.get(_orientation(image))
     if image.mode.startswith("I"):
-        rgb = Image.fromarray(_integers_to_8_bits(image)).convert("RGB")
+        rgb = Image.fromarray(integers_to_8_bits(image)).convert("RGB")
     elif image.mode == "F":
         rgb = Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
     elif image.has_transparency_data:
@@ -398,26 +243,6 @@ def _orientation(image: Image.Image) -> int:
     with _without_warnings(), contextlib.suppress(Exception):
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     return 1
-
-
-def _integers_to_8_bits(image: Image.Image) -> np.ndarray:
-    """Scales the modes "I" and "I;16", which hold 16-bit (rarely 12-bit) greys, to 8 bits."""
-    pixels = np.asarray(image).astype(np.int32)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise XCiTError(f"integer pixels must be in 0..65535, found {pixels.min()}..{pixels.max()}")
-    tags = getattr(image, "tag_v2", {})
-    num_bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
-    grey = _scale_integers(pixels, white=4095 if num_bits == 12 else 65535)
-    if image.mode != "I" and tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
-        grey = 255 - grey  # white is zero in this TIFF; Pillow takes care of that for 8 bits only
-    if "transparency" in image.info:
-        grey[pixels == image.info["transparency"]] = 255
-    return grey
-
-
-def _scale_integers(pixels: np.ndarray, white: int) -> np.ndarray:
-    """Scales 0..white to 0..255, rounded to the nearest (white 65535: a 257th)."""
-    return ((pixels.astype(np.int32) * 255 + white // 2) // white).astype(np.uint8)
 
 
 def _from_tensor(tensor: torch.Tensor) -> Image.Image:
@@ -450,30 +275,9 @@ def _from_pixels(pixels: np.ndarray) -> Image.Image:
     return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
-def to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scales pixels of any type that is taken to 8 bits.
-
-    Raises:
-        XCiTError: if they are of another type, or out of range.
-    """
-    kind = pixels.dtype.kind
-    if kind == "b":
-        return pixels.astype(np.uint8) * np.uint8(255)
-    if kind == "u" and pixels.dtype.itemsize == 1:
-        return pixels
-    if kind == "u" and pixels.dtype.itemsize == 2:
-        return _scale_integers(pixels, white=65535)
-    if kind == "f":
-        low, high = float(pixels.min()), float(pixels.max())
-        if not (low >= 0 and high <= 1):  # so written, NaN fails too
-            raise XCiTError(f"floating-point pixels must be in 0..1, found {low:g}..{high:g}")
-        return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
-    raise XCiTError(f"pixels of type {pixels.dtype}; give uint8, uint16, bool, or floating-point numbers in 0..1")
-
-
 def _name(source: ImageSource) -> str:
     if isinstance(source, Image.Image):
-        return _printable(Path(getattr(source, "filename", "") or f"PIL image of mode {source.mode}"))
+        return printable(Path(getattr(source, "filename", "") or f"PIL image of mode {source.mode}"))
     if isinstance(source, torch.Tensor):
         return "image tensor"
     if isinstance(source, np.ndarray):
@@ -482,20 +286,5 @@ def _name(source: ImageSource) -> str:
         return "image bytes"
     if not isinstance(source, str | os.PathLike):
         name = getattr(source, "name", None)
-        return _printable(Path(name)) if isinstance(name, str) else "open image file"
+        return printable(Path(name)) if isinstance(name, str) else "open image file"
     return source_name(source)
-
-
-def source_name(source: str | os.PathLike[str]) -> str:
-    """What to call a path, a URL or standard input, on one line."""
-    if os.fspath(source) == STANDARD_INPUT:
-        return "standard input"
-    url = as_url(source)
-    if url is None:
-        return _printable(Path(source))
-    return url if url.isprintable() else ascii(url)
-
-
-def _printable(path: Path) -> str:
-    """Shows a path on one line, whatever its bytes."""
-    return str(path) if str(path).isprintable() else ascii(str(path))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.array_rows import file_identity
 from xcit.images.kept_rows import KeptRows
 from xcit.images.rows import Mask, Pixels, RowsInfo
@@ -28,10 +28,7 @@ class SlideRows:
     channels = 3
 
     def __init__(self, path: Path, level: int = 0) -> None:
-        try:
-            import openslide
-        except ImportError:
-            raise missing_package(f"{path}: a slide of this format", "openslide") from None
+        openslide = imported("openslide", f"{path}: a slide of this format")
         identity = file_identity(path)
         try:
             self._slide: Any = openslide.OpenSlide(path)

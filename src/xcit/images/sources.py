@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, url2pathname, urlopen
+from urllib.request import Request, url2pathname
 
+from xcit.connections import open_answer, reason_of
 from xcit.errors import XCiTError
 
 STANDARD_INPUT = "-"
@@ -30,6 +31,21 @@ def as_url(source: str | os.PathLike[str]) -> str | None:
         return None
     scheme = found[1].lower()
     return f"{scheme}://{'/' * (scheme == 'file')}{text[found.end() :]}"
+
+
+def source_name(source: str | os.PathLike[str]) -> str:
+    """What to call a path, a URL or standard input, on one line."""
+    if os.fspath(source) == STANDARD_INPUT:
+        return "standard input"
+    url = as_url(source)
+    if url is None:
+        return printable(Path(source))
+    return url if url.isprintable() else ascii(url)
+
+
+def printable(path: Path) -> str:
+    """Shows a path on one line, whatever its bytes."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
@@ -74,21 +90,17 @@ def bytes_of(file: IO[Any]) -> bytes:
 def _fetched(url: str) -> bytes:
     try:
         if url.startswith(("http://", "https://")):
-            with urlopen(Request(url, headers={"User-Agent": "xcit"}), timeout=_TIMEOUT_SECONDS) as answer:
+            request = Request(url, headers={"User-Agent": "xcit"})
+            with open_answer(request, timeout=_TIMEOUT_SECONDS, patience=_TIMEOUT_SECONDS) as answer:
                 return bytes_of(answer)
-        return _by_fsspec(url)
+        import fsspec
+
+        with fsspec.open(url, "rb") as file:
+            return bytes_of(file)
     except XCiTError:
         raise
     except HTTPError as error:
         with error:
             raise XCiTError(f"the server answered {error.code} {error.reason}") from None
     except Exception as error:  # what protocols and their libraries raise is of any type
-        reason = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
-        raise XCiTError(f"cannot be had ({reason})") from None
-
-
-def _by_fsspec(url: str) -> bytes:
-    import fsspec
-
-    with fsspec.open(url, "rb") as file:
-        return bytes_of(file)
+        raise XCiTError(f"cannot be had ({reason_of(error)})") from None

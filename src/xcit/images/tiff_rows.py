@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.array_rows import check_pixel_type, file_identity
-from xcit.images.rows import Pixels, RowsInfo
+from xcit.images.kept_rows import KeptRows
+from xcit.images.rows import Mask, Pixels, RowsInfo
 from xcit.images.transforms import level_place
 
 _MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1000.0, "cm": 10000.0, "nm": 0.001}  # both signs of micro
@@ -26,10 +27,7 @@ class TiffRows:
 
     def __init__(self, path: Path, level: int = 0, *, ranged: bool = False) -> None:
         self._ranged = ranged
-        try:
-            import tifffile
-        except ImportError:
-            raise missing_package(f"{path}: TIFF by rows", "tifffile") from None
+        tifffile = imported("tifffile", f"{path}: TIFF by rows")
         identity = file_identity(path)
         try:
             self._file = tifffile.TiffFile(path)
@@ -58,7 +56,7 @@ class TiffRows:
         # Uncompressed rows that follow one another need no strip to be decoded whole.
         self._is_plain = page.is_contiguous and not page.is_tiled and not self._is_planar
         self._band_rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, self.height)
-        self._band_start, self._band = 0, np.empty((0, self.width, self.channels), self._dtype)
+        self._kept = KeptRows(self.height, self._band_rows, self._decode_band)
         a_row = self.width * self.channels * self._dtype.itemsize
         self.info = RowsInfo(
             name=str(path),
@@ -72,17 +70,7 @@ class TiffRows:
 
     def read(self, start: int, end: int) -> Pixels:
         """A new array, or a view into the tiles that were decoded."""
-        if self._is_plain:
-            pixels = self._plain_rows(start, end)
-        else:
-            pieces = []
-            while start < end:
-                if not self._band_start <= start < self._band_start + len(self._band):
-                    self._decode_band(start // self._band_rows)
-                stop = min(end, self._band_start + len(self._band))
-                pieces.append(self._band[start - self._band_start : stop - self._band_start])
-                start = stop
-            pixels = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        pixels = self._plain_rows(start, end) if self._is_plain else self._kept.read(start, end)[0]
         if self._page.photometric == 0:  # white is zero
             top = np.iinfo(self._dtype).max if self._dtype.kind == "u" else 1
             pixels = (top - pixels).astype(self._dtype)
@@ -99,18 +87,16 @@ class TiffRows:
         pixels = np.frombuffer(data, dtype).reshape(end - start, self.width, self.channels)
         return pixels.astype(self._dtype, copy=False)
 
-    def _decode_band(self, number: int) -> None:
+    def _decode_band(self, start: int, end: int) -> tuple[Pixels, Mask | None]:
         """Decodes the tiles of one row of tiles, or one strip."""
-        page, start = self._page, number * self._band_rows
-        num_rows = min(self._band_rows, self.height - start)
-        self._band = np.zeros((0, self.width, self.channels), self._dtype)  # first, so that there is only ever one
-        band = np.empty((num_rows, self.width, self.channels), self._dtype)
+        page, number = self._page, start // self._band_rows
+        band = np.empty((end - start, self.width, self.channels), self._dtype)
         across = -(-self.width // page.tilewidth) if page.is_tiled else 1
         down = -(-self.height // self._band_rows)
         for plane in range(self.channels if self._is_planar else 1):
             for column in range(across):
                 self._decode_segment(band, start, plane, (plane * down + number) * across + column)
-        self._band_start, self._band = start, band
+        return band, None
 
     def _decode_segment(self, band: Pixels, start: int, plane: int, index: int) -> None:
         page = self._page

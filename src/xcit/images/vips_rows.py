@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.array_rows import file_identity
 from xcit.images.rows import Pixels, RowsInfo
 
@@ -45,10 +45,7 @@ class VipsRows:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import pyvips
-        except ImportError:
-            raise missing_package(f"{path}: an image as large as this", "pyvips") from None
+        pyvips = imported("pyvips", f"{path}: an image as large as this")
         self._path, self._error = path, pyvips.Error
         identity = file_identity(path)
         try:

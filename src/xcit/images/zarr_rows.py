@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 from xcit.images.array_rows import check_pixel_type
 from xcit.images.kept_rows import KeptRows
 from xcit.images.rows import Mask, Pixels, RowsInfo
@@ -26,10 +26,7 @@ class ZarrRows:
     """
 
     def __init__(self, path: Path, level: int = 0, *, ranged: bool = False) -> None:
-        try:
-            import zarr
-        except ImportError:
-            raise missing_package(f"{path}: Zarr", "zarr") from None
+        zarr = imported("zarr", f"{path}: Zarr")
         self._path = path
         try:
             node: Any = zarr.open(str(path), mode="r")

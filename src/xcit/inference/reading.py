@@ -15,7 +15,8 @@ from torch import Tensor
 
 from xcit.data.inputs import NamedImage
 from xcit.errors import XCiTError
-from xcit.images.read import ImageSource, find_images, read_image
+from xcit.images.find import find_images
+from xcit.images.read import ImageSource, read_image
 from xcit.images.sources import as_url
 
 Readable = ImageSource | NamedImage

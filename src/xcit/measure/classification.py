@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from xcit.data.classification import (
     LabelledImages,
     describe_classes,
@@ -19,13 +17,13 @@ from xcit.data.classification import (
 )
 from xcit.data.splits import is_number
 from xcit.draw.confusion import draw_confusion
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, some_of
 from xcit.images.preprocess import Preprocessing, published_preprocessing
-from xcit.measure.loading import load_for
+from xcit.measure.loading import fused_for, load_for
 from xcit.measure.result import Measuring, TestResult, write_confusion
 from xcit.models import XCiT
-from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationReport, evaluate_classification
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.labelled_data import open_measured
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
 from xcit.zoo.kinds import CLASSIFIER
@@ -92,13 +90,11 @@ def measure_classifier(
     class_ids, class_names = _classes(model)
     found = (describe_classes(images), *problems_of(images), *_flattered(data, holdout))
     images, order = _with_labels_of(images, class_ids or class_names, model.num_classes, data)
-    for line in (*found, order) if order else found:
+    for line in filter(None, (*found, order)):
         how.announce(line)
     how.started(len(images))
-    # Fused in float32 alone: autocast keeps the sum of the blocks in float32, which a fused copy would not.
-    network = model.fuse() if how.dtype == torch.float32 else model
     result = evaluate_classification(
-        network.to(how.device),
+        fused_for(model, how),
         images,
         spec,
         EvaluationConfig(batch_size=batch_size, num_workers=how.num_workers, dtype=how.dtype),
@@ -163,6 +159,5 @@ def _with_labels_of(
         return images, f"the weights do not name their classes: they are taken in the folders' order, {shown}, ..."
     unknown = [name for name in names if name not in index_of]
     raise XCiTError(
-        f"{data} has {len(names)} classes, and the model's {num_classes} do not include "
-        f"{', '.join(map(repr, unknown[:3]))}{', ...' if len(unknown) > 3 else ''}"
+        f"{data} has {len(names)} classes, and the model's {num_classes} do not include {some_of(map(repr, unknown))}"
     )

@@ -23,8 +23,8 @@ from xcit.machine import find_device
 from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes, num_started_processes
-from xcit.training.engine.task import Layout, Reduce
-from xcit.training.tasks.labelled_features import check_pooled, extract, feature_cache, open_train_and_val, share_of
+from xcit.training.engine.task import ALONE, Layout, Reduce
+from xcit.training.tasks.labelled_features import check_pooled, extract, feature_cache, open_train_and_val
 
 KS = (10, 20, 100, 200)
 """The published numbers of neighbours."""
@@ -136,7 +136,7 @@ def evaluate_knn(
         check_pooled(network)
         for line in found_lines if processes.is_main else ():
             announce(line)
-        started(len(share_of(train, processes)) + len(share_of(val, processes)))
+        started(sum(len(processes.layout.share(len(images))) for images in (train, val)))
         found = [
             extract(
                 network,
@@ -177,7 +177,7 @@ def knn_accuracies(
     *,
     ks: Sequence[int] | None = None,
     temperature: float = TEMPERATURE,
-    layout: Layout | None = None,
+    layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
 ) -> KNNReport:
     """Classifies features by their nearest neighbours, and counts.
@@ -205,10 +205,9 @@ def knn_accuracies(
         raise XCiTError(f"training features have {train.shape[1]} numbers, validation features {val.shape[1]}")
     ks = _check(ks, temperature, len(train))
     num_classes = int(torch.cat([labels, targets]).max()) + 1
-    rank, world_size = (layout.rank, layout.world_size) if layout is not None else (0, 1)
     num_right = torch.zeros(2, len(ks), dtype=torch.int64, device=train.device)
     chunk = max(1, _MAX_SIMILARITIES // max(len(train), num_classes))
-    for rows in torch.arange(rank, len(val), world_size, device=train.device).split(chunk):
+    for rows in torch.arange(layout.rank, len(val), layout.world_size, device=train.device).split(chunk):
         similarities, neighbours = (val[rows] @ train.T).topk(max(ks), dim=1)
         for index, k in enumerate(ks):
             weights = ((similarities[:, :k] - similarities[:, :1]) / temperature).exp()

@@ -20,7 +20,8 @@ from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import draw_run
-from xcit.training.engine.loop import Progress, train_task
+from xcit.training.engine.loop import train_task
+from xcit.training.engine.progress import Progress
 from xcit.training.tasks.base import check_class_weights
 from xcit.training.tasks.labelled_features import (
     backbone_digest,
@@ -28,7 +29,6 @@ from xcit.training.tasks.labelled_features import (
     extract,
     feature_cache,
     open_train_and_val,
-    share_of,
 )
 from xcit.training.tasks.linear_probe import LR_BATCH, LinearAccuracy, LinearConfig, LinearTask
 from xcit.zoo.classes import imagenet_class_ids, imagenet_class_names
@@ -164,7 +164,7 @@ def train_linear(
         splits = (val,) if augmented else (val, train)
         # Images a forward pass of each process: the probe's own batch is of features.
         reading = replace(run, batch_size=_DEVICE_BATCH * processes.layout.world_size)
-        with extracting(sum(len(share_of(images, processes)) for images in splits)) as report_images:
+        with extracting(sum(len(processes.layout.share(len(images))) for images in splits)) as report_images:
             features = [
                 extract(
                     network,

@@ -1,10 +1,15 @@
-"""A checkpoint as the model that a recipe trains."""
+"""A checkpoint as the model that a recipe trains, and where it is measured."""
 
 import os
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import nn
+
 from xcit.errors import XCiTError
+from xcit.measure.result import Measuring
+from xcit.models import XCiT
 from xcit.zoo import find_record, load_as, load_record
 from xcit.zoo.kinds import Config, Info, Kind, Model
 from xcit.zoo.names import is_file
@@ -31,6 +36,14 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
     if record.recipe != recipe.name and _shape(record.model, kind) != _shape(recipe.model, kind):
         raise XCiTError(f"{record.name} is no {recipe.name}: its recipe is {record.recipe}")
     return kind.require(load_record(record), name)
+
+
+def fused_for(model: XCiT, how: Measuring) -> nn.Module:
+    """A classifier where it is measured, fused in float32 alone: autocast keeps the sum of the blocks in float32.
+
+    A fused copy would not.
+    """
+    return (model.fuse() if how.dtype == torch.float32 else model).to(how.device)
 
 
 def _shape(config: Any, kind: Kind[Any, Any, Any]) -> Any:

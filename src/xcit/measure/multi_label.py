@@ -5,14 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from xcit.data.classification import describe_classes
 from xcit.data.multi_label import open_multi_label
 from xcit.errors import XCiTError
-from xcit.measure.loading import load_for
+from xcit.measure.loading import fused_for, load_for
 from xcit.measure.result import Measuring, TestResult, write_table
-from xcit.training.tasks.base import EvaluationConfig
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelReport, evaluate_multi_label
 from xcit.zoo.kinds import CLASSIFIER
 
@@ -52,9 +50,8 @@ def measure_multi_label(
         raise XCiTError(f"{data} has {len(images.class_ids)} classes, the model {model.num_classes} without names")
     how.announce(describe_classes(images))
     how.started(len(images))
-    network = model.fuse() if how.dtype == torch.float32 else model  # see `measure_classifier`
     report = evaluate_multi_label(
-        network.to(how.device),
+        fused_for(model, how),
         images,
         images.targets,
         recipe.preprocessing,

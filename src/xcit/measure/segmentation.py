@@ -10,7 +10,7 @@ from xcit.errors import XCiTError
 from xcit.inference.segment import SlidingWindow
 from xcit.measure.loading import load_for
 from xcit.measure.result import Measuring, TestResult, write_confusion, write_table
-from xcit.training.tasks.base import EvaluationConfig
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationReport, evaluate_segmentation
 from xcit.zoo.kinds import SEGMENTER
 

@@ -89,18 +89,21 @@ def test(
     recipe = get_recipe(config)
     if stem_strides is not None:
         recipe = replace(recipe, model=Changes(stem_strides=stem_strides).of(recipe.model))
-    if protocol is not None and not isinstance(recipe, ClassificationConfig):
-        raise XCiTError(f"{recipe.name} trains no classifier: the published protocols do not apply to it")
-    if window is not None and not isinstance(recipe, SegmentationConfig):
-        raise XCiTError(f"{recipe.name} trains no segmenter: no window goes over its images")
-    if holdout is not None and not isinstance(recipe, ClassificationConfig):
-        raise XCiTError(f"{recipe.name} trains no classifier of one class an image: nothing is held out")
-    if ignore_index is not None and not isinstance(recipe, SegmentationConfig):
-        raise XCiTError(f"{recipe.name} trains no segmenter: there are no labels to ignore")
-    if ignore_exif:
-        if not isinstance(recipe, SegmentationConfig | DetectionConfig):
-            raise XCiTError(f"{recipe.name} has no label maps or boxes that were drawn on stored pixels")
-        recipe = replace(recipe, ignore_exif=True)
+    for given, kinds, reason in (
+        (protocol, ClassificationConfig, "trains no classifier: the published protocols do not apply to it"),
+        (window, SegmentationConfig, "trains no segmenter: no window goes over its images"),
+        (holdout, ClassificationConfig, "trains no classifier of one class an image: nothing is held out"),
+        (ignore_index, SegmentationConfig, "trains no segmenter: there are no labels to ignore"),
+        (
+            ignore_exif or None,
+            SegmentationConfig | DetectionConfig,
+            "has no label maps or boxes that were drawn on stored pixels",
+        ),
+    ):
+        if given is not None and not isinstance(recipe, kinds):
+            raise XCiTError(f"{recipe.name} {reason}")
+    if isinstance(recipe, SegmentationConfig | DetectionConfig):
+        recipe = replace(recipe, ignore_exif=recipe.ignore_exif or ignore_exif)
     place = find_device(device) if device is not None else default_device()
     how = Measuring(
         num_workers=num_workers, device=place, dtype=dtype, started=started, report=report, announce=announce

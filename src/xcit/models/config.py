@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 from xcit.models.hosts import ReadableConfig, keeps_notes
 
 PATCH_SIZES = (4, 8, 16)
@@ -62,11 +62,11 @@ class XCiTConfig(ReadableConfig):
             # One shape has one spelling.
             object.__setattr__(self, "stem_strides", () if product == usual and usual in PATCH_SIZES else strides)
         if not self.stem_strides:
-            need(self.patch_size in PATCH_SIZES, f"patch_size is {self.patch_size}, must be one of {PATCH_SIZES}")
+            check_field(self, "patch_size", self.patch_size in PATCH_SIZES, f"one of {PATCH_SIZES}")
         for name in ("embed_dim", "depth", "num_heads", "in_channels"):
-            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be at least 1")
+            check_field(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("cls_depth", "num_classes"):
-            need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, must be at least 0")
+            check_field(self, name, getattr(self, name) >= 0, "at least 0")
         narrowing = 2 ** (len(self.strides) - 1)
         need(
             self.embed_dim % narrowing == 0,
@@ -76,11 +76,9 @@ class XCiTConfig(ReadableConfig):
             self.embed_dim % self.num_heads == 0,
             f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}",
         )
-        need(
-            math.isfinite(self.mlp_ratio) and self.hidden_dim >= 1,
-            f"mlp_ratio is {self.mlp_ratio}, must be positive and finite",
-        )
-        need(0 <= self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}, must be in [0, 1)")
+        is_wide = math.isfinite(self.mlp_ratio) and self.hidden_dim >= 1
+        check_field(self, "mlp_ratio", is_wide, "positive and finite")
+        check_field(self, "drop_path_rate", 0 <= self.drop_path_rate < 1, "in [0, 1)")
         need(
             self.global_pool in ("cls", "avg", "none"),
             f"global_pool is {self.global_pool!r}, must be 'cls', 'avg' or 'none'",

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 from xcit.models.config import XCiTConfig
 from xcit.models.first_values import reset_within
 from xcit.models.xcit import XCiT
@@ -36,8 +36,7 @@ class DINOHeadConfig:
 
     def __post_init__(self) -> None:
         for name in ("out_dim", "hidden_dim", "bottleneck_dim"):
-            if getattr(self, name) < 1:
-                raise XCiTError(f"DINOHeadConfig: {name} is {getattr(self, name)}, must be at least 1")
+            check_field(self, name, getattr(self, name) >= 1, "at least 1")
 
 
 class WeightNormLinear(nn.Module):

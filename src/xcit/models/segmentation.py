@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field
 from xcit.models.config import XCiTConfig
 from xcit.models.first_values import reset_within
 from xcit.models.hosts import ReadableConfig, keeps_notes
@@ -57,14 +57,12 @@ class SegmenterConfig(ReadableConfig):
 
     def __post_init__(self) -> None:
         for name, least in (("num_classes", 0), ("channels", 1), ("auxiliary_channels", 1)):
-            if getattr(self, name) < least:
-                raise XCiTError(f"SegmenterConfig: {name} is {getattr(self, name)}, must be at least {least}")
+            check_field(self, name, getattr(self, name) >= least, f"at least {least}")
         if self.kind not in ("upernet", "sem-fpn"):
             raise XCiTError(f"SegmenterConfig: kind is {self.kind!r}, must be 'upernet' or 'sem-fpn'")
         if self.backbone.cls_depth or self.backbone.num_classes:
             raise XCiTError("SegmenterConfig: the backbone has class attention or a classifier: set both to 0")
-        if not 0 <= self.dropout < 1:
-            raise XCiTError(f"SegmenterConfig: dropout is {self.dropout}, must be in [0, 1)")
+        check_field(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
 
 
 class SegmenterOutput(NamedTuple):

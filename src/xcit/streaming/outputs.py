@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import need_packages
 
 _CHUNK_BYTES = 2**24
 """Of the rows of a Zarr map that wait to be written."""
@@ -134,10 +134,7 @@ class ZarrMap:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import zarr  # noqa: F401  (what it is for is said before an hour's work, not after it)
-        except ImportError:
-            raise missing_package(f"{path}: Zarr", "zarr") from None
+        need_packages(f"{path}: Zarr", "zarr")  # said before an hour's work, not after it
         if path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
             raise XCiTError(f"{path}: is there, and is no Zarr array: choose another name")
         self.path = path

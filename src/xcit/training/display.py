@@ -14,7 +14,7 @@ from xcit.terminal import for_drawing
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from xcit.training.engine.loop import Progress
+    from xcit.training.engine.progress import Progress
 
 _REDRAW_SECONDS = 0.2
 

@@ -17,7 +17,8 @@ from xcit.training.display import run_display
 from xcit.training.engine.checkpoint import LAST
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import check_trackers, draw_run
-from xcit.training.engine.loop import Progress, train_task
+from xcit.training.engine.loop import train_task
+from xcit.training.engine.progress import Progress
 from xcit.training.engine.task import Layout
 from xcit.training.recipes import RECIPES, get_recipe
 from xcit.training.tasks.classification import ClassificationConfig

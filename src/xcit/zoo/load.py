@@ -15,6 +15,7 @@ from xcit.weights.fetch import cache_dir, destination_of, obtain
 from xcit.weights.files import StoredWeights, write_safetensors
 from xcit.weights.hub import PREFIX, bring_repository
 from xcit.weights.strict import check_state, nonfinite
+from xcit.writing import make_folder
 from xcit.zoo.adapters import is_adapter, read_adapter
 from xcit.zoo.changes import UNCHANGED, Changes
 from xcit.zoo.detectors import EITHER_PATCH
@@ -78,7 +79,7 @@ def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: 
     """
     record = find_record(name)
     if folder is not None:
-        _make_folder(Path(folder))
+        make_folder(Path(folder))
     stored = read_record(record, progress)
     if folder is None:
         return stored.path
@@ -102,7 +103,7 @@ def weights_path(record: Record, *, progress: DownloadProgress | None = None) ->
         return path
     from filelock import FileLock  # a tenth of a second that only a download should cost
 
-    _make_folder(path.parent)
+    make_folder(path.parent)
     with FileLock(f"{path}.lock"):
         if not path.exists():  # another process may have fetched it while this one waited
             stored, raw = _first_good(record, progress)
@@ -146,13 +147,6 @@ def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[Stor
                 raise XCiTError("\n".join([*problems, str(error)])) from None
             problems.append(str(error))
             sources = sources[sources.index(source) + 1 :]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise XCiTError(f"{folder}: can't be made: {error.strerror}") from None
 
 
 def packaged_path(record: Record) -> Path:

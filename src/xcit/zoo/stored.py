@@ -1,12 +1,13 @@
 """A model and its weights: what is known of a file or folder, and how a model is built of one."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
@@ -266,6 +267,20 @@ def num_parameters(config: Any) -> int:
     return sum(parameter.numel() for parameter in on_meta(config).parameters())
 
 
+class _NoNormals(TorchFunctionMode):
+    """Leaves out first values from a normal: on the meta device torch imports sympy and its compiler for them.
+
+    That takes as long as torch itself, and there are no numbers to set.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (nn.init.normal_, Tensor.normal_):
+            return None
+        return func(*args, **(kwargs or {}))
+
+
 def on_meta(config: Any, what: str = "the model") -> nn.Module:
     """A model that has shapes and no numbers.
 
@@ -273,7 +288,7 @@ def on_meta(config: Any, what: str = "the model") -> nn.Module:
         XCiTError: if a model of such a config can't be: its tensors would have more numbers than can be counted.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoNormals():
             model: nn.Module = kind_of_config(config).build(config)
     except (RuntimeError, OverflowError, TypeError, ZeroDivisionError) as error:
         raise XCiTError(f"{what}: no model has such a config: {brief(error)}") from error

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.data.coco import has_annotations_of, open_coco
+from xcit.data.coco import open_coco
+from xcit.data.coco_places import has_annotations_of
 from xcit.errors import XCiTError
 
 SQUARE = [5.0, 5.0, 15.0, 5.0, 15.0, 13.0, 5.0, 13.0]

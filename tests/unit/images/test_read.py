@@ -15,7 +15,9 @@ import torch
 from PIL import Image, ImageCms, ImageFile
 
 from xcit.errors import LONGEST_LINE, XCiTError
-from xcit.images.read import IMAGE_SUFFIXES, find_images, read_encoded_image, read_image
+from xcit.images.find import find_images
+from xcit.images.formats import IMAGE_SUFFIXES
+from xcit.images.read import read_encoded_image, read_image
 
 # Every pixel differs from every other, so that no turn of the picture goes unseen.
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3

@@ -3,7 +3,10 @@
 import io
 import sys
 import threading
+import urllib.request
+import urllib.response
 from collections.abc import Iterator
+from email.message import Message
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +17,8 @@ import pytest
 from PIL import Image
 
 from xcit.errors import XCiTError
-from xcit.images.read import find_images, read_image
+from xcit.images.find import find_images
+from xcit.images.read import read_image
 from xcit.images.sources import as_url
 from xcit.inference.reading import Unreadable, listed, read_ahead
 
@@ -90,6 +94,22 @@ def test_what_can_t_be_had_is_named(file: Path, site: str, monkeypatch: pytest.M
         pass
     with pytest.raises(XCiTError, match=r"a b\.png: cannot be read \(read of closed file\)"):
         read_image(opened)
+
+
+def test_no_redirect_leaves_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
+    def moved(self: object, request: urllib.request.Request) -> urllib.response.addinfourl:
+        headers = Message()
+        headers["Location"] = "http://host/b.png"
+        found = urllib.response.addinfourl(io.BytesIO(), headers, request.full_url, 302)
+        found.msg = ""  # type: ignore[attr-defined]
+        return found
+
+    monkeypatch.setattr("xcit.connections._Connecting.https_open", moved)
+    with pytest.raises(XCiTError) as caught:
+        read_image("https://host/a.png")
+    assert str(caught.value) == (
+        "https://host/a.png: cannot be had (refused, it redirects from https to http://host/b.png)"
+    )
 
 
 def test_many_are_found_and_read(file: Path, site: str, monkeypatch: pytest.MonkeyPatch) -> None:

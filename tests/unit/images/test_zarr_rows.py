@@ -9,8 +9,8 @@ import pytest
 import zarr
 
 from xcit.errors import XCiTError
+from xcit.images.find import find_images
 from xcit.images.open_rows import open_rows
-from xcit.images.read import find_images
 from xcit.images.rows import rows_info
 from xcit.images.selection import Selection
 from xcit.images.zarr_rows import ZarrRows

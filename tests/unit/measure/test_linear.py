@@ -15,7 +15,7 @@ from xcit.inference.classify import predict
 from xcit.measure.linear import LinearReport, train_linear
 from xcit.models import XCiT
 from xcit.training.engine.log import read_log
-from xcit.training.engine.loop import Progress, Stopped
+from xcit.training.engine.progress import Progress, Stopped
 from xcit.training.tasks.labelled_features import feature_cache
 from xcit.weights.files import read_checkpoint
 from xcit.zoo import save_model

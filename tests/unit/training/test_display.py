@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from xcit.training.display import RunDisplay, duration, epoch_line, run_display, run_panel, seconds_left, steps_of_run
-from xcit.training.engine.loop import Progress
+from xcit.training.engine.progress import Progress
 
 START = Progress(
     epoch=0, num_epochs=3, step=1, num_steps=10, loss=2.3456, lr=1e-3, images_per_second=123.4, data_wait=0.034

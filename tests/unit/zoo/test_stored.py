@@ -1,6 +1,8 @@
 """What files say of themselves, and what shapes tell of others."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,16 @@ def test_an_empty_model_is_one_to_be_filled() -> None:
     assert model.stem[0].norm.num_batches_tracked == 0
     model.load_state_dict(reference.state_dict())
     assert torch.equal(model.eval()(torch.ones(1, 1, 8, 8)), reference.eval()(torch.ones(1, 1, 8, 8)))
+
+
+def test_building_a_model_starts_no_compiler() -> None:
+    """First values from a normal on the meta device would import sympy and torch._dynamo: seconds at each start."""
+    code = (
+        "import sys, xcit; from xcit.models import XCiTConfig, SegmenterConfig; from xcit.zoo.stored import on_meta;"
+        "xcit.get_model('packaged', pretrained=True);"
+        "backbone = XCiTConfig(embed_dim=16, depth=4, num_heads=2, cls_depth=0, num_classes=0, global_pool='none');"
+        "[on_meta(SegmenterConfig(kind=kind, backbone=backbone)) for kind in ('upernet', 'sem-fpn')];"
+        "print(sorted({'sympy', 'torch._dynamo'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

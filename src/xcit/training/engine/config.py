@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
 
-from xcit.errors import XCiTError
+from xcit.errors import check_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,14 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "eps", "clip_grad"):
-            _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
-        _need(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
+            check_field(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        check_field(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
         if self.final_weight_decay is not None:
-            _need(self, "final_weight_decay", 0 <= self.final_weight_decay < math.inf, "0 or more, or null")
-            _need(self, "weight_decay", self.weight_decay > 0, "above 0 where final_weight_decay is set")
-        _need(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
-        _need(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
-        _need(
+            check_field(self, "final_weight_decay", 0 <= self.final_weight_decay < math.inf, "0 or more, or null")
+            check_field(self, "weight_decay", self.weight_decay > 0, "above 0 where final_weight_decay is set")
+        check_field(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
+        check_field(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
+        check_field(
             self,
             "layer_decay",
             self.layer_decay == 1 or self.undecayed != "layer_norms",
@@ -82,15 +82,15 @@ class ScheduleConfig:
     decay: float = 0.1
 
     def __post_init__(self) -> None:
-        _need(self, "epochs", self.epochs >= 1, "at least 1")
+        check_field(self, "epochs", self.epochs >= 1, "at least 1")
         for name in ("warmup_epochs", "warmup_lr", "min_lr", "warmup_steps"):
-            _need(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+            check_field(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
         rising = all(0 < one < other for one, other in pairwise((*self.milestones, math.inf)))
-        _need(self, "milestones", rising, "epochs above 0, in rising order")
-        _need(
+        check_field(self, "milestones", rising, "epochs above 0, in rising order")
+        check_field(
             self, "milestones", bool(self.milestones) == (self.kind == "milestones"), "given for kind milestones alone"
         )
-        _need(self, "decay", 0 < self.decay <= 1, "in (0, 1]")
+        check_field(self, "decay", 0 < self.decay <= 1, "in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +138,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "evaluate_every", "log_every"):
-            _need(self, name, getattr(self, name) >= 1, "at least 1")
+            check_field(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_device_batch", "seed", "num_workers", "save_every_steps", "keep_checkpoints"):
-            _need(self, name, getattr(self, name) >= 0, "0 or more")
-        _need(self, "ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
-        _need(self, "ema_warmup", self.ema_decay > 0 or not self.ema_warmup, "false without ema_decay")
-        _need(self, "max_unreadable", 0 <= self.max_unreadable <= 1, "in 0..1")
+            check_field(self, name, getattr(self, name) >= 0, "0 or more")
+        check_field(self, "ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
+        check_field(self, "ema_warmup", self.ema_decay > 0 or not self.ema_warmup, "false without ema_decay")
+        check_field(self, "max_unreadable", 0 <= self.max_unreadable <= 1, "in 0..1")
 
 
 class TrainableConfig(Protocol):
@@ -169,8 +169,3 @@ class EngineConfig:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     run: RunConfig
-
-
-def _need(config: object, name: str, condition: bool, must: str) -> None:
-    if not condition:
-        raise XCiTError(f"{type(config).__name__}: {name} is {getattr(config, name)}, must be {must}")

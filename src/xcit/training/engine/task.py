@@ -40,6 +40,14 @@ class Layout:
         """The part that this process computes in a turn, 0..accumulation-1."""
         return turn * self.world_size + self.rank
 
+    def share(self, count: int) -> range:
+        """What this process takes of so many things: every `world_size`-th one."""
+        return range(self.rank, count, self.world_size)
+
+
+ALONE = Layout(batch_size=1)
+"""One process, which takes all of what is measured."""
+
 
 def divide(batch_size: int, *, max_device_batch: int, rank: int = 0, world_size: int = 1) -> Layout:
     """The division with the fewest parts, none larger than `max_device_batch` images (0 is no limit).

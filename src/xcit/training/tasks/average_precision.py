@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from xcit.data.coco import CocoImages
 from xcit.data.coco_masks import to_rle
 from xcit.errors import XCiTError
-from xcit.extras import missing_package
+from xcit.extras import imported
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """Of the twelve: at IoU .50 to .95, at .50, at .75; of small, medium and large objects; and the recalls, of 1, 10 and
@@ -67,11 +67,8 @@ def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequenc
     Raises:
         XCiTError: if there is no object in these images, or the package is not installed.
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise missing_package("average precision", "faster_coco_eval") from None
-    truth = COCO(_truth(images, measured))
+    coco = imported("faster_coco_eval", "average precision")
+    truth = coco.COCO(_truth(images, measured))
     if all(one["iscrowd"] for one in truth.dataset["annotations"]):
         raise XCiTError(f"{images.source}: no objects in the images that could be read: there is nothing to find")
     ids = {index: images.images[index].id for index in measured}
@@ -83,7 +80,7 @@ def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequenc
     }
     stats = []
     for kind, detections in found.items():
-        evaluation = COCOeval_faster(truth, truth.loadRes(detections), kind, print_function=lambda *_: None)
+        evaluation = coco.COCOeval_faster(truth, truth.loadRes(detections), kind, print_function=lambda *_: None)
         evaluation.run()
         stats.append(tuple(100 * float(value) if value >= 0 else float("nan") for value in evaluation.stats[:12]))
     return Precision(*stats)

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xcit.data.loader import LoaderConfig
 from xcit.errors import XCiTError
@@ -66,23 +66,6 @@ class TaskWithLoader:
         return self._loader.unreadable
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How a model is measured on images.
-
-    Attributes:
-        batch_size: of a classifier: images a forward pass.
-        num_workers: processes that read images; 0 reads them in this one.
-        device: where the model is; none asks its parameters.
-        dtype: of a classifier float32, or bfloat16 or float16 for autocast; of a segmenter that of its weights.
-    """
-
-    batch_size: int = 64
-    num_workers: int = 0
-    device: torch.device | None = None
-    dtype: torch.dtype = torch.float32
-
-
 def loader_config(run: RunConfig, layout: Layout, *, num_repeats: int = 1) -> LoaderConfig:
     """How this process's loader reads."""
     return LoaderConfig(
@@ -111,6 +94,11 @@ def check_class_weights(weights: Sequence[float], num_classes: int, field: str =
         raise XCiTError(f"{field} are {', '.join(map(str, weights))}, must be above 0")
     if weights and num_classes not in (0, len(weights)):
         raise XCiTError(f"{len(weights)} {field} for {num_classes} classes: give one for each")
+
+
+def class_weights_on(device: torch.device, weights: Sequence[float]) -> Tensor | None:
+    """A number a class, (K,), as a loss takes them; none where all count the same."""
+    return torch.tensor(weights, device=device) if weights else None
 
 
 def with_classes_of(config: Any, num_classes: int) -> Any:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,24 +13,18 @@ from xcit.data.loader import AugmentationConfig, train_transform
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
-from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.engine.task import Layout, Reduce
+from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.base import (
-    EvaluationConfig,
     check_class_weights,
+    class_weights_on,
     loader_config,
     with_classes_of,
 )
 from xcit.training.tasks.distillation import DistillationConfig, check_teacher, load_teacher
+from xcit.training.tasks.evaluation import EvaluationConfig, logits_of, none_readable
 from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
-from xcit.training.tasks.labelled_data import (
-    LabelledData,
-    evaluation_batches_of,
-    num_images_of,
-    open_data,
-    train_loader,
-)
+from xcit.training.tasks.labelled_data import LabelledData, num_images_of, open_data, train_loader
 from xcit.training.tasks.low_rank import LoRAConfig, TaskWithAdapters, adapt
 
 
@@ -119,7 +112,7 @@ def evaluate_classification(
     how: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
     num_classes: int,
-    layout: Layout | None = None,
+    layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
 ) -> ClassificationReport:
@@ -141,31 +134,22 @@ def evaluate_classification(
     Raises:
         XCiTError: if not one image could be read.
     """
-    batches = evaluation_batches_of(images, spec, batch_size=how.batch_size, num_workers=how.num_workers, layout=layout)
-    device = how.device or next(model.parameters()).device
+    device = how.place(model)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    num_right5, loss_sum, unreadable = 0, 0.0, []
-    autocast = nullcontext() if how.dtype == torch.float32 else torch.autocast(device.type, dtype=how.dtype)
-    with evaluating(model), torch.inference_mode():
-        for batch, labels, reasons in batches:
-            unreadable += reasons
-            if len(labels):
-                with autocast:
-                    logits = model(batch.to(device))
-                logits = logits.float().cpu()
-                loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
-                ranked = logits.topk(min(5, num_classes), dim=-1).indices
-                num_right5 += int((ranked == labels[:, None]).sum())
-                confusion += torch.bincount(labels * num_classes + ranked[:, 0], minlength=num_classes**2).reshape(
-                    num_classes, num_classes
-                )
-            report(len(labels) + len(reasons))
+    num_right5, loss_sum, unreadable = 0, 0.0, list[str]()
+    for logits, labels in logits_of(model, images, spec, how, layout=layout, unreadable=unreadable, report=report):
+        logits = logits.cpu()
+        loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
+        ranked = logits.topk(min(5, num_classes), dim=-1).indices
+        num_right5 += int((ranked == labels[:, None]).sum())
+        confusion += torch.bincount(labels * num_classes + ranked[:, 0], minlength=num_classes**2).reshape(
+            num_classes, num_classes
+        )
     sums = reduce(torch.tensor([num_right5, loss_sum], dtype=torch.float64, device=device)).tolist()
     confusion = reduce(confusion.to(device)).cpu()
     num_images = int(confusion.sum())
     if num_images == 0:
-        first = f"; the first: {unreadable[0]}" if unreadable else ""
-        raise XCiTError(f"none of the {num_images_of(images)} images could be read{first}")
+        raise none_readable(num_images_of(images), "images", unreadable)
     return ClassificationReport(
         num_images=num_images,
         top1=100 * int(confusion.diagonal().sum()) / num_images,
@@ -263,18 +247,19 @@ class ClassificationTask(TaskWithAdapters):
     def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Of labels (B,), smoothed here, or of mixed labels (B, num_classes), which are smoothed already."""
         smoothing = self.config.augmentation.label_smoothing if targets.ndim == 1 else 0.0
-        if not self.config.class_weights:
+        weights = class_weights_on(logits.device, self.config.class_weights)
+        if weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        num_classes = len(self.config.class_weights)
+        num_classes = len(weights)
         if targets.ndim == 1:
             targets = F.one_hot(targets, num_classes) * (1 - smoothing) + smoothing / num_classes
-        return weighted_cross_entropy(logits, targets, torch.tensor(self.config.class_weights, device=logits.device))
+        return weighted_cross_entropy(logits, targets, weights)
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
         """Top-1, top-5 and loss on the images the run is watched by."""
-        report = evaluate_classification(
+        return evaluate_classification(
             model,
             self.watched,
             self.config.preprocessing,
@@ -282,8 +267,7 @@ class ClassificationTask(TaskWithAdapters):
             num_classes=self.config.model.num_classes,
             layout=layout,
             reduce=reduce,
-        )
-        return report.figures()
+        ).figures()
 
 
 def _mixing(

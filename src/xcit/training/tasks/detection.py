@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
 from xcit.data.coco import CocoImages, open_coco
 from xcit.data.detection_transforms import (
@@ -17,16 +17,17 @@ from xcit.data.detection_transforms import (
     collate_detections,
     picture_pixels,
 )
-from xcit.data.loader import TrainLoader, prepare_worker
-from xcit.errors import XCiTError
+from xcit.data.loader import TrainLoader
+from xcit.errors import XCiTError, some_of
 from xcit.inference.detect import detected_objects
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.engine.task import Layout, Reduce
+from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.average_precision import NAMES, DetectionRow, Precision, average_precision
 from xcit.training.tasks.base import TaskWithLoader, check_class_weights, loader_config, with_classes_of
 from xcit.training.tasks.dense_backbone import take_backbone
+from xcit.training.tasks.evaluation import none_readable, one_by_one
 from xcit.training.tasks.sources import find_source
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def evaluate_detection(
     images: CocoImages,
     *,
     num_workers: int = 0,
-    layout: Layout | None = None,
+    layout: Layout = ALONE,
     report: Callable[[int], None] = lambda _: None,
 ) -> DetectionReport:
     """Measures a detector on annotated images, one at a time, each counted once.
@@ -136,15 +137,8 @@ def evaluate_detection(
 
     assert isinstance(model, MaskRCNN)
     category_of = match_categories(model, images)
-    world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
     measured = _MeasuredImages(images, model.config.backbone.in_channels)
-    loader: DataLoader[Any] = DataLoader(
-        Subset(measured, range(rank, len(measured), world_size)),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=num_workers,
-        worker_init_fn=prepare_worker,
-    )
+    loader = one_by_one(measured, len(images), layout, num_workers)
     rows, seen, unreadable = list[DetectionRow](), list[int](), list[str]()
     with evaluating(model):
         for index, pixels, reason in loader:
@@ -156,14 +150,13 @@ def evaluate_detection(
                     if found.label in category_of:
                         rows.append(DetectionRow(index, category_of[found.label], found.score, found.box, found.mask))
             report(1)
-    if world_size > 1:
-        shares: list[Any] = [None] * world_size
+    if layout.world_size > 1:
+        shares: list[Any] = [None] * layout.world_size
         torch.distributed.all_gather_object(shares, (rows, seen))
         rows = [row for share, _ in shares for row in share]
         seen = [index for _, share in shares for index in share]
     if not seen:
-        first = f"; the first: {unreadable[0]}" if unreadable else ""
-        raise XCiTError(f"none of the {len(images)} images could be read{first}")
+        raise none_readable(len(images), "images", unreadable)
     # In the images' order, whoever measured them: equal scores then rank alike for any number of processes.
     rows.sort(key=lambda row: row.image)
     precision = average_precision(images, sorted(seen), rows)
@@ -185,16 +178,11 @@ def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
         return dict(enumerate(images.category_ids, start=1))
     label_of = {name: label for label, name in enumerate(names, start=1)}
     if lacking := [name for name in images.class_names if name not in label_of]:
-        more = ", ..." if len(lacking) > 3 else ""
         raise XCiTError(
             f"{images.source} has {len(images.class_names)} classes, and the model's {len(names)} do not include "
-            f"{', '.join(map(repr, lacking[:3]))}{more}"
+            f"{some_of(map(repr, lacking))}"
         )
     return {label_of[name]: number for name, number in zip(images.class_names, images.category_ids, strict=True)}
-
-
-def _as_it_is(sample: Any) -> Any:
-    return sample
 
 
 class DetectionTask(TaskWithLoader):
@@ -265,8 +253,7 @@ class DetectionTask(TaskWithLoader):
         return {"loss": total, **{name: loss.detach() for name, loss in losses.items()}}
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
         """AP, AP50 and AP75 of boxes and masks on the validation images."""
-        report = evaluate_detection(model, self.watched, num_workers=self.config.run.num_workers, layout=layout)
-        return report.figures()
+        return evaluate_detection(model, self.watched, num_workers=self.config.run.num_workers, layout=layout).figures()

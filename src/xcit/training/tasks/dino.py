@@ -20,7 +20,7 @@ from xcit.models.dino import DINO, NUM_GLOBAL, DINOHeadConfig
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.optimizer import cosine
-from xcit.training.engine.task import Layout, Reduce
+from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.base import TaskWithLoader, loader_config
 from xcit.training.tasks.collapse import CollapseWatch, feature_spread
 from xcit.training.tasks.labelled_data import evaluation_batches_of
@@ -237,7 +237,7 @@ class DINOTask(TaskWithLoader):
         return self._collapse.look(step, losses)
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
         """Of the teacher in evaluation mode on whole training images: spread of the features, and entropy (nats)."""
         assert isinstance(model, DINO)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit.data.samples import numbered_classes
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, check_field, some_of
 from xcit.images.preprocess import IMAGENET_MEAN, Preprocessing
 from xcit.training.tasks.sources import find_source
 from xcit.zoo import get_xcit
@@ -41,10 +41,8 @@ class DistillationConfig:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise XCiTError(f"DistillationConfig: alpha is {self.alpha}, must be in 0..1")
-        if not 0 < self.temperature < float("inf"):
-            raise XCiTError(f"DistillationConfig: temperature is {self.temperature}, must be above 0")
+        check_field(self, "alpha", 0 <= self.alpha <= 1, "in 0..1")
+        check_field(self, "temperature", 0 < self.temperature < float("inf"), "above 0")
 
 
 class Teacher:
@@ -135,7 +133,7 @@ def load_teacher(
     if names and class_ids and tuple(class_ids) not in (*names, numbered_classes(num_classes)):
         raise XCiTError(
             f"distillation.teacher: {config.teacher} knows other classes than the data, or in another order: "
-            f"{_shown(names[0])}, the data {_shown(class_ids)}"
+            f"{some_of(map(repr, names[0]))}, the data {some_of(map(repr, class_ids))}"
         )
     teacher = Teacher(model, config, own=own, given=spec)
     size = spec.image_size
@@ -206,7 +204,3 @@ def _check_channels(teacher: str, channels: int, spec: Preprocessing) -> None:
         raise XCiTError(
             f"distillation.teacher: {teacher} takes images of {channels} channels, this run's have {len(spec.mean)}"
         )
-
-
-def _shown(names: Sequence[str]) -> str:
-    return f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}"

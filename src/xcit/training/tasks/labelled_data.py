@@ -173,15 +173,19 @@ def train_loader(
 
 
 def evaluation_batches_of(
-    data: LabelledData, spec: Preprocessing, *, batch_size: int, num_workers: int, layout: Layout | None
+    data: LabelledData, spec: Preprocessing, *, batch_size: int, num_workers: int, layout: Layout
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """Batches of this process's share, so that all processes together see each image once; see `evaluation_batches`."""
-    world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
     if _is_streamed(data):
         return stream_evaluation_batches(
-            data, spec, batch_size=batch_size, num_workers=num_workers, world_size=world_size, rank=rank
+            data,
+            spec,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            world_size=layout.world_size,
+            rank=layout.rank,
         )
-    share = data if world_size == 1 else ImageSubset(data, range(rank, len(data), world_size))
+    share = data if layout.world_size == 1 else ImageSubset(data, layout.share(len(data)))
     return evaluation_batches(share, spec, batch_size=batch_size, num_workers=num_workers)
 
 

@@ -21,6 +21,7 @@ from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.distribution import Processes
+from xcit.training.tasks.evaluation import none_readable
 from xcit.training.tasks.labelled_data import open_data
 from xcit.weights.fetch import cache_dir
 from xcit.weights.files import digest, write_safetensors
@@ -96,11 +97,6 @@ def backbone_digest(model: XCiT) -> str:
     return hashlib.sha256(f"{digest(state)} {json.dumps(asdict(config))}".encode()).hexdigest()
 
 
-def share_of(images: LabelledImages, processes: Processes) -> range:
-    """The images that this process computes the features of."""
-    return range(processes.layout.rank, len(images), processes.layout.world_size)
-
-
 def extract(
     model: XCiT,
     images: LabelledImages,
@@ -134,7 +130,7 @@ def extract(
     # Where one process lacks the file, as on a machine with a disk of its own, all compute their shares again.
     num_missing = processes.reduce(torch.tensor([float(known is None)], device=processes.device)).item()
     if known is not None and not num_missing:
-        report(len(share_of(images, processes)))
+        report(len(processes.layout.share(len(images))))
         return known
     found = _compute(
         model, images, spec, processes, run=run, batch_size=run.batch_size // processes.layout.world_size, report=report
@@ -162,7 +158,7 @@ def _compute(
     batch_size: int,
     report: Callable[[int], None],
 ) -> LabelledFeatures:
-    share, device = share_of(images, processes), processes.device
+    share, device = processes.layout.share(len(images)), processes.device
     features = torch.zeros(len(images), model.embed_dim, device=device)
     marks = torch.zeros(len(images), dtype=torch.int64, device=device)  # label + 1; 0 is unreadable
     unreadable: list[str] = []
@@ -188,7 +184,7 @@ def _compute(
         unreadable = sorted(processes.gather(unreadable))
     is_readable = marks > 0
     if not is_readable.any():
-        raise XCiTError(f"none of the {len(images)} images could be read; the first: {unreadable[0]}")
+        raise none_readable(len(images), "images", unreadable)
     features = features[is_readable]
     if not torch.isfinite(features).all():
         raise XCiTError(

@@ -15,8 +15,8 @@ from xcit.errors import XCiTError
 from xcit.models import ModelInfo, XCiT
 from xcit.seeding import mix_seeds
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.engine.task import Layout, Reduce
-from xcit.training.tasks.base import TaskWithLoader, check_class_weights, loader_config
+from xcit.training.engine.task import ALONE, Layout, Reduce
+from xcit.training.tasks.base import TaskWithLoader, check_class_weights, class_weights_on, loader_config
 from xcit.training.tasks.labelled_features import LabelledFeatures, pooled_feature
 from xcit.zoo import save_model
 
@@ -163,7 +163,7 @@ class LinearTask(TaskWithLoader):
             with torch.no_grad():
                 inputs = pooled_feature(self.network, inputs)
         logits = model(inputs.float())
-        weights = torch.tensor(self.config.class_weights, device=labels.device) if self.config.class_weights else None
+        weights = class_weights_on(labels.device, self.config.class_weights)
         losses = [F.cross_entropy(logits[:, head].float(), labels, weights) for head in range(len(self._shares))]
         total = torch.stack([loss * share for loss, share in zip(losses, self._shares, strict=True)]).sum()
         if len(losses) == 1:
@@ -172,10 +172,9 @@ class LinearTask(TaskWithLoader):
         return {"loss": total} | {name: loss.detach() for name, loss in zip(names, losses, strict=True)}
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
         """Top-1, top-5 and loss of the best classifier on the validation images, and with several each one's top-1."""
-        layout = layout or Layout(batch_size=self.config.run.batch_size)
         features, labels = self._val.features, self._val.labels
         num_heads, num_images = len(self.config.lrs), len(labels)
         # Rows: images with the right class first, among the first five, and the loss.

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,17 +15,17 @@ from xcit.data.multi_label import MultiLabelImages, has_validation_list, open_mu
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
-from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.engine.task import Layout, Reduce
+from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.base import (
-    EvaluationConfig,
     check_class_weights,
+    class_weights_on,
     loader_config,
     with_classes_of,
 )
+from xcit.training.tasks.evaluation import EvaluationConfig, logits_of, none_readable
 from xcit.training.tasks.initialization import InitializeConfig, check_initialize, initialize
-from xcit.training.tasks.labelled_data import evaluation_batches_of, held_out
+from xcit.training.tasks.labelled_data import held_out
 from xcit.training.tasks.low_rank import LoRAConfig, TaskWithAdapters, adapt
 
 
@@ -135,7 +134,7 @@ def evaluate_multi_label(
     spec: Preprocessing,
     how: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
-    layout: Layout | None = None,
+    layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
 ) -> MultiLabelReport:
@@ -154,29 +153,20 @@ def evaluate_multi_label(
     Raises:
         XCiTError: if not one image could be read.
     """
-    batches = evaluation_batches_of(images, spec, batch_size=how.batch_size, num_workers=how.num_workers, layout=layout)
-    device = how.device or next(model.parameters()).device
+    device = how.place(model)
     # Each process fills in its own rows, and the sum has all.
-    logits, seen = torch.zeros(targets.shape, device=device), torch.zeros(len(targets), device=device)
+    scores, seen = torch.zeros(targets.shape, device=device), torch.zeros(len(targets), device=device)
     unreadable = list[str]()
-    autocast = nullcontext() if how.dtype == torch.float32 else torch.autocast(device.type, dtype=how.dtype)
-    with evaluating(model), torch.inference_mode():
-        for batch, rows, reasons in batches:
-            unreadable += reasons
-            if len(rows):
-                with autocast:
-                    logits[rows.to(device)] = model(batch.to(device)).float()
-                seen[rows.to(device)] = 1
-            report(len(rows) + len(reasons))
+    for logits, rows in logits_of(model, images, spec, how, layout=layout, unreadable=unreadable, report=report):
+        scores[rows.to(device)], seen[rows.to(device)] = logits, 1
     measured = reduce(seen).cpu() > 0
-    logits, truth = reduce(logits).cpu()[measured], targets[measured]
-    if not len(logits):
-        first = f"; the first: {unreadable[0]}" if unreadable else ""
-        raise XCiTError(f"none of the {len(images)} images could be read{first}")
+    scores, truth = reduce(scores).cpu()[measured], targets[measured]
+    if not len(scores):
+        raise none_readable(len(images), "images", unreadable)
     return MultiLabelReport(
-        num_images=len(logits),
-        average_precision=tuple(100 * average_precision_of(*pair) for pair in zip(logits.T, truth.T, strict=True)),
-        loss=F.binary_cross_entropy_with_logits(logits.double(), truth.double()).item(),
+        num_images=len(scores),
+        average_precision=tuple(100 * average_precision_of(*pair) for pair in zip(scores.T, truth.T, strict=True)),
+        loss=F.binary_cross_entropy_with_logits(scores.double(), truth.double()).item(),
         unreadable=tuple(unreadable),
     )
 
@@ -245,21 +235,20 @@ class MultiLabelTask(TaskWithAdapters):
         images, targets = batch
         logits = model(images).float()
         weights, positive = (
-            torch.tensor(numbers, device=logits.device) if numbers else None
+            class_weights_on(logits.device, numbers)
             for numbers in (self.config.class_weights, self.config.positive_weights)
         )
         return {"loss": F.binary_cross_entropy_with_logits(logits, targets, weights, pos_weight=positive)}
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
         """Mean average precision and loss on the images the run is watched by."""
-        report = evaluate_multi_label(
+        return evaluate_multi_label(
             model,
             *self._watched,
             self.config.preprocessing,
             EvaluationConfig(batch_size=500, num_workers=self.config.run.num_workers),
             layout=layout,
             reduce=reduce,
-        )
-        return report.figures()
+        ).figures()

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
-from xcit.data.loader import TrainLoader, prepare_worker
+from xcit.data.loader import TrainLoader
 from xcit.data.segmentation import IGNORED, LabelledScenes, Labels, open_scenes
 from xcit.data.segmentation_transforms import SegmentationAugmentation, augmented_scene, resized_pixels
 from xcit.errors import XCiTError
@@ -22,15 +22,16 @@ from xcit.inference.segment import SlidingWindow, predict_labels
 from xcit.models import Segmenter, SegmenterConfig, SegmenterInfo, build_segmenter
 from xcit.models.modes import evaluating
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
-from xcit.training.engine.task import Layout, Reduce
+from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.base import (
-    EvaluationConfig,
     TaskWithLoader,
     check_class_weights,
+    class_weights_on,
     loader_config,
     with_classes_of,
 )
 from xcit.training.tasks.dense_backbone import take_backbone
+from xcit.training.tasks.evaluation import EvaluationConfig, none_readable, one_by_one
 from xcit.training.tasks.sources import find_source
 
 AUXILIARY_WEIGHT = 0.4
@@ -172,7 +173,7 @@ def evaluate_segmentation(
     how: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
     window: SlidingWindow | None = None,
-    layout: Layout | None = None,
+    layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
 ) -> SegmentationReport:
@@ -195,19 +196,11 @@ def evaluate_segmentation(
         XCiTError: if not one scene could be read.
     """
     assert isinstance(model, Segmenter)
-    device = how.device or next(model.parameters()).device
-    measured = _MeasuredScenes(scenes, spec)
-    world_size, rank = (layout.world_size, layout.rank) if layout is not None else (1, 0)
-    loader: DataLoader[Any] = DataLoader(
-        Subset(measured, range(rank, len(measured), world_size)),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=how.num_workers,
-        worker_init_fn=prepare_worker,
-    )
+    device = how.place(model)
+    loader = one_by_one(_MeasuredScenes(scenes, spec), len(scenes), layout, how.num_workers)
     num_classes = model.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    num_images, unreadable = 0, []
+    num_images, unreadable = 0, list[str]()
     with evaluating(model):
         for pixels, labels, reason in loader:
             if reason:
@@ -222,14 +215,8 @@ def evaluate_segmentation(
     confusion = reduce(confusion.to(device)).cpu()
     num_images = int(reduce(torch.tensor([num_images], device=device)).item())
     if num_images == 0:
-        first = f"; the first: {unreadable[0]}" if unreadable else ""
-        raise XCiTError(f"none of the {len(scenes)} scenes could be read{first}")
+        raise none_readable(len(scenes), "scenes", unreadable)
     return report_of(confusion, num_images=num_images, unreadable=unreadable, ignored=scenes.ignored)
-
-
-def _as_it_is(sample: Any) -> Any:
-    """Keeps arrays arrays, where a loader would make tensors of them."""
-    return sample
 
 
 def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, focal_gamma: float = 0.0) -> Tensor:
@@ -313,7 +300,7 @@ class SegmentationTask(TaskWithLoader):
         """The pixels' loss, with the auxiliary head's where there is one, and then both on their own."""
         images, labels = batch
         output = model(images, with_auxiliary=True)
-        weights = torch.tensor(self.config.class_weights, device=labels.device) if self.config.class_weights else None
+        weights = class_weights_on(labels.device, self.config.class_weights)
         gamma = self.config.focal_gamma
         loss = pixel_loss(output.logits, labels, weights=weights, focal_gamma=gamma)
         if output.auxiliary is None:
@@ -326,15 +313,14 @@ class SegmentationTask(TaskWithLoader):
         }
 
     def evaluate(
-        self, model: nn.Module, layout: Layout | None = None, reduce: Reduce = lambda tensor: tensor
+        self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
         """MIoU, mAcc and aAcc on the validation scenes, whole."""
-        report = evaluate_segmentation(
+        return evaluate_segmentation(
             model,
             self.watched,
             self.config.preprocessing,
             EvaluationConfig(num_workers=self.config.run.num_workers),
             layout=layout,
             reduce=reduce,
-        )
-        return report.figures()
+        ).figures()

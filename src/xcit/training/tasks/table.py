@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xcit.data.classification import has_validation
-from xcit.data.coco import has_annotations_of
+from xcit.data.coco_places import has_annotations_of
 from xcit.data.multi_label import has_validation_list
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.training.tasks.detection import DetectionConfig, DetectionTask

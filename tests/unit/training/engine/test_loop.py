@@ -19,7 +19,8 @@ from xcit.models import XCiT, XCiTConfig
 from xcit.training.engine.config import EngineConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
-from xcit.training.engine.loop import Progress, Stopped, train_task
+from xcit.training.engine.loop import train_task
+from xcit.training.engine.progress import Progress, Stopped
 from xcit.training.engine.task import Layout, Reduce
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask
 from xcit.weights.files import read_checkpoint

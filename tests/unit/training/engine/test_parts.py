@@ -17,7 +17,8 @@ from xcit.errors import XCiTError
 from xcit.training.engine.config import EngineConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
-from xcit.training.engine.loop import Stopped, _Loop, train_task
+from xcit.training.engine.loop import _Loop, train_task
+from xcit.training.engine.progress import Stopped
 from xcit.training.engine.task import Layout, Reduce
 
 NUM_STEPS, PARTS = 3, 4

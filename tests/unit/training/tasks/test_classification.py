@@ -18,8 +18,8 @@ from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiT, XCiTConfig
 from xcit.training.engine.config import RunConfig
-from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask, evaluate_classification
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.zoo import load_file
 
 SPEC = Preprocessing(image_size=8, resize_to=8)

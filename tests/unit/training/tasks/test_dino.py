@@ -22,7 +22,8 @@ from xcit.models.dino import DINO, DINOHeadConfig
 from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConfig
 from xcit.training.engine.distribution import Processes
 from xcit.training.engine.log import read_log
-from xcit.training.engine.loop import Progress, train_task
+from xcit.training.engine.loop import train_task
+from xcit.training.engine.progress import Progress
 from xcit.training.engine.task import Layout, StepHooks
 from xcit.training.tasks.dino import DINOConfig, DINOTask, TeachingConfig, dino_loss, teacher_probabilities
 

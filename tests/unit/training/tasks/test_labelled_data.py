@@ -17,8 +17,8 @@ from xcit.images.preprocess import Preprocessing
 from xcit.models import XCiTConfig
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.task import Layout
-from xcit.training.tasks.base import EvaluationConfig
 from xcit.training.tasks.classification import ClassificationConfig, ClassificationTask, evaluate_classification
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.labelled_data import num_images_of, open_data
 
 SPEC = Preprocessing(image_size=8, resize_to=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

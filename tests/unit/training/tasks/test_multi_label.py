@@ -23,7 +23,7 @@ from xcit.training.engine.config import OptimizerConfig, RunConfig, ScheduleConf
 from xcit.training.engine.task import Layout
 from xcit.training.recipes import get_recipe
 from xcit.training.run import describe_watching, train
-from xcit.training.tasks.base import EvaluationConfig
+from xcit.training.tasks.evaluation import EvaluationConfig
 from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelTask, average_precision_of, evaluate_multi_label
 from xcit.zoo import get_model
 
