@@ -26,7 +26,8 @@ from xcit.models.detection.config import DetectorInfo
 from xcit.models.detection.mask_rcnn import MaskRCNN
 from xcit.zoo import find_checkpoint, find_record
 from xcit.zoo.conversion import convert
-from xcit.zoo.folders import CARD, CONFIG, MANIFEST, WEIGHTS
+from xcit.zoo.folders import CARD, CONFIG, MANIFEST, WEIGHTS, Shared
+from xcit.zoo.model_card import model_card, published_figures
 from xcit.zoo.timm_hub import read_timm_config, timm_config
 
 SHAPE = XCiTConfig(patch_size=16, embed_dim=32, depth=2, num_heads=2, cls_depth=1, num_classes=3)
@@ -231,6 +232,28 @@ def test_every_format_reads_a_folder(model: XCiT, tmp_path: Path) -> None:
     close(model, back)
     backbone = xcit.get_backbone(folder)
     assert backbone.config.embed_dim == SHAPE.embed_dim
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "value"),
+    [
+        ("xcit-nano-12-p16_3rdparty_in1k", "top-5", 89.98),
+        ("dino_xcit-small-12-p16_in1k", "top-1 by k-NN", 76.0),
+        ("debenedetti2022light_xcit_s12_cifar10_linf", "top-1 under AutoAttack, Linf 8/255", 56.14),
+        ("sem-fpn_xcit-tiny-12-p16_80k_ade20k", "mIoU", 38.1),
+        ("mask-rcnn_xcit-tiny-12-p16_3x_coco", "mask AP", 38.5),
+    ],
+)
+def test_the_hub_reads_a_cards_figures(name: str, metric: str, value: float, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    record = find_record(name)
+    shared = Shared(config=record.model, info=record.info(), licence=record.licence)
+    card = ModelCard(model_card(shared, published_figures(record)))
+    found = {(one.metric_name.partition(", measured")[0], one.metric_value) for one in card.data.eval_results}
+    assert (metric, value) in found and card.data.license == record.licence.lower()
+    assert card.data.library_name == ("timm" if shared.timm_config else "xcit")
+    assert f"| {metric} | {record.dataset} | {value:.2f}% |" in card.text
 
 
 # Bad input
