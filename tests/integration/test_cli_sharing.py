@@ -1,4 +1,4 @@
-"""The commands of docs/sharing.md, and what sharing says to people on the command line."""
+"""The commands on adapters in docs/sharing.md, and what sharing says to people on the command line."""
 
 import shutil
 from pathlib import Path
@@ -13,18 +13,8 @@ PACKAGED = packaged_path(find_record("packaged"))
 
 
 def block(heading: str) -> list[str]:
-    """The lines of the first block without a language below a heading."""
-    return PAGE.split(f"## {heading}\n")[1].split("\n```\n", 1)[1].split("\n```")[0].splitlines()
-
-
-def test_a_model_as_a_folder(xcit) -> None:
-    shutil.copyfile(PACKAGED, "garments.safetensors")
-    shown = "\n".join(block("A model as a folder")).split("$ xcit ")[1:]
-    assert len(shown) == 2
-    for part in shown:
-        command, _, printed = part.strip().partition("\n")
-        done = xcit(*command.split())
-        assert (done.status, done.err, done.out.strip()) == (0, "", printed)
+    """The lines of the first block below a heading."""
+    return PAGE.split(f"## {heading}\n")[1].split("\n```", 1)[1].split("\n```")[0].splitlines()[1:]
 
 
 def test_adapters(xcit, colours: Path, small: list[str]) -> None:

@@ -7,7 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import tomllib
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,15 +20,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
-from documents import NEEDS, PAGES, ROOT, Fence, fences, matches, words_of
+from documents import NEEDS, PAGES, ROOT, Fence, fences, inline_code, matches, words_of
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+import xcit
 from xcit.cli import _VERBS, _xcit
 from xcit.cli.predict import packaged_images
 from xcit.config import dotted_names
 from xcit.data.named import FASHION_MNIST_CLASSES
 from xcit.training.recipes import get_recipe
+from xcit.zoo import fetch
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 SMALLER = {
@@ -48,9 +53,10 @@ def files_of_a_reader(tmp_path: Path) -> None:
     photograph.save("photo.jpg")
     photograph.convert("L").save("scan.tif")
     shutil.copytree(packaged_images()[0].parent, "photos")
+    shutil.copyfile(fetch("packaged"), "garments.safetensors")
     for name in FASHION_MNIST_CLASSES[1:]:  # a folder can't be called T-shirt/top
-        Path("garments", name).mkdir(parents=True)
-        shutil.copy(Path("photos", f"{name.lower().replace(' ', '-')}.png"), Path("garments", name))
+        Path("garments-by-class", name).mkdir(parents=True)
+        shutil.copy(Path("photos", f"{name.lower().replace(' ', '-')}.png"), Path("garments-by-class", name))
     for number, name in enumerate(("dark", "bright")):
         Path("photos-by-class", name).mkdir(parents=True)
         for index in range(8):
@@ -60,7 +66,8 @@ def files_of_a_reader(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("files_of_a_reader")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_shows(page: Path, xcit: Any) -> None:
+def test_what_a_page_shows(page: Path, request: pytest.FixtureRequest) -> None:
+    command_line = request.getfixturevalue("xcit")
     names: dict[str, Any] = {}
     for fence in fences(page):
         if fence.title is None and fence.language == "python":
@@ -68,15 +75,15 @@ def test_what_a_page_shows(page: Path, xcit: Any) -> None:
                 warnings.simplefilter("ignore")  # other packages' own
                 exec(compile(fence.code, fence.place, "exec"), names)
         elif fence.title is None and fence.language == "console":
-            run_console(fence, xcit)
+            run_console(fence, command_line)
 
 
-def run_console(fence: Fence, xcit: Any) -> None:
+def run_console(fence: Fence, command_line: Any) -> None:
     """Runs each command in this process, or by the shell what is not `xcit`, and compares what is shown below it."""
     for command, shown in fence.commands():
         where = f"{fence.place}: {command}"
         if command.startswith("xcit "):
-            done = xcit(*words_of(command))
+            done = command_line(*words_of(command))
             assert done.status == int("could not be read" in done.err), f"{where}\n{done.err}"
             printed = done.out
         else:
@@ -117,16 +124,29 @@ def check_command(command: str, where: str) -> None:
     context = click.Context(_xcit)
     called = _xcit.get_command(context, verb)
     assert called is not None
-    left = called.make_parser(click.Context(called, ignore_unknown_options=verb in ("train", "config")))
+    takes_fields = verb in ("train", "config")
     try:
-        left.parse_args([*words])
-    except click.UsageError as error:
+        called.make_parser(click.Context(called, ignore_unknown_options=takes_fields)).parse_args([*words])
+    except click.NoSuchOption as error:
         pytest.fail(f"{where}: {command}: {error.format_message()}")
-    if verb == "train":
+    except click.BadOptionUsage:
+        pass  # a sentence may name an option without its value
+    if verb == "train" and words and not words[0].startswith("-"):
         options = {option.removeprefix("--") for parameter in called.params for option in parameter.opts}
         known = options | dotted_names(get_recipe(words[0])).keys()
         for field in re.findall(r"--([\w.]+)", command):
             assert field in known or command.startswith(("torchrun", "$ torchrun")), f"{where}: no field {field}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_sentence_names_exists(page: Path) -> None:
+    for code in inline_code(page):
+        if re.match(r"xcit [a-z][a-z-]*( |$)", code):
+            check_command(code, page.name)
+        for name in re.findall(r"(?<![\w./-])xcit\.(\w+)", code):
+            assert name in dir(xcit) or find_spec(f"xcit.{name}"), f"{page.name}: {code}"
+        if found := re.match(r"(?:python )?((?:tests|benchmarks|examples)/[\w/.]+)", code):
+            assert (ROOT / found[1]).exists(), f"{page.name}: {code}"
 
 
 def nav_pages(entries: list[Any]) -> list[str]:
@@ -171,12 +191,23 @@ def test_the_page_of_the_command_line_has_every_verb(monkeypatch: pytest.MonkeyP
     assert re.findall(r"^Usage: xcit ([\w-]+) ", text, re.MULTILINE) == [*_VERBS]
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (xcit.__version__, citation["version"]) == (version, version)
+    dated = f"## [{version}] - {citation['date-released']}\n"
+    assert dated in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook(path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_notebook(
+    path: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if path.stem == "dino-features":
         request.getfixturevalue("fashion_mnist")
     names: dict[str, Any] = {}

@@ -89,6 +89,12 @@ def fences(page: Path) -> list[Fence]:
     return found
 
 
+def inline_code(page: Path) -> list[str]:
+    """What stands between single backticks in a page, outside of fences, each on one line."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
+
+
 def words_of(command: str) -> list[str]:
     """The words after `xcit` in a command, which torchrun or settings of the environment may start; no comments."""
     words = shlex.split(command, comments=True)
