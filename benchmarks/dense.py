@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from any_resolution import say
+import numpy as np
+from any_resolution import image_of, say
 
 from xcit.machine import processor
 
@@ -63,13 +64,14 @@ image = torch.randn(1, 3, *size)
 predict_labels(model, pixels, spec, size=size)
 for line in sys.stdin:
     forget_peak()
-    before, began = resident_memory(), time.perf_counter()
+    before, began, used = resident_memory(), time.perf_counter(), time.process_time()
     if line.strip() == "labels":
         predict_labels(model, pixels, spec, size=size)
     else:
         with torch.inference_mode():
             model(image)
-    print(json.dumps([time.perf_counter() - began, peak_resident_memory() - before]), flush=True)
+    times = [time.perf_counter() - began, time.process_time() - used]
+    print(json.dumps([*times, peak_resident_memory() - before]), flush=True)
 """
 
 
@@ -85,13 +87,13 @@ class InMemory:
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def ask(self, what: str) -> tuple[float, int]:
-        """Seconds and bytes of one pass: of `labels`, or of `logits` at the image's size."""
+    def ask(self, what: str) -> tuple[float, float, int]:
+        """Seconds, those of the processor, and bytes of one pass: of `labels`, or of `logits` at the image's size."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
-        seconds, memory = json.loads(self._process.stdout.readline())
-        return seconds, memory
+        seconds, of_processor, memory = json.loads(self._process.stdout.readline())
+        return seconds, of_processor, memory
 
     def close(self) -> None:
         """Ends the process."""
@@ -104,24 +106,139 @@ def before(arguments: argparse.Namespace) -> None:
     """Measures passes in memory beside the other checkout, alternately."""
     if arguments.before is None:
         sys.exit("the case `before` needs --before DIR, the src folder of the other checkout")
-    say("| model | what | seconds | before | times as fast | memory | before | share |")
-    say("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    say("| model | what | seconds | before | times as fast | of processor time | memory | before | share |")
+    say("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for title, name in MODELS.items():
         ours, theirs = InMemory(name, SIZE, None), InMemory(name, SIZE, arguments.before)
         for what in ("labels", "logits"):
             rounds = [(ours.ask(what), theirs.ask(what)) for _ in range(arguments.rounds)]
-            mine, other = ([pair[side][0] for pair in rounds] for side in (0, 1))
-            memory, earlier = (statistics.median(pair[side][1] for pair in rounds) for side in (0, 1))
-            ratio = statistics.median(b / a for a, b in zip(mine, other, strict=True))
+            mine, other = (
+                [statistics.median(one[side][column] for one in rounds) for column in range(3)] for side in (0, 1)
+            )
             say(
-                f"| {title} | {what} | {statistics.median(mine):.2f} | {statistics.median(other):.2f} | {ratio:.2f} | "
-                f"{memory / 1e6:.0f} MB | {earlier / 1e6:.0f} MB | {memory / earlier:.2f} |"
+                f"| {title} | {what} | {mine[0]:.2f} | {other[0]:.2f} | {other[0] / mine[0]:.2f} | "
+                f"{other[1] / mine[1]:.2f} | {mine[2] / 1e6:.0f} MB | {other[2] / 1e6:.0f} MB | "
+                f"{mine[2] / other[2]:.2f} |"
             )
         ours.close()
         theirs.close()
 
 
-CASES = {"before": before}
+def child(request: dict[str, Any]) -> dict[str, Any]:
+    """One run in this process: `how` is stripes, whole or window. Writes the labels to an .npy file."""
+    import torch
+
+    from xcit.images.open_rows import open_rows
+    from xcit.images.preprocess import SegmentationPreprocessing
+    from xcit.inference.full_size import FullSize
+    from xcit.inference.label_rows import best_labels
+    from xcit.inference.segment import SlidingWindow, predict_labels
+    from xcit.inference.segment_full_size import LargeSegmentation, segment_large_each
+    from xcit.machine import forget_peak, peak_resident_memory, resident_memory
+    from xcit.models import SegmenterInfo
+    from xcit.streaming import Budget, Report, as_budget
+
+    model, spec = random_segmenter(request["model"]).fuse(), SegmentationPreprocessing()
+    found: dict[str, Any] = {}
+    if request["how"] == "stripes":
+        reports: list[Report] = []
+        budget = Budget(memory=as_budget(request["memory"]).memory, scratch=Path(request["folder"]) / "scratch")
+        info = SegmenterInfo(name=request["model"], preprocessing=spec)
+        how = FullSize(memory=budget, report=lambda _, report: reports.append(report))
+        for result in segment_large_each([request["image"]], model, info, how):
+            if not isinstance(result, LargeSegmentation):
+                sys.exit(result.reason)
+            result.write_tiff(Path(request["folder"]) / "labels.tif")
+            np.save(request["labels"], result.labels())
+        report = reports[0]
+        return {"seconds": report.seconds, "peak": report.peak_bytes, "line": report.line()}
+    with open_rows(request["image"]) as rows:
+        pixels = np.array(rows.read(0, rows.height))
+    forget_peak()
+    began, before_it = time.perf_counter(), resident_memory() or 0
+    with torch.inference_mode():
+        if request["how"] == "window":
+            window = SlidingWindow(size=WINDOW, stride=341)
+            labels = predict_labels(model, pixels, spec, size=pixels.shape[:2], window=window)
+        else:  # the modules of the head are called, on whole maps
+            image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div_(255)
+            mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (spec.mean, spec.std))
+            labels = best_labels(model.decode(model.backbone(image.sub_(mean).div_(std)))[0], pixels.shape[:2])
+    found["seconds"] = time.perf_counter() - began
+    found["peak"] = (peak_resident_memory() or 0) - before_it
+    np.save(request["labels"], labels)
+    return found
+
+
+def run(arguments: argparse.Namespace, name: str, size: int, how: str) -> tuple[dict[str, Any], np.ndarray]:
+    """One run in a process of its own, and its labels."""
+    labels = arguments.folder / f"labels-{how}.npy"
+    request = {
+        "model": name,
+        "image": str(image_of(arguments.folder, size)),
+        "how": how,
+        "memory": arguments.memory,
+        "folder": str(arguments.folder),
+        "labels": str(labels),
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", json.dumps(request)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1]), np.load(labels, mmap_mode="r")
+
+
+def large(arguments: argparse.Namespace) -> None:
+    """Time and memory in stripes."""
+    for title, size in (("Semantic FPN", arguments.size), ("UperNet", arguments.size // 2)):
+        found, _ = run(arguments, MODELS[title], size, "stripes")
+        say(f"{title}: {found['line']}; {found['seconds']:.0f} s within {arguments.memory}")
+
+
+def exact(arguments: argparse.Namespace) -> None:
+    """The share of the pixels whose label is the whole image's."""
+    for title, name in MODELS.items():
+        whole, expected = run(arguments, name, arguments.exact_size, "whole")
+        found, labels = run(arguments, name, arguments.exact_size, "stripes")
+        share, count = float(np.mean(labels == expected)), len(np.unique(expected))
+        say(
+            f"{title}, {arguments.exact_size} x {arguments.exact_size} pixels, {count} classes: {share:.6%} of the "
+            f"labels are the whole image's; {found['seconds']:.0f} s and {found['peak'] / 1e6:,.0f} MB, whole "
+            f"{whole['seconds']:.0f} s and {whole['peak'] / 1e6:,.0f} MB"
+        )
+
+
+def window(arguments: argparse.Namespace) -> None:
+    """A sliding window beside stripes: time, pixels that differ, and the seams in a picture."""
+    title, name, size = "Semantic FPN", MODELS["Semantic FPN"], arguments.exact_size
+    found, labels = run(arguments, name, size, "stripes")
+    slid, windowed = run(arguments, name, size, "window")
+    say(
+        f"{title}, {size} x {size} pixels: {found['seconds']:.0f} s in stripes, {slid['seconds']:.0f} s by windows of "
+        f"{WINDOW} pixels, 341 apart, {slid['peak'] / 1e6:,.0f} MB; {np.mean(labels != windowed):.1%} of the labels "
+        "differ"
+    )
+    draw_seams(arguments, np.array(labels), np.array(windowed))
+
+
+def draw_seams(arguments: argparse.Namespace, labels: np.ndarray, windowed: np.ndarray) -> None:
+    """A part of the image, the labels of both ways, and where they differ."""
+    from PIL import Image
+
+    from xcit.draw.labels import palette
+    from xcit.images.open_rows import open_rows
+
+    side, colors = 1024, palette(256)
+    with open_rows(image_of(arguments.folder, arguments.exact_size)) as rows:
+        picture = np.array(rows.read(0, side))[:, :side]
+    differs = np.where(labels == windowed, 255, 60).astype(np.uint8)[:side, :side, None].repeat(3, axis=2)
+    parts = [picture, colors[labels[:side, :side]], colors[windowed[:side, :side]], differs]
+    gap = np.full((side, 16, 3), 255, np.uint8)
+    row = np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=1)
+    target = Path(__file__).resolve().parent.parent / "docs" / "segmentation-seams.png"
+    Image.fromarray(row).resize((row.shape[1] // 3, side // 3), Image.Resampling.BOX).save(target, optimize=True)
+
+
+CASES = {"before": before, "large": large, "exact": exact, "window": window}
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from reproduction.results import Result
 _HEAD = "| model | published by | figure | published | measured | difference | |"
 _RULE = "|---|---|---|---:|---:|---:|---|"
 
-AS_PUBLISHED, DIFFERS, PARTIAL, MISSING = "as published", "**differs**", "of a part of the images", "not measured"
+AS_PUBLISHED, DIFFERS, PARTIAL, MISSING = "as published", "**differs**", "of other images", "not measured"
+"""How a figure's verdict begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ def page(measurements: Sequence[Measurement], results: Mapping[str, Result], com
         f"under which its figure was published; what differs by more than {TOLERANCE} points is marked.",
         "",
         f"Of {len(flat)} published figures {counts[AS_PUBLISHED]} are as published, {counts[DIFFERS]} differ, "
-        f"{counts[PARTIAL]} are of a part of the images, which proves nothing, {counts[MISSING]} were not measured.",
+        f"{counts[PARTIAL]} are of other images than the published ones, so that nothing follows, and "
+        f"{counts[MISSING]} were not measured.",
         "",
         *(f"- on {machine}" for machine in machines),
         *(f"- with {one}" for one in versions),
@@ -82,8 +84,9 @@ def _lines(measurement: Measurement, result: Result | None) -> Iterator[Line]:
 def _verdict(measurement: Measurement, result: Result, difference: float) -> str:
     whole = NUM_IMAGES[measurement.dataset]
     notes = [*((result.note,) if result.note else ()), *measurement.notes]
-    if result.num_images != whole:
-        notes.insert(0, f"{result.num_images:,} of {whole:,}")
+    if result.num_images != whole or measurement.others:
+        of_them = f"{result.num_images:,} of {whole:,} here"
+        notes.insert(0, f"{of_them}, {measurement.others} there" if measurement.others else of_them)
         verdict = PARTIAL
     else:
         # A figure is published to so many digits: what a rounding makes of it is no difference.

@@ -14,6 +14,9 @@ NUM_IMAGES = {"ImageNet-1k": 50_000, "COCO": 5_000, "ADE20K": 2_000, "CIFAR-10":
 """Images of the data sets' validation splits (CIFAR: test), which the published figures are of."""
 
 
+_ROBUSTBENCH = "5,000 images that RobustBench chose"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One run over a data set.
@@ -25,6 +28,8 @@ class Measurement:
         published: metric -> percent.
         spec: how images are prepared, of a classifier.
         impossible: why it can't be made with this package; "" if it can.
+        others: of which images the published figure is, where these are not all of the validation split.
+        notes: what else is to be said of the figure.
     """
 
     record: Record
@@ -33,6 +38,7 @@ class Measurement:
     published: Mapping[str, float]
     spec: Preprocessing | None = None
     impossible: str = ""
+    others: str = ""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -72,6 +78,7 @@ def _of(record: Record) -> list[Measurement]:
                 published=published,
                 spec=spec,
                 impossible=f"this package has no {accuracy.attack.partition(',')[0]}" if accuracy.attack else "",
+                others=_ROBUSTBENCH if (accuracy.measured_by, record.dataset) == ("RobustBench", "ImageNet-1k") else "",
                 notes=("which k was taken was not published: the best of 10, 20, 100 and 200",)
                 if accuracy.method == "k-NN"
                 else (),

@@ -179,7 +179,7 @@ def test_every_kind_of_model_is_fetched_and_measured(
     ):
         published, measured, difference, verdict = found[key]
         assert float(measured) - float(published) == pytest.approx(float(difference), abs=0.011)
-        assert verdict.startswith("of a part of the images (")
+        assert verdict.startswith("of other images (")
     assert "not measured: " in found[DIST, "official", "top-1"][3] and "SHA-256" in found[DIST, "official", "top-1"][3]
     assert found[DINO, "official, linear", "top-1"][3] == "not measured"
     assert "get it with a browser" in found[BY_HAND, "official", "top-1"][3]
@@ -268,7 +268,9 @@ def test_processes_share_the_work(data: dict[str, Path], tmp_path: Path, monkeyp
     verdicts = {key[:2]: cells[3] for key, cells in rows(tmp_path).items()}
     assert len(rows(tmp_path)) == 6
     for by in ("mmpretrain", "official"):
-        assert verdicts[NANO, by].startswith("of a part") and verdicts[DIST, by].startswith("not measured: ")
+        assert verdicts[NANO, by].startswith("of other images (6 of 50,000 here)") and verdicts[DIST, by].startswith(
+            "not measured: "
+        )
 
 
 def test_the_plan_has_every_published_figure() -> None:
@@ -282,6 +284,8 @@ def test_the_plan_has_every_published_figure() -> None:
     assert len({one.record.name for one in measurements}) == 82
     specs = {one.protocol: one.spec for one in measurements if one.record.name == NANO}
     assert specs["mmpretrain"].resize_to == 256 and specs["official"].resize_to == 224
+    others = {one.record.name for one in measurements if one.others and not one.impossible}
+    assert others == {f"debenedetti2022light_xcit_{size}12_imagenet_linf" for size in "sml"}
     assert {one.dataset for one in measurements} == planned.NUM_IMAGES.keys()
 
 

@@ -15,7 +15,9 @@ def test_damaged_input(name):
     assert outcome.num_refused > 0
 
 
-def test_the_harness_sees_what_goes_wrong():
+def test_the_harness_sees_what_goes_wrong(monkeypatch):
+    monkeypatch.setattr("tests.fuzz.harness.SECONDS", 1)
+
     def read(path):
         number = int(path.read_bytes())
         if number == 1:

@@ -1,13 +1,17 @@
 """On a terminal of 80 columns no line is longer, but for a word that is; in a pipe each stays one line."""
 
+import itertools
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from xcit import fetch
 from xcit.cli import _VERBS
 
 COMMANDS = (
@@ -35,10 +39,10 @@ for command in json.loads(sys.argv[1]):
 """
 
 
-def on_a_terminal(*commands: tuple[str, ...], columns: int = 80) -> list[str]:
+def on_a_terminal(*commands: tuple[str, ...], columns: int = 80, kind: str = "dumb") -> list[str]:
     """What a terminal shows of each command, standard output and standard error; all run in one process."""
     leader, follower = pty.openpty()
-    environment = os.environ | {"COLUMNS": str(columns), "TERM": "dumb"}
+    environment = os.environ | {"COLUMNS": str(columns), "TERM": kind}
     command = [sys.executable, "-c", CODE, json.dumps(commands)]
     process = subprocess.Popen(command, stdout=follower, stderr=follower, stdin=subprocess.DEVNULL, env=environment)
     os.close(follower)
@@ -84,3 +88,33 @@ def test_words_stay_whole_and_in_order(xcit, shown):
     assert whole.split() == shown[command].split()
     assert max(map(len, whole.splitlines())) > 80
     assert shown[command].count("\n") > whole.count("\n")
+
+
+def test_names_reach_a_terminal_escaped_beside_a_bar_too(tmp_path):
+    """Of files that are read and that are not, of classes, folders, models and results, in verbs that draw a bar."""
+    hostile = "x\x1b]0;taken\x07\x1b[2J\u202e"
+    for split, folder in itertools.product(("train", "val"), ("a", "b")):
+        place = tmp_path / "data" / split / f"{folder}{hostile}"
+        place.mkdir(parents=True)
+        for number in range(2):
+            Image.new("L", (28, 28), 40 * number).save(place / f"{number}{hostile}.png")
+        (place / f"bad{hostile}.png").write_text("text")
+        (place / f"other.{hostile}").write_text("text")
+    shutil.copy(fetch("packaged"), tmp_path / f"m{hostile}.safetensors")
+    data, model, out = str(tmp_path / "data"), str(tmp_path / f"m{hostile}.safetensors"), f"{tmp_path}/{hostile}"
+    commands = (
+        ("predict", data, "--model", model),
+        ("predict", data, "--model", model, "--full-size"),
+        ("predict", data, "--model", model, "--out", f"{out}/"),
+        ("features", data, "--model", model, "--out", f"{out}.npz"),
+        ("knn", model, "--data", data, "--k", "1", "--workers", "0", "--no-cache"),
+        ("info", model),
+        ("verify", model),
+        ("train", "xcit-pico-fashion-mnist", "--data", hostile),
+    )
+    shown = on_a_terminal(*commands, kind="xterm")
+    for command, text in zip(commands, shown, strict=True):
+        assert "\\x1b]0;taken\\x07\\x1b[2J\\u202e" in text, command
+        # A bar draws by other sequences than these.
+        assert not any(mark in text for mark in ("\x1b]0;", "\x07", "\x1b[2J", "\u202e")), command
+        assert "Traceback" not in text, command

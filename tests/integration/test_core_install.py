@@ -73,6 +73,7 @@ NEEDS = {
         ("make-data", "fashion-scenes", "--task", "detection", "--out", "found-scenes", "--train", "1", "--val", "1"),
         "faster_coco_eval",
     ),
+    "export": (("export", PACKAGED, "--to", "onnx"), "onnx"),
     "linear": (("linear", PACKAGED, "--data", "photos"), "timm"),
     "train": (("train", PACKAGED, "--data", "photos"), "timm"),
     "data of the Hub": (("test", PACKAGED, "packaged", "--data", "hf:ylecun/mnist"), "datasets"),

@@ -62,12 +62,14 @@ def calls(folder: Path) -> dict[str, Callable[[], object]]:
             IMAGE, known("mask-rcnn_xcit-tiny-12-p16_3x_coco"), min_score=1.0, sides=(64, 64)
         ),
         "evaluate_knn": lambda: refused(lambda: xcit.evaluate_knn("packaged", "nowhere")),
+        "export": lambda: refused(lambda: xcit.export("packaged", folder / "a.xyz")),
         "extract_features": lambda: xcit.extract_features(IMAGE),
         "fetch": lambda: xcit.fetch("packaged"),
         "find_checkpoint": lambda: xcit.find_checkpoint("packaged"),
         "get_backbone": lambda: xcit.get_backbone("packaged"),
         "get_model": lambda: xcit.get_model("packaged"),
         "list_models": xcit.list_models,
+        "load_exported": lambda: refused(lambda: xcit.load_exported(folder / "nowhere.onnx")),
         "load_weights": lambda: xcit.load_weights(known("packaged"), xcit.fetch("packaged")),
         "predict": lambda: xcit.predict(IMAGE),
         "save_model": lambda: xcit.save_model(xcit.get_model("packaged"), weights),
@@ -96,9 +98,9 @@ def test_public_functions_stay_themselves_with_every_module_imported(name: str, 
 def test_the_rooms_are_those_of_the_contract() -> None:
     rooms = {name.split(".")[1] for name in modules()}
     assert rooms == {
-        "cli", "measure", "training", "explain", "inference", "data", "zoo", "models", "images", "weights", "draw",
-        "config", "integrations", "ops", "streaming", "errors", "seeding", "machine", "extras", "regular", "terminal",
-        "writing", "connections", "progress",
+        "cli", "measure", "training", "explain", "inference", "data", "deploy", "zoo", "models", "images", "weights",
+        "draw", "config", "integrations", "ops", "streaming", "errors", "seeding", "machine", "extras", "regular",
+        "terminal", "writing", "connections", "progress",
     }  # fmt: skip
     assert not rooms & {*xcit.__all__}
 

@@ -239,7 +239,12 @@ def _urls(word: str, passed_by: PassedBy) -> list[str]:
         return urls
     # A question mark begins the query of a URL.
     if not word.startswith(("http://", "https://")) and glob.has_magic(word.partition("?")[0]):
-        urls = list_urls(word)
+        found = list_urls(word)
+        # As the patterns of paths, which fsspec's do not: hidden files are matched by a dot alone.
+        urls = (
+            found if Path(word).name.startswith(".") else [url for url in found if not Path(url).name.startswith(".")]
+        )
+        passed_by.num_hidden += len(found) - len(urls)
         if not urls:
             raise XCiTError(f"{word}: no file matches this pattern")
         return urls

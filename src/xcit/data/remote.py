@@ -206,4 +206,6 @@ def _status(error: BaseException | None) -> int | None:
 
 def _reason(error: Exception) -> str:
     number = getattr(error, "errno", None) or 0
+    if isinstance(error, FileNotFoundError) and not number:  # of a protocol's library, with the name alone
+        return "no such file"
     return os.strerror(number) if number > 0 else " ".join(str(error).split()) or type(error).__name__

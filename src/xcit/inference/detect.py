@@ -4,7 +4,7 @@ Shapes: `h`, `w` size of an image. Boxes are x, y, width and height, in its pixe
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,16 +257,26 @@ def detected_objects(
 
 
 def detect_large(
-    rows: ImageRows, network: "MaskRCNN", *, min_score: float, max_objects: int, full_size: FullSize
+    rows: ImageRows,
+    network: "MaskRCNN",
+    *,
+    min_score: float,
+    max_objects: int,
+    full_size: FullSize,
+    after: "Callable[[Detections], None]" = lambda _: None,
 ) -> "tuple[Detections, Report]":
-    """The detections of one image at its own size, in stripes.
+    """The detections of one image at its own size, in stripes; see `streaming.detection.detect_rows`.
 
     Raises:
-        XCiTError: if it has more pixels than packed masks can have, or can't go through (see `detect_rows`).
+        XCiTError: if it has more pixels than packed masks can have, or can't go through.
     """
     from xcit.streaming.detection import detect_rows
 
-    _check_pixels(rows)
+    if rows.height * rows.width > _MOST_PIXELS:
+        raise XCiTError(
+            f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, and COCO's masks have {_MOST_PIXELS:,} at "
+            "most: take a coarser level or a region"
+        )
     return detect_rows(
         network,
         rows,
@@ -274,15 +284,8 @@ def detect_large(
         max_objects=max_objects,
         memory=full_size.memory,
         progress=full_size.progress,
+        after=after,
     )
-
-
-def _check_pixels(rows: ImageRows) -> None:
-    if rows.height * rows.width > _MOST_PIXELS:
-        raise XCiTError(
-            f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, and COCO's masks have {_MOST_PIXELS:,} at "
-            "most: take a coarser level or a region"
-        )
 
 
 def _full_size_each(
@@ -294,19 +297,24 @@ def _full_size_each(
         size, info, scale = (rows.height, rows.width), rows_info(rows), 1
         while rows.height * rows.width > OVERVIEW_PIXELS * scale**2:
             scale += 1
-        _check_pixels(rows)
-        small = overview(rows, scale)  # before the long passes: what follows them takes a moment
-        found, report = detect_large(rows, network, min_score=min_score, max_objects=max_objects, full_size=full_size)
-        result = DetectedObjects(
-            source=info.name,
-            image=small,
-            size=size,
-            objects=tuple(detected_objects(found, size, names)),
-            scale=scale,
-            cells=CellPlace.of(info, 1),
-            is_slide="mpp" in info.metadata,
-        )
-        return result, report
+        results: list[DetectedObjects] = []
+
+        def show(found: "Detections") -> None:
+            results.append(
+                DetectedObjects(
+                    source=info.name,
+                    image=overview(rows, scale),
+                    size=size,
+                    objects=tuple(detected_objects(found, size, names)),
+                    scale=scale,
+                    cells=CellPlace.of(info, 1),
+                    is_slide="mpp" in info.metadata,
+                )
+            )
+
+        how: dict[str, Any] = {"min_score": min_score, "max_objects": max_objects, "full_size": full_size}
+        _, report = detect_large(rows, network, after=show, **how)
+        return results[0], report
 
     for name, found in answer_each(images, full_size, answer):
         yield found if isinstance(found, Unreadable) else replace(found, source=name)

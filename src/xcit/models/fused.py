@@ -211,7 +211,8 @@ class FusedXCABlock(nn.Module):
         num_tokens, at_once = tokens.shape[1], tokens_at_once(tokens)
         if at_once is None:
             tokens = tokens + self._mixed(tokens)
-            tokens = tokens + self._lpi(self.norm_lpi(tokens.unflatten(1, (height, width)))).flatten(1, 2)
+            image = self.norm_lpi(tokens).transpose(1, 2).unflatten(2, (height, width))
+            tokens = tokens + self._convolved(image).flatten(2).transpose(1, 2)
             return tokens + self.fc2(F.gelu(self.fc1(self.norm_mlp(tokens))))
         if num_tokens <= at_once:
             for start, end in parts(len(tokens), at_once // num_tokens):
@@ -252,14 +253,16 @@ class FusedXCABlock(nn.Module):
 
     def _lpi(self, normed: Tensor) -> Tensor:
         """Returns LPI of normalised tokens (B, H, W, D), in the same layout."""
-        image = normed.permute(0, 3, 1, 2)
+        return self._convolved(normed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _convolved(self, image: Tensor) -> Tensor:
+        """Returns LPI of a normalised image (B, D, H, W)."""
         dim = image.shape[1]
         image = F.conv2d(image, self.conv1.weight, self.conv1.bias, padding=1, groups=dim)
         image = torch.ops.aten.gelu_(image)
         # The norm can't be folded into the second convolution: that convolution pads the output of the norm with zeros.
         image.mul_(self.norm_scale).add_(self.norm_shift)
-        image = F.conv2d(image, self.conv2.weight, self.conv2.bias, padding=1, groups=dim)
-        return image.permute(0, 2, 3, 1)
+        return F.conv2d(image, self.conv2.weight, self.conv2.bias, padding=1, groups=dim)
 
     def add_mlp(self, tokens: Tensor) -> None:
         """Adds the output of the MLP to tokens (n, D) in place, one part after another."""

@@ -6,7 +6,7 @@ map. What follows are a thousand boxes and a hundred masks, whatever the size of
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +59,7 @@ def detect_rows(
     max_objects: int,
     memory: Memory = None,
     progress: StreamProgress | None = None,
+    after: Callable[[Detections], None] = lambda _: None,
 ) -> tuple[Detections, Report]:
     """What is in an image of any size at its own size, as `MaskRCNN.detect` finds it in the whole image.
 
@@ -72,6 +73,7 @@ def detect_rows(
         max_objects: see `MaskRCNN.detect`.
         memory: the most that the pass may add to the loaded model (see `Budget`).
         progress: called after each stripe.
+        after: called with the objects while a run that is killed still goes on from its scratch files.
 
     Raises:
         XCiTError: before the first pass, if a part of the model can't go through by rows, the bound can't be kept, or
@@ -91,7 +93,9 @@ def detect_rows(
     spec = Preprocessing(mean=network.config.mean, std=network.config.std)
     how: dict[str, Any] = {"preprocessing": spec, "memory": memory, "progress": progress}
     with tapped(backbone, network.backbone.out_indices, padded, run.needs(), **how) as taps:
-        found, report = run.detections(taps, min_score), taps.report()
+        found = run.detections(taps, min_score)
+        after(found)
+        report = taps.report()
     return found, replace(
         report,
         height=source.height,
@@ -119,18 +123,16 @@ class _Passes:
         shape = (*self._grid, backbone.embed_dim)
         shapes = [TensorRows(torch.empty(shape, device="meta")) for _ in network.backbone.out_indices]
         self._levels, self._hidden = self._maps(shapes)
+        self._stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
         self._number = next(network.parameters()).dtype.itemsize
 
     def needs(self) -> HeadNeeds:
         """Of memory: what the smallest stripes take, or the heads of boxes and masks."""
-        config = self._network.config
-        boxes = 1000 * (3 * 49 * config.channels + 3 * config.box_features + 9 * config.num_classes)
-        masks = 100 * (196 * 4 * config.channels + 784 * (2 * config.channels + 2 * config.num_classes))
-        stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
+        heads = self._network.roi_heads.numbers_at_once(self._max_objects)
         return HeadNeeds(
             key=f"{model_digest(self._network)} detector {self._max_objects} {self._size}",
-            memory=self._number * (max(self._held(_LEAST_ROWS), boxes, masks) + self._candidates()),
-            maps=self._number * stored,
+            memory=self._number * (max(self._held(_LEAST_ROWS), heads) + self._candidates()),
+            maps=self._number * self._stored,
             cost=_COST * (max(self._network.backbone.out_indices) + 2),
         )
 
@@ -223,8 +225,7 @@ class _Passes:
     def _rows_at_once(self, run: TappedRun) -> int:
         """Rows of the finest map at once: as many as are of use and keep the bound, in whole rows of stride 32."""
         finest = self._levels[0]
-        stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
-        room = run.memory // self._number - (stored if run.folder is None else 0) - self._candidates()
+        room = run.memory // self._number - (self._stored if run.folder is None else 0) - self._candidates()
         rows = max(1, _MOST_NUMBERS // (finest.width * finest.channels * _LEAST_ROWS)) * _LEAST_ROWS
         while rows > _LEAST_ROWS and self._held(rows) > room:
             rows -= _LEAST_ROWS

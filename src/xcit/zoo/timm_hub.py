@@ -8,9 +8,10 @@ classes. timm has no stems of patches of 4, and no XCiT without class attention.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
+from xcit.config import from_dict
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing
 from xcit.models import ModelInfo, XCiTConfig
@@ -126,12 +127,13 @@ def read_timm_config(content: Mapping[str, Any], name: str, what: str) -> tuple[
         prepared = content.get("pretrained_cfg", content)  # timm's first files had it all on one level
         num_classes = content.get("num_classes", prepared.get("num_classes", 1000))
         arguments = content.get("model_args") or {}
-        size = tuple(prepared.get("input_size", (3, 224, 224)))
-        fields = {"in_channels": size[0], **_fields_of(arguments, what)}
-        config = replace(PUBLISHED_ARCHITECTURES[match[1].replace("_", "-")], num_classes=num_classes, **fields)
+        channels, height, width = prepared.get("input_size", (3, 224, 224))
+        fields = {"in_channels": channels, **_fields_of(arguments, what)}
         pool = arguments.get("global_pool", content.get("global_pool"))
-        config = config if pool is None else replace(config, global_pool=pool_of(pool))
-        spec, is_exact = _preprocessing(prepared, size)
+        base = asdict(PUBLISHED_ARCHITECTURES[match[1].replace("_", "-")])
+        named = {"num_classes": num_classes, **fields, **({} if pool is None else {"global_pool": pool_of(pool)})}
+        config = from_dict(XCiTConfig, base | named)
+        spec, is_exact = _preprocessing(prepared, height, width)
         if len(spec.mean) != config.in_channels or len(spec.std) != config.in_channels:
             raise XCiTError(f"its mean and std are not of {config.in_channels} channels")
         names, ids = _classes(content, prepared, num_classes)
@@ -160,19 +162,19 @@ def _fields_of(arguments: Mapping[str, Any], what: str) -> dict[str, Any]:
     return {_ARGUMENTS[argument]: value for argument, value in arguments.items() if argument in _ARGUMENTS}
 
 
-def _preprocessing(prepared: Mapping[str, Any], size: tuple[int, ...]) -> tuple[Preprocessing, bool]:
+def _preprocessing(prepared: Mapping[str, Any], height: int, width: int) -> tuple[Preprocessing, bool]:
     """How images are prepared, and whether that is just as timm does it."""
-    _, height, width = size
     default = Preprocessing()
     resize_to = math.floor(height / prepared.get("crop_pct", 0.875))
     is_squashed = prepared.get("crop_mode", "center") == "squash"
-    spec = Preprocessing(
-        image_size=height,
-        resize="exact" if is_squashed else "short_side",
-        resize_to=resize_to,
-        mean=tuple(prepared.get("mean", default.mean)),
-        std=tuple(prepared.get("std", default.std)),
-    )
+    values = {
+        "image_size": height,
+        "resize": "exact" if is_squashed else "short_side",
+        "resize_to": resize_to,
+        "mean": prepared.get("mean", default.mean),
+        "std": prepared.get("std", default.std),
+    }
+    spec = from_dict(Preprocessing, values)
     is_exact = (
         height == width
         and prepared.get("interpolation", "bicubic") == "bicubic"

@@ -6,11 +6,12 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.data.inputs import open_inputs
+from xcit.data.inputs import Inputs, open_inputs
 from xcit.errors import XCiTError
 from xcit.images.read import read_image
 
@@ -180,3 +181,23 @@ def test_chains_of_protocols_are_refused_in_a_line(tmp_path: Path) -> None:
     for word, reason in (("zip://0.png", "."), ("reference://x", "missing"), ("nosuch://x", "Protocol not known")):
         with pytest.raises(XCiTError, match=rf"{word}: cannot be fetched \(.*{reason}"):
             read_image(word)
+
+
+def test_a_search_of_urls_passes_by_what_a_search_of_folders_does() -> None:
+
+    def names_of(inputs: Inputs) -> list[str]:
+        return [getattr(image, "name", "").rpartition("searched/")[2] for image in inputs.images()]
+
+    files = fsspec.filesystem("memory")
+    for name in ("a.png", "b.txt", ".c.png", "d/e.png", "d/._e.png"):
+        files.pipe_file(f"/searched/{name}", b"x")
+    try:
+        inputs = open_inputs(["memory://searched/"])
+        assert names_of(inputs) == ["a.png", "d/e.png"]
+        assert str(inputs.passed_by) == "1 files that are no images by their suffix: .txt (1); 2 hidden"
+        inputs = open_inputs(["memory://searched/*.png"])
+        assert names_of(inputs) == ["a.png"]
+        assert str(inputs.passed_by) == "1 hidden"
+        assert len(list(open_inputs(["memory://searched/.*"]).images())) == 1
+    finally:
+        files.rm("/searched", recursive=True)

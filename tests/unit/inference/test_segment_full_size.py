@@ -15,6 +15,7 @@ import torch
 from small_models import BACKBONE, build
 
 from xcit.data.segmentation import Labels
+from xcit.data.segmentation_transforms import normalized
 from xcit.errors import XCiTError
 from xcit.images.array_rows import ArrayRows
 from xcit.images.preprocess import SegmentationPreprocessing
@@ -22,6 +23,7 @@ from xcit.images.resize_8bit import Pixels
 from xcit.images.rows import ImageRows, RowsInfo
 from xcit.images.selection import Selection
 from xcit.inference.full_size import FullSize
+from xcit.inference.label_rows import best_labels
 from xcit.inference.reading import Unreadable
 from xcit.inference.segment import SlidingWindow, predict_labels, segment
 from xcit.inference.segment_full_size import LargeSegmentation, segment_large_each
@@ -105,6 +107,16 @@ def test_the_labels_are_the_whole_images(
     check(models[kind], pixels, large(result).labels())
     # In memory the head goes by rows too.
     check(models[kind], pixels, predict_labels(fused[kind], pixels, SPEC, size=size))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_labels_of_an_image_that_was_scaled(kind: str, fused: dict[str, Segmenter]) -> None:
+    """Logits go to the size of the pixels first, then to that of the label map."""
+    pixels, model = picture(61, 97), fused[kind]
+    logits = model(normalized(pixels, SPEC)[None])[0]
+    expected = best_labels(logits, (140, 201))
+    assert (predict_labels(model, pixels, SPEC, size=(140, 201)) != expected).mean() < 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +162,46 @@ def test_a_run_that_is_killed_goes_on(
     assert report.resumed_from == min(int(at), 5)
     # Of the pass over the neck no more than a stripe is done again.
     assert done[0] >= at * height - (height if at < 5 else 0)
+    assert not list(tmp_path.iterdir())
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from streaming_support import picture
+from test_detection import SIZE, detector, rows_of, streamed
+from xcit.streaming import Budget, detection, plan
+
+original = plan.Costs.plan
+plan.Costs.plan = lambda self, place, size, outputs: original(self, "scratch", size / 8, outputs)
+detection._MOST_NUMBERS = 1
+
+def kill(done, total):
+    if done >= total - 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+streamed(detector(16), rows_of(picture(*SIZE)), Budget(memory=10**9, scratch=Path(sys.argv[1])), progress=kill)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system can't kill so")
+def test_a_killed_process_goes_on(
+    model: MaskRCNN, expected: Detections, force: Force, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [str(Path(__file__).parents[2] / "support"), str(Path(__file__).parent), *sys.path]
+    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(places)}
+    arguments = [sys.executable, "-c", _KILLED, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    force("scratch", 3)
+    monkeypatch.setattr(detection, "_MOST_NUMBERS", 1)
+    rows: list[int] = []
+    memory = Budget(memory=10**9, scratch=tmp_path)
+    found, report = streamed(model, rows_of(picture(*SIZE)), memory, progress=lambda done, _: rows.append(done))
+    assert_same(found, expected)
+    assert report.resumed_from == 5 and rows[0] >= 150 - 40
     assert not list(tmp_path.iterdir())
 
 

@@ -1,8 +1,5 @@
 """Models by name or file, against files of one random nano model in every format; no network but this machine's own."""
 
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from forked import Forked
 from torch import Tensor
 
 from xcit.data.named import FASHION_MNIST_CLASSES
@@ -276,7 +274,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_two_processes_that_fetch_at_once_do_not_clash(nano: Nano, mirror: Path, tmp_path: Path) -> None:
     put(nano, "official.pth", mirror, "xcit_nano_12_p16_224.pth")
-    code = f"""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
 import sys, time
 from pathlib import Path
 from xcit.weights.files import digest
@@ -286,22 +285,16 @@ own.touch()
 while not other.exists():
     time.sleep(0.002)
 print(digest(get_model({NAME!r}, pretrained=True).state_dict()))
-"""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *names],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for names in (("one", "two"), ("two", "one"))
-    ]
-    results = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
+""")
+    processes = []
+    for names in (("one", "two"), ("two", "one")):
+        outputs = tmp_path / f"outputs-{names[0]}"
+        outputs.mkdir()
+        processes.append(Forked([str(program), *names], 1, outputs))
+    results = [process.finish() for process in processes]
+    assert [done.status for done in results] == [0, 0], results
     expected = read_checkpoint(nano.file("xcit.safetensors")).metadata["digest"]
-    assert [out.strip() for out, _ in results] == [expected] * 2
+    assert [done.out.strip() for done in results] == [expected] * 2
     assert {path.suffix for path in cached(tmp_path).parent.iterdir()} <= {".safetensors", ".lock"}
 
 

@@ -5,6 +5,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from xcit.models.detection.config import DetectorInfo
 from xcit.models.detection.mask_rcnn import MaskRCNN
 from xcit.zoo import find_checkpoint, find_record
 from xcit.zoo.conversion import convert
-from xcit.zoo.folders import CARD, CONFIG, MANIFEST, WEIGHTS
+from xcit.zoo.folders import CARD, CONFIG, MANIFEST, WEIGHTS, Shared
+from xcit.zoo.model_card import model_card, published_figures
+from xcit.zoo.timm_hub import read_timm_config, timm_config
 
 SHAPE = XCiTConfig(patch_size=16, embed_dim=32, depth=2, num_heads=2, cls_depth=1, num_classes=3)
 INFO = ModelInfo(
@@ -231,6 +234,28 @@ def test_every_format_reads_a_folder(model: XCiT, tmp_path: Path) -> None:
     assert backbone.config.embed_dim == SHAPE.embed_dim
 
 
+@pytest.mark.parametrize(
+    ("name", "metric", "value"),
+    [
+        ("xcit-nano-12-p16_3rdparty_in1k", "top-5", 89.98),
+        ("dino_xcit-small-12-p16_in1k", "top-1 by k-NN", 76.0),
+        ("debenedetti2022light_xcit_s12_cifar10_linf", "top-1 under AutoAttack, Linf 8/255", 56.14),
+        ("sem-fpn_xcit-tiny-12-p16_80k_ade20k", "mIoU", 38.1),
+        ("mask-rcnn_xcit-tiny-12-p16_3x_coco", "mask AP", 38.5),
+    ],
+)
+def test_the_hub_reads_a_cards_figures(name: str, metric: str, value: float, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    record = find_record(name)
+    shared = Shared(config=record.model, info=record.info(), licence=record.licence)
+    card = ModelCard(model_card(shared, published_figures(record)))
+    found = {(one.metric_name.partition(", measured")[0], one.metric_value) for one in card.data.eval_results}
+    assert (metric, value) in found and card.data.license == record.licence.lower()
+    assert card.data.library_name == ("timm" if shared.timm_config else "xcit")
+    assert f"| {metric} | {record.dataset} | {value:.2f}% |" in card.text
+
+
 # Bad input
 
 
@@ -264,6 +289,53 @@ def test_a_bad_folder_is_told_in_one_line(message: str, model: XCiT, tmp_path: P
     with pytest.raises(XCiTError, match=message) as caught:
         xcit.get_model(folder)
     assert "\n" not in str(caught.value) or "does not fit" in message
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    [],
+    {},
+    "x",
+    "",
+    -1,
+    0,
+    2.5,
+    1e400,
+    float("nan"),
+    True,
+    [[]],
+    ["x"] * 3,
+    10**400,
+    {"a": {}},
+)
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, value in content.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_any_value_anywhere_loads_or_is_told(model: XCiT, tmp_path: Path, channels: int) -> None:
+    """A config from the Hub is anybody's: whatever it holds, what comes is a model's shape, or one line."""
+    shape = replace(SHAPE, in_channels=channels, global_pool="avg")
+    spec = Preprocessing(image_size=48, mean=(0.5,) * channels, std=(0.25,) * channels)
+    content = timm_config(shape, replace(INFO, preprocessing=spec))
+    assert content is not None
+    for path in places(content):
+        for value in ODD:
+            changed = json.loads(json.dumps(content))
+            inner = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+            with suppress(XCiTError):
+                config, info = read_timm_config(changed, "mine", "it")
+                assert isinstance(config, XCiTConfig) and len(info.preprocessing.mean) == config.in_channels
+                assert all(isinstance(number, float) for number in info.preprocessing.mean)
+                assert len(info.class_names) in (0, config.num_classes)
 
 
 def test_a_folder_is_written_whole_or_not_at_all(model: XCiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from xcit.models import ModelInfo, XCiT
 from xcit.training.engine.config import RunConfig
 from xcit.training.engine.optimizer import build_optimizer
 from xcit.training.engine.schedule import build_schedule
-from xcit.training.engine.task import Layout
+from xcit.training.engine.task import ALONE, Layout
 from xcit.training.tasks.labelled_features import LabelledFeatures, pooled_feature
 from xcit.training.tasks.linear_probe import LinearConfig, LinearHeads, LinearTask
 from xcit.zoo import load_file
@@ -189,7 +189,7 @@ def test_figures_are_counts_over_all_processes(tiny: XCiT) -> None:
 
     for rank in range(2):
         task.evaluate(task.model, Layout(batch_size=8, rank=rank, world_size=2), note)
-    task.evaluate(task.model, None, lambda _: sums[0] + sums[1])
+    task.evaluate(task.model, ALONE, lambda _: sums[0] + sums[1])
     assert [accuracy.num_right1 for accuracy in task.accuracies] == [round(n) for n in (sums[0] + sums[1])[0].tolist()]
     assert task.best == best
 

@@ -17,7 +17,9 @@ from torch import Tensor
 import xcit
 from xcit.errors import XCiTError
 from xcit.models import XCiT, XCiTConfig
+from xcit.training.recipes import get_recipe
 from xcit.training.tasks.low_rank import LoRAConfig, adapt
+from xcit.zoo import find_checkpoint
 from xcit.zoo.conversion import convert
 
 FIELDS: dict[str, Any] = {
@@ -204,6 +206,27 @@ def test_what_can_t_be_adapted_is_named(fields: dict[str, Any], message: str, da
     with pytest.raises(XCiTError, match=message):
         trained(data, tmp_path / "run", **fields)
     assert not (tmp_path / "run").exists()
+
+
+def test_several_classes_an_image(data: Path, tmp_path: Path) -> None:
+    lines = [
+        "file,dark,light",
+        *(f"{name}/{index}.png,{int(name == 'dark')},1" for name in ("dark", "light") for index in range(12)),
+    ]
+    (data / "train" / "train.csv").write_text("\n".join(lines) + "\n")
+    recipe = get_recipe("xcit-nano-12-p16_multi-label")
+    packaged = find_checkpoint("packaged")
+    fields = {
+        "model": packaged.config,
+        "preprocessing": packaged.preprocessing,
+        "data": str(data / "train" / "train.csv"),
+    }
+    small = {name: value for name, value in FIELDS.items() if not name.startswith(("augmentation.", "run.keep"))}
+    chosen = {**fields, **small, "holdout": 4, "schedule.epochs": 1, "optimizer.layer_decay": 1, "model.num_classes": 0}
+    xcit.train(recipe, tmp_path / "run", fields=chosen, device="cpu")
+    model = xcit.get_model(tmp_path / "run" / "model-adapter")
+    assert isinstance(model, XCiT) and model.info is not None
+    assert model.info.is_multi_label and model.info.class_names == ("dark", "light")
 
 
 def test_a_run_without_adapters_does_not_go_on_with_them(run: Path, data: Path, tmp_path: Path) -> None:

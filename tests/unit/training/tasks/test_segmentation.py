@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_each_scene_is_measured_once_by_whichever_process(data: Path) -> None:
 @pytest.mark.parametrize("ignore_exif", [False, True])
 def test_scenes_at_their_own_size_are_measured_in_stripes(data: Path, ignore_exif: bool) -> None:
     torch.manual_seed(0)
-    model = SegmentationTask(config_of(data)).model.eval()
+    model: Any = SegmentationTask(config_of(data)).model.eval()
     scenes, own = (
         open_scenes(str(data), "val", ignore_exif=ignore_exif),
         SegmentationPreprocessing(long_side=0, short_side=0),

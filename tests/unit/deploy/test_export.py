@@ -1,0 +1,347 @@
+"""Models as files: each kind and format once, run in the model's place; and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from small_models import BACKBONE, CLASSIFIER
+
+import xcit
+from xcit.deploy import FeatureOutput, check, exporting
+from xcit.deploy.operators import TENSORRT, operators_of
+from xcit.deploy.running import Exported
+from xcit.deploy.sheet import EXPORT_KEY, Sheet, read_sheet
+from xcit.errors import XCiTError
+from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing
+from xcit.inference.segment import SlidingWindow
+from xcit.measure.speed import SpeedConfig, measure_speed
+from xcit.models import ModelInfo, SegmenterInfo, XCiT
+from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
+from xcit.models.detection.mask_rcnn import MaskRCNN
+from xcit.models.segmentation import Segmenter, SegmenterConfig, build_segmenter
+
+NAMES = ("apple", "pear", "plum", "fig", "quince")
+SHALLOW = replace(CLASSIFIER, depth=1, cls_depth=1)
+SPEC = Preprocessing(image_size=32, resize_to=36, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+IMAGES = torch.rand(3, 3, 41, 56, generator=torch.Generator().manual_seed(0))
+
+
+def lively(model: Any) -> Any:
+    """A model whose weights are of order one, so that a layer that has no effect shows."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim > 1 and "temperature" not in name:
+                value.normal_(std=value[0].numel() ** -0.5)
+            elif name.endswith("bias"):
+                value.normal_(std=0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def classifier() -> XCiT:
+    torch.manual_seed(0)
+    model: XCiT = lively(XCiT(SHALLOW))
+    model.info = ModelInfo(name="fruit", preprocessing=SPEC, class_names=NAMES)
+    return model
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    draw = np.random.default_rng(0)
+    Image.fromarray(draw.integers(0, 256, (50, 70, 3), np.uint8)).resize((140, 100)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exported")
+
+
+@pytest.fixture(scope="module")
+def onnx_file(classifier: XCiT, folder: Path) -> Path:
+    report = xcit.export(classifier, folder / "fruit.onnx")
+    assert report.difference.value < 1e-5
+    assert len({*report.difference.sizes}) == 5 and report.difference.batch_sizes == (1, 3)
+    assert report.num_bytes == (folder / "fruit.onnx").stat().st_size
+    return folder / "fruit.onnx"
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_a_classifier_in_onnx(classifier: XCiT, onnx_file: Path, picture: Path) -> None:
+    model: Any = xcit.load_exported(onnx_file)
+    assert model.info == classifier.info and model.config == classifier.config
+    assert model.sheet.facts.source == "fruit"
+    with torch.no_grad():
+        close(model(IMAGES), classifier(IMAGES))
+    ours, theirs = (xcit.predict(picture, given) for given in (onnx_file, classifier))
+    assert [one.name for one in ours[0].classes] == [one.name for one in theirs[0].classes]
+    assert [one.score for one in ours[0].classes] == pytest.approx([one.score for one in theirs[0].classes], abs=1e-5)
+    report = measure_speed(str(onnx_file), SpeedConfig(sizes=(32,), rounds=1, memory=False, device="cpu"))
+    assert report.speeds[0].milliseconds > 0
+
+
+def test_what_an_exported_file_does_not_do(onnx_file: Path, picture: Path) -> None:
+    model: Any = xcit.load_exported(onnx_file)
+    for call, message in (
+        (lambda: model(IMAGES.double()), "takes float32 images and computes in float32"),
+        (lambda: model(IMAGES[:, :, :7]), "smaller than one patch of 8x8"),
+        (lambda: model(IMAGES[:, :2]), "images have 2 channels, the model takes 3"),
+        (lambda: model.train(), "an exported file can't be trained"),
+        (lambda: model.forward_features(IMAGES), "an exported file has no tokens or intermediates: it gives logits"),
+        (lambda: xcit.extract_features(picture, onnx_file), "was exported for its logits"),
+        (lambda: xcit.predict(picture, onnx_file, full_size=True), "an exported file takes an image whole"),
+        (lambda: xcit.segment(picture, onnx_file), "fruit.onnx is no segmenter"),
+        (lambda: xcit.detect(picture, onnx_file), "fruit.onnx is no detector"),
+        (lambda: xcit.export(onnx_file, "again.onnx"), "is an exported file already"),
+    ):
+        with pytest.raises(XCiTError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value) and len(str(error.value)) <= 400
+
+
+@pytest.fixture
+def _captured_already(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of `onnx_file` for exports that go on from it, for each capture takes seconds."""
+
+    def write(graph: object, path: Path, texts: dict[str, str]) -> None:
+        model = onnx.load(onnx_file)
+        onnx.helper.set_model_props(model, texts)
+        onnx.save(model, path)
+
+    monkeypatch.setattr(exporting, "write_onnx", write)
+
+
+@pytest.mark.usefixtures("_captured_already")
+def test_openvino_reads_the_same(classifier: XCiT, folder: Path, picture: Path) -> None:
+    place = folder / "fruit_openvino"
+    report = xcit.export(classifier, place, dtype="float16")
+    assert sorted(path.name for path in place.iterdir()) == ["model.bin", "model.xml"]
+    assert report.difference.value < 1e-2
+    model: Any = xcit.load_exported(place)
+    assert model.info == classifier.info and model.sheet.facts.precision == "float16"
+    with torch.no_grad():
+        close(model(IMAGES), classifier(IMAGES), 1e-2)
+    assert xcit.predict(picture, place)[0].classes[0].name == xcit.predict(picture, classifier)[0].classes[0].name
+    with pytest.raises(XCiTError, match="is there already"):
+        exporting._keep(place, place)
+
+
+def test_features_with_their_normalisation_in_a_program(classifier: XCiT, folder: Path, picture: Path) -> None:
+    path = folder / "fruit.pt2"
+    report = xcit.export(classifier, path, normalize=True, features=FeatureOutput(out_type="featmap", layers=(0, -1)))
+    assert report.sheet.sentence() == "featmap of blocks 0, 1"
+    model: Any = xcit.load_exported(path)
+    assert model.info.preprocessing == replace(SPEC, mean=(0.0,) * 3, std=(1.0,) * 3)
+    settings: Any = {"out_type": "featmap", "layers": (0, 1)}
+    ours, theirs = (xcit.extract_features(picture, given, **settings)[0] for given in (path, classifier))
+    assert [*ours.layers] == [0, 1]
+    for block in (0, 1):
+        np.testing.assert_allclose(ours.layers[block], theirs.layers[block], rtol=1e-4, atol=1e-4)
+    with pytest.raises(
+        XCiTError, match=r"gives featmap of blocks 0, 1, not cls_token of 1: ask for --out-type featmap"
+    ):
+        xcit.extract_features(picture, path)
+    with pytest.raises(XCiTError, match="has no classifier"):
+        xcit.predict(picture, path)
+    with pytest.raises(XCiTError, match="does not serve images of 8x8 pixels, which are too small"):
+        model.extract_feat(IMAGES[:, :, :8, :8], out_type="featmap", out_indices=(0, 1))
+
+
+def test_tensorrts_file_is_of_one_size_in_float16(classifier: XCiT, folder: Path) -> None:
+    path = folder / "engine.onnx"
+    report = xcit.export(classifier, path, "tensorrt")
+    assert (report.sheet.facts.precision, report.sheet.facts.size) == ("float16", (32, 32))
+    assert report.difference.value < 0.02
+    operators = operators_of(path)
+    assert {"Conv", "LayerNormalization", "MatMul", "Softmax"} <= operators <= TENSORRT
+    model: Any = xcit.load_exported(path)
+    with torch.no_grad():
+        close(model(IMAGES[:, :, :32, :32]), classifier(IMAGES[:, :, :32, :32]), 0.05)
+    with pytest.raises(XCiTError, match="was exported for images of 32x32 pixels, not of 41x56"):
+        model(IMAGES)
+
+
+@pytest.mark.usefixtures("_captured_already")
+def test_int8_is_calibrated(classifier: XCiT, folder: Path) -> None:
+    path = folder / "whole_numbers.onnx"
+    draw = torch.Generator().manual_seed(1)
+    batches = [torch.randn(1, 3, 32, 32, generator=draw) for _ in range(6)]
+    report = xcit.export(classifier, path, dtype="int8", calibration=batches)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators_of(path)
+    assert 0 < report.difference.value < 0.3
+    model: Any = xcit.load_exported(path)
+    assert model.info.class_names == NAMES and model.sheet.facts.precision == "int8"
+    with torch.no_grad():
+        assert model(IMAGES).shape == (3, 5)
+    with pytest.raises(XCiTError, match="no images to calibrate on"):
+        xcit.export(classifier, folder / "none.onnx", dtype="int8", calibration=[])
+    assert not (folder / "none.onnx").exists()
+
+
+def test_a_segmenter(folder: Path, picture: Path) -> None:
+    torch.manual_seed(0)
+    config = SegmenterConfig(kind="sem-fpn", backbone=replace(BACKBONE, depth=1), num_classes=4, channels=8)
+    model: Segmenter = lively(build_segmenter(config))
+    spec = SegmentationPreprocessing(long_side=80, short_side=48)
+    model.info = SegmenterInfo(name="scenes", preprocessing=spec, class_names=("a", "b", "c", "d"))
+    path = folder / "scenes.onnx"
+    assert xcit.export(model, path).difference.value < 1e-5
+    ours, theirs = (xcit.segment(picture, given)[0] for given in (path, model))
+    assert ours.class_names == theirs.class_names
+    assert (ours.labels == theirs.labels).mean() > 0.999
+    window = SlidingWindow(size=40, stride=30)
+    slid = [xcit.segment(picture, given, window=window, full_size=True)[0].labels for given in (path, model)]
+    assert (slid[0] == slid[1]).mean() > 0.999
+    opened: Any = xcit.load_exported(path)
+    with pytest.raises(XCiTError, match="has no auxiliary head"):
+        opened(IMAGES, with_auxiliary=True)
+
+
+def test_a_detector_finds_as_many_objects_as_there_are(folder: Path, picture: Path) -> None:
+    torch.manual_seed(0)
+    config = MaskRCNNConfig(
+        backbone=replace(BACKBONE, depth=1), num_classes=3, channels=8, box_features=8, short_side=64, long_side=96
+    )
+    model: MaskRCNN = lively(MaskRCNN(config))
+    model.info = DetectorInfo(name="things", class_names=("a", "b", "c"), category_ids=(1, 5, 7))
+    path = folder / "things.onnx"
+    report = xcit.export(model, path, normalize=True)
+    found = report.difference
+    assert found.value < 1e-3 and found.num_detections > 0
+    assert found.num_unmatched <= 0.05 * found.num_detections
+    assert "without a counterpart" in found.sentence()
+    for score in (0.05, 0.3):
+        ours, theirs = (xcit.detect(picture, given, min_score=score)[0].objects for given in (path, model))
+        assert len(ours) == len(theirs)
+        # In any order, for scores of random weights are nearly equal.
+        boxes = {name: np.array([one.box for one in ours if one.name == name]) for name in ("a", "b", "c")}
+        nearest = [np.abs(boxes[one.name] - one.box).max(axis=1).min() for one in theirs]
+        assert (np.array(nearest) < 0.05).mean() > 0.9
+    with pytest.raises(XCiTError, match=r"leaves out what is scored less than 0.05"):
+        xcit.detect(picture, path, min_score=0.01)
+    with pytest.raises(XCiTError, match="takes one image of any size at a time: leave the size out"):
+        xcit.export(model, folder / "fixed.onnx", size=64)
+
+
+# --- what is refused before anything is captured
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "message"),
+    [
+        ("a.onnx", {"to": "openvino"}, "an export to openvino is a folder"),
+        ("a.pt2", {"to": "onnx"}, "an export to onnx is a file ending in .onnx"),
+        ("a.trt", {}, "say what it is for"),
+        ("a.onnx", {"to": "coreml"}, "there is no export to 'coreml'"),
+        ("a.onnx", {"dtype": "int8"}, "int8 and images to calibrate it on go together"),
+        ("a.onnx", {"calibration": [IMAGES]}, "int8 and images to calibrate it on go together"),
+        ("a.pt2", {"dtype": "int8", "calibration": [IMAGES]}, "int8 is for onnx, openvino and web"),
+        ("a.onnx", {"to": "tensorrt", "dtype": "float32"}, "an export to tensorrt is in float16"),
+        ("a.onnx", {"dtype": "float8"}, "there is no dtype 'float8'"),
+        ("a.onnx", {"size": (0, 8)}, "the size is 0x8 pixels"),
+        ("a.onnx", {"features": FeatureOutput(layers=(0,))}, "block 0 has no class token"),
+        ("a.onnx", {"features": FeatureOutput(layers=(9,))}, "9"),
+    ],
+)
+def test_what_can_not_be_is_said_first(
+    classifier: XCiT, tmp_path: Path, path: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(XCiTError, match=message) as error:
+        xcit.export(classifier, tmp_path / path, **settings)
+    assert "\n" not in str(error.value)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_that_differs_is_not_left_behind(
+    classifier: XCiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [classifier(inputs[0]) * 1.01]
+
+    monkeypatch.setattr(exporting, "_write", lambda *given: given[4].write_text("a graph"))
+    monkeypatch.setattr(exporting, "open_run", lambda path, num_threads: wrong)
+    path = tmp_path / "model.onnx"
+    path.write_text("an earlier one")
+    with pytest.raises(XCiTError, match=r"differs from the model and was not kept: largest difference .* 1\.0e-02"):
+        xcit.export(classifier, path)
+    assert path.read_text() == "an earlier one"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_detections_are_matched_by_class_place_and_score() -> None:
+    from xcit.models.detection.roi_heads import Detections
+
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]])
+    labels, scores, masks = torch.tensor([1, 2, 2]), torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, 2, 2)
+    order = torch.tensor([2, 0, 1])
+    ours = Detections(boxes[order] + 0.5, labels[order], scores[order], masks)
+    assert sorted(map(tuple, check._matched(ours, Detections(boxes, labels, scores, masks)).tolist())) == [
+        (0, 2),
+        (1, 0),
+        (2, 1),
+    ]
+    moved = Detections(boxes + 8, labels, scores, masks)
+    assert len(check._matched(moved, Detections(boxes, labels, scores, masks))) == 0
+
+
+# --- files of others
+
+
+def test_files_that_were_not_exported_here(onnx_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    (tmp_path / "broken.pt2").write_bytes(b"nothing")
+    (tmp_path / "model.xml").write_text("<nothing/>")
+    for path, message in (
+        (tmp_path / "absent.onnx", "no such file"),
+        (tmp_path / "broken.onnx", "ONNX Runtime [0-9.]+ can't read it"),
+        (tmp_path / "broken.pt2", "torch .* can't read it"),
+        (tmp_path, "OpenVINO .* can't read it"),
+        (tmp_path / "a.txt", "no exported file"),
+    ):
+        with pytest.raises(XCiTError, match=message) as error:
+            xcit.load_exported(path)
+        assert "\n" not in str(error.value)
+
+
+def test_metadata_of_other_programs_and_later_versions(onnx_file: Path) -> None:
+    model: Any = xcit.load_exported(onnx_file)
+    assert isinstance(model, Exported)
+    texts = model.sheet.texts()
+    assert read_sheet(texts, "a.onnx") == model.sheet
+    later = json.loads(texts[EXPORT_KEY]) | {"version": 2, "made_by": "xcit 9.0"}
+    features = replace(model.sheet.facts, features=FeatureOutput(layers=(3,)))
+    other = Sheet(kind=model.sheet.kind, config=model.config, info=None, facts=features)
+    assert read_sheet(other.texts(), "a.onnx") == other
+    for given, message in (
+        ({}, "a.onnx: was not written by xcit export"),
+        (texts | {EXPORT_KEY: json.dumps(later)}, r"was written by xcit 9\.0, in version 2"),
+        (texts | {EXPORT_KEY: "{"}, "its metadata can't be read"),
+        (texts | {EXPORT_KEY: "[]"}, "another program"),
+    ):
+        with pytest.raises(XCiTError, match=message):
+            read_sheet(given, "a.onnx")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "folder"])
+def test_a_runtime_that_is_missing(
+    name: str, classifier: XCiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import xcit.extras
+
+    found = xcit.extras.find_spec
+    hidden = "openvino" if name == "folder" else "onnxruntime"
+    monkeypatch.setattr(xcit.extras, "find_spec", lambda package: None if package == hidden else found(package))
+    with pytest.raises(XCiTError, match=rf"needs {hidden}: pip install 'xcit\[export\]'"):
+        xcit.export(classifier, tmp_path / name)
+    assert not [*tmp_path.iterdir()]
