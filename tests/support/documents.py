@@ -23,6 +23,8 @@ NEEDS = {
     "Needs Fashion-MNIST",
     "Needs Fashion-MNIST and an hour",
     "Needs ImageNet",
+    "Needs TensorRT",
+    "Needs an exported file",
     "Needs published weights",
     "Needs scikit-learn and a minute",
     "Needs your data",
