@@ -131,7 +131,7 @@ def check_command(command: str, where: str) -> None:
         pytest.fail(f"{where}: {command}: {error.format_message()}")
     except click.BadOptionUsage:
         pass  # a sentence may name an option without its value
-    if verb == "train" and words and not words[0].startswith("-"):
+    if verb == "train" and words and words[0][0].isalnum():
         options = {option.removeprefix("--") for parameter in called.params for option in parameter.opts}
         known = options | dotted_names(get_recipe(words[0])).keys()
         for field in re.findall(r"--([\w.]+)", command):
