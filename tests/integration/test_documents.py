@@ -191,6 +191,15 @@ def test_the_page_of_the_command_line_has_every_verb(monkeypatch: pytest.MonkeyP
     assert re.findall(r"^Usage: xcit ([\w-]+) ", text, re.MULTILINE) == [*_VERBS]
 
 
+def test_the_reference_has_every_public_name() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
+    documented = {
+        *re.findall(r"^::: xcit\.(\w+)$", pages, re.MULTILINE),
+        *re.findall(r"^ +- (\w+)$", pages, re.MULTILINE),
+    }
+    assert {*xcit.__all__} <= documented
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
