@@ -163,9 +163,9 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
             yield part
 
     def _shuffled(self, epoch: int, slot: int, first: int) -> Iterator[StreamSample]:
-        """Yields the samples of a slot, from one on, in the order of a shuffle buffer; a pass yields each sample once.
+        """Yields the samples of a slot from number `first` on, shuffled by a buffer; a pass yields each sample once.
 
-        For skipped samples only the labels are read.
+        Of the samples before `first`, only the labels are read.
         """
         order = list(range(self.stream.num_shards))
         random.Random(mix_seeds(self.seed, epoch)).shuffle(order)

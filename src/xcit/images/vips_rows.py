@@ -35,7 +35,7 @@ def is_too_large(path: Path) -> bool:
 
 
 class VipsRows:
-    """An image file of 8 or 16 bits, grey or RGB, upright, with transparency over white.
+    """An image file of 8 or 16 bits, grey or RGB; it is read upright, and with white behind transparent pixels.
 
     It is decoded from top to bottom, and again from the top if earlier rows are requested. Only an image with an EXIF
     rotation is decoded as a whole, by libvips to a temporary file.

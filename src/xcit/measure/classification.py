@@ -94,7 +94,8 @@ def measure_classifier(
     for line in (*found, order) if order else found:
         how.announce(line)
     how.started(len(images))
-    # Only float32 models are fused: autocast keeps the sum of the blocks in float32, a fused copy would not.
+    # A model is fused only for float32: autocast keeps the sum of the residual branches in float32, and a fused copy in
+    # 16 bits would not.
     network = model.fuse() if how.dtype == torch.float32 else model
     result = evaluate_classification(
         network.to(how.device),
