@@ -20,7 +20,7 @@ class Bar:
 def progress_bar(
     what: str, total: int | None = None, unit: str = "images", *, redraws_alone: bool = True
 ) -> Iterator[Bar]:
-    """Shows a progress bar, unless standard error is not a terminal or there is only one item.
+    """Shows a progress bar if standard error is a terminal and there is more than one item.
 
     Without `redraws_alone` it is drawn only when it advances, so that it takes no time from measurements in between.
     """

@@ -164,7 +164,7 @@ def evaluate_detection(
     if not seen:
         first = f"; the first: {unreadable[0]}" if unreadable else ""
         raise XCiTError(f"none of the {len(images)} images could be read{first}")
-    # Sorted by image, so that equal scores have the same rank for any number of processes.
+    # The rows are sorted by image, so that equal scores have the same rank for any number of processes.
     rows.sort(key=lambda row: row.image)
     precision = average_precision(images, sorted(seen), rows)
     return DetectionReport(num_images=len(seen), precision=precision, unreadable=tuple(unreadable))
