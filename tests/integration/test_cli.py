@@ -29,7 +29,7 @@ PACKAGED = packaged_path(CHECKPOINTS["xcit-pico-fashion-mnist"])
 
 
 def start(*arguments: object, **options) -> subprocess.Popen:
-    """Starts `xcit ARGUMENTS...` in a separate process, which receives Ctrl-C even if the tests run in the background."""
+    """Starts `xcit ARGUMENTS...` in a process that receives Ctrl-C even if the tests run in the background."""
     script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import xcit.cli; xcit.cli.main()"
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", **options)
@@ -324,7 +324,7 @@ def test_verify_by_name(xcit):
 
 
 def test_fetch_for_a_machine_that_will_be_offline(xcit, monkeypatch, tmp_path):
-    """Fetches from a folder with the official file to another folder, which then serves as mirror for an empty cache."""
+    """Fetches from a folder with the official file to another one, which then serves as mirror for an empty cache."""
     name = "xcit-nano-12-p16_3rdparty_in1k"
     record = find_checkpoint(name)
     with torch.random.fork_rng():

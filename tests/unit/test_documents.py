@@ -1,4 +1,4 @@
-"""The snippets of documents run."""
+"""The snippets in documents can be run."""
 
 import re
 import warnings

@@ -1,4 +1,4 @@
-"""What files say of themselves, and what shapes tell of others."""
+"""What the metadata of files say, and what is inferred from shapes without metadata."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from xcit.zoo.kinds import CLASSIFIER
 from xcit.zoo.shapes import config_from_state
 from xcit.zoo.stored import Statement, empty_model, model_metadata, read_metadata
 
-# Every field but the defaults.
+# All fields differ from their defaults.
 CONFIG = XCiTConfig(
     patch_size=4,
     embed_dim=16,
