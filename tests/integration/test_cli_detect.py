@@ -1,4 +1,4 @@
-"""Scenes made, a small detector trained on them, measured, and used: each verb in its turn."""
+"""Composes scenes, trains a small detector on them, measures it and uses it, with the command for each."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     assert set(report["box"]) == set(report["mask"]) and report["box"]["APl"] is None
 
-    # What is wrong is named and counted, and the rest measured.
+    # Damaged images are named and counted, and the others measured.
     path = scenes / "annotations" / "val.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["segmentation"]["counts"] = "oh no"
@@ -66,7 +66,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
     found = json.loads((out / "detections.json").read_text())
     assert len(found["images"]) == 5 and [one["id"] for one in found["categories"]] == list(range(1, 11))
     assert f"{out}: {len(found['annotations'])} objects in 5 images" in done.out
-    # It is COCO's format.
+    # The file has COCO's format.
     again = open_coco(out / "detections.json", "val")
     assert len(again) == 5 and sum(len(image.objects) for image in again.images) == len(found["annotations"])
 

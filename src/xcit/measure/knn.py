@@ -249,7 +249,7 @@ def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes
         targets: (B,), true class indices.
         num_classes: larger than any class index.
     """
-    # In float64, so that equal sums stay equal in whatever order a GPU adds.
+    # The sums are in float64, so that equal sums stay equal in whatever order a GPU adds.
     votes = torch.zeros(len(targets), num_classes, dtype=torch.float64, device=weights.device)
     votes.scatter_add_(1, labels, weights.double())
     own, target = votes.gather(1, targets[:, None]), targets[:, None]

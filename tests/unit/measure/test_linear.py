@@ -1,4 +1,4 @@
-"""`xcit.train_linear` on three colours: what it measures, writes, and goes on from."""
+"""`xcit.train_linear` on three colours: its results, its files, and its resume."""
 
 import os
 import signal
@@ -114,13 +114,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(splits: Path, tiny: XCiT, tmp_path: P
     report = train(tiny, splits, tmp_path / "cut", augmented=augmented, resume=True)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
-    # Resumed after its end it measures once more.
+    # A run that is resumed after its end measures once more.
     assert train(tiny, splits, tmp_path / "cut", augmented=augmented, resume=True) == report
 
 
 def test_another_run_is_not_gone_on_with(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(tiny, splits, run, augmented=False, resume=True)  # nothing there yet: it begins
+    train(tiny, splits, run, augmented=False, resume=True)  # there is no run yet, so it begins
     before = {path: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(XCiTError, match="run holds a run already: resume it, or choose another folder"):
         train(tiny, splits, run, augmented=False)
