@@ -54,7 +54,16 @@ class Target:
 
 @dataclass
 class Outcome:
-    """The numbers of inputs that were read and that were refused, and a text for each other input."""
+    """The numbers of inputs that were read and that were refused, and a text for each other input.
+
+    Attributes:
+        num_read: inputs that gave a right result.
+        num_refused: inputs that were refused.
+        failures: what went wrong, by the number of the input.
+        reasons: how often each refusal was given.
+        seconds: processor time of the slowest input.
+        memory: most bytes above what the process had before its first input.
+    """
 
     num_read: int = 0
     num_refused: int = 0
