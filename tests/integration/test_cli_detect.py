@@ -133,7 +133,7 @@ def test_full_size(xcit, model: Path, files: Path, tmp_path: Path) -> None:
     bounds = ("--memory", "400MB", "--scratch", tmp_path / "scratch")
     done = xcit("detect", files, files / "slide.svs", *options, *bounds, "--out", out)
     assert done.status == 0, done.err
-    lines = [line for line in done.err.splitlines() if "megapixels a second" in line]
+    lines = [line for line in done.err.splitlines() if "megapixels per second" in line]
     assert len(lines) == 3 and all("200 x 70 pixels, 4 passes, tokens in memory" in line for line in lines)
     names = {path.name for path in out.iterdir()}
     assert names == {

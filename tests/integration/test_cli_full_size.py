@@ -96,7 +96,7 @@ def test_attention_at_full_size_is_that_of_the_whole_image(
 
 
 def test_a_picture_of_a_large_image_is_a_small_copy(monkeypatch: pytest.MonkeyPatch, wide: Path) -> None:
-    monkeypatch.setattr("xcit.inference.full_size._OVERVIEW_PIXELS", 10000)
+    monkeypatch.setattr("xcit.inference.full_size.OVERVIEW_PIXELS", 10000)
     (maps,) = xcit.explain.class_attention(wide, full_size=True, memory="1GB")
     assert (maps.scale, maps.patch_size, maps.image.shape) == (2, 2, (45, 150, 3))
     assert maps.heads.shape[1:] == (23, 75) and maps.overlay().size == (150, 45)

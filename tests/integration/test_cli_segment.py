@@ -86,7 +86,7 @@ def check_full_size(xcit, scenes: Path, model: Path, tmp_path: Path) -> None:
     done = xcit("segment", images, "--model", model, "--out", out, "--device", "cpu", "--full-size", "--memory", "1GB",
                 "--polygons")  # fmt: skip
     assert done.status == 1 and "broken.tif" in done.err
-    assert "map.tif: 768 x 576 pixels, 4 passes, tokens in memory" in done.err and "megapixels a second" in done.err
+    assert "map.tif: 768 x 576 pixels, 4 passes, tokens in memory" in done.err and "megapixels per second" in done.err
     with rasterio.open(out / "map-labels.tif") as file, rasterio.open(images / "map.tif") as source:
         assert file.crs == source.crs and file.bounds == source.bounds and file.overviews(1) == [2]
         labels = file.read(1)

@@ -181,7 +181,7 @@ def test_by_itself_k_is_no_more_than_the_training_images() -> None:
         ({"val_labels": np.zeros(2)}, "validation features must be (images, numbers) and labels (images,), not (3, 4)"),
         ({"val_features": np.ones((0, 4)), "val_labels": np.ones(0)}, "validation features must be (images, numbers)"),
         ({"val_features": np.full((3, 4), np.nan)}, "the validation features hold NaN or infinity"),
-        ({"train_labels": np.array([0, 1, -1])}, "training label -1 is no class index"),
+        ({"train_labels": np.array([0, 1, -1])}, "training label -1 is not a class index"),
     ],
 )
 def test_what_makes_no_sense_is_told(changes: dict[str, Any], message: str) -> None:
