@@ -338,6 +338,16 @@ def test_numbered_folders_are_a_models_classes_by_their_numbers(setting: Setting
     ]
 
 
+def test_lines_are_shown_unless_somebody_else_hears_of_them(
+    setting: Setting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = setting.test()
+    assert result.model == f"{setting.checkpoint} (1000 classes)"
+    assert capsys.readouterr().err.startswith("3 classes: ")
+    setting.test(report=lambda _: None)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
     by_wnid = setting.test()
     folders = [str(Path(setting.data) / "val" / name) for name in ("my cat", "tissue", "fish")]
