@@ -13,7 +13,7 @@ from xcit.measure import knn
 from xcit.measure.knn import evaluate_knn, knn_accuracies, place_of_class
 from xcit.models import XCiT, XCiTConfig
 from xcit.training.engine.task import Layout
-from xcit.training.tasks.labelled_features import feature_cache
+from xcit.training.tasks.labelled_features import feature_cache, open_train_and_val
 from xcit.zoo import get_model, save_model
 
 TEMPERATURE = 0.07
@@ -303,3 +303,5 @@ def test_a_class_map_joins_classes_of_both_splits(splits: Path, tiny: XCiT, tmp_
     path = tmp_path / "map.json"
     evaluate_knn(tiny, str(splits), class_map=path, ks=(1,), num_workers=0, cache=False, announce=lines.append)
     assert lines[0] == f"found 2 classes: cold, warm; 18 images in {splits / 'train'}, classes by {path}"
+    with pytest.raises(XCiTError, match="map the two splits yourself"):
+        evaluate_knn(tiny, open_train_and_val(str(splits / "train"), 3), class_map=path)

@@ -362,6 +362,11 @@ def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
     path.write_text("my cat,281\ntissue,tishue\nfish,1000\n")
     with pytest.raises(XCiTError, match=r"the model's 1000 do not include '1000', 'tishue'|'tishue', '1000'"):
         setting.test(class_map=path)
+    # Of folders a number beside names would be a guess.
+    (Path(setting.data) / "val" / "my cat").rename(Path(setting.data) / "val" / "281")
+    with pytest.raises(XCiTError, match="do not include '281', 'fish', 'tissue'"):
+        setting.test()
+    (Path(setting.data) / "val" / "281").rename(Path(setting.data) / "val" / "my cat")
     # A run's own map is used on its own data.
     recipe = replace(setting.recipe, data=setting.data, class_map=str(path))
     save_yaml(recipe, Path(setting.config))
