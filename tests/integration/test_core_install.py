@@ -63,6 +63,8 @@ WORKS = {
 
 NEEDS = {
     "features as Parquet": (("features", IMAGE, "--out", "f.parquet"), "pyarrow"),
+    "predict as Parquet": (("predict", IMAGE, "--out", "parts"), "pyarrow"),
+    "attention as Parquet": (("attention", IMAGE, "--out", "parts", "--parquet"), "pyarrow"),
     "attention": (("attention", IMAGE, "--out", "maps"), "matplotlib"),
     "detect": (("detect", IMAGE, "--model", "detector.safetensors", "--out", "found"), "faster_coco_eval"),
     "test of a detector": (

@@ -137,6 +137,8 @@ def evaluate_knn(
     found_lines: list[str] = []  # printed once all arguments are known to be right
     if isinstance(data, str):
         train, val = open_train_and_val(data, holdout, found_lines.append, class_map=os.fspath(class_map))
+    elif class_map:
+        raise XCiTError("a class map is for data that are opened here: map the two splits yourself")
     else:
         train, val = data
     _check(ks, temperature, len(train))

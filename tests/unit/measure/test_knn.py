@@ -13,7 +13,7 @@ from xcit.measure import knn
 from xcit.measure.knn import evaluate_knn, knn_accuracies, place_of_class
 from xcit.models import XCiT, XCiTConfig
 from xcit.training.engine.task import Layout
-from xcit.training.tasks.labelled_features import feature_cache
+from xcit.training.tasks.labelled_features import feature_cache, open_train_and_val
 from xcit.zoo import get_model, save_model
 
 TEMPERATURE = 0.07
@@ -283,3 +283,26 @@ def test_weights_that_give_no_numbers_are_told(splits: Path, tiny: XCiT) -> None
     with pytest.raises(XCiTError, match="the model's features hold NaN or infinity"):
         evaluate_knn(tiny, str(splits), num_workers=0)
     assert not feature_cache().exists()
+
+
+def test_lines_are_shown_unless_somebody_else_hears_of_them(
+    splits: Path, tiny: XCiT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate_knn(tiny, str(splits), ks=(1,), num_workers=0, cache=False)
+    assert report.model == "tiny"
+    found, watched = capsys.readouterr().err.splitlines()
+    assert found.startswith("found 3 classes: ") and watched.startswith("watched by 9 images")
+    lines: list[str] = []
+    evaluate_knn(tiny, str(splits), ks=(1,), num_workers=0, cache=False, announce=lines.append)
+    assert lines == [found, watched] and capsys.readouterr() == ("", "")
+
+
+def test_a_class_map_joins_classes_of_both_splits(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
+    (splits / "val" / "green").rename(splits / "val" / "verde")
+    (tmp_path / "map.json").write_text('{"blue": "cold", "green": "cold", "verde": "cold", "red": "warm"}')
+    lines: list[str] = []
+    path = tmp_path / "map.json"
+    evaluate_knn(tiny, str(splits), class_map=path, ks=(1,), num_workers=0, cache=False, announce=lines.append)
+    assert lines[0] == f"found 2 classes: cold, warm; 18 images in {splits / 'train'}, classes by {path}"
+    with pytest.raises(XCiTError, match="map the two splits yourself"):
+        evaluate_knn(tiny, open_train_and_val(str(splits / "train"), 3), class_map=path)

@@ -164,3 +164,15 @@ def test_what_can_t_be_trained_is_told_in_one_line(splits: Path, tiny: XCiT, tmp
     assert message(model=tmp_path / "bare.safetensors").startswith(
         f"{tmp_path}/bare.safetensors: the file does not say how to prepare images"
     )
+
+
+def test_a_run_is_shown_unless_somebody_else_hears_of_it(
+    splits: Path, tiny: XCiT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = train(tiny, splits, tmp_path / "shown", epochs=1, augmented=False)
+    assert report.model == "tiny"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"linear probe of tiny: 1 epochs of centre crops; files in {tmp_path / 'shown'}"
+    assert lines[1].startswith("found 3 classes: ") and lines[-1].startswith("epoch 1/1: loss ")
+    train(tiny, splits, tmp_path / "heard", epochs=1, augmented=False, announce=lambda _: None)
+    assert capsys.readouterr() == ("", "")

@@ -339,6 +339,16 @@ def test_numbered_folders_are_a_models_classes_by_their_numbers(setting: Setting
     ]
 
 
+def test_lines_are_shown_unless_somebody_else_hears_of_them(
+    setting: Setting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = setting.test()
+    assert result.model == f"{setting.checkpoint} (1000 classes)"
+    assert capsys.readouterr().err.startswith("3 classes: ")
+    setting.test(report=lambda _: None)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
     by_wnid = setting.test()
     folders = [str(Path(setting.data) / "val" / name) for name in ("my cat", "tissue", "fish")]
@@ -353,6 +363,11 @@ def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
     path.write_text("my cat,281\ntissue,tishue\nfish,1000\n")
     with pytest.raises(XCiTError, match=r"the model's 1000 do not include '1000', 'tishue'|'tishue', '1000'"):
         setting.test(class_map=path)
+    # Of folders a number beside names would be a guess.
+    (Path(setting.data) / "val" / "my cat").rename(Path(setting.data) / "val" / "281")
+    with pytest.raises(XCiTError, match="do not include '281', 'fish', 'tissue'"):
+        setting.test()
+    (Path(setting.data) / "val" / "281").rename(Path(setting.data) / "val" / "my cat")
     # A run's own map is used on its own data.
     recipe = replace(setting.recipe, data=setting.data, class_map=str(path))
     save_yaml(recipe, Path(setting.config))
