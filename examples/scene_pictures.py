@@ -86,7 +86,8 @@ def truth(images: CocoImages, index: int) -> DetectedObjects:
         )
         for one in image.objects
     )
-    return DetectedObjects(source=str(image.path), image=np.asarray(images.read(index)), objects=objects)
+    picture = np.asarray(images.read(index))
+    return DetectedObjects(source=str(image.path), image=picture, size=image.size, objects=objects)
 
 
 def large(found: DetectedObjects, factor: int) -> Image.Image:
@@ -103,7 +104,8 @@ def large(found: DetectedObjects, factor: int) -> Image.Image:
         for one in found.objects
     )
     pixels = enlarged(found.image, factor)
-    return DetectedObjects(source=found.source, image=pixels, objects=objects).picture()
+    whole = (pixels.shape[0], pixels.shape[1])
+    return DetectedObjects(source=found.source, image=pixels, size=whole, objects=objects).picture()
 
 
 def detection(scenes_folder: str, models: Sequence[str], count: int) -> Image.Image:

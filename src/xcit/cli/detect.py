@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from xcit.cli.files import beside
 from xcit.cli.options import CommandWithNumbers, FileOptions, PartOptions, file_options, full_size_options
 from xcit.cli.processes import one_voice
 from xcit.errors import XCiTError
-from xcit.extras import need_packages
+from xcit.extras import install_hint, need_packages
 from xcit.writing import make_folder, whole_file
 
 if TYPE_CHECKING:
@@ -123,11 +124,12 @@ def detect(
                 else:
                     content.add(result)
                     _write(result, place, pictures=not no_pictures)
+                    if full_size:  # the next image may take hours
+                        content.write(out)
                 bar.advance(1)
     found = content.content
     if found["images"] or not (out / "detections.json").exists():  # an earlier result is not lost for none
-        with whole_file(out / "detections.json") as part:
-            part.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        content.write(out)
     click.echo(f"{out}: {len(found['annotations'])} objects in {len(found['images'])} images")
     return status_of(len(paths) - len(found["images"]), len(paths))
 
@@ -136,7 +138,9 @@ def _write(result: "DetectedObjects", place: Path, *, pictures: bool) -> None:
     """The files of one image."""
     if pictures or result.is_placed:
         make_folder(place.parent)
-    if result.is_placed:
+    if result.is_placed and find_spec("rasterio") is None:
+        click.echo(f"xcit: {result.source}: no polygons: they need rasterio ({install_hint('rasterio')})", err=True)
+    elif result.is_placed:
         result.write_geojson(beside(place, "-detections.geojson"))
     if pictures:
         with whole_file(beside(place, "-detections.png")) as file:
@@ -212,3 +216,8 @@ class _Annotations:
                     "iscrowd": 0,
                 }
             )
+
+    def write(self, folder: Path) -> None:
+        """Writes what there is to detections.json in a folder."""
+        with whole_file(folder / "detections.json") as file:
+            file.write_text(json.dumps(self.content) + "\n", encoding="utf-8")

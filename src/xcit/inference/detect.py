@@ -4,7 +4,7 @@ Shapes: `h`, `w` a picture's. Boxes are x, y, width and height, in its pixels.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from xcit.images.overview import overview
 from xcit.images.polygons import MarkedArea, Polygon, write_geojson
 from xcit.images.read import ImageSource
 from xcit.images.rows import ImageRows, rows_info
-from xcit.inference.full_size import FullSize, answer_each, asked_full_size
+from xcit.inference.full_size import OVERVIEW_PIXELS, FullSize, answer_each, asked_full_size
 from xcit.inference.preparing import prepare_of_kind
 from xcit.inference.reading import Readable, Unreadable, collected, listed, read_ahead
 from xcit.streaming import Memory, Report
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 MAX_OBJECTS = 100
 """The most objects of an image, as published."""
-
-_OVERVIEW_PIXELS = 2**22
-"""A larger image is shown by a small copy."""
 
 _MOST_PIXELS = 2**32 - 1
 """Of an image whose masks are packed: COCO's code counts in 32 bits."""
@@ -140,7 +137,7 @@ class DetectedObjects:
 
 
 def detect(
-    images: ImageSource | ImageRows | Sequence[ImageSource | ImageRows],
+    images: ImageSource | Sequence[ImageSource],
     model: "str | os.PathLike[str] | MaskRCNN",
     *,
     min_score: float = 0.5,
@@ -178,7 +175,7 @@ def detect(
 
 
 def detect_each(
-    images: Iterable[Readable | ImageRows],
+    images: Iterable[Readable],
     model: "str | os.PathLike[str] | MaskRCNN",
     *,
     min_score: float = 0.5,
@@ -250,12 +247,18 @@ def detected_objects(
 
 
 def detect_large(
-    rows: ImageRows, network: "MaskRCNN", *, min_score: float, max_objects: int, full_size: FullSize
+    rows: ImageRows,
+    network: "MaskRCNN",
+    *,
+    min_score: float,
+    max_objects: int,
+    full_size: FullSize,
+    after: "Callable[[Detections], None]" = lambda _: None,
 ) -> "tuple[Detections, Report]":
-    """The detections of one image at its own size, in stripes.
+    """The detections of one image at its own size, in stripes; see `streaming.detection.detect_rows`.
 
     Raises:
-        XCiTError: if it has more pixels than packed masks can have, or can't go through (see `detect_rows`).
+        XCiTError: if it has more pixels than packed masks can have, or can't go through.
     """
     from xcit.streaming.detection import detect_rows
 
@@ -271,6 +274,7 @@ def detect_large(
         max_objects=max_objects,
         memory=full_size.memory,
         progress=full_size.progress,
+        after=after,
     )
 
 
@@ -280,20 +284,27 @@ def _full_size_each(
     names = network.info.class_names if network.info is not None else ()
 
     def answer(rows: ImageRows) -> tuple[DetectedObjects, Report]:
-        found, report = detect_large(rows, network, min_score=min_score, max_objects=max_objects, full_size=full_size)
         size, info, scale = (rows.height, rows.width), rows_info(rows), 1
-        while rows.height * rows.width > _OVERVIEW_PIXELS * scale**2:
+        while rows.height * rows.width > OVERVIEW_PIXELS * scale**2:
             scale += 1
-        result = DetectedObjects(
-            source=info.name,
-            image=overview(rows, scale),
-            size=size,
-            objects=tuple(detected_objects(found, size, names)),
-            scale=scale,
-            cells=CellPlace.of(info, 1),
-            is_slide="mpp" in info.metadata,
-        )
-        return result, report
+        results: list[DetectedObjects] = []
+
+        def show(found: "Detections") -> None:
+            results.append(
+                DetectedObjects(
+                    source=info.name,
+                    image=overview(rows, scale),
+                    size=size,
+                    objects=tuple(detected_objects(found, size, names)),
+                    scale=scale,
+                    cells=CellPlace.of(info, 1),
+                    is_slide="mpp" in info.metadata,
+                )
+            )
+
+        how: dict[str, Any] = {"min_score": min_score, "max_objects": max_objects, "full_size": full_size}
+        _, report = detect_large(rows, network, after=show, **how)
+        return results[0], report
 
     for name, found in answer_each(images, full_size, answer):
         yield found if isinstance(found, Unreadable) else replace(found, source=name)

@@ -23,6 +23,7 @@ class DetectionResult(TestResult):
 
     report: DetectionReport
     data_problems: tuple[str, ...]
+    full_size: bool = False
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -47,6 +48,7 @@ class DetectionResult(TestResult):
                 kind: {name: None if math.isnan(value) else value for name, value in zip(NAMES, values, strict=True)}
                 for kind, values in (("box", precision.boxes), ("mask", precision.masks))
             },
+            "full_size": self.full_size,
             "problems": list(self.data_problems),
         }
 
@@ -73,4 +75,4 @@ def measure_detector(
         full_size=how.full_size,
         report=how.report,
     )
-    return DetectionResult(report=found, data_problems=images.problems)
+    return DetectionResult(report=found, data_problems=images.problems, full_size=how.full_size is not None)

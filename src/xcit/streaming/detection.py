@@ -6,7 +6,7 @@ map. What follows are a thousand boxes and a hundred masks, whatever the size of
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from xcit.errors import XCiTError
 from xcit.images.padded_rows import PaddedRows
 from xcit.images.preprocess import Preprocessing
-from xcit.images.rows import ImageRows, rows_info
+from xcit.images.rows import ImageRows
 from xcit.models.detection.anchors import RATIOS
 from xcit.models.detection.images import PAD_TO
 from xcit.models.detection.mask_rcnn import MaskRCNN
@@ -43,6 +43,9 @@ _MOST_NUMBERS = 2**23
 _FREED = 1.25
 """Of the numbers that exist at once while rows are computed: memory that was freed is not all used again."""
 
+_COST = 2
+"""Times as long as the backbone takes the neck, about, for the progress."""
+
 _LEAST_ROWS = 8
 """Of the finest map, which are one of the map of stride 32."""
 
@@ -56,6 +59,7 @@ def detect_rows(
     max_objects: int,
     memory: Memory = None,
     progress: StreamProgress | None = None,
+    after: Callable[[Detections], None] = lambda _: None,
 ) -> tuple[Detections, Report]:
     """What is in an image of any size at its own size, as `MaskRCNN.detect` finds it in the whole image.
 
@@ -69,6 +73,7 @@ def detect_rows(
         max_objects: see `MaskRCNN.detect`.
         memory: the most that the pass may add to the loaded model (see `Budget`).
         progress: called after each stripe.
+        after: called with the objects while a run that is killed still goes on from its scratch files.
 
     Raises:
         XCiTError: before the first pass, if a part of the model can't go through by rows, the bound can't be kept, or
@@ -88,7 +93,9 @@ def detect_rows(
     spec = Preprocessing(mean=network.config.mean, std=network.config.std)
     how: dict[str, Any] = {"preprocessing": spec, "memory": memory, "progress": progress}
     with tapped(backbone, network.backbone.out_indices, padded, run.needs(), **how) as taps:
-        found, report = run.detections(taps, min_score), taps.report()
+        found = run.detections(taps, min_score)
+        after(found)
+        report = taps.report()
     return found, replace(
         report,
         height=source.height,
@@ -116,18 +123,17 @@ class _Passes:
         shape = (*self._grid, backbone.embed_dim)
         shapes = [TensorRows(torch.empty(shape, device="meta")) for _ in network.backbone.out_indices]
         self._levels, self._hidden = self._maps(shapes)
+        self._stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
         self._number = next(network.parameters()).dtype.itemsize
 
     def needs(self) -> HeadNeeds:
         """Of memory: what the smallest stripes take, or the heads of boxes and masks."""
-        config = self._network.config
-        boxes = 1000 * (3 * 49 * config.channels + 3 * config.box_features + 9 * config.num_classes)
-        masks = 100 * (196 * 4 * config.channels + 784 * (2 * config.channels + 2 * config.num_classes))
-        stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
+        heads = self._network.roi_heads.numbers_at_once(self._max_objects)
         return HeadNeeds(
             key=f"{model_digest(self._network)} detector {self._max_objects} {self._size}",
-            memory=self._number * (max(self._held(_LEAST_ROWS), boxes, masks) + self._candidates()),
-            maps=self._number * stored,
+            memory=self._number * (max(self._held(_LEAST_ROWS), heads) + self._candidates()),
+            maps=self._number * self._stored,
+            cost=_COST * (max(self._network.backbone.out_indices) + 2),
         )
 
     def detections(self, run: TappedRun, min_score: float) -> Detections:
@@ -219,8 +225,7 @@ class _Passes:
     def _rows_at_once(self, run: TappedRun) -> int:
         """Rows of the finest map at once: as many as are of use and keep the bound, in whole rows of stride 32."""
         finest = self._levels[0]
-        stored = sum(level.height * level.width * level.channels for level in self._levels[:4])
-        room = run.memory // self._number - (stored if run.folder is None else 0) - self._candidates()
+        room = run.memory // self._number - (self._stored if run.folder is None else 0) - self._candidates()
         rows = max(1, _MOST_NUMBERS // (finest.width * finest.channels * _LEAST_ROWS)) * _LEAST_ROWS
         while rows > _LEAST_ROWS and self._held(rows) > room:
             rows -= _LEAST_ROWS
@@ -299,7 +304,7 @@ def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: i
         better = (scores > kept.scores[-1]).nonzero().squeeze(1)
         scores, steps, places = scores[better], steps[better], places[better]
     best, index = best_scores(torch.cat([kept.scores, scores]), most)
-    return Candidates(best, torch.cat([kept.index, places])[index], torch.cat([kept.steps, steps])[index])
+    return Candidates(best, torch.cat([kept.places, places])[index], torch.cat([kept.steps, steps])[index])
 
 
 def _counting(candidates: Candidates) -> Candidates:
@@ -329,7 +334,7 @@ def _inside(found: Detections, keep: Tensor, patch_size: int) -> Detections:
 
 
 def _packed(candidates: Candidates) -> list[str]:
-    arrays = (candidates.scores.float(), candidates.index, candidates.steps.float())
+    arrays = (candidates.scores.float(), candidates.places, candidates.steps.float())
     return [base64.b64encode(array.cpu().numpy().tobytes()).decode("ascii") for array in arrays]
 
 

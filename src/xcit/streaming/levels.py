@@ -1,7 +1,6 @@
 """Where the maps of a detector's neck lie, of which boxes read parts: in memory, or each in a scratch file."""
 
 import os
-from pathlib import Path
 
 import torch
 from torch import Tensor

@@ -1,6 +1,7 @@
 """Detections of images of any kind, and their pictures."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ def test_a_picture_shows_mask_box_and_name() -> None:
 
 def test_a_large_image_is_shown_small(model: MaskRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
-    monkeypatch.setattr("xcit.inference.detect._OVERVIEW_PIXELS", 90 * 130 // 9)
+    monkeypatch.setattr("xcit.inference.detect.OVERVIEW_PIXELS", 90 * 130 // 9)
     (found,) = detect(pixels, model, min_score=0.2, full_size=True, memory="1GB")
     assert isinstance(found, DetectedObjects)
     assert (found.size, found.scale, found.image.shape) == ((90, 130), 3, (30, 44, 3)) and found.objects
@@ -184,4 +185,4 @@ def test_too_many_pixels_for_packed_masks(model: MaskRCNN) -> None:
             raise AssertionError
 
     with pytest.raises(XCiTError, match="the image: 65536 x 131072 pixels, and COCO's masks have 4,294,967,295 at"):
-        detect(Huge(), model, full_size=True)
+        detect(cast(Any, Huge()), model, full_size=True)

@@ -102,14 +102,15 @@ def test_a_class_token_is_refused() -> None:
 def test_fusing_folds_the_norm_and_leaves_what_is_not_plain() -> None:
     torch.manual_seed(0)
     model = MaskRCNN(MaskRCNNConfig(backbone=config(16), num_classes=3, channels=8, box_features=8)).eval()
-    norm = model.backbone.pyramid.stride4[1]
+    norm = model.get_submodule("backbone.pyramid.stride4.1")
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
     norm.running_mean.uniform_(-1, 1)
     norm.running_var.uniform_(0.5, 2)
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         expected = model.backbone(images)
         fused = model.fuse()
-        assert isinstance(fused.backbone.pyramid.stride4[1], nn.Identity)
+        assert isinstance(fused.get_submodule("backbone.pyramid.stride4.1"), nn.Identity)
         found = fused.backbone(images)
         assert all(level.is_contiguous(memory_format=torch.channels_last) for level in found)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 PIXELS_AT_ONCE = 2**22
 """Of a mask that is pasted into a large image."""
 

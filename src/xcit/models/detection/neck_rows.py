@@ -9,7 +9,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 from torchvision.ops.misc import Conv2dNormActivation
 
-from xcit.models.map_rows import ComputedRows, ConvRows, MapRows, NearestRows, SumRows
+from xcit.models.map_rows import ComputedRows, ConvRows, MapRows, NearestRows, SumRows, lateral_rows
 from xcit.models.plain import is_anything_watched, is_watched
 
 _MODULES = (
@@ -35,7 +35,7 @@ def neck_rows(fpn: FeaturePyramidNetwork, maps: Sequence[MapRows]) -> list[MapRo
     inner: MapRows | None = None
     levels: list[MapRows] = []
     for index in reversed(range(len(maps))):
-        lateral = ConvRows(maps[index], _conv(fpn.inner_blocks[index]))
+        lateral = lateral_rows(maps[index], _conv(fpn.inner_blocks[index]))
         size = (lateral.height, lateral.width)
         inner = lateral if inner is None else SumRows(lateral, NearestRows(inner, size))
         levels.insert(0, ConvRows(inner, _conv(fpn.layer_blocks[index])))

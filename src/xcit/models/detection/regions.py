@@ -35,6 +35,10 @@ class Level(Protocol):
     def width(self) -> int:
         """Pixels a row."""
 
+    @property
+    def channels(self) -> int:
+        """Numbers a pixel."""
+
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         """Rows top..bottom of the columns left..right, (bottom - top, right - left, C), not to be changed."""
 
@@ -44,7 +48,7 @@ class TensorLevel:
 
     def __init__(self, features: Tensor) -> None:
         self._features = features.permute(1, 2, 0)
-        self.height, self.width = features.shape[1:]
+        self.channels, self.height, self.width = features.shape
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         """A view."""
@@ -112,8 +116,7 @@ def window_features(levels: Sequence[Level], boxes: Tensor, size: int) -> Tensor
     """
     boxes = boxes.cpu()  # where the windows are cut out
     level_of = region_levels(boxes)
-    sample = levels[0].window(0, 1, 0, 1)
-    pooled = sample.new_zeros(len(boxes), size, size, sample.shape[2])
+    pooled = levels[0].window(0, 1, 0, 1).new_zeros(len(boxes), size, size, levels[0].channels)
     for number, (level, stride) in enumerate(zip(levels, STRIDES, strict=True)):
         for own in (level_of == number).nonzero().squeeze(1).split(_BOXES_AT_ONCE):
             for index, features in zip(own.tolist(), _of_level(level, boxes[own], size, stride), strict=True):
@@ -132,7 +135,7 @@ def _of_level(level: Level, boxes: Tensor, size: int, stride: int) -> Iterator[T
             yield None
             continue
         rows: Tensor | None = None
-        rows_at_once = max(1, _NUMBERS_AT_ONCE // ((right - left) * 256))
+        rows_at_once = max(1, _NUMBERS_AT_ONCE // ((right - left) * level.channels))
         for start, end in spans(bottom - top, rows_at_once):
             window = level.window(top + start, top + end, left, right)
             weights = y.weights[box, :, start:end].to(window)

@@ -125,6 +125,16 @@ class RoIHeads(nn.Module):
         masks = torch.cat([self._masks(features(some, MASK_SIZE), own).sigmoid() for some, own in parts])
         return Detections(boxes, labels + 1, scores, masks)
 
+    def numbers_at_once(self, max_objects: int) -> int:
+        """The most numbers that exist at once in `detect`: the model of memory of images in stripes."""
+        num_features, kinds = self.box_head.fc6.in_features, self.num_classes
+        channels = num_features // BOX_SIZE**2
+        boxes = _PROPOSALS_AT_ONCE * 3 * (num_features + self.box_head.fc6.out_features)
+        # Four maps of a region at a time, then twice as large ones and their logits.
+        masks = _MASKS_AT_ONCE * MASK_SIZE**2 * (4 * channels + 4 * 2 * (channels + kinds))
+        outputs = num_proposals(max_objects) * 10 * (kinds + 1) + max_objects * 2 * (2 * MASK_SIZE) ** 2
+        return max(boxes, masks) + outputs
+
     def losses(
         self, maps: Sequence[Tensor], proposals: Sequence[Tensor], objects: Sequence[Objects]
     ) -> dict[str, Tensor]:

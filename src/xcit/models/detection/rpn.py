@@ -31,7 +31,7 @@ class Candidates(NamedTuple):
     """The best anchors of one map, best first."""
 
     scores: Tensor  # (n,), 0..1
-    index: Tensor  # (n,), see `anchors_at`
+    places: Tensor  # (n,), their index: see `anchors_at`
     steps: Tensor  # (n, 4), from the anchors
 
 
@@ -104,9 +104,9 @@ class RegionProposalNetwork(nn.Module):
         """
         boxes, levels = [], []
         for level, (own, width, stride) in enumerate(zip(candidates, widths, ANCHOR_STRIDES, strict=True)):
-            anchors = anchors_at(own.index, width, stride, self.anchor_scale)
+            anchors = anchors_at(own.places, width, stride, self.anchor_scale)
             boxes.append(decode_boxes(anchors, own.steps, STD, size))
-            levels.append(torch.full_like(own.index, level))
+            levels.append(torch.full_like(own.places, level))
         every, scores = torch.cat(boxes), torch.cat([own.scores for own in candidates])
         return every[nms_by_class(every, scores, torch.cat(levels), NMS_IOU)[:most]]
 

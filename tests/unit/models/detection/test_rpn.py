@@ -7,7 +7,7 @@ from torch import Tensor
 
 from xcit.models.detection import rpn
 from xcit.models.detection.anchors import ANCHOR_STRIDES, all_anchors
-from xcit.models.detection.boxes import encode_boxes
+from xcit.models.detection.boxes import encode_boxes, nms_by_class
 from xcit.models.detection.matching import match, sample
 from xcit.models.detection.rpn import RegionProposalNetwork, best_scores
 
@@ -63,11 +63,10 @@ def test_as_many_of_each_map_are_looked_at_as_are_left_of_all(
 ) -> None:
     maps, logits, steps = outputs
     network, seen = RegionProposalNetwork(8, 8.0).eval(), list[int]()
-    nms = rpn.nms_by_class
 
     def counted(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
         seen.extend(classes.bincount().tolist())
-        return nms(boxes, scores, classes, iou)
+        return nms_by_class(boxes, scores, classes, iou)
 
     monkeypatch.setattr(rpn, "nms_by_class", counted)
     network.proposals(maps, logits, steps, [(120, 180)], 10)
