@@ -121,7 +121,7 @@ def main() -> None:
     megabytes = parser.parse_args().megabytes
     print(f"{platform.platform()}, {processor()}, Python {platform.python_version()}, xcit {xcit.__version__}")
     with tempfile.TemporaryDirectory() as temporary:
-        # In its own process; otherwise the memory that it frees would be reused by the code that is measured.
+        # The file is written in its own process: memory that this frees must not be reused by the measured code.
         path = Path(in_child(write, Path(temporary), megabytes * 1_000_000 // BYTES_AN_IMAGE))
         found = in_child(measure, str(path))
         print(f"JSON file      {path.stat().st_size / 1e6:7.1f} MB")

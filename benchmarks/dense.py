@@ -78,11 +78,11 @@ for line in sys.stdin:
 class InMemory:
     """A process that segments an image whenever it is asked to: today's, or another checkout's."""
 
-    def __init__(self, name: str, size: tuple[int, int], source: Path | None) -> None:
+    def __init__(self, name: str, size: tuple[int, int], source: Path | None, *, measures: str) -> None:
         code = IN_MEMORY.format(folder=str(Path(__file__).resolve().parent), name=name, size=size)
         environment = dict(os.environ) | ({} if source is None else {"PYTHONPATH": str(source)})
-        # A process that keeps freed memory would show what it took once, not what a pass takes.
-        environment |= {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+        if measures == "memory":  # what is freed goes back at once, which takes time: else it would count as taken
+            environment |= {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -109,19 +109,25 @@ def before(arguments: argparse.Namespace) -> None:
     say("| model | what | seconds | before | times as fast | of processor time | memory | before | share |")
     say("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for title, name in MODELS.items():
-        ours, theirs = InMemory(name, SIZE, None), InMemory(name, SIZE, arguments.before)
+        bytes_of: dict[tuple[str, int], int] = {}
+        for side, source in enumerate((None, arguments.before)):
+            one = InMemory(name, SIZE, source, measures="memory")
+            bytes_of |= {(what, side): one.ask(what)[2] for what in ("labels", "logits")}
+            one.close()
+        pair = [InMemory(name, SIZE, source, measures="time") for source in (None, arguments.before)]
         for what in ("labels", "logits"):
-            rounds = [(ours.ask(what), theirs.ask(what)) for _ in range(arguments.rounds)]
-            mine, other = (
-                [statistics.median(one[side][column] for one in rounds) for column in range(3)] for side in (0, 1)
+            rounds = [[one.ask(what) for one in pair] for _ in range(arguments.rounds)]
+            seconds, of_processor = (
+                [statistics.median(times[side][column] for times in rounds) for side in (0, 1)] for column in (0, 1)
             )
+            memory = [bytes_of[what, side] for side in (0, 1)]
             say(
-                f"| {title} | {what} | {mine[0]:.2f} | {other[0]:.2f} | {other[0] / mine[0]:.2f} | "
-                f"{other[1] / mine[1]:.2f} | {mine[2] / 1e6:.0f} MB | {other[2] / 1e6:.0f} MB | "
-                f"{mine[2] / other[2]:.2f} |"
+                f"| {title} | {what} | {seconds[0]:.2f} | {seconds[1]:.2f} | {seconds[1] / seconds[0]:.2f} | "
+                f"{of_processor[1] / of_processor[0]:.2f} | {memory[0] / 1e6:.0f} MB | {memory[1] / 1e6:.0f} MB | "
+                f"{memory[0] / memory[1]:.2f} |"
             )
-        ours.close()
-        theirs.close()
+        for one in pair:
+            one.close()
 
 
 def child(request: dict[str, Any]) -> dict[str, Any]:

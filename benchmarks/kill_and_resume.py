@@ -146,7 +146,7 @@ def compare(alone: Path, killed: Path) -> bool:
     states = [load_checkpoint(run / LAST) for run in (alone, killed)]
     verdicts = {f"{LAST}: {part}": equal(states[0][part], states[1].get(part)) for part in states[0]}
     for name in sorted(path.name for path in alone.glob("*.safetensors")):
-        # Not the bytes of the files, because safetensors writes the entries of its metadata in any order.
+        # The bytes of the files are not compared, because safetensors writes the entries of its metadata in any order.
         files = [read_checkpoint(run / name) for run in (alone, killed)]
         verdicts[name] = files[0].metadata == files[1].metadata and equal(files[0].state, files[1].state)
     verdicts[f"{LOG} without times"] = logged(alone) == logged(killed)
@@ -184,7 +184,7 @@ def main() -> int:
         print("kill   at step   after   reached   saved   in a save")
         for number in range(arguments.kills):
             share = num_all / arguments.kills
-            # After the step of the previous kill, which the run must reach again first, and before the end.
+            # The kill comes after the step of the previous kill, which the run must reach again first.
             step = max(int((number + 0.8 * draw.random()) * share), step_of(killed)) + 1
             delay = draw.uniform(0, 0.2)
             if step > num_all - SAVE_EVERY:

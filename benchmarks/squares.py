@@ -43,9 +43,9 @@ def num_training_images(task: str, num_a_class: int) -> int:
 def squares_config(
     task: str, data: Path, *, epochs: int, run: dict[str, Any], draws_by_part: bool = True
 ) -> TrainingConfig:
-    """Returns a small model's config with all random draws.
+    """Returns the config of a small model whose training has every kind of random draw.
 
-    `draws_by_part` false disables draws per part of a batch.
+    If `draws_by_part` is false, the draws that depend on the part of a batch are disabled.
     """
     make = {"classification": _classification, "dino": _dino}[task]
     return make(data, epochs, {"batch_size": 8, "num_workers": 0, "log_every": 1} | run, draws_by_part)

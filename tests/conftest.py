@@ -1,4 +1,4 @@
-"""What every test stands on: no network, a cache of the session's own, and Fashion-MNIST where the machine has it."""
+"""What all tests share: no network, a separate cache for the session, and Fashion-MNIST if this machine has it."""
 
 import os
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """XCIT_DATA, for the rest of the session: the user's if Fashion-MNIST is in it, else filled from Debian's package.
+    """Sets XCIT_DATA for the session: the user's folder if it has Fashion-MNIST, else one from Debian's package.
 
-    Where neither has it, the test is skipped, or fails if XCIT_REQUIRE_FASHION_MNIST is set. Nothing is downloaded.
+    If neither has it, the test is skipped, or fails if XCIT_REQUIRE_FASHION_MNIST is set. Nothing is downloaded.
     """
     with pytest.MonkeyPatch.context() as patch:
         if not (Path(os.environ.get("XCIT_DATA", "")) / "FashionMNIST" / "raw").is_dir():

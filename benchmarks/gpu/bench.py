@@ -1,4 +1,4 @@
-"""Shared by all parts: the report, the device's clock, and the speeds that the machine can reach."""
+"""What all parts share: the report, the device's clock, and the speeds that the machine can reach."""
 
 import gc
 import json

@@ -33,7 +33,7 @@ _MOST_BYTES = 2**18
 """Size of the longest config; one with all fields has 3,000 bytes."""
 
 _MOST_ENTRIES = 10_000
-"""The most entries that merge keys (`<<`) may create in a mapping, because each of a few lines can double them."""
+"""The most entries that merge keys (`<<`) may create in a mapping: without a limit, each line can double them."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -9,11 +9,11 @@ from xcit.errors import XCiTError
 
 
 def regular(path: str | os.PathLike[str]) -> Path:
-    """Returns the path itself, for `open` and the like, unless it is neither a file nor a folder.
+    """Returns the path itself, after a check that it can be passed to `open` and the like.
 
     Raises:
-        OSError: if it is a pipe, a socket or a device. A missing file or a folder is not checked: opening it fails
-            anyway.
+        OSError: if the path is a pipe, a socket or a device. A missing file or a folder raises no error here, because
+            opening it fails anyway.
     """
     place = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""What every backbone promises, whatever its shape: one suite over small configs."""
+"""Properties that every backbone must have, whatever its shape: one suite over small configs."""
 
 import copy
 import shutil
@@ -39,7 +39,7 @@ def _seed() -> Iterator[None]:
 
 
 def new_model(config: XCiTConfig) -> XCiT:
-    """A model in eval mode that is not at its special start: biases, statistics and scales are random too."""
+    """Returns a model in evaluation mode whose biases, statistics and scales are random too, not first values."""
     model = XCiT(config).eval()
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
@@ -57,7 +57,7 @@ def odd_size(config: XCiTConfig) -> tuple[int, int]:
 
 
 def loss_of(model: XCiT, images: Tensor) -> Tensor:
-    """Reads the output and every token, so that every parameter has a part in it."""
+    """Returns a loss of the output and of every token, so that it depends on every parameter."""
     tokens = model.forward_features(images)
     return model.forward_head(tokens).square().mean() + (tokens * torch.linspace(-1, 1, tokens.shape[-1])).mean()
 
@@ -97,7 +97,7 @@ def test_every_parameter_and_the_image_get_a_gradient(config: XCiTConfig) -> Non
     loss_of(model, images).backward()
     for name, gradient in (gradients(model) | {"images": images.grad}).items():
         assert gradient is not None and gradient.isfinite().all(), name
-        # A shift common to all keys cancels in the softmax of class attention: only its bias has a gradient of 0.
+        # The softmax of class attention ignores a shift that all keys share, so only the key bias has a gradient of 0.
         assert name.endswith("attn.k.bias") or gradient.abs().max() > 1e-9, name
 
 
@@ -133,7 +133,7 @@ SIZES = ((1, 1), (3, 2), (9, 5), (4, 13))
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    """To 1e-5 of the largest number."""
+    """Checks that two tensors are equal within 1e-5 of the largest element."""
     assert actual.shape == expected.shape
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
@@ -246,14 +246,14 @@ def test_stochastic_depth_drops_each_branch_alone() -> None:
     with torch.no_grad():
         for block in model.blocks:
             untouched = (block(tokens, 1, 2) == tokens).all(dim=(1, 2)).double().mean()
-            # All three branches of a sample dropped, in every block at the same rate.
+            # All three branches of a sample are dropped, at the same rate in every block.
             sigma = (rate**3 * (1 - rate**3) / num_samples) ** 0.5
             assert untouched == pytest.approx(rate**3, abs=4 * sigma)
         for block in model.cls_blocks:
             assert torch.equal(block(tokens), block(tokens))
 
 
-# --- compilers: few and shallow configs, since each costs seconds
+# --- compilers: few and shallow configs, because each takes seconds
 
 SHALLOW = {
     "class-attention": replace(SMALL, patch_size=8, depth=1, cls_depth=1),
@@ -304,7 +304,7 @@ def test_inductor_gives_the_same_numbers() -> None:
 
 
 def dynamic_shapes(config: XCiTConfig) -> dict[str, dict[int, torch.export.Dim]]:
-    # torch treats a size of 1 apart from all others, so a program for every size has at least 2 patches a side.
+    # torch specialises a size of 1, so a program for every size has at least 2 patches per side.
     height = torch.export.Dim("height", min=config.patch_size + 1)
     width = torch.export.Dim("width", min=config.patch_size + 1)
     return {"images": {0: torch.export.Dim("batch"), 2: height, 3: width}}

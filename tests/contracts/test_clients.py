@@ -1,4 +1,4 @@
-"""What strangers do to a model: hooks, LoRA, pruning, parametrisation, quantisation; every kind, every layer."""
+"""What other libraries do to a model: hooks, LoRA, pruning, parametrisation, quantisation; for every kind and layer."""
 
 import copy
 import io
@@ -36,7 +36,7 @@ def test_a_hook_on_each_module_fires_and_changes_nothing(model: nn.Module) -> No
 
 
 def _moved(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Each number by another amount, so that no norm or softmax takes it away again."""
+    """Changes each element by a different amount, so that no norm or softmax cancels the change."""
     return output + torch.arange(output.numel(), dtype=output.dtype).sin().view_as(output)
 
 
@@ -117,7 +117,7 @@ def test_pruned_layers_are_trained_for_several_steps(model: nn.Module) -> None:
 
 def test_dynamic_quantisation(model: nn.Module) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own about its successor
+        warnings.simplefilter("ignore")  # torch announces its successor
         quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
         with torch.no_grad():
             out, expected = forward(quantised), forward(model)

@@ -1,4 +1,4 @@
-"""What explainers and counters read off a model: captum, Grad-CAM, Opacus, FLOP counters."""
+"""Explainers and counters on our models: captum, Grad-CAM, Opacus, FLOP counters."""
 
 import copy
 import warnings
@@ -31,7 +31,7 @@ def _clients_warnings() -> Iterator[None]:
 
 
 class Scores(nn.Module):
-    """Two numbers an image, from all that a model gives, as explainers want them."""
+    """Two numbers per image that depend on all outputs of a model, in the form that explainers need."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ BRANCHES = (".xca", ".xca.qkv", ".xca.proj", ".lpi", ".lpi.conv2", ".mlp", ".mlp
 
 
 def listened(model: nn.Module) -> list[str]:
-    """Names of blocks, branches and norms, wherever the backbone is."""
+    """Returns the names of blocks, branches and norms, wherever the backbone is in the model."""
     found = []
     for name, _ in model.named_modules():
         block = name.rpartition("blocks.")[2]
@@ -107,7 +107,7 @@ def test_captum_leaves_out_parts_of_the_image() -> None:
 
 
 def as_map(tokens: Tensor) -> Tensor:
-    """Tokens (B, N, D) or (B, 1+N, D) to (B, D, H, W)."""
+    """Converts tokens (B, N, D) or (B, 1+N, D) to (B, D, H, W)."""
     return tokens[:, -GRID[0] * GRID[1] :].transpose(1, 2).unflatten(2, GRID)
 
 
@@ -143,7 +143,7 @@ def gradients_one_by_one(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 @pytest.fixture
 def private() -> nn.Module:
-    """A classifier without batch norms, by Opacus where it is there."""
+    """A classifier whose batch norms were replaced by Opacus, if it is installed."""
     validators = pytest.importorskip("opacus.validators")
     model = validators.ModuleValidator.fix(build("classifier").train())
     assert not validators.ModuleValidator.validate(model, strict=False)
@@ -176,7 +176,7 @@ def test_opacus_trains(private: nn.Module) -> None:
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
     for name, value in private.named_parameters():
-        if not name.endswith("k.bias"):  # its gradient is 0: the softmax does not see it
+        if not name.endswith("k.bias"):  # its gradient is 0, because the softmax ignores it
             assert not torch.equal(value, before[name]), name
 
 
@@ -201,7 +201,7 @@ def test_gradients_of_each_image_by_torch_func(kind: str) -> None:
 
 
 class Counted(TorchDispatchMode):
-    """Multiply-accumulates of matrix products alone, by what a dispatch mode sees, without hooks."""
+    """Returns the multiply-accumulates of the matrix products only, counted by a dispatch mode, without hooks."""
 
     def __init__(self) -> None:
         super().__init__()

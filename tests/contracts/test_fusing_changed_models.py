@@ -1,4 +1,4 @@
-"""`fuse()` names what it would leave out, and fuses around the head."""
+"""`fuse()` names the module that it would drop or alter; the head may be anything."""
 
 from collections.abc import Callable
 from typing import Any

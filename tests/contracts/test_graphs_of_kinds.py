@@ -1,4 +1,4 @@
-"""Graphs of the models on a backbone: DINO, segmenters, detector; and how often the compiler starts anew."""
+"""Graphs of the models on a backbone: DINO, segmenters, detector; and how often they are recompiled."""
 
 import shutil
 import warnings
@@ -60,7 +60,7 @@ def test_trace(name: str) -> None:
     check(traced, model, SIZES)
     if name == "dino":
         check(traced, model, SMALL)
-    else:  # the coarsest map of so small an image has less than the example's windows
+    else:  # the coarsest map of such a small image has fewer windows than the example's
         with pytest.raises(RuntimeError, match="Output size is too small"), torch.no_grad():
             traced(EXAMPLE[:, :, :23, :37])
 

@@ -32,13 +32,13 @@ from xcit.zoo.shapes import config_from_state
 BACKBONE = replace(backbone_of(ARCHITECTURES["pico-6-p4"]), in_channels=3)
 
 
-# A fourth kind: how far each pixel is away
+# A fourth kind, which predicts the depth of each pixel
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthConfig:
     backbone: XCiTConfig
-    num_classes: int = 1  # numbers a pixel
+    num_classes: int = 1  # numbers per pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +243,7 @@ def test_detect_of_a_model_in_training_mode(models: dict[str, nn.Module]) -> Non
     found = [xcit.detect(image, model.train(mode), min_score=0.0)[0].objects for mode in (True, False)]
     assert found[0] == found[1] and found[0]
     model.train()
-    model.backbone.eval()  # as a frozen backbone is: each module keeps its own mode
+    model.backbone.eval()  # like a frozen backbone: each module keeps its own mode
     one, other = model.detect(image), model.eval().detect(image)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 

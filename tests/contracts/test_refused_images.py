@@ -1,4 +1,4 @@
-"""What every kind of model says to images that are not as it takes them."""
+"""The errors of every kind of model for images that it does not accept."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ IMAGES = {
     "int64": (torch.zeros(3, 32, 32, dtype=torch.int64), "uint8, or floating-point in 0..1, not torch.int64"),
     "empty": (torch.zeros(3, 0, 32), "not (3, 0, 32)"),
 }
-"""For a detector, which takes pictures."""
+"""For a detector, which takes a list of images."""
 
 
 @pytest.mark.parametrize("name", BATCHES)

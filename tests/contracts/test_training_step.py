@@ -15,7 +15,7 @@ def test_a_step_moves_every_parameter(architecture: str) -> None:
     config = PUBLISHED_ARCHITECTURES[architecture]
     torch.manual_seed(0)
     model = XCiT(config).train()
-    # Layer scales of 1e-5 would leave gradients below what float32 adds to a weight.
+    # With layer scales of 1e-5, some gradients would be too small to change a weight in float32.
     for name, parameter in model.named_parameters():
         if ".scale_" in name:
             torch.nn.init.ones_(parameter)

@@ -1,4 +1,4 @@
-"""Long runs: `python -m tests.fuzz [KIND...] --count 10000 --seed 0 [--keep FOLDER]`, with a line a kind."""
+"""Long runs: `python -m tests.fuzz [KIND...] --count 10000 --seed 0 [--keep FOLDER]`, with a line per kind."""
 
 import argparse
 import sys

@@ -1,8 +1,8 @@
-"""Runs damaged inputs through a reader, in a process of their own, within bounds of time and memory.
+"""Runs damaged inputs through a reader, in a separate process, within bounds of time and memory.
 
-For each input the reader gives a right result, which the target checks, or an `XCiTError` of printable lines of at most
-`LONGEST_LINE` characters, `MOST_LINES` of them where it has a list. It takes at most `SECONDS` of processor time, and
-`MEMORY` bytes above what the process had before.
+For each input the reader must return a correct result, which the target checks, or raise an `XCiTError`. Its message
+must have printable lines of at most `LONGEST_LINE` characters, and at most `MOST_LINES` lines if it has a list. The
+reader may take `SECONDS` of processor time, and `MEMORY` bytes in addition to those of the process before.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ SECONDS = 5
 MEMORY = 2**30
 
 _SILENCE = 120
-"""Seconds without a word from the process after which it hangs. Generous, for a loaded machine is slow."""
+"""Seconds without a report after which the process counts as hanging; the limit is generous, for busy machines."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Target:
     """One kind of input.
 
     Attributes:
-        name: of the kind.
-        make: one input as the bytes of a file, or as a text where what is read is a text, from a seeded generator.
-        read: what reads the file; raises `XCiTError` where it refuses, `AssertionError` where a result is wrong.
-        suffix: of the file.
+        name: name of the kind.
+        make: returns an input from a seeded generator: the bytes of a file, or a text if the reader takes text.
+        read: reads the file; raises an `XCiTError` if it refuses it, and an `AssertionError` if a result is wrong.
+        suffix: suffix of the file.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Target:
 
 @dataclass
 class Outcome:
-    """Counts of inputs that were read and refused, and a text for each that was neither.
+    """The numbers of inputs that were read and that were refused, and a text for each other input.
 
     Attributes:
         num_read: inputs that gave a right result.
@@ -80,16 +80,16 @@ class Outcome:
 
 
 class TooSlowError(BaseException):
-    """Not an `Exception`, so that no reader takes it for a damaged file."""
+    """This is no `Exception`, so that no reader treats it as a damaged file."""
 
 
 def fuzz(target: Target, numbers: range, *, seed: int = 0, keep: Path | None = None) -> Outcome:
-    """Runs the inputs of these numbers; an input depends on target, seed and its number alone.
+    """Runs the inputs with these numbers; an input depends only on the target, the seed and its number.
 
     Args:
         target: the kind.
-        numbers: of the inputs.
-        seed: of all inputs.
+        numbers: numbers of the inputs.
+        seed: seed of all inputs.
         keep: a folder for the inputs that fail.
     """
     outcome = Outcome()
@@ -108,7 +108,7 @@ def _input(target: Target, seed: int, number: int) -> bytes:
 
 
 def _in_process(target: Target, numbers: list[int], seed: int, outcome: Outcome) -> int:
-    """Runs inputs in a fork; gives how many it dealt with, all but where it crashed or hung."""
+    """Runs inputs in a fork; returns how many it processed: all, unless it crashed or hung."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -212,7 +212,7 @@ def _limit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What C libraries print on damaged files goes nowhere."""
+    """Discards what C libraries print about damaged files."""
     null, saved = os.open(os.devnull, os.O_WRONLY), os.dup(2)
     os.dup2(null, 2)
     try:

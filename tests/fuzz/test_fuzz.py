@@ -1,4 +1,4 @@
-"""The short run of `python -m tests.fuzz`: damaged input gives a right result or one line."""
+"""The short run of `python -m tests.fuzz`: damaged input gives a correct result, or an error in one line."""
 
 import pytest
 from tests.fuzz.harness import Target, fuzz

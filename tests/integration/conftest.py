@@ -1,4 +1,4 @@
-"""The command line in this process, away from the user's files, and a run that it trained."""
+"""The command line in this process, without access to the user's files, and a run that was trained by it."""
 
 import io
 import signal
@@ -12,7 +12,7 @@ from forked import Done, Forked
 from PIL import Image
 
 COLOURS = {"blau": (30, 60, 200), "grün": (30, 190, 60), "rot": (210, 40, 30)}
-"""Class -> its colour, in the order of the labels. A name beyond ASCII, as people have them."""
+"""Maps classes to their colours, in the order of the labels. One name is not ASCII, as users' names may be."""
 
 SMALL = {
     "model.patch_size": "8",
@@ -35,7 +35,7 @@ SMALL = {
     "run.ema_decay": "0",
     "run.evaluate_every": "1",
 }
-"""Fields that make the packaged model's recipe one of seconds, for the three colours."""
+"""Fields with which the packaged model's recipe takes seconds, for the three colours."""
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def small() -> list[str]:
 def trained(
     xcit: Callable[..., Done], colours: Path, small: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Done]:
-    """The folder of a run that has learned the three colours, and what was printed."""
+    """The folder of a run that has learned the three colours, and its output."""
     run = tmp_path_factory.mktemp("runs") / "run"
     fields = ("--data", colours, "--device", "cpu", *small, "--schedule.epochs", 12)
     return run, xcit("train", "xcit-pico-fashion-mnist", "--out", run, *fields)
@@ -100,7 +100,7 @@ def trained(
 
 @pytest.fixture
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Forked]]:
-    """Starts `python ARGUMENTS...` in one process of its own or more; what still runs at the end is killed."""
+    """Starts `python ARGUMENTS...` in one or more separate processes; those that still run at the end are killed."""
     started = []
 
     def begin(*arguments: object, processes: int = 1) -> Forked:
@@ -114,7 +114,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Fo
 
 @pytest.fixture
 def make_scenes(xcit, fashion_mnist: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Composes scenes of garments for a task, so many to train and to measure on, and gives their folder."""
+    """Composes scenes of garments for a task, with these numbers of scenes, and returns their folder."""
 
     def make(task: str, num_train: int, num_val: int) -> Path:
         folder = tmp_path / "scenes"

@@ -1,4 +1,4 @@
-"""`xcit attention`: which files it writes, what they hold, and what it says of inputs that can't be drawn."""
+"""`xcit attention`: its files and their contents, and the messages for inputs that can't be drawn."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`xcit bench` and `xcit complexity`: what is printed and written, and mistakes."""
+"""`xcit bench` and `xcit complexity`: their output, their files, and the messages of mistakes."""
 
 import json
 import sys

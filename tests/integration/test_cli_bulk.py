@@ -1,4 +1,4 @@
-"""Results of many images as Parquet parts: a kill costs no part, processes divide, and every kind of input."""
+"""Results of many images as Parquet parts: a kill loses no part, processes share the work, and every kind of input."""
 
 import io
 import json
@@ -27,7 +27,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Forty names of ten garments, and one file that is no image."""
+    """Forty files of ten garments, and one file that is no image."""
     folder = tmp_path / "many"
     folder.mkdir()
     garments = packaged_images()
@@ -77,7 +77,7 @@ def test_predictions(xcit, many) -> None:
             assert [c["score"] for c in one["classes"]] == pytest.approx(
                 [c["score"] for c in other["classes"]], abs=1e-5
             )
-    # Any reader of Parquet folders reads it whole, and passes the manifest by.
+    # Any reader of Parquet folders reads all of it, and ignores the manifest.
     assert pq.read_table("parts").to_pylist() == found
     manifest = read_manifest(Path("parts"))
     assert (manifest["verb"], manifest["model"], manifest["complete"]) == ("predict", "packaged", True)
@@ -131,7 +131,7 @@ def test_a_kill_costs_no_part_that_is_done(xcit, start, many) -> None:
         assert killed.finish().status == -signal.SIGKILL
         manifest = read_manifest(Path("parts"))
         assert not manifest["complete"]
-        for name in manifest["parts"]:  # what is named is whole
+        for name in manifest["parts"]:  # a file with its final name is complete
             assert pq.read_table(Path("parts") / name).num_rows == 8
     kept = {name: (Path("parts") / name).stat().st_mtime_ns for name in manifest["parts"]}
     done = xcit(*PREDICT, "--out", "parts", "--resume")
@@ -141,7 +141,7 @@ def test_a_kill_costs_no_part_that_is_done(xcit, start, many) -> None:
     names = [[(row["file"], row["error"]) for row in rows(folder)] for folder in ("parts", "whole")]
     assert names[0] == names[1]
     scores = [[c["score"] for row in rows(folder) for c in row["classes"] or ()] for folder in ("parts", "whole")]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-5)  # the batches were others
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)  # the batches were different
     again = xcit(*PREDICT, "--out", "parts", "--resume")
     assert (again.status, again.out) == (1, done.out)
 
@@ -149,15 +149,15 @@ def test_a_kill_costs_no_part_that_is_done(xcit, start, many) -> None:
 def test_two_processes_divide_the_images(xcit, start, many) -> None:
     assert xcit(*PREDICT, "--out", "one").status == 1
     done = start("-m", "xcit", *PREDICT, "--out", "two", processes=2).finish()
-    assert done.status == 0  # torchrun would take another for the failure of a process
+    assert done.status == 0  # torchrun would treat another status as the failure of a process
     assert done.out == "two: 39 images in 5 Parquet parts\n"
     assert done.err.endswith("xcit: 1 of 40 images could not be read\n")
-    assert done.err.count("13.png: not an image that can be read") == 1  # by one of them
+    assert done.err.count("13.png: not an image that can be read") == 1  # printed by one of them
     assert rows("two") == rows("one")
     again = start("-m", "xcit", *PREDICT, "--out", "two", processes=2).finish()
     assert again.status == 2
     assert again.err.count("two: holds results already") <= 1
-    # One process goes on with what two have begun.
+    # One process resumes what two have begun.
     manifest = read_manifest(Path("two"))
     gone = sorted(manifest["parts"])[1]
     del manifest["parts"][gone]
@@ -239,7 +239,7 @@ def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> No
         shutil.copy(path, tmp_path / path.name)
     names = [path.name for path in images]
     Path("list.txt").write_text("".join(f"{name}\n" for name in names))
-    with tarfile.open("a.tar", "w") as archive:  # pictures alone: no labels
+    with tarfile.open("a.tar", "w") as archive:  # only images, no labels
         for name in names:
             archive.add(name)
     pq.write_table(
@@ -274,7 +274,7 @@ def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> No
         assert [line[:60] for line in left_out] == [line[:60] for line in beside], inputs
         found = rows(f"parts{number}")
         assert [row["classes"][0]["name"] for row in found] == [classes[0]["name"] for classes in want], inputs
-        # And the small forms take them too.
+        # The forms with one file accept them too.
         assert xcit("predict", *inputs, "--json", "small.json").status == 0
         assert [row["classes"][0]["name"] for row in json.loads(Path("small.json").read_text())] == [
             row["classes"][0]["name"] for row in found

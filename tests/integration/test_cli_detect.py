@@ -1,4 +1,4 @@
-"""Scenes made, a small detector trained on them, measured, and used: each verb in its turn."""
+"""Composes scenes, trains a small detector on them, measures it and uses it, with the command for each."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     assert set(report["box"]) == set(report["mask"]) and report["box"]["APl"] is None
 
-    # What is wrong is named and counted, and the rest measured.
+    # Damaged images are named and counted, and the others measured.
     path = scenes / "annotations" / "val.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["segmentation"]["counts"] = "oh no"
@@ -66,7 +66,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
     found = json.loads((out / "detections.json").read_text())
     assert len(found["images"]) == 5 and [one["id"] for one in found["categories"]] == list(range(1, 11))
     assert f"{out}: {len(found['annotations'])} objects in 5 images" in done.out
-    # It is COCO's format.
+    # The file has COCO's format.
     again = open_coco(out / "detections.json", "val")
     assert len(again) == 5 and sum(len(image.objects) for image in again.images) == len(found["annotations"])
 
@@ -133,7 +133,7 @@ def test_full_size(xcit, model: Path, files: Path, tmp_path: Path) -> None:
     bounds = ("--memory", "400MB", "--scratch", tmp_path / "scratch")
     done = xcit("detect", files, files / "slide.svs", *options, *bounds, "--out", out)
     assert done.status == 0, done.err
-    lines = [line for line in done.err.splitlines() if "megapixels a second" in line]
+    lines = [line for line in done.err.splitlines() if "megapixels per second" in line]
     assert len(lines) == 3 and all("200 x 70 pixels, 4 passes, tokens in memory" in line for line in lines)
     names = {path.name for path in out.iterdir()}
     assert names == {

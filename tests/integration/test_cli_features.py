@@ -1,4 +1,4 @@
-"""`xcit knn` and `xcit linear`: as people type them, in one process and in two."""
+"""`xcit knn` and `xcit linear` as users type them, in one process and in two."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from xcit.weights.files import read_checkpoint
 from xcit.zoo import ARCHITECTURES, get_model, save_model
 from xcit.zoo.conversion import convert
 
-# From Python 3.12 on, a process with threads is warned of when it forks, as torch's data loader does.
+# From Python 3.12 on, there is a warning when a process with threads forks, as torch's data loader does.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 TINY = XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0)
@@ -25,7 +25,7 @@ SPEC = Preprocessing(image_size=16, resize_to=16, mean=(0.5,) * 3, std=(0.25,) *
 
 @pytest.fixture(autouse=True)
 def _files(tmp_path, colours):
-    """`tiny.safetensors`, and `data` with seven images of each class to learn from and three to measure on."""
+    """A folder with `tiny.safetensors`, and `data` with seven training and three validation images of each class."""
     torch.manual_seed(0)
     model = XCiT(TINY).eval()
     for module in model.modules():
@@ -67,7 +67,7 @@ def test_knn(xcit):
         assert int(match[4]) >= 7
     kept = list(Path(".cache/features").iterdir())
     assert len(kept) == 2
-    # The same again from what was kept, which a wrong file in its place shows.
+    # The second run reads the cached features, as is shown by putting a wrong file in their place.
     assert xcit(*KNN, "--k", "1,5") == done
     for path in kept:
         path.write_bytes(b"")
@@ -98,7 +98,7 @@ def test_knn_names_unreadable_images(xcit):
 
 
 def test_knn_of_a_dino_file_needs_no_name(xcit):
-    # A whole published model would take a while; of the packaged one's shape, for colours, it is the same.
+    # A published model would take long; a model of the packaged one's shape, for colours, tests the same.
     model = XCiT(replace(ARCHITECTURES["pico-6-p4"], in_channels=3, num_classes=0))
     save_model(model, Path("pico.safetensors"))
     convert("pico.safetensors", "pico.pth", "dino")
@@ -116,7 +116,7 @@ def test_knn_of_a_dino_file_needs_no_name(xcit):
 def test_two_processes_find_the_neighbours_that_one_finds(xcit, start):
     (Path("data/train/rot/0.png")).write_text("text")  # an odd number of images in each split
     alone = xcit(*KNN, "--workers", 0, "--no-cache", "--k", 1, 3, 20)
-    for _ in range(2):  # computed, then kept
+    for _ in range(2):  # computed, then cached
         done = start("-m", "xcit", *KNN, "--workers", 0, "--k", 1, 3, 20, processes=2).finish()
         assert done.out == alone.out
         assert done.err.count("0.png: not an image") == 1
@@ -144,7 +144,7 @@ def test_linear(xcit, options):
     assert float(match[1]) == round(100 * int(match[2]) / 9, 2)
     assert lines[7] == "use it: xcit predict IMAGE... --model run/model.safetensors"
     assert Path("run/curves.png").exists()
-    # The classifier that is left measures the same, image by image.
+    # The exported classifier has the same results, image by image.
     rows = json.loads(xcit("predict", "data/val", "--model", "run/model.safetensors", "--json", "-").out)
     assert sum(Path(row["file"]).parent.name == row["classes"][0]["name"] for row in rows) == int(match[2])
 

@@ -1,4 +1,4 @@
-"""Weights as people have them, through the verbs: keys, strides, preprocessing that is known, assumed or given."""
+"""The commands with users' weights: keys, strides, and preprocessing that is known, assumed or given."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def best(model: XCiT, spec) -> int:
 
 @pytest.fixture
 def nano(tmp_path: Path) -> XCiT:
-    """A model of which no name knows, in a file that says nothing, and a picture."""
+    """A model without a name, in a file without metadata, and a picture."""
     picture(48).save("a.png")
     model = seeded("xcit-nano-12-p16")
     torch.save({"model": seeded("xcit-nano-12-p16", 1).state_dict(), "model_ema": model.state_dict()}, "mine.pth")
@@ -177,14 +177,14 @@ def test_a_key_is_taken_by_every_verb_that_takes_weights(xcit, nano) -> None:
 
 
 def test_features_are_measured_as_is_asked(xcit, colours, nano) -> None:
-    """`knn`, which keeps features by all they depend on: another mean gives others."""
+    """`knn` caches features by all that they depend on: another mean gives other features."""
     Path("data").mkdir()
     for split in ("train", "val"):
         Path("data", split).symlink_to(colours)
     base = ("knn", "mine.pth", "--key", "model_ema", "--data", "data", "--workers", 0, "--k", 3, "--size", 32)
     for mean in ("0.5", "0.9"):
         assert xcit(*base, "--mean", mean, "--std", 0.25).status == 0
-    assert len(list(Path(".cache/features").iterdir())) == 4  # of two splits each
+    assert len(list(Path(".cache/features").iterdir())) == 4  # for two splits each
 
 
 def test_test_normalises_as_the_weights_ask_and_as_is_given(xcit, colours, trained) -> None:
@@ -220,7 +220,7 @@ def test_segment_and_detect_take_them_too(xcit) -> None:
 
 
 def test_training_starts_from_a_key_and_from_other_strides(xcit, colours, small) -> None:
-    """The first weights of a model with stem strides 1, 2, 2 are those of one for patches of 8, as for CIFAR."""
+    """A model with stem strides 1, 2, 2 gets first weights of a model for patches of 8, as for CIFAR."""
     config = ARCHITECTURES["pico-6-p4"]
     assert config.strides == (2, 2)
     fields = ("--data", colours, "--device", "cpu", *small, "--schedule.epochs", 1)

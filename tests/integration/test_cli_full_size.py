@@ -18,7 +18,7 @@ BAG = Path(xcit.__file__).parent / "zoo/packaged/images/bag.png"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """The exit status of a command line."""
+    """Returns the exit status of a command line."""
     monkeypatch.setattr("sys.argv", ["xcit", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -27,7 +27,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
-    """A grey TIFF of 90 x 300 pixels with garments in it."""
+    """A grey TIFF of 90 x 300 pixels with garments on it."""
     bag = np.asarray(read_image(BAG).convert("L"))
     pixels = np.zeros((90, 300), np.uint8)
     for index in range(9):
@@ -44,7 +44,7 @@ def test_predict_at_full_size_is_the_whole_image(
     assert run(monkeypatch, "predict", BAG, wide, *options) == 0
     printed = capsys.readouterr()
     small, large = json.loads(printed.out)
-    (expected,) = xcit.predict(BAG)  # of 28 pixels, as the model takes them
+    (expected,) = xcit.predict(BAG)  # 28 pixels, the size of the model's images
     assert small["classes"][0]["name"] == expected.classes[0].name == "Bag"
     assert small["classes"][0]["score"] == pytest.approx(expected.classes[0].score, rel=1e-4)
     assert len(large["classes"]) == 5
@@ -96,7 +96,7 @@ def test_attention_at_full_size_is_that_of_the_whole_image(
 
 
 def test_a_picture_of_a_large_image_is_a_small_copy(monkeypatch: pytest.MonkeyPatch, wide: Path) -> None:
-    monkeypatch.setattr("xcit.inference.full_size._OVERVIEW_PIXELS", 10000)
+    monkeypatch.setattr("xcit.inference.full_size.OVERVIEW_PIXELS", 10000)
     (maps,) = xcit.explain.class_attention(wide, full_size=True, memory="1GB")
     assert (maps.scale, maps.patch_size, maps.image.shape) == (2, 2, (45, 150, 3))
     assert maps.heads.shape[1:] == (23, 75) and maps.overlay().size == (150, 45)

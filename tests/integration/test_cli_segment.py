@@ -1,4 +1,4 @@
-"""Scenes made, a small segmenter trained on them, measured, and used: each verb in its turn."""
+"""Composes scenes, trains a small segmenter on them, measures it and uses it, with the command for each."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "sized" / "report.json").read_text())["full_size"] is True
     check_full_size(xcit, scenes, run / "model.safetensors", tmp_path)
 
-    # One that can't be used is named and counted, and the other measured.
+    # A scene that can't be used is named and counted, and the other one measured.
     Image.fromarray(np.full((96, 128), 99, np.uint8)).save(scenes / "labels" / "val" / "00001.png")
     some = xcit(*arguments, "--device", "cpu", "--out", tmp_path / "some")
     assert some.status == 1
@@ -86,7 +86,7 @@ def check_full_size(xcit, scenes: Path, model: Path, tmp_path: Path) -> None:
     done = xcit("segment", images, "--model", model, "--out", out, "--device", "cpu", "--full-size", "--memory", "1GB",
                 "--polygons")  # fmt: skip
     assert done.status == 1 and "broken.tif" in done.err
-    assert "map.tif: 768 x 576 pixels, 4 passes, tokens in memory" in done.err and "megapixels a second" in done.err
+    assert "map.tif: 768 x 576 pixels, 4 passes, tokens in memory" in done.err and "megapixels per second" in done.err
     with rasterio.open(out / "map-labels.tif") as file, rasterio.open(images / "map.tif") as source:
         assert file.crs == source.crs and file.bounds == source.bounds and file.overviews(1) == [2]
         labels = file.read(1)

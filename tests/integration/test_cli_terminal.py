@@ -1,4 +1,4 @@
-"""On a terminal of 80 columns no line is longer, but for a word that is; in a pipe each stays one line."""
+"""On a terminal of 80 columns, lines are wrapped between words; in a pipe they are not wrapped."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ for command in json.loads(sys.argv[1]):
 
 
 def on_a_terminal(*commands: tuple[str, ...], columns: int = 80, kind: str = "dumb") -> list[str]:
-    """What a terminal shows of each command, standard output and standard error; all run in one process."""
+    """Returns what a terminal shows of each command, standard output and standard error; all run in one process."""
     leader, follower = pty.openpty()
     environment = os.environ | {"COLUMNS": str(columns), "TERM": kind}
     command = [sys.executable, "-c", CODE, json.dumps(commands)]
@@ -50,7 +50,7 @@ def on_a_terminal(*commands: tuple[str, ...], columns: int = 80, kind: str = "du
     try:
         while part := os.read(leader, 65536):
             shown += part
-    except OSError:  # Linux's way to say that the other end is closed
+    except OSError:  # Linux reports in this way that the other end is closed
         pass
     process.wait()
     os.close(leader)
@@ -59,7 +59,7 @@ def on_a_terminal(*commands: tuple[str, ...], columns: int = 80, kind: str = "du
 
 @pytest.fixture(scope="module")
 def shown() -> dict[tuple[str, ...], str]:
-    """What a terminal of 80 columns shows of each command."""
+    """The output of each command on a terminal of 80 columns."""
     return dict(zip(COMMANDS, on_a_terminal(*COMMANDS), strict=True))
 
 

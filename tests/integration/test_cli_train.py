@@ -1,4 +1,4 @@
-"""`xcit train` and `xcit config`: what is printed and written, stopping and going on."""
+"""`xcit train` and `xcit config`: their output and files, and runs that are stopped and resumed."""
 
 import json
 import os
@@ -25,7 +25,7 @@ DINO = "dino_xcit-pico_fashion-mnist"
 
 @contextmanager
 def interrupted_at(file: Path) -> Iterator[None]:
-    """Ctrl-C as soon as a file is there."""
+    """Sends Ctrl-C as soon as a file exists."""
     ends = threading.Event()
 
     def watch() -> None:
@@ -161,7 +161,7 @@ def test_resume_with_more_epochs_in_the_folder_of_the_config(xcit, trained):
     done = xcit("train", "run/config.yaml", "--resume", "--schedule.epochs", 14)
     assert (done.status, done.err) == (0, "")
     assert done.out.splitlines()[0].endswith("files in run")
-    # The last epoch's evaluation may be repeated, its training is not.
+    # The last epoch's evaluation may be repeated, but its training is not.
     assert [begin for begin in beginnings(done.out) if begin.startswith("epoch ")][-2:] == [
         "epoch 13/14",
         "epoch 14/14",

@@ -1,4 +1,4 @@
-"""Every verb in an installation without extras: it works, or ends in one line that names the extra."""
+"""Every command in an installation without extras: it works, or ends with one line that names the extra."""
 
 import json
 import os
@@ -59,10 +59,12 @@ WORKS = {
         "1",
     ),
 }
-"""What needs no extra."""
+"""Commands that need no extra."""
 
 NEEDS = {
     "features as Parquet": (("features", IMAGE, "--out", "f.parquet"), "pyarrow"),
+    "predict as Parquet": (("predict", IMAGE, "--out", "parts"), "pyarrow"),
+    "attention as Parquet": (("attention", IMAGE, "--out", "parts", "--parquet"), "pyarrow"),
     "attention": (("attention", IMAGE, "--out", "maps"), "matplotlib"),
     "detect": (("detect", IMAGE, "--model", "detector.safetensors", "--out", "found"), "faster_coco_eval"),
     "test of a detector": (
@@ -78,12 +80,12 @@ NEEDS = {
     "train": (("train", PACKAGED, "--data", "photos"), "timm"),
     "data of the Hub": (("test", PACKAGED, "packaged", "--data", "hf:ylecun/mnist"), "datasets"),
 }
-"""What needs one -> the package."""
+"""Commands that need an extra, and the package that they need."""
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, fashion_mnist) -> dict[str, tuple[object, str, str]]:
-    """Every command's exit status, standard output and standard error; all ran in one process, one after the other."""
+    """The exit status, standard output and standard error of every command; all ran in one process, one by one."""
     folder = tmp_path_factory.mktemp("core")
     for kind, name in (("upernet", "segmenter"), ("detector", "detector")):
         save_model(small_models.build(kind), folder / f"{name}.safetensors")

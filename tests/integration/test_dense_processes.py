@@ -95,19 +95,19 @@ def test_two_processes_train_and_measure_as_one_and_a_stopped_run_goes_on_bit_fo
     one = train(*recipe, "--out", "one", *fields)
     train(*recipe, "--out", "two", *fields, processes=2)
 
-    # The same parts of each batch, computed by one or by two.
+    # The parts of each batch are the same, computed by one process or by two.
     states = {name: read_weights(Path(name) / "model.safetensors").dense for name in ("one", "two")}
     for name, tensor in states["one"].items():
         if "running" not in name and "tracked" not in name:
             difference = (tensor - states["two"][name]).norm() / tensor.norm().clamp(min=1e-3)
             assert difference < 1e-3, name
 
-    # The very same weights measured by two: each of five images once.
+    # Two processes measure the same weights: each of five images once.
     figures = next(line for line in one.splitlines() if line.startswith("figures"))
     measured = train("one/config.yaml", "--out", "one", "--resume", "--device", "cpu", processes=2)
     assert figures in measured
 
-    # Stopped and resumed.
+    # The run is stopped and resumed.
     stopped = start("-m", "xcit", "train", *recipe, "--out", "cut", *fields)
     while stopped.running and not Path("cut/log.jsonl").exists():
         time.sleep(0.01)

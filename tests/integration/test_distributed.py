@@ -1,6 +1,6 @@
-"""What two processes do together, and what a kill or a signal does to a run.
+"""Runs of two processes, and runs that are stopped by a kill or a signal.
 
-What is compared, and how, is that of the benchmarks whose figures are published; here it runs shorter.
+The comparisons are those of the benchmarks whose figures are published, with shorter runs.
 """
 
 import json
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(1800)  # each process imports torch first, whic
 
 
 def test_two_processes_reach_the_weights_of_one_and_evaluate_each_image_once():
-    """Started by torchrun, as people do."""
+    """Starts a run by torchrun, as users do."""
     short = ("--epochs", "2", "--images", "8")
     command = [sys.executable, str(BENCHMARKS / "processes.py"), *short, "--task", "classification", "dino"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -61,7 +61,7 @@ def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes, num_step
     assert compare(Path("alone"), Path("killed"))
     assert step_of(Path("killed")) == num_steps
 
-    if processes == 2:  # one goes on from them
+    if processes == 2:  # one process resumes from them
         more = xcit("train", "squares.yaml", "--out", "killed", "--resume", "--schedule.epochs", 3, "--device", "cpu")
         assert (more.status, more.err) == (0, "")
         log = [json.loads(line) for line in Path("killed/log.jsonl").read_text().splitlines()]
@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes, num_step
     [("classification", 1, "ddp"), ("classification", 2, "ddp"), ("dino", 2, "fsdp2")],
 )
 def test_a_stop_inside_a_step_saves_what_a_whole_step_left(start, task, processes, parallel):
-    """Readers die in the middle of a step of several parts, in the last process."""
+    """The processes that read data die in the middle of a step of several parts, in the last process."""
     fields = {"batch_size": 16, "max_device_batch": 2, "num_workers": 1, "evaluate_every": 2, "parallel": parallel}
     draw_squares(Path("data"), 15)
     config = squares_config(task, Path("data"), epochs=2, run=fields)
@@ -103,7 +103,7 @@ def test_sigterm_to_a_run_and_all_its_processes_saves_and_the_run_goes_on_bit_fo
     try:
         while process.poll() is None and not Path("run/log.jsonl").exists():
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does it
         _, complained = process.communicate()
     finally:
         process.kill()

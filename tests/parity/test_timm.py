@@ -1,8 +1,8 @@
-"""The same numbers as timm's XCiT, an independent implementation, on equal random weights.
+"""Compares our model with timm's XCiT, an independent implementation, with the same random weights.
 
-Everything that a checkpoint holds is drawn at random, batch norm statistics, residual scales, temperatures and biases
-too, so that a wrong or unused number shows. The names are mapped here, apart from `xcit.weights`: two maps that check
-each other.
+All values of a checkpoint are random, also batch-norm statistics, residual scales, temperatures and biases, so that a
+wrong or unused value shows. The names are mapped here, independently of `xcit.weights`, so that the two maps check each
+other.
 """
 
 import copy
@@ -21,7 +21,7 @@ SIZES = ((224, 224), (160, 256), (200, 233))
 SMALL_SIZES = ((112, 112), (80, 128), (104, 117))
 """For the largest models, whose layers are those of the others, and which at full size take half a minute each."""
 
-# timm's name -> ours: the first rule of each group that fits.
+# timm's name -> ours: of each group, the first rule that matches.
 RENAMES = (
     (r"^patch_embed\.proj\.(\d+)\.0\.", lambda m: f"stem.{int(m[1]) // 2}.conv."),
     (r"^patch_embed\.proj\.(\d+)\.1\.", lambda m: f"stem.{int(m[1]) // 2}.norm."),
@@ -48,7 +48,7 @@ def our_name(name: str) -> str:
 
 
 def random_state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
-    """Numbers for everything in timm's `model`, of such scales that activations stay of order 1."""
+    """Returns random values for everything in timm's `model`, with scales that keep activations near 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(name: str, shape: torch.Size) -> Tensor:
@@ -72,9 +72,9 @@ def random_state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 
 
 def build_pair(architecture: str) -> tuple[XCiT, Any]:
-    """Ours and timm's in eval mode, sharing the storage of one set of random numbers."""
+    """Returns our model and timm's in evaluation mode, with the same storage of random weights."""
     config = PUBLISHED_ARCHITECTURES[architecture]
-    with torch.device("meta"):  # no time lost on a first start of the weights
+    with torch.device("meta"):  # saves the time of setting first values
         theirs = timm.create_model(f"xcit_{architecture.replace('-', '_')}_224", pretrained=False)
         ours = XCiT(config)
     state = random_state(theirs)
@@ -84,7 +84,10 @@ def build_pair(architecture: str) -> tuple[XCiT, Any]:
 
 
 def images_of(batch: int, height: int, width: int) -> Tensor:
-    """Smooth colours and some noise: unlike pure noise, images that the class token can tell apart."""
+    """Returns images of smooth colours and some noise.
+
+    The class token would hardly differ between images of pure noise.
+    """
     generator = torch.Generator().manual_seed(1)
     colours = torch.randn(batch, 3, 4, 4, generator=generator)
     smooth = nn.functional.interpolate(colours, size=(height, width), mode="bilinear")
@@ -97,7 +100,7 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 def block_outputs(model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Logits, and the tokens that come out of each block in turn."""
+    """Returns the logits, and the output tokens of each block."""
     outputs: list[Tensor] = []
     class_attention: Any = model.cls_blocks if isinstance(model, XCiT) else model.cls_attn_blocks
     hooks = [
@@ -124,14 +127,17 @@ def test_logits_and_the_tokens_of_every_block(architecture: str) -> None:
         errors = [relative_error(a, b) for a, b in zip(our_tokens, their_tokens, strict=True)]
         errors.append(relative_error(our_logits, their_logits))
         assert max(errors) <= 1e-5, f"{height}x{width}: {errors}"
-        # The comparison means something: neither vanishing nor saturated.
+        # The comparison is meaningful only if the values neither vanish nor saturate.
         assert 0.1 < their_logits.std() < 100
         if batch == 2:
             assert relative_error(their_logits[0], their_logits[1]) > 0.02
 
 
 def gradients(model: Any, images: Tensor) -> dict[str, Tensor]:
-    """Gradients of a loss that reads every token and every logit, by our names; "images" is the input's."""
+    """Returns the gradients, by our names, of a loss that depends on every token and every logit.
+
+    "images" is the input's.
+    """
     generator = torch.Generator().manual_seed(2)
     images = images.clone().requires_grad_()
     tokens = model.forward_features(images)
@@ -149,7 +155,7 @@ def gradients(model: Any, images: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("architecture", ["nano-12-p16", "tiny-12-p8"])
 def test_gradients_of_all_parameters_and_of_the_images(architecture: str, training: bool) -> None:
     ours, theirs = build_pair(architecture)
-    ours = copy.deepcopy(ours)  # apart from timm's: training moves the batch norms' statistics in place
+    ours = copy.deepcopy(ours)  # because training updates the statistics of batch norms in place
     images = images_of(2, 112, 136)
     our_gradients = gradients(ours.train(training), images)
     their_gradients = gradients(theirs.train(training), images)
@@ -157,7 +163,8 @@ def test_gradients_of_all_parameters_and_of_the_images(architecture: str, traini
     errors = {}
     for name, theirs_gradient in their_gradients.items():
         if name.endswith("attn.k.bias"):
-            # A shift common to all keys cancels in the softmax: the true gradient is 0, both have rounding only.
+            # The softmax ignores a shift that all keys share: the true gradient is 0, and both have only rounding
+            # errors.
             scale = 1e-5 * their_gradients[name.replace("bias", "weight")].norm()
             assert our_gradients[name].norm() < scale
             assert theirs_gradient.norm() < scale

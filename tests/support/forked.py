@@ -1,7 +1,8 @@
-"""Python programs in processes of their own, alone or as the ranks of a group, that need not import torch anew.
+"""Runs Python programs in separate processes, single or as the ranks of a group, without importing torch again.
 
-They are forks of a server that has imported what training needs. An interpreter takes ten seconds of a processor for
-it, longer than most of what the tests then want of it. What they see is what `python` and `torchrun` would give them.
+The processes are forks of a server that has imported what training needs. A new interpreter would take ten seconds of
+processor time for the imports, which is longer than most of these programs run. Arguments and environment are those
+that `python` and `torchrun` would give them.
 """
 
 import multiprocessing
@@ -37,7 +38,7 @@ _context.set_forkserver_preload(list(PRELOADED))
 
 @dataclass(frozen=True)
 class Done:
-    """How a program ended: the first status that is not 0, and what all its processes wrote."""
+    """How a program ended: the first status that is not 0, and the output of all its processes."""
 
     status: int
     out: str
@@ -46,10 +47,10 @@ class Done:
 
 @dataclass
 class Forked:
-    """A program while it runs: `python ARGUMENTS...`, with more than one process as torchrun starts them.
+    """A running program: `python ARGUMENTS...`; several processes run as torchrun starts them.
 
-    It runs in the current folder and environment, on one thread a process: with other numbers of threads sums are
-    rounded otherwise. What it writes goes to two files in the folder `outputs`.
+    It runs in the current folder and environment, with one thread per process, because sums are rounded differently
+    with other numbers of threads. Its output goes to two files in the folder `outputs`.
     """
 
     arguments: Sequence[str]
@@ -79,17 +80,17 @@ class Forked:
 
     @property
     def running(self) -> bool:
-        """Whether any process does."""
+        """Whether any process is running."""
         return any(process.is_alive() for process in self.processes)
 
     def send(self, number: signal.Signals) -> None:
-        """A signal to all that run."""
+        """Sends a signal to all running processes."""
         for process in self.processes:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, number)
 
     def finish(self) -> Done:
-        """Waits for the end; once a process has failed the others are killed, as torchrun does."""
+        """Waits for the end; once a process has failed, the others are killed, as torchrun does it."""
         while self.running:
             if any(process.exitcode for process in self.processes):
                 self.send(signal.SIGKILL)
@@ -106,11 +107,11 @@ def _free_port() -> int:
 
 
 def _run(arguments: list[str], folder: Path, environment: dict[str, str], outputs: Sequence[Path]) -> None:
-    """In the fork: becomes the program."""
+    """Turns the fork into the program."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    multiprocessing.set_start_method(None, force=True)  # the default again, in place of the server's
+    multiprocessing.set_start_method(None, force=True)  # the default, instead of the server's
     torch.set_num_threads(1)
     os.fsync = lambda fd: None  # as in the tests themselves: a kill of a process loses nothing of what was written
     for number, path in enumerate(outputs, start=1):

@@ -1,4 +1,4 @@
-"""A small model of each kind, and one row of numbers with all that it gives of an image."""
+"""A small model of each kind, and all its outputs for an image as one row of numbers."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -19,7 +19,7 @@ KINDS = ("classifier", "dino", "upernet", "sem-fpn", "detector")
 
 
 def build(kind: str) -> nn.Module:
-    """A small model whose numbers are of order one, so that a layer that has no effect shows."""
+    """Returns a small model with weights near 1, so that a layer without effect is noticed."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"backbone": BACKBONE, "num_classes": 4, "channels": 16}
     model: nn.Module
@@ -44,7 +44,7 @@ IMAGES = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
 
 
 def forward(model: nn.Module, image: Tensor = IMAGES) -> Tensor:
-    """All that a model gives of images, as one row, with gradients where it has a loss or is differentiable."""
+    """Returns all outputs of a model for images as one row, with gradients if it has a loss or is differentiable."""
     if isinstance(model, MaskRCNN):
         maps = list(model._maps(image))
         logits, steps = model.rpn(maps)

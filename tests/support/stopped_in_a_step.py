@@ -1,10 +1,10 @@
-"""A training run whose readers die in the middle of a step, beside a signal that asks for a stop.
+"""A training run whose reading processes die in the middle of a step, together with a signal that asks for a stop.
 
     stopped_in_a_step.py CONFIG FOLDER STEP RANK
 
-At the first part of step STEP of the run, counted from 0, the process RANK gets SIGTERM and the processes that read its
-data are killed, as by a scheduler that tires of waiting. They have read two parts ahead, so that with four or more a
-step they are missed in the middle of it. Exit status 0 where the run stopped as it should.
+At the first part of step STEP of the run, counted from 0, the process RANK gets SIGTERM, and the processes that read
+its data are killed, as by a scheduler after a time limit. They have read two parts ahead. So with four or more parts
+per step, their death is noticed in the middle of the step. The exit status is 0 if the run stopped correctly.
 """
 
 import multiprocessing
@@ -22,7 +22,7 @@ from xcit.training.run import train
 
 
 def main(config: str, folder: str, step: int, rank: int) -> int:
-    """Trains; see above."""
+    """Trains as the module's docstring says."""
     whole, killed = TrainLoader.batches, list[int]()
 
     def cut(self: TrainLoader[Any], epoch: int, first_step: int = 0) -> Iterator[Any]:
@@ -34,7 +34,7 @@ def main(config: str, folder: str, step: int, rank: int) -> int:
                 for child in multiprocessing.active_children():
                     child.kill()
                     killed.append(number)
-                time.sleep(0.2)  # the death is told at once, wherever the program is
+                time.sleep(0.2)  # the death is reported at once, wherever the program is
             yield part
 
     TrainLoader.batches = cut  # type: ignore[method-assign]

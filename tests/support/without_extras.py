@@ -1,8 +1,8 @@
-"""The command line as an installation without extras has it: `python without_extras.py COMMANDS.json` prints results.
+"""The command line as in an installation without extras: `python without_extras.py COMMANDS.json` prints results.
 
-What the environment has beyond the core's requirements, and theirs, is hidden from imports and from the metadata of
-installed packages, as if it were not installed. COMMANDS.json is a list of lists of arguments; what is printed is a
-list of [exit status, standard output, standard error], with "traceback" as the status of a crash.
+All packages except the core's requirements (and their requirements) are hidden from imports and from the metadata of
+installed packages, as if they were not installed. COMMANDS.json is a list of lists of arguments. The output is a list
+of [exit status, standard output, standard error], with "traceback" as the status of a crash.
 """
 
 import io
@@ -30,7 +30,7 @@ def _name(requirement: str) -> str:
 
 
 def core_distributions() -> set[str]:
-    """The core's requirements and all that these require without extras, by normalised name."""
+    """Returns the core's requirements and all that these require without extras, by normalised name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found: set[str] = {"xcit"}
     waiting = [_name(requirement) for requirement in project["dependencies"]]
@@ -40,7 +40,7 @@ def core_distributions() -> set[str]:
             continue
         try:
             required = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:  # of another system, as the marker beside it says
+        except metadata.PackageNotFoundError:  # for another system, as its marker says
             continue
         found.add(name)
         waiting += [_name(one) for one in required if "extra ==" not in one]
@@ -48,13 +48,13 @@ def core_distributions() -> set[str]:
 
 
 def hidden_modules(core: set[str]) -> set[str]:
-    """The top-level modules that belong to no distribution of the core."""
+    """Returns the top-level modules that belong to no distribution of the core."""
     owners = metadata.packages_distributions()
     return {module for module, names in owners.items() if not core.intersection(map(_name, names))}
 
 
 def hide(core: set[str], modules: set[str]) -> None:
-    """Takes modules and distributions out of this process's sight."""
+    """Hides modules and distributions from this process."""
 
     class Finder(PathFinder):
         @classmethod
@@ -67,11 +67,11 @@ def hide(core: set[str], modules: set[str]) -> None:
 
     sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
     for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
-        del sys.modules[name]  # what the environment's own start-up has imported
+        del sys.modules[name]  # imported when the environment starts
 
 
 def run(arguments: list[str]) -> tuple[int | str, str, str]:
-    """One command: its exit status and what it wrote."""
+    """Runs one command; returns its exit status and its output."""
     from xcit.cli import main
 
     out, err = io.StringIO(), io.StringIO()

@@ -1,4 +1,4 @@
-"""What tests of several parts are made on: three colours in two splits, a model of random weights, published names."""
+"""What tests of several parts share: three colours in two splits, a model with random weights, published names."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def splits(tmp_path: Path) -> Path:
-    """train/<class> with six and val/<class> with three noisy pictures, of many sizes."""
+    """A folder with six noisy pictures in each train/<class> and three in each val/<class>, of many sizes."""
     root, draw = tmp_path / "splits", np.random.default_rng(0)
     for split, count in NUM_A_CLASS.items():
         for name, colour in COLOURS.items():
@@ -68,7 +68,7 @@ _FILE = Path(__file__).parents[1] / "data" / "dense_keys.json"
 DENSE_ARCHITECTURES = {"tiny-12": (192, 12, 4), "small-12": (384, 12, 8), "small-24": (384, 24, 8)} | {
     "medium-24": (512, 24, 8)
 }
-"""Width, depth and heads."""
+"""Returns width, depth and number of heads."""
 
 
 def _size(text: str, width: int, num_heads: int) -> int:

@@ -1,4 +1,4 @@
-"""The house as it stands: every module imports, no room stands in a function's place, no old address is left."""
+"""The package as a whole: every module can be imported, no module hides a function, and no old address is left."""
 
 import importlib
 import pkgutil
@@ -36,7 +36,7 @@ def modules() -> list[str]:
 
 
 def calls(folder: Path) -> dict[str, Callable[[], object]]:
-    """A call of each public function; of those that take hours one that they refuse."""
+    """A call of each public function; those that take hours get arguments that they refuse."""
 
     def refused(call: Callable[[], object]) -> None:
         with pytest.raises(XCiTError):

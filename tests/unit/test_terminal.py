@@ -26,7 +26,7 @@ def test_a_terminal_gets_control_characters_escaped(name, monkeypatch):
     getattr(sys, name).write(HOSTILE)
     getattr(sys, name).flush()
     assert os.read(main, 1000).decode() == HARMLESS.replace("\n", "\r\n")
-    assert for_drawing(getattr(sys, name)) is terminal  # a bar's own are not
+    assert for_drawing(getattr(sys, name)) is terminal  # those of a progress bar are not
     getattr(sys, name).detach()
     os.close(side)
     os.close(main)

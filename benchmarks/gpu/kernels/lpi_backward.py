@@ -252,7 +252,7 @@ def lpi_backward(
     grad_bias1, grad_taps1 = sums[0], sums[1:].t()
     return (
         grad_tokens,
-        # Copied, because the outputs of a custom operator must not share memory.
+        # The gradients are copied, because the outputs of a custom operator must not share memory.
         grad_taps1.reshape(conv1_weight.shape).to(conv1_weight.dtype, copy=True),
         grad_bias1.to(conv1_weight.dtype, copy=True),
         grad_norm_weight.to(norm_weight.dtype, copy=True),

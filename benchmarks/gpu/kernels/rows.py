@@ -88,8 +88,8 @@ def inside_columns(first, width, whole: tl.constexpr, halo: tl.constexpr, num: t
     """
     inside = ()
     for i in tl.static_range(num):
-        # Comparisons are used only where they can fail, because all of them would be a tenth of the instructions. (true
-        # is written as a comparison so that the interpreter accepts it too.)
+        # A column is compared only if it may be outside: comparing all would be a tenth of the instructions. The value
+        # true is written as a comparison, so that the interpreter accepts it too.
         if whole and (i >= halo and i < num - halo):
             inside = inside + (first == first,)
         else:

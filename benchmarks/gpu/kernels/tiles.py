@@ -11,9 +11,10 @@ NUM_WARPS = 2
 """Number of warps of a program: two have a thread for each of the 64 channels."""
 
 ENOUGH_PROGRAMS = 2048
-"""Programs that fill a large GPU.
+"""Number of programs that fill a large GPU.
 
-With fewer, an image's rows are divided too; with more, sums are over several images.
+If images and channels give fewer programs, the rows of an image are divided too. If they give more, a program may sum
+over several images.
 """
 
 COLUMNS, BACKWARD_COLUMNS = 8, 7

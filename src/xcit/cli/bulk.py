@@ -1,4 +1,4 @@
-"""Shared by commands for many images: inputs of every kind, and results as a folder of Parquet parts."""
+"""What commands for many images share: inputs of every kind, and results as a folder of Parquet parts."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping

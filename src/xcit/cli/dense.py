@@ -1,4 +1,4 @@
-"""Shared by the commands of segmenters and detectors: places of results, and loading of the model."""
+"""What the commands of segmenters and detectors share: the places of results, and loading the model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -24,7 +24,7 @@ _HELP = """Write MODEL (a name, a weights file or a run's folder) as a file that
 --to onnx          FILE.onnx for ONNX Runtime
      openvino      a folder with model.xml and model.bin
      torch-export  FILE.pt2 for torch
-     tensorrt      FILE.onnx of one size in float16, of operators that its parser takes
+     tensorrt      FILE.onnx of one size in float16, for its parser
      web           FILE.onnx of operators that onnxruntime-web takes
 
 Batch, height and width are free, unless --size fixes the last two; a detector's file takes one image at a time.

@@ -46,4 +46,4 @@ _BY_SECTION = {
 FIELDS = tuple(
     f"{section}.{name}".removeprefix(".") for section, names in _BY_SECTION.items() for name in names.split()
 )
-"""Dotted names."""
+"""The dotted names of all fields."""

@@ -11,7 +11,7 @@ import click
 def max_size(model: str, memory: str | None) -> None:
     """Print the largest square image that goes through MODEL (a name or a file) in memory, and streamed.
 
-    For the first figure, all tokens stay in memory. For the second, they go to scratch files, a few rows in memory.
+    For the first figure, all tokens stay in memory. For the second, they go to scratch files.
     The figures come from the plans of --full-size, in float32 on the CPU; nothing is downloaded or run.
     """
     from xcit.models.xcit import FusedXCiT

@@ -1,4 +1,4 @@
-"""Shared by commands that may run in several processes: only one of them prints."""
+"""What commands share that may run in several processes: only one of these prints."""
 
 import os
 import sys

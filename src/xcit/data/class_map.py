@@ -48,7 +48,8 @@ class ClassMap:
                 f"{', '.join(map(repr, absent[:_SHOWN]))}{', ...' if len(absent) > _SHOWN else ''}"
             )
         meant = [self.class_of[name] for name in images.class_ids]
-        ordered = [name for name in dict.fromkeys(self.class_of.values()) if name in set(meant)]
+        found = set(meant)
+        ordered = [name for name in dict.fromkeys(self.class_of.values()) if name in found]
         if all(map(is_number, ordered)):
             ordered.sort(key=int)
         index_of = {name: index for index, name in enumerate(ordered)}

@@ -211,7 +211,7 @@ def _columns(path: Path, head: Sequence[str]) -> tuple[int, int]:
 
 
 def _by_name(images: Sequence[Path], place: Path) -> dict[str, Path | None]:
-    """Maps to images: relative paths, names, and both without suffix; the value is None if two images match."""
+    """Maps relative paths and names, both with and without suffix, to images, or to None if two images match."""
     found: dict[str, Path | None] = {}
     for image in images:
         below = image.relative_to(place)

@@ -50,7 +50,7 @@ def read_url(url: str) -> bytes | None:
     """Returns the contents of a small file, or None if it does not exist.
 
     Raises:
-        XCiTError: as in `open_url`, after the first attempt.
+        XCiTError: as in `open_url`; there is only one attempt.
     """
     try:
         with open_url(url, waits=()) as file:

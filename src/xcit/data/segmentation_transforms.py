@@ -29,7 +29,7 @@ class SegmentationAugmentation:
     Attributes:
         scale: bounds of a random factor on the image size of the preprocessing.
         crop_size: side of the crop in pixels; a smaller scene is padded, with labels that do not count.
-        max_class_share: a crop is drawn again, up to some times, if one class has this share of it or more; 1 disables
+        max_class_share: a crop is drawn again, up to ten times, if one class has this share of it or more; 1 disables
             this.
         flip: share of scenes that are mirrored.
         distort: whether brightness, contrast, saturation and hue are changed, each with probability 1/2; for grey

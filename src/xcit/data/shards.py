@@ -71,7 +71,7 @@ def list_shards(pattern: str) -> list[str]:
     `*`, `?`, `[...]` and `**` match files.
 
     Raises:
-        XCiTError: if one of them is not a file, or neither a path nor a URL. Commands (`pipe:`) are never run.
+        XCiTError: if a shard does not exist, or is neither a path nor a URL. Commands (`pipe:`) are never run.
     """
     shards: dict[str, None] = {}
     for part in pattern.split("::"):

@@ -161,7 +161,8 @@ def class_attention(
         One result per image, in order. An image that can't be read is replaced by an `Unreadable`.
 
     Raises:
-        XCiTError: if no image can be read or is as large as a patch, or the model can't be loaded or has no such block.
+        XCiTError: if none of the images can be read and has the size of a patch or more, if the model can't be loaded,
+            or if it has no such block.
     """
     results = class_attention_each(
         listed(images, ignore_exif=ignore_exif),

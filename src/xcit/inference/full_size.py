@@ -53,7 +53,7 @@ class FullSize:
 
 
 def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
-    """Combines two arguments of public functions.
+    """Returns the public arguments `full_size` and `memory` as one value; None if `full_size` is false.
 
     Raises:
         XCiTError: if a bound of memory is given without `full_size`.

@@ -91,7 +91,9 @@ def measure_classifier(
         )
     class_ids, class_names = _classes(model)
     found = (describe_classes(images), *problems_of(images), *_flattered(data, holdout))
-    images, order = _with_labels_of(images, (class_ids, class_names), model.num_classes, data)
+    images, order = _with_labels_of(
+        images, (class_ids, class_names), model.num_classes, data, is_mapped=bool(class_map)
+    )
     for line in filter(None, (*found, order)):
         how.announce(line)
     how.started(len(images))
@@ -141,9 +143,16 @@ def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _with_labels_of(
-    images: LabelledImages, model_classes: tuple[tuple[str, ...], tuple[str, ...]], num_classes: int, data: str
+    images: LabelledImages,
+    model_classes: tuple[tuple[str, ...], tuple[str, ...]],
+    num_classes: int,
+    data: str,
+    *,
+    is_mapped: bool,
 ) -> tuple[LabelledImages, str]:
     """Matches folders with the model's classes, by id, name or number, so that a subset of ImageNet is measured right.
+
+    Numbers beside names are taken for classes where a class map says so; of folders that would be a guess.
 
     Returns:
         The images, and a line for the user if the classes can only be matched by their order.
@@ -152,14 +161,15 @@ def _with_labels_of(
     if names == own_ids:
         return images, ""
     places = {name: _places(name, model_classes, num_classes) for name in names}
+    are_numbers = [_is_number_of(name, model_classes) for name in names]
+    if not is_mapped and any(are_numbers) and not all(are_numbers):
+        places |= {name: [] for name, is_one in zip(names, are_numbers, strict=True) if is_one}
     if all(len(found) == 1 for found in places.values()):
         labels = [found[0] for found in places.values()]
-        numbers = [
-            (name, label) for name, label in zip(names, labels, strict=True) if _is_number_of(name, model_classes)
-        ]
         line = ""
-        if numbers:
-            shown = f"; {numbers[0][0]} is {own_ids[numbers[0][1]]!r}" if own_ids else ""
+        if any(are_numbers):
+            first = are_numbers.index(True)
+            shown = f"; {names[first]} is {own_ids[labels[first]]!r}" if own_ids else ""
             line = f"{data}: its classes are numbers: the model's, from 0{shown}"
         return with_classes(images, own_ids or tuple(map(str, range(num_classes))), labels), line
     if not own_ids and len(names) == num_classes:

@@ -137,6 +137,8 @@ def evaluate_knn(
     found_lines: list[str] = []  # printed once all arguments are known to be right
     if isinstance(data, str):
         train, val = open_train_and_val(data, holdout, found_lines.append, class_map=os.fspath(class_map))
+    elif class_map:
+        raise XCiTError("a class map is for data that are opened here: map the two splits yourself")
     else:
         train, val = data
     _check(ks, temperature, len(train))
@@ -249,7 +251,7 @@ def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes
         targets: (B,), true class indices.
         num_classes: larger than any class index.
     """
-    # In float64, so that equal sums stay equal in whatever order a GPU adds.
+    # The sums are in float64, so that equal sums stay equal in whatever order a GPU adds.
     votes = torch.zeros(len(targets), num_classes, dtype=torch.float64, device=weights.device)
     votes.scatter_add_(1, labels, weights.double())
     own, target = votes.gather(1, targets[:, None]), targets[:, None]

@@ -103,8 +103,8 @@ def digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        # Viewed as bytes because NumPy has no bfloat16; flattened because a scalar has no last dimension to view as
-        # bytes.
+        # The tensor is viewed as bytes, because NumPy has no bfloat16. It is flattened first, because a scalar has no
+        # last dimension to view as bytes.
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 

@@ -93,7 +93,7 @@ class Kind(Generic[Config, Info, Model]):
 def _fit_classifier(
     config: XCiTConfig, stored: StoredWeights, stated: XCiTConfig | None, num_classes: int | None
 ) -> XCiTConfig:
-    """With `num_classes`, the file may have another number of classes: its own head is loaded, if it has one."""
+    """With `num_classes`, the file may have another number of classes; the model then gets the file's head, if any."""
     path, has_head = str(stored.path), "head.weight" in stored.state
     if num_classes is not None:
         return replace(config, num_classes=stored.state["head.weight"].shape[0] if has_head else 0)

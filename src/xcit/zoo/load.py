@@ -42,7 +42,7 @@ def load_as(
     """Builds a model of a given shape with the weights of a path or URL, in any format.
 
     A segmenter or detector keeps the file's classes. If `num_classes` is given, a classifier's file may have another
-    number of classes: its own head is loaded, if it has one.
+    number of classes; the model then gets the file's head, if there is one.
 
     Raises:
         XCiTError: if the file can't be downloaded or read, or does not fit.

@@ -1,4 +1,4 @@
-"""A comparison that was never run, with round figures."""
+"""A comparison with made-up round figures."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def _measured(contender: str, milliseconds: float, ratio: float | None, memory: 
 
 
 def _make_result(*, memory: bool = True, sizes: tuple[int, ...] = (224, 448), train: bool = False) -> BenchResult:
-    """xcit linear in the tokens, timm twice as slow and by the power 1.5 in memory, timm-compile failed."""
+    """In it, xcit is linear in the tokens, timm is twice as slow with memory of power 1.5, and timm-compile failed."""
     results = []
     for size in sizes:
         tokens = (size // 16) ** 2

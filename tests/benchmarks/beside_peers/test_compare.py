@@ -1,4 +1,4 @@
-"""`benchmarks/compare.py`: what is printed and written, and mistakes."""
+"""`benchmarks/compare.py`: its output, its files, and the messages of mistakes."""
 
 import io
 import sys

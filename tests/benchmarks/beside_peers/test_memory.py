@@ -18,7 +18,7 @@ CASE = Case(
 
 
 def grow(images: Tensor) -> Tensor:
-    """48 MB at once, 16 MB at the end."""
+    """Holds 48 MB at once, and 16 MB at the end."""
     first = torch.ones(4 * MEGABYTE)
     second = torch.ones(8 * MEGABYTE)
     return first + second[: len(first)].mul_(2)

@@ -1,6 +1,6 @@
-"""What the interpreter does not show, and needs no GPU: the kernels compile, and a compiler knows their operators.
+"""Tests without a GPU what the interpreter can't show: the kernels compile, and torch.compile knows their operators.
 
-Values are nowhere computed here.
+No values are computed here.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Runs the tests of the Triton kernels in Triton's interpreter, on the CPU.
 
-In a process of their own: kernels are made for the interpreter or for a GPU when they are defined, and those that
-`torch.compile` makes in other tests would be caught too.
+The tests have their own process, because Triton decides for each kernel when it is defined whether the interpreter runs
+it. In this process, it would also decide so for kernels that `torch.compile` creates in other tests.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The switch where the kernels can't run; kernels/ has what they give, which test_interpreter.py runs as well."""
+"""`use_kernels` where the kernels can't run. Their outputs are tested in kernels/, also through test_interpreter.py."""
 
 import pytest
 

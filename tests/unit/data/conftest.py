@@ -16,7 +16,7 @@ Write = Callable[[Path, Mapping[str, bytes]], Path]
 
 @pytest.fixture(scope="session")
 def png() -> Callable[[int], bytes]:
-    """The PNG file of a picture of one grey level."""
+    """Returns the PNG file of a picture of one grey level."""
 
     def encode(grey: int) -> bytes:
         file = io.BytesIO()
@@ -28,7 +28,7 @@ def png() -> Callable[[int], bytes]:
 
 @pytest.fixture(scope="session")
 def write_tar() -> Write:
-    """Writes a tar of files by name."""
+    """Writes a tar file with files by name."""
 
     def write(path: Path, files: Mapping[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
-    """Serves a folder, or what another handler answers; gives the URL."""
+    """Serves a folder, or the answers of another handler; yields the URL."""
     servers = []
 
     def start(folder: Path, handler: type[http.server.SimpleHTTPRequestHandler] = _Handler) -> str:

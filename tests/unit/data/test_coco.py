@@ -1,4 +1,4 @@
-"""COCO-format data on disk: what is read, where it is found, and what is wrong with it."""
+"""Data in COCO's format: what is read, where it is found, and the messages for what is wrong."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from xcit.errors import XCiTError
 
 
 def content() -> dict[str, Any]:
-    """Three images of 40 x 30 pixels, the last without objects; category ids of their own."""
+    """Writes three images of 40 x 30 pixels, the last without objects, with unusual category ids."""
     return {
         "images": [
             {"id": 10 + index, "file_name": f"{name}.png", "height": 30, "width": 40}
@@ -90,11 +90,11 @@ def test_what_is_read(tmp_path: Path) -> None:
     coat, crowd = found.images[0].objects
     assert (coat.label, coat.box, coat.area, coat.is_crowd, coat.is_trainable) == (1, (5, 5, 10, 8), 80, False, True)
     assert (crowd.label, crowd.is_crowd, crowd.is_trainable) == (0, True, False)
-    # Python's own numbers, for what makes tensors or JSON of them.
+    # These are Python's own numbers, for conversion to tensors or JSON.
     fields = (found.images[0].id, *found.images[0].size, coat.label, *coat.box, coat.area, coat.is_crowd)
     assert [type(value) for value in fields] == [int, int, int, int, float, float, float, float, float, bool]
     (shoe,) = found.images[1].objects
-    # Partly outside is fine; an area that is not given is the mask's.
+    # A box may be partly outside. If no area is given, it is the mask's.
     assert shoe.is_trainable and 10 < shoe.area < 40
     assert found.images[2].objects == ()
     masks = found.masks(0, found.images[0].objects)
@@ -144,7 +144,7 @@ def test_every_bad_entry_is_named_and_counted_and_costs_no_other(tmp_path: Path)
     assert "annotation 25 of a.png: its packed counts are cut off, or no RLE; annotation 26" in lines[9]
     assert "gone.png" in lines[4]
     assert all("\n" not in line for line in lines)
-    # The good ones are all there; what is not trained on is still to be found.
+    # All good images are read, and those that are not trained on can be found.
     assert len(found) == 3
     assert sum(one.is_trainable for one in found.images[0].objects) == 2
     assert len(found.images[0].objects) == 6
@@ -232,7 +232,10 @@ def test_names_and_masks_are_as_the_file_has_them(tmp_path: Path) -> None:
 
 
 def test_objects_are_in_arrays_no_larger_than_twice_the_file(tmp_path: Path) -> None:
-    """So that processes share them: Python writes a count into each of its objects when one looks at it."""
+    """Arrays are shared by processes.
+
+    Python's own objects are not, because it writes a count into each that is used.
+    """
     values = content()
     first = values["annotations"][0]
     values["annotations"] = [

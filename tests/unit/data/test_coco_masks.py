@@ -1,4 +1,4 @@
-"""Masks of COCO files: read as pycocotools reads them, and refused where they are malformed."""
+"""Masks of COCO files: they are read as pycocotools reads them, and refused if they are malformed."""
 
 import re
 
@@ -62,7 +62,7 @@ def test_a_part_is_packed_as_the_whole_is(share: float, top: int, left: int, hei
     assert found.mask.size <= part.size or found.mask.shape[0] == 20
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # NumPy 2 on pycocotools
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # NumPy 2 warns about pycocotools
 def test_polygons_are_joined() -> None:
     polygons: list[list[float]] = [[2.5, 3, 20, 4.2, 10, 25], [25, 5, 38, 5, 38, 28, 25, 28]]
     assert mask_problem(polygons, SIZE) == ""

@@ -44,13 +44,13 @@ def test_roboflow(tmp_path: Path) -> None:
     for split, folder in (("train", "train"), ("val", "valid")):
         found = open_coco(tmp_path, split)  # type: ignore[arg-type]
         assert found.source == root / folder / "_annotations.coco.json"
-        # The project's own name is no class.
+        # The name of the project is no class.
         assert (found.class_names, found.category_ids) == (("coat", "shoe"), (1, 2))
         assert [one.label for one in found.images[0].objects] == [1]
         assert found.read(0).size == (40, 30)
         assert found.describe() == f"2 classes: coat, shoe; 1 images and 1 objects in {found.source}"
     assert has_annotations_of(str(tmp_path), "val")
-    # Where objects are of it, it is one.
+    # It is a class if objects have it.
     write(root / "valid" / "_annotations.coco.json", [image], [box(0, 0, 0)], categories)
     assert open_coco(root, "val").class_names == ("garments", "coat", "shoe")
 
@@ -113,7 +113,7 @@ def test_ids_may_be_text(tmp_path: Path, image: Any, image_again: Any, category:
         "2 objects have no mask",
         "1 annotations left out, for no image has their image_id",
     ]
-    # What a detector is given to write are numbers.
+    # The category ids that a detector writes are numbers.
     assert found.category_ids == ((2, 1) if category == 1 else (1, 2))
 
 

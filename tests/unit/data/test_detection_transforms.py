@@ -1,4 +1,4 @@
-"""What training does to annotated images: boxes, masks and pixels stay together."""
+"""Augmentation of annotated images: boxes, masks and pixels still fit each other."""
 
 import json
 import random
@@ -25,7 +25,7 @@ PLAIN = DetectionAugmentation(flip=0.0, crop=0.0, short_sides=(60,), long_side=9
 
 
 def annotated() -> AnnotatedImage:
-    """A white rectangle on black, 60 x 80 pixels, and its box and mask."""
+    """A white rectangle on black, in 60 x 80 pixels, with its box and mask."""
     mask = np.zeros((60, 80), np.uint8)
     mask[10:30, 20:60] = 1
     boxes = np.array([[20, 10, 60, 30]], np.float32)
@@ -33,7 +33,7 @@ def annotated() -> AnnotatedImage:
 
 
 def check(parts: list[torch.Tensor]) -> None:
-    """The white pixels are the mask, and the box holds them all."""
+    """Checks that the white pixels are those of the mask, and that the box contains them all."""
     pixels, boxes, labels, masks = parts
     assert pixels.dtype == masks.dtype == torch.uint8 and boxes.dtype == torch.float32
     for box, mask in zip(boxes, masks, strict=True):

@@ -1,4 +1,4 @@
-"""Composed scenes: true masks, a fixed draw, no garment in both splits, and folders that can be trained on."""
+"""Composed scenes: exact masks, seeded draws, no garment in both splits, and folders that can be trained on."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from xcit.errors import XCiTError
 
 
 def blocks() -> list[tuple[Image.Image, int]]:
-    """Garments of one grey each, that fill the middle of their pictures."""
+    """Returns garments, each of one grey level, that fill the middle of their pictures."""
     pictures = []
     for label in range(10):
         grey = np.zeros((28, 28), np.uint8)

@@ -59,7 +59,7 @@ def test_of_a_missing_file_nothing_is_known(folder: Path) -> None:
 
 
 class Arrays(list):
-    """As torchvision's sets: images one by one, and all pixels and labels."""
+    """Like torchvision's data sets: single images, and all pixels and labels."""
 
     def __init__(self, data: np.ndarray, targets: list[int]) -> None:
         super().__init__(zip(map(Image.fromarray, data), targets, strict=True))

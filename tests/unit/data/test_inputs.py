@@ -1,4 +1,4 @@
-"""What words stand for as images: units that processes divide, in an order that is always the same."""
+"""The images that users name: units that are divided among processes, always in the same order."""
 
 import os
 import tarfile

@@ -1,4 +1,4 @@
-"""A file's lists come element by element, wherever the window over its text ends, and what is no JSON is named."""
+"""The lists of a file are read by element, wherever the window over its text ends; what is not JSON is reported."""
 
 import json
 from pathlib import Path

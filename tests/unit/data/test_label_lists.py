@@ -1,4 +1,4 @@
-"""Images with a list of their classes beside them: as CSV, as lines, with and without a first line of names."""
+"""Images with a list of their classes: as CSV or as lines, with and without a header line."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Batches for training follow from seed and epoch alone; batches for evaluation hold each readable image once."""
+"""Batches for training depend only on seed and epoch; batches for evaluation contain each readable image once."""
 
 import random
 from pathlib import Path
@@ -25,14 +25,14 @@ SPEC = Preprocessing(image_size=16, resize_to=16)
 GREY = Preprocessing(image_size=16, resize_to=16, mean=(0.3,), std=(0.4,))
 STRONG = AugmentationConfig(rand_augment="rand-m9-n2-mstd0.5-inc1", color_jitter=0.4, random_erasing=0.5)
 
-# Of torch, on a machine with fewer cores than workers.
+# torch warns on a machine with fewer cores than workers.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 Batches = list[tuple[Tensor, Tensor]]
 
 
 class Noise:
-    """As many images as classes: the label tells which image a batch holds."""
+    """Images that each have their own class, so that the label identifies the image."""
 
     def __init__(self, num_images: int) -> None:
         self.num_images = num_images
@@ -75,7 +75,7 @@ def first_epochs() -> list[Batches]:
 
 def test_batches_are_whole_and_their_images_differ(first_epochs: list[Batches]) -> None:
     batches = first_epochs[0]
-    assert len(batches) == loader().num_steps == 2  # 10 images, 4 a batch: two are left for another epoch
+    assert len(batches) == loader().num_steps == 2  # 10 images in batches of 4: two are left out of the epoch
     for images, labels in batches:
         assert (images.shape, images.dtype) == ((4, 3, 16, 16), torch.float32)
         assert labels.dtype == torch.int64
@@ -99,7 +99,7 @@ def test_the_same_batches_for_any_number_of_workers_and_order_of_epochs(
     first_epochs: list[Batches], num_workers: int
 ) -> None:
     ours = loader(num_workers)
-    # From a later epoch, as after a resume; then back, and the same once more.
+    # First a later epoch, as after a resume, then the first one again: the batches are the same.
     for epoch in (2, 0, 1, 1):
         random.seed(epoch + 5)
         np.random.seed(epoch + 6)

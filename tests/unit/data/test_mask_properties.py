@@ -5,7 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from xcit.data.coco_masks import box_polygon, decode_mask, encode_mask, encode_part, mask_area, mask_problem, to_rle
+from xcit.data.coco_masks import (
+    MaskPart,
+    box_polygon,
+    decode_mask,
+    encode_mask,
+    encode_parts,
+    mask_area,
+    mask_problem,
+    to_rle,
+)
 from xcit.data.segmentation import IGNORED
 from xcit.training.tasks.segmentation import count_pixels, report_of
 
@@ -40,7 +49,7 @@ def test_a_part_of_an_image_is_packed_as_the_image_is(
     mask: np.ndarray, above: int, below: int, left: int, right: int
 ) -> None:
     whole = np.pad(mask, ((above, below), (left, right)))
-    assert encode_part(mask, above, left, whole.shape) == encode_mask(whole)
+    assert encode_parts([MaskPart(above, left, mask)], whole.shape) == encode_mask(whole)
 
 
 @QUICK

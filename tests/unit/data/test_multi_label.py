@@ -1,4 +1,4 @@
-"""Lists of images of several classes each, in both forms; and what is wrong with a list, in one line."""
+"""Lists of images with several classes each, in both forms, and the errors in one line for wrong lists."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""CIFAR is opened from the published files alone: others are pickles that could run anything."""
+"""CIFAR is opened only from the published files, because other pickles could run any code."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.t
 
 
 class Mischief:
-    """Touches a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,7 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def name(root: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An archive of two images a file, whose sums torchvision takes for the published ones."""
+    """An archive of files with two images, whose MD5 sums replace the published ones in torchvision."""
     from torchvision import datasets
 
     name: str = request.param

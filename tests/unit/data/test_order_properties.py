@@ -19,7 +19,7 @@ from xcit.errors import XCiTError
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 
-# Of torch, on a machine with fewer cores than workers.
+# torch warns on a machine with fewer cores than workers.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 

@@ -1,4 +1,4 @@
-"""A connection that breaks off is taken up again where it broke; the server's own no is final."""
+"""A broken connection is resumed where it broke; a refusal by the server is final."""
 
 import http.server
 import io
@@ -19,7 +19,7 @@ CUT = 3_000_000
 
 
 class Flaky(http.server.BaseHTTPRequestHandler):
-    """Breaks off after CUT bytes of each answer; what it understands and says is set by each test."""
+    """Closes the connection after CUT bytes of each answer; each test sets what it supports and reports."""
 
     protocol_version = "HTTP/1.0"
     knows_ranges = True
@@ -53,7 +53,8 @@ def test_a_broken_connection_is_taken_up_again(tmp_path: Path, serve: Any, knows
         assert file.read() == DATA
     places = [int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0 for asked in handler.asked]
     assert len(places) == (4 if knows_ranges else 2)
-    # From where it broke, but for the last bytes before that: HTTP's library passes on no more once it knows.
+    # It resumes a few bytes before the break, because the HTTP library does not pass on the last bytes of a broken
+    # answer.
     assert all(CUT - 1_000_000 < new - old <= CUT for old, new in pairwise(places))
 
 
@@ -97,7 +98,7 @@ def test_files_of_other_protocols(tmp_path: Path) -> None:
 
 
 class Breaking(AbstractFileSystem):
-    """Files that give CUT bytes, then an error; what `info` says of them changes with each opening, or does not."""
+    """Files that return CUT bytes, and then an error; what `info` reports may change each time they are opened."""
 
     protocol = "breaking"
     cachable = False

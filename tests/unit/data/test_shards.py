@@ -1,4 +1,4 @@
-"""Which shards a pattern stands for, what their classes are called, and how many images they hold."""
+"""The shards that a pattern means, the names of their classes, and their number of images."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from xcit.errors import XCiTError
 
 @pytest.fixture
 def folder(tmp_path: Path, png: Callable[[int], bytes], write_tar: Any) -> Path:
-    """Three shards of 1, 2 and 3 images on two disks, labels 0, 1, 2."""
+    """Writes three shards with 1, 2 and 3 images on two disks, with the labels 0, 1 and 2."""
     for number, disk in enumerate(("one", "one", "two")):
         files: dict[Any, Any] = {}
         for sample in range(number + 1):
@@ -103,9 +103,9 @@ def test_images_are_counted_once(folder: Path, cache: Path) -> None:
     assert (stream.num_images, stream.num_shards) == (6, 3)
     assert [[sample.label for sample in stream.shard(number)] for number in range(3)] == [[0], [1, 1], [2, 2, 2]]
     (record,) = cache.glob("*.json")
-    record.write_text(json.dumps({"num_images": 77}))  # so that it shows where the number comes from
+    record.write_text(json.dumps({"num_images": 77}))  # so that the source of the number can be recognised
     assert open_shards(pattern, 3).num_images == 77
-    with (folder / "one" / "train-000.tar").open("ab") as shard:  # another file now
+    with (folder / "one" / "train-000.tar").open("ab") as shard:  # the file has changed
         shard.write(bytes(512))
     assert open_shards(pattern, 3).num_images == 6
     assert open_shards(f"{pattern}#12", 3).num_images == 12

@@ -1,4 +1,4 @@
-"""One place tells streams from lists of images, and opens them."""
+"""`open_stream` opens every kind of stream, and `is_stream` distinguishes streams from lists of images."""
 
 from pathlib import Path
 from typing import Any

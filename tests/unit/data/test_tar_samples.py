@@ -1,4 +1,4 @@
-"""Consecutive files of one name are a sample; what is damaged is one unreadable sample that says so."""
+"""Consecutive files with one key are a sample; damage is returned as one unreadable sample with the reason."""
 
 import io
 import json
@@ -18,7 +18,7 @@ Png = Callable[[int], bytes]
 
 
 def greys(samples: list[StreamSample]) -> list[tuple[int, int]]:
-    """Label and grey level of each."""
+    """Returns label and grey level of each sample."""
     return [(sample.label, int(np.asarray(sample.read())[0, 0, 0])) for sample in samples]
 
 
@@ -82,7 +82,7 @@ def test_hidden_files_and_notes_are_left_out(tmp_path: Path, png: Png, write_tar
 
 @pytest.mark.parametrize("name", ["train.tar", "train.tar.gz"])
 def test_a_key_ends_at_the_first_dot_of_the_files_name(tmp_path: Path, png: Png, write_tar: Any, name: str) -> None:
-    """As in WebDataset; folders are part of it."""
+    """The key is as in WebDataset, and includes folders."""
     files = {
         "a.b/c.d.PNG": png(10),
         "a.b/c.cls": b"1",

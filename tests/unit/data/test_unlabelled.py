@@ -1,4 +1,4 @@
-"""Images without regard to their classes."""
+"""Images whose classes are not used."""
 
 from pathlib import Path
 

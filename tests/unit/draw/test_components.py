@@ -1,4 +1,4 @@
-"""Principal components as colours."""
+"""Pictures of principal components."""
 
 import numpy as np
 import pytest

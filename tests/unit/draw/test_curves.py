@@ -12,7 +12,7 @@ from xcit.training.engine.log import read_log
 
 
 def log_lines(num_epochs: int = 4, *, evaluate_every: int = 1, log_every: int = 2) -> list[dict[str, Any]]:
-    """A log of epochs of five steps."""
+    """Returns a log of epochs of five steps."""
     lines: list[dict[str, Any]] = []
     for epoch in range(1, num_epochs + 1):
         for step in range(5 * epoch - 4, 5 * epoch + 1):
@@ -37,7 +37,7 @@ def drawn(folder: Path, lines: Sequence[dict[str, Any] | str], title: str = "a r
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """The picture of `log_lines()`."""
+    """Returns the picture of `log_lines()`."""
     return drawn(tmp_path_factory.mktemp("usual"), log_lines())
 
 

@@ -1,4 +1,4 @@
-"""Images of any number of channels, from an array or a file to the model."""
+"""Images of any number of channels, from an array or a file to the model's input."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_files_of_numpy(tmp_path: Path) -> None:
 
 
 def test_each_channel_is_prepared_with_its_own_mean_and_std() -> None:
-    """Against torchvision: resize and crop of each channel as a grey picture, then `Normalize` of all."""
+    """Compares with torchvision: each channel is resized and cropped as a grey image, then all are normalised."""
     steps = v2.Compose(
         [v2.ToPILImage(), v2.Resize(36, v2.InterpolationMode.BICUBIC), v2.CenterCrop(32), v2.PILToTensor()]
     )

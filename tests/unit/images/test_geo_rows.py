@@ -1,4 +1,4 @@
-"""Files that rasterio writes, read by rows: pixels, bands, levels, nodata, and where they lie."""
+"""Files written by rasterio, read by rows: pixels, bands, levels, nodata, and positions."""
 
 from pathlib import Path
 from typing import Any

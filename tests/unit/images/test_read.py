@@ -20,9 +20,9 @@ from xcit.images.formats import IMAGE_SUFFIXES
 from xcit.images.passed_by import PassedBy
 from xcit.images.read import read_encoded_image, read_image
 
-# Every pixel differs from every other, so that no turn of the picture goes unseen.
+# All pixels are different, so that every rotation of the picture is noticed.
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
-# Flat blocks of colour, which JPEG keeps within a few grey levels.
+# Flat blocks of colour, which JPEG reproduces within a few grey levels.
 BLOCKS = np.kron(
     np.array([[[200, 30, 30], [30, 200, 30]], [[30, 30, 200], [240, 240, 240]]]), np.ones((16, 16, 1))
 ).astype(np.uint8)
@@ -87,7 +87,7 @@ def test_other_formats_are_read(tmp_path, kind):
         pytest.skip(f"this Pillow does not write {kind}")
     image = Image.fromarray(BLOCKS.repeat(2, axis=0).repeat(2, axis=1))  # 64 x 64, a size that icons can have
     pixels = pixels_of(write(tmp_path, as_file(image, kind)))
-    block = len(pixels) // 2  # ICNS holds larger sizes too, and the largest is shown
+    block = len(pixels) // 2  # ICNS contains larger sizes too, and the largest is read
     assert abs(pixels.astype(int)[block // 2 :: block, block // 2 :: block] - BLOCKS[8::16, 8::16]).max() <= 12
 
 
@@ -159,7 +159,7 @@ def test_orientation_of_a_jpeg_and_of_an_open_image(tmp_path, orientation):
     with Image.open(path) as image:
         upright = read_image(image)
         assert image.size == STORED[orientation].shape[1::-1]  # left as it was
-    np.testing.assert_array_equal(pixels_of(upright), pixels_of(path))  # turned once, not twice
+    np.testing.assert_array_equal(pixels_of(upright), pixels_of(path))  # rotated once, not twice
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
@@ -419,7 +419,7 @@ def test_wrong_types():
         read_image(Image.new("L", (0, 3)))
 
 
-# Files that are no good
+# Damaged files
 
 
 def refusal(path):
@@ -465,7 +465,7 @@ def test_what_is_no_image(tmp_path, data, guess):
 def test_no_permission(tmp_path):
     path = write(tmp_path, as_file(Image.fromarray(PICTURE), "PNG"))
     path.chmod(0)
-    is_root = os.geteuid() == 0  # who may read everything
+    is_root = os.geteuid() == 0  # root may read everything
     if is_root:
         os.seteuid(65534)
     try:
@@ -573,7 +573,7 @@ def test_many_threads_leave_the_warning_filters_as_they_were(tmp_path):
 
 
 def test_pillow_is_strict_about_truncation():
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # nothing of ours turns it on
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # we never enable it
 
 
 # Finding files
@@ -641,7 +641,7 @@ def test_patterns(tmp_path, monkeypatch):
     root = str(tmp_path)
     assert names(find_images([f"{root}/a*.png"]), tmp_path) == ["a9.png", "a10.png"]
     assert names(find_images([f"{root}/**/a1.png"]), tmp_path) == ["b/a1.png", "b/c/a1.png"]
-    assert names(find_images([f"{root}/img[1].png"]), tmp_path) == ["img[1].png"]  # that file exists
+    assert names(find_images([f"{root}/img[1].png"]), tmp_path) == ["img[1].png"]  # a file has that name
     assert names(find_images([f"{root}/[bd]"]), tmp_path) == ["b/a1.png", "b/c/a1.png"]
     assert names(find_images([f"{root}/b/**"]), tmp_path) == ["b/a1.png", "b/c/a1.png"]
     monkeypatch.chdir(tmp_path)
@@ -661,10 +661,10 @@ def test_what_finds_nothing_is_named(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-# Not by `catch_warnings` here: only readers may change the filters, one at a time.
+# `catch_warnings` is not used here, because only one reader at a time may change the filters.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_while_threads_read_does_not_hang(tmp_path):
-    path = write(tmp_path, as_file(Image.fromarray(PICTURE), "TIFF"))  # read under the lock from start to end
+    path = write(tmp_path, as_file(Image.fromarray(PICTURE), "TIFF"))  # read completely while the lock is held
     stopped = threading.Event()
 
     def read_on():

@@ -1,4 +1,4 @@
-"""Resizing against check sums of what OpenCV 4.10 gave for the same pixels, and sizes against the published rule."""
+"""Compares resized pixels with checksums of OpenCV 4.10's results, and sizes with the published rule."""
 
 import zlib
 

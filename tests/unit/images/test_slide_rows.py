@@ -1,4 +1,4 @@
-"""Pyramids and slides: levels and micrometres per pixel, by tifffile and OpenSlide, of files that tifffile wrote."""
+"""Pyramids and slides, written by tifffile, read by tifffile and OpenSlide: levels and micrometres per pixel."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ SPANS = [(0, 400), (0, 1), (399, 400), (63, 65), (100, 399)]
 
 
 def write_pyramid(path: Path, **first: Any) -> None:
-    """A tiled TIFF of two sizes, as OpenSlide's generic reader and tifffile take it; 0.5 micrometres per pixel."""
+    """A tiled TIFF of two levels, for OpenSlide's generic reader and for tifffile, with 0.5 micrometres per pixel."""
     options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
     resolution: dict[str, Any] = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as writer:
@@ -101,7 +101,7 @@ def test_what_is_no_slide_or_damaged_is_said_in_one_line(tmp_path: Path, monkeyp
     path = tmp_path / "c.scn"
     write_pyramid(path, compression="deflate")
     with tifffile.TiffFile(path) as file:
-        offset = file.pages[0].dataoffsets[10]  # five tiles a row
+        offset = file.pages[0].dataoffsets[10]  # five tiles per row
     data = bytearray(path.read_bytes())
     data[offset : offset + 8] = b"\xff" * 8
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""JPEG and PNG that Pillow takes for bombs, by rows through libvips."""
+"""JPEG and PNG files that Pillow treats as decompression bombs, read by rows through libvips."""
 
 import sys
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_pngs_of_8_and_16_bits_grey_colour_and_transparent(tmp_path: Path) -> No
             assert isinstance(rows, VipsRows)
             found = whole(rows)
             assert found.dtype == expected.dtype and np.array_equal(found, expected)
-            assert np.array_equal(rows.read(3, 9), expected[3:9])  # from the top again
+            assert np.array_equal(rows.read(3, 9), expected[3:9])  # decoded from the top again
             assert np.array_equal(rows.read(140, 150), expected[140:])
 
 

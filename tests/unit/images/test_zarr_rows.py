@@ -1,4 +1,4 @@
-"""Zarr arrays and OME-Zarr, by rows."""
+"""Zarr arrays and OME-Zarr, read by rows."""
 
 import sys
 from pathlib import Path

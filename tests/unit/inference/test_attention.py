@@ -1,4 +1,4 @@
-"""The maps are the softmaxes of the formulas, sum to 1, fit the image, and leave the model as it was."""
+"""Maps equal the formulas' softmaxes, add up to 1 and fit the image, and the model does not change."""
 
 import itertools
 import math
@@ -34,7 +34,7 @@ def new_model(config: XCiTConfig = CONFIG) -> XCiT:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = XCiT(config).eval()
-        for parameter in network.parameters():  # so far from the start that attention differs from even
+        for parameter in network.parameters():  # large enough that the attention is not even
             parameter.data += 0.4 * torch.randn_like(parameter)
     mean = (0.4,) * config.in_channels
     network.info = ModelInfo(name="small", preprocessing=Preprocessing(image_size=28, mean=mean, std=mean))
@@ -51,7 +51,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def inputs_of(model: XCiT, name: str, image: np.ndarray) -> torch.Tensor:
-    """The tokens that enter a layer, without batch dimension."""
+    """Returns the input tokens of a layer, without batch dimension."""
     seen: list[torch.Tensor] = []
     hook = model.get_submodule(name).register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_half_precision(model, dtype):
 
 @pytest.mark.parametrize("patch_size", [4, 8, 16])
 def test_cells_look_at_the_pixels_around_multiples_of_the_patch(patch_size):
-    """What `to_pixels` stands on: a cell of the stem sees as far up and left of that place as down and right."""
+    """The basis of `to_pixels`: a cell depends on as many pixels above and left of that place as below and right."""
     stem = Stem(1, 32, XCiTConfig(patch_size=patch_size).strides).eval()
     for cell in (1, 2):
         image = torch.rand(1, 1, 4 * patch_size, 4 * patch_size, requires_grad=True)
@@ -254,7 +254,7 @@ def test_largest_cells_hold_the_share_and_none_could_be_spared(share):
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_no_smaller_set_holds_the_share(share):
-    """By looking at every set of six cells."""
+    """Compares with a search through all sets of six cells."""
     cells = np.random.default_rng(1).random((2, 3)).astype(np.float32)
     fewest = min(
         len(chosen)

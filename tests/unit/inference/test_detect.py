@@ -23,7 +23,7 @@ from xcit.zoo import save_model
 
 @pytest.fixture(scope="module", params=[3, 1])
 def model(request: pytest.FixtureRequest) -> MaskRCNN:
-    """For RGB, and for greys."""
+    """Detectors for RGB and for grey images."""
     channels = request.param
     backbone = XCiTConfig(
         patch_size=8,
@@ -70,7 +70,7 @@ def test_images_of_every_kind(model: MaskRCNN, tmp_path: Path) -> None:
         outside[int(y) : int(y + height) + 1, int(x) : int(x + width) + 1] = False
         assert not mask[outside].any()
     assert len(detect(pixels, model, min_score=0.9)[0].objects) <= len(by_array.objects)
-    # What the model itself gives, but for the rounding of its faster backbone.
+    # The results are those of the model itself, except for the rounding of its faster backbone.
     channels = model.config.backbone.in_channels
     picture = pixels if channels == 3 else np.array(Image.fromarray(pixels).convert("L"))[..., None]
     found = model.detect(torch.from_numpy(picture.transpose(2, 0, 1).copy()), min_score=0.2)

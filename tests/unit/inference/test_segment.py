@@ -1,4 +1,4 @@
-"""Label maps of whole images, and of large ones by a sliding window, against plain sums over all windows."""
+"""Label maps of whole images, and of large ones by a sliding window, compared with plain sums over all windows."""
 
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def test_windows_are_averaged(
     pixels, window = np.asarray(picture(*size)), SlidingWindow(size=32, stride=20)
     image = normalized(pixels, SPEC)[None]
     (height, width), total, count = size, torch.zeros(1, 20, *size), torch.zeros(size)
-    # The published loop.
+    # The published loop over the windows.
     with torch.inference_mode():
         for i in range(max(height - 32 + 20 - 1, 0) // 20 + 1):
             for j in range(max(width - 32 + 20 - 1, 0) // 20 + 1):
@@ -80,7 +80,7 @@ def test_windows_are_averaged(
     mean = total / count
     found = predict_labels(model, pixels, SPEC, size=size, window=window)
     agree = found == mean[0].argmax(dim=0).numpy()
-    assert agree.mean() > 0.999  # windows side by side in a batch round otherwise
+    assert agree.mean() > 0.999  # windows in one batch are rounded differently
     other = predict_labels(model, pixels, SPEC, size=(50, 60), window=window)
     expected = F.interpolate(mean, (50, 60), mode="bilinear", align_corners=False)[0].argmax(dim=0)
     assert (other == expected.numpy()).mean() > 0.999

@@ -22,7 +22,7 @@ IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module", autouse=True)
 def _mmengine_alone() -> Iterator[None]:
-    """Where transformers is installed, mmengine imports it for an optimiser, which takes longer than these tests."""
+    """Hides transformers: mmengine would import it for an optimiser, which takes longer than these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "transformers", None)
         import mmengine.runner  # noqa: F401
@@ -36,7 +36,7 @@ def build(kind: str, **arguments: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a classifier."""
+    """Writes the file of a classifier."""
     path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
     xcit.save_model(xcit.get_model(f"xcit-{NANO}"), path)
     return path

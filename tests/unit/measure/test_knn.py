@@ -1,4 +1,4 @@
-"""Nearest neighbours against scikit-learn's, in special cases by hand, and on a data set of a few images."""
+"""Nearest neighbours: compared with scikit-learn, computed by hand in special cases, and on a small data set."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from xcit.measure import knn
 from xcit.measure.knn import evaluate_knn, knn_accuracies, place_of_class
 from xcit.models import XCiT, XCiTConfig
 from xcit.training.engine.task import Layout
-from xcit.training.tasks.labelled_features import feature_cache
+from xcit.training.tasks.labelled_features import feature_cache, open_train_and_val
 from xcit.zoo import get_model, save_model
 
 TEMPERATURE = 0.07
 
 
 def clusters(count: int, seed: int, num_classes: int = 7, dim: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Features around a centre for each class, so noisy that many are classified wrong, and of any length."""
+    """Returns features around a centre for each class, of any length, so noisy that many are classified wrongly."""
     draw = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(num_classes, dim))
     labels = draw.integers(0, num_classes, count)
@@ -87,14 +87,14 @@ def test_tensors_arrays_and_lengths_make_no_difference() -> None:
 def test_pixels_are_features_too() -> None:
     draw = np.random.default_rng(0)
     dark, bright = (draw.integers(low, low + 20, (30, 5 * 5), dtype=np.uint8) for low in (1, 200))
-    dark[:, :12] += 100  # another pattern, for brightness alone is normalised away
+    dark[:, :12] += 100  # another pattern, because normalisation removes a difference in brightness
     pixels, labels = np.concatenate([dark, bright]), np.repeat([0, 1], 30)
     report = knn_accuracies(pixels[::2], labels[::2], pixels[1::2], labels[1::2], ks=(3,))
     assert report.best.top1 == 100
 
 
 def test_of_equal_votes_the_lower_class_is_first() -> None:
-    # Two neighbours as similar as each other, of the classes 2 and 1.
+    # Two equally similar neighbours, of the classes 2 and 1.
     train, labels = np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([2, 1])
     val = np.array([[1.0, 0.0]] * 2)
     report = knn_accuracies(train, labels, val, np.array([1, 2]), ks=(2,))
@@ -104,9 +104,10 @@ def test_of_equal_votes_the_lower_class_is_first() -> None:
 def as_dinos_eval_knn(
     similarities: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, k: int, num_classes: int
 ) -> tuple[int, int]:
-    """The counts of DINO's evaluation: votes to all classes, all of them sorted, the first min(5, k) looked at.
+    """Returns the counts of DINO's evaluation, which sorts the votes of all classes.
 
-    Its sort leaves the order of equal votes open; here the lower class comes first.
+    It uses the first min(5, k) of them. In its sort the order of equal votes is arbitrary; here the lower class comes
+    first.
     """
     best, neighbours = similarities.topk(k, dim=1)
     votes = torch.zeros(len(targets), k, num_classes).scatter_(2, labels[neighbours][:, :, None], 1)
@@ -129,7 +130,7 @@ def test_counts_as_dinos_evaluation_does_with_few_classes_too(num_classes: int, 
 
 
 def test_classes_without_a_vote_come_last_and_top5_means_the_first_k_of_fewer() -> None:
-    # The one neighbour is of class 1: the classes 0 and 2 follow it, in their order.
+    # The only neighbour has class 1, and the classes 0 and 2 follow it in their order.
     train, labels = np.eye(3), np.array([0, 1, 2])
     val = np.array([[0.1, 1.0, 0.0]] * 3)
     one, two, three = knn_accuracies(train, labels, val, labels, ks=(1, 2, 3)).accuracies
@@ -180,7 +181,7 @@ def test_by_itself_k_is_no_more_than_the_training_images() -> None:
         ({"val_labels": np.zeros(2)}, "validation features must be (images, numbers) and labels (images,), not (3, 4)"),
         ({"val_features": np.ones((0, 4)), "val_labels": np.ones(0)}, "validation features must be (images, numbers)"),
         ({"val_features": np.full((3, 4), np.nan)}, "the validation features hold NaN or infinity"),
-        ({"train_labels": np.array([0, 1, -1])}, "training label -1 is no class index"),
+        ({"train_labels": np.array([0, 1, -1])}, "training label -1 is not a class index"),
     ],
 )
 def test_what_makes_no_sense_is_told(changes: dict[str, Any], message: str) -> None:
@@ -208,7 +209,7 @@ def test_the_features_of_both_splits_are_compared(splits: Path, tiny: XCiT) -> N
     assert (report.num_train, report.num_val, report.unreadable) == (18, 9, ())
     assert report.preprocessing == (tiny.info.preprocessing if tiny.info else None)
     assert seen == [27, 5, 5, 5, 3, 5, 4]
-    assert report.best.top1 > 60  # three colours are told apart even by random weights
+    assert report.best.top1 > 60  # even random weights can distinguish three colours
     again = evaluate_knn(tiny, str(splits), ks=(4,), num_workers=0, report=seen.append)
     assert again.accuracies == report.accuracies[1:]
     assert seen[7:] == [18, 9], "taken from what was kept"
@@ -227,7 +228,7 @@ def test_unreadable_images_are_named_and_do_not_count(splits: Path, tiny: XCiT) 
     for path in paths:
         path.write_text("text")
     expected = tuple(f"{path}: not an image that can be read (it looks like text)" for path in paths)
-    for _ in range(2):  # computed, then kept
+    for _ in range(2):  # computed, then cached
         report = evaluate_knn(tiny, str(splits), num_workers=0)
         assert (report.num_train, report.num_val, report.unreadable) == (17, 8, expected)
 
@@ -282,3 +283,26 @@ def test_weights_that_give_no_numbers_are_told(splits: Path, tiny: XCiT) -> None
     with pytest.raises(XCiTError, match="the model's features hold NaN or infinity"):
         evaluate_knn(tiny, str(splits), num_workers=0)
     assert not feature_cache().exists()
+
+
+def test_lines_are_shown_unless_somebody_else_hears_of_them(
+    splits: Path, tiny: XCiT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate_knn(tiny, str(splits), ks=(1,), num_workers=0, cache=False)
+    assert report.model == "tiny"
+    found, watched = capsys.readouterr().err.splitlines()
+    assert found.startswith("found 3 classes: ") and watched.startswith("watched by 9 images")
+    lines: list[str] = []
+    evaluate_knn(tiny, str(splits), ks=(1,), num_workers=0, cache=False, announce=lines.append)
+    assert lines == [found, watched] and capsys.readouterr() == ("", "")
+
+
+def test_a_class_map_joins_classes_of_both_splits(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
+    (splits / "val" / "green").rename(splits / "val" / "verde")
+    (tmp_path / "map.json").write_text('{"blue": "cold", "green": "cold", "verde": "cold", "red": "warm"}')
+    lines: list[str] = []
+    path = tmp_path / "map.json"
+    evaluate_knn(tiny, str(splits), class_map=path, ks=(1,), num_workers=0, cache=False, announce=lines.append)
+    assert lines[0] == f"found 2 classes: cold, warm; 18 images in {splits / 'train'}, classes by {path}"
+    with pytest.raises(XCiTError, match="map the two splits yourself"):
+        evaluate_knn(tiny, open_train_and_val(str(splits / "train"), 3), class_map=path)

@@ -1,4 +1,4 @@
-"""`xcit.train_linear` on three colours: what it measures, writes, and goes on from."""
+"""`xcit.train_linear` on three colours: its results, its files, and its resume."""
 
 import os
 import signal
@@ -114,13 +114,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(splits: Path, tiny: XCiT, tmp_path: P
     report = train(tiny, splits, tmp_path / "cut", augmented=augmented, resume=True)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
-    # Resumed after its end it measures once more.
+    # A run that is resumed after its end measures once more.
     assert train(tiny, splits, tmp_path / "cut", augmented=augmented, resume=True) == report
 
 
 def test_another_run_is_not_gone_on_with(splits: Path, tiny: XCiT, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(tiny, splits, run, augmented=False, resume=True)  # nothing there yet: it begins
+    train(tiny, splits, run, augmented=False, resume=True)  # there is no run yet, so it begins
     before = {path: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(XCiTError, match="run holds a run already: resume it, or choose another folder"):
         train(tiny, splits, run, augmented=False)
@@ -164,3 +164,15 @@ def test_what_can_t_be_trained_is_told_in_one_line(splits: Path, tiny: XCiT, tmp
     assert message(model=tmp_path / "bare.safetensors").startswith(
         f"{tmp_path}/bare.safetensors: the file does not say how to prepare images"
     )
+
+
+def test_a_run_is_shown_unless_somebody_else_hears_of_it(
+    splits: Path, tiny: XCiT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = train(tiny, splits, tmp_path / "shown", epochs=1, augmented=False)
+    assert report.model == "tiny"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"linear probe of tiny: 1 epochs of centre crops; files in {tmp_path / 'shown'}"
+    assert lines[1].startswith("found 3 classes: ") and lines[-1].startswith("epoch 1/1: loss ")
+    train(tiny, splits, tmp_path / "heard", epochs=1, augmented=False, announce=lambda _: None)
+    assert capsys.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""`xcit.test`: a small model with ImageNet's 1000 classes on a few of them, by a run's YAML."""
+"""`xcit.test`: a small model with ImageNet's 1000 classes, measured on a few of them by a run's YAML file."""
 
 import csv
 import json
@@ -90,7 +90,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def naive(setting: Setting, spec: Preprocessing) -> tuple[float, float, float, dict[tuple[int, int], int]]:
-    """Top-1, top-5, loss and the counts by (true, predicted), image by image."""
+    """Returns top-1, top-5, loss and the counts by (true, predicted), computed image by image."""
     right1 = right5 = 0
     losses: list[Any] = []
     counts: dict[Any, Any] = {}
@@ -108,7 +108,8 @@ def naive(setting: Setting, spec: Preprocessing) -> tuple[float, float, float, d
 
 
 def test_a_part_of_imagenet_is_matched_by_wnid(setting: Setting) -> None:
-    # So that there is something right: one of the first class is taken for it, but not all images are.
+    # The head's bias is changed so that an image of the first class is classified correctly, and not all images get
+    # this class.
     with torch.inference_mode():
         image = preprocess(read_image(Path(setting.data) / "val" / WNIDS[0] / "0.png"), setting.recipe.preprocessing)
         logits: Any = setting.model(image[None])[0]
@@ -207,7 +208,7 @@ def test_classes_of_ones_own_are_matched_by_name(setting: Setting) -> None:
     result: Any = setting.test(data=str(data))
     assert result.class_names == ("dog", "bird", "cat")
     assert result.report.confusion.sum(dim=1).tolist() == [2, 0, 2]
-    # A file that does not say what its classes are: their order must do.
+    # The file does not contain its classes, so they are matched by order.
     write_images(data, ("bird",))
     save_model(make_model(3), Path(setting.checkpoint))
     result = setting.test(data=str(data))
@@ -218,7 +219,7 @@ def test_classes_of_ones_own_are_matched_by_name(setting: Setting) -> None:
     with pytest.raises(XCiTError, match="2 of the model's classes are called 'cat': say which by a class map"):
         setting.test(data=str(data))
     save_model(make_model(3), Path(setting.checkpoint))
-    # And of another number there is nothing to be said.
+    # With another number of classes, nothing can be matched.
     write_images(data, ("worm",))
     with pytest.raises(XCiTError, match=r"animals has 4 classes, and the model's 3 do not include 'bird', 'cat'"):
         setting.test(data=str(data))
@@ -319,7 +320,7 @@ def test_the_files_of_a_report(setting: Setting) -> None:
     with Image.open(paths[2]) as picture:
         picture.load()
         assert min(picture.size) > 300
-    # Written once more, they are replaced.
+    # Writing them again replaces them.
     assert result.write(folder, config="t", checkpoint="c.pth", data="d") == paths
     assert json.loads(paths[0].read_text())["config"] == "t"
 
@@ -338,6 +339,16 @@ def test_numbered_folders_are_a_models_classes_by_their_numbers(setting: Setting
     ]
 
 
+def test_lines_are_shown_unless_somebody_else_hears_of_them(
+    setting: Setting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = setting.test()
+    assert result.model == f"{setting.checkpoint} (1000 classes)"
+    assert capsys.readouterr().err.startswith("3 classes: ")
+    setting.test(report=lambda _: None)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
     by_wnid = setting.test()
     folders = [str(Path(setting.data) / "val" / name) for name in ("my cat", "tissue", "fish")]
@@ -352,6 +363,11 @@ def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
     path.write_text("my cat,281\ntissue,tishue\nfish,1000\n")
     with pytest.raises(XCiTError, match=r"the model's 1000 do not include '1000', 'tishue'|'tishue', '1000'"):
         setting.test(class_map=path)
+    # Of folders a number beside names would be a guess.
+    (Path(setting.data) / "val" / "my cat").rename(Path(setting.data) / "val" / "281")
+    with pytest.raises(XCiTError, match="do not include '281', 'fish', 'tissue'"):
+        setting.test()
+    (Path(setting.data) / "val" / "281").rename(Path(setting.data) / "val" / "my cat")
     # A run's own map is used on its own data.
     recipe = replace(setting.recipe, data=setting.data, class_map=str(path))
     save_yaml(recipe, Path(setting.config))

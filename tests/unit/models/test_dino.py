@@ -1,4 +1,4 @@
-"""Head, student and teacher: their first weights, their names, and what they make of a list of crops."""
+"""Head, student and teacher: their first weights, their names, and their outputs for a list of crops."""
 
 from dataclasses import replace
 from typing import Any
@@ -41,7 +41,7 @@ def test_the_head_begins_as_published() -> None:
     assert torch.equal(last.weight_g, torch.ones(512, 1))
     assert not last.weight_g.requires_grad
     assert last.weight_v.requires_grad
-    # A linear layer's own: uniform, to 1 / sqrt(256).
+    # As in a linear layer: uniform, up to 1 / sqrt(256).
     assert last.weight_v.abs().max().item() == pytest.approx(1 / 16, rel=0.01)
     assert last.weight_v.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.02)
 

@@ -1,4 +1,4 @@
-"""A stem with strides of its own: everything that knew patches of 2 to the number of convolutions follows."""
+"""Stems with other strides: everything that depends on the patch size follows the strides."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_features_pyramid_and_smallest_image() -> None:
 
 
 def test_counting_follows() -> None:
-    """CIFAR images with patches of 4: 64 tokens, and convolutions on whole maps, counted here one by one."""
+    """The FLOPs for CIFAR images with patches of 4: 64 tokens, and the convolutions of the stem counted one by one."""
     config = replace(SMALL, stem_strides=(1, 1, 2, 2))
     found, usual = complexity(config, 32), complexity(SMALL, 128)
     assert (found.num_tokens, usual.num_tokens) == (64, 64)

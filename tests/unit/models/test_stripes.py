@@ -1,4 +1,4 @@
-"""The parts of a striped pass, however an image is cut: sliding convolutions, sums, class attention."""
+"""The parts of a pass in stripes of any sizes: sliding convolutions, sums, class attention."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ QUICK = settings(max_examples=60, deadline=None)
 
 
 def stripes(height: int, sizes: list[int]) -> list[tuple[int, int]]:
-    """Cuts of a height, of these sizes over and over."""
+    """Yields stripes of a height, with these sizes repeated."""
     found: list[tuple[int, int]] = []
     start = 0
     while start < height:

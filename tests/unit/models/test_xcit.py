@@ -1,4 +1,4 @@
-"""The config's errors, which tokens each output reads, and how little is run for it."""
+"""The errors of the config, the tokens that each output uses, and that no unneeded block is run."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ def images() -> Tensor:
 
 @pytest.fixture
 def outputs(model: XCiT, images: Tensor) -> dict[int, Tensor]:
-    """The tokens after each block, read by hooks; the last ones after the final norm."""
+    """Returns the tokens after each block, collected by hooks; the last ones are taken after the final norm."""
     tokens: dict[int, Tensor] = {}
     hooks = [
         block.register_forward_hook(lambda module, inputs, output, index=index: tokens.update({index: output}))
@@ -47,7 +47,7 @@ def outputs(model: XCiT, images: Tensor) -> dict[int, Tensor]:
 
 @pytest.fixture
 def calls(model: XCiT) -> list[int]:
-    """The blocks that ran, in order."""
+    """Collects the blocks that ran, in order."""
     ran: list[int] = []
     for index, block in enumerate([*model.blocks, *model.cls_blocks]):
         block.register_forward_hook(lambda module, inputs, output, index=index: ran.append(index))
@@ -97,13 +97,13 @@ def test_a_new_model_starts_as_described() -> None:
     assert torch.equal(model.blocks[0].xca.temperature, torch.ones(4, 1, 1))
     assert torch.equal(model.blocks[0].xca.qkv.bias, torch.zeros(3 * DIM))
     assert 0 < model.cls_token.abs().max() <= 2
-    # The same rate in every block, not growing with depth.
+    # The rate is the same in every block, and does not grow with depth.
     assert [block.drop_path_rate for block in model.blocks] == [0.2] * DEPTH
     assert (model.num_classes, model.embed_dim, model.num_features) == (5, DIM, DIM)
     assert model.info is None
 
 
-# The names of a checkpoint in this project's own format: a change here breaks every stored file.
+# These are the names of a checkpoint in this project's own format: a change would break every stored file.
 BLOCK_NAMES = """
 norm_xca.weight norm_xca.bias xca.temperature xca.qkv.weight xca.qkv.bias xca.proj.weight xca.proj.bias scale_xca
 norm_lpi.weight norm_lpi.bias lpi.conv1.weight lpi.conv1.bias lpi.norm.weight lpi.norm.bias lpi.norm.running_mean
@@ -170,7 +170,7 @@ def test_reset_classifier_renews_the_head_and_the_pooling(
     assert model.head.weight.dtype == torch.float64
     assert torch.equal(model.get_parameter("head.bias"), torch.zeros(7, dtype=torch.float64))
     assert not model.head.training
-    # The old classes say nothing about the new head.
+    # The old class names do not apply to the new head.
     assert model.info == ModelInfo(name="x", preprocessing=Preprocessing())
     tokens = model.forward_features(images.double())
     pooled = {"avg": tokens[:, 1:].mean(dim=1), "cls": tokens[:, 0], "none": tokens}[pool]

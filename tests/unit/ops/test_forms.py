@@ -1,4 +1,4 @@
-"""Every faster form against the reference: forward and backward, in every precision, at odd sizes."""
+"""Compares every faster form with the reference: forward and backward, in every precision, at odd sizes."""
 
 from collections.abc import Callable
 
@@ -182,7 +182,7 @@ def test_class_attention_is_as_exact_in_low_precision_as_the_reference(dtype: to
     exact = outputs_and_gradients(reference_class_attention, to(inputs, torch.float64))
     theirs = outputs_and_gradients(reference_class_attention, inputs)
     for name, value in outputs_and_gradients(fast_class_attention, inputs).items():
-        if name != "key_bias":  # its gradient is 0: only noise is compared
+        if name != "key_bias":  # its gradient is 0, so only noise would be compared
             assert error(value, exact[name]) <= 2 * error(theirs[name], exact[name]) + torch.finfo(dtype).eps, name
 
 
@@ -202,7 +202,7 @@ def test_second_derivatives_of_class_attention() -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # torch's own, of its decompositions
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # torch's own warnings about its decompositions
 def test_the_gram_matrix_has_all_derivatives() -> None:
     tokens = normal(2, 7, 4, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: forms.gram(x)[0], tokens, check_forward_ad=True, check_batched_grad=True)
@@ -210,7 +210,7 @@ def test_the_gram_matrix_has_all_derivatives() -> None:
 
 
 @pytest.mark.usefixtures("form")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # torch's own, of its decompositions
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # torch's own warnings about its decompositions
 def test_hessian_vector_products_and_forward_mode_are_those_of_the_reference() -> None:
     inputs = xca_inputs(9)
     tokens, direction = inputs.pop("tokens"), normal(2, 9, D, seed=8)

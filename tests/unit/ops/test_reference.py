@@ -1,4 +1,4 @@
-"""The operators against plain loops in float64, written from the equations of the papers."""
+"""Compares the operators with plain loops in float64, written from the equations of the papers."""
 
 import math
 

@@ -23,7 +23,7 @@ def source() -> ArrayRows:
 
 @pytest.fixture
 def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], None]:
-    """`force(place, rows)`: plans have this place and stripes of these rows, whatever the memory."""
+    """Returns `force(place, rows)`, which sets the place and the rows of stripes of all plans, whatever the memory."""
 
     original = plan.Costs.plan
 

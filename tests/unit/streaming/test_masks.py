@@ -1,4 +1,4 @@
-"""Masks: what is left out takes no part, beside a function in float64 that never sees the tokens that are left out."""
+"""Masks: compares with a function in float64 that never gets the tokens that are left out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ CLOSE = 1e-5
 
 
 class Masked(ArrayRows):
-    """An array and which of its pixels count."""
+    """An array, with a mask of the pixels that count."""
 
     def __init__(self, pixels: Pixels, mask: Mask, identity: str | None = None) -> None:
         super().__init__(pixels, RowsInfo(name="masked", identity=identity))
@@ -36,7 +36,7 @@ class Masked(ArrayRows):
 
 
 def blob(height: int, width: int) -> Mask:
-    """A disc, and a single pixel row at the lower edge: tokens that are cut, stripes with none at all."""
+    """A disc, and one row of pixels at the lower edge: some tokens are partly in it, and some stripes have none."""
     y, x = np.mgrid[:height, :width]
     mask: Mask = (y - 0.3 * height) ** 2 + (x - 0.6 * width) ** 2 < (0.27 * height) ** 2
     mask[-1] = True
@@ -44,7 +44,7 @@ def blob(height: int, width: int) -> Mask:
 
 
 def kept_alone(exact: XCiT, image: Tensor, keep: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The kept tokens (n, D) after each block, and the class token (D,) after each class attention block."""
+    """Returns the kept tokens (n, D) after each block, and the class token (D,) after each class attention block."""
 
     def on_grid(tokens: Tensor) -> Tensor:
         grid = tokens.new_zeros(1, tokens.shape[2], *keep.shape)

@@ -1,4 +1,4 @@
-"""Maps of tokens on disk: what was written row by row is there, whole, and a killed run's goes on."""
+"""Maps of tokens on disk: they contain all rows that were written, and those of a killed run are resumed."""
 
 import sys
 from pathlib import Path

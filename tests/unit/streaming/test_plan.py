@@ -1,4 +1,4 @@
-"""The plan keeps its bound by its own model of memory, and the model of memory is what is measured."""
+"""Plans keep their bound by the memory model, and the memory model agrees with measurements."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A run on scratch files that ends early goes on from the last finished pass, or leaves nothing."""
+"""A run with scratch files that ends early is resumed after the last finished pass, or leaves nothing."""
 
 import json
 import os
@@ -20,16 +20,16 @@ from xcit.images.rows import Pixels, RowsInfo
 from xcit.models import XCiT
 from xcit.streaming import ArrayMap, Budget, NpyMap, Place, Wanted, encode
 
-ROWS = 16  # of tokens of the picture
+ROWS = 16  # rows of the picture's tokens
 Force = Callable[[Place, int], None]
 
 
 class Stop(Exception):
-    """Stands for whatever ends a run."""
+    """Represents anything that ends a run."""
 
 
 def stop_at(pass_number: int, rows: int = 5) -> Callable[[int, int], None]:
-    """A progress that ends the run in a pass, counted from 0."""
+    """Returns a progress callback that ends the run in a pass, counted from 0."""
 
     def progress(done: int, total: int) -> None:
         if done >= pass_number * ROWS + rows:
@@ -67,7 +67,7 @@ def test_a_run_goes_on_from_the_last_finished_pass(
 def test_what_is_left_is_what_resumes(model: XCiT, source: ArrayRows, force: Force, scratch: Path) -> None:
     force("scratch", 3)
     budget, wanted = Budget(memory=10**9, scratch=scratch), Wanted(class_tokens=frozenset({4}))
-    with pytest.raises(Stop):  # before the first pass is finished, nothing does
+    with pytest.raises(Stop):  # before the first pass is finished, nothing stays
         encode(model, source, wanted, memory=budget, progress=stop_at(0))
     assert not list(scratch.iterdir())
     with pytest.raises(Stop):
@@ -93,7 +93,7 @@ def test_an_image_a_model_or_a_wish_that_changed_is_begun_anew(
     bias.data += 1
     assert encode(model, source, wanted, memory=budget).report.resumed_from == 0
     bias.data -= 1
-    # Maps in memory are gone with their process.
+    # Maps in memory are lost with their process.
     with pytest.raises(Stop):
         encode(model, source, Wanted(maps={0: ArrayMap()}, means=frozenset({4})), memory=budget, progress=stop_at(3))
     again = encode(model, source, Wanted(maps={0: ArrayMap()}, means=frozenset({4})), memory=budget)

@@ -64,7 +64,7 @@ def test_panel(width: int) -> None:
 
 
 class Seen:
-    """A display whose clock goes on by a second a report, and what it showed."""
+    """A display whose clock advances by a second per report, and its output."""
 
     def __init__(self, seconds: float = 1.0) -> None:
         self.now, self.seconds = 0.0, seconds
@@ -97,7 +97,7 @@ def test_a_line_an_epoch_with_or_without_figures() -> None:
 def test_time_left_counts_from_where_a_resumed_run_began() -> None:
     seen = Seen(seconds=2.0)
     seen.report(at(1, 4), at(1, 6), at(1, 8), at(1, 10), at(1, 10, figures=FIGURES))
-    # Six steps in eight seconds, the evaluation's among them; ten steps are left.
+    # Six steps took eight seconds, including the evaluation; ten steps remain.
     assert seen.lines[-1].endswith(", 0:00:13 left")
 
 

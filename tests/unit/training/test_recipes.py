@@ -1,4 +1,4 @@
-"""The recipes against the tables of published training numbers."""
+"""Compares the recipes with the tables of published training settings."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ ROWS = json.loads((Path(__file__).parents[2] / "data" / "zoo.json").read_text())
 PUBLISHED = sorted({(row["config"], row["architecture"], row["image_size"]) for row in ROWS})
 
 
-# What both sides publish of their training at 224 pixels, as dotted fields.
+# The published settings of both sides for training at 224 pixels, as dotted fields.
 COMMON: dict[str, Any] = {
     "optimizer.weight_decay": 0.05,
     "optimizer.betas": (0.9, 0.999),
@@ -56,7 +56,7 @@ COMMON: dict[str, Any] = {
     "augmentation.scale": (0.08, 1.0),
     "augmentation.flip": 0.5,
     "augmentation.random_erasing": 0.25,
-    # The authors gave 0.4, which timm leaves out where there is RandAugment.
+    # The authors set 0.4, which timm ignores when RandAugment is on.
     "augmentation.color_jitter": 0.0,
     "initialize": InitializeConfig(),
     "class_weights": (),
@@ -90,14 +90,14 @@ OFFICIAL = COMMON | {
     "distillation": DistillationConfig(),
 }
 UNUSED = {"momentum", "decay", "padding"}
-"""Fields of other kinds than these recipes' optimiser, schedule and crop."""
+"""Fields that apply only to another optimiser, schedule or crop than these recipes have."""
 
-# The authors' command for small-12, their dense configs for three others.
+# From the authors' command for small-12, and their detection and segmentation configs for three others.
 OFFICIAL_DROP_PATH = {"tiny-12": 0.0, "small-12": 0.05, "small-24": 0.1, "medium-24": 0.15}
 
 
 DINO_PUBLISHED = ["small-12-p16", "small-12-p8", "medium-24-p16", "medium-24-p8"]
-# The defaults of the authors' code, 64 images a GPU on a node of eight.
+# The defaults of the authors' code, with 64 images per GPU on a node of eight.
 DINO: dict[str, Any] = {
     "run.batch_size": 512,
     "run.max_device_batch": 64,
@@ -172,7 +172,7 @@ def test_a_published_recipe_is_what_was_published(name: str, architecture: str, 
 
 
 def test_the_tables_name_every_number_of_a_recipe() -> None:
-    """No field that changes the training is left to a default that no one compared."""
+    """Every field that changes the training is compared; none keeps its default without a comparison."""
     recipe = get_recipe("xcit-nano-12-p16_8xb128_in1k")
     for section in ("optimizer", "schedule", "augmentation"):
         named = {name.partition(".")[2] for name in OFFICIAL if name.startswith(section)}
@@ -243,7 +243,7 @@ def test_transfer_takes_the_classes_of_the_data(architecture: str) -> None:
     check_initialize(recipe.initialize, recipe.model)
     assert (recipe.run.batch_size, recipe.run.ema_decay) == (32, 0.0)
     assert recipe.schedule.min_lr < recipe.optimizer.lr
-    # Near the image hardly anything moves, whatever the depth.
+    # The first layers hardly change, whatever the depth.
     first_block = recipe.optimizer.layer_decay ** (recipe.model.depth + recipe.model.cls_depth)
     assert 0.01 < first_block < 0.03
 
@@ -259,7 +259,7 @@ def test_several_classes_are_trained_as_one_is(architecture: str) -> None:
 
 def test_every_checkpoint_has_its_recipe() -> None:
     for record in CHECKPOINTS.values():
-        if record in ROBUST:  # which were trained on attacked images
+        if record in ROBUST:  # because they were trained on attacked images
             assert record.recipe == ""
             continue
         recipe: Any = get_recipe(record.recipe)
@@ -395,9 +395,9 @@ def test_a_dino_recipe_has_the_published_settings(architecture: str) -> None:
     recipe = get_recipe(f"dino_xcit-{architecture}_in1k")
     assert isinstance(recipe, DINOConfig)
     assert recipe.model == replace(ARCHITECTURES[architecture], num_classes=0, drop_path_rate=0.1)
-    # What their k-NN evaluation does: short side to 256, centre crop of 224.
+    # As in their k-NN evaluation: short side to 256, centre crop of 224.
     assert recipe.preprocessing == Preprocessing(image_size=224, resize="short_side", resize_to=256)
-    # The defaults of these are compared with the published ones where they are tested.
+    # The defaults of these are compared with the published ones in their own tests.
     assert recipe.head == DINOHeadConfig()
     assert recipe.crops == MultiCropConfig()
     assert recipe.dino == TeachingConfig()

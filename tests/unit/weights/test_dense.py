@@ -1,4 +1,4 @@
-"""Names of whole segmenters: there and back for every published config."""
+"""Names of whole segmenters: converted to the published ones and back, for every published config."""
 
 from collections.abc import Callable
 

@@ -806,13 +806,15 @@ def black_hole() -> Iterator[str]:
         yield f"127.0.0.1:{address[1]}"
 
 
-def test_no_network_fails_within_five_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_told_before_the_resolver_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forever = threading.Event()
+    returned: list[str] = []
     real = socket.getaddrinfo
 
     def hang(host: str, *rest: int) -> object:
         if host.endswith(".invalid"):
             forever.wait(60)
+            returned.append(host)
         return real(host, *rest)
 
     # A resolver without a network: it returns after half a minute, and nothing can stop it.
@@ -821,10 +823,9 @@ def test_no_network_fails_within_five_seconds(tmp_path: Path, monkeypatch: pytes
     with black_hole() as host:
         monkeypatch.setenv("XCIT_MIRROR", f"http://{host}/mirror")
         sources = [hub_source(), *(url_source(f"https://host{i}.invalid/a.pth") for i in range(8))]
-        start = time.monotonic()
         with pytest.raises(FetchError) as caught:
             obtain("xcit-nano", sources, tmp_path)
-        assert time.monotonic() - start < 5
+        assert not returned
     forever.set()
     lines = str(caught.value).splitlines()
     assert lines[1] == f"  mirror http://{host}/mirror (XCIT_MIRROR): no answer from 127.0.0.1"

@@ -181,7 +181,7 @@ def test_a_dino_head_alone_is_no_xcit(tmp_path: Path) -> None:
 
 def test_dense_checkpoint_with_the_real_names(tmp_path: Path) -> None:
     keys: dict[str, list[int]] = json.loads(DENSE_KEYS.read_text())
-    # One number seen many times: the names and shapes matter here, and the file stays small.
+    # Tensors of one repeated number: only names and shapes matter here, and the file stays small.
     state = {name: torch.zeros(()).expand(shape) for name, shape in keys.items()}
     path = saved(tmp_path / "dense.pth", {"meta": {"CLASSES": ("wall", "sky")}, "state_dict": state})
     stored = read_checkpoint(path)
@@ -205,7 +205,7 @@ def test_detector_with_an_mmpretrain_backbone(tmp_path: Path) -> None:
 
 
 class Runs:
-    """Pickles as a call of any function."""
+    """Is pickled as a call of any function."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = (function, arguments)
@@ -239,15 +239,15 @@ def test_hostile_pickles_are_refused_by_name_and_not_run(tmp_path: Path, number:
     assert "it was not run" in message
     assert not canary.exists()
     if name in ("system", "eval", "exec"):
-        # And it is hostile indeed.
+        # Without the protection, it would run code.
         torch.load(path, weights_only=False)
         assert canary.exists()
 
 
 def test_a_chain_through_the_allowed_getattr_runs_nothing(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    # getattr is on the allow-list for mmengine's logs, as a stub: here it is asked for os.system by way of an allowed
-    # class, and what it gives is called.
+    # getattr is on the allow-list for mmengine's logs, as a stub. Here the pickle asks it for os.system through an
+    # allowed class, and calls the result.
     pickled = b"".join(
         [
             b"\x80\x02",
@@ -279,7 +279,7 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def history_buffer() -> Iterator[type]:
-    """mmengine's class under its own module name; gone before the file is read."""
+    """mmengine's class under its own module name, which is removed before the file is read."""
 
     class HistoryBuffer:
         def __init__(self) -> None:
@@ -506,7 +506,7 @@ def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_files_only() -> Iterator[None]:
-    """A disk that is full after 4 kB, as far as this process can tell."""
+    """Makes the disk look full to this process after 4 kB."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))

@@ -1,4 +1,4 @@
-"""Weights as people save them: under keys, behind prefixes, beside counters and averages. Each gives the same state."""
+"""Weights as users save them: under keys, with prefixes, beside counters and averages. All give the same state."""
 
 import sys
 import types
@@ -156,7 +156,7 @@ def test_a_normalisation_before_the_model_is_read(mean: str, std: str, channels:
 
 
 def test_lightnings_hyper_parameters_are_passed_over(tmp_path: Path) -> None:
-    """Its class, and paths, are in nearly all of its checkpoints; the class is gone before the file is read."""
+    """Nearly all of its checkpoints contain its class, and paths; the class is removed before the file is read."""
     name = "lightning.fabric.utilities.data"
     parts = [".".join(name.split(".")[: count + 1]) for count in range(4)]
     module = types.ModuleType(name)

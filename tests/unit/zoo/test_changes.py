@@ -1,4 +1,4 @@
-"""What can be asked of a model beside its name, with weights: against timm's own where timm has it."""
+"""Requested changes of a named model with weights, compared with timm where timm has them."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ IMAGES = torch.rand(2, 5, 48, 64, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def weights(tmp_path: Path) -> tuple[Xcit, Path]:
-    """timm's nano model with random weights, and a file of them under a published name."""
+    """timm's nano model with random weights, and a file with these weights under a published name."""
     torch.manual_seed(0)
     model: Any = timm.create_model("xcit_nano_12_p16_224", pretrained=False)
     for block in model.blocks:
@@ -128,7 +128,7 @@ def test_the_channels_of_a_segmenter_and_a_detector(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_a_pyramid_on_weights_with_strides(tmp_path: Path) -> None:
-    """Of a segmenter for patches of 16 the XCiT alone is taken: maps of patches of 4 are resized by other layers."""
+    """Only the XCiT of a segmenter for patches of 16 is loaded: other layers resize the maps of patches of 4."""
     changes = xcit.zoo.changes.Changes(stem_strides=(1, 1, 2, 2))
     torch.manual_seed(0)
     save_model(xcit.get_model("sem-fpn_xcit-tiny-12-p16_80k_ade20k"), tmp_path / "dense.safetensors")

@@ -1,4 +1,4 @@
-"""The records against copies of the published tables, field by field."""
+"""Compares the records with copies of the published tables, field by field."""
 
 import json
 from dataclasses import replace
@@ -55,7 +55,7 @@ def test_a_record_is_its_published_row(row: dict[str, Any]) -> None:
     assert (by_mmpretrain.kind, by_mmpretrain.location) == ("url", row["url_mmpretrain"])
     for source in (by_authors, by_mmpretrain):
         assert source.filename == source.location.rsplit("/", 1)[1]
-    # The only digest that was published: in the name of mmpretrain's file.
+    # The only published digest is the one in the name of mmpretrain's file.
     assert (hub.sha256, by_authors.sha256) == (None, None)
     assert by_mmpretrain.sha256 == str(row["url_mmpretrain"])[-12:-4]
 

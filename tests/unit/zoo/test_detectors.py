@@ -1,4 +1,4 @@
-"""The records of detectors against the published table, and their weights as files: official, ours, and back."""
+"""The records of detectors compared with the published table, and their files in the official format and in ours."""
 
 import json
 from collections.abc import Callable
@@ -45,14 +45,14 @@ def test_a_record_is_its_published_row(row: dict[str, Any], dense_keys: DenseKey
     shape, backbone = row["config_backbone"], record.model.backbone
     for name in ("embed_dim", "depth", "num_heads"):
         assert getattr(backbone, name) == shape[name]
-    # The one config that is wrong about itself.
+    # The only published config that is wrong.
     assert backbone.patch_size == (16 if record.name == EITHER_PATCH else shape["patch_size"])
     assert backbone.layer_scale == shape["eta"]
     with torch.device("meta"):
         assert list(XCiTPyramid(backbone).out_indices) == shape["out_indices"]
     assert (record.model.short_side, record.model.long_side, record.model.num_classes) == (800, 1333, 80)
 
-    # Every tensor that was published has its place, and no other place is left.
+    # Published tensors and tensors of the model correspond one to one.
     size, _, patch = architecture.rpartition("-p")
     published = {name: torch.zeros(()).expand(s) for name, s in dense_keys("mask-rcnn", size, int(patch)).items()}
     assert len(published) == row["state_dict_entries"]
@@ -80,7 +80,7 @@ def test_classes() -> None:
 
 
 def write_published(path: Path, keys: dict[str, list[int]]) -> Path:
-    """A file as the authors' tools write it, with random numbers."""
+    """Writes a file as the authors' tools do, with random numbers."""
     draw = torch.Generator().manual_seed(0)
     state = {
         name: torch.randint(1, 9, shape, generator=draw)
@@ -103,7 +103,7 @@ def test_a_published_file_loads_strictly_and_comes_back_bit_for_bit(published: P
     name = detector_name(architecture)
     by_file, by_name = get_model(published), get_model(name, pretrained=published)
     assert isinstance(by_file, MaskRCNN) and isinstance(by_name, MaskRCNN)
-    # Architecture and patch size are read off the names.
+    # Architecture and patch size are recognised by the names.
     assert by_file.config == by_name.config == DETECTORS[name].model
     assert not by_file.training and by_file.info is None
     assert by_name.info is not None and by_name.info.class_names[0] == "person"

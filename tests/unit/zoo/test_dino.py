@@ -1,4 +1,4 @@
-"""DINO's published backbones by name, from files in every form in which they were published; and what is none."""
+"""DINO's published backbones by name, from files in every published form, and files that contain none."""
 
 import argparse
 from collections.abc import Callable
@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 
 def state_of(config: XCiTConfig, seed: int) -> State:
-    """One number for each tensor, seen many times, so that the files of whole models stay small."""
+    """Returns tensors of one repeated number each, so that the files of whole models stay small."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         outline = XCiT(config).state_dict()
@@ -34,7 +34,7 @@ def state_of(config: XCiTConfig, seed: int) -> State:
 
 
 def full_checkpoint(student: State, teacher: State, *, wrapped_teacher: bool = True) -> dict[str, Any]:
-    """What DINO's training writes, as the published full checkpoints hold it."""
+    """Returns what DINO's training writes, as in the published full checkpoints."""
     head = {
         "head.mlp.0.weight": torch.ones(8, 4),
         "head.mlp.0.bias": torch.ones(8),

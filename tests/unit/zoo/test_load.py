@@ -1,4 +1,4 @@
-"""Models by name or file, against files of one random nano model in every format; no network but this machine's own."""
+"""Models by name or file, from files of one random nano model in every format, without a network."""
 
 import threading
 from collections.abc import Iterator
@@ -85,7 +85,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Nano:
 
 @pytest.fixture(autouse=True)
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, an empty mirror and no network."""
+    """Sets an empty cache and an empty mirror, without a network."""
     from huggingface_hub import constants
 
     folder = tmp_path / "mirror"
@@ -106,7 +106,7 @@ def put(nano: Nano, file: str, mirror: Path, name: str) -> Path:
 
 
 def flip_a_bit(path: Path) -> None:
-    """Of a weight in the middle of a safetensors file: still a number, still a well-formed file."""
+    """Changes a bit of a weight in the middle of a safetensors file, which stays finite and well-formed."""
     content = bytearray(path.read_bytes())
     data = 8 + int.from_bytes(content[:8], "little")
     content[data + (len(content) - data) // 8 * 4] ^= 1
@@ -155,7 +155,7 @@ def test_unknown_name_is_a_value_error() -> None:
     ("file", "name"),
     [
         ("xcit.safetensors", f"{NAME}.safetensors"),
-        ("mmpretrain.safetensors", f"{NAME}.safetensors"),  # the content decides, not the name
+        ("mmpretrain.safetensors", f"{NAME}.safetensors"),  # the contents decide, not the name
         ("timm.safetensors", "xcit_nano_12_p16_224.fb_in1k.safetensors"),
         ("timm.safetensors", "timm/xcit_nano_12_p16_224.fb_in1k/model.safetensors"),
         ("official.pth", "xcit_nano_12_p16_224.pth"),
@@ -362,7 +362,7 @@ def test_another_number_of_classes_is_explained(nano: Nano, tmp_path: Path) -> N
     assert "reset_classifier(1000)" in message
     ten: Any = get_model("xcit-nano-12-p16", pretrained=path, num_classes=10)
     assert torch.equal(ten.head.weight, torch.zeros(10, 128))
-    assert ten.info is None  # ImageNet's classes these are not
+    assert ten.info is None  # these are not ImageNet's classes
     with pytest.raises(XCiTError, match="The file has 10 classes, the model 1000"):
         load_weights(XCiT(ARCHITECTURES["nano-12-p16"]), path)
 
@@ -498,7 +498,7 @@ def test_a_random_pyramid_and_its_blocks() -> None:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A web server's URL, and the folder that it serves."""
+    """The URL of a web server, and the folder that it serves."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
@@ -517,7 +517,7 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 def test_pretrained_is_a_url(nano: Nano, site: tuple[str, Path]) -> None:
     url, folder = site
     put(nano, "timm.safetensors", folder, "a/model.safetensors")
-    # Another file of the same name elsewhere is another file.
+    # A file with the same name at another URL is a different file.
     (folder / "b").mkdir()
     write_safetensors(folder / "b" / "model.safetensors", nano.state | {"norm.bias": torch.ones(128)}, {})
     assert_is_nano(get_model(NAME, pretrained=f"{url}/a/model.safetensors"), nano)
@@ -566,7 +566,7 @@ def test_a_url_that_answers_with_something_else_leaves_nothing(
     assert [path.name for path in downloads.iterdir() if path.suffix != ".lock"] == []
     (folder / "nano.pth").write_bytes(whole)
     assert_is_nano(get_model(NAME, pretrained=f"{url}/nano.pth"), nano)
-    # What is in the cache already is not trusted either.
+    # A file that is already in the cache is checked too.
     (kept,) = (path for path in downloads.iterdir() if path.suffix != ".lock")
     kept.write_bytes(content)
     assert_is_nano(get_model(NAME, pretrained=f"{url}/nano.pth"), nano)
@@ -590,7 +590,7 @@ def test_a_download_that_is_no_checkpoint_is_not_kept(
         load_record(record)
     put(nano, "official.pth", folder, "nano.pth")
     assert_is_nano(load_record(record), nano)
-    # The cache keeps the converted file alone.
+    # The cache keeps only the converted file.
     assert [path.name for path in (tmp_path / "cache" / "downloads").iterdir() if path.suffix != ".lock"] == []
 
 

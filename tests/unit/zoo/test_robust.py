@@ -1,4 +1,4 @@
-"""The records of robust models against what RobustBench and the authors published."""
+"""Compares the records of robust models with what RobustBench and the authors published."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_a_record_is_what_was_published(key: str) -> None:
     if data == "imagenet":
         assert record.architecture == f"{name}-12-p16"
         assert (config.strides, config.num_classes) == ((2, 2, 2, 2), 1000)
-        # Images in 0..1 as they are.
+        # Images in 0..1 are not normalised.
         assert (spec.image_size, spec.resize_to, spec.mean, spec.std) == (224, 224, (0.0,) * 3, (1.0,) * 3)
     else:
         assert record.architecture == f"{name}-12-p4"

@@ -1,4 +1,4 @@
-"""The records of segmenters against the published table, and their weights as files: official, ours, and back."""
+"""The records of segmenters compared with the published table, and their files in the official format and in ours."""
 
 import json
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def test_a_record_is_its_published_row(row: dict[str, object], dense_keys: Dense
     assert record.preprocessing.long_side == 2048
     assert record.preprocessing.short_side == 512
 
-    # Every tensor that was published has its place, and no other place is left.
+    # Published tensors and tensors of the model correspond one to one.
     size, _, patch = architecture.rpartition("-p")
     published = {name: torch.zeros(()).expand(shape) for name, shape in dense_keys(kind, size, int(patch)).items()}
     assert len(published) == row["state_dict_entries"]
@@ -97,12 +97,12 @@ def test_a_segmenter_is_no_classifier() -> None:
     assert "\n" not in str(error.value)
 
 
-# As files: on the smallest of each kind, with random numbers
+# As files: the smallest of each kind, with random numbers
 
 
 @pytest.fixture(scope="module", params=["upernet", "sem-fpn"])
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, dense_keys: DenseKeys) -> Path:
-    """A file as the authors' tools write it."""
+    """Writes a file as the authors' tools do."""
     draw = torch.Generator().manual_seed(0)
     state = {
         name: torch.randint(1, 9, shape, generator=draw)
@@ -121,7 +121,7 @@ def test_a_published_file_loads_strictly_and_comes_back_bit_for_bit(published: P
     by_file, by_name = get_model(published), get_model(name, pretrained=published)
     assert isinstance(by_file, Segmenter)
     assert isinstance(by_name, Segmenter)
-    # Architecture and patch size are read off the names.
+    # Architecture and patch size are recognised by the names.
     assert by_file.config == by_name.config == SEGMENTERS[name].model
     assert not by_file.training
     assert by_file.info is None

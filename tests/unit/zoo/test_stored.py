@@ -1,4 +1,4 @@
-"""What files say of themselves, and what shapes tell of others."""
+"""What the metadata of files say, and what is inferred from shapes without metadata."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from xcit.zoo.shapes import config_from_state
 from xcit.zoo.statement import Statement, model_metadata, read_metadata
 from xcit.zoo.stored import empty_model
 
-# Every field but the defaults.
+# All fields differ from their defaults.
 CONFIG = XCiTConfig(
     patch_size=4,
     embed_dim=16,

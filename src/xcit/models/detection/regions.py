@@ -37,7 +37,7 @@ class Level(Protocol):
 
     @property
     def channels(self) -> int:
-        """Numbers a pixel."""
+        """Number of values per pixel."""
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         """Rows top..bottom of the columns left..right, (bottom - top, right - left, C), not to be changed."""

@@ -1,4 +1,4 @@
-"""Models that run the Triton kernels beside the plain ones: on a GPU, or in Triton's interpreter where that is set."""
+"""Compares models that run the Triton kernels with plain ones, on a GPU or (if enabled) in Triton's interpreter."""
 
 import copy
 import os
@@ -31,7 +31,7 @@ def _exact_convolutions() -> Iterator[None]:
 
 @pytest.fixture
 def model() -> XCiT:
-    """Two blocks, and no number at a start value that would hide a wrong use of it."""
+    """Returns a model of two blocks whose parameters are all random: with first values, a wrong use would not show."""
     torch.manual_seed(0)
     config = XCiTConfig(patch_size=8, embed_dim=12, depth=2, num_heads=3, cls_depth=1, num_classes=5)
     model = XCiT(config).to(DEVICE)
@@ -48,7 +48,7 @@ def model() -> XCiT:
 
 
 def images(batch: int = 1) -> Tensor:
-    """Of 2 x 3 patches, cut at the right and at the bottom."""
+    """Images of 2 x 3 patches, which are incomplete at the right and at the bottom."""
     return torch.randn(batch, 3, 14, 23, device=DEVICE)
 
 
@@ -108,7 +108,7 @@ def test_training_gives_the_same(model: XCiT, checkpointing: bool) -> None:
     assert list(other.state_dict()) == list(model.state_dict())
     for name, buffer in other.named_buffers():
         torch.testing.assert_close(buffer, dict(model.named_buffers())[name], rtol=1e-4, atol=1e-5)
-    with torch.no_grad():  # by the statistics that both have gathered
+    with torch.no_grad():  # in evaluation, with the running statistics of both
         assert distance(other.eval()(batch), model.eval()(batch)) < 1e-4
 
 

@@ -1,7 +1,8 @@
-"""The Triton kernels against the reference in float64: on a GPU, or in Triton's interpreter where that is set.
+"""Compares the Triton kernels with the reference in float64, on a GPU or (if it is enabled) in Triton's interpreter.
 
-The interpreter (TRITON_INTERPRET=1) takes tensors of the CPU, and tens of milliseconds for a row of an image, so it
-gets the smallest shapes that have an edge of each kind. tests/benchmarks/gpu runs these tests that way.
+The interpreter (TRITON_INTERPRET=1) needs tensors on the CPU, and tens of milliseconds for a row of an image. So it
+gets the smallest shapes that have an edge of each kind. tests/benchmarks/gpu/test_interpreter.py runs these tests in
+it.
 """
 
 import os
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWar
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 LAYER_NORM_EPS, BATCH_NORM_EPS = 1e-6, 1e-5
 
-# The interpreter cuts bfloat16 off where a GPU rounds it.
+# The interpreter truncates to bfloat16, while a GPU rounds.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 # (B, H, W, D): one token; two tiles of rows; two strips, the last of them cut; two blocks of channels, the last cut.
@@ -49,7 +50,7 @@ def normal(*shape: int) -> Tensor:
 
 
 def assert_near(out: Tensor, expected: Tensor, tolerance: float) -> None:
-    """No number is off by more than the tolerance times the largest."""
+    """Checks that no element differs by more than the tolerance times the largest element."""
     assert out.shape == expected.shape
     error = (out.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-3)
     assert error <= tolerance, f"off by {error:.1e} of the largest number"
@@ -201,7 +202,7 @@ def check_gram(batch: int, num_tokens: int, dim: int, dtype: torch.dtype) -> Non
     normed, gram, total = normalised_gram(tokens, LAYER_NORM_EPS)
     assert normed.dtype == dtype and gram.dtype == total.dtype == torch.float32
     assert_near(normed, F.layer_norm(tokens.double(), (dim,), eps=LAYER_NORM_EPS), TOLERANCE[dtype])
-    # Products and sums are of the tokens as they were rounded.
+    # The products and sums are those of the rounded tokens.
     exact = normed.double()
     assert_near(gram, exact.mT @ exact, 5e-6)
     assert_near(total, exact.sum(dim=1), 5e-6)

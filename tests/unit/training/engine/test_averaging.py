@@ -1,4 +1,4 @@
-"""Averaged weights: the decay, step by step, and what a person is told of it."""
+"""Averaged weights: the decay, step by step, and the messages about it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from xcit.training.engine.task import Layout, Reduce
 
 
 def averages(run: RunConfig, weights: list[float]) -> list[float]:
-    """The average after each step of a model whose one weight is 0 at the start and then takes these values."""
+    """Returns the average after each step, for a model with one weight that is 0 at first and then has these values."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     average = build_average(model, run, is_sharded=False)
@@ -66,7 +66,7 @@ def test_an_average_that_stays_the_start_is_warned_of() -> None:
 
 
 def test_figures_that_lag_behind_are_told() -> None:
-    # The authors' run: 1251 steps an epoch.
+    # The authors' run has 1251 steps per epoch.
     assert describe_average(RunConfig(ema_decay=0.99996), num_steps=1251, num_epochs=400) == [
         "until epoch 14 the figures are of averaged weights that are mostly what the run started from "
         "(run.ema_decay 0.99996); run.ema_warmup true would measure them sooner"
@@ -81,7 +81,7 @@ def test_where_all_is_well_nothing_is_said(run: RunConfig) -> None:
 
 
 class Regression:
-    """Learns a sum of two numbers, 20 steps an epoch."""
+    """Learns a sum of two numbers, in 20 steps per epoch."""
 
     watch, num_steps, num_inputs = "", 20, 100
 

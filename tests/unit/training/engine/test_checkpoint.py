@@ -18,7 +18,7 @@ STATE = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "optimizer": {"lr
 
 
 class BreaksOff:
-    """Breaks the writing off in the middle."""
+    """Interrupts the writing in the middle."""
 
     def __reduce__(self) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

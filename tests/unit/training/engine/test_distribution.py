@@ -1,4 +1,4 @@
-"""One process; what two do together is in tests/integration/test_distributed.py."""
+"""Runs of one process; those of two are in tests/integration/test_distributed.py."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def test_a_lost_process_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "x")
     with pytest.raises(XCiTError, match="WORLD_SIZE is 'x'"):
         Processes(RunConfig(), CPU)
-    # As if only the environment spoke of two: torchrun also says which one this is.
+    # Only the number of processes is set; torchrun also sets the rank.
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(XCiTError, match=r"WORLD_SIZE is 2, but .*RANK.*: start them with torchrun$"):
@@ -80,7 +80,7 @@ def test_gradients_are_clipped_together_or_tensor_by_tensor(mode: str) -> None:
     for factor, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
             parameter.grad = 0.2 * factor * torch.randn_like(parameter)
-    model[2].bias.grad = None  # as of a layer that is held
+    model[2].bias.grad = None  # as in a frozen layer
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
     Processes(RunConfig(), CPU).clip_gradients(model, 0.5, mode)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The loop, with a task of a few numbers; and with classification of coloured squares, where the data count too."""
+"""The loop, with a task of a few numbers, and with classification of coloured squares, which also reads data."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 class Line:
-    """Fits y = 2x - 1; a batch with a mark gives no number."""
+    """Fits y = 2x - 1; the loss of a marked batch is NaN."""
 
     watch = "fit"
     num_inputs = 100
@@ -52,7 +52,7 @@ class Line:
                 yield x, y * float("nan") if self.bad == (epoch, step) else y
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        # A draw, so that a run that goes on shows whether its draws do.
+        # A random draw, so that a resumed run shows whether its draws are the same.
         error = (model(batch[0]) - batch[1] + 0.01 * torch.randn(8, 1)).square().mean()
         return {"loss": error, "root": error.sqrt()}
 
@@ -100,7 +100,7 @@ def train_line(
 
 
 def stop_at(epoch: int, step: int, how: Callable[[], object]) -> Callable[[Progress], None]:
-    """Does something to the run in the middle of it."""
+    """Calls a function in the middle of the run."""
 
     def report(progress: Progress) -> None:
         if (progress.epoch, progress.step) == (epoch, step) and progress.figures is None:
@@ -118,7 +118,7 @@ def fall() -> None:
 
 
 def read(path: Path) -> Any:
-    with path.open("rb") as file:  # from a path, torch takes the suffix for the format
+    with path.open("rb") as file:  # given a path, torch would decide the format by the suffix
         return torch.load(file, weights_only=True)
 
 
@@ -151,7 +151,7 @@ def test_reports_every_step_and_every_evaluation(tmp_path: Path) -> None:
     assert {(report.num_epochs, report.num_steps) for report in reports} == {(3, 4)}
     assert [report.epoch for report in reports if report.figures] == [0, 1, 2]
     rates = [report.lr for report in steps]
-    assert rates[:4] == pytest.approx([0.075, 0.15, 0.225, 0.3])  # the warm-up, a step at a time
+    assert rates[:4] == pytest.approx([0.075, 0.15, 0.225, 0.3])  # the warm-up, step by step
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[-1] == pytest.approx(0.01)
     assert steps[-1].loss < steps[0].loss / 3
@@ -163,7 +163,7 @@ def test_writes_lines_checkpoints_and_the_result(tmp_path: Path) -> None:
     reports = train_line(task, tmp_path, evaluate_every=2)
     epochs, steps = lines_of(tmp_path, "epoch"), lines_of(tmp_path, "step")
     assert [(line["epoch"], line["step"]) for line in epochs] == [(1, 4), (2, 8), (3, 12)]
-    # Figures where there was an evaluation, of that very epoch: every second one, and the last.
+    # There are figures for the epochs with an evaluation: every second one, and the last.
     assert ["fit" in line for line in epochs] == [False, True, True]
     assert [line["fit"] for line in epochs[1:]] == task.evaluated
     for epoch, line in enumerate(epochs):
@@ -230,7 +230,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, finished: int) -
 
 
 class Hooked(Line):
-    """Notes what it is asked, holds its bias by taking the gradient away, and has concerns."""
+    """Records the calls, freezes its bias by removing the gradient, and returns warnings."""
 
     watch = ""
 
@@ -354,7 +354,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     assert signal.getsignal(number) == before
     assert (caught.value.signal, caught.value.checkpoint) == (number.name, parts / "last.pt")
     assert not (parts / "model.safetensors").exists()
-    # The wish is granted with the step after the one in which it is noted, which ends this epoch or the next.
+    # The run stops one step after the one in which the signal was noted, in this epoch or the next.
     state = read(parts / "last.pt")
     assert state["position"]["epoch"] * 4 + state["position"]["step"] == epoch * 4 + step + 1
     train_line(Line(), parts, ema_decay=0.5, resume="last.pt")
@@ -387,7 +387,7 @@ def test_an_older_checkpoint_rewinds_the_log(tmp_path: Path) -> None:
 
 def test_parts_of_a_batch_are_averaged(tmp_path: Path) -> None:
     class Halves(Line):
-        """The same batches in two parts each."""
+        """The same batches, each in two parts."""
 
         def train_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
             for x, y in super().train_batches(epoch, first_step):
@@ -496,7 +496,7 @@ def test_frozen_modules_stay_in_evaluation_mode(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Red, green and blue squares on noise: 24 images to train on and 6 to watch."""
+    """Writes red, green and blue squares on noise: 24 training images and 6 validation images."""
     folder = tmp_path_factory.mktemp("squares")
     draw = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2)):

@@ -1,4 +1,4 @@
-"""What happens where the processes that read data die: with a signal that asks for a stop, and without one."""
+"""Runs whose reading processes die, with a signal that asks for a stop and without one."""
 
 import multiprocessing
 import os
@@ -26,10 +26,10 @@ DEATH = "DataLoader worker (pid 7) is killed by signal: Alarm clock. "
 
 
 class Normed:
-    """A few numbers through a batch norm, in four parts a step; its readers may die, with a signal or without one.
+    """A task of a few numbers with a batch norm, in four parts per step; its reading processes may die.
 
     Attributes:
-        deaths: parts of the run, counted from 0, before which the readers die, each once.
+        deaths: parts of the run, counted from 0, before each of which the reading processes die once.
         signalled: whether SIGTERM comes first.
     """
 
@@ -57,7 +57,7 @@ class Normed:
 
     def die(self) -> None:
         if self.signalled:
-            self.signalled = False  # a second signal would end the tests
+            self.signalled = False  # because a second signal would end the tests
             os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError(DEATH)
 
@@ -104,7 +104,7 @@ def test_a_stop_at_any_part_of_a_step_ends_behind_it_and_loses_nothing(
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_normed(Normed(), whole)
-    # On a GPU the losses of some steps wait before they are looked at, and the stop with them.
+    # On a GPU the losses are read only every few steps, and the run stops only then.
     monkeypatch.setattr(_Loop, "interval", property(lambda _: interval, lambda *_: None), raising=False)
     with pytest.raises(Stopped):
         train_normed(Normed((death,)), cut)
@@ -112,7 +112,7 @@ def test_a_stop_at_any_part_of_a_step_ends_behind_it_and_loses_nothing(
     step = stopped["position"]["step"]
     assert stopped["position"]["epoch"] == 1
     assert step == (death // PARTS + 1 - NUM_STEPS if interval == 1 else NUM_STEPS)
-    # Each norm has seen every part of the steps that are done, once.
+    # Each norm has processed every part of the finished steps once.
     assert stopped["model"]["0.num_batches_tracked"] == (NUM_STEPS + step) * PARTS
     assert stopped["position"]["losses"] == pytest.approx(sum(losses(whole)[NUM_STEPS + 1 :][:step]), rel=1e-12)
     train_normed(Normed(), cut, resume=True)
@@ -125,7 +125,7 @@ def test_the_readers_are_ended_and_started_anew_once(tmp_path: Path) -> None:
     task = Normed((5, 6))
     with pytest.raises(XCiTError, match=r"a process that reads data died \(DataLoader worker \(pid 7\)"):
         train_normed(task, tmp_path)
-    assert task.num_closed == 2  # once in between, once at the end
+    assert task.num_closed == 2  # once in the middle, once at the end
     assert not (tmp_path / "last.pt").exists()
 
 
@@ -159,7 +159,7 @@ class Numbers(Dataset[Tensor]):
 
 
 class ReadByAnother(Normed):
-    """Its one reader is killed within a step, when the part that is computed has been read."""
+    """Its only reading process is killed within a step, when the part that is being computed has been read."""
 
     def train_batches(self, epoch: int, first_step: int) -> Iterator[Tensor]:
         loader = DataLoader(Numbers(), batch_size=2, num_workers=1, generator=torch.Generator())
@@ -169,7 +169,7 @@ class ReadByAnother(Normed):
         handler = signal.getsignal(signal.SIGCHLD)
         for child in multiprocessing.active_children():
             child.kill()
-            time.sleep(0.5)  # the death is told here, to whoever listens
+            time.sleep(0.5)  # the death is reported here, to any handler
         assert signal.getsignal(signal.SIGCHLD) is handler
         return super().loss(model, batch)
 
@@ -178,5 +178,5 @@ def test_a_death_interrupts_no_step_but_is_met_when_more_is_asked_for(tmp_path: 
     before = signal.getsignal(signal.SIGCHLD)
     with pytest.raises(XCiTError, match="a process that reads data died"):
         train_normed(ReadByAnother(), tmp_path)
-    after = signal.getsignal(signal.SIGCHLD)  # torch's own, from its first reader in this program on
+    after = signal.getsignal(signal.SIGCHLD)  # torch's own handler, which stays after its first worker in this program
     assert after == before or "torch" in getattr(after, "__module__", "")

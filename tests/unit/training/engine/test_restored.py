@@ -1,4 +1,4 @@
-"""A run's checkpoint that is damaged, or another program's: one line, and the run stays as it was."""
+"""A checkpoint that is damaged, or from another program: one line of error, and the run is unchanged."""
 
 import copy
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def stepped(kind: str = "adamw") -> TrainState:
 
 
 def changed(state: dict[str, Any], place: str, value: object) -> dict[str, Any]:
-    """A copy with one value, by its dotted place, replaced."""
+    """Returns a copy in which the value at a dotted place is replaced."""
     state = copy.deepcopy(state)
     *sections, last = place.split("/")
     target: Any = state
@@ -68,7 +68,8 @@ def test_what_a_run_wrote_comes_back(kind: str) -> None:
     assert flat(state.dump()) != flat(dumped)
     state.load(dumped, "last.pt")
     assert flat(state.dump()) == flat(dumped)
-    # As another version of torch writes it, with settings that this one has not, and without those that it sets itself.
+    # The state is as another version of torch writes it: with unknown settings, and without those that torch sets
+    # itself.
     for group in dumped["optimizer"]["param_groups"]:
         group["a setting to come"] = 1
         del group["foreach"]

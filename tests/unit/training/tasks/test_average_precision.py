@@ -1,4 +1,4 @@
-"""Average precision against pycocotools on random detections."""
+"""Compares average precision with pycocotools on random detections."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ def rectangle(x: float, y: float, width: float, height: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> CocoImages:
-    """Ten images, the last without objects, of three categories; polygons, RLE and crowds."""
+    """Ten images with objects of three categories (the last image has none), as polygons, RLE and crowds."""
     root, draw = tmp_path_factory.mktemp("coco"), np.random.default_rng(0)
     entries: list[Any] = []
     annotations: list[Any] = []
@@ -63,7 +63,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> CocoImages:
 
 
 def random_rows(images: CocoImages, seed: int) -> list[DetectionRow]:
-    """Objects moved a little, doubled, of another class, and things that are not there."""
+    """Returns detections of objects that are shifted, doubled or of another class, and of objects that do not exist."""
     draw, rows = np.random.default_rng(seed), []
     for index, image in enumerate(images.images):
         boxes = [np.array(one.box) + draw.normal(0, 4, 4) for one in image.objects for _ in range(2)]
@@ -84,7 +84,7 @@ def random_rows(images: CocoImages, seed: int) -> list[DetectionRow]:
     return rows
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # NumPy 2 on pycocotools
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # NumPy 2 warns about pycocotools
 def reference(images: CocoImages, measured: list[int], rows: list[DetectionRow], kind: str) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(images.source))

@@ -1,4 +1,4 @@
-"""Class weights, the number of classes from the data, and what mixing needs."""
+"""Class weights, the number of classes from the data, and the requirements of mixing."""
 
 from dataclasses import replace
 from pathlib import Path

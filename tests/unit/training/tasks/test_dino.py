@@ -1,4 +1,4 @@
-"""DINO against its formulas written out plainly, and what a run of it leaves behind."""
+"""Compares DINO with its formulas written out plainly, and tests the files of a run."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +33,7 @@ NUM_IMAGES = 13
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures without classes."""
+    """Writes images without classes."""
     root = tmp_path_factory.mktemp("pictures")
     draw = np.random.default_rng(0)
     for index in range(NUM_IMAGES):
@@ -257,7 +257,7 @@ def test_the_teacher_s_batch_norms_see_the_batches_too(folder: Path, tmp_path: P
     model: Any = model_of(task)
     run(task, tmp_path / "run")
     num_steps = 2 * (NUM_IMAGES // 4)
-    # A pass over the global crops a step for the teacher; one over each size for the student.
+    # Per step, the teacher has a pass over the global crops, and the student a pass for each size.
     assert model.teacher.backbone.stem[0].norm.num_batches_tracked == num_steps
     assert model.student.backbone.stem[0].norm.num_batches_tracked == 2 * num_steps
 
@@ -303,7 +303,7 @@ def test_the_figures_are_the_teacher_s_on_whole_images(folder: Path) -> None:
     assert figures["feature_spread"] == pytest.approx(spread.item(), rel=1e-4)
     assert figures["teacher_entropy"] == pytest.approx(-(targets * targets.log()).sum(dim=1).mean().item(), rel=1e-4)
 
-    # Two processes: each its share, and both the sum.
+    # Two processes: each has its share, and both have the sum.
     shares: list[Tensor] = []
     for rank in range(2):
         task.evaluate(model, Layout(batch_size=4, rank=rank, world_size=2), lambda own: shares.append(own) or own)  # type: ignore[func-returns-value]

@@ -1,4 +1,4 @@
-"""The teacher's term against the formulas; where teachers come from, and which are refused."""
+"""Compares the teacher's loss with the formulas; tests the sources of teachers, and which are refused."""
 
 import math
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Fixed(nn.Module):
-    """Gives the same logits for anything, and remembers what it saw and how."""
+    """Returns the same logits for any input, and stores its input and mode."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_soft_is_the_divergence_at_a_temperature(temperature: float) -> None:
         q, p = ([value / sum(numbers) for value in numbers] for numbers in (mine, theirs))
         expected += temperature**2 * sum(p[c] * math.log(p[c] / q[c]) for c in range(3))
     teacher = teacher_of(Fixed(said), kind="soft", temperature=temperature)
-    # As in the authors' code the mean over images and classes.
+    # As in the authors' code, it is the mean over images and classes.
     assert teacher.loss(draw(4, 3, 8, 8), logits).item() == pytest.approx(expected / (4 * 3), rel=1e-5)
     assert teacher.loss(draw(4, 3, 8, 8), said).item() == pytest.approx(0, abs=1e-6)
 
@@ -114,7 +114,7 @@ def test_the_teacher_sees_images_in_its_own_normalisation() -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A teacher's file."""
+    """Writes a teacher's file."""
     torch.manual_seed(1)
     model = XCiT(SHAPE)
     model.info = ModelInfo(name="teacher", preprocessing=OTHER, class_names=CLASSES)
@@ -155,7 +155,7 @@ def test_a_checkpoint_teaches_by_its_name() -> None:
 
 @pytest.fixture
 def timms(tmp_path: Path) -> Iterator[str]:
-    """One of timm's pretrained models, for three classes, its weights in a file instead of on the Hub."""
+    """One of timm's pretrained models, for three classes, with its weights in a file instead of on the Hub."""
     import timm
     from timm.models import _registry
 
@@ -204,7 +204,7 @@ def test_a_teacher_that_can_t_be_is_found_at_once(teacher: str, num_classes: int
 
 @pytest.mark.parametrize("teacher", ["", "timm/regnety_160.deit_in1k", "timm/xcit_nano_12_p16_224.fb_in1k"])
 def test_teachers_that_can_be_are_let_through_unloaded(teacher: str) -> None:
-    for num_classes in (0, 1000):  # 0: not known yet
+    for num_classes in (0, 1000):  # 0 means not known yet
         check_teacher(DistillationConfig(teacher=teacher), SPEC, num_classes)
 
 
@@ -225,7 +225,7 @@ def test_other_classes_or_another_order_are_refused(file: Path, timms: str, clas
             XCiTError, match=r"knows other classes than the data, or in another order: 'bird', 'cat', 'dog', the data '"
         ):
             load_teacher(DistillationConfig(teacher=teacher), SPEC, num_classes=3, class_ids=class_ids)
-        for unknown in ((), ("0", "1", "2")):  # the data do not tell
+        for unknown in ((), ("0", "1", "2")):  # the data do not contain it
             load_teacher(DistillationConfig(teacher=teacher), SPEC, num_classes=3, class_ids=unknown)
 
 

@@ -1,4 +1,4 @@
-"""What a run is watched by: images of the data's own, or some that are held out, the same in every verb."""
+"""The validation images of a run: those of the data, or some that are held out, the same for every command."""
 
 from dataclasses import replace
 from pathlib import Path

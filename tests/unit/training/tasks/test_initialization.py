@@ -1,4 +1,4 @@
-"""First weights, copied stems and frozen stages; and what can't be, found before anything is read."""
+"""First weights, copied stems and frozen stages, and errors that are found before anything is read."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def build(config: XCiTConfig, seed: int) -> XCiT:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> XCiT:
-    """Another model of the same shape, saved as trained.safetensors."""
+    """Saves another model of the same shape as trained.safetensors."""
     model = build(SHAPE, seed=1)
     save_model(model, tmp_path / "trained.safetensors")
     return model

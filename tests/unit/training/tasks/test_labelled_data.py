@@ -1,4 +1,4 @@
-"""Lists and streams of images alike: opened, dealt to processes, watched."""
+"""Lists and streams of images: opened, divided among processes, and used for validation."""
 
 import io
 import tarfile
@@ -30,7 +30,7 @@ def image(value: int) -> Image.Image:
 
 
 def write_shards(folder: Path, values: Sequence[Sequence[int]]) -> str:
-    """A tar file a row, whose images are of class 1 above 127; and the classes' names."""
+    """Writes a tar file per row, in which images above 127 have class 1, and the names of the classes."""
     folder.mkdir()
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     for number, row in enumerate(values):
@@ -98,7 +98,7 @@ def test_two_processes_share_a_stream(stream: str, tmp_path: Path) -> None:
 
 
 class Bright(nn.Module):
-    """Class 1 for pixels above `threshold`."""
+    """Predicts class 1 for pixels above `threshold`."""
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
@@ -117,8 +117,8 @@ def test_each_watched_image_counts_once_over_the_processes(
     model = Bright(175 / 255)  # wrong about 170
     alone = evaluate_classification(model, watched, SPEC, EvaluationConfig(batch_size=2), num_classes=2)
     assert (alone.num_images, alone.top1) == (5, 80.0)
-    for world_size in (2, 3):  # of two shards a third process has none
-        # The first process waits for the sums of all: here they are added up beforehand.
+    for world_size in (2, 3):  # a third process gets none of two shards
+        # The first process needs the sums of all processes: here they are added up before.
         parts: list[list[Tensor]] = []
         for rank in range(world_size):
             gathered: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Features of a data set: computed once, kept under a name that tells all they depend on, taken from there."""
+"""Features of a data set: computed once, cached under a name made of all that they depend on, and read from there."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Extraction:
-    """Features of the training split, with some of the defaults changed."""
+    """Returns features of the training split, with some defaults changed."""
 
     def __init__(self, model: XCiT, data: Path, cache: Path | None) -> None:
         assert model.info is not None
@@ -50,7 +50,7 @@ class Extraction:
 
     @property
     def was_computed(self) -> bool:
-        """The last time, rather than taken from the file."""
+        """Whether the last call computed the features instead of reading the file."""
         return self.reported == [4, 4, 4, 4, 2]
 
 
@@ -84,7 +84,7 @@ def test_the_second_time_they_are_taken_from_the_file(extraction: Extraction) ->
     assert torch.equal(second.features, first.features)
     assert torch.equal(second.labels, first.labels)
     assert [path.suffix for path in files(extraction)] == [".safetensors"]
-    # What is in the file counts, nothing else.
+    # Only the contents of the file count.
     content = load_file(files(extraction)[0])
     save_file(content | {"labels": content["labels"] + 1}, files(extraction)[0], metadata={"unreadable": '["a"]'})
     third = extraction()

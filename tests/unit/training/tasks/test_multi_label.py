@@ -1,4 +1,4 @@
-"""Multi-label classification: average precision against scikit-learn's, and a run from its lists to `xcit.predict`."""
+"""Multi-label classification: average precision compared with scikit-learn's, and runs up to `xcit.predict`."""
 
 import math
 from dataclasses import replace
@@ -32,7 +32,7 @@ SPEC = Preprocessing(image_size=16, resize_to=16, mean=(0.4,) * 3, std=(0.3,) * 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Pictures with a red, a green and a blue stripe, or some of them, or none."""
+    """Writes pictures with some of a red, a green and a blue stripe, or none."""
     folder, draw = tmp_path / "stripes", np.random.default_rng(0)
     folder.mkdir()
     for split, count in (("train", 40), ("val", 16)):
@@ -78,7 +78,7 @@ def test_a_class_without_images_has_no_average_precision() -> None:
 
 
 class Constant(nn.Module):
-    """Gives an image's logits by its own colour's place."""
+    """Returns the logits of an image, which it recognises by its colour."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def test_several_processes_measure_each_image_once_and_leave_out_what_can_t_be_r
     loss = -np.where(targets[kept] == 1, np.log(shares), np.log(1 - shares)).mean()
     assert report.figures() == pytest.approx({"mAP": np.mean(precision), "val_loss": loss})
 
-    # Two processes: what each would give to the sum, and the figures of the sum.
+    # Two processes: the part that each adds to the sum, and the figures of the sum.
     given = list[list[Tensor]]()
     for rank in range(2):
         own = list[Tensor]()

@@ -1,4 +1,4 @@
-"""Segmentation: figures against scikit-learn, the published loss and recipes, and short runs on coloured squares."""
+"""Segmentation: figures compared with scikit-learn, the published loss and recipes, and short runs on squares."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ COLOURS = np.array([[20, 20, 20], [220, 40, 40], [40, 220, 40], [40, 40, 220]], 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Grey ground with coloured squares, each colour a class; a stripe has no label."""
+    """Writes coloured squares on grey, where each colour is a class; a stripe has no label."""
     root, draw = tmp_path / "squares", np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
         for folder in ("images", "labels"):
@@ -201,7 +201,7 @@ def test_it_learns_and_what_it_writes_can_be_used(data: Path, tmp_path: Path, ki
 
 
 def test_batches_go_on_from_any_step_over_passes_of_the_data(data: Path) -> None:
-    task = SegmentationTask(config_of(data, epoch_steps=3))  # two steps a pass
+    task = SegmentationTask(config_of(data, epoch_steps=3))  # two steps per pass
     assert (task.num_steps, task.num_inputs) == (3, 8)
     run = [batch for epoch in range(2) for batch in task.train_batches(epoch, 0)]
     assert len(run) == 6
