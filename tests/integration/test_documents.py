@@ -86,6 +86,8 @@ def run_console(fence: Fence, command_line: Any) -> None:
             done = command_line(*words_of(command))
             assert done.status == int("could not be read" in done.err), f"{where}\n{done.err}"
             printed = done.out
+            if shown and not matches(shown, printed.rstrip().splitlines()):
+                printed += done.err  # as on a terminal, which shows both
         else:
             path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
             ran = subprocess.run(command, shell=True, env=os.environ | {"PATH": path}, capture_output=True, text=True)
