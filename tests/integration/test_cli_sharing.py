@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hub_stand_in import hub_stand_in
 
 from xcit.zoo import find_record
 from xcit.zoo.load import packaged_path
@@ -82,3 +83,21 @@ def test_mistakes_end_in_one_line(xcit, command: tuple[object, ...], message: st
     done = xcit(*command)
     assert done.status == 2 and message in done.err and len(done.err.splitlines()) == 1
     assert {path.name for path in Path().iterdir()} <= {"full", ".cache"}
+
+
+def test_the_hub(xcit, colours: Path, tmp_path: Path) -> None:
+    """As the page has it, but for the recipe, its fields and the data."""
+    with hub_stand_in(tmp_path) as hub:
+        assert xcit("convert", PACKAGED, "birds", "--to", "timm-hub").status == 0
+        hub.publish("USER/birds", Path("birds"))
+        predict, train, convert = (line.removeprefix("xcit ") for line in block("The Hub"))
+        shutil.copyfile(PACKAGED.parent / "images" / "bag.png", "photo.jpg")
+        done = xcit(*predict.split())
+        assert done.status == 0 and "Bag" in done.out
+        words = train.replace("xcit-nano-12-p16_transfer", "xcit-pico-fashion-mnist").replace("my-photos", str(colours))
+        fields = ("--model.num_classes", 0, "--holdout", 0, "--run.batch_size", 10, "--schedule.epochs", 1)
+        done = xcit(*words.split(), *fields, "--schedule.warmup_epochs", 0, "--device", "cpu", "--run.ema_decay", 0)
+        assert done.status == 0, done.err
+        assert xcit(*convert.split()).status == 0 and Path("birds.pth").is_file()
+        wrong = xcit("predict", "photo.jpg", "--model", "hf-hub:USER/cats")
+        assert wrong.status == 2 and "no such repository or revision" in wrong.err

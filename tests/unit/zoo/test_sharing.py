@@ -249,11 +249,10 @@ def test_the_hub_reads_a_cards_figures(name: str, metric: str, value: float, tmp
 
     record = find_record(name)
     shared = Shared(config=record.model, info=record.info(), licence=record.licence)
-    card = ModelCard(model_card(shared, published_figures(record)))
-    data: Any = card.data
-    found = {(one.metric_name.partition(", measured")[0], one.metric_value) for one in data.eval_results}
-    assert (metric, value) in found and data.license == record.licence.lower()
-    assert data.library_name == ("timm" if shared.timm_config else "xcit")
+    card: Any = ModelCard(model_card(shared, published_figures(record)))
+    found = {(one.metric_name.partition(", measured")[0], one.metric_value) for one in card.data.eval_results}
+    assert (metric, value) in found and card.data.license == record.licence.lower()
+    assert card.data.library_name == ("timm" if shared.timm_config else "xcit")
     assert f"| {metric} | {record.dataset} | {value:.2f}% |" in card.text
 
 
