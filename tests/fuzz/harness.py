@@ -31,6 +31,8 @@ MOST_LINES = 15
 SECONDS = 5
 MEMORY = 2**30
 
+_DEEPEST = 10_000
+
 _SILENCE = 120
 """Seconds without a report after which the process counts as hanging; the limit is generous, for busy machines."""
 
@@ -104,7 +106,12 @@ def fuzz(target: Target, numbers: range, *, seed: int = 0, keep: Path | None = N
 
 
 def _input(target: Target, seed: int, number: int) -> bytes:
-    return target.make(Random(f"{target.name} {seed} {number}"))
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(_DEEPEST)  # what is nested too deep for a reader is to be written first
+    try:
+        return target.make(Random(f"{target.name} {seed} {number}"))
+    finally:
+        sys.setrecursionlimit(usual)
 
 
 def _in_process(target: Target, numbers: list[int], seed: int, outcome: Outcome) -> int:
