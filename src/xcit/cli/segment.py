@@ -114,7 +114,8 @@ def segment(
     if over is not None:
         _check_no_stripes(large)
     large = replace(large, full_size=large.full_size or keep_size)
-    need_packages("--full-size and --polygons", *["rasterio"] * (polygons or (large.full_size and not slide)))
+    if polygons or (large.full_size and not slide and not parquet):
+        need_packages("writing label maps as TIFF and polygons", "rasterio")
     check_task(model, "semantic-segmentation")
     images, paths, places = inputs_and_places(inputs, out, parquet, bulk, ignore_exif=ignore_exif)
     if parquet and polygons:
