@@ -114,7 +114,7 @@ class ConvNormReLU(nn.Module):
         if is_plain(self.conv) and isinstance(self.norm, nn.BatchNorm2d) and is_all_plain(self.norm, (nn.BatchNorm2d,)):
             scale, shift = norm_line(self.norm)
             self.conv = with_numbers(self.conv, self.conv.weight * scale.view(-1, 1, 1, 1), shift)
-            self.norm = nn.Identity()
+            self.norm = nn.Identity().train(self.training)
 
 
 class UperNetHead(nn.Module):
@@ -252,7 +252,7 @@ class Segmenter(OnPyramid):
     def forward(self, images: Tensor, with_auxiliary: bool = False) -> Tensor | SegmenterOutput:
         """Logits (B, K, H, W); with those of the auxiliary head if asked for them."""
         size = images.shape[-2:]
-        if not with_auxiliary and self.goes_by_rows and tokens_at_once(images) is not None:
+        if not with_auxiliary and isinstance(images, Tensor) and self.goes_by_rows and tokens_at_once(images):
             return resize_bilinear(torch.cat([whole_map(rows) for rows in self.logit_rows(images)]), size)
         maps = self.backbone(images)
         logits = resize_bilinear(self.decode(maps), size)
