@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-NAMES = ("interoperability.md", "weights.md", "large-files.md")
+NAMES = ("interoperability.md", "weights.md", "large-files.md", "export.md")
 PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in NAMES}
 SECTION = re.compile(r"^## ([^\n]*)\n((?:(?!^## ).)*?)```python\n(.*?)```", re.MULTILINE | re.DOTALL)
 SNIPPETS = [(f"{page}: {found[1]}", found[3]) for page, text in PAGES.items() for found in SECTION.finditer(text)]
