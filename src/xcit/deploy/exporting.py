@@ -1,5 +1,6 @@
 """A model to a file that other runtimes run, checked against the model before it is kept."""
 
+import copy
 import os
 import shutil
 import tempfile
@@ -114,6 +115,9 @@ def export_model(network: Any, origin: Origin, place: Path, target: Target, want
     """`export` of a model that is loaded, and whose origin is known."""
     form = FORMATS[_target(place, target)]
     kind = kind_of_config(network.config)
+    parameter = next(network.parameters())
+    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+        network = copy.deepcopy(network).to("cpu", torch.float32)
     precision: Precision = wanted.dtype or ("float16" if target == "tensorrt" else "float32")
     fixed = _fixed_size(wanted.size, target, network)
     _check_asked(kind, target, precision, fixed, wanted)
@@ -127,6 +131,7 @@ def export_model(network: Any, origin: Origin, place: Path, target: Target, want
         made_by=_made_by(),
     )
     sheet, normalization = _sheet(network, facts)
+    _check_place(place, is_folder=not form.suffix)
     batches = None if wanted.calibration is None else [batch.float() for batch in wanted.calibration]
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / f"model{form.suffix}"
@@ -317,6 +322,18 @@ def _xca_form(sheet: Sheet, target: Target) -> XCAForm:
         return "sums"
     # Quantised weights are those of queries, keys and values; and not everybody's tools take a branch.
     return "size" if target in ("onnx", "openvino") and sheet.facts.precision != "int8" else "tokens"
+
+
+def _check_place(place: Path, *, is_folder: bool) -> None:
+    """Refuses a place that can't be written, before minutes go into what would be written there.
+
+    Raises:
+        XCiTError: if its folder is not there, or an OpenVINO folder holds something.
+    """
+    if not place.parent.is_dir():
+        raise XCiTError(f"{place}: can't be written: there is no folder {place.parent}")
+    if is_folder and place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise XCiTError(f"{place}: is there already: choose another folder, or remove it")
 
 
 def _denormalized(batch: Tensor, normalization: Normalization | None) -> Tensor:

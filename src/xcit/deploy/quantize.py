@@ -61,7 +61,8 @@ def quantize_onnx(source: Path, target: Path, batches: Sequence[Tensor]) -> None
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"MatMulConstBOnly": True},
+            # Ranges are taken every few images, for all that is between the layers is kept until then.
+            extra_options={"MatMulConstBOnly": True, "CalibMaxIntermediateOutputs": 8},
         )
     model, captured = onnx.load(target), onnx.load(source, load_external_data=False)
     onnx.helper.set_model_props(model, {one.key: one.value for one in captured.metadata_props})

@@ -28,6 +28,21 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model")
 
+_LAYERS = (
+    "stem",
+    "position",
+    "embedding",
+    "blocks",
+    "cls_blocks",
+    "cls_token",
+    "norm",
+    "head",
+    "backbone",
+    "fpn",
+    "rpn",
+)
+"""What callers take a model apart by."""
+
 
 def load_exported(path: str | os.PathLike[str]) -> "XCiT | Segmenter | MaskRCNN":
     """Opens a file that `export` wrote, as a model with the same call: it runs in the file's own runtime, on the CPU.
@@ -120,6 +135,11 @@ class Exported(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self  # a session can't be copied, and has no state
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _LAYERS:
+            self._refuse(f"layers ({name})")
+        return super().__getattr__(name)
 
     def _refuse(self, what: str) -> NoReturn:
         raise XCiTError(f"{self.path}: an exported file has no {what}: it gives {self.sheet.sentence()} alone")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def test_what_an_exported_file_does_not_do(onnx_file: Path, picture: Path) -> No
         (lambda: model(IMAGES[:, :, :7]), "smaller than one patch of 8x8"),
         (lambda: model(IMAGES[:, :2]), "images have 2 channels, the model takes 3"),
         (lambda: model.train(), "an exported file can't be trained"),
+        (lambda: model.head(IMAGES), r"an exported file has no layers \(head\)"),
         (lambda: model.forward_features(IMAGES), "an exported file has no tokens or intermediates: it gives logits"),
         (lambda: xcit.extract_features(picture, onnx_file), "was exported for its logits"),
         (lambda: xcit.predict(picture, onnx_file, full_size=True), "an exported file takes an image whole"),
@@ -133,7 +135,7 @@ def test_openvino_reads_the_same(classifier: XCiT, folder: Path, picture: Path) 
         close(model(IMAGES), classifier(IMAGES), 1e-2)
     assert xcit.predict(picture, place)[0].classes[0].name == xcit.predict(picture, classifier)[0].classes[0].name
     with pytest.raises(XCiTError, match="is there already"):
-        exporting._keep(place, place)
+        xcit.export(classifier, place)
 
 
 def test_features_with_their_normalisation_in_a_program(classifier: XCiT, folder: Path, picture: Path) -> None:
@@ -242,6 +244,7 @@ def test_a_detector_finds_as_many_objects_as_there_are(folder: Path, picture: Pa
         ("a.onnx", {"to": "openvino"}, "an export to openvino is a folder"),
         ("a.pt2", {"to": "onnx"}, "an export to onnx is a file ending in .onnx"),
         ("a.trt", {}, "say what it is for"),
+        ("nowhere/a.onnx", {}, "there is no folder"),
         ("a.onnx", {"to": "coreml"}, "there is no export to 'coreml'"),
         ("a.onnx", {"dtype": "int8"}, "int8 and images to calibrate it on go together"),
         ("a.onnx", {"calibration": [IMAGES]}, "int8 and images to calibrate it on go together"),

@@ -122,13 +122,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         if file.cuts:
             body = body[: file.cuts.pop(0)]
+        request.num_bytes = len(body)  # before they are sent: the client may end first
         half = len(body) // 2
         self.wfile.write(body[:half])
         self.wfile.flush()
         if file.pause is not None:
             assert file.pause.wait(60)
         self.wfile.write(body[half:])
-        request.num_bytes = len(body)
 
 
 @pytest.fixture
