@@ -340,7 +340,6 @@ def test_metadata_of_other_programs_and_later_versions(onnx_file: Path) -> None:
 def test_a_runtime_that_is_missing(
     name: str, classifier: XCiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from importlib.util import find_spec
 
     hidden = "openvino" if name == "folder" else "onnxruntime"
     monkeypatch.setattr("xcit.extras.find_spec", lambda package: None if package == hidden else find_spec(package))
