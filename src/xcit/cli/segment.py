@@ -111,7 +111,8 @@ def segment(
     over = sliding_window(slide, window, stride)
     if over is not None:
         _check_no_stripes(memory, scratch, token_dtype, part)
-    need_packages("--full-size and --polygons", *["rasterio"] * (polygons or ((full_size or keep_size) and not slide)))
+    if polygons or ((full_size or keep_size) and not slide and not parquet):
+        need_packages("writing label maps as TIFF and polygons", "rasterio")
     check_task(model, "semantic-segmentation")
     images, paths, places = inputs_and_places(inputs, out, parquet, bulk)
     if parquet and polygons:

@@ -38,7 +38,7 @@ from xcit.streaming import HeadNeeds, TappedRun, tapped
 from xcit.streaming.pixels import check_channels
 from xcit.streaming.state import model_digest
 
-_MOST_ROWS = 16
+_USEFUL_ROWS = 16
 """Of the logits in a stripe, even where fewer fill the cache: of a row or two, most of the work would be halos."""
 
 _READ_ROWS = 512
@@ -220,7 +220,7 @@ class _Head:
 
     def rows_at_once(self, memory: int) -> int:
         """Rows of logits of a stripe that keeps to so many bytes."""
-        rows = max(_MOST_ROWS, rows_of_a_stripe(self._labels.logits))
+        rows = max(_USEFUL_ROWS, rows_of_a_stripe(self._labels.logits))
         while rows > 1 and self.memory(rows) > memory:
             rows //= 2
         return rows
