@@ -3,11 +3,12 @@
 from typing import Any
 
 from xcit.cli.lines import say
-from xcit.cli.processes import is_main
 
 
 def say_model(network: Any, name: str | None, weights: str | None = None) -> None:
-    """Says which model answered and what it knows, where this process speaks for all; see `model_sentence`.
+    """Says which model answered and what it knows; see `model_sentence`.
+
+    Of several processes the one that tells the results calls it.
 
     Args:
         network: the model.
@@ -17,5 +18,4 @@ def say_model(network: Any, name: str | None, weights: str | None = None) -> Non
     from xcit.inference.classify import DEFAULT_MODEL
     from xcit.zoo.sentence import model_sentence
 
-    if is_main():
-        say(f"xcit: model {model_sentence(network, name or DEFAULT_MODEL, weights)}", err=True, indent=2)
+    say(f"xcit: model {model_sentence(network, name or DEFAULT_MODEL, weights)}", err=True, indent=2)
