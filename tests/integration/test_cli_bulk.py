@@ -153,6 +153,7 @@ def test_two_processes_divide_the_images(xcit, start, many) -> None:
     assert done.out == "two: 39 images in 5 Parquet parts\n"
     assert done.err.endswith("xcit: 1 of 40 images could not be read\n")
     assert done.err.count("13.png: not an image that can be read") == 1  # printed by one of them
+    assert done.err.count(GARMENTS) == 1
     assert rows("two") == rows("one")
     again = start("-m", "xcit", *PREDICT, "--out", "two", processes=2).finish()
     assert again.status == 2

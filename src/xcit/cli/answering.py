@@ -3,11 +3,12 @@
 from typing import Any
 
 from xcit.cli.lines import say
-from xcit.cli.processes import is_main
 
 
 def say_model(network: Any, name: str | None, weights: str | None = None) -> None:
-    """Prints which model is used and what it knows, in the main process; see `model_sentence`.
+    """Prints which model is used and what it knows; see `model_sentence`.
+
+    If there are several processes, only the one that prints the results calls it.
 
 
     Args:
@@ -18,5 +19,4 @@ def say_model(network: Any, name: str | None, weights: str | None = None) -> Non
     from xcit.inference.classify import DEFAULT_MODEL
     from xcit.zoo.sentence import model_sentence
 
-    if is_main():
-        say(f"xcit: model {model_sentence(network, name or DEFAULT_MODEL, weights)}", err=True, indent=2)
+    say(f"xcit: model {model_sentence(network, name or DEFAULT_MODEL, weights)}", err=True, indent=2)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from xcit.draw import attention as draw_attention
 from xcit.draw.cells import at_image_size
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, escaped
 from xcit.images.cell_place import CellPlace
 from xcit.images.map_tiff import write_map_tiff
 from xcit.images.preprocess import Preprocessing, normalize, pixel_mode, resize_short_side
@@ -101,7 +101,7 @@ class ClassAttentionMaps:
             self.class_token,
             self.patch_size,
             path,
-            title=f"{Path(self.source).name}: class attention block {self.block}, {columns} x {rows} cells",
+            title=f"{escaped(Path(self.source).name)}: class attention block {self.block}, {columns} x {rows} cells",
             threshold=threshold,
         )
 
@@ -124,7 +124,9 @@ class ChannelAttentionMaps:
 
     def draw(self, path: Path) -> None:
         """Draws the covariance of every block and head to a PNG file."""
-        draw_attention.draw_channel_attention(self.covariance, path, title=f"{Path(self.source).name}: channels in XCA")
+        draw_attention.draw_channel_attention(
+            self.covariance, path, title=f"{escaped(Path(self.source).name)}: channels in XCA"
+        )
 
 
 def class_attention(
