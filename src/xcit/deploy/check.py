@@ -188,6 +188,7 @@ def _compare_detections(
     draw: torch.Generator,
 ) -> Difference:
     """One image a pass, twice at each size."""
+    from xcit.models.detection.images import pad_and_stack
     from xcit.models.detection.roi_heads import MIN_SCORE, Detections
 
     network: Any = model
@@ -201,7 +202,7 @@ def _compare_detections(
         with torch.no_grad(), evaluating(model):
             theirs = network._search(normalized(pixels, normalization)[0], scale, MIN_SCORE)
         size = torch.tensor([height, width], dtype=torch.float32)
-        ours = Detections(*run([_padded(pixels, normalization), size, scale]))
+        ours = Detections(*run([pad_and_stack([pixels[0]]), size, scale]))
         pairs = _matched(ours, theirs)
         num_detections += len(theirs.boxes)
         num_unmatched += len(theirs.boxes) + len(ours.boxes) - 2 * len(pairs)
@@ -220,16 +221,6 @@ def _compare_detections(
         num_detections=num_detections,
         num_unmatched=num_unmatched,
     )
-
-
-def _padded(pixels: Tensor, normalization: Normalization | None) -> Tensor:
-    """An image (1, C, h, w) as a detector's file takes it: filled with what is zero once it is normalised."""
-    from xcit.models.detection.images import pad_and_stack
-
-    if normalization is None:
-        return pad_and_stack([pixels[0]])
-    mean = torch.tensor(normalization.mean).view(-1, 1, 1)
-    return pad_and_stack([pixels[0] - mean]) + mean
 
 
 def _matched(ours: Any, theirs: Any) -> Tensor:

@@ -137,7 +137,12 @@ class _NormalizedDetector(_Normalized):
     """The same of a detector, which is told the image's size and scale, and whose labels are whole numbers."""
 
     def forward(self, images: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        outputs: tuple[Tensor, ...] = self.body(self._normalized(images), size, scale)
+        normalized = self._normalized(images)
+        if self.mean is not None:  # what an image is filled up with is zero after that, not before
+            height, width = images.shape[2:]
+            inside = (torch.arange(height)[:, None] < size[0]) & (torch.arange(width) < size[1])
+            normalized = normalized * inside.to(normalized.dtype)
+        outputs: tuple[Tensor, ...] = self.body(normalized, size, scale)
         return outputs
 
 
