@@ -5,7 +5,6 @@
     before    in memory at 1067 x 800 pixels, beside another checkout, whose `src` folder --before names
     parts     where the time goes in memory
     large     an image of SIZE in stripes within --memory, beside the whole image: memory, time, boxes and scores
-    picture   draws docs/detection-large.jpg: the objects that were found in the image in stripes
 
 The model is Mask R-CNN on small-12-p16 with random weights, its heads scaled so that it finds a hundred objects, which
 takes the time of a trained one. Each run has a process of its own; times beside each other are taken in turns. The
@@ -252,19 +251,7 @@ def large(arguments: argparse.Namespace) -> None:
             say(f"within {bound:g} GB beside the whole image: {differences(found, expected)}")
 
 
-def picture(arguments: argparse.Namespace) -> None:
-    """Draws the picture of the page."""
-    from xcit.inference.detect import DetectedObjects, detect
-
-    (found,) = detect(image_of(arguments), random_detector(), max_objects=15, min_score=0, full_size=True, memory="4GB")
-    assert isinstance(found, DetectedObjects)
-    shown = found.picture()
-    shown.thumbnail((1200, 1200))
-    shown.save(Path(__file__).resolve().parent.parent / "docs" / "detection-large.jpg", quality=85)
-    say(f"{len(found.objects)} objects")
-
-
-CASES = {"before": before, "parts": parts, "large": large, "picture": picture}
+CASES = {"before": before, "parts": parts, "large": large}
 
 
 def main() -> None:
