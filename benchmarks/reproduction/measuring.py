@@ -70,6 +70,7 @@ def _classifier(measurement: Measurement, data: str, how: How) -> Measured:
         prepared=lambda found: found,
         batch_size=how.batch_size,
         holdout=0,
+        class_map="",
     )
     report = result.report
     figures = {"top-1": report.top1, "top-5": report.top5}

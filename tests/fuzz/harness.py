@@ -182,10 +182,11 @@ def _most_memory() -> int:
 
 
 def _read(target: Target, path: Path) -> tuple[str, str]:
-    with warnings.catch_warnings(record=True) as noise, _quiet(), _limit():
+    with warnings.catch_warnings(record=True) as noise, _quiet():
         warnings.simplefilter("always")
         try:
-            target.read(path)
+            with _limit():  # within `try`: the alarm may also ring while the limit ends
+                target.read(path)
             kind, text = "read", ""
         except XCiTError as error:
             message = str(error).replace(str(path), "FILE")

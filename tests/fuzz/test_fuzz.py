@@ -16,7 +16,7 @@ def test_damaged_input(name):
 
 
 def test_the_harness_sees_what_goes_wrong(monkeypatch):
-    monkeypatch.setattr("tests.fuzz.harness.SECONDS", 1)
+    monkeypatch.setattr("tests.fuzz.harness.SECONDS", 2)
 
     def read(path):
         number = int(path.read_bytes())

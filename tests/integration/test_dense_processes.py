@@ -30,7 +30,7 @@ import sys
 import torch
 from torch import nn
 from xcit.data.coco import open_coco
-from xcit.training.engine.task import Layout
+from xcit.training.engine.task import ALONE, Layout
 from xcit.models.detection.mask_rcnn import MaskRCNN
 from xcit.models.detection.roi_heads import Detections
 from xcit.training.recipes import get_recipe
@@ -53,7 +53,7 @@ class Knowing(MaskRCNN):
 
 from xcit.training.tasks.detection import _MeasuredImages
 pixels = [pixels for _, pixels, _ in _MeasuredImages(images, 3)]
-layout = None
+layout = ALONE
 if len(sys.argv) > 2:
     torch.distributed.init_process_group("gloo")
     layout = Layout(batch_size=2, rank=torch.distributed.get_rank(), world_size=2)

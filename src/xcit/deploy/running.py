@@ -226,6 +226,11 @@ class ExportedSegmenter(Exported, Segmenter):
             self._refuse("auxiliary head")
         return self._call(images)[0]
 
+    @property
+    def goes_by_rows(self) -> bool:
+        """False: the file computes a whole image, and has no layers that take rows."""
+        return False
+
     def decode(self, maps: Sequence[Tensor]) -> NoReturn:
         """Refuses to: the head is within the graph."""
         self._refuse("head of its own")

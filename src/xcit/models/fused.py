@@ -165,7 +165,8 @@ class FusedEmbedding(nn.Module):
         """Returns H and W of the token grid of an image."""
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
-            height, width = -(-height // conv.stride[0]), -(-width // conv.stride[1])
+            # Not -(-height // stride): in an exported graph, division of negative numbers rounds towards zero.
+            height, width = (height - 1) // conv.stride[0] + 1, (width - 1) // conv.stride[1] + 1
         return height, width
 
     def numbers_a_pixel(self) -> tuple[float, int]:
