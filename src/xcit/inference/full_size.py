@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -235,20 +236,29 @@ def _encode_each(
     return answer_each(images, full_size, answer)
 
 
+def name_of(image: Readable | ImageRows, index: int) -> str:
+    """Returns what results and messages call an image: its path or name, or its number in the input."""
+    if isinstance(image, NamedImage):
+        return image.name
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+
+
+def opened(image: Readable | ImageRows, name: str, full_size: FullSize) -> AbstractContextManager[ImageRows]:
+    """Opens the rows of an image, with what `full_size` selects of them."""
+    selection = full_size.selection
+    if isinstance(image, StoredPixels):  # a file is still read by rows
+        image, selection = image.source, replace(selection, ignore_exif=True)
+    return open_rows(image.read() if isinstance(image, NamedImage) else image, name=name, selection=selection)
+
+
 def answer_each(
     images: Iterable[Readable | ImageRows], full_size: FullSize, answer: Callable[[ImageRows], tuple[Answer, Report]]
 ) -> Iterator[tuple[str, Answer | Unreadable]]:
     """Each image's name and what `answer` gives of its rows, or why nothing came of it; reports how each went."""
     for index, image in enumerate(images):
-        name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
-        name = image.name if isinstance(image, NamedImage) else name
-        selection = full_size.selection
-        if isinstance(image, StoredPixels):  # a file is still read by rows
-            image, selection = image.source, replace(selection, ignore_exif=True)
+        name = name_of(image, index)
         try:
-            with open_rows(
-                image.read() if isinstance(image, NamedImage) else image, name=name, selection=selection
-            ) as rows:
+            with opened(image, name, full_size) as rows:
                 found, report = answer(rows)
         except XCiTError as error:
             yield name, Unreadable(source=name, reason=str(error))

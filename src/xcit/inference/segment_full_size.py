@@ -4,7 +4,6 @@ The backbone's tokens go to taps (`streaming/tapped.py`), the head goes over the
 are stored before the next is computed.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,19 +13,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xcit.data.inputs import NamedImage
 from xcit.data.segmentation import IGNORED, Labels
 from xcit.draw.labels import middle_pixels, overlay_labels, palette, shares_of
 from xcit.errors import XCiTError
 from xcit.images.cell_place import CellPlace
 from xcit.images.label_tiff import label_areas, write_label_tiff
-from xcit.images.open_rows import open_rows
 from xcit.images.overview import overview
 from xcit.images.polygons import write_geojson
 from xcit.images.preprocess import Preprocessing
 from xcit.images.resize_8bit import Pixels
 from xcit.images.rows import ImageRows, mask_reader, rows_info
-from xcit.inference.full_size import OVERVIEW_PIXELS, FullSize
+from xcit.inference.full_size import OVERVIEW_PIXELS, FullSize, name_of, opened
 from xcit.inference.label_rows import BYTES_A_PIXEL, LabelRows
 from xcit.inference.label_store import FileLabels, LabelStore, MemoryLabels
 from xcit.inference.reading import Readable, Unreadable
@@ -122,11 +119,9 @@ def segment_large_each(
             "give a sliding window, or the model without them"
         )
     for index, image in enumerate(images):
-        name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
-        name = image.name if isinstance(image, NamedImage) else name
-        source = image.read() if isinstance(image, NamedImage) else image
+        name = name_of(image, index)
         try:
-            with open_rows(source, name=name, selection=full_size.selection) as rows:
+            with opened(image, name, full_size) as rows:
                 yield from _segmented(rows, name, network, info, full_size)
         except XCiTError as error:
             yield Unreadable(source=name, reason=str(error))
