@@ -188,7 +188,7 @@ def gigapixel(arguments: argparse.Namespace) -> None:
 
 
 def matrix_rate() -> float:
-    """Floating-point operations a second of a product of two float32 matrices of 2048 x 2048, median of 15."""
+    """Returns the FLOP/s of a product of two float32 matrices of 2048 x 2048, the median of 15 products."""
     import torch
 
     left, right = torch.randn(2, 2048, 2048).unbind()
@@ -201,7 +201,7 @@ def matrix_rate() -> float:
 
 
 def operations_a_pixel(name: str) -> float:
-    """Floating-point operations for each pixel, by torch's own count: they hardly depend on the size."""
+    """Returns the FLOPs per pixel by torch's count. They hardly depend on the image's size."""
     from xcit import get_model
     from xcit.measure.complexity import complexity
 

@@ -32,7 +32,7 @@ WINDOW = 512
 
 
 def random_segmenter(name: str) -> Any:
-    """The model with random weights of every kind, its logits far enough apart that few pixels are in doubt."""
+    """Returns the model with random weights and norms. Its logits differ enough that few pixels are close to a tie."""
     import torch
 
     from xcit import get_model
@@ -76,19 +76,19 @@ for line in sys.stdin:
 
 
 class InMemory:
-    """A process that segments an image whenever it is asked to: today's, or another checkout's."""
+    """A process that segments an image on request, with this code or another checkout's."""
 
     def __init__(self, name: str, size: tuple[int, int], source: Path | None, *, measures: str) -> None:
         code = IN_MEMORY.format(folder=str(Path(__file__).resolve().parent), name=name, size=size)
         environment = dict(os.environ) | ({} if source is None else {"PYTHONPATH": str(source)})
-        if measures == "memory":  # what is freed goes back at once, which takes time: else it would count as taken
+        if measures == "memory":  # freed memory is returned at once, so that it is not counted; this takes time
             environment |= {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def ask(self, what: str) -> tuple[float, float, int]:
-        """Seconds, those of the processor, and bytes of one pass: of `labels`, or of `logits` at the image's size."""
+        """Runs one pass, to `labels` or to `logits` at the image's size; returns seconds, CPU seconds and bytes."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
@@ -131,7 +131,7 @@ def before(arguments: argparse.Namespace) -> None:
 
 
 def child(request: dict[str, Any]) -> dict[str, Any]:
-    """One run in this process: `how` is stripes, whole or window. Writes the labels to an .npy file."""
+    """Does one run in this process and writes the labels to an .npy file; `how` is stripes, whole or window."""
     import torch
 
     from xcit.images.open_rows import open_rows
@@ -166,7 +166,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
         if request["how"] == "window":
             window = SlidingWindow(size=WINDOW, stride=341)
             labels = predict_labels(model, pixels, spec, size=pixels.shape[:2], window=window)
-        else:  # the modules of the head are called, on whole maps
+        else:  # the head is called as modules, on whole maps
             image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div_(255)
             mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (spec.mean, spec.std))
             labels = best_labels(model.decode(model.backbone(image.sub_(mean).div_(std)))[0], pixels.shape[:2])
@@ -177,7 +177,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace, name: str, size: int, how: str) -> tuple[dict[str, Any], np.ndarray]:
-    """One run in a process of its own, and its labels."""
+    """Does one run in a new process; returns its results and its labels."""
     labels = arguments.folder / f"labels-{how}.npy"
     request = {
         "model": name,
@@ -194,14 +194,14 @@ def run(arguments: argparse.Namespace, name: str, size: int, how: str) -> tuple[
 
 
 def large(arguments: argparse.Namespace) -> None:
-    """Time and memory in stripes."""
+    """Prints time and memory in stripes."""
     for title, size in (("Semantic FPN", arguments.size), ("UperNet", arguments.size // 2)):
         found, _ = run(arguments, MODELS[title], size, "stripes")
         say(f"{title}: {found['line']}; {found['seconds']:.0f} s within {arguments.memory}")
 
 
 def exact(arguments: argparse.Namespace) -> None:
-    """The share of the pixels whose label is the whole image's."""
+    """Prints the share of the pixels whose streamed label equals that of the whole image."""
     for title, name in MODELS.items():
         whole, expected = run(arguments, name, arguments.exact_size, "whole")
         found, labels = run(arguments, name, arguments.exact_size, "stripes")
@@ -214,7 +214,7 @@ def exact(arguments: argparse.Namespace) -> None:
 
 
 def window(arguments: argparse.Namespace) -> None:
-    """A sliding window beside stripes: time, pixels that differ, and the seams in a picture."""
+    """Compares a sliding window with stripes: prints times and the share of pixels that differ, and draws the seams."""
     title, name, size = "Semantic FPN", MODELS["Semantic FPN"], arguments.exact_size
     found, labels = run(arguments, name, size, "stripes")
     slid, windowed = run(arguments, name, size, "window")
@@ -227,7 +227,7 @@ def window(arguments: argparse.Namespace) -> None:
 
 
 def draw_seams(arguments: argparse.Namespace, labels: np.ndarray, windowed: np.ndarray) -> None:
-    """A part of the image, the labels of both ways, and where they differ."""
+    """Draws a part of the image, the labels of stripes and of windows, and the pixels where they differ."""
     from PIL import Image
 
     from xcit.draw.labels import palette

@@ -40,7 +40,7 @@ for line in sys.stdin:
 
 
 def random_detector() -> Any:
-    """The model fused, with random weights of every kind, that finds a hundred objects in noise."""
+    """Returns the fused model with random weights and norms. It finds 100 objects in noise."""
     import torch
 
     from xcit import get_model
@@ -54,7 +54,7 @@ def random_detector() -> Any:
         for name, value in model.named_parameters():
             if value.ndim > 1 and "temperature" not in name:
                 value.normal_(std=value[0].numel() ** -0.5)
-        # Boxes near their anchors, and scores that are far from 1.
+        # The factors keep boxes near their anchors, and scores far from 1.
         model.rpn.head.bbox_pred.weight.mul_(0.2)
         model.roi_heads.box_predictor.cls_score.weight.mul_(0.6)
         model.roi_heads.box_predictor.bbox_pred.weight.mul_(0.3)
@@ -65,19 +65,19 @@ _MODEL: list[Any] = []
 
 
 def model_of_this_process() -> Any:
-    """One model, made once."""
+    """Returns the model of this process, which is built once."""
     if not _MODEL:
         _MODEL.append(random_detector())
     return _MODEL[0]
 
 
 def found_in(found: Any) -> dict[str, Any]:
-    """Detections as JSON has them."""
+    """Converts detections to a form that JSON can store."""
     return {name: getattr(found, name).tolist() for name in ("boxes", "labels", "scores")}
 
 
 def in_memory(request: dict[str, Any]) -> dict[str, Any]:
-    """The time of an image at the model's own size."""
+    """Measures the time of an image at the model's own size."""
     import torch
 
     model = model_of_this_process()
@@ -88,7 +88,7 @@ def in_memory(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole(request: dict[str, Any]) -> dict[str, Any]:
-    """An image at its own size in memory."""
+    """Detects objects in memory, in a whole image at full size."""
     import torch
     from PIL import Image
 
@@ -105,7 +105,7 @@ def whole(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def striped(request: dict[str, Any]) -> dict[str, Any]:
-    """An image at its own size in stripes."""
+    """Detects objects in stripes, in an image at full size."""
     from xcit.images.open_rows import open_rows
     from xcit.machine import resident_memory
     from xcit.streaming import Budget
@@ -122,7 +122,7 @@ def striped(request: dict[str, Any]) -> dict[str, Any]:
 
 
 class Child:
-    """A process that does one of the works above whenever it is asked to, with this checkout or another."""
+    """A process that runs one of the functions above on request, with this code or another checkout's."""
 
     def __init__(self, work: str, source: Path | None = None) -> None:
         environment = dict(os.environ) | ({} if source is None else {"PYTHONPATH": str(source.resolve())})
@@ -135,7 +135,7 @@ class Child:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """The answer."""
+        """Sends a request and returns the answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -150,7 +150,7 @@ class Child:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """How far apart two results are, each object beside the nearest of its class."""
+    """Describes the differences between two results; each object is compared with the nearest one of its class."""
     boxes, others = (np.array(one["boxes"]).reshape(-1, 4) for one in (found, expected))
     if not len(boxes) or not len(others):
         return f"{len(boxes)} and {len(others)} objects"
@@ -182,7 +182,7 @@ def before(arguments: argparse.Namespace) -> None:
 
 
 def parts(arguments: argparse.Namespace) -> None:
-    """Where the time goes in memory."""
+    """Prints the time of each part of the model, in memory."""
     import torch
 
     model, seconds = random_detector(), dict[str, float]()
@@ -217,7 +217,7 @@ def parts(arguments: argparse.Namespace) -> None:
 
 
 def image_of(arguments: argparse.Namespace) -> Path:
-    """The picture of this size, made once."""
+    """Returns the path of the image of this size, which is written once."""
     from PIL import Image
 
     width, height = arguments.size
@@ -229,7 +229,7 @@ def image_of(arguments: argparse.Namespace) -> Path:
 
 
 def large(arguments: argparse.Namespace) -> None:
-    """In stripes with two bounds beside the whole image."""
+    """Compares stripes with two bounds with the whole image."""
     image, results = image_of(arguments), []
     for bound in arguments.memory:
         child = Child("striped")

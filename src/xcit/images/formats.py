@@ -1,11 +1,11 @@
-"""The formats of image files that are read, and what a file that is none of them looks like."""
+"""The image formats that can be read, and guesses about files that are in none of them."""
 
 from functools import cache
 
 from PIL import Image
 
-# What Pillow calls the formats that we read, with the suffixes of their files. EPS and the like stay out: Pillow would
-# start another program to draw them.
+# Pillow's names of the formats that can be read, with the suffixes of their files. EPS and similar formats are left
+# out, because Pillow would start another program to render them.
 _SUFFIXES_BY_FORMAT = {
     "AVIF": (".avif",),
     "BMP": (".bmp",),
@@ -29,9 +29,9 @@ _SUFFIXES_BY_FORMAT = {
 }
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
-"""The suffixes, in lower case, of the files that count as images in a folder."""
+"""The suffixes of image files in a folder, in lower case."""
 
-# The first bytes of what people mistake for an image, and of images that are too damaged for Pillow to know them.
+# The first bytes of files that users mistake for images, and of images that are too damaged for Pillow to recognise.
 _SIGNATURES = (
     (b"\xff\xd8", "a damaged JPEG image"),
     (b"\x89PNG", "a damaged PNG image"),
@@ -55,13 +55,17 @@ _SIGNATURES = (
 
 @cache
 def opened_formats() -> tuple[str, ...]:
-    """Of our formats those that Pillow opens by name: MPO comes as JPEG, and AVIF is not in every build."""
+    """Returns the formats that this build of Pillow can open. MPO is opened as JPEG; not every build has AVIF."""
     Image.init()
     return tuple(format for format in _SUFFIXES_BY_FORMAT if format in Image.OPEN)
 
 
 def looks_like(head: bytes) -> str:
-    """What a file is that is no image, by its first bytes, in brackets for the end of a message; empty if unknown."""
+    """Guesses from its first bytes what a file is that is not an image.
+
+    Returns:
+        A text in brackets for the end of a message; empty if nothing is known.
+    """
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for signature, name in _SIGNATURES:
         if start.startswith(signature.lower()):

@@ -1,4 +1,7 @@
-"""An image with a margin on the right and below, as detectors see it: sides that are multiples of a number."""
+"""Adds a margin to an image on the right and at the bottom, so that its sides are multiples of a number.
+
+Detectors need it.
+"""
 
 import numpy as np
 
@@ -7,10 +10,10 @@ from xcit.images.rows import ImageRows, Mask, Pixels, mask_reader, rows_info
 
 
 class PaddedRows:
-    """A source whose sides are made multiples of a number by a margin to the right and below.
+    """A source with a margin on the right and at the bottom that makes its sides multiples of a number.
 
-    The mask leaves the margin out, so that a model sees what it sees beyond the edge of an image: zeros after the
-    normalisation. Its tokens count all the same, as those of a padded batch do (see `streaming.masks`).
+    The mask leaves the margin out, so that its pixels are 0 after the normalisation, like zero padding. The tokens of
+    the margin still count, like those of a padded batch (see `streaming.masks`).
 
     Attributes:
         source: the image itself.
@@ -25,7 +28,7 @@ class PaddedRows:
         self._mask = mask_reader(source)
 
     def read(self, start: int, end: int) -> Pixels:
-        """A new array, 0 in the margin."""
+        """Returns a new array, which is 0 in the margin."""
         pixels = np.zeros((end - start, self.width, self.channels), self._dtype)
         last = min(end, self.source.height)
         if start < last:
@@ -33,7 +36,7 @@ class PaddedRows:
         return pixels
 
     def read_mask(self, start: int, end: int) -> Mask:
-        """What counts of the image, and nothing of the margin."""
+        """Returns the image's mask, which is false in the margin."""
         mask = np.zeros((end - start, self.width), np.bool_)
         last = min(end, self.source.height)
         if start < last:

@@ -1,4 +1,4 @@
-"""What a search for images passes by, counted, so that nothing is left out in silence."""
+"""Counts the files that a search for images leaves out, so that they can be reported."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -10,15 +10,15 @@ _SHOWN = 5
 
 @dataclass
 class PassedBy:
-    """What a search for images passes by.
+    """The files and folders that a search for images leaves out.
 
     Attributes:
-        known: names of files that lie among images and are read, such as lists: they are not counted.
-        suffixes: files that are not images by their suffix, by it.
-        num_hidden: hidden files, and hidden folders, which are not looked into.
-        num_again: files that were named before, and folders that a link leads to a second time.
-        num_no_classes: folders that are no classes by their name, as ImageNet's `meta`.
-        num_results: images in the folder that gets the results.
+        known: names of files that are expected beside images, such as lists; they are not counted.
+        suffixes: number of files without an image's suffix, by suffix.
+        num_hidden: number of hidden files and hidden folders, which are not searched.
+        num_again: number of files that were named before, and of folders to which a link leads a second time.
+        num_no_classes: number of folders whose names are not those of classes, such as ImageNet's `meta`.
+        num_results: number of images in the folder of the results.
     """
 
     known: Collection[str] = ()
@@ -29,7 +29,7 @@ class PassedBy:
     num_results: int = 0
 
     def add(self, path: Path) -> None:
-        """Counts a file that is no image by its name."""
+        """Counts a file whose name is not that of an image."""
         if path.name.startswith("."):
             self.num_hidden += 1
         elif path.name not in self.known:
@@ -38,7 +38,7 @@ class PassedBy:
     def __str__(self) -> str:
         """Returns all counts in one line, such as "3 files that are not images by their suffix: .txt (3); 1 hidden".
 
-        It is empty if nothing was passed by.
+        It is empty if nothing was left out.
         """
         kinds = ", ".join(f"{suffix} ({count})" for suffix, count in self.suffixes.most_common(_SHOWN))
         counts = (

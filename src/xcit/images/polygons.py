@@ -1,7 +1,7 @@
-"""Areas of an image as polygons in GeoJSON: in map coordinates, or as QuPath and other viewers of slides read them.
+"""Writes areas of an image as polygons in GeoJSON: in map coordinates, or in the form that QuPath and others read.
 
-Rings are in pixels of the image that a model saw, x before y: (0, 0) is the upper left corner of the first pixel. Of a
-polygon the first ring is its outline, the others are holes.
+Rings are in pixels of the model's image, x before y; (0, 0) is the upper left corner of the first pixel. The first ring
+of a polygon is its outline, and the others are holes.
 """
 
 import json
@@ -27,10 +27,10 @@ class MarkedArea:
     """An area of an image that belongs to a class.
 
     Attributes:
-        class_name: its class.
-        polygons: what it consists of, mostly one; none are dropped, for an area may have holes and parts.
+        class_name: name of its class.
+        polygons: its polygons. Most areas have one; an area of several parts has more.
         color: red, green and blue of the class, 0..255.
-        measurements: numbers beside it, such as a score.
+        measurements: numbers that belong to it, such as a score.
     """
 
     class_name: str
@@ -42,17 +42,18 @@ class MarkedArea:
 def write_geojson(path: Path, areas: Iterable[MarkedArea], cells: CellPlace) -> int:
     """Writes areas as a GeoJSON FeatureCollection, one after another.
 
-    On a map they are in its coordinates, the system of which is named in `crs`, and `properties` has `class` and the
-    measurements. In a file alone they are in pixels of its largest level, and `properties` is what QuPath takes for an
-    annotation: `objectType`, `classification` with name and colour, `measurements`.
+    If the image is georeferenced, the coordinates are those of its map, `crs` names the coordinate system, and
+    `properties` has `class` and the measurements. Otherwise, the coordinates are pixels of the file's largest level,
+    and `properties` has the form of a QuPath annotation: `objectType`, `classification` with name and colour, and
+    `measurements`.
 
     Args:
-        path: of the file, which is written whole or not at all.
-        areas: with rings in pixels of the image that the model saw.
-        cells: where these pixels lie: `CellPlace.of(info, 1)`.
+        path: path of the file, which is written completely or not at all.
+        areas: areas with rings in pixels of the model's image.
+        cells: the position of these pixels: `CellPlace.of(info, 1)`.
 
     Returns:
-        How many there are.
+        The number of areas.
 
     Raises:
         XCiTError: if it can't be written.
@@ -71,7 +72,7 @@ def write_geojson(path: Path, areas: Iterable[MarkedArea], cells: CellPlace) -> 
 
 
 def crs_name(crs: str) -> str:
-    """A system of coordinates, given as WKT, by the name that GeoJSON knows it by; as WKT if it has none."""
+    """Returns GeoJSON's name of a coordinate system that is given as WKT, or the WKT itself if it has no name."""
     import rasterio
 
     code = rasterio.crs.CRS.from_wkt(crs).to_authority()
@@ -79,7 +80,7 @@ def crs_name(crs: str) -> str:
 
 
 def moved_ring(ring: Ring, transform: Transform) -> list[list[float]]:
-    """A ring in the coordinates that a transform leads to, closed: it ends where it began."""
+    """Transforms the coordinates of a ring and closes it: its last point equals its first."""
     points: NDArray[np.float64] = np.asarray(ring, np.float64).reshape(-1, 2)
     a, b, c, d, e, f = transform
     moved = np.stack([points @ (a, b) + c, points @ (d, e) + f], axis=1).tolist()

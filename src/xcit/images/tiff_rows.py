@@ -143,7 +143,7 @@ def is_georeferenced(path: Path) -> bool:
 
 @contextmanager
 def _quiet_tifffile() -> Iterator[None]:
-    """Holds back tifffile's log lines about tags it can't parse: what this reader needs and lacks is an error."""
+    """Suppresses tifffile's log lines about tags that it can't parse. A tag that this reader needs raises an error."""
     logger = logging.getLogger("tifffile")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

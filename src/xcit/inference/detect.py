@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from xcit.models.detection.roi_heads import Detections
 
 MAX_OBJECTS = 100
-"""The most objects of an image, as published."""
+"""Largest number of objects in an image, as in the published models."""
 
 _MOST_PIXELS = 2**32 - 1
-"""Of an image whose masks are packed: COCO's code counts in 32 bits."""
+"""Largest number of pixels of an image with packed masks, because COCO's code counts in 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,10 @@ class DetectedObject:
     mask: dict[str, Any]
 
     def polygons(self) -> list[Polygon]:
-        """The outlines of the mask along the edges of its pixels, each followed by its holes.
+        """Returns the outlines of the mask along the edges of its pixels, each followed by its holes.
 
         Raises:
-            XCiTError: if rasterio, which follows them, is not installed.
+            XCiTError: if rasterio is not installed.
         """
         try:
             from rasterio.features import shapes
@@ -83,12 +83,12 @@ class DetectedObjects:
 
     Attributes:
         source: the image's path, or its place in the input.
-        image: 8-bit RGB (h, w, 3), as it was read; of a large image at its own size, a small copy.
-        size: height and width in pixels of what the boxes and masks are of.
-        objects: best first.
-        scale: pixels of a side of the square that a pixel of `image` stands for.
-        cells: where the pixels lie, of an image at its own size.
-        is_slide: whether the image is a slide, which says how large its pixels are.
+        image: 8-bit RGB (h, w, 3), as it was read; for a large image at full size, a small copy.
+        size: height and width, in pixels, of the image to which boxes and masks refer.
+        objects: the objects, best first.
+        scale: number of pixels of that image per pixel of `image`, along a side.
+        cells: the position of the pixels, for an image at full size; otherwise None.
+        is_slide: whether the image is a slide, whose file has the size of a pixel.
     """
 
     source: str
@@ -101,7 +101,7 @@ class DetectedObjects:
 
     @property
     def is_placed(self) -> bool:
-        """Whether other programs know the image's coordinates: those of a map, or of a slide."""
+        """Whether other programs can use the image's coordinates, because it is georeferenced or a slide."""
         return self.cells is not None and (self.is_slide or self.cells.to_map is not None)
 
     def picture(self) -> Image.Image:
@@ -117,7 +117,7 @@ class DetectedObjects:
         )
 
     def write_geojson(self, path: Path) -> int:
-        """Writes the masks as polygons, as `images.polygons.write_geojson` does, with score, and gives their number.
+        """Writes the masks as polygons with their scores (see `images.polygons.write_geojson`); returns their number.
 
         Raises:
             XCiTError: if it can't be written, or rasterio is not installed.
@@ -154,14 +154,17 @@ def detect(
         images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
             arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a detector from `get_model`.
-        min_score: what is scored less is left out.
-        sides: as large as fits into this short and this long side an image is scaled; none takes the model's own.
-        max_objects: the most of an image. Beyond the published hundred, ten times as many proposals are looked at.
-        full_size: leave images in the size they have instead, however large, with the objects of the whole image.
-        memory: with `full_size`: the most that it may add to the loaded model, in bytes or as "4GB"; none is half of
-            what is free. See `xcit.streaming.Budget`.
-        device: where to compute; none is where the model is, else a GPU if there is one, else the CPU.
-        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
+        min_score: objects with lower scores are left out.
+        sides: the largest short side and the largest long side to which an image is scaled, in pixels; None takes the
+            model's own.
+        max_objects: the largest number of objects in an image. If it is larger than the published 100, ten
+            proposals per object are used.
+        full_size: detects objects in images of any size without scaling them; the objects are those of the whole image.
+        memory: with `full_size`: the most memory in addition to the loaded model, in bytes or as "4GB"; None is half of
+            the free memory. See `xcit.streaming.Budget`.
+        device: device of the computation; None is the device of a model that is passed in, else a GPU if there is one,
+            else the CPU.
+        ignore_exif: takes the pixels as they are stored, without the EXIF orientation.
 
     Returns:
         The objects of each image, in order. An image that can't be read is replaced by an `Unreadable`.
@@ -223,7 +226,7 @@ def detect_each(
 def prepare_detector(
     model: str | os.PathLike[str] | nn.Module, device: str | torch.device | None, *, what: str = "the model"
 ) -> "MaskRCNN":
-    """Returns a detector with a fused backbone on its device; one that was passed in does not change.
+    """Returns a detector with a fused backbone on its device. A model that was passed in does not change.
 
     `what` is the name of a model that was passed in, for error messages.
 
@@ -265,10 +268,10 @@ def detect_large(
     full_size: FullSize,
     after: "Callable[[Detections], None]" = lambda _: None,
 ) -> "tuple[Detections, Report]":
-    """The detections of one image at its own size, in stripes; see `streaming.detection.detect_rows`.
+    """Detects the objects in one image at full size, in stripes; see `streaming.detection.detect_rows`.
 
     Raises:
-        XCiTError: if it has more pixels than packed masks can have, or can't go through.
+        XCiTError: if the image has more pixels than packed masks can have, or can't be processed.
     """
     from xcit.streaming.detection import detect_rows
 
@@ -321,7 +324,7 @@ def _full_size_each(
 
 
 def _small_mask(part: MaskPart, shape: tuple[int, int], scale: int) -> NDArray[np.uint8]:
-    """A mask as it is seen in a picture of this shape, each pixel of which is the middle one of a square."""
+    """Returns a mask at the size of a small picture; each of its pixels is the middle one of a square of the mask."""
     small = np.zeros(shape, np.uint8)
     rows, columns = (
         np.arange(-((middle - start) // scale), -((middle - start - length) // scale))

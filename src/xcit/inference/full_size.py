@@ -1,4 +1,4 @@
-"""Logits, features and attention of images at their own size, however large, by streaming."""
+"""Computes logits, features and attention of images of any size by streaming, without resizing them."""
 
 import json
 import os
@@ -33,7 +33,7 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 Answer = TypeVar("Answer")
 
 OVERVIEW_PIXELS = 2**24
-"""Of the small picture of a large image, at most."""
+"""Largest number of pixels of the small copy of a large image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class FullSize:
         memory: see `xcit.streaming.Budget`.
         progress: called after each stripe of an image.
         report: called with an image's name and the report of its run.
-        selection: which part of each image is read.
+        selection: the part of each image that is read.
     """
 
     memory: Memory = None
@@ -130,9 +130,9 @@ def write_feature_map(
 ) -> tuple[int, int, int]:
     """Writes the patch tokens of an image after a block to a .npy file or .zarr folder, as they are computed.
 
-    They are float32 (H, W, D); tokens that a mask leaves out are NaN. The position of the cells is in the attributes of
-    the Zarr array, or beside the .npy file in a file that ends in .json. A picture of the map (see `component_picture`)
-    is in a file that ends in .png.
+    They are float32 (H, W, D); tokens that a mask leaves out are NaN. The position of the cells is written to the
+    attributes of the Zarr array, or to a .json file beside the .npy file. A picture of the map (see
+    `component_picture`) is written to a .png file beside it.
 
     Returns:
         H, W and D.
@@ -246,7 +246,7 @@ def name_of(image: Readable | ImageRows, index: int) -> str:
 def opened(image: Readable | ImageRows, name: str, full_size: FullSize) -> AbstractContextManager[ImageRows]:
     """Opens the rows of an image, with what `full_size` selects of them."""
     selection = full_size.selection
-    if isinstance(image, StoredPixels):  # a file is still read by rows
+    if isinstance(image, StoredPixels):  # so that a file is still read by rows
         image, selection = image.source, replace(selection, ignore_exif=True)
     return open_rows(image.read() if isinstance(image, NamedImage) else image, name=name, selection=selection)
 
@@ -254,7 +254,10 @@ def opened(image: Readable | ImageRows, name: str, full_size: FullSize) -> Abstr
 def answer_each(
     images: Iterable[Readable | ImageRows], full_size: FullSize, answer: Callable[[ImageRows], tuple[Answer, Report]]
 ) -> Iterator[tuple[str, Answer | Unreadable]]:
-    """Each image's name and what `answer` gives of its rows, or why nothing came of it; reports how each went."""
+    """Yields each image's name and the result of `answer` for its rows, or the reason why there is none.
+
+    It calls `full_size.report` after each image.
+    """
     for index, image in enumerate(images):
         name = name_of(image, index)
         try:

@@ -1,4 +1,4 @@
-"""Where the labels of a large image lie while they are made: in memory, or in a file of the run's folder."""
+"""Stores for the labels of a large image while they are computed: in memory, or in a file in the run's folder."""
 
 import os
 from pathlib import Path
@@ -11,13 +11,13 @@ from xcit.errors import XCiTError
 
 
 class LabelStore(Protocol):
-    """Labels uint8 (h, w), written from the first row to the last and read in any order."""
+    """Labels uint8 (h, w), which are written from the first row to the last and read in any order."""
 
     def write(self, start: int, labels: Labels) -> None:
-        """Takes rows from `start` on; they are safe when it returns."""
+        """Takes rows, the first of which is row `start`. When it returns, they are stored."""
 
     def read(self, start: int, end: int) -> Labels:
-        """Rows start..end."""
+        """Returns rows start..end."""
 
 
 class MemoryLabels:
@@ -42,7 +42,7 @@ class FileLabels:
         self._path, self._width = path, width
 
     def write(self, start: int, labels: Labels) -> None:
-        """Writes to the disk.
+        """Writes the rows to the disk.
 
         Raises:
             XCiTError: if they can't be written.
@@ -57,7 +57,7 @@ class FileLabels:
             raise XCiTError(f"{self._path}: can't be written: {error.strerror}") from None
 
     def read(self, start: int, end: int) -> Labels:
-        """New rows.
+        """Returns new rows.
 
         Raises:
             XCiTError: if the file is too short or can't be read.
@@ -71,5 +71,5 @@ class FileLabels:
         return found.reshape(end - start, self._width)
 
     def holds(self, rows: int) -> bool:
-        """Whether so many rows are there."""
+        """Whether the file has at least this number of rows."""
         return self._path.exists() and self._path.stat().st_size >= rows * self._width

@@ -110,11 +110,11 @@ def _read_named(
 
 
 def listed(images: ImageSource | Sequence[ImageSource], *, ignore_exif: bool = False) -> list[Readable]:
-    """The images that a person means: one or several, folders and patterns searched, batches taken apart.
+    """Lists the images in one or several inputs: searches folders and patterns, and splits batches.
 
     Args:
         images: see `predict`.
-        ignore_exif: whether they are to be read as their pixels are stored.
+        ignore_exif: whether to take the pixels as they are stored, without the EXIF orientation.
 
     Raises:
         XCiTError: if a folder has no images, a pattern matches nothing, or a batch is empty.
@@ -135,7 +135,7 @@ def listed(images: ImageSource | Sequence[ImageSource], *, ignore_exif: bool = F
 
 
 def _as_stored(index: int, item: Any) -> Readable:
-    if isinstance(item, np.ndarray | Tensor):  # which have no EXIF
+    if isinstance(item, np.ndarray | Tensor):  # these have no EXIF data
         return item
     return as_stored(item) if isinstance(item, Path | NamedImage) else StoredPixels(f"image {index}", item)
 

@@ -125,14 +125,16 @@ def segment(
         images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
             arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
         model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
-        window: go over each image by a window, and average the logits where windows overlap; none takes it whole.
-        full_size: leave images at their own size, however large, instead of scaling them as the model's preprocessing
-            says; without a window their labels are those of the whole image, which goes through in stripes.
-        memory: with `full_size` and no window: the most that it may add to the loaded model, in bytes or as "4GB"; none
-            is half of what is free. See `xcit.streaming.Budget`.
-        device: where to compute; none is a GPU if there is one, else the CPU.
-        dtype: of weights and computation.
-        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
+        window: slides a window over each image and averages the logits where windows overlap; None takes the whole
+            image.
+        full_size: segments images of any size without scaling them. Without a window, the image is processed in
+            stripes, and the labels are those of the whole image.
+        memory: with `full_size` and without a window: the most memory in addition to the loaded model, in bytes or as
+            "4GB"; None is half of the free memory. See `xcit.streaming.Budget`.
+        device: device of the computation; None is the device of a model that is passed in, else a GPU if there is one,
+            else the CPU.
+        dtype: dtype of weights and computation.
+        ignore_exif: takes the pixels as they are stored, without the EXIF orientation.
 
     Returns:
         For each image a label map at the image's own size. An image that can't be read is replaced by an `Unreadable`.
@@ -177,7 +179,7 @@ def segment_each(
 
 
 def _whole(large: LargeSegmentation) -> Segmentation:
-    """With all labels in memory."""
+    """Converts a result so that all labels are in memory."""
     return Segmentation(
         source=large.source,
         image=large.overview,
@@ -194,7 +196,7 @@ def prepare_segmenter(
     *,
     what: str = "the model",
 ) -> tuple[Segmenter, SegmenterInfo, torch.device]:
-    """Returns a fused segmenter on its device and in its dtype; one that was passed in does not change.
+    """Returns a fused segmenter on its device and in its dtype. A model that was passed in does not change.
 
     `what` is the name of a model that was passed in, for error messages.
 
@@ -222,7 +224,8 @@ def predict_labels(
 ) -> Labels:
     """Computes the label map of one image.
 
-    As published, logits are resized to the size of the pixels and then to that of the label map; then the largest wins.
+    As in the published models, logits are resized first to the size of the pixels and then to the size of the label
+    map. The label of a pixel is the class of its largest logit.
 
     Args:
         network: the segmenter, in evaluation mode.
@@ -256,7 +259,7 @@ def predict_labels(
 
 
 def _labels_by_rows(network: Segmenter, image: Tensor, size: tuple[int, int]) -> Labels:
-    """The label map of an image (C, h, w), whose logits never exist at its size."""
+    """Computes the label map of an image (C, h, w) by rows, so that the logits never exist at the image's size."""
     rows = LabelRows(network.logit_rows(image[None])[0], (image.shape[1], image.shape[2]), size)
     labels = np.empty(size, np.uint8)
     for start, some in rows.stripes():

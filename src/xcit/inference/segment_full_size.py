@@ -1,7 +1,7 @@
-"""Label maps of images at their own size, however large: exactly those of the whole image, in bounded memory.
+"""Computes label maps of images of any size, in bounded memory, without resizing them.
 
-The backbone's tokens go to taps (`streaming/tapped.py`), the head goes over them by rows, and the labels of a stripe
-are stored before the next is computed.
+The labels are exactly those of the whole image. The backbone's tokens are collected in taps (`streaming/tapped.py`),
+the head reads them by rows, and the labels of a stripe are stored before the next stripe is computed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,24 +36,27 @@ from xcit.streaming.pixels import check_channels
 from xcit.streaming.state import model_digest
 
 _USEFUL_ROWS = 16
-"""Of the logits in a stripe, even where fewer fill the cache: of a row or two, most of the work would be halos."""
+"""Smallest useful number of rows of logits in a stripe, even if fewer fill the cache.
+
+With one or two rows, most of the work would be on the halo.
+"""
 
 _READ_ROWS = 512
-"""Rows of labels that are read at once where nothing is computed of them."""
+"""Number of rows of labels that are read at once to count them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LargeSegmentation:
-    """A label map that may be larger than memory; it can be read until the next image is asked for.
+    """A label map that may be larger than memory. It can be read until the next image is requested.
 
     Attributes:
         source: the image's path, or its place in the input.
         size: h and w.
-        class_names: in the order of the labels; numbers where they are unknown.
-        overview: the image as 8-bit RGB (h / scale, w / scale, 3), for a person to look at.
-        scale: pixels of the image a pixel of the overview.
-        cells: where the pixels lie: in the image's file, and on the ground.
-        store: of the labels; 255 is a pixel without one, that the file has no data for or a mask leaves out.
+        class_names: names in the order of the labels; numbers if the names are unknown.
+        overview: a small copy of the image, 8-bit RGB (h / scale, w / scale, 3).
+        scale: number of pixels of the image per pixel of the overview, along a side.
+        cells: the position of the pixels in the image's file and on the map.
+        store: the labels; 255 if the file has no data for a pixel, or a mask leaves it out.
     """
 
     source: str
@@ -65,24 +68,24 @@ class LargeSegmentation:
     store: LabelStore
 
     def labels(self) -> Labels:
-        """All of them, uint8 (h, w)."""
+        """Returns all labels, uint8 (h, w)."""
         return self.store.read(0, self.size[0])
 
     def areas(self) -> dict[str, float]:
-        """Share of the labelled pixels by class name, of the classes that there are, the largest first."""
+        """Returns the share of the labelled pixels by class name, for the classes that occur, the largest first."""
         counts = np.zeros(256, np.int64)
         for start, end in spans(self.size[0], _READ_ROWS):
             counts += np.bincount(self.store.read(start, end).ravel(), minlength=256)
         return {self.class_names[label]: share for label, share in shares_of(counts[:IGNORED]).items()}
 
     def small_labels(self) -> Labels:
-        """The labels of the overview's pixels: those in the middle of each square."""
+        """Returns the labels of the overview's pixels: each is the label in the middle of the pixel's square."""
         sides = zip(self.overview.shape[:2], self.size, strict=True)
         rows, columns = (middle_pixels(count, side, self.scale) for count, side in sides)
         return np.concatenate([self.store.read(row, row + 1)[:, columns] for row in rows.tolist()])
 
     def overlay(self) -> Image.Image:
-        """The classes' colours over the overview, with a legend of those that there are."""
+        """Returns the overview with the classes' colours over it, and a legend of the classes that occur."""
         return overlay_labels(self.overview, self.small_labels(), self.class_names)
 
     def write_tiff(self, path: Path) -> None:
@@ -91,7 +94,7 @@ class LargeSegmentation:
         write_label_tiff(path, self.size, self.store.read, self.class_names, colors, self.cells)
 
     def write_polygons(self, path: Path) -> int:
-        """Writes the outlines of the classes' areas as GeoJSON, and gives their number: see `write_geojson`."""
+        """Writes the outlines of the classes' areas as GeoJSON, and returns their number: see `write_geojson`."""
         areas = label_areas(self.labels(), self.class_names, palette(len(self.class_names)))
         return write_geojson(path, areas, self.cells)
 
@@ -99,19 +102,19 @@ class LargeSegmentation:
 def segment_large_each(
     images: Iterable[Readable | ImageRows], network: Segmenter, info: SegmenterInfo, full_size: FullSize
 ) -> Iterator[LargeSegmentation | Unreadable]:
-    """Each image's label map; what can't be read is reported in its place.
+    """Yields each image's label map; unreadable images are reported in their place.
 
-    What a result's files are made of is gone when the next one is asked for. A run on scratch files that ends before
-    that goes on from its last stripe when it is called again.
+    The scratch files of a result are removed when the next result is requested. If a run with scratch files ends
+    before that, the next call resumes it after its last stripe.
 
     Args:
-        images: files, pictures, arrays, or sources of rows.
-        network: fused, in its place and precision.
-        info: whose class names and preprocessing are taken.
-        full_size: how images go through.
+        images: files, PIL images, arrays, or sources of rows.
+        network: the fused segmenter, on its device and in its dtype.
+        info: the information of which class names and preprocessing are used.
+        full_size: how the images are processed.
 
     Raises:
-        XCiTError: if a part of the network was replaced or is watched, so that it can't go by rows.
+        XCiTError: if a part of the network is replaced or hooked, so that it can't be computed by rows.
     """
     if not network.goes_by_rows:
         raise XCiTError(
@@ -147,7 +150,7 @@ def _segmented(
 
 @contextmanager
 def labels_of(rows: ImageRows, network: Segmenter, info: SegmenterInfo, full_size: FullSize) -> Iterator[LabelStore]:
-    """The labels of an image; see `segment_large_each`."""
+    """Computes the labels of an image; see `segment_large_each`."""
     xcit = network.backbone.xcit
     assert isinstance(xcit, FusedXCiT)
     spec = Preprocessing(mean=info.preprocessing.mean, std=info.preprocessing.std)
@@ -189,7 +192,7 @@ def labels_of(rows: ImageRows, network: Segmenter, info: SegmenterInfo, full_siz
 
 
 class _Head:
-    """The head of a segmenter over an image of some size: what memory it takes, and its passes."""
+    """The head of a segmenter for an image of a given size: its memory and its passes."""
 
     def __init__(self, network: Segmenter, size: tuple[int, int]) -> None:
         xcit = network.backbone.xcit
@@ -203,7 +206,7 @@ class _Head:
             self._labels = LabelRows(logits, size)
 
     def memory(self, rows: int) -> int:
-        """Bytes that the passes take with so many rows of logits in a stripe."""
+        """Returns the bytes that the passes take with `rows` rows of logits in a stripe."""
         height, width = self._size
         logits = self._labels.logits
         pixel_rows = -(-rows * height // logits.height)
@@ -214,7 +217,7 @@ class _Head:
         )
 
     def rows_at_once(self, memory: int) -> int:
-        """Rows of logits of a stripe that keeps to so many bytes."""
+        """Returns the number of rows of logits in a stripe that takes at most `memory` bytes; it is at least 1."""
         rows = max(_USEFUL_ROWS, rows_of_a_stripe(self._labels.logits))
         while rows > 1 and self.memory(rows) > memory:
             rows //= 2
@@ -222,7 +225,7 @@ class _Head:
 
     @torch.inference_mode()
     def label(self, run: TappedRun, source: ImageRows, store: LabelStore, done: int) -> None:
-        """Stores all labels but the first `done` rows."""
+        """Computes and stores all labels except the first `done` rows."""
         network, at_once = self._network, self.rows_at_once(run.memory)
         taps = [run.taps[block] for block in network.backbone.out_indices]
         passes = 2 if network.pool_sizes else 1
@@ -238,11 +241,11 @@ class _Head:
 
 
 class _Unread:
-    """A map of which only the size is known."""
+    """A map without values, of which only the size is known."""
 
     def __init__(self, height: int, width: int, channels: int) -> None:
         self.height, self.width, self.channels = height, width, channels
 
     def read(self, start: int, end: int) -> torch.Tensor:
-        """There is nothing to read."""
+        """Raises an error, because there are no values."""
         raise NotImplementedError

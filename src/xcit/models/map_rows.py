@@ -1,12 +1,12 @@
-"""Maps that are read by rows, and layers of a dense head over them, with the numbers of the whole map.
+"""Maps that are read by rows, and the layers of a dense head on such maps. The values equal those of the whole map.
 
-A layer of a head needs only a few neighbouring rows of its input. So a map that is too large for memory is never made:
-whoever wants rows of the last layer's map asks for them, and each layer asks the one before it for those rows and the
-halo that it needs. A layer keeps the rows of its last read, so that one whose rows are asked for from the top to the
-bottom computes nothing twice; reads in another order give the same numbers, and cost more.
+A layer of a head needs only a few neighbouring rows of its input, so a map that is too large for memory is never
+made. The caller reads rows of the last layer's map, and each layer reads those rows and their halo from the layer
+before it. A layer keeps the rows of its last read. If the rows are read from top to bottom, nothing is computed twice;
+reads in another order give the same values but cost more.
 
-Shapes: `C` channels, `W` width, `k` rows of a read. Rows are (k, W, C), in the order in which a convolution with
-channels last takes them.
+Shapes: `C` channels, `W` width, `k` rows of a read. Rows have the shape (k, W, C), which is the memory layout of a
+convolution with channels last.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BEHIND = 4
-"""Rows above those of a read that are kept as well: of two layers that read one map, one may be a little behind."""
+"""Number of rows above a read that are kept too. Two layers may read the same map, one a few rows behind the other."""
 
 NUMBERS_AT_ONCE = 2**21
-"""Of the largest map, in a stripe of a map that is in memory: enough for full speed."""
+"""Number of values of the largest map in one stripe. It is large enough for full speed when the maps are in memory."""
 
 _IMAGES = 16
-"""Of which a convolution of 1 x 1 is fast on a CPU: see `pointwise`."""
+"""Number of images for which a 1x1 convolution is fast on a CPU: see `pointwise`."""
 
 Activation = Callable[[Tensor], Tensor]
-"""Changes numbers where they lie, and gives them back."""
+"""An activation that works in place and returns its argument."""
 
 
 class MapRows(Protocol):
@@ -34,7 +34,7 @@ class MapRows(Protocol):
 
     @property
     def height(self) -> int:
-        """Rows."""
+        """Number of rows."""
 
     @property
     def width(self) -> int:
@@ -45,7 +45,7 @@ class MapRows(Protocol):
         """Number of values per pixel."""
 
     def read(self, start: int, end: int) -> Tensor:
-        """Rows start..end, (end - start, width, channels), contiguous; they must not be changed."""
+        """Returns rows start..end, contiguous, (end - start, width, channels). The caller must not change them."""
 
 
 class TensorRows:
@@ -61,13 +61,13 @@ class TensorRows:
 
 
 class ComputedRows:
-    """A map whose rows are computed from those of others: what all layers below share.
+    """Base class of all layers below: a map whose rows are computed from the rows of other maps.
 
     Attributes:
-        height: rows.
-        width: pixels a row.
-        channels: numbers a pixel.
-        sources: the maps that it is computed from.
+        height: number of rows.
+        width: number of pixels per row.
+        channels: number of values per pixel.
+        sources: the maps from which this one is computed.
     """
 
     def __init__(self, height: int, width: int, channels: int, sources: Sequence[MapRows]) -> None:
@@ -77,14 +77,14 @@ class ComputedRows:
         self._start = 0  # number of the first row that is kept
 
     def read(self, start: int, end: int) -> Tensor:
-        """Rows that are kept from the last read, and those after them, which are computed."""
+        """Returns rows start..end. Rows kept from the last read are reused, and the rows after them are computed."""
         kept = self._kept
         if kept is None or not self._start <= start <= self._start + len(kept):
             kept, self._start = self._compute(start, end), start
         elif end > self._start + len(kept):
             known = self._start + len(kept)
             dropped = max(0, start - BEHIND - self._start)
-            # Only these few rows are copied; the rest of the last read is let go of before the new rows are computed.
+            # Only these few rows are copied. The rest of the last read is freed before the new rows are computed.
             kept = kept[dropped:].clone() if dropped else kept
             self._kept, self._start = kept, self._start + dropped
             kept = torch.cat([kept, self._compute(known, end)])
@@ -92,7 +92,7 @@ class ComputedRows:
         return kept[start - self._start : end - self._start]
 
     def workspace(self, rows: int) -> int:
-        """Numbers that exist for a moment while so many rows are computed, beside those rows and the sources'."""
+        """Returns the number of temporary values while `rows` rows are computed, without these rows and the sources."""
         return 2 * rows * self.width * self.channels
 
     def _compute(self, start: int, end: int) -> Tensor:
@@ -100,7 +100,7 @@ class ComputedRows:
 
 
 class ConvRows(ComputedRows):
-    """A convolution of an odd size that keeps the map's size, with zeros beyond its edges, and what follows it."""
+    """A convolution with an odd kernel size and zero padding that keeps the map's size, and an optional activation."""
 
     def __init__(self, source: MapRows, conv: nn.Conv2d, activation: Activation | None = None) -> None:
         super().__init__(source.height, source.width, conv.out_channels, [source])
@@ -117,18 +117,18 @@ class ConvRows(ComputedRows):
         return found if self._activation is None else self._activation(found)
 
     def workspace(self, rows: int) -> int:
-        """The rows that it reads, with zeros and as torch may copy them, and its output."""
+        """Counts the padded input rows and the output, each twice because torch may copy them."""
         return 2 * rows * self.width * (self.channels + self._source.channels)
 
 
 class DoubledRows(ComputedRows):
-    """A transposed convolution of 2 x 2 with a stride of 2: each pixel becomes four; and what follows it.
+    """A 2x2 transposed convolution with stride 2, which doubles height and width, and an optional activation.
 
     Args:
-        source: what is doubled.
+        source: the map whose size is doubled.
         weight: (C, outputs, 2, 2).
-        bias: (outputs,) or none.
-        activation: what follows.
+        bias: (outputs,) or None.
+        activation: applied to the output, or None.
     """
 
     def __init__(
@@ -145,7 +145,10 @@ class DoubledRows(ComputedRows):
         return doubled if self._activation is None else self._activation(doubled)
 
     def followed_by(self, conv: nn.Conv2d, activation: Activation | None = None) -> "DoubledRows":
-        """This and a 1x1 convolution after it as one transposed convolution; nothing may come between them."""
+        """Returns this layer and a 1x1 convolution after it as one transposed convolution.
+
+        This layer must not have an activation.
+        """
         assert self._activation is None
         matrix = conv.weight.flatten(1)
         weight = torch.einsum("ioyx,po->ipyx", self._weight, matrix)
@@ -154,14 +157,17 @@ class DoubledRows(ComputedRows):
 
 
 def lateral_rows(source: MapRows, conv: nn.Conv2d, activation: Activation | None = None) -> ComputedRows:
-    """A 1x1 convolution of a level of a pyramid, and what follows it."""
+    """Returns the 1x1 convolution of a pyramid level, with an optional activation.
+
+    If the level comes from a transposed convolution, both become one layer.
+    """
     if isinstance(source, DoubledRows):
         return source.followed_by(conv, activation)
     return ConvRows(source, conv, activation)
 
 
 class ShrunkMapRows(ComputedRows):
-    """The largest of each square of pixels, of full squares alone; of what there is where a side is less."""
+    """Max pooling over `factor` x `factor` pixels without padding; a side that is smaller is pooled as a whole."""
 
     def __init__(self, source: MapRows, factor: int) -> None:
         self._down, self._across = min(factor, source.height), min(factor, source.width)
@@ -173,14 +179,14 @@ class ShrunkMapRows(ComputedRows):
         return from_image(F.max_pool2d(as_image(rows), (self._down, self._across)))
 
     def workspace(self, rows: int) -> int:
-        """The rows that it reads."""
+        """Counts the rows that are read, twice."""
         return 2 * rows * self._down * self._source.width * self.channels
 
 
 class ResizedRows(ComputedRows):
-    """Bilinear interpolation to another size, with the numbers of `F.interpolate` of a contiguous image.
+    """Bilinear interpolation to another size. The values equal those of `F.interpolate` on a contiguous image.
 
-    Torch's form for channels last rounds the positions in another way, which shows in large maps: it is not used.
+    Torch's kernel for channels last is not used: it rounds the positions differently, which is visible in large maps.
     """
 
     def __init__(self, source: MapRows, size: tuple[int, int], *, align_corners: bool = False) -> None:
@@ -199,12 +205,12 @@ class ResizedRows(ComputedRows):
         return rows if self._source.width == self.width else _between(rows, 1, *self._columns)
 
     def workspace(self, rows: int) -> int:
-        """The neighbours of each row, and then of each pixel of a row."""
+        """Counts the two neighbours of each row, and then the two neighbours of each pixel of a row."""
         return rows * (2 * self._source.width + 2 * self.width) * self.channels
 
 
 class NearestRows(ComputedRows):
-    """The nearest pixel's numbers, to another size, as `F.interpolate` has them."""
+    """Nearest-neighbour interpolation to another size, with the values of `F.interpolate`."""
 
     def __init__(self, source: MapRows, size: tuple[int, int]) -> None:
         super().__init__(*size, source.channels, [source])
@@ -222,7 +228,7 @@ class NearestRows(ComputedRows):
 
 
 class SumRows(ComputedRows):
-    """The sum of two maps of one size."""
+    """The sum of two maps of the same size."""
 
     def __init__(self, first: MapRows, second: MapRows) -> None:
         super().__init__(first.height, first.width, first.channels, [first, second])
@@ -235,12 +241,20 @@ class SumRows(ComputedRows):
 def interpolation(
     start: int, end: int, source_length: int, length: int, *, align_corners: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where bilinear interpolation takes the samples start..end of `length` from, of `source_length` samples.
+    """Computes the source samples and weights of bilinear interpolation for the output samples start..end.
 
-    The positions are computed in float32, as torch does: in large maps their rounding shows in the results.
+    The positions are computed in float32, as in torch, because their rounding is visible in large maps.
+
+    Args:
+        start: first output sample.
+        end: one past the last output sample.
+        source_length: number of source samples.
+        length: number of output samples in all.
+        align_corners: as in `F.interpolate`.
 
     Returns:
-        The sample before each and the one after it, int64 (n,), and the weight of the one after it, float32 (n,).
+        For each output sample, the source sample before it and the one after it, int64 (n,), and the weight of the one
+        after it, float32 (n,).
     """
     position = torch.arange(start, end, dtype=torch.float32)
     if align_corners:
@@ -255,7 +269,7 @@ def interpolation(
 
 
 def with_zero_rows(source: MapRows, start: int, end: int) -> Tensor:
-    """Rows start..end of a map, with zeros for those beyond its edges."""
+    """Returns rows start..end of a map, with zeros for the rows outside the map."""
     first, last = max(0, start), min(end, source.height)
     rows = source.read(first, last)
     if first == start and last == end:
@@ -265,10 +279,11 @@ def with_zero_rows(source: MapRows, start: int, end: int) -> Tensor:
 
 
 def pointwise(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Rows (k, W, C) times the matrix `weight` (outputs, C), plus `bias`: (k, W, outputs).
+    """Multiplies rows (k, W, C) by the matrix `weight` (outputs, C) and adds `bias`; returns (k, W, outputs).
 
-    On a CPU it is a convolution of 16 images of one row each, which torch gives to oneDNN. A linear layer, or a
-    convolution of fewer images, is MKL's, which takes twice the time on processors that are not Intel's.
+    On a CPU this is computed as a convolution of 16 images with one row each, because torch runs that with oneDNN. It
+    runs a linear layer, or a convolution of fewer images, with MKL, which takes twice as long on processors that are
+    not from Intel.
     """
     pixels = rows.reshape(-1, rows.shape[2])
     num = len(pixels) // _IMAGES * _IMAGES if pixels.device.type == "cpu" else 0
@@ -284,17 +299,17 @@ def pointwise(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def as_image(rows: Tensor) -> Tensor:
-    """Rows (k, W, C) as an image (1, C, k, W) with channels last; no copy."""
+    """Returns rows (k, W, C) as an image (1, C, k, W) with channels last, without a copy."""
     return rows.permute(2, 0, 1)[None]
 
 
 def from_image(image: Tensor) -> Tensor:
-    """An image (1, C, k, W) as contiguous rows (k, W, C)."""
+    """Returns an image (1, C, k, W) as contiguous rows (k, W, C)."""
     return image[0].permute(1, 2, 0).contiguous()
 
 
 def all_maps(*maps: MapRows) -> list[MapRows]:
-    """These maps and all that they are computed from, each once."""
+    """Returns these maps and all maps from which they are computed, each once."""
     found: dict[int, MapRows] = {}
     waiting = list(maps)
     while waiting:
@@ -306,13 +321,16 @@ def all_maps(*maps: MapRows) -> list[MapRows]:
 
 
 def rows_of_a_stripe(last: MapRows, at_once: int = NUMBERS_AT_ONCE) -> int:
-    """How many rows of `last` to read at once: the largest map that they are made of takes about so many numbers."""
+    """Returns how many rows of `last` to read at once, so that the largest map involved has about `at_once` values."""
     row = max(one.width * one.channels * one.height / last.height for one in all_maps(last))
     return max(1, min(last.height, int(at_once / row)))
 
 
 def numbers_held(last: MapRows, rows: int) -> int:
-    """The most numbers that exist at once while `last` is read `rows` at a time: the model of memory of a head."""
+    """Returns the largest number of values that exist at once while `last` is read `rows` rows at a time.
+
+    This is the memory model of a head.
+    """
     kept = passing = 0
     for one in all_maps(last):
         num_rows = min(one.height, -(-rows * one.height // last.height) + 2 * BEHIND)
@@ -326,7 +344,10 @@ def _rows_of(rows: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _between(rows: Tensor, dim: int, before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
-    """Between samples of rows (k, W, C), in float32 at least: in bfloat16 a weight would have two digits."""
+    """Interpolates between samples of rows (k, W, C) along `dim`.
+
+    Computes in float32 at least, because a weight in bfloat16 would have only two digits.
+    """
     wide = torch.promote_types(rows.dtype, torch.float32)
     shape = [1, 1, 1]
     shape[dim] = -1
@@ -335,6 +356,6 @@ def _between(rows: Tensor, dim: int, before: Tensor, after: Tensor, weight: Tens
 
 
 def _nearest(source_length: int, length: int) -> Tensor:
-    """The pixel of the source that each of `length` takes, int64."""
+    """Returns, for each of `length` output pixels, the source pixel whose value it takes, int64 (length,)."""
     scale = torch.tensor(source_length, dtype=torch.float32) / length
     return (torch.arange(length, dtype=torch.float32) * scale).long().clamp_(max=source_length - 1)

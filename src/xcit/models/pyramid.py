@@ -1,6 +1,6 @@
-"""XCiT as the backbone of a detector or segmenter: tokens after four blocks as maps of strides 4, 8, 16 and 32.
+"""XCiT as the backbone of a detector or segmenter: the tokens after four blocks become maps of strides 4, 8, 16, 32.
 
-Shapes: `B` batch, `D` width, `H`, `W` token grid of an h x w image.
+Shapes: `B` batch, `D` width, `H` x `W` token grid of an h x w image.
 """
 
 import copy
@@ -40,7 +40,7 @@ class Shrink(nn.Module):
         self.factor = factor
 
     def forward(self, image: Tensor) -> Tensor:
-        """Maps (B, D, H, W) to (B, D, max(1, H // factor), max(1, W // factor))."""
+        """Pools maps (B, D, H, W) to (B, D, max(1, H // factor), max(1, W // factor))."""
         height, width = image.shape[-2:]
         return F.max_pool2d(image, (min(self.factor, height), min(self.factor, width)))
 
@@ -63,9 +63,9 @@ class TokenPyramid(nn.Module):
         self.stride32 = _resize(embed_dim, patch_size, 32)
 
     def fold_norms(self) -> None:
-        """Makes the norm a part of the transposed convolution before it, for inference alone.
+        """Folds the norm into the transposed convolution before it, for inference only.
 
-        One that is replaced, hooked or parametrised, or whose convolution is, stays as it is, and is called.
+        If either of the two is replaced, hooked or parametrised, both stay unchanged and are called as modules.
         """
         for branch in (self.stride4, self.stride8):
             layers = list(branch) if type(branch) is nn.Sequential and not is_watched(branch) else []
@@ -79,28 +79,30 @@ class TokenPyramid(nn.Module):
                     branch[index + 1] = nn.Identity()
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Four maps (B, D, H, W), of the earliest block first, to four of strides 4, 8, 16 and 32."""
+        """Turns four maps (B, D, H, W), the earliest block's first, into maps of strides 4, 8, 16 and 32."""
         first, second, third, fourth = maps
         return self.stride4(first), self.stride8(second), self.stride16(third), self.stride32(fourth)
 
 
 class XCiTPyramid(Fusible):
-    """An XCiT without class token, and the pyramid on it: images (B, in_channels, h, w) to four maps of width D.
+    """An XCiT without class token, and a pyramid on its tokens: images (B, in_channels, h, w) to four maps of width D.
 
-    Takes normalised images of any size from one patch up. The tokens are taken as the blocks give them, without a norm.
+    The images are normalised and of any size from one patch up. The tokens are the outputs of the blocks, without a
+    norm.
 
     Args:
-        config: of an XCiT without class attention and classifier (`cls_depth` 0).
-        out_indices: the four blocks whose tokens become the maps, in rising order, counted from 0; none takes
+        config: the config of an XCiT without class attention and classifier (`cls_depth` 0).
+        out_indices: the four blocks whose tokens become the maps, counted from 0, in rising order; None takes
             `default_out_indices`.
 
     Attributes:
         xcit: the backbone.
-        pyramid: what follows it.
+        pyramid: the layers that make the maps from the backbone's tokens.
         out_indices: the four blocks.
 
     Raises:
-        XCiTError: if the blocks are not four that the backbone has, in rising order, or the config has a class token.
+        XCiTError: if `out_indices` are not four blocks of the backbone in rising order, or the config has a class
+            token.
     """
 
     def __init__(self, config: XCiTConfig, out_indices: Sequence[int] | None = None) -> None:
@@ -116,7 +118,7 @@ class XCiTPyramid(Fusible):
         self.pyramid = TokenPyramid(config.embed_dim, config.patch_size)
 
     def reset_parameters(self) -> None:
-        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
+        """Sets all weights to new random values, as at construction. Learned weights are lost."""
         reset_within(self)
 
     @property
@@ -134,8 +136,8 @@ class XCiTPyramid(Fusible):
         self.xcit.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Maps of strides 4, 8, 16 and 32, each (B, D, height, width)."""
-        if isinstance(self.xcit, FusedXCiT):  # tokens are maps with the channels last, which convolutions like best
+        """Returns maps of strides 4, 8, 16 and 32, each (B, D, height, width)."""
+        if isinstance(self.xcit, FusedXCiT):  # tokens are maps with channels last, the fastest layout for convolutions
             tokens = self.xcit.forward_intermediates(
                 images, self.out_indices, output_fmt="NLC", intermediates_only=True
             )
@@ -145,14 +147,14 @@ class XCiTPyramid(Fusible):
             maps = cast(
                 list[Tensor], self.xcit.forward_intermediates(images, self.out_indices, intermediates_only=True)
             )
-        # Two blocks of a very shallow model may be one and the same.
+        # In a very shallow model, two of the four indices may name the same block.
         by_block = dict(zip(sorted(set(self.out_indices)), maps, strict=True))
         four: tuple[Tensor, Tensor, Tensor, Tensor] = self.pyramid([by_block[index] for index in self.out_indices])
         return four
 
 
 class OnPyramid(Shareable, Fusible):
-    """A model of heads on an `XCiTPyramid`.
+    """A model that consists of an `XCiTPyramid` and heads on it.
 
     Attributes:
         backbone: the XCiT and its pyramid.
@@ -165,10 +167,10 @@ class OnPyramid(Shareable, Fusible):
         self.backbone.set_grad_checkpointing(enable)
 
     def fuse(self) -> Self:
-        """A copy for inference, in evaluation mode, faster and with less memory; no gradients.
+        """Returns a copy for inference, in evaluation mode, which is faster, takes less memory and has no gradients.
 
-        The backbone is fused (see `XCiT.fuse`), the pyramid's norm folded, and the weights after the backbone lie with
-        their channels last, as tokens and so their maps do. The copy can't be set to training.
+        The backbone is fused (see `XCiT.fuse`), and the pyramid's norm is folded. The weights after the backbone are in
+        the channels-last format, because the maps are in it too. The copy cannot be set to training mode.
         """
         fused = copy.deepcopy(self)
         fused.backbone.xcit = self.backbone.xcit.fuse()
@@ -179,7 +181,10 @@ class OnPyramid(Shareable, Fusible):
 
 
 def _resize(embed_dim: int, patch_size: int, stride: int) -> nn.Module:
-    """From a map of the patch's stride to one of another, with the published layers for patches of 8 and 16."""
+    """Returns the layers that resize a map from the patch's stride to another stride.
+
+    For patches of 8 and 16 pixels, these are the published layers.
+    """
 
     def double() -> nn.Module:
         return nn.ConvTranspose2d(embed_dim, embed_dim, 2, stride=2)
@@ -194,7 +199,7 @@ def _resize(embed_dim: int, patch_size: int, stride: int) -> nn.Module:
 
 
 def _is_plain_up(layer: nn.Module) -> bool:
-    """Whether it is torch's own transposed convolution with plain parameters, which nobody watches."""
+    """Whether a layer is torch's own transposed convolution, with plain parameters and without hooks."""
     return (
         type(layer) is nn.ConvTranspose2d
         and not is_watched(layer)

@@ -1,4 +1,4 @@
-"""The pyramid of a backbone by rows: maps of strides 4, 8, 16 and 32 of an image of any size."""
+"""The pyramid of a backbone by rows: it computes maps of strides 4, 8, 16 and 32 of an image of any size."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _LAYERS = (nn.Sequential, nn.ConvTranspose2d, nn.GELU, nn.Identity, Shrink, Toke
 
 
 def is_plain_pyramid(pyramid: TokenPyramid) -> bool:
-    """Whether its norm is folded and its layers may be computed from their weights instead of being called.
+    """Whether the pyramid's norm is folded and its layers may be computed from their weights instead of being called.
 
     See `plain.py`.
     """
@@ -21,9 +21,9 @@ def is_plain_pyramid(pyramid: TokenPyramid) -> bool:
 
 
 def pyramid_rows(pyramid: TokenPyramid, taps: Sequence[MapRows]) -> list[MapRows]:
-    """The four maps of a fused model's pyramid, given the tokens (H, W, D) of its four blocks.
+    """Returns the four maps of a fused model's pyramid, given the tokens (H, W, D) of its four blocks.
 
-    Ask `is_plain_pyramid` first.
+    `is_plain_pyramid` must be true.
     """
     layers = (pyramid.stride4, pyramid.stride8, pyramid.stride16, pyramid.stride32)
     return [_level(layer, tap) for layer, tap in zip(layers, taps, strict=True)]

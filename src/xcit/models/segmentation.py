@@ -1,9 +1,10 @@
 """Semantic segmentation: UperNet (arXiv 1807.10221) and Semantic FPN (arXiv 1901.02446) on XCiT's pyramid.
 
-The heads are those of the published checkpoints. Every resize goes to the size of the map it meets, without aligned
-corners, for the maps of an image whose sides are no multiples of 32 are no exact halves of each other.
+The heads are those of the published checkpoints. Before a map is added to another or concatenated with it, it is
+resized to the other's size, without aligned corners. To double it would not suffice: if the sides of an image are not
+multiples of 32, a map is not exactly half as large as the next finer map.
 
-Shapes: `B` batch, `D` width of the backbone, `E` channels of the head, `K` classes; maps are (B, channels, height,
+Shapes: `B` batch, `D` width of the backbone, `E` channels of the head, `K` classes. Maps are (B, channels, height,
 width), of strides 4, 8, 16 and 32.
 """
 
@@ -33,7 +34,7 @@ from xcit.models.xcit import FusedXCiT
 SegmenterKind = Literal["upernet", "sem-fpn"]
 
 POOL_SIZES = (1, 2, 3, 6)
-"""Pixels a side of the maps that UperNet pools the coarsest one to."""
+"""Sizes, in pixels per side, to which UperNet pools the coarsest map."""
 
 
 @keeps_notes
@@ -44,11 +45,11 @@ class SegmenterConfig(ReadableConfig):
     Attributes:
         kind: the head.
         backbone: an XCiT without class attention and classifier.
-        num_classes: K; 0 where the data decide.
-        channels: E: 512 of the published UperNet, 128 of the published Semantic FPN.
-        auxiliary_channels: of UperNet's auxiliary head.
-        dropout: share of a head's channels that are left out in training.
-        out_indices: the blocks that make the pyramid; none takes `default_out_indices`.
+        num_classes: K; 0 means that the data set decides.
+        channels: E: 512 in the published UperNet, 128 in the published Semantic FPN.
+        auxiliary_channels: channels of UperNet's auxiliary head.
+        dropout: share of a head's channels that are dropped in training.
+        out_indices: the blocks whose tokens become the pyramid's maps; None takes `default_out_indices`.
 
     Raises:
         XCiTError: if a field has an impossible value.
@@ -73,22 +74,22 @@ class SegmenterConfig(ReadableConfig):
 
 
 class SegmenterOutput(NamedTuple):
-    """What a segmenter gives to train on, both at the images' size."""
+    """The outputs of a segmenter that training needs, both at the images' size."""
 
     logits: Tensor  # (B, K, H, W)
-    auxiliary: Tensor | None  # likewise, of the auxiliary head if there is one
+    auxiliary: Tensor | None  # logits of the auxiliary head, (B, K, H, W), or None if the model has no such head
 
 
 def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, channels, height, width) to another size, without aligned corners."""
+    """Resizes (B, channels, height, width) to `size`, by bilinear interpolation without aligned corners."""
     return F.interpolate(image, tuple(size), mode="bilinear", align_corners=False)
 
 
 def pool_to(image: Tensor, size: int) -> Tensor:
-    """Adaptive average pooling of (B, channels, height, width) to `size` pixels a side."""
+    """Computes adaptive average pooling of (B, channels, height, width) to `size` pixels per side."""
     if not torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(image, size)
-    # ONNX has no adaptive pooling: its exporter would write down the windows of the example's size.
+    # ONNX has no adaptive pooling. Its exporter would write constant windows, which fit only the example's size.
     height, width = (averaging(side, size, image) for side in image.shape[-2:])
     return height @ image @ width.mT
 
@@ -105,9 +106,9 @@ class ConvNormReLU(nn.Module):
         return F.relu(self.norm(self.conv(image)))
 
     def fold_norm(self) -> None:
-        """Makes the norm a part of the convolution, for inference alone.
+        """Folds the norm into the convolution, for inference only.
 
-        Where one of the two is replaced, hooked or parametrised, both stay as they are, and are called.
+        If either of the two is replaced, hooked or parametrised, both stay unchanged and are called as modules.
         """
         if is_plain(self.conv) and isinstance(self.norm, nn.BatchNorm2d) and is_all_plain(self.norm, (nn.BatchNorm2d,)):
             scale, shift = norm_line(self.norm)
@@ -116,7 +117,10 @@ class ConvNormReLU(nn.Module):
 
 
 class UperNetHead(nn.Module):
-    """Four maps (B, D, ...) to logits (B, K, ...) of stride 4: pooled context, a top-down path, and their fusion."""
+    """Computes logits (B, K, ...) of stride 4 from four maps (B, D, ...).
+
+    The head consists of pyramid pooling on the coarsest map, a top-down path, and a convolution that fuses all levels.
+    """
 
     def __init__(self, embed_dim: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -142,7 +146,7 @@ class UperNetHead(nn.Module):
         return logits
 
     def _pooled(self, coarsest: Tensor) -> Tensor:
-        """The coarsest map beside what it holds on the whole, as levels (B, E, ...)."""
+        """Computes the pyramid pooling: the coarsest map fused with its pooled context, as a level (B, E, ...)."""
         context = [
             resize_bilinear(pool(pool_to(coarsest, size)), coarsest.shape[-2:])
             for pool, size in zip(self.pools, POOL_SIZES, strict=True)
@@ -152,7 +156,10 @@ class UperNetHead(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """One map (B, D, ...) to logits (B, K, ...) of its size: a second loss, near the backbone, for training alone."""
+    """Computes logits (B, K, ...) from one map (B, D, ...), at the map's size.
+
+    It is for training only, where its loss is a second one close to the backbone.
+    """
 
     def __init__(self, embed_dim: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -166,7 +173,10 @@ class AuxiliaryHead(nn.Module):
 
 
 class FPNNeck(nn.Module):
-    """Four maps (B, D, ...) to four of the same shapes, each with what the coarser ones know (arXiv 1612.03144)."""
+    """A feature pyramid network (arXiv 1612.03144): four maps (B, D, ...) to four maps of the same shapes.
+
+    A top-down path adds each coarser map to the finer ones.
+    """
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -181,9 +191,10 @@ class FPNNeck(nn.Module):
 
 
 class SemanticFPNHead(nn.Module):
-    """Four maps (B, D, ...) to logits (B, K, ...) of stride 4: each is doubled up to that stride, then they are added.
+    """Computes logits (B, K, ...) of stride 4 from four maps (B, D, ...).
 
-    A level has a convolution before each doubling; the finest has one and none.
+    Each map is doubled in size until it has stride 4, with a convolution before each doubling. The finest map has one
+    convolution and no doubling. Then the maps are added.
     """
 
     def __init__(self, embed_dim: int, channels: int, num_classes: int, dropout: float) -> None:
@@ -201,7 +212,7 @@ class SemanticFPNHead(nn.Module):
             assert isinstance(convs, nn.ModuleList)
             for conv in convs:
                 level = conv(level)
-                if total is not None:  # all but the finest
+                if total is not None:  # all maps but the finest
                     level = resize_bilinear(level, [2 * side for side in level.shape[-2:]])
             total = level if total is None else total + resize_bilinear(level, total.shape[-2:])
         logits: Tensor = self.classifier(self.dropout(total))
@@ -209,13 +220,13 @@ class SemanticFPNHead(nn.Module):
 
 
 class Segmenter(OnPyramid):
-    """Normalised images (B, in_channels, H, W), of any size from one patch up, to logits (B, K, H, W).
+    """Computes logits (B, K, H, W) from normalised images (B, in_channels, H, W) of any size from one patch up.
 
     Attributes:
-        config: its shape.
-        info: class names and preprocessing where they are known, else none.
+        config: the model's shape.
+        info: class names and preprocessing if they are known, else None.
         backbone: the XCiT and its pyramid.
-        pool_sizes: pixels a side of the maps that the head pools the coarsest map to.
+        pool_sizes: sizes, in pixels per side, to which the head pools the coarsest map.
     """
 
     pool_sizes: tuple[int, ...] = ()
@@ -224,7 +235,7 @@ class Segmenter(OnPyramid):
         super().__init__()
         if not config.num_classes:
             raise XCiTError("a segmenter needs classes: set num_classes above 0")
-        self.config = copy.copy(config)  # what a host writes on it stays with this model
+        self.config = copy.copy(config)  # a host library may set attributes on it, which must stay with this model
         self.info: SegmenterInfo | None = None
         self.backbone = XCiTPyramid(config.backbone, config.out_indices)
 
@@ -234,7 +245,7 @@ class Segmenter(OnPyramid):
         return self.config.num_classes
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces what gives the logits by new layers for another number of classes."""
+        """Replaces the layers that compute the logits by new ones for another number of classes."""
         config = replace(self.config, num_classes=num_classes)
         fresh = build_segmenter(config)
         reference = next(self.parameters())
@@ -248,7 +259,7 @@ class Segmenter(OnPyramid):
             self.info = replace(self.info, class_names=())
 
     def forward(self, images: Tensor, with_auxiliary: bool = False) -> Tensor | SegmenterOutput:
-        """Logits (B, K, H, W); with those of the auxiliary head if asked for them."""
+        """Returns logits (B, K, H, W), or with `with_auxiliary` also those of the auxiliary head."""
         size = images.shape[-2:]
         if not with_auxiliary and isinstance(images, Tensor) and self.goes_by_rows and tokens_at_once(images):
             return resize_bilinear(torch.cat([whole_map(rows) for rows in self.logit_rows(images)]), size)
@@ -260,13 +271,13 @@ class Segmenter(OnPyramid):
         return SegmenterOutput(logits, None if auxiliary is None else resize_bilinear(auxiliary, size))
 
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
-        """Logits (B, K, ...) of stride 4 from the pyramid's maps."""
+        """Computes logits (B, K, ...) of stride 4 from the pyramid's maps."""
         raise NotImplementedError
 
     def fuse(self) -> Self:
-        """A copy for inference: see `OnPyramid.fuse`; the norms of the head are folded as well.
+        """Returns a copy for inference, as `OnPyramid.fuse` does, in which the norms of the head are folded too.
 
-        Its maps are made and used a few rows at a time, where no part of it is replaced, hooked or parametrised.
+        The copy computes its maps a few rows at a time, unless a part of it is replaced, hooked or parametrised.
         """
         fused = super().fuse()
         for module in fused.modules():
@@ -276,7 +287,10 @@ class Segmenter(OnPyramid):
 
     @property
     def goes_by_rows(self) -> bool:
-        """Whether `rows` gives what a call gives: it is fused, and nobody would miss a call of its parts."""
+        """Whether the model may compute its logits by rows, without calling its parts as modules.
+
+        This holds if the model is fused and no part of it is replaced, hooked or parametrised.
+        """
         parts = (part for name, part in self.named_children() if name not in ("backbone", "auxiliary"))
         return (
             isinstance(self.backbone.xcit, FusedXCiT)
@@ -286,27 +300,27 @@ class Segmenter(OnPyramid):
         )
 
     def rows(self, taps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
-        """Logits of stride 4, by rows, of one image of any size; see `goes_by_rows`.
+        """Returns the logits of stride 4 of one image of any size, by rows. `goes_by_rows` must be true.
 
         Args:
-            taps: its tokens (H, W, D) after the four blocks of the backbone.
-            pooled: what `pool` gives of them.
+            taps: the image's tokens (H, W, D) after each of the four blocks of the backbone.
+            pooled: the result of `pool` on `taps`.
         """
         return self.decode_rows(pyramid_rows(self.backbone.pyramid, taps), pooled)
 
     def pool(self, taps: Sequence[MapRows], rows_at_once: int) -> list[Tensor]:
-        """What the head has to know of the whole image before it goes by rows, by one pass: means (n, n, D)."""
+        """Computes the means (n, n, D) over the whole image that `rows` needs, in one pass over the coarsest map."""
         if not self.pool_sizes:
             return []
         return pooled_means(pyramid_rows(self.backbone.pyramid, taps)[-1], self.pool_sizes, rows_at_once)
 
     def decode_rows(self, maps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
-        """`decode` of one image's maps, by rows."""
+        """Returns the result of `decode` on one image's maps, by rows."""
         raise NotImplementedError
 
     @torch.no_grad()
     def logit_rows(self, images: Tensor) -> list[MapRows]:
-        """Logits of stride 4 of images (B, in_channels, H, W) that fit into memory, by rows: a map an image."""
+        """Returns the logits of stride 4 of images (B, in_channels, H, W) that fit into memory, one map per image."""
         xcit, indices = self.backbone.xcit, self.backbone.out_indices
         assert isinstance(xcit, FusedXCiT)
         tokens = xcit.forward_intermediates(images, indices, output_fmt="NLC", intermediates_only=True)
@@ -319,16 +333,16 @@ class Segmenter(OnPyramid):
         return found
 
     def decode_auxiliary(self, maps: Sequence[Tensor]) -> Tensor | None:
-        """Logits (B, K, ...) of the auxiliary head, if there is one."""
+        """Computes logits (B, K, ...) of the auxiliary head; None if the model has no such head."""
         return None
 
     def reset_parameters(self) -> None:
-        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
+        """Sets all weights to new random values, as at construction. Learned weights are lost."""
         reset_within(self)
         self._init_parts()
 
     def _init_parts(self) -> None:
-        """Convolutions from a normal that keeps the variance of gradients, classifiers from one of 0.01, biases 0."""
+        """Initialises the heads: Kaiming normal (fan out) for convolutions, std 0.01 for classifiers, 0 for biases."""
         for name, module in self.named_modules():
             if not isinstance(module, nn.Conv2d) or name.startswith("backbone."):
                 continue
@@ -365,7 +379,7 @@ class UperNet(Segmenter):
 
 
 class SemanticFPN(Segmenter):
-    """Semantic FPN: a feature pyramid network as neck, and a light head."""
+    """Semantic FPN, with a feature pyramid network as neck and a light head."""
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__(config)
@@ -385,11 +399,11 @@ class SemanticFPN(Segmenter):
 _LAYERS = frozenset(
     {UperNetHead, FPNNeck, SemanticFPNHead, ConvNormReLU, nn.ModuleList, nn.Conv2d, nn.Identity, nn.Dropout2d}
 )
-"""Of what a fused segmenter that goes by rows consists, beside its backbone."""
+"""The layer types that a fused segmenter may have outside its backbone if it computes by rows."""
 
 
 def whole_map(rows: MapRows) -> Tensor:
-    """A map that is read by rows as an image (1, channels, height, width), a few rows at a time."""
+    """Reads a map a few rows at a time and returns it as an image (1, channels, height, width)."""
     found: Tensor | None = None
     for start, end in spans(rows.height, rows_of_a_stripe(rows)):
         part = as_image(rows.read(start, end))
@@ -401,5 +415,5 @@ def whole_map(rows: MapRows) -> Tensor:
 
 
 def build_segmenter(config: SegmenterConfig) -> Segmenter:
-    """The segmenter of a config, with random weights."""
+    """Builds the segmenter of a config, with random weights."""
     return UperNet(config) if config.kind == "upernet" else SemanticFPN(config)

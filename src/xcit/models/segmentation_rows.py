@@ -1,6 +1,7 @@
-"""The heads of segmenters by rows: logits of stride 4 from the maps of a pyramid that need not fit into memory.
+"""The heads of segmenters by rows: they compute logits of stride 4 from pyramid maps that need not fit into memory.
 
-The numbers are those of the heads in `segmentation.py`, to rounding. Their norms have to be folded: see `fold_norms`.
+The logits equal those of the heads in `segmentation.py` up to rounding. The norms of the heads must be folded into
+their convolutions first: see `ConvNormReLU.fold_norm`.
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def upernet_rows(head: "UperNetHead", maps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
-    """UperNet's logits.
+    """Returns UperNet's logits by rows.
 
     Args:
-        head: with its norms folded.
-        maps: of strides 4, 8, 16 and 32.
-        pooled: means of the last of them over the windows of each pool, (size, size, D).
+        head: the head, with folded norms.
+        maps: the maps of strides 4, 8, 16 and 32.
+        pooled: for each pool, the means of the coarsest map over the pool's windows, (size, size, D).
     """
     laterals = zip(_layers(head.laterals), maps, strict=False)
     levels: list[MapRows] = [lateral_rows(one, layer.conv, torch.relu_) for layer, one in laterals]
@@ -39,7 +40,7 @@ def upernet_rows(head: "UperNetHead", maps: Sequence[MapRows], pooled: Sequence[
 
 
 def _pooled_level(head: "UperNetHead", coarsest: MapRows, pooled: Sequence[Tensor]) -> MapRows:
-    """The coarsest map beside what it holds on the whole."""
+    """Returns the bottleneck of the pyramid pooling: the coarsest map fused with its pooled context."""
     context = []
     for layer, means in zip(_layers(head.pools), pooled, strict=True):
         one = _conv(layer, TensorRows(means))
@@ -49,7 +50,7 @@ def _pooled_level(head: "UperNetHead", coarsest: MapRows, pooled: Sequence[Tenso
 
 
 def semantic_fpn_rows(neck: "FPNNeck", head: "SemanticFPNHead", maps: Sequence[MapRows]) -> MapRows:
-    """Semantic FPN's logits from maps of strides 4, 8, 16 and 32; the norms of the head are folded."""
+    """Returns Semantic FPN's logits by rows, from maps of strides 4, 8, 16 and 32. The head's norms must be folded."""
     levels: list[MapRows] = [
         lateral_rows(one, cast(nn.Conv2d, layer)) for layer, one in zip(neck.laterals, maps, strict=True)
     ]
@@ -76,9 +77,9 @@ def semantic_fpn_rows(neck: "FPNNeck", head: "SemanticFPNHead", maps: Sequence[M
 
 
 def pooled_means(source: MapRows, sizes: Sequence[int], rows_at_once: int) -> list[Tensor]:
-    """Adaptive average pooling of a map to some sizes, (size, size, C) each, by one pass over its rows.
+    """Computes adaptive average pooling of a map to several sizes, (size, size, C) each, in one pass over its rows.
 
-    The sums are in float64, where the device has it: they lose nothing of a map of any size.
+    The sums are in float64 where the device supports it, so that they stay exact enough for maps of any size.
     """
     totals: list[Tensor] | None = None
     for start, end in spans(source.height, rows_at_once):
@@ -95,7 +96,7 @@ def pooled_means(source: MapRows, sizes: Sequence[int], rows_at_once: int) -> li
 
 
 def averaging(length: int, num_windows: int, like: Tensor) -> Tensor:
-    """The matrix (num_windows, length) that averages over the windows of adaptive pooling."""
+    """Returns the matrix (num_windows, length) that averages over the windows of adaptive pooling."""
     position = torch.arange(length, device=like.device)
     window = torch.arange(num_windows, device=like.device)[:, None]
     start, end = window * length // num_windows, ((window + 1) * length + num_windows - 1) // num_windows

@@ -1,8 +1,9 @@
-"""A detector on an image of any size, with the objects of the whole image, in bounded memory.
+"""Runs a detector on an image of any size in bounded memory. It finds the objects of the whole image.
 
-The backbone goes through in stripes as always; the tokens of its four blocks stay. One more pass makes the maps of the
-neck from them, a few rows at a time, puts them where boxes can read parts of them, and keeps the best anchors of each
-map. What follows are a thousand boxes and a hundred masks, whatever the size of the image.
+The backbone processes the image in stripes, and the tokens after four of its blocks are kept. One more pass computes
+the neck's maps from these tokens, a few rows at a time. It stores the maps where boxes can read parts of them, and
+keeps the best anchors of each map. The rest, by default 1000 boxes and 100 masks, takes the same memory for every size
+of image.
 """
 
 import base64
@@ -38,16 +39,16 @@ from xcit.streaming.stores import bit_sum
 from xcit.streaming.tapped import HeadNeeds, TappedRun, tapped
 
 _MOST_NUMBERS = 2**23
-"""Of the rows of the finest map that are computed at once: more are no faster."""
+"""Largest number of values in the rows of the finest map that are computed at once; more would not be faster."""
 
 _FREED = 1.25
-"""Of the numbers that exist at once while rows are computed: memory that was freed is not all used again."""
+"""Factor on the memory of the values that exist at once, because freed memory is not reused completely."""
 
 _COST = 2
-"""Times as long as the backbone takes the neck, about, for the progress."""
+"""The neck takes about this many times as long as the backbone. The progress uses it."""
 
 _LEAST_ROWS = 8
-"""Of the finest map, which are one of the map of stride 32."""
+"""Number of rows of the finest map (stride 4) that correspond to one row of the map of stride 32."""
 
 
 @torch.inference_mode()
@@ -61,23 +62,23 @@ def detect_rows(
     progress: StreamProgress | None = None,
     after: Callable[[Detections], None] = lambda _: None,
 ) -> tuple[Detections, Report]:
-    """What is in an image of any size at its own size, as `MaskRCNN.detect` finds it in the whole image.
+    """Detects the objects in an image of any size without resizing it, as `MaskRCNN.detect` does for a whole image.
 
-    What the source's mask leaves out is no part of any object's features, and there are no objects whose middle lies
-    there.
+    Pixels that the source's mask leaves out take no part in the features. Objects whose centres are there are dropped.
 
     Args:
-        model: in its place. One that is not fused is, for this call.
-        source: of the rows.
-        min_score: what is scored less is left out.
+        model: the model, on its device and in its dtype. It is fused for this call, unless it is fused already.
+        source: the source of the rows.
+        min_score: objects with lower scores are left out.
         max_objects: see `MaskRCNN.detect`.
-        memory: the most that the pass may add to the loaded model (see `Budget`).
+        memory: the most memory in addition to the loaded model (see `Budget`).
         progress: called after each stripe.
-        after: called with the objects while a run that is killed still goes on from its scratch files.
+        after: called with the objects before the scratch files are removed. Until it returns, a run that is killed can
+            be resumed.
 
     Raises:
-        XCiTError: before the first pass, if a part of the model can't go through by rows, the bound can't be kept, or
-            the scratch disk is too small; then if the image can't be read.
+        XCiTError: before the first pass, if a part of the model can't be computed by rows, the bound can't be kept, or
+            the scratch disk is too small; later, if the image can't be read.
     """
     network = model if isinstance(model.backbone.xcit, FusedXCiT) else model.fuse()
     backbone = network.backbone.xcit
@@ -106,11 +107,11 @@ def detect_rows(
 
 
 class _Passes:
-    """What follows the backbone.
+    """All computations after the backbone.
 
     Attributes:
-        bytes_read: from the levels in scratch files.
-        bytes_written: to them.
+        bytes_read: number of bytes read from levels in scratch files.
+        bytes_written: number of bytes written to levels in scratch files.
     """
 
     def __init__(self, network: MaskRCNN, source: PaddedRows, max_objects: int) -> None:
@@ -127,7 +128,7 @@ class _Passes:
         self._number = next(network.parameters()).dtype.itemsize
 
     def needs(self) -> HeadNeeds:
-        """Of memory: what the smallest stripes take, or the heads of boxes and masks."""
+        """Returns the needs of the head. Its memory is that of the smallest stripes or of the box and mask heads."""
         heads = self._network.roi_heads.numbers_at_once(self._max_objects)
         return HeadNeeds(
             key=f"{model_digest(self._network)} detector {self._max_objects} {self._size}",
@@ -137,7 +138,7 @@ class _Passes:
         )
 
     def detections(self, run: TappedRun, min_score: float) -> Detections:
-        """All that is done with the tokens."""
+        """Computes the objects from the tokens."""
         network, device = self._network, self._network.device
         taps = [run.taps[block] for block in network.backbone.out_indices]
         parameter = next(network.parameters())
@@ -173,7 +174,7 @@ class _Passes:
         return found if keep is None else _inside(found, keep.to(device), network.config.backbone.patch_size)
 
     def _maps(self, taps: Sequence[MapRows]) -> tuple[list[MapRows], list[MapRows]]:
-        """The five maps, and what the proposals are linear in, of each."""
+        """Returns the five maps, and for each the features from which the proposals are computed."""
         levels = neck_rows(self._network.fpn, pyramid_rows(self._network.backbone.pyramid, taps))
         return levels, proposal_rows(self._network.rpn.head, levels)
 
@@ -184,7 +185,7 @@ class _Passes:
         stores: Sequence[MemoryLevel | ScratchLevel],
         keep: Tensor | None,
     ) -> list[Candidates]:
-        """One pass over the tokens: fills the stores, and gives the best anchors of each map."""
+        """Makes one pass over the tokens, which fills the stores; returns the best anchors of each map."""
         levels, hidden = self._maps(taps)
         progress = _Progress.earlier(run, stores, len(levels), self._network.device)
         finest = levels[0].height
@@ -217,13 +218,16 @@ class _Passes:
             progress.done = end
             run.save(progress.packed())
             run.advance(end / finest)
-        if run.folder is None:  # a file stays for a run that goes on
+        if run.folder is None:  # a file is kept, so that the run can be resumed
             for tap in run.taps.values():
                 tap.discard()
         return [_counting(one) for one in progress.candidates]
 
     def _rows_at_once(self, run: TappedRun) -> int:
-        """Rows of the finest map at once: as many as are of use and keep the bound, in whole rows of stride 32."""
+        """Returns how many rows of the finest map to compute at once, as whole rows of the map of stride 32.
+
+        It is the largest useful number that keeps the bound.
+        """
         finest = self._levels[0]
         room = run.memory // self._number - (self._stored if run.folder is None else 0) - self._candidates()
         rows = max(1, _MOST_NUMBERS // (finest.width * finest.channels * _LEAST_ROWS)) * _LEAST_ROWS
@@ -232,7 +236,7 @@ class _Passes:
         return rows
 
     def _held(self, rows: int) -> int:
-        """Numbers that exist at once while the maps are read so many rows of the finest at a time."""
+        """Returns the number of values that exist at once while `rows` rows of the finest map are read."""
         kept = passing = 0
         for one in all_maps(*self._levels, *self._hidden):
             num_rows = min(one.height, -(-rows * one.height // self._levels[0].height) + 2 * BEHIND)
@@ -241,18 +245,18 @@ class _Passes:
         return round(_FREED * (kept + passing))
 
     def _candidates(self) -> int:
-        """Numbers of the candidates, and of the boxes that are made of them."""
+        """Returns the number of values of the candidates and of the boxes computed from them."""
         return 32 * len(self._levels) * num_proposals(self._max_objects)
 
 
 class _Progress:
-    """How far the pass over the neck has come.
+    """The progress of the pass over the neck.
 
     Attributes:
-        rows: of the finest map at once; 0 before the first.
-        done: rows of it.
-        sums: of the bit patterns in each store.
-        candidates: of each map.
+        rows: number of rows of the finest map that are computed at once; 0 before the pass.
+        done: number of rows of the finest map that are done.
+        sums: sum of the bit patterns in each store.
+        candidates: the best anchors of each map so far.
     """
 
     def __init__(self, rows: int, done: int, sums: list[int], candidates: list[Candidates]) -> None:
@@ -262,7 +266,7 @@ class _Progress:
     def earlier(
         cls, run: TappedRun, stores: Sequence[MemoryLevel | ScratchLevel], num_levels: int, device: torch.device
     ) -> "_Progress":
-        """What an earlier run has left, if its stores are as it left them; else of nothing."""
+        """Returns the progress of an earlier run if its stores are unchanged; otherwise an empty one."""
         empty = Candidates(
             torch.zeros(0, device=device),
             torch.zeros(0, dtype=torch.int64, device=device),
@@ -284,20 +288,20 @@ class _Progress:
         return one if len(one.candidates) == num_levels else nothing
 
     def packed(self) -> Mapping[str, Any]:
-        """As JSON has it."""
+        """Returns the progress in a form that JSON can store."""
         candidates = [_packed(one) for one in self.candidates]
         return {"neck": {"rows": self.rows, "done": self.done, "sums": self.sums, "candidates": candidates}}
 
 
 def _share(row: int, finest: int, height: int) -> int:
-    """The row of a map of this height that belongs to a row of the finest one."""
+    """Returns the row of a map of this height that corresponds to a row of the finest map."""
     return -(-row * height // finest)
 
 
 def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: int) -> Candidates:
-    """The best of those that are kept and of the anchors of the next rows, of which `first` is the first one's index.
+    """Returns the best of the kept anchors and of those of the next rows, the first of which has the index `first`.
 
-    Of equal ones the upper ones stay, as a stable sort of them all has it.
+    Of anchors with equal scores, the earlier ones stay, as in a stable sort of all anchors.
     """
     places = torch.arange(first, first + len(scores), device=scores.device)
     if len(kept.scores) == most:
@@ -308,13 +312,13 @@ def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: i
 
 
 def _counting(candidates: Candidates) -> Candidates:
-    """Without those that a mask leaves out."""
+    """Removes the candidates that a mask leaves out."""
     count = int((candidates.scores >= 0).sum())
     return Candidates(*(part[:count] for part in candidates))
 
 
 def _nearest(keep: Tensor, start: int, end: int, level: MapRows) -> Tensor:
-    """Which pixels of rows start..end of a map count, bool (end - start, W), by the tokens that do."""
+    """Returns which pixels in rows start..end of a map count, bool (end - start, W), given which tokens count."""
     rows, columns = (
         (torch.arange(first, last, device=keep.device) * tokens // length).clamp(max=tokens - 1)
         for first, last, tokens, length in (
@@ -326,7 +330,7 @@ def _nearest(keep: Tensor, start: int, end: int, level: MapRows) -> Tensor:
 
 
 def _inside(found: Detections, keep: Tensor, patch_size: int) -> Detections:
-    """The objects whose middle lies in tokens that count."""
+    """Returns the objects whose centres are in tokens that count."""
     x = ((found.boxes[:, 0] + found.boxes[:, 2]) / (2 * patch_size)).long().clamp(0, keep.shape[1] - 1)
     y = ((found.boxes[:, 1] + found.boxes[:, 3]) / (2 * patch_size)).long().clamp(0, keep.shape[0] - 1)
     inside = keep[y, x]

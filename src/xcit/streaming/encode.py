@@ -194,7 +194,7 @@ class _Run:
     def _key(self) -> str:
         """Returns what a run must have in common with an earlier run to resume it."""
         identity = rows_info(self._source).identity
-        if identity is None:  # nothing tells whether it is the same image
+        if identity is None:  # a later run could not recognise the image
             identity = f"process of its own {id(self)} {time.time_ns()}"
         wanted, maps = self._wanted, sorted(self._wanted.maps)
         what = (sorted(wanted.class_tokens), sorted(wanted.means), maps, wanted.attention, str(self._spec))

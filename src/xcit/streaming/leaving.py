@@ -12,12 +12,12 @@ class Leaving:
     """Called with the rows (k, W, D) that leave a block, in order.
 
     Args:
-        write: takes them to the tokens; none where no block follows.
-        norm: comes before maps and means; none where there is no final norm, or blocks follow.
-        map_: takes them after the norm.
-        mean: whether their mean after the norm is wanted.
-        kept: the tokens that count; the others are no part of the mean.
-        left_out: what the others are in the map.
+        write: writes the rows to the tokens; None if no block follows.
+        norm: applied before maps and means; None if the model has no final norm, or if blocks follow.
+        map_: the destination of the rows after the norm, or None.
+        mean: whether the mean of the rows after the norm is wanted.
+        kept: the tokens that count; the others are left out of the mean.
+        left_out: value of the other tokens in the map.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Leaving:
         return self._write is not None or self._map is not None or self._wants_mean
 
     def __call__(self, start: int, rows: Tensor) -> None:
-        """Takes rows from `start` on."""
+        """Takes rows, the first of which is row `start`."""
         if self._write is not None:
             self._write(start, rows)
         if self._map is None and not self._wants_mean:

@@ -1,4 +1,4 @@
-"""Where the maps of a detector's neck lie, of which boxes read parts: in memory, or each in a scratch file."""
+"""Stores for the maps of a detector's neck, from which boxes read parts: in memory, or each map in a scratch file."""
 
 import os
 
@@ -14,11 +14,11 @@ class MemoryLevel(MemoryTap):
     """A map (height, width, C) in memory."""
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """A view (see `models.detection.regions.Level`)."""
+        """Returns a view (see `models.detection.regions.Level`)."""
         return self.read(top, bottom)[:, left:right]
 
     def close(self) -> None:
-        """Lets go of the memory."""
+        """Releases the memory."""
         self.discard()
 
 
@@ -26,7 +26,7 @@ class ScratchLevel(ScratchTap):
     """A map (height, width, C) in a file."""
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """A new tensor; of each row only the columns are read (see `models.detection.regions.Level`).
+        """Returns a new tensor. Only these columns are read from the file (see `models.detection.regions.Level`).
 
         Raises:
             XCiTError: if the file is too short.
@@ -43,7 +43,7 @@ class ScratchLevel(ScratchTap):
         return found.to(self._device, self._dtype)
 
     def sum_of(self, num_rows: int) -> int:
-        """The sum of the bit patterns of the first rows.
+        """Returns the sum of the bit patterns of the first `num_rows` rows.
 
         Raises:
             XCiTError: if the file is too short.

@@ -14,10 +14,10 @@ _PIXELS_AT_ONCE = 2**22
 
 
 def kept_tokens(source: ImageRows, patch_size: int) -> Tensor | None:
-    """Returns which tokens of an image count: those of which at least half of the pixels count.
+    """Returns which tokens of an image count: those with at least half of their pixels in the mask.
 
-    The pixels of token (i, j) are those from (i, j) * patch_size on, as many as the image has. All rows of the mask are
-    read once. Tokens of a margin (`PaddedRows`) count.
+    The pixels of token (i, j) are the `patch_size` x `patch_size` pixels from (i, j) * patch_size on that are in the
+    image. All rows of the mask are read once. Tokens in the margin of a `PaddedRows` count.
 
     Returns:
         bool (H, W); None if all tokens count.

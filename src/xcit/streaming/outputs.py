@@ -135,7 +135,7 @@ class ZarrMap:
     """
 
     def __init__(self, path: Path) -> None:
-        need_packages(f"{path}: Zarr", "zarr")  # said before an hour's work, not after it
+        need_packages(f"{path}: Zarr", "zarr")  # checked before an hour of work, not after it
         if path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
             raise XCiTError(f"{path}: is there, and is no Zarr array: choose another name")
         self.path = path
@@ -210,9 +210,9 @@ class Wanted:
     Attributes:
         class_tokens: blocks whose class token is wanted.
         means: blocks whose mean of the patch tokens is wanted.
-        maps: where the patch tokens after a block go.
-        attention: the class attention block whose attention over the patches is wanted; a map (M, H, W) in memory.
-        left_out: what maps have where a mask leaves tokens out.
+        maps: destinations of the patch tokens, by block.
+        attention: the class attention block whose attention over the patches is wanted, as a map (M, H, W) in memory.
+        left_out: value in maps of the tokens that a mask leaves out.
     """
 
     class_tokens: frozenset[int] = frozenset()
@@ -253,8 +253,8 @@ class Taken:
     Attributes:
         class_tokens: (D,) by block.
         means: (D,) by block.
-        attention: (M, H, W), the shares of each head's attention over the patches; the rest up to 1 is the class
-            token's.
+        attention: (M, H, W), each head's attention over the patches. It sums to 1 with the attention on the class
+            token, `class_shares`.
         class_shares: (M,), the share of each head's attention on the class token.
     """
 

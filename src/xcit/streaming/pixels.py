@@ -30,7 +30,7 @@ def check_channels(source: ImageRows, spec: Preprocessing) -> None:
 
 
 def image_shape(source: ImageRows) -> ImageShape:
-    """What a plan has to know of an image; reads its first row."""
+    """Returns what a plan needs to know about an image. Reads its first row."""
     info = rows_info(source)
     pixel_bytes = source.read(0, 1).dtype.itemsize * source.channels + (mask_reader(source) is not None)
     return ImageShape(
@@ -91,7 +91,7 @@ def normalized_stripes(
 
 
 def _read(source: ImageRows, start: int, end: int) -> tuple[Pixels, Mask | None]:
-    """Returns rows, and which of their pixels count."""
+    """Returns rows and the mask of the pixels that count, or None if all count."""
     read_mask = mask_reader(source)
     return source.read(start, end), None if read_mask is None else read_mask(start, end)
 

@@ -180,7 +180,10 @@ class Costs:
 
 
 def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, Plan]:
-    """Returns the side of the largest square image, in whole patches, that keeps the bound with its tokens there."""
+    """Returns the side in pixels of the largest square image that keeps the bound with its tokens in `place`.
+
+    The side is a multiple of the patch size.
+    """
 
     def plan_of(side: int) -> Plan | None:
         costs = Costs(model, ImageShape(height=side, width=side), next(model.parameters()).dtype)

@@ -120,7 +120,7 @@ class RunFolder:
 
 
 def write_state(path: Path, found: Mapping[str, Any]) -> None:
-    """Writes what a run has finished as JSON, whole or not at all.
+    """Writes the state of a run as JSON, completely or not at all.
 
     Raises:
         XCiTError: if it can't be written.

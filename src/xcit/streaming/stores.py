@@ -172,11 +172,11 @@ class ScratchTokens:
 
 
 def as_bytes(rows: Tensor) -> memoryview:
-    """The memory of contiguous rows on the CPU."""
+    """Returns the memory of contiguous rows on the CPU."""
     return rows.flatten().view(torch.uint8).numpy().data
 
 
 def bit_sum(rows: Tensor) -> int:
-    """The sum of the bit patterns of numbers, read as integers."""
+    """Returns the sum of the bit patterns of all values, read as integers."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.dtype.itemsize]
     return int(rows.view(integers).sum(dtype=torch.int64))

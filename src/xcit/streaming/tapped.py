@@ -1,11 +1,11 @@
-"""A dense head over an image of any size: its backbone's tokens in taps, and what of the run can be gone on with.
+"""Runs a dense head on an image of any size: collects the backbone's tokens in taps, and lets a run be resumed.
 
     needs = HeadNeeds(key="...", memory=10**8, scratch=0)
     with tapped(xcit, blocks, source, needs, memory="4GB") as run:
         levels = pyramid_rows(pyramid, [run.taps[block] for block in blocks])  # read these by rows
 
-What a head has finished it notes by `TappedRun.save`, with its own files in `TappedRun.folder`; a run that was killed
-finds both again. A run whose taps lie in memory has no folder, and is begun anew.
+A head saves its progress with `TappedRun.save`, and may write its own files to `TappedRun.folder`. If a run was killed,
+the next run finds both. A run with its taps in memory has no folder and starts from the beginning.
 """
 
 import json
@@ -33,16 +33,16 @@ from xcit.streaming.taps import MemoryTap, ScratchTap, Tap
 
 @dataclass(frozen=True, kw_only=True)
 class HeadNeeds:
-    """What a head needs beside its backbone's tokens.
+    """The resources that a head needs in addition to its backbone's tokens.
 
     Attributes:
-        key: what a run has to have in common with an earlier one to go on with it: a digest of the model, what is
-            wanted of it.
-        memory: the fewest bytes that its passes take.
+        key: what a run must have in common with an earlier run to resume it: a digest of the model, and the requested
+            outputs.
+        memory: the smallest number of bytes with which its passes can run.
         scratch: bytes of the files that it keeps in the run's folder.
-        maps: bytes of what it makes and keeps in memory where the taps lie there, else in the run's folder.
-        passes: how often it goes over the image.
-        cost: as many passes of the backbone take as long, for the progress; none is `passes`.
+        maps: bytes of maps that it keeps in memory if the taps are in memory, otherwise in the run's folder.
+        passes: number of passes over the image.
+        cost: duration of all its passes, as a number of the backbone's passes, for the progress; None means `passes`.
     """
 
     key: str
@@ -54,14 +54,14 @@ class HeadNeeds:
 
 
 class TappedRun:
-    """The taps of a run, and how far its head has come.
+    """The taps of a run, and the progress of its head.
 
     Attributes:
-        taps: by block.
+        taps: the taps, by block.
         grid: H and W of the tokens.
-        folder: for the head's own files; none if the run can't be gone on with.
-        memory: bytes that the head may use.
-        earlier: what an earlier run's head had saved; empty if nothing.
+        folder: folder for the head's own files; None if the run can't be resumed.
+        memory: number of bytes that the head may use.
+        earlier: what the head of an earlier run has saved; empty if there is none.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TappedRun:
         self._report: Report | None = None
 
     def save(self, head: Mapping[str, Any]) -> None:
-        """Notes what the head has finished, as JSON, whole or not at all; nothing in a run without a folder.
+        """Saves the progress of the head as JSON, completely or not at all. Does nothing in a run without a folder.
 
         Raises:
             XCiTError: if it can't be written.
@@ -95,11 +95,11 @@ class TappedRun:
             write_state(self.folder / "state.json", found)
 
     def advance(self, done: float) -> None:
-        """Tells the progress how much of the head's passes is done, such as 1.5 of 2."""
+        """Reports how many of the head's passes are done, such as 1.5 of 2."""
         self._tell(round((self._encoder_passes + done * self._cost / self._head_passes) * self.grid[0]), 0)
 
     def report(self) -> Report:
-        """How the run went up to now, head included."""
+        """Returns the report of the run so far, including the head."""
         assert self._report is not None
         peak, before = peak_resident_memory(), self._memory_before
         scratch = [tap for tap in self.taps.values() if isinstance(tap, ScratchTap)]
@@ -113,7 +113,7 @@ class TappedRun:
         )
 
     def _tell(self, done: int, total: int) -> None:
-        """As `encode` tells of its rows; the head's are added to the total."""
+        """Reports `encode`'s rows, with a total that includes the head's rows."""
         if self._progress is not None:
             self._progress(done, (self._encoder_passes + self._cost) * self.grid[0])
 
@@ -129,22 +129,22 @@ def tapped(
     memory: Memory = None,
     progress: StreamProgress | None = None,
 ) -> Iterator[TappedRun]:
-    """Takes the tokens after some blocks of an image of any size, and has them to be read by rows.
+    """Collects the tokens of an image of any size after some blocks, in taps that can be read by rows.
 
-    Tokens that a mask leaves out are 0 in the taps, as what lies beyond the edge of the image is to a head.
+    Tokens that a mask leaves out are 0 in the taps, like the zero padding of a head's convolutions.
 
     Args:
-        model: the backbone, in its place and precision.
-        blocks: whose tokens are wanted.
-        source: of the rows.
-        needs: of the head.
-        preprocessing: whose mean and standard deviation are taken.
-        memory: the most that the run may add to the loaded model (see `Budget`).
+        model: the backbone, on its device and in its dtype.
+        blocks: the blocks whose tokens are collected.
+        source: the source of the rows.
+        needs: the needs of the head.
+        preprocessing: the preprocessing, of which mean and standard deviation are used.
+        memory: the most memory in addition to the loaded model (see `Budget`).
         progress: called after each stripe.
 
     Raises:
-        XCiTError: before the first pass, if the bound can't be kept or the scratch disk is too small; then if the image
-            does not fit the model or can't be read.
+        XCiTError: before the first pass, if the bound can't be kept or the scratch disk is too small; later, if the
+            image does not fit the model or can't be read.
     """
     budget = as_budget(memory)
     parameter = next(model.parameters())
@@ -188,7 +188,7 @@ def tapped(
 
 
 def _plan(model: FusedXCiT, source: ImageRows, num_taps: int, needs: HeadNeeds, budget: Budget) -> tuple[Plan, bool]:
-    """How the backbone goes through, and whether the taps lie in memory."""
+    """Returns the plan of the backbone, and whether the taps are in memory."""
     shape, bound = image_shape(source), budget.bound()
     stored = budget.token_dtype or next(model.parameters()).dtype
     tap_bytes = num_taps * Costs(model, shape, stored).token_bytes
@@ -208,7 +208,7 @@ def _plan(model: FusedXCiT, source: ImageRows, num_taps: int, needs: HeadNeeds, 
 
 @contextmanager
 def _folder(scratch: Path, key: str, num_bytes: int, source: ImageRows) -> Iterator[RunFolder]:
-    """The run's folder; it stays if the run fails and can be gone on with."""
+    """Opens the run's folder. It stays if the run fails and can be resumed; otherwise it is removed."""
     folder = RunFolder(scratch, key, num_bytes)
     keep = False
     try:
@@ -221,13 +221,13 @@ def _folder(scratch: Path, key: str, num_bytes: int, source: ImageRows) -> Itera
 
 
 def _identity(source: ImageRows) -> str:
-    """What tells the image from others."""
+    """Returns a text that distinguishes the image from all others."""
     identity = rows_info(source).identity
     return identity if identity is not None else f"of a process of its own {id(source)} {time.time_ns()}"
 
 
 def _is_encoded(run: TappedRun, files: Mapping[int, ScratchTap]) -> bool:
-    """Whether an earlier run has finished the taps, and they are as it left them."""
+    """Whether an earlier run has finished the taps, and they are unchanged."""
     assert run.folder is not None
     state = run.folder / "state.json"
     try:
@@ -246,7 +246,7 @@ def _is_encoded(run: TappedRun, files: Mapping[int, ScratchTap]) -> bool:
 
 
 def _finished(source: ImageRows, plan: Plan, passes: int) -> Report:
-    """Of a backbone that had gone through before."""
+    """Returns the report of a backbone whose passes were all finished by an earlier run."""
     return Report(
         height=source.height,
         width=source.width,

@@ -1,7 +1,7 @@
-"""Where the tokens of a few blocks lie that a dense head is made of: in memory, or each block's in a scratch file.
+"""Stores for the tokens of the blocks that a dense head reads: in memory, or each block's tokens in a scratch file.
 
-A tap takes the rows that leave its block (`outputs.TokenMap`), and then is a map that is read by rows, in any order
-(`models.map_rows.MapRows`).
+A tap first takes the rows that leave its block (`outputs.TokenMap`). Then it is a map that can be read by rows, in any
+order (`models.map_rows.MapRows`).
 """
 
 import os
@@ -16,18 +16,18 @@ from xcit.streaming.outputs import TokenMap
 from xcit.streaming.stores import as_bytes, bit_sum
 
 _ROWS_SUMMED = 64
-"""Rows that are read at once to compare them with a checksum."""
+"""Number of rows that are read at once to compute a checksum."""
 
 
 class Tap(TokenMap, Protocol):
-    """Tokens (height, width, channels) of a block: written by a pass, then read by rows."""
+    """Tokens (height, width, channels) after a block. A pass writes them; then they are read by rows."""
 
     height: int
     width: int
     channels: int
 
     def read(self, start: int, end: int) -> Tensor:
-        """Rows start..end, (end - start, width, channels), where and in the precision in which the model computes."""
+        """Returns rows start..end, (end - start, width, channels), on the model's device and in its dtype."""
 
 
 class MemoryTap:
@@ -41,7 +41,7 @@ class MemoryTap:
         self._tensor: Tensor | None = None
 
     def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
-        """Takes the memory."""
+        """Allocates the memory."""
         self._tensor = torch.empty(*grid, dim, dtype=self._stored)
 
     def write(self, start: int, rows: Tensor) -> None:
@@ -63,15 +63,15 @@ class MemoryTap:
         return False
 
     def discard(self) -> None:
-        """Lets go of the memory."""
+        """Releases the memory."""
         self._tensor = None
 
 
 class ScratchTap:
-    """Tokens in a file, by explicit reads and writes: a mapped file would count as resident.
+    """Tokens in a file. Memory-mapping is not used, because it would count as resident memory.
 
     Raises:
-        XCiTError: if the file can't be made.
+        XCiTError: if the file can't be created.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ScratchTap:
         self.bytes_read = self.bytes_written = 0
 
     def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
-        """Empties the file, unless the run goes on."""
+        """Empties the file, unless a run is resumed."""
         if not goes_on:
             self.discard()
 
@@ -114,7 +114,7 @@ class ScratchTap:
             raise XCiTError(f"{self._path}: can't be written: {error.strerror}") from None
 
     def read(self, start: int, end: int) -> Tensor:
-        """New rows each time.
+        """Returns new rows each time.
 
         Raises:
             XCiTError: if the file is too short.
@@ -122,11 +122,11 @@ class ScratchTap:
         return self._read(start, end).to(self._device, self._dtype)
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Nothing that stays."""
+        """Returns 0."""
         return 0
 
     def can_go_on(self) -> bool:
-        """If the file has all rows."""
+        """Whether the file has all rows."""
         return self._path.stat().st_size == self.height * self._row_bytes
 
     def discard(self) -> None:
@@ -134,7 +134,7 @@ class ScratchTap:
         self._file.truncate(0)
 
     def checksum(self) -> int:
-        """The sum of the bit patterns of all tokens, once they are on the disk.
+        """Flushes the file to the disk and returns the sum of the bit patterns of all tokens.
 
         Raises:
             XCiTError: if the file is too short.

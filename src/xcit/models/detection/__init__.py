@@ -1,1 +1,1 @@
-"""Mask R-CNN on an XCiT. All but `config` import torchvision, so nothing is imported here."""
+"""Mask R-CNN on an XCiT. All modules but `config` import torchvision, so nothing is imported here."""

@@ -1,4 +1,4 @@
-"""Anchors: the boxes from which the region proposal network steps, three at each pixel of each feature map."""
+"""Anchors: the boxes to which the region proposal network adds its steps, three at each pixel of each feature map."""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 ANCHOR_STRIDES = (4, 8, 16, 32, 64)
-"""Pixels of the image a pixel of each feature map; fixed, whatever the maps' rounded sizes are."""
+"""Stride of each feature map in pixels of the image. They are fixed, even where the maps' sizes are rounded."""
 
 RATIOS = (0.5, 1.0, 2.0)
-"""Height by width."""
+"""Ratios of an anchor's height to its width."""
 
 
 def base_anchors(stride: int, scale: float, device: torch.device | None = None) -> Tensor:
-    """The anchors (3, 4) around (0, 0) of a map: `stride` * `scale` pixels a side, one for each ratio, not rounded."""
+    """Returns the anchors (3, 4) of a map around (0, 0), one per ratio, not rounded.
+
+    Each has the area of a square with sides of `stride` * `scale` pixels.
+    """
     rows = []
     for ratio in RATIOS:
         half_width, half_height = (0.5 * stride * scale * factor for factor in (1 / math.sqrt(ratio), math.sqrt(ratio)))
@@ -23,26 +26,26 @@ def base_anchors(stride: int, scale: float, device: torch.device | None = None) 
 
 
 def anchors_at(index: Tensor, map_width: int, stride: int, scale: float) -> Tensor:
-    """The anchors of some places of one feature map.
+    """Returns the anchors with the given indices in one feature map.
 
     Args:
         index: (n,), (y * map_width + x) * 3 + the ratio's index.
-        map_width: of the feature map.
-        stride: of the feature map.
-        scale: side of a square anchor by the stride.
+        map_width: width of the feature map.
+        stride: stride of the feature map.
+        scale: side of a square anchor divided by the stride.
 
     Returns:
-        (n, 4) in pixels of the image. The centre of an anchor at (y, x) is (y, x) * stride, the upper left corner of
-        what the map's pixel sees.
+        (n, 4) in pixels of the image. The centre of an anchor at the map's pixel (y, x) is (y, x) * stride, which is
+        the upper left corner of that pixel's area in the image.
     """
     place, ratio = index // len(RATIOS), index % len(RATIOS)
     row = place // map_width
-    y, x = row * stride, (place - row * map_width) * stride  # ONNX's exporter has no remainder by a size
+    y, x = row * stride, (place - row * map_width) * stride  # ONNX's exporter does not support `%` with a size
     return base_anchors(stride, scale, index.device)[ratio] + torch.stack([x, y, x, y], dim=-1)
 
 
 def all_anchors(map_sizes: Sequence[tuple[int, int]], scale: float, device: torch.device) -> Tensor:
-    """The anchors (n, 4) of all feature maps of these heights and widths, one map after another."""
+    """Returns the anchors (n, 4) of all feature maps with these heights and widths, one map after another."""
     return torch.cat(
         [
             anchors_at(torch.arange(height * width * len(RATIOS), device=device), width, stride, scale)
@@ -52,9 +55,9 @@ def all_anchors(map_sizes: Sequence[tuple[int, int]], scale: float, device: torc
 
 
 def within(map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
-    """Which of `all_anchors` (n,) lie at a pixel that an image padded to this height and width reaches.
+    """Returns which of `all_anchors` lie within an image of this padded height and width, bool (n,).
 
-    In a batch a smaller image has padding beyond its own; anchors there are not trained.
+    In a batch, a smaller image is padded further, to the size of the largest one. Anchors there are not trained.
     """
     parts = []
     for (height, width), stride in zip(map_sizes, ANCHOR_STRIDES, strict=True):

@@ -1,4 +1,4 @@
-"""Boxes (x1, y1, x2, y2) in pixels, and the steps from one box to another (dx, dy, dw, dh), as mmdetection has them."""
+"""Boxes (x1, y1, x2, y2) in pixels, and steps (dx, dy, dw, dh), the box regression deltas, as in mmdetection."""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 MAX_RATIO = abs(math.log(16 / 1000))
-"""The largest change, either way, of the logarithm of a side in one step."""
+"""The largest change of the logarithm of a side in one step, in both directions."""
 
 _ONE_NMS = 1_000
-"""From so many boxes on each class is searched on its own: the time grows with the square of the number."""
+"""With this many boxes or more, NMS runs on each class separately, because its time grows quadratically."""
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor:
-    """The steps (n, 4) from boxes to targets, both (n, 4), divided by `std`."""
+    """Computes the steps (n, 4) from boxes to targets, both (n, 4), divided by `std`."""
     x, y, width, height = _centres(boxes)
     target_x, target_y, target_width, target_height = _centres(targets)
     steps = [
@@ -27,18 +27,18 @@ def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor
 
 
 def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple[int, int] | Tensor) -> Tensor:
-    """The boxes at the end of steps, cut off at the image's edge.
+    """Applies steps to boxes and clips the results to the image.
 
-    The logarithms of a side's change are clamped at both ends, where torchvision does so at the upper one alone.
+    dw and dh are clamped at both ends, whereas torchvision clamps them only at the upper end.
 
     Args:
-        boxes: (n, 4), where the steps begin.
-        steps: (n, ..., 4), which were divided by `std`.
-        std: of dx, dy, dw and dh.
-        size: height and width of the image, without padding; or a tensor (2,) of them.
+        boxes: (n, 4), to which the steps are applied.
+        steps: (n, ..., 4), divided by `std`.
+        std: standard deviations of dx, dy, dw and dh.
+        size: height and width of the image without padding, as a tuple or a tensor (2,).
 
     Returns:
-        (n, ..., 4).
+        The new boxes, (n, ..., 4).
     """
     dx, dy, dw, dh = (steps * steps.new_tensor(std)).unbind(-1)
     x, y, width, height = (part.view(-1, *[1] * (dx.ndim - 1)) for part in _centres(boxes))
@@ -50,25 +50,25 @@ def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
-    """Boxes (..., 4) cut off at the edge of an image of this height and width."""
+    """Clips boxes (..., 4) to an image of this height and width."""
     sides = size.to(boxes) if isinstance(size, Tensor) else boxes.new_tensor(size)
     return torch.minimum(boxes.clamp(min=0), sides.flip(0).repeat(2))
 
 
 def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
-    """Suppresses each box that overlaps a better one of its class by more than `iou`.
+    """Removes each box that overlaps a better one of its class by more than `iou` (non-maximum suppression).
 
-    Classes are kept apart by moving each one's boxes away from all others'. That rounds the coordinates a little, and
-    to find the published boxes it has to be done as it was.
+    The boxes of each class are shifted so that boxes of different classes do not overlap. The shift rounds the
+    coordinates a little; it is the one of mmdetection, so that the results are the published ones.
 
     Args:
         boxes: (n, 4).
         scores: (n,).
         classes: (n,), integers from 0.
-        iou: from 0 to 1.
+        iou: the threshold, from 0 to 1.
 
     Returns:
-        Indices of what is left, best first.
+        Indices of the boxes that are kept, best first.
     """
     from torchvision.ops import nms
 
@@ -87,6 +87,6 @@ def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> 
 
 
 def _centres(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centre x, y, width and height, each (n,)."""
+    """Returns centre x, centre y, width and height, each (n,)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return (x1 + x2) * 0.5, (y1 + y2) * 0.5, x2 - x1, y2 - y1

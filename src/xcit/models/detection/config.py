@@ -1,4 +1,4 @@
-"""Shape of a detector, and what else a person needs to use it; without torchvision, which costs seconds to import."""
+"""The shape of a detector and the information for its use. Does not import torchvision, which would take seconds."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from xcit.models.hosts import ReadableConfig, keeps_notes
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorInfo:
-    """Name, and class names in the order of the labels from 1 on, with the ids that their data set gives them."""
+    """A detector's name, its class names in the order of the labels from 1, and their category ids in the data set."""
 
     name: str
     class_names: tuple[str, ...] = ()
@@ -20,19 +20,20 @@ class DetectorInfo:
 @keeps_notes
 @dataclass(frozen=True, kw_only=True)
 class MaskRCNNConfig(ReadableConfig):
-    """Shape of a Mask R-CNN; the defaults are the published ones.
+    """Shape of a Mask R-CNN. The defaults are the published ones.
 
     Attributes:
-        backbone: an XCiT without class token; its stochastic depth is that of training.
+        backbone: an XCiT without class token; its stochastic depth is used in training.
         out_indices: the four blocks whose tokens become the feature maps; empty takes `default_out_indices`.
-        num_classes: without the background; 0 where the data decide.
-        channels: of the feature pyramid and of the convolutions for masks.
-        box_features: of the two linear layers for boxes.
-        anchor_scale: side of the smallest square anchor, in pixels of its feature map.
-        short_side: an image is scaled as large as fits into `short_side` and `long_side` pixels.
-        long_side: likewise.
-        mean: of the channels, of pixels in 0..1.
-        std: likewise.
+        num_classes: number of classes without the background; 0 means that the data set decides.
+        channels: channels of the feature pyramid and of the convolutions for masks.
+        box_features: width of the two linear layers for boxes.
+        anchor_scale: side of a square anchor, in pixels of its feature map.
+        short_side: an image is scaled to the largest size whose short side is at most this many pixels and whose long
+            side is at most `long_side` pixels.
+        long_side: see `short_side`.
+        mean: mean of each channel, for pixels in 0..1.
+        std: standard deviation of each channel, for pixels in 0..1.
     """
 
     backbone: XCiTConfig
@@ -61,7 +62,7 @@ class MaskRCNNConfig(ReadableConfig):
     def prepared(
         self, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, size: int | None = None
     ) -> "MaskRCNNConfig":
-        """With another mean, standard deviation or short side of the images.
+        """Returns a config with another mean, standard deviation or short side of the images.
 
         Raises:
             XCiTError: as `SegmentationPreprocessing.changed` does.

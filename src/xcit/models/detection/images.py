@@ -1,4 +1,4 @@
-"""Images as the published detectors saw them: resized on 8-bit pixels, normalised, padded to a multiple of 32."""
+"""Preprocessing as in the published detectors: resizing of 8-bit pixels, normalisation, padding to multiples of 32."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from xcit.errors import XCiTError
 from xcit.images.resize_8bit import bilinear_taps
 
 PAD_TO = 32
-"""Sides of what the network sees are multiples of it."""
+"""The sides of the network's input are multiples of this number of pixels."""
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image (C, h, w) uint8 at another height and width, bit for bit as OpenCV resizes it, on its device.
+    """Resizes an image (C, h, w) uint8 on its device. The result is bit for bit that of OpenCV.
 
-    The arithmetic is that of `resize_bilinear_8bit`, which explains it.
+    The arithmetic is explained in `resize_bilinear_8bit`.
 
     Raises:
-        XCiTError: if nothing would be left of the image.
+        XCiTError: if the new size has no pixels.
     """
     height, width = image.shape[-2:]
     if min(size) < 1:
@@ -39,7 +39,7 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _taps(old: int, new: int, device: torch.device, *, resets_weights: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """`bilinear_taps` as tensors: two neighbours and two weights of each new pixel."""
+    """Returns `bilinear_taps` as tensors: the two neighbours and the two weights of each new pixel."""
     places, weights = bilinear_taps(old, new, resets_weights=resets_weights)
     return [torch.from_numpy(place).to(device) for place in places], [
         torch.from_numpy(weight).to(device) for weight in weights
@@ -47,16 +47,16 @@ def _taps(old: int, new: int, device: torch.device, *, resets_weights: bool) -> 
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The next height and width that are multiples of 32."""
+    """Returns height and width, rounded up to multiples of 32."""
     height, width = (math.ceil(length / PAD_TO) * PAD_TO for length in size)
     return height, width
 
 
 def to_8_bits(image: Tensor, num_channels: int) -> Tensor:
-    """An image (C, h, w) of floating-point numbers in 0..1, or uint8 already, as uint8.
+    """Converts an image (C, h, w), floating-point in 0..1 or uint8, to uint8.
 
     Raises:
-        XCiTError: if it is no tensor, or has another shape, type or number of channels, or no pixels.
+        XCiTError: if it is not a tensor, if its shape, dtype or number of channels is wrong, or if it has no pixels.
     """
     if not isinstance(image, Tensor):
         raise XCiTError(
@@ -77,7 +77,7 @@ def to_8_bits(image: Tensor, num_channels: int) -> Tensor:
 
 
 def pad_and_stack(images: Sequence[Tensor]) -> Tensor:
-    """Images (C, h_i, w_i) as one batch (B, C, H, W), zeros to the right and below."""
+    """Stacks images (C, h_i, w_i) to one batch (B, C, H, W), with zero padding on the right and at the bottom."""
     sizes = [padded_size((image.shape[-2], image.shape[-1])) for image in images]
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     padded = [F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]

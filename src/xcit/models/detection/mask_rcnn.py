@@ -1,8 +1,8 @@
-"""Mask R-CNN (arXiv 1703.06870) on an XCiT: boxes, classes and masks, the numbers of the published checkpoints.
+"""Mask R-CNN (arXiv 1703.06870) on an XCiT, with the results of the published checkpoints.
 
-torchvision has the layers; where its rules differ from those by which the published models were trained and measured
-(mmdetection 2.11), these hold: how an image is resized, anchors, the clamp of steps, RoIAlign, in whose pixels boxes
-are suppressed, how masks are pasted, and in training the losses, who is matched to what, and the targets of masks.
+The layers are torchvision's. The published models were trained and measured with mmdetection 2.11. Where its rules
+differ from torchvision's, this module follows mmdetection: in resizing, anchors, the clamp of steps, RoIAlign, NMS in
+pixels of the original image, and pasting of masks; and in training also in losses, matching and mask targets.
 """
 
 import copy
@@ -30,28 +30,28 @@ from xcit.models.pyramid import STRIDES, OnPyramid, XCiTPyramid
 
 
 class MaskRCNN(OnPyramid):
-    """Images to boxes, labels, scores and masks, called as torchvision's detectors are.
+    """Detects boxes, labels, scores and masks in images, with the interface of torchvision's detectors.
 
-    In evaluation mode `model(images)` takes images (C, h, w) of any sizes, uint8 or floating-point in 0..1, and gives a
-    dict for each: "boxes" (n, 4), (x1, y1, x2, y2) in its pixels; "labels" (n,) from 1; "scores" (n,), best first;
-    "masks" (n, 1, h, w), probabilities, the object being where they are 0.5 or more. `detect` gives the same with the
-    masks still small. Each image is computed on its own: an XCiT sees the padding too, and what is found in one image
-    must not depend on another.
+    In evaluation mode, `model(images)` takes images (C, h, w) of any sizes, uint8 or floating-point in 0..1, and
+    returns a dict for each: "boxes" (n, 4), (x1, y1, x2, y2) in its pixels; "labels" (n,) from 1; "scores" (n,), best
+    first; "masks" (n, 1, h, w), probabilities. A pixel belongs to the object if its probability is 0.5 or more.
+    `detect` returns the same objects, but with small masks. Each image is computed separately, because an XCiT also
+    attends to padding, and the objects found in one image must not depend on another image.
 
-    In training mode `model(images, targets)` takes a dict for each image, of "boxes", "labels" and "masks" (m, h, w),
-    and gives the losses, of which the sum is to be minimised. Images are then taken in the size they have: to resize
-    them is part of the augmentation.
+    In training mode, `model(images, targets)` takes a dict for each image with "boxes", "labels" and "masks"
+    (m, h, w), and returns the losses, whose sum is to be minimised. Images are not resized in this mode, because
+    resizing is part of the augmentation.
 
     Attributes:
-        config: its shape.
-        info: class names where they are known, else none.
+        config: the model's shape.
+        info: class names if they are known, else None.
     """
 
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
         if not config.num_classes:
             raise XCiTError("a detector needs classes: set num_classes above 0")
-        self.config = copy.copy(config)  # what a host writes on it stays with this model
+        self.config = copy.copy(config)  # a host library may set attributes on it, which must stay with this model
         self.info: DetectorInfo | None = None
         self.backbone = XCiTPyramid(config.backbone, config.out_indices or None)
         widths = [config.backbone.embed_dim] * len(STRIDES)
@@ -61,7 +61,7 @@ class MaskRCNN(OnPyramid):
         self._init_parts()
 
     def reset_parameters(self) -> None:
-        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
+        """Sets all weights to new random values, as at construction. Learned weights are lost."""
         reset_within(self)
         self._init_parts()
 
@@ -73,16 +73,16 @@ class MaskRCNN(OnPyramid):
 
     @property
     def num_classes(self) -> int:
-        """Classes without the background."""
+        """Number of classes without the background."""
         return self.config.num_classes
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces what depends on the number of classes by new layers."""
+        """Replaces the layers that depend on the number of classes by new ones."""
         self.config = replace(self.config, num_classes=num_classes)
         fresh = RoIHeads(self.config.channels, self.config.box_features, num_classes)
         self.roi_heads.num_classes, self.roi_heads.class_weights = num_classes, None
@@ -94,10 +94,11 @@ class MaskRCNN(OnPyramid):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
     ) -> list[dict[str, Tensor]] | dict[str, Tensor]:
-        """Detections, or in training mode losses; see the class.
+        """Returns detections, or in training mode losses; see the class.
 
         Raises:
-            XCiTError: if images or targets are not of the form above, or in a trace or export.
+            XCiTError: if images or targets do not have the form described there, or while the model is traced or
+                exported.
         """
         if isinstance(images, torch.fx.Proxy) or torch.jit._trace.is_tracing() or torch.compiler.is_exporting():
             raise XCiTError(
@@ -122,14 +123,15 @@ class MaskRCNN(OnPyramid):
         sides: tuple[int, int] | None = None,
         max_objects: int = NUM_DETECTIONS,
     ) -> Detections:
-        """What is in one image (C, h, w); as in evaluation mode, whatever mode it is in.
+        """Detects the objects in one image (C, h, w). The model computes as in evaluation mode, whatever its mode is.
 
         Args:
-            image: uint8, or floating-point in 0..1, anywhere.
-            min_score: what is scored less is left out.
-            sides: as large as fits into this short and this long side the image is scaled; none takes the config's.
-            max_objects: the most that are found, the best; for more than the published 100, more proposals are looked
-                at too (see `num_proposals`).
+            image: uint8, or floating-point in 0..1, on any device.
+            min_score: objects with lower scores are left out.
+            sides: the largest short side and the largest long side to which the image is scaled, in pixels; None takes
+                the config's.
+            max_objects: the largest number of objects, of which the best are kept. If it is larger than the published
+                100, more proposals are used too (see `num_proposals`).
         """
         pixels = to_8_bits(image, len(self.config.mean)).to(self.device)
         size = (pixels.shape[-2], pixels.shape[-1])
@@ -171,6 +173,6 @@ class MaskRCNN(OnPyramid):
         return (pixels.float() - 255 * mean.view(-1, 1, 1)) * (1 / (255 * std.view(-1, 1, 1)))
 
     def _maps(self, batch: Tensor) -> list[Tensor]:
-        """Feature maps of strides 4, 8, 16, 32 and 64."""
+        """Computes the feature maps of strides 4, 8, 16, 32 and 64."""
         levels = OrderedDict((str(level), features) for level, features in enumerate(self.backbone(batch)))
         return list(self.fpn(levels).values())

@@ -1,4 +1,4 @@
-"""Masks: small squares of probabilities, pasted into the image at inference, cut out of it for training."""
+"""Masks of objects: small squares of probabilities. Inference pastes them into the image; training crops targets."""
 
 import math
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PIXELS_AT_ONCE = 2**22
-"""Of a mask that is pasted into a large image."""
+"""Largest number of pixels of one part of a mask that is pasted into a large image."""
 
 
 class PastedMask(NamedTuple):
-    """The part of an image where a mask may be: outside of it the probability is 0."""
+    """The part of an image that a mask may cover. Outside of it, the probability is 0."""
 
     top: int
     left: int
@@ -21,7 +21,7 @@ class PastedMask(NamedTuple):
 
 
 def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> PastedMask:
-    """Stretches a mask over its box, bilinearly between the centres of its pixels, zero around it.
+    """Resizes a mask to its box, by bilinear interpolation between its pixels' centres, with zero padding.
 
     Args:
         mask: (s, s) probabilities.
@@ -29,8 +29,8 @@ def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> PastedMask:
         size: height and width of the image.
 
     Returns:
-        The probabilities of the box's pixels and of one more on each side, within the image. The object is where they
-        are 0.5 or more.
+        The probabilities of the box's pixels and of one more pixel on each side, within the image. A pixel belongs to
+        the object if its probability is 0.5 or more.
     """
     (part,) = paste_columns(mask, box, size, max(1, size[1]) * max(1, size[0]))
     return part
@@ -39,7 +39,10 @@ def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> PastedMask:
 def paste_columns(
     mask: Tensor, box: Tensor, size: tuple[int, int], pixels_at_once: int = PIXELS_AT_ONCE
 ) -> Iterator[PastedMask]:
-    """As `paste_mask`, in parts side by side of at most so many pixels, or one column, from the left to the right."""
+    """Like `paste_mask`, but yields the mask in parts from left to right.
+
+    A part consists of whole columns, at most `pixels_at_once` pixels or a single column.
+    """
     top, bottom, left, right = mask_window(box, size)
     y = _places(torch.arange(top, bottom, device=box.device), box[1], box[3])
     columns_at_once = max(1, pixels_at_once // max(1, bottom - top))
@@ -54,13 +57,13 @@ def paste_columns(
 
 
 def mask_window(box: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Where the mask of a box may be: first row and the one after the last, likewise of columns."""
+    """Returns the part of the image that a box's mask may cover: top, bottom (exclusive), left, right (exclusive)."""
     x1, y1, x2, y2 = box.tolist()
     return (*_span(y1, y2, size[0]), *_span(x1, x2, size[1]))
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Probabilities (n, 1, height, width) of whole images from masks (n, s, s) and boxes (n, 4)."""
+    """Pastes masks (n, s, s) into their boxes (n, 4); returns probabilities (n, 1, height, width) of whole images."""
     images = masks.new_zeros(len(masks), 1, *size)
     for image, mask, box in zip(images, masks, boxes, strict=True):
         top, left, probabilities = paste_mask(mask, box, size)
@@ -70,13 +73,13 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, chosen: Tensor, size: int) -> Tensor:
-    """What the mask head should say of boxes: RoIAlign of the object's mask, one where half of a pixel is covered.
+    """Computes the targets of the mask head for boxes: RoIAlign of the object's mask, thresholded at 0.5.
 
     Args:
-        masks: (objects, height, width), 0 or 1, of one image.
-        boxes: (n, 4) in its pixels.
+        masks: masks of one image's objects, (objects, height, width), 0 or 1.
+        boxes: (n, 4) in the image's pixels.
         chosen: (n,), index of each box's object.
-        size: s, pixels a side.
+        size: s, pixels per side.
 
     Returns:
         (n, s, s), 0 or 1.
@@ -87,7 +90,7 @@ def mask_targets(masks: Tensor, boxes: Tensor, chosen: Tensor, size: int) -> Ten
         return boxes.new_zeros(0, size, size)
     height, width = masks.shape[-2:]
     boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
-    # Of each object's mask alone, for a batch of them would be a copy of the image a box.
+    # RoIAlign runs on one object's mask at a time, because a batch would need a copy of the whole mask for each box.
     targets = boxes.new_zeros(len(boxes), size, size)
     for number in chosen.unique():
         own = (chosen == number).nonzero().squeeze(1)
@@ -97,13 +100,13 @@ def mask_targets(masks: Tensor, boxes: Tensor, chosen: Tensor, size: int) -> Ten
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:
-    """First pixel and the one after the last, a pixel more than the box on each side."""
+    """Returns the first pixel and the one after the last, with one pixel more than the box on each side."""
     first = min(max(math.floor(low) - 1, 0), length)
     last = min(max(math.ceil(high) + 1, first), length)
     return first, last
 
 
 def _places(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Centres of pixels from -1 at a box's lower edge to 1 at the other; 0 in a box without extent."""
+    """Returns the pixels' centres relative to a box: -1 at its edge `low`, 1 at `high`; 0 if the box has no extent."""
     places = (pixels.to(low.dtype) + 0.5 - low) / (high - low) * 2 - 1
     return torch.where(places.isfinite(), places, torch.zeros_like(places))

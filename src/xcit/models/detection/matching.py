@@ -1,25 +1,25 @@
-"""Which box is trained towards which object, and which boxes are trained at all."""
+"""Matches boxes to the objects that are their training targets, and samples the boxes to train on."""
 
 import torch
 from torch import Tensor
 
 BACKGROUND, IN_BETWEEN = -1, -2
-"""What a box may be matched to where that is no object."""
+"""Values for a box that is not matched to an object: background, or ignored in training."""
 
 
 def match(boxes: Tensor, objects: Tensor, *, positive: float, negative: float, lowest: float) -> Tensor:
-    """Gives each box an object by the share of their union that they have in common (IoU).
+    """Matches each box to an object by intersection over union (IoU).
 
-    A box belongs to the object it overlaps most, if by `positive` or more; below `negative` it is background; between
-    them it is ignored. Then each object whose best overlap is `lowest` or more takes all boxes that overlap it as much,
-    wherever they belonged; a later object takes from an earlier one.
+    A box is matched to the object with the largest IoU if that is at least `positive`. If it is below `negative`, the
+    box is background; otherwise it is ignored. Then each object whose largest IoU is at least `lowest` is matched to
+    all boxes with that IoU, even if they were matched to another object. Of two such objects, the later one wins.
 
     Args:
         boxes: (n, 4).
-        objects: (m, 4), all with an area.
-        positive: IoU.
-        negative: IoU.
-        lowest: IoU.
+        objects: (m, 4), each with an area above 0.
+        positive: IoU threshold of objects.
+        negative: IoU threshold of background.
+        lowest: IoU threshold of the second step.
 
     Returns:
         (n,), the object's index, `BACKGROUND` or `IN_BETWEEN`.
@@ -45,11 +45,12 @@ def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, 
 
     Args:
         matched: (n,), from `match`.
-        count: boxes to draw, fewer if there are no more.
-        positive_share: of them that belong to an object at most; background takes the place of those that lack.
+        count: number of boxes to draw; fewer are drawn if there are not enough.
+        positive_share: largest share of boxes that are matched to an object. If there are fewer of them, more
+            background is drawn.
 
     Returns:
-        Indices of boxes that belong to an object, and of background.
+        Indices of boxes that are matched to an object, and indices of background boxes.
     """
     positive = _draw((matched >= 0).nonzero().squeeze(1), int(count * positive_share))
     return positive, _draw((matched == BACKGROUND).nonzero().squeeze(1), count - len(positive))

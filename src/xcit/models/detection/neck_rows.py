@@ -1,4 +1,4 @@
-"""The feature pyramid network and the proposals' convolution by rows (see `models.map_rows`)."""
+"""The feature pyramid network, and the convolutions of the region proposal network, by rows (see `models.map_rows`)."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,10 @@ _MODULES = (
 
 
 def changed_module(*parts: nn.Module) -> str:
-    """The first module of these whose layers may not be computed from their weights (see `plain.py`), "" for none."""
+    """Returns the name of the first module that has to be called as a module (see `plain.py`), or "" if there is none.
+
+    All other modules may be computed from their weights.
+    """
     if is_anything_watched():
         return "hooks on all modules"
     for part in parts:
@@ -31,7 +34,7 @@ def changed_module(*parts: nn.Module) -> str:
 
 
 def neck_rows(fpn: FeaturePyramidNetwork, maps: Sequence[MapRows]) -> list[MapRows]:
-    """The five maps of `fpn`, of strides 4 to 64, given the pyramid's four. Ask `changed_module` first."""
+    """Returns the five maps of `fpn`, of strides 4 to 64, given the pyramid's four. `changed_module` must return ""."""
     inner: MapRows | None = None
     levels: list[MapRows] = []
     for index in reversed(range(len(maps))):
@@ -43,7 +46,10 @@ def neck_rows(fpn: FeaturePyramidNetwork, maps: Sequence[MapRows]) -> list[MapRo
 
 
 def proposal_rows(head: RPNHead, levels: Sequence[MapRows]) -> list[MapRows]:
-    """What the logits and steps of the proposals are linear in, of each map. Ask `changed_module` first."""
+    """Returns, for each map, the features from which `proposal_outputs` computes logits and steps.
+
+    `changed_module` must return "".
+    """
     found: list[MapRows] = []
     for level in levels:
         for block in head.conv:
@@ -53,13 +59,13 @@ def proposal_rows(head: RPNHead, levels: Sequence[MapRows]) -> list[MapRows]:
 
 
 def proposal_outputs(head: RPNHead, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (k, W, 3) and steps (k, W, 3, 4) of rows (k, W, C) of `proposal_rows`, float32."""
+    """Computes logits (k, W, 3) and steps (k, W, 3, 4), float32, from rows (k, W, C) of `proposal_rows`."""
     logits, steps = (F.linear(rows, layer.weight.flatten(1), layer.bias) for layer in (head.cls_logits, head.bbox_pred))
     return logits.float(), steps.float().unflatten(2, (-1, 4))
 
 
 class EverySecondRows(ComputedRows):
-    """Every second pixel of every second row: the maximum of single pixels with a stride of 2."""
+    """Every second pixel of every second row, which is 1x1 max pooling with stride 2."""
 
     def __init__(self, source: MapRows) -> None:
         super().__init__(-(-source.height // 2), -(-source.width // 2), source.channels, [source])
@@ -69,7 +75,7 @@ class EverySecondRows(ComputedRows):
         return self._source.read(2 * start, 2 * end - 1)[::2, ::2].contiguous()
 
     def workspace(self, rows: int) -> int:
-        """The rows that it reads."""
+        """Counts the rows that are read."""
         return 2 * rows * self._source.width * self.channels
 
 

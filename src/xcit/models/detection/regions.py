@@ -1,8 +1,8 @@
-"""Features of regions: each box reads the map that suits its size.
+"""Features of regions, by RoIAlign: each box reads the map that suits its size.
 
-RoIAlign samples a box on a regular grid, bilinearly, and takes the mean in each cell. Both act on rows and on columns
-apart, so on a CPU it is two products of matrices a box, of the part of the map that the box touches. That part may come
-from anywhere (see `Level`): a map need not lie in memory.
+RoIAlign samples a map on a regular grid in the box, by bilinear interpolation, and takes the mean in each cell. Both
+operations are separable in rows and columns, so on a CPU they are computed as two matrix products per box, of the part
+of the map that the box covers. This part may come from anywhere (see `Level`), so a map need not be in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from xcit.models.pyramid import STRIDES
 from xcit.models.stripes import spans
 
 _SMALLEST = 56
-"""Pixels from which on a box's side, the root of its area, belongs to the second map, twice as many to the third."""
+"""Boxes with sides (square roots of areas) from this number of pixels read the second map; from twice it, the third."""
 
 _NUMBERS_AT_ONCE = 2**22
-"""Of a map that a box reads at once: 16 MB."""
+"""Largest number of values of a map that are read at once for a box: 16 MB."""
 
 _BOXES_AT_ONCE = 256
-"""Whose weights are computed together."""
+"""Number of boxes whose weights are computed together."""
 
 
 class Level(Protocol):
@@ -29,7 +29,7 @@ class Level(Protocol):
 
     @property
     def height(self) -> int:
-        """Rows."""
+        """Number of rows."""
 
     @property
     def width(self) -> int:
@@ -40,7 +40,10 @@ class Level(Protocol):
         """Number of values per pixel."""
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """Rows top..bottom of the columns left..right, (bottom - top, right - left, C), not to be changed."""
+        """Returns rows top..bottom of columns left..right, (bottom - top, right - left, C).
+
+        The caller must not change them.
+        """
 
 
 class TensorLevel:
@@ -51,12 +54,12 @@ class TensorLevel:
         self.channels, self.height, self.width = features.shape
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """Returns a view of rows start..end."""
+        """Returns a view."""
         return self._features[top:bottom, left:right]
 
 
 class _Axis(NamedTuple):
-    """What boxes read along one axis: pixels first..end, weighted by (n, size, longest)."""
+    """The pixels first..end of a map that each box reads along one axis, and their weights (n, size, longest)."""
 
     first: list[int]
     end: list[int]
@@ -64,21 +67,21 @@ class _Axis(NamedTuple):
 
 
 def region_levels(boxes: Tensor) -> Tensor:
-    """Which of the four maps (n,) boxes (n, 4) read: floor(log2(side / 56 + 1e-6)), from 0 to 3."""
+    """Returns the index (n,) of the map that each of the boxes (n, 4) reads: floor(log2(side / 56 + 1e-6)), 0 to 3."""
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     return (side / _SMALLEST + 1e-6).log2().floor().clamp(0, len(STRIDES) - 1).to(torch.int64)
 
 
 def region_features(maps: Sequence[Tensor], boxes: Sequence[Tensor], size: int) -> Tensor:
-    """RoIAlign with aligned corners of pixels and as many samples as a box has pixels of its map.
+    """Computes RoIAlign with `aligned=True` and an adaptive number of samples, about one per pixel of the map.
 
     Args:
-        maps: of strides 4, 8, 16 and 32, each (B, C, height, width); further ones are not read.
-        boxes: of each image, (n_i, 4) in pixels.
-        size: pixels a side of what is cut out.
+        maps: maps of strides 4, 8, 16 and 32, each (B, C, height, width); further maps are not read.
+        boxes: the boxes of each image, (n_i, 4) in pixels.
+        size: pixels per side of the output.
 
     Returns:
-        (sum of n_i, C, size, size), image after image.
+        (sum of n_i, C, size, size), one image after another.
     """
     levels = maps[: len(STRIDES)]
     if levels[0].device.type == "cpu" and not any(level.requires_grad for level in levels):
@@ -94,7 +97,7 @@ def region_features(maps: Sequence[Tensor], boxes: Sequence[Tensor], size: int) 
 
 
 def pool_regions(maps: Sequence[Tensor], regions: Tensor, size: int) -> Tensor:
-    """Like `region_features`, by torchvision's RoIAlign, for regions (n, 5): the number of the image, and the box."""
+    """Like `region_features`, with torchvision's RoIAlign, for regions (n, 5): the index of the image, and the box."""
     from torchvision.ops import roi_align
 
     level_of = region_levels(regions[:, 1:])
@@ -102,23 +105,23 @@ def pool_regions(maps: Sequence[Tensor], regions: Tensor, size: int) -> Tensor:
     for level, stride in enumerate(STRIDES):
         own = (level_of == level).nonzero().squeeze(1)
         places.append(own)
-        # A map that no box reads takes part all the same: else its convolution would have no gradient in one process.
+        # RoIAlign also runs on a map that no box reads, so that its convolution gets gradients in every process.
         pooled.append(roi_align(maps[level], regions[own], size, 1 / stride, sampling_ratio=0, aligned=True))
     return torch.cat(pooled)[torch.cat(places).argsort()]
 
 
 def window_features(levels: Sequence[Level], boxes: Tensor, size: int) -> Tensor:
-    """As `region_features`, of one image whose maps are read part by part.
+    """Like `region_features`, for one image whose maps are read in parts.
 
     Args:
-        levels: of strides 4, 8, 16 and 32.
+        levels: maps of strides 4, 8, 16 and 32.
         boxes: (n, 4) in pixels.
-        size: pixels a side of what is cut out.
+        size: pixels per side of the output.
 
     Returns:
-        (n, C, size, size), channels last as they lie.
+        (n, C, size, size), in the channels-last format.
     """
-    boxes = boxes.cpu()  # where the windows are cut out
+    boxes = boxes.cpu()  # the windows are cut out on the CPU
     level_of = region_levels(boxes)
     pooled = levels[0].window(0, 1, 0, 1).new_zeros(len(boxes), size, size, levels[0].channels)
     for number, (level, stride) in enumerate(zip(levels, STRIDES, strict=True)):
@@ -130,7 +133,7 @@ def window_features(levels: Sequence[Level], boxes: Tensor, size: int) -> Tensor
 
 
 def _of_level(level: Level, boxes: Tensor, size: int, stride: int) -> Iterator[Tensor | None]:
-    """Of each box (size, size, C); none of one that has no pixel."""
+    """Yields the features (size, size, C) of each box, or None for a box without pixels."""
     x = _axis(boxes[:, 0], boxes[:, 2], size, stride, level.width)
     y = _axis(boxes[:, 1], boxes[:, 3], size, stride, level.height)
     for box in range(len(boxes)):
@@ -150,10 +153,11 @@ def _of_level(level: Level, boxes: Tensor, size: int, stride: int) -> Iterator[T
 
 
 def _axis(low: Tensor, high: Tensor, size: int, stride: int, length: int) -> _Axis:
-    """The weights of boxes from `low` to `high` (n,), in pixels of the image, along an axis of a map of this length.
+    """Computes the weights of boxes along one axis of a map of this length.
 
-    Places are computed in the boxes' precision and in the order of torchvision's operator: the number of samples jumps
-    where a side is a whole number of pixels.
+    `low` and `high`, each (n,), are the edges of the boxes in pixels of the image. Positions are computed in the boxes'
+    precision and in the order of operations of torchvision's operator, because the number of samples jumps where a
+    side is a whole number of pixels.
     """
     start = low * (1 / stride) - 0.5
     extent = high * (1 / stride) - 0.5 - start
@@ -170,7 +174,7 @@ def _axis(low: Tensor, high: Tensor, size: int, stride: int, length: int) -> _Ax
     pixel = place.to(torch.int64)
     share = place - pixel.to(place.dtype)
     following = (pixel + 1).clamp(max=length - 1)
-    # Places rise along a box, so that its first and last sample say which pixels it reads.
+    # Positions increase along a box, so its first and its last sample determine which pixels it reads.
     is_empty = counts == 0
     padded, after = (torch.cat([values, values.new_zeros(1)]) for values in (pixel, following))
     first = padded[(ends - counts * size)].masked_fill(is_empty, 0)

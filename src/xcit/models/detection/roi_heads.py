@@ -1,4 +1,4 @@
-"""The second stage: class, exact box and mask of each region."""
+"""The second stage of the detector: it computes the class, refined box and mask of each region."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
@@ -16,47 +16,47 @@ from xcit.models.detection.regions import region_features
 from xcit.models.detection.rpn import NUM_PROPOSALS
 
 STD = (0.1, 0.1, 0.2, 0.2)
-"""Of the steps from proposals."""
+"""Standard deviations of the steps from proposals."""
 
 BOX_SIZE, MASK_SIZE = 7, 14
-"""Pixels a side of what is cut out of the maps; a mask is twice as large."""
+"""Pixels per side of the region features for boxes and for masks. A mask has twice as many pixels per side."""
 
 MIN_SCORE = 0.05
 NMS_IOU = 0.5
 NUM_DETECTIONS = 100
 
 _PROPOSALS_AT_ONCE, _MASKS_AT_ONCE = 1000, 100
-"""Regions whose features exist at once, 50 kB and 200 kB each."""
+"""Number of regions whose features exist at once. They take 50 kB per region for boxes, and 200 kB for masks."""
 
 PROPOSALS_AN_OBJECT = 10
-"""Proposals that are looked at for each object that may be found, where more than the published hundred may be."""
+"""Number of proposals per requested object, if more than the published 100 objects are requested."""
 
 RegionFeatures = Callable[[Tensor, int], Tensor]
-"""Takes boxes (n, 4) in pixels of the image as the network sees it, and pixels a side; gives (n, C, side, side)."""
+"""Takes boxes (n, 4) in pixels of the network's input, and a size in pixels; returns features (n, C, size, size)."""
 
 MATCH_IOU = 0.5
 NUM_SAMPLED, POSITIVE_SHARE = 512, 0.25
 
 
 class Detections(NamedTuple):
-    """What was found in an image, best first."""
+    """The objects found in an image, best first."""
 
-    boxes: Tensor  # (n, 4), (x1, y1, x2, y2) in pixels of the image as it was given
+    boxes: Tensor  # (n, 4), (x1, y1, x2, y2) in pixels of the original image
     labels: Tensor  # (n,), from 1: 0 would be the background
     scores: Tensor  # (n,), 0..1
-    masks: Tensor  # (n, s, s), probabilities of the object over its box; see `paste_mask`
+    masks: Tensor  # (n, s, s), probabilities over the object's box; see `paste_mask`
 
 
 class Objects(NamedTuple):
-    """What is in an image to train on."""
+    """The objects in a training image."""
 
-    boxes: Tensor  # (m, 4), (x1, y1, x2, y2) in its pixels, each with an area
+    boxes: Tensor  # (m, 4), (x1, y1, x2, y2) in its pixels, each with an area above 0
     labels: Tensor  # (m,), from 1
     masks: Tensor  # (m, height, width), 0 or 1
 
 
 class BoxPredictor(nn.Module):
-    """Logits of the classes, the background's last, and steps for each class, as the published models have them."""
+    """Computes logits of the classes (the background last) and steps for each class, as in the published models."""
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
@@ -70,19 +70,19 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (n, in_features) to logits (n, K + 1) and steps (n, K, 4), float32."""
+        """Computes logits (n, K + 1) and steps (n, K, 4), float32, from features (n, in_features)."""
         return self.cls_score(features).float(), self.bbox_pred(features).float().unflatten(1, (-1, 4))
 
 
 class RoIHeads(nn.Module):
-    """Two linear layers for the box, four convolutions for the mask; torchvision's layers, mmdetection's rules."""
+    """Two linear layers for boxes and four convolutions for masks: torchvision's layers with mmdetection's rules."""
 
     class_weights: Tensor | None
 
     def __init__(self, channels: int, box_features: int, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        # (K + 1,), what a region of each class, the background last, counts in training; no part of what is saved.
+        # (K + 1,), weight of each class in the training loss, with the background last. It is not saved.
         self.register_buffer("class_weights", None, persistent=False)
         self.box_head = TwoMLPHead(channels * BOX_SIZE**2, box_features)
         self.box_predictor = BoxPredictor(box_features, num_classes)
@@ -108,15 +108,15 @@ class RoIHeads(nn.Module):
         min_score: float,
         most: int = NUM_DETECTIONS,
     ) -> Detections:
-        """What the proposals of one image hold.
+        """Detects the objects in the proposals of one image.
 
         Args:
-            features: of boxes of the image; asked for some boxes at a time.
-            proposals: (n, 4).
-            size: its height and width as the network sees it, without padding.
-            scale: (4,), width, height, width, height as the network sees it by that of the image as it was given.
-            min_score: what is scored less is left out.
-            most: objects.
+            features: returns the features of boxes of the image; it is called with some boxes at a time.
+            proposals: (n, 4), in pixels of the resized image.
+            size: height and width of the resized image, without padding.
+            scale: (4,), the factors by which the image was resized: width, height, width, height.
+            min_score: objects with lower scores are left out.
+            most: the largest number of objects.
         """
         outputs = [self._boxes(features(some, BOX_SIZE)) for some in proposals.split(_PROPOSALS_AT_ONCE)]
         logits, steps = (torch.cat(parts) for parts in zip(*outputs, strict=True))
@@ -126,11 +126,11 @@ class RoIHeads(nn.Module):
         return Detections(boxes, labels + 1, scores, masks)
 
     def numbers_at_once(self, max_objects: int) -> int:
-        """The most numbers that exist at once in `detect`: the model of memory of images in stripes."""
+        """Returns the largest number of values that exist at once in `detect`. Streaming needs it to plan memory."""
         num_features, kinds = self.box_head.fc6.in_features, self.num_classes
         channels = num_features // BOX_SIZE**2
         boxes = _PROPOSALS_AT_ONCE * 3 * (num_features + self.box_head.fc6.out_features)
-        # Four maps of a region at a time, then twice as large ones and their logits.
+        # A region has four maps at a time, then maps of twice the size and their logits.
         masks = _MASKS_AT_ONCE * MASK_SIZE**2 * (4 * channels + 4 * 2 * (channels + kinds))
         outputs = num_proposals(max_objects) * 10 * (kinds + 1) + max_objects * 2 * (2 * MASK_SIZE) ** 2
         return max(boxes, masks) + outputs
@@ -138,11 +138,15 @@ class RoIHeads(nn.Module):
     def losses(
         self, maps: Sequence[Tensor], proposals: Sequence[Tensor], objects: Sequence[Objects]
     ) -> dict[str, Tensor]:
-        """Losses of sampled proposals: classes and L1 of boxes by their number, masks by that of their pixels."""
+        """Computes the losses of sampled proposals.
+
+        The cross-entropy of classes and the L1 loss of boxes are divided by the number of samples; the loss of masks is
+        divided by the number of their pixels.
+        """
         regions, labels, steps, positives, masks = [], [], [], [], []
         for own_proposals, own in zip(proposals, objects, strict=True):
             matched = match(own_proposals, own.boxes, positive=MATCH_IOU, negative=MATCH_IOU, lowest=MATCH_IOU)
-            # The objects themselves are proposals too, each its own.
+            # The boxes of the objects are used as proposals too, each matched to its own object.
             boxes = torch.cat([own.boxes, own_proposals])
             matched = torch.cat([torch.arange(len(own.boxes), device=matched.device), matched])
             positive, negative = sample(matched, NUM_SAMPLED, POSITIVE_SHARE)
@@ -158,7 +162,7 @@ class RoIHeads(nn.Module):
         is_object = (all_labels < self.num_classes).nonzero().squeeze(1)
         object_labels = all_labels[is_object]
         num_sampled = max(len(all_labels), 1)
-        # A class-specific step and mask: those of the object's class alone are trained.
+        # Steps and masks are class-specific: only those of the object's class are trained.
         box_loss = F.l1_loss(predicted[is_object, object_labels], torch.cat(steps), reduction="sum")
         mask_logits = self._masks(region_features(maps, positives, MASK_SIZE), object_labels)
         mask_loss = F.binary_cross_entropy_with_logits(mask_logits, torch.cat(masks), reduction="sum")
@@ -202,8 +206,8 @@ class RoIHeads(nn.Module):
 
 
 def num_proposals(max_objects: int) -> int:
-    """How many proposals of all maps together, and candidates of each, are looked at for so many objects.
+    """Returns the number of proposals of all maps together, which is also the number of candidates of each map.
 
-    A thousand, as published, for a hundred or fewer.
+    It is the published 1000 for 100 objects or fewer.
     """
     return max(NUM_PROPOSALS, PROPOSALS_AN_OBJECT * max_objects)

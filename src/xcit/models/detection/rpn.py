@@ -1,4 +1,4 @@
-"""The region proposal network: boxes that may hold an object of any class."""
+"""The region proposal network, which finds boxes that may contain an object of any class."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -13,13 +13,13 @@ from xcit.models.detection.boxes import decode_boxes, encode_boxes, nms_by_class
 from xcit.models.detection.matching import match, sample
 
 STD = (1.0, 1.0, 1.0, 1.0)
-"""Of the steps from anchors."""
+"""Standard deviations of the steps from anchors."""
 
 NUM_CANDIDATES_TRAIN = 2000
-"""Best anchors of each feature map that are looked at in training."""
+"""Number of best anchors of each feature map that become candidates in training."""
 
 NUM_PROPOSALS = 1000
-"""Boxes that are left of all maps together, in training too; in evaluation as many of each map are looked at."""
+"""Number of proposals of all maps together. In evaluation, each map has as many candidates."""
 
 NMS_IOU = 0.7
 
@@ -31,14 +31,14 @@ class Candidates(NamedTuple):
     """The best anchors of one map, best first."""
 
     scores: Tensor  # (n,), 0..1
-    places: Tensor  # (n,), their index: see `anchors_at`
-    steps: Tensor  # (n, 4), from the anchors
+    places: Tensor  # (n,), their indices: see `anchors_at`
+    steps: Tensor  # (n, 4), relative to the anchors
 
 
 class RegionProposalNetwork(nn.Module):
-    """One small head on every feature map: three logits and three steps a pixel, one for each anchor.
+    """A small head on every feature map, with three logits and three steps per pixel, one for each anchor.
 
-    The head is torchvision's; what is done with its outputs follows mmdetection, with which the published models were
+    The head is torchvision's. The processing of its outputs follows mmdetection, with which the published models were
     trained and measured.
     """
 
@@ -55,7 +55,7 @@ class RegionProposalNetwork(nn.Module):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Five maps (B, channels, H_l, W_l) to logits (B, n_l) and steps (B, n_l, 4) of each, float32."""
+        """Computes logits (B, n_l) and steps (B, n_l, 4), float32, for each of five maps (B, channels, H_l, W_l)."""
         logits, steps = self.head(list(maps))
         return (
             [level.permute(0, 2, 3, 1).flatten(1).float() for level in logits],
@@ -71,14 +71,14 @@ class RegionProposalNetwork(nn.Module):
         sizes: Sequence[tuple[int, int]],
         most: int = NUM_PROPOSALS,
     ) -> list[Tensor]:
-        """Boxes (at most `most`, 4) of each image, best first, cut off at its edge.
+        """Returns the proposals of each image, boxes (at most `most`, 4), best first, clipped to the image.
 
         Args:
-            maps: of which the logits are.
+            maps: the input of `forward`.
             logits: from `forward`.
             steps: from `forward`.
             sizes: height and width of each image, without padding.
-            most: boxes that are left of all maps together, and in evaluation candidates of each.
+            most: the largest number of proposals of all maps together, and in evaluation of candidates of each map.
         """
         limit = NUM_CANDIDATES_TRAIN if self.training else most
         found = []
@@ -94,13 +94,13 @@ class RegionProposalNetwork(nn.Module):
     def choose(
         self, candidates: Sequence[Candidates], widths: Sequence[int], size: tuple[int, int], most: int
     ) -> Tensor:
-        """Boxes (at most `most`, 4) of one image, best first, from the best anchors of each map.
+        """Returns the proposals of one image, boxes (at most `most`, 4), best first, from the candidates of each map.
 
         Args:
-            candidates: of each map.
-            widths: of the maps.
+            candidates: the candidates of each map.
+            widths: the widths of the maps.
             size: height and width of the image, without padding.
-            most: boxes that are left of all maps together.
+            most: the largest number of proposals of all maps together.
         """
         boxes, levels = [], []
         for level, (own, width, stride) in enumerate(zip(candidates, widths, ANCHOR_STRIDES, strict=True)):
@@ -118,13 +118,13 @@ class RegionProposalNetwork(nn.Module):
         padded: Sequence[tuple[int, int]],
         objects: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """Cross-entropy and L1 of sampled anchors, both divided by their number in the batch.
+        """Computes cross-entropy and L1 loss of sampled anchors, both divided by the number of samples in the batch.
 
         Args:
-            maps: of which the logits are.
+            maps: the input of `forward`.
             logits: from `forward`.
             steps: from `forward`.
-            padded: height and width of each image with its own padding, not the batch's.
+            padded: height and width of each image with its own padding, without that of the batch.
             objects: boxes (m, 4) of each image.
         """
         all_logits, all_steps = torch.cat(list(logits), dim=1), torch.cat(list(steps), dim=1)
@@ -135,7 +135,7 @@ class RegionProposalNetwork(nn.Module):
             inside = within(map_sizes, size, anchors.device).nonzero().squeeze(1)
             matched = match(anchors[inside], own, positive=POSITIVE_IOU, negative=NEGATIVE_IOU, lowest=NEGATIVE_IOU)
             positive, negative = sample(matched, NUM_SAMPLED, POSITIVE_SHARE)
-            # As published: where there is none of a kind, it still counts for one.
+            # As in the published models, an image without samples of a kind counts as if it had one.
             num_sampled += max(len(positive), 1) + max(len(negative), 1)
             anchor = inside[positive]
             chosen = all_logits[image][torch.cat([anchor, inside[negative]])]
@@ -149,9 +149,9 @@ class RegionProposalNetwork(nn.Module):
 
 
 def best_scores(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """The largest of scores (n,), at most `limit` of them, and their indices; of equal ones the first come first.
+    """Returns the largest `limit` of scores (n,), in descending order, and their indices.
 
-    Only what is as large as the last of them is sorted.
+    Equal scores stay in their order. Only the scores that are at least as large as the last returned one are sorted.
     """
     if len(scores) <= limit:
         values, order = scores.sort(descending=True, stable=True)
