@@ -110,5 +110,5 @@ def _tensor_bytes() -> int:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether the tensor has a storage of its own; the parts of a sparse tensor are tensors themselves."""
+    """Returns whether a tensor on the CPU has its own storage; the parts of a sparse tensor are tensors themselves."""
     return tensor.is_cpu and tensor.layout is torch.strided
