@@ -106,7 +106,7 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
         *own,
         *(root / place.format(split=name) for name in splits or [split] for root in roots for place in _IMAGE_FOLDERS),
     ]
-    for whole in (True, False):  # the folders in a name may be those of another machine
+    for whole in (True, False):  # without the folders in a name second, because they may be those of another machine
         for place in places:
             if any(is_file(place / (name if whole else Path(name).name)) for name in first):
                 return place

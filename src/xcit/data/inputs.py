@@ -151,7 +151,7 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         XCiTError: if one of the inputs can't be found.
     """
     units: list[Unit] = []
-    files: dict[str, Input] = {}  # by what identifies them; files that are not in a unit yet
+    files: dict[str, Input] = {}  # files that are not in a unit yet, by their identifying path or URL
 
     def finish() -> None:
         items = list(files.items())

@@ -1,4 +1,4 @@
-"""An XCiT with its feature pyramid as the backbone of torchvision's detectors.
+"""Builds an XCiT with its feature pyramid as a backbone for torchvision's detectors.
 
     from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
     from xcit.integrations.torchvision import pyramid_backbone

@@ -35,7 +35,7 @@ glibc's default threshold moves, and then freed blocks stay resident by chance: 
 
 
 class MemoryUnknownError(Exception):
-    """Says in one line why the memory could not be measured."""
+    """Raised if the memory could not be measured; the message says why in one line."""
 
 
 def growth_in_new_process(main: str, request: Mapping[str, Any], *, path: Path | None = None) -> int:

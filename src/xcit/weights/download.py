@@ -217,7 +217,7 @@ class _Transfer:
         with self.part.open("ab" if offset else "wb") as file:
             version = version_of(response.headers)
             if offset == 0 and version is not None:
-                # The note is written only now, because it would be wrong for the old bytes, which are gone now.
+                # The note is written only after the old bytes are gone, because it describes the new ones.
                 self.note.write_text(json.dumps({"url": self.url, "version": version}))
             self.report(offset, total)
             done = offset

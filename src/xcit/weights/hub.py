@@ -23,8 +23,10 @@ PREFIX = "hf-hub:"
 """The prefix of the name of a model repository on the Hub, as in timm."""
 
 PATIENCE_SECONDS = 2.0
-"""Seconds to wait for the first connection. Each failed connection halves the time for the next one, so that a missing
-network is noticed within twice this time."""
+"""Seconds to wait for the first connection.
+
+Each failed connection halves the time for the next one, so that a missing network is noticed within twice this time.
+"""
 
 OFFLINE_SWITCHES = ("XCIT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
