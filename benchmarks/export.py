@@ -56,7 +56,7 @@ Clock = Callable[[], float]
 
 
 def build(name: str) -> tuple[Any, nn.Module | None]:
-    """Our model with random weights, and timm's with the same; a dense model has none of timm's."""
+    """Returns our model with random weights, and timm's with the same weights; None for a dense model."""
     torch.manual_seed(0)
     head, _, architecture = name.rpartition("_")
     config = ARCHITECTURES[architecture]
@@ -76,7 +76,7 @@ def build(name: str) -> tuple[Any, nn.Module | None]:
 
 
 def exported(model: nn.Module, path: Path, size: int | None) -> str:
-    """Our file in ONNX, and its difference from the model, which stands beside it from the first time on."""
+    """Exports our model to ONNX, and returns the difference from the model, which is kept in a text file beside it."""
     beside = path.with_suffix(".txt")
     if not path.exists():
         beside.write_text(f"{xcit.export(model, path, size=size).difference.value:.1e}")
@@ -84,7 +84,7 @@ def exported(model: nn.Module, path: Path, size: int | None) -> str:
 
 
 def converted(onnx: Path) -> Path:
-    """An ONNX file as OpenVINO's folder, as `xcit export --to openvino` makes it."""
+    """Converts an ONNX file to a folder for OpenVINO, as `xcit export --to openvino` does."""
     import openvino
 
     place = onnx.with_name(f"{onnx.stem}_openvino")
@@ -94,7 +94,7 @@ def converted(onnx: Path) -> Path:
 
 
 def timms(model: nn.Module, folder: Path, size: int) -> Path:
-    """The file of one size that timm's own export gives."""
+    """Exports timm's model with timm's own export, for one image size, and returns the file."""
     path = folder / f"timm-{size}.onnx"
     if not path.exists():
         with quiet():
@@ -132,7 +132,7 @@ def of_run(run: Run, inputs: list[Tensor]) -> Work:
 
 
 def medians(works: dict[str, Work], rounds: int, clock: Clock) -> dict[str, float]:
-    """Median seconds of each, all in turn in each round, after a run of each that does not count."""
+    """Returns the median seconds of each function; each round calls all of them, and a first round is not counted."""
     taken: dict[str, list[float]] = {what: [] for what in works}
     for index in range(rounds + 1):
         for what, work in works.items():
@@ -148,7 +148,7 @@ def num_bytes(path: Path) -> int:
 
 
 def measure(name: str, sizes: list[int], folder: Path, rounds: int, threads: int, clock: Clock) -> None:
-    """Prints the rows of a model."""
+    """Prints the rows of one model."""
     ours, theirs = build(name)
     folder.mkdir(parents=True, exist_ok=True)
     for size in [DENSE_SIZE] if theirs is None else sizes:

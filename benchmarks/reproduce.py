@@ -63,10 +63,10 @@ def command(
     workers: int,
     device: str | None,
 ) -> int:
-    """Measures what is not measured yet; gives the exit status."""
+    """Makes all measurements that are missing; returns the exit status."""
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    # Each process measures models of its own: none of them is one of a group.
+    # Each process measures its own models, so that none of them must act as a member of a group.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"):
         os.environ.pop(name, None)
     folders = {"ImageNet-1k": imagenet, "COCO": coco, "ADE20K": ade20k}
@@ -90,12 +90,12 @@ def command(
         click.echo(f"{dataset}: {num_images:,} images in {data[dataset]}", err=True)
     make_folder(out)
     place = device or (f"cuda:{local_rank}" if _has_gpu() else "cpu")
-    first = rank * len(todo) // world_size  # so that processes seldom want the same
+    first = rank * len(todo) // world_size  # different starts, so that two processes rarely want the same measurement
     status, since = 0, time.time()
     for one in [*todo[first:], *todo[:first]]:
         status |= _measure(one, data[one.dataset], out, since, place, batch_size, workers)
         text = _write_page(page_path, measurements, out)
-    # torchrun stops the others where one of its processes ends with another status than 0.
+    # If one process ends with a status other than 0, torchrun stops the others.
     return SOME_FAILED if world_size == 1 and (status or DIFFERS in text) else 0
 
 
@@ -121,7 +121,10 @@ def _has_gpu() -> bool:
 
 
 def _measure(one: Measurement, data: str, out: Path, since: float, device: str, batch_size: int, workers: int) -> int:
-    """Makes a measurement, unless it was made or another process makes it, or failed since; 1 where it fails."""
+    """Makes a measurement and writes its result; returns 1 if it fails, else 0.
+
+    It is skipped if it is already done (see `is_done`), or if another process is making it now.
+    """
     import torch
     from reproduction.measuring import How, Measured, measure
     from reproduction.results import Result, is_done
@@ -161,7 +164,7 @@ def _measure(one: Measurement, data: str, out: Path, since: float, device: str, 
                 note=measured.note,
                 failure=failure,
             ).write(out)
-    except Timeout:  # another process is at it
+    except Timeout:  # another process is making this measurement
         return 0
     if failure:
         click.echo(f"{one.record.name}: {failure}", err=True)

@@ -1,1 +1,1 @@
-"""The published numbers, measured anew: what is to be measured, on what, and the page that says how it went."""
+"""Measures the published figures again: the plan, the data sets, the measurements, and the page with the results."""

@@ -1,4 +1,4 @@
-"""The folders that a person has, checked before anything is downloaded: are they the data sets of the figures?"""
+"""Checks, before anything is downloaded, that the user's folders are the data sets of the published figures."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,16 +10,16 @@ from xcit.zoo.classes import ade20k_class_names, classes_of, coco_class_names, i
 
 
 def check_data(dataset: str, data: str) -> int:
-    """Opens the validation split of a data set, and counts its images.
+    """Opens the validation split of a data set, and returns its number of images.
 
     Raises:
-        XCiTError: if there is none, it is laid out otherwise, or has other classes.
+        XCiTError: if there is no validation split, its folders have another structure, or it has other classes.
     """
     return _CHECKS[dataset](data)
 
 
 def _check_classes(data: str, dataset: str, found: Sequence[str], known: Sequence[str]) -> None:
-    """Checks that all classes are the data set's; there may be fewer."""
+    """Checks that every class that was found belongs to the data set; some of its classes may be missing."""
     if other := [name for name in found if name not in set(known)]:
         raise XCiTError(f"{data} is not {dataset}: it has classes of other names, {other[0]!r} among them")
 

@@ -1,4 +1,4 @@
-"""One measurement, made: the figures by their published names, and the number of images that they are of."""
+"""Makes a measurement: it computes the figures under their published names, and the number of measured images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from xcit.zoo import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How to compute: device, images a forward pass, processes that read images, and where a probe's run is kept."""
+    """Settings: device, images per forward pass, processes that read images, and the folder for runs of probes."""
 
     device: torch.device
     batch_size: int
@@ -32,7 +32,7 @@ class How:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Figures in percent, the images that they are of, and those that could not be read."""
+    """Figures in percent, the number of measured images, and the number of images that could not be read."""
 
     figures: dict[str, float]
     num_images: int
@@ -44,7 +44,7 @@ def measure(measurement: Measurement, data: str, how: How) -> Measured:
     """Fetches the checkpoint and measures it, in float32.
 
     Raises:
-        XCiTError: if the checkpoint can't be had, is another, or the data can't be read.
+        XCiTError: if the checkpoint can't be downloaded or is another model, or the data can't be read.
     """
     kind = {"classifier": _classifier, "k-NN": _knn, "linear": _linear}.get(measurement.method, _dense)
     return kind(measurement, data, how)
@@ -53,7 +53,7 @@ def measure(measurement: Measurement, data: str, how: How) -> Measured:
 def _classifier(measurement: Measurement, data: str, how: How) -> Measured:
     record, spec = measurement.record, measurement.spec
     assert isinstance(record, Checkpoint) and spec is not None
-    # Not the recipe: robust models have none, and its size and resize would be the same.
+    # The recipe is not used: robust models have none, and its size and resizing would be the same.
     config = ClassificationConfig(name=record.name, model=record.config, preprocessing=spec)
     result = measure_classifier(
         config,

@@ -1,4 +1,4 @@
-"""The page that says how it went: every published figure beside the one that was measured here."""
+"""Writes the page of results: every published figure next to the measured one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ _HEAD = "| model | published by | figure | published | measured | difference | |
 _RULE = "|---|---|---|---:|---:|---:|---|"
 
 AS_PUBLISHED, DIFFERS, PARTIAL, MISSING = "as published", "**differs**", "of other images", "not measured"
-"""How a figure's verdict begins."""
+"""The possible first words of a figure's verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One figure: the cells of its row, and the verdict."""
+    """One figure: the cells of its row in the table, and the verdict."""
 
     cells: tuple[str, ...]
     verdict: str
 
 
 def page(measurements: Sequence[Measurement], results: Mapping[str, Result], command: str) -> str:
-    """The whole page, in Markdown.
+    """Returns the whole page, in Markdown.
 
     Args:
-        measurements: all that was asked for.
-        results: those that were made or failed, by key.
-        command: that wrote it.
+        measurements: all measurements that were requested.
+        results: results of those that were made or have failed, by key.
+        command: the command that writes the page.
     """
     lines = {measurement.key: [*_lines(measurement, results.get(measurement.key))] for measurement in measurements}
     flat = [line for group in lines.values() for line in group]
@@ -89,7 +89,7 @@ def _verdict(measurement: Measurement, result: Result, difference: float) -> str
         notes.insert(0, f"{of_them}, {measurement.others} there" if measurement.others else of_them)
         verdict = PARTIAL
     else:
-        # A figure is published to so many digits: what a rounding makes of it is no difference.
+        # The published figures are rounded, so that errors of rounding must not count as a difference.
         verdict = DIFFERS if round(abs(difference), 6) > TOLERANCE else AS_PUBLISHED
     if result.num_unreadable:
         notes.append(f"{result.num_unreadable} images could not be read")

@@ -1,4 +1,4 @@
-"""What was published, as measurements that can be made: one model, one protocol, one data set."""
+"""Lists the measurements that reproduce the published figures: each has one model, one protocol and one data set."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from xcit.zoo import RECORDS, Checkpoint, Record
 from xcit.zoo.records import DenseRecord
 
 TOLERANCE = 0.1
-"""Points, in percent, by which a figure may differ from the published one."""
+"""Percentage points by which a figure may differ from the published one."""
 
 NUM_IMAGES = {"ImageNet-1k": 50_000, "COCO": 5_000, "ADE20K": 2_000, "CIFAR-10": 10_000, "CIFAR-100": 10_000}
-"""Images of the data sets' validation splits (CIFAR: test), which the published figures are of."""
+"""Numbers of images of the validation splits (for CIFAR: test splits), to which the published figures refer."""
 
 
 _ROBUSTBENCH = "5,000 images that RobustBench chose"
@@ -22,14 +22,14 @@ class Measurement:
     """One run over a data set.
 
     Attributes:
-        record: of the checkpoint.
-        method: what measures: "classifier", "k-NN", "linear", or the task of a dense model.
-        protocol: by whom the figures were published, and so how images are prepared.
-        published: metric -> percent.
-        spec: how images are prepared, of a classifier.
-        impossible: why it can't be made with this package; "" if it can.
-        others: of which images the published figure is, where these are not all of the validation split.
-        notes: what else is to be said of the figure.
+        record: record of the checkpoint.
+        method: "classifier", "k-NN", "linear", or the task of a dense model.
+        protocol: who published the figures, which determines how images are prepared.
+        published: published figures in percent, by metric.
+        spec: preprocessing of a classifier's images.
+        impossible: why this package can't make the measurement; "" if it can.
+        others: the images of the published figure, if it was not measured on the whole validation split.
+        notes: further notes on the figure.
     """
 
     record: Record
@@ -43,17 +43,17 @@ class Measurement:
 
     @property
     def key(self) -> str:
-        """A name for files."""
+        """A name of the measurement, for files."""
         return f"{self.record.name}--{self.method}--{self.protocol}".replace(" ", "-").replace("/", "-")
 
     @property
     def dataset(self) -> str:
-        """On which it is made."""
+        """The data set of the measurement."""
         return self.record.dataset
 
 
 def plan(records: Iterable[Record] | None = None) -> list[Measurement]:
-    """All measurements of some records, of all published ones if none are given; the packaged model has none."""
+    """Returns the measurements of some records; None means all published ones. The packaged model has none."""
     found = [record for record in (RECORDS.values() if records is None else records) if record.packaged is None]
     return [measurement for record in found for measurement in _of(record)]
 

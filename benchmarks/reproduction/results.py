@@ -1,4 +1,4 @@
-"""Results on disk, a JSON file a measurement: a run that was stopped goes on, and several processes share one."""
+"""Stores results, one JSON file per measurement, so that a stopped run can continue and processes can share a run."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from xcit.writing import whole_file
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """How a measurement went: figures in percent of so many images, or why there are none."""
+    """The result of a measurement: figures in percent and the number of images, or the reason of a failure."""
 
     key: str
     data: str
@@ -25,7 +25,7 @@ class Result:
     failure: str = ""
 
     def write(self, folder: Path) -> None:
-        """Puts it into a folder, in place of an earlier one."""
+        """Writes the result to a folder, and replaces an earlier one."""
         with whole_file(_path(folder, self.key)) as part:
             part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
@@ -35,7 +35,7 @@ def _path(folder: Path, key: str) -> Path:
 
 
 def read_result(folder: Path, key: str) -> Result | None:
-    """A measurement's result; none where there is none, or what is there is none."""
+    """Returns a measurement's result; None if there is no valid result."""
     try:
         content: dict[str, Any] = json.loads(_path(folder, key).read_text(encoding="utf-8"))
         return Result(**{**content, "versions": tuple(content["versions"])})
@@ -44,9 +44,10 @@ def read_result(folder: Path, key: str) -> Result | None:
 
 
 def is_done(folder: Path, measurement: Measurement, data: str, since: float) -> bool:
-    """Whether a measurement was made on this data before, or has failed since this time, in seconds of the clock.
+    """Returns whether a measurement was already made on these data, or has failed after `since`.
 
-    What failed in an earlier run is to be tried again, and what failed for another process of this run is not.
+    `since` is the start of this run, as `time.time()`. So measurements that failed in an earlier run are made again,
+    but not those that failed in another process of this run.
     """
     found = read_result(folder, measurement.key)
     if found is None or found.data != data:
@@ -55,6 +56,6 @@ def is_done(folder: Path, measurement: Measurement, data: str, since: float) -> 
 
 
 def read_results(folder: Path, measurements: Sequence[Measurement]) -> dict[str, Result]:
-    """All results that there are, by the measurement's key."""
+    """Returns all results that exist, by the measurement's key."""
     found = (read_result(folder, measurement.key) for measurement in measurements)
     return {result.key: result for result in found if result is not None}

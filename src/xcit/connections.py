@@ -1,4 +1,4 @@
-"""Connections over HTTP that are there in time, and never leave encryption."""
+"""HTTP connections that fail soon if there is no network, and that never lose their encryption by a redirect."""
 
 import threading
 from collections.abc import Callable
@@ -15,19 +15,19 @@ _LATE = "the server did not answer in time"
 
 
 def open_answer(request: Request, *, timeout: float, patience: float) -> Any:
-    """Asks a server, and gives its answer as `urllib.request.urlopen` does; so are the errors.
+    """Sends a request, and returns the answer or raises an error as `urllib.request.urlopen` does.
 
     Args:
-        request: to an http, https or file URL. Proxies are taken from the environment as it is now.
+        request: a request with an http, https or file URL. Proxies are taken from the current environment.
         timeout: seconds without a byte from the server that count as a broken connection.
-        patience: seconds within which a connection must be there, the look-up of the host's name included.
+        patience: seconds within which a connection must be established, including the look-up of the host's name.
     """
-    # Not `urlopen`, which keeps the proxies that the environment named at its first call.
+    # `urlopen` is not used, because it always uses the proxies that the environment had at its first call.
     return build_opener(_Connecting(patience), _SafeRedirects).open(request, timeout=timeout)
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """Follows no redirect that leaves encryption: what came over it would be anybody's."""
+    """Follows no redirect from https to an address without encryption, where anybody could change the data."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -39,7 +39,7 @@ class _SafeRedirects(HTTPRedirectHandler):
 
 
 class _Patient(HTTPConnection):
-    """A connection that is there within `patience` seconds; once it is, the server has `timeout` for each answer."""
+    """A connection that must be established within `patience` seconds; after that, `timeout` applies to each answer."""
 
     patience, label = 10.0, ""
 
@@ -54,11 +54,11 @@ class _Patient(HTTPConnection):
 
 
 class _PatientHTTPS(HTTPSConnection, _Patient):
-    """The same, with encryption."""
+    """The same for https."""
 
 
 class _Connecting(HTTPHandler, HTTPSHandler):
-    """Opens connections with the given patience."""
+    """Opens connections with the given `patience`, in seconds."""
 
     def __init__(self, patience: float) -> None:
         super().__init__()
@@ -83,9 +83,10 @@ class _Connecting(HTTPHandler, HTTPSHandler):
 
 
 def in_time(action: Callable[[], Result], seconds: float) -> Result:
-    """The result of an action; a `TimeoutError` if it takes longer.
+    """Returns the result of an action, or raises a `TimeoutError` if it takes longer than this number of seconds.
 
-    A name look-up without a network can last half a minute and cannot be stopped: its thread is left behind.
+    The action runs in a thread. Without a network, the look-up of a name can take half a minute and cannot be stopped,
+    so after a timeout the thread keeps running.
     """
     future: Future[Result] = Future()
 
@@ -100,13 +101,13 @@ def in_time(action: Callable[[], Result], seconds: float) -> Result:
 
 
 def unreached(host: str | None, error: BaseException) -> str:
-    """Says in a line that a host was not reached, and why."""
+    """Returns a line that says that a host was not reached, and why."""
     reason = reason_of(error)
     return f"no answer from {host}" if reason == _LATE else f"cannot reach {host}: {reason}"
 
 
 def reason_of(error: BaseException) -> str:
-    """Why, in one line; libraries wrap the system's own words in their errors."""
+    """Returns the reason of an error in one line, without the errors that libraries wrap around it."""
     link: object = error
     while isinstance(link, BaseException):
         if isinstance(link, TimeoutError):

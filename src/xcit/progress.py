@@ -21,9 +21,14 @@ class Bar:
 def progress_bar(
     what: str, total: int | None = None, unit: str = "images", *, redraws_alone: bool = True
 ) -> Iterator[Bar]:
-    """Shows a progress bar, unless standard error is not a terminal or there is only one item.
+    """Shows a progress bar if standard error is a terminal and there is more than one item.
 
-    Without `redraws_alone` it is drawn only when it advances, so that it takes no time from measurements in between.
+    Args:
+        what: description before the bar.
+        total: number of items; None if it is not known yet.
+        unit: name of an item, for the rate.
+        redraws_alone: whether a thread redraws the bar regularly. If false, it is only drawn when it advances, so that
+            it does not disturb measurements of time.
     """
     if not sys.stderr.isatty() or (total is not None and total < 2):
         yield Bar(advance=lambda _: None, set_total=lambda _: None)

@@ -26,7 +26,7 @@ def regular(path: str | os.PathLike[str]) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file at a path that was read somewhere, which may be no path at all, such as one too long."""
+    """Returns whether a path is a file; for text that can't be a path, for example because it is too long, False."""
     try:
         return path.is_file()
     except OSError:

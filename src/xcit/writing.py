@@ -23,7 +23,7 @@ _MAX_LINKS = 40
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a new, empty file to write; it gets the name `path` after the body has finished and the file is on disk.
 
-    Until then, an earlier file of that name does not change; neither does it if the body fails or removes the new file.
+    Until then, an earlier file of that name is unchanged; it also stays if the body fails or removes the new file.
     If `path` is a link, its target is replaced, and the link stays. A device, a pipe or another path that is not a
     regular file is never replaced: the bytes are written into it at the end.
 
@@ -90,9 +90,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes the files that killed processes had begun to write in a folder, which no other process writes into now.
+    """Removes the unfinished files of killed processes from a folder. No other process may write into it now.
 
-    `whole_file` gives each a new name, so that those of large files would fill the disk kill by kill.
+    `whole_file` gives each unfinished file a new name, so that they would otherwise fill the disk after many kills.
     """
     for part in folder.glob(_TEMPORARY.format("*")):
         with suppress(OSError):
@@ -112,9 +112,9 @@ def make_folder(folder: Path) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path exists and leads to something that takes bytes, but is not a file that could be replaced.
+    """Returns whether a path exists and takes bytes, but is not a file that could be replaced.
 
-    That is a device, a pipe or a socket, or whatever is open as a descriptor of a process (`/dev/stdout`).
+    Such paths are devices, pipes and sockets, and everything that is open as a descriptor of a process (`/dev/stdout`).
     """
     try:
         mode = path.stat().st_mode

@@ -93,7 +93,7 @@ def detect(
     no_pictures: bool,
     device: str | None,
 ) -> int:
-    """Detects and writes; returns the exit status."""
+    """Detects objects and writes the results; returns the exit status."""
     from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
@@ -131,7 +131,7 @@ def detect(
                 else:
                     content.add(result)
                     _write(result, place, pictures=not no_pictures)
-                    if large.full_size:  # the next image may take hours
+                    if large.full_size:  # the next image may take hours, so save the results so far
                         content.write(out)
                 bar.advance(1)
     found = content.content
@@ -143,7 +143,7 @@ def detect(
 
 
 def _write(result: "DetectedObjects", place: Path, *, pictures: bool) -> None:
-    """The files of one image."""
+    """Writes the files of one image."""
     if pictures or result.is_placed:
         make_folder(place.parent)
     if result.is_placed and find_spec("rasterio") is None:
@@ -226,6 +226,6 @@ class _Annotations:
             )
 
     def write(self, folder: Path) -> None:
-        """Writes what there is to detections.json in a folder."""
+        """Writes the results so far to detections.json in a folder."""
         with whole_file(folder / "detections.json") as file:
             file.write_text(json.dumps(self.content) + "\n", encoding="utf-8")

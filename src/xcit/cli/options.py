@@ -30,7 +30,7 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
 
 
 def grouped(kind: type[Any], argument: str, *options: Callable[[Any], Any]) -> Callable[[Function], Function]:
-    """Like `together`, of options that come as one argument of this name, a dataclass that has a field for each."""
+    """Like `together`, but passes the options as one argument: a dataclass `kind` with a field for each option."""
     names = [field.name for field in fields(kind)]
 
     def add(function: Function) -> Function:
@@ -72,7 +72,7 @@ class FileOptions:
     size: int | None = None
 
     def changes(self, weights: str | None) -> bool:
-        """Whether a model with these options, and weights of its own if there are some, is not the one as named."""
+        """Returns whether these options or `weights` change the weights or the shape of the named model."""
         return not (weights is None and self.key is None and self.stem_strides is None)
 
     def apply(self, model: Any, name: str) -> None:
@@ -93,7 +93,7 @@ class FileOptions:
 def file_options(function: Function) -> Function:
     """Adds --key, --stem-strides, --mean, --std and --size, passed as one argument: `how`, a `FileOptions`.
 
-    The class of the command is `CommandWithNumbers`.
+    The command must be a `CommandWithNumbers`.
     """
     number = "NUMBER..."
     add = grouped(
@@ -144,7 +144,7 @@ model_options = together(
 
 @dataclass(frozen=True, kw_only=True)
 class FullSizeOptions:
-    """What the options of `full_size_options` say; but for `full_size`, none leaves it as it is."""
+    """The values of the options of `full_size_options`; None means that an option was not given."""
 
     full_size: bool = False
     memory: str | None = None
@@ -165,9 +165,9 @@ class FullSizeOptions:
 
 
 def full_size_options(help_: str) -> Callable[[Function], Function]:
-    """Adds --full-size with this help, and what goes with it; all come as one argument: `large`, a `FullSizeOptions`.
+    """Adds --full-size with this help, and its further options, passed as one argument: `large`, a `FullSizeOptions`.
 
-    The command's class is `CommandWithNumbers`.
+    The command must be a `CommandWithNumbers`.
     """
     return grouped(
         FullSizeOptions,
@@ -231,7 +231,7 @@ def window_options(help_: str) -> Callable[[Function], Function]:
 
 
 def sliding_window(slide: bool, size: int, stride: int | None) -> "SlidingWindow | None":
-    """Returns the window that the options of `window_options` describe; None if an image is taken as a whole."""
+    """Returns the window that the options of `window_options` describe; None if images are segmented as a whole."""
     from xcit.inference.segment import SlidingWindow
 
     return SlidingWindow(size=size, stride=stride or max(1, round(size * 2 / 3))) if slide else None

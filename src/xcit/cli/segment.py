@@ -102,7 +102,7 @@ def segment(
     device: str | None,
     dtype: str,
 ) -> int:
-    """Segments and writes; returns the exit status."""
+    """Segments images and writes the results; returns the exit status."""
     from xcit.cli.full_size import full_size_of
     from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
@@ -143,13 +143,13 @@ def segment(
 
 
 def _check_no_stripes(large: FullSizeOptions) -> None:
-    """Refuses the options of passes over whole images, if a window moves over them."""
+    """Raises an `XCiTError` if an option for whole images in stripes was given together with --slide."""
     for name in large.given():
         raise XCiTError(f"{name} is for whole images in stripes, and --slide goes over them by a window: leave one out")
 
 
 class _Files:
-    """Writes the results of images; `areas` has each one's shares of the classes."""
+    """Writes the results of images; `areas` contains, for each image, the share of each class."""
 
     def __init__(self, *, overlays: bool, polygons: bool) -> None:
         self._overlays, self._polygons = overlays, polygons
@@ -161,7 +161,7 @@ class _Files:
         places: Sequence[Path],
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Writes the files of each as it comes."""
+        """Writes the files of each result as soon as it is computed."""
         from xcit.inference.reading import Unreadable
 
         for place, result in zip(places, results, strict=True):

@@ -1,4 +1,4 @@
-"""`xcit fetch`, `xcit convert` and `xcit verify`: weights as files."""
+"""`xcit fetch`, `xcit convert` and `xcit verify`: download, convert and check weights."""
 
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def verify(name_or_path: str | None, key: str | None, is_all: bool) -> int:
 
 
 def _verify_all() -> int:
-    """Checks each record; those that can only be downloaded with a browser do not count as failures."""
+    """Checks every model of the zoo; those that can only be downloaded with a browser do not count as failures."""
     from xcit.cli import SOME_FAILED
     from xcit.cli.progress import download_bar
     from xcit.errors import XCiTError, printable_line

@@ -1,4 +1,4 @@
-"""A file that says which class the images of a folder, or of a label in a list, belong to."""
+"""Reads class maps: files that say to which class the images of a folder, or of a label in a list, belong."""
 
 import json
 import os
@@ -16,27 +16,27 @@ _HEADS = (
     frozenset({"name", "folder", "label", "class", "id", "wnid", "from", "data"}),
     frozenset({"class", "class_name", "index", "label", "model", "name", "number", "target", "to"}),
 )
-"""Words of a first line that names the two columns."""
+"""Words in a first line that names the two columns."""
 
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which class is meant by a name in the data.
+    """Maps the names of folders or labels in the data to classes.
 
     Attributes:
         source: the file.
-        class_of: a class's name, or its index in plain digits, by the name in the data.
+        class_of: a dict from each name in the data to a class's name, or to its index in plain digits.
     """
 
     source: str
     class_of: Mapping[str, str]
 
     def apply(self, images: LabelledImages) -> LabelledImages:
-        """The images by the classes that are meant; several names may mean one class.
+        """Returns the images with the classes that the file names; several names may stand for one class.
 
-        The classes are those that there are images of, in the order of the file, or of numbers where all are numbers.
+        The result has the classes with images, in the order of the file; if all classes are numbers, in their order.
 
         Raises:
             XCiTError: if a class of the images is not in the file.
@@ -89,15 +89,15 @@ def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
 
 
 def numbered(images: LabelledImages, num_classes: int, where: str) -> LabelledImages:
-    """Images whose classes are numbers, with the labels that these are; others as they are.
+    """Returns images whose classes are numbers with these numbers as labels; other images are returned unchanged.
 
     Args:
-        images: by the classes of a class map.
-        num_classes: of the model; 0 takes one more than the largest number.
-        where: begins an error.
+        images: images with the classes of a class map.
+        num_classes: number of the model's classes; 0 means the largest number plus one.
+        where: start of an error message.
 
     Raises:
-        XCiTError: if a number is none of a class.
+        XCiTError: if a number is not the index of a class.
     """
     if not all(map(is_number, images.class_ids)):
         return images

@@ -1,6 +1,6 @@
-"""COCO-format data as people have them on disk: a JSON file of images, categories and objects, and a folder of images.
+"""Opens COCO-format data sets: a JSON file of images, categories and objects, and a folder of images.
 
-What is wrong with single entries is named and counted, and costs no other entry.
+Invalid entries are left out, counted and reported; the other entries are used.
 """
 
 import os
@@ -35,12 +35,12 @@ class CocoImages:
     """A split of a COCO-format data set.
 
     Attributes:
-        images: in the file's order, those whose files exist.
-        class_names: of the labels from 0 on, in the file's order.
-        category_ids: likewise, the ids that the file gives them.
-        problems: a line a kind of entry that is not as it should be.
+        images: the images whose files exist, in the order of the JSON file.
+        class_names: names of the labels 0, 1, ..., in the order of the JSON file.
+        category_ids: ids of the same categories in the JSON file, in the same order.
+        problems: one line for each kind of invalid entry.
         source: the JSON file.
-        ignore_exif: whether pictures are read as they are stored, whatever their EXIF orientation.
+        ignore_exif: whether pictures are read as they are stored, without their EXIF orientation.
     """
 
     images: CocoTable
@@ -54,17 +54,17 @@ class CocoImages:
         return len(self.images)
 
     def describe(self) -> str:
-        """Describes in one line what was found."""
+        """Returns one line about the classes, images and objects."""
         return (
             f"{len(self.class_names)} classes: {some_of(self.class_names)}; {len(self)} images and "
             f"{len(self.images.objects)} objects in {self.source}"
         )
 
     def read(self, index: int) -> Image.Image:
-        """The picture, RGB.
+        """Returns the RGB picture of an image.
 
         Raises:
-            XCiTError: "<path>: <reason>" if it can't be read, or has another size than the file says.
+            XCiTError: "<path>: <reason>" if it can't be read, or has another size than the JSON file says.
         """
         image = self.images[index]
         picture = read_image(image.path, ignore_exif=self.ignore_exif)
@@ -79,7 +79,7 @@ class CocoImages:
         return picture
 
     def masks(self, index: int, objects: Sequence[CocoObject]) -> np.ndarray:
-        """Masks (n, height, width) uint8, 0 or 1, of objects of an image."""
+        """Returns masks (n, height, width) of objects of an image, uint8 with values 0 and 1."""
         size = self.images[index].size
         masks = [decode_mask(one.segmentation, size) for one in objects]
         return np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8)
@@ -90,14 +90,14 @@ def open_coco(data: str | os.PathLike[str], split: Split, *, ignore_exif: bool =
 
     Args:
         data: a folder with `annotations/instances_<split>2017.json` and `<split>2017/` in it, as COCO is distributed,
-            or `annotations/<split>.json` and `<split>/`, or `<split>/_annotations.coco.json` (Roboflow), with any of
-            `SPLIT_NAMES`; or one file for all, as CVAT and Label Studio write it; or a JSON file. One file serves as
-            either split.
-        split: "val" is what a model is measured on.
-        ignore_exif: whether boxes and masks were drawn on the pixels as they are stored, not as a viewer turns them.
+            or `annotations/<split>.json` and `<split>/`, or `<split>/_annotations.coco.json` (Roboflow), where
+            `<split>` is any of `SPLIT_NAMES`; or a folder with one JSON file for all images, as CVAT and Label Studio
+            write it; or a JSON file. A single file is used for both splits.
+        split: the split to open; models are measured on "val".
+        ignore_exif: whether boxes and masks refer to the pixels as they are stored, before the EXIF rotation.
 
     Raises:
-        XCiTError: if there is no such file, it is no COCO-format JSON, or none of its images exists.
+        XCiTError: if there is no such file, it is not COCO-format JSON, or none of its images exists.
     """
     root = Path(data)
     source = annotation_file(root, split)
@@ -115,7 +115,7 @@ def open_coco(data: str | os.PathLike[str], split: Split, *, ignore_exif: bool =
     objects = objects[np.argsort(objects["image"], kind="stable")]
     rows["objects"] = np.searchsorted(objects["image"], np.arange(len(rows))[:, None] + [0, 1])
     if (place := unused_parent(categories, index_of, ids)) is not None and not (objects["label"] == place).any():
-        # Roboflow's: the name of the project, of which no object is.
+        # Roboflow adds the project's name as a category without objects.
         objects["label"] -= objects["label"] > place
         names = names[:place] + names[place + 1 :]
         index_of = {number: index for number, index in index_of.items() if index != place}

@@ -1,4 +1,4 @@
-"""The entries of a COCO-format file, checked one by one: what is wrong with one is counted, and costs no other."""
+"""Reads and checks the entries of a COCO-format file one by one; invalid entries are left out and counted."""
 
 import itertools
 import json
@@ -19,29 +19,29 @@ from xcit.errors import XCiTError
 from xcit.images.read import image_size
 
 _FIRST_TEXT_ID = -(2**62)
-"""Numbers from here on down stand for ids that are text."""
+"""Numbers from this one downwards stand for ids that are text."""
 _GREATEST = 2.0**53
-"""A number of pixels beyond which nothing is meant."""
+"""The largest number of pixels that is accepted as a coordinate or length."""
 
 _SHOWN = 3
-"""Entries that a line about a kind of problem names."""
+"""Number of entries that a line about a kind of problem shows."""
 
 
 class Problems:
-    """Entries that are not as they should be, by kind: how many, and the first of them."""
+    """Collects invalid entries by kind of problem: their number, and the first few of them."""
 
     def __init__(self) -> None:
         self.counts = Counter[str]()
         self.first: dict[str, list[str]] = {}
 
     def add(self, kind: str, what: str) -> None:
-        """Notes an entry of a kind, which ends a sentence that begins with a number."""
+        """Adds an entry. `kind` is the rest of a sentence that begins with the number of such entries."""
         self.counts[kind] += 1
         if self.counts[kind] <= _SHOWN:
             self.first.setdefault(kind, []).append(what)
 
     def lines(self) -> list[str]:
-        """A line a kind."""
+        """Returns one line per kind of problem."""
         return [
             f"{self.counts[kind]} {kind}: {'; '.join(first)}{'; ...' if self.counts[kind] > _SHOWN else ''}"
             for kind, first in self.first.items()
@@ -49,13 +49,13 @@ class Problems:
 
 
 class Ids:
-    """Ids of any kind as numbers: 7, 7.0 and "7" are one, and any other text gets a number of its own."""
+    """Converts ids of any type to numbers: 7, 7.0 and "7" are the same id, and any other text gets its own number."""
 
     def __init__(self) -> None:
         self._of_text: dict[str, int] = {}
 
     def number(self, value: object) -> int | None:
-        """The number of an id; none where it can't be one."""
+        """Returns the number of an id; None if the value can't be an id."""
         if isinstance(value, str):
             try:
                 if value.isascii() and len(value) < 19 and str(int(value)) == value:
@@ -68,7 +68,7 @@ class Ids:
 
 
 def as_numbers(category_ids: Iterable[int]) -> tuple[int, ...]:
-    """The ids with small numbers that are free for those that are text."""
+    """Returns the ids as numbers; ids that are text get the smallest unused numbers."""
     given = [number for number in category_ids if number > _FIRST_TEXT_ID]
     free = (number for number in itertools.count(1) if number not in given)
     return tuple(number if number > _FIRST_TEXT_ID else next(free) for number in category_ids)
@@ -77,9 +77,10 @@ def as_numbers(category_ids: Iterable[int]) -> tuple[int, ...]:
 def read_images(
     source: Path, texts: bytearray, categories: list[Any], problems: Problems, ids: Ids
 ) -> Iterator[tuple[Any, ...]]:
-    """The images, without their objects; their names are added to `texts`, and to `categories` their entries.
+    """Yields the images without their objects, as rows of `IMAGE`.
 
-    A size that is not given is 0.
+    The files' names are appended to `texts`, and the entries of categories to `categories`. A size that the file does
+    not contain is 0.
     """
     seen, kinds = set[int](), dict[str, type]()
     for key, text, entry in json_lists(source):
@@ -109,12 +110,12 @@ def read_images(
 
 
 def _place_of_file(name: str) -> str:
-    r"""A file's name with / between folders, where Windows wrote \."""
+    r"""Returns a file's name with / between folders instead of Windows' \."""
     return name if "/" in name else name.replace("\\", "/")
 
 
 def read_categories(entries: Sequence[Any], source: Path, ids: Ids) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Names in the file's order, and the label of each category id."""
+    """Returns the class names in the file's order, and a dict from each category id to its label."""
     names, index_of = list[str](), dict[int, int]()
     for entry in entries:
         number = ids.number(entry.get("id")) if isinstance(entry, dict) else None
@@ -130,7 +131,7 @@ def read_categories(entries: Sequence[Any], source: Path, ids: Ids) -> tuple[tup
 
 
 def unused_parent(categories: Sequence[Any], index_of: Mapping[int, int], ids: Ids) -> int | None:
-    """The label of a category that others are said to be kinds of, if it is the first and has the id 0."""
+    """Returns the label of the first category if its id is 0 and it is the supercategory of all others, else None."""
     first = categories[0]
     parents = {str(entry.get("supercategory")) for entry in categories[1:]}
     if len(categories) > 1 and ids.number(first["id"]) == 0 and parents == {first["name"]}:
@@ -141,7 +142,10 @@ def unused_parent(categories: Sequence[Any], index_of: Mapping[int, int], ids: I
 def find_files(
     rows: NDArray[np.void], texts: bytearray, folder: Path, problems: Problems, *, ignore_exif: bool
 ) -> NDArray[np.bool_]:
-    """Which images have files; fills in where those are, by their bare names too, and sizes that the JSON has not."""
+    """Returns which images have files. A file is also searched without the folders in its name.
+
+    The names in `rows` are replaced by those under which the files were found, and missing sizes are filled in.
+    """
     files_in, is_there = cache(names_in), np.ones(len(rows), dtype=bool)
     for index, row in enumerate(rows):
         name = name_in(texts, row)
@@ -172,7 +176,7 @@ def read_objects(
     problems: Problems,
     ids: Ids,
 ) -> Iterator[tuple[Any, ...]]:
-    """The objects that can be understood; their entries are added to `texts`."""
+    """Yields the valid objects, as rows of `OBJECT`; their JSON texts are appended to `texts`."""
     place_of = {number: place for place, number in enumerate(images["id"].tolist())}
     annotations = (
         (text, entry) for key, text, entry in json_lists(source) if key == "annotations" and text is not None
@@ -210,7 +214,7 @@ def read_objects(
 
 
 def _good_part(segmentation: Any, what: str, problems: Problems) -> Any:
-    """A mask without those of its polygons that have no area to be, where others have; one flat polygon in a list."""
+    """Returns a mask without its invalid polygons, if others are valid; a single flat polygon becomes a list of one."""
     if not isinstance(segmentation, list) or not segmentation:
         return segmentation
     if not mask_problem([segmentation], (1, 1)):
@@ -226,7 +230,7 @@ def _good_part(segmentation: Any, what: str, problems: Problems) -> Any:
 def _object(
     entry: Mapping[str, Any], size: tuple[int, int], what: str, problems: Problems
 ) -> tuple[tuple[float, ...], float, bool, bool] | None:
-    """Box, area, `is_crowd` and `is_trainable`."""
+    """Returns the box, the area, `is_crowd` and `is_trainable` of an object; None if it is not valid."""
     box = _numbers(entry.get("bbox"))
     if len(box) != 4:
         problems.add(
@@ -242,7 +246,7 @@ def _object(
         problems.add("annotations left out, for their mask is malformed", f"{what}: {problem}")
         return None
     x, y, width, height = box
-    # As published: sides below a pixel are not trained on.
+    # As in the published code, boxes with a side below one pixel are not trained on.
     has_area = width >= 1 and height >= 1
     is_inside = min(x + width, size[1]) > max(x, 0) and min(y + height, size[0]) > max(y, 0)
     if not has_area:
@@ -258,10 +262,10 @@ def _object(
 
 
 def _numbers(values: object) -> tuple[float, ...]:
-    """Finite numbers of a list; none if one is not."""
+    """Returns the finite numbers of a list; an empty tuple if the value is no list of finite numbers."""
     if not isinstance(values, list):
         return ()
-    # Compared, for `math.isfinite` fails at whole numbers beyond all floats.
+    # The values are compared, because `math.isfinite` fails for integers that are too large for a float.
     if not all(isinstance(value, int | float) and -_GREATEST <= value <= _GREATEST for value in values):
         return ()
     return tuple(float(value) for value in values)
@@ -272,7 +276,7 @@ def _is_int64(value: object) -> bool:
 
 
 def _whole(value: object) -> Any:
-    """A whole number that is written as one, as a float or as text; else what it is."""
+    """Returns an int for an integer that is written as a float or as text; any other value is returned unchanged."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19:

@@ -1,4 +1,4 @@
-"""Where the files of COCO-format data are: the annotations of a split, and the folder of its images."""
+"""Finds the files of COCO-format data: the annotations of a split, and the folder of its images."""
 
 import os
 import re
@@ -19,7 +19,7 @@ _ANNOTATION_FILES = (
     "{split}/result.json",
     "{split}.json",
 )
-"""Where the JSON file of a split is looked for in a folder, in this order, in any case; Roboflow's among them."""
+"""Paths in a folder where the JSON file of a split is searched, in this order, ignoring case; one is Roboflow's."""
 
 _ONLY_FILES = (
     "annotations/instances_default.json",
@@ -28,17 +28,17 @@ _ONLY_FILES = (
     "annotations.json",
     "instances.json",
 )
-"""What a file without a split is called: CVAT's, Label Studio's and others'. It serves as either split."""
+"""Names of files for all splits, as written by CVAT, Label Studio and others. Such a file is used for both splits."""
 
 _IMAGE_FOLDERS = ("{split}2017", "{split}", "images/{split}2017", "images/{split}", "images", ".", "images/default")
-"""Where the images of a split are looked for, likewise, below the folder and below those above a JSON file."""
+"""Folders where the images of a split are searched, in this order: in the data's folder, or near the JSON file."""
 
 
 def annotation_file(data: Path, split: Split) -> Path:
-    """The JSON file of a split in a folder; a file itself.
+    """Returns the JSON file of a split in a folder; if `data` is a file, returns it.
 
     Raises:
-        XCiTError: if there is none.
+        XCiTError: if there is no such file.
     """
     if data.is_file():
         return data
@@ -69,7 +69,7 @@ def _places_of(split: Split) -> list[str]:
 
 
 def _in_any_case(root: Path, place: str) -> Path | None:
-    """The file at a place below a folder, whatever the case of its letters."""
+    """Returns the file with a path relative to a folder, ignoring case; None if there is none."""
     if (root / place).is_file():
         return root / place
     found = [root]
@@ -81,12 +81,12 @@ def _in_any_case(root: Path, place: str) -> Path | None:
 def _entries(folder: Path) -> tuple[Path, ...]:
     try:
         return tuple(sorted(folder.iterdir()))
-    except OSError:  # a file, or not to be read
+    except OSError:  # it is a file, or can't be read
         return ()
 
 
 def has_annotations_of(data: str, split: Split) -> bool:
-    """Whether a split has a file of its own; one file serves as either."""
+    """Returns whether a split has its own annotation file; a file for all splits does not count."""
     root = Path(data)
     if not root.is_dir():
         return False
@@ -95,9 +95,9 @@ def has_annotations_of(data: str, split: Split) -> bool:
 
 
 def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -> Path:
-    """The first place where one of the first images, by name, is; where none is, the first place that exists."""
+    """Returns the first folder that contains one of the images named in `first`; else the first folder that exists."""
     roots = [below_single_folders(data), data] if data.is_dir() else [source.parent, source.parent.parent]
-    # The images of `val.json` are in `val`, whichever split is asked for.
+    # The images of `val.json` are in `val`, even if the user asks for another split.
     own = [source.parent / source.stem] if data.is_file() else [source.parent]
     splits = [name for name in (*SPLIT_NAMES["train"], *SPLIT_NAMES["val"]) if name in source.stem.casefold()]
     if data.is_dir():
@@ -106,7 +106,7 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
         *own,
         *(root / place.format(split=name) for name in splits or [split] for root in roots for place in _IMAGE_FOLDERS),
     ]
-    for whole in (True, False):  # the folders in a name may be those of another machine
+    for whole in (True, False):  # without the folders in a name second, because they may be those of another machine
         for place in places:
             if any(is_file(place / (name if whole else Path(name).name)) for name in first):
                 return place
@@ -114,9 +114,9 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
 
 
 def names_in(folder: Path) -> frozenset[str]:
-    """Names of the files in a folder; read once, that is faster than to ask for each of a hundred thousand files."""
+    """Returns the names of the files in a folder: one listing is faster than to check each of 100,000 files."""
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())
-    except (OSError, ValueError):  # ValueError: a zero byte in its name
+    except (OSError, ValueError):  # ValueError: the name contains a zero byte
         return frozenset()

@@ -88,7 +88,7 @@ class CocoTable(Sequence[CocoImage]):
         )
 
     def num_trainable(self) -> NDArray[np.int64]:
-        """Of each image, how many objects are trained on."""
+        """Returns the number of each image's objects that are trained on, int64 (number of images,)."""
         sums = np.concatenate([[0], np.cumsum(self.objects["is_trainable"])])
         return np.diff(sums[self.rows["objects"]])[:, 0]
 
@@ -99,13 +99,13 @@ class CocoTable(Sequence[CocoImage]):
 
 
 def add_text(texts: bytearray, text: str) -> tuple[int, int]:
-    """Adds a text, and says where it is."""
+    """Appends a text, and returns its start and end in `texts`."""
     start = len(texts)
     texts += text.encode(errors="surrogatepass")
     return start, len(texts)
 
 
 def name_in(texts: bytearray, image: np.void) -> str:
-    """The name of the file of an image, a row of `IMAGE`."""
+    """Returns the name of an image's file; the image is a row of `IMAGE`."""
     start, end = image["name"]
     return texts[start:end].decode(errors="surrogatepass")

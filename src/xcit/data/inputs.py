@@ -41,19 +41,19 @@ class DataSetImage:
 
     @property
     def name(self) -> str:
-        """Its place in the data set."""
+        """The image's name in the data set."""
         return self.images.image_name(self.index)
 
     def read(self) -> Image.Image:
         """Returns the image, or raises an `XCiTError` with the name and the reason."""
         if isinstance(self.images, HubImages):
             return self.images.picture(self.index, ignore_exif=self.ignore_exif)
-        return self.images[self.index][0]  # data sets without EXIF
+        return self.images[self.index][0]  # the images of these data sets have no EXIF orientation
 
 
 @dataclass(frozen=True)
 class StoredPixels:
-    """An image that has not been read yet, whose pixels are taken as they are stored, whatever the EXIF orientation."""
+    """An image that has not been read yet; its pixels are read as they are stored, without the EXIF rotation."""
 
     name: str
     source: ImageSource
@@ -74,7 +74,7 @@ class Unit:
     """Images that one process reads in order: some files, or a shard.
 
     Attributes:
-        name: distinguishes the unit from others: its contents, or its place.
+        name: a unique name: the names of its images, or the location of the shard.
         num_images: number of images; None if it is only known after reading.
         open: returns the images, always in the same order.
     """
@@ -89,8 +89,8 @@ class Inputs:
     """All images that were named.
 
     Attributes:
-        units: of them.
-        passed_by: what a search of folders left out.
+        units: the units that contain the images.
+        passed_by: counts of the files that the search of folders left out.
     """
 
     units: tuple[Unit, ...]
@@ -113,7 +113,7 @@ class Inputs:
         return chain.from_iterable(unit.open() for unit in self.units)
 
     def as_stored(self) -> "Inputs":
-        """The same images, to be read as their pixels are stored; see `as_stored`."""
+        """Returns the same images, but without the EXIF rotation when they are read; see `as_stored`."""
 
         def opened(unit: Unit) -> Iterator[Input]:
             return map(as_stored, unit.open())
@@ -122,7 +122,7 @@ class Inputs:
 
 
 def as_stored(image: Input) -> Input:
-    """An image that is to be read as its pixels are stored; what has no EXIF, an array's file, stays as it is."""
+    """Returns an image that will be read without the EXIF rotation; files of arrays, without EXIF, are unchanged."""
     if isinstance(image, StreamSample | DataSetImage):
         return replace(image, ignore_exif=True)
     if isinstance(image, StoredPixels) or image.suffix.lower() in (".npy", ".zarr"):
@@ -151,7 +151,7 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         XCiTError: if one of the inputs can't be found.
     """
     units: list[Unit] = []
-    files: dict[str, Input] = {}  # by what identifies them; files that are not in a unit yet
+    files: dict[str, Input] = {}  # files that are not in a unit yet, by their identifying path or URL
 
     def finish() -> None:
         items = list(files.items())
@@ -240,7 +240,7 @@ def _urls(word: str, passed_by: PassedBy) -> list[str]:
     # A question mark begins the query of a URL.
     if not word.startswith(("http://", "https://")) and glob.has_magic(word.partition("?")[0]):
         found = list_urls(word)
-        # As the patterns of paths, which fsspec's do not: hidden files are matched by a dot alone.
+        # As in patterns of paths, only a pattern that begins with a dot matches hidden files; fsspec's "*" matches all.
         urls = (
             found if Path(word).name.startswith(".") else [url for url in found if not Path(url).name.startswith(".")]
         )

@@ -1,4 +1,4 @@
-"""Files at URLs of any protocol that fsspec knows, read as a stream; a broken connection is resumed where it broke."""
+"""Reads files at URLs of any protocol that fsspec knows; after a broken connection, reading resumes where it broke."""
 
 import io
 import os
@@ -18,16 +18,16 @@ _WAITS = (0, 1, 2, 4, 8, 16)
 _BUFFER_BYTES = 1 << 20
 
 MOST_BYTES = 1 << 30
-"""Of a URL that is read whole."""
+"""The largest size of a file that is read whole."""
 
 _MISUSE = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ImportError)
-"""What a protocol's library raises of a URL that means nothing to it: another try gives the same."""
+"""Errors that a protocol's library raises for a URL that is not valid; another attempt would fail too."""
 
 _OF_HTTP = {"client_kwargs": {"trust_env": True}}  # proxies
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is a URL and not a path."""
+    """Returns whether a place is a URL and not a path."""
     return re.match(r"[a-z][a-z0-9+.-]*://", place) is not None
 
 
@@ -62,10 +62,10 @@ def read_url(url: str) -> bytes | None:
 
 
 def read_whole(file: BinaryIO, url: str) -> bytes:
-    """All that an open URL gives, where that has an end.
+    """Reads an open URL to its end.
 
     Raises:
-        XCiTError: if it is more than any image or list has.
+        XCiTError: if there are more than `MOST_BYTES`, which no image or list has.
     """
     data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
@@ -206,6 +206,6 @@ def _status(error: BaseException | None) -> int | None:
 
 def _reason(error: Exception) -> str:
     number = getattr(error, "errno", None) or 0
-    if isinstance(error, FileNotFoundError) and not number:  # of a protocol's library, with the name alone
+    if isinstance(error, FileNotFoundError) and not number:  # raised by a protocol's library, with only the file's name
         return "no such file"
     return os.strerror(number) if number > 0 else " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,7 @@
-"""A model as a file that other runtimes run, and running it. It knows no data set: who calls hands it batches."""
+"""Exports models to files that other runtimes run, and runs such files.
+
+The package knows no data set: the caller passes batches of images.
+"""
 
 from xcit.deploy.exporting import ExportReport, Origin, Wanted, export, export_model, origin_of, weights_of
 from xcit.deploy.formats import FORMATS, Target, is_exported

@@ -1,6 +1,6 @@
-"""What an exported file gives, compared with what its model gives.
+"""Compares the outputs of an exported file with those of its model.
 
-Shapes: `h`, `w` an image's.
+Shapes: `h` and `w` are the height and width of an image.
 """
 
 import math
@@ -22,26 +22,26 @@ from xcit.zoo.kinds import DETECTOR, SEGMENTER
 SEED = 0
 
 LIMITS: dict[Precision, float] = {"float32": 1e-3, "float16": 0.1, "int8": 0.5}
-"""The difference from which a file counts as another model: see `Difference`."""
+"""The largest difference (see `Difference`) at which a file still counts as the same model."""
 
 MAX_UNMATCHED = 0.05
-"""Of detections: boxes of nearly equal scores may suppress each other the other way round."""
+"""The largest share of unmatched detections. Of two boxes with nearly equal scores, either may suppress the other."""
 
 _MATCHED_IOU = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far a file's outputs are from the model's.
+    """The difference between a file's outputs and the model's.
 
     Attributes:
-        value: the largest absolute difference by the largest absolute value of the same output; of detections the
-            largest of a score, a mask's probability, or a coordinate by the longer side of the image. Of int8 the root
-            of the mean square of the difference by that of the output.
+        value: the largest absolute difference, divided by the largest absolute value of the same output. For a
+            detector: the largest difference of a score, of a mask's probability, or of a coordinate divided by the
+            longer side of the image. For int8: the root mean square of the difference, divided by that of the output.
         sizes: heights and widths of the images, in the order in which they were compared.
-        batch_sizes: images a pass.
-        num_detections: boxes of the model, none of what is no detector.
-        num_unmatched: those of them, and of the file, that have no counterpart.
+        batch_sizes: numbers of images in a forward pass.
+        num_detections: number of boxes that the model found; None if the model is not a detector.
+        num_unmatched: number of boxes, of the model or the file, that have no counterpart in the other.
     """
 
     value: float
@@ -51,7 +51,7 @@ class Difference:
     num_unmatched: int = 0
 
     def sentence(self) -> str:
-        """What was found, for people."""
+        """Returns the difference as a sentence for the user."""
         sizes = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(self.sizes))
         batches = " and ".join(map(str, self.batch_sizes))
         text = f"largest difference from the model {self.value:.1e} (batches of {batches}; {sizes} pixels)"
@@ -63,14 +63,14 @@ class Difference:
 def compare(
     run: Run, model: nn.Module, sheet: Sheet, normalization: Normalization | None, *, least_patches: int
 ) -> Difference:
-    """Compares on seeded noise of five sizes, odd ones among them, by one and three images a pass.
+    """Compares a file with its model on seeded noise of five sizes, odd ones among them, in batches of one and three.
 
     Args:
         run: the exported file.
-        model: what it was made from.
-        sheet: what the file says of itself.
-        normalization: what the file does that the model leaves to the caller.
-        least_patches: a side of the smallest image that the file serves.
+        model: the model that the file was made from.
+        sheet: the description in the file.
+        normalization: the normalization that the file computes and the model leaves to the caller.
+        least_patches: number of patches along a side of the smallest image that the file accepts.
 
     Raises:
         XCiTError: if they differ by more than the precision allows.
@@ -94,16 +94,16 @@ def compare(
 
 
 def compare_on(run: Run, model: nn.Module, sheet: Sheet, batches: Iterable[tuple[Tensor, Tensor]]) -> Difference:
-    """Compares a quantised file on images.
+    """Compares a quantised file with its model on images.
 
     Args:
         run: the exported file.
-        model: what it was made from.
-        sheet: what the file says of itself.
-        batches: images as the file takes them, and as the model does.
+        model: the model that the file was made from.
+        sheet: the description in the file.
+        batches: pairs of the same images, first as the file takes them, then as the model takes them.
 
     Raises:
-        XCiTError: if it is another model.
+        XCiTError: if they differ by more than int8 allows.
     """
     reference, error, power, sizes, batch_sizes = reference_of(model, sheet), 0.0, 0.0, [], []
     for given, normalized in batches:
@@ -120,7 +120,7 @@ def compare_on(run: Run, model: nn.Module, sheet: Sheet, batches: Iterable[tuple
 
 
 def reference_of(model: nn.Module, sheet: Sheet) -> Callable[[Tensor], Sequence[Tensor]]:
-    """The model's own answers, in the order of the file's outputs."""
+    """Returns a function that computes the model's outputs, in the order of the file's outputs."""
     network: Any = model
     features = sheet.facts.features
 
@@ -138,7 +138,7 @@ def reference_of(model: nn.Module, sheet: Sheet) -> Callable[[Tensor], Sequence[
 
 
 def normalized(pixels: Tensor, normalization: Normalization | None) -> Tensor:
-    """Pixels (..., C, h, w) as the model takes them, where the file normalises; else as they are."""
+    """Normalises pixels (..., C, h, w) for the model if the file normalises by itself; else returns them unchanged."""
     if normalization is None:
         return pixels
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (normalization.mean, normalization.std))
@@ -146,7 +146,7 @@ def normalized(pixels: Tensor, normalization: Normalization | None) -> Tensor:
 
 
 def _sizes(sheet: Sheet, least_patches: int) -> list[tuple[int, int]]:
-    """The smallest image, two odd ones, one that is taller than wide, and one with enough tokens for the other form."""
+    """Returns five image sizes: the smallest, odd ones, a tall one, and one with enough tokens for the Gram form."""
     config = sheet.kind.backbone(sheet.config)
     patch = config.patch_size
     if sheet.kind is DETECTOR:
@@ -187,14 +187,14 @@ def _compare_detections(
     sizes: Sequence[tuple[int, int]],
     draw: torch.Generator,
 ) -> Difference:
-    """One image a pass, twice at each size."""
+    """Compares detections, one image in a forward pass, two images of each size."""
     from xcit.models.detection.images import pad_and_stack
     from xcit.models.detection.roi_heads import MIN_SCORE, Detections
 
     network: Any = model
     largest, num_detections, num_unmatched = 0.0, 0, 0
     for index, (height, width) in enumerate(size for size in sizes for _ in range(2)):
-        # Blobs, for noise of single pixels looks the same everywhere.
+        # The noise is smoothed to blobs, because noise of single pixels looks the same everywhere.
         coarse = torch.rand(1, sheet.channels, height // 16 + 1, width // 16 + 1, generator=draw)
         pixels = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
         factor = 1.0 + 0.25 * (index % 2)
@@ -224,7 +224,7 @@ def _compare_detections(
 
 
 def _matched(ours: Any, theirs: Any) -> Tensor:
-    """Pairs (n, 2) of detections of one class, each with the nearest in score of those that overlap, once each."""
+    """Returns index pairs (n, 2) of overlapping detections of one class, nearest in score; each detection once."""
     from torchvision.ops import box_iou
 
     pairs: list[tuple[int, int]] = []

@@ -1,7 +1,7 @@
-"""Mask R-CNN as a graph: `MaskRCNN.detect` on tensors whose lengths are known only when it runs.
+"""Mask R-CNN as a graph: `MaskRCNN.detect` on tensors whose lengths are known only when the graph runs.
 
-What differs from the model is how a number of boxes is bounded. A slice of the best 1000 of n would have to know
-whether n is more than that; here n is first made at least 1000 by entries that never count.
+The graph limits the number of boxes in another way than the model. To slice the best 1000 of n boxes, a graph would
+have to know whether n is larger than 1000. So the graph first appends 1000 empty entries, and removes them at the end.
 """
 
 from collections.abc import Sequence
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 
 class DetectorGraph(nn.Module):
-    """One normalised image (1, C, H, W), its size and its scale, to `Detections` as a tuple.
+    """Computes `Detections`, as a tuple, from one normalised image (1, C, H, W), its size and its scale.
 
-    H and W are multiples of 32, filled with zeros to the right and below; the size (2,) is height and width without
-    them. The scale (4,) is width, height, width, height as the network sees the image by those of the image as it was
-    given: boxes are in pixels of the latter. What is scored less than `MIN_SCORE` is left out.
+    H and W are multiples of 32; the image is padded with zeros on the right and below. The size (2,) is the height and
+    width without the padding. The scale (4,) is the width, height, width and height of the resized image, each divided
+    by that of the original image; boxes are in pixels of the original image. Boxes with scores below `MIN_SCORE` are
+    left out.
     """
 
     def __init__(self, model: "MaskRCNN") -> None:
@@ -42,7 +43,7 @@ class DetectorGraph(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes (n, 4), labels (n,) from 1, scores (n,) and masks (n, s, s), best first."""
+        """Returns boxes (n, 4), labels (n,) from 1, scores (n,) and masks (n, s, s), best first."""
         maps = self.model._maps(images)
         boxes, labels, scores = self._select(maps, self._proposals(maps, size), size, scale)
         heads = self.model.roi_heads
@@ -51,7 +52,7 @@ class DetectorGraph(nn.Module):
         return boxes, labels + 1, scores, own.sigmoid()
 
     def _proposals(self, maps: Sequence[Tensor], size: Tensor) -> Tensor:
-        """See `RegionProposalNetwork.proposals`."""
+        """Returns the proposals (n, 4); see `RegionProposalNetwork.proposals`."""
         rpn = self.model.rpn
         boxes, scores, levels = [], [], []
         for level, (logits, steps) in enumerate(zip(*rpn(maps), strict=True)):
@@ -71,7 +72,7 @@ class DetectorGraph(nn.Module):
     def _select(
         self, maps: Sequence[Tensor], proposals: Tensor, size: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `RoIHeads._select`."""
+        """Returns the boxes, labels and scores that are kept; see `RoIHeads._select`."""
         heads = self.model.roi_heads
         logits, steps = heads.box_predictor(heads.box_head(_pool(maps, proposals, BOX_SIZE)))
         scores = logits.softmax(dim=-1)[:, : heads.num_classes] * (proposals[:, 3:] != 0)
@@ -84,7 +85,7 @@ class DetectorGraph(nn.Module):
 
 
 def _nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
-    """`nms_by_class` in one search, also of no boxes."""
+    """Does what `nms_by_class` does, in one NMS call; it also works when there are no boxes."""
     from torchvision.ops import nms
 
     most = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
@@ -93,7 +94,7 @@ def _nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) ->
 
 
 def _first(indices: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first of indices, (count,), with zeros where there are less, and whether each is one of them."""
+    """Returns the first `count` indices, padded with zeros to (count,), and whether each entry is a real index."""
     filled = torch.cat([indices, indices.new_full((count,), -1)])[:count]
     return filled.clamp(min=0), filled >= 0
 

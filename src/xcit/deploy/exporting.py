@@ -1,4 +1,4 @@
-"""A model to a file that other runtimes run, checked against the model before it is kept."""
+"""Exports a model to a file that other runtimes run; the file is compared with the model before it is kept."""
 
 import copy
 import os
@@ -33,18 +33,18 @@ from xcit.zoo.names import find_record, is_known
 Size = int | tuple[int, int]
 
 RUN_WEIGHTS = "model.safetensors"
-"""The file of a run's folder that has its weights."""
+"""The name of the weights file in the folder of a training run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What `export` has written.
+    """Describes what `export` has written.
 
     Attributes:
         path: the file or folder.
-        num_bytes: of it.
-        sheet: what it says of itself.
-        difference: from the model.
+        num_bytes: its size in bytes.
+        sheet: the description in the file.
+        difference: the difference between the file's outputs and the model's.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class ExportReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a model came from: the name or file, and the licence of its weights, "" where it is not known."""
+    """The origin of a model: its name or file, and the licence of its weights ("" if it is not known)."""
 
     source: str
     licence: str = ""
@@ -63,7 +63,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What `export` is asked for beside model and target; see there."""
+    """The arguments of `export` besides the model and the target; see there."""
 
     size: Size | None = None
     dtype: Precision | None = None
@@ -83,27 +83,29 @@ def export(
     features: FeatureOutput | None = None,
     calibration: Iterable[Tensor] | None = None,
 ) -> ExportReport:
-    """Writes a model as a file that other runtimes run: batch, height and width of the images are free.
+    """Writes a model as a file that other runtimes run; the batch size, height and width of the images are free.
 
-    The file is compared with the model at five sizes and two batch sizes; one that differs is not left behind. Class
-    names, preprocessing, task, source and licence travel inside it. A detector's file takes one image at a time.
+    The file is compared with the model at five image sizes and two batch sizes; a file that differs is deleted. It
+    contains the class names, preprocessing, task, source and licence. A detector's file takes one image at a time.
 
     Args:
         model: a name (its published weights are downloaded once), a weights file, or a model.
         path: where to write: a file ending in .onnx or .pt2, or a new folder for OpenVINO.
-        to: what it is for; none goes by the path. "tensorrt" and "web" are ONNX files of which all operators are those
-            that TensorRT's parser and onnxruntime-web take; the first is of one size, in float16.
-        size: height and width (or one number) to which the images are fixed; none takes every size.
-        dtype: "float32", "float16", or "int8", which needs `calibration`; none is float32, float16 for TensorRT.
-        normalize: subtract mean and divide by the standard deviation in the graph, which then takes values in 0..1.
-        features: give these features in place of logits.
+        to: the runtime; if None, the path decides. "tensorrt" and "web" write ONNX files that only contain operators
+            which TensorRT's parser or onnxruntime-web supports; a file for TensorRT has one image size, in float16.
+        size: fixed height and width of the images (or one number for both); if None, the file takes every size.
+        dtype: "float32", "float16", or "int8", which needs `calibration`; None is float16 for TensorRT, else float32.
+        normalize: whether the graph subtracts the mean and divides by the standard deviation; its input is then in
+            0..1.
+        features: the features that the file returns instead of logits.
         calibration: for int8: batches (B, C, h, w) of normalised images like those that the model will see.
 
     Returns:
-        What was written, with the largest difference from the model.
+        A description of the file, with the largest difference from the model.
 
     Raises:
-        XCiTError: if the model can't be had, the target does not take it, a package is missing, or the file differs.
+        XCiTError: if the model can't be loaded, the target does not support it, a package is missing, or the file's
+            outputs differ from the model's.
     """
     wanted = Wanted(size=size, dtype=dtype, normalize=normalize, features=features, calibration=calibration)
     target = _target(Path(path), to)
@@ -112,7 +114,7 @@ def export(
 
 
 def export_model(network: Any, origin: Origin, place: Path, target: Target, wanted: Wanted) -> ExportReport:
-    """`export` of a model that is loaded, and whose origin is known."""
+    """Does what `export` does, for a model that is already loaded and whose origin is known."""
     form = FORMATS[_target(place, target)]
     kind = kind_of_config(network.config)
     parameter = next(network.parameters())
@@ -149,10 +151,10 @@ def export_model(network: Any, origin: Origin, place: Path, target: Target, want
 
 
 def _target(path: Path, to: Target | None) -> Target:
-    """What a path is for, where that is not said; the two must fit.
+    """Returns the target: the given one, which must fit the path, or else the one that the path implies.
 
     Raises:
-        XCiTError: if they do not, or the path says nothing.
+        XCiTError: if the target does not fit the path, or the path implies none.
     """
     if to is not None and to not in FORMATS:
         raise XCiTError(f"there is no export to {to!r}; there are {', '.join(FORMATS)}")
@@ -170,7 +172,7 @@ def _target(path: Path, to: Target | None) -> Target:
 
 
 def origin_of(name: str) -> Origin:
-    """The origin of a model that is given by its name or file."""
+    """Returns the origin of a model that is given by its name or file."""
     if not is_known(name):
         return Origin(source=name)
     record = find_record(name)
@@ -178,10 +180,10 @@ def origin_of(name: str) -> Origin:
 
 
 def weights_of(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The weights of a run's folder; a name or file itself.
+    """Returns the path of the weights in a run's folder; a name or a file is returned unchanged.
 
     Raises:
-        XCiTError: if it is an exported file.
+        XCiTError: if `model` is an exported file.
     """
     name = os.fspath(model)
     if format_of(model) is not None:
@@ -191,7 +193,7 @@ def weights_of(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def _find(model: str | os.PathLike[str] | nn.Module) -> tuple[Any, Origin]:
-    """A model, and where it came from."""
+    """Returns the model, loaded if necessary, and its origin."""
     network: Any = model
     if isinstance(model, nn.Module):
         if not any(isinstance(model, kind.model()) for kind in (CLASSIFIER, SEGMENTER, DETECTOR)):
@@ -203,7 +205,7 @@ def _find(model: str | os.PathLike[str] | nn.Module) -> tuple[Any, Origin]:
 
 
 def _fixed_size(size: Size | None, target: Target, network: Any) -> tuple[int, int] | None:
-    """Height and width of the images, none where they are free; TensorRT's are by default the model's own."""
+    """Returns the images' fixed height and width, None if they are free; TensorRT defaults to the model's own size."""
     if size is None and target == "tensorrt":
         spec = getattr(network.info, "preprocessing", None)
         size = getattr(spec, "image_size", None) or getattr(spec, "short_side", None)
@@ -224,10 +226,10 @@ def _check_asked(
     size: tuple[int, int] | None,
     wanted: Wanted,
 ) -> None:
-    """Refuses what can't be, before anything is captured.
+    """Checks that the export is possible, before the graph is captured.
 
     Raises:
-        XCiTError: saying what can.
+        XCiTError: if it is not; the message says what is possible.
     """
     if precision not in ("float32", "float16", "int8"):
         raise XCiTError(f"there is no dtype {precision!r}; there are float32, float16 and int8")
@@ -247,7 +249,7 @@ def _check_asked(
 
 
 def _with_blocks(features: FeatureOutput | None, network: Any) -> FeatureOutput | None:
-    """Features with their blocks counted from 0; what the model can't give is refused."""
+    """Returns the features with block numbers from 0; raises an `XCiTError` if the model has no such features."""
     if features is None:
         return None
     config = network.config
@@ -261,7 +263,7 @@ def _with_blocks(features: FeatureOutput | None, network: Any) -> FeatureOutput 
 
 
 def _sheet(network: Any, facts: Facts) -> tuple[Sheet, Normalization | None]:
-    """What the file says of itself, and what its graph begins with."""
+    """Returns the description in the file, and the normalization at the start of its graph."""
     kind, config, info = kind_of_config(network.config), network.config, network.info
     if facts.features is not None:
         config = replace(config, num_classes=0)
@@ -290,9 +292,9 @@ def _write(
     path: Path,
     batches: Sequence[Tensor] | None,
 ) -> None:
-    """Writes the file to a place where nobody looks yet."""
+    """Writes the file to a temporary path."""
     is_half, texts = sheet.facts.precision == "float16", sheet.texts()
-    # OpenVINO computes in the precision of the device, and keeps the weights in halves.
+    # OpenVINO computes in the device's own precision; for float16 only the stored weights are converted, later.
     graph = build_graph(
         network,
         sheet,
@@ -317,18 +319,19 @@ def _write(
 
 
 def _xca_form(sheet: Sheet, target: Target) -> XCAForm:
-    """The form of XCA in a graph of every size."""
-    if sheet.kind is DETECTOR:  # whose images are large
+    """Returns the form of XCA in a graph that takes every image size."""
+    if sheet.kind is DETECTOR:  # its images are large
         return "sums"
-    # Quantised weights are those of queries, keys and values; and not everybody's tools take a branch.
+    # Quantisation needs products of tokens with the weights of queries, keys and values, as the form "tokens" has them.
+    # The form "size" is a branch in the graph, which not all tools support.
     return "size" if target in ("onnx", "openvino") and sheet.facts.precision != "int8" else "tokens"
 
 
 def _check_place(place: Path, *, is_folder: bool) -> None:
-    """Refuses a place that can't be written, before minutes go into what would be written there.
+    """Checks that a path can be written, before the export spends minutes.
 
     Raises:
-        XCiTError: if its folder is not there, or an OpenVINO folder holds something.
+        XCiTError: if the parent folder does not exist, or the folder for OpenVINO is not empty.
     """
     if not place.parent.is_dir():
         raise XCiTError(f"{place}: can't be written: there is no folder {place.parent}")
@@ -337,7 +340,7 @@ def _check_place(place: Path, *, is_folder: bool) -> None:
 
 
 def _denormalized(batch: Tensor, normalization: Normalization | None) -> Tensor:
-    """Normalised images as the file takes them."""
+    """Returns normalised images as the file takes them: without the normalization that the file itself does."""
     if normalization is None:
         return batch
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (normalization.mean, normalization.std))
@@ -345,7 +348,7 @@ def _denormalized(batch: Tensor, normalization: Normalization | None) -> Tensor:
 
 
 def _keep(part: Path, place: Path) -> int:
-    """Moves what was written to its place; gives its bytes."""
+    """Copies the written file or folder to its final path, and returns its size in bytes."""
     if part.is_dir():
         with whole_folder(place) as folder:
             for file in part.iterdir():

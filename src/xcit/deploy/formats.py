@@ -1,4 +1,4 @@
-"""The table of what a model can be exported to, and which file is which."""
+"""The table of export formats, and how the format of a file is recognised."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from xcit.deploy.torch_files import ProgramRun
 from xcit.errors import XCiTError
 
 Target = Literal["onnx", "openvino", "torch-export", "tensorrt", "web"]
-"""What an export is for. "tensorrt" and "web" are ONNX files whose operators these take."""
+"""The runtime that an export is for. "tensorrt" and "web" are ONNX files with only operators that these support."""
 
 
 class Run(Protocol):
@@ -23,18 +23,18 @@ class Run(Protocol):
     texts: dict[str, str]
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs, on the CPU, for inputs on the CPU in the order of the graph."""
+        """Computes the outputs, on the CPU, from inputs on the CPU in the order of the graph."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A kind of exported file.
+    """A format of exported files.
 
     Attributes:
-        suffix: of its files; "" of a folder.
-        packages: which write and run it.
-        run: opens a path for a number of threads.
+        suffix: the suffix of its files; "" if the format is a folder.
+        packages: the packages that write and run it.
+        run: opens a file; its arguments are the path and the number of threads.
     """
 
     suffix: str
@@ -51,11 +51,11 @@ FORMATS: dict[Target, Format] = {
     "tensorrt": _ONNX,
     "web": _ONNX,
 }
-"""The table, by target."""
+"""The format of each target."""
 
 
 def format_of(path: str | os.PathLike[str]) -> Format | None:
-    """The format of a path: by its suffix, or what is in a folder; none of what is no exported file."""
+    """Returns the format of a path, by its suffix or a folder's content; None if it is not an exported file."""
     text = os.fspath(path)
     if text.endswith((".onnx", ".pt2")):
         return next(one for one in FORMATS.values() if one.suffix and text.endswith(one.suffix))
@@ -65,7 +65,7 @@ def format_of(path: str | os.PathLike[str]) -> Format | None:
 
 
 def is_exported(model: object) -> bool:
-    """Whether a model is given by the path of an exported file."""
+    """Returns whether `model` is the path of an exported file."""
     return isinstance(model, str | os.PathLike) and format_of(model) is not None
 
 
@@ -73,7 +73,7 @@ def open_run(path: Path, num_threads: int) -> Run:
     """Opens an exported file.
 
     Raises:
-        XCiTError: if there is none, its runtime is not installed, or can't read it.
+        XCiTError: if there is no such file, its runtime is not installed, or the runtime can't read it.
     """
     found = format_of(path)
     if found is None:

@@ -1,10 +1,11 @@
-"""Models as graphs: modules of tensors in and tensors out, in the forms that runtimes compute fastest.
+"""Turns models into graphs: modules that only take and return tensors, in the forms that runtimes compute fastest.
 
-A graph has a copy of the model, fused: batch norms are part of the convolutions before them, LayerScale of the last
-weights of each branch. XCA goes by the Gram matrix of the tokens where these are many (see `ops.forms`): a graph of one
-size has the better form, a graph of every size has both and asks for the number of tokens.
+A graph contains a fused copy of the model: batch norms are folded into the convolutions before them, and LayerScale is
+folded into the last weights of each branch. If there are many tokens, XCA is computed from their Gram matrix (see
+`ops.forms`). A graph with a fixed image size contains the faster form; a graph that takes every size contains both, and
+chooses by the number of tokens when it runs.
 
-Shapes: `B` batch, `C` channels, `h`, `w` an image's.
+Shapes: `B` is the batch size, `C` the number of channels, `h` and `w` are the height and width of an image.
 """
 
 import copy
@@ -24,10 +25,10 @@ from xcit.zoo.kinds import DETECTOR
 XCAForm = Literal["size", "sums", "tokens"]
 
 PAD_TO = 32
-"""Of which the sides of a detector's images are multiples."""
+"""The height and width of a detector's images are multiples of this number."""
 
 AXES = {0: "batch", 2: "height", 3: "width"}
-"""The axes of images that are of any length in a graph of every size."""
+"""The axes of the images that may have any length in a graph that takes every image size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,12 @@ class Graph:
     """A module to be captured.
 
     Attributes:
-        module: takes the inputs and gives a tuple of the outputs, float32 all (labels are int64).
-        inputs: an example.
-        input_names: of the inputs.
-        output_names: of the outputs.
-        axes: input -> axis -> the name of its length, of those that are not fixed.
-        multiple_of: of which the height and width are multiples.
+        module: maps the inputs to a tuple of outputs; all are float32, except that labels are int64.
+        inputs: example inputs.
+        input_names: names of the inputs.
+        output_names: names of the outputs.
+        axes: for each input, a dict from each axis whose length is not fixed to the name of its length.
+        multiple_of: the height and width of the images are multiples of this number.
     """
 
     module: nn.Module
@@ -51,8 +52,8 @@ class Graph:
     multiple_of: int = 1
 
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
-        """The axes as torch's exporter takes them, an entry an input."""
-        least = 3  # torch asks whether the coarsest map has one pixel a side, and keeps the answer
+        """Returns the axes in the form of torch's exporter, one dict per input."""
+        least = 3  # torch checks whether a side of the coarsest map is one pixel, and specialises the graph for it
         named = {"height": torch.export.Dim("rows", min=least), "width": torch.export.Dim("columns", min=least)}
         return tuple(
             {
@@ -65,7 +66,7 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """What a graph does to values in 0..1 before all else: one number a channel."""
+    """The normalization of pixels in 0..1 at the start of a graph: a mean and a standard deviation per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -74,14 +75,14 @@ class Normalization:
 def build_graph(
     model: nn.Module, sheet: Sheet, *, normalization: Normalization | None, xca_by: XCAForm, dtype: torch.dtype
 ) -> Graph:
-    """A model as the graph that a sheet describes.
+    """Builds the graph of a model that a sheet describes.
 
     Args:
-        model: in evaluation mode; it is left as it is.
-        sheet: what the file will say of itself.
-        normalization: what the graph begins with; none is nothing.
-        xca_by: the form of XCA in a graph of every size, see `ops.xca_in_graph`.
-        dtype: of weights and computation.
+        model: a model in evaluation mode; it is not changed.
+        sheet: the description that the file will contain.
+        normalization: the normalization at the start of the graph; None means no normalization.
+        xca_by: the form of XCA in a graph that takes every image size, see `ops.xca_in_graph`.
+        dtype: dtype of the weights and of the computation.
     """
     network: Any = model
     fused: Any = network.fuse()
@@ -112,7 +113,7 @@ def build_graph(
 
 
 class _Normalized(nn.Module):
-    """The graph's two ends: values to normalised ones in the precision of the weights, and outputs to float32."""
+    """Normalises the images, converts them to the dtype of the weights, and converts the outputs to float32."""
 
     mean: Tensor | None
     std: Tensor | None
@@ -134,11 +135,11 @@ class _Normalized(nn.Module):
 
 
 class _NormalizedDetector(_Normalized):
-    """The same of a detector, which is told the image's size and scale, and whose labels are whole numbers."""
+    """Does the same for a detector, which also takes the image's size and scale; its outputs are not converted."""
 
     def forward(self, images: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         normalized = self._normalized(images)
-        if self.mean is not None:  # what an image is filled up with is zero after that, not before
+        if self.mean is not None:  # the model expects padding that is zero after the normalization
             height, width = images.shape[2:]
             inside = (torch.arange(height)[:, None] < size[0]) & (torch.arange(width) < size[1])
             normalized = normalized * inside.to(normalized.dtype)
@@ -147,7 +148,7 @@ class _NormalizedDetector(_Normalized):
 
 
 class _Logits(nn.Module):
-    """Logits of a classifier (B, K) or segmenter (B, K, h, w)."""
+    """Computes the logits of a classifier (B, K) or a segmenter (B, K, h, w)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -159,7 +160,7 @@ class _Logits(nn.Module):
 
 
 class _Features(nn.Module):
-    """What `XCiT.extract_feat` gives."""
+    """Computes the features that `XCiT.extract_feat` returns."""
 
     def __init__(self, model: XCiT, features: FeatureOutput) -> None:
         super().__init__()
@@ -174,7 +175,7 @@ class _Features(nn.Module):
 
 
 def _example(sheet: Sheet) -> tuple[Tensor, ...]:
-    """Inputs of a size whose sides stand in no relation to each other, from which nothing can be concluded."""
+    """Returns example inputs; height and width have no simple ratio, which the exporter could take for a rule."""
     patch = sheet.kind.backbone(sheet.config).patch_size
     height, width = sheet.facts.size or (max(7 * patch, 96), max(11 * patch, 128))
     if sheet.kind is DETECTOR:

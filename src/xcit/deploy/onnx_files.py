@@ -1,4 +1,4 @@
-"""ONNX files: written by torch's exporter, run by ONNX Runtime."""
+"""Writes ONNX files with torch's exporter, and runs them with ONNX Runtime."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from xcit.extras import need_packages
 from xcit.weights.pickles import brief
 
 OPSET = 18
-"""The operators' version: the one that torch's exporter is written in, and that all runtimes know."""
+"""Version of ONNX's operators: the one that torch's exporter is written for and that all runtimes support."""
 
 
 def write_onnx(graph: Graph, path: Path, texts: Mapping[str, str]) -> None:
@@ -51,12 +51,12 @@ class OnnxRun:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its own classes have no common base
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise XCiTError(f"{path}: ONNX Runtime {onnxruntime.__version__} can't read it: {brief(error)}") from None
         self.texts: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs, on the CPU, for inputs in the order of the graph."""
+        """Computes the outputs, on the CPU, from inputs in the order of the graph."""
         names = (one.name for one in self._session.get_inputs())
         arrays = {name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
         return [torch.from_numpy(array) for array in self._session.run(None, arrays)]

@@ -1,4 +1,4 @@
-"""OpenVINO's folders: converted from an ONNX file, run by OpenVINO."""
+"""Converts ONNX files to folders for OpenVINO, and runs these with OpenVINO."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from xcit.extras import need_packages
 from xcit.weights.pickles import brief
 
 MODEL = "model.xml"
-"""The file in a folder that names the graph; its weights are in model.bin."""
+"""The file in a folder that describes the graph; the weights are in model.bin."""
 
 _SECTION = "xcit"
 
@@ -31,7 +31,7 @@ def convert_onnx(onnx: Path, folder: Path, texts: Mapping[str, str], *, halves: 
 
 
 class OpenVinoRun:
-    """A model compiled by OpenVINO for the CPU, in float32 where the file is.
+    """A model that OpenVINO compiles for the CPU; it computes in float32.
 
     Attributes:
         texts: the folder's metadata.
@@ -42,7 +42,7 @@ class OpenVinoRun:
         import openvino
 
         path = path / MODEL if path.is_dir() else path
-        # On some processors OpenVINO would compute in bfloat16 otherwise.
+        # Without this hint, OpenVINO would compute in bfloat16 on some processors.
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": num_threads,
@@ -58,7 +58,7 @@ class OpenVinoRun:
             raise XCiTError(f"{path}: OpenVINO {openvino.__version__} can't read it: {brief(error)}") from None
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs, on the CPU, for inputs in the order of the graph."""
+        """Computes the outputs, on the CPU, from inputs in the order of the graph."""
         found = self._compiled([value.contiguous().numpy() for value in inputs])
         return [torch.from_numpy(found[index].copy()) for index in range(len(self._compiled.outputs))]
 

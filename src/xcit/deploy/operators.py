@@ -1,4 +1,4 @@
-"""Which operators of ONNX the runtimes take that are not at hand here, by their own lists."""
+"""Checks which ONNX operators TensorRT and onnxruntime-web support, by their own lists: neither is installed here."""
 
 from pathlib import Path
 
@@ -20,11 +20,11 @@ TopK Transpose Trilu Unsqueeze Upsample Where Xor
 """
 
 TENSORRT = frozenset(_TENSORRT.split())
-"""What the page of operators of TensorRT 10.0's parser (onnx-tensorrt, docs/operators.md) marks as supported."""
+"""The operators that TensorRT 10.0's parser supports, according to docs/operators.md of onnx-tensorrt."""
 
 
 def operators_of(path: Path) -> frozenset[str]:
-    """The operators of an ONNX file, those within branches too; of another domain than ONNX's own with the domain."""
+    """Returns the operators of an ONNX file, including those in branches; domains except ONNX's own are prefixed."""
     import onnx
 
     found = set()
@@ -45,13 +45,13 @@ def operators_of(path: Path) -> frozenset[str]:
 
 
 def check_operators(path: Path, target: str) -> None:
-    """Refuses an ONNX file with an operator that its target does not take.
+    """Checks that the target supports every operator of an ONNX file.
 
-    Of TensorRT by the list of its parser. onnxruntime-web has every operator of ONNX itself in its WebAssembly build,
-    the same kernels as on a CPU; none of another domain is taken there.
+    TensorRT supports those in the list of its parser. The WebAssembly build of onnxruntime-web has every operator of
+    ONNX itself, with the same kernels as on a CPU; operators of other domains are refused.
 
     Raises:
-        XCiTError: naming the operators.
+        XCiTError: if it does not; the message names the operators.
     """
     operators = operators_of(path)
     if target == "tensorrt":

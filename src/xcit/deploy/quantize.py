@@ -1,4 +1,4 @@
-"""Whole numbers of 8 bits in place of an ONNX file's weights and of what they are multiplied with."""
+"""Quantises the weights of an ONNX file, and the activations that they are multiplied with, to int8."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,16 +12,16 @@ from xcit.extras import need_packages
 
 
 def quantize_onnx(source: Path, target: Path, batches: Sequence[Tensor]) -> None:
-    """Quantises convolutions and products with weights, statically, each channel of the weights by its own scale.
+    """Quantises convolutions and matrix products with weights, statically, with one scale per channel of the weights.
 
-    Products of activations alone, the attention's, stay in float32, for they are few and its softmax is sharp. Weights
-    have 7 bits: on processors without VNNI the products of unsigned and signed bytes are added in pairs in 16 bits,
-    which 8 bits would overflow.
+    The matrix products of two activations (in the attention) stay in float32: they are few, and the softmax is sharp.
+    The weights have 7 bits, because processors without VNNI add pairs of products of unsigned and signed bytes in 16
+    bits, which would overflow with 8 bits.
 
     Args:
         source: an ONNX file in float32.
-        target: where to write.
-        batches: images (B, C, h, w) as the file takes them, from which the ranges of the activations are taken.
+        target: path of the file to write.
+        batches: images (B, C, h, w) as the file takes them; they determine the ranges of the activations.
 
     Raises:
         XCiTError: if there are no images.
@@ -61,7 +61,7 @@ def quantize_onnx(source: Path, target: Path, batches: Sequence[Tensor]) -> None
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            # Ranges are taken every few images, for all that is between the layers is kept until then.
+            # The ranges are updated every few images, because all activations are kept in memory until then.
             extra_options={"MatMulConstBOnly": True, "CalibMaxIntermediateOutputs": 8},
         )
     model, captured = onnx.load(target), onnx.load(source, load_external_data=False)

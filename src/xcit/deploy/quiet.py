@@ -1,4 +1,4 @@
-"""Other packages' exporters and quantisers without their remarks on their own parts."""
+"""Silences the warnings of other packages' exporters and quantisers about their own internals."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings and no log lines below errors, for a while."""
+    """Suppresses all warnings, and all log lines below the level of errors, while the context is active."""
     level = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
-"""Exported files in the place of the models that they were made from: the same call, the same answers.
+"""Runs exported files with the same calls as the models that they were made from.
 
-Each is of its model's class, so that whatever takes the model takes the file: it has the config and the info, and no
-layers. What a graph does not have is refused in one line.
+An opened file is an instance of a subclass of its model's class, so that every function that takes the model takes the
+file too. It has the config and the info, but no layers. A call that the graph does not support raises an `XCiTError`.
 """
 
 import hashlib
@@ -41,21 +41,22 @@ _LAYERS = (
     "fpn",
     "rpn",
 )
-"""What callers take a model apart by."""
+"""Attributes by which callers access the parts of a model."""
 
 
 def load_exported(path: str | os.PathLike[str]) -> "XCiT | Segmenter | MaskRCNN":
-    """Opens a file that `export` wrote, as a model with the same call: it runs in the file's own runtime, on the CPU.
+    """Opens a file that `export` wrote as a model with the same call; it runs in the file's own runtime, on the CPU.
 
     Args:
-        path: a file of ONNX or `torch.export`, or OpenVINO's folder.
+        path: a file of ONNX or `torch.export`, or a folder of OpenVINO.
 
     Returns:
-        A classifier or backbone, segmenter or detector, which `predict`, `extract_features`, `segment` and `detect`
-        take. Its `sheet` says how it was exported; its threads are as many as torch has when it is opened.
+        A classifier, backbone, segmenter or detector, which `predict`, `extract_features`, `segment` and `detect`
+        take. Its attribute `sheet` says how it was exported. It uses as many threads as torch does at the time of this
+        call.
 
     Raises:
-        XCiTError: if it can't be read, its runtime is not installed, or it was not written by `export`.
+        XCiTError: if the file can't be read, its runtime is not installed, or `export` did not write it.
     """
     path = Path(path)
     run = open_run(path, torch.get_num_threads())
@@ -64,7 +65,7 @@ def load_exported(path: str | os.PathLike[str]) -> "XCiT | Segmenter | MaskRCNN"
 
 
 def model_of(run: Run, sheet: Sheet, path: Path) -> "XCiT | Segmenter | MaskRCNN":
-    """A file that is open as a model."""
+    """Returns an open file as a model."""
     if sheet.kind is DETECTOR:
         from xcit.deploy.running_detector import ExportedDetector
 
@@ -79,16 +80,16 @@ def exported_or(
     *,
     changed: bool = False,
 ) -> Model:
-    """The one place where the ways to a model part: what is in an exported file, else what `build` gives.
+    """Opens an exported file, or calls `build` if `model` is not one. Only this function distinguishes the two cases.
 
     Args:
         model: a path or a name.
-        kind: that it has to be of; none takes each.
-        build: gives the model of what is no exported file.
-        changed: whether other weights or another shape are asked for.
+        kind: the kind that the model must have; None allows every kind.
+        build: returns the model if it is not an exported file.
+        changed: whether the user asked for other weights or another shape, which an exported file can't have.
 
     Raises:
-        XCiTError: if the file can't be opened, is of another kind, or is to be changed.
+        XCiTError: if the file can't be opened, is of another kind, or `changed` is set.
     """
     if not is_exported(model):
         return build()
@@ -102,10 +103,10 @@ def exported_or(
 
 
 class Exported(nn.Module):
-    """What all exported files share.
+    """The base class of all exported files.
 
     Attributes:
-        sheet: what the file says of itself.
+        sheet: the description in the file.
         path: the file.
     """
 
@@ -113,24 +114,24 @@ class Exported(nn.Module):
         nn.Module.__init__(self)
         self._runtime, self.sheet, self.path = run, sheet, path
         self.config, self.info = sheet.config, sheet.info
-        # Callers ask the first parameter where a model is and in which precision, and a digest of all values which
-        # model it is.
+        # Callers take the device and dtype of a model from its first parameter, and identify it by a digest of all its
+        # values.
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)
         self.register_buffer("digest", _digest(path))
         self.eval()
 
     def fuse(self) -> Any:
-        """The model itself: its graph is fused."""
+        """Returns the model itself, because its graph is already fused."""
         return self
 
     def train(self, mode: bool = True) -> Any:
-        """As torch's, which may be set to evaluation alone."""
+        """Sets evaluation mode; training mode raises an `XCiTError`."""
         if mode:
             raise XCiTError(f"{self.path}: an exported file can't be trained: train the model, and export that")
         return super().train(mode)
 
     def reset_parameters(self) -> NoReturn:
-        """Refuses to: it has none."""
+        """Raises an `XCiTError`, because an exported file has no parameters."""
         self._refuse("first values")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -177,7 +178,7 @@ class ExportedXCiT(Exported, XCiT):
         self.grad_checkpointing, self._pretrained_cfg = False, None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes)."""
+        """Returns logits (B, num_classes)."""
         if self.sheet.facts.features is not None:
             self._refuse("logits")
         return self._call(images)[0]
@@ -190,10 +191,10 @@ class ExportedXCiT(Exported, XCiT):
         out_type: OutType = "cls_token",
         out_indices: int | Sequence[int] = (-1,),
     ) -> tuple[Tensor, ...] | Tensor:
-        """As the model's, of the features that the file was exported with.
+        """Does what `XCiT.extract_feat` does, only for the features that the file was exported with.
 
         Raises:
-            XCiTError: if others are asked for.
+            XCiTError: if other features are requested.
         """
         features = self.sheet.facts.features
         indices = [out_indices] if isinstance(out_indices, int) else out_indices
@@ -221,7 +222,7 @@ class ExportedSegmenter(Exported, Segmenter):
         self._open(run, sheet, path)
 
     def forward(self, images: Tensor, with_auxiliary: bool = False) -> Tensor:
-        """Logits (B, K, h, w)."""
+        """Returns logits (B, K, h, w)."""
         if with_auxiliary:
             self._refuse("auxiliary head")
         return self._call(images)[0]
@@ -232,12 +233,12 @@ class ExportedSegmenter(Exported, Segmenter):
         return False
 
     def decode(self, maps: Sequence[Tensor]) -> NoReturn:
-        """Refuses to: the head is within the graph."""
+        """Raises an `XCiTError`, because the head is part of the graph."""
         self._refuse("head of its own")
 
 
 def _digest(path: Path) -> Tensor:
-    """SHA-256 of a file, or of the files of a folder, uint8 (32,)."""
+    """Returns the SHA-256 of a file, or of the files of a folder, as uint8 (32,)."""
     path = path / MODEL if path.is_dir() else path
     found = hashlib.sha256()
     for one in (path, path.with_suffix(".bin")) if path.name == MODEL else (path,):

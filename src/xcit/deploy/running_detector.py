@@ -1,4 +1,4 @@
-"""A detector in an exported file; apart from the others, for torchvision takes seconds to import."""
+"""Runs a detector in an exported file; this module is separate because torchvision takes seconds to import."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What travels inside an exported file beside the graph: its model's shape, class names, preprocessing, and origin."""
+"""The description inside an exported file: its model's shape, class names, preprocessing, and origin."""
 
 import json
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from xcit.zoo.kinds import CLASSIFIER, DETECTOR, Kind
 from xcit.zoo.statement import METADATA_KEY, model_metadata, statement_of
 
 EXPORT_KEY = "xcit.export"
-"""Under this key stand the `Facts`, as JSON; under `METADATA_KEY` what our safetensors files have there too."""
+"""The key of the `Facts`, as JSON. `METADATA_KEY` has the same content as in our safetensors files."""
 
 VERSION = 1
-"""Of the facts. A file of a later version is refused."""
+"""Version of the facts. A file with a later version is refused."""
 
 Precision = Literal["float32", "float16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOutput:
-    """Features instead of logits, as `XCiT.extract_feat` gives them: one output a block."""
+    """Features that a file returns instead of logits, one output per block; see `XCiT.extract_feat`."""
 
     out_type: OutType = "cls_token"
     layers: tuple[int, ...] = (-1,)
@@ -33,15 +33,16 @@ class Facts:
     """How a file was exported.
 
     Attributes:
-        version: of these facts.
-        precision: of weights and computation; images and outputs are float32 in every file.
-        size: height and width of its images in pixels; none where it takes every size.
-        features: what it gives in place of logits, with blocks counted from 0; none of all else.
-        normalizes: whether the graph itself subtracts mean and divides by the standard deviation: it then takes values
-            in 0..1. Mean and standard deviation of the preprocessing in the file are those that remain to be applied.
+        version: version of these facts.
+        precision: precision of the weights and of the computation; images and outputs are float32 in every file.
+        size: height and width of its images in pixels; None if it takes every size.
+        features: the features that it returns instead of logits, with blocks counted from 0; None if it returns logits
+            or detections.
+        normalizes: whether the graph subtracts the mean and divides by the standard deviation, so that it takes values
+            in 0..1. The preprocessing in the file then has the mean 0 and the standard deviation 1.
         source: the name or file that the model came from.
-        licence: of the weights; "" where it is not known.
-        made_by: this package and its version.
+        licence: licence of the weights; "" if it is not known.
+        made_by: the versions of this package and of torch.
     """
 
     version: int = VERSION
@@ -56,7 +57,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """All that a file says of itself: the kind, shape and info of its model, and the facts."""
+    """The whole description in a file: the kind, shape and info of its model, and the facts."""
 
     kind: Kind[Any, Any, Any]
     config: Any
@@ -65,24 +66,24 @@ class Sheet:
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return int(self.kind.backbone(self.config).in_channels)
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """What the graph takes: images (B, C, h, w); of a detector one, padded, with its size (2,) and scale (4,)."""
+        """The graph's inputs: images (B, C, h, w); for a detector one padded image, its size (2,) and scale (4,)."""
         return ("images", "size", "scale") if self.kind is DETECTOR else ("images",)
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What the graph gives, in this order."""
+        """The graph's outputs, in this order."""
         if self.kind is DETECTOR:
             return ("boxes", "labels", "scores", "masks")
         features = self.facts.features
         return ("logits",) if features is None else tuple(f"block_{block}" for block in features.layers)
 
     def sentence(self) -> str:
-        """What the file gives, for people."""
+        """Returns a description of the outputs for the user."""
         features = self.facts.features
         if features is None:
             return "boxes, labels, scores and masks" if self.kind is DETECTOR else "logits"
@@ -91,20 +92,20 @@ class Sheet:
         )
 
     def texts(self) -> dict[str, str]:
-        """The sheet as the metadata of a file."""
+        """Returns the sheet as the metadata of a file."""
         stated = model_metadata(self.config, self.info)[METADATA_KEY]
         return {METADATA_KEY: stated, EXPORT_KEY: json.dumps(to_dict(self.facts))}
 
 
 def read_sheet(texts: Mapping[str, str], what: str) -> Sheet:
-    """The sheet of a file's metadata.
+    """Returns the sheet in a file's metadata.
 
     Args:
         texts: the metadata.
-        what: the file, for errors.
+        what: name of the file, for error messages.
 
     Raises:
-        XCiTError: if they have none, or one of a later version.
+        XCiTError: if the metadata contain no sheet, or one of a later version.
     """
     if METADATA_KEY not in texts or EXPORT_KEY not in texts:
         raise XCiTError(f"{what}: was not written by xcit export: it does not say which model it is")

@@ -1,4 +1,4 @@
-"""Programs of `torch.export` (.pt2), run by torch."""
+"""Writes programs of `torch.export` (.pt2), and runs them with torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def write_program(graph: Graph, path: Path, texts: Mapping[str, str]) -> None:
 
 
 class ProgramRun:
-    """A program, run by torch on the CPU; images smaller than it serves are refused.
+    """A program that torch runs on the CPU; images that are too small for it raise an `XCiTError`.
 
     Attributes:
         texts: the file's metadata.
@@ -37,12 +37,12 @@ class ProgramRun:
             with quiet():
                 program = torch.export.load(path, extra_files=found)
                 self._module = program.module()
-        except Exception as error:  # whatever torch's readers raise
+        except Exception as error:  # torch's readers raise exceptions of many classes
             raise XCiTError(f"{path}: torch {torch.__version__} can't read it: {brief(error)}") from None
         self.texts = {key: text for key, text in found.items() if text}
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs for inputs in the order of the graph."""
+        """Computes the outputs from inputs in the order of the graph."""
         try:
             with torch.no_grad():
                 return list(self._module(*inputs))

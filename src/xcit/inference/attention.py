@@ -1,4 +1,4 @@
-"""The attention in a model as arrays: of the class token over the patches, and of XCA between channels.
+"""Computes attention as arrays: the class token's attention over the patches, and XCA's attention between channels.
 
 Shapes: `h`, `w` pixels of the image, `H = ceil(h / patch)`, `W = ceil(w / patch)` cells of the token grid, `N = H*W`,
 `D` width, `M` heads, `C = D/M` channels per head, `L` XCA blocks.
@@ -52,7 +52,7 @@ class ClassAttentionMaps:
 
     Attributes:
         source: the image's path, or its place in the input.
-        image: (h, w, 3), RGB as the model's input: upright, grey for a grey model, resized if requested.
+        image: (h, w, 3), RGB, as the model sees it: upright, grey for a model of grey images, resized if requested.
         block: the class attention block, from 0.
         patch_size: number of pixels of `image` from one cell to the next.
         heads: (M, H, W), each head's attention over the patches.
@@ -113,7 +113,7 @@ class ChannelAttentionMaps:
     Attributes:
         source: the image's path, or its place in the input.
         covariance: (L, M, C, C), the cosines between the channels of queries (rows) and of keys (columns), -1..1.
-        temperatures: (L, M), the learned factors, which belong to the model and not to the image.
+        temperatures: (L, M), the learned factors, which are the same for all images.
         attention: (L, M, C, C), the softmax over each row of the covariance times the head's temperature.
     """
 

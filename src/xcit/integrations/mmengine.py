@@ -37,11 +37,11 @@ class XCiTBackbone(nn.Module):
             XCA blocks, the blocks after the last one are removed.
         pretrained: true for the published weights of `arch`, or the path or URL of a file in any published format.
         init_cfg: `dict(type="Pretrained", checkpoint=...)` has the same effect.
-        in_channels: channels of the images; only without weights it may differ from the architecture's.
+        in_channels: channels of the images; a number other than the architecture's is only possible without weights.
         drop_path_rate: rate of stochastic depth in training.
-        frozen: the XCiT is not trained, and stays in evaluation mode.
-        norm_eval: its batch norms keep their running statistics in training, for small batches.
-        with_cp: gradient checkpointing: blocks are computed again in the backward pass, to save memory.
+        frozen: whether the XCiT is frozen and stays in evaluation mode.
+        norm_eval: whether its batch norms keep their running statistics in training, for small batches.
+        with_cp: whether to use gradient checkpointing: blocks are computed again in the backward pass to save memory.
 
     Raises:
         XCiTError: if a name is unknown, weights can't be loaded or do not fit, or a block has no class token.
@@ -188,7 +188,7 @@ def _blocks(out_indices: int | Sequence[int], num_blocks: int) -> list[int]:
 
 
 def _hold(xcit: XCiT, frozen: bool, norm_eval: bool) -> None:
-    """Sets the parts to evaluation mode that training must not change."""
+    """Sets those parts to evaluation mode that must not change in training."""
     if frozen:
         xcit.eval()
     elif norm_eval:

@@ -76,12 +76,12 @@ def measure_classifier(
     holdout: float,
     class_map: str,
 ) -> ClassificationResult:
-    """See `xcit.test`. `prepared` changes the preprocessing last."""
+    """Measures a classifier; see `xcit.test`. `prepared` returns the final preprocessing, with the user's changes."""
     spec = _preprocessing(recipe, protocol)
     images = open_measured(data, holdout, class_map)
     model = load_for(recipe, checkpoint, CLASSIFIER)
     if model.info is not None and not model.info.assumed:
-        # The size is the protocol's, but the normalisation belongs to the weights: robust models have none.
+        # The protocol determines the size, but the weights determine the normalisation: robust models have none.
         own = model.info.preprocessing
         spec = dataclasses.replace(spec, mean=own.mean, std=own.std)
     spec = prepared(spec)
@@ -114,7 +114,7 @@ def measure_classifier(
 
 
 def _flattered(data: str, holdout: float) -> tuple[str, ...]:
-    """Warns if images are measured that a run on the same folder was trained on."""
+    """Returns lines for the user: that images are held out, or a warning that training images may be among them."""
     if holdout:
         return (f"these images are held out of the training images of {data}: holdout {holdout:g}",)
     if not is_folder_without_validation(data):
@@ -150,9 +150,10 @@ def _with_labels_of(
     *,
     is_mapped: bool,
 ) -> tuple[LabelledImages, str]:
-    """Matches folders with the model's classes, by id, name or number, so that a subset of ImageNet is measured right.
+    """Matches folders with the model's classes by id, name or number, so that a subset of ImageNet is measured right.
 
-    Numbers beside names are taken for classes where a class map says so; of folders that would be a guess.
+    If some class names are numbers and others are not, the numbers are only used as class indices if the names come
+    from a class map. For names of folders, that would be a guess.
 
     Returns:
         The images, and a line for the user if the classes can only be matched by their order.
@@ -187,7 +188,7 @@ def _with_labels_of(
 
 
 def _places(name: str, model_classes: tuple[tuple[str, ...], tuple[str, ...]], num_classes: int) -> list[int]:
-    """The classes of a model that a folder's name may mean: of an id or a number one at most, of a name several."""
+    """Returns the indices of the classes that a folder's name may mean: several only if classes share a name."""
     for own in model_classes:
         if found := [index for index, one in enumerate(own) if one == name]:
             return found
@@ -195,5 +196,5 @@ def _places(name: str, model_classes: tuple[tuple[str, ...], tuple[str, ...]], n
 
 
 def _is_number_of(name: str, model_classes: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:
-    """Whether a folder's name is a class's number and none of the names."""
+    """Returns whether a folder's name is a number, and not the id or name of a class."""
     return is_number(name) and not any(name in own for own in model_classes)

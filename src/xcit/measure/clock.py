@@ -85,7 +85,7 @@ def ratio_of_medians(seconds: Sequence[float], reference: Sequence[float]) -> tu
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
-    """Returns a function that waits until a device has finished; a CPU has finished when a call returns."""
+    """Returns a function that waits until a device has finished; for a CPU, it does nothing."""
     if device.type == "cpu":
         return lambda: None
     return lambda: torch.accelerator.synchronize(device)

@@ -15,7 +15,7 @@ from xcit.models import XCiT, XCiTConfig
 from xcit.models.layers import ConvNorm
 from xcit.ops import POSITION_DIM
 
-KERNEL_AREA = 9  # every convolution but the position code's projection is 3x3
+KERNEL_AREA = 9  # every convolution except the projection of the position code has a 3x3 kernel
 
 # The published rule counts this many operations per element of a norm, where a multiply-accumulate counts as one.
 LAYER_NORM_COST = 5
@@ -91,7 +91,7 @@ def _published_flops(model: XCiT, height: int, width: int) -> tuple[int, int]:
         per_channel = KERNEL_AREA * layer.conv.in_channels + BATCH_NORM_COST
         stem += per_channel * layer.conv.out_channels * height * width
     num_tokens = height * width
-    # The rule counts one projection of the full grid's code, however the model computes it.
+    # The rule counts one projection of the full grid's position code, even if the model computes it in another way.
     position = 2 * POSITION_DIM * dim * num_tokens
     flops = stem + position + config.depth * _xca_block_flops(config, num_tokens)
     if config.cls_depth:

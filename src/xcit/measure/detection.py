@@ -58,7 +58,10 @@ class DetectionResult(TestResult):
 def measure_detector(
     recipe: DetectionConfig, checkpoint: str | os.PathLike[str], data: str, how: Measuring
 ) -> DetectionResult:
-    """See `xcit.test`. Images are measured one at a time, in float32, scaled as for the published figures or whole."""
+    """Measures a detector one image at a time, in float32; see `xcit.test`.
+
+    Images are resized as for the published figures, or keep their own size with `how.full_size`.
+    """
     if how.dtype != torch.float32:
         raise XCiTError(f"{recipe.name}: a detector is measured only in float32, not in {how.dtype}")
     need_packages("average precision", "faster_coco_eval")

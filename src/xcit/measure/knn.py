@@ -46,9 +46,9 @@ Array = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class KNNAccuracy:
-    """Results with k neighbours: counts of right images, and the same in percent.
+    """Results with k neighbours: numbers of correctly classified images, and the same in percent.
 
-    For top-5 an image counts as right if its class is among the first five, or among the first k if k is below 5.
+    For top-5, an image counts as correct if its class is among the first five, or among the first k if k is below 5.
     """
 
     k: int
@@ -195,7 +195,7 @@ def knn_accuracies(
     layout: Layout = ALONE,
     reduce: Reduce = lambda tensor: tensor,
 ) -> KNNReport:
-    """Classifies features by their nearest neighbours, and counts the right ones.
+    """Classifies features by their nearest neighbours, and counts the correct results.
 
     Of classes with equal votes, the one with the lower index comes first. As in DINO's evaluation, classes without
     votes come after those with votes; with five classes or fewer, top-5 is therefore 100%. If equally similar images

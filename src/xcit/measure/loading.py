@@ -45,9 +45,9 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
 
 
 def fused_for(model: XCiT, how: Measuring) -> nn.Module:
-    """A classifier where it is measured, fused in float32 alone: autocast keeps the sum of the blocks in float32.
+    """Returns a classifier on its device; it is only fused for float32.
 
-    A fused copy would not.
+    With autocast, the sum of the blocks' outputs stays in float32; a fused copy would add in the lower precision.
     """
     return (model.fuse() if how.dtype == torch.float32 else model).to(how.device)
 

@@ -35,7 +35,7 @@ glibc's default threshold moves, and then freed blocks stay resident by chance: 
 
 
 class MemoryUnknownError(Exception):
-    """Says in one line why the memory could not be measured."""
+    """Raised if the memory could not be measured; the message says why in one line."""
 
 
 def growth_in_new_process(main: str, request: Mapping[str, Any], *, path: Path | None = None) -> int:
@@ -110,5 +110,5 @@ def _tensor_bytes() -> int:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether the tensor has a storage of its own; the parts of a sparse tensor are tensors themselves."""
+    """Returns whether a tensor on the CPU has its own storage; the parts of a sparse tensor are tensors themselves."""
     return tensor.is_cpu and tensor.layout is torch.strided

@@ -42,7 +42,7 @@ class MultiLabelResult(TestResult):
 def measure_multi_label(
     recipe: MultiLabelConfig, checkpoint: str | os.PathLike[str], data: str, how: Measuring, *, batch_size: int
 ) -> MultiLabelResult:
-    """See `xcit.test`."""
+    """Measures a multi-label classifier; see `xcit.test`."""
     model = load_for(recipe, checkpoint, CLASSIFIER)
     if not model.num_classes:
         raise XCiTError(f"{os.fspath(checkpoint)} has no classifier")

@@ -1,4 +1,4 @@
-"""What the measurements of all tasks share: how to compute them, and how to show or save their results."""
+"""What the measurements of all tasks share: their settings, and how their results are shown and saved."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from xcit.writing import make_folder, whole_file
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """How to compute; the fields are arguments of `xcit.test`."""
+    """Settings of a measurement; the fields are arguments of `xcit.test`."""
 
     num_workers: int
     device: torch.device
@@ -30,7 +30,7 @@ class Measuring:
 class TestResult(ABC):
     """The result of measuring a model: `report` has the figures as numbers, `lines` as text.
 
-    `model` says which model it was, and what it knows.
+    `model` is a description of the model and its classes.
     """
 
     __test__ = False  # pytest must not collect it as a test

@@ -56,7 +56,7 @@ def measure_segmenter(
     *,
     window: SlidingWindow | None,
 ) -> SegmentationResult:
-    """See `xcit.test`."""
+    """Measures a segmenter; see `xcit.test`."""
     scenes = open_scenes(data, "val", ignore_exif=recipe.ignore_exif).ignoring(recipe.ignore_index)
     for line in (scenes.describe(), *scenes.problems):
         how.announce(line)

@@ -1,4 +1,4 @@
-"""Brings the file at a URL to a path: resumed, verified, whole or not at all."""
+"""Downloads the file at a URL to a path: it resumes, verifies, and writes the file completely or not at all."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 class DownloadError(XCiTError):
-    """A download that failed. `status` is that of the server's answer, None when no usable answer came."""
+    """A download that failed. `status` is the HTTP status of the server's answer, None if no usable answer came."""
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
@@ -45,31 +45,32 @@ def download(
     patience: float = 10.0,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """Brings the file at `url` to `destination`, unless it is there already.
+    """Downloads the file at `url` to `destination`, unless it is there already.
 
-    The bytes go to `<destination>.part` first. When that file is left from an earlier call, and the server still has
-    the same file and can serve a part of it, only the rest is asked for. A second process that wants the same
-    destination waits for the first, then finds the finished file.
+    The bytes go to `<destination>.part` first. If an earlier call left that file, and the server still has the same
+    version and can send a range of bytes, only the rest is requested. A second process with the same destination waits
+    for the first, and then finds the finished file.
 
     Args:
         url: An http, https or file URL. Proxies are taken from the environment, as `urllib` does.
         destination: Path of the finished file; missing folders are made.
         sha256: The file's hex digest or its first digits; a file with another digest is deleted.
-        check: Called with the path of what has arrived, before it is in place; a file that it raises an `XCiTError` for
-            is deleted.
+        check: Called with the path of the downloaded file, before it is moved to `destination`; if it raises an
+            `XCiTError`, the file is deleted.
         progress: Called while the file arrives.
         timeout: Seconds without a byte from the server that count as a broken connection.
-        patience: Seconds within which a connection must be there, the look-up of the host's name included.
-        headers: Further request headers, sent to the URL's own host only, never to where it redirects (a token).
+        patience: Seconds within which a connection must be established, including the look-up of the host's name.
+        headers: Further request headers, such as a token; they are only sent to the URL's own host, not to the targets
+            of redirects.
 
     Returns:
         `destination`.
 
     Raises:
-        DownloadError: The server cannot be reached or says no, redirects to an address without encryption from one
-            with it, the connection broke twice, the file is wrong, or it cannot be written.
+        DownloadError: The server cannot be reached, refuses, or redirects from https to an address without encryption;
+            or the connection broke twice, the file is wrong, or it cannot be written.
     """
-    from filelock import FileLock  # a tenth of a second that only a download should cost
+    from filelock import FileLock  # the import takes a tenth of a second
 
     if urlsplit(url).scheme not in ("http", "https", "file"):
         raise DownloadError(f"{url}: not a URL that can be asked: only http, https and file URLs can be downloaded")
@@ -96,7 +97,7 @@ def download(
 
 
 def is_intact(path: Path, sha256: str | None) -> bool:
-    """Tells whether `path` is a file whose SHA-256 starts with the given hex digits (any file when none are given)."""
+    """Returns whether `path` is a file whose SHA-256 starts with the given hex digits; with None, any file will do."""
     return path.is_file() and (sha256 is None or _digest(path).startswith(sha256.lower()))
 
 
@@ -106,12 +107,12 @@ def _digest(path: Path) -> str:
 
 
 class _BrokenOffError(Exception):
-    """The connection ended before the file did."""
+    """Raised if the connection ended before the whole file arrived."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Transfer:
-    """The way of one URL into one file; the caller holds the destination's lock."""
+    """Downloads one URL into one file; the caller holds the destination's lock."""
 
     url: str
     destination: Path
@@ -122,12 +123,12 @@ class _Transfer:
 
     @property
     def part(self) -> Path:
-        """The bytes so far."""
+        """Path of the file with the bytes that have arrived so far."""
         return self.destination.with_name(f"{self.destination.name}.part")
 
     @property
     def note(self) -> Path:
-        """Which version of which URL the part belongs to."""
+        """Path of the file that says from which URL, and which version of its file, the part is."""
         return self.destination.with_name(f"{self.destination.name}.part.json")
 
     def run(self, sha256: str | None, check: Callable[[Path], object]) -> None:
@@ -150,7 +151,7 @@ class _Transfer:
         self.note.unlink(missing_ok=True)
 
     def write_error(self, error: OSError, num_bytes: int | None) -> DownloadError:
-        """Says in one line why the disk did not take the file; a full disk gets its space back."""
+        """Returns an error that says in one line why the file can't be written; a full disk also deletes the part."""
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return DownloadError(f"cannot write {self.destination}: {error.strerror or error}")
         self._discard()
@@ -173,11 +174,11 @@ class _Transfer:
             raise _BrokenOffError(f"{num_bytes:,} of {total:,} bytes came")
 
     def _open(self, offset: int, version: str | None) -> tuple[Any, int] | None:
-        """Asks for the bytes from `offset` on.
+        """Requests the bytes from `offset` on.
 
         Returns:
-            The answer and the offset where it starts, 0 where the server cannot resume; None when there is nothing
-            more to come: the part is the whole file.
+            The answer and the offset where it starts, which is 0 if the server cannot resume; None if the part is
+            already the whole file.
         """
         request = Request(self.url, headers={"User-Agent": "xcit", "Accept-Encoding": "identity"})
         for key, value in self.headers.items():
@@ -194,12 +195,12 @@ class _Transfer:
             response = error
         except (ValueError, InvalidURL) as error:
             raise DownloadError(f"{self.url}: not a URL that can be asked ({error})") from error
-        except (OSError, HTTPException, OverflowError) as error:  # the last of a length that no memory has
+        except (OSError, HTTPException, OverflowError) as error:  # OverflowError: the stated length is far too large
             raise DownloadError(f"{self.url}: {reason_of(error)}") from error
         if response.status not in (206, 416):
             return response, 0
         found = version_of(response.headers)
-        # A server that resumes without comparing versions would splice two files.
+        # If a server does not compare versions, the part and the rest could belong to two versions of the file.
         if response.status == 206 and offset and first_byte(response.headers) == offset and found == version:
             return response, offset
         response.close()
@@ -216,7 +217,7 @@ class _Transfer:
         with self.part.open("ab" if offset else "wb") as file:
             version = version_of(response.headers)
             if offset == 0 and version is not None:
-                # Only now that the old bytes are gone may a note vouch for the new ones.
+                # The note is written only after the old bytes are gone, because it describes the new ones.
                 self.note.write_text(json.dumps({"url": self.url, "version": version}))
             self.report(offset, total)
             done = offset
@@ -228,13 +229,13 @@ class _Transfer:
             os.fsync(file.fileno())
 
     def _resume_point(self) -> tuple[int, str | None]:
-        """How many bytes of which version are here already: (0, None) to start anew."""
+        """Returns the number of bytes in the part and their version; (0, None) means to start from the beginning."""
         try:
             note = json.loads(self.note.read_text())
             if note["url"] == self.url:
                 return self.part.stat().st_size, str(note["version"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing here, or a note cut short
+            pass  # there is no note, or it is incomplete
         return 0, None
 
     def _discard(self) -> None:
@@ -244,7 +245,7 @@ class _Transfer:
 
 def _read(response: Any) -> bytes:
     try:
-        # `read1` hands over what has come, so that a broken connection costs no bytes already here.
+        # `read1` returns what has arrived, so that no bytes are lost if the connection breaks.
         chunk: bytes = response.read1(_CHUNK_BYTES)
     except (OSError, HTTPException) as error:
         raise _BrokenOffError(reason_of(error)) from error
@@ -252,19 +253,19 @@ def _read(response: Any) -> bytes:
 
 
 def version_of(headers: Message) -> str | None:
-    """The header that names the file's version in `If-Range`, which takes no weak ETag."""
+    """Returns the value for `If-Range` that identifies the file's version: its ETag if not weak, or else its date."""
     etag = headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
 
 
 def first_byte(headers: Message) -> int | None:
-    """Where a partial answer begins in the file; none if the answer is not partial."""
+    """Returns the position in the file at which a partial answer begins; None if the answer is not partial."""
     found = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 
 
 def _total_bytes(headers: Message, offset: int) -> int | None:
-    """Size of the whole file in bytes: from a partial answer's range, else from the length of the answer."""
+    """Returns the whole file's size in bytes, from a partial answer's range or the answer's length; None if unknown."""
     if found := re.search(r"/(\d+)$", headers.get("Content-Range", "")):
         return int(found[1])
     length = headers.get("Content-Length", "")

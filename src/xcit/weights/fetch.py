@@ -1,8 +1,8 @@
 """Gets the file of a published checkpoint from the first of its sources that has it: a mirror, the Hub, a URL.
 
-huggingface_hub names a file of the Hub, its version and its digest, and knows the user's token. The bytes of all files
-come by `download`: the Hub's own checks no digest, keeps a second copy of each file, and without a network tries for
-more than a minute.
+huggingface_hub provides the URL, version and digest of a file on the Hub, and the user's token. All files are
+downloaded by `download`: the Hub's own client checks no digest, keeps a second copy of each file, and without a network
+tries for more than a minute.
 """
 
 import hashlib
@@ -21,20 +21,22 @@ from xcit.weights.download import DownloadError, DownloadProgress, download, is_
 from xcit.weights.hub import PATIENCE_SECONDS, as_digest, find_on_hub, offline_switch
 
 _ABSENT = (403, 404)
-"""What servers answer for a file that they do not have; object stores say 403."""
+"""The status with which servers answer if they do not have a file; object stores answer 403."""
 
 
 class FetchError(XCiTError):
-    """No source had the file: the first line says what failed, the next ones why, the last one what to do."""
+    """Raised if no source has the file: the first line says what failed, the next ones why, the last what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """One place where a checkpoint is published.
 
-    `location` is a repository of the Hugging Face Hub ("owner/name") or an http, https or file URL, `filename` the
-    file's path in the repository or the last part of the URL, `sha256` the hex digest of the file or at least its
-    first 8 digits, where known.
+    Attributes:
+        kind: "huggingface" for the Hugging Face Hub, or "url".
+        location: a repository of the Hub ("owner/name"), or an http, https or file URL.
+        filename: the file's path in the repository, or the last part of the URL.
+        sha256: the file's hex digest or at least its first 8 digits; None if it is not known.
     """
 
     kind: Literal["huggingface", "url"]
@@ -44,7 +46,7 @@ class Source:
 
     def __post_init__(self) -> None:
         steps = PurePosixPath(self.filename).parts
-        # The name becomes a path on this disk.
+        # The name is used as a path on this disk, so that it must not lead out of its folder.
         if not steps or ".." in steps or steps[0] == "/" or "\\" in self.filename:
             raise XCiTError(f"{self.filename!r} is no file name, in the source {self.location}")
         if self.kind == "url" and len(steps) > 1:
@@ -59,7 +61,7 @@ class Source:
 
 
 def cache_dir() -> Path:
-    """The folder that keeps weights: `$XCIT_CACHE`, else `$XDG_CACHE_HOME/xcit`, else `~/.cache/xcit`."""
+    """Returns the folder for weights: `$XCIT_CACHE`, else `$XDG_CACHE_HOME/xcit`, else `~/.cache/xcit`."""
     if own := os.environ.get("XCIT_CACHE"):
         return expanded(own, "set XCIT_CACHE to a folder that there is")
     return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "set XCIT_CACHE to a folder for weights") / "xcit"
@@ -68,11 +70,11 @@ def cache_dir() -> Path:
 def obtain(
     name: str, sources: Sequence[Source], directory: Path, *, progress: DownloadProgress | None = None
 ) -> tuple[Path, Source | None]:
-    """Returns the raw file of the checkpoint `name`: found on this machine, else downloaded.
+    """Returns the raw file of the checkpoint `name`: one on this machine, or else it is downloaded.
 
-    Looks first where no network is needed: the folder `XCIT_MIRROR`, then `directory` and the Hub's own cache, for
-    each source. Then come the URL `XCIT_MIRROR` and each source in order. `XCIT_OFFLINE=1` or `HF_HUB_OFFLINE=1`
-    leave out the second half. A file whose known SHA-256 does not match is never returned.
+    It first looks where no network is needed: in the folder `XCIT_MIRROR`, then, for each source, in `directory` and in
+    the Hub's own cache. Then it asks the URL `XCIT_MIRROR` and each source in order; `XCIT_OFFLINE=1` or
+    `HF_HUB_OFFLINE=1` forbids this second step. A file whose known SHA-256 does not match is never returned.
 
     Args:
         name: The checkpoint's name; a mirror may hold it as `<name>.safetensors`.
@@ -103,7 +105,7 @@ def obtain(
             return copy, source
 
     switch = offline_switch()
-    # What to ask, in order: a name for messages, and one or several files, each with the source that it stands for.
+    # The places to ask, in order: a name for messages, and one or several files, each with the source that it replaces.
     asked = list[tuple[str, list[tuple[Source, Source | None]]]]()
     if mirror and folder is None:
         asked.append((label, [(_on_mirror(mirror, *pair), pair[1]) for pair in names.items()]))
@@ -121,7 +123,7 @@ def obtain(
                     missing.append(place.location.removeprefix(mirror).strip("/"))
                     continue
                 reasons.append(f"{label}: {str(error).removeprefix(f'{place.label}: ')}")
-                if error.status is None:  # nobody there: no use in asking for another name
+                if error.status is None:  # the server was not reached, so that another file name would fail too
                     patience /= 2
                     missing = []
                     break
@@ -139,14 +141,14 @@ def obtain(
 
 
 def _as_folder(mirror: str) -> Path | None:
-    """The mirror's path on this machine; None when it is remote or not set."""
+    """Returns the mirror's path on this machine; None if it is remote or not set."""
     if mirror.startswith("file:"):
         return Path(url2pathname(urlsplit(mirror).path))
     return expanded(mirror, "set XCIT_MIRROR to a folder that there is") if mirror and "://" not in mirror else None
 
 
 def _mirror_names(name: str, sources: Sequence[Source]) -> dict[str, Source | None]:
-    """The file names under which a mirror may hold the checkpoint, best first, each with the source it stands for."""
+    """Returns the file names that the checkpoint may have on a mirror, best first, each with the source it replaces."""
     names: dict[str, Source | None] = {f"{name}.safetensors": None}
     for source in sources:
         if source.kind == "url":
@@ -168,7 +170,7 @@ def _on_mirror(mirror: str, candidate: str, published: Source | None) -> Source:
 
 
 def destination_of(url: str, directory: Path) -> Path:
-    """A path of its own for each URL: many a site calls its file model.safetensors."""
+    """Returns a path that is different for each URL, because many sites call their file model.safetensors."""
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     return directory / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
 
@@ -180,7 +182,7 @@ def _source_path(source: Source, directory: Path) -> Path:
 
 
 def _local_copy(source: Source, directory: Path) -> Path | None:
-    """The source's file as an earlier download left it, in `directory` or in the cache that the Hub's clients share."""
+    """Returns the path of an earlier download, in `directory` or in the Hub's own cache; None if there is none."""
     path = _source_path(source, directory)
     if is_intact(path, source.sha256):
         return path
@@ -192,7 +194,7 @@ def _local_copy(source: Source, directory: Path) -> Path | None:
         except ValueError:  # not a repository's name: the download will say so
             return None
         if isinstance(cached, str):
-            # There the file is a link to a blob that is named after its digest, if it is a large one.
+            # In the Hub's cache, the file is a link to a blob; the name of a large file's blob is its digest.
             copy = Path(cached)
             blob = copy.readlink().name if copy.is_symlink() else None
             if is_intact(copy, as_digest(blob)) and is_intact(copy, source.sha256):

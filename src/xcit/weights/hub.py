@@ -1,6 +1,6 @@
-"""Files of the Hugging Face Hub: what a repository has under a name, and a whole model folder brought here.
+"""Finds files on the Hugging Face Hub, and downloads the folder of a model.
 
-huggingface_hub names a file, its version and its digest, and knows the user's token; the bytes come by `download`.
+huggingface_hub provides the URL, version and digest of a file, and the user's token; `download` downloads the bytes.
 """
 
 import logging
@@ -20,14 +20,17 @@ from xcit.writing import make_folder, whole_file
 _LOG = logging.getLogger("xcit")
 
 PREFIX = "hf-hub:"
-"""Begins the name of a model repository of the Hub, as timm spells it."""
+"""The prefix of the name of a model repository on the Hub, as in timm."""
 
 PATIENCE_SECONDS = 2.0
-"""For the first connection; each that can't be had halves it, so that no network is noticed within twice this time."""
+"""Seconds to wait for the first connection.
+
+Each failed connection halves the time for the next one, so that a missing network is noticed within twice this time.
+"""
 
 OFFLINE_SWITCHES = ("XCIT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
-# A model folder, and an adapter's: what must be there, one of the weights, and what may be there.
+# The files of a model folder and of an adapter's folder: the required one, the weights (one of them), optional ones.
 _FORMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("config.json", ("model.safetensors", "pytorch_model.bin"), ("manifest.json",)),
     ("adapter_config.json", ("adapter_model.safetensors",), ()),
@@ -36,7 +39,7 @@ _FORMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
-    """Where a file's bytes are, of which commit, its SHA-256 if it is a large file, and the headers to ask with."""
+    """A file on the Hub: its URL, its commit, its SHA-256 if it is large, and the headers of a request for it."""
 
     url: str
     commit: str | None
@@ -45,7 +48,7 @@ class HubFile:
 
 
 def offline_switch() -> str:
-    """The environment variable that forbids to ask the network, "" if none does."""
+    """Returns the name of the environment variable that forbids network access; "" if none does."""
     switches = (key for key in OFFLINE_SWITCHES if os.environ.get(key, "").lower() in ("1", "true", "yes", "on"))
     return next(switches, "")
 
@@ -53,10 +56,10 @@ def offline_switch() -> str:
 def find_on_hub(
     repository: str, filename: str, *, revision: str | None = None, patience: float = PATIENCE_SECONDS
 ) -> HubFile:
-    """Asks the Hub for a file, at a revision or the main one; nothing of it is downloaded.
+    """Asks the Hub where a file is, at a revision or on the main branch, and downloads nothing.
 
     Raises:
-        DownloadError: if there is none, or the Hub can't be reached.
+        DownloadError: if there is no such file, or the Hub can't be reached.
     """
     from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url
     from huggingface_hub.constants import HF_HUB_DISABLE_IMPLICIT_TOKEN
@@ -69,7 +72,7 @@ def find_on_hub(
             commit = metadata.commit_hash
             url = hf_hub_url(repository, filename, revision=commit, endpoint=endpoint)
             token = None if HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    except Exception as error:  # its own and those of its HTTP library, which differs between versions
+    except Exception as error:  # the client's own, or its HTTP library's, which differs between versions
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = f"HTTP {status} ({endpoint})" if status else unreached(urlsplit(endpoint).hostname, error)
         raise DownloadError(reason, status=status) from error
@@ -82,30 +85,30 @@ def find_on_hub(
 
 
 def hub_endpoint() -> str:
-    """The URL of the Hub: `HF_ENDPOINT`, as it is now, else the client's own."""
+    """Returns the URL of the Hub: the current value of `HF_ENDPOINT`, or else the client's default."""
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def as_digest(etag: str | None) -> str | None:
-    """The ETag when it is a SHA-256: the Hub's ETag of a large file (a small one has its git hash)."""
+    """Returns the ETag if it is a SHA-256, else None: on the Hub, large files have a SHA-256, small ones a git hash."""
     return etag if etag and re.fullmatch("[0-9a-f]{64}", etag) else None
 
 
 def bring_repository(name: str, directory: Path, progress: DownloadProgress | None = None) -> Path:
-    """The folder of a model's repository: configuration and weights, of one commit, verified.
+    """Downloads a model's repository, and returns its folder: configuration and weights of one commit, verified.
 
-    Asks the Hub which commit is meant. Where it can't be asked, the copy that was brought last is used, or that in the
-    cache which the Hub's clients share.
+    It asks the Hub for the commit of the revision. If the Hub can't be reached, it uses the copy of the last download,
+    or the one in the Hub's own cache.
 
     Args:
         name: "USER/REPO" or "USER/REPO@REVISION", with or without "hf-hub:" before it.
-        directory: where copies are kept.
+        directory: folder for the copies.
         progress: called while a file arrives.
 
     Raises:
-        XCiTError: if there is no such repository, it holds no model, it can't be had, or a file is wrong.
+        XCiTError: if there is no such repository, it contains no model, it can't be downloaded, or a file is wrong.
     """
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     _check_name(name, repository)
@@ -141,7 +144,7 @@ def _bring(
     repository: str, revision: str | None, place: Path, reference: Path, progress: DownloadProgress | None
 ) -> Path:
     required, weights, optional, first = _form_of(repository, revision)
-    if first.commit is None:  # without it a copy would be old and nobody would know
+    if first.commit is None:  # without the commit, nobody could tell whether a copy is outdated
         raise DownloadError(f"{first.url}: the answer does not say which commit it is of", status=200)
     folder = place / first.commit
     download(first.url, folder / required, sha256=first.sha256, headers=first.headers)
@@ -168,7 +171,7 @@ def _bring(
 
 
 def _form_of(repository: str, revision: str | None) -> tuple[str, tuple[str, ...], tuple[str, ...], HubFile]:
-    """Which form of folder a repository has, and its first file."""
+    """Returns which form of folder a repository has, and its required file."""
     for number, (required, weights, optional) in enumerate(_FORMS, start=1):
         try:
             return required, weights, optional, find_on_hub(repository, required, revision=revision)
@@ -203,7 +206,7 @@ def _explained(error: DownloadError) -> str:
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Holds back the client's advice to log in, which says nothing about a public file."""
+    """Suppresses the client's advice to log in, which a public file does not need."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)

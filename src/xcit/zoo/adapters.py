@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA) as PEFT keeps them: a folder that is written beside a model, and merged into one when read.
+"""Reads and writes low-rank adapters (LoRA) as folders in PEFT's form; reading merges an adapter into its base model.
 
-The adapter's file also says, in its metadata, what the tuned model is, and the digest of the weights that it was
-learned on: on others it would be worth nothing, and nobody would see why.
+The metadata of the adapter's file also describe the tuned model, and contain the digest of the base weights that the
+adapter was trained on: with other weights its outputs would be wrong, without any error.
 """
 
 import json
@@ -32,34 +32,34 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE_DIGEST = "base_digest"
 
 _PREFIX = "base_model.model."
-"""What PEFT puts before each name."""
+"""The prefix that PEFT adds to each weight's name."""
 
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Holds back warnings of what PEFT imports when it is first used: all that it finds installed."""
+    """Suppresses warnings from the packages that PEFT imports on its first use."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def is_adapter(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is the folder of an adapter."""
+    """Returns whether a path is the folder of an adapter."""
     return (Path(path) / CONFIG).is_file()
 
 
 def write_adapter(model: nn.Module, folder: Path, *, config: Any, info: Any, base: str) -> None:
-    """Writes the adapters and the head of a model, each file whole or not at all.
+    """Writes the adapters and the head of a model, each file completely or not at all.
 
     Args:
-        model: into which PEFT has put adapters.
-        folder: made if it is not there; files of an earlier adapter are replaced.
+        model: a model into which PEFT has inserted adapters.
+        folder: folder to write into; it is created if necessary, and files of an earlier adapter are replaced.
         config: the model's shape.
         info: its class names and preprocessing.
-        base: the name, path or repository of the weights that it was learned on.
+        base: the name, path or repository of the weights that the adapter was trained on.
 
     Raises:
-        XCiTError: if it can't be written.
+        XCiTError: if the folder can't be written.
     """
     with quiet_peft():
         from peft import get_peft_model_state_dict
@@ -86,23 +86,23 @@ def _as_json(settings: Any) -> str:
 
 
 def _digest_of_base(model: nn.Module) -> str:
-    """Of what an adapter leaves as it was: all weights but the head's."""
+    """Returns the digest of the weights that an adapter does not change: all except the head's."""
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
     kept = {name: tensor for name, tensor in state.items() if ".lora_" not in name and not name.startswith("head.")}
-    # A count that no output depends on, and that the steps of some loops raise.
+    # No output depends on this counter of batch norms, and some training loops increase it.
     return digest({name: tensor for name, tensor in kept.items() if not name.endswith("num_batches_tracked")})
 
 
 def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWeights:
-    """The weights of a model with the adapter of a folder merged into them.
+    """Returns the weights of an adapter's base model with the adapter merged into them.
 
     Args:
-        folder: as `write_adapter` or PEFT's `save_pretrained` left it.
-        read: gives the weights of a name, path or repository.
+        folder: a folder that `write_adapter` or PEFT's `save_pretrained` wrote.
+        read: returns the weights for a name, path or repository.
 
     Raises:
-        XCiTError: if PEFT is missing, the folder is damaged or of something else, or the weights that it was learned on
-            can't be had, or are others.
+        XCiTError: if PEFT is missing, the folder is damaged or contains no adapter for an XCiT, or the base weights
+            can't be loaded or are not those that the adapter was trained on.
     """
     need_packages("an adapter", "peft")
     with quiet_peft():
@@ -145,7 +145,10 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
 
 
 def _described(stored: StoredWeights, shapes: dict[str, list[int]]) -> Statement:
-    """What PEFT's own adapter of a model makes: the model, with the classes of its own head if it has one."""
+    """Describes the tuned model of an adapter that PEFT itself wrote: the base model, with the adapter's head if any.
+
+    If the adapter's head has another number of classes, the base model's class names are dropped.
+    """
     stated = describe(stored)
     CLASSIFIER.require(empty_model(stated.config), str(stored.path))
     head = shapes.get(f"{_PREFIX}head.weight")

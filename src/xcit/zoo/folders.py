@@ -1,7 +1,7 @@
-"""A model as a folder: `config.json`, weights, a model card and a manifest, as the Hub and its tools have it.
+"""Reads and writes models as folders in the Hub's form: `config.json`, weights, a model card and a manifest.
 
-The one `config.json` is timm's where timm has such a model, which timm and transformers load too. Of any other model it
-holds the task, the shape, and class names and preprocessing, and this package alone reads it.
+If timm has such a model, `config.json` has timm's form, and timm and transformers can load the folder too. For any
+other model it contains the task, the shape, the class names and the preprocessing, and only this package reads it.
 """
 
 import hashlib
@@ -28,23 +28,23 @@ from xcit.zoo.statement import Statement, model_metadata, read_statement, statem
 from xcit.zoo.timm_hub import is_timm_config, read_timm_config
 
 CONFIG, WEIGHTS, CARD, MANIFEST = "config.json", "model.safetensors", "README.md", "manifest.json"
-"""The files of a folder, as they are written; the manifest, which vouches for the others, is last."""
+"""The files of a folder, in the order of writing; the manifest is last, because it contains digests of the others."""
 
 _PICKLED = "pytorch_model.bin"
 
 LIBRARY = "xcit"
-"""What `config.json` and card name where this package alone can load a model."""
+"""The `library_name` in `config.json` and in the card of a model that only this package can load."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What goes into a folder beside the weights.
+    """The content of a folder besides the weights.
 
     Attributes:
         config: the model's shape.
-        info: class names and preprocessing, none where they are not known.
-        licence: of the weights, "" where nobody said.
-        sources: where the weights come from: places and digests.
+        info: class names and preprocessing; None if they are not known.
+        licence: licence of the weights; "" if it is not known.
+        sources: where the weights come from: locations and digests.
         card: the text of the model card.
     """
 
@@ -56,21 +56,21 @@ class Shared:
 
     @property
     def timm_config(self) -> dict[str, Any] | None:
-        """The `config.json` that timm reads; none for a model that it has not."""
+        """The `config.json` that timm reads; None if timm has no such model."""
         return kind_of_config(self.config).timm_config(self.config, self.info)
 
 
 def write_folder(folder: Path, state: Mapping[str, Tensor], shared: Shared, *, overwrite: bool = False) -> None:
-    """Writes a model's folder, whole or not at all.
+    """Writes a model's folder completely or not at all.
 
     Args:
-        folder: new, or empty.
+        folder: a new or empty folder.
         state: the weights by their native names.
-        shared: what else there is.
-        overwrite: replace the files of this form that are in the folder; others stay.
+        shared: the content besides the weights.
+        overwrite: whether to replace the model's files that are already in the folder; other files stay.
 
     Raises:
-        XCiTError: if the folder holds something and `overwrite` is not set, or can't be written.
+        XCiTError: if the folder is not empty and `overwrite` is not set, or it can't be written.
     """
     content = shared.timm_config
     if content is not None and shared.licence:
@@ -96,7 +96,7 @@ def _put(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
     try:
         with TemporaryDirectory(dir=folder, prefix=".xcit-") as part:
             fill(Path(part))
-            (folder / MANIFEST).unlink(missing_ok=True)  # it vouches for the files before
+            (folder / MANIFEST).unlink(missing_ok=True)  # its digests are those of the earlier files
             for name in (WEIGHTS, CONFIG, CARD, MANIFEST):
                 (Path(part) / name).replace(folder / name)
     except OSError as error:
@@ -120,23 +120,23 @@ def _manifest(folder: Path, shared: Shared) -> dict[str, Any]:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a path is a folder with a model's `config.json`."""
+    """Returns whether a path is a folder with a model's `config.json`."""
     return (Path(path) / CONFIG).is_file()
 
 
 def is_for_timm(folder: Path) -> bool:
-    """Whether timm and transformers can load a folder."""
+    """Returns whether timm and transformers can load a folder."""
     return is_timm_config(_read_json(folder / CONFIG))
 
 
 def read_folder(folder: Path) -> StoredWeights:
-    """The weights in a folder that this package, timm or transformers wrote.
+    """Returns the weights in a folder that this package, timm or transformers wrote.
 
-    `config.json` says what they are, over what the weights' own metadata say: other tools write it anew. Where there is
-    a manifest, both files must be those that it was written for.
+    `config.json` takes precedence over the metadata in the weights file, because other tools only update the former. If
+    there is a manifest, the digests of both files must match it.
 
     Raises:
-        XCiTError: if the folder holds no XCiT, or is damaged.
+        XCiTError: if the folder contains no XCiT, or is damaged.
     """
     manifest = _checked_manifest(folder)
     weights = next((folder / name for name in (WEIGHTS, _PICKLED) if (folder / name).is_file()), None)
@@ -163,7 +163,7 @@ def _read_config(path: Path, name: str) -> Statement:
 
 
 def _name_of(folder: Path) -> str:
-    """What to call a model without a name of its own: the folder, or the repository that a cache has it from."""
+    """Returns a name for a model without one: the folder's name, or the repository's if the folder is in a cache."""
     resolved = folder.resolve()
     parents = [resolved.name, *(parent.name for parent in resolved.parents)]
     return next((part.split("--")[-1] for part in parents[1:4] if "--" in part), parents[0])

@@ -1,4 +1,4 @@
-"""The README.md of a shared model: what it is, how it is used, how good it is, and what it may be used for."""
+"""Writes the README.md of a shared model: a description, example code, figures and the licence."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from xcit.zoo.records import Checkpoint, DenseRecord, Record
 from xcit.zoo.shapes import architecture_of
 from xcit.zoo.stored import num_parameters
 
-# Of the Hub's list of licences; it is asked for one of these, or "other".
+# Identifiers from the Hub's list of licences. The Hub only accepts identifiers from its list, or "other".
 _HUB_LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc0-1.0", "gpl-3.0", "other"}
 
 _PAPER = "[XCiT: Cross-Covariance Image Transformers](https://arxiv.org/abs/2106.09681)"
@@ -21,7 +21,7 @@ _PAPER = "[XCiT: Cross-Covariance Image Transformers](https://arxiv.org/abs/2106
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A figure in percent, of a metric on some data, and who measured it."""
+    """A figure in percent: the metric, the data, and who measured it."""
 
     metric: str
     value: float
@@ -30,7 +30,7 @@ class Figure:
 
 
 def published_figures(record: Record) -> list[Figure]:
-    """What was published for a checkpoint."""
+    """Returns the figures that were published for a checkpoint."""
     if isinstance(record, DenseRecord):
         return [
             Figure(metric=figure.metric, value=figure.value, data=record.dataset, measured_by=figure.measured_by)
@@ -49,10 +49,10 @@ def published_figures(record: Record) -> list[Figure]:
 
 
 def measured_figures(report: Path) -> list[Figure]:
-    """What `xcit test` wrote into a report.json.
+    """Returns the figures that `xcit test` wrote into a report.json.
 
     Raises:
-        XCiTError: if it is no such file.
+        XCiTError: if the file can't be read, or is not a report of `xcit test`.
     """
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def measured_figures(report: Path) -> list[Figure]:
 
 
 def model_card(shared: Shared, figures: list[Figure]) -> str:
-    """The whole text, with the lines that the Hub reads at its beginning."""
+    """Returns the whole text of a model card; it begins with the metadata that the Hub reads."""
     kind = kind_of_config(shared.config)
     backbone = kind.backbone(shared.config)
     name = getattr(shared.info, "name", "") or architecture_of(backbone)
@@ -117,7 +117,7 @@ def model_card(shared: Shared, figures: list[Figure]) -> str:
 
 
 def _for_the_hub(shared: Shared, name: str, figures: list[Figure], is_timms: bool) -> str:
-    from huggingface_hub import EvalResult, ModelCardData  # a second to import
+    from huggingface_hub import EvalResult, ModelCardData  # the import takes a second
 
     tag = kind_of_config(shared.config).hub_tag(shared.config)
     licence = shared.licence.lower()

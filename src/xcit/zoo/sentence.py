@@ -1,4 +1,4 @@
-"""Which model it is, in a few words: what people are told beside its answers."""
+"""Describes a model in a few words, to print next to its outputs."""
 
 import os
 from typing import Any
@@ -7,12 +7,12 @@ from xcit.zoo.names import find_record, is_known
 
 
 def model_sentence(model: Any, name: str | os.PathLike[str], weights: str | None = None) -> str:
-    """A model's name and what it knows, and of the packaged one that it only knows garments.
+    """Returns a model's name, data set and number of classes; the packaged one is said to know only garments.
 
     Args:
-        model: of any kind, with its number of classes.
-        name: of the zoo, or a file or URL.
-        weights: the file that its weights are of, where that is not the name's own.
+        model: a model of any kind; its number of classes is used.
+        name: a name in the zoo, or a file or URL.
+        weights: the file of its weights; None means the weights that belong to the name.
     """
     name = os.fspath(name)
     record = find_record(name) if weights is None and is_known(name) else None

@@ -1,4 +1,4 @@
-"""A model to a folder and to the Hub, and back: what `save_pretrained`, `from_pretrained` and `push_to_hub` do."""
+"""Implements `save_pretrained`, `from_pretrained` and `push_to_hub`."""
 
 import os
 from collections.abc import Mapping
@@ -24,20 +24,20 @@ from xcit.zoo.stored import describe, load_stored
 def share_stored(
     stored: StoredWeights, folder: Path, *, licence: str = "", report: Path | None = None, overwrite: bool = False
 ) -> StoredWeights:
-    """Writes what was read of a file as a folder, see `write_folder`; a published file with its figures and sources.
+    """Writes weights that were read from a file as a folder; for a published file, also its figures and sources.
 
     Args:
         stored: the weights, of any kind of model and any format.
-        folder: new, or empty.
-        licence: of the weights, where they are no published ones.
+        folder: a new or empty folder.
+        licence: licence of the weights; "" means that of the published weights, if they are published.
         report: a report.json of `xcit test`, whose figures go into the model card.
         overwrite: see `write_folder`.
 
     Returns:
-        What was read, without what was set aside if all of it is in the folder.
+        `stored`; for a segmenter or detector, without the list of weights set aside, because the folder contains them.
 
     Raises:
-        XCiTError: if it is no whole model, or the folder can't be written.
+        XCiTError: if the weights are not a whole model, or the folder can't be written.
     """
     stated = describe(stored)
     if stored.dense and stored.head is None:
@@ -78,7 +78,7 @@ def _write(folder: Path, state: Mapping[str, Tensor], shared: Shared, figures: l
 
 
 def from_pretrained(kind: type[nn.Module], name: str | os.PathLike[str], *, revision: str | None = None) -> Any:
-    """The model of a folder, a file or a repository of the Hub; see `xcit.XCiT.from_pretrained`."""
+    """Loads a model from a folder, a file or a repository of the Hub; see `xcit.XCiT.from_pretrained`."""
     source = os.fspath(name)
     if revision is not None and (is_file(name) or source.startswith(PREFIX)):
         raise XCiTError(
@@ -116,7 +116,7 @@ def push_to_hub(
             found = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, revision=branch, commit_message=commit_message
             )
-        except Exception as error:  # its own and those of its HTTP library, which differs between versions
+        except Exception as error:  # the client's own, or its HTTP library's, which differs between versions
             cause = error.__cause__ or error
             reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
             raise XCiTError(f"{repo_id}: can't be uploaded to {hub_endpoint()}: {reason}") from error

@@ -1,4 +1,4 @@
-"""What a file or folder says of its model: the kind, the shape, and what else a person needs to use it."""
+"""The description of a model in a file or folder: its kind, shape, class names and preprocessing."""
 
 import dataclasses
 import json
@@ -12,12 +12,12 @@ from xcit.weights.files import StoredWeights
 from xcit.zoo.kinds import CLASSIFIER, Kind, kind_of_config, kind_of_task
 
 METADATA_KEY = "xcit"
-"""Key in a safetensors file's metadata that holds task, shape, class names and preprocessing, as JSON."""
+"""Key in a safetensors file's metadata; its value is JSON with the task, shape, class names and preprocessing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """What a file states about its model: its kind, its config, and its info if it has one."""
+    """The description of a model in a file: its kind, its config, and its info if it has one."""
 
     kind: Kind[Any, Any, Any]
     config: Any
@@ -25,10 +25,10 @@ class Statement:
 
 
 def statement_content(config: Any, info: Any | None) -> dict[str, Any]:
-    """A statement as JSON has it."""
+    """Returns a statement as a dict for JSON."""
     kind = kind_of_config(config)
     content: dict[str, Any] = {"config": dataclasses.asdict(config)}
-    if kind is not CLASSIFIER:  # the first files had no task, and were classifiers'
+    if kind is not CLASSIFIER:  # the first files had no task, and all were classifiers
         content["task"] = kind.task
     if info is not None:
         content["info"] = dataclasses.asdict(info)
@@ -41,7 +41,7 @@ def model_metadata(config: Any, info: Any | None) -> dict[str, str]:
 
 
 def read_metadata(stored: StoredWeights) -> Statement | None:
-    """Returns what a file's metadata state; None if they are not ours.
+    """Returns the statement in a file's metadata; None if this package did not write them.
 
     Raises:
         XCiTError: if the metadata are not what `model_metadata` writes.
@@ -50,14 +50,14 @@ def read_metadata(stored: StoredWeights) -> Statement | None:
 
 
 def statement_of(text: str, name: str) -> Statement:
-    """Returns what is stated in the text that `model_metadata` puts under `METADATA_KEY`.
+    """Returns the statement in the text that `model_metadata` stores under `METADATA_KEY`.
 
     Args:
         text: the JSON.
-        name: the file, for errors.
+        name: name of the file, for error messages.
 
     Raises:
-        XCiTError: if it is no such text.
+        XCiTError: if the text is not valid.
     """
     what = f"{name}: its metadata can't be read"
     try:
@@ -68,14 +68,14 @@ def statement_of(text: str, name: str) -> Statement:
 
 
 def read_statement(content: Mapping[str, Any], what: str) -> Statement:
-    """The inverse of `statement_content`.
+    """Returns the statement in a dict that `statement_content` returned.
 
     Args:
-        content: what was read.
-        what: begins an error.
+        content: the dict, as read from JSON.
+        what: start of an error message.
 
     Raises:
-        XCiTError: if it is not what that function gives.
+        XCiTError: if the content is not valid.
     """
     try:
         kind = kind_of_task(content.get("task", CLASSIFIER.task))

@@ -1,8 +1,8 @@
-"""A classifier in timm's hub form: the `config.json` that timm and Hugging Face's transformers read, both ways.
+"""Reads and writes the `config.json` of timm's classifiers on the Hub, which timm and transformers read.
 
-timm builds the architecture that is named there, with `model_args` over its own arguments, and loads weights under its
-names. transformers reads the same file (its TimmWrapper), where `problem_type` says that an image may be of several
-classes. timm has no stems of patches of 4, and no XCiT without class attention.
+timm builds the named architecture, replaces its default arguments with those in `model_args`, and loads weights that
+have timm's names. transformers reads the same file (in its TimmWrapper); there `problem_type` says whether an image may
+have several classes. timm has no stem for a patch size of 4, and no XCiT without class attention.
 """
 
 import math
@@ -35,9 +35,9 @@ _ARGUMENTS = {
     "eta": "layer_scale",
     "in_chans": "in_channels",
 }
-"""timm's name of an argument -> ours."""
+"""timm's name of each argument, and ours."""
 
-# What changes no number of a model that is loaded: sizes that it does not need, and what only training knows.
+# Arguments that do not change the outputs of a loaded model: sizes that it does not need, and rates for training.
 _IGNORED = (
     "img_size",
     "num_classes",
@@ -52,13 +52,13 @@ _POOLS = {"cls": "token", "avg": "avg", "none": ""}
 
 
 def timm_config(config: XCiTConfig, info: ModelInfo | None) -> dict[str, Any] | None:
-    """What `config.json` says of a model; none where timm has none such, or nothing says how images are prepared."""
+    """Returns the content of `config.json`; None if timm has no such model, or its preprocessing is not known."""
     if config.stem_strides or config.patch_size not in (8, 16) or not config.cls_depth or info is None:
         return None
     spec = info.preprocessing
     name = _nearest(config)
     base = PUBLISHED_ARCHITECTURES[name]
-    # The start of the residual scales is overwritten by the weights.
+    # `layer_scale` is left out, because it is an initial value, which the weights replace.
     arguments = {
         theirs: getattr(config, ours)
         for theirs, ours in _ARGUMENTS.items()
@@ -84,7 +84,8 @@ def timm_config(config: XCiTConfig, info: ModelInfo | None) -> dict[str, Any] | 
         "fixed_input_size": False,
         "num_classes": config.num_classes,
         "pool_size": None,
-        # timm adapts the first convolution by this name, which older versions do to weights that already fit.
+        # timm adapts the convolution of this name to another number of channels; older versions of timm do so even if
+        # the weights already fit.
         "first_conv": "patch_embed.proj.0.0" if config.in_channels == 3 else None,
         "classifier": "head",
     }
@@ -92,7 +93,7 @@ def timm_config(config: XCiTConfig, info: ModelInfo | None) -> dict[str, Any] | 
 
 
 def _nearest(config: XCiTConfig) -> str:
-    """The published architecture that differs in the fewest fields."""
+    """Returns the published architecture that differs from `config` in the fewest fields."""
     fields = [ours for ours in _ARGUMENTS.values() if ours != "layer_scale"]
 
     def distance(name: str) -> int:
@@ -103,28 +104,29 @@ def _nearest(config: XCiTConfig) -> str:
 
 
 def is_timm_config(content: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is of timm's hub form: of any model."""
+    """Returns whether a `config.json` has timm's form, for any model."""
     return isinstance(content.get("architecture"), str) and content.get("library_name") is None
 
 
 def read_timm_config(content: Mapping[str, Any], name: str, what: str) -> tuple[XCiTConfig, ModelInfo]:
-    """The shape of a model, its class names and preprocessing, of what `timm_config` or timm itself wrote.
+    """Returns a model's shape, and its class names and preprocessing, from a file that `timm_config` or timm wrote.
 
-    Where timm prepares images in a way that this package has not, the nearest is taken, and `info.assumed` says so.
+    If this package can't prepare images exactly as timm does, the nearest preprocessing is returned, and `info.assumed`
+    is set.
 
     Args:
-        content: of the file.
-        name: to call the model by.
-        what: begins an error.
+        content: content of the file.
+        name: name for the model.
+        what: start of an error message.
 
     Raises:
-        XCiTError: if it is of no XCiT, or is not what it should be.
+        XCiTError: if the model is not an XCiT, or the content is not valid.
     """
     try:
         match = _ARCHITECTURE.fullmatch(content["architecture"])
         if match is None:
             raise XCiTError(f"{what}: its architecture is {content['architecture']!r}, which is no XCiT of timm")
-        prepared = content.get("pretrained_cfg", content)  # timm's first files had it all on one level
+        prepared = content.get("pretrained_cfg", content)  # timm's first files had no nested `pretrained_cfg`
         num_classes = content.get("num_classes", prepared.get("num_classes", 1000))
         arguments = content.get("model_args") or {}
         channels, height, width = prepared.get("input_size", (3, 224, 224))
@@ -163,7 +165,7 @@ def _fields_of(arguments: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def _preprocessing(prepared: Mapping[str, Any], height: int, width: int) -> tuple[Preprocessing, bool]:
-    """How images are prepared, and whether that is just as timm does it."""
+    """Returns how images are prepared, and whether timm does exactly the same."""
     default = Preprocessing()
     resize_to = math.floor(height / prepared.get("crop_pct", 0.875))
     is_squashed = prepared.get("crop_mode", "center") == "squash"
@@ -187,9 +189,9 @@ def _preprocessing(prepared: Mapping[str, Any], height: int, width: int) -> tupl
 def _classes(
     content: Mapping[str, Any], prepared: Mapping[str, Any], num_classes: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names, and the names of the classes' folders where these differ.
+    """Returns the class names, and the names of the classes' folders if these are different.
 
-    timm's own repositories of ImageNet's models name no classes: a thousand of them are ImageNet's.
+    timm's own repositories of ImageNet models contain no class names: 1000 unnamed classes are taken for ImageNet's.
     """
     labels = content.get("label_names", prepared.get("label_names"))
     if labels is None:

@@ -1,4 +1,4 @@
-"""The training loop, for any task and any number of processes. A run that was stopped resumes as if it had not been."""
+"""The training loop, for any task and any number of processes. A stopped run resumes with the same results."""
 
 import math
 import time
@@ -325,8 +325,8 @@ class _Loop:
         figure = figures[self.task.watch]
         if position.best is None or figure > position.best:
             position.best = figure
-            # This comes before the next save: if the run is killed in between, it measures again and keeps the
-            # checkpoint then.
+            # This comes before the next save, so that a run that is killed in between evaluates again, and then keeps
+            # the checkpoint.
             if self.processes.is_main:
                 keep_checkpoint(self.last, BEST)
             self.export(BEST_WEIGHTS)

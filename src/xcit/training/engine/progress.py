@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs, and when it was stopped."""
+"""The progress that a run reports, and the exception when it was stopped."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ class Progress:
         num_steps: number of steps of an epoch.
         loss: loss of the last step, over all processes; with figures, the mean of the epoch.
         lr: learning rate.
-        images_per_second: over all processes, since the start of the run or of the epoch, whichever is later.
-        data_wait: share of that time in which this process waited for data, 0..1.
+        images_per_second: speed over all processes, since the start of the run or of the epoch, whichever is later.
+        data_wait: fraction of that time in which this process waited for data, 0..1.
         figures: results of an evaluation.
     """
 

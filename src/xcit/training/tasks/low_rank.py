@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT: a few weights are learned beside those of a trained model."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) with PEFT: a few new weights are trained, and the model's own stay."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,16 @@ from xcit.zoo.changes import Changes
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Adapters that are trained in place of the model's own weights.
+    """Settings of adapters that are trained instead of the model's own weights.
 
-    A layer's weight W (out, in) becomes W + alpha / rank * B A, with A (rank, in) and B (out, rank) learned and W as it
-    was. The head is learned whole. All else, statistics of batch norms included, stays.
+    A layer's weight W (out, in) becomes W + alpha / rank * B A, where A (rank, in) and B (out, rank) are trained and W
+    is frozen. All weights of the head are trained. Everything else is frozen, including the statistics of batch norms.
 
     Attributes:
-        rank: of the update of each layer; 0 trains the model itself.
-        alpha: what an update counts, divided by the rank.
-        dropout: of the adapters' input.
-        layers: which linear layers have one, by the ends of their names.
+        rank: rank of each layer's update; 0 trains the model itself.
+        alpha: factor of each update, which is also divided by the rank.
+        dropout: dropout rate of the adapters' input.
+        layers: ends of the names of the linear layers that get an adapter.
     """
 
     rank: int = 0
@@ -46,10 +46,10 @@ class LoRAConfig:
 
 
 def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig) -> None:
-    """Finds what is wrong before anything is read or downloaded; of a new run.
+    """Checks the settings of a new run before anything is read or downloaded.
 
     Raises:
-        XCiTError: if PEFT is missing, or there is nothing to adapt, or something that an adapter can't hold.
+        XCiTError: if PEFT is missing, there is no trained model to adapt, or another setting excludes adapters.
     """
     if not config.rank:
         return
@@ -63,7 +63,9 @@ def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig)
 
 
 def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
-    """The model with new adapters, which change nothing yet; they and the head alone are to be trained.
+    """Inserts new adapters into the model, and freezes everything except them and the head.
+
+    The outputs do not change yet. Rank 0 inserts nothing.
 
     Raises:
         XCiTError: if no layer has such a name.
@@ -92,7 +94,7 @@ def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
 
 
 def adapter_folder(weights: Path) -> Path:
-    """Where a run's adapter goes that would else be the weights of this path: best.safetensors to best-adapter."""
+    """Returns the folder for a run's adapter, by the path of the weights: "best-adapter" for "best.safetensors"."""
     return weights.with_name(f"{weights.stem}-adapter")
 
 
@@ -100,7 +102,7 @@ class TaskWithAdapters(TaskWithLoader):
     """A task whose config has `lora`."""
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """The whole model, or what was learned beside one and no more, as PEFT keeps it: see `adapter_folder`."""
+        """Writes the whole model, or with adapters only these and the head, in PEFT's form; see `adapter_folder`."""
         if not self.config.lora.rank:
             super().export(model, path)
             return
