@@ -14,7 +14,7 @@ from beside_peers.tables import growth_lines, headers, heading, rows
 from xcit.cli import SOME_FAILED, run
 from xcit.cli.bench import image_sizes, print_table
 from xcit.cli.options import checked_device, compute_options
-from xcit.cli.progress import progress_bar
+from xcit.progress import progress_bar
 
 
 def _names(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:

@@ -28,9 +28,9 @@ from reproduction.plan import Measurement, plan
 
 from xcit.cli import SOME_FAILED, run
 from xcit.cli.options import checked_device
-from xcit.cli.progress import progress_bar
 from xcit.errors import XCiTError, printable_line
 from xcit.machine import processor
+from xcit.progress import progress_bar
 from xcit.writing import make_folder, whole_file
 
 PAGE = Path(__file__).parents[1] / "docs" / "reproduced.md"

@@ -102,11 +102,11 @@ def attention(
     """Draws and writes; returns the exit status."""
     from xcit.cli.full_size import full_size_of
     from xcit.cli.predict import packaged_images
-    from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.draw.attention import draw_temperatures, require_matplotlib
     from xcit.explain import channel_attention, class_attention_each
     from xcit.inference.reading import Unreadable, readable
+    from xcit.progress import progress_bar
 
     if large.full_size and (xca or resize):
         raise XCiTError(f"give --full-size, or {'--xca' if xca else '--resize'}, not both")

@@ -118,8 +118,8 @@ def _device_name(device: "torch.device | None") -> str | None:
 
 
 def _measure(model: str, config: "SpeedConfig") -> "SpeedReport":
-    from xcit.cli.progress import progress_bar
     from xcit.measure.speed import measure_speed
+    from xcit.progress import progress_bar
 
     with progress_bar("measure", unit="runs", redraws_alone=False) as bar:
         return measure_speed(

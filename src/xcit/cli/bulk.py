@@ -141,10 +141,10 @@ def write_bulk(
         results: yields one result per image, in order.
         row: returns the columns of a result.
     """
-    from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.inference.bulk import Job, Progress, Share, write_parts
     from xcit.inference.reading import Unreadable
+    from xcit.progress import progress_bar
     from xcit.weights.files import digest
 
     context = click.get_current_context()

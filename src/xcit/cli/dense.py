@@ -36,8 +36,8 @@ def stored_or_upright(paths: list[Path], *, ignore_exif: bool) -> "list[Input]":
 
 def load_dense(model: str, weights: str | None, how: FileOptions) -> Any:
     """Loads a model by name or file, with its weights and with the preprocessing of `how`."""
-    from xcit.cli.progress import download_bar
     from xcit.deploy import exported_or
+    from xcit.progress import download_bar
     from xcit.zoo import get_model
 
     with download_bar() as downloaded:

@@ -95,10 +95,10 @@ def detect(
 ) -> int:
     """Detects objects and writes the results; returns the exit status."""
     from xcit.cli.full_size import full_size_of
-    from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.inference.detect import detect_each, prepare_detector
     from xcit.inference.reading import Unreadable
+    from xcit.progress import progress_bar
     from xcit.zoo import check_task
 
     if large.full_size and (short_side or long_side):

@@ -114,8 +114,8 @@ def _base(model: str) -> str:
 
 def _load(model: str, weights: str | None, how: FileOptions) -> Any:
     """Returns the model with its weights, and with the preprocessing that `how` contains."""
-    from xcit.cli.progress import download_bar
     from xcit.deploy import weights_of
+    from xcit.progress import download_bar
     from xcit.zoo import get_model
 
     with download_bar() as downloaded:

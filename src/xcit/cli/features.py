@@ -110,13 +110,13 @@ def features(
     from typing import cast
 
     from xcit.cli.full_size import full_size_of
-    from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.data.features import open_feature_file
     from xcit.inference.classify import extract_features_each, prepare_model
     from xcit.inference.full_size import write_feature_map
     from xcit.inference.reading import Unreadable
     from xcit.models.xcit import OutType
+    from xcit.progress import progress_bar
 
     if Path(out).suffix in (".npy", ".zarr"):
         from xcit.data.inputs import as_stored

@@ -28,9 +28,9 @@ def full_size_of(large: "FullSizeOptions", *, num_images: int) -> Iterator["Full
         yield None
         return
     from xcit.cli.options import checked_dtype
-    from xcit.cli.progress import progress_bar
     from xcit.images.selection import Selection
     from xcit.inference.full_size import FullSize
+    from xcit.progress import progress_bar
     from xcit.streaming import Budget, as_budget
 
     if large.mask is not None and num_images != 1:

@@ -24,9 +24,9 @@ def make_data(kind: str, task: str, out: Path, num_train: int, num_val: int, see
     its training images, validation scenes its test images. For segmentation: images, label maps and classes.txt. For
     detection: images, and boxes and masks in COCO's format. `xcit train --data` reads both.
     """
-    from xcit.cli.progress import progress_bar
     from xcit.data.detection_scenes import write_detection_scenes
     from xcit.data.fashion_scenes import write_segmentation_scenes
+    from xcit.progress import progress_bar
 
     write = write_detection_scenes if task == "detection" else write_segmentation_scenes
     with progress_bar(kind, num_train + num_val, "scenes") as bar:

@@ -315,10 +315,10 @@ def load_model(
     Raises:
         XCiTError: if the model can't be loaded, or is a file without preprocessing.
     """
-    from xcit.cli.progress import download_bar
     from xcit.deploy import exported_or
     from xcit.errors import XCiTError
     from xcit.inference.classify import DEFAULT_MODEL
+    from xcit.progress import download_bar
     from xcit.zoo import get_xcit
     from xcit.zoo.changes import Changes
     from xcit.zoo.kinds import CLASSIFIER

@@ -80,10 +80,10 @@ def predict(
     GPUs the images are divided among them: torchrun --nproc-per-node 8 -m xcit predict INPUT... --out DIR
     """
     from xcit.cli.full_size import full_size_of
-    from xcit.cli.progress import progress_bar
     from xcit.cli.results import open_results, status_of
     from xcit.inference.classify import predict_each
     from xcit.inference.reading import Unreadable
+    from xcit.progress import progress_bar
 
     images = open_words(inputs or tuple(map(str, packaged_images())), bulk, ignore_exif=ignore_exif)
     if out is not None:

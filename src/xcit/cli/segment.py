@@ -104,10 +104,10 @@ def segment(
 ) -> int:
     """Segments images and writes the results; returns the exit status."""
     from xcit.cli.full_size import full_size_of
-    from xcit.cli.progress import progress_bar
     from xcit.cli.results import status_of
     from xcit.inference.segment import prepare_segmenter, segment_each
     from xcit.inference.segment_full_size import segment_large_each
+    from xcit.progress import progress_bar
     from xcit.zoo import check_task
 
     over = sliding_window(slide, window, stride)

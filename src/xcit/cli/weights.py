@@ -18,8 +18,8 @@ FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet", "
 def fetch(names: tuple[str, ...], folder: Path | None) -> int:
     """Download weights to the cache or to a folder. NAME may be a pattern, as in `xcit list`."""
     from xcit.cli import SOME_FAILED
-    from xcit.cli.progress import download_bar
     from xcit.errors import XCiTError
+    from xcit.progress import download_bar
     from xcit.zoo import fetch as fetch_one
     from xcit.zoo import find_record, list_models
 
@@ -88,7 +88,7 @@ def verify(name_or_path: str | None, key: str | None, is_all: bool) -> int:
         raise click.UsageError("give a name or a path, or --all")
     if is_all:
         return _verify_all()
-    from xcit.cli.progress import download_bar
+    from xcit.progress import download_bar
     from xcit.zoo import verify as verify_file
 
     assert name_or_path is not None
@@ -109,8 +109,8 @@ def verify(name_or_path: str | None, key: str | None, is_all: bool) -> int:
 def _verify_all() -> int:
     """Checks every model of the zoo; those that can only be downloaded with a browser do not count as failures."""
     from xcit.cli import SOME_FAILED
-    from xcit.cli.progress import download_bar
     from xcit.errors import XCiTError, printable_line
+    from xcit.progress import download_bar
     from xcit.zoo import find_record, list_models
     from xcit.zoo import verify as verify_file
 
