@@ -1,4 +1,4 @@
-"""Connections over HTTP that are there in time, and never leave encryption."""
+"""HTTP connections with a time limit, which are never redirected from https to http."""
 
 import threading
 from collections.abc import Callable
@@ -15,19 +15,19 @@ _LATE = "the server did not answer in time"
 
 
 def open_answer(request: Request, *, timeout: float, patience: float) -> Any:
-    """Asks a server, and gives its answer as `urllib.request.urlopen` does; so are the errors.
+    """Opens a request like `urllib.request.urlopen`, with the same result and the same errors.
 
     Args:
-        request: to an http, https or file URL. Proxies are taken from the environment as it is now.
-        timeout: seconds without a byte from the server that count as a broken connection.
-        patience: seconds within which a connection must be there, the look-up of the host's name included.
+        request: a request for an http, https or file URL. Proxies are taken from the current environment.
+        timeout: seconds without a byte from the server after which the connection counts as broken.
+        patience: largest number of seconds to connect, including the look-up of the host's name.
     """
-    # Not `urlopen`, which keeps the proxies that the environment named at its first call.
+    # `urlopen` is not used, because it keeps the proxies that the environment named at its first call.
     return build_opener(_Connecting(patience), _SafeRedirects).open(request, timeout=timeout)
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """Follows no redirect that leaves encryption: what came over it would be anybody's."""
+    """Refuses redirects from https to http, because data without encryption could come from anybody."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -39,7 +39,7 @@ class _SafeRedirects(HTTPRedirectHandler):
 
 
 class _Patient(HTTPConnection):
-    """A connection that is there within `patience` seconds; once it is, the server has `timeout` for each answer."""
+    """A connection that fails unless it opens within `patience` seconds; `timeout` then applies to each response."""
 
     patience, label = 10.0, ""
 
@@ -58,7 +58,7 @@ class _PatientHTTPS(HTTPSConnection, _Patient):
 
 
 class _Connecting(HTTPHandler, HTTPSHandler):
-    """Opens connections with the given patience."""
+    """Opens connections with the given limit in seconds."""
 
     def __init__(self, patience: float) -> None:
         super().__init__()
@@ -83,9 +83,10 @@ class _Connecting(HTTPHandler, HTTPSHandler):
 
 
 def in_time(action: Callable[[], Result], seconds: float) -> Result:
-    """The result of an action; a `TimeoutError` if it takes longer.
+    """Returns the result of an action, or raises a `TimeoutError` if it takes longer than `seconds`.
 
-    A name look-up without a network can last half a minute and cannot be stopped: its thread is left behind.
+    The action runs in a thread, which continues after a timeout. A name look-up without a network can take half a
+    minute and cannot be stopped.
     """
     future: Future[Result] = Future()
 
@@ -100,13 +101,13 @@ def in_time(action: Callable[[], Result], seconds: float) -> Result:
 
 
 def unreached(host: str | None, error: BaseException) -> str:
-    """Says in a line that a host was not reached, and why."""
+    """Returns a line that says that a host was not reached, and why."""
     reason = reason_of(error)
     return f"no answer from {host}" if reason == _LATE else f"cannot reach {host}: {reason}"
 
 
 def reason_of(error: BaseException) -> str:
-    """Why, in one line; libraries wrap the system's own words in their errors."""
+    """Returns the reason of an error in one line: the system's message, which libraries wrap in their own errors."""
     link: object = error
     while isinstance(link, BaseException):
         if isinstance(link, TimeoutError):

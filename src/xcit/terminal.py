@@ -1,6 +1,6 @@
 """Protects terminals from control characters, which names of files and classes may contain.
 
-Text that is printed on a terminal gets them escaped. A file or a pipe gets the text unchanged.
+In text that is printed on a terminal, control characters are escaped. Text for a file or a pipe does not change.
 """
 
 import io
@@ -31,7 +31,7 @@ def guard_terminal() -> None:
 
 
 class _EscapingPrints(io.TextIOBase):
-    """Takes prints, and gives them on with control characters escaped."""
+    """A text stream that escapes control characters and passes the text on to another stream."""
 
     def __init__(self, target: Any) -> None:
         self._target = target
@@ -56,9 +56,9 @@ class _EscapingPrints(io.TextIOBase):
 
 @contextmanager
 def guard_prints() -> Iterator[None]:
-    """Has prints escaped that a display takes to itself, and so past what guards the terminal.
+    """Escapes control characters in prints while a live display has replaced standard output and standard error.
 
-    To be entered after the display: it has put other streams in the place of standard output and standard error.
+    The streams of the display bypass `guard_terminal`. So this context must be entered after the display has started.
     """
     taken = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for name, stream in taken.items():
@@ -72,7 +72,7 @@ def guard_prints() -> Iterator[None]:
 
 
 def tell(text: str, *, err: bool = False) -> None:
-    """Prints a line, escaped where it goes to a terminal, whether or not that is guarded."""
+    """Prints a line; on a terminal its control characters are escaped, even without `guard_terminal`."""
     stream = sys.stderr if err else sys.stdout
     print(escaped(text, keep="\n\t") if stream.isatty() else text, file=stream, flush=True)
 

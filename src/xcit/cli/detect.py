@@ -143,7 +143,7 @@ def detect(
 
 
 def _write(result: "DetectedObjects", place: Path, *, pictures: bool) -> None:
-    """The files of one image."""
+    """Writes the files of one image."""
     if pictures or result.is_placed:
         make_folder(place.parent)
     if result.is_placed and find_spec("rasterio") is None:
@@ -226,6 +226,6 @@ class _Annotations:
             )
 
     def write(self, folder: Path) -> None:
-        """Writes what there is to detections.json in a folder."""
+        """Writes all detections so far to detections.json in a folder."""
         with whole_file(folder / "detections.json") as file:
             file.write_text(json.dumps(self.content) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`xcit export`: a model as a file that other runtimes run."""
+"""`xcit export`: writes a model as a file for other runtimes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +104,7 @@ def export(
 
 
 def _base(model: str) -> str:
-    """The name of a model's file in this folder, without an ending: that of a name, a file, or a run's folder."""
+    """Returns the file name of the exported model without a suffix, from a model's name, a file or a run's folder."""
     from xcit.zoo.names import WEIGHT_SUFFIXES
 
     name = model.rstrip("/").rpartition("/")[2].partition("#")[0]
@@ -113,7 +113,7 @@ def _base(model: str) -> str:
 
 
 def _load(model: str, weights: str | None, how: FileOptions) -> Any:
-    """The model with its weights, its preprocessing as `how` says."""
+    """Loads the model with its weights, and with the preprocessing of `how`."""
     from xcit.cli.progress import download_bar
     from xcit.deploy import weights_of
     from xcit.zoo import get_model
@@ -132,10 +132,10 @@ def _load(model: str, weights: str | None, how: FileOptions) -> Any:
 
 
 def _batches(network: Any, images: str, num_images: int, size: int | None) -> "Iterator[Tensor]":
-    """Images of a folder, one a batch, prepared for the model; those that can't be read are named and left out.
+    """Yields the prepared images of a folder as batches of one; unreadable images are named and left out.
 
     Raises:
-        XCiTError: if there is none.
+        XCiTError: if there are no images.
     """
     from xcit.images.find import find_images
     from xcit.inference.calibration import calibration_images

@@ -30,7 +30,7 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
 
 
 def grouped(kind: type[Any], argument: str, *options: Callable[[Any], Any]) -> Callable[[Function], Function]:
-    """Like `together`, of options that come as one argument of this name, a dataclass that has a field for each."""
+    """Like `together`, but the command gets the options as one argument: a dataclass with a field for each option."""
     names = [field.name for field in fields(kind)]
 
     def add(function: Function) -> Function:
@@ -72,7 +72,7 @@ class FileOptions:
     size: int | None = None
 
     def changes(self, weights: str | None) -> bool:
-        """Whether a model with these options, and weights of its own if there are some, is not the one as named."""
+        """Whether these options, or `weights`, make a model that differs from the named one."""
         return not (weights is None and self.key is None and self.stem_strides is None)
 
     def apply(self, model: Any, name: str) -> None:
@@ -144,7 +144,7 @@ model_options = together(
 
 @dataclass(frozen=True, kw_only=True)
 class FullSizeOptions:
-    """What the options of `full_size_options` say; but for `full_size`, none leaves it as it is."""
+    """The values of the options of `full_size_options`; None means that an option was not given."""
 
     full_size: bool = False
     memory: str | None = None
@@ -165,7 +165,7 @@ class FullSizeOptions:
 
 
 def full_size_options(help_: str) -> Callable[[Function], Function]:
-    """Adds --full-size with this help, and what goes with it; all come as one argument: `large`, a `FullSizeOptions`.
+    """Adds --full-size with this help and its related options, passed as one argument: `large`, a `FullSizeOptions`.
 
     The command's class is `CommandWithNumbers`.
     """

@@ -149,7 +149,7 @@ def _check_no_stripes(large: FullSizeOptions) -> None:
 
 
 class _Files:
-    """Writes the results of images; `areas` has each one's shares of the classes."""
+    """Writes the results of images; `areas` has the share of each class, for each image."""
 
     def __init__(self, *, overlays: bool, polygons: bool) -> None:
         self._overlays, self._polygons = overlays, polygons
@@ -161,7 +161,7 @@ class _Files:
         places: Sequence[Path],
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Writes the files of each as it comes."""
+        """Writes the files of each result when it arrives."""
         from xcit.inference.reading import Unreadable
 
         for place, result in zip(places, results, strict=True):

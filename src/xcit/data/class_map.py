@@ -1,4 +1,4 @@
-"""A file that says which class the images of a folder, or of a label in a list, belong to."""
+"""Class maps: files that map names of folders or labels in the data to classes."""
 
 import json
 import os
@@ -23,20 +23,20 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which class is meant by a name in the data.
+    """Maps names in the data to classes.
 
     Attributes:
         source: the file.
-        class_of: a class's name, or its index in plain digits, by the name in the data.
+        class_of: maps a name in the data to a class's name, or to its index in plain digits.
     """
 
     source: str
     class_of: Mapping[str, str]
 
     def apply(self, images: LabelledImages) -> LabelledImages:
-        """The images by the classes that are meant; several names may mean one class.
+        """Returns the images with the classes of the map; several names in the data may belong to one class.
 
-        The classes are those that there are images of, in the order of the file, or of numbers where all are numbers.
+        Classes without images are left out. The order is that of the file, or numerical if all classes are numbers.
 
         Raises:
             XCiTError: if a class of the images is not in the file.
@@ -63,12 +63,11 @@ def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
     """Reads a class map.
 
     Args:
-        path: a JSON object from names to names or indices; or lines of two columns, a name in the data and the class
-            that it means, as a CSV or with tabs or spaces between them. A first line such as `folder,class` names the
-            columns.
+        path: a JSON object that maps names to names or indices; or lines with a name in the data and its class,
+            separated by commas, tabs or spaces. A first line such as `folder,class` counts as a heading.
 
     Raises:
-        XCiTError: if it can't be read, a line or value is wrong, or a name means two classes.
+        XCiTError: if the file can't be read, a line or value is wrong, or a name has two classes.
     """
     path = Path(path)
     try:
@@ -89,15 +88,15 @@ def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
 
 
 def numbered(images: LabelledImages, num_classes: int, where: str) -> LabelledImages:
-    """Images whose classes are numbers, with the labels that these are; others as they are.
+    """Uses the classes as labels, if all of them are numbers; otherwise returns the images unchanged.
 
     Args:
-        images: by the classes of a class map.
-        num_classes: of the model; 0 takes one more than the largest number.
-        where: begins an error.
+        images: images with the classes of a class map.
+        num_classes: number of classes of the model; 0 means the largest number plus one.
+        where: beginning of the error message.
 
     Raises:
-        XCiTError: if a number is none of a class.
+        XCiTError: if a number is not the index of a class.
     """
     if not all(map(is_number, images.class_ids)):
         return images

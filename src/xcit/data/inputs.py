@@ -89,8 +89,8 @@ class Inputs:
     """All images that were named.
 
     Attributes:
-        units: of them.
-        passed_by: what a search of folders left out.
+        units: the images, divided into units.
+        passed_by: counts of the files that a search of folders left out.
     """
 
     units: tuple[Unit, ...]
@@ -113,7 +113,7 @@ class Inputs:
         return chain.from_iterable(unit.open() for unit in self.units)
 
     def as_stored(self) -> "Inputs":
-        """The same images, to be read as their pixels are stored; see `as_stored`."""
+        """Returns the same images, which are then read with `ignore_exif`; see the function `as_stored`."""
 
         def opened(unit: Unit) -> Iterator[Input]:
             return map(as_stored, unit.open())
@@ -122,7 +122,7 @@ class Inputs:
 
 
 def as_stored(image: Input) -> Input:
-    """An image that is to be read as its pixels are stored; what has no EXIF, an array's file, stays as it is."""
+    """Returns an input that is read without its EXIF orientation; files of arrays have none and do not change."""
     if isinstance(image, StreamSample | DataSetImage):
         return replace(image, ignore_exif=True)
     if isinstance(image, StoredPixels) or image.suffix.lower() in (".npy", ".zarr"):
@@ -240,7 +240,7 @@ def _urls(word: str, passed_by: PassedBy) -> list[str]:
     # A question mark begins the query of a URL.
     if not word.startswith(("http://", "https://")) and glob.has_magic(word.partition("?")[0]):
         found = list_urls(word)
-        # As the patterns of paths, which fsspec's do not: hidden files are matched by a dot alone.
+        # As for paths, only a pattern that begins with a dot matches hidden files; fsspec's patterns always match them.
         urls = (
             found if Path(word).name.startswith(".") else [url for url in found if not Path(url).name.startswith(".")]
         )

@@ -62,10 +62,10 @@ def read_url(url: str) -> bytes | None:
 
 
 def read_whole(file: BinaryIO, url: str) -> bytes:
-    """All that an open URL gives, where that has an end.
+    """Returns all bytes of an open URL.
 
     Raises:
-        XCiTError: if it is more than any image or list has.
+        XCiTError: if there are more than `MOST_BYTES`, as from a server that never stops sending.
     """
     data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
@@ -163,7 +163,7 @@ class _Body(io.RawIOBase):
             start += skipped
 
     def _open_answer(self) -> tuple[str | None, int]:
-        """Opens one streamed response: it is faster than one request per block, and not every server can send blocks.
+        """Opens one streamed response. It is faster than one request per block, which not every server supports.
 
         Returns:
             The file's version, and the byte at which the response begins.

@@ -39,7 +39,7 @@ def shares_of(counts: NDArray[np.int64]) -> dict[int, float]:
 
 
 def middles(labels: NDArray[np.uint8], size: tuple[int, ...], scale: int) -> NDArray[np.uint8]:
-    """A label map at another size, each pixel of which is the middle one of a square of `scale` pixels a side."""
+    """Returns a label map reduced by `scale`: each pixel is the middle one of a square of `scale` x `scale` pixels."""
     if scale == 1:
         return labels
     rows, columns = (middle_pixels(count, length, scale) for count, length in zip(size, labels.shape, strict=True))
@@ -47,7 +47,7 @@ def middles(labels: NDArray[np.uint8], size: tuple[int, ...], scale: int) -> NDA
 
 
 def middle_pixels(count: int, length: int, scale: int) -> NDArray[np.int64]:
-    """The middle pixel of each of `count` pieces of `scale` pixels, of `length` in all: the last may be smaller."""
+    """Returns the index of the middle pixel of each of `count` pieces of `scale` pixels; the last may be shorter."""
     return np.minimum(np.arange(count) * scale + scale // 2, length - 1)
 
 

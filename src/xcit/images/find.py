@@ -1,4 +1,4 @@
-"""Finds the image files that a person means: files, folders with all below them, patterns."""
+"""Finds the image files that a user names by files, folders and patterns."""
 
 import glob
 import os
@@ -13,16 +13,19 @@ from xcit.images.sources import STANDARD_INPUT, as_url, printable
 
 
 def find_images(inputs: Sequence[str | os.PathLike[str]], passed_by: PassedBy | None = None) -> list[Path]:
-    """Finds the image files that a person means by files, folders and glob patterns.
+    """Finds the image files that a user names by files, folders and glob patterns.
 
-    A URL and "-", standard input, are taken as they are. A file is taken whatever its suffix, even if it is missing
-    (`read_image` says so), and a .zarr folder as one file; a folder is searched with all below it for `IMAGE_SUFFIXES`,
-    hidden files and folders left out, "img2" before "img10"; a pattern (`*`, `?`, `[...]`, `**` for any depth) stands
-    for the files and folders that match it, unless a file has just that name.
+    - A URL, or "-" for standard input, is returned unchanged.
+    - A file is returned whatever its suffix, even if it is missing; `read_image` reports that later. A .zarr folder
+      counts as one file.
+    - A folder is searched recursively for files with `IMAGE_SUFFIXES`, in natural order ("img2" before "img10"). Hidden
+      files and folders are left out.
+    - A pattern (`*`, `?`, `[...]`, `**` for any depth) means the files and folders that match it, unless a file with
+      exactly that name exists.
 
     Args:
-        inputs: what a person names.
-        passed_by: counts what is left out.
+        inputs: paths, patterns and URLs.
+        passed_by: counts the files that are left out.
 
     Returns:
         The paths in the order of the inputs, each file once.
@@ -61,18 +64,19 @@ def _expand(path: Path, passed_by: PassedBy) -> list[Path]:
 
 
 def _but(passed_by: PassedBy) -> str:
-    """What was found in place of images, to end an error with."""
+    """Returns the end of an error: what was found instead of images; "" if nothing was."""
     return f"; left out: {passed_by}" if str(passed_by) else ""
 
 
 def images_below(folder: Path, passed_by: PassedBy | None = None) -> list[Path]:
-    """The image files in a folder and all below it, by suffix and in natural order, hidden ones left out.
+    """Returns the image files in a folder, recursively, in natural order and without hidden ones.
 
-    A link that leads nowhere counts as an image by its own suffix, so that whoever reads it names it.
+    Images are recognised by their suffix. A broken link with such a suffix is returned too, so that reading it reports
+    the error.
 
     Args:
-        folder: where to look.
-        passed_by: counts what is left out.
+        folder: the folder to search.
+        passed_by: counts the files that are left out.
 
     Raises:
         XCiTError: if a folder can't be read.
@@ -103,12 +107,15 @@ def images_below(folder: Path, passed_by: PassedBy | None = None) -> list[Path]:
 
 
 def is_image_name(path: Path) -> bool:
-    """Whether a file counts as an image by its name: by its suffix, unless it is hidden."""
+    """Whether a file's name is that of an image: it has an image suffix and is not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _natural_order(path: Path) -> tuple[list[list[str | int]], str]:
-    """Orders by folder, then name, numbers in them by value. `re.split` puts text and digits in turns: never mixed."""
+    """Returns a key that sorts by folder, then by name, with numbers in names sorted by value.
+
+    `re.split` alternates between text and digits, so text is never compared with a number.
+    """
     parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.parts]
     return [[int(piece) if index % 2 else piece for index, piece in enumerate(part)] for part in parts], str(path)
 
@@ -116,5 +123,5 @@ def _natural_order(path: Path) -> tuple[list[list[str | int]], str]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # no permission to look, name too long: for the reader to report
+    except OSError:  # no permission, or the name is too long; reading the file reports the error
         return False

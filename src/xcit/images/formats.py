@@ -1,11 +1,11 @@
-"""The formats of image files that are read, and what a file that is none of them looks like."""
+"""The image formats that are supported, and guesses about files in other formats."""
 
 from functools import cache
 
 from PIL import Image
 
-# What Pillow calls the formats that we read, with the suffixes of their files. EPS and the like stay out: Pillow would
-# start another program to draw them.
+# Pillow's names of the supported formats, with their file suffixes. EPS and similar formats are not supported, because
+# Pillow would start another program to draw them.
 _SUFFIXES_BY_FORMAT = {
     "AVIF": (".avif",),
     "BMP": (".bmp",),
@@ -31,7 +31,7 @@ _SUFFIXES_BY_FORMAT = {
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
 """The suffixes, in lower case, of the files that count as images in a folder."""
 
-# The first bytes of what people mistake for an image, and of images that are too damaged for Pillow to know them.
+# The first bytes of files that users often mistake for images, and of images too damaged for Pillow to recognise.
 _SIGNATURES = (
     (b"\xff\xd8", "a damaged JPEG image"),
     (b"\x89PNG", "a damaged PNG image"),
@@ -55,13 +55,13 @@ _SIGNATURES = (
 
 @cache
 def opened_formats() -> tuple[str, ...]:
-    """Of our formats those that Pillow opens by name: MPO comes as JPEG, and AVIF is not in every build."""
+    """Returns the supported formats that this build of Pillow can open (MPO as JPEG); some builds lack AVIF."""
     Image.init()
     return tuple(format for format in _SUFFIXES_BY_FORMAT if format in Image.OPEN)
 
 
 def looks_like(head: bytes) -> str:
-    """What a file is that is no image, by its first bytes, in brackets for the end of a message; empty if unknown."""
+    """Guesses from its first bytes what a file is that is no image: text in brackets for an error, "" if unknown."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for signature, name in _SIGNATURES:
         if start.startswith(signature.lower()):

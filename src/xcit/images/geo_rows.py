@@ -19,10 +19,11 @@ _GDAL_CACHE = 2**26
 class GeoRows:
     """An image that rasterio reads, or one of its overviews.
 
-    What counts follows from the file's nodata value: of unsigned integers, a pixel is not there if all bands that are
-    read have the value, for a 0 may be dark in one band alone; of others, if any band has it or is not finite. A mask
-    band or transparency of 0 is the same. A band of transparency is a channel only if it is among `bands`, and no mask
-    then. Without `bands`, three bands that the file names blue, green and red are read as red, green and blue.
+    The file's nodata value says which pixels are missing. A pixel of unsigned integers is missing if all bands that are
+    read have the value, because a single 0 may just be dark. A pixel of another type is missing if any band has the
+    value or is not finite. A pixel is also missing where a mask band or the transparency is 0. A transparency band in
+    `bands` is a channel, and then it masks nothing. Without `bands`, three bands that the file names blue, green and
+    red are read as red, green and blue.
 
     Raises:
         XCiTError: if the file can't be read, its type of pixels is unknown, or rasterio is not installed.
@@ -142,7 +143,7 @@ class GeoRows:
 
 
 def _colour_bands(file: Any) -> list[int]:
-    """All bands but transparency; three that the file names red, green and blue, in that order."""
+    """Returns all bands except transparency. Bands that the file names red, green and blue are put in that order."""
     from rasterio.enums import ColorInterp
 
     names = dict(zip(file.indexes, file.colorinterp, strict=True))

@@ -34,21 +34,21 @@ def write_label_tiff(
     colors: NDArray[np.uint8],
     cells: CellPlace,
 ) -> None:
-    """Writes a label map as a tiled, compressed TIFF with a palette and overviews; GeoTIFF if it lies on a map.
+    """Writes a label map as a tiled, compressed TIFF with a palette and overviews; GeoTIFF if it is georeferenced.
 
-    `UNLABELLED` is no data. The file's description has, as JSON, the names of the classes and what
-    `CellPlace.described` says.
+    `UNLABELLED` is the nodata value. The description in the file contains the names of the classes and
+    `CellPlace.described` as JSON.
 
     Args:
-        path: of the file, which is written whole or not at all.
+        path: the file, which is written completely or not at all.
         size: h and w.
-        read: gives rows start..end of the labels, uint8 (end - start, w).
-        names: of the classes.
+        read: returns rows start..end of the labels, uint8 (end - start, w).
+        names: names of the classes.
         colors: red, green and blue of each class, (K, 3).
-        cells: where the pixels lie: `CellPlace.of(info, 1)`.
+        cells: position of the pixels: `CellPlace.of(info, 1)`.
 
     Raises:
-        XCiTError: if it can't be written, or rasterio is not installed.
+        XCiTError: if the file can't be written, or rasterio is not installed.
     """
     need_packages(f"{path}: writing it", "rasterio")
     import rasterio
@@ -62,7 +62,7 @@ def write_label_tiff(
         how |= {"transform": rasterio.Affine(*cells.to_map)}
         how |= {} if cells.crs is None else {"crs": rasterio.crs.CRS.from_wkt(cells.crs)}
     with whole_file(path) as part, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a file lies on no map
+        warnings.simplefilter("ignore")  # about a missing georeference
         try:
             with rasterio.open(part, "w", nodata=UNLABELLED, photometric="palette", **how) as file:
                 file.write_colormap(1, palette)
@@ -81,7 +81,7 @@ def write_label_tiff(
 
 
 def overview_factors(size: tuple[int, int]) -> list[int]:
-    """Of the overviews of a map: each half of the one before, down to one that is small enough to look at."""
+    """Returns the reduction factors 2, 4, 8, ... of the overviews; the last overview is small enough for a screen."""
     factors = []
     factor = 2
     while max(size) * 2 > factor * _SMALLEST:
@@ -91,9 +91,9 @@ def overview_factors(size: tuple[int, int]) -> list[int]:
 
 
 def label_areas(labels: Labels, names: Sequence[str], colors: NDArray[np.uint8]) -> Iterator[MarkedArea]:
-    """Each connected area of a label map (h, w) as a polygon along the edges of its pixels; the unlabelled is left out.
+    """Yields each connected area of a label map (h, w) as a polygon along the edges of its pixels.
 
-    Pixels that touch at a corner alone are not connected.
+    Unlabelled pixels are left out. Pixels that touch only at a corner are not connected.
 
     Raises:
         XCiTError: if rasterio is not installed.
@@ -102,7 +102,7 @@ def label_areas(labels: Labels, names: Sequence[str], colors: NDArray[np.uint8])
     from rasterio.features import shapes
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it lies on no map
+        warnings.simplefilter("ignore")  # about a missing georeference
         for geometry, value in shapes(labels, mask=labels != UNLABELLED, connectivity=4):
             label = int(value)
             color = tuple(int(part) for part in colors[label])

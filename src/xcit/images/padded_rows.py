@@ -1,4 +1,4 @@
-"""An image with a margin on the right and below, as detectors see it: sides that are multiples of a number."""
+"""Pads an image on the right and below to sides that are multiples of a number, as detectors need it."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from xcit.images.rows import ImageRows, Mask, Pixels, mask_reader, rows_info
 
 
 class PaddedRows:
-    """A source whose sides are made multiples of a number by a margin to the right and below.
+    """A source that is padded on the right and below, so that its sides are multiples of a number.
 
-    The mask leaves the margin out, so that a model sees what it sees beyond the edge of an image: zeros after the
-    normalisation. Its tokens count all the same, as those of a padded batch do (see `streaming.masks`).
+    The mask leaves the padding out, so the model sees zeros there after the normalisation, as beyond the edge of an
+    image. The tokens of the padding count nevertheless, as in a padded batch (see `streaming.masks`).
 
     Attributes:
-        source: the image itself.
+        source: the image without padding.
     """
 
     def __init__(self, source: ImageRows, multiple: int) -> None:
@@ -25,7 +25,7 @@ class PaddedRows:
         self._mask = mask_reader(source)
 
     def read(self, start: int, end: int) -> Pixels:
-        """A new array, 0 in the margin."""
+        """Returns a new array with zeros in the padding."""
         pixels = np.zeros((end - start, self.width, self.channels), self._dtype)
         last = min(end, self.source.height)
         if start < last:
@@ -33,7 +33,7 @@ class PaddedRows:
         return pixels
 
     def read_mask(self, start: int, end: int) -> Mask:
-        """What counts of the image, and nothing of the margin."""
+        """Returns the mask of the source, false in the padding."""
         mask = np.zeros((end - start, self.width), np.bool_)
         last = min(end, self.source.height)
         if start < last:

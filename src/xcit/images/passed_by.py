@@ -1,4 +1,4 @@
-"""What a search for images passes by, counted, so that nothing is left out in silence."""
+"""Counts the files that a search for images leaves out, so that they can be reported."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -10,15 +10,15 @@ _SHOWN = 5
 
 @dataclass
 class PassedBy:
-    """What a search for images passes by.
+    """Counts of the files that a search for images left out.
 
     Attributes:
-        known: names of files that lie among images and are read, such as lists: they are not counted.
-        suffixes: files that are not images by their suffix, by it.
-        num_hidden: hidden files, and hidden folders, which are not looked into.
-        num_again: files that were named before, and folders that a link leads to a second time.
-        num_no_classes: folders that are no classes by their name, as ImageNet's `meta`.
-        num_results: images in the folder that gets the results.
+        known: names of files that are used in another way, such as lists; they are not counted.
+        suffixes: number of files with each suffix that is not an image's.
+        num_hidden: number of hidden files and of hidden folders, which are not searched.
+        num_again: number of files that were named before, and of folders that were reached a second time by a link.
+        num_no_classes: number of folders whose names are not those of classes, such as ImageNet's `meta`.
+        num_results: number of images in the folder for the results.
     """
 
     known: Collection[str] = ()
@@ -38,7 +38,7 @@ class PassedBy:
     def __str__(self) -> str:
         """Returns all counts in one line, such as "3 files that are not images by their suffix: .txt (3); 1 hidden".
 
-        It is empty if nothing was passed by.
+        It is empty if nothing was left out.
         """
         kinds = ", ".join(f"{suffix} ({count})" for suffix, count in self.suffixes.most_common(_SHOWN))
         counts = (

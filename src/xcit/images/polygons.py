@@ -1,7 +1,7 @@
 """Areas of an image as polygons in GeoJSON: in map coordinates, or as QuPath and other viewers of slides read them.
 
-Rings are in pixels of the image that a model saw, x before y: (0, 0) is the upper left corner of the first pixel. Of a
-polygon the first ring is its outline, the others are holes.
+The points (x, y) of a ring are in pixels of the model's input; (0, 0) is the upper left corner of the first pixel. The
+first ring of a polygon is its outline, and the others are holes.
 """
 
 import json
@@ -27,10 +27,10 @@ class MarkedArea:
     """An area of an image that belongs to a class.
 
     Attributes:
-        class_name: its class.
-        polygons: what it consists of, mostly one; none are dropped, for an area may have holes and parts.
+        class_name: name of its class.
+        polygons: its polygons, usually one; several if the area consists of separate parts.
         color: red, green and blue of the class, 0..255.
-        measurements: numbers beside it, such as a score.
+        measurements: additional numbers by name, such as a score.
     """
 
     class_name: str
@@ -42,20 +42,20 @@ class MarkedArea:
 def write_geojson(path: Path, areas: Iterable[MarkedArea], cells: CellPlace) -> int:
     """Writes areas as a GeoJSON FeatureCollection, one after another.
 
-    On a map they are in its coordinates, the system of which is named in `crs`, and `properties` has `class` and the
-    measurements. In a file alone they are in pixels of its largest level, and `properties` is what QuPath takes for an
-    annotation: `objectType`, `classification` with name and colour, `measurements`.
+    For a georeferenced image they are in map coordinates, `crs` names the coordinate system, and `properties` has
+    `class` and the measurements. For other images they are in pixels of the file's largest level, and `properties` has
+    the format of QuPath's annotations: `objectType`, `classification` with name and colour, and `measurements`.
 
     Args:
-        path: of the file, which is written whole or not at all.
-        areas: with rings in pixels of the image that the model saw.
-        cells: where these pixels lie: `CellPlace.of(info, 1)`.
+        path: the file, which is written completely or not at all.
+        areas: areas whose rings are in pixels of the model's input.
+        cells: position of these pixels: `CellPlace.of(info, 1)`.
 
     Returns:
-        How many there are.
+        The number of areas.
 
     Raises:
-        XCiTError: if it can't be written.
+        XCiTError: if the file can't be written.
     """
     count = 0
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
@@ -71,7 +71,7 @@ def write_geojson(path: Path, areas: Iterable[MarkedArea], cells: CellPlace) -> 
 
 
 def crs_name(crs: str) -> str:
-    """A system of coordinates, given as WKT, by the name that GeoJSON knows it by; as WKT if it has none."""
+    """Returns GeoJSON's name of a coordinate system that is given as WKT; the WKT if it has no such name."""
     import rasterio
 
     code = rasterio.crs.CRS.from_wkt(crs).to_authority()
@@ -79,7 +79,7 @@ def crs_name(crs: str) -> str:
 
 
 def moved_ring(ring: Ring, transform: Transform) -> list[list[float]]:
-    """A ring in the coordinates that a transform leads to, closed: it ends where it began."""
+    """Applies a transform to a ring, and closes it: its last point equals its first."""
     points: NDArray[np.float64] = np.asarray(ring, np.float64).reshape(-1, 2)
     a, b, c, d, e, f = transform
     moved = np.stack([points @ (a, b) + c, points @ (d, e) + f], axis=1).tolist()

@@ -1,4 +1,4 @@
-"""Images as a model sees them, one a batch, from which the ranges of its activations are taken."""
+"""Prepares images for calibration, which measures the ranges of a model's activations."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -18,16 +18,16 @@ from xcit.inference.reading import Readable, Unreadable, read_ahead
 def calibration_images(
     images: Iterable[Readable], model: Any, size: int | None = None
 ) -> Iterator[Tensor | Unreadable]:
-    """Images (1, C, h, w), prepared as the model's preprocessing says; what can't be read in its place.
+    """Yields images (1, C, h, w) after the model's preprocessing; an unreadable image is replaced by an `Unreadable`.
 
     Args:
-        images: to read.
+        images: the images to read.
         model: a classifier, backbone or segmenter.
-        size: pixels a side to which a segmenter's images are scaled, without regard to their aspect ratio, for a file
-            of that size; none leaves them as the preprocessing has them.
+        size: side in pixels to which a segmenter's images are scaled, whatever their aspect ratio, for an exported file
+            of fixed size; None keeps the size of the preprocessing.
 
     Raises:
-        XCiTError: if it is not known how to prepare images for it.
+        XCiTError: if the model's preprocessing is unknown.
     """
     spec = getattr(model.info, "preprocessing", None)
     if isinstance(spec, Preprocessing):

@@ -56,7 +56,7 @@ def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
     """Returns the public arguments `full_size` and `memory` as one value; None if `full_size` is false.
 
     Raises:
-        XCiTError: if a bound of memory is given without `full_size`.
+        XCiTError: if `memory` is given without `full_size`.
     """
     if memory is not None and not full_size:
         raise XCiTError("memory is only for full-size passes: set full_size too")
@@ -238,7 +238,10 @@ def _encode_each(
 def answer_each(
     images: Iterable[Readable | ImageRows], full_size: FullSize, answer: Callable[[ImageRows], tuple[Answer, Report]]
 ) -> Iterator[tuple[str, Answer | Unreadable]]:
-    """Each image's name and what `answer` gives of its rows, or why nothing came of it; reports how each went."""
+    """Yields each image's name and the result of `answer` for its rows, or the reason why there is none.
+
+    The report of each image goes to `full_size.report`.
+    """
     for index, image in enumerate(images):
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
         name = image.name if isinstance(image, NamedImage) else name

@@ -1,6 +1,6 @@
-"""From logits that are read by rows to the class of each pixel, a few rows at a time.
+"""Computes the class of each pixel from logits, a few rows at a time.
 
-Shapes: `K` classes, `k` rows, `w` pixels a row.
+Shapes: `K` classes, `k` rows, `w` pixels per row.
 """
 
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ BYTES_A_PIXEL = 4 * 3 * CLASSES_AT_ONCE + 24
 
 
 class LabelRows:
-    """The class of the largest logit of each pixel, by rows.
+    """Computes the class with the largest logit of each pixel, by rows.
 
-    Logits are interpolated to one size after another, as published: to that of the pixels that the model saw, then to
-    that of the label map, where it is another.
+    As published, logits are first interpolated to the size of the model's input, and then to the size of the label map
+    if it differs.
 
     Args:
-        logits: of stride 4.
-        sizes: (height, width) of each interpolation, the label map's last.
+        logits: the logits, at stride 4.
+        sizes: (height, width) of each interpolation; the last is the size of the label map.
     """
 
     def __init__(self, logits: MapRows, *sizes: tuple[int, int]) -> None:
@@ -40,10 +40,10 @@ class LabelRows:
         self.height, self.width = sizes[-1]
 
     def stripes(self, rows_at_once: int | None = None, start: int = 0) -> Iterator[tuple[int, Labels]]:
-        """The number of the first row, and labels uint8 (k, width), from row `start` on.
+        """Yields stripes of labels from row `start` on: the number of the first row, and uint8 (k, width).
 
         Args:
-            rows_at_once: of the logits; none takes as many as the cache holds.
+            rows_at_once: number of rows of logits per stripe; None means as many as fit the processor's cache.
             start: the first row.
         """
         rows_at_once = rows_of_a_stripe(self.logits) if rows_at_once is None else rows_at_once
@@ -52,7 +52,7 @@ class LabelRows:
             yield start + first, self.read(start + first, start + last)
 
     def read(self, start: int, end: int) -> Labels:
-        """Labels uint8 (end - start, width)."""
+        """Returns labels uint8 (end - start, width)."""
         before, after, weight = interpolation(start, end, self.logits.height, self.height)
         first = int(before[0])
         rows = self.logits.read(first, int(after[-1]) + 1).permute(2, 0, 1)
@@ -83,9 +83,9 @@ def best_labels(logits: Tensor, size: tuple[int, int]) -> Labels:
 
 
 def best_so_far(best: Tensor | None, labels: Tensor, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """The largest logit and its class after some more classes (n, k, w), of which `first` is the number of the first.
+    """Updates the largest logit of each pixel and its class with the logits (n, k, w) of n more classes.
 
-    Of equal logits the first class wins.
+    `first` is the number of the first of these classes. Among equal logits, the first class wins.
     """
     values, indices = logits.max(dim=0)
     indices = (indices + first).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Where the labels of a large image lie while they are made: in memory, or in a file of the run's folder."""
+"""Stores the labels of a large image while they are computed: in memory, or in a file in the run's folder."""
 
 import os
 from pathlib import Path
@@ -14,10 +14,10 @@ class LabelStore(Protocol):
     """Labels uint8 (h, w), written from the first row to the last and read in any order."""
 
     def write(self, start: int, labels: Labels) -> None:
-        """Takes rows from `start` on; they are safe when it returns."""
+        """Stores rows from `start` on. If the store is a file, they are on the disk when this returns."""
 
     def read(self, start: int, end: int) -> Labels:
-        """Rows start..end."""
+        """Returns rows start..end."""
 
 
 class MemoryLabels:
@@ -45,7 +45,7 @@ class FileLabels:
         """Writes to the disk.
 
         Raises:
-            XCiTError: if they can't be written.
+            XCiTError: if the rows can't be written.
         """
         try:
             with self._path.open("r+b" if self._path.exists() else "w+b") as file:
@@ -57,7 +57,7 @@ class FileLabels:
             raise XCiTError(f"{self._path}: can't be written: {error.strerror}") from None
 
     def read(self, start: int, end: int) -> Labels:
-        """New rows.
+        """Returns rows start..end as a new array.
 
         Raises:
             XCiTError: if the file is too short or can't be read.
@@ -71,5 +71,5 @@ class FileLabels:
         return found.reshape(end - start, self._width)
 
     def holds(self, rows: int) -> bool:
-        """Whether so many rows are there."""
+        """Whether the file contains at least this many rows."""
         return self._path.exists() and self._path.stat().st_size >= rows * self._width

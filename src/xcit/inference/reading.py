@@ -110,11 +110,11 @@ def _read_named(
 
 
 def listed(images: ImageSource | Sequence[ImageSource], *, ignore_exif: bool = False) -> list[Readable]:
-    """The images that a person means: one or several, folders and patterns searched, batches taken apart.
+    """Returns a list of images: folders and patterns are replaced by their files, and batches by their images.
 
     Args:
         images: see `predict`.
-        ignore_exif: whether they are to be read as their pixels are stored.
+        ignore_exif: whether files are read without their EXIF orientation.
 
     Raises:
         XCiTError: if a folder has no images, a pattern matches nothing, or a batch is empty.

@@ -37,7 +37,8 @@ class XCiTBackbone(nn.Module):
             XCA blocks, the blocks after the last one are removed.
         pretrained: true for the published weights of `arch`, or the path or URL of a file in any published format.
         init_cfg: `dict(type="Pretrained", checkpoint=...)` has the same effect.
-        in_channels: channels of the images; only without weights it may differ from the architecture's.
+        in_channels: number of channels of the images. It may differ from the architecture's only if no weights are
+            loaded.
         drop_path_rate: rate of stochastic depth in training.
         frozen: the XCiT is not trained, and stays in evaluation mode.
         norm_eval: its batch norms keep their running statistics in training, for small batches.

@@ -5,9 +5,9 @@
 
     FasterRCNN(pyramid_backbone("xcit-small-12-p8", pretrained=True), num_classes=3)
 
-The detector resizes, pads and normalises images itself, as ImageNet's are by default. For the published detectors and
-their numbers take `xcit.get_model("mask-rcnn_xcit-small-12-p16_3x_coco", pretrained=True)`: torchvision's rules for
-anchors, RoIAlign and resizing are others.
+The detector resizes, pads and normalises images itself, by default with ImageNet's mean and standard deviation. To get
+the results of the published detectors, use `xcit.get_model("mask-rcnn_xcit-small-12-p16_3x_coco", pretrained=True)`,
+because torchvision has other rules for anchors, RoIAlign and resizing.
 """
 
 import os
@@ -22,14 +22,14 @@ from xcit.zoo import get_backbone
 
 
 class PyramidBackbone(nn.Module):
-    """Images (B, in_channels, h, w) to five maps (B, out_channels, height, width), as torchvision names them.
+    """Maps images (B, in_channels, h, w) to five maps (B, out_channels, height, width) with torchvision's names.
 
-    "0" to "3" have strides 4, 8, 16 and 32; "pool" has 64.
+    The maps "0" to "3" have strides 4, 8, 16 and 32, and "pool" has stride 64.
 
     Attributes:
         body: the XCiT and its pyramid.
-        fpn: torchvision's feature pyramid network on its maps.
-        out_channels: of each map, which torchvision's detectors ask for.
+        fpn: torchvision's feature pyramid network, applied to the maps of `body`.
+        out_channels: number of channels of each map; torchvision's detectors read this attribute.
     """
 
     def __init__(self, body: XCiTPyramid, out_channels: int = 256) -> None:
@@ -39,7 +39,7 @@ class PyramidBackbone(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps by name, from the finest."""
+        """Returns the maps by name, from the finest to the coarsest."""
         maps: dict[str, Tensor] = self.fpn({str(index): image for index, image in enumerate(self.body(images))})
         return maps
 
@@ -51,15 +51,16 @@ def pyramid_backbone(
     out_channels: int = 256,
     out_indices: Sequence[int] | None = None,
 ) -> PyramidBackbone:
-    """A backbone for torchvision's `FasterRCNN`, `MaskRCNN`, `RetinaNet` and `FCOS`, in training mode.
+    """Builds a backbone for torchvision's `FasterRCNN`, `MaskRCNN`, `RetinaNet` and `FCOS`, in training mode.
 
     Args:
         model: a name, file, folder or repository, see `xcit.get_model`.
-        pretrained: see `xcit.get_model`. What follows the XCiT is new, but for weights of a detector or segmenter.
-        out_channels: of each map.
+        pretrained: see `xcit.get_model`. The layers after the XCiT have random weights, except that weights of a
+            detector or segmenter include the layers that resize the maps.
+        out_channels: number of channels of each map.
         out_indices: the blocks that make the maps, see `XCiTPyramid`.
 
     Raises:
-        XCiTError: as `xcit.get_backbone`.
+        XCiTError: as in `xcit.get_backbone`.
     """
     return PyramidBackbone(get_backbone(model, pretrained, pyramid=True, out_indices=out_indices), out_channels).train()

@@ -76,7 +76,7 @@ def measure_classifier(
     holdout: float,
     class_map: str,
 ) -> ClassificationResult:
-    """See `xcit.test`. `prepared` changes the preprocessing last."""
+    """See `xcit.test`. `prepared` holds changes of the preprocessing, which have priority over all other sources."""
     spec = _preprocessing(recipe, protocol)
     images = open_measured(data, holdout, class_map)
     model = load_for(recipe, checkpoint, CLASSIFIER)
@@ -150,9 +150,9 @@ def _with_labels_of(
     *,
     is_mapped: bool,
 ) -> tuple[LabelledImages, str]:
-    """Matches folders with the model's classes, by id, name or number, so that a subset of ImageNet is measured right.
+    """Matches folders with the model's classes by id, name or number, so that a subset of ImageNet gets correct labels.
 
-    Numbers beside names are taken for classes where a class map says so; of folders that would be a guess.
+    If a model has class names, numbers count as classes only in a class map. For folders this would be a guess.
 
     Returns:
         The images, and a line for the user if the classes can only be matched by their order.
@@ -187,7 +187,7 @@ def _with_labels_of(
 
 
 def _places(name: str, model_classes: tuple[tuple[str, ...], tuple[str, ...]], num_classes: int) -> list[int]:
-    """The classes of a model that a folder's name may mean: of an id or a number one at most, of a name several."""
+    """Returns the classes of a model that a folder's name may mean: several for a name, at most one for an id."""
     for own in model_classes:
         if found := [index for index, one in enumerate(own) if one == name]:
             return found

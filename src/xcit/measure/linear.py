@@ -75,7 +75,7 @@ class LinearReport:
 
 @dataclass(frozen=True, kw_only=True)
 class _Listener:
-    """Hears of a probe; the fields are arguments of `train_linear`."""
+    """The callbacks of a probe; the fields are arguments of `train_linear`."""
 
     extracting: Callable[[int], AbstractContextManager[Callable[[int], None]]]
     report: Callable[[Progress], None]
@@ -89,7 +89,7 @@ def _listening(
     report: Callable[[Progress], None] | None,
     announce: Callable[[str], None] | None,
 ) -> Iterator[_Listener]:
-    """Those that were given; without any of them the run is shown, under this heading."""
+    """Returns the given callbacks. If none is given, returns callbacks that show the run under this heading."""
     if extracting is None and report is None and announce is None:
         with run_display(heading) as display:
             yield _Listener(extracting=_shown, report=display.report, announce=display.announce)

@@ -1,4 +1,4 @@
-"""Who hears of a measurement: whoever is told to, or else people at a terminal."""
+"""The callbacks of a measurement: those of the caller, or else a progress bar on a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from xcit.terminal import tell
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Hears of the number of images, of those of each batch, and of lines for people."""
+    """Callbacks for the number of images, for the number of images of each batch, and for lines for the user."""
 
     started: Callable[[int], None]
     report: Callable[[int], None]
@@ -24,7 +24,7 @@ def listening(
     report: Callable[[int], None] | None,
     announce: Callable[[str], None] | None,
 ) -> Iterator[Listener]:
-    """Those that were given; without any of them a progress bar, if standard error is a terminal, and lines on it."""
+    """Yields the given callbacks. If none is given: lines on standard error, and a progress bar on a terminal."""
     if started is None and report is None and announce is None:
         with progress_bar(what) as bar:
             yield Listener(started=bar.set_total, report=bar.advance, announce=lambda line: tell(line, err=True))

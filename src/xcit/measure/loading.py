@@ -45,9 +45,9 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
 
 
 def fused_for(model: XCiT, how: Measuring) -> nn.Module:
-    """A classifier where it is measured, fused in float32 alone: autocast keeps the sum of the blocks in float32.
+    """Moves a classifier to the device where it is measured, and fuses it if the dtype is float32.
 
-    A fused copy would not.
+    With other dtypes it is not fused: autocast keeps the residual sums in float32, which a fused model would not do.
     """
     return (model.fuse() if how.dtype == torch.float32 else model).to(how.device)
 

@@ -171,13 +171,13 @@ def test(
 
 
 def _own_holdout(recipe: ClassificationConfig, data: str) -> float:
-    """Returns what a run held out, if the config is that run's and the folder is the one that it was trained on."""
+    """Returns the holdout of a run, if the config belongs to the run and `data` is its training data; else 0."""
     if not recipe.holdout or not recipe.data or not is_folder_without_validation(data):
         return 0
     return recipe.holdout if Path(recipe.data).resolve() == Path(data).resolve() else 0
 
 
 def _own_class_map(recipe: ClassificationConfig, data: str) -> str:
-    """A run's class map, where the config is the run's and the data are what it was trained on or watched by."""
+    """Returns the class map of a run, if the config belongs to the run and `data` is part of its data; else ""."""
     own = [Path(place).resolve() for place in (recipe.data, recipe.val_data) if place]
     return recipe.class_map if Path(data).resolve() in own else ""

@@ -1,12 +1,14 @@
-"""A 3x3 convolution of a map beside others that were interpolated to its size, without interpolating their channels.
+"""A 3x3 convolution of concatenated maps, some of which are interpolated from a lower resolution, at less cost.
 
-A convolution is a sum over its nine taps, each a 1x1 convolution of the map moved by one pixel; and a 1x1 convolution
-commutes with interpolation. So each tap is applied to the coarse map, where there are fewer pixels, and what comes out
-is interpolated, moved and added. Of a map that is s times smaller this takes 1 / s^2 of the arithmetic, and neither an
-interpolated map nor the concatenation of all of them is ever made.
+A 3x3 convolution is the sum of nine taps, each of which is a 1x1 convolution of the shifted map. A 1x1 convolution
+commutes with interpolation. So each tap is applied to the coarse map, which has fewer pixels, and its output is
+interpolated, shifted and added. For a map that is s times smaller this takes 1 / s^2 of the arithmetic. Neither the
+interpolated maps nor their concatenation are ever computed.
 
-Interpolating and moving along a side is a product with a matrix of few numbers a row; beyond the edges they are 0, as
-the padding is. Shapes: `C` channels of a coarse map, `E` channels of the output, `W` its width, `w` the coarse one's.
+Interpolation and shift along an axis are one product with a matrix that has few nonzero entries per row. Entries beyond
+the edges are 0, like the padding.
+
+Shapes: `C` channels of a coarse map, `E` channels of the output, `W` width of the output, `w` width of the coarse map.
 """
 
 from collections.abc import Sequence
@@ -34,11 +36,11 @@ class ConvOfResizedRows(ComputedRows):
     """The convolution of the concatenation of `finest` and of each map of `coarse`, interpolated to `size`.
 
     Args:
-        finest: of this size, and the first of the concatenation; none if there is none.
-        coarse: of any sizes, in the order of the concatenation.
+        finest: a map of this size, the first in the concatenation, if there is one.
+        coarse: maps of any sizes, in the order of the concatenation.
         size: (height, width) of the output.
-        conv: 3x3, that keeps the size.
-        activation: what follows it.
+        conv: a 3x3 convolution that keeps the size.
+        activation: the activation after it, if any.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class ConvOfResizedRows(ComputedRows):
         self._taps, self._bias, self._activation = taps, conv.bias, activation
 
     def workspace(self, rows: int) -> int:
-        """The rows of the finest map, with zeros and as torch may copy them, and the output."""
+        """Counts the padded rows of the finest map, a copy that torch may make of them, and the output."""
         return 2 * rows * self.width * (self.channels + (0 if self._finest is None else self._finest.channels))
 
     def _compute(self, start: int, end: int) -> Tensor:
@@ -78,16 +80,16 @@ class ConvOfResizedRows(ComputedRows):
 
 
 class _TapRows(ComputedRows):
-    """A coarse map after the nine taps, interpolated, moved and added along its rows.
+    """The nine taps applied to a coarse map; their outputs are interpolated, shifted and added along each row.
 
-    Its rows hold what each row of taps gives, one after another: (k, 3 * W, E).
+    A row contains the outputs of the three rows of taps, one after another: (k, 3 * W, E).
     """
 
     def __init__(self, source: MapRows, weight: Tensor, size: tuple[int, int]) -> None:
         width, outputs = size[1], weight.shape[0]
         super().__init__(source.height, 3 * width, outputs, [source])
         self._source = source
-        # For each row of taps, all three of it one after another: (3, 3 * E, C).
+        # Each row of taps has its three taps one after another: (3, 3 * E, C).
         self._taps = weight.permute(2, 3, 0, 1).reshape(3, 3 * outputs, source.channels)
         self._blocks = []
         for first in range(0, width, _COLUMNS_AT_ONCE):
@@ -96,7 +98,7 @@ class _TapRows(ComputedRows):
             self._blocks.append((first, last, left, matrix.to(weight.device, weight.dtype)))
 
     def workspace(self, rows: int) -> int:
-        """What one row of taps gives, and a block of it after the interpolation."""
+        """Counts the output of one row of taps, and a block of it after the interpolation."""
         return rows * (3 * self._source.width + _COLUMNS_AT_ONCE) * self.channels
 
     def _compute(self, start: int, end: int) -> Tensor:
@@ -112,10 +114,10 @@ class _TapRows(ComputedRows):
 
 
 def moved_interpolation(start: int, end: int, source_length: int, length: int) -> tuple[Tensor, int]:
-    """The matrix that interpolates samples start..end of `length`, each after three taps.
+    """Returns the matrix that computes samples start..end of `length` from three taps of source samples.
 
-    Its row for sample r has, for the taps 0, 1 and 2 of each source sample, the weights with which that sample is part
-    of the samples r - 1, r and r + 1; of those beyond the edges they are 0.
+    The row for sample r has three weights per source sample, one for each of the taps 0, 1 and 2. They are the weights
+    of that source sample in the interpolated samples r - 1, r and r + 1. For samples beyond the edges they are 0.
 
     Returns:
         float32 (end - start, 3 * n), and the number of the first of the n source samples.
@@ -127,6 +129,6 @@ def moved_interpolation(start: int, end: int, source_length: int, length: int) -
     rows = torch.arange(last - first) + 1  # a row of zeros above and below
     plain.index_put_((rows, before - left), 1 - weight, accumulate=True)
     plain.index_put_((rows, after - left), weight, accumulate=True)
-    top = start - first  # of the sample before `start`, in the padded rows
+    top = start - first  # index of the sample before `start` in the padded rows
     matrix = torch.stack([plain[top + tap : top + tap + end - start] for tap in range(3)], dim=2)
     return matrix.flatten(1), left

@@ -1,4 +1,4 @@
-"""Which model it is, in a few words: what people are told beside its answers."""
+"""A sentence that names a model, which is shown beside its results."""
 
 import os
 from typing import Any
@@ -7,12 +7,12 @@ from xcit.zoo.names import find_record, is_known
 
 
 def model_sentence(model: Any, name: str | os.PathLike[str], weights: str | None = None) -> str:
-    """A model's name and what it knows, and of the packaged one that it only knows garments.
+    """Returns a model's name and number of classes; for the packaged model also that it only knows garments.
 
     Args:
-        model: of any kind, with its number of classes.
-        name: of the zoo, or a file or URL.
-        weights: the file that its weights are of, where that is not the name's own.
+        model: a model of any kind.
+        name: a name of the zoo, a file or a URL.
+        weights: the file of its weights, if they are not those of the name.
     """
     name = os.fspath(name)
     record = find_record(name) if weights is None and is_known(name) else None

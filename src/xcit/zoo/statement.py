@@ -1,4 +1,4 @@
-"""What a file or folder says of its model: the kind, the shape, and what else a person needs to use it."""
+"""The statement in a file or folder about its model: kind, shape, and what else is needed to use the model."""
 
 import dataclasses
 import json
@@ -25,10 +25,10 @@ class Statement:
 
 
 def statement_content(config: Any, info: Any | None) -> dict[str, Any]:
-    """A statement as JSON has it."""
+    """Returns a statement as JSON values."""
     kind = kind_of_config(config)
     content: dict[str, Any] = {"config": dataclasses.asdict(config)}
-    if kind is not CLASSIFIER:  # the first files had no task, and were classifiers'
+    if kind is not CLASSIFIER:  # files of early versions contain no task; they are classifiers
         content["task"] = kind.task
     if info is not None:
         content["info"] = dataclasses.asdict(info)
@@ -41,7 +41,7 @@ def model_metadata(config: Any, info: Any | None) -> dict[str, str]:
 
 
 def read_metadata(stored: StoredWeights) -> Statement | None:
-    """Returns what a file's metadata state; None if they are not ours.
+    """Reads the statement in a file's metadata; returns None if this package did not write them.
 
     Raises:
         XCiTError: if the metadata are not what `model_metadata` writes.
@@ -50,14 +50,14 @@ def read_metadata(stored: StoredWeights) -> Statement | None:
 
 
 def statement_of(text: str, name: str) -> Statement:
-    """Returns what is stated in the text that `model_metadata` puts under `METADATA_KEY`.
+    """Parses the text that `model_metadata` stores under `METADATA_KEY`.
 
     Args:
-        text: the JSON.
-        name: the file, for errors.
+        text: the JSON text.
+        name: name of the file, for errors.
 
     Raises:
-        XCiTError: if it is no such text.
+        XCiTError: if the text is not such a statement.
     """
     what = f"{name}: its metadata can't be read"
     try:
@@ -68,14 +68,14 @@ def statement_of(text: str, name: str) -> Statement:
 
 
 def read_statement(content: Mapping[str, Any], what: str) -> Statement:
-    """The inverse of `statement_content`.
+    """Builds a statement from JSON values: the inverse of `statement_content`.
 
     Args:
-        content: what was read.
-        what: begins an error.
+        content: the JSON values.
+        what: beginning of the error message.
 
     Raises:
-        XCiTError: if it is not what that function gives.
+        XCiTError: if the values do not have the format of `statement_content`.
     """
     try:
         kind = kind_of_task(content.get("task", CLASSIFIER.task))

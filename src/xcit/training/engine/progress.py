@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs, and when it was stopped."""
+"""The progress that a run reports, and the exception for a run that was stopped."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Progress:
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the run did what it was asked to
-    """A signal stopped the run, after it was saved.
+    """Raised when a signal has stopped the run and its state has been saved.
 
     Attributes:
         checkpoint: the checkpoint to resume from.

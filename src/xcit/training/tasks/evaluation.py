@@ -1,4 +1,4 @@
-"""What measuring a model on images shares over the tasks: how to compute, and the passes over this process's images."""
+"""What all tasks share when they measure a model: how to compute, and the pass over this process's images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -35,7 +35,7 @@ class EvaluationConfig:
     dtype: torch.dtype = torch.float32
 
     def place(self, model: nn.Module) -> torch.device:
-        """The device where a model is."""
+        """Returns the device where a model is."""
         return self.device or next(model.parameters()).device
 
 
@@ -50,15 +50,15 @@ def logits_of(
     unreadable: list[str],
     report: Callable[[int], None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a classifier says of this process's share of images, a batch at a time.
+    """Yields a classifier's logits for this process's share of the images, batch by batch.
 
     Args:
-        model: gives logits; it is put in evaluation mode for the time.
-        images: what to measure on.
-        spec: how an image becomes the model's input.
-        how: batch size, processes that read, device and precision.
+        model: returns logits. It is in evaluation mode while it is measured.
+        images: the images to measure on.
+        spec: the preprocessing of the images.
+        how: batch size, reading processes, device and precision.
         layout: which of several processes this is.
-        unreadable: gets a line for each image that can't be read.
+        unreadable: a line is added for each image that can't be read.
         report: called with the number of images of each batch.
 
     Yields:
@@ -78,7 +78,7 @@ def logits_of(
 
 
 def one_by_one(samples: Dataset[Any], num_samples: int, layout: Layout, num_workers: int) -> DataLoader[Any]:
-    """This process's share of samples as they are, one at a time, read ahead by so many processes."""
+    """Returns a loader of this process's share of the samples, unchanged and one at a time, read in `num_workers`."""
     return DataLoader(
         Subset(samples, layout.share(num_samples)),
         batch_size=None,
@@ -94,5 +94,5 @@ def _as_it_is(sample: Any) -> Any:
 
 
 def none_readable(count: int, what: str, unreadable: Sequence[str]) -> XCiTError:
-    """The error of images, or what they are called, of which not one could be read."""
+    """Returns the error for the case that none of the images could be read; `what` is their name in the message."""
     return XCiTError(f"none of the {count} {what} could be read{f'; the first: {unreadable[0]}' if unreadable else ''}")

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT: a few weights are learned beside those of a trained model."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685), by PEFT: few new weights are trained, and the model's own are frozen."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ from xcit.zoo.changes import Changes
 class LoRAConfig:
     """Adapters that are trained in place of the model's own weights.
 
-    A layer's weight W (out, in) becomes W + alpha / rank * B A, with A (rank, in) and B (out, rank) learned and W as it
-    was. The head is learned whole. All else, statistics of batch norms included, stays.
+    A layer's weight W (out, in) becomes W + alpha / rank * B A. A (rank, in) and B (out, rank) are learned, and W is
+    frozen. All weights of the head are learned. Everything else is frozen, including the statistics of batch norms.
 
     Attributes:
-        rank: of the update of each layer; 0 trains the model itself.
-        alpha: what an update counts, divided by the rank.
-        dropout: of the adapters' input.
-        layers: which linear layers have one, by the ends of their names.
+        rank: rank of the update of each layer; 0 trains the model itself.
+        alpha: scale of the update, which is multiplied by alpha / rank.
+        dropout: probability of dropout on the input of the adapters.
+        layers: the linear layers that get an adapter, by the ends of their names.
     """
 
     rank: int = 0
@@ -46,10 +46,11 @@ class LoRAConfig:
 
 
 def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig) -> None:
-    """Finds what is wrong before anything is read or downloaded; of a new run.
+    """Checks the config of a new run before anything is read or downloaded.
 
     Raises:
-        XCiTError: if PEFT is missing, or there is nothing to adapt, or something that an adapter can't hold.
+        XCiTError: if PEFT is missing, if there are no trained weights to adapt, or if another field of the config asks
+            for something that can't be stored in an adapter.
     """
     if not config.rank:
         return
@@ -63,7 +64,7 @@ def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig)
 
 
 def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
-    """The model with new adapters, which change nothing yet; they and the head alone are to be trained.
+    """Adds new adapters, which do not change the outputs yet. Only they and the head are trainable afterwards.
 
     Raises:
         XCiTError: if no layer has such a name.
@@ -92,7 +93,7 @@ def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
 
 
 def adapter_folder(weights: Path) -> Path:
-    """Where a run's adapter goes that would else be the weights of this path: best.safetensors to best-adapter."""
+    """Returns the folder for the adapter that replaces a run's weights file: best-adapter for best.safetensors."""
     return weights.with_name(f"{weights.stem}-adapter")
 
 
@@ -100,7 +101,7 @@ class TaskWithAdapters(TaskWithLoader):
     """A task whose config has `lora`."""
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """The whole model, or what was learned beside one and no more, as PEFT keeps it: see `adapter_folder`."""
+        """Writes the whole model, or with adapters only these, in PEFT's format (see `adapter_folder`)."""
         if not self.config.lora.rank:
             super().export(model, path)
             return

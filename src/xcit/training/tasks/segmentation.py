@@ -256,15 +256,15 @@ def _counted_whole(
     spec: SegmentationPreprocessing,
     full_size: FullSize,
 ) -> Iterator[Tensor | str]:
-    """The confusion (K, K) of each scene at its own size, or why it can't be read.
+    """Yields the confusion (K, K) of each scene at its own size, or why it can't be read.
 
-    Pixels that an image's file has no data for do not count.
+    Pixels for which the image file has no data do not count.
     """
     info = SegmenterInfo(name="", preprocessing=spec)
     for index in layout.share(len(scenes)):
         path = scenes.items[index][0]
         try:
-            # Pictures as they are stored are decoded whole: no reader by rows turns any.
+            # With `ignore_exif` the image is decoded as a whole, in its stored orientation.
             source = read_image(path, ignore_exif=True) if scenes.ignore_exif else path
             labels = scenes.labels(index)
         except XCiTError as error:
