@@ -49,8 +49,8 @@ def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig)
     """Checks the config of a new run before anything is read or downloaded.
 
     Raises:
-        XCiTError: if PEFT is missing, if there are no trained weights to adapt, or if another field of the config asks
-            for something that can't be stored in an adapter.
+        XCiTError: if PEFT is missing, if there are no trained weights to adapt, or if another field of the config can't
+            be combined with adapters.
     """
     if not config.rank:
         return
