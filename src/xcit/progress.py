@@ -23,7 +23,7 @@ def progress_bar(
 ) -> Iterator[Bar]:
     """Shows a progress bar, unless standard error is not a terminal or there is only one item.
 
-    Without `redraws_alone` it is drawn only when it advances, so that it takes no time from measurements in between.
+    Without `redraws_alone` it is drawn only when it advances, so that drawing does not disturb measurements.
     """
     if not sys.stderr.isatty() or (total is not None and total < 2):
         yield Bar(advance=lambda _: None, set_total=lambda _: None)

@@ -146,9 +146,9 @@ class FusedEmbedding(nn.Module):
         """Yields tokens (B, k, W, D) of an image whose pixels arrive in stripes, with the number of their first row.
 
         Args:
-            stripes: (B, in_channels, r, width) each.
-            height: rows of pixels of all of them.
-            width: pixels per row.
+            stripes: the stripes of the image, (B, in_channels, r, width) each.
+            height: height of the image in pixels.
+            width: width of the image in pixels.
         """
         y, x = self.position.code(*self.grid(height, width))
         stem = SlidingStem(self.convs)

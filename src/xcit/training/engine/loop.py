@@ -233,7 +233,7 @@ class _Loop:
         return batch
 
     def look(self, pending: list[dict[str, Tensor]]) -> bool:
-        """Checks the losses since the last call, together with all processes; returns whether one was asked to stop.
+        """Checks the losses of all processes since the last call; returns whether any process was asked to stop.
 
         Raises:
             XCiTError: if a loss is not finite, or too many inputs are unreadable.

@@ -46,7 +46,7 @@ class OpenedData:
     Attributes:
         train: the images to train on.
         watched: the images to validate with.
-        holdout: how many training images were held out for that, a number or a share; 0 if none were.
+        holdout: how many training images were held out for validation, a number or a share; 0 if none were.
         notes: lines about the data that were found.
         problems: lines about problems in the data.
     """

@@ -51,7 +51,8 @@ class SegmentationConfig:
         name: name of the recipe or run; the exported model keeps it.
         task: identifies the kind of config in a file.
         model: shape of the model; `num_classes` 0 means the data's number of classes.
-        preprocessing: normalisation, and the image size in evaluation; training draws its sizes around that.
+        preprocessing: normalisation, and the image size in evaluation; in training, a random factor is
+            applied to this size.
         data: a folder, see `open_scenes`.
         backbone_weights: first weights of the backbone: the name or file of a classifier, a feature backbone or a
             segmenter; "" for random weights.
