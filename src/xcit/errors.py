@@ -38,7 +38,7 @@ def escaped(text: str, keep: str = "") -> str:
 
 
 def some_of(names: Iterable[str], most: int = 3) -> str:
-    """The first of some names on a line, with dots where there are more."""
+    """Returns the first names on one line, followed by dots if there are more than `most`."""
     names = list(names)
     return f"{', '.join(names[:most])}{', ...' if len(names) > most else ''}"
 

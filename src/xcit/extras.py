@@ -26,7 +26,7 @@ def missing_package(what: str, package: str) -> XCiTError:
 
 
 def imported(package: str, what: str) -> Any:
-    """A package of `EXTRAS`, which something needs.
+    """Imports and returns a package of `EXTRAS`; `what` says in the error what needs it.
 
     Raises:
         XCiTError: if it is not installed, or can't be imported.

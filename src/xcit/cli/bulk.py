@@ -197,7 +197,10 @@ def write_bulk(
 
 
 def _is_given(value: Any) -> bool:
-    """Whether an argument changes anything: a verb that gets one more option goes on with what it wrote before."""
+    """Whether an argument differs from "not given".
+
+    Only such arguments are recorded, so that a version of the command with more options can resume older results.
+    """
     return value is not None and value is not False
 
 

@@ -28,7 +28,7 @@ def inputs_and_places(
 
 
 def stored_or_upright(paths: list[Path], *, ignore_exif: bool) -> "list[Input]":
-    """Files to be read as their pixels are stored, or as a viewer shows them."""
+    """Returns the files as inputs that are read as stored if `ignore_exif` is true, else upright."""
     from xcit.data.inputs import as_stored
 
     return [as_stored(path) if ignore_exif else path for path in paths]

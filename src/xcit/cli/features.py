@@ -42,7 +42,7 @@ OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
 
 def block_numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    """An option's callback: numbers of blocks, from the end where they are below 0."""
+    """An option's callback that parses numbers of blocks; negative numbers count from the end."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

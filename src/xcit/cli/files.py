@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
-    """The images that are meant, without those that an earlier run left in `out`, unless they are named one by one.
+    """Returns the input images except those in `out`, where an earlier run may have written pictures.
 
-    What is left out is said on standard error.
+    An image in `out` that is named as an input itself is kept. A line on standard error says what was left out.
     """
     from xcit.images.find import find_images
     from xcit.images.passed_by import PassedBy
@@ -32,7 +32,7 @@ def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
 
 
 def say_passed_by(passed_by: "PassedBy") -> None:
-    """Says in a line on standard error what a search for images left out, if anything."""
+    """Prints a line on standard error if a search for images left out files; the line says which kinds and how many."""
     if str(passed_by) and is_main():
         say(f"xcit: left out: {passed_by}", err=True, indent=2)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def full_size_of(large: "FullSizeOptions", *, num_images: int) -> Iterator["FullSize | None"]:
-    """How images go through at their own size; none where that is not asked for.
+    """Yields how images are processed at their own size, or None without --full-size.
 
     Raises:
         XCiTError: if other options are given without --full-size, or one of them is invalid.

@@ -1,4 +1,4 @@
-"""`xcit max-size`: the largest image that goes through a model in some memory."""
+"""`xcit max-size`: the largest image that a model can process in a given amount of memory."""
 
 import click
 
@@ -9,7 +9,7 @@ import click
     "--memory", metavar="SIZE", help="Memory beside the loaded model, such as 24GB; by default half of the free memory."
 )
 def max_size(model: str, memory: str | None) -> None:
-    """Print the largest square image that goes through MODEL (a name or a file) in memory, and streamed.
+    """Print the largest square image that MODEL (a name or a file) can process in memory, and with scratch files.
 
     For the first figure, all tokens stay in memory. For the second, they go to scratch files.
     The figures come from the plans of --full-size, in float32 on the CPU; nothing is downloaded or run.

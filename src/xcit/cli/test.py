@@ -129,7 +129,7 @@ def test(
 
 
 def _budget(full_size: bool, memory: str | None, scratch: str | None) -> "Budget | None":
-    """What the passes over images at their own size may use; none where that is not asked for."""
+    """Returns the memory and disk space for images at their own size, or None without --full-size."""
     from xcit.errors import XCiTError
     from xcit.streaming import Budget, as_budget
 

@@ -168,8 +168,8 @@ def _list_recipes() -> None:
 
 
 def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -> "TrainingConfig":
-    """Returns a recipe with some fields set; `options` are the command's own, which may be what was meant."""
-    # As other verbs spell their options: --class-map, --class-weights; and `xcit test` has --ignore.
+    """Returns a recipe with some fields set; `options` are the command's own options, for suggestions in errors."""
+    # Names may also be spelled like the options of other commands: --class-map, --class-weights, --ignore.
     pairs = {name.replace("-", "_"): value for name, value in pairs.items()}
     pairs = {"ignore_index" if name == "ignore" else name: value for name, value in pairs.items()}
     _check_names(pairs, options)

@@ -63,12 +63,11 @@ def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
     """Reads a class map.
 
     Args:
-        path: a JSON object from names to names or indices; or lines of two columns, a name in the data and the class
-            that it means, as a CSV or with tabs or spaces between them. A first line such as `folder,class` names the
-            columns.
+        path: a JSON object that maps names to names or indices; or lines with a name in the data and its class,
+            separated by commas, tabs or spaces. A first line such as `folder,class` counts as a heading.
 
     Raises:
-        XCiTError: if it can't be read, a line or value is wrong, or a name means two classes.
+        XCiTError: if the file can't be read, a line or value is wrong, or a name has two classes.
     """
     path = Path(path)
     try:

@@ -65,7 +65,7 @@ class HubImages:
         return self.picture(index), label
 
     def picture(self, index: int, *, ignore_exif: bool = False) -> Image.Image:
-        """The picture of a row, see `read_image`; an `XCiTError` if it can't be read."""
+        """Returns the image of a row (see `read_image`), or raises an `XCiTError` if it can't be read."""
         name = self.image_name(index)
         return read_encoded_image(_file_of(self.rows[index][self.image], name), name, ignore_exif=ignore_exif)
 

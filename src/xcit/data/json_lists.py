@@ -15,10 +15,10 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def json_lists(source: Path) -> Iterator[tuple[str, str | None, Any]]:
-    """Yields the contents of a file's object: (key, text, element) for each element of a list.
+    """Yields the contents of the JSON object in a file.
 
-    Before the elements of a list, (key, None, []) is yielded, and for any other value (key, None, value). For a file
-    without an object nothing is yielded.
+    For a list, this yields (key, None, []) and then (key, text, element) for each element. For any other value it
+    yields (key, None, value). If the file does not contain an object, nothing is yielded.
 
     Raises:
         XCiTError: if the file can't be read, or is not JSON.

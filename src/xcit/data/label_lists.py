@@ -180,7 +180,7 @@ def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int
 
 
 def split_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
-    """The cells of numbered lines, by the separator of the first one: a tab, a comma, a semicolon, or white space.
+    """Yields the cells of numbered lines, separated as in the first line: by tabs, commas, semicolons or white space.
 
     Raises:
         XCiTError: if a CSV has one column.

@@ -67,9 +67,8 @@ class MultiCropConfig:
 def multi_crop_transform(config: MultiCropConfig, spec: Preprocessing) -> MultiCropTransform:
     """Returns a transform from an image to its crops.
 
-    They are two of (C, image_size, image_size), then those of (C, local_size, local_size).
-
-    The crops are normalised tensors. Random draws use torch's global generator.
+    The first two crops are global, (C, image_size, image_size). The others are local, (C, local_size, local_size).
+    All crops are normalised tensors. Random draws use torch's global generator.
     """
     from torchvision import transforms
 

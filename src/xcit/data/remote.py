@@ -163,7 +163,7 @@ class _Body(io.RawIOBase):
             start += skipped
 
     def _open_answer(self) -> tuple[str | None, int]:
-        """Opens one streamed response: it is faster than one request per block, and not every server can send blocks.
+        """Opens one streamed response. It is faster than one request per block, which not every server supports.
 
         Returns:
             The file's version, and the byte at which the response begins.

@@ -87,16 +87,16 @@ class LabelledScenes:
         return Scene(image, labels), 0
 
     def labels(self, index: int) -> Labels:
-        """A scene's label map.
+        """Returns a scene's label map.
 
         Raises:
-            XCiTError: naming the file, if it can't be read.
+            XCiTError: if the file can't be read; the message names it.
         """
         path = self.items[index][1]
         return self._classes_of(read_labels(path), path)
 
     def differing(self, index: int, labels: Labels, size: tuple[int, int]) -> str:
-        """What is wrong with a scene whose image has another size (width, height) than its label map."""
+        """Returns the error for a scene whose image has another size (width, height) than its label map."""
         image, path = self.items[index]
         height, width = labels.shape
         return f"{path}: its label map has {width} x {height} pixels, the image {image.name} {size[0]} x {size[1]}"
@@ -209,9 +209,10 @@ def _folders_of(root: Path, split: Split) -> tuple[Path, Path]:
 
 
 def _are_masks(root: Path, items: Sequence[tuple[Path, Path]]) -> bool:
-    """Whether the label maps of two classes have 255 for the second: none of the first maps has a 1, and one has 255.
+    """Whether the label maps are masks of two classes: at least one map contains 255, and none contains 1.
 
-    The training images decide for both splits, so that both are read in the same way.
+    The first `_LOOKED_AT` maps are read, and if none of them contains 255, also the following ones. The training images
+    decide for both splits, so that both are read in the same way.
     """
     images, labels = _folders_of(root, "train")
     if images.is_dir() and labels.is_dir():

@@ -115,7 +115,7 @@ def subfolders(folder: Path, passed_by: PassedBy | None = None) -> Iterator[Path
 
 
 def left_out(folder: Path, passed_by: PassedBy) -> list[str]:
-    """Returns a line about what a search for images passed by; no line if there was nothing."""
+    """Returns a line about the files that a search for images left out; no line if there are none."""
     return [f"{folder}: left out: {passed_by}"] if str(passed_by) else []
 
 

@@ -13,8 +13,8 @@ def open_unlabelled_images(data: str) -> LabelledImages:
     """Opens the training images of a data set; their labels have no meaning.
 
     Args:
-        data: a folder, of which all images at any depth are used, or if it has splits (see `find_splits`), its training
-            images; or any other data that `open_labelled_images` opens.
+        data: a folder, or any other data that `open_labelled_images` opens. If a folder has splits (see `find_splits`),
+            its training images are used, else all images in it at any depth.
 
     Raises:
         XCiTError: if there is no such data set or folder, or it has no images.

@@ -48,7 +48,7 @@ def write_label_tiff(
         cells: the position of the pixels: `CellPlace.of(info, 1)`.
 
     Raises:
-        XCiTError: if it can't be written, or rasterio is not installed.
+        XCiTError: if the file can't be written, or rasterio is not installed.
     """
     need_packages(f"{path}: writing it", "rasterio")
     import rasterio

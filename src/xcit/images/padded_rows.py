@@ -16,7 +16,7 @@ class PaddedRows:
     the margin still count, like those of a padded batch (see `streaming.masks`).
 
     Attributes:
-        source: the image itself.
+        source: the image without padding.
     """
 
     def __init__(self, source: ImageRows, multiple: int) -> None:

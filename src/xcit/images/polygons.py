@@ -56,7 +56,7 @@ def write_geojson(path: Path, areas: Iterable[MarkedArea], cells: CellPlace) -> 
         The number of areas.
 
     Raises:
-        XCiTError: if it can't be written.
+        XCiTError: if the file can't be written.
     """
     count = 0
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Images in: any source a person has at hand becomes one upright 8-bit RGB picture, or one line that says why not."""
+"""Reads an image from any source as upright 8-bit RGB, or raises an error that says why it can't be read."""
 
 import contextlib
 import io
@@ -32,16 +32,16 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# PNG states its transparent colour at the file's bit depth. Pillow keeps it so, but scales the pixels to 8 bits.
+# PNG stores its transparent colour at the file's bit depth. Pillow does not change it, but scales pixels to 8 bits.
 _PNG_TRANSPARENCY_SCALE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
-# Of odd metadata Pillow warns when it opens a file; of these formats it does not when it reads the pixels.
+# Formats for which Pillow warns about unusual metadata when it opens a file, but never when it reads the pixels.
 _SILENT_FORMATS = frozenset(("JPEG", "PNG", "WEBP"))
 
 _warnings_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    # A fork has none but the thread that forked: a lock that another thread held would stay locked in it for ever, and
-    # the warnings that it silenced silent. So a fork waits for the moment that the lock is free.
+    # A forked process has only the thread that forked. If another thread held the lock at that time, it would stay
+    # locked in the new process, and warnings would stay silenced. So forking waits until the lock is free.
     os.register_at_fork(
         before=_warnings_lock.acquire,
         after_in_parent=_warnings_lock.release,
@@ -53,19 +53,19 @@ def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image
     """Reads an image as a good viewer shows it: upright (EXIF), transparency over white, first frame, 8-bit RGB.
 
     Args:
-        source: a path or URL, or "-" for standard input; the bytes of an image file, or a file that is open for bytes,
-            which is read from where it is; a PIL image of any mode (left as it is); an array (H, W) or (H, W, C) in RGB
-            order; or a tensor (H, W) or (C, H, W), with C 1, 3 or 4 (the last is alpha). Arrays and tensors hold uint8,
-            uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
+        source: a path or URL, or "-" for standard input; the bytes of an image file; a file opened in binary mode,
+            which is read from its current position; a PIL image of any mode (it does not change); an array (H, W) or
+            (H, W, C) in RGB order; or a tensor (H, W) or (C, H, W), with C 1, 3 or 4 (the last is alpha). Arrays and
+            tensors hold uint8, uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
         ignore_exif: leave the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:
         A new image of mode "RGB", loaded, without metadata.
 
     Raises:
-        XCiTError: "<path>: <reason>" if there is no such file, it cannot be read, is no image, is truncated or
-            damaged, or has so many pixels that it may be a decompression bomb (Pillow's limit); or if the pixels of
-            another source have a shape, type or range that is none of the above.
+        XCiTError: "<path>: <reason>" if the file is missing, can't be read, is not an image, is truncated or damaged,
+            or has so many pixels that it may be a decompression bomb (Pillow's limit); or if an array or tensor has
+            another shape, type or range than these.
     """
     try:
         if isinstance(source, Image.Image):
@@ -101,7 +101,7 @@ def _from_bytes(data: bytes, ignore_exif: bool) -> Image.Image:
 
 
 def read_encoded_image(data: bytes, name: str, *, ignore_exif: bool = False) -> Image.Image:
-    """Reads the bytes of an image file as `read_image` reads the file; `name` is what errors call it."""
+    """Reads the bytes of an image file as `read_image` reads the file; errors contain `name`."""
     try:
         return _from_bytes(data, ignore_exif)
     except XCiTError as error:
@@ -109,7 +109,7 @@ def read_encoded_image(data: bytes, name: str, *, ignore_exif: bool = False) -> 
 
 
 def image_size(path: str | os.PathLike[str], *, ignore_exif: bool = False) -> tuple[int, int]:
-    """Width and height of the picture that `read_image` gives, from the file's first bytes alone.
+    """Returns width and height of the result of `read_image`, from the first bytes of the file.
 
     Raises:
         XCiTError: "<path>: <reason>" if it can't be read as an image.
@@ -125,14 +125,14 @@ def image_size(path: str | os.PathLike[str], *, ignore_exif: bool = False) -> tu
 
 
 def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a label image: one whole number a pixel, as it is stored, whatever grey or colour is shown for it.
+    """Reads a label image: the integer stored for each pixel, whatever grey or colour a viewer shows for it.
 
     Returns:
         uint8 (h, w).
 
     Raises:
-        XCiTError: "<path>: <reason>" if it can't be read as an image, has colours instead of numbers, or numbers above
-            255, or is a JPEG.
+        XCiTError: "<path>: <reason>" if it can't be read as an image, has colours instead of numbers, has numbers
+            above 255, or is a JPEG.
     """
     try:
         with _open_file(Path(path)) as file, _pillow_errors():
@@ -145,14 +145,14 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _open_file(path: Path) -> BinaryIO:
-    """Opens a file that has something in it; errors carry the reason alone."""
+    """Opens a regular file that is not empty; errors contain only the reason."""
     if "\0" in str(path):
         raise XCiTError("no file can have a zero byte in its name")
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise XCiTError("is a folder, not an image file")
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe could wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe could block forever
             raise XCiTError("is not a regular file")
         if status.st_size == 0:
             raise XCiTError("the file is empty (0 bytes)")
@@ -202,9 +202,9 @@ def _pillow_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silences Pillow's warnings, of images above half its limit and of odd metadata, for one thread at a time.
+    """Silences Pillow's warnings about unusual metadata and about images above half its limit.
 
-    The filters of warnings belong to all threads: without the lock, two threads could restore them in the wrong order.
+    All threads share the filters of warnings. Without the lock, two threads could restore them in the wrong order.
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -212,7 +212,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def load_pixels(image: Image.Image) -> None:
-    """Reads the pixels of an image, side by side with other threads where no warning can come of it."""
+    """Reads the pixels of an image. If warnings are possible, only one thread at a time does so."""
     is_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
     is_silent = not is_large and (image.format is None or image.format in _SILENT_FORMATS)
     with contextlib.nullcontext() if is_silent else _without_warnings():
@@ -229,12 +229,12 @@ def _to_rgb(image: Image.Image, ignore_exif: bool = False) -> Image.Image:
     elif image.mode == "F":
         rgb = Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
     elif image.has_transparency_data:
-        # Pillow knows no direct way from "La".
+        # Pillow can't convert "La" to "RGBA" directly.
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
     else:
         rgb = image.convert("RGB")  # a copy in any case
-    rgb.info = {}  # the result is upright and opaque: what is left of the source would say otherwise
+    rgb.info = {}  # the source's metadata would be wrong for an upright and opaque image
     return rgb if turn is None else rgb.transpose(turn)
 
 

@@ -62,7 +62,7 @@ def resize_nearest_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 def bilinear_taps(
     old: int, new: int, *, resets_weights: bool
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int32], ...]]:
-    """Returns for each new pixel along an axis its two old neighbours, and their weights, which add up to 2048.
+    """Returns the two old neighbours of each new pixel along an axis, and their weights, which add up to 2048.
 
     Beyond an edge, both neighbours are the last pixel. `resets_weights` then gives all the weight to the first of them,
     as OpenCV does only along rows; the results differ in the last bit.

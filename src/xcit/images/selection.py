@@ -24,7 +24,7 @@ class Selection:
         bands: channels, counted from 1, in the model's order; if empty, all channels except transparency.
         value_range: the values that become 0 and 1; others are clipped.
         region: x, y, width and height in pixels of the level (or of `mpp`).
-        mask: an image file or an array (H, W), of the size of the level or of another: above 0 is what counts.
+        mask: an image file or an array (H, W), of the size of the level or of another size; pixels above 0 count.
         ignore_exif: leave JPEG, PNG and the like as they are stored, whatever the EXIF orientation.
     """
 

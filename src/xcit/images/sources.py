@@ -38,7 +38,7 @@ def as_url(source: str | os.PathLike[str]) -> str | None:
 
 
 def source_name(source: str | os.PathLike[str]) -> str:
-    """What to call a path, a URL or standard input, on one line."""
+    """Returns a name on one line for a path, a URL or standard input."""
     if os.fspath(source) == STANDARD_INPUT:
         return "standard input"
     url = as_url(source)

@@ -83,9 +83,9 @@ def predict(
         batch_size: number of images in a forward pass.
         device: where to compute; None means the model's device, or for a name a GPU if there is one, else the CPU.
         dtype: float32, bfloat16 or float16.
-        full_size: take images as they are, however large, and neither resize nor crop them.
-        memory: with `full_size`: the most that it may add to the loaded model, in bytes or as "4GB"; none is half of
-            the free memory. What does not fit goes to scratch files (see `xcit.streaming.Budget`).
+        full_size: use images at their own size, however large, without resizing or cropping.
+        memory: with `full_size`: limit of the memory in addition to the loaded model, in bytes or as "4GB"; None means
+            half of the free memory. Tokens that do not fit go to scratch files (see `xcit.streaming.Budget`).
         ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
 
     Returns:

@@ -57,7 +57,7 @@ def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
     """Returns the public arguments `full_size` and `memory` as one value; None if `full_size` is false.
 
     Raises:
-        XCiTError: if a bound of memory is given without `full_size`.
+        XCiTError: if `memory` is given without `full_size`.
     """
     if memory is not None and not full_size:
         raise XCiTError("memory is only for full-size passes: set full_size too")

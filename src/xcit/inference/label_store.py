@@ -45,7 +45,7 @@ class FileLabels:
         """Writes the rows to the disk.
 
         Raises:
-            XCiTError: if they can't be written.
+            XCiTError: if the rows can't be written.
         """
         try:
             with self._path.open("r+b" if self._path.exists() else "w+b") as file:

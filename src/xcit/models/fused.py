@@ -1,6 +1,6 @@
 """XCiT for inference only: the same outputs as the model for training, computed faster and in bounded memory.
 
-Batch norms are folded into the convolutions before them, and LayerScale into the last weights of each branch. Where
+Batch norms are folded into the convolutions before them, and LayerScale into the last weights of each branch. If
 the tokens do not fit the processor's cache, a block processes them in parts and updates them in place. Beside the
 tokens, only the intermediate results of one part are in memory, whatever the size of the image.
 
@@ -146,9 +146,9 @@ class FusedEmbedding(nn.Module):
         """Yields tokens (B, k, W, D) of an image whose pixels arrive in stripes, with the number of their first row.
 
         Args:
-            stripes: (B, in_channels, r, width) each.
-            height: rows of pixels of all of them.
-            width: pixels per row.
+            stripes: the stripes of the image, (B, in_channels, r, width) each.
+            height: height of the image in pixels.
+            width: width of the image in pixels.
         """
         y, x = self.position.code(*self.grid(height, width))
         stem = SlidingStem(self.convs)
@@ -191,7 +191,7 @@ class FusedXCABlock(nn.Module):
     """`XCABlock` that changes its tokens (B, N, D), of an H x W grid, in place.
 
     Attributes:
-        form: XCA as a function; an export sets one that suits a graph.
+        form: the function that computes XCA; an export replaces it by `xca_in_graph`.
     """
 
     def __init__(self, block: XCABlock) -> None:

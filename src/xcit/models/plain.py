@@ -1,8 +1,8 @@
-"""Tests whether a layer may be computed from its weights instead of being called, so that nobody can tell.
+"""Tests whether the output of a layer may be computed from its weights, without calling the layer.
 
-Calling a layer is what makes hooks, LoRA, quantisation, pruning, parametrisation and tracing work. The direct forms
-(`ops/forms.py`, LayerScale inside the weights) read the weights instead. They are used only where every module involved
-is the plain torch class and has no hooks.
+Hooks, LoRA, quantisation, pruning, parametrisation and tracing work only if the layer is called. The direct forms
+(`ops/forms.py`, LayerScale inside the weights) read the weights instead. They are used only if every module involved is
+the plain torch class and has no hooks, so that the user sees no difference.
 """
 
 from collections.abc import Collection
@@ -55,7 +55,7 @@ def is_plain(*layers: nn.Module) -> bool:
 
 
 def is_all_plain(part: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
-    """Whether a module and all within it are of these very classes, with plain parameters, and nobody watches them."""
+    """Whether a module and all modules within it are exactly of these classes, with plain parameters and no hooks."""
     return not is_anything_watched() and all(
         type(module) in kinds
         and not is_watched(module)

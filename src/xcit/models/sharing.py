@@ -1,4 +1,4 @@
-"""The three calls by which people share a model, as the Hub's own libraries spell them."""
+"""Three methods to share a model, with the names that the libraries of the Hugging Face Hub use."""
 
 import os
 from importlib import import_module
@@ -7,12 +7,13 @@ from typing import Any, Self
 
 
 def _sharing() -> Any:
-    # By name: a model knows no files, and imports go down the house. These calls are what people look for on a model.
+    # Imported here by name, because `xcit.models` must not depend on `xcit.zoo`. The methods are on the model because
+    # users look for them there.
     return import_module("xcit.zoo.sharing")
 
 
 class Shareable:
-    """A model that goes to a folder and to the Hub, and comes from there."""
+    """A model that can be written to a folder or to the Hub, and read from there."""
 
     def save_pretrained(
         self,
@@ -22,21 +23,22 @@ class Shareable:
         report: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Writes the model as a folder: config.json, model.safetensors, README.md (a model card) and manifest.json.
+        """Writes the model to a folder: config.json, model.safetensors, README.md (a model card) and manifest.json.
 
-        A classifier that timm has too is written in timm's form, which timm and transformers load (docs/sharing.md).
+        If timm has the architecture of a classifier, the files are in timm's format, which timm and transformers load
+        (see docs/sharing.md).
 
         Args:
-            folder: new or empty.
-            licence: of the weights, such as "apache-2.0"; goes into card and manifest.
-            report: a report.json of `xcit test`, whose figures go into the card.
-            overwrite: replace these four files in the folder.
+            folder: a new or empty folder.
+            licence: licence of the weights, such as "apache-2.0", for the card and the manifest.
+            report: a report.json of `xcit test`, whose figures are written to the card.
+            overwrite: whether to replace these four files if the folder has them.
 
         Returns:
             The folder.
 
         Raises:
-            XCiTError: if the folder holds something and `overwrite` is not set, or can't be written, or the model is
+            XCiTError: if the folder is not empty and `overwrite` is false, if it can't be written, or if the model is
                 fused.
         """
         path: Path = _sharing().save_pretrained(self, folder, licence=licence, report=report, overwrite=overwrite)
@@ -44,14 +46,14 @@ class Shareable:
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], *, revision: str | None = None) -> Self:
-        """The model of a folder, a weights file or a repository of the Hub ("USER/REPO"), in evaluation mode.
+        """Loads a model from a folder, a weights file or a repository of the Hub ("USER/REPO"), in evaluation mode.
 
         Args:
-            name: a path, or a repository that holds what `save_pretrained`, timm or transformers wrote.
-            revision: branch, tag or commit of a repository; none is the main branch.
+            name: a path, or a repository with files of `save_pretrained`, timm or transformers.
+            revision: branch, tag or commit of a repository; None means the main branch.
 
         Raises:
-            XCiTError: if it can't be had or read, or is another kind of model.
+            XCiTError: if the model can't be downloaded or read, or is of another kind.
         """
         model: Self = _sharing().from_pretrained(cls, name, revision=revision)
         return model
@@ -67,14 +69,14 @@ class Shareable:
         licence: str = "",
         report: str | os.PathLike[str] | None = None,
     ) -> str:
-        """Uploads what `save_pretrained` writes to a repository of the Hub, made if it is not there.
+        """Uploads the files of `save_pretrained` to a repository of the Hub, which is created if it does not exist.
 
         Args:
             repo_id: "USER/REPO".
-            private: whether a new repository is private; none leaves it to the account's default.
-            token: of the Hub; none takes the one that this machine is logged in with.
-            branch: to commit to; none is the main one.
-            commit_message: of the one commit.
+            private: whether a new repository is private; None means the account's default.
+            token: access token of the Hub; None means the token of this machine's login.
+            branch: the branch to commit to; None means the main branch.
+            commit_message: message of the commit.
             licence: see `save_pretrained`.
             report: see `save_pretrained`.
 
@@ -82,7 +84,7 @@ class Shareable:
             The commit's URL.
 
         Raises:
-            XCiTError: if it can't be uploaded.
+            XCiTError: if the upload fails.
         """
         url: str = _sharing().push_to_hub(
             self,

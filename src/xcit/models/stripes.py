@@ -102,7 +102,7 @@ class Sums:
 
 
 class SlidingConv:
-    """A 3x3 convolution of an image whose rows arrive in turns. It keeps the rows that the next ones need as halo."""
+    """A 3x3 convolution of an image whose rows arrive a few at a time. It keeps the halo of the next rows."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv, self._padding = conv, int(conv.padding[1])
@@ -140,7 +140,7 @@ class SlidingConv:
 
 
 class SlidingStem:
-    """The stem, with its norms folded, on an image whose rows arrive in turns."""
+    """The stem, with its norms folded, on an image whose rows arrive a few at a time."""
 
     def __init__(self, convs: nn.ModuleList) -> None:
         self._convs = [SlidingConv(conv) for conv in convs if isinstance(conv, nn.Conv2d)]
@@ -153,7 +153,7 @@ class SlidingStem:
 
 
 class SlidingLPI:
-    """LPI of a fused block on normalised tokens whose rows arrive in turns; the output is `ROWS_HELD` rows behind."""
+    """LPI of a fused block on normalised tokens, given a few rows at a time; its output is `ROWS_HELD` rows behind."""
 
     def __init__(self, block: "FusedXCABlock", kept: KeptTokens = ALL_TOKENS) -> None:
         self._block, self._kept = block, kept
@@ -236,7 +236,7 @@ def pass_xca_block(
 
 
 class ClassAttentionSums:
-    """Class attention over tokens that arrive in turns, with one pass for the softmax and the weighted sum.
+    """Class attention over tokens that arrive in parts. One pass computes both the softmax and the weighted sum.
 
     The running sums are scaled to the largest score so far. Up to rounding, the result is that of a softmax over all
     tokens.
@@ -295,7 +295,7 @@ def pass_class_block(
         attention: contains the class token; the tokens are added to it.
         tokens: the tokens of the image.
         rows_at_once: rows of a stripe.
-        leave: called with the output rows; None if nobody needs them.
+        leave: called with the output rows; None if they are not needed.
         hear: called with the scores (1, M, n) of the tokens of these rows that count; n is k * W if all count.
         kept: the tokens that count.
     """

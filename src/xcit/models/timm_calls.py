@@ -163,7 +163,7 @@ def data_config(spec: Preprocessing, channels: int) -> dict[str, Any]:
 
 
 def _crop_share(image_size: int, resize_to: int) -> float:
-    """The share from which timm computes the short side, by floor(image_size / share)."""
+    """Returns timm's `crop_pct`, from which timm computes the short side as floor(image_size / crop_pct)."""
     share = image_size / resize_to
     return share if math.floor(image_size / share) == resize_to else image_size / (resize_to + 1e-4)
 

@@ -121,7 +121,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         return FusedXCiT(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Tokens (B, 1+N, D) after the final norm, class token first; (B, N, D) where there is no class token."""
+        """Returns tokens (B, 1+N, D) after the final norm, class token first; (B, N, D) if there is no class token."""
         return self._encode(images).tokens
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
@@ -257,7 +257,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         return Encoded(tokens, taken, (height, width))
 
     def _is_heard_out(self) -> bool:
-        """Whether a hook could see that the last block and the final norm compute the class token alone."""
+        """Whether a hook could detect that the last block and the final norm compute only the class token."""
         if not self.config.cls_depth:
             return False
         parts = (self.cls_blocks[-1], self.norm)
@@ -353,7 +353,7 @@ class FusedXCiT(XCiT):
     ) -> Encoded:
         if isinstance(images, torch.fx.Proxy):
             raise XCiTError("torch.fx can't trace a fused model: trace the one it was made from, or use torch.export")
-        # Sums in place need one dtype throughout: the model's own.
+        # Additions in place need a single dtype, which is that of the model.
         with torch.autocast(images.device.type, enabled=False):
             return super()._pass(images, take, stop, class_attention, only_class)
 

@@ -79,7 +79,7 @@ def xca_in_graph(
     *,
     by: Literal["size", "sums", "tokens"],
 ) -> Tensor:
-    """`xca` for a graph that other runtimes run; arguments and result are the same.
+    """Computes `xca` in a graph for other runtimes; arguments and result are the same.
 
     Args:
         tokens: (B, N, D).
@@ -88,8 +88,9 @@ def xca_in_graph(
         temperature: likewise.
         proj_weight: likewise.
         proj_bias: likewise.
-        by: the form of a graph whose N is not known: "sums" is right for every N and fastest for many, "tokens" for
-            few, "size" has both and chooses when it runs. Where N is known, the form is chosen now.
+        by: the form of a graph whose N is unknown: "sums" is fastest for many tokens, "tokens" is fastest for few, and
+            "size" contains both and chooses between them when it runs. If N is known, `by` is ignored, and the fastest
+            form is chosen now.
     """
     weights = (qkv_weight, qkv_bias, temperature, proj_weight, proj_bias)
     is_many = tokens.shape[1] >= max(GRAM_FROM, MATRIX_FROM) * tokens.shape[2]

@@ -1,1 +1,1 @@
-"""A recipe trained on its data: `run.py`; how (`engine/`), on what (`tasks/`), and with which numbers (`recipes/`)."""
+"""Trains a recipe: `run.py`, with the training loop in `engine/`, the tasks in `tasks/`, and configs in `recipes/`."""

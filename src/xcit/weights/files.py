@@ -49,8 +49,8 @@ class StoredWeights:
         metadata: metadata of a safetensors file, else empty.
         set_aside: names, as in the file, of tensors that belong neither to the backbone nor to the classifier.
         path: the file.
-        dense: the whole detector or segmenter under its native names (see `weights/dense.py`), where `state` is its
-            XCiT; empty for other models.
+        dense: the whole detector or segmenter under its native names (see `weights/dense.py`); `state` then contains
+            only its XCiT. Empty for other models.
         head: name of the detector's or segmenter's head; None if it is unknown, or there is none.
         normalization: the normalisation of images that the file contains, as files of robust classifiers often do.
     """

@@ -44,8 +44,8 @@ def targets() -> tuple[str, ...]:
     """Returns the formats that can be written.
 
     "dino" is a published DINO backbone: official names, no classifier, no wrapper. The formats after it hold whole
-    published models of a kind ("mmseg" segmenters, "mmdet" detectors). "xcit" also keeps these whole, and all other
-    formats contain only the XCiT of them. The last one is a folder, see `write_folder`.
+    published models of a kind ("mmseg" segmenters, "mmdet" detectors). "xcit" also contains whole segmenters and
+    detectors; every other format contains only their XCiT. The last one is a folder, see `write_folder`.
     """
     return (*FORMATS, "dino", *(kind.published_format for kind in KINDS.values() if kind.published_format), FOLDER)
 
@@ -70,17 +70,17 @@ def convert(
         to: format of the new file, one of `targets()`.
         key: which weights to take if the file has several sets, see `read_checkpoint`.
         overwrite: replace the destination if it exists.
-        licence: for "timm-hub": of the weights, where they are no published ones.
-        report: for "timm-hub": a report.json of `xcit test`, whose figures go into the model card.
+        licence: for "timm-hub": licence of the weights, if they are not published ones.
+        report: for "timm-hub": a report.json of `xcit test`, whose figures are written to the model card.
 
     Returns:
-        What was read. Its `set_aside` names the tensors that the new file does not contain.
+        The weights that were read. Its `set_aside` names the tensors that the new file does not contain.
 
     Raises:
         XCiTError: if the source can't be read, or the format can't hold it, if the destination can't be written, or if
             it exists and `overwrite` is false. The source is never overwritten.
     """
-    # These are no files that the destination could be.
+    # A source of one of these kinds is not a file, so the destination can't be the same file.
     is_file, destination = not (is_url(str(source)) or is_adapter(source)), Path(destination)
     if to not in targets():
         raise XCiTError(f"unknown format {to!r}: choose one of {', '.join(targets())}")
@@ -119,8 +119,8 @@ def convert(
 def _metadata(stored: StoredWeights, *, is_whole: bool) -> dict[str, str]:
     """Returns the file's metadata.
 
-    For a published file without our metadata, what is known about it is added, because nobody could tell it from the
-    new file's name.
+    For a published file without our metadata, the record's information is added, because the name of the new file
+    does not identify the model.
     """
     record = known_record(stored) if is_whole and METADATA_KEY not in stored.metadata else None
     return stored.metadata if record is None else stored.metadata | model_metadata(record.model, record.info())

@@ -99,8 +99,8 @@ def get_model(
             scaled, as in timm. Mean and std change in the same way, and then `model.info.assumed` is true.
         global_pool: what the head reads: "cls" (timm's "token"), "avg", or "none" (timm's "").
         drop_path_rate: rate of stochastic depth in training.
-        stem_strides: strides of the stem's convolutions, if neither name nor file gives them: with (1, 1, 2, 2),
-            weights of a model for patches of 16 make patches of 4.
+        stem_strides: strides of the stem's convolutions, if neither the name nor the file determines them. For example,
+            (1, 1, 2, 2) turns weights for patches of 16 into a model with patches of 4.
         features_only: return a `FeatureMaps` instead, which returns the maps after some blocks, as in timm.
         out_indices: these blocks; an int means the last n. By default they are the last three, as in timm.
         key: which weights to take if the file has several sets: "student" of a DINO checkpoint, "state_dict_ema",

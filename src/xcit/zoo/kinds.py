@@ -39,8 +39,8 @@ class Kind(Generic[Config, Info, Model]):
         name: the word for such a model in messages: "segmenter".
         task: the name of its task in files and records.
         config: the class of its configs.
-        info: the class of its infos, which hold what is needed beside the weights.
-        model: returns the class of its models; it is imported only then.
+        info: the class of its infos, which hold class names and preprocessing.
+        model: returns the class of its models, and imports it only when it is called.
         build: builds a model from a config, with random weights.
         backbone: returns the config of the XCiT within a model of this config.
         config_from_weights: returns the config of the model that weights without metadata belong to.
@@ -51,9 +51,9 @@ class Kind(Generic[Config, Info, Model]):
         forward: runs a forward pass of images (B, C, h, w) at their own size, with values in 0..1.
         heads: names of its heads, with the published names of their tensors; empty for a plain XCiT.
         published_format: name of the format of whole published models in `convert`; "" for a plain XCiT.
-        timm_config: returns what `config.json` says of a model in a folder that timm and transformers read; None for a
-            model that they do not have.
-        hub_tag: the Hub's name for what a model with this config does.
+        timm_config: returns the contents of `config.json` in a folder that timm and transformers read; None for a model
+            that they do not have.
+        hub_tag: the Hub's name for the task of a model with this config.
         counts_flops: whether the published rule for FLOPs covers it.
         float32_only: whether it computes only in float32.
     """
@@ -93,7 +93,10 @@ class Kind(Generic[Config, Info, Model]):
 def _fit_classifier(
     config: XCiTConfig, stored: StoredWeights, stated: XCiTConfig | None, num_classes: int | None
 ) -> XCiTConfig:
-    """With `num_classes`, the file may have another number of classes; the model then gets the file's head, if any."""
+    """Is the `fit` of classifiers.
+
+    If `num_classes` is given, the file may have another number of classes; the model then gets the file's head, if any.
+    """
     path, has_head = str(stored.path), "head.weight" in stored.state
     if num_classes is not None:
         return replace(config, num_classes=stored.state["head.weight"].shape[0] if has_head else 0)

@@ -183,8 +183,8 @@ def _read_base(name: str, progress: DownloadProgress | None) -> StoredWeights:
 def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights:
     """Returns the weights in a file, in a folder (of a model, or of an adapter, to merge), on the Hub, or at a URL.
 
-    "hf-hub:USER/REPO" is such a folder on the Hub. A download is kept, but a file without weights is not cached. After
-    a "#" follows the key of the weights in the file.
+    "hf-hub:USER/REPO" is such a folder on the Hub. A downloaded file is cached if it contains weights.
+    `source` may end in "#" and the key of the weights in the file.
 
     Raises:
         XCiTError: if the file can't be downloaded or read.

@@ -1,6 +1,6 @@
 """Identifies a file without metadata: by its name, or by its digest if that was published.
 
-The tensors do not contain everything: not the strides of the stem, and not the preprocessing. So a published file is
+The tensors contain neither the strides of the stem nor the preprocessing. So a published file is
 recognised by the name under which it was published. For any other file, a warning says what it was taken for.
 """
 

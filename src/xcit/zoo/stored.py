@@ -50,7 +50,7 @@ def origin_of(stored: StoredWeights) -> Statement | None:
 def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
     """Returns what is known of a file: from its metadata, else from its origin, else from its tensors.
 
-    In the last case a warning is logged, unless `has_strides` says that the stem's strides are given otherwise.
+    In the last case a warning is logged, unless `has_strides` says that the caller knows the stem's strides.
 
     Raises:
         XCiTError: if the metadata can't be read, or if there are none and the tensors fit no known architecture.
@@ -105,7 +105,7 @@ def load_file(path: Path, changes: Changes = UNCHANGED) -> XCiT:
 
 
 def load_classifier(stored: StoredWeights, changes: Changes = UNCHANGED) -> XCiT:
-    """Like `load_file`, for a file that was read before."""
+    """Does the same as `load_file` for a file that has been read."""
     _check_kind(CLASSIFIER, stored)
     return CLASSIFIER.require(load_stored(stored, changes), str(stored.path))
 
@@ -270,9 +270,10 @@ def num_parameters(config: Any) -> int:
 
 
 class _NoNormals(TorchFunctionMode):
-    """Leaves out first values from a normal: on the meta device torch imports sympy and its compiler for them.
+    """Skips the initialisation of weights from a normal distribution, for models on the meta device.
 
-    That takes as long as torch itself, and there are no numbers to set.
+    There torch would import sympy and its compiler for it, which takes as long as importing torch, and there are no
+    values to set.
     """
 
     def __torch_function__(

@@ -19,11 +19,11 @@ class OptimizerConfig:
         momentum: momentum of SGD.
         betas: betas of AdamW.
         eps: epsilon of AdamW.
-        clip_grad: largest norm of the gradients; 0 does not clip.
+        clip_grad: largest norm of the gradients; 0 means no clipping.
         layer_decay: factor on the learning rate for each block between a parameter and the head (BEiT, arXiv
             2106.08254); 1 gives all parameters the same rate.
-        final_weight_decay: the value that the weight decay reaches at the end of the run, along half a cosine that
-            changes with each iteration; None keeps it constant.
+        final_weight_decay: weight decay at the end of the run. It follows half a period of a cosine and changes with
+            each iteration; None keeps it constant.
         clip_mode: whether `clip_grad` limits the norm of all gradients together, or of each tensor.
         undecayed: parameters without weight decay. "vectors": biases, norms and everything one-dimensional, as in the
             recipes of mmpretrain and of DINO. "vectors_and_tokens": also those that the model's `no_weight_decay`
@@ -72,7 +72,7 @@ class ScheduleConfig:
         warmup_lr: learning rate of the first iteration.
         min_lr: learning rate at the end, with "cosine" and "linear".
         by_epoch: whether the learning rate is constant within an epoch.
-        kind: "cosine" falls along half a cosine that begins after the warm-up. "linear" (mmseg's poly with power 1)
+        kind: "cosine" falls along half a period of a cosine, after the warm-up. "linear" (mmseg's poly with power 1)
             falls linearly over the run. "milestones" multiplies by `decay` at some epochs. During the warm-up of the
             last two, the learning rate is multiplied by a factor that rises to 1, as in mmcv.
         warmup_steps: iterations of the warm-up, instead of `warmup_epochs`, if not 0.

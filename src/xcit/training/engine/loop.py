@@ -71,8 +71,8 @@ def train_task(
     if task.num_steps == 0:
         raise XCiTError(f"fewer training images than one batch of {config.run.batch_size}")
     with StopSignals() as signals, warnings.catch_warnings():
-        # A depthwise weight has a dimension of size 1, whose stride is arbitrary; DDP warns if the gradient's is
-        # different.
+        # The weight of a depthwise convolution has a dimension of size 1, whose stride has no meaning. DDP warns if the
+        # gradient has another stride there.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         loop = _Loop(
             task=task,
@@ -233,7 +233,7 @@ class _Loop:
         return batch
 
     def look(self, pending: list[dict[str, Tensor]]) -> bool:
-        """Checks the losses since the last call, together with all processes; returns whether one was asked to stop.
+        """Checks the losses of all processes since the last call; returns whether any process was asked to stop.
 
         Raises:
             XCiTError: if a loss is not finite, or too many inputs are unreadable.

@@ -32,7 +32,7 @@ class Progress:
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the run did what it was asked to
-    """A signal stopped the run, after it was saved.
+    """Raised when a signal has stopped the run and its state has been saved.
 
     Attributes:
         checkpoint: the checkpoint to resume from.

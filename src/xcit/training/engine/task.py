@@ -42,7 +42,7 @@ class Layout:
         return turn * self.world_size + self.rank
 
     def share(self, count: int) -> range:
-        """What this process takes of so many things: every `world_size`-th one."""
+        """Returns the indices of this process's share of `count` items: every `world_size`-th one."""
         return range(self.rank, count, self.world_size)
 
 

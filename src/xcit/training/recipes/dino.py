@@ -54,7 +54,7 @@ def dino_pico_fashion_mnist() -> DINOConfig:
 
     In pilot runs of some minutes, the mean of the patch tokens became a much better feature than the class token, and
     four wide blocks were better than six narrow ones. The crops show more of the image than the published ones, and are
-    never solarized, because garments differ by their outline on black. docs/training.md has the results.
+    never solarized, because garments differ by their outline on black. docs/dino.md has the results.
     """
     return DINOConfig(
         name="dino_xcit-pico_fashion-mnist",

@@ -66,8 +66,7 @@ def official_distilled(architecture: str) -> ClassificationConfig:
     """The authors' schedule with a teacher: half of the loss is hard distillation from DeiT's RegNetY-16GF.
 
     `xcit train xcit-small-12-p16_official-dist_in1k --data IMAGENET`; timm downloads the teacher, about 330 MB. Top-1
-    to
-    expect: the authors' figure for the distilled 224-pixel checkpoint in `xcit info`. For another teacher:
+    to expect: the authors' figure for the distilled 224-pixel checkpoint in `xcit info`. For another teacher:
     `--distillation.teacher xcit-large-24-p8_3rdparty_in1k`. To learn the teacher's probabilities instead of its first
     class: `--distillation.kind soft`.
     """

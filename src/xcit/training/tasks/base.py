@@ -97,7 +97,7 @@ def check_class_weights(weights: Sequence[float], num_classes: int, field: str =
 
 
 def class_weights_on(device: torch.device, weights: Sequence[float]) -> Tensor | None:
-    """A number a class, (K,), as a loss takes them; none where all count the same."""
+    """Returns the weights as a tensor (K,) for a loss; None if there are none, so that all classes count the same."""
     return torch.tensor(weights, device=device) if weights else None
 
 

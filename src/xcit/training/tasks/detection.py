@@ -198,7 +198,7 @@ def _found_whole(
             return detect_large(rows, model, min_score=MIN_SCORE, max_objects=MAX_OBJECTS, full_size=full_size)
 
         try:
-            # Pictures as they are stored are decoded whole: no reader by rows turns any.
+            # With `ignore_exif` the image is decoded as a whole, in its stored orientation.
             source = images.read(index) if images.ignore_exif else image.path
         except XCiTError as error:
             yield index, str(error)

@@ -58,7 +58,7 @@ def logits_of(
         spec: preprocessing of the images.
         how: batch size, number of processes that read images, device and precision.
         layout: which of several processes this is.
-        unreadable: gets a line for each image that can't be read.
+        unreadable: a line is added for each image that can't be read.
         report: called with the number of images of each batch.
 
     Yields:

@@ -46,7 +46,7 @@ class OpenedData:
     Attributes:
         train: the images to train on.
         watched: the images to validate with.
-        holdout: how many training images were held out for that, a number or a share; 0 if none were.
+        holdout: how many training images were held out for validation, a number or a share; 0 if none were.
         notes: lines about the data that were found.
         problems: lines about problems in the data.
     """
@@ -108,7 +108,7 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
 
 
 def open_measured(data: str, holdout: float, class_map: str = "") -> LabelledImages:
-    """Opens the images to measure on: the validation split, or the images that a run with this holdout held out.
+    """Opens the images to measure on: the validation split, or the training images held out by a run with `holdout`.
 
     Raises:
         XCiTError: as in `open_labelled_images`, `read_class_map`, `held_out` and `check_holdout`.

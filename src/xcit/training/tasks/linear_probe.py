@@ -122,7 +122,7 @@ class LinearTask(TaskWithLoader):
         val: LabelledFeatures,
         layout: Layout,
     ) -> None:
-        """Stores the parts, and creates the classifiers and the loader.
+        """Creates the classifiers and the loader.
 
         Args:
             config: the config of the run.

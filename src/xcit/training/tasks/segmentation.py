@@ -51,7 +51,8 @@ class SegmentationConfig:
         name: name of the recipe or run; the exported model keeps it.
         task: identifies the kind of config in a file.
         model: shape of the model; `num_classes` 0 means the data's number of classes.
-        preprocessing: normalisation, and the image size in evaluation; training draws its sizes around that.
+        preprocessing: normalisation, and the image size in evaluation; in training, a random factor is
+            applied to this size.
         data: a folder, see `open_scenes`.
         backbone_weights: first weights of the backbone: the name or file of a classifier, a feature backbone or a
             segmenter; "" for random weights.
@@ -256,15 +257,15 @@ def _counted_whole(
     spec: SegmentationPreprocessing,
     full_size: FullSize,
 ) -> Iterator[Tensor | str]:
-    """The confusion (K, K) of each scene at its own size, or why it can't be read.
+    """Yields the confusion (K, K) of each scene at its own size, or why it can't be read.
 
-    Pixels that an image's file has no data for do not count.
+    Pixels for which the image file has no data do not count.
     """
     info = SegmenterInfo(name="", preprocessing=spec)
     for index in layout.share(len(scenes)):
         path = scenes.items[index][0]
         try:
-            # Pictures as they are stored are decoded whole: no reader by rows turns any.
+            # With `ignore_exif` the image is decoded as a whole, in its stored orientation.
             source = read_image(path, ignore_exif=True) if scenes.ignore_exif else path
             labels = scenes.labels(index)
         except XCiTError as error:
