@@ -16,6 +16,7 @@ alternately. A gigapixel needs about 7 GB of disk and, on two idle cores, about 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -118,6 +119,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
 def stream(folder: Path, model: str, image: Path, memory: int | None, *, map_: bool = False) -> dict[str, Any]:
     """Does one streamed run in a new process."""
     request = {"model": model, "image": str(image), "memory": memory, "map": map_, "folder": str(folder)}
+    shutil.rmtree(folder / "scratch", ignore_errors=True)  # else a run that was stopped would go on
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps(request)], stdout=subprocess.PIPE, text=True, check=True
     )
