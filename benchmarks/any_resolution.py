@@ -1,6 +1,6 @@
 """Runs images of any size through models, and prints the figures of docs/any-resolution.md.
 
-    python benchmarks/any_resolution.py [CASE ...] [--size 32768] [--before DIR] [--folder DIR]
+    python benchmarks/any_resolution.py [CASE ...] [--size 32768] [--memory 4 1] [--before DIR] [--folder DIR]
 
     gigapixel   nano-12-p16 on a tiled BigTIFF of SIZE x SIZE pixels, in 4 GB and in 1 GB: class, CLS feature, token map
     exact       streamed beside the whole image: float64 at 512 pixels, float32 at the largest requested size
@@ -175,14 +175,15 @@ def gigapixel(arguments: argparse.Namespace) -> None:
         "of the matrix peak |"
     )
     say("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for bound, memory in (("4 GB", 4 * 10**9), ("1 GB", 10**9)):
+    for bound in arguments.memory:
+        memory = round(bound * 10**9)
         times, rates = whole_times(arguments, rounds=2), [matrix_rate()]
         found = stream(arguments.folder, NANO, image, memory, map_=True)
         times += whole_times(arguments, rounds=2)
         rates.append(matrix_rate())
         a_pixel = found["seconds"] / found["pixels"] / (statistics.median(times) / 4096**2)
         say(
-            f"| {bound} | {found['place']} | {found['seconds']:.0f} | {found['pixels'] / 1e6 / found['seconds']:.2f} | "
+            f"| {bound:g} GB | {found['place']} | {found['seconds']:.0f} | {found['pixels'] / 1e6 / found['seconds']:.2f} | "
             f"{found['peak'] / 1e6:,.0f} MB | {found['planned'] / 1e6:,.0f} MB | {found['read'] / 1e9:.1f}, "
             f"{found['written'] / 1e9:.1f} GB | {a_pixel:.2f} | "
             f"{operations_a_pixel(NANO) * found['pixels'] / found['seconds'] / max(rates):.0%} |"
@@ -331,6 +332,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*CASES, []], help=", ".join(CASES))
     parser.add_argument("--size", type=int, default=32768, help="side in pixels, a multiple of 512")
     parser.add_argument("--exact-size", type=int, default=8192, help="size of the case `exact`")
+    parser.add_argument("--memory", type=float, nargs="+", default=[4, 1], help="bounds of the gigapixel, in GB")
     parser.add_argument("--before", type=Path, help="src folder of another checkout")
     parser.add_argument("--folder", type=Path, default=Path("any-resolution"), help="for the image and scratch files")
     parser.add_argument("--child", help=argparse.SUPPRESS)
