@@ -183,7 +183,8 @@ def gigapixel(arguments: argparse.Namespace) -> None:
         rates.append(matrix_rate())
         a_pixel = found["seconds"] / found["pixels"] / (statistics.median(times) / 4096**2)
         say(
-            f"| {bound:g} GB | {found['place']} | {found['seconds']:.0f} | {found['pixels'] / 1e6 / found['seconds']:.2f} | "
+            f"| {bound:g} GB | {found['place']} | {found['seconds']:.0f} | "
+            f"{found['pixels'] / 1e6 / found['seconds']:.2f} | "
             f"{found['peak'] / 1e6:,.0f} MB | {found['planned'] / 1e6:,.0f} MB | {found['read'] / 1e9:.1f}, "
             f"{found['written'] / 1e9:.1f} GB | {a_pixel:.2f} | "
             f"{operations_a_pixel(NANO) * found['pixels'] / found['seconds'] / max(rates):.0%} |"
