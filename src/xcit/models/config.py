@@ -32,9 +32,9 @@ class XCiTConfig(ReadableConfig):
         num_classes: classes of the head; 0 for no head.
         global_pool: which feature the head reads: the class token, the mean of the patch tokens, or every token.
         drop_path_rate: probability of stochastic depth.
-        stem_strides: strides (1 or 2) of the stem's 3x3 convolutions, if they are not all 2. `patch_size` is then their
-            product, whatever value was given: (1, 1, 2, 2) takes the weights of a stem for patches of 16 pixels, and
-            makes patches of 4.
+        stem_strides: strides (1 or 2) of the stem's 3x3 convolutions, if they are not all 2. `patch_size` is then set
+            to their product. For example, (1, 1, 2, 2) has the weights of a stem for patches of 16 pixels, but its
+            patches have 4 pixels per side.
 
     Raises:
         XCiTError: if a field has an impossible value, or two fields contradict each other.
@@ -64,7 +64,7 @@ class XCiTConfig(ReadableConfig):
         if strides:
             need(all(stride in (1, 2) for stride in strides), f"stem_strides are {strides}, each must be 1 or 2")
             usual, product = 2 ** len(strides), math.prod(strides)
-            # `dataclasses.replace` passes the patch size from before the change, which is not that of the new strides.
+            # `dataclasses.replace` passes the old patch size, which may differ from the product of the new strides.
             need(
                 self.patch_size in (usual, product, XCiTConfig.patch_size),
                 f"patch_size is {self.patch_size}, but stem_strides {strides} make patches of {product}",

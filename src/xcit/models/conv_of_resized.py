@@ -2,8 +2,8 @@
 
 A 3x3 convolution is the sum of nine taps. Each tap is a 1x1 convolution of the map shifted by at most one pixel, and a
 1x1 convolution commutes with interpolation. So each tap is applied to the coarse map, which has fewer pixels, and its
-result is interpolated, shifted and added. For a map that is s times smaller, this takes 1 / s^2 of the arithmetic, and
-neither the interpolated maps nor their concatenation are ever made.
+result is interpolated, shifted and added. For a map that is s times smaller, this takes 1 / s^2 of the arithmetic. The
+interpolated maps and their concatenation are never stored.
 
 Interpolating and shifting along a side is a product with a matrix that has few nonzero values per row. The values for
 samples outside the map are 0, which equals zero padding.
@@ -127,7 +127,7 @@ def moved_interpolation(start: int, end: int, source_length: int, length: int) -
     before, after, weight = interpolation(first, last, source_length, length)
     left, right = int(before[0]), int(after[-1]) + 1
     plain = torch.zeros(last - first + 2, right - left)
-    rows = torch.arange(last - first) + 1  # a row of zeros above and below
+    rows = torch.arange(last - first) + 1  # the matrix has one row of zeros above these rows and one below
     plain.index_put_((rows, before - left), 1 - weight, accumulate=True)
     plain.index_put_((rows, after - left), weight, accumulate=True)
     top = start - first  # index of the sample before `start` in the padded rows

@@ -1,4 +1,4 @@
-"""DINO (arXiv 2104.14294): a backbone with a projection head, as a student and as the teacher that follows it.
+"""DINO (arXiv 2104.14294): a student and a teacher, each of which is a backbone with a projection head.
 
 Shapes: `B` images, `V` crops of each image (the first two are global), `D` width of the backbone, `K` outputs of the
 head.
@@ -20,7 +20,7 @@ from xcit.models.first_values import reset_within
 from xcit.models.xcit import XCiT
 
 NUM_GLOBAL = 2
-"""The number of global crops, which are those that the teacher sees."""
+"""The number of global crops. The teacher sees only these crops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class DINO(nn.Module):
         self._init_parts()
 
     def reset_parameters(self) -> None:
-        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
+        """Sets all weights to new random values, as at construction. Learned weights are lost."""
         reset_within(self)
         self._init_parts()
 

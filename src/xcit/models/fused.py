@@ -33,7 +33,7 @@ from xcit.models.plain import is_watched
 from xcit.models.stripes import ClassAttentionSums, SlidingStem, Sums, TensorTokens, pass_xca_block, spans, sums_of
 
 NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
-"""How many elements (tokens times width) a part of the tokens has, by device type.
+"""Number of elements (tokens times width) in a part of the tokens, by device type.
 
 A part is large enough for full speed, and small enough for the cache or for a GPU with little memory. The hidden layer
 of the MLP has four times as many elements.
@@ -43,7 +43,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def tokens_at_once(tokens: Tensor) -> int | None:
-    """Returns how many of the tokens (B, N, D), over all images, make a part; None if they must not be split."""
+    """Returns the number of tokens (B, N, D) in a part, over all images; None if the tokens must not be split."""
     # The compiler can only fuse operations that it sees as a whole. A traced or exported graph has to serve every size.
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit._trace.is_tracing():
         return None
@@ -51,14 +51,14 @@ def tokens_at_once(tokens: Tensor) -> int | None:
 
 
 def stripe_rows(tokens: Tensor, width: int) -> int:
-    """Returns how many rows of `width` tokens (..., D) make a stripe: as many as one part holds, and at least one."""
+    """Returns the number of rows of `width` tokens (..., D) in a stripe: as many as fit in one part, but at least 1."""
     at_once = tokens_at_once(tokens)
     assert at_once is not None
     return max(1, at_once // width)
 
 
 def parts(length: int, most: int | None) -> Iterator[tuple[int, int]]:
-    """Yields (start, end) of parts of about equal length, at most `most` (or 1) each; one part if `most` is None."""
+    """Yields (start, end) of parts of about equal length, at most max(1, `most`) each. None means a single part."""
     num_parts = 1 if most is None else -(-length // max(1, most))
     return pairwise([0, *(length * i // num_parts for i in range(1, num_parts)), length])
 
@@ -118,7 +118,7 @@ class FusedEmbedding(nn.Module):
     """`Stem` and `PositionCode` as one module: image (B, in_channels, h, w) to tokens (B, N, D), H and W.
 
     A large image is processed in stripes of rows. Otherwise the first feature map of the stem would take more memory
-    than all else in the model.
+    than everything else in the model.
     """
 
     def __init__(self, stem: Stem, position: PositionCode) -> None:
@@ -170,7 +170,7 @@ class FusedEmbedding(nn.Module):
         return height, width
 
     def numbers_a_pixel(self) -> tuple[float, int]:
-        """The numbers that the stem's largest map has for each pixel of the image, and the stride of the stem."""
+        """Returns the number of values in the stem's largest map per pixel of the image, and the stride of the stem."""
         numbers, stride = 0.0, 1
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
@@ -179,7 +179,7 @@ class FusedEmbedding(nn.Module):
         return numbers, stride
 
     def pixel_rows_at_once(self, image: Tensor) -> int | None:
-        """Returns how many rows of pixels make the stem's largest map as large as a part of tokens; None means all."""
+        """Returns the number of pixel rows with which the stem's largest map fills a part; None means all rows."""
         at_once = tokens_at_once(image.new_empty(0, 1))
         if at_once is None:
             return None

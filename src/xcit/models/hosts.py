@@ -1,4 +1,4 @@
-"""Calls by which other programs use `model.config`: they read it as a dictionary or as JSON, and set attributes on it.
+"""Methods by which other programs use `model.config`: they read it as a dictionary or JSON, and set attributes on it.
 
 For example, Hugging Face's Trainer sets `model.config.use_cache` on every model that has a config.
 """
@@ -14,7 +14,7 @@ Config = TypeVar("Config")
 
 
 class ReadableConfig:
-    """Methods by which other programs read a config. They see the fields, and no attribute that was added later."""
+    """Methods by which other programs read a config. They return the fields, but no attribute added later."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields; nested configs become dictionaries."""
@@ -28,8 +28,8 @@ class ReadableConfig:
 def keeps_notes(kind: type[Config]) -> type[Config]:
     """Lets a frozen dataclass accept attributes that are not fields, because some programs set them on every config.
 
-    They belong to this object only: they are not stored, not compared, and not copied by `dataclasses.replace`. The
-    fields stay frozen. A name that is close to a field's name raises an `XCiTError` that gives the right name.
+    These attributes belong to one object: they are not stored, not compared, and not copied by `dataclasses.replace`.
+    The fields stay frozen. A name that is close to a field's name raises an `XCiTError` that gives the right name.
     """
     frozen = kind.__setattr__
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ class ModelInfo:
 
     `class_ids` are the names of the classes' folders on disk where they differ from the class names (ImageNet's wnids).
     With `is_multi_label` an image may have several classes, and the sigmoid of each logit is a separate probability.
-    `assumed` is true if the weights did not contain the preprocessing. It then follows from the name under which they
-    were loaded, or from what is usual for such weights.
+    `assumed` is true if the weights did not contain the preprocessing. The preprocessing then follows from the name
+    under which the weights were loaded, or is the usual one for such weights.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The tokens of an image that count, where a mask leaves out the others.
+"""Which tokens of an image count, if a mask leaves out some of them.
 
 A token that is left out takes part in no sum. LPI treats it like the area beyond the edge of the image: both of its
 convolutions read zeros there. The values of such a token are computed like all others, and have no meaning.

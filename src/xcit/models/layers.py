@@ -32,9 +32,10 @@ class ConvNorm(nn.Module):
 
 
 class Stem(nn.Sequential):
-    """Turns an image (B, in_channels, h, w) into patches (B, D, H, W): one `ConvNorm` per stride, with GELU between.
+    """Turns an image (B, in_channels, h, w) into patches (B, D, H, W).
 
-    The widths double up to D: with four convolutions they are D/8, D/4, D/2 and D.
+    The stem consists of one `ConvNorm` per stride, with GELU between them. The widths double up to D: with four
+    convolutions they are D/8, D/4, D/2 and D.
     """
 
     def __init__(self, in_channels: int, embed_dim: int, strides: Sequence[int]) -> None:
@@ -167,7 +168,7 @@ class LPI(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between, applied to each token separately.
+    """Two linear layers with GELU between them, applied to each token separately.
 
     If `is_direct` is true, `forward` accepts a factor `scale` (D,) of the outputs, and applies it to the weights.
     """
@@ -271,8 +272,9 @@ class XCABlock(NotScripted, nn.Module):
 class ClassAttentionBlock(NotScripted, nn.Module):
     """Class attention, then an MLP on the class token, for tokens (B, 1+N, D) with the class token first.
 
-    The patch tokens change too, as in the authors' code: the first residual connection adds their own norm to them, and
-    the second adds them to themselves. With `only_class` this is skipped, and the result is the class token (B, 1, D).
+    The patch tokens change too, as in the authors' code: the first residual connection adds the scaled output of the
+    norm to them, and the second adds them to themselves. With `only_class` the patch tokens are not computed, and the
+    result is the class token (B, 1, D).
     """
 
     def __init__(

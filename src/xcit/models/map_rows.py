@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BEHIND = 4
-"""Number of rows above a read that are kept too. Two layers may read the same map, one a few rows behind the other."""
+"""Number of rows kept above the last read. Two layers may read one map, and one layer may be a few rows behind."""
 
 NUMBERS_AT_ONCE = 2**21
 """Number of values of the largest map in one stripe. It is large enough for full speed when the maps are in memory."""
@@ -92,7 +92,7 @@ class ComputedRows:
         return kept[start - self._start : end - self._start]
 
     def workspace(self, rows: int) -> int:
-        """Returns the number of temporary values while `rows` rows are computed, without these rows and the sources."""
+        """Returns the number of temporary values while `rows` rows are computed, without the rows and the sources."""
         return 2 * rows * self.width * self.channels
 
     def _compute(self, start: int, end: int) -> Tensor:
@@ -253,8 +253,8 @@ def interpolation(
         align_corners: as in `F.interpolate`.
 
     Returns:
-        For each output sample, the source sample before it and the one after it, int64 (n,), and the weight of the one
-        after it, float32 (n,).
+        For each output sample, the source sample before it and the one after it, int64 (n,), and the weight of the
+        source sample after it, float32 (n,).
     """
     position = torch.arange(start, end, dtype=torch.float32)
     if align_corners:

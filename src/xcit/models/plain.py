@@ -1,8 +1,8 @@
 """Tests whether the output of a layer may be computed from its weights, without calling the layer.
 
 Hooks, LoRA, quantisation, pruning, parametrisation and tracing work only if the layer is called. The direct forms
-(`ops/forms.py`, LayerScale inside the weights) read the weights instead. They are used only if every module involved is
-the plain torch class and has no hooks, so that the user sees no difference.
+(`ops/forms.py`, LayerScale inside the weights) read the weights instead. The direct forms are used only if
+every module involved has exactly torch's own class and no hooks, so that the user sees no difference.
 """
 
 from collections.abc import Collection

@@ -25,9 +25,9 @@ STRIDES = (4, 8, 16, 32)
 
 
 def default_out_indices(depth: int) -> tuple[int, ...]:
-    """Returns the blocks whose tokens become the maps, counted from 0: 3, 5, 7, 11 of twelve and 7, 11, 15, 23 of 24.
+    """Returns the blocks whose tokens become the maps: 3, 5, 7, 11 for depth 12, and 7, 11, 15, 23 for depth 24.
 
-    These are the blocks after a third, a half, two thirds and all of the depth, as in the paper's models.
+    They are counted from 0. They end a third, a half, two thirds and all of the depth, as in the paper's models.
     """
     return tuple(max(0, depth * sixths // 6 - 1) for sixths in (2, 3, 4, 6))
 
@@ -46,11 +46,11 @@ class Shrink(nn.Module):
 
 
 class TokenPyramid(nn.Module):
-    """Turns four maps, all of the patch's stride, into maps of strides 4, 8, 16 and 32 with the same width.
+    """Turns four maps, whose stride is the patch size, into maps of strides 4, 8, 16 and 32 with the same width.
 
-    A transposed convolution doubles the size of a map, and max pooling reduces it. The sizes are those of the token
-    grid times or divided by a power of two, rounded down. If the patch size does not divide the image, they are not
-    exactly the size of the image divided by the stride.
+    A transposed convolution doubles the size of a map, and max pooling reduces it. Each size is that of the
+    token grid, multiplied or divided by a power of two and rounded down. If the patch size does not divide the image,
+    this is not exactly the size of the image divided by the stride.
     """
 
     def __init__(self, embed_dim: int, patch_size: int) -> None:
@@ -87,8 +87,8 @@ class TokenPyramid(nn.Module):
 class XCiTPyramid(Fusible):
     """An XCiT without class token, and a pyramid on its tokens: images (B, in_channels, h, w) to four maps of width D.
 
-    The images are normalised and of any size from one patch up. The tokens are the outputs of the blocks, without a
-    norm.
+    The images are normalised, and have any size that is at least one patch. The tokens are the outputs of the blocks,
+    without a norm.
 
     Args:
         config: the config of an XCiT without class attention and classifier (`cls_depth` 0).
@@ -170,7 +170,7 @@ class OnPyramid(Shareable, Fusible):
         """Returns a copy for inference, in evaluation mode, which is faster, takes less memory and has no gradients.
 
         The backbone is fused (see `XCiT.fuse`), and the pyramid's norm is folded. The weights after the backbone are in
-        the channels-last format, because the maps are in it too. The copy cannot be set to training mode.
+        the channels-last format, because the maps have this format. The copy cannot be set to training mode.
         """
         fused = copy.deepcopy(self)
         fused.backbone.xcit = self.backbone.xcit.fuse()

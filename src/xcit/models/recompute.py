@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 def recomputed(block: nn.Module, *inputs: Tensor | int) -> Tensor:
     """Returns the output of the block without keeping its activations for the backward pass."""
-    if torch.compiler.is_compiling():  # it accepts no `context_fn`, and updates the statistics only once
+    if torch.compiler.is_compiling():  # torch.compile accepts no `context_fn`, and updates the statistics only once
         out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
     else:
         contexts = partial(_recompute_contexts, block)

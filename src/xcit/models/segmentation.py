@@ -1,8 +1,8 @@
 """Semantic segmentation: UperNet (arXiv 1807.10221) and Semantic FPN (arXiv 1901.02446) on XCiT's pyramid.
 
 The heads are those of the published checkpoints. Before a map is added to another or concatenated with it, it is
-resized to the other's size, without aligned corners. To double it would not suffice: if the sides of an image are not
-multiples of 32, a map is not exactly half as large as the next finer map.
+resized to the other's size, without aligned corners. Doubling its size would not be enough: if the sides of an image
+are not multiples of 32, a map is not exactly half as large as the next finer map.
 
 Shapes: `B` batch, `D` width of the backbone, `E` channels of the head, `K` classes. Maps are (B, channels, height,
 width), of strides 4, 8, 16 and 32.
@@ -45,7 +45,7 @@ class SegmenterConfig(ReadableConfig):
     Attributes:
         kind: the head.
         backbone: an XCiT without class attention and classifier.
-        num_classes: K; 0 means that the data set decides.
+        num_classes: K; 0 means the number of classes of the data set.
         channels: E: 512 in the published UperNet, 128 in the published Semantic FPN.
         auxiliary_channels: channels of UperNet's auxiliary head.
         dropout: share of a head's channels that are dropped in training.
@@ -158,7 +158,7 @@ class UperNetHead(nn.Module):
 class AuxiliaryHead(nn.Module):
     """Computes logits (B, K, ...) from one map (B, D, ...), at the map's size.
 
-    It is for training only, where its loss is a second one close to the backbone.
+    It is used only in training: it adds a second loss close to the backbone.
     """
 
     def __init__(self, embed_dim: int, channels: int, num_classes: int, dropout: float) -> None:
@@ -220,7 +220,7 @@ class SemanticFPNHead(nn.Module):
 
 
 class Segmenter(OnPyramid):
-    """Computes logits (B, K, H, W) from normalised images (B, in_channels, H, W) of any size from one patch up.
+    """Computes logits (B, K, H, W) from normalised images (B, in_channels, H, W) of at least one patch.
 
     Attributes:
         config: the model's shape.

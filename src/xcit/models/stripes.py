@@ -82,19 +82,19 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 class Sums:
-    """What XCA needs from all tokens: their Gram matrix (D, D), their sum (D,) and their number."""
+    """The sums over all tokens that XCA needs: their Gram matrix (D, D), their sum (D,) and their number."""
 
     def __init__(self, gram: Tensor, total: Tensor, count: int = 0) -> None:
         self.gram, self.total, self.count = gram, total, count
 
     @classmethod
     def empty(cls, dim: int, device: torch.device) -> "Sums":
-        """Returns the sums of no tokens."""
+        """Returns sums to which no token has been added."""
         dtype = sum_dtype(device)
         return cls(torch.zeros(dim, dim, dtype=dtype, device=device), torch.zeros(dim, dtype=dtype, device=device))
 
     def add(self, normed: Tensor) -> None:
-        """Adds tokens (n, D), taken after the norm before XCA; the sums within a stripe are at least float32."""
+        """Adds tokens (n, D), taken after the norm before XCA; the sums within a stripe are at least in float32."""
         gram, total = ops.gram(normed[None])
         self.gram += gram[0]
         self.total += total[0, 0]
@@ -106,8 +106,8 @@ class SlidingConv:
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv, self._padding = conv, int(conv.padding[1])
-        self._seen: Tensor | None = None  # (B, channels, rows, w), channels last: a buffer for a stripe, used again
-        self._num_held = 1  # rows in the buffer that wait for more rows; first, the padding above the image
+        self._seen: Tensor | None = None  # (B, channels, rows, w), channels last: a buffer that all stripes use
+        self._num_held = 1  # rows in the buffer that are still needed; at the start, the padding above the image
 
     def push(self, rows: Tensor, *, is_last: bool) -> Tensor:
         """Takes the next input rows, and returns the output rows (B, channels, k, w) that they complete; k may be 0."""
@@ -174,9 +174,9 @@ class SlidingLPI:
 
 
 def sums_of(tokens: Tokens, norm: nn.Module, rows_at_once: int) -> Sums:
-    """Returns XCA's sums over the tokens, from a pass of its own; `norm` is the norm before XCA.
+    """Returns XCA's sums over the tokens, computed in a separate pass; `norm` is the norm before XCA.
 
-    Only the first block needs it: for the others, the pass of the block before collects the sums.
+    Only the first block needs this pass. For any other block, the pass of the previous block collects the sums.
     """
     sums: Sums | None = None
     for start, end in spans(tokens.height, rows_at_once):
@@ -208,7 +208,7 @@ def pass_xca_block(
         kept: the tokens that count. `sums` and the returned sums contain only these.
 
     Returns:
-        The sums of the output rows after `following`; the sums of no tokens if it is None.
+        The sums of the output rows after `following`. If `following` is None, no token is added to the sums.
     """
     collected = Sums.empty(sums.total.shape[0], sums.total.device)
     matrix, row = block.mixing(sums)
@@ -271,7 +271,7 @@ class ClassAttentionSums:
         return (scores - self.largest).exp() / self.total.to(scores.dtype)
 
     def value(self) -> Tensor:
-        """Returns the value (B, D) that the class token attends to, after all tokens have been added."""
+        """Returns the output of the attention (B, D), after all tokens have been added."""
         attn, mixed = self._attn, (self.mixed / self.total).to(self._vectors.dtype)
         return ops.class_value(mixed, attn.v.weight, attn.v.bias)
 
@@ -296,7 +296,7 @@ def pass_class_block(
         tokens: the tokens of the image.
         rows_at_once: rows of a stripe.
         leave: called with the output rows; None if they are not needed.
-        hear: called with the scores (1, M, n) of the tokens of these rows that count; n is k * W if all count.
+        hear: called for each stripe, with the scores (1, M, n) of its tokens that count; n is k * W if all count.
         kept: the tokens that count.
     """
     for start, end in spans(tokens.height, rows_at_once):

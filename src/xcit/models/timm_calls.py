@@ -50,7 +50,7 @@ class TimmCalls(nn.Module):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what the head reads: D."""
+        """Width of the input of the head: D."""
         return self.config.embed_dim
 
     @property
@@ -84,7 +84,7 @@ class TimmCalls(nn.Module):
     default_cfg = pretrained_cfg
 
     def no_weight_decay(self) -> set[str]:
-        """Returns the parameters, beside vectors, that the authors' optimiser does not decay: the class token."""
+        """Returns the class token: apart from vectors, the only parameter without weight decay in the authors' code."""
         return {"cls_token"} if self.config.cls_depth else set()
 
     def get_classifier(self) -> nn.Module:

@@ -51,7 +51,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
     the patch size. Blocks are counted 0..depth-1 for XCA and depth..depth+cls_depth-1 for class attention.
 
     Attributes:
-        config: its shape.
+        config: the shape of the model.
         info: class names and preprocessing if the model came with weights, else None.
     """
 
@@ -93,7 +93,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         self._init_parts()
 
     def reset_parameters(self) -> None:
-        """Sets all weights to first values, as at construction; they are random, and learned weights are lost."""
+        """Sets all weights to new random values, as at construction. Learned weights are lost."""
         reset_within(self)
         self._init_parts()
 
@@ -106,7 +106,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
             nn.init.normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (B, num_classes) of normalised images; the pooled feature (B, D) if there is no head.
+        """Returns logits (B, num_classes) of normalised images, or the pooled feature (B, D) if there is no head.
 
         With `global_pool` "none" the head is applied to every token: (B, 1+N, num_classes).
         """
@@ -150,7 +150,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
             images: (B, in_channels, h, w).
             indices: an int means the last n blocks, None means all; negative indices count from the end.
             norm: apply the final norm to each.
-            stop_early: run no XCA block after the last one asked for.
+            stop_early: run no XCA block after the last requested one.
             output_fmt: "NCHW" gives (B, D, H, W), "NLC" gives (B, N, D).
             intermediates_only: return only the intermediates, and skip the class attention that makes the final tokens.
 
@@ -317,7 +317,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
 
 
 class FusedXCiT(XCiT):
-    """The result of `XCiT.fuse`: a copy without gradients that does all that the model does, except training."""
+    """The result of `XCiT.fuse`: a copy of the model that supports everything except gradients and training."""
 
     def __init__(self, model: XCiT) -> None:
         nn.Module.__init__(self)
