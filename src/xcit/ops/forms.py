@@ -127,7 +127,7 @@ def _xca_by_tokens(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """XCA by queries, keys and values, of which only the products of the first two are normalised."""
+    """XCA with queries, keys and values. The products of queries and keys are normalised, not the queries and keys."""
     attention = attention_from_tokens(tokens, qkv_weight, qkv_bias, temperature)
     return mix_values(tokens, attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
 
@@ -195,7 +195,7 @@ def attention_from_gram(
         query_weight = weight[:dim].view(num_heads, -1, dim)
         moved_keys = moved[:, :, dim:].unflatten(2, (num_heads, -1)).transpose(1, 2)  # (B, M, D, C)
         # `unbind` is not used here. With it, Inductor would keep these views beside `means` for the backward pass, and
-        # would overwrite them while it still reads `means` if they are contiguous, which is so for a batch of one.
+        # would overwrite them while it still reads `means` if they are contiguous, as they are for a batch of one.
         query_mean = means[:, :dim].view(batch, num_heads, -1, 1)
         key_mean = means[:, dim:].view(batch, num_heads, 1, -1)
         products = query_weight @ moved_keys + num_tokens * query_mean * key_mean

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 ANCHOR_STRIDES = (4, 8, 16, 32, 64)
-"""Stride of each feature map in pixels of the image. They are fixed, even where the maps' sizes are rounded."""
+"""Stride of each feature map in pixels of the image. The strides are fixed, even if the maps' sizes are rounded."""
 
 RATIOS = (0.5, 1.0, 2.0)
 """Ratios of an anchor's height to its width."""

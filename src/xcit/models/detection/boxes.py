@@ -10,7 +10,7 @@ MAX_RATIO = abs(math.log(16 / 1000))
 """The largest change of the logarithm of a side in one step, in both directions."""
 
 _ONE_NMS = 1_000
-"""With this many boxes or more, NMS runs on each class separately, because its time grows quadratically."""
+"""Number of boxes from which NMS runs on each class separately, because its time grows quadratically."""
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor:
@@ -59,7 +59,7 @@ def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> 
     """Removes each box that overlaps a better one of its class by more than `iou` (non-maximum suppression).
 
     The boxes of each class are shifted so that boxes of different classes do not overlap. The shift rounds the
-    coordinates a little; it is the one of mmdetection, so that the results are the published ones.
+    coordinates a little. mmdetection uses the same shift, so the results equal the published ones.
 
     Args:
         boxes: (n, 4).

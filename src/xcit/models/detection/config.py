@@ -1,4 +1,4 @@
-"""The shape of a detector and the information for its use. Does not import torchvision, which would take seconds."""
+"""The shape and the metadata of a detector. This module does not import torchvision, because that takes seconds."""
 
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,7 @@ class MaskRCNNConfig(ReadableConfig):
     Attributes:
         backbone: an XCiT without class token; its stochastic depth is used in training.
         out_indices: the four blocks whose tokens become the feature maps; empty takes `default_out_indices`.
-        num_classes: number of classes without the background; 0 means that the data set decides.
+        num_classes: number of classes without the background; 0 means the number of classes of the data set.
         channels: channels of the feature pyramid and of the convolutions for masks.
         box_features: width of the two linear layers for boxes.
         anchor_scale: side of a square anchor, in pixels of its feature map.

@@ -33,7 +33,7 @@ class MaskRCNN(OnPyramid):
     """Detects boxes, labels, scores and masks in images, with the interface of torchvision's detectors.
 
     In evaluation mode, `model(images)` takes images (C, h, w) of any sizes, uint8 or floating-point in 0..1, and
-    returns a dict for each: "boxes" (n, 4), (x1, y1, x2, y2) in its pixels; "labels" (n,) from 1; "scores" (n,), best
+    returns a dict for each: "boxes" (n, 4), (x1, y1, x2, y2) in pixels; "labels" (n,) from 1; "scores" (n,), best
     first; "masks" (n, 1, h, w), probabilities. A pixel belongs to the object if its probability is 0.5 or more.
     `detect` returns the same objects, but with small masks. Each image is computed separately, because an XCiT also
     attends to padding, and the objects found in one image must not depend on another image.
@@ -129,8 +129,8 @@ class MaskRCNN(OnPyramid):
             image: uint8, or floating-point in 0..1, on any device.
             min_score: objects with lower scores are left out.
             sides: the largest short side and the largest long side to which the image is scaled, in pixels; None takes
-                the config's.
-            max_objects: the largest number of objects, of which the best are kept. If it is larger than the published
+                those of the config.
+            max_objects: the largest number of objects; the best ones are kept. If it is larger than the published
                 100, more proposals are used too (see `num_proposals`).
         """
         pixels = to_8_bits(image, len(self.config.mean)).to(self.device)

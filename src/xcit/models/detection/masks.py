@@ -100,7 +100,7 @@ def mask_targets(masks: Tensor, boxes: Tensor, chosen: Tensor, size: int) -> Ten
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:
-    """Returns the first pixel and the one after the last, with one pixel more than the box on each side."""
+    """Returns the first pixel and one past the last pixel of a box that is extended by one pixel on each side."""
     first = min(max(math.floor(low) - 1, 0), length)
     last = min(max(math.ceil(high) + 1, first), length)
     return first, last

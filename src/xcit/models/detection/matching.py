@@ -10,9 +10,10 @@ BACKGROUND, IN_BETWEEN = -1, -2
 def match(boxes: Tensor, objects: Tensor, *, positive: float, negative: float, lowest: float) -> Tensor:
     """Matches each box to an object by intersection over union (IoU).
 
-    A box is matched to the object with the largest IoU if that is at least `positive`. If it is below `negative`, the
-    box is background; otherwise it is ignored. Then each object whose largest IoU is at least `lowest` is matched to
-    all boxes with that IoU, even if they were matched to another object. Of two such objects, the later one wins.
+    A box is matched to the object with the largest IoU if this IoU is at least `positive`. If this IoU is below
+    `negative`, the box is background; otherwise the box is ignored. Then each object whose largest IoU is at least
+    `lowest` is matched to all boxes with that IoU, even if they were matched to another object. If two such objects
+    have the same box, it is matched to the later object.
 
     Args:
         boxes: (n, 4).

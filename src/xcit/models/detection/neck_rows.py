@@ -34,7 +34,7 @@ def changed_module(*parts: nn.Module) -> str:
 
 
 def neck_rows(fpn: FeaturePyramidNetwork, maps: Sequence[MapRows]) -> list[MapRows]:
-    """Returns the five maps of `fpn`, of strides 4 to 64, given the pyramid's four. `changed_module` must return ""."""
+    """Returns the five maps of `fpn`, of strides 4 to 64, from the pyramid's maps. `changed_module` must return ""."""
     inner: MapRows | None = None
     levels: list[MapRows] = []
     for index in reversed(range(len(maps))):

@@ -15,7 +15,7 @@ from xcit.models.pyramid import STRIDES
 from xcit.models.stripes import spans
 
 _SMALLEST = 56
-"""Boxes with sides (square roots of areas) from this number of pixels read the second map; from twice it, the third."""
+"""Smallest side (square root of the area), in pixels, of boxes that read the second map; twice this for the third."""
 
 _NUMBERS_AT_ONCE = 2**22
 """Largest number of values of a map that are read at once for a box: 16 MB."""
@@ -156,7 +156,7 @@ def _axis(low: Tensor, high: Tensor, size: int, stride: int, length: int) -> _Ax
     """Computes the weights of boxes along one axis of a map of this length.
 
     `low` and `high`, each (n,), are the edges of the boxes in pixels of the image. Positions are computed in the boxes'
-    precision and in the order of operations of torchvision's operator, because the number of samples jumps where a
+    precision and in the order of operations of torchvision's operator, because the number of samples jumps when a
     side is a whole number of pixels.
     """
     start = low * (1 / stride) - 0.5

@@ -111,7 +111,7 @@ class RoIHeads(nn.Module):
         """Detects the objects in the proposals of one image.
 
         Args:
-            features: returns the features of boxes of the image; it is called with some boxes at a time.
+            features: returns the features of boxes in the image; it is called for a limited number of boxes at a time.
             proposals: (n, 4), in pixels of the resized image.
             size: height and width of the resized image, without padding.
             scale: (4,), the factors by which the image was resized: width, height, width, height.

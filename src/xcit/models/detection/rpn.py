@@ -19,7 +19,7 @@ NUM_CANDIDATES_TRAIN = 2000
 """Number of best anchors of each feature map that become candidates in training."""
 
 NUM_PROPOSALS = 1000
-"""Number of proposals of all maps together. In evaluation, each map has as many candidates."""
+"""Number of proposals of all maps together. In evaluation, it is also the number of candidates of each map."""
 
 NMS_IOU = 0.7
 
@@ -78,7 +78,7 @@ class RegionProposalNetwork(nn.Module):
             logits: from `forward`.
             steps: from `forward`.
             sizes: height and width of each image, without padding.
-            most: the largest number of proposals of all maps together, and in evaluation of candidates of each map.
+            most: the largest number of proposals of all maps together; in evaluation, also of candidates of each map.
         """
         limit = NUM_CANDIDATES_TRAIN if self.training else most
         found = []
@@ -135,7 +135,7 @@ class RegionProposalNetwork(nn.Module):
             inside = within(map_sizes, size, anchors.device).nonzero().squeeze(1)
             matched = match(anchors[inside], own, positive=POSITIVE_IOU, negative=NEGATIVE_IOU, lowest=NEGATIVE_IOU)
             positive, negative = sample(matched, NUM_SAMPLED, POSITIVE_SHARE)
-            # As in the published models, an image without samples of a kind counts as if it had one.
+            # As in the published models, an image without positive (or negative) samples counts as if it had one.
             num_sampled += max(len(positive), 1) + max(len(negative), 1)
             anchor = inside[positive]
             chosen = all_logits[image][torch.cat([anchor, inside[negative]])]
@@ -149,7 +149,7 @@ class RegionProposalNetwork(nn.Module):
 
 
 def best_scores(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Returns the largest `limit` of scores (n,), in descending order, and their indices.
+    """Returns the `limit` largest of the scores (n,), in descending order, and their indices.
 
     Equal scores stay in their order. Only the scores that are at least as large as the last returned one are sorted.
     """
