@@ -1,6 +1,6 @@
 """Runs images larger than memory through a model, exactly, without tiles or seams.
 
-XCiT depends on the whole image only through D x D sums, and otherwise only on the two rows beside a stripe (the halo).
+In XCiT, a stripe of the image depends on the rest only through D x D sums and through the neighbouring rows (the halo).
 So an image is processed in stripes, with one pass over its tokens per block, and the tokens can be in memory or on
 disk. The results are those of the whole image. The source can be any object with `height`, `width`, `channels` and
 `read(start, end)`:

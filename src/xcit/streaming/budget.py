@@ -1,4 +1,4 @@
-"""The memory that a streamed pass may use, and the place for everything else."""
+"""The memory that a streamed run may use, and the folder for tokens that do not fit in this memory."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Budget:
 
     Attributes:
         memory: most bytes of resident memory in addition to the loaded model; None means half of the free memory.
-        scratch: folder for tokens that do not fit in memory; None means `scratch` in the cache of weights.
+        scratch: folder for tokens that do not fit in memory; None means the folder `scratch` in the cache of weights.
         token_dtype: dtype of tokens between blocks; None means the model's. bfloat16 halves their size, and is not
             exact.
     """
@@ -34,7 +34,7 @@ class Budget:
         """Returns `memory`, or its default.
 
         Raises:
-            XCiTError: if none is given and the system does not report its free memory.
+            XCiTError: if `memory` is None and the system does not report its free memory.
         """
         if self.memory is not None:
             return self.memory

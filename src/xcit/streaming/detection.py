@@ -45,7 +45,7 @@ _FREED = 1.25
 """Factor on the memory of the values that exist at once, because freed memory is not reused completely."""
 
 _COST = 2
-"""The neck takes about this many times as long as the backbone. The progress uses it."""
+"""Approximate time of the neck, divided by the time of the backbone. It is used to report the progress."""
 
 _LEAST_ROWS = 8
 """Number of rows of the finest map (stride 4) that correspond to one row of the map of stride 32."""
@@ -64,7 +64,8 @@ def detect_rows(
 ) -> tuple[Detections, Report]:
     """Detects the objects in an image of any size without resizing it, as `MaskRCNN.detect` does for a whole image.
 
-    Pixels that the source's mask leaves out take no part in the features. Objects whose centres are there are dropped.
+    Pixels that the source's mask leaves out take no part in the features. Objects whose centres are in such pixels are
+    dropped.
 
     Args:
         model: the model, on its device and in its dtype. It is fused for this call, unless it is fused already.
@@ -128,7 +129,10 @@ class _Passes:
         self._number = next(network.parameters()).dtype.itemsize
 
     def needs(self) -> HeadNeeds:
-        """Returns the needs of the head. Its memory is that of the smallest stripes or of the box and mask heads."""
+        """Returns the needs of the head.
+
+        Its memory is that of the smallest stripes or that of the box and mask heads, whichever is larger.
+        """
         heads = self._network.roi_heads.numbers_at_once(self._max_objects)
         return HeadNeeds(
             key=f"{model_digest(self._network)} detector {self._max_objects} {self._size}",

@@ -192,7 +192,7 @@ class _Run:
             one.discard()
 
     def _key(self) -> str:
-        """Returns what a run must have in common with an earlier run to resume it."""
+        """Returns the key of the run. A run resumes an earlier run only if their keys are equal."""
         identity = rows_info(self._source).identity
         if identity is None:  # a later run could not recognise the image
             identity = f"process of its own {id(self)} {time.time_ns()}"

@@ -253,8 +253,8 @@ class Taken:
     Attributes:
         class_tokens: (D,) by block.
         means: (D,) by block.
-        attention: (M, H, W), each head's attention over the patches. It sums to 1 with the attention on the class
-            token, `class_shares`.
+        attention: (M, H, W), each head's attention over the patches. For each head, the sum of the map and of
+            `class_shares` is 1.
         class_shares: (M,), the share of each head's attention on the class token.
     """
 

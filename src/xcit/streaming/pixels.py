@@ -30,7 +30,7 @@ def check_channels(source: ImageRows, spec: Preprocessing) -> None:
 
 
 def image_shape(source: ImageRows) -> ImageShape:
-    """Returns what a plan needs to know about an image. Reads its first row."""
+    """Returns the properties of an image on which a plan depends. Reads the first row of the image."""
     info = rows_info(source)
     pixel_bytes = source.read(0, 1).dtype.itemsize * source.channels + (mask_reader(source) is not None)
     return ImageShape(

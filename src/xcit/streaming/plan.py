@@ -17,7 +17,7 @@ from xcit.streaming.budget import format_size
 Place = Literal["device", "host", "scratch"]
 
 OVERHEAD = 48 * 2**20
-"""Memory of a pass for any image: code that the first call loads, threads, and freed memory that is not reused."""
+"""Memory of a pass for every image: code that the first call loads, threads, and freed memory that is not reused."""
 
 MAPS_AT_ONCE = 7
 """Number of maps of a stripe's size that a block needs at once: input, output, norms, and LPI's maps."""
@@ -28,7 +28,7 @@ DEVICE_SHARE = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class ImageShape:
-    """What a plan needs to know about an image.
+    """The properties of an image on which a plan depends.
 
     Attributes:
         height: number of rows of pixels.
@@ -130,7 +130,7 @@ class Costs:
 
     @property
     def most_rows(self) -> tuple[int, int]:
-        """Rows of tokens and rows of pixels that fill the cache; more rows at once are not faster."""
+        """Returns the numbers of rows of tokens and of pixels that fill the cache; more rows at once are not faster."""
         rows = max(1, min(self._at_once // self.grid[1], self.grid[0]))
         pixel_rows = int(self._at_once * self._dim / (self._image.width * self._stem_numbers))
         return rows, max(1, pixel_rows)
@@ -149,8 +149,8 @@ class Costs:
         pixel_rows = min(pixel_rows, read_rows)
         stripe = (rows + ROWS_HELD) * width * self._dim
         block = MAPS_AT_ONCE * stripe + min(self._at_once, rows * width) * (self._config.hidden_dim + 3 * self._dim)
-        # Pixels as float32 and as the first convolution reads them; the largest map three times: as it leaves its
-        # convolution, after GELU, and as the next convolution reads it.
+        # The pixels exist as float32, and as the input of the first convolution. The largest map exists three times: as
+        # the output of its convolution, after GELU, and as the input of the next convolution.
         a_pixel = self._config.in_channels + self._stem_numbers
         embed = int(3 * a_pixel * (pixel_rows + 2) * image.width)
         computing = self._number * (max(block, embed) if self.device.type == "cpu" else 0)

@@ -10,7 +10,7 @@ _PLACES = {"device": "memory", "host": "host memory", "scratch": "scratch files"
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a run did.
+    """The plan of a run, its duration, and its use of memory and disk.
 
     Attributes:
         height: number of rows of pixels.

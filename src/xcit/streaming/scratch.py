@@ -1,4 +1,4 @@
-"""A run with scratch files: what an earlier run left, and what stays if this one fails."""
+"""The scratch files of a run: a run resumes from those of an earlier run, and keeps its own if it fails."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

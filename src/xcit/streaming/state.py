@@ -36,8 +36,8 @@ class State:
         checksum: checksum of the tokens in that file.
         sums: sums of the tokens for the next XCA block; None if no XCA block follows.
         cls: the class token (D,); None before class attention.
-        class_tokens: those collected so far, by block.
-        means: those collected so far, by block.
+        class_tokens: class tokens collected so far, by block.
+        means: means collected so far, by block.
     """
 
     passes: int = 0

@@ -44,8 +44,8 @@ class ScratchTokens:
     Attributes:
         current: the file, 0 or 1, that is read.
         checksum: sum of the bit patterns of the tokens that the current (or last) pass has written.
-        bytes_read: number of bytes so far.
-        bytes_written: number of bytes so far.
+        bytes_read: number of bytes read so far.
+        bytes_written: number of bytes written so far.
     """
 
     def __init__(

@@ -36,13 +36,13 @@ class HeadNeeds:
     """The resources that a head needs in addition to its backbone's tokens.
 
     Attributes:
-        key: what a run must have in common with an earlier run to resume it: a digest of the model, and the requested
-            outputs.
+        key: a digest of the model, and the requested outputs. A run resumes an earlier run only if their keys are
+            equal.
         memory: the smallest number of bytes with which its passes can run.
         scratch: bytes of the files that it keeps in the run's folder.
         maps: bytes of maps that it keeps in memory if the taps are in memory, otherwise in the run's folder.
         passes: number of passes over the image.
-        cost: duration of all its passes, as a number of the backbone's passes, for the progress; None means `passes`.
+        cost: duration of all its passes, in passes of the backbone, to report progress; None means `passes`.
     """
 
     key: str
@@ -61,7 +61,7 @@ class TappedRun:
         grid: H and W of the tokens.
         folder: folder for the head's own files; None if the run can't be resumed.
         memory: number of bytes that the head may use.
-        earlier: what the head of an earlier run has saved; empty if there is none.
+        earlier: the progress that the head of an earlier run has saved; empty if there is none.
     """
 
     def __init__(
