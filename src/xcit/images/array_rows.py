@@ -18,7 +18,7 @@ class ArrayRows:
         self.info = info or RowsInfo()
         if isinstance(array, Tensor):
             array = array.detach().cpu()
-            if array.dtype is torch.bfloat16:  # NumPy has none
+            if array.dtype is torch.bfloat16:  # NumPy has no bfloat16
                 array = array.float()
             array = (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()
         if array.ndim not in (2, 3) or 0 in array.shape:

@@ -23,7 +23,7 @@ def read_channels(source: ImageSource, num_channels: int) -> Pixels:
 
     Args:
         source: an array (H, W, C); a tensor (C, H, W); the path of a .npy file with such an array; or a PIL image with
-            that many bands. Types are uint8, uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
+            C bands. Types are uint8, uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
         num_channels: C.
 
     Returns:

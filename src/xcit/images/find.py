@@ -64,7 +64,7 @@ def _expand(path: Path, passed_by: PassedBy) -> list[Path]:
 
 
 def _but(passed_by: PassedBy) -> str:
-    """Returns the end of an error text, which says what was left out."""
+    """Returns the end of an error text: the files and folders that were left out."""
     return f"; left out: {passed_by}" if str(passed_by) else ""
 
 

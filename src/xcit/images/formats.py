@@ -1,4 +1,4 @@
-"""The image formats that can be read, and guesses about files that are in none of them."""
+"""The image formats that can be read, and a guess of the format of other files."""
 
 from functools import cache
 
@@ -61,10 +61,10 @@ def opened_formats() -> tuple[str, ...]:
 
 
 def looks_like(head: bytes) -> str:
-    """Guesses from its first bytes what a file is that is not an image.
+    """Guesses the format of a file that is not an image, from the first bytes of the file.
 
     Returns:
-        A text in brackets for the end of a message; empty if nothing is known.
+        A text in brackets for the end of a message; empty if the format is unknown.
     """
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for signature, name in _SIGNATURES:

@@ -39,7 +39,7 @@ class GeoRows:
         self._env = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE)
         try:
             with self._env, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about a missing georeference
+                warnings.simplefilter("ignore")  # rasterio warns if there is no georeference
                 whole = rasterio.open(path)
                 self._file: Any = whole
                 sizes = [(whole.height, whole.width)]

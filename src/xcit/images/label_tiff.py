@@ -21,7 +21,7 @@ UNLABELLED = 255
 _TILE = 512
 
 _SMALLEST = 512
-"""No further overview is made if the long side of the last one has at most this number of pixels."""
+"""Overviews are made until the long side of the last one has at most this number of pixels."""
 
 Labels = NDArray[np.uint8]
 
@@ -36,8 +36,8 @@ def write_label_tiff(
 ) -> None:
     """Writes a label map as a tiled, compressed TIFF with a palette and overviews; as GeoTIFF if it is georeferenced.
 
-    The nodata value is `UNLABELLED`. The file's description has, as JSON, the names of the classes and the result of
-    `CellPlace.described`.
+    The nodata value is `UNLABELLED`. The description in the file is JSON with the names of the classes and the
+    result of `CellPlace.described`.
 
     Args:
         path: path of the file, which is written completely or not at all.
@@ -62,7 +62,7 @@ def write_label_tiff(
         how |= {"transform": rasterio.Affine(*cells.to_map)}
         how |= {} if cells.crs is None else {"crs": rasterio.crs.CRS.from_wkt(cells.crs)}
     with whole_file(path) as part, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a missing georeference
+        warnings.simplefilter("ignore")  # rasterio warns if there is no georeference
         try:
             with rasterio.open(part, "w", nodata=UNLABELLED, photometric="palette", **how) as file:
                 file.write_colormap(1, palette)
@@ -102,7 +102,7 @@ def label_areas(labels: Labels, names: Sequence[str], colors: NDArray[np.uint8])
     from rasterio.features import shapes
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a missing georeference
+        warnings.simplefilter("ignore")  # rasterio warns if there is no georeference
         for geometry, value in shapes(labels, mask=labels != UNLABELLED, connectivity=4):
             label = int(value)
             color = tuple(int(part) for part in colors[label])

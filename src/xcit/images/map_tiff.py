@@ -60,7 +60,7 @@ def _write_georeferenced(path: Path, maps: Maps, names: Sequence[str], cells: Ce
     count, height, width = maps.shape
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # from rasterio's dependencies
+            warnings.simplefilter("ignore")  # rasterio's dependencies give warnings
             with rasterio.open(
                 path,
                 "w",

@@ -44,8 +44,8 @@ def open_rows(
 
     Args:
         source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or an `ImageRows`.
-        name: name in errors of an image that is not a file.
-        selection: which part of it to read.
+        name: the name of an image that is not a file, for error messages.
+        selection: which part of the image to read.
 
     Raises:
         XCiTError: "<path>: <reason>" if it can't be read.

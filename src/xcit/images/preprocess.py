@@ -14,8 +14,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _MODES = {1: "L", 3: "RGB"}
 
-# Half a gigabyte. Only an extremely elongated image, 1 pixel by thousands, becomes so large before its centre is
-# cropped.
+# This limit is about half a gigabyte. Only an extremely elongated image, 1 pixel by thousands, becomes so large before
+# its centre is cropped.
 _MAX_RESIZED_PIXELS = 2**27
 
 
@@ -25,8 +25,8 @@ class Preprocessing:
 
     With `resize` "short_side", the short side is scaled to `resize_to` pixels and the centre is cropped. With "exact",
     the image is scaled to the square `image_size`, whatever its aspect ratio. Both are bicubic on 8-bit pixels
-    (Pillow). `mean` and `std` are for pixels in 0..1, with one number per channel. One number means a grey model, three
-    mean RGB, and any other number means images that are given as arrays (see `channels.py`).
+    (Pillow). `mean` and `std` are for pixels in 0..1, with one number per channel. A model with one channel takes grey
+    images, a model with three channels takes RGB images, and any other model takes arrays (see `channels.py`).
     """
 
     image_size: int = 224
@@ -230,5 +230,5 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _crop_start(length: int, size: int) -> int:
-    """Returns where a crop of `size` pixels starts, rounded as in torchvision (half to even); negative with padding."""
+    """Returns where a crop of `size` pixels starts, rounded half to even as in torchvision; negative for padding."""
     return round((length - size) / 2) if length >= size else -((size - length) // 2)

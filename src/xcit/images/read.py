@@ -185,7 +185,7 @@ def _identify(file: BinaryIO) -> Image.Image:
 
 @contextlib.contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """Turns whatever Pillow raises into the reason. Its decoders raise errors of any type on damaged files."""
+    """Replaces any error of Pillow by an `XCiTError` with the reason. Pillow's decoders raise errors of any type."""
     try:
         yield
     except XCiTError:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from xcit.errors import XCiTError
 
 _BITS = 11
-"""Number of fractional bits of a weight: 2048 is one."""
+"""Number of fractional bits of a weight: a weight of 1 is stored as 2048."""
 
 Pixels = NDArray[np.uint8]
 
@@ -50,7 +50,7 @@ def resize_bilinear_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def resize_nearest_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Scales labels (h, w) or pixels (h, w, C) to `size`, which is (height, width), without new values."""
+    """Scales labels (h, w) or pixels (h, w, C) to `size` (height, width) by nearest-neighbour interpolation."""
     new_height, new_width = _checked(pixels, size)
     rows, columns = (
         np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
@@ -64,8 +64,8 @@ def bilinear_taps(
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int32], ...]]:
     """Returns the two old neighbours of each new pixel along an axis, and their weights, which add up to 2048.
 
-    Beyond an edge, both neighbours are the last pixel. `resets_weights` then gives all the weight to the first of them,
-    as OpenCV does only along rows; the results differ in the last bit.
+    Beyond an edge, both neighbours are the last pixel. With `resets_weights`, the first of them then gets the whole
+    weight. OpenCV does this only along rows; the results differ in the last bit.
     """
     # The position is computed in double precision and stored in single precision; the fraction is in single precision.
     position = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)

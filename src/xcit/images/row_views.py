@@ -15,7 +15,7 @@ from xcit.images.transforms import IDENTITY, Transform, enlarged, moved
 
 
 class BandRows:
-    """Some channels of a source, counted from 1, in this order."""
+    """The channels `bands` of a source, counted from 1, in the order of `bands`."""
 
     def __init__(self, source: ImageRows, bands: tuple[int, ...]) -> None:
         for band in bands:
@@ -90,9 +90,9 @@ class RegionRows:
 
 
 class ShrunkRows:
-    """A source in which each pixel is the mean of a square of another's; incomplete squares at the edges are cut off.
+    """A source with pixels that are means of squares of another source; incomplete squares at the edges are cut off.
 
-    A pixel counts if at least half of its square does, but its mean is always over the whole square.
+    A pixel counts if at least half of the pixels in its square count. The mean is always over the whole square.
     """
 
     read_mask: ReadMask | None
@@ -112,7 +112,7 @@ class ShrunkRows:
     def read(self, start: int, end: int) -> Pixels:
         """Returns a new array."""
         pieces = []
-        for row in range(start, end):  # one row at a time, because it needs `factor` squared as many pixels
+        for row in range(start, end):  # one row at a time, because each row needs `factor` squared as many pixels
             rows = self._source.read(row * self._factor, (row + 1) * self._factor)[:, : self.width * self._factor]
             means = box_means(rows, self._factor)
             pieces.append(np.rint(means).astype(rows.dtype) if rows.dtype.kind in "ui" else means)
@@ -125,7 +125,7 @@ class ShrunkRows:
 
 
 class MaskedRows:
-    """A source in which only those pixels count that are above 0 in any channel of a mask.
+    """A source with a mask. A pixel counts if any channel of the mask is above 0 there.
 
     A mask of another size is scaled to the image with nearest-neighbour interpolation. Pixels that the source itself
     leaves out do not count either.

@@ -1,7 +1,7 @@
 """The interface of images that are read by rows; the readers of large files implement it, and streaming uses it.
 
-A source of your own only needs the four members of `ImageRows`. `info` is for additional knowledge: the readers in this
-package have it, and `rows_info` supplies it for sources without one. `open_rows.py` chooses the reader of a file.
+A custom source needs only the four members of `ImageRows`. It may also have an `info` with further properties, as the
+readers in this package do; `rows_info` creates one for other sources. `open_rows.py` chooses the reader of a file.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,15 +54,15 @@ class RowsInfo:
 
     Attributes:
         name: name in errors and results: a file's path.
-        identity: changes when the pixels change. If it is None, this can't be detected, and no run is resumed.
+        identity: a text that changes when the pixels change. If it is None, no run is resumed.
         levels: (height, width) of each level of a pyramid, the largest first; empty if there is only one size.
         level: the level of this source.
-        rows_at_once: number of rows that cost as much to read as one of them: the height of a row of tiles.
+        rows_at_once: number of rows whose reading costs as much as that of one row: the height of a row of tiles.
         buffer_bytes: memory that it keeps from one read to the next, such as a row of decoded tiles.
-        metadata: other information in the file. `place` is the transform from pixels of this source to those of the
-            file's largest level, and `transform` the one to map coordinates, whose system is `crs` (WKT); both are as
-            in `transforms.py`. `mpp` is micrometres per pixel of a slide's largest level, and `nodata` the value of
-            missing pixels.
+        metadata: other information in the file. `place` is the transform from pixels of this source to pixels of
+            the file's largest level. `transform` is the transform to map coordinates, whose coordinate system is `crs`
+            (WKT). Both are as in `transforms.py`. `mpp` is the number of micrometres per pixel of a slide's largest
+            level, and `nodata` is the value of missing pixels.
     """
 
     name: str = "the image"

@@ -19,13 +19,13 @@ class Selection:
 
     Attributes:
         level: level of a pyramid, 0 for the largest.
-        mpp: micrometres per pixel, instead of a level. The coarsest level that is fine enough is used; if it is finer
-            by a whole number, each pixel is the mean of a square.
+        mpp: micrometres per pixel, instead of a level. The coarsest level that is fine enough is used. If its pixels
+            are smaller by a whole factor, each pixel of the result is the mean of a square of them.
         bands: channels, counted from 1, in the model's order; if empty, all channels except transparency.
         value_range: the values that become 0 and 1; others are clipped.
         region: x, y, width and height in pixels of the level (or of `mpp`).
         mask: an image file or an array (H, W), of the size of the level or of another size; pixels above 0 count.
-        ignore_exif: leave JPEG, PNG and the like as they are stored, whatever the EXIF orientation.
+        ignore_exif: read JPEG, PNG and similar files as they are stored, whatever the EXIF orientation.
     """
 
     level: int | None = None

@@ -13,7 +13,7 @@ from xcit.images.rows import Mask, Pixels, RowsInfo
 from xcit.images.transforms import level_place
 
 _TILE_ROWS = 256
-"""Height of a row of tiles, if the file does not say it."""
+"""Height of a row of tiles, if the file does not contain it."""
 
 _COLUMNS_AT_ONCE = 2048
 

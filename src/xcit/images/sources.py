@@ -23,12 +23,12 @@ _TIMEOUT_SECONDS = 20.0
 _MOST_BYTES = 1 << 30
 """The largest number of bytes that are read; no photograph is longer."""
 
-# A URL that became a path has one slash after the scheme. A scheme has at least two letters; one is a Windows drive.
+# A URL that became a path has one slash after the scheme. A single letter is not a scheme, but a Windows drive.
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/{1,3}(?=[^/])")
 
 
 def as_url(source: str | os.PathLike[str]) -> str | None:
-    """Returns the URL that is meant, even if it was passed through a `Path`; None if it is a path."""
+    """Returns the URL in `source`, even if it was converted to a `Path` before; None if `source` is a path."""
     text = os.fspath(source)
     found = _URL.match(text)
     if found is None:
@@ -48,7 +48,7 @@ def source_name(source: str | os.PathLike[str]) -> str:
 
 
 def printable(path: Path) -> str:
-    """Shows a path on one line, whatever its bytes."""
+    """Returns a path as one line of text; characters that can't be printed are escaped."""
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
@@ -125,8 +125,8 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
         options: options of the protocol.
 
     Raises:
-        XCiTError: with the reason if the protocol is unknown, what it needs is missing, the URL is a chain, or leads to
-            a device or a pipe of this machine.
+        XCiTError: with the reason if the protocol is unknown, a package for it is missing, the URL is a chain, or the
+            URL is that of a device or a pipe of this machine.
     """
     from fsspec.core import url_to_fs
     from fsspec.implementations.local import LocalFileSystem
@@ -137,6 +137,6 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
         files, path = url_to_fs(url, **options)
         if isinstance(files, LocalFileSystem):
             regular(path)
-    except Exception as error:  # of fsspec, or of the protocol's own library
+    except Exception as error:  # fsspec or the protocol's own library raised it
         raise XCiTError(" ".join(str(error).split()) or type(error).__name__) from error
     return files, path

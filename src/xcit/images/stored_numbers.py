@@ -16,14 +16,14 @@ def stored_numbers(image: Image.Image, load: Callable[[Image.Image], object]) ->
     """Returns each pixel's number as stored in the file (1, 2, 4, 8, 12, 16 or 32 bits), or its index into a palette.
 
     If a PNG or TIFF of 4 bits stores 3, Pillow shows the grey value 51, and it scales a PGM whose largest number is 20
-    in the same way. It shows 0 as 255 for a PBM, and for a TIFF in which zero is white. Here these are 3 and 0.
+    in the same way. It shows 0 as 255 for a PBM, and for a TIFF in which zero is white. This function returns 3 and 0.
 
     Args:
         image: an opened image whose pixels have not been read.
         load: reads the pixels.
 
     Returns:
-        (h, w) of integers.
+        Integers (h, w).
 
     Raises:
         XCiTError: if the file holds colours, or a format that does not preserve numbers.

@@ -172,7 +172,7 @@ def _micrometres(file: Any, page: Any) -> float | None:
         scale = _MICROMETRES.get(unit[1] if unit else "µm")
         return float(size[1]) * scale if size and scale else None
     unit, resolution = page.tags.get("ResolutionUnit"), page.tags.get("XResolution")
-    length = {2: 25400.0, 3: 10000.0}.get(unit.value if unit else 1)  # an inch, a centimetre
+    length = {2: 25400.0, 3: 10000.0}.get(unit.value if unit else 1)  # micrometres per inch and per centimetre
     if length is None or resolution is None or not resolution.value[0]:
         return None
     return length * resolution.value[1] / resolution.value[0]

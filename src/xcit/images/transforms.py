@@ -10,13 +10,13 @@ IDENTITY: Transform = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def moved(transform: Transform, x: float, y: float) -> Transform:
-    """Returns the transform of a part whose first pixel is (x, y) of the whole."""
+    """Returns the transform of a part of an image, whose first pixel is the pixel (x, y) of the image."""
     a, b, c, d, e, f = transform
     return a, b, a * x + b * y + c, d, e, d * x + e * y + f
 
 
 def enlarged(transform: Transform, across: float, down: float) -> Transform:
-    """Returns the transform of larger pixels, each of which is `across` x `down` of the others."""
+    """Returns the transform of larger pixels, each of which covers `across` x `down` of the original pixels."""
     a, b, c, d, e, f = transform
     return a * across, b * down, c, d * across, e * down, f
 

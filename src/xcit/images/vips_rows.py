@@ -15,7 +15,7 @@ from xcit.images.rows import Pixels, RowsInfo
 _TYPES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16)}
 
 _BUFFER_BYTES = 2**25
-"""About the size of libvips's buffers for an image that is read from top to bottom."""
+"""Approximate size of libvips's buffers for an image that is read from top to bottom."""
 
 
 def is_too_large(path: Path) -> bool:

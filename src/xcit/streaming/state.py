@@ -1,7 +1,8 @@
-"""The state of a run with scratch files, from which it is resumed after it was killed.
+"""The state of a run with scratch files. A run that was killed is resumed from this state.
 
-A run has its own folder, named by the model, the image and the requested outputs. It contains the two files of tokens
-and `state.json`, which is written after each pass and after the tokens of that pass, completely or not at all.
+A run has its own folder, whose name depends on the model, the image and the requested outputs. It contains the two
+files of tokens and `state.json`, which is written after each pass and after the tokens of that pass, completely or not
+at all.
 """
 
 import base64

@@ -1,8 +1,8 @@
 """Features of regions, by RoIAlign: each box reads the map that suits its size.
 
 RoIAlign samples a map on a regular grid in the box, by bilinear interpolation, and takes the mean in each cell. Both
-operations are separable in rows and columns, so on a CPU they are computed as two matrix products per box, of the part
-of the map that the box covers. This part may come from anywhere (see `Level`), so a map need not be in memory.
+operations are separable in rows and columns, so on a CPU they are computed as two matrix products per box with the part
+of the map that the box covers. A `Level` may read this part from a file, so a map need not be in memory.
 """
 
 from collections.abc import Iterator, Sequence
