@@ -1,1 +1,1 @@
-"""Images in, answers out: classes, features, label maps, objects, attention."""
+"""Inference on images: classes, features, label maps, objects and attention."""

@@ -153,7 +153,8 @@ def class_attention(
             not; the maps are the same.
         block: class attention block, from 0; negative values count from the end.
         resize: scale the short side to this number of pixels first; None keeps the image's size.
-        device: where to compute; None means the model's device, or for a name a GPU if there is one, else the CPU.
+        device: device of the computation; None means the device of a model that is passed in, else a GPU if there is
+            one, else the CPU.
         dtype: float32, bfloat16 or float16; the softmax is in float32.
         full_size: stream the image from its file, however large; `image` is then a small copy of it (see `scale`).
         memory: with `full_size`: as in `predict`.
@@ -190,7 +191,7 @@ def class_attention_each(
 ) -> Iterator[ClassAttentionMaps | Unreadable]:
     """Like `class_attention`, for any number of images, one at a time.
 
-    Unreadable images are reported in their place.
+    An unreadable image gives an `Unreadable`.
     """
     network, info, place = prepare_model(model, device, dtype)
     num_blocks, patch_size = network.config.cls_depth, network.config.patch_size
@@ -245,8 +246,8 @@ def channel_attention(
 ) -> list[ChannelAttentionMaps | Unreadable]:
     """Returns XCA's covariance and its attention between channels, of every block and head.
 
-    Arguments are as in `class_attention`. It is defined in the paper's section 3.2; as in the published code, the
-    temperature is a factor and not a divisor.
+    Arguments are as in `class_attention`. The attention is defined in the paper's section 3.2. As in the published
+    code, the temperature is a factor and not a divisor.
     """
     results = channel_attention_each(
         listed(images, ignore_exif=ignore_exif), model, resize=resize, device=device, dtype=dtype
@@ -264,7 +265,7 @@ def channel_attention_each(
 ) -> Iterator[ChannelAttentionMaps | Unreadable]:
     """Like `channel_attention`, for any number of images, one at a time.
 
-    Unreadable images are reported in their place.
+    An unreadable image gives an `Unreadable`.
     """
     network, info, place = prepare_model(model, device, dtype)
     blocks = [network.get_submodule(f"blocks.{index}") for index in range(network.config.depth)]

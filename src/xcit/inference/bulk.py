@@ -32,17 +32,17 @@ MANIFEST = "_manifest.json"
 _LOCK = ".lock"
 _FORMAT = 1
 _WAIT_SECONDS = 600.0
-"""How long other processes wait for the first one to begin; this is longer than loading a model takes."""
+"""Time that other processes wait until the first process begins. It is longer than the time to load a model."""
 
 _COMPARED = ("verb", "model", "digest", "arguments", "images_a_part", "num_units", "inputs")
-"""Entries that a resumed run must have in common with the run that it resumes."""
+"""Entries of the manifest that must be equal in a resumed run and in the run that it resumes."""
 
 Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """How images become rows.
+    """The conversion of images to rows.
 
     Attributes:
         verb: name of the command.
@@ -65,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which of several processes this is."""
+    """The index of this process, and the number of processes."""
 
     rank: int = 0
     world_size: int = 1
@@ -94,10 +94,10 @@ def write_parts(
     Args:
         folder: a new or empty folder, or that of an earlier run of the same job.
         inputs: the images.
-        job: how images become rows.
+        job: the conversion of images to rows.
         images_a_part: number of rows in a part, which are in memory at once.
         resume: resume the run in the folder, or begin one if there is none.
-        share: which of several processes this is; with n processes each takes every n-th unit.
+        share: the index of this process and the number n of processes; each process takes every n-th unit.
         progress: called for each image.
 
     Returns:
@@ -268,5 +268,5 @@ def _part_name(number: int) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file was left by a process that was killed before it had begun."""
+    """Whether a file is the lock or a temporary file of this package, which may exist before the manifest."""
     return path.name == _LOCK or path.name.startswith(".xcit-")

@@ -43,8 +43,8 @@ class ScoredClass:
 class Prediction:
     """The most probable classes of an image, best first. `source` is its path, or its place in the input.
 
-    `model` is the name of the model. The default is the packaged model, which only knows garments. The probabilities of
-    all classes add up to 1, except those of a multi-label model, which are independent.
+    `model` is the name of the model. The default is the packaged model, which knows only garments. The
+    probabilities of all classes add up to 1, except those of a multi-label model, which are independent.
     """
 
     source: str
@@ -81,7 +81,8 @@ def predict(
             frequent calls pass `model.fuse()`, because otherwise the model is fused at every call.
         topk: number of classes per image.
         batch_size: number of images in a forward pass.
-        device: where to compute; None means the model's device, or for a name a GPU if there is one, else the CPU.
+        device: device of the computation; None means the device of a model that is passed in, else a GPU if there is
+            one, else the CPU.
         dtype: float32, bfloat16 or float16.
         full_size: use images at their own size, however large, without resizing or cropping.
         memory: with `full_size`: limit of the memory in addition to the loaded model, in bytes or as "4GB"; None means
@@ -117,7 +118,7 @@ def predict_each(
     dtype: torch.dtype = torch.float32,
     full_size: FullSize | None = None,
 ) -> Iterator[Prediction | Unreadable]:
-    """Like `predict`, for any number of images, one at a time; unreadable images are reported in their place."""
+    """Like `predict`, for any number of images, one at a time; an unreadable image gives an `Unreadable`."""
     network, info, place = prepare_model(model, device, dtype)
     if not network.num_classes:
         raise XCiTError(f"{info.name} has no classifier: it gives features only")
@@ -191,7 +192,7 @@ def extract_features_each(
 ) -> Iterator[Features | Unreadable]:
     """Like `extract_features`, for any number of images, one at a time.
 
-    Unreadable images are reported in their place.
+    An unreadable image gives an `Unreadable`.
     """
     network, info, place = prepare_model(model, device, dtype)
     if out_type is None:
@@ -218,7 +219,7 @@ def extract_features_each(
 
 
 def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
-    """Returns the model (for a name with its published weights) and its info.
+    """Returns the model and its info. A name gives the model with its published weights.
 
     Raises:
         XCiTError: if the model can't be loaded, or its preprocessing is unknown.

@@ -86,9 +86,9 @@ class DetectedObjects:
         image: 8-bit RGB (h, w, 3), as it was read; for a large image at full size, a small copy.
         size: height and width, in pixels, of the image to which boxes and masks refer.
         objects: the objects, best first.
-        scale: number of pixels of that image per pixel of `image`, along a side.
+        scale: number of pixels of the original image per pixel of `image`, along a side.
         cells: the position of the pixels, for an image at full size; otherwise None.
-        is_slide: whether the image is a slide, whose file has the size of a pixel.
+        is_slide: whether the image is a slide, so that its file contains the size of a pixel.
     """
 
     source: str
@@ -195,7 +195,7 @@ def detect_each(
     full_size: FullSize | None = None,
     device: str | torch.device | None = None,
 ) -> Iterator[DetectedObjects | Unreadable]:
-    """Like `detect`, for any number of images, one at a time; unreadable images are reported in their place."""
+    """Like `detect`, for any number of images, one at a time; an unreadable image gives an `Unreadable`."""
     if not 0 <= min_score <= 1:
         raise XCiTError(f"min_score is {min_score}, must be in 0..1")
     if max_objects < 1:
@@ -324,7 +324,7 @@ def _full_size_each(
 
 
 def _small_mask(part: MaskPart, shape: tuple[int, int], scale: int) -> NDArray[np.uint8]:
-    """Returns a mask at the size of a small picture; each of its pixels is the middle one of a square of the mask."""
+    """Returns a mask at the size of a small picture; each pixel is the middle pixel of a square of the mask."""
     small = np.zeros(shape, np.uint8)
     rows, columns = (
         np.arange(-((middle - start) // scale), -((middle - start - length) // scale))

@@ -38,7 +38,7 @@ OVERVIEW_PIXELS = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class FullSize:
-    """How images at their own size are processed.
+    """Options for images that are processed at their own size.
 
     Attributes:
         memory: see `xcit.streaming.Budget`.
@@ -237,14 +237,14 @@ def _encode_each(
 
 
 def name_of(image: Readable | ImageRows, index: int) -> str:
-    """Returns what results and messages call an image: its path or name, or its number in the input."""
+    """Returns the name of an image in results and messages: its path or name, or its number in the input."""
     if isinstance(image, NamedImage):
         return image.name
     return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
 
 
 def opened(image: Readable | ImageRows, name: str, full_size: FullSize) -> AbstractContextManager[ImageRows]:
-    """Opens the rows of an image, with what `full_size` selects of them."""
+    """Opens the part of an image that `full_size` selects, to be read by rows."""
     selection = full_size.selection
     if isinstance(image, StoredPixels):  # so that a file is still read by rows
         image, selection = image.source, replace(selection, ignore_exif=True)

@@ -15,7 +15,7 @@ from xcit.models.segmentation import resize_bilinear
 from xcit.models.stripes import spans
 
 CLASSES_AT_ONCE = 16
-"""Number of classes whose logits are in memory at an image's full size at once."""
+"""Number of classes whose logits at the image's full size are in memory at once."""
 
 BYTES_A_PIXEL = 4 * 3 * CLASSES_AT_ONCE + 24
 """Memory per pixel of the rows of labels that are computed at once.

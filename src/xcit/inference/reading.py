@@ -1,4 +1,4 @@
-"""Reads inputs ahead in threads and in order; unreadable inputs are reported in their place."""
+"""Reads inputs ahead in threads and in order; an unreadable input gives an `Unreadable`."""
 
 import os
 from collections import deque
@@ -31,7 +31,7 @@ Prepared = TypeVar("Prepared")
 class Unreadable:
     """An input that can't be read as an image, with the reason in one line.
 
-    It takes the place of a result. Reading an attribute that only a result has raises an error with the reason.
+    It takes the place of a result. Access to any other attribute of a result raises an error with the reason.
     """
 
     source: str
@@ -148,7 +148,7 @@ def readable(result: Result | Unreadable) -> Result:
 
 
 def collected(results: Iterable[Result | Unreadable]) -> list[Result | Unreadable]:
-    """Returns all results in order, with unreadable images in their place.
+    """Returns all results in order; for an unreadable image this is an `Unreadable`.
 
     Raises:
         XCiTError: if there are images, and none of them can be read.

@@ -160,7 +160,7 @@ def segment_each(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Segmentation | Unreadable]:
-    """Like `segment`, for any number of images, one at a time; unreadable images are reported in their place."""
+    """Like `segment`, for any number of images, one at a time; an unreadable image gives an `Unreadable`."""
     network, info, place = prepare_segmenter(model, device, dtype)
     spec = info.preprocessing
     if full_size is not None and window is None:
@@ -276,7 +276,7 @@ def slide(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Part]:
-    """Yields the mean of the logits of all windows over each pixel, in parts: rows that no later window covers.
+    """Yields the mean of the logits of all windows over each pixel, in parts of rows that no later window covers.
 
     An image that is wider than some thousand pixels is processed in strips; windows across the border of two strips are
     computed for both.

@@ -102,7 +102,7 @@ class LargeSegmentation:
 def segment_large_each(
     images: Iterable[Readable | ImageRows], network: Segmenter, info: SegmenterInfo, full_size: FullSize
 ) -> Iterator[LargeSegmentation | Unreadable]:
-    """Yields each image's label map; unreadable images are reported in their place.
+    """Yields each image's label map; an unreadable image gives an `Unreadable`.
 
     The scratch files of a result are removed when the next result is requested. If a run with scratch files ends
     before that, the next call resumes it after its last stripe.
@@ -110,7 +110,7 @@ def segment_large_each(
     Args:
         images: files, PIL images, arrays, or sources of rows.
         network: the fused segmenter, on its device and in its dtype.
-        info: the information of which class names and preprocessing are used.
+        info: its class names and its preprocessing are used.
         full_size: how the images are processed.
 
     Raises:
