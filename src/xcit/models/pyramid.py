@@ -27,7 +27,7 @@ STRIDES = (4, 8, 16, 32)
 def default_out_indices(depth: int) -> tuple[int, ...]:
     """Returns the blocks whose tokens become the maps: 3, 5, 7, 11 for depth 12, and 7, 11, 15, 23 for depth 24.
 
-    They are counted from 0. They end a third, a half, two thirds and all of the depth, as in the paper's models.
+    The blocks are counted from 0. They are those at 1/3, 1/2, 2/3 and all of the depth, as in the paper's models.
     """
     return tuple(max(0, depth * sixths // 6 - 1) for sixths in (2, 3, 4, 6))
 
