@@ -142,9 +142,9 @@ def unused_parent(categories: Sequence[Any], index_of: Mapping[int, int], ids: I
 def find_files(
     rows: NDArray[np.void], texts: bytearray, folder: Path, problems: Problems, *, ignore_exif: bool
 ) -> NDArray[np.bool_]:
-    """Returns which images have files. A file is also searched without the folders in its name.
+    """Returns which images have files. A file is also searched for without the folders in its name.
 
-    The names in `rows` are replaced by those under which the files were found, and missing sizes are filled in.
+    The names in `rows` are replaced by the names of the files that were found, and missing sizes are filled in.
     """
     files_in, is_there = cache(names_in), np.ones(len(rows), dtype=bool)
     for index, row in enumerate(rows):

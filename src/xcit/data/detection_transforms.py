@@ -51,7 +51,7 @@ class TrainableImages:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[AnnotatedImage, int]:
-        """Returns an annotated image and a label, which `TrainLoader` expects and which has no meaning.
+        """Returns an annotated image, and a label without meaning, because `TrainLoader` expects a label.
 
         Raises:
             XCiTError: "<path>: <reason>" if the image can't be read.

@@ -195,9 +195,10 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
 def _read_first(
     waiting: deque[StreamSample], samples: Iterator[StreamSample]
 ) -> tuple[Image.Image, int, tuple[str, ...]]:
-    """Returns the first image of `waiting`, which is filled from `samples`, or if it is unreadable, the next one.
+    """Returns the first readable image of `waiting`; if all are unreadable, samples of `samples` are appended.
 
-    The next one also keeps its own place, so that unreadable images do not change the order.
+    No image is removed. An image that replaces an unreadable one is used again in its own turn, so that unreadable
+    images do not change the order.
     """
     unreadable: list[str] = []
     for place in range(NUM_SUBSTITUTES):

@@ -185,7 +185,7 @@ def _chosen(extensions: Sequence[str], kinds: Collection[str]) -> list[str]:
 
 
 def _label(extension: str, text: bytes, num_classes: int) -> tuple[int, str]:
-    """Returns the class index, or what is wrong with it."""
+    """Returns the class index, and the problem with it; "" if the index is valid."""
     if extension.endswith("cls"):
         word = text.decode(errors="replace").strip()
         # Class indices do not have more digits, and Python raises an error for numbers with thousands of digits.
