@@ -1,4 +1,4 @@
-"""What the evaluations of all tasks share: their settings, and the loops over this process's images."""
+"""The common code of the evaluations of all tasks: settings, and loops over this process's images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -57,7 +57,7 @@ def logits_of(
         images: the images to evaluate.
         spec: preprocessing of the images.
         how: batch size, number of processes that read images, device and precision.
-        layout: which of several processes this is.
+        layout: rank and number of the processes.
         unreadable: a line is added for each image that can't be read.
         report: called with the number of images of each batch.
 
