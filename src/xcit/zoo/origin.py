@@ -86,7 +86,7 @@ def _by_file() -> dict[str, Record]:
 
 
 def _key(filename: str) -> str:
-    """Returns a file's name without suffixes, and without what downloads add before and after it."""
+    """Returns a file's name without suffixes, and without the parts that downloads add before and after it."""
     stem = _SUFFIXES.sub("", filename.lower())
     return re.sub(r"^[0-9a-f]{8}-|[ _]?\(\d+\)$", "", stem).replace("-", "_")
 
