@@ -35,7 +35,7 @@ class Problems:
         self.first: dict[str, list[str]] = {}
 
     def add(self, kind: str, what: str) -> None:
-        """Adds an entry. `kind` is the rest of a sentence that begins with the number of such entries."""
+        """Adds an entry. `kind` completes a sentence that begins with the number of these entries."""
         self.counts[kind] += 1
         if self.counts[kind] <= _SHOWN:
             self.first.setdefault(kind, []).append(what)

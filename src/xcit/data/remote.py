@@ -74,7 +74,7 @@ def read_whole(file: BinaryIO, url: str) -> bytes:
 
 
 def open_seekable(url: str) -> BinaryIO:
-    """Opens a file of which only parts are read, such as a Parquet file.
+    """Opens a file for reads at any position, as a Parquet file needs them.
 
     Raises:
         XCiTError: if the library for the protocol is missing, or there is no such file.

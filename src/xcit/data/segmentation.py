@@ -58,7 +58,7 @@ class LabelledScenes:
             false, it has k for class k and 255 for pixels that do not count.
         ignored: another label whose pixels do not count; it may be the label of a class.
         is_mask: whether a label file is a mask of two classes, with 255 for the second.
-        ignore_exif: whether images are read as stored, whatever their EXIF orientation.
+        ignore_exif: whether images are read as stored, without their EXIF rotation.
         source: where the images were found.
         problems: lines about problems in the data.
     """

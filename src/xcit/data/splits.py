@@ -1,4 +1,4 @@
-"""Finds the training and the validation images among the folders of a data set, whatever they are called."""
+"""Finds the training and the validation images among the folders of a data set, by their usual names."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping

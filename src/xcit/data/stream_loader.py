@@ -114,11 +114,11 @@ def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
 
 
 class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
-    """One process's parts of an epoch's batches, as lists of images; each worker of the loader yields those of a slot.
+    """One process's parts of an epoch's batches, as lists of images; each worker of the loader has one slot.
 
     The loader takes part k of a process from worker k % n, and the images of that part belong to the process's slot k %
     n. If an epoch begins at a later step, the slots are assigned to the workers in another order, and each worker skips
-    what was read before.
+    the samples that were read before.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
 
 
 def read_tar_images(shard: str) -> Iterator[StreamSample]:
-    """Yields every image of a shard, in order, whatever other files it has; see `read_tar` for damage and errors.
+    """Yields every image of a shard, in order, and skips all other files; see `read_tar` for damage and errors.
 
     Raises:
         XCiTError: if the shard is missing, or the disk or the connection fails.

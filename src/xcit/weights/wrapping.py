@@ -1,4 +1,4 @@
-"""Finds the weights in a file: under which key they are, which prefix their names have, and what is stored beside them.
+"""Finds the weights in a file: their key, the prefix of their names, and the other tensors beside them.
 
 Programs that save a model add something around it. A training loop adds keys ("state_dict", "model_ema"), Lightning and
 wrapping modules add prefixes ("model.", "module."), averaging adds a counter, and robustness code adds its

@@ -97,7 +97,7 @@ def get_model(
         num_classes: if it differs from the weights' number, the model gets a new random head; 0 means no head.
         in_channels: channels of the images. Weights for another number are summed (for one channel) or repeated and
             scaled, as in timm. Mean and std change in the same way, and then `model.info.assumed` is true.
-        global_pool: what the head reads: "cls" (timm's "token"), "avg", or "none" (timm's "").
+        global_pool: the head's input: "cls" (timm's "token"), "avg", or "none" (timm's "").
         drop_path_rate: rate of stochastic depth in training.
         stem_strides: strides of the stem's convolutions, if neither the name nor the file determines them. For example,
             (1, 1, 2, 2) turns weights for patches of 16 into a model with patches of 4.

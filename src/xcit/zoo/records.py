@@ -1,4 +1,4 @@
-"""What is known about a checkpoint before it is loaded."""
+"""Records of checkpoints, which contain all information that is known before loading."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

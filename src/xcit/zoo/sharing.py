@@ -29,7 +29,7 @@ def share_stored(
     Args:
         stored: the weights, of any kind of model and any format.
         folder: a new or empty folder.
-        licence: licence of the weights; "" means that of the published weights, if they are published.
+        licence: licence of the weights; "" means the licence of the published weights, if they are published.
         report: a report.json of `xcit test`, whose figures go into the model card.
         overwrite: see `write_folder`.
 

@@ -100,7 +100,7 @@ class Task(Protocol):
         """Returns figures on validation data, equal in all processes, with each input counted once."""
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes the weights, with what is needed to use them."""
+        """Writes the weights, with all information that is needed to use them."""
 
 
 @runtime_checkable
@@ -108,7 +108,7 @@ class Closes(Protocol):
     """An optional part of a task: it has something to close when the run ends, such as processes that read its data."""
 
     def close(self) -> None:
-        """Called once, however the run ends."""
+        """Called once at the end of the run, also after an error."""
 
 
 @runtime_checkable

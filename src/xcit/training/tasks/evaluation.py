@@ -24,7 +24,7 @@ class EvaluationConfig:
     Attributes:
         batch_size: for a classifier, images per forward pass.
         num_workers: number of processes that read images; with 0 this process reads them.
-        device: the model's device; None means that of its parameters.
+        device: the model's device; None means the device of its parameters.
         dtype: for a classifier float32, or bfloat16 or float16 for autocast; for a segmenter the dtype of its
             weights.
     """

@@ -15,7 +15,7 @@ from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelTask
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationTask
 
 TrainingConfig = ClassificationConfig | MultiLabelConfig | DINOConfig | SegmentationConfig | DetectionConfig
-"""The config of a run, whatever its task."""
+"""The config of a run of any task."""
 
 AnyTask = ClassificationTask | MultiLabelTask | DINOTask | SegmentationTask | DetectionTask
 
