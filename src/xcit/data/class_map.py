@@ -16,7 +16,7 @@ _HEADS = (
     frozenset({"name", "folder", "label", "class", "id", "wnid", "from", "data"}),
     frozenset({"class", "class_name", "index", "label", "model", "name", "number", "target", "to"}),
 )
-"""Words in a first line that names the two columns."""
+"""Names of the two columns, which identify the first line as a heading."""
 
 _SHOWN = 3
 
@@ -34,9 +34,10 @@ class ClassMap:
     class_of: Mapping[str, str]
 
     def apply(self, images: LabelledImages) -> LabelledImages:
-        """Returns the images with the classes that the file names; several names may stand for one class.
+        """Returns the images with the classes of the file; several names in the data may stand for one class.
 
-        The result has the classes with images, in the order of the file; if all classes are numbers, in their order.
+        The result contains only classes that have images. They are in the order of the file, or in numerical order if
+        all classes are numbers.
 
         Raises:
             XCiTError: if a class of the images is not in the file.
@@ -88,7 +89,7 @@ def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
 
 
 def numbered(images: LabelledImages, num_classes: int, where: str) -> LabelledImages:
-    """Returns images whose classes are numbers with these numbers as labels; other images are returned unchanged.
+    """Returns the images with their classes as labels if all classes are numbers; otherwise they are unchanged.
 
     Args:
         images: images with the classes of a class map.

@@ -181,7 +181,7 @@ def has_validation(data: str) -> bool:
 
 
 def is_folder_without_validation(data: str) -> bool:
-    """Whether a folder has no separate validation images, so that evaluation uses images that may be trained on."""
+    """Whether a folder has no separate validation images, so that evaluation may use training images."""
     return Path(data).is_dir() and not has_validation(data)
 
 
@@ -265,7 +265,7 @@ class _Relabelled:
 def _class_folders(
     root: Path, by_class: Mapping[str, Sequence[Path]], problems: Sequence[str], *, is_part: bool
 ) -> ImageFiles:
-    """Returns images by their folders; for validation images (`is_part`), classes may be missing."""
+    """Returns the images of class folders; for validation images (`is_part`), folders may be empty."""
     empty = [name for name, images in by_class.items() if not images]
     if len(empty) == len(by_class):
         raise XCiTError(f"{root}: no images by class: expected folders named for the classes, with images in them")
@@ -277,7 +277,7 @@ def _class_folders(
 
 
 def _in_order_of(classes: Sequence[str], images: ImageFiles) -> ImageFiles:
-    """Relabels images by folders in the order that a file gives the classes, by its lines or their first words."""
+    """Relabels images so that their classes have the order of the lines, or the lines' first words, in `classes`."""
     first_words = [line.split()[0] for line in classes]
     names = first_words if set(images.class_ids) <= set(first_words) else list(classes)
     unknown = [name for name in images.class_ids if name not in names]

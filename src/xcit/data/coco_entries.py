@@ -35,7 +35,7 @@ class Problems:
         self.first: dict[str, list[str]] = {}
 
     def add(self, kind: str, what: str) -> None:
-        """Adds an entry. `kind` is the rest of a sentence that begins with the number of such entries."""
+        """Adds an entry. `kind` completes a sentence that begins with the number of these entries."""
         self.counts[kind] += 1
         if self.counts[kind] <= _SHOWN:
             self.first.setdefault(kind, []).append(what)
@@ -142,9 +142,9 @@ def unused_parent(categories: Sequence[Any], index_of: Mapping[int, int], ids: I
 def find_files(
     rows: NDArray[np.void], texts: bytearray, folder: Path, problems: Problems, *, ignore_exif: bool
 ) -> NDArray[np.bool_]:
-    """Returns which images have files. A file is also searched without the folders in its name.
+    """Returns which images have files. A file is also searched for without the folders in its name.
 
-    The names in `rows` are replaced by those under which the files were found, and missing sizes are filled in.
+    The names in `rows` are replaced by the names of the files that were found, and missing sizes are filled in.
     """
     files_in, is_there = cache(names_in), np.ones(len(rows), dtype=bool)
     for index, row in enumerate(rows):

@@ -23,7 +23,7 @@ _LETTERS_A_COUNT = 7
 
 
 def mask_problem(segmentation: object, size: tuple[int, int]) -> str:
-    """Returns what is wrong with a mask for an image of this height and width, "" if nothing is."""
+    """Returns the problem with a mask for an image of this height and width, or "" if the mask is valid."""
     if isinstance(segmentation, list):
         return _polygons_problem(segmentation)
     if isinstance(segmentation, dict):
@@ -44,7 +44,7 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 
 class MaskPart(NamedTuple):
-    """A part of an image that may contain a mask: row and column of its corner, and the mask there, 0 or not."""
+    """A part of an image: row and column of its top left corner, and the mask in it, zero or nonzero."""
 
     top: int
     left: int
@@ -52,9 +52,10 @@ class MaskPart(NamedTuple):
 
 
 def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, Any]:
-    """Like `encode_mask`, for a mask of this height and width that is 0 outside some parts, which do not overlap.
+    """Encodes a mask of this height and width that is 0 outside the given parts, which must not overlap.
 
-    The time depends on the size of the parts, not of the image. The parts are taken one after another.
+    The result is that of `encode_mask`. The time depends on the size of the parts, not on the size of the image. The
+    parts are read one after another.
     """
     height, width = size
     found = [np.zeros(0, np.int64)]
@@ -73,9 +74,9 @@ def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, 
 
 
 def decode_part(rle: dict[str, Any]) -> MaskPart:
-    """The smallest part of packed RLE outside of which it is 0, bool; of 0 x 0 pixels where it is empty.
+    """Decodes packed RLE within the mask's bounding box, as bool; an empty mask gives a part of 0 x 0 pixels.
 
-    The time and memory are the part's, not the image's.
+    Time and memory depend on the size of the box, not on the size of the image.
     """
     length = int(rle["size"][0])
     edges = np.cumsum(_unpacked(rle["counts"]), dtype=np.int64)
@@ -84,7 +85,7 @@ def decode_part(rle: dict[str, Any]) -> MaskPart:
     if not len(first):
         return MaskPart(0, 0, np.zeros((0, 0), np.bool_))
     left, right = int(first[0] // length), int(last[-1] // length) + 1
-    if np.any(first // length != last // length):  # a run goes on in the next column: columns are whole
+    if np.any(first // length != last // length):  # a run continues in the next column, so the box has all rows
         top, bottom = 0, length
     else:
         top, bottom = int((first % length).min()), int((last % length).max()) + 1

@@ -106,7 +106,7 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
         *own,
         *(root / place.format(split=name) for name in splits or [split] for root in roots for place in _IMAGE_FOLDERS),
     ]
-    for whole in (True, False):  # without the folders in a name second, because they may be those of another machine
+    for whole in (True, False):  # the folders in a name may be those of another machine
         for place in places:
             if any(is_file(place / (name if whole else Path(name).name)) for name in first):
                 return place
@@ -114,7 +114,7 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
 
 
 def names_in(folder: Path) -> frozenset[str]:
-    """Returns the names of the files in a folder: one listing is faster than to check each of 100,000 files."""
+    """Returns the names of the files in a folder: one listing is faster than a check of each of 100,000 files."""
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())

@@ -65,7 +65,7 @@ class CocoTable(Sequence[CocoImage]):
     its reference count.
 
     Attributes:
-        folder: where the images' files are.
+        folder: the folder of the image files.
         rows: for each image its id, height and width, the range of its file's name in `texts`, and the range of its
             objects in `objects`.
         objects: the objects of all images, in order: the fields of `CocoObject`, with `entry` as a range in `texts`.

@@ -51,7 +51,7 @@ class TrainableImages:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[AnnotatedImage, int]:
-        """Returns an annotated image and a label, which `TrainLoader` expects and which has no meaning.
+        """Returns an annotated image, and a label without meaning, because `TrainLoader` expects a label.
 
         Raises:
             XCiTError: "<path>: <reason>" if the image can't be read.
@@ -78,11 +78,11 @@ class DetectionAugmentation:
 
     Attributes:
         flip: share of images that are mirrored.
-        short_sides: lengths in pixels, of which one is drawn. The image is scaled so that its short side has this
+        short_sides: lengths in pixels; one of them is drawn. The image is scaled so that its short side has this
             length, unless its long side would exceed `long_side`.
         long_side: the largest long side, in pixels.
         crop: share of images that are first cropped, and then scaled.
-        crop_short_sides: lengths in pixels, of which one is drawn to scale the image before it is cropped.
+        crop_short_sides: lengths in pixels; one is drawn, to which the image is scaled before it is cropped.
         crop_size: bounds in pixels between which each side of the crop is drawn; a smaller image is not cropped.
     """
 

@@ -113,7 +113,7 @@ def compose(
 
 @dataclass(frozen=True, kw_only=True)
 class _Placed(Garment):
-    """A garment that later ones may partly hide; `size` is its number of pixels when nothing hid it."""
+    """A garment that later garments may partly hide; `size` is the number of all its pixels, also hidden ones."""
 
     size: int
 
@@ -122,7 +122,7 @@ class _Placed(Garment):
 
 
 def scenes(split: Split, count: int, *, config: SceneConfig | None = None, seed: int = 0) -> Iterator[FashionScene]:
-    """Yields scenes of a split. Each depends only on the seed, the split and its number.
+    """Yields scenes of a split. Each scene depends only on the seed, the split and its number.
 
     Raises:
         XCiTError: if Fashion-MNIST is not available.

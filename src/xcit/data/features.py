@@ -20,15 +20,18 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class FeatureFile(Protocol):
-    """A file to which features are added image by image. `shapes` has each column's shape so far, images first."""
+    """A file to which features are added image by image.
+
+    `shapes` maps the name of each column to its current shape, whose first dimension is the number of images.
+    """
 
     shapes: dict[str, tuple[int, ...]]
 
     def add(self, name: str, layers: Mapping[int, Array]) -> None:
-        """Adds an image: maps block indices to float32 features, whose shapes are the same for every image."""
+        """Adds an image; `layers` maps block indices to float32 features of the same shapes for every image."""
 
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Writes the features that are not written yet."""
 
 
 @contextmanager
@@ -63,7 +66,7 @@ def open_feature_file(path: Path) -> Iterator[FeatureFile]:
 
 
 class _ArraysFile:
-    """Collects everything, and writes it at the end."""
+    """Collects all features in memory, and writes them at the end."""
 
     def __init__(self, part: Path, suffix: str) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -97,7 +100,7 @@ class _ParquetFile:
     """Writes rows in groups, so that memory is bounded."""
 
     def __init__(self, part: Path, suffix: str) -> None:
-        need_packages("Parquet", "pyarrow")  # told before the work
+        need_packages("Parquet", "pyarrow")  # so that the error comes before the work
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._part = part
         self._writer: Any = None

@@ -1,4 +1,7 @@
-"""Fingerprints of data sets, which differ between data sets and after changes, and need no image to be read."""
+"""Fingerprints of data sets, which differ between data sets and change when the data change.
+
+No image file is read for a fingerprint.
+"""
 
 import hashlib
 from typing import Any

@@ -105,7 +105,7 @@ class Inputs:
 
     @property
     def sha256(self) -> str:
-        """Returns a digest of the names, in hex, which differs for other images."""
+        """Returns a digest of the images' names, in hex."""
         return hashlib.sha256("\0".join(unit.name for unit in self.units).encode(errors="surrogateescape")).hexdigest()
 
     def images(self) -> Iterator[Input]:
@@ -137,10 +137,10 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         words: each is one of
 
             - a file, a folder or a pattern, see `find_images`;
-            - `@FILE`: a file or URL with a list, which has a path, URL or other such word per line, but no patterns;
-              paths are relative to the current folder;
+            - `@FILE`: a list, as a file or at a URL. Each line is a path, a URL or another of these words, but not a
+              pattern; paths are relative to the current folder;
             - a URL of an image, with any protocol that fsspec knows; a URL that ends in `/` means all images below it,
-              and one with `*` means those that match, if the protocol can list files;
+              and a URL with `*` means all images that match, if the protocol can list files;
             - a `.tar` file or its URL, or `wds:PATTERN` (see `list_shards`): every image in it, labelled or not;
             - a `.parquet` file or its URL, see `read_parquet`;
             - `fashion-mnist`, `cifar10`, `cifar100`, `hf:NAME` and `hf-stream:NAME`, see `open_labelled_images`.
@@ -178,7 +178,7 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
 
 
 def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool]]:
-    """Yields the words, where a list file is replaced by its lines, and whether they come from a list."""
+    """Yields each word, and whether it comes from a list; a list file is replaced by its lines."""
     for word in [os.fspath(word) for word in words]:
         if not word.startswith("@") or os.path.lexists(word):
             yield word, False
@@ -201,7 +201,10 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
 def _find(
     word: str, is_listed: bool, split: Split, unit_size: int, passed_by: PassedBy
 ) -> Iterator[tuple[str, Input | Unit]]:
-    """Yields what a word means: units, or single images with what identifies them. Lists can't contain patterns."""
+    """Yields the units or images that a word names, each after its identifying path or URL.
+
+    Lists can't contain patterns.
+    """
     if word.startswith("wds:"):
         for shard in list_shards(word.removeprefix("wds:")):
             yield "", _tar(shard)

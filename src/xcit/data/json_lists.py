@@ -71,7 +71,7 @@ class _Text:
                 return text, value
 
     def elements(self, brackets: str) -> Iterator[None]:
-        """Stops at each element between two brackets; the caller must parse it before the next one."""
+        """Yields at the start of each element between two brackets; the caller must parse it before going on."""
         self.take(brackets[0])
         if self.peek() != brackets[1]:
             yield

@@ -66,7 +66,7 @@ def find_list(root: Path, place: Path, split: Split) -> Path | None:
 
     Args:
         root: the data set's folder.
-        place: the folder of the split's images, which may be the same.
+        place: the folder of the split's images, which may be `root`.
         split: if it has no list of its own, the list of all images is used, or that of the training images.
     """
     own = _first(root, place, _STEMS[split])
@@ -76,12 +76,12 @@ def find_list(root: Path, place: Path, split: Split) -> Path | None:
 
 
 def has_validation_list(root: Path) -> bool:
-    """Whether a folder has one list of validation images and another one of training images."""
+    """Whether a folder has separate lists of training and validation images."""
     return all(_first(root, root, _STEMS[split]) is not None for split in _STEMS)
 
 
 def known_classes(root: Path, place: Path) -> tuple[str, ...]:
-    """Returns the classes in one of `CLASS_FILES`; none if there is no such file.
+    """Returns the classes in one of `CLASS_FILES`, or an empty tuple if there is no such file.
 
     Raises:
         XCiTError: if a class occurs twice.
@@ -99,8 +99,8 @@ def known_classes(root: Path, place: Path) -> tuple[str, ...]:
 def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     """Reads a list of files and their classes.
 
-    A list with two columns may name them as it likes. In a list with more columns, the names must tell which column is
-    the file and which is the class.
+    If a list has two columns, they may have any names. If it has more, the names must identify the column of files and
+    the column of classes.
 
     File names may lack their suffixes or folders, if they are unambiguous. Classes are names or numbers. If `classes`
     is not empty, numbers refer to its entries, counted from 0.

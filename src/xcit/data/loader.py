@@ -19,7 +19,7 @@ from xcit.seeding import mix_seeds, own_randomness, seed_all
 ImageTransform = Callable[[Image.Image], Tensor]
 
 Images = TypeVar("Images")
-"""What a transform returns for an image, and a loader for a batch: a tensor, or a list of tensors for several crops."""
+"""The output of a transform for an image, or of a loader for a batch: a tensor, or a list with a tensor per crop."""
 
 Source = TypeVar("Source")
 """The input of a transform: an image, or an image with its label map."""
@@ -40,10 +40,10 @@ class AugmentationConfig:
     """Augmentation of an image, and of a batch, in training.
 
     `crop` "random_resized" crops a share of the area between the bounds of `scale` and resizes it; "padded" shifts the
-    image by up to `padding` pixels. `interpolation` is used by both. `rand_augment` is timm's name of a policy, "" for
-    none. `mixup` and `cutmix` are the alphas of timm's Mixup, 0 for none; if both are set, `switch` is the share of
-    batches with CutMix. With `num_repeats`, an epoch contains that many differently augmented copies of each of its
-    images, and has the same length.
+    image by up to `padding` pixels. `interpolation` is used by both. `rand_augment` is timm's name of a policy; ""
+    turns RandAugment off. `mixup` and `cutmix` are the alphas of timm's Mixup; 0 turns one off. If both are on,
+    `switch` is the share of batches with CutMix. `num_repeats` is the number of differently augmented copies of each
+    image in an epoch; the epoch contains fewer images, so that its length stays the same.
     """
 
     crop: Literal["random_resized", "padded"] = "random_resized"
@@ -121,7 +121,7 @@ class LoaderConfig:
         num_workers: number of processes that read, for each training process; with 0 the training process reads.
         num_parts: number of equal parts of a global batch.
         world_size: number of training processes; each computes `num_parts / world_size` parts of a global batch.
-        rank: which of them this process is.
+        rank: index of this process among them.
         num_repeats: number of copies of an image in a row (repeated augmentation, arXiv 1901.09335).
     """
 

@@ -1,4 +1,4 @@
-"""Images with any number of classes each, also none: a CSV list beside the images."""
+"""Images that have any number of classes, or no class: a CSV list beside the images."""
 
 import csv
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
     """Opens one split of a data set.
 
     Args:
-        data: a folder with train.csv and val.csv, or one CSV file, which serves as both splits (as does train.csv
-            without val.csv). The first line names the columns. If there are two columns, the second has the class names
+        data: a folder with train.csv and val.csv, or one CSV file. A single file, or train.csv without val.csv, serves
+            as both splits. The first line names the columns. If there are two columns, the second has the class names
             of an image, separated by spaces. If there are more, each class has a column, with 1 for images that have
             the class and 0 for others. Paths of images are relative to the list.
         split: "val" is the split for evaluation.

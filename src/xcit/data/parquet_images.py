@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 64
 
 
 def is_parquet(place: str) -> bool:
-    """Whether a path or URL ends like a Parquet file; `?image=COLUMN` may follow."""
+    """Whether a path or URL has the suffix of a Parquet file; `?image=COLUMN` may follow the suffix."""
     return re.search(r"\.parquet(\?image=.+)?$", place) is not None
 
 

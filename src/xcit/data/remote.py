@@ -13,7 +13,7 @@ from xcit.images.sources import file_system
 
 _TIMEOUT_SECONDS = 15.0
 _WAITS = (0, 1, 2, 4, 8, 16)
-"""Seconds before each new attempt in the middle of a file; after each byte that arrives, the count starts again."""
+"""Seconds to wait before each new attempt to connect; once data arrive, the attempts are counted from 0 again."""
 
 _BUFFER_BYTES = 1 << 20
 
@@ -23,7 +23,7 @@ MOST_BYTES = 1 << 30
 _MISUSE = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ImportError)
 """Errors that a protocol's library raises for a URL that is not valid; another attempt would fail too."""
 
-_OF_HTTP = {"client_kwargs": {"trust_env": True}}  # proxies
+_OF_HTTP = {"client_kwargs": {"trust_env": True}}  # use the proxies of the environment
 
 
 def is_url(place: str) -> bool:
@@ -74,7 +74,7 @@ def read_whole(file: BinaryIO, url: str) -> bytes:
 
 
 def open_seekable(url: str) -> BinaryIO:
-    """Opens a file of which only parts are read, such as a Parquet file.
+    """Opens a file for reads at any position, as a Parquet file needs them.
 
     Raises:
         XCiTError: if the library for the protocol is missing, or there is no such file.
@@ -163,7 +163,7 @@ class _Body(io.RawIOBase):
             start += skipped
 
     def _open_answer(self) -> tuple[str | None, int]:
-        """Opens one streamed response. It is faster than one request per block, which not every server supports.
+        """Opens one streamed response: requests of single blocks are slower, and not every server supports them.
 
         Returns:
             The file's version, and the byte at which the response begins.
@@ -175,7 +175,7 @@ class _Body(io.RawIOBase):
         if self._position:
             headers["Range"] = f"bytes={self._position}-"
         timeout = ClientTimeout(total=None, sock_connect=_TIMEOUT_SECONDS, sock_read=_TIMEOUT_SECONDS)
-        # Without a size, fsspec would request it first.
+        # Without this size, fsspec would first request the size of the file.
         self._file = files.open(path, block_size=0, size=1, headers=headers, timeout=timeout)
         answer = self._file.r.headers
         is_rest = answer.get("Content-Range", "").startswith(f"bytes {self._position}-")

@@ -55,7 +55,7 @@ def unreadable_sample(name: str, reason: str) -> StreamSample:
 
 
 def label_problem(label: object, num_classes: int) -> str:
-    """Returns what is wrong with a label, "" if it is the index of a class."""
+    """Returns the problem with a label, or "" if the label is the index of a class."""
     if type(label) is int and 0 <= label < num_classes:
         return ""
     shown = repr(label) if label is None or isinstance(label, int | float | str) else f"(a {type(label).__name__})"

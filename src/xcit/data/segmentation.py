@@ -56,9 +56,9 @@ class LabelledScenes:
         class_names: class names in the order of the labels.
         zero_is_ignored: whether a label file has 0 for pixels that do not count and k + 1 for class k, as in ADE20K. If
             false, it has k for class k and 255 for pixels that do not count.
-        ignored: another label whose pixels do not count; it may be that of a class.
+        ignored: another label whose pixels do not count; it may be the label of a class.
         is_mask: whether a label file is a mask of two classes, with 255 for the second.
-        ignore_exif: whether images are read as stored, whatever their EXIF orientation.
+        ignore_exif: whether images are read as stored, without their EXIF rotation.
         source: where the images were found.
         problems: lines about problems in the data.
     """
@@ -76,7 +76,7 @@ class LabelledScenes:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Scene, int]:
-        """Returns a scene and a label, which `TrainLoader` expects and which has no meaning.
+        """Returns a scene, and a label without meaning, because `TrainLoader` expects a label.
 
         Raises:
             XCiTError: if one of the two files can't be read, or their sizes differ; the message names the file.
@@ -244,7 +244,7 @@ def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[s
     pairs = []
     for image in found:
         name = image.relative_to(images).with_suffix("")
-        # If the label map is missing, this is where it is expected, and the message names that place.
+        # If the label map is missing, the error message names the path where it is expected.
         pairs.append((image, place_of.pop(name) if name in place_of else labels / f"{name}.png"))
     lonely = [image for image, label in pairs if not label.is_file()]
     if lonely:

@@ -1,4 +1,4 @@
-"""Prepares scenes for a segmenter: as published for evaluation, and augmented for training (mmseg's for ADE20K).
+"""Prepares scenes for a segmenter: as published for evaluation, and with mmseg's augmentation for training.
 
 Shapes: `h`, `w` size of an image, `C` channels of the model.
 """

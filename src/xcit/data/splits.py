@@ -1,4 +1,4 @@
-"""Finds the training and the validation images among the folders of a data set, whatever they are called."""
+"""Finds the training and the validation images among the folders of a data set, by their usual names."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +14,7 @@ SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "test", "testing"),
 }
-"""Names of a split's folder, in any case; if several exist, the first of these is taken."""
+"""Names of a split's folder, in upper or lower case; if several folders exist, the first name here is used."""
 
 _ALL_NAMES = (*SPLIT_NAMES["train"], *SPLIT_NAMES["val"])
 
@@ -29,7 +29,7 @@ class FoundSplits:
 
     Attributes:
         root: the folder, or the only folder in it.
-        folders: the folders of its splits; none if its folders are classes.
+        folders: the folders of its splits; empty if its folders are classes.
         unused: folders beside the splits, which are not read.
     """
 
@@ -78,7 +78,7 @@ def find_splits(folder: Path) -> FoundSplits:
 
 
 def below_single_folders(folder: Path, stop_at: Collection[str] = _ALL_NAMES) -> Path:
-    """Descends while a folder contains only one folder and no images, and while that one contains folders."""
+    """Descends into the only folder of a folder without images, as long as the inner folder contains folders."""
     place = folder
     while True:
         inside = list(subfolders(place))
@@ -115,7 +115,7 @@ def subfolders(folder: Path, passed_by: PassedBy | None = None) -> Iterator[Path
 
 
 def left_out(folder: Path, passed_by: PassedBy) -> list[str]:
-    """Returns a line about the files that a search for images left out; no line if there are none."""
+    """Returns a line about the files that a search for images left out; an empty list if it left out no files."""
     return [f"{folder}: left out: {passed_by}"] if str(passed_by) else []
 
 
@@ -128,7 +128,7 @@ def check_classes(class_ids: tuple[str, ...], where: str) -> None:
     """Checks that classes can be trained on: there must be several, and folders must not have names of splits.
 
     Raises:
-        XCiTError: says how the folders were understood.
+        XCiTError: if they can't; the message says how the folders were understood.
     """
     if len(class_ids) == 1:
         raise XCiTError(

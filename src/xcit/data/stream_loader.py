@@ -114,11 +114,11 @@ def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
 
 
 class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
-    """One process's parts of an epoch's batches, as lists of images; each worker of the loader yields those of a slot.
+    """One process's parts of an epoch's batches, as lists of images; each worker of the loader has one slot.
 
     The loader takes part k of a process from worker k % n, and the images of that part belong to the process's slot k %
     n. If an epoch begins at a later step, the slots are assigned to the workers in another order, and each worker skips
-    what was read before.
+    the samples that were read before.
     """
 
     def __init__(
@@ -195,9 +195,10 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
 def _read_first(
     waiting: deque[StreamSample], samples: Iterator[StreamSample]
 ) -> tuple[Image.Image, int, tuple[str, ...]]:
-    """Returns the first image of `waiting`, which is filled from `samples`, or if it is unreadable, the next one.
+    """Returns the first readable image of `waiting`; if all are unreadable, samples of `samples` are appended.
 
-    The next one also keeps its own place, so that unreadable images do not change the order.
+    No image is removed. An image that replaces an unreadable one is used again in its own turn, so that unreadable
+    images do not change the order.
     """
     unreadable: list[str] = []
     for place in range(NUM_SUBSTITUTES):

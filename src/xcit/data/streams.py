@@ -9,7 +9,7 @@ from xcit.errors import XCiTError
 
 
 class LabelledStream(Protocol):
-    """Labelled images in shards. The stream can be sent to other processes; an iterator over a shard can't."""
+    """Labelled images in shards. The stream can be pickled for other processes; an iterator over a shard can't."""
 
     @property
     def class_ids(self) -> tuple[str, ...]:

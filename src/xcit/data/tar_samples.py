@@ -54,7 +54,7 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
 
 
 def read_tar_images(shard: str) -> Iterator[StreamSample]:
-    """Yields every image of a shard, in order, whatever other files it has; see `read_tar` for damage and errors.
+    """Yields every image of a shard, in order, and skips all other files; see `read_tar` for damage and errors.
 
     Raises:
         XCiTError: if the shard is missing, or the disk or the connection fails.
@@ -185,7 +185,7 @@ def _chosen(extensions: Sequence[str], kinds: Collection[str]) -> list[str]:
 
 
 def _label(extension: str, text: bytes, num_classes: int) -> tuple[int, str]:
-    """Returns the class index, or what is wrong with it."""
+    """Returns the class index, and the problem with it; "" if the index is valid."""
     if extension.endswith("cls"):
         word = text.decode(errors="replace").strip()
         # Class indices do not have more digits, and Python raises an error for numbers with thousands of digits.

@@ -137,13 +137,13 @@ def build_task(config: TrainingConfig, layout: Layout, *, is_new: bool = True) -
         kind.check(config)
     started_from = getattr(config, field)
     task = kind.task(config if is_new else replace(config, **{field: kind.resumed(started_from)}), layout)
-    # An adapter is written with the name of what it adapts.
+    # An adapter is written with the name of its base model.
     task.config = replace(task.config, **{field: started_from})
     return task, task.config
 
 
 def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:
-    """Checks what can be checked before anything is loaded; returns the checkpoint to resume from, or None.
+    """Checks a run before anything is loaded; returns the checkpoint to resume from, or None.
 
     Raises:
         XCiTError: if no data are given, the folder holds another run, or the checkpoint belongs to another model.
@@ -183,7 +183,7 @@ def _check_distillation(config: TrainingConfig, checkpoint: Path) -> None:
     """Refuses a run from before the loss of soft distillation was divided by the number of classes."""
     if not isinstance(config, ClassificationConfig) or not config.distillation.teacher:
         return
-    # The first field that was added after that change.
+    # `ema_warmup` is the first field that was added after that change.
     is_old = "ema_warmup" not in read_yaml(checkpoint.parent / CONFIG).get("run", {})
     if config.distillation.kind == "soft" and is_old:
         raise XCiTError(

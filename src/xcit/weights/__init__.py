@@ -1,1 +1,1 @@
-"""Files, formats and key maps of checkpoints: knows no model class."""
+"""Files, formats and tensor names of checkpoints, independent of the model classes."""

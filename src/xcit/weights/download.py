@@ -97,7 +97,7 @@ def download(
 
 
 def is_intact(path: Path, sha256: str | None) -> bool:
-    """Returns whether `path` is a file whose SHA-256 starts with the given hex digits; with None, any file will do."""
+    """Returns whether `path` is a file whose SHA-256 starts with these hex digits; None accepts any file."""
     return path.is_file() and (sha256 is None or _digest(path).startswith(sha256.lower()))
 
 
@@ -128,7 +128,7 @@ class _Transfer:
 
     @property
     def note(self) -> Path:
-        """Path of the file that says from which URL, and which version of its file, the part is."""
+        """Path of the file that records the URL of the part, and the version of the file at that URL."""
         return self.destination.with_name(f"{self.destination.name}.part.json")
 
     def run(self, sha256: str | None, check: Callable[[Path], object]) -> None:

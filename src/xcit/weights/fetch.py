@@ -21,11 +21,14 @@ from xcit.weights.download import DownloadError, DownloadProgress, download, is_
 from xcit.weights.hub import PATIENCE_SECONDS, as_digest, find_on_hub, offline_switch
 
 _ABSENT = (403, 404)
-"""The status with which servers answer if they do not have a file; object stores answer 403."""
+"""HTTP statuses of the answer that a file does not exist; object stores answer 403."""
 
 
 class FetchError(XCiTError):
-    """Raised if no source has the file: the first line says what failed, the next ones why, the last what to do."""
+    """Raised if no source has the file.
+
+    The first line of the message says what failed, the next lines give the reasons, and the last line says what to do.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +73,10 @@ def cache_dir() -> Path:
 def obtain(
     name: str, sources: Sequence[Source], directory: Path, *, progress: DownloadProgress | None = None
 ) -> tuple[Path, Source | None]:
-    """Returns the raw file of the checkpoint `name`: one on this machine, or else it is downloaded.
+    """Returns the raw file of the checkpoint `name`, and downloads it if it is not on this machine.
 
-    It first looks where no network is needed: in the folder `XCIT_MIRROR`, then, for each source, in `directory` and in
-    the Hub's own cache. Then it asks the URL `XCIT_MIRROR` and each source in order; `XCIT_OFFLINE=1` or
+    It first looks on this machine: in the folder `XCIT_MIRROR`, then, for each source, in `directory` and in the Hub's
+    own cache. Then it asks the URL `XCIT_MIRROR` and each source in order; `XCIT_OFFLINE=1` or
     `HF_HUB_OFFLINE=1` forbids this second step. A file whose known SHA-256 does not match is never returned.
 
     Args:
@@ -86,7 +89,7 @@ def obtain(
         The path, and the source whose file it is (None for a mirror's `<name>.safetensors`).
 
     Raises:
-        FetchError: No source has the file; without a network after less than five seconds.
+        FetchError: No source has the file. Without a network, the error comes within five seconds.
     """
     mirror, names = os.environ.get("XCIT_MIRROR", ""), _mirror_names(name, sources)
     folder = _as_folder(mirror)
@@ -191,7 +194,7 @@ def _local_copy(source: Source, directory: Path) -> Path | None:
 
         try:
             cached = try_to_load_from_cache(source.location, source.filename)
-        except ValueError:  # not a repository's name: the download will say so
+        except ValueError:  # not a repository's name; the download reports this error
             return None
         if isinstance(cached, str):
             # In the Hub's cache, the file is a link to a blob; the name of a large file's blob is its digest.

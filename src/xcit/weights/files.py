@@ -31,7 +31,7 @@ _CLASSIFIER_HEAD = frozenset(("head.weight", "head.fc.weight"))
 """A classifier that is stored under the name of a teacher has one of these; DINO's projection head has neither."""
 
 _MOST_UNSTORED = 2**30
-"""The most bytes by which tensors may exceed the file's size: one stored number can repeat to a tensor of any size."""
+"""The most bytes by which tensors may exceed the file: with strides of 0, one number can fill a tensor of any size."""
 
 _SHOWN = 6
 """Number of names that an error shows before it says how many more there are."""
@@ -202,7 +202,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _sort_out(
     tensors: dict[str, Tensor], wrapper: str, metadata: dict[str, str], path: Path, heads: Heads
 ) -> StoredWeights:
-    """Finds the format, sets aside what belongs neither to backbone nor classifier, and renames the rest."""
+    """Finds the format, sets aside tensors of neither backbone nor classifier, and renames the others."""
     format = detect_format(tensors)
     stored: StoredFormat | None = format
     kept = tensors

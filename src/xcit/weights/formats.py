@@ -1,6 +1,6 @@
 """Names of the same tensors in each published format: one bijective table per format.
 
-The functions convert states, which are mappings from names to tensors; they know no model class. A row of a table has
+The functions convert states, which are mappings from names to tensors, and use no model class. A row of a table has
 the names of a module or of a parameter. The parameters and buffers of a module keep the last part of their names.
 `{i}` is the number of a block or of a convolution in the stem, and `{2i}` is twice that number, because the official
 stem also counts its activations.
@@ -106,7 +106,7 @@ _APART = re.compile(r"(cls_attn_blocks\.\d+\.attn\.)([qkv])(\.weight|\.bias)")
 
 
 def detect_format(names: Iterable[str]) -> Format | None:
-    """Returns the format that knows most of the names, or None if no format finds an XCA block in them.
+    """Returns the format whose table has most of the names, or None if no format finds an XCA block in them.
 
     A head alone or an empty mapping has no format, and neither has another transformer that shares names with XCiT.
     """
@@ -180,7 +180,7 @@ def _apart(name: str) -> str:
 
 
 def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Splits fused matrices into q, k and v. One without three equal parts stays, and strict loading reports it."""
+    """Splits fused matrices into q, k and v. Other matrices stay, and strict loading reports them."""
     split: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = _FUSED.fullmatch(name)
@@ -193,7 +193,7 @@ def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `_split_qkv`. Parts that do not fit together stay separate, and strict loading reports them."""
+    """Reverses `_split_qkv`. Parts that do not fit together stay separate, and strict loading reports them."""
     fused: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = _APART.fullmatch(name)

@@ -48,7 +48,7 @@ class HubFile:
 
 
 def offline_switch() -> str:
-    """Returns the name of the environment variable that forbids network access; "" if none does."""
+    """Returns the name of the environment variable that forbids network access, or "" if access is allowed."""
     switches = (key for key in OFFLINE_SWITCHES if os.environ.get(key, "").lower() in ("1", "true", "yes", "on"))
     return next(switches, "")
 
@@ -72,7 +72,7 @@ def find_on_hub(
             commit = metadata.commit_hash
             url = hf_hub_url(repository, filename, revision=commit, endpoint=endpoint)
             token = None if HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    except Exception as error:  # the client's own, or its HTTP library's, which differs between versions
+    except Exception as error:  # errors of the client or its HTTP library, which differ between versions
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = f"HTTP {status} ({endpoint})" if status else unreached(urlsplit(endpoint).hostname, error)
         raise DownloadError(reason, status=status) from error
@@ -144,7 +144,7 @@ def _bring(
     repository: str, revision: str | None, place: Path, reference: Path, progress: DownloadProgress | None
 ) -> Path:
     required, weights, optional, first = _form_of(repository, revision)
-    if first.commit is None:  # without the commit, nobody could tell whether a copy is outdated
+    if first.commit is None:  # without the commit, an outdated copy can't be recognised
         raise DownloadError(f"{first.url}: the answer does not say which commit it is of", status=200)
     folder = place / first.commit
     download(first.url, folder / required, sha256=first.sha256, headers=first.headers)

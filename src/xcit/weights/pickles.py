@@ -67,7 +67,7 @@ _INERT_GLOBALS += [
 
 
 MOST_TENSORS = 50_000
-"""The most tensors in a file; the largest published detector has about 1,000, its run's checkpoint 4,000."""
+"""The most tensors in a file; the largest published detector has about 1,000, and the checkpoint of its run 4,000."""
 
 _UNPICKLING = threading.Lock()
 """torch has one allow-list per process, so two threads must not change it at the same time."""
@@ -88,7 +88,7 @@ def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
         _check_zip(path)
     try:
         with _UNPICKLING, warnings.catch_warnings(), torch.serialization.safe_globals(_INERT_GLOBALS):
-            # The warnings are about pickle protocols and typed storage: the reader of a file can do nothing about them.
+            # The warnings are about pickle protocols and typed storage, which the reader of a file can't change.
             warnings.simplefilter("ignore")
             if path.suffix == ".safetensors":  # torch would decide by the file name, which is wrong here
                 with path.open("rb") as file:
@@ -108,7 +108,7 @@ def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
 
 
 def _check_zip(path: Path) -> None:
-    """Checks that an archive is complete, undamaged and torch's; torch itself does not verify checksums."""
+    """Checks that an archive is complete, undamaged and in torch's format; torch itself does not verify checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -118,7 +118,7 @@ def _check_zip(path: Path) -> None:
             # torch stores entries uncompressed, and a mapped file is used as it is on the disk.
             if "data.pkl" not in names or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise XCiTError(f"{path} is a zip archive, but no PyTorch checkpoint")
-            # Entries that share their bytes could make a small file as large as they like.
+            # Entries that share their bytes could expand a small file to any size.
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise XCiTError(f"{path} is damaged: the entries of its archive overlap")
             if len(entries) > MOST_TENSORS:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def tensor_problem(tensor: Tensor) -> str:
-    """Returns why a tensor can't be weights, "" if it can. It reads only the tensor's description, not its values.
+    """Returns why a tensor can't be used as weights, or "" if it can. The tensor's values are not read.
 
     A file can hold tensors of any type. torch would convert complex numbers to real ones with a warning, and raise many
     different errors for other types.

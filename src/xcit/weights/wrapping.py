@@ -1,4 +1,4 @@
-"""Finds the weights in a file: under which key they are, which prefix their names have, and what is stored beside them.
+"""Finds the weights in a file: their key, the prefix of their names, and the other tensors beside them.
 
 Programs that save a model add something around it. A training loop adds keys ("state_dict", "model_ema"), Lightning and
 wrapping modules add prefixes ("model.", "module."), averaging adds a counter, and robustness code adds its
@@ -30,7 +30,7 @@ _AVERAGED = ("state_dict_ema", "model_ema", "ema_model", "ema_state_dict", "ema"
 # Wrappers that can be anywhere in a name: torch.compile, FSDP, activation checkpointing. "module." can only be first.
 _WRAPPERS = re.compile(r"(?:^module\.|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)")
 
-# No other architecture has XCA's temperature. The backbone of a detector or of DINO is not a prefix.
+# No other architecture has XCA's temperature. The `backbone.` of a detector or of DINO is not a prefix.
 _XCIT = re.compile(r"((?:.+?\.)??)(?:backbone\.(?:xcit\.)?)?(?:blocks|xca_layers)\.\d+\.(?:attn|xca)\.temperature")
 
 _NORMALIZATION = re.compile(r"((?:.+\.)?)(mean|mu|std|sigma)")
@@ -64,7 +64,7 @@ class Found:
 
 
 def split_key(path: str | Path) -> tuple[Path, str | None]:
-    """Splits "last.ckpt#state_dict_ema" into path and key; if a file has just that name, there is no key."""
+    """Splits "last.ckpt#state_dict_ema" into path and key; if a file has this whole name, there is no key."""
     text = str(path)
     name, mark, key = text.rpartition("#")
     if not mark or not name or not key or "/" in key or Path(text).exists():
@@ -103,7 +103,7 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
         return chosen[0] if len(chosen) == 1 else _preferred(chosen, path)
     if found:
         return found[0] if len(found) == 1 else _preferred(found, path)
-    # There is no XCiT in the file. The caller reports what it has instead.
+    # There is no XCiT in the file. The caller reports the contents of the file instead.
     for wanted in ("teacher", *_PLAIN, *_AVERAGED, ""):
         for where, state in states:
             if where == wanted:

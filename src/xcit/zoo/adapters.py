@@ -145,7 +145,7 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
 
 
 def _described(stored: StoredWeights, shapes: dict[str, list[int]]) -> Statement:
-    """Describes the tuned model of an adapter that PEFT itself wrote: the base model, with the adapter's head if any.
+    """Describes the model of an adapter that PEFT itself wrote: the base model, with the head of the adapter (if any).
 
     If the adapter's head has another number of classes, the base model's class names are dropped.
     """

@@ -19,7 +19,7 @@ _LISTS = {"ADE20K": "ade20k_classes.txt", "CIFAR-10": "cifar10_classes.txt", "CI
 
 @cache
 def classes_of(dataset: str) -> Classes:
-    """Returns the classes of a data set, by its name in the records; no classes if it is unknown."""
+    """Returns the classes of a data set, by its name in the records; empty if the data set is unknown."""
     if dataset == "ImageNet-1k":
         rows = _table("imagenet_classes.tsv")
         return Classes(names=tuple(name for _, name in rows), folders=tuple(wnid for wnid, _ in rows))

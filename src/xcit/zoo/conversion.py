@@ -21,7 +21,7 @@ from xcit.zoo.statement import METADATA_KEY, model_metadata
 from xcit.zoo.stored import read_weights
 
 FOLDER = "timm-hub"
-"""The format that is a folder: timm's and transformers' form where these have such a model."""
+"""The format that is a folder, in the form of timm and transformers if these have such a model."""
 
 _PICKLED = (".pth", ".pt", ".bin")
 

@@ -97,12 +97,12 @@ def get_model(
         num_classes: if it differs from the weights' number, the model gets a new random head; 0 means no head.
         in_channels: channels of the images. Weights for another number are summed (for one channel) or repeated and
             scaled, as in timm. Mean and std change in the same way, and then `model.info.assumed` is true.
-        global_pool: what the head reads: "cls" (timm's "token"), "avg", or "none" (timm's "").
+        global_pool: the head's input: "cls" (timm's "token"), "avg", or "none" (timm's "").
         drop_path_rate: rate of stochastic depth in training.
         stem_strides: strides of the stem's convolutions, if neither the name nor the file determines them. For example,
             (1, 1, 2, 2) turns weights for patches of 16 into a model with patches of 4.
         features_only: return a `FeatureMaps` instead, which returns the maps after some blocks, as in timm.
-        out_indices: these blocks; an int means the last n. By default they are the last three, as in timm.
+        out_indices: the blocks whose maps are returned; an int n means the last n. The default is 3, as in timm.
         key: which weights to take if the file has several sets: "student" of a DINO checkpoint, "state_dict_ema",
             the name of a Lightning module's model. It may also follow the path: "last.ckpt#state_dict_ema".
         progress: called while weights are downloaded.
@@ -327,7 +327,7 @@ def _build(
 
 
 def _info_for(record: Record, stored: StoredWeights) -> Any:
-    """Returns the info of a file without metadata, from the record: assumed, unless the file is the record's own."""
+    """Returns the record's info for a file without metadata; it is assumed, unless the file is the record's own."""
     info = record_info(record)
     if known_record(stored) is record or not hasattr(info, "assumed"):
         return info

@@ -54,7 +54,7 @@ class Kind(Generic[Config, Info, Model]):
         timm_config: returns the contents of `config.json` in a folder that timm and transformers read; None for a model
             that they do not have.
         hub_tag: the Hub's name for the task of a model with this config.
-        counts_flops: whether the published rule for FLOPs covers it.
+        counts_flops: whether the published rule for FLOPs covers this kind.
         float32_only: whether it computes only in float32.
     """
 
@@ -93,7 +93,7 @@ class Kind(Generic[Config, Info, Model]):
 def _fit_classifier(
     config: XCiTConfig, stored: StoredWeights, stated: XCiTConfig | None, num_classes: int | None
 ) -> XCiTConfig:
-    """Is the `fit` of classifiers.
+    """Implements `fit` for classifiers.
 
     If `num_classes` is given, the file may have another number of classes; the model then gets the file's head, if any.
     """

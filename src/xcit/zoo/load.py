@@ -101,7 +101,7 @@ def weights_path(record: Record, *, progress: DownloadProgress | None = None) ->
     path = cache_dir() / "checkpoints" / f"{record.name}.safetensors"
     if path.exists():
         return path
-    from filelock import FileLock  # its import takes a tenth of a second, which only a download should cost
+    from filelock import FileLock  # the import takes a tenth of a second, and only a download needs it
 
     make_folder(path.parent)
     with FileLock(f"{path}.lock"):
@@ -109,7 +109,7 @@ def weights_path(record: Record, *, progress: DownloadProgress | None = None) ->
             stored, raw = _first_good(record, progress)
             config = fitting_config(record, stored)
             write_safetensors(path, stored.whole, model_metadata(config, record.info()))
-            if cache_dir() in raw.parents:  # otherwise it is a mirror's, or in the Hub's cache
+            if cache_dir() in raw.parents:  # otherwise it belongs to a mirror or the Hub's cache
                 raw.unlink(missing_ok=True)
     return path
 
@@ -141,7 +141,7 @@ def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[Stor
         try:
             return _checked(raw, record), raw
         except XCiTError as error:
-            if cache_dir() in raw.parents:  # otherwise it would be found there again and again
+            if cache_dir() in raw.parents:  # otherwise every later call would find it again
                 raw.unlink(missing_ok=True)
             if source is None or source == sources[-1]:
                 raise XCiTError("\n".join([*problems, str(error)])) from None
@@ -181,9 +181,9 @@ def _read_base(name: str, progress: DownloadProgress | None) -> StoredWeights:
 
 
 def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights:
-    """Returns the weights in a file, in a folder (of a model, or of an adapter, to merge), on the Hub, or at a URL.
+    """Returns the weights of a file, a URL, a model's folder, or an adapter's folder, which is merged.
 
-    "hf-hub:USER/REPO" is such a folder on the Hub. A downloaded file is cached if it contains weights.
+    "hf-hub:USER/REPO" is one of these folders on the Hub. A downloaded file is cached if it contains weights.
     `source` may end in "#" and the key of the weights in the file.
 
     Raises:

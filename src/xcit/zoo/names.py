@@ -78,7 +78,7 @@ def find_record(name: str) -> Record:
 def find_shape(name: str) -> XCiTConfig | None:
     """Returns an architecture that no trained model has, such as "xcit-medium-12-p16", by name.
 
-    None if it is unknown.
+    It returns None if the name is unknown.
     """
     return ARCHITECTURES.get(name.lower().replace("_", "-").removeprefix("xcit-"))
 

@@ -1,7 +1,7 @@
 """Identifies a file without metadata: by its name, or by its digest if that was published.
 
 The tensors contain neither the strides of the stem nor the preprocessing. So a published file is
-recognised by the name under which it was published. For any other file, a warning says what it was taken for.
+recognised by the name under which it was published. For any other file, a warning says which model was assumed.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def known_record(stored: StoredWeights) -> Record | None:
 
 
 def say_what_was_assumed(stored: StoredWeights, config: Any) -> None:
-    """Logs a warning that says what a file without metadata was taken for."""
+    """Logs a warning that says which model was assumed for a file without metadata."""
     backbone = kind_of_config(config).backbone(config)
     architecture = architecture_of(backbone)
     _LOG.warning(
@@ -86,7 +86,7 @@ def _by_file() -> dict[str, Record]:
 
 
 def _key(filename: str) -> str:
-    """Returns a file's name without suffixes, and without what downloads add before and after it."""
+    """Returns a file's name without suffixes, and without the parts that downloads add before and after it."""
     stem = _SUFFIXES.sub("", filename.lower())
     return re.sub(r"^[0-9a-f]{8}-|[ _]?\(\d+\)$", "", stem).replace("-", "_")
 

@@ -1,4 +1,4 @@
-"""What is known about a checkpoint before it is loaded."""
+"""Records of checkpoints, which contain all information that is known before loading."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Record:
         raise NotImplementedError
 
     def row(self) -> dict[str, str]:
-        """Returns what a list shows beside name and data, by column: " px", and published figures."""
+        """Returns the cells of a list of models, by column, except name and data: " px", and published figures."""
         raise NotImplementedError
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -75,7 +75,7 @@ class Record:
 class Accuracy:
     """Published figures, in percent. `top5` is None if it was not published.
 
-    `method` says what classified: the model's own head, the nearest neighbours of its feature, or a linear probe on it.
+    `method` names the classifier: the model's own head, the nearest neighbours of its feature, or a linear probe on it.
     `attack` names the adversarial attack; "" if there was none.
     """
 

@@ -7,7 +7,7 @@ from xcit.zoo.names import find_record, is_known
 
 
 def model_sentence(model: Any, name: str | os.PathLike[str], weights: str | None = None) -> str:
-    """Returns a model's name, data set and number of classes; the packaged one is said to know only garments.
+    """Returns a model's name, data set and number of classes; for the packaged model also that it knows only garments.
 
     Args:
         model: a model of any kind; its number of classes is used.

@@ -43,7 +43,7 @@ def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
     """Returns the config of the model that native weights belong to, with strides of 2.
 
     Raises:
-        XCiTError: if the weights fit no known architecture. Tensors alone are not enough (`tokens_norm`).
+        XCiTError: if the weights fit no known architecture. Tensors do not determine every field (see `tokens_norm`).
     """
     found = shape_from_state(state, what)
     changes: dict[str, Any] = {name: found.pop(name) for name in ("num_classes", "in_channels")}
@@ -79,7 +79,7 @@ def check_backbone(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -
 
 
 def architecture_of(config: XCiTConfig) -> str:
-    """Returns the name of a config's architecture, whatever its classes and channels; else "its own config"."""
+    """Returns the name of a config's architecture, for any classes and channels; else "its own config"."""
     for name, known in ARCHITECTURES.items():
         fields = ("num_classes", "in_channels", "global_pool", "cls_depth", "drop_path_rate")
         if config == dataclasses.replace(known, **{field: getattr(config, field) for field in fields}):

@@ -24,12 +24,12 @@ from xcit.zoo.stored import describe, load_stored
 def share_stored(
     stored: StoredWeights, folder: Path, *, licence: str = "", report: Path | None = None, overwrite: bool = False
 ) -> StoredWeights:
-    """Writes weights that were read from a file as a folder; for a published file, also its figures and sources.
+    """Writes the weights of a file as a folder, which for a published file also has its figures and sources.
 
     Args:
         stored: the weights, of any kind of model and any format.
         folder: a new or empty folder.
-        licence: licence of the weights; "" means that of the published weights, if they are published.
+        licence: licence of the weights; "" means the licence of the published weights, if they are published.
         report: a report.json of `xcit test`, whose figures go into the model card.
         overwrite: see `write_folder`.
 
@@ -116,7 +116,7 @@ def push_to_hub(
             found = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, revision=branch, commit_message=commit_message
             )
-        except Exception as error:  # the client's own, or its HTTP library's, which differs between versions
+        except Exception as error:  # errors of the client or its HTTP library, which differ between versions
             cause = error.__cause__ or error
             reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
             raise XCiTError(f"{repo_id}: can't be uploaded to {hub_endpoint()}: {reason}") from error

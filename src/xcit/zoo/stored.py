@@ -1,4 +1,4 @@
-"""Models and their weights: what is known of a file or folder, and building a model from it."""
+"""Describes the model in a file or folder, and builds models from their stored weights."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ def save_model(model: nn.Module, path: Path) -> None:
 
 
 def origin_of(stored: StoredWeights) -> Statement | None:
-    """Returns what a file states, or what is known of the published file; None if its origin is unknown.
+    """Returns the statement in a file, or that of the same published file; None if its origin is unknown.
 
     Raises:
         XCiTError: if the file's metadata can't be read.
@@ -48,7 +48,7 @@ def origin_of(stored: StoredWeights) -> Statement | None:
 
 
 def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
-    """Returns what is known of a file: from its metadata, else from its origin, else from its tensors.
+    """Returns the statement of a file: from its metadata, else from its origin, else from its tensors.
 
     In the last case a warning is logged, unless `has_strides` says that the caller knows the stem's strides.
 
@@ -65,7 +65,7 @@ def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
 
 
 def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XCiTConfig:
-    """Returns the config of the XCiT in a file, whatever its head.
+    """Returns the config of the XCiT in a file of any kind of model.
 
     Raises:
         XCiTError: as in `describe`.
@@ -153,7 +153,7 @@ def load_stored_as(
 def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
     """Checks that a model of this config has the strides with which the weights were trained, if these are known.
 
-    A config that sets `stem_strides` is accepted, whatever they are.
+    A config that sets `stem_strides` is accepted with any strides.
 
     Raises:
         XCiTError: if the strides differ.
@@ -218,7 +218,7 @@ def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: C
             state = with_channels(state, changes.in_channels)
     check_claims(config, len(state), what)
     model = on_meta(config, what)
-    # The check comes before memory is allocated, because a damaged config can ask for any amount of it.
+    # The check comes before memory is allocated, because a damaged config can require any amount of memory.
     check_state({name: tensor.shape for name, tensor in model.state_dict().items()}, state, what)
     _give_memory(model)
     load_state(model, state, what)
@@ -272,8 +272,8 @@ def num_parameters(config: Any) -> int:
 class _NoNormals(TorchFunctionMode):
     """Skips the initialisation of weights from a normal distribution, for models on the meta device.
 
-    There torch would import sympy and its compiler for it, which takes as long as importing torch, and there are no
-    values to set.
+    On the meta device there are no values to set, and torch would import sympy and its compiler for this, which takes
+    as long as the import of torch.
     """
 
     def __torch_function__(

@@ -33,7 +33,7 @@ def verify(name_or_path: str | os.PathLike[str], *, progress: DownloadProgress |
     """Checks digest, names, shapes and values of a file, or of a model of the zoo, which is downloaded if necessary.
 
     Raises:
-        XCiTError: names the first thing that is wrong.
+        XCiTError: if a check fails; the message names the first problem.
     """
     record = None if is_file(name_or_path) else find_record(os.fspath(name_or_path))
     if record is not None:

@@ -1,1 +1,1 @@
-"""Trains and evaluates any task; knows none by name."""
+"""Trains and evaluates any task, without code for a particular one."""

@@ -52,10 +52,10 @@ def keep_latest(path: Path, num_steps_done: int, num_kept: int) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote, to the CPU.
+    """Reads a file that `save_checkpoint` wrote; its tensors are on the CPU.
 
     Raises:
-        XCiTError: if the file is missing or damaged, or holds anything but tensors and plain values.
+        XCiTError: if the file is missing or damaged, or holds anything other than tensors and plain values.
     """
     try:
         with regular(path).open("rb") as file:

@@ -26,9 +26,9 @@ class OptimizerConfig:
             each iteration; None keeps it constant.
         clip_mode: whether `clip_grad` limits the norm of all gradients together, or of each tensor.
         undecayed: parameters without weight decay. "vectors": biases, norms and everything one-dimensional, as in the
-            recipes of mmpretrain and of DINO. "vectors_and_tokens": also those that the model's `no_weight_decay`
-            names, which is the class token, as in the authors' recipes for ImageNet. "layer_norms": only layer norms,
-            as in the published detectors and segmenters.
+            recipes of mmpretrain and of DINO. "vectors_and_tokens": also the parameters in the model's
+            `no_weight_decay` (the class token), as in the authors' recipes for ImageNet. "layer_norms": only layer
+            norms, as in the published detectors and segmenters.
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
@@ -119,7 +119,7 @@ class RunConfig:
         compile: compile the model with torch.compile.
         ema_decay: decay of the averaged weights, which are then the ones measured and exported; 0 keeps no average.
         ema_warmup: let the decay rise to `ema_decay`: it is 1 - t^(-2/3) at step t, counted from 1. The average then
-            forgets the first weights at once. Without it, as in the authors' runs, this takes some 3 / (1 - ema_decay)
+            forgets the first weights at once. Without it, as in the authors' runs, this takes about 3 / (1 - ema_decay)
             steps.
         num_workers: number of processes that read data, for each training process.
         max_unreadable: share of the training inputs that may be unreadable before the run fails.

@@ -30,7 +30,7 @@ class _Checkpointing(Protocol):
 
 
 class Processes:
-    """What one process of a run knows about itself and the others.
+    """This process of a run, and its communication with the other processes.
 
     Attributes:
         device: the device on which this process computes.
@@ -38,7 +38,7 @@ class Processes:
     """
 
     def __init__(self, run: RunConfig, device: torch.device) -> None:
-        """Joins the processes that torchrun started, if it did.
+        """Joins the other processes, if torchrun started several.
 
         Raises:
             XCiTError: if the processes do not find one another, or settings contradict each other.

@@ -37,7 +37,7 @@ class RunLog:
         self._trackers = [_tracker(name, directory) for name in run.trackers]
 
     def rewind(self, *, epochs: int, steps: int) -> None:
-        """Removes what was logged after the point from which the run resumes, given as finished epochs and steps."""
+        """Removes the lines after the point where the run resumes, which is given as finished epochs and steps."""
         if not self.path.exists():
             return
         limits = {"epoch": epochs, "step": steps}

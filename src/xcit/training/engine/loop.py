@@ -46,9 +46,9 @@ def train_task(
     """Trains a task, and writes its last weights (the averaged ones, if the run keeps them) to `model.safetensors`.
 
     The folder also gets `log.jsonl`, and `last.pt` at the end of each epoch and as often as the config says. If the
-    task watches a figure, it gets `best.pt` and `best.safetensors` for the best one. If inputs could not be read, it
-    gets `unreadable.txt`. The result is the last weights. The evaluation does not choose them, so its figures are not
-    better than those of new data.
+    task watches a figure, the folder gets `best.pt` and `best.safetensors` for the best figure. If inputs could not be
+    read, it gets `unreadable.txt`. The result of the run is its last weights. They are not selected by the evaluation,
+    so the figures have no selection bias.
 
     Args:
         task: the task to train.

@@ -31,7 +31,7 @@ class Progress:
     figures: dict[str, float] | None = None
 
 
-class Stopped(Exception):  # noqa: N818 - no error: the run did what it was asked to
+class Stopped(Exception):  # noqa: N818 - not an error: a stop was requested
     """Raised when a signal has stopped the run and its state has been saved.
 
     Attributes:

@@ -1,6 +1,6 @@
 """Checks that a file holds the state of this run, before any of it is loaded.
 
-A file that is damaged, or that another program wrote, can contain anything. Whatever is wrong is reported in one line,
+A file that is damaged, or that another program wrote, can contain anything. Every problem is reported in one line,
 and the run stays unchanged.
 """
 
@@ -16,7 +16,7 @@ from xcit.errors import XCiTError
 from xcit.weights.plain import tensor_problem, type_problem
 
 _MOST_STEPS = 2**53
-"""More steps than the longest run has."""
+"""A number of steps that no run reaches."""
 
 _SET_BY_TORCH = frozenset(
     ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay", "nesterov")

@@ -9,9 +9,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """A context that notes the first signal; a second signal has its usual effect.
+    """A context manager that records the first signal; a second signal has its usual effect.
 
-    Python handles signals only in the main thread, so in other threads nothing is noted.
+    Python handles signals only in the main thread, so in other threads nothing is recorded.
 
     Attributes:
         received: name of the signal; "" if there was none.

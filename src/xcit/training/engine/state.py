@@ -94,7 +94,7 @@ class TrainState:
         }
 
     def load(self, state: dict[str, Any], source: str) -> None:
-        """Loads what `dump` returned, whatever the number of processes it was saved by.
+        """Loads a state that `dump` returned; the number of processes may be different now.
 
         Raises:
             XCiTError: if the state is damaged, belongs to another model or optimiser, or is from the middle of an epoch

@@ -47,7 +47,7 @@ class Layout:
 
 
 ALONE = Layout(batch_size=1)
-"""One process, which takes all of what is measured."""
+"""The layout of a single process, which measures all images."""
 
 
 def divide(batch_size: int, *, max_device_batch: int, rank: int = 0, world_size: int = 1) -> Layout:
@@ -68,7 +68,7 @@ def divide(batch_size: int, *, max_device_batch: int, rank: int = 0, world_size:
 
 
 class Task(Protocol):
-    """Defines what a batch means. The engine owns the loop, the optimiser and the files; the task owns the rest.
+    """Defines the model, the data and the loss of a run; the engine has the loop, the optimiser and the files.
 
     Attributes:
         model: the model to train.
@@ -100,7 +100,7 @@ class Task(Protocol):
         """Returns figures on validation data, equal in all processes, with each input counted once."""
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes the weights, with what is needed to use them."""
+        """Writes the weights, with all information that is needed to use them."""
 
 
 @runtime_checkable
@@ -108,15 +108,15 @@ class Closes(Protocol):
     """An optional part of a task: it has something to close when the run ends, such as processes that read its data."""
 
     def close(self) -> None:
-        """Called once, however the run ends."""
+        """Called once at the end of the run, also after an error."""
 
 
 @runtime_checkable
 class StepHooks(Protocol):
     """An optional part of a task: methods that the engine calls around each step.
 
-    A task needs them if the gradients of its loss are not all that changes the model. `model` is the task's own model
-    on the run's device, not the wrapper that synchronises its copies. Every process makes each call.
+    A task needs them if its model also changes without gradients of the loss. `model` is the task's own model on
+    the run's device, not the wrapper that synchronises its copies. Every process makes each call.
     """
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> None:

@@ -17,10 +17,10 @@ def finetune_384(architecture: str) -> ClassificationConfig:
 
     `xcit train xcit-small-12-p16_ours-ft384_in1k --data IMAGENET`. The authors never published their settings and refer
     to DeiT. The 30 epochs, the batch size and the weight decay of 1e-8 are those of DeiT's own fine-tuning at 384
-    pixels (arXiv 2012.12877). The learning rate of 5e-5 is the one that XCiT's authors gave for fine-tuning. All else
-    is the `official` recipe. The expected top-1 is unknown, because nobody has run this yet; the goal is the 384-pixel
-    checkpoint's figure in `xcit info`. The authors' 384-pixel models kept their teacher: `--distillation.teacher
-    timm/regnety_160.deit_in1k`.
+    pixels (arXiv 2012.12877). The learning rate of 5e-5 is the one that XCiT's authors gave for fine-tuning. All other
+    settings are those of the `official` recipe. The expected top-1 is unknown, because nobody has run this yet; the
+    goal is the 384-pixel checkpoint's figure in `xcit info`. The authors' 384-pixel models kept their teacher:
+    `--distillation.teacher timm/regnety_160.deit_in1k`.
     """
     base = official(architecture)
     return replace(
@@ -38,7 +38,7 @@ def transfer(architecture: str) -> ClassificationConfig:
     """Our own recipe: the distilled 224-pixel checkpoint, fine-tuned on a folder with your own classes.
 
     `xcit train xcit-small-12-p16_transfer --data FOLDER`, with FOLDER/train/<class>/<image> and FOLDER/val/...; it
-    needs some hundred images or more. If the folder has no train and val, a fifth of its images (or `--holdout N` of
+    needs a few hundred images or more. If the folder has no train and val, a fifth of its images (or `--holdout N` of
     them) is used for validation instead of training. The number of classes is the folder's. The recipe trains for 20
     epochs with batch size 32, light augmentation, and lower learning rates for layers far from the head. The accuracy
     depends on the images; we chose the settings without tuning them on a benchmark.
@@ -68,8 +68,9 @@ def multi_label(architecture: str) -> MultiLabelConfig:
 
     `xcit train xcit-small-12-p16_multi-label --data FOLDER`, with FOLDER/train.csv and FOLDER/val.csv beside the
     images. A line has a path and class names, or a path and a 0 or 1 for each class. The loss is binary for each class,
-    and the best checkpoint is chosen by mean average precision. All else is the `transfer` recipe, without label
-    smoothing. The mAP depends on the images; we chose the settings without tuning them on a benchmark.
+    and the best checkpoint is chosen by mean average precision. All other settings are those of the `transfer`
+    recipe, without label smoothing. The mAP depends on the images; we chose the settings without tuning them on a
+    benchmark.
     """
     base = transfer(architecture)
     return MultiLabelConfig(

@@ -27,8 +27,8 @@ DROP_PATH_RATES = {
 def official(architecture: str) -> ClassificationConfig:
     """The authors' schedule: 400 epochs with a global batch size of 1024 (in parts of at most 128), averaged weights.
 
-    `xcit train xcit-small-12-p16_official_in1k --data IMAGENET`. Top-1 to expect: the authors' figure for the plain
-    224-pixel checkpoint in `xcit info`, which they measured with the preprocessing of this recipe.
+    `xcit train xcit-small-12-p16_official_in1k --data IMAGENET`. The expected top-1 is the authors' figure for the
+    plain 224-pixel checkpoint in `xcit info`, which they measured with the preprocessing of this recipe.
 
     Stochastic depth: 0.05 for small-12 is from the authors' published command. 0 for tiny-12, 0.1 for small-24 and 0.15
     for medium-24 are from their detection and segmentation configs. 0 for nano-12, 0.05 for tiny-24 and 0.2 for
@@ -65,10 +65,10 @@ def official(architecture: str) -> ClassificationConfig:
 def official_distilled(architecture: str) -> ClassificationConfig:
     """The authors' schedule with a teacher: half of the loss is hard distillation from DeiT's RegNetY-16GF.
 
-    `xcit train xcit-small-12-p16_official-dist_in1k --data IMAGENET`; timm downloads the teacher, about 330 MB. Top-1
-    to expect: the authors' figure for the distilled 224-pixel checkpoint in `xcit info`. For another teacher:
-    `--distillation.teacher xcit-large-24-p8_3rdparty_in1k`. To learn the teacher's probabilities instead of its first
-    class: `--distillation.kind soft`.
+    `xcit train xcit-small-12-p16_official-dist_in1k --data IMAGENET`; timm downloads the teacher, about 330 MB. The
+    expected top-1 is the authors' figure for the distilled 224-pixel checkpoint in `xcit info`. The option
+    `--distillation.teacher xcit-large-24-p8_3rdparty_in1k` sets another teacher. With `--distillation.kind soft`, the
+    model learns the teacher's probabilities instead of its first class.
     """
     return replace(
         official(architecture),

@@ -14,8 +14,8 @@ def published(architecture: str, image_size: int) -> ClassificationConfig:
     no RandAugment and no random erasing. The expected top-1 is unknown: mmpretrain published no figure of its own
     training, and the figures in `xcit info` come from the authors' longer schedule (`official`).
 
-    RandAugment is timm's policy of that name: two of timm's fifteen operations. mmpretrain has its own implementation
-    of them.
+    RandAugment is timm's policy of the same name, which applies two of timm's fifteen operations. mmpretrain has its
+    own implementation of these operations.
     """
     strong = image_size == 224
     return ClassificationConfig(

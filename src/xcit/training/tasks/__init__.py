@@ -1,1 +1,1 @@
-"""What a batch means: loss, metrics and data wiring, one file per task."""
+"""The tasks: loss, metrics and data of each, in one file per task."""

@@ -1,4 +1,4 @@
-"""What the tasks share: the loader of training data, the export, and the checks of classes."""
+"""The common code of the tasks: the loader of training data, the export, and the checks of classes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -83,7 +83,7 @@ def check_class_weights(weights: Sequence[float], num_classes: int, field: str =
     """Checks weights of classes.
 
     Args:
-        weights: one number per class, or none at all.
+        weights: one number per class, or an empty sequence.
         num_classes: 0 if it is not known yet.
         field: name for the error message.
 
@@ -97,7 +97,7 @@ def check_class_weights(weights: Sequence[float], num_classes: int, field: str =
 
 
 def class_weights_on(device: torch.device, weights: Sequence[float]) -> Tensor | None:
-    """Returns the weights as a tensor (K,) for a loss; None if there are none, so that all classes count the same."""
+    """Returns the weights as a tensor (K,) for a loss, or None without weights, when all classes count the same."""
     return torch.tensor(weights, device=device) if weights else None
 
 

@@ -36,11 +36,11 @@ class ClassificationConfig:
         name: name of the recipe or run; the exported model keeps it.
         task: identifies the kind of config in a file.
         model: shape of the model; `num_classes` 0 means the data's number of classes.
-        preprocessing: of images in evaluation; in training only its size and normalisation are used.
+        preprocessing: preprocessing in evaluation; training uses only its size and normalisation.
         data: a folder or a known name (see `open_labelled_images`), or a stream (see `open_stream`).
         val_data: the validation images, if they are not in `data`; a stream needs them.
-        holdout: training images to validate with instead of training on them: a number, or a share if below 1. 0 uses
-            the validation split. If it is left open (null), a fifth of a folder without a validation split is held out.
+        holdout: number of training images that are held out for validation, or their share if it is below 1. 0 uses the
+            validation split. With null, a fifth of the images is held out of a folder without a validation split.
         class_map: a file that says which class (a name, or an index of the model's classes) is meant by a folder, or by
             a label in a list, in `data` and `val_data` (see `read_class_map`).
         shuffle_buffer: for a stream, number of undecoded images that each worker holds in memory to shuffle them.
@@ -127,7 +127,7 @@ def evaluate_classification(
         spec: the preprocessing of the images.
         how: batch size, reading processes, device and precision.
         num_classes: number of classes of the model.
-        layout: which of several processes this is; each measures its share of the images.
+        layout: rank and number of the processes; each measures its share of the images.
         reduce: sums over the processes, so that each of them gets the results for all images.
         report: called with the number of images of each batch.
 

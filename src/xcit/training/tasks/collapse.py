@@ -11,10 +11,13 @@ _WINDOW = 50
 """Steps over which the signs are averaged, because a few steps may look like a collapse."""
 
 _SMALLEST_SPREAD = 0.05
-"""The features of a new network have a spread of about 0.3, and those of a trained one more."""
+"""The features of a new network have a spread of about 0.3, and those of a trained network a larger one."""
 
 _SMALLEST_DIVERGENCE = 0.01
-"""A share of the largest entropy. In the paper's runs that collapse, the divergence goes to 0 (figure 7)."""
+"""The smallest normal divergence, as a share of the largest entropy.
+
+In the paper's runs that collapse, the divergence goes to 0 (figure 7).
+"""
 
 
 def feature_spread(features: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ class CollapseWatch:
         return sum(losses[name] for losses in self._steps) / len(self._steps)
 
     def _problem(self) -> str:
-        """Returns what is wrong and what may help, or "" if nothing is wrong."""
+        """Returns a line about the problem and possible remedies, or "" if there is no problem."""
         entropy, divergence, spread = map(self._mean, ("teacher_entropy", "teacher_student_kl", "feature_spread"))
         if divergence > _SMALLEST_DIVERGENCE * self._largest_entropy:
             if spread > _SMALLEST_SPREAD:

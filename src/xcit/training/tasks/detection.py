@@ -133,7 +133,7 @@ def evaluate_detection(
         images: the images to measure on. Their classes are matched with the model's by name, or by order if the model's
             classes have no names.
         num_workers: number of processes that read images; with 0 this process reads them.
-        layout: which of several processes this is; each measures its share of the images, and gets the results for all.
+        layout: rank and number of the processes; each measures its share of the images, and gets the results for all.
         full_size: take images at their own size, in stripes; None scales them as the model's config says.
         report: called with 1 after each image.
 

@@ -1,4 +1,4 @@
-"""DINO pre-training (arXiv 2104.14294): from one crop, the student learns to predict the teacher's output for another.
+"""DINO pre-training (arXiv 2104.14294): a student sees one crop, and predicts a teacher's output for another crop.
 
 The teacher's weights are an average of the student's.
 """
@@ -39,8 +39,8 @@ class TeachingConfig:
         teacher_temperature: temperature of the teacher's softmax; a lower one gives sharper targets.
         first_teacher_temperature: the teacher's temperature at the start of its warm-up.
         warmup_epochs: epochs in which the teacher's temperature rises in equal steps; 0 means no warm-up.
-        teacher_momentum: share of itself that the teacher keeps at the first step; it rises to 1 along half a cosine.
-        center_momentum: share of itself that the centre keeps at every step.
+        teacher_momentum: momentum of the teacher's moving average at the first step; it rises to 1 along half a cosine.
+        center_momentum: momentum of the centre's moving average.
         freeze_last_layer: number of epochs in which the student's last layer is frozen.
     """
 
@@ -84,7 +84,7 @@ class DINOConfig:
         name: name of the recipe or run; the exported backbone keeps it.
         task: identifies the kind of config in a file.
         model: shape of the backbone, without a classifier; its stochastic depth is used in the student only.
-        preprocessing: of the exported backbone's images; the global crops use only its size and normalisation.
+        preprocessing: preprocessing of the exported backbone; global crops use only its size and normalisation.
         data: images without labels, see `open_unlabelled_images`.
         num_watched: number of training images (a fixed selection) whose features are evaluated after each epoch.
         head: the projection head.

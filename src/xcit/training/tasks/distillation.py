@@ -182,7 +182,7 @@ def _is_timms(teacher: str) -> bool:
 
 
 def _timm_config(teacher: str) -> "PretrainedCfg":
-    """Returns what timm knows about a pretrained model before it is loaded.
+    """Returns timm's config of a pretrained model, without loading the model.
 
     Raises:
         XCiTError: if timm has no such model; the message suggests the nearest name.

@@ -1,4 +1,4 @@
-"""What the evaluations of all tasks share: their settings, and the loops over this process's images."""
+"""The common code of the evaluations of all tasks: settings, and loops over this process's images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -24,7 +24,7 @@ class EvaluationConfig:
     Attributes:
         batch_size: for a classifier, images per forward pass.
         num_workers: number of processes that read images; with 0 this process reads them.
-        device: the model's device; None means that of its parameters.
+        device: the model's device; None means the device of its parameters.
         dtype: for a classifier float32, or bfloat16 or float16 for autocast; for a segmenter the dtype of its
             weights.
     """
@@ -57,7 +57,7 @@ def logits_of(
         images: the images to evaluate.
         spec: preprocessing of the images.
         how: batch size, number of processes that read images, device and precision.
-        layout: which of several processes this is.
+        layout: rank and number of the processes.
         unreadable: a line is added for each image that can't be read.
         report: called with the number of images of each batch.
 

@@ -72,7 +72,7 @@ def initialize(model: XCiT, config: InitializeConfig) -> None:
     """Loads the first weights of a new model, and sets `requires_grad` to false in the frozen stages.
 
     Raises:
-        XCiTError: if weights can't be loaded, or do not fit; also what `check_initialize` raises.
+        XCiTError: if weights can't be loaded, or do not fit; also as in `check_initialize`.
     """
     frozen = _stages_to_freeze(config, model.config)
     if config.weights:

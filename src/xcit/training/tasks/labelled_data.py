@@ -30,7 +30,7 @@ from xcit.images.preprocess import Preprocessing
 from xcit.training.engine.task import Layout
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeIs  # typing's own from Python 3.13 on
+    from typing_extensions import TypeIs  # in `typing` from Python 3.13 on
 
 LabelledData = LabelledImages | LabelledStream
 """A list of images, or a stream of them."""
@@ -64,10 +64,10 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
     Args:
         data: see `open_stream` or `open_labelled_images`.
         val_data: the same for validation; "" means the validation split of `data`, which a stream does not have.
-        holdout: training images to validate with instead of training on them: a number, or a share if below 1. 0 holds
-            out none. None holds out `DEFAULT_HOLDOUT` of a folder if there are no other images to validate with.
+        holdout: number of training images that are held out for validation, or their share if it is below 1. With 0, no
+            image is held out. None holds out `DEFAULT_HOLDOUT` of a folder that has no validation images.
         num_classes: number of classes of a stream without class names, or of a class map to indices; 0 if the data
-            contain it.
+            contain this number.
         class_map: the file of a `ClassMap` for both; "" takes the classes by their names in the data.
 
     Raises:
@@ -140,11 +140,11 @@ def held_out(images: LabelledImages, holdout: float) -> tuple[ImageSubset, Image
 
     Args:
         images: all images.
-        holdout: how many to hold out. A number below 1 is a share; of image files it is taken from each class
-            separately, and at least one image of each class that has two or more.
+        holdout: number of images to hold out. A number below 1 is a share. From image files, this share of each class
+            is held out, and at least one image of each class that has two or more.
 
     Raises:
-        XCiTError: if there are fewer images than are to be held out.
+        XCiTError: if there are too few images.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
     if 0 < holdout < 1 and isinstance(images, ImageFiles):

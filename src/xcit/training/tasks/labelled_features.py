@@ -60,7 +60,7 @@ def open_train_and_val(
 
     Raises:
         XCiTError: if one split is missing, if validation images have a class that training images lack, or if there is
-            only one class. Also what `open_labelled_images` raises.
+            only one class. The errors of `open_labelled_images` are raised too.
     """
     if not holdout and is_folder_without_validation(data):
         raise XCiTError(

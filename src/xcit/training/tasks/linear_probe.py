@@ -37,7 +37,7 @@ class LinearConfig:
         name: name of the model.
         backbone: digest of the model's weights, so that a resumed run uses the same model.
         data: a folder or a known name (see `open_labelled_images`).
-        class_map: a file that says which classes are meant (see `read_class_map`); "" takes them by their names.
+        class_map: file of a class map (see `read_class_map`); "" takes the classes by their names in the data.
         augmented: whether to train on random crops, whose features are computed again in each epoch. Otherwise it
             trains on centre crops as in evaluation, whose features are computed once. This takes a fraction of the
             time, and is not the published protocol.
@@ -79,7 +79,7 @@ class LinearConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearAccuracy:
-    """Results of the classifier of one learning rate: right images as counts and in percent, and the mean loss."""
+    """Results of the classifier of one learning rate: counts and percentages of right images, and the mean loss."""
 
     lr: float
     num_right1: int
@@ -131,7 +131,7 @@ class LinearTask(TaskWithLoader):
             info: the exported classifier's info: the data's classes and the backbone's preprocessing.
             train: images if the run is augmented, else features.
             val: the features to measure on.
-            layout: which of several processes this is.
+            layout: rank and number of the processes.
         """
         self.config, self.backbone, self.network, self.info, self._val = config, backbone, network, info, val
         self.accuracies: tuple[LinearAccuracy, ...] = ()
@@ -179,7 +179,7 @@ class LinearTask(TaskWithLoader):
     ) -> dict[str, float]:
         """Returns top-1, top-5 and loss of the best classifier on the validation images.
 
-        If there are several, each top-1.
+        If there are several classifiers, it also returns the top-1 of each.
         """
         features, labels = self._val.features, self._val.labels
         num_heads, num_images = len(self.config.lrs), len(labels)

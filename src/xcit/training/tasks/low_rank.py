@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) with PEFT: a few new weights are trained, and the model's own stay."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) with PEFT: a few new weights are trained; the model's own are frozen."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +102,7 @@ class TaskWithAdapters(TaskWithLoader):
     """A task whose config has `lora`."""
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes the whole model, or with adapters only these and the head, in PEFT's form; see `adapter_folder`."""
+        """Writes the whole model; if it has adapters, only these and the head, in PEFT's form; see `adapter_folder`."""
         if not self.config.lora.rank:
             super().export(model, path)
             return

@@ -37,10 +37,10 @@ class MultiLabelConfig:
         name: name of the recipe or run; the exported model keeps it.
         task: identifies the kind of config in a file.
         model: shape of the model; `num_classes` 0 means the data's number of classes.
-        preprocessing: of images in evaluation; in training only its size and normalisation are used.
+        preprocessing: preprocessing in evaluation; training uses only its size and normalisation.
         data: a list of images, or a folder with lists, see `open_multi_label`.
         val_data: the validation images, if they are not in `data`.
-        holdout: training images to validate with instead of training on them; 0 uses the validation list.
+        holdout: number or share of training images that are held out for validation; 0 uses the validation list.
         class_weights: weight of each class in the loss, one number per class; if empty, all classes have the same
             weight.
         positive_weights: weight of the images that have a class, relative to those that do not, one number per class.
@@ -88,7 +88,7 @@ class MultiLabelReport:
 
     Attributes:
         num_images: number of images that were measured.
-        average_precision: of each class, in percent; NaN if no image has the class.
+        average_precision: average precision of each class, in percent; NaN if no image has the class.
         loss: mean of the binary cross-entropies of all images and classes (natural logarithm).
         unreadable: one line for each image that could not be read, and so was not measured.
     """
@@ -148,7 +148,7 @@ def evaluate_multi_label(
         targets: (N, K) of 0 and 1.
         spec: the preprocessing of the images.
         how: batch size, reading processes, device and precision.
-        layout: which of several processes this is; each measures its share of the images.
+        layout: rank and number of the processes; each measures its share of the images.
         reduce: sums over the processes, so that each of them gets the results for all images.
         report: called with the number of images of each batch.
 

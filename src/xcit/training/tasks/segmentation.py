@@ -196,7 +196,7 @@ def evaluate_segmentation(
         how: reading processes, device and precision.
         window: slides a window over an image; None takes the whole image at once.
         full_size: take images at their own size, in stripes; None scales them as `spec` says.
-        layout: which of several processes this is; each measures its share of the scenes.
+        layout: rank and number of the processes; each measures its share of the scenes.
         reduce: sums over the processes, so that each of them gets the results for all scenes.
         report: called with 1 after each scene.
 

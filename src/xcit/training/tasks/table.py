@@ -15,7 +15,7 @@ from xcit.training.tasks.multi_label import MultiLabelConfig, MultiLabelTask
 from xcit.training.tasks.segmentation import SegmentationConfig, SegmentationTask
 
 TrainingConfig = ClassificationConfig | MultiLabelConfig | DINOConfig | SegmentationConfig | DetectionConfig
-"""The config of a run, whatever its task."""
+"""The config of a run of any task."""
 
 AnyTask = ClassificationTask | MultiLabelTask | DINOTask | SegmentationTask | DetectionTask
 
@@ -30,8 +30,8 @@ class TaskKind:
         first_weights: the config's field that names the first weights; "" if there is none.
         resumed: returns the value of that field for a run that resumes. The checkpoint contains the weights, and the
             source of the first weights may no longer exist.
-        images: what the data consist of, for messages.
-        check: finds what is wrong in the config of a new run before anything is loaded.
+        images: the word for the data in messages.
+        check: checks the config of a new run before anything is loaded.
         flattered: returns why the figures of a config would be too good, because they are measured on training images;
             "" if they are not.
     """
