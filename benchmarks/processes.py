@@ -1,4 +1,4 @@
-"""Compares two processes with one at the same global batch: do they reach the same weights?
+"""Checks that two processes reach the same weights as one process at the same global batch.
 
     python benchmarks/processes.py [--task classification dino] [--epochs 4]
 
