@@ -229,7 +229,7 @@ def image_of(arguments: argparse.Namespace) -> Path:
 
 
 def large(arguments: argparse.Namespace) -> None:
-    """Compares stripes with two bounds with the whole image."""
+    """Compares the results in stripes, for two memory bounds, with those of the whole image."""
     image, results = image_of(arguments), []
     for bound in arguments.memory:
         child = Child("striped")

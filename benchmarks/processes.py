@@ -55,7 +55,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, how batch norms see a batch, and how two processes share the model ("" for one process)."""
+    """The task, the use of synchronised batch norms, and how two processes share the model ("" for one process)."""
 
     task: str
     sync_batch_norm: bool
