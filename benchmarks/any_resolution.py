@@ -2,12 +2,12 @@
 
     python benchmarks/any_resolution.py [CASE ...] [--size 32768] [--memory 4 1] [--before DIR] [--folder DIR]
 
-    gigapixel   nano-12-p16 on a tiled BigTIFF of SIZE x SIZE pixels, in 4 GB and in 1 GB: class, CLS feature, token map
-    exact       streamed beside the whole image: float64 at 512 pixels, float32 at the largest requested size
+    gigapixel   class, CLS feature and token map of a tiled BigTIFF of SIZE x SIZE pixels by nano-12-p16, in 4 and 1 GB
+    exact       compares streaming with the whole image: float64 at 512 pixels, float32 at the largest requested size
     photograph  small-12-p8 on 6000 x 4000 pixels in at most 750 MB
     growth      time from a quarter to half of SIZE
     picture     draws docs/any-resolution.png: the packaged model's attention over 2048 x 2048 pixels
-    before      time in memory beside another checkout, whose `src` folder is given by --before
+    before      time in memory, compared with the checkout whose `src` folder is --before
 
 Weights are random, which takes the same time. Each run has its own process, and times that are compared are measured
 alternately. A gigapixel needs about 7 GB of disk and, on two idle cores, about ten minutes for both bounds.
@@ -119,7 +119,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
 def stream(folder: Path, model: str, image: Path, memory: int | None, *, map_: bool = False) -> dict[str, Any]:
     """Does one streamed run in a new process."""
     request = {"model": model, "image": str(image), "memory": memory, "map": map_, "folder": str(folder)}
-    shutil.rmtree(folder / "scratch", ignore_errors=True)  # else a run that was stopped would go on
+    shutil.rmtree(folder / "scratch", ignore_errors=True)  # otherwise a run that was stopped would be resumed
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps(request)], stdout=subprocess.PIPE, text=True, check=True
     )

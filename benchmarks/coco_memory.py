@@ -4,7 +4,7 @@
 
 The file is drawn into a temporary folder. It has COCO's fields, about seven objects per image, and polygons of COCO's
 usual length. "resident" is the memory in use after the file is open, "peak" the most while it is opened, and "worker"
-the memory that a forked process makes private when it reads every object. It needs Linux.
+the memory that a forked process makes private when it reads every object. This benchmark needs Linux.
 """
 
 import argparse

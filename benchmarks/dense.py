@@ -1,14 +1,14 @@
-"""Takes images of any size through segmenters, and prints the figures of docs/segmentation.md.
+"""Runs segmenters on images of any size, and prints the figures of docs/segmentation.md.
 
     python benchmarks/dense.py [CASE ...] [--size 4096] [--before DIR] [--folder DIR]
 
-    before    in memory, 512 x 683 pixels, beside another checkout, whose `src` folder --before names: time and memory
-    large     Semantic FPN on SIZE x SIZE pixels and UperNet on half of that, in 4 GB: time, memory, where tokens lie
-    exact     labels of a streamed image beside those of the whole image, at --exact-size
-    window    the same image by a sliding window: time, pixels that differ; draws docs/segmentation-seams.png
+    before    time and memory of 512 x 683 pixels in memory, compared with the checkout whose `src` folder is --before
+    large     time, memory and place of the tokens in 4 GB: Semantic FPN on SIZE x SIZE pixels, UperNet on half the side
+    exact     compares the labels of a streamed image with those of the whole image, at --exact-size
+    window    time and differing pixels of a sliding window on the same image; draws docs/segmentation-seams.png
 
-Models are small-12-p16 with random weights, which takes the same time. Each run has a process of its own; times beside
-each other are taken in turns. The figures for the page: --size 16384 --exact-size 4096, which takes hours.
+Models are small-12-p16 with random weights, which takes the same time. Each run has its own process, and times that are
+compared are measured alternately. The figures of the page need --size 16384 --exact-size 4096, which takes hours.
 """
 
 import argparse

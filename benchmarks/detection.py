@@ -1,14 +1,14 @@
-"""Takes images of any size through a detector, and prints the figures of docs/detection.md.
+"""Runs a detector on images of any size, and prints the figures of docs/detection.md.
 
     python benchmarks/detection.py [CASE ...] [--size 1500x1000] [--before DIR] [--folder DIR]
 
-    before    in memory at 1067 x 800 pixels, beside another checkout, whose `src` folder --before names
-    parts     where the time goes in memory
-    large     an image of SIZE in stripes within --memory, beside the whole image: memory, time, boxes and scores
+    before    time of 1067 x 800 pixels in memory, compared with the checkout whose `src` folder is --before
+    parts     time of each part of the model in memory
+    large     memory, time, boxes and scores of an image of SIZE in stripes within --memory, and of the whole image
 
-The model is Mask R-CNN on small-12-p16 with random weights, its heads scaled so that it finds a hundred objects, which
-takes the time of a trained one. Each run has a process of its own; times beside each other are taken in turns. The
-figures of the page: --size 6000x4000, whose whole image takes 13 GB.
+The model is Mask R-CNN on small-12-p16 with random weights. Its heads are scaled so that it finds a hundred objects,
+which takes as long as with a trained model. Each run has its own process, and times that are compared are measured
+alternately. The figures of the page need --size 6000x4000; the whole image of this size takes 13 GB.
 """
 
 import argparse
@@ -229,7 +229,7 @@ def image_of(arguments: argparse.Namespace) -> Path:
 
 
 def large(arguments: argparse.Namespace) -> None:
-    """Compares stripes with two bounds with the whole image."""
+    """Compares the results in stripes, for two memory bounds, with those of the whole image."""
     image, results = image_of(arguments), []
     for bound in arguments.memory:
         child = Child("striped")

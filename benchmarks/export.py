@@ -1,19 +1,20 @@
-"""Exported files beside the model they were made from, and beside timm's own export: size, difference, time.
+"""Compares exported files with their models and with timm's own export: size, difference and time.
 
     python benchmarks/export.py [MODEL...] [--rounds 10] [--threads 2] [--sizes 224 384] [--folder DIR]
     python benchmarks/export.py --int8 [--threads 2]
 
-With --cpu-time the processor's time of this process is taken in place of the clock's, with one thread: for machines on
-which others work too.
+With --cpu-time, the processor time of this process is measured instead of the wall-clock time, with one thread. This is
+for machines that are busy with other work.
 
-MODEL is an architecture (nano-12-p16), or a head and one (sem-fpn_small-12-p16, upernet_..., mask-rcnn_...); weights
-are random, which take the same time, but a detector's time depends on what it finds. Of an architecture timm's model
-is exported by timm.utils.onnx_export for each size, ours once for every size and once for each. All contenders of a row
-take the same image in turn, so that a busy moment of the machine meets them alike; figures are medians, ratios those of
-medians. Files that are in --folder already are measured as they are.
+MODEL is an architecture (nano-12-p16), or a head and an architecture (sem-fpn_small-12-p16, upernet_...,
+mask-rcnn_...). Weights are random, which takes the same time; only a detector's time depends on the objects that it
+finds. For an architecture, timm's model is exported by timm.utils.onnx_export for each size, and ours once with free
+sizes and once for each size. In each round, all contenders of a row run in turn on the same image, so that a slow
+moment of the machine affects all of them. Figures are medians, and ratios are those of medians. Files that already
+exist in --folder are measured without a new export.
 
---int8 quantises the packaged model by 256 training images of Fashion-MNIST, and measures it on the 10,000 test images
-before and after.
+--int8 quantises the packaged model, calibrated on 256 training images of Fashion-MNIST, and measures it on the 10,000
+test images before and after.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 A run of some hundred steps has augmentation, stochastic depth and two processes that read data (for classification also
 Mixup, CutMix and averaged weights; for DINO also teacher and centre). It is started by `xcit train`, with --processes 2
-by torchrun: once to its end, and once with all its processes killed again and again (kill -9). The run is divided into
+by torchrun: once to its end, and once with repeated kills of all its processes (SIGKILL). The run is divided into
 as many equal parts as there are kills, and each kill comes at a random moment of its part; every second kill waits for
 the next save and interrupts it. The exit status is 1 if anything differs.
 """

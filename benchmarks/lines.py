@@ -1,9 +1,9 @@
-"""What the package's code is made of, in lines without blanks, comments and docstrings.
+"""Counts the package's lines of code, without blank lines, comments and docstrings.
 
     python benchmarks/lines.py [--write]
 
-Prints the lines of each room, what kind of lines they are, and those of the parts that docs/architecture.md says are
-written by hand; --write puts these into its table.
+Prints the number of lines of each room, the number of each kind of line, and the number of lines of each part that is
+written by hand according to docs/architecture.md; --write puts the latter into the table of that page.
 """
 
 import argparse
@@ -29,21 +29,21 @@ _NO_CODE = {
 
 
 def code_lines(path: Path) -> set[int]:
-    """The numbers of the lines of a file that are code."""
+    """Returns the numbers of the lines of a file that contain code."""
     text = path.read_text(encoding="utf-8")
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in _NO_CODE:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
-        # A docstring, or one of an attribute: a text that is a statement of its own.
+        # The docstring of a function, class, module or attribute is a statement that is only a string.
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             lines.difference_update(_lines_of(node))
     return lines
 
 
 def kinds_of(path: Path) -> Counter[str]:
-    """How many of a file's lines are imports, heads of functions, fields and constants, errors, and all else."""
+    """Counts the lines of a file by kind: imports, heads of functions, fields, constants, errors, and all others."""
     tree, lines = ast.parse(path.read_text(encoding="utf-8")), code_lines(path)
     found: dict[str, set[int]] = {"imports": set(), "heads of functions": set(), "fields": set(), "errors": set()}
     for node in ast.walk(tree):
@@ -64,7 +64,7 @@ def kinds_of(path: Path) -> Counter[str]:
 
 
 def part_lines(cell: str) -> int:
-    """The lines of the files, or functions of files, that the first cell of a row names."""
+    """Returns the number of lines of the files or functions that the first cell of a row names."""
     count, folder = 0, Path()
     for name in re.findall(r"`([\w/*.]+\.py(?:: \w+)?)`", cell):
         place, _, function = name.partition(": ")
@@ -82,7 +82,7 @@ def part_lines(cell: str) -> int:
 
 
 def counted(document: str) -> str:
-    """The document with today's numbers in its table."""
+    """Returns the document with the current numbers in its table."""
     before, heading, table = document.partition(HEADING)
     rows = []
     for row in table.split("\n"):

@@ -6,7 +6,7 @@
 
 Figures are medians of rounds in which all contenders take turns, timed by the device's events; ratios come with the
 quartiles of the rounds' ratios. A failure is reported, and the rest continues. If a part has used its share of the
-minutes, its last measurements are left out. The folder gets results.json, table.txt and profile.txt, also if they are
+minutes, its last measurements are left out. The folder gets results.json, table.txt and profile.txt, even if they are
 incomplete. Models run the kernels by `gpu.kernels.use.use_kernels`, which nothing else calls. timm must be installed.
 """
 

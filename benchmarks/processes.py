@@ -1,4 +1,4 @@
-"""Compares two processes with one at the same global batch: do they reach the same weights?
+"""Checks that two processes reach the same weights as one process at the same global batch.
 
     python benchmarks/processes.py [--task classification dino] [--epochs 4]
 
@@ -55,7 +55,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, how batch norms see a batch, and how two processes share the model ("" for one process)."""
+    """The task, the use of synchronised batch norms, and how two processes share the model ("" for one process)."""
 
     task: str
     sync_batch_norm: bool

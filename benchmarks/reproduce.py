@@ -1,17 +1,17 @@
 """Fetches every published checkpoint, measures it by its own protocol, and compares with the published figure.
 
     python benchmarks/reproduce.py --imagenet DIR --coco DIR --ade20k DIR [--cifar] [--linear]
-    torchrun --nproc-per-node 8 benchmarks/reproduce.py ...  # a process a GPU, each with models of its own
+    torchrun --nproc-per-node 8 benchmarks/reproduce.py ...  # one process per GPU, each with its own models
 
-What is measured: 42 classifiers of ImageNet under both published protocols, 4 DINO backbones by nearest neighbours (of
-all training images) and with --linear by a linear probe (100 epochs each), 16 segmenters, 8 detectors, and the clean
-accuracy of the robust classifiers, those for CIFAR with --cifar (in XCIT_DATA, or downloaded). DIR is a data set as it
-is distributed (docs/training.md, docs/segmentation.md, docs/detection.md).
+It measures 42 ImageNet classifiers by both published protocols, 4 DINO backbones by nearest neighbours among all
+training images (with --linear also by linear probes of 100 epochs), 16 segmenters, 8 detectors, and the clean accuracy
+of the robust classifiers. With --cifar it includes the classifiers for CIFAR, whose images are in XCIT_DATA or are
+downloaded. DIR is a data set as it is distributed (docs/training.md, docs/segmentation.md, docs/detection.md).
 
-Data sets are checked before anything is downloaded. A result is a file in --out as soon as it is there, so that the
-same command goes on after a stop; what failed is tried again. After each the page is written anew: docs/reproduced.md,
-where what differs by more than 0.1 points is marked. The checkpoints, 18 gigabytes of them, stay in XCIT_CACHE.
-Exit status: 0, or 1 where something could not be measured, or a figure differs; with torchrun always 0.
+Data sets are checked before anything is downloaded. Each result is saved in --out at once, so that the same command
+continues after a stop, and repeats measurements that failed. After each result the page docs/reproduced.md is written
+again; it marks differences of more than 0.1 points. The checkpoints (18 GB) stay in XCIT_CACHE. The exit status is 1 if
+a measurement failed or a figure differs, else 0; with torchrun it is always 0.
 """
 
 import os

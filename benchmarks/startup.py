@@ -28,7 +28,7 @@ COMMANDS = {
 """The measured commands; the others are compared with the first."""
 
 TARGETS = {"xcit --help": 0.25, "first prediction": 1.3}
-"""The most that each may take, as a multiple of `import torch`."""
+"""Upper limits of the times, as multiples of the time of `import torch`."""
 
 
 def seconds(command: list[str]) -> float:

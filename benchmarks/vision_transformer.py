@@ -50,7 +50,7 @@ class ViTTask(ClassificationTask):
         self.model = build_vit()
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes only the weights, because a ViT is none of our models."""
+        """Writes only the weights, because a ViT is not a model of this package."""
         save_file(model.state_dict(), path)
 
 

@@ -28,7 +28,7 @@ RecursionError for brackets that are nested a thousand deep.
 
 
 _NOTHING = ("none", "null")
-"""Words for no value."""
+"""Words in a command line or in YAML that mean that a field has no value."""
 _MOST_BYTES = 2**18
 """Size of the longest config; one with all fields has 3,000 bytes."""
 

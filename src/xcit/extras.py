@@ -21,12 +21,12 @@ EXTRAS = {
 
 
 def missing_package(what: str, package: str) -> XCiTError:
-    """Returns the error for a package that is not installed: what needs it, and how to install it."""
+    """Returns the error for a missing package; it says which feature (`what`) needs it, and how to install it."""
     return XCiTError(f"{what} needs {package.replace('_', '-')}: {install_hint(package)}")
 
 
 def imported(package: str, what: str) -> Any:
-    """Imports and returns a package of `EXTRAS`; `what` says in the error what needs it.
+    """Imports and returns a package of `EXTRAS`; `what` names the feature that needs it, for the error.
 
     Raises:
         XCiTError: if it is not installed, or can't be imported.

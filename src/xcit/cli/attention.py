@@ -130,7 +130,7 @@ def attention(
     make_folder(out)
     computer, precision = placed(device), checked_dtype(dtype)
     loaded = load_model(model, weights, computer, how)
-    network = loaded.fuse().to(precision)  # once, not for each image
+    network = loaded.fuse().to(precision)  # fused once, not for each image
     channels: ChannelAttentionMaps | None = None
     num_unreadable = 0
     with (
@@ -151,7 +151,7 @@ def attention(
                 num_unreadable += 1
                 click.echo(f"xcit: {result.reason}", err=True)
             else:
-                if xca:  # of the image that was read before
+                if xca:  # computed from the image that was already read
                     (inside,) = channel_attention(result.image, network, device=computer, dtype=precision)
                     channels = replace(readable(inside), source=result.source)
                 _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)

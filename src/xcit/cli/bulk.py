@@ -1,4 +1,4 @@
-"""What commands for many images share: inputs of every kind, and results as a folder of Parquet parts."""
+"""Functions that commands for many images share: inputs of every kind, and results as a folder of Parquet parts."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping

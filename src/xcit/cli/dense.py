@@ -1,4 +1,4 @@
-"""What the commands of segmenters and detectors share: the places of results, and loading the model."""
+"""Functions that the commands of segmenters and detectors share: paths of results, and loading the model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

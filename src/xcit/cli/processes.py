@@ -1,4 +1,4 @@
-"""What commands share that may run in several processes: only one of these prints."""
+"""Functions for commands that may run in several processes, of which only one prints."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ def is_main() -> bool:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Lets one process print a mistake that all processes share; the others end with the same status, silently."""
+    """Lets one process print an error that occurs in all processes; the others end with the same status, silently."""
     try:
         yield
     except (XCiTError, click.UsageError) as error:

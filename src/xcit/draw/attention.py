@@ -26,7 +26,7 @@ _COVARIANCE_COLOURS = "RdBu_r"
 """A colour map in which uncorrelated channels are white."""
 
 _LEFT_OUT = "0.35"
-"""The grey of cells below the threshold, which is no colour of the maps."""
+"""The grey of cells below the threshold; it is not a colour of the maps."""
 
 _GAP = "0.8"
 """The grey between the covariances of two heads; white would look like cosines of 0."""

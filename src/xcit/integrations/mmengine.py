@@ -155,7 +155,7 @@ def _name(arch: str) -> str:
 
 
 def _weights(pretrained: bool | str | None, init_cfg: Mapping[str, Any] | None) -> bool | str:
-    """Returns the weights to load, or false for none."""
+    """Returns the weights to load, or false if no weights are requested."""
     if init_cfg is None:
         return False if pretrained is None else pretrained
     if set(init_cfg) != {"type", "checkpoint"} or init_cfg["type"] != "Pretrained":
@@ -188,7 +188,7 @@ def _blocks(out_indices: int | Sequence[int], num_blocks: int) -> list[int]:
 
 
 def _hold(xcit: XCiT, frozen: bool, norm_eval: bool) -> None:
-    """Sets those parts to evaluation mode that must not change in training."""
+    """Sets the parts that must not change in training to evaluation mode."""
     if frozen:
         xcit.eval()
     elif norm_eval:

@@ -1,1 +1,1 @@
-"""Measures models: how good, how fast and how large they are."""
+"""Measures the accuracy, speed and size of models."""

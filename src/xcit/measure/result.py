@@ -1,4 +1,4 @@
-"""What the measurements of all tasks share: their settings, and how their results are shown and saved."""
+"""Classes and functions that the measurements of all tasks share: settings, and results to show and to save."""
 
 import csv
 import json
