@@ -120,12 +120,16 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     """Opens one split of a data set.
 
     Args:
-        data: "fashion-mnist", "cifar10" or "cifar100"; `hf:NAME`, which is a data set of the Hugging Face Hub or a
-            folder of parquet files (see `open_hub_images`); or a folder in one of the following layouts.
-            `<split>/<class>/<image>` (ImageNet's train and val by wnid; `SPLIT_NAMES` has other names of splits).
-            `<class>/<image>`. Images with a list of their labels (see `read_list`). A flat folder of ImageNet's
-            validation images with one of `GROUND_TRUTH_FILES` in it, above it, or in a folder `meta` above it (as in
-            mmpretrain). If a folder contains only one folder, that one is used.
+        data: one of the following. If a folder contains only one folder, the inner folder is used.
+
+            - "fashion-mnist", "cifar10" or "cifar100";
+            - `hf:NAME`: a data set of the Hugging Face Hub or a folder of parquet files, see `open_hub_images`;
+            - a folder `<split>/<class>/<image>`, such as ImageNet's train and val, where the classes are wnids;
+              `SPLIT_NAMES` lists other names of splits;
+            - a folder `<class>/<image>`;
+            - a folder of images with a list of their labels, see `read_list`;
+            - a flat folder of ImageNet's validation images. One of `GROUND_TRUTH_FILES` must be in this folder, in its
+              parent folder, or in the folder `meta` of its parent folder, as in mmpretrain.
         split: "val" is the split for evaluation. A folder without splits serves as both.
 
     Raises:

@@ -154,11 +154,12 @@ def open_hub_images(data: str, split: Split) -> HubImages:
 
 
 def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStream:
-    """Opens `hf-stream:NAME`, with columns as in `open_hub_images`, and `#COUNT` for the number of images.
+    """Opens `hf-stream:NAME`, with the same parameters as in `open_hub_images`.
 
     Args:
-        data: NAME is a data set of the Hub, which is read over the network and never stored, or a folder as in
-            `open_hub_images`, which is not copied to the cache.
+        data: NAME is a data set of the Hub, which is read over the network and never stored, or one of the folders that
+            `open_hub_images` opens. A folder is not copied to the cache. `#COUNT` at the end of `data` gives the number
+            of images.
         split: see `open_hub_images`.
         num_classes: number of classes, if labels are plain numbers.
 

@@ -211,8 +211,8 @@ def _folders_of(root: Path, split: Split) -> tuple[Path, Path]:
 def _are_masks(root: Path, items: Sequence[tuple[Path, Path]]) -> bool:
     """Whether the label maps are masks of two classes: at least one map contains 255, and none contains 1.
 
-    The first `_LOOKED_AT` maps are read, and if none of them contains 255, also the following ones. The training images
-    decide for both splits, so that both are read in the same way.
+    The first `_LOOKED_AT` maps are read. If none of them contains 255, the following maps are read until one does. The
+    label maps of the training split decide for both splits, so that both splits are read in the same way.
     """
     images, labels = _folders_of(root, "train")
     if images.is_dir() and labels.is_dir():

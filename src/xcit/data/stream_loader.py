@@ -114,11 +114,12 @@ def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
 
 
 class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
-    """One process's parts of an epoch's batches, as lists of images; each worker of the loader has one slot.
+    """One process's parts of an epoch's batches, as lists of images; each worker of the loader reads one slot.
 
-    The loader takes part k of a process from worker k % n, and the images of that part belong to the process's slot k %
-    n. If an epoch begins at a later step, the slots are assigned to the workers in another order, and each worker skips
-    the samples that were read before.
+    A process has as many slots as workers, n, and part k of an epoch contains images of slot k % n. The loader takes
+    parts from the workers in turn, so worker i reads slot i if the epoch begins at step 0. If it begins at a later
+    step, the slots are assigned to the workers in another order, and each worker skips the samples of its slot that
+    were read before.
     """
 
     def __init__(

@@ -197,9 +197,10 @@ def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
 
 
 def _times_even(shares: Cells) -> Cells:
-    """Returns shares (..., H, W) times N + 1: 1 is the share of each token if the attention is distributed evenly.
+    """Multiplies the shares (..., H, W) by the number of tokens, N + 1, so that evenly distributed attention is 1.
 
-    N is the number of cells that are not NaN; cells that are NaN were left out of the attention.
+    N is the number of cells that are not NaN, and the class token is one more token. Cells that are NaN were left out
+    of the attention.
     """
     num_tokens = int(np.isfinite(shares.reshape(-1, *shares.shape[-2:])[0]).sum()) + 1
     return shares * num_tokens

@@ -107,7 +107,7 @@ class Fusible(nn.Module):
         """Sets training or evaluation mode, as `nn.Module.train` does.
 
         Raises:
-            XCiTError: if a fused model is to be trained; nothing has changed then.
+            XCiTError: if `mode` is True and the model is fused or contains a fused model. The mode does not change.
         """
         if mode and is_fused(self):
             raise XCiTError("a fused model can't be trained: train the one it was made from, and fuse that")

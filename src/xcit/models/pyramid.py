@@ -167,7 +167,7 @@ class OnPyramid(Shareable, Fusible):
         self.backbone.set_grad_checkpointing(enable)
 
     def fuse(self) -> Self:
-        """Returns a copy for inference, in evaluation mode, which is faster, takes less memory and has no gradients.
+        """Returns a faster copy for inference. The copy is in evaluation mode, takes less memory and has no gradients.
 
         The backbone is fused (see `XCiT.fuse`), and the pyramid's norm is folded. The weights after the backbone are in
         the channels-last format, because the maps have this format. The copy cannot be set to training mode.

@@ -20,7 +20,7 @@ class NotScripted:
 
 
 def refuse_symbols(*values: Any) -> None:
-    """Refuses to be traced by `torch.fx`: the computation depends on sizes, which are unknown while tracing.
+    """Raises an error if `torch.fx` is tracing, because the computation depends on sizes that are unknown then.
 
     Raises:
         XCiTError: if one of the values is a symbol of the tracer.

@@ -205,7 +205,7 @@ def pass_xca_block(
         rows_at_once: rows of a stripe.
         leave: called with the output rows, in order. They are valid until it returns.
         following: the norm before XCA of the next block, if there is one.
-        kept: the tokens that count. `sums` and the returned sums contain only these.
+        kept: the tokens that are not left out. `sums` and the returned sums include only these tokens.
 
     Returns:
         The sums of the output rows after `following`. If `following` is None, no token is added to the sums.

@@ -114,9 +114,10 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         return self.forward_head(self._encode(images, only_class=only_class).tokens)
 
     def fuse(self) -> "XCiT":
-        """Returns a copy for inference with the same methods and outputs: faster, with less memory, without gradients.
+        """Returns a faster copy for inference, with the same methods and outputs.
 
-        The original does not change. To infer in float16 or bfloat16, fuse first and convert the copy.
+        The copy takes less memory and has no gradients. The original does not change. To infer in float16 or bfloat16,
+        fuse first and convert the copy.
         """
         return FusedXCiT(self)
 

@@ -100,8 +100,9 @@ def lpi(
 def fourier_position(length: int, device: torch.device | None = None) -> Tensor:
     """Fourier code of the positions along one axis of the token grid.
 
-    Position i of n is the angle i / (n + 1e-6) * 2 pi, with i from 1, so the code covers the grid whatever its size.
-    The published weights depend on the epsilon and on the interleaving of sines and cosines.
+    Position i, from 1 to n, becomes the angle i / (n + 1e-6) * 2 pi. The last position is thus near 2 pi for any n, and
+    the code works for any size of the grid. The published weights depend on the epsilon, and on the order of the
+    result, in which sines and cosines alternate.
 
     Args:
         length: number of tokens along the axis.

@@ -20,10 +20,11 @@ class Budget:
     """The resources that a pass over a large image may use.
 
     Attributes:
-        memory: most bytes of resident memory in addition to the loaded model; None means half of the free memory.
+        memory: limit of the resident memory in addition to the loaded model, in bytes; None means half of the free
+            memory.
         scratch: folder for tokens that do not fit in memory; None means the folder `scratch` in the cache of weights.
-        token_dtype: dtype of tokens between blocks; None means the model's. bfloat16 halves their size, and is not
-            exact.
+        token_dtype: dtype of tokens between blocks; None means the dtype of the model. bfloat16 halves the size of
+            float32 tokens, but rounds them.
     """
 
     memory: int | None = None

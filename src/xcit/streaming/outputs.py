@@ -127,8 +127,8 @@ class NpyMap:
 class ZarrMap:
     """A map in a Zarr array, float32 (H, W, D), in chunks of whole tokens.
 
-    Until `finish` it is written beside `path`, to a folder whose name ends in .part. Rows are collected until they fill
-    a row of chunks.
+    Before `finish` is called, the array is in a folder beside `path` whose name ends in .part. Rows are collected until
+    they fill a row of chunks.
 
     Raises:
         XCiTError: if zarr is not installed, or `path` exists and is not a Zarr array.

@@ -1,4 +1,4 @@
-"""Plans how an image goes through a model in bounded memory: rows per stripe, and the place of the tokens.
+"""Plans how a model processes an image in bounded memory: rows per stripe, and where the tokens are stored.
 
 Tests compare the memory model below with measurements; `xcit max-size` prints its results.
 """

@@ -114,7 +114,7 @@ class ScratchTap:
             raise XCiTError(f"{self._path}: can't be written: {error.strerror}") from None
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns new rows each time.
+        """Reads the rows from the file into a new tensor, which stays valid after the next call.
 
         Raises:
             XCiTError: if the file is too short.

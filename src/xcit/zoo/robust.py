@@ -18,8 +18,9 @@ _IMAGENET = replace(published_preprocessing("official", 224), mean=(0.0, 0.0, 0.
 _CIFAR10 = Preprocessing(image_size=32, resize_to=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616))
 _CIFAR100 = Preprocessing(image_size=32, resize_to=32, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
 
-# Columns: name of the data; our name; patches; classes; preprocessing; size of the attack; and for each model its
-# letter, architecture, clean accuracy, accuracy under AutoAttack, and file on the authors' Google Drive.
+# Columns: RobustBench's name of the data; our name of the data; patch size; number of classes; preprocessing; size of
+# the attack; models. Columns of a model: letter, architecture, clean accuracy, accuracy under AutoAttack, and the id of
+# its file on the authors' Google Drive.
 # fmt: off
 _Model = tuple[str, str, float, float, str]
 _IN_RELEASES: tuple[tuple[str, str, str, int, Preprocessing, str, tuple[_Model, ...]], ...] = (

@@ -191,7 +191,8 @@ def _classes(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the class names, and the names of the classes' folders if these are different.
 
-    timm's own repositories of ImageNet models contain no class names: 1000 unnamed classes are taken for ImageNet's.
+    timm's own repositories of ImageNet models contain no class names. So a model with 1000 classes and no class names
+    gets the names of ImageNet.
     """
     labels = content.get("label_names", prepared.get("label_names"))
     if labels is None:

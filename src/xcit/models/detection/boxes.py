@@ -56,7 +56,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
 
 
 def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
-    """Removes each box that overlaps a better one of its class by more than `iou` (non-maximum suppression).
+    """Non-maximum suppression: removes boxes that overlap a kept box of the same class with a higher score.
 
     The boxes of each class are shifted so that boxes of different classes do not overlap. The shift rounds the
     coordinates a little. mmdetection uses the same shift, so the results equal the published ones.
@@ -65,10 +65,10 @@ def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> 
         boxes: (n, 4).
         scores: (n,).
         classes: (n,), integers from 0.
-        iou: the threshold, from 0 to 1.
+        iou: two boxes overlap if their intersection over union is larger than this, from 0 to 1.
 
     Returns:
-        Indices of the boxes that are kept, best first.
+        Indices of the boxes that are kept, in descending order of their scores.
     """
     from torchvision.ops import nms
 

@@ -20,8 +20,8 @@ def segmentation(kind: SegmenterKind, architecture: str) -> SegmentationConfig:
     small-12-p16. Whether they did the same for the other architectures is not published. The expected mIoU is unknown,
     because nobody has run this yet; the goal is the published segmenter's figure in `xcit info`.
 
-    An epoch here is a tenth of the run; the authors' runs were evaluated as often. One difference remains: hue and
-    saturation are changed in Pillow's 8-bit colours instead of OpenCV's.
+    An epoch is a tenth of the run here, because the authors evaluated their models ten times in a run. One difference
+    remains: Pillow's 8-bit colours are used to change hue and saturation, and the authors used OpenCV's.
     """
     model = segmenter_config(kind, ARCHITECTURES[architecture])
     depth_rate = drop_path_rate(architecture)

@@ -287,8 +287,8 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     """Cross-entropy or focal loss of logits (B, K, H, W) for labels (B, H, W), averaged over all pixels.
 
     loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), with c a pixel's class and p its probability.
-    Unlabelled pixels add nothing to the sum, but B H W counts them. The average is not divided by the weights. The
-    published models were trained like this.
+    Unlabelled pixels add nothing to the sum, but they are counted in B H W. The divisor is B H W and not the
+    sum of the pixels' weights. The published models were trained with this loss.
     """
     logits, labels = logits.float(), labels.long()
     if not focal_gamma:
