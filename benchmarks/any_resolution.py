@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +323,18 @@ CASES = {
 }
 
 
+def run_cases(cases: Mapping[str, Callable[[argparse.Namespace], None]], arguments: argparse.Namespace) -> None:
+    """Prints the machine, and runs the cases of the arguments; without any, all cases that can be run."""
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    import torch
+
+    say(f"{processor()}, {torch.get_num_threads()} threads; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}")
+    for case in arguments.cases or [name for name in cases if name != "before" or arguments.before]:
+        began = time.perf_counter()
+        cases[case](arguments)
+        say(f"({case}: {time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f})")
+
+
 def say(line: str) -> None:
     print(line, flush=True)
 
@@ -341,14 +353,7 @@ def main() -> None:
     if arguments.child:
         say(json.dumps(child(json.loads(arguments.child))))
         return
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    import torch
-
-    say(f"{processor()}, {torch.get_num_threads()} threads; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}")
-    for case in arguments.cases or [name for name in CASES if name != "before" or arguments.before]:
-        began = time.perf_counter()
-        CASES[case](arguments)
-        say(f"({case}: {time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f})")
+    run_cases(CASES, arguments)
 
 
 if __name__ == "__main__":

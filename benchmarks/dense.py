@@ -22,9 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from any_resolution import image_of, say
-
-from xcit.machine import processor
+from any_resolution import image_of, run_cases, say
 
 MODELS = {"Semantic FPN": "sem-fpn_xcit-small-12-p16_80k_ade20k", "UperNet": "upernet_xcit-small-12-p16_160k_ade20k"}
 SIZE = (512, 683)
@@ -262,14 +260,7 @@ def main() -> None:
     if arguments.child:
         say(json.dumps(child(json.loads(arguments.child))))
         return
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    import torch
-
-    say(f"{processor()}, {torch.get_num_threads()} threads; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}")
-    for case in arguments.cases or [name for name in CASES if name != "before" or arguments.before]:
-        began = time.perf_counter()
-        CASES[case](arguments)
-        say(f"({case}: {time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f})")
+    run_cases(CASES, arguments)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from any_resolution import say, texture
-
-from xcit.machine import processor
+from any_resolution import run_cases, say, texture
 
 NAME = "mask-rcnn_xcit-small-12-p16_3x_coco"
 FOLDER = str(Path(__file__).resolve().parent)
@@ -267,14 +265,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="of `before` and `parts`")
     parser.add_argument("--folder", type=Path, default=Path("detection"), help="for the image and scratch files")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    import torch
-
-    say(f"{processor()}, {torch.get_num_threads()} threads; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}")
-    for case in arguments.cases or [name for name in CASES if name != "before" or arguments.before]:
-        began = time.perf_counter()
-        CASES[case](arguments)
-        say(f"({case}: {time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f})")
+    run_cases(CASES, arguments)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Protects terminals from control characters, which names of files and classes may contain.
+"""Protects terminals from control characters, which names of files and classes may contain, and from log lines.
 
 In text that is printed on a terminal, control characters are escaped. A file or a pipe gets the text unchanged.
 """
 
 import io
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,3 +87,15 @@ def for_drawing(stream: IO[str]) -> IO[str]:
         stream.flush()
         return whole
     return stream
+
+
+@contextmanager
+def logging_only(package: str, level: int) -> Iterator[None]:
+    """Suppresses a package's log lines below a level, one of `logging`'s, while the context is active."""
+    logger = logging.getLogger(package)
+    usual = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(usual)

@@ -2,8 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from xcit.images.array_rows import check_pixel_type, file_identity
 from xcit.images.kept_rows import KeptRows
 from xcit.images.rows import Mask, Pixels, RowsInfo
 from xcit.images.transforms import level_place
+from xcit.terminal import logging_only
 
 _MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1000.0, "cm": 10000.0, "nm": 0.001}  # Unicode has two micros
 
@@ -141,16 +141,9 @@ def is_georeferenced(path: Path) -> bool:
         return False
 
 
-@contextmanager
-def _quiet_tifffile() -> Iterator[None]:
+def _quiet_tifffile() -> AbstractContextManager[None]:
     """Suppresses tifffile's log lines about tags that it can't parse. A tag that this reader needs raises an error."""
-    logger = logging.getLogger("tifffile")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return logging_only("tifffile", logging.CRITICAL)
 
 
 def _metadata(file: Any, largest: Any, page: Any) -> dict[str, Any]:

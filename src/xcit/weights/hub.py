@@ -6,14 +6,15 @@ huggingface_hub provides the URL, version and digest of a file, and the user's t
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from xcit.connections import in_time, unreached
 from xcit.errors import XCiTError
+from xcit.terminal import logging_only
 from xcit.weights.download import DownloadError, DownloadProgress, download
 from xcit.writing import make_folder, whole_file
 
@@ -66,7 +67,8 @@ def find_on_hub(
 
     endpoint = hub_endpoint()
     try:
-        with _quiet_hub():
+        # A public file does not need the login that the client recommends.
+        with logging_only("huggingface_hub", logging.ERROR):
             url = hf_hub_url(repository, filename, revision=revision, endpoint=endpoint)
             metadata = in_time(lambda: get_hf_file_metadata(url, timeout=patience), patience)
             commit = metadata.commit_hash
@@ -202,15 +204,3 @@ def _explained(error: DownloadError) -> str:
             "HF_TOKEN is needed"
         )
     return f"{error}; give a folder that was downloaded on a connected machine in its place"
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Suppresses the client's advice to log in, which a public file does not need."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
