@@ -31,6 +31,12 @@ def build(kind: str) -> nn.Module:
         model = MaskRCNN(MaskRCNNConfig(box_features=16, short_side=32, long_side=48, **shape))
     else:
         model = build_segmenter(SegmenterConfig(kind=cast(Any, kind), auxiliary_channels=8, dropout=0.0, **shape))
+    lively(model)
+    return model
+
+
+def lively(model: Any) -> Any:
+    """Returns the model with weights of order one, in evaluation mode: a layer without effect is then noticed."""
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim > 1 and "temperature" not in name:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from small_models import BACKBONE, CLASSIFIER
+from small_models import BACKBONE, CLASSIFIER, lively
 
 import xcit
 from xcit.deploy import FeatureOutput, check, exporting
@@ -31,17 +31,6 @@ NAMES = ("apple", "pear", "plum", "fig", "quince")
 SHALLOW = replace(CLASSIFIER, depth=1, cls_depth=1)
 SPEC = Preprocessing(image_size=32, resize_to=36, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 IMAGES = torch.rand(3, 3, 41, 56, generator=torch.Generator().manual_seed(0))
-
-
-def lively(model: Any) -> Any:
-    """A model whose weights are of order one, so that a layer that has no effect shows."""
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.ndim > 1 and "temperature" not in name:
-                value.normal_(std=value[0].numel() ** -0.5)
-            elif name.endswith("bias"):
-                value.normal_(std=0.1)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
