@@ -55,6 +55,7 @@ Example:
 @click.option(
     "--normalize", is_flag=True, help="Subtract mean and divide by std in the graph: it takes values in 0..1."
 )
+@click.option("--opset", type=int, metavar="N", help="Version of the ONNX operators, 18 or later; 18 if left out.")
 @click.option("--features", type=click.Choice(OUT_TYPES), help="Give these features in place of logits.")
 @click.option(
     "--layers", callback=block_numbers, default="-1", show_default=True, help="With --features: of these blocks."
@@ -71,6 +72,7 @@ def export(
     normalize: bool,
     features: str | None,
     layers: tuple[int, ...],
+    opset: int | None,
 ) -> None:
     """Exports the model, and prints what was written."""
     from typing import cast
@@ -92,6 +94,7 @@ def export(
         normalize=normalize,
         features=None if features is None else FeatureOutput(out_type=cast(OutType, features), layers=layers),
         calibration=None if calibration is None else _batches(network, calibration, num_images, how.size),
+        opset=opset,
     )
     report = export_model(network, origin_of(weights or model), path, target, wanted)
     facts = report.sheet.facts

@@ -36,6 +36,9 @@ class DetectorGraph(nn.Module):
     width without the padding. The scale (4,) is the width, height, width and height of the resized image, each divided
     by that of the original image; boxes are in pixels of the original image. Boxes with scores below `MIN_SCORE` are
     left out.
+
+    A model in float16 computes its layers in float16. Coordinates, scores and the features of regions are computed in
+    float32, because float16 has no number between 2048 and 2050.
     """
 
     def __init__(self, model: "MaskRCNN") -> None:
@@ -100,4 +103,6 @@ def _first(indices: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _pool(maps: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
-    return pool_regions(maps, torch.cat([boxes.new_zeros(boxes.shape[0], 1), boxes], dim=1), size)
+    """Returns the features (n, channels, size, size) of boxes (n, 4), computed in float32, in the dtype of the maps."""
+    regions = torch.cat([boxes.new_zeros(boxes.shape[0], 1), boxes], dim=1)
+    return pool_regions([level.float() for level in maps], regions, size).to(maps[0].dtype)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from xcit.deploy.check import Difference, compare, compare_on
 from xcit.deploy.formats import FORMATS, Target, format_of, open_run
-from xcit.deploy.graphs import Normalization, XCAForm, build_graph
-from xcit.deploy.onnx_files import write_onnx
+from xcit.deploy.graphs import PAD_TO, Normalization, XCAForm, build_graph, inputs_of
+from xcit.deploy.onnx_files import OPSET, newest_opset, write_onnx
 from xcit.deploy.openvino_files import convert_onnx
 from xcit.deploy.operators import check_operators
 from xcit.deploy.quantize import quantize_onnx
@@ -70,6 +70,7 @@ class Wanted:
     normalize: bool = False
     features: FeatureOutput | None = None
     calibration: Iterable[Tensor] | None = None
+    opset: int | None = None
 
 
 def export(
@@ -82,6 +83,7 @@ def export(
     normalize: bool = False,
     features: FeatureOutput | None = None,
     calibration: Iterable[Tensor] | None = None,
+    opset: int | None = None,
 ) -> ExportReport:
     """Writes a model as a file that other runtimes run; the batch size, height and width of the images are free.
 
@@ -93,12 +95,16 @@ def export(
         path: where to write: a file ending in .onnx or .pt2, or a new folder for OpenVINO.
         to: the runtime; if None, the path decides. "tensorrt" and "web" write ONNX files that only contain operators
             which TensorRT's parser or onnxruntime-web supports; a file for TensorRT has one image size, in float16.
-        size: fixed height and width of the images (or one number for both); if None, the file takes every size.
+        size: fixed height and width of the images (or one number for both); if None, the file takes every size. For a
+            detector: the side of the square to which each image is padded, a multiple of 32; an image is resized so
+            that it fits into the square.
         dtype: "float32", "float16", or "int8", which needs `calibration`; None is float16 for TensorRT, else float32.
         normalize: whether the graph subtracts the mean and divides by the standard deviation; its input is then in
             0..1.
         features: the features that the file returns instead of logits.
-        calibration: for int8: batches (B, C, h, w) of normalised images like those that the model will see.
+        calibration: for int8: batches (B, C, h, w) of normalised images like those that the model will see; B is 1 for
+            a detector.
+        opset: version of the ONNX operators, 18 or later, for "onnx", "tensorrt" and "web"; None is 18.
 
     Returns:
         A description of the file, with the largest difference from the model.
@@ -107,7 +113,9 @@ def export(
         XCiTError: if the model can't be loaded, the target does not support it, a package is missing, or the file's
             outputs differ from the model's.
     """
-    wanted = Wanted(size=size, dtype=dtype, normalize=normalize, features=features, calibration=calibration)
+    wanted = Wanted(
+        size=size, dtype=dtype, normalize=normalize, features=features, calibration=calibration, opset=opset
+    )
     target = _target(Path(path), to)
     need_packages(f"exporting to {target}", *FORMATS[target].packages)
     return export_model(*_find(model), Path(path), target, wanted)
@@ -137,7 +145,7 @@ def export_model(network: Any, origin: Origin, place: Path, target: Target, want
     batches = None if wanted.calibration is None else [batch.float() for batch in wanted.calibration]
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / f"model{form.suffix}"
-        _write(network, sheet, normalization, target, part, batches)
+        _write(network, sheet, normalization, target, part, batches, wanted.opset or OPSET)
         run = open_run(part, torch.get_num_threads())
         if batches is None:
             least = 2 if target == "torch-export" else 1
@@ -235,15 +243,22 @@ def _check_asked(
         raise XCiTError(f"there is no dtype {precision!r}; there are float32, float16 and int8")
     if wanted.features is not None and kind is not CLASSIFIER:
         raise XCiTError(f"a {kind.name} gives no features: export its backbone (xcit.get_backbone)")
-    if kind is DETECTOR:
-        if size is not None or target == "tensorrt":
-            raise XCiTError("a detector's file takes one image of any size at a time: leave the size out")
-        if precision != "float32" or target == "web":
-            raise XCiTError("a detector is exported in float32, to onnx, openvino or torch-export")
+    if kind is DETECTOR and size is not None and (size[0] != size[1] or size[0] % PAD_TO):
+        raise XCiTError(
+            f"the size is {size[0]}x{size[1]} pixels, must be a square with sides of a multiple of {PAD_TO} for a detector"
+        )
     if (precision == "int8") != (wanted.calibration is not None):
         raise XCiTError("int8 and images to calibrate it on go together: give both or neither")
     if precision == "int8" and target in ("torch-export", "tensorrt"):
         raise XCiTError(f"int8 is for onnx, openvino and web, not for {target}")
+    if wanted.opset is not None:
+        if FORMATS[target].suffix != ".onnx":
+            raise XCiTError(f"an export to {target} has no ONNX operator set: leave opset out")
+        if not OPSET <= wanted.opset <= newest_opset():
+            raise XCiTError(
+                f"the ONNX operator set is {wanted.opset}, must be {OPSET} to {newest_opset()}: older sets lack "
+                "operators of the graph, and the installed onnx does not know newer ones"
+            )
     if precision != "float16" and target == "tensorrt":
         raise XCiTError("an export to tensorrt is in float16: leave the dtype out")
 
@@ -265,6 +280,8 @@ def _with_blocks(features: FeatureOutput | None, network: Any) -> FeatureOutput 
 def _sheet(network: Any, facts: Facts) -> tuple[Sheet, Normalization | None]:
     """Returns the description in the file, and the normalization at the start of its graph."""
     kind, config, info = kind_of_config(network.config), network.config, network.info
+    if kind is DETECTOR and facts.size is not None:
+        config = replace(config, short_side=facts.size[0], long_side=facts.size[0])
     if facts.features is not None:
         config = replace(config, num_classes=0)
         info = None if info is None else replace(info, class_names=(), class_ids=())
@@ -291,6 +308,7 @@ def _write(
     target: Target,
     path: Path,
     batches: Sequence[Tensor] | None,
+    opset: int,
 ) -> None:
     """Writes the file to a temporary path."""
     is_half, texts = sheet.facts.precision == "float16", sheet.texts()
@@ -306,10 +324,11 @@ def _write(
         write_program(graph, path, texts)
         return
     onnx = path.with_name("captured.onnx")
-    write_onnx(graph, onnx, texts)
+    write_onnx(graph, onnx, texts, opset)
     if batches is not None:
         captured, onnx = onnx, path.with_name("quantized.onnx")
-        quantize_onnx(captured, onnx, [_denormalized(batch, normalization) for batch in batches])
+        inputs = [inputs_of(sheet, _denormalized(batch, normalization)) for batch in batches]
+        quantize_onnx(captured, onnx, [dict(zip(sheet.input_names, values, strict=True)) for values in inputs])
     if target == "openvino":
         path.mkdir()
         convert_onnx(onnx, path, texts, halves=is_half)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from xcit import ops
 from xcit.deploy.sheet import FeatureOutput, Sheet
+from xcit.errors import XCiTError
 from xcit.models import XCiT
 from xcit.models.fused import FusedXCABlock
 from xcit.zoo.kinds import DETECTOR
@@ -101,7 +102,7 @@ def build_graph(
         features = sheet.facts.features
         module = _Normalized(_Logits(fused) if features is None else _Features(fused, features), normalization, dtype)
     if sheet.facts.size is not None:
-        axes["images"] = {axis: name for axis, name in axes["images"].items() if axis == 0}
+        del axes["images"][2], axes["images"][3]
     return Graph(
         module=module.eval(),
         inputs=_example(sheet),
@@ -174,10 +175,30 @@ class _Features(nn.Module):
         return found
 
 
+def inputs_of(sheet: Sheet, images: Tensor) -> tuple[Tensor, ...]:
+    """Returns the inputs of a graph for images (B, C, h, w). A detector's image is padded, and its scale is 1.
+
+    Raises:
+        XCiTError: if there are several images for a detector, or its image does not fit into the fixed size.
+    """
+    if sheet.kind is not DETECTOR:
+        return (images,)
+    from xcit.models.detection.images import pad_and_stack
+
+    height, width = images.shape[2:]
+    fixed = sheet.facts.size
+    if len(images) != 1:
+        raise XCiTError(f"a detector takes one image at a time, not {len(images)}")
+    if fixed is not None and (height > fixed[0] or width > fixed[1]):
+        raise XCiTError(f"an image of {height}x{width} pixels does not fit into {fixed[0]}x{fixed[1]}")
+    return pad_and_stack([images[0]], fixed), torch.tensor([height, width], dtype=torch.float32), torch.ones(4)
+
+
 def _example(sheet: Sheet) -> tuple[Tensor, ...]:
     """Returns example inputs; height and width have no simple ratio, which the exporter could take for a rule."""
     patch = sheet.kind.backbone(sheet.config).patch_size
     height, width = sheet.facts.size or (max(7 * patch, 96), max(11 * patch, 128))
     if sheet.kind is DETECTOR:
-        return torch.zeros(1, sheet.channels, 96, 160), torch.tensor([90.0, 150.0]), torch.ones(4)
+        height, width = sheet.facts.size or (96, 160)
+        return torch.zeros(1, sheet.channels, height, width), torch.tensor([90.0, 150.0]), torch.ones(4)
     return (torch.zeros(2, sheet.channels, height, width),)

@@ -13,11 +13,23 @@ from xcit.extras import need_packages
 from xcit.weights.pickles import brief
 
 OPSET = 18
-"""Version of ONNX's operators: the one that torch's exporter is written for and that all runtimes support."""
+"""The default version of ONNX's operators, and the oldest one: torch's exporter is written for it."""
 
 
-def write_onnx(graph: Graph, path: Path, texts: Mapping[str, str]) -> None:
-    """Captures a graph and writes it with its metadata."""
+def newest_opset() -> int:
+    """Returns the newest version of ONNX's operators that the installed onnx knows."""
+    need_packages("an ONNX file", "onnx")
+    import onnx
+
+    return int(onnx.defs.onnx_opset_version())
+
+
+def write_onnx(graph: Graph, path: Path, texts: Mapping[str, str], opset: int) -> None:
+    """Captures a graph and writes it, with its metadata, in a version of ONNX's operators.
+
+    Raises:
+        XCiTError: if the exporter can't write this version.
+    """
     need_packages("an ONNX file", "onnx", "onnxscript")
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -26,11 +38,16 @@ def write_onnx(graph: Graph, path: Path, texts: Mapping[str, str]) -> None:
             input_names=list(graph.input_names),
             output_names=list(graph.output_names),
             dynamic_shapes=graph.dynamic_shapes(),
-            opset_version=OPSET,
+            opset_version=opset,
             dynamo=True,
             verbose=False,
         )
         assert program is not None
+        written = program.model.opset_imports.get("")
+        if written != opset:
+            raise XCiTError(
+                f"torch {torch.__version__} wrote operator set {written} instead of {opset}: ask for {OPSET}"
+            )
         program.model.metadata_props.update(texts)
         program.save(path, external_data=False)
 

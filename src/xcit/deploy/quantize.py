@@ -1,6 +1,6 @@
 """Quantises the weights of an ONNX file, and the activations that they are multiplied with, to int8."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from xcit.errors import XCiTError
 from xcit.extras import need_packages
 
 
-def quantize_onnx(source: Path, target: Path, batches: Sequence[Tensor]) -> None:
+def quantize_onnx(source: Path, target: Path, inputs: Sequence[Mapping[str, Tensor]]) -> None:
     """Quantises convolutions and matrix products with weights, statically, with one scale per channel of the weights.
 
     The matrix products of two activations (in the attention) stay in float32: they are few, and the softmax is sharp.
@@ -21,12 +21,12 @@ def quantize_onnx(source: Path, target: Path, batches: Sequence[Tensor]) -> None
     Args:
         source: an ONNX file in float32.
         target: path of the file to write.
-        batches: images (B, C, h, w) as the file takes them; they determine the ranges of the activations.
+        inputs: inputs of the graph by name; they determine the ranges of the activations.
 
     Raises:
         XCiTError: if there are no images.
     """
-    if not batches:
+    if not inputs:
         raise XCiTError("there are no images to calibrate on")
     need_packages("int8", "onnxruntime", "onnx")
     import onnx
@@ -41,11 +41,11 @@ def quantize_onnx(source: Path, target: Path, batches: Sequence[Tensor]) -> None
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.left: Iterator[Tensor] = iter(batches)
+            self.left: Iterator[Mapping[str, Tensor]] = iter(inputs)
 
         def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.left, None)
-            return None if batch is None else {"images": batch.numpy()}
+            values = next(self.left, None)
+            return None if values is None else {name: value.numpy() for name, value in values.items()}
 
     prepared = source.with_name("prepared.onnx")
     with quiet():

@@ -20,14 +20,25 @@ class ExportedDetector(Exported, MaskRCNN):
     def __init__(self, run: Run, sheet: Sheet, path: Path) -> None:
         self._open(run, sheet, path)
 
-    def _search(self, image: Tensor, scale: Tensor, min_score: float, max_objects: int = NUM_DETECTIONS) -> Detections:
+    def _search(
+        self,
+        image: Tensor,
+        scale: Tensor,
+        min_score: float,
+        max_objects: int = NUM_DETECTIONS,
+        padded: tuple[int, int] | None = None,
+    ) -> Detections:
         if max_objects > NUM_DETECTIONS:
             raise XCiTError(f"{self.path}: finds at most {NUM_DETECTIONS} objects in an image, not {max_objects}")
         if min_score < MIN_SCORE:
             raise XCiTError(
                 f"{self.path}: leaves out what is scored less than {MIN_SCORE}: ask for a score of at least that"
             )
-        size = torch.tensor(image.shape[1:], dtype=torch.float32)
-        boxes, labels, scores, masks = self._outputs(pad_and_stack([image]), size, scale.to(torch.float32))
+        height, width = image.shape[1:]
+        fixed = self.sheet.facts.size
+        if fixed is not None and height <= fixed[0] and width <= fixed[1]:  # `_outputs` refuses larger images
+            padded = fixed
+        size = torch.tensor([height, width], dtype=torch.float32)
+        boxes, labels, scores, masks = self._outputs(pad_and_stack([image], padded), size, scale.to(torch.float32))
         count = min(int((scores > min_score).sum()), max_objects)  # best first
         return Detections(boxes[:count], labels[:count], scores[:count], masks[:count])

@@ -12,7 +12,9 @@ from xcit.data.segmentation_transforms import normalized, target_size, to_pixels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing, preprocess
 from xcit.images.resize_8bit import resize_bilinear_8bit
+from xcit.inference.detect import detector_pixels
 from xcit.inference.reading import Readable, Unreadable, read_ahead
+from xcit.zoo.kinds import DETECTOR, kind_of_config
 
 
 def calibration_images(
@@ -22,22 +24,31 @@ def calibration_images(
 
     Args:
         images: the images to read.
-        model: a classifier, backbone or segmenter.
-        size: height and width in pixels to which a segmenter's images are resized, regardless of their aspect ratio,
-            for an exported file of that size; None uses the size of the preprocessing.
+        model: a model of any kind.
+        size: height and width in pixels of an exported file of one size. A segmenter's images are resized to it,
+            regardless of their aspect ratio; a detector's images are resized to fit into it. None uses the size of the
+            preprocessing.
 
     Raises:
         XCiTError: if the model's preprocessing is not known.
     """
     spec = getattr(model.info, "preprocessing", None)
-    if isinstance(spec, Preprocessing):
-        prepare: Any = partial(preprocess, spec=spec)
+    if kind_of_config(model.config) is DETECTOR:
+        prepare: Any = partial(_photo, model=model, sides=None if size is None else (size, size))
+    elif isinstance(spec, Preprocessing):
+        prepare = partial(preprocess, spec=spec)
     elif isinstance(spec, SegmentationPreprocessing):
         prepare = partial(_scene, spec=spec, size=size)
     else:
         raise XCiTError("it is not known how to prepare images for the model: give mean and std")
     for result in read_ahead(images, prepare, num_ahead=4):
         yield result if isinstance(result, Unreadable) else result[1][None]
+
+
+def _photo(image: Image.Image, model: Any, sides: tuple[int, int] | None) -> Tensor:
+    pixels = detector_pixels(np.asarray(image), model.config.backbone.in_channels)
+    prepared: Tensor = model.prepare(pixels, sides)[0]
+    return prepared
 
 
 def _scene(image: Image.Image, spec: SegmentationPreprocessing, size: int | None) -> Tensor:

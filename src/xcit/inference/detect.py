@@ -215,7 +215,7 @@ def detect_each(
             yield result
             continue
         source, picture = result
-        pixels = _channels(picture, network.config.backbone.in_channels)
+        pixels = detector_pixels(picture, network.config.backbone.in_channels)
         size = (pixels.shape[1], pixels.shape[2])
         found = network.detect(pixels, min_score=min_score, sides=sides, max_objects=max_objects)
         yield DetectedObjects(
@@ -336,7 +336,7 @@ def _small_mask(part: MaskPart, shape: tuple[int, int], scale: int) -> NDArray[n
     return small
 
 
-def _channels(picture: NDArray[np.uint8], num_channels: int) -> torch.Tensor:
+def detector_pixels(picture: NDArray[np.uint8], num_channels: int) -> torch.Tensor:
     """Converts an RGB image (h, w, 3) to uint8 (C, h, w)."""
     if num_channels == 1:
         return torch.from_numpy(np.array(Image.fromarray(picture).convert("L")))[None]

@@ -76,9 +76,14 @@ def to_8_bits(image: Tensor, num_channels: int) -> Tensor:
     return (image * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def pad_and_stack(images: Sequence[Tensor]) -> Tensor:
-    """Stacks images (C, h_i, w_i) to one batch (B, C, H, W), with zero padding on the right and at the bottom."""
+def pad_and_stack(images: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
+    """Stacks images (C, h_i, w_i) to one batch (B, C, H, W), with zero padding on the right and at the bottom.
+
+    Args:
+        images: the images.
+        size: H and W, no smaller than any image; None takes the smallest multiples of 32 that fit all images.
+    """
     sizes = [padded_size((image.shape[-2], image.shape[-1])) for image in images]
-    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    height, width = size or (max(own[0] for own in sizes), max(own[1] for own in sizes))
     padded = [F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
     return torch.stack(padded)

@@ -133,19 +133,38 @@ class MaskRCNN(OnPyramid):
             max_objects: the largest number of objects; the best ones are kept. If it is larger than the published
                 100, more proposals are used too (see `num_proposals`).
         """
+        prepared, scale = self.prepare(image, sides)
+        with evaluating(self):
+            return self._search(prepared, scale, min_score, max_objects)
+
+    def prepare(self, image: Tensor, sides: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """Resizes and normalises an image for the network; see `detect` for the arguments.
+
+        Returns:
+            The normalised image (C, h, w), and the factors (4,) by which it was resized: width, height, width, height.
+        """
         pixels = to_8_bits(image, len(self.config.mean)).to(self.device)
         size = (pixels.shape[-2], pixels.shape[-1])
         short_side, long_side = sides or (self.config.short_side, self.config.long_side)
         scaled = fitted_size(*size, long_side=long_side, short_side=short_side)
         height_scale, width_scale = scaled[0] / size[0], scaled[1] / size[1]
         scale = torch.tensor([width_scale, height_scale, width_scale, height_scale], device=pixels.device)
-        with evaluating(self):
-            return self._search(self._normalize(resized(pixels, scaled)), scale, min_score, max_objects)
+        return self._normalize(resized(pixels, scaled)), scale
 
-    def _search(self, image: Tensor, scale: Tensor, min_score: float, max_objects: int = NUM_DETECTIONS) -> Detections:
-        """Returns the objects in a normalised image (C, h, w) that was resized by `scale` (see `RoIHeads.detect`)."""
+    def _search(
+        self,
+        image: Tensor,
+        scale: Tensor,
+        min_score: float,
+        max_objects: int = NUM_DETECTIONS,
+        padded: tuple[int, int] | None = None,
+    ) -> Detections:
+        """Returns the objects in a normalised image (C, h, w) that was resized by `scale` (see `RoIHeads.detect`).
+
+        `padded` is the height and width of the network's input; None means the next multiples of 32.
+        """
         size = (image.shape[-2], image.shape[-1])
-        maps = self._maps(pad_and_stack([image]))
+        maps = self._maps(pad_and_stack([image], padded))
         logits, steps = self.rpn(maps)
         (proposals,) = self.rpn.proposals(maps, logits, steps, [size], num_proposals(max_objects))
         del logits, steps
