@@ -25,6 +25,14 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def is_amd() -> bool:
+    """Whether the processor is made by AMD."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        return "AuthenticAMD" in information.read_text(encoding="utf-8")
+    return "AuthenticAMD" in platform.processor()
+
+
 def free_memory() -> int | None:
     """Returns the bytes of memory that a process can use without swapping; None if the system does not report it."""
     found = []

@@ -245,7 +245,7 @@ def _check_asked(
         raise XCiTError(f"a {kind.name} gives no features: export its backbone (xcit.get_backbone)")
     if kind is DETECTOR and size is not None and (size[0] != size[1] or size[0] % PAD_TO):
         raise XCiTError(
-            f"the size is {size[0]}x{size[1]} pixels, must be a square with sides of a multiple of {PAD_TO} for a detector"
+            f"the size is {size[0]}x{size[1]} pixels; a detector needs a square with sides of a multiple of {PAD_TO}"
         )
     if (precision == "int8") != (wanted.calibration is not None):
         raise XCiTError("int8 and images to calibrate it on go together: give both or neither")

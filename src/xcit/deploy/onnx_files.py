@@ -1,5 +1,6 @@
 """Writes ONNX files with torch's exporter, and runs them with ONNX Runtime."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from xcit.deploy.graphs import Graph
 from xcit.deploy.quiet import quiet
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
-from xcit.weights.pickles import brief
+from xcit.weights.pickles import brief, shortened
 
 OPSET = 18
 """The default version of ONNX's operators, and the oldest one: torch's exporter is written for it."""
@@ -69,7 +70,7 @@ class OnnxRun:
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
-            raise XCiTError(f"{path}: ONNX Runtime {onnxruntime.__version__} can't read it: {brief(error)}") from None
+            raise XCiTError(f"{path}: ONNX Runtime {onnxruntime.__version__} can't read it: {_reason(error)}") from None
         self.texts: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -77,3 +78,14 @@ class OnnxRun:
         names = (one.name for one in self._session.get_inputs())
         arrays = {name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
         return [torch.from_numpy(array) for array in self._session.run(None, arrays)]
+
+
+def _reason(error: Exception) -> str:
+    """Returns the reason in an error message of ONNX Runtime, without the path and the place in its source."""
+    text = str(error).partition(" failed:")[2]
+    newest = re.search(r"Opset (\d+) is under development.* till opset (\d+)", text)
+    if newest:
+        return (
+            f"it has operator set {newest[1]}, and this version reads up to {newest[2]}: export it again with --opset"
+        )
+    return shortened(text.strip()) if text else brief(error)

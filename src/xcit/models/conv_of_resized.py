@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xcit import ops
 from xcit.models.map_rows import (
     Activation,
     ComputedRows,
@@ -24,7 +25,6 @@ from xcit.models.map_rows import (
     as_image,
     from_image,
     interpolation,
-    pointwise,
     with_zero_rows,
 )
 
@@ -106,7 +106,7 @@ class _TapRows(ComputedRows):
         count, width = len(rows), self.width // 3
         found = rows.new_empty(count, 3, width, self.channels)
         for index, taps in enumerate(self._taps):
-            tapped = pointwise(rows, taps).view(count, 3 * self._source.width, self.channels)
+            tapped = ops.linear(rows, taps).view(count, 3 * self._source.width, self.channels)
             for first, last, left, matrix in self._blocks:
                 some = tapped[:, 3 * left : 3 * left + matrix.shape[1]]
                 found[:, index, first:last] = torch.bmm(matrix.expand(count, -1, -1), some)

@@ -29,7 +29,7 @@ from xcit.models.layers import (
     Stem,
     XCABlock,
 )
-from xcit.models.plain import is_watched
+from xcit.models.plain import is_plain, is_watched
 from xcit.models.stripes import ClassAttentionSums, SlidingStem, Sums, TensorTokens, pass_xca_block, spans, sums_of
 
 NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
@@ -269,8 +269,12 @@ class FusedXCABlock(nn.Module):
         """Adds the output of the MLP to tokens (n, D) in place, one part after another."""
         for start, end in parts(len(tokens), tokens_at_once(tokens)):
             part = tokens[start:end]
-            hidden = torch.ops.aten.gelu_(self.fc1(self.norm_mlp(part)))
-            part.add_(self.fc2.bias).addmm_(hidden, self.fc2.weight.t())
+            normed = self.norm_mlp(part)
+            if is_plain(self.fc1):
+                hidden = ops.linear(normed, self.fc1.weight, self.fc1.bias, gelu=True)
+            else:
+                hidden = torch.ops.aten.gelu_(self.fc1(normed))
+            part += ops.linear(hidden, self.fc2.weight, self.fc2.bias)
 
 
 class FusedClassAttentionBlock(nn.Module):

@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xcit import ops
+
 BEHIND = 4
 """Number of rows kept above the last read. Two layers may read one map, and one layer may be a few rows behind."""
 
 NUMBERS_AT_ONCE = 2**21
 """Number of values of the largest map in one stripe. It is large enough for full speed when the maps are in memory."""
-
-_IMAGES = 16
-"""Number of images for which a 1x1 convolution is fast on a CPU: see `pointwise`."""
 
 Activation = Callable[[Tensor], Tensor]
 """An activation that works in place and returns its argument."""
@@ -110,7 +109,7 @@ class ConvRows(ComputedRows):
     def _compute(self, start: int, end: int) -> Tensor:
         conv, halo = self._conv, self._halo
         if halo == 0:
-            found = pointwise(self._source.read(start, end), conv.weight.flatten(1), conv.bias)
+            found = ops.linear(self._source.read(start, end), conv.weight.flatten(1), conv.bias)
         else:
             rows = with_zero_rows(self._source, start - halo, end + halo)
             found = from_image(F.conv2d(as_image(rows), conv.weight, conv.bias, padding=(0, halo)))
@@ -276,26 +275,6 @@ def with_zero_rows(source: MapRows, start: int, end: int) -> Tensor:
         return rows
     above, below = rows.new_zeros(first - start, *rows.shape[1:]), rows.new_zeros(end - last, *rows.shape[1:])
     return torch.cat([above, rows, below])
-
-
-def pointwise(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiplies rows (k, W, C) by the matrix `weight` (outputs, C) and adds `bias`; returns (k, W, outputs).
-
-    On a CPU this is computed as a convolution of 16 images with one row each, because torch runs that with oneDNN. It
-    runs a linear layer, or a convolution of fewer images, with MKL, which takes twice as long on processors that are
-    not from Intel.
-    """
-    pixels = rows.reshape(-1, rows.shape[2])
-    num = len(pixels) // _IMAGES * _IMAGES if pixels.device.type == "cpu" else 0
-    parts = []
-    if num:
-        images = pixels[:num].view(_IMAGES, num // _IMAGES, -1).permute(0, 2, 1).unsqueeze(2)
-        found = F.conv2d(images, weight[:, :, None, None], bias)
-        parts.append(found.squeeze(2).permute(0, 2, 1).reshape(num, -1))
-    if num < len(pixels):
-        parts.append(F.linear(pixels[num:], weight, bias))
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return whole.view(*rows.shape[:2], -1)
 
 
 def as_image(rows: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ def pass_xca_block(
             work = entering.new_empty(rows_at_once + ROWS_HELD, *entering.shape[1:])
         mixed = work[num_held : num_held + len(entering)]
         torch.add(entering, row, out=mixed)
-        mixed.flatten(0, 1).addmm_(block.norm_xca(entering).flatten(0, 1), matrix)
+        mixed += ops.linear(block.norm_xca(entering), matrix.mT)
         local = lpi.push(block.norm_lpi(mixed), is_last=end == tokens.height)
         rows, held = work[: len(local)], work[len(local) : num_held + len(entering)]
         rows += local

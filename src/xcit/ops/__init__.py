@@ -11,6 +11,7 @@ from xcit.ops.forms import (
     xca_in_graph,
     xca_of_qkv,
 )
+from xcit.ops.products import linear
 from xcit.ops.reference import POSITION_DIM, drop_path, fourier_position, lpi
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "drop_path",
     "fourier_position",
     "gram",
+    "linear",
     "lpi",
     "mixing_matrix",
     "xca",

@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcit.ops import reference
+from xcit.ops.products import affine, gram_matrix, linear
 
 EPSILON = 1e-12
 """The smallest norm by which a query or key is divided, as in the reference."""
@@ -65,7 +66,7 @@ def xca(
         attention = attention_from_tokens(tokens, qkv_weight, qkv_bias, temperature)
     if num_tokens >= MATRIX_FROM * dim:
         matrix, row = mixing_matrix(attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
-        return torch.baddbmm(row.to(tokens.dtype), tokens, matrix.to(tokens.dtype))
+        return affine(tokens, matrix.to(tokens.dtype), row.to(tokens.dtype))
     return mix_values(tokens, attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
 
 
@@ -175,7 +176,7 @@ def _gram(tokens: Tensor) -> Tensor:
         or torch.jit._trace.is_tracing()
         or not (torch.is_grad_enabled() and tokens.requires_grad)
     ):
-        return tokens.mT @ tokens
+        return gram_matrix(tokens)
     return _Gram.apply(tokens)
 
 
@@ -206,7 +207,7 @@ def attention_from_tokens(tokens: Tensor, qkv_weight: Tensor, qkv_bias: Tensor |
     """Returns the attention (B, M, C, C) of each head, computed from queries and keys, at least in float32."""
     dim = tokens.shape[2]
     bias = None if qkv_bias is None else qkv_bias[: 2 * dim]
-    return _attention_of(F.linear(tokens, qkv_weight[: 2 * dim], bias), temperature)
+    return _attention_of(linear(tokens, qkv_weight[: 2 * dim], bias), temperature)
 
 
 def xca_of_qkv(qkv: Tensor, temperature: Tensor) -> Tensor:
@@ -261,8 +262,8 @@ def mix_values(
 ) -> Tensor:
     """Returns the output (B, N, D), by values (B, N, D) and the attention (B, M, C, C)."""
     dim = tokens.shape[2]
-    values = F.linear(tokens, qkv_weight[2 * dim :], None if qkv_bias is None else qkv_bias[2 * dim :])
-    return F.linear(_mix(values, attention), proj_weight, proj_bias)
+    values = linear(tokens, qkv_weight[2 * dim :], None if qkv_bias is None else qkv_bias[2 * dim :])
+    return linear(_mix(values, attention), proj_weight, proj_bias)
 
 
 def _mix(values: Tensor, attention: Tensor) -> Tensor:

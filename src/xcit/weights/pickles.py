@@ -134,5 +134,9 @@ def _check_zip(path: Path) -> None:
 
 def brief(error: BaseException) -> str:
     """Returns the first line of another package's error message, at most 120 characters."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:120]
+    return shortened(str(error).strip() or type(error).__name__)
+
+
+def shortened(message: str) -> str:
+    """Returns the first line of a message, at most 120 characters."""
+    return message.splitlines()[0][:120]

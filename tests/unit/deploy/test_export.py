@@ -1,6 +1,7 @@
 """Models as files: each kind and format once, run in the model's place; and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +15,13 @@ from PIL import Image
 from small_models import BACKBONE, CLASSIFIER, lively
 
 import xcit
-from xcit.deploy import FeatureOutput, check, exporting
+from xcit.deploy import ExportReport, FeatureOutput, check, exporting
 from xcit.deploy.operators import TENSORRT, operators_of
 from xcit.deploy.running import Exported
 from xcit.deploy.sheet import EXPORT_KEY, Sheet, read_sheet
 from xcit.errors import XCiTError
 from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing
+from xcit.inference.calibration import calibration_images
 from xcit.inference.segment import SlidingWindow
 from xcit.measure.speed import SpeedConfig, measure_speed
 from xcit.models import ModelInfo, SegmenterInfo, XCiT
@@ -104,7 +106,7 @@ def test_what_an_exported_file_does_not_do(onnx_file: Path, picture: Path) -> No
 def _captured_already(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of `onnx_file` for exports that go on from it, for each capture takes seconds."""
 
-    def write(graph: object, path: Path, texts: dict[str, str]) -> None:
+    def write(graph: object, path: Path, texts: dict[str, str], opset: int) -> None:
         model = onnx.load(onnx_file)
         onnx.helper.set_model_props(model, texts)
         onnx.save(model, path)
@@ -198,21 +200,29 @@ def test_a_segmenter(folder: Path, picture: Path) -> None:
         opened(IMAGES, with_auxiliary=True)
 
 
-def test_a_detector_finds_as_many_objects_as_there_are(folder: Path, picture: Path) -> None:
+@pytest.fixture(scope="module")
+def detector() -> MaskRCNN:
     torch.manual_seed(0)
     config = MaskRCNNConfig(
         backbone=replace(BACKBONE, depth=1), num_classes=3, channels=8, box_features=8, short_side=64, long_side=96
     )
     model: MaskRCNN = lively(MaskRCNN(config))
     model.info = DetectorInfo(name="things", class_names=("a", "b", "c"), category_ids=(1, 5, 7))
-    path = folder / "things.onnx"
-    report = xcit.export(model, path, normalize=True)
-    found = report.difference
+    return model
+
+
+@pytest.fixture(scope="module")
+def things(detector: MaskRCNN, folder: Path) -> ExportReport:
+    return xcit.export(detector, folder / "things.onnx", normalize=True)
+
+
+def test_a_detector_finds_as_many_objects_as_there_are(detector: MaskRCNN, things: ExportReport, picture: Path) -> None:
+    path, found = things.path, things.difference
     assert found.value < 1e-3 and found.num_detections > 0
     assert found.num_unmatched <= 0.05 * found.num_detections
     assert "without a counterpart" in found.sentence()
     for score in (0.05, 0.3):
-        ours, theirs = (xcit.detect(picture, given, min_score=score)[0].objects for given in (path, model))
+        ours, theirs = (xcit.detect(picture, given, min_score=score)[0].objects for given in (path, detector))
         assert len(ours) == len(theirs)
         # In any order, for scores of random weights are nearly equal.
         boxes = {name: np.array([one.box for one in ours if one.name == name]) for name in ("a", "b", "c")}
@@ -220,8 +230,51 @@ def test_a_detector_finds_as_many_objects_as_there_are(folder: Path, picture: Pa
         assert (np.array(nearest) < 0.05).mean() > 0.8
     with pytest.raises(XCiTError, match=r"leaves out what is scored less than 0.05"):
         xcit.detect(picture, path, min_score=0.01)
-    with pytest.raises(XCiTError, match="takes one image of any size at a time: leave the size out"):
-        xcit.export(model, folder / "fixed.onnx", size=64)
+
+
+def test_a_detectors_file_of_one_size_in_float16(detector: MaskRCNN, folder: Path, picture: Path) -> None:
+    path = folder / "square.onnx"
+    report = xcit.export(detector, path, "web", size=96, dtype="float16", opset=20)
+    found = report.difference
+    assert {*found.sizes} == {(96, 96), (96, 64), (49, 96)}
+    assert found.num_detections and found.value < 0.1
+    assert found.num_unmatched <= 0.2 * found.num_detections
+    written = onnx.load(path)
+    assert [one.version for one in written.opset_import if one.domain == ""] == [20]
+    kernels = [one for one in written.graph.initializer if len(one.dims) == 4]
+    assert kernels and {one.data_type for one in kernels} == {onnx.TensorProto.FLOAT16}
+    model: Any = xcit.load_exported(path)
+    assert (model.config.short_side, model.config.long_side) == (96, 96)
+    # An image of 100 x 140 pixels is resized to 69 x 96, and padded to 96 x 96.
+    image = torch.from_numpy(np.array(Image.open(picture)).transpose(2, 0, 1).copy())
+    ours, prepared = model.detect(image), detector.prepare(image, (96, 96))
+    assert prepared[0].shape[1:] == (69, 96)
+    theirs = detector._search(*prepared, min_score=0.05, padded=(96, 96))
+    matched = check._matched(ours, theirs)
+    assert len(matched) > 0.8 * max(len(ours.boxes), len(theirs.boxes)) > 0
+    with pytest.raises(XCiTError, match="was exported for images of 96x96 pixels, not of 96x160"):
+        model.detect(image, sides=(96, 160))
+    with pytest.raises(XCiTError, match="a detector needs a square with sides of a multiple of 32"):
+        xcit.export(detector, folder / "odd.onnx", size=80)
+
+
+def test_a_detector_in_int8(
+    detector: MaskRCNN, things: ExportReport, folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "write_onnx", lambda graph, path, texts, opset: shutil.copy(things.path, path))
+    monkeypatch.setitem(check.MAX_UNMATCHED, "int8", 1.0)  # random weights give boxes with nearly equal scores
+    images = [image for image in calibration_images([picture] * 2, detector) if isinstance(image, torch.Tensor)]
+    assert [image.shape for image in images] == [(1, 3, 64, 90)] * 2
+    path = folder / "whole_things.onnx"
+    report = xcit.export(detector, path, normalize=True, dtype="int8", calibration=images)
+    assert {"QuantizeLinear", "DequantizeLinear", "RoiAlign", "NonMaxSuppression"} <= operators_of(path)
+    assert report.difference.num_detections and report.num_bytes < things.num_bytes
+    model: Any = xcit.load_exported(path)
+    assert xcit.detect(picture, path, min_score=0.05)[0].objects
+    assert model.info == detector.info
+    with pytest.raises(XCiTError, match="a detector takes one image at a time, not 2"):
+        xcit.export(detector, folder / "two.onnx", dtype="int8", calibration=[torch.cat(images)])
+    assert not (folder / "two.onnx").exists()
 
 
 # --- what is refused before anything is captured
@@ -240,6 +293,9 @@ def test_a_detector_finds_as_many_objects_as_there_are(folder: Path, picture: Pa
         ("a.pt2", {"dtype": "int8", "calibration": [IMAGES]}, "int8 is for onnx, openvino and web"),
         ("a.onnx", {"to": "tensorrt", "dtype": "float32"}, "an export to tensorrt is in float16"),
         ("a.onnx", {"dtype": "float8"}, "there is no dtype 'float8'"),
+        ("a.onnx", {"opset": 11}, r"the ONNX operator set is 11, must be 18 to [0-9]+: older sets lack operators"),
+        ("a.onnx", {"opset": 99}, "the ONNX operator set is 99, must be 18 to"),
+        ("a.pt2", {"opset": 18}, "an export to torch-export has no ONNX operator set"),
         ("a.onnx", {"size": (0, 8)}, "the size is 0x8 pixels"),
         ("a.onnx", {"features": FeatureOutput(layers=(0,))}, "block 0 has no class token"),
         ("a.onnx", {"features": FeatureOutput(layers=(9,))}, "9"),
@@ -294,9 +350,13 @@ def test_files_that_were_not_exported_here(onnx_file: Path, tmp_path: Path) -> N
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
     (tmp_path / "broken.pt2").write_bytes(b"nothing")
     (tmp_path / "model.xml").write_text("<nothing/>")
+    later = onnx.load(onnx_file)
+    later.opset_import[0].version = 99
+    onnx.save(later, tmp_path / "later.onnx")
     for path, message in (
         (tmp_path / "absent.onnx", "no such file"),
-        (tmp_path / "broken.onnx", "ONNX Runtime [0-9.]+ can't read it"),
+        (tmp_path / "broken.onnx", "ONNX Runtime [0-9.]+ can't read it: Protobuf parsing failed"),
+        (tmp_path / "later.onnx", "can't read it: it has operator set 99, and this version reads up to [0-9]+: export"),
         (tmp_path / "broken.pt2", "torch .* can't read it"),
         (tmp_path, "OpenVINO .* can't read it"),
         (tmp_path / "a.txt", "no exported file"),

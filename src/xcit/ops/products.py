@@ -1,0 +1,75 @@
+"""Products of many rows with one matrix, in inference also by oneDNN.
+
+On a CPU, torch computes float32 products with MKL. On processors from AMD, MKL reaches only half of the speed of
+oneDNN, which torch contains too, but uses for convolutions and 16-bit products only. So these functions call oneDNN
+where nothing but the product itself is wanted: no gradient, no compilation, no counting of operations.
+
+Shapes: `B` batch, `N` rows, `D` and `E` widths.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from xcit.machine import is_amd
+
+_MIN_ROWS = 16
+"""Smallest number of rows for oneDNN; with fewer rows, MKL is faster."""
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """Computes `F.linear`: rows (..., D), weight (E, D) and bias (E,) give (..., E). `gelu` applies the exact GELU."""
+    if _is_for_onednn(rows, weight, bias):
+        activation: tuple[str, list[None], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, *activation)
+        return found
+    found = F.linear(rows, weight, bias)
+    return torch.ops.aten.gelu_(found) if gelu else found
+
+
+def affine(tokens: Tensor, matrix: Tensor, row: Tensor) -> Tensor:
+    """Computes X P + p for each image: tokens (B, N, D), matrix (B, D, E) and row (B, 1, E) give (B, N, E)."""
+    if _is_for_onednn(tokens[:1], matrix, row):
+        return torch.stack([linear(x, p.mT, r[0]) for x, p, r in zip(tokens, matrix, row, strict=True)])
+    return torch.baddbmm(row, tokens, matrix)
+
+
+def gram_matrix(tokens: Tensor) -> Tensor:
+    """Computes X^T X for each image: tokens (B, N, D) give (B, D, D)."""
+    if _is_for_onednn(tokens[:1], tokens):
+        return torch.stack([linear(x.mT, x.mT) for x in tokens])
+    return tokens.mT @ tokens
+
+
+def _is_for_onednn(rows: Tensor, *others: Tensor | None) -> bool:
+    """Whether oneDNN may compute a product of these tensors, and is faster."""
+    # This comes first, so that a graph is not specialised for the number of rows.
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit._trace.is_tracing():
+        return False
+    if not _is_onednn_faster() or rows.numel() < _MIN_ROWS * rows.shape[-1] or not torch.backends.mkldnn.enabled:
+        return False
+    # oneDNN's product has no derivative and no cast of its own, and counters of operations do not know it.
+    if (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return False
+    with_gradient = torch.is_grad_enabled()
+    return all(
+        type(one) in (Tensor, nn.Parameter)
+        and one.dtype == torch.float32
+        and one.device.type == "cpu"
+        and not (with_gradient and one.requires_grad)
+        for one in (rows, *others)
+        if one is not None
+    )
+
+
+@cache
+def _is_onednn_faster() -> bool:
+    return is_amd() and torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
