@@ -17,7 +17,7 @@ from torch import Tensor
 from xcit.errors import XCiTError
 from xcit.weights.dense import PYRAMID, Heads, dense_to_native, detect_head, xcit_of
 from xcit.weights.formats import detect_format, to_native
-from xcit.weights.pickles import brief, read_pickle
+from xcit.weights.pickles import EXPORTED, brief, read_pickle
 from xcit.weights.plain import tensor_problem, unstored_bytes
 from xcit.weights.wrapping import Found, Normalization, split_key, unwrap
 from xcit.writing import whole_file
@@ -183,6 +183,8 @@ def _kind(path: Path) -> Literal["safetensors", "zip", "pickle"]:
             raise XCiTError(f"{path} is {what}")
     if path.suffix == ".safetensors":
         raise XCiTError(f"{path} is damaged: it has no safetensors header")
+    if path.suffix == ".onnx":
+        raise XCiTError(f"{path} is {EXPORTED}")
     raise XCiTError(f"{path} is neither a safetensors file nor a PyTorch checkpoint")
 
 

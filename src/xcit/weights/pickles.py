@@ -19,6 +19,9 @@ import torch
 
 from xcit.errors import XCiTError
 
+EXPORTED = "an exported file, not a checkpoint: give the weights that it was made from"
+"""The end of the message that refuses a model that was exported for another runtime."""
+
 
 class _Inert:
     """Replaces an object of a pickle that is not loaded: it accepts every call that would build it, and ignores it."""
@@ -115,6 +118,8 @@ def _check_zip(path: Path) -> None:
             names = {entry.filename.rpartition("/")[2] for entry in entries}
             if "constants.pkl" in names:
                 raise XCiTError(f"{path} is a TorchScript program, not a checkpoint: save its state_dict instead")
+            if "archive_format" in names:
+                raise XCiTError(f"{path} is {EXPORTED}")
             # torch stores entries uncompressed, and a mapped file is used as it is on the disk.
             if "data.pkl" not in names or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise XCiTError(f"{path} is a zip archive, but no PyTorch checkpoint")

@@ -444,6 +444,13 @@ def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
     assert "a TorchScript program" in error_of(path)
 
 
+def test_an_exported_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch")
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), tmp_path / "a.pt2")
+    for name in ("a.onnx", "a.pt2"):
+        assert "FILE is an exported file, not a checkpoint" in error_of(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
