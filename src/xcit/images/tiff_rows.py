@@ -126,6 +126,10 @@ class TiffRows:
         return data
 
 
+_NODATA = 42113
+"""GDAL's tag for the value of the pixels that are no data."""
+
+
 def is_georeferenced(path: Path) -> bool:
     """Whether a TIFF is georeferenced or has a nodata value, so that rasterio should read it.
 
@@ -136,7 +140,7 @@ def is_georeferenced(path: Path) -> bool:
 
         with _quiet_tifffile(), tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
-            return page.is_geotiff or page.is_gdal
+            return page.is_geotiff or page.is_gdal or _NODATA in page.tags
     except Exception:  # a damaged file can cause any error in the parser
         return False
 

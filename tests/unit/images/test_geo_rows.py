@@ -166,6 +166,13 @@ def test_what_has_no_data_is_left_out(tmp_path: Path) -> None:
     assert np.array_equal(mask_of(tmp_path / "c.tif"), expected)
 
 
+def test_a_value_of_no_data_counts_without_a_place_on_the_map(tmp_path: Path) -> None:
+    pixels = pixels_of("uint8", 1) + 1
+    pixels[10:30, 5:20] = 0
+    tifffile.imwrite(tmp_path / "a.tif", pixels[:, :, 0], extratags=[(42113, "s", 0, "0", True)])
+    assert np.array_equal(mask_of(tmp_path / "a.tif"), pixels[:, :, 0] != 0)
+
+
 def test_transparency_is_no_channel_but_a_mask(tmp_path: Path) -> None:
     pixels = pixels_of("uint8", 4)
     pixels[:, :, 3] = 255
