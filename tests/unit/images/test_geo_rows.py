@@ -55,7 +55,7 @@ def test_bands_and_a_range_of_values(tmp_path: Path) -> None:
     pixels = pixels_of("int16") - 20
     write(tmp_path / "a.tif", pixels)
     with (
-        pytest.raises(XCiTError, match="of type int16 have no range of their own: give one"),
+        pytest.raises(XCiTError, match="of type int16 have no standard range: give a range"),
         open_rows(tmp_path / "a.tif"),
     ):
         pass
@@ -129,7 +129,7 @@ def test_a_region_is_cut_with_its_place_on_the_map(tmp_path: Path) -> None:
         assert read_mask is not None and np.array_equal(read_mask(3, 9), (pixels[23:29, 7:37] != 0).any(axis=2))
     assert metadata["transform"] == (10, 0, 500_070, 0, -10, 5_299_800) and metadata["place"] == (1, 0, 7, 0, 1, 20)
     with (
-        pytest.raises(XCiTError, match="the region 30,0,30,10 reaches over the edge of 50 x 83 pixels"),
+        pytest.raises(XCiTError, match="the region 30,0,30,10 extends beyond the image of 50 x 83 pixels"),
         open_rows(tmp_path / "a.tif", selection=Selection(region=(30, 0, 30, 10))),
     ):
         pass

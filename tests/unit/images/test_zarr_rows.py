@@ -66,9 +66,9 @@ def test_what_is_no_image_is_said_in_one_line(tmp_path: Path, monkeypatch: pytes
     signed = zarr.create_array(str(tmp_path / "signed.zarr"), shape=(30, 20), chunks=(16, 16), dtype="int16")
     signed[:] = 3
     for name, message in {
-        "flat.zarr": "is not that of an image",
-        "group.zarr": "a Zarr group that is no OME-Zarr image",
-        "signed.zarr": "pixels of type int16 have no range of their own",
+        "flat.zarr": "an image must have shape",
+        "group.zarr": "a Zarr group that is not an OME-Zarr image",
+        "signed.zarr": "pixels of type int16 have no standard range",
         "missing.zarr": "zarr can't open it",
     }.items():
         with pytest.raises(XCiTError, match=message) as caught:
