@@ -12,14 +12,15 @@ class CellPlace:
     """The position of a grid of cells, with one cell per patch. The module `transforms.py` defines transforms.
 
     The transforms place each cell on the square of its patch's pixels. But the stem's convolutions centre a cell on the
-    first pixel of this square (upper left). So the map appears half a cell too far to the right and down. The pictures
-    of `draw/cells.py` correct this shift; these transforms do not.
+    first pixel of this square (upper left). So the map appears half a cell too far to the right and down. The functions
+    in `draw/cells.py` correct this shift for pictures. The transforms do not correct it.
 
     Attributes:
         source: name of the image.
         to_pixels: transform from column and row of a cell to pixels of the file's largest level.
-        to_map: transform from column and row of a cell to map coordinates; None if the image is not georeferenced.
-        crs: coordinate system of the map coordinates as WKT; None if the file does not contain it.
+        to_map: transform from column and row of a cell to coordinates on the ground; None if the image is not
+            georeferenced.
+        crs: coordinate system on the ground as WKT; None if the file does not contain a coordinate system.
     """
 
     source: str

@@ -28,7 +28,7 @@ def to_8_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def integers_to_8_bits(image: Image.Image) -> np.ndarray:
-    """Converts a grey PIL image of mode "I" or "I;16" to uint8 (h, w). Its values have 16 bits, or rarely 12 bits.
+    """Converts a grey PIL image of mode "I" or "I;16" to uint8 (h, w). The grey values have 16 bits (rarely 12).
 
     Raises:
         XCiTError: if a value is outside 0..65535.

@@ -64,7 +64,7 @@ def _expand(path: Path, passed_by: PassedBy) -> list[Path]:
 
 
 def _but(passed_by: PassedBy) -> str:
-    """Returns the end of an error message, with the counts of what was left out; "" if nothing was left out."""
+    """Returns the end of an error message: how many files and folders were left out, or "" if none were left out."""
     return f"; left out: {passed_by}" if str(passed_by) else ""
 
 
@@ -72,7 +72,7 @@ def images_below(folder: Path, passed_by: PassedBy | None = None) -> list[Path]:
     """Returns the image files in a folder and in all its subfolders, in natural order ("img2" before "img10").
 
     A file is an image if its suffix is in `IMAGE_SUFFIXES`. Hidden files and folders are left out. A broken link with
-    such a suffix is also returned; reading it later raises an error.
+    an image suffix is also returned, so that an error is raised when the link is read.
 
     Args:
         folder: the folder.
@@ -107,7 +107,7 @@ def images_below(folder: Path, passed_by: PassedBy | None = None) -> list[Path]:
 
 
 def is_image_name(path: Path) -> bool:
-    """Returns whether a path has a suffix in `IMAGE_SUFFIXES` and its name is not hidden."""
+    """Returns whether the name of a path has a suffix in `IMAGE_SUFFIXES` and does not begin with a dot (hidden)."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 

@@ -31,8 +31,8 @@ class GeoRows:
     - A floating-point pixel is also missing if any selected band is not finite.
 
     `bands` selects bands, counted from 1. A selected transparency band is read as a channel and is not used as a mask.
-    If `bands` is None, all bands except transparency are read. If these are a red, a green and a blue band, they are
-    read in this order.
+    If `bands` is None, all bands except transparency are read. If these bands are exactly red, green and blue, they are
+    read in the order red, green, blue.
 
     Raises:
         XCiTError: if the file can't be read, the type of its pixels is not supported, or rasterio is not installed.
@@ -54,7 +54,7 @@ class GeoRows:
                 sizes = [(whole.height, whole.width)]
                 sizes += [(-(-whole.height // by), -(-whole.width // by)) for by in whole.overviews(1)]
                 if not 0 <= level < len(sizes):
-                    raise XCiTError(f"{path}: there is no level {level}: it has {len(sizes)} levels, counted from 0")
+                    raise XCiTError(f"{path}: there is no level {level}: the file has {len(sizes)}, counted from 0")
                 if level:
                     self._file = rasterio.open(path, overview_level=level - 1)
                     whole.close()
@@ -81,7 +81,7 @@ class GeoRows:
         self._bands = list(bands) if bands else _colour_bands(file)
         for band in self._bands:
             if band not in file.indexes:
-                raise XCiTError(f"{name}: there is no band {band}: it has {file.count} bands, counted from 1")
+                raise XCiTError(f"{name}: there is no band {band}: the file has {file.count}, counted from 1")
         kinds = {np.dtype(file.dtypes[band - 1]) for band in self._bands}
         if len(kinds) > 1 or any(file.colorinterp[band - 1] is ColorInterp.palette for band in self._bands):
             raise XCiTError(f"{name}: the bands have a palette or different types: choose other bands by --bands")
@@ -153,7 +153,7 @@ class GeoRows:
 
 
 def _colour_bands(file: Any) -> list[int]:
-    """Returns all bands except transparency. If these are a red, a green and a blue band, they are in this order."""
+    """Returns all bands except transparency. Exactly red, green and blue bands are sorted into this order."""
     from rasterio.enums import ColorInterp
 
     names = dict(zip(file.indexes, file.colorinterp, strict=True))
@@ -165,7 +165,7 @@ def _colour_bands(file: Any) -> list[int]:
 
 
 def present(pixels: Pixels, nodata: float | None) -> Mask:
-    """Returns a mask, bool (rows, width), that is false for missing pixels by the nodata rules of `GeoRows`."""
+    """Returns a mask, bool (rows, width). It is false for missing pixels by the nodata rules in `GeoRows`."""
     if pixels.dtype.kind == "u":
         return np.any(pixels != nodata, axis=2)
     there: Mask = (

@@ -14,7 +14,10 @@ It returns the pixels and a mask that is true for valid pixels. The mask is None
 
 
 class KeptRows:
-    """A reader of any pixel rows of an image that is decoded in whole rows of tiles, each `tile_rows` pixels high."""
+    """A reader of single pixel rows, for an image that can only be decoded in whole rows of tiles.
+
+    A row of tiles is `tile_rows` pixel rows high.
+    """
 
     def __init__(self, height: int, tile_rows: int, decode: Decode) -> None:
         self._height, self._tile_rows, self._decode = height, tile_rows, decode

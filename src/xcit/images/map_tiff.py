@@ -28,7 +28,7 @@ def write_map_tiff(path: Path, maps: Maps, names: Sequence[str], cells: CellPlac
         cells: position of the maps' cells.
 
     Raises:
-        XCiTError: if the file can't be written, or the package that writes it is not installed.
+        XCiTError: if the file can't be written, or the package for it (tifffile or rasterio) is not installed.
     """
     about = json.dumps(cells.described() | {"bands": list(names)})
     try:

@@ -57,7 +57,7 @@ def open_rows(
         The source of the rows.
 
     Raises:
-        XCiTError: "<path>: <reason>" if it can't be read.
+        XCiTError: "<path>: <reason>" if the image can't be read.
     """
     ranged = selection.value_range is not None
     with ExitStack() as stack:
@@ -74,7 +74,7 @@ def open_rows(
             _, factor = level_of(rows_info(rows), selection.mpp)
             rows = ShrunkRows(rows, factor) if factor > 1 else rows
         elif selection.level and rows_info(rows).level != selection.level:
-            raise XCiTError(f"{rows_info(rows).name}: there is no level {selection.level}: it has only one size")
+            raise XCiTError(f"{rows_info(rows).name}: there is no level {selection.level}: the image has only one size")
         if selection.bands and not isinstance(rows, GeoRows):  # `GeoRows` has already selected the bands
             rows = BandRows(rows, selection.bands)
         if selection.value_range is not None:

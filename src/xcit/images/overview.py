@@ -43,7 +43,7 @@ def _shrunk(pixels: Pixels, factor: int) -> Picture:
 
 
 def box_means(pixels: Pixels, factor: int) -> Pixels:
-    """Returns the means over squares of `factor` x `factor` pixels, float32. At an edge, squares may be smaller."""
+    """Returns the means over squares of `factor` x `factor` pixels, float32. Squares at the edges may be smaller."""
     sums = pixels.astype(np.float32)
     for axis in (0, 1):
         starts = np.arange(0, pixels.shape[axis], factor)

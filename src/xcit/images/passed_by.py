@@ -18,7 +18,7 @@ class PassedBy:
         num_hidden: number of hidden files and hidden folders. Hidden folders are not searched.
         num_again: number of files that were found before, plus number of links to folders that were searched before.
         num_no_classes: number of folders that are not classes, judged by their names, such as `meta` in ImageNet.
-        num_results: number of images that are in the folder for the results.
+        num_results: number of images in the folder to which the command writes its results.
     """
 
     known: Collection[str] = ()

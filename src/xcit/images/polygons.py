@@ -73,7 +73,7 @@ def write_geojson(path: Path, areas: Iterable[MarkedArea], cells: CellPlace) -> 
 
 
 def crs_name(crs: str) -> str:
-    """Returns the GeoJSON name of a coordinate system, given as WKT; returns the WKT if no standard code is known."""
+    """Returns the GeoJSON name of a coordinate system (WKT), or the WKT itself if the system has no standard code."""
     import rasterio
 
     code = rasterio.crs.CRS.from_wkt(crs).to_authority()

@@ -14,8 +14,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _MODES = {1: "L", 3: "RGB"}
 
-# At this limit, a scaled RGB image takes about half a gigabyte. Only an extremely elongated image, such as 1 x 5000
-# pixels, exceeds the limit when its short side is scaled.
+# At this limit, a scaled RGB image takes about half a gigabyte. Only an extremely elongated image exceeds the limit,
+# such as an image of 1 x 5000 pixels with its short side scaled to 224 pixels.
 _MAX_RESIZED_PIXELS = 2**27
 
 
@@ -78,7 +78,7 @@ class Preprocessing:
 
 
 DINO_PREPROCESSING = Preprocessing(image_size=224, resize_to=256)
-"""The preprocessing of DINO's published k-NN and linear accuracies: short side 256 pixels, centre crop of 224."""
+"""The preprocessing for the published k-NN and linear accuracies of DINO: short side 256 pixels, centre crop 224."""
 
 
 def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_size: int) -> Preprocessing:
@@ -167,9 +167,9 @@ class SegmentationPreprocessing:
 def _channels_of(
     spec: Preprocessing | SegmentationPreprocessing, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the given mean and standard deviation; None is replaced by the value of `spec`.
+    """Returns the given mean and standard deviation. If one of them is None, the value of `spec` is returned instead.
 
-    A single given number is used for all channels.
+    A single number is repeated for all channels.
     """
     channels = len(spec.mean)
     found = []
@@ -184,9 +184,9 @@ def _channels_of(
 def preprocess(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
     """Resizes, crops and normalises an image.
 
-    The result is bit-identical to that of four torchvision transforms on a PIL image: `Resize` (bicubic, with
-    antialiasing), `CenterCrop` (pads smaller images with zeros), `ToTensor` and `Normalize`. torchvision is not used,
-    because its import takes seconds.
+    The result is bit-identical to the result of four torchvision transforms on a PIL image: `Resize` (bicubic, with
+    antialiasing), `CenterCrop` (pads smaller images with zeros), `ToTensor` and `Normalize`. This function does not use
+    torchvision, because the import of torchvision takes seconds.
 
     Args:
         image: an image of any mode that Pillow can convert to RGB or grey, for example the result of `read_image`.

@@ -61,8 +61,8 @@ def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image
 
             - a path, a URL, or "-" for standard input,
             - the bytes of an image file,
-            - a file that is open in binary mode, which is read from its current position,
-            - a PIL image of any mode, which is not changed,
+            - a file that is open in binary mode (it is read from its current position),
+            - a PIL image of any mode (it is not changed),
             - an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W). C is 1 (grey), 3 (RGB) or 4 (RGB and
               alpha). The type is uint8, uint16 (scaled to 8 bits), bool, or floating-point in 0..1.
         ignore_exif: if true, the EXIF orientation is ignored.
@@ -71,9 +71,9 @@ def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image
         A new image of mode "RGB", without metadata. Its pixels are in memory.
 
     Raises:
-        XCiTError: "<path>: <reason>" if the file is missing, can't be read, is not an image, or is truncated or
-            damaged. Also if it has more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels (perhaps a decompression bomb),
-            or if the shape, type or range of an array or tensor is not supported.
+        XCiTError: "<path>: <reason>" if the file is missing, can't be read, is not an image, is truncated or damaged,
+            or has more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels (perhaps a decompression bomb); or if the shape,
+            type or range of an array or tensor is not supported.
     """
     try:
         if isinstance(source, Image.Image):
@@ -193,7 +193,7 @@ def _identify(file: BinaryIO) -> Image.Image:
 
 @contextlib.contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """Converts errors of any type, because Pillow's decoders raise many types, to an `XCiTError` with the reason."""
+    """Converts errors of any type to an `XCiTError` with the reason. Pillow's decoders raise errors of many types."""
     try:
         yield
     except XCiTError:
@@ -210,7 +210,7 @@ def _pillow_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silences Pillow's warnings about unusual metadata, and about more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+    """Silences Pillow's warnings about unusual metadata and about large images (above `Image.MAX_IMAGE_PIXELS`).
 
     All threads share Python's warning filters. Without the lock, two threads could restore the filters in the wrong
     order.

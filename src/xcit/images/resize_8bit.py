@@ -72,9 +72,8 @@ def bilinear_taps(
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int32], ...]]:
     """Returns the neighbours and weights for the bilinear interpolation along one axis.
 
-    Beyond an edge, both neighbours of a new pixel are the old pixel at the edge. The two weights may then be any values
-    with the sum 2048, but rounding may change the last bit of the result. OpenCV resets the weights to 2048 and 0 when
-    it resizes the width, but not when it resizes the height.
+    Beyond an edge, both neighbours of a new pixel are the old pixel at the edge. There, OpenCV resets the two weights
+    to 2048 and 0 when it resizes the width, but not when it resizes the height. The result differs only by rounding.
 
     Args:
         old: number of pixels before resizing.

@@ -17,7 +17,7 @@ from xcit.images.transforms import IDENTITY, Transform, enlarged, moved
 class BandRows:
     """A source with selected channels of another source.
 
-    `bands` contains the numbers of the channels, counted from 1, in the order in which they are returned.
+    `bands` contains the numbers of the selected channels, counted from 1, in the order of the result.
 
     Raises:
         XCiTError: if the other source does not have one of these channels.
@@ -27,7 +27,7 @@ class BandRows:
         for band in bands:
             if band > source.channels:
                 name = rows_info(source).name
-                raise XCiTError(f"{name}: there is no band {band}: it has {source.channels} bands, counted from 1")
+                raise XCiTError(f"{name}: there is no band {band}: the image has {source.channels}, counted from 1")
         self._source, self._indices = source, [band - 1 for band in bands]
         self.height, self.width, self.channels = source.height, source.width, len(bands)
         self.info = with_identity(rows_info(source), f"bands {bands}")
@@ -122,7 +122,7 @@ class ShrunkRows:
     def read(self, start: int, end: int) -> Pixels:
         """Returns rows start:end in a new array."""
         pieces = []
-        for row in range(start, end):  # one row at a time, because a row needs factor**2 times its number of pixels
+        for row in range(start, end):  # one row at a time: each row needs factor**2 times as many source pixels
             rows = self._source.read(row * self._factor, (row + 1) * self._factor)[:, : self.width * self._factor]
             means = box_means(rows, self._factor)
             pieces.append(np.rint(means).astype(rows.dtype) if rows.dtype.kind in "ui" else means)
@@ -167,7 +167,7 @@ class MaskedRows:
 
 
 def with_place(info: RowsInfo, change: Callable[[Transform], Transform]) -> RowsInfo:
-    """Returns a copy of `info`, with `change` applied to the transform to pixels and, if present, that to the map."""
+    """Returns a copy of `info` in which `change` has been applied to the transforms `place` and `transform`."""
     metadata = {"place": IDENTITY, **info.metadata}
     changed = {key: change(metadata[key]) for key in ("place", "transform") if key in metadata}
     return replace(info, metadata=metadata | changed)

@@ -67,8 +67,8 @@ class RowsInfo:
         metadata: other information, by key:
 
             - `place`: transform from pixels of this source to pixels of the file's largest level,
-            - `transform`: transform from pixels of this source to map coordinates,
-            - `crs`: coordinate system of the map coordinates, as WKT,
+            - `transform`: transform from pixels of this source to coordinates on the ground,
+            - `crs`: coordinate system on the ground, as WKT,
             - `mpp`: micrometres per pixel of the file's largest level,
             - `nodata`: value of missing pixels.
 

@@ -22,8 +22,8 @@ _MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1000.0, "cm": 10000.0, 
 class TiffRows:
     """A row reader for the first image of a TIFF file, or for one level of the image if it is a pyramid.
 
-    A decoded strip or row of tiles stays in memory until rows outside it are requested. So each is decoded once if the
-    rows are read from top to bottom.
+    A decoded strip or row of tiles stays in memory until rows outside it are requested. So if the image is read from
+    top to bottom, each strip or row of tiles is decoded once.
 
     Raises:
         XCiTError: if the file can't be read, the type of its pixels is not supported, or tifffile is not installed.
@@ -50,7 +50,7 @@ class TiffRows:
     def _open(self, path: Path, identity: str, level: int) -> None:
         levels = self._file.series[0].levels
         if not 0 <= level < len(levels):
-            raise XCiTError(f"{path}: there is no level {level}: it has {len(levels)} levels, counted from 0")
+            raise XCiTError(f"{path}: there is no level {level}: the file has {len(levels)}, counted from 0")
         pages = [one.keyframe for one in levels]
         self._page = page = pages[level]
         self.height, self.width, self.channels = page.imagelength, page.imagewidth, page.samplesperpixel

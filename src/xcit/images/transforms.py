@@ -1,4 +1,4 @@
-"""Affine transforms from the column and row of a pixel to coordinates (x, y). rasterio uses the same order of numbers.
+"""Affine transforms from the column and row of a pixel to coordinates (x, y), with six numbers in rasterio's order.
 
 A transform (a, b, c, d, e, f) maps column and row to x = a * column + b * row + c and y = d * column + e * row + f.
 Whole columns and rows are the corners of pixels: (0, 0) is the upper left corner of the first pixel.
@@ -22,5 +22,10 @@ def enlarged(transform: Transform, across: float, down: float) -> Transform:
 
 
 def level_place(largest: tuple[int, ...], level: tuple[int, ...]) -> Transform:
-    """Returns the transform from pixels of a pyramid level to pixels of the largest level, given (height, width)."""
+    """Returns the transform from pixels of a pyramid level to pixels of the largest level.
+
+    Args:
+        largest: (height, width) of the largest level.
+        level: (height, width) of the level.
+    """
     return enlarged(IDENTITY, largest[1] / level[1], largest[0] / level[0])

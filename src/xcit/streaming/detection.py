@@ -1,10 +1,10 @@
 """Runs a detector on an image of any size in bounded memory. The objects are those of the whole image.
 
 The backbone processes the image in stripes (a few rows at a time), and the tokens after four of its blocks are stored.
-One more pass over these tokens computes the feature maps of the neck, a few rows at a time. This pass stores the maps
-in memory or in scratch files, and keeps the best anchors of each map. After this pass, the box and mask heads read
-small parts of the maps. By default they process 1000 boxes and 100 masks, so their memory does not depend on the size
-of the image.
+One more pass over these tokens computes the feature maps of the neck (the feature pyramid), a few rows at a time. This
+pass stores the maps in memory or in scratch files, and keeps the best anchors of each map. After this pass, the box and
+mask heads read small parts of the maps. By default the heads process 1000 boxes and 100 masks, so their memory does not
+depend on the size of the image.
 
 The finest map is the map with the smallest stride, which is 4 pixels.
 """
@@ -45,7 +45,7 @@ _MOST_NUMBERS = 2**23
 """Largest number of values of the finest map that are computed at once. A larger number would not be faster."""
 
 _FREED = 1.25
-"""Factor on the estimated memory, because the allocator does not reuse freed memory completely."""
+"""The estimated memory is multiplied by this factor, because freed memory is not reused completely."""
 
 _COST = 2
 """Approximate duration of the neck's pass, divided by the duration of the backbone. It is used to report progress."""
@@ -84,8 +84,8 @@ def detect_rows(
         The objects, and the report of the run.
 
     Raises:
-        XCiTError: if a part of the model can't be computed by rows, the limit can't be kept, or the scratch disk is too
-            small. These errors are raised before the first pass. Also if the image can't be read.
+        XCiTError: if a part of the model can't be computed by rows, the memory limit can't be kept, the scratch disk is
+            too small, or the image can't be read. All but the last of these are checked before the first pass.
     """
     network = model if isinstance(model.backbone.xcit, FusedXCiT) else model.fuse()
     backbone = network.backbone.xcit
@@ -281,7 +281,7 @@ class _Progress:
     def earlier(
         cls, run: TappedRun, stores: Sequence[MemoryLevel | ScratchLevel], num_levels: int, device: torch.device
     ) -> "_Progress":
-        """Returns the progress of an earlier run if its stores are unchanged; otherwise, a progress of 0 rows."""
+        """Returns the progress of an earlier run if its stores are unchanged; otherwise, returns an empty progress."""
         empty = Candidates(
             torch.zeros(0, device=device),
             torch.zeros(0, dtype=torch.int64, device=device),
@@ -309,7 +309,13 @@ class _Progress:
 
 
 def _share(row: int, finest: int, height: int) -> int:
-    """Converts a row of the finest map (of height `finest`) to the row of a map of height `height`, rounded up."""
+    """Converts a row index of the finest map to a row index of another map, rounded up.
+
+    Args:
+        row: row of the finest map.
+        finest: number of rows of the finest map.
+        height: number of rows of the other map.
+    """
     return -(-row * height // finest)
 
 
@@ -321,7 +327,7 @@ def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: i
     Args:
         kept: the best anchors so far.
         scores: scores of the anchors of the next rows, (n,).
-        steps: steps of the anchors of the next rows, (n, 4).
+        steps: offsets from the anchors of the next rows to their boxes, (n, 4).
         first: index of the first of these anchors among all anchors of the map.
         most: largest number of anchors to return.
     """

@@ -1,4 +1,4 @@
-"""Runs a model on one image of any size: makes one pass over the image per block, and collects the outputs."""
+"""Runs a model on one image of any size: makes one pass over the tokens for each block, and collects the outputs."""
 
 import time
 from collections.abc import Callable

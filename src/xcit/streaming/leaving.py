@@ -1,4 +1,4 @@
-"""Passes the output rows of a block on: to the next block, to a map, and to a mean."""
+"""Passes the output rows of a block to the next block, to a map, and to a mean."""
 
 import torch
 from torch import Tensor, nn

@@ -26,7 +26,7 @@ class TokenMap(Protocol):
         Args:
             grid: H and W.
             dim: D.
-            goes_on: whether a killed run is resumed, so that the rows it has written must be kept.
+            goes_on: whether a killed run is resumed. In this case, the rows that it has written must be kept.
         """
 
     def write(self, start: int, rows: Tensor) -> None:
@@ -190,7 +190,7 @@ class ZarrMap:
         self._waiting, self._num_waiting = [waiting[last - first :].clone()], end - last
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Returns the size in bytes of three rows of chunks: while collected, concatenated, and compressed."""
+        """Returns the size in bytes of three rows of chunks, for the collected, concatenated and compressed copies."""
         return 3 * 4 * self._chunk_rows(grid, dim) * grid[1] * dim
 
     def can_go_on(self) -> bool:
@@ -223,7 +223,7 @@ class Wanted:
         class_tokens: blocks after which the class token is requested.
         means: blocks after which the mean of the patch tokens is requested.
         maps: destinations of the patch tokens, by the block after which the tokens are requested.
-        attention: a class attention block; its attention over the patches is requested. None if not requested.
+        attention: number of the class attention block with the requested attention; None if no attention is requested.
         left_out: value in maps for the tokens that a mask leaves out.
     """
 
@@ -272,7 +272,7 @@ class Taken:
         attention: (M, H, W), the attention of each of the M heads to the patches; None if it is not requested. It is
             NaN for patches that a mask leaves out.
         class_shares: (M,), the attention of each head to the class token itself; None if `attention` is None. For each
-            head, the sum over its map in `attention` plus this number is 1.
+            head, this number and the sum over the head's map in `attention` add up to 1.
     """
 
     class_tokens: dict[int, Tensor] = field(default_factory=dict)

@@ -34,7 +34,7 @@ class ImageShape:
     Attributes:
         height: number of rows of pixels.
         width: number of pixels per row.
-        pixel_bytes: number of bytes per pixel, for all channels together, as the source returns them.
+        pixel_bytes: number of bytes per pixel that the source returns, for all channels and the mask together.
         read_rows: number of rows that the source decodes together. Reading all of them costs as much as reading one.
         buffer_bytes: size of the source's buffers in bytes.
     """
@@ -208,7 +208,7 @@ def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, 
         return next((plan for plan in plans if plan.peak_bytes <= bound), None)
 
     patch = model.config.patch_size
-    low, high = 0, 1  # sides in patches: the image of side `low` keeps the limit; at the end, `high` does not
+    low, high = 0, 1  # sides in patches; after the next loop, `low` keeps the limit and `high` does not
     while plan_of(high * patch) is not None:
         low, high = high, 2 * high
     while high - low > 1:

@@ -1,4 +1,4 @@
-"""Manages the scratch files of a run. If a run fails after a finished pass, its files stay, and it can be resumed."""
+"""Manages the scratch files of a run. If the run fails after a finished pass, a later run can resume from the files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,7 +54,7 @@ def tokens_on_scratch(
 def earlier_state(
     folder: RunFolder, tokens: ScratchTokens, maps: Mapping[int, TokenMap], device: torch.device
 ) -> State:
-    """Returns the state of an earlier run if its tokens and finished maps still exist; otherwise, an empty state."""
+    """Returns the state of an earlier run if its tokens and finished maps are complete; otherwise, an empty state."""
     state = State.load(folder.state, device)
     if state is not None:
         tokens.current = state.current

@@ -2,7 +2,7 @@
 
 Each run has its own folder. The name of the folder depends on the model, the image and the requested outputs. The
 folder contains two files of tokens and the file `state.json`. After each pass except the last, `state.json` is written
-when the tokens of the pass have been written. It is replaced completely or not at all.
+when the tokens of the pass have been written. The file is replaced completely or not at all.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """Stores for an image's tokens between two blocks: in memory, or in two scratch files that are used alternately.
 
-Both stores implement `models.stripes.Tokens`. A pass reads the rows from the first to the last. It writes each row to
-the store some rows after it has read this row.
+Both stores implement `models.stripes.Tokens`. A pass reads the rows from the first to the last, and writes an output
+row only after it has read the input row with the same index.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -141,7 +141,7 @@ def tapped(
         model: the backbone, on its device and in its dtype.
         blocks: the blocks whose tokens are collected.
         source: the source of the rows.
-        needs: the needs of the head.
+        needs: the resources that the head needs.
         preprocessing: the preprocessing, of which only mean and standard deviation are used.
         memory: limit of the memory in addition to the loaded model (see `Budget`).
         progress: called after each stripe.

@@ -1,7 +1,7 @@
-"""Taps: stores for the tokens after a block of the backbone, in memory or in a scratch file. A dense head reads them.
+"""Defines taps. A tap stores the tokens after one block of the backbone, in memory or in a scratch file.
 
-First, the backbone writes the output rows of the block to the tap (`outputs.TokenMap`). Then the head reads rows of the
-tap in any order (`models.map_rows.MapRows`).
+First, the backbone writes the output rows of the block to the tap (`outputs.TokenMap`). Then a dense head (a detector
+or a segmenter) reads rows of the tap in any order (`models.map_rows.MapRows`).
 """
 
 import os
