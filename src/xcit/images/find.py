@@ -1,4 +1,4 @@
-"""Finds image files by paths, folders (searched recursively) and patterns."""
+"""Finds image files, given paths, folders (searched recursively) and glob patterns."""
 
 import glob
 import os
@@ -107,7 +107,7 @@ def images_below(folder: Path, passed_by: PassedBy | None = None) -> list[Path]:
 
 
 def is_image_name(path: Path) -> bool:
-    """Returns whether the name of a path has a suffix in `IMAGE_SUFFIXES` and does not begin with a dot (hidden)."""
+    """Returns whether a file has a suffix in `IMAGE_SUFFIXES` and is not hidden (its name begins with no dot)."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 

@@ -54,7 +54,7 @@ class GeoRows:
                 sizes = [(whole.height, whole.width)]
                 sizes += [(-(-whole.height // by), -(-whole.width // by)) for by in whole.overviews(1)]
                 if not 0 <= level < len(sizes):
-                    raise XCiTError(f"{path}: there is no level {level}: the file has {len(sizes)}, counted from 0")
+                    raise XCiTError(f"{path}: no level {level}: the file has {len(sizes)} levels, counted from 0")
                 if level:
                     self._file = rasterio.open(path, overview_level=level - 1)
                     whole.close()
@@ -81,10 +81,10 @@ class GeoRows:
         self._bands = list(bands) if bands else _colour_bands(file)
         for band in self._bands:
             if band not in file.indexes:
-                raise XCiTError(f"{name}: there is no band {band}: the file has {file.count}, counted from 1")
+                raise XCiTError(f"{name}: no band {band}: the file has {file.count} bands, counted from 1")
         kinds = {np.dtype(file.dtypes[band - 1]) for band in self._bands}
         if len(kinds) > 1 or any(file.colorinterp[band - 1] is ColorInterp.palette for band in self._bands):
-            raise XCiTError(f"{name}: the bands have a palette or different types: choose other bands by --bands")
+            raise XCiTError(f"{name}: the bands have a palette or different pixel types: choose other bands by --bands")
         (self._dtype,) = kinds
         check_pixel_type(self._dtype, name, ranged=ranged)
         self.height, self.width, self.channels = file.height, file.width, len(self._bands)

@@ -74,7 +74,7 @@ def open_rows(
             _, factor = level_of(rows_info(rows), selection.mpp)
             rows = ShrunkRows(rows, factor) if factor > 1 else rows
         elif selection.level and rows_info(rows).level != selection.level:
-            raise XCiTError(f"{rows_info(rows).name}: there is no level {selection.level}: the image has only one size")
+            raise XCiTError(f"{rows_info(rows).name}: no level {selection.level}: the image has only one size")
         if selection.bands and not isinstance(rows, GeoRows):  # `GeoRows` has already selected the bands
             rows = BandRows(rows, selection.bands)
         if selection.value_range is not None:

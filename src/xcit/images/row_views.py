@@ -27,7 +27,7 @@ class BandRows:
         for band in bands:
             if band > source.channels:
                 name = rows_info(source).name
-                raise XCiTError(f"{name}: there is no band {band}: the image has {source.channels}, counted from 1")
+                raise XCiTError(f"{name}: no band {band}: the image has {source.channels} bands, counted from 1")
         self._source, self._indices = source, [band - 1 for band in bands]
         self.height, self.width, self.channels = source.height, source.width, len(bands)
         self.info = with_identity(rows_info(source), f"bands {bands}")
@@ -167,7 +167,7 @@ class MaskedRows:
 
 
 def with_place(info: RowsInfo, change: Callable[[Transform], Transform]) -> RowsInfo:
-    """Returns a copy of `info` in which `change` has been applied to the transforms `place` and `transform`."""
+    """Returns a copy of `info`. `change` is applied to the transforms `place` and `transform` in `info.metadata`."""
     metadata = {"place": IDENTITY, **info.metadata}
     changed = {key: change(metadata[key]) for key in ("place", "transform") if key in metadata}
     return replace(info, metadata=metadata | changed)

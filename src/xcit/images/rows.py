@@ -41,10 +41,10 @@ class ImageRows(Protocol):
         """Number of values per pixel."""
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns rows start:end as an array (end - start, width, channels), of the same type for all rows.
+        """Returns rows start:end as an array (end - start, width, channels). The type is the same for all rows.
 
-        The caller scales the values: unsigned integers are divided by the largest value of their type (255 for uint8),
-        and floats are not scaled.
+        The caller divides unsigned integers by the largest value of their type (255 for uint8). It does not scale other
+        types.
 
         Raises:
             XCiTError: "<name>: <reason>" if the rows can't be read. If the file is truncated, the reason contains the

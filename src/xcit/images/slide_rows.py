@@ -39,7 +39,7 @@ class SlideRows:
         sizes = tuple((height, width) for width, height in self._slide.level_dimensions)
         if not 0 <= level < len(sizes):
             self.close()
-            raise XCiTError(f"{path}: there is no level {level}: the file has {len(sizes)}, counted from 0")
+            raise XCiTError(f"{path}: no level {level}: the file has {len(sizes)} levels, counted from 0")
         self._path, self._level, self._downsample = path, level, self._slide.level_downsamples[level]
         self.height, self.width = sizes[level]
         properties = self._slide.properties

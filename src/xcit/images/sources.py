@@ -29,7 +29,10 @@ _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/{1,3}(?=[^/])")
 
 
 def as_url(source: str | os.PathLike[str]) -> str | None:
-    """Returns the URL in `source`, or None if `source` is a path. A URL that was converted to a `Path` is restored."""
+    """Returns the URL in `source`, or None if `source` is a path.
+
+    If a URL was converted to a `Path`, its slashes are restored.
+    """
     text = os.fspath(source)
     found = _URL.match(text)
     if found is None:

@@ -13,9 +13,10 @@ _STEP_BY_BITS = {"2": 85, "4": 17}
 
 
 def stored_numbers(image: Image.Image, load: Callable[[Image.Image], object]) -> np.ndarray:
-    """Returns the number that the file stores for each pixel (1, 2, 4, 8, 12, 16 or 32 bits, or an index in a palette).
+    """Returns the number that the file stores for each pixel, which is an index if the image has a palette.
 
-    Pillow changes the stored numbers of some files, and this function restores them:
+    The numbers may have 1, 2, 4, 8, 12, 16 or 32 bits. Pillow changes the stored numbers of some files, and this
+    function restores the numbers:
 
     - Pillow scales numbers of 2 or 4 bits to 0..255. For example, the number 3 in a 4-bit PNG becomes 51. Pillow also
       scales a PGM file if its largest number is not 255.

@@ -50,7 +50,7 @@ class TiffRows:
     def _open(self, path: Path, identity: str, level: int) -> None:
         levels = self._file.series[0].levels
         if not 0 <= level < len(levels):
-            raise XCiTError(f"{path}: there is no level {level}: the file has {len(levels)}, counted from 0")
+            raise XCiTError(f"{path}: no level {level}: the file has {len(levels)} levels, counted from 0")
         pages = [one.keyframe for one in levels]
         self._page = page = pages[level]
         self.height, self.width, self.channels = page.imagelength, page.imagewidth, page.samplesperpixel

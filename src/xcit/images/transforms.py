@@ -1,7 +1,7 @@
 """Affine transforms from the column and row of a pixel to coordinates (x, y), with six numbers in rasterio's order.
 
 A transform (a, b, c, d, e, f) maps column and row to x = a * column + b * row + c and y = d * column + e * row + f.
-Whole columns and rows are the corners of pixels: (0, 0) is the upper left corner of the first pixel.
+Pixel corners have whole numbers as column and row: (0, 0) is the upper left corner of the first pixel.
 """
 
 Transform = tuple[float, float, float, float, float, float]

@@ -38,8 +38,8 @@ class VipsRows:
     """A row reader for an image file with 8 or 16 bits, grey or RGB. Transparent parts are shown over white.
 
     The image is made upright by its EXIF orientation, unless `ignore_exif` is true. The file is decoded from top to
-    bottom, and again from the top if earlier rows are requested. Only an image that has to be rotated is decoded as a
-    whole; libvips then usually keeps it in a temporary file.
+    bottom, and again from the top if earlier rows are requested. If the image has to be rotated, libvips decodes the
+    whole image first, usually to a temporary file.
 
     Raises:
         XCiTError: if the file can't be read, or pyvips is not installed.

@@ -38,7 +38,7 @@ class ZarrRows:
         except Exception as error:  # zarr's errors have no common base class
             raise XCiTError(f"{path}: zarr can't open it ({error})") from error
         if not 0 <= level < len(arrays):
-            raise XCiTError(f"{path}: there is no level {level}: the file has {len(arrays)}, counted from 0")
+            raise XCiTError(f"{path}: no level {level}: the file has {len(arrays)} levels, counted from 0")
         self._array = arrays[level]
         if not isinstance(self._array, zarr.Array):
             raise XCiTError(f"{path}: a Zarr group that is not an OME-Zarr image: give the path of one of its arrays")

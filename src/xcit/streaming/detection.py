@@ -265,12 +265,12 @@ class _Passes:
 
 
 class _Progress:
-    """The progress of the pass over the neck.
+    """The progress of the pass that computes the neck's maps.
 
     Attributes:
         rows: number of rows of the finest map that are computed at once; 0 before the pass.
         done: number of rows of the finest map that are finished.
-        sums: checksum of each store: the sum of the bit patterns of its values.
+        sums: one checksum per store: the sum of the bit patterns of the stored values.
         candidates: the best anchors of each map so far.
     """
 

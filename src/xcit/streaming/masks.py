@@ -40,7 +40,8 @@ def kept_tokens(source: ImageRows, patch_size: int) -> Tensor | None:
         mask = read_mask(start, end)
         if mask.shape != (end - start, source.width):
             raise XCiTError(
-                f"{rows_info(source).name}: `read_mask` of rows {start} to {end - 1} returned shape {mask.shape}"
+                f"{rows_info(source).name}: `read_mask` of rows {start} to {end - 1} returned shape {mask.shape}, not "
+                f"(rows, {source.width})"
             )
         shares.append(torch.from_numpy(box_means(mask[:, :, None], patch_size)[:, :, 0]))
     keep = torch.cat(shares) >= 0.5

@@ -223,7 +223,7 @@ class Wanted:
         class_tokens: blocks after which the class token is requested.
         means: blocks after which the mean of the patch tokens is requested.
         maps: destinations of the patch tokens, by the block after which the tokens are requested.
-        attention: number of the class attention block with the requested attention; None if no attention is requested.
+        attention: class attention block for which the attention to the patches is requested; None if it is not needed.
         left_out: value in maps for the tokens that a mask leaves out.
     """
 

@@ -195,7 +195,7 @@ def tapped(
 
 
 def _plan(model: FusedXCiT, source: ImageRows, num_taps: int, needs: HeadNeeds, budget: Budget) -> tuple[Plan, bool]:
-    """Returns the plan of the backbone, and whether the taps are in memory."""
+    """Returns the plan for the passes of the backbone, and whether the taps are stored in memory."""
     shape, bound = image_shape(source), budget.bound()
     stored = budget.token_dtype or next(model.parameters()).dtype
     tap_bytes = num_taps * Costs(model, shape, stored).token_bytes
@@ -253,7 +253,7 @@ def _is_encoded(run: TappedRun, files: Mapping[int, ScratchTap]) -> bool:
 
 
 def _finished(source: ImageRows, plan: Plan, passes: int) -> Report:
-    """Returns the report of the backbone if an earlier run has finished all passes of the backbone."""
+    """Returns the report of a run for which an earlier run has finished all passes of the backbone."""
     return Report(
         height=source.height,
         width=source.width,

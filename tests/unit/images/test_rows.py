@@ -102,7 +102,7 @@ def test_levels_of_a_pyramid(tmp_path: Path) -> None:
     with open_rows(tmp_path / "a.tif", selection=Selection(level=1)) as rows:
         assert np.array_equal(rows.read(0, 42), half)
     with (
-        pytest.raises(XCiTError, match="there is no level 2: the file has 2"),
+        pytest.raises(XCiTError, match="no level 2: the file has 2 levels"),
         open_rows(tmp_path / "a.tif", selection=Selection(level=2)),
     ):
         pass

@@ -97,8 +97,8 @@ def test_what_means_nothing_is_said_in_one_line(choice: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"bands": (5,)}, "photo: there is no band 5: the image has 4, counted from 1"),
-        ({"level": 1}, "photo: there is no level 1: the image has only one size"),
+        ({"bands": (5,)}, "photo: no band 5: the image has 4 bands, counted from 1"),
+        ({"level": 1}, "photo: no level 1: the image has only one size"),
         ({"mpp": 1.0}, "photo: the file does not say how large its pixels are"),
         ({"region": (0, 80, 9, 9)}, "photo: the region 0,80,9,9 extends beyond the image of 50 x 83 pixels"),
     ],

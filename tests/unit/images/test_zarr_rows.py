@@ -56,7 +56,7 @@ def test_levels_of_ome_zarr(tmp_path: Path, version: str) -> None:
     with open_rows(tmp_path / "a.zarr", selection=Selection(level=1)) as rows:
         assert np.array_equal(rows.read(0, 42), levels[1])
         assert rows_info(rows).levels == ((83, 50), (42, 25))
-    with pytest.raises(XCiTError, match="there is no level 2: the file has 2"):
+    with pytest.raises(XCiTError, match="no level 2: the file has 2 levels"):
         ZarrRows(tmp_path / "a.zarr", 2)
 
 
