@@ -1,4 +1,4 @@
-"""Converts pixels of any type to 8 bits."""
+"""Converts pixels of several types to uint8."""
 
 import numpy as np
 from PIL import ExifTags, Image

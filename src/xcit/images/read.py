@@ -242,7 +242,7 @@ def _to_rgb(image: Image.Image, ignore_exif: bool = False) -> Image.Image:
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
     else:
-        rgb = image.convert("RGB")  # a copy in any case
+        rgb = image.convert("RGB")  # always a copy
     rgb.info = {}  # the source's metadata would be wrong for an upright and opaque image
     return rgb if turn is None else rgb.transpose(turn)
 

@@ -1,4 +1,4 @@
-"""Converts rows of pixels of any type to a model's input. A separate thread reads the next rows in advance."""
+"""Converts rows of pixels to a model's input. A separate thread reads the next rows in advance."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
