@@ -78,7 +78,7 @@ def test_feature_maps_say_where_they_lie(xcit, scene: Path, tmp_path: Path) -> N
     assert xcit(*common, "--out", tmp_path / "b.zarr").status == 0  # replaced
     (tmp_path / "c.zarr").mkdir()
     done = xcit(*common, "--out", tmp_path / "c.zarr")
-    assert done.status == 2 and "c.zarr: is there, and is no Zarr array: choose another name" in done.err
+    assert done.status == 2 and "c.zarr: exists and is not a Zarr array: choose another name" in done.err
 
 
 def test_a_level_and_a_mask_of_a_pyramid(xcit, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Opens, resizes, crops and normalises one image."""
+"""Finds, reads and preprocesses images, reads large images by rows, and writes maps and polygons."""

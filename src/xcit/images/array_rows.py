@@ -1,4 +1,4 @@
-"""Reads images by rows from arrays or tensors in memory, or from the array in a .npy file."""
+"""Reads an image a few rows at a time, from an array or a tensor in memory or from a .npy file."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,11 @@ from xcit.images.rows import Pixels, RowsInfo
 
 
 class ArrayRows:
-    """An array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), of any type of pixels."""
+    """A row reader for an array (H, W) or (H, W, C), or for a tensor (H, W) or (C, H, W).
+
+    Raises:
+        XCiTError: if the shape or the type of the pixels is not supported (see `check_pixel_type`).
+    """
 
     def __init__(self, array: np.ndarray | Tensor, info: RowsInfo | None = None, *, ranged: bool = False) -> None:
         self.info = info or RowsInfo()
@@ -22,21 +26,23 @@ class ArrayRows:
                 array = array.float()
             array = (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()
         if array.ndim not in (2, 3) or 0 in array.shape:
-            raise XCiTError(f"{self.info.name}: shape {array.shape} is not that of an image: (H, W) or (H, W, C)")
+            raise XCiTError(f"{self.info.name}: shape {array.shape}: an image must have shape (H, W) or (H, W, C)")
         check_pixel_type(array.dtype, self.info.name, ranged=ranged)
         self._array = array[:, :, None] if array.ndim == 2 else array
         self.height, self.width, self.channels = self._array.shape
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns a view."""
+        """Returns rows start:end as a view of the array."""
         return self._array[start:end]
 
 
 class NpyRows:
-    """The array (H, W) or (H, W, C) in a .npy file. It is not memory-mapped, so no page of it stays resident.
+    """A row reader for a .npy file that contains an array (H, W) or (H, W, C).
+
+    The file is not memory-mapped, because mapped pages would count as resident memory.
 
     Raises:
-        XCiTError: if the file can't be read, or holds no image.
+        XCiTError: if the file can't be read, or its array is not an image.
     """
 
     def __init__(self, path: Path, *, ranged: bool = False) -> None:
@@ -63,19 +69,19 @@ class NpyRows:
             raise XCiTError(f"{name}: not a .npy file ({error})") from error
         if len(shape) not in (2, 3) or 0 in shape or is_fortran:
             order = " in Fortran order" if is_fortran else ""
-            raise XCiTError(f"{name}: shape {shape}{order} is not that of an image: (H, W) or (H, W, C) in C order")
+            raise XCiTError(f"{name}: shape {shape}{order}: an image must have shape (H, W) or (H, W, C), in C order")
         check_pixel_type(dtype, name, ranged=self._ranged)
         return shape, dtype
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns a new array."""
+        """Returns rows start:end in a new array."""
         a_row = self.width * self.channels
         pixels = np.empty((end - start) * a_row, self._dtype)
         self._file.seek(self._start + start * a_row * self._dtype.itemsize)
         num_read = self._file.readinto(pixels.data.cast("B"))
         if num_read < pixels.nbytes:
             row = start + num_read // (a_row * self._dtype.itemsize)
-            raise XCiTError(f"{self.info.name}: truncated: it ends in row {row} of {self.height}")
+            raise XCiTError(f"{self.info.name}: truncated: the file ends in row {row} of {self.height}")
         return pixels.reshape(end - start, self.width, self.channels)
 
     def close(self) -> None:
@@ -84,29 +90,32 @@ class NpyRows:
 
 
 def check_pixel_type(dtype: np.dtype, name: str, *, ranged: bool = False) -> None:
-    """Checks the type of pixels: signed integers have no known range, and complex numbers have no meaning.
+    """Checks that the type of the pixels is supported: uint8, uint16, uint32, bool or floating-point.
+
+    Signed integers of up to 32 bits are supported only with a given range of values, because their type does not say
+    which value is white.
 
     Args:
         dtype: type of the pixels.
-        name: name of the image in errors.
-        ranged: whether a range of values is given; then signed integers are allowed.
+        name: name of the image in error messages.
+        ranged: whether a range of values is given.
 
     Raises:
-        XCiTError: "<name>: <reason>".
+        XCiTError: "<name>: <reason>" if the type is not supported.
     """
     if ranged and dtype.kind == "i" and dtype.itemsize <= 4:
         return
     if dtype.kind == "i":
-        raise XCiTError(f"{name}: pixels of type {dtype} have no range of their own: give one, by --range LOW,HIGH")
+        raise XCiTError(f"{name}: pixels of type {dtype} have no standard range: give a range by --range LOW,HIGH")
     if dtype.kind not in "fb" and not (dtype.kind == "u" and dtype.itemsize <= 4):
-        raise XCiTError(f"{name}: pixels of type {dtype}; there are uint8, uint16, uint32, bool and floats")
+        raise XCiTError(f"{name}: pixels of type {dtype}; supported are uint8, uint16, uint32, bool and floats")
 
 
 def file_identity(path: Path) -> str:
-    """Returns a text that changes when a file changes: its path, size and modification time.
+    """Returns a text that changes when a file changes. It consists of the file's path, size and modification time.
 
     Raises:
-        XCiTError: if there is no such file.
+        XCiTError: if the file does not exist or can't be accessed.
     """
     try:
         status = path.stat()

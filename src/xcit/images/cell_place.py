@@ -1,4 +1,4 @@
-"""The position of a map's cells in the file of an image, and on the ground."""
+"""Describes where the cells of a map are located, in the image file and on the ground."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +9,18 @@ from xcit.images.transforms import IDENTITY, Transform, enlarged
 
 @dataclass(frozen=True, kw_only=True)
 class CellPlace:
-    """The position of a grid of cells; transforms are as in `transforms.py`.
+    """The position of a grid of cells, with one cell per patch. The module `transforms.py` defines transforms.
 
-    A cell stands for the square of its patch's pixels. But the model's view of a cell is centred on the first of these
-    pixels, so the map appears half a cell too far to the right and down; `draw/cells.py` corrects this.
+    The transforms place each cell on the square of its patch's pixels. But the stem's convolutions centre a cell on the
+    first pixel of this square (upper left). So the map appears half a cell too far to the right and down. The functions
+    in `draw/cells.py` correct this shift for pictures. The transforms do not correct it.
 
     Attributes:
         source: name of the image.
         to_pixels: transform from column and row of a cell to pixels of the file's largest level.
-        to_map: transform to map coordinates, if the image is georeferenced.
-        crs: coordinate system of the map as WKT, if the file contains it.
+        to_map: transform from column and row of a cell to coordinates on the ground; None if the image is not
+            georeferenced.
+        crs: coordinate system on the ground as WKT; None if the file does not contain a coordinate system.
     """
 
     source: str
@@ -28,7 +30,7 @@ class CellPlace:
 
     @classmethod
     def of(cls, info: RowsInfo, patch_size: int) -> "CellPlace":
-        """Returns the position of the cells of an image with this info."""
+        """Returns the position of the cells of an image, from the image's `info` and the side of a patch in pixels."""
         place, transform = info.metadata.get("place", IDENTITY), info.metadata.get("transform")
         return cls(
             source=info.name,
@@ -38,7 +40,7 @@ class CellPlace:
         )
 
     def described(self) -> dict[str, Any]:
-        """Returns JSON values: source, cell_to_pixel, cell_to_map and crs."""
+        """Returns the attributes as JSON values, with the keys source, cell_to_pixel, cell_to_map and crs."""
         found: dict[str, Any] = {"source": self.source, "cell_to_pixel": list(self.to_pixels)}
         found["cell_to_map"] = None if self.to_map is None else list(self.to_map)
         return found | {"crs": self.crs}

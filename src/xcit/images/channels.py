@@ -1,4 +1,4 @@
-"""Images of any number of channels, such as multispectral ones, from arrays, tensors and .npy files."""
+"""Reads and preprocesses images with any number of channels, such as multispectral images."""
 
 import os
 from dataclasses import replace
@@ -19,18 +19,18 @@ Pixels = NDArray[np.uint8]
 
 
 def read_channels(source: ImageSource, num_channels: int) -> Pixels:
-    """Reads an image with this number of channels; no channel is interpreted as a colour or as transparency.
+    """Reads an image with `num_channels` channels. No channel is interpreted as a colour or as transparency.
 
     Args:
-        source: an array (H, W, C); a tensor (C, H, W); the path of a .npy file with such an array; or a PIL image with
-            C bands. Types are uint8, uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
-        num_channels: C.
+        source: an array (H, W, C), the path of a .npy file that contains an array (H, W, C), a tensor (C, H, W), or a
+            PIL image with C bands. The pixels are uint8, uint16 (scaled to 8 bits), bool, or floating-point in 0..1.
+        num_channels: number of channels, C.
 
     Returns:
         uint8 (H, W, C).
 
     Raises:
-        XCiTError: if the file can't be read, or the array has another shape, type or range.
+        XCiTError: if the file can't be read, or the pixels have another shape, type or range.
     """
     if isinstance(source, Tensor):
         tensor = source.detach().cpu()
@@ -42,8 +42,8 @@ def read_channels(source: ImageSource, num_channels: int) -> Pixels:
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     if path is None or path.suffix != ".npy":
         raise XCiTError(
-            f"{path or 'image bytes'}: the model takes {num_channels} channels, which an image file does not have: "
-            "give an array (H, W, C) or a .npy file of one"
+            f"{path or 'image bytes'}: the model takes {num_channels} channels: give an array (H, W, C), or a .npy "
+            "file that contains an array (H, W, C)"
         )
     try:
         return _checked(np.load(path, allow_pickle=False), num_channels, str(path))
@@ -52,11 +52,15 @@ def read_channels(source: ImageSource, num_channels: int) -> Pixels:
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, XCiTError):
             raise
-        raise XCiTError(f"{path}: no .npy file of numbers") from None
+        raise XCiTError(f"{path}: not a .npy file of numbers") from None
 
 
 def preprocess_channels(pixels: Pixels, spec: Preprocessing) -> Tensor:
-    """Does the same as `preprocess`, for pixels (H, W, C); returns float32 (C, image_size, image_size)."""
+    """Resizes, crops and normalises pixels (H, W, C), with the steps of `preprocess` for each channel.
+
+    Returns:
+        float32 (C, image_size, image_size).
+    """
     return torch.cat(
         [
             preprocess(

@@ -1,4 +1,4 @@
-"""Finds image files by paths, folders (searched recursively) and patterns."""
+"""Finds image files, given paths, folders (searched recursively) and glob patterns."""
 
 import glob
 import os
@@ -13,25 +13,25 @@ from xcit.images.sources import STANDARD_INPUT, as_url, printable
 
 
 def find_images(inputs: Sequence[str | os.PathLike[str]], passed_by: PassedBy | None = None) -> list[Path]:
-    """Finds the image files that are named by paths, folders and glob patterns.
+    """Finds the image files to which the given paths, folders and glob patterns refer.
 
-    - A URL, and "-" for standard input, are returned unchanged.
-    - A file is returned with any suffix, and even if it does not exist (`read_image` then reports it). A .zarr folder
-      counts as a file.
-    - A folder is searched recursively for files with `IMAGE_SUFFIXES`, without hidden files and folders, in natural
-      order ("img2" before "img10").
-    - A pattern (`*`, `?`, `[...]`, `**` for any depth) is replaced by the files and folders that match it, unless a
-      file has exactly this name.
+    - A URL is returned unchanged, and so is "-", which means standard input.
+    - The path of a file is returned whatever its suffix is, even if the file does not exist. In that case, `read_image`
+      reports the missing file later. A .zarr folder is treated like a file.
+    - A folder is searched recursively for files with a suffix in `IMAGE_SUFFIXES`. Hidden files and folders are left
+      out. The files are sorted in natural order ("img2" before "img10").
+    - A pattern (`*`, `?`, `[...]`, `**` for any depth) is replaced by the files and folders that match the pattern. If
+      a file has exactly the name of the pattern, this file is returned instead.
 
     Args:
         inputs: paths, folders, patterns and URLs.
-        passed_by: counts the files and folders that are left out.
+        passed_by: object that counts the files and folders that are left out; None if no counts are needed.
 
     Returns:
-        The paths in the order of the inputs, each file once.
+        The paths in the order of the inputs. Each file is returned once.
 
     Raises:
-        XCiTError: if a folder has no images, or a pattern no match.
+        XCiTError: if a folder contains no images or can't be read, or if no image matches a pattern.
     """
     passed_by = PassedBy() if passed_by is None else passed_by
     found: dict[str, Path] = {}
@@ -53,7 +53,7 @@ def _expand(path: Path, passed_by: PassedBy) -> list[Path]:
         return images
     if not glob.has_magic(str(path)) or os.path.lexists(path):
         return [path]
-    # Path.glob refuses absolute patterns and finds hidden files.
+    # `glob.glob` is used, because `Path.glob` refuses absolute patterns and also finds hidden files.
     matches = sorted((Path(match) for match in glob.glob(str(path), recursive=True)), key=_natural_order)  # noqa: PTH207
     images = [
         image for match in matches for image in (images_below(match, passed_by) if _is_folder(match) else [match])
@@ -64,18 +64,19 @@ def _expand(path: Path, passed_by: PassedBy) -> list[Path]:
 
 
 def _but(passed_by: PassedBy) -> str:
-    """Returns the end of an error text: the files and folders that were left out."""
+    """Returns the end of an error message: how many files and folders were left out, or "" if none were left out."""
     return f"; left out: {passed_by}" if str(passed_by) else ""
 
 
 def images_below(folder: Path, passed_by: PassedBy | None = None) -> list[Path]:
-    """Returns the image files in a folder and all its subfolders, by suffix, in natural order, without hidden files.
+    """Returns the image files in a folder and in all its subfolders, in natural order ("img2" before "img10").
 
-    A broken link with an image's suffix is returned too, so that its reader reports it.
+    A file is an image if its suffix is in `IMAGE_SUFFIXES`. Hidden files and folders are left out. A broken link with
+    an image suffix is also returned, so that an error is raised when the link is read.
 
     Args:
         folder: the folder.
-        passed_by: counts the files and folders that are left out.
+        passed_by: object that counts the files and folders that are left out; None if no counts are needed.
 
     Raises:
         XCiTError: if a folder can't be read.
@@ -106,14 +107,14 @@ def images_below(folder: Path, passed_by: PassedBy | None = None) -> list[Path]:
 
 
 def is_image_name(path: Path) -> bool:
-    """Whether a file's name is that of an image: it has an image's suffix and is not hidden."""
+    """Returns whether a file has a suffix in `IMAGE_SUFFIXES` and is not hidden (its name begins with no dot)."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _natural_order(path: Path) -> tuple[list[list[str | int]], str]:
-    """Sort key that orders by folder, then by name, with numbers by their values.
+    """Returns a sort key: first by folder, then by name. Digits in a name are compared as numbers.
 
-    `re.split` returns text and digits alternately, so a text is never compared with a number.
+    `re.split` alternates between text and digits, so a text is never compared with a number.
     """
     parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.parts]
     return [[int(piece) if index % 2 else piece for index, piece in enumerate(part)] for part in parts], str(path)
@@ -122,5 +123,5 @@ def _natural_order(path: Path) -> tuple[list[list[str | int]], str]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # no permission, or a name that is too long: the reader reports it
+    except OSError:  # no permission, or the name is too long: reading the file later reports the error
         return False

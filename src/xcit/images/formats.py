@@ -1,11 +1,11 @@
-"""The image formats that can be read, and a guess of the format of other files."""
+"""Lists the image formats that can be read, and guesses the format of other files."""
 
 from functools import cache
 
 from PIL import Image
 
-# Pillow's names of the formats that can be read, with the suffixes of their files. EPS and similar formats are left
-# out, because Pillow would start another program to render them.
+# Pillow's names of the formats that can be read, and the suffixes of files in each format. EPS and similar formats are
+# left out, because Pillow would start another program to render such files.
 _SUFFIXES_BY_FORMAT = {
     "AVIF": (".avif",),
     "BMP": (".bmp",),
@@ -29,9 +29,10 @@ _SUFFIXES_BY_FORMAT = {
 }
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
-"""The suffixes of image files in a folder, in lower case."""
+"""Suffixes, in lower case, by which image files in a folder are recognised."""
 
-# The first bytes of files that users mistake for images, and of images that are too damaged for Pillow to recognise.
+# The first bytes of two groups of files: files that users mistake for images, and damaged images that Pillow does not
+# recognise.
 _SIGNATURES = (
     (b"\xff\xd8", "a damaged JPEG image"),
     (b"\x89PNG", "a damaged PNG image"),
@@ -55,16 +56,19 @@ _SIGNATURES = (
 
 @cache
 def opened_formats() -> tuple[str, ...]:
-    """Returns the formats that this build of Pillow can open. MPO is opened as JPEG; not every build has AVIF."""
+    """Returns the formats of `_SUFFIXES_BY_FORMAT` that this build of Pillow can open.
+
+    MPO is not in the result, because Pillow opens MPO files as JPEG. Some builds of Pillow do not support AVIF.
+    """
     Image.init()
     return tuple(format for format in _SUFFIXES_BY_FORMAT if format in Image.OPEN)
 
 
 def looks_like(head: bytes) -> str:
-    """Guesses the format of a file that is not an image, from the first bytes of the file.
+    """Guesses the format of a file that can't be opened as an image, from the first bytes of the file.
 
     Returns:
-        A text in brackets for the end of a message; empty if the format is unknown.
+        A text in parentheses for the end of an error message; "" if the format is unknown.
     """
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for signature, name in _SIGNATURES:

@@ -1,4 +1,7 @@
-"""Reads georeferenced images by rows through rasterio: GeoTIFF, Cloud Optimized GeoTIFF, JPEG 2000, VRT."""
+"""Reads georeferenced images a few rows at a time through rasterio.
+
+The formats are GeoTIFF, Cloud Optimized GeoTIFF, JPEG 2000 and VRT.
+"""
 
 import warnings
 from pathlib import Path
@@ -17,16 +20,22 @@ _GDAL_CACHE = 2**26
 
 
 class GeoRows:
-    """An image that rasterio reads, or one of its overviews.
+    """A row reader for a file that rasterio can open, or for one of the file's overviews.
 
-    The mask follows from the file's nodata value. For unsigned integers, a pixel is missing if all selected bands have
-    this value, because a 0 in a single band may just be dark. For other types, a pixel is missing if any band has the
-    value or is not finite. A pixel is also missing if the mask band or the transparency is 0. A transparency band that
-    is among `bands` is a channel and not a mask. Without `bands`, three bands that the file calls red, green and blue
-    are read in this order.
+    The mask of the reader is false for missing pixels:
+
+    - If the file has a mask band or transparency, a pixel is missing where the mask band or the transparency is 0.
+    - Otherwise, the file's nodata value decides. A pixel of unsigned integers is missing if all selected bands have the
+      nodata value, because a 0 in a single band may just be dark. A pixel of another type is missing if any selected
+      band has the nodata value.
+    - A floating-point pixel is also missing if any selected band is not finite.
+
+    `bands` selects bands, counted from 1. A selected transparency band is read as a channel and is not used as a mask.
+    If `bands` is None, all bands except transparency are read. If these bands are exactly red, green and blue, they are
+    read in the order red, green, blue.
 
     Raises:
-        XCiTError: if the file can't be read, its type of pixels is unknown, or rasterio is not installed.
+        XCiTError: if the file can't be read, the type of its pixels is not supported, or rasterio is not installed.
     """
 
     read_mask: ReadMask | None
@@ -45,7 +54,7 @@ class GeoRows:
                 sizes = [(whole.height, whole.width)]
                 sizes += [(-(-whole.height // by), -(-whole.width // by)) for by in whole.overviews(1)]
                 if not 0 <= level < len(sizes):
-                    raise XCiTError(f"{path}: there is no level {level}: it has {len(sizes)}, counted from 0")
+                    raise XCiTError(f"{path}: no level {level}: the file has {len(sizes)} levels, counted from 0")
                 if level:
                     self._file = rasterio.open(path, overview_level=level - 1)
                     whole.close()
@@ -72,15 +81,16 @@ class GeoRows:
         self._bands = list(bands) if bands else _colour_bands(file)
         for band in self._bands:
             if band not in file.indexes:
-                raise XCiTError(f"{name}: there is no band {band}: it has {file.count}, counted from 1")
+                raise XCiTError(f"{name}: no band {band}: the file has {file.count} bands, counted from 1")
         kinds = {np.dtype(file.dtypes[band - 1]) for band in self._bands}
         if len(kinds) > 1 or any(file.colorinterp[band - 1] is ColorInterp.palette for band in self._bands):
-            raise XCiTError(f"{name}: bands with a palette or of several types: choose others, by --bands")
+            raise XCiTError(f"{name}: the bands have a palette or different pixel types: choose other bands by --bands")
         (self._dtype,) = kinds
         check_pixel_type(self._dtype, name, ranged=ranged)
         self.height, self.width, self.channels = file.height, file.width, len(self._bands)
         flags = {flag for band in self._bands for flag in file.mask_flag_enums[band - 1]}
-        # A selected band is a channel, whatever the file calls it: some programs call the last of four bands alpha.
+        # A selected band is read as a channel even if the file marks it as alpha, because some programs mark the last
+        # of four bands as alpha by default.
         is_channel = any(file.colorinterp[band - 1] is ColorInterp.alpha for band in self._bands)
         self._has_mask_band = MaskFlags.per_dataset in flags and not (is_channel and MaskFlags.alpha in flags)
         self._nodata = None if self._has_mask_band else file.nodatavals[self._bands[0] - 1]
@@ -107,7 +117,7 @@ class GeoRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns views or a new array."""
+        """Returns rows start:end, as a view of decoded tiles or in a new array."""
         return self._kept.read(start, end)[0]
 
     def close(self) -> None:
@@ -143,7 +153,7 @@ class GeoRows:
 
 
 def _colour_bands(file: Any) -> list[int]:
-    """Returns all bands without transparency; bands that the file calls red, green and blue are in this order."""
+    """Returns all bands except transparency. If they are exactly red, green and blue, they are in this order."""
     from rasterio.enums import ColorInterp
 
     names = dict(zip(file.indexes, file.colorinterp, strict=True))
@@ -155,7 +165,7 @@ def _colour_bands(file: Any) -> list[int]:
 
 
 def present(pixels: Pixels, nodata: float | None) -> Mask:
-    """Returns which pixels are not missing (see `GeoRows`)."""
+    """Returns a mask, bool (rows, width). It is false for missing pixels by the nodata rules in `GeoRows`."""
     if pixels.dtype.kind == "u":
         return np.any(pixels != nodata, axis=2)
     there: Mask = (

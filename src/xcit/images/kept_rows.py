@@ -1,4 +1,4 @@
-"""Keeps a row of tiles that was decoded, until rows below it are requested."""
+"""Keeps one decoded row of tiles in memory, until pixel rows outside it are requested."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,17 @@ import numpy as np
 from xcit.images.rows import Mask, Pixels
 
 Decode = Callable[[int, int], tuple[Pixels, Mask | None]]
-"""Takes the first row and the end row of a row of tiles; returns its pixels and which of them count."""
+"""A function (start, end) that decodes one row of tiles: the pixel rows start:end.
+
+It returns the pixels and a mask that is true for valid pixels. The mask is None if all pixels are valid.
+"""
 
 
 class KeptRows:
-    """Returns any rows of an image that is decoded in rows of tiles, each `tile_rows` high."""
+    """A reader of single pixel rows, for an image that can only be decoded in whole rows of tiles.
+
+    A row of tiles is `tile_rows` pixel rows high.
+    """
 
     def __init__(self, height: int, tile_rows: int, decode: Decode) -> None:
         self._height, self._tile_rows, self._decode = height, tile_rows, decode
@@ -19,7 +25,7 @@ class KeptRows:
         self._kept: tuple[Pixels, Mask | None] | None = None
 
     def read(self, start: int, end: int) -> tuple[Pixels, Mask | None]:
-        """Returns rows start..end, as views if they are in one row of tiles."""
+        """Returns the pixels and the mask of rows start:end. They are views if all rows are in one row of tiles."""
         pieces: list[tuple[Pixels, Mask | None]] = []
         while start < end:
             if not self._start <= start < self._end:

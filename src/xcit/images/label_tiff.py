@@ -16,12 +16,12 @@ from xcit.images.polygons import MarkedArea
 from xcit.writing import whole_file
 
 UNLABELLED = 255
-"""The value of pixels without a label, such as those for which a file has no data."""
+"""The value of pixels without a label, for example where the image file has no data."""
 
 _TILE = 512
 
 _SMALLEST = 512
-"""Overviews are made until the long side of the last one has at most this number of pixels."""
+"""Each overview halves the previous one, until the long side has at most this number of pixels."""
 
 Labels = NDArray[np.uint8]
 
@@ -34,18 +34,18 @@ def write_label_tiff(
     colors: NDArray[np.uint8],
     cells: CellPlace,
 ) -> None:
-    """Writes a label map as a tiled, compressed TIFF with a palette and overviews; as GeoTIFF if it is georeferenced.
+    """Writes a label map as a tiled, compressed TIFF with a palette and overviews.
 
-    The nodata value is `UNLABELLED`. The description in the file is JSON with the names of the classes and the
-    result of `CellPlace.described`.
+    If the image is georeferenced, the file is a GeoTIFF. The nodata value is `UNLABELLED`. The description in the file
+    is JSON: the result of `CellPlace.described` and the names of the classes.
 
     Args:
-        path: path of the file, which is written completely or not at all.
-        size: h and w.
-        read: returns rows start..end of the labels, uint8 (end - start, w).
-        names: names of the classes.
-        colors: red, green and blue of each class, (K, 3).
-        cells: the position of the pixels: `CellPlace.of(info, 1)`.
+        path: path of the file. The file is written completely or not at all.
+        size: height and width (h, w) of the label map in pixels.
+        read: function (start, end) that returns rows start:end of the labels, uint8 (end - start, w).
+        names: names of the K classes.
+        colors: red, green and blue of each class, uint8 (K, 3).
+        cells: position of the label map's pixels, as returned by `CellPlace.of(info, 1)`.
 
     Raises:
         XCiTError: if the file can't be written, or rasterio is not installed.
@@ -81,7 +81,7 @@ def write_label_tiff(
 
 
 def overview_factors(size: tuple[int, int]) -> list[int]:
-    """Returns the reduction factors of a map's overviews, 2, 4, 8 and so on, down to a small one (`_SMALLEST`)."""
+    """Returns the reduction factors of a map's overviews: 2, 4, 8 and so on, until an overview fits `_SMALLEST`."""
     factors = []
     factor = 2
     while max(size) * 2 > factor * _SMALLEST:
@@ -91,9 +91,14 @@ def overview_factors(size: tuple[int, int]) -> list[int]:
 
 
 def label_areas(labels: Labels, names: Sequence[str], colors: NDArray[np.uint8]) -> Iterator[MarkedArea]:
-    """Yields each connected area of a label map (h, w) as a polygon along the edges of its pixels.
+    """Yields each connected area of equal labels in a label map (h, w), as a polygon along the edges of the pixels.
 
-    Pixels that touch only at a corner are not connected. Pixels without a label are left out.
+    Pixels that touch only at a corner are not connected. Pixels with the value `UNLABELLED` are left out.
+
+    Args:
+        labels: the label map (h, w).
+        names: names of the K classes.
+        colors: red, green and blue of each class, uint8 (K, 3).
 
     Raises:
         XCiTError: if rasterio is not installed.

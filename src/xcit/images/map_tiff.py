@@ -16,18 +16,19 @@ Maps = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def write_map_tiff(path: Path, maps: Maps, names: Sequence[str], cells: CellPlace) -> None:
-    """Writes maps (M, H, W) as the bands of a float32 TIFF, or of a GeoTIFF if the cells have map coordinates.
+    """Writes maps (M, H, W) as the bands of a float32 TIFF, or of a GeoTIFF if the image is georeferenced.
 
-    NaN is the nodata value. The description in the file contains `CellPlace.described` as JSON.
+    Missing cells are NaN; a GeoTIFF declares NaN as its nodata value. The description in the file is JSON: the result
+    of `CellPlace.described` and the names of the bands.
 
     Args:
-        path: the file.
-        maps: (M, H, W).
-        names: names of the bands.
-        cells: position of the cells.
+        path: path of the file to write.
+        maps: the maps, float32 (M, H, W).
+        names: names of the M bands.
+        cells: position of the maps' cells.
 
     Raises:
-        XCiTError: if the file can't be written, or the package that writes it is not installed.
+        XCiTError: if the file can't be written, or the package for it (tifffile or rasterio) is not installed.
     """
     about = json.dumps(cells.described() | {"bands": list(names)})
     try:
@@ -60,7 +61,7 @@ def _write_georeferenced(path: Path, maps: Maps, names: Sequence[str], cells: Ce
     count, height, width = maps.shape
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # rasterio's dependencies give warnings
+            warnings.simplefilter("ignore")  # packages that rasterio uses give warnings
             with rasterio.open(
                 path,
                 "w",

@@ -1,4 +1,4 @@
-"""Chooses the reader of rows for any kind of source."""
+"""Opens an image for reading a few rows at a time, with the row reader for its format."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -35,20 +35,29 @@ _Reader = GeoRows | NpyRows | SlideRows | TiffRows | VipsRows | ZarrRows
 def open_rows(
     source: ImageSource | ImageRows, *, name: str = "the image", selection: Selection = ALL
 ) -> Iterator[ImageRows]:
-    """Opens an image for reading by rows, and closes it.
+    """Opens an image for reading a few rows at a time, and closes it at the end of the `with` block.
 
-    These are read by rows and in their own type: files of `TIFF_SUFFIXES`, by rasterio if they are georeferenced or
-    have a nodata value, else by tifffile; files of `GEO_SUFFIXES`, by rasterio; files of `SLIDE_SUFFIXES`, by
-    OpenSlide; .npy files; .zarr folders; and files of `LARGE_SUFFIXES` with more pixels than Pillow would decode, by
-    libvips. All other files are decoded as a whole by `read_image`, within Pillow's limit on their size.
+    The suffix of a file decides how the file is read:
+
+    - `TIFF_SUFFIXES`: by rasterio if the file contains a georeference or GDAL metadata, otherwise by tifffile.
+    - `GEO_SUFFIXES`: by rasterio.
+    - `SLIDE_SUFFIXES`: by OpenSlide.
+    - .npy files: by `NpyRows`. .zarr folders: by zarr.
+    - `LARGE_SUFFIXES`: by libvips if the image has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+
+    These readers keep the pixel type of the file. `read_image` decodes all other files as a whole, as 8-bit RGB.
 
     Args:
-        source: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W) or (C, H, W), or an `ImageRows`.
-        name: the name of an image that is not a file, for error messages.
-        selection: which part of the image to read.
+        source: a path, a URL, the bytes of an image file, a PIL image, an array (H, W) or (H, W, C), a tensor (H, W)
+            or (C, H, W), or an `ImageRows`.
+        name: name in error messages, for an image that is not a file.
+        selection: the part of the image to read.
+
+    Yields:
+        The source of the rows.
 
     Raises:
-        XCiTError: "<path>: <reason>" if it can't be read.
+        XCiTError: "<path>: <reason>" if the image can't be read.
     """
     ranged = selection.value_range is not None
     with ExitStack() as stack:
@@ -65,8 +74,8 @@ def open_rows(
             _, factor = level_of(rows_info(rows), selection.mpp)
             rows = ShrunkRows(rows, factor) if factor > 1 else rows
         elif selection.level and rows_info(rows).level != selection.level:
-            raise XCiTError(f"{rows_info(rows).name}: there is no level {selection.level}: it has only one size")
-        if selection.bands and not isinstance(rows, GeoRows):  # `GeoRows` reads only the selected bands
+            raise XCiTError(f"{rows_info(rows).name}: no level {selection.level}: the image has only one size")
+        if selection.bands and not isinstance(rows, GeoRows):  # `GeoRows` has already selected the bands
             rows = BandRows(rows, selection.bands)
         if selection.value_range is not None:
             rows = RangedRows(rows, selection.value_range)
@@ -78,7 +87,7 @@ def open_rows(
 
 
 def _opened(path: Path, selection: Selection, stack: ExitStack) -> ImageRows:
-    """Opens a file at the selected level; the stack closes it."""
+    """Opens a file at the selected level. `stack` closes the file later."""
     opener = _opener(path, selection)
     if opener is None:
         pixels = np.asarray(read_image(path, ignore_exif=selection.ignore_exif))
@@ -96,7 +105,7 @@ def _opened(path: Path, selection: Selection, stack: ExitStack) -> ImageRows:
 
 
 def _opener(path: Path, selection: Selection) -> Callable[[int], _Reader] | None:
-    """Returns a function that opens a level of a file, or None if the file is decoded as a whole."""
+    """Returns a function that opens a given level of a file, or None if the file has to be decoded as a whole."""
     ranged = selection.value_range is not None
     suffix = path.suffix.lower()
     if suffix in GEO_SUFFIXES or (suffix in TIFF_SUFFIXES and is_georeferenced(path)):
@@ -115,5 +124,5 @@ def _opener(path: Path, selection: Selection) -> Callable[[int], _Reader] | None
 
 
 def _is_file(source: object) -> bool:
-    """Whether the source is a path, and neither a URL nor standard input."""
+    """Returns whether the source is the path of a file, not a URL or "-" (standard input)."""
     return isinstance(source, str | os.PathLike) and as_url(source) is None and os.fspath(source) != STANDARD_INPUT

@@ -1,4 +1,4 @@
-"""Small copies of large images, for display."""
+"""Makes small copies of large images, for display."""
 
 import numpy as np
 
@@ -9,14 +9,15 @@ _PIXELS_AT_ONCE = 2**22
 
 
 def overview(source: ImageRows, factor: int) -> Picture:
-    """Returns an image at 1 / `factor` of its size as 8-bit RGB; each pixel is the mean of a square.
+    """Returns a small 8-bit RGB copy of an image, in which each pixel is the mean of a square of pixels.
 
-    Integers are scaled to 8 bits, and floats are taken as 0..1. One channel becomes grey; of more than three channels,
-    the first three are shown.
+    Unsigned integers are scaled from the full range of their type to 0..255. Floats are scaled from 0..1 to 0..255, and
+    values outside 0..1 are clipped. An image with one or two channels becomes grey, from its first channel. An image
+    with more than three channels is shown by its first three channels.
 
     Args:
-        source: the source of the rows, all of which are read once.
-        factor: side of the square in pixels; squares at the right and lower edge may be smaller.
+        source: the source of the rows. Each row is read once.
+        factor: side of the square in pixels. Squares at the right and lower edges may be smaller.
 
     Returns:
         uint8 (ceil(height / factor), ceil(width / factor), 3).
@@ -42,7 +43,7 @@ def _shrunk(pixels: Pixels, factor: int) -> Picture:
 
 
 def box_means(pixels: Pixels, factor: int) -> Pixels:
-    """Returns means over squares; at an edge, the mean is over the pixels in the image."""
+    """Returns the means over squares of `factor` x `factor` pixels, float32. Squares at the edges may be smaller."""
     sums = pixels.astype(np.float32)
     for axis in (0, 1):
         starts = np.arange(0, pixels.shape[axis], factor)

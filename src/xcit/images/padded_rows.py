@@ -1,6 +1,6 @@
-"""Adds a margin to an image on the right and at the bottom, so that its sides are multiples of a number.
+"""Pads an image on the right and at the bottom, so that its height and width are multiples of a number.
 
-Detectors need it.
+Detectors need images of such sizes.
 """
 
 import numpy as np
@@ -10,13 +10,13 @@ from xcit.images.rows import ImageRows, Mask, Pixels, mask_reader, rows_info
 
 
 class PaddedRows:
-    """A source with a margin on the right and at the bottom that makes its sides multiples of a number.
+    """A source of rows that adds padding to another source. Its height and width are multiples of `multiple`.
 
-    The mask leaves the margin out, so that its pixels are 0 after the normalisation, like zero padding. The tokens of
-    the margin still count, like those of a padded batch (see `streaming.masks`).
+    The mask is false in the padding, so that the pixels of the padding are 0 after the normalisation. But the model
+    uses the tokens of the padding like all other tokens, as in a padded batch (see `streaming.masks`).
 
     Attributes:
-        source: the image without padding.
+        source: the source without padding.
     """
 
     def __init__(self, source: ImageRows, multiple: int) -> None:
@@ -28,7 +28,7 @@ class PaddedRows:
         self._mask = mask_reader(source)
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns a new array, which is 0 in the margin."""
+        """Returns rows start:end in a new array. The padding is 0."""
         pixels = np.zeros((end - start, self.width, self.channels), self._dtype)
         last = min(end, self.source.height)
         if start < last:
@@ -36,7 +36,7 @@ class PaddedRows:
         return pixels
 
     def read_mask(self, start: int, end: int) -> Mask:
-        """Returns the image's mask, which is false in the margin."""
+        """Returns the mask of rows start:end, bool (end - start, width). The padding is false."""
         mask = np.zeros((end - start, self.width), np.bool_)
         last = min(end, self.source.height)
         if start < last:

@@ -1,4 +1,4 @@
-"""Counts the files that a search for images leaves out, so that they can be reported."""
+"""Counts the files and folders that a search for images leaves out, so that the user can be told."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -10,15 +10,15 @@ _SHOWN = 5
 
 @dataclass
 class PassedBy:
-    """The files and folders that a search for images leaves out.
+    """Counts of the files and folders that a search for images leaves out.
 
     Attributes:
-        known: names of files that are expected beside images, such as lists; they are not counted.
-        suffixes: number of files without an image's suffix, by suffix.
-        num_hidden: number of hidden files and hidden folders, which are not searched.
-        num_again: number of files that were named before, and of folders to which a link leads a second time.
-        num_no_classes: number of folders whose names are not those of classes, such as ImageNet's `meta`.
-        num_results: number of images in the folder of the results.
+        known: names of files that are expected beside images, such as lists of labels. These files are not counted.
+        suffixes: number of files that do not have the suffix of an image, for each suffix.
+        num_hidden: number of hidden files and hidden folders. Hidden folders are not searched.
+        num_again: number of files that were found before, plus number of links to folders that were searched before.
+        num_no_classes: number of folders that are not classes, judged by their names, such as `meta` in ImageNet.
+        num_results: number of images in the folder to which the command writes its results.
     """
 
     known: Collection[str] = ()
@@ -29,7 +29,7 @@ class PassedBy:
     num_results: int = 0
 
     def add(self, path: Path) -> None:
-        """Counts a file whose name is not that of an image."""
+        """Counts a file that is not an image, judged by its name."""
         if path.name.startswith("."):
             self.num_hidden += 1
         elif path.name not in self.known:
@@ -38,7 +38,7 @@ class PassedBy:
     def __str__(self) -> str:
         """Returns all counts in one line, such as "3 files that are not images by their suffix: .txt (3); 1 hidden".
 
-        It is empty if nothing was left out.
+        The result is "" if nothing was left out.
         """
         kinds = ", ".join(f"{suffix} ({count})" for suffix, count in self.suffixes.most_common(_SHOWN))
         counts = (

@@ -1,7 +1,7 @@
-"""Writes areas of an image as polygons in GeoJSON: in map coordinates, or in the form that QuPath and others read.
+"""Writes areas of an image as polygons to a GeoJSON file, in map coordinates or as annotations for QuPath.
 
-Rings are in pixels of the model's image, x before y; (0, 0) is the upper left corner of the first pixel. The first ring
-of a polygon is its outline, and the others are holes.
+A polygon is a list of rings. The first ring is the outline, and the other rings are holes. A ring is a list of points
+(x, y) in pixels of the image that the model receives; (0, 0) is the upper left corner of the first pixel.
 """
 
 import json
@@ -27,10 +27,10 @@ class MarkedArea:
     """An area of an image that belongs to a class.
 
     Attributes:
-        class_name: name of its class.
-        polygons: its polygons. Most areas have one; an area of several parts has more.
+        class_name: name of the class.
+        polygons: the polygons of the area, one for each connected part.
         color: red, green and blue of the class, 0..255.
-        measurements: numbers that belong to it, such as a score.
+        measurements: numbers that describe the area, such as a score, by name.
     """
 
     class_name: str
@@ -40,20 +40,21 @@ class MarkedArea:
 
 
 def write_geojson(path: Path, areas: Iterable[MarkedArea], cells: CellPlace) -> int:
-    """Writes areas as a GeoJSON FeatureCollection, one after another.
+    """Writes areas to a GeoJSON file as a FeatureCollection. `areas` may be a generator.
 
-    If the image is georeferenced, the coordinates are those of its map, `crs` names the coordinate system, and
-    `properties` has `class` and the measurements. Otherwise, the coordinates are pixels of the file's largest level,
-    and `properties` has the form of a QuPath annotation: `objectType`, `classification` with name and colour, and
-    `measurements`.
+    If the image is georeferenced, the coordinates are map coordinates. Then `crs` contains the name of the coordinate
+    system if it is known, and `properties` contains `class` and the measurements.
+
+    If the image is not georeferenced, the coordinates are pixels of the file's largest level. Then `properties` has the
+    form of a QuPath annotation: `objectType`, `classification` (name and colour) and `measurements`.
 
     Args:
-        path: path of the file, which is written completely or not at all.
-        areas: areas with rings in pixels of the model's image.
-        cells: the position of these pixels: `CellPlace.of(info, 1)`.
+        path: path of the file. The file is written completely or not at all.
+        areas: the areas. Their rings are in pixels of the image that the model receives.
+        cells: position of these pixels, as returned by `CellPlace.of(info, 1)`.
 
     Returns:
-        The number of areas.
+        The number of areas that were written.
 
     Raises:
         XCiTError: if the file can't be written.
@@ -72,7 +73,7 @@ def write_geojson(path: Path, areas: Iterable[MarkedArea], cells: CellPlace) -> 
 
 
 def crs_name(crs: str) -> str:
-    """Returns GeoJSON's name of a coordinate system that is given as WKT, or the WKT itself if it has no name."""
+    """Returns the GeoJSON name of a coordinate system (WKT), or the WKT itself if the system has no standard code."""
     import rasterio
 
     code = rasterio.crs.CRS.from_wkt(crs).to_authority()
@@ -80,7 +81,7 @@ def crs_name(crs: str) -> str:
 
 
 def moved_ring(ring: Ring, transform: Transform) -> list[list[float]]:
-    """Transforms the coordinates of a ring and closes it: its last point equals its first."""
+    """Transforms the points of a ring and closes the ring, so that its last point equals its first point."""
     points: NDArray[np.float64] = np.asarray(ring, np.float64).reshape(-1, 2)
     a, b, c, d, e, f = transform
     moved = np.stack([points @ (a, b) + c, points @ (d, e) + f], axis=1).tolist()

@@ -1,4 +1,4 @@
-"""Prepares images for a model, bit for bit as torchvision's transforms on PIL images do."""
+"""Prepares images for a model. The results are bit-identical to those of torchvision's transforms on PIL images."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,19 +14,25 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _MODES = {1: "L", 3: "RGB"}
 
-# This limit is about half a gigabyte. Only an extremely elongated image, 1 pixel by thousands, becomes so large before
-# its centre is cropped.
+# At this limit, a scaled RGB image takes about half a gigabyte. Only an extremely elongated image exceeds the limit,
+# such as an image of 1 x 5000 pixels with its short side scaled to 224 pixels.
 _MAX_RESIZED_PIXELS = 2**27
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes a model's input.
+    """The steps that convert an image to a model's input.
 
-    With `resize` "short_side", the short side is scaled to `resize_to` pixels and the centre is cropped. With "exact",
-    the image is scaled to the square `image_size`, whatever its aspect ratio. Both are bicubic on 8-bit pixels
-    (Pillow). `mean` and `std` are for pixels in 0..1, with one number per channel. A model with one channel takes grey
-    images, a model with three channels takes RGB images, and any other model takes arrays (see `channels.py`).
+    Pillow resizes the 8-bit pixels with bicubic interpolation. A model with one channel takes grey images, a model with
+    three channels takes RGB images, and any other model takes arrays (see `channels.py`).
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        resize: "short_side" scales the short side to `resize_to` pixels, keeps the aspect ratio, and crops the centre.
+            "exact" scales the whole image to the square input and does not keep the aspect ratio.
+        resize_to: length of the short side after scaling, in pixels; not used by "exact".
+        mean: one number per channel, for pixels in 0..1.
+        std: one number per channel, for pixels in 0..1.
     """
 
     image_size: int = 224
@@ -42,7 +48,7 @@ class Preprocessing:
         check_field(self, "std", all(std > 0 for std in self.std), "above 0")
 
     def sentence(self) -> str:
-        """Returns a description in words."""
+        """Returns a description of the steps in one line of text."""
         if self.resize == "exact":
             resize = f"straight to {self.image_size} x {self.image_size}"
         else:
@@ -52,10 +58,15 @@ class Preprocessing:
     def changed(
         self, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, size: int | None = None
     ) -> "Preprocessing":
-        """Returns a copy with another mean, standard deviation or input size; `resize_to` changes in proportion.
+        """Returns a copy with another mean, standard deviation or input size. None keeps the present value.
+
+        Args:
+            mean: one number per channel, or a single number for all channels.
+            std: one number per channel, or a single number for all channels.
+            size: the new `image_size` in pixels; `resize_to` changes in proportion.
 
         Raises:
-            XCiTError: if the number of channels is wrong.
+            XCiTError: if the number of means or standard deviations is wrong, or the size is below 1.
         """
         means, stds = _channels_of(self, mean, std)
         if size is None:
@@ -67,20 +78,20 @@ class Preprocessing:
 
 
 DINO_PREPROCESSING = Preprocessing(image_size=224, resize_to=256)
-"""The preprocessing of the published k-NN and linear figures: short side to 256, centre crop of 224."""
+"""The preprocessing for the published k-NN and linear accuracies of DINO: short side 256 pixels, centre crop 224."""
 
 
 def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_size: int) -> Preprocessing:
     """Returns the preprocessing with which the published accuracies were measured.
 
     Args:
-        protocol: "official" (also timm's): short side to `image_size`, centre crop. "mmpretrain": at 384, scale to
-            384 x 384; at 224, short side to 256 and centre crop; at any other size as at 224, in proportion, with the
-            short side rounded to whole pixels.
-        image_size: side of the model's input in pixels; 224 and 384 were published.
+        protocol: "official" (also used by timm) scales the short side to `image_size` and crops the centre.
+            "mmpretrain" scales the image to 384 x 384 if `image_size` is 384. For any other size, it scales the short
+            side to `image_size` * 256 / 224, rounded to whole pixels, and crops the centre.
+        image_size: side of the model's input in pixels. Accuracies were published for 224 and 384.
 
     Raises:
-        XCiTError: if there is no such protocol.
+        XCiTError: if the protocol is unknown.
     """
     if protocol == "official":
         return Preprocessing(image_size=image_size, resize_to=image_size)
@@ -93,11 +104,17 @@ def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_s
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationPreprocessing:
-    """How an image becomes a segmenter's input.
+    """The steps that convert an image to a segmenter's input.
 
-    The image is scaled, up or down, to the largest size within `long_side` and `short_side`. Each side is rounded to
-    whole pixels (half up), and the scaling is bilinear on 8-bit pixels, without padding. If both are 0, the image is
-    not scaled. `mean` and `std` are for pixels in 0..1, with one number per channel; one number means a grey model.
+    The image is enlarged or reduced to the largest size within both limits, `long_side` and `short_side`. The aspect
+    ratio is kept, and each side is rounded to whole pixels (half up). The interpolation is bilinear on 8-bit pixels.
+    Nothing is padded or cropped. A model with a single mean takes grey images.
+
+    Attributes:
+        long_side: limit of the long side in pixels; 0 if images are not scaled.
+        short_side: limit of the short side in pixels; 0 if images are not scaled.
+        mean: one number per channel, for pixels in 0..1.
+        std: one number per channel, for pixels in 0..1.
     """
 
     long_side: int = 2048
@@ -115,23 +132,29 @@ class SegmentationPreprocessing:
         check_field(self, "std", is_right, "above 0, one number per channel")
 
     def sentence(self) -> str:
-        """Returns a description in words."""
+        """Returns a description of the steps in one line of text."""
         size = f"to fit {self.long_side} x {self.short_side}" if self.short_side else "at their own size"
         return f"{size}, bilinear; mean {self.mean}, std {self.std}"
 
     def changed(
         self, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, size: int | None = None
     ) -> "SegmentationPreprocessing":
-        """Returns a copy with another mean, standard deviation or short side; the long side changes in proportion.
+        """Returns a copy with another mean, standard deviation or short side. None keeps the present value.
+
+        Args:
+            mean: one number per channel, or a single number for all channels.
+            std: one number per channel, or a single number for all channels.
+            size: the new `short_side` in pixels; `long_side` changes in proportion.
 
         Raises:
-            XCiTError: if the number of channels is wrong, or images are not scaled.
+            XCiTError: if the number of means or standard deviations is wrong, or if `size` is given but images are not
+                scaled.
         """
         means, stds = _channels_of(self, mean, std)
         if size is None:
             return replace(self, mean=means, std=stds)
         if not self.short_side:
-            raise XCiTError("the model takes images at their own size: no other can be given")
+            raise XCiTError("the model does not scale images: no size can be given")
         return replace(
             self,
             mean=means,
@@ -144,9 +167,9 @@ class SegmentationPreprocessing:
 def _channels_of(
     spec: Preprocessing | SegmentationPreprocessing, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation with the given values in place of the spec's.
+    """Returns the given mean and standard deviation. If one of them is None, the value of `spec` is returned instead.
 
-    A single number is used for all channels.
+    A single number is repeated for all channels.
     """
     channels = len(spec.mean)
     found = []
@@ -159,14 +182,15 @@ def _channels_of(
 
 
 def preprocess(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
-    """Resizes, crops and normalises an image, bit for bit as torchvision does.
+    """Resizes, crops and normalises an image.
 
-    It is the same as `Resize` (bicubic, with antialiasing, on 8-bit pixels), `CenterCrop` (zeros around smaller
-    images), `ToTensor` and `Normalize`, without the seconds that importing torchvision takes.
+    The result is bit-identical to the result of four torchvision transforms on a PIL image: `Resize` (bicubic, with
+    antialiasing), `CenterCrop` (pads smaller images with zeros), `ToTensor` and `Normalize`. This function does not use
+    torchvision, because the import of torchvision takes seconds.
 
     Args:
-        image: of any mode that Pillow can convert to RGB or grey, for example from `read_image`.
-        spec: the model's preprocessing. One mean gives a grey input, three means give RGB.
+        image: an image of any mode that Pillow can convert to RGB or grey, for example the result of `read_image`.
+        spec: the model's preprocessing. With one mean, the image is converted to grey; with three means, to RGB.
 
     Returns:
         float32 (C, image_size, image_size), where C is the number of means.
@@ -186,7 +210,15 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
 
 
 def normalize(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
-    """Does only the last step of `preprocess`: an image of any size, of mode `pixel_mode(spec)`, to (C, h, w)."""
+    """Converts an image of any size to a normalised tensor, without resizing or cropping.
+
+    Args:
+        image: an image of mode `pixel_mode(spec)`.
+        spec: the model's preprocessing, of which only the mean and the standard deviation are used.
+
+    Returns:
+        float32 (C, h, w).
+    """
     pixels = np.array(image)
     tensor = torch.from_numpy(pixels.reshape(image.height, image.width, len(spec.mean)))
     tensor = tensor.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
@@ -195,7 +227,9 @@ def normalize(image: Image.Image, spec: Preprocessing) -> torch.Tensor:
 
 
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:
-    """Scales the short side to `size` pixels and the long one in proportion, bicubic, rounded as torchvision does.
+    """Scales the short side to `size` pixels and the long side in proportion, with bicubic interpolation.
+
+    The long side is rounded down to whole pixels, as in torchvision.
 
     Raises:
         XCiTError: if the image is so elongated that its scaled copy would take more than half a gigabyte.
@@ -211,7 +245,7 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
 
 
 def pixel_mode(spec: Preprocessing) -> str:
-    """Returns Pillow's mode of the model's input: "L" or "RGB".
+    """Returns the Pillow mode of the images that the model takes: "L" (grey) or "RGB".
 
     Raises:
         XCiTError: if `spec` has neither one nor three channels.
@@ -230,5 +264,9 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _crop_start(length: int, size: int) -> int:
-    """Returns where a crop of `size` pixels starts, rounded half to even as in torchvision; negative for padding."""
+    """Returns the first pixel of a centre crop of `size` pixels, rounded half to even as in torchvision.
+
+    If the image is smaller than the crop, the result is negative, and its absolute value is the number of pixels of
+    padding before the image.
+    """
     return round((length - size) / 2) if length >= size else -((size - length) // 2)

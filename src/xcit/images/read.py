@@ -1,4 +1,4 @@
-"""Reads an image from any source as upright 8-bit RGB, or raises an error that says why it can't be read."""
+"""Reads an image from any source as upright 8-bit RGB. If an image can't be read, the error says why."""
 
 import contextlib
 import io
@@ -32,16 +32,18 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# PNG stores its transparent colour at the file's bit depth. Pillow does not change it, but scales pixels to 8 bits.
+# PNG stores its transparent colour in the file's bit depth. Pillow scales the pixels to 8 bits, but not this colour.
+# These factors scale the colour in the same way.
 _PNG_TRANSPARENCY_SCALE = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
-# Formats for which Pillow warns about unusual metadata when it opens a file, but never when it reads the pixels.
+# Formats for which Pillow may warn about unusual metadata when it opens a file, but never when it reads the pixels.
 _SILENT_FORMATS = frozenset(("JPEG", "PNG", "WEBP"))
 
 _warnings_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    # A forked process has only the thread that forked. If another thread held the lock at that time, it would stay
-    # locked in the new process, and warnings would stay silenced. So forking waits until the lock is free.
+    # A forked process contains only the thread that called fork. If another thread held the lock at that moment, the
+    # lock would stay locked in the new process, and warnings would stay silenced. So a fork waits until the lock is
+    # free.
     os.register_at_fork(
         before=_warnings_lock.acquire,
         after_in_parent=_warnings_lock.release,
@@ -50,22 +52,28 @@ if hasattr(os, "register_at_fork"):
 
 
 def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image:
-    """Reads an image as a good viewer shows it: upright (EXIF), transparency over white, first frame, 8-bit RGB.
+    """Reads an image as 8-bit RGB: upright by its EXIF orientation, with transparent parts over white.
+
+    If a file contains several frames, the first frame is read.
 
     Args:
-        source: a path or URL, or "-" for standard input; the bytes of an image file; a file opened in binary mode,
-            which is read from its current position; a PIL image of any mode (it does not change); an array (H, W) or
-            (H, W, C) in RGB order; or a tensor (H, W) or (C, H, W), with C 1, 3 or 4 (the last is alpha). Arrays and
-            tensors hold uint8, uint16 (scaled to 8 bits), bool, or floating-point numbers in 0..1.
-        ignore_exif: leave the pixels as they are stored, whatever the EXIF orientation.
+        source: one of the following:
+
+            - a path, a URL, or "-" for standard input,
+            - the bytes of an image file,
+            - a file that is open in binary mode (it is read from its current position),
+            - a PIL image of any mode (it is not changed),
+            - an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W). C is 1 (grey), 3 (RGB) or 4 (RGB and
+              alpha). The type is uint8, uint16 (scaled to 8 bits), bool, or floating-point in 0..1.
+        ignore_exif: if true, the EXIF orientation is ignored.
 
     Returns:
-        A new image of mode "RGB", loaded, without metadata.
+        A new image of mode "RGB", without metadata. Its pixels are in memory.
 
     Raises:
         XCiTError: "<path>: <reason>" if the file is missing, can't be read, is not an image, is truncated or damaged,
-            or has so many pixels that it may be a decompression bomb (Pillow's limit); or if an array or tensor has
-            another shape, type or range than these.
+            or has more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels (perhaps a decompression bomb); or if the shape,
+            type or range of an array or tensor is not supported.
     """
     try:
         if isinstance(source, Image.Image):
@@ -101,7 +109,7 @@ def _from_bytes(data: bytes, ignore_exif: bool) -> Image.Image:
 
 
 def read_encoded_image(data: bytes, name: str, *, ignore_exif: bool = False) -> Image.Image:
-    """Reads the bytes of an image file as `read_image` reads the file; errors contain `name`."""
+    """Reads an image from the bytes of a file, like `read_image`. Error messages begin with `name`."""
     try:
         return _from_bytes(data, ignore_exif)
     except XCiTError as error:
@@ -109,10 +117,10 @@ def read_encoded_image(data: bytes, name: str, *, ignore_exif: bool = False) -> 
 
 
 def image_size(path: str | os.PathLike[str], *, ignore_exif: bool = False) -> tuple[int, int]:
-    """Returns width and height of the result of `read_image`, from the first bytes of the file.
+    """Returns the width and height of the image that `read_image` would return, without reading the pixels.
 
     Raises:
-        XCiTError: "<path>: <reason>" if it can't be read as an image.
+        XCiTError: "<path>: <reason>" if the file can't be read as an image.
     """
     try:
         with _open_file(Path(path)) as file, _pillow_errors():
@@ -125,14 +133,14 @@ def image_size(path: str | os.PathLike[str], *, ignore_exif: bool = False) -> tu
 
 
 def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a label image: the integer stored for each pixel, whatever grey or colour a viewer shows for it.
+    """Reads a label image: for each pixel, the integer that the file stores, not the grey or colour that viewers show.
 
     Returns:
         uint8 (h, w).
 
     Raises:
-        XCiTError: "<path>: <reason>" if it can't be read as an image, has colours instead of numbers, has numbers
-            above 255, or is a JPEG.
+        XCiTError: "<path>: <reason>" if the file can't be read as an image, contains colours instead of numbers,
+            contains numbers outside 0..255, or is a JPEG.
     """
     try:
         with _open_file(Path(path)) as file, _pillow_errors():
@@ -145,7 +153,7 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _open_file(path: Path) -> BinaryIO:
-    """Opens a regular file that is not empty; errors contain only the reason."""
+    """Opens a file, after a check that it is a regular file and not empty. Error messages do not contain the path."""
     if "\0" in str(path):
         raise XCiTError("no file can have a zero byte in its name")
     try:
@@ -166,7 +174,7 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def _identify(file: BinaryIO) -> Image.Image:
-    """Opens an image whose pixels are still to be read from `file`."""
+    """Opens an image with Pillow. The pixels are not read yet."""
     try:
         with _without_warnings():
             image = Image.open(file, formats=opened_formats())
@@ -185,7 +193,7 @@ def _identify(file: BinaryIO) -> Image.Image:
 
 @contextlib.contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """Replaces any error of Pillow by an `XCiTError` with the reason. Pillow's decoders raise errors of any type."""
+    """Converts errors of any type to an `XCiTError` with the reason. Pillow's decoders raise errors of many types."""
     try:
         yield
     except XCiTError:
@@ -202,9 +210,10 @@ def _pillow_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silences Pillow's warnings about unusual metadata and about images above half its limit.
+    """Silences Pillow's warnings about unusual metadata and about large images (above `Image.MAX_IMAGE_PIXELS`).
 
-    All threads share the filters of warnings. Without the lock, two threads could restore them in the wrong order.
+    All threads share Python's warning filters. Without the lock, two threads could restore the filters in the wrong
+    order.
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -212,7 +221,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def load_pixels(image: Image.Image) -> None:
-    """Reads the pixels of an image. If warnings are possible, only one thread at a time does so."""
+    """Reads the pixels of an image. If Pillow may give a warning, only one thread at a time reads pixels."""
     is_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
     is_silent = not is_large and (image.format is None or image.format in _SILENT_FORMATS)
     with contextlib.nullcontext() if is_silent else _without_warnings():
@@ -233,13 +242,13 @@ def _to_rgb(image: Image.Image, ignore_exif: bool = False) -> Image.Image:
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
     else:
-        rgb = image.convert("RGB")  # a copy in any case
+        rgb = image.convert("RGB")  # always a copy
     rgb.info = {}  # the source's metadata would be wrong for an upright and opaque image
     return rgb if turn is None else rgb.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
-    """Reads the EXIF orientation, 1 (upright) if there is none or the EXIF data is damaged, as in a few photographs."""
+    """Returns the EXIF orientation, or 1 (upright) if the image has no EXIF orientation or its EXIF data is damaged."""
     with _without_warnings(), contextlib.suppress(Exception):
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     return 1
@@ -264,11 +273,11 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _check_shape(shape: tuple[int, ...], num_channels: int, form: str) -> None:
     if len(shape) not in (2, 3) or num_channels not in (1, 3, 4) or 0 in shape:
-        raise XCiTError(f"shape {shape} is not that of one image: (H, W), or {form} with C 1, 3 or 4")
+        raise XCiTError(f"shape {shape}: an image must have shape (H, W), or {form} with C 1, 3 or 4")
 
 
 def _from_pixels(pixels: np.ndarray) -> Image.Image:
-    """Makes an image of pixels (H, W) or (H, W, 1|3|4)."""
+    """Converts pixels (H, W) or (H, W, C), with C 1, 3 or 4, to an RGB image."""
     pixels = to_8_bits(pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]

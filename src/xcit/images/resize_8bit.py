@@ -1,9 +1,10 @@
-"""Resizes 8-bit pixels exactly as for the published detectors and segmenters, with OpenCV's fixed-point arithmetic.
+"""Resizes 8-bit pixels with OpenCV's fixed-point arithmetic, which the published detectors and segmenters used.
 
-The results are bit for bit those of `cv2.resize` (OpenCV 4, x86, no other options) for uint8, with INTER_LINEAR and
-INTER_NEAREST. Unlike Pillow and torchvision, its linear interpolation does not smooth before it reduces the size.
+The results are bit-identical to those of `cv2.resize` (OpenCV 4, x86) on uint8 pixels, with INTER_LINEAR or
+INTER_NEAREST and no other options. Unlike Pillow and torchvision, OpenCV's linear interpolation does not antialias when
+it reduces an image.
 
-Shapes: `h`, `w` size of an image, `C` its channels, if it has such an axis.
+Shapes: `h` height and `w` width of an image, `C` number of channels.
 """
 
 import numpy as np
@@ -12,15 +13,22 @@ from numpy.typing import NDArray
 from xcit.errors import XCiTError
 
 _BITS = 11
-"""Number of fractional bits of a weight: a weight of 1 is stored as 2048."""
+"""Number of fractional bits of a weight. A weight of 1 is stored as 2**11 = 2048."""
 
 Pixels = NDArray[np.uint8]
 
 
 def fitted_size(height: int, width: int, *, long_side: int, short_side: int) -> tuple[int, int]:
-    """Returns the largest size within both bounds, each side rounded half up, at least 1 (mmcv's `rescale_size`).
+    """Returns the size of an image that is scaled to fit both limits, like mmcv's `rescale_size`.
 
-    For example, 640 x 480 pixels are scaled to 683 x 512 within the bounds 2048 and 512.
+    The result is the largest size with the same aspect ratio within the limits. Each side is rounded half up, and is at
+    least 1. For example, an image of 640 x 480 pixels is scaled to 683 x 512 for the limits 2048 and 512.
+
+    Args:
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        long_side: limit of the long side in pixels.
+        short_side: limit of the short side in pixels.
 
     Returns:
         (height, width) in pixels.
@@ -30,7 +38,7 @@ def fitted_size(height: int, width: int, *, long_side: int, short_side: int) -> 
 
 
 def resize_bilinear_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Scales pixels (h, w) or (h, w, C) to `size`, which is (height, width)."""
+    """Resizes pixels (h, w) or (h, w, C) to `size` (height, width) by bilinear interpolation."""
     height, width = pixels.shape[:2]
     new_height, new_width = _checked(pixels, size)
     if (height, width) == (new_height, new_width):
@@ -40,7 +48,7 @@ def resize_bilinear_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
         return ((four + 2) >> 2).astype(np.uint8)
     (left, right), (weight_left, weight_right) = bilinear_taps(width, new_width, resets_weights=True)
     columns = (slice(None), *[None] * (pixels.ndim - 2))
-    # Rows come before columns, as in OpenCV; the other order would round differently.
+    # As in OpenCV, the width is resized before the height. The other order would round differently.
     wide = pixels[:, left] * weight_left[columns] + pixels[:, right] * weight_right[columns]
     (top, bottom), (weight_top, weight_bottom) = bilinear_taps(height, new_height, resets_weights=False)
     rows = (slice(None), *[None] * (pixels.ndim - 1))
@@ -50,7 +58,7 @@ def resize_bilinear_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def resize_nearest_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Scales labels (h, w) or pixels (h, w, C) to `size` (height, width) by nearest-neighbour interpolation."""
+    """Resizes labels (h, w) or pixels (h, w, C) to `size` (height, width) by nearest-neighbour interpolation."""
     new_height, new_width = _checked(pixels, size)
     rows, columns = (
         np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
@@ -62,12 +70,22 @@ def resize_nearest_8bit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 def bilinear_taps(
     old: int, new: int, *, resets_weights: bool
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int32], ...]]:
-    """Returns the two old neighbours of each new pixel along an axis, and their weights, which add up to 2048.
+    """Returns the neighbours and weights for the bilinear interpolation along one axis.
 
-    Beyond an edge, both neighbours are the last pixel. With `resets_weights`, the first of them then gets the whole
-    weight. OpenCV does this only along rows; the results differ in the last bit.
+    Beyond an edge, both neighbours of a new pixel are the old pixel at the edge. There, OpenCV resets the two weights
+    to 2048 and 0 when it resizes the width, but not when it resizes the height. The result differs only by rounding.
+
+    Args:
+        old: number of pixels before resizing.
+        new: number of pixels after resizing.
+        resets_weights: whether the weights of new pixels beyond an edge are reset to 2048 and 0.
+
+    Returns:
+        The indices of the first and second neighbour of each new pixel, (new,) each, and the weights of the first and
+        second neighbours, (new,) each. The two weights of a pixel have the sum 2048.
     """
-    # The position is computed in double precision and stored in single precision; the fraction is in single precision.
+    # As in OpenCV, the position is computed in double precision and rounded to single precision. The fraction is
+    # computed in single precision.
     position = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
     first = np.floor(position).astype(np.int64)
     share = position - first.astype(np.float32)

@@ -1,6 +1,6 @@
-"""Sources of rows that modify another source: bands, a range of values, a mask, a region, a lower resolution.
+"""Sources of rows that modify another source: they select bands, a range of values or a region, or reduce the size.
 
-Each has the info (`RowsInfo`) and the `read_mask` of the other source.
+Each of them adapts the `info` and the `read_mask` of the other source (see `rows.py`). `MaskedRows` adds a mask.
 """
 
 from collections.abc import Callable
@@ -15,25 +15,31 @@ from xcit.images.transforms import IDENTITY, Transform, enlarged, moved
 
 
 class BandRows:
-    """The channels `bands` of a source, counted from 1, in the order of `bands`."""
+    """A source with selected channels of another source.
+
+    `bands` contains the numbers of the selected channels, counted from 1, in the order of the result.
+
+    Raises:
+        XCiTError: if the other source does not have one of these channels.
+    """
 
     def __init__(self, source: ImageRows, bands: tuple[int, ...]) -> None:
         for band in bands:
             if band > source.channels:
                 name = rows_info(source).name
-                raise XCiTError(f"{name}: there is no band {band}: it has {source.channels}, counted from 1")
+                raise XCiTError(f"{name}: no band {band}: the image has {source.channels} bands, counted from 1")
         self._source, self._indices = source, [band - 1 for band in bands]
         self.height, self.width, self.channels = source.height, source.width, len(bands)
         self.info = with_identity(rows_info(source), f"bands {bands}")
         self.read_mask = mask_reader(source)
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns a new array."""
+        """Returns rows start:end in a new array."""
         return self._source.read(start, end)[:, :, self._indices]
 
 
 class RangedRows:
-    """A source whose values low..high become 0..1, as float32; other values are clipped."""
+    """A source that scales the values low..high of another source to 0..1, as float32, and clips all other values."""
 
     def __init__(self, source: ImageRows, value_range: tuple[float, float]) -> None:
         self._source, (self._low, self._high) = source, value_range
@@ -42,9 +48,9 @@ class RangedRows:
         self.read_mask = mask_reader(source)
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns a new array."""
+        """Returns rows start:end in a new array."""
         pixels = self._source.read(start, end)
-        # float32 can't represent all integers of 32 bits.
+        # float32 can't represent all 32-bit integers.
         is_narrow = pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32
         numbers: Pixels = pixels.astype(np.float32 if is_narrow else np.float64)
         np.subtract(numbers, self._low, out=numbers)
@@ -53,10 +59,10 @@ class RangedRows:
 
 
 class RegionRows:
-    """A rectangle of a source: x, y, width and height.
+    """A source that is a rectangle of another source. `region` is x, y, width and height in pixels.
 
     Raises:
-        XCiTError: if the region exceeds the image.
+        XCiTError: if the region extends beyond the edge of the other source.
     """
 
     read_mask: ReadMask | None
@@ -67,7 +73,7 @@ class RegionRows:
         info = rows_info(source)
         if self._left + self.width > source.width or self._top + self.height > source.height:
             raise XCiTError(
-                f"{info.name}: the region {','.join(map(str, region))} reaches over the edge of "
+                f"{info.name}: the region {','.join(map(str, region))} extends beyond the image of "
                 f"{source.width} x {source.height} pixels"
             )
         self._rows_at_once = max(info.rows_at_once, 16)
@@ -77,7 +83,7 @@ class RegionRows:
         self.read_mask = None if self._mask is None else self._read_mask
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns a new array, because a view would keep whole rows in memory."""
+        """Returns rows start:end in a new array. A view would keep the full rows of the other source in memory."""
         columns, pieces = slice(self._left, self._left + self.width), []
         for first in range(self._top + start, self._top + end, self._rows_at_once):
             last = min(first + self._rows_at_once, self._top + end)
@@ -90,9 +96,13 @@ class RegionRows:
 
 
 class ShrunkRows:
-    """A source with pixels that are means of squares of another source; incomplete squares at the edges are cut off.
+    """A source in which each pixel is the mean of a square of `factor` x `factor` pixels of another source.
 
-    A pixel counts if at least half of the pixels in its square count. The mean is always over the whole square.
+    Incomplete squares at the right and lower edges are cut off. A pixel is valid (true in the mask) if at least half of
+    the pixels in its square are valid. The mean is over all pixels of the square, including invalid pixels.
+
+    Raises:
+        XCiTError: if the other source has less than one complete square.
     """
 
     read_mask: ReadMask | None
@@ -102,7 +112,7 @@ class ShrunkRows:
         self.height, self.width, self.channels = source.height // factor, source.width // factor, source.channels
         info = rows_info(source)
         if not self.height or not self.width:
-            raise XCiTError(f"{info.name}: {source.width} x {source.height} pixels are too few to take {factor} as one")
+            raise XCiTError(f"{info.name}: {source.width} x {source.height} pixels can't be reduced by {factor}")
         info = with_place(info, lambda transform: enlarged(transform, factor, factor))
         info = replace(info, rows_at_once=max(1, info.rows_at_once // factor))
         self.info = with_identity(info, f"factor {factor}")
@@ -110,9 +120,9 @@ class ShrunkRows:
         self.read_mask = None if self._mask is None else self._read_mask
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns a new array."""
+        """Returns rows start:end in a new array."""
         pieces = []
-        for row in range(start, end):  # one row at a time, because each row needs `factor` squared as many pixels
+        for row in range(start, end):  # one row at a time: each row needs factor**2 times as many source pixels
             rows = self._source.read(row * self._factor, (row + 1) * self._factor)[:, : self.width * self._factor]
             means = box_means(rows, self._factor)
             pieces.append(np.rint(means).astype(rows.dtype) if rows.dtype.kind in "ui" else means)
@@ -125,10 +135,10 @@ class ShrunkRows:
 
 
 class MaskedRows:
-    """A source with a mask. A pixel counts if any channel of the mask is above 0 there.
+    """A source that adds a mask to another source.
 
-    A mask of another size is scaled to the image with nearest-neighbour interpolation. Pixels that the source itself
-    leaves out do not count either.
+    A pixel is valid (true in the mask) if any channel of the mask image is above 0 at this pixel, and if the other
+    source does not mask it out. If the mask image has another size, it is scaled with nearest-neighbour interpolation.
     """
 
     def __init__(self, source: ImageRows, mask: ImageRows) -> None:
@@ -141,11 +151,11 @@ class MaskedRows:
         self.info = replace(whole, buffer_bytes=info.buffer_bytes + other.buffer_bytes)
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns the rows of the source."""
+        """Returns rows start:end of the other source, unchanged."""
         return self._source.read(start, end)
 
     def read_mask(self, start: int, end: int) -> Mask:
-        """Returns which pixels count, bool (end - start, width)."""
+        """Returns the mask of rows start:end, bool (end - start, width). Valid pixels are true."""
         rows = (np.arange(start, end) * 2 + 1) * self._mask.height // (2 * self.height)
         first, last = int(rows[0]), int(rows[-1])
         found: Mask = np.any(self._mask.read(first, last + 1) > 0, axis=2)
@@ -157,12 +167,12 @@ class MaskedRows:
 
 
 def with_place(info: RowsInfo, change: Callable[[Transform], Transform]) -> RowsInfo:
-    """Returns the info with changed transforms to pixels and, if it is georeferenced, to the map."""
+    """Returns a copy of `info`. `change` is applied to the transforms `place` and `transform` in `info.metadata`."""
     metadata = {"place": IDENTITY, **info.metadata}
     changed = {key: change(metadata[key]) for key in ("place", "transform") if key in metadata}
     return replace(info, metadata=metadata | changed)
 
 
 def with_identity(info: RowsInfo, words: str) -> RowsInfo:
-    """Returns the info with words added to its identity, if it has one."""
+    """Returns a copy of `info` with `words` appended to the identity. An identity of None stays None."""
     return replace(info, identity=None if info.identity is None else f"{info.identity} {words}")

@@ -1,7 +1,8 @@
-"""The interface of images that are read by rows; the readers of large files implement it, and streaming uses it.
+"""Defines the interface of an image that is read a few rows at a time.
 
-A custom source needs only the four members of `ImageRows`. It may also have an `info` with further properties, as the
-readers in this package do; `rows_info` creates one for other sources. `open_rows.py` chooses the reader of a file.
+The row readers of this package implement the interface, and `xcit.streaming` reads images through it. `open_rows.py`
+chooses the reader for a file. A custom source needs only the four members of `ImageRows`. It may also have an attribute
+`info` (a `RowsInfo`) and a method `read_mask` (see `mask_reader`).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,16 +15,17 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 """Rows of an image, (rows, width, channels)."""
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
-"""Which pixels of some rows count, (rows, width)."""
+"""The mask of some rows, (rows, width). Valid pixels are true; false pixels are masked out, which means ignored."""
 
 ReadMask = Callable[[int, int], Mask]
-"""Takes the first row and the end row."""
+"""A function (start, end) that returns the mask of rows start:end."""
 
 
 class ImageRows(Protocol):
-    """An image that is read by rows.
+    """An image that is read a few rows at a time.
 
-    A pass reads each row once, from top to bottom, a few at a time, in its own thread.
+    A run through a model may read the first row to learn the type of the pixels. Then it reads each row once, from top
+    to bottom, in a separate thread.
     """
 
     @property
@@ -39,30 +41,38 @@ class ImageRows(Protocol):
         """Number of values per pixel."""
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns rows start..end, (end - start, width, channels), with the same type for the whole image.
+        """Returns rows start:end as an array (end - start, width, channels). The type is the same for all rows.
 
-        Integers are divided by the largest value of their type (255 for uint8); floats are used as they are.
+        The caller divides unsigned integers by the largest value of their type (255 for uint8). It does not scale other
+        types.
 
         Raises:
-            XCiTError: "<name>: <reason>" if the rows can't be read; if a file is truncated, the message names the row.
+            XCiTError: "<name>: <reason>" if the rows can't be read. If the file is truncated, the reason contains the
+                row.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowsInfo:
-    """Information about a source, beside its size.
+    """Information about a source, in addition to its size.
 
     Attributes:
-        name: name in errors and results: a file's path.
-        identity: a text that changes when the pixels change. If it is None, no run is resumed.
-        levels: (height, width) of each level of a pyramid, the largest first; empty if there is only one size.
-        level: the level of this source.
-        rows_at_once: number of rows whose reading costs as much as that of one row: the height of a row of tiles.
-        buffer_bytes: memory that it keeps from one read to the next, such as a row of decoded tiles.
-        metadata: other information in the file. `place` is the transform from pixels of this source to pixels of
-            the file's largest level. `transform` is the transform to map coordinates, whose coordinate system is `crs`
-            (WKT). Both are as in `transforms.py`. `mpp` is the number of micrometres per pixel of a slide's largest
-            level, and `nodata` is the value of missing pixels.
+        name: name of the source in error messages and results, such as the path of a file.
+        identity: a text that changes when the pixels change. If it is None, a run on this source can't be resumed.
+        levels: (height, width) of each level of a pyramid, the largest first; may be empty if there is only one level.
+        level: index of the level that this source reads; 0 is the largest.
+        rows_at_once: number of rows that are decoded together, such as the height of a row of tiles. Reading all of
+            them costs as much as reading one of them.
+        buffer_bytes: number of bytes that the source keeps in memory between two reads, such as a row of decoded tiles.
+        metadata: other information, by key:
+
+            - `place`: transform from pixels of this source to pixels of the file's largest level,
+            - `transform`: transform from pixels of this source to coordinates on the ground,
+            - `crs`: coordinate system on the ground, as WKT,
+            - `mpp`: micrometres per pixel of the file's largest level,
+            - `nodata`: value of missing pixels.
+
+            `transforms.py` defines transforms.
     """
 
     name: str = "the image"
@@ -75,15 +85,16 @@ class RowsInfo:
 
 
 def rows_info(source: ImageRows) -> RowsInfo:
-    """Returns a source's `info`, or an info with just a name."""
+    """Returns the `info` of a source, or a default `RowsInfo` if the source has none."""
     info = getattr(source, "info", None)
     return info if isinstance(info, RowsInfo) else RowsInfo()
 
 
 def mask_reader(source: ImageRows) -> ReadMask | None:
-    """Returns a source's `read_mask`, which says which pixels count; None means that all count.
+    """Returns the method `read_mask` of a source, or None if the source has no mask and all its pixels are valid.
 
-    A source may have `read_mask(start, end)`, which returns bool (end - start, width). It is called for all rows before
-    the first pass, and again for the rows of the last call of `read`.
+    `read_mask(start, end)` returns the mask of rows start:end, bool (end - start, width). It is called for all rows
+    before the first pass over the image. During the first pass, it is called after each `read` for the same rows. It
+    may be called again later.
     """
     return getattr(source, "read_mask", None)

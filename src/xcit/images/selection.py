@@ -1,4 +1,4 @@
-"""Which part of an image is read, and how its values are interpreted."""
+"""Defines which part of an image is read, and how its values are interpreted."""
 
 import os
 from dataclasses import dataclass
@@ -10,22 +10,25 @@ from xcit.errors import XCiTError
 from xcit.images.rows import RowsInfo
 
 NEAR = 0.03
-"""The relative tolerance of a pixel's size: a scanner may write 0.2527 micrometres for 0.25."""
+"""Relative tolerance for comparing pixel sizes, because a scanner may store 0.2527 micrometres instead of 0.25."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which part of an image is read; by default all of it, as stored in the file.
+    """The part of an image that is read. By default, the whole image is read without any change.
 
     Attributes:
-        level: level of a pyramid, 0 for the largest.
-        mpp: micrometres per pixel, instead of a level. The coarsest level that is fine enough is used. If its pixels
-            are smaller by a whole factor, each pixel of the result is the mean of a square of them.
-        bands: channels, counted from 1, in the model's order; if empty, all channels except transparency.
-        value_range: the values that become 0 and 1; others are clipped.
-        region: x, y, width and height in pixels of the level (or of `mpp`).
-        mask: an image file or an array (H, W), of the size of the level or of another size; pixels above 0 count.
-        ignore_exif: read JPEG, PNG and similar files as they are stored, whatever the EXIF orientation.
+        level: index of the pyramid level to read; 0 is the largest. None means 0, or the level that `mpp` selects.
+        mpp: size of a pixel to read, in micrometres per pixel. It selects a level: the coarsest level with a pixel size
+            that is `mpp` divided by a whole number. If this number is not 1, each pixel that is read is the mean of a
+            square of pixels of the level.
+        bands: channels to read, counted from 1, in the order of the model's channels. None means all channels that the
+            reader of the file returns.
+        value_range: the two values that are scaled to 0 and 1; values outside this range are clipped.
+        region: x, y, width and height of a rectangle to read, in pixels of the selected level or size.
+        mask: an image file or an array (H, W). It is scaled to the size of the image that is read. Pixels are ignored
+            where the mask is 0.
+        ignore_exif: if true, the EXIF orientation of JPEG, PNG and similar files is ignored.
     """
 
     level: int | None = None
@@ -42,7 +45,7 @@ class Selection:
         if self.mpp is not None and not self.mpp > 0:
             raise XCiTError(f"mpp is {self.mpp}, must be above 0")
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
-            raise XCiTError(f"bands are {self.bands}: name at least one; they are counted from 1")
+            raise XCiTError(f"bands are {self.bands}: give at least one band, counted from 1")
         if self.value_range is not None and not (
             len(self.value_range) == 2 and -np.inf < self.value_range[0] < self.value_range[1] < np.inf
         ):
@@ -52,20 +55,21 @@ class Selection:
 
 
 ALL = Selection()
-"""An image as stored in its file."""
+"""The default selection: the whole image, without any change."""
 
 
 def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
-    """Returns the level and the factor by which it is reduced, for pixels of `mpp` micrometres.
+    """Returns a level, and the factor by which the level must be reduced, to get pixels of `mpp` micrometres.
 
-    It is the coarsest level whose pixel size, times a whole number (the factor), is `mpp`.
+    The level is the coarsest level with a pixel size that gives `mpp` when multiplied by a whole number. The factor is
+    this number.
 
     Raises:
-        XCiTError: if the file has no pixel size, or no level has such a pixel size.
+        XCiTError: if the file does not contain the pixel size, or if no level gives `mpp`.
     """
     finest = info.metadata.get("mpp")
     if finest is None:
-        raise XCiTError(f"{info.name}: the file does not say how large its pixels are: give a level in place of mpp")
+        raise XCiTError(f"{info.name}: the file does not say how large its pixels are: give a level instead of mpp")
     levels = info.levels or ((1, 1),)
     sizes = [finest * levels[0][0] / height for height, _ in levels]
     for level in reversed(range(len(sizes))):
@@ -73,6 +77,6 @@ def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
         if factor >= 1 and abs(factor * sizes[level] / mpp - 1) <= NEAR:
             return level, factor
     raise XCiTError(
-        f"{info.name}: no level gives {mpp:g} micrometres per pixel; there are "
-        f"{', '.join(f'{size:.4g}' for size in sizes)} and whole multiples of them"
+        f"{info.name}: no level gives {mpp:g} micrometres per pixel; possible are "
+        f"{', '.join(f'{size:.4g}' for size in sizes)} and whole multiples of these sizes"
     )

@@ -1,4 +1,4 @@
-"""Reads slides by rows through OpenSlide, for formats that tifffile can't read."""
+"""Reads slides a few rows at a time through OpenSlide, for formats that tifffile can't read."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from xcit.images.rows import Mask, Pixels, RowsInfo
 from xcit.images.transforms import level_place
 
 _TILE_ROWS = 256
-"""Height of a row of tiles, if the file does not contain it."""
+"""Height of a row of tiles in pixels, if the file does not contain the height of its tiles."""
 
 _COLUMNS_AT_ONCE = 2048
 
 
 class SlideRows:
-    """One level of a slide, 8-bit RGB; areas that were not scanned have the slide's background colour, as in viewers.
+    """A row reader for one level of a slide. The pixels are 8-bit RGB.
+
+    Areas that were not scanned get the background colour that the slide defines, as in viewers.
 
     Raises:
         XCiTError: if the slide can't be read, or OpenSlide is not installed.
@@ -37,7 +39,7 @@ class SlideRows:
         sizes = tuple((height, width) for width, height in self._slide.level_dimensions)
         if not 0 <= level < len(sizes):
             self.close()
-            raise XCiTError(f"{path}: there is no level {level}: it has {len(sizes)}, counted from 0")
+            raise XCiTError(f"{path}: no level {level}: the file has {len(sizes)} levels, counted from 0")
         self._path, self._level, self._downsample = path, level, self._slide.level_downsamples[level]
         self.height, self.width = sizes[level]
         properties = self._slide.properties
@@ -60,7 +62,7 @@ class SlideRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns views or a new array."""
+        """Returns rows start:end, as a view of decoded tiles or in a new array."""
         return self._kept.read(start, end)[0]
 
     def close(self) -> None:

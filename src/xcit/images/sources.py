@@ -1,4 +1,4 @@
-"""Image files that are not paths: URLs, standard input, bytes and open files."""
+"""Reads the bytes of images from URLs, standard input and open files."""
 
 import os
 import re
@@ -16,19 +16,23 @@ from xcit.regular import regular
 STANDARD_INPUT = "-"
 
 _LOCAL = ("file", "local")
-"""Protocols whose URLs have no host, but an absolute path."""
+"""Protocols of local files. Their URLs contain an absolute path and no host."""
 
 _TIMEOUT_SECONDS = 20.0
 
 _MOST_BYTES = 1 << 30
-"""The largest number of bytes that are read; no photograph is longer."""
+"""Largest number of bytes that are read from one source (1 GiB). No photograph is larger."""
 
-# A URL that became a path has one slash after the scheme. A single letter is not a scheme, but a Windows drive.
+# In a URL that was converted to a `Path`, only one slash follows the scheme. A single letter is a Windows drive and not
+# a scheme.
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/{1,3}(?=[^/])")
 
 
 def as_url(source: str | os.PathLike[str]) -> str | None:
-    """Returns the URL in `source`, even if it was converted to a `Path` before; None if `source` is a path."""
+    """Returns the URL in `source`, or None if `source` is a path.
+
+    If a URL was converted to a `Path`, its slashes are restored.
+    """
     text = os.fspath(source)
     found = _URL.match(text)
     if found is None:
@@ -38,7 +42,7 @@ def as_url(source: str | os.PathLike[str]) -> str | None:
 
 
 def source_name(source: str | os.PathLike[str]) -> str:
-    """Returns a name on one line for a path, a URL or standard input."""
+    """Returns the name of a path, a URL or standard input for messages, as one line of text."""
     if os.fspath(source) == STANDARD_INPUT:
         return "standard input"
     url = as_url(source)
@@ -53,10 +57,10 @@ def printable(path: Path) -> str:
 
 
 def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
-    """Returns the bytes of an image at a URL or from standard input; None for a path.
+    """Reads all bytes from a URL or from standard input; returns None if `source` is a path.
 
     Raises:
-        XCiTError: with the reason, if the bytes can't be read.
+        XCiTError: if the bytes can't be read. The message is the reason, without the name of the source.
     """
     if os.fspath(source) == STANDARD_INPUT:
         return bytes_of(sys.stdin.buffer)
@@ -73,10 +77,11 @@ def bytes_elsewhere(source: str | os.PathLike[str]) -> bytes | None:
 
 
 def bytes_of(file: IO[Any]) -> bytes:
-    """Returns the rest of an open file.
+    """Reads the rest of an open file.
 
     Raises:
-        XCiTError: with the reason, if the value is not bytes, is too long, or is empty.
+        XCiTError: if the file can't be read, is open in text mode, has more than `_MOST_BYTES` bytes left, or has no
+            bytes left. The message is the reason, without the name of the file.
     """
     try:
         data = file.read(_MOST_BYTES + 1)
@@ -117,16 +122,16 @@ def _by_fsspec(url: str) -> bytes:
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
-    """Returns fsspec's file system for a URL, and the name of the file in it.
+    """Returns fsspec's file system for a URL, and the path of the file in this file system.
 
     Args:
-        url: a URL of one protocol. A chain of protocols (`zip://a.png::https://...`) is refused: it may lead anywhere,
-            and write copies.
-        options: options of the protocol.
+        url: a URL with a single protocol. A chain of protocols (`zip://a.png::https://...`) is refused, because it may
+            read from any other source and may write copies to the disk.
+        options: options of the protocol, passed to fsspec.
 
     Raises:
-        XCiTError: with the reason if the protocol is unknown, a package for it is missing, the URL is a chain, or the
-            URL is that of a device or a pipe of this machine.
+        XCiTError: if the protocol is unknown, a package for the protocol is missing, the URL contains a chain of
+            protocols, or the URL refers to a device or a pipe of this machine.
     """
     from fsspec.core import url_to_fs
     from fsspec.implementations.local import LocalFileSystem
@@ -137,6 +142,6 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
         files, path = url_to_fs(url, **options)
         if isinstance(files, LocalFileSystem):
             regular(path)
-    except Exception as error:  # fsspec or the protocol's own library raised it
+    except Exception as error:  # fsspec and the libraries of protocols raise errors of any type
         raise XCiTError(" ".join(str(error).split()) or type(error).__name__) from error
     return files, path

@@ -1,4 +1,4 @@
-"""Reads the numbers stored in an image file, which Pillow scales or inverts in order to show them as grey values."""
+"""Reads the numbers that an image file stores. Pillow scales or inverts some of these numbers to get grey values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,28 +9,32 @@ from PIL import Image
 from xcit.errors import XCiTError
 
 _STEP_BY_BITS = {"2": 85, "4": 17}
-"""Pillow multiplies grey values of fewer than 8 bits by this, so that they reach 255."""
+"""The factor by which Pillow multiplies grey values of 2 or 4 bits, so that the largest value becomes 255."""
 
 
 def stored_numbers(image: Image.Image, load: Callable[[Image.Image], object]) -> np.ndarray:
-    """Returns each pixel's number as stored in the file (1, 2, 4, 8, 12, 16 or 32 bits), or its index into a palette.
+    """Returns the number that the file stores for each pixel, which is an index if the image has a palette.
 
-    If a PNG or TIFF of 4 bits stores 3, Pillow shows the grey value 51, and it scales a PGM whose largest number is 20
-    in the same way. It shows 0 as 255 for a PBM, and for a TIFF in which zero is white. This function returns 3 and 0.
+    The numbers may have 1, 2, 4, 8, 12, 16 or 32 bits. Pillow changes the stored numbers of some files, and this
+    function restores the numbers:
+
+    - Pillow scales numbers of 2 or 4 bits to 0..255. For example, the number 3 in a 4-bit PNG becomes 51. Pillow also
+      scales a PGM file if its largest number is not 255.
+    - Pillow inverts PBM files, and TIFF files in which 0 means white: 0 becomes 255.
 
     Args:
-        image: an opened image whose pixels have not been read.
-        load: reads the pixels.
+        image: an image that Pillow has opened. Its pixels have not been read yet.
+        load: function that reads the pixels of the image.
 
     Returns:
         Integers (h, w).
 
     Raises:
-        XCiTError: if the file holds colours, or a format that does not preserve numbers.
+        XCiTError: if the file contains colours, or its compression (such as JPEG) does not preserve numbers.
     """
     if image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "webp"):
         raise XCiTError(
-            "a JPEG picture, whose numbers are not the ones that were written: a label image is a grey or palette PNG"
+            "a JPEG picture, but JPEG changes the numbers of pixels: a label image must be a grey or palette PNG"
         )
     codec, raw_mode, largest = _coding(image)
     load(image)
@@ -54,7 +58,10 @@ def stored_numbers(image: Image.Image, load: Callable[[Image.Image], object]) ->
 
 
 def _coding(image: Image.Image) -> tuple[str, str, int]:
-    """Returns the decoder, Pillow's name for the layout of pixels, and a PGM's largest number; "" if unknown."""
+    """Returns the name of Pillow's decoder, Pillow's name for the pixel layout, and the largest number of a PGM file.
+
+    An unknown name is "". The largest number is 0 if it is unknown or the file is not a PGM.
+    """
     tiles = getattr(image, "tile", ())
     if not tiles:
         return "", "", 0

@@ -1,4 +1,4 @@
-"""Reads TIFF and BigTIFF by rows, tiled or in strips, through tifffile."""
+"""Reads TIFF and BigTIFF files, in tiles or strips, a few rows at a time through tifffile."""
 
 import logging
 import re
@@ -16,16 +16,17 @@ from xcit.images.rows import Mask, Pixels, RowsInfo
 from xcit.images.transforms import level_place
 from xcit.terminal import logging_only
 
-_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1000.0, "cm": 10000.0, "nm": 0.001}  # Unicode has two micros
+_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1000.0, "cm": 10000.0, "nm": 0.001}  # Unicode has two µ
 
 
 class TiffRows:
-    """The first image of a TIFF file, or one level of it if it is a pyramid.
+    """A row reader for the first image of a TIFF file, or for one level of the image if it is a pyramid.
 
-    A row of tiles or a strip is decoded once, and kept until rows below it are requested.
+    A decoded strip or row of tiles stays in memory until rows outside it are requested. So if the image is read from
+    top to bottom, each strip or row of tiles is decoded once.
 
     Raises:
-        XCiTError: if the file can't be read, its type of pixels is unknown, or tifffile is not installed.
+        XCiTError: if the file can't be read, the type of its pixels is not supported, or tifffile is not installed.
     """
 
     def __init__(self, path: Path, level: int = 0, *, ranged: bool = False) -> None:
@@ -49,7 +50,7 @@ class TiffRows:
     def _open(self, path: Path, identity: str, level: int) -> None:
         levels = self._file.series[0].levels
         if not 0 <= level < len(levels):
-            raise XCiTError(f"{path}: there is no level {level}: it has {len(levels)}, counted from 0")
+            raise XCiTError(f"{path}: no level {level}: the file has {len(levels)} levels, counted from 0")
         pages = [one.keyframe for one in levels]
         self._page = page = pages[level]
         self.height, self.width, self.channels = page.imagelength, page.imagewidth, page.samplesperpixel
@@ -74,9 +75,9 @@ class TiffRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns a new array, or a view of the decoded tiles."""
+        """Returns rows start:end, as a view of decoded tiles or in a new array."""
         pixels = self._plain_rows(start, end) if self._is_plain else self._kept.read(start, end)[0]
-        if self._page.photometric == 0:  # white is zero
+        if self._page.photometric == 0:  # 0 means white
             top = np.iinfo(self._dtype).max if self._dtype.kind == "u" else 1
             pixels = (top - pixels).astype(self._dtype)
         return pixels
@@ -93,7 +94,7 @@ class TiffRows:
         return pixels.astype(self._dtype, copy=False)
 
     def _decode_band(self, start: int, end: int) -> tuple[Pixels, Mask | None]:
-        """Decodes a row of tiles, or a strip."""
+        """Decodes one row of tiles or one strip: the pixel rows start:end."""
         page, number = self._page, start // self._band_rows
         band = np.empty((end - start, self.width, self.channels), self._dtype)
         across = -(-self.width // page.tilewidth) if page.is_tiled else 1
@@ -113,7 +114,7 @@ class TiffRows:
             where = f"rows {start} to {start + len(band) - 1}"
             raise XCiTError(f"{self.info.name}: {where} can't be decoded ({_line(error)})") from error
         place = band[:height, left : left + width, plane : plane + 1 if self._is_planar else None]
-        # Tiles extend beyond the edges. A tile without data is empty.
+        # A tile may extend beyond the edges of the image. A tile without data is filled with 0.
         place[:] = 0 if segment is None else segment[0, : place.shape[0], : place.shape[1]]
 
     def _bytes(self, offset: int, count: int, row: int, bytes_a_row: int = 0) -> bytes:
@@ -122,7 +123,7 @@ class TiffRows:
         data: bytes = handle.read(count)
         if len(data) < count:
             row += len(data) // bytes_a_row if bytes_a_row else 0
-            raise XCiTError(f"{self.info.name}: truncated: it ends in row {row} of {self.height}")
+            raise XCiTError(f"{self.info.name}: truncated: the file ends in row {row} of {self.height}")
         return data
 
 
@@ -131,9 +132,9 @@ _NODATA = 42113
 
 
 def is_georeferenced(path: Path) -> bool:
-    """Whether a TIFF is georeferenced or has a nodata value, so that rasterio should read it.
+    """Returns whether a TIFF file contains a georeference or GDAL metadata, so that rasterio should read the file.
 
-    For a file that can't be read it returns false; the reader then reports what is wrong.
+    The result is false if the file can't be read. The reader that opens the file next reports the error.
     """
     try:
         import tifffile
@@ -146,7 +147,7 @@ def is_georeferenced(path: Path) -> bool:
 
 
 def _quiet_tifffile() -> AbstractContextManager[None]:
-    """Suppresses tifffile's log lines about tags that it can't parse. A tag that this reader needs raises an error."""
+    """Suppresses tifffile's log lines about damaged tags. If this reader needs a damaged tag, an error is raised."""
     return logging_only("tifffile", logging.CRITICAL)
 
 
@@ -158,7 +159,10 @@ def _metadata(file: Any, largest: Any, page: Any) -> dict[str, Any]:
 
 
 def _micrometres(file: Any, page: Any) -> float | None:
-    """Returns micrometres per pixel, from the metadata of slide scanners or OME-TIFF, or from a TIFF's resolution."""
+    """Returns the micrometres per pixel of an image, or None if the file does not contain them.
+
+    The number is read from the metadata of a slide scanner or of OME-TIFF, or from the resolution of another TIFF.
+    """
     if page.is_svs:
         found = re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description)
         return float(found[1]) if found else None

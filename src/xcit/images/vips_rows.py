@@ -1,4 +1,4 @@
-"""Reads JPEG and PNG files that are too large to be decoded as a whole, by rows through libvips."""
+"""Reads JPEG and PNG files a few rows at a time through libvips, if they are too large to be decoded as a whole."""
 
 import warnings
 from pathlib import Path
@@ -15,11 +15,11 @@ from xcit.images.rows import Pixels, RowsInfo
 _TYPES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16)}
 
 _BUFFER_BYTES = 2**25
-"""Approximate size of libvips's buffers for an image that is read from top to bottom."""
+"""Approximate size in bytes of libvips's buffers for an image that is read from top to bottom."""
 
 
 def is_too_large(path: Path) -> bool:
-    """Whether Pillow treats an image as a decompression bomb; false if Pillow can't read its size."""
+    """Returns whether an image has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels; false if its size can't be read."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is None:
         return False
@@ -30,15 +30,16 @@ def is_too_large(path: Path) -> bool:
                 return image.width * image.height > limit
     except Image.DecompressionBombError:
         return True
-    except Exception:  # the reader reports what is wrong
+    except Exception:  # the reader that opens the file next reports the error
         return False
 
 
 class VipsRows:
-    """An image file of 8 or 16 bits, grey or RGB, upright unless EXIF is ignored, transparency over white.
+    """A row reader for an image file with 8 or 16 bits, grey or RGB. Transparent parts are shown over white.
 
-    It is decoded from top to bottom, and again from the top if earlier rows are requested. Only an image with an EXIF
-    rotation is decoded as a whole, by libvips to a temporary file.
+    The image is made upright by its EXIF orientation, unless `ignore_exif` is true. The file is decoded from top to
+    bottom, and again from the top if earlier rows are requested. If the image has to be rotated, libvips decodes the
+    whole image first, usually to a temporary file.
 
     Raises:
         XCiTError: if the file can't be read, or pyvips is not installed.
@@ -54,14 +55,14 @@ class VipsRows:
             raise XCiTError(f"{path}: libvips can't open it ({error})") from error
         self.height, self.width, self.channels = self._image.height, self._image.width, self._image.bands
         if self._image.format not in _TYPES or self.channels not in (1, 3):
-            raise XCiTError(f"{path}: pixels of type {self._image.format}: convert it to 8 or 16 bits, grey or RGB")
+            raise XCiTError(f"{path}: pixels of type {self._image.format}: convert to 8 or 16 bits, grey or RGB")
         self._dtype = _TYPES[self._image.format]
         self._region: Any = None
         self._next = 0
         self.info = RowsInfo(name=str(path), identity=identity, buffer_bytes=_BUFFER_BYTES)
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns a view of libvips's output."""
+        """Returns rows start:end as a view of libvips's output."""
         import pyvips
 
         try:

@@ -1,4 +1,4 @@
-"""Reads Zarr arrays and OME-Zarr pyramids by rows."""
+"""Reads Zarr arrays and OME-Zarr pyramids a few rows at a time."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +17,13 @@ _AXES = {"y": "y", "x": "x", "c": "c", "channel": "c", "channels": "c", "band": 
 
 
 class ZarrRows:
-    """An array (H, W) or (H, W, C), or one with named axes; for OME-Zarr, one level of its first image.
+    """A row reader for a Zarr array, or for one level of the first image of an OME-Zarr file.
 
-    Axes other than y, x and c must have length 1.
+    The array has the shape (H, W) or (H, W, C), or named axes in any order. Named axes other than y, x and c (channel)
+    must have length 1.
 
     Raises:
-        XCiTError: if the file can't be read or holds no image, or zarr is not installed.
+        XCiTError: if the file can't be read, the array is not an image, or zarr is not installed.
     """
 
     def __init__(self, path: Path, level: int = 0, *, ranged: bool = False) -> None:
@@ -37,15 +38,15 @@ class ZarrRows:
         except Exception as error:  # zarr's errors have no common base class
             raise XCiTError(f"{path}: zarr can't open it ({error})") from error
         if not 0 <= level < len(arrays):
-            raise XCiTError(f"{path}: there is no level {level}: it has {len(arrays)}, counted from 0")
+            raise XCiTError(f"{path}: no level {level}: the file has {len(arrays)} levels, counted from 0")
         self._array = arrays[level]
         if not isinstance(self._array, zarr.Array):
-            raise XCiTError(f"{path}: a Zarr group that is no OME-Zarr image: name one of its arrays")
+            raise XCiTError(f"{path}: a Zarr group that is not an OME-Zarr image: give the path of one of its arrays")
         shape = tuple(self._array.shape)
         self._axes = axes or _named(getattr(self._array.metadata, "dimension_names", None)) or _unnamed(shape, path)
         sizes = dict(zip(self._axes, shape, strict=True))
         if not {"y", "x"} <= sizes.keys() or any(size != 1 for name, size in sizes.items() if name not in "yxc"):
-            raise XCiTError(f"{path}: shape {shape} of axes {self._axes} is not that of one image")
+            raise XCiTError(f"{path}: shape {shape} with axes {self._axes}: the file must contain one image")
         self.height, self.width, self.channels = sizes["y"], sizes["x"], sizes.get("c", 1)
         self._dtype = np.dtype(self._array.dtype)
         check_pixel_type(self._dtype, str(path), ranged=ranged)
@@ -63,11 +64,11 @@ class ZarrRows:
         )
 
     def read(self, start: int, end: int) -> Pixels:
-        """Returns views or a new array."""
+        """Returns rows start:end, as a view of decoded chunks or in a new array."""
         return self._kept.read(start, end)[0]
 
     def close(self) -> None:
-        """Does nothing: no file is open."""
+        """Does nothing, because no file stays open."""
 
     def _decode(self, start: int, end: int) -> tuple[Pixels, Mask | None]:
         index = tuple({"y": slice(start, end), "x": slice(None), "c": slice(None)}.get(name, 0) for name in self._axes)
@@ -98,5 +99,5 @@ def _named(names: list[str | None] | None) -> tuple[str, ...] | None:
 
 def _unnamed(shape: tuple[int, ...], path: Path) -> tuple[str, ...]:
     if len(shape) not in (2, 3):
-        raise XCiTError(f"{path}: shape {shape} is not that of an image: (H, W) or (H, W, C), or axes with names")
+        raise XCiTError(f"{path}: shape {shape}: an image must have shape (H, W) or (H, W, C), or named axes")
     return ("y", "x", "c")[: len(shape)]

@@ -1,9 +1,9 @@
-"""Runs images larger than memory through a model, exactly, without tiles or seams.
+"""Runs a model on images that are larger than memory. Up to rounding, the results equal those on the whole image.
 
-In XCiT, a stripe of the image depends on the rest only through D x D sums and through the neighbouring rows (the halo).
-So an image is processed in stripes, with one pass over its tokens per block, and the tokens can be in memory or on
-disk. The results are those of the whole image. The source can be any object with `height`, `width`, `channels` and
-`read(start, end)`:
+A stripe is a few rows of the image. In XCiT, a stripe depends on the other stripes only through D x D sums over all
+tokens, where D is the width of a token, and through the neighbouring rows (the halo). So the image is processed in
+stripes, with one pass over all tokens per block. Between two blocks, the tokens are stored in memory or on disk. The
+source can be any object with `height`, `width`, `channels` and `read(start, end)`:
 
     from xcit.streaming import Wanted, encode
 

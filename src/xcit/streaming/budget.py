@@ -1,4 +1,4 @@
-"""The memory that a streamed run may use, and the folder for tokens that do not fit in this memory."""
+"""Defines how much memory a streamed run may use, and the folder for tokens that do not fit in this memory."""
 
 import re
 from dataclasses import dataclass
@@ -17,14 +17,15 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The resources that a pass over a large image may use.
+    """The resources that a streamed run may use.
 
     Attributes:
         memory: limit of the resident memory in addition to the loaded model, in bytes; None means half of the free
             memory.
-        scratch: folder for tokens that do not fit in memory; None means the folder `scratch` in the cache of weights.
-        token_dtype: dtype of tokens between blocks; None means the dtype of the model. bfloat16 halves the size of
-            float32 tokens, but rounds them.
+        scratch: folder for tokens that do not fit in memory; None means the folder `scratch` in the folder where
+            downloaded weights are cached.
+        token_dtype: dtype in which tokens are stored between two blocks; None means the dtype of the model. bfloat16
+            halves the size of float32 tokens, but rounds them.
     """
 
     memory: int | None = None
@@ -32,7 +33,7 @@ class Budget:
     token_dtype: torch.dtype | None = None
 
     def bound(self) -> int:
-        """Returns `memory`, or its default.
+        """Returns the limit in bytes: `memory`, or half of the free memory if `memory` is None.
 
         Raises:
             XCiTError: if `memory` is None and the system does not report its free memory.
@@ -45,19 +46,19 @@ class Budget:
         return free // 2
 
     def scratch_folder(self) -> Path:
-        """Returns `scratch`, or its default."""
+        """Returns `scratch`, or the default folder if `scratch` is None."""
         return self.scratch or cache_dir() / "scratch"
 
 
 Memory = int | str | Budget | None
-"""A bound in bytes or as text such as "4GB", a whole budget, or None for half of the free memory."""
+"""A limit in bytes, a limit as text such as "4GB", a `Budget`, or None for half of the free memory."""
 
 
 def as_budget(memory: Memory) -> Budget:
-    """Converts a value of type `Memory` to a budget.
+    """Converts a value of type `Memory` to a `Budget`.
 
     Raises:
-        XCiTError: if a text is not a size, or the size is not above 0.
+        XCiTError: if a text is not a size, or the limit is not above 0.
     """
     if isinstance(memory, Budget):
         return memory
@@ -69,10 +70,10 @@ def as_budget(memory: Memory) -> Budget:
 
 
 def parse_size(text: str) -> int:
-    """Parses a size such as 4GB, 512 MiB or 1e9 to bytes; GB are 10^9, GiB 2^30.
+    """Converts a size such as "4GB", "512 MiB" or "1e9" to bytes. 1 GB is 10^9 bytes, and 1 GiB is 2^30 bytes.
 
     Raises:
-        XCiTError: if the text is not a size.
+        XCiTError: if the text is not a size above 0.
     """
     found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]I?)?B?\s*", text, re.IGNORECASE)
     try:
@@ -85,7 +86,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(num_bytes: float) -> str:
-    """Formats bytes for people, such as 4.3 GB."""
+    """Formats a number of bytes with a suitable unit, such as "4.3 GB"."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit in ("bytes", "kB", "MB") else f"{num_bytes:.1f} {unit}"

@@ -1,9 +1,12 @@
-"""Runs a detector on an image of any size in bounded memory. It finds the objects of the whole image.
+"""Runs a detector on an image of any size in bounded memory. The objects are those of the whole image.
 
-The backbone processes the image in stripes, and the tokens after four of its blocks are kept. One more pass computes
-the neck's maps from these tokens, a few rows at a time. It stores the maps where boxes can read parts of them, and
-keeps the best anchors of each map. The rest, by default 1000 boxes and 100 masks, takes the same memory for every size
-of image.
+The backbone processes the image in stripes (a few rows at a time), and the tokens after four of its blocks are stored.
+One more pass over these tokens computes the feature maps of the neck (the feature pyramid), a few rows at a time. This
+pass stores the maps in memory or in scratch files, and keeps the best anchors of each map. After this pass, the box and
+mask heads read small parts of the maps. By default the heads process 1000 boxes and 100 masks, so their memory does not
+depend on the size of the image.
+
+The finest map is the map with the smallest stride, which is 4 pixels.
 """
 
 import base64
@@ -39,16 +42,16 @@ from xcit.streaming.stores import bit_sum
 from xcit.streaming.tapped import HeadNeeds, TappedRun, tapped
 
 _MOST_NUMBERS = 2**23
-"""Largest number of values in the rows of the finest map that are computed at once; more would not be faster."""
+"""Largest number of values of the finest map that are computed at once. A larger number would not be faster."""
 
 _FREED = 1.25
-"""Factor on the memory of the values that exist at once, because freed memory is not reused completely."""
+"""The estimated memory is multiplied by this factor, because freed memory is not reused completely."""
 
 _COST = 2
-"""Approximate time of the neck, divided by the time of the backbone. It is used to report the progress."""
+"""Approximate duration of the neck's pass, divided by the duration of the backbone. It is used to report progress."""
 
 _LEAST_ROWS = 8
-"""Number of rows of the finest map (stride 4) that correspond to one row of the map of stride 32."""
+"""Number of rows of the finest map (stride 4) that correspond to one row of the map with stride 32."""
 
 
 @torch.inference_mode()
@@ -62,24 +65,27 @@ def detect_rows(
     progress: StreamProgress | None = None,
     after: Callable[[Detections], None] = lambda _: None,
 ) -> tuple[Detections, Report]:
-    """Detects the objects in an image of any size without resizing it, as `MaskRCNN.detect` does for a whole image.
+    """Detects the objects in an image of any size at its full resolution, in bounded memory.
 
-    Pixels that the source's mask leaves out take no part in the features. Objects whose centres are in such pixels are
-    dropped.
+    The result is that of `MaskRCNN.detect` on the image without scaling, up to rounding. Tokens that the source's mask
+    leaves out are 0 in the features, and an object with its centre in one of these tokens is dropped.
 
     Args:
-        model: the model, on its device and in its dtype. It is fused for this call, unless it is fused already.
+        model: the model, on its device and in its dtype. If it is not fused, a fused copy is used.
         source: the source of the rows.
-        min_score: objects with lower scores are left out.
-        max_objects: see `MaskRCNN.detect`.
-        memory: the most memory in addition to the loaded model (see `Budget`).
+        min_score: objects with lower scores are dropped.
+        max_objects: largest number of objects; the objects with the highest scores are kept (see `MaskRCNN.detect`).
+        memory: limit of the memory in addition to the loaded model (see `Budget`).
         progress: called after each stripe.
-        after: called with the objects before the scratch files are removed. Until it returns, a run that is killed can
-            be resumed.
+        after: called with the objects before the scratch files are removed. If the process is killed before this
+            function returns, the run can be resumed.
+
+    Returns:
+        The objects, and the report of the run.
 
     Raises:
-        XCiTError: before the first pass, if a part of the model can't be computed by rows, the bound can't be kept, or
-            the scratch disk is too small; later, if the image can't be read.
+        XCiTError: if a part of the model can't be computed by rows, the memory limit can't be kept, the scratch disk is
+            too small, or the image can't be read. All but the last of these are checked before the first pass.
     """
     network = model if isinstance(model.backbone.xcit, FusedXCiT) else model.fuse()
     backbone = network.backbone.xcit
@@ -87,8 +93,8 @@ def detect_rows(
     changed = changed_module(network.fpn, network.rpn.head)
     if changed or not is_plain_pyramid(network.backbone.pyramid):
         raise XCiTError(
-            f"the detector can't go through an image in stripes: {changed or 'its pyramid'} is hooked, wrapped or "
-            "replaced: merge or remove it, or scale images to a size that fits into memory"
+            f"the detector can't process an image in stripes, because {changed or 'its pyramid'} is hooked, wrapped or "
+            "replaced: merge or remove the change, or scale images to a size that fits into memory"
         )
     padded = PaddedRows(source, PAD_TO)
     run = _Passes(network, padded, max_objects)
@@ -108,11 +114,11 @@ def detect_rows(
 
 
 class _Passes:
-    """All computations after the backbone.
+    """The computations after the backbone.
 
     Attributes:
-        bytes_read: number of bytes read from levels in scratch files.
-        bytes_written: number of bytes written to levels in scratch files.
+        bytes_read: number of bytes read from the scratch files of the neck's maps.
+        bytes_written: number of bytes written to the scratch files of the neck's maps.
     """
 
     def __init__(self, network: MaskRCNN, source: PaddedRows, max_objects: int) -> None:
@@ -129,9 +135,10 @@ class _Passes:
         self._number = next(network.parameters()).dtype.itemsize
 
     def needs(self) -> HeadNeeds:
-        """Returns the needs of the head.
+        """Returns the resources that the computations after the backbone need.
 
-        Its memory is that of the smallest stripes or that of the box and mask heads, whichever is larger.
+        The memory is the larger of two numbers: the memory of the neck with the smallest stripes, and the memory of the
+        box and mask heads. The memory of the candidates is added.
         """
         heads = self._network.roi_heads.numbers_at_once(self._max_objects)
         return HeadNeeds(
@@ -142,7 +149,7 @@ class _Passes:
         )
 
     def detections(self, run: TappedRun, min_score: float) -> Detections:
-        """Computes the objects from the tokens."""
+        """Computes the objects from the tokens of the backbone."""
         network, device = self._network, self._network.device
         taps = [run.taps[block] for block in network.backbone.out_indices]
         parameter = next(network.parameters())
@@ -178,7 +185,7 @@ class _Passes:
         return found if keep is None else _inside(found, keep.to(device), network.config.backbone.patch_size)
 
     def _maps(self, taps: Sequence[MapRows]) -> tuple[list[MapRows], list[MapRows]]:
-        """Returns the five maps, and for each the features from which the proposals are computed."""
+        """Returns the five maps of the neck and, for each map, the features from which proposals are computed."""
         levels = neck_rows(self._network.fpn, pyramid_rows(self._network.backbone.pyramid, taps))
         return levels, proposal_rows(self._network.rpn.head, levels)
 
@@ -189,7 +196,11 @@ class _Passes:
         stores: Sequence[MemoryLevel | ScratchLevel],
         keep: Tensor | None,
     ) -> list[Candidates]:
-        """Makes one pass over the tokens, which fills the stores; returns the best anchors of each map."""
+        """Computes the neck's maps in one pass over the tokens, and writes them to `stores`.
+
+        Returns:
+            The best anchors of each map.
+        """
         levels, hidden = self._maps(taps)
         progress = _Progress.earlier(run, stores, len(levels), self._network.device)
         finest = levels[0].height
@@ -222,15 +233,15 @@ class _Passes:
             progress.done = end
             run.save(progress.packed())
             run.advance(end / finest)
-        if run.folder is None:  # a file is kept, so that the run can be resumed
+        if run.folder is None:  # taps in files are kept, so that the run can be resumed
             for tap in run.taps.values():
                 tap.discard()
         return [_counting(one) for one in progress.candidates]
 
     def _rows_at_once(self, run: TappedRun) -> int:
-        """Returns how many rows of the finest map to compute at once, as whole rows of the map of stride 32.
+        """Returns the number of rows of the finest map that are computed at once.
 
-        It is the largest useful number that keeps the bound.
+        It is the largest useful multiple of `_LEAST_ROWS` that keeps the memory limit.
         """
         finest = self._levels[0]
         room = run.memory // self._number - (self._stored if run.folder is None else 0) - self._candidates()
@@ -240,7 +251,7 @@ class _Passes:
         return rows
 
     def _held(self, rows: int) -> int:
-        """Returns the number of values that exist at once while `rows` rows of the finest map are read."""
+        """Returns the number of values that exist at once while `rows` rows of the finest map are computed."""
         kept = passing = 0
         for one in all_maps(*self._levels, *self._hidden):
             num_rows = min(one.height, -(-rows * one.height // self._levels[0].height) + 2 * BEHIND)
@@ -249,17 +260,17 @@ class _Passes:
         return round(_FREED * (kept + passing))
 
     def _candidates(self) -> int:
-        """Returns the number of values of the candidates and of the boxes computed from them."""
+        """Returns the number of values in the candidates (the best anchors) and in the boxes computed from them."""
         return 32 * len(self._levels) * num_proposals(self._max_objects)
 
 
 class _Progress:
-    """The progress of the pass over the neck.
+    """The progress of the pass that computes the neck's maps.
 
     Attributes:
         rows: number of rows of the finest map that are computed at once; 0 before the pass.
-        done: number of rows of the finest map that are done.
-        sums: sum of the bit patterns in each store.
+        done: number of rows of the finest map that are finished.
+        sums: one checksum per store: the sum of the bit patterns of the stored values.
         candidates: the best anchors of each map so far.
     """
 
@@ -270,7 +281,7 @@ class _Progress:
     def earlier(
         cls, run: TappedRun, stores: Sequence[MemoryLevel | ScratchLevel], num_levels: int, device: torch.device
     ) -> "_Progress":
-        """Returns the progress of an earlier run if its stores are unchanged; otherwise an empty one."""
+        """Returns the progress of an earlier run if its stores are unchanged; otherwise, returns an empty progress."""
         empty = Candidates(
             torch.zeros(0, device=device),
             torch.zeros(0, dtype=torch.int64, device=device),
@@ -298,14 +309,27 @@ class _Progress:
 
 
 def _share(row: int, finest: int, height: int) -> int:
-    """Returns the row of a map of this height that corresponds to a row of the finest map."""
+    """Converts a row index of the finest map to a row index of another map, rounded up.
+
+    Args:
+        row: row of the finest map.
+        finest: number of rows of the finest map.
+        height: number of rows of the other map.
+    """
     return -(-row * height // finest)
 
 
 def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: int) -> Candidates:
-    """Returns the best of the kept anchors and of those of the next rows, the first of which has the index `first`.
+    """Returns the `most` best anchors among the kept anchors and the anchors of the next rows.
 
-    Of anchors with equal scores, the earlier ones stay, as in a stable sort of all anchors.
+    Among anchors with equal scores, earlier anchors are preferred, as in a stable sort of all anchors.
+
+    Args:
+        kept: the best anchors so far.
+        scores: scores of the anchors of the next rows, (n,).
+        steps: offsets from the anchors of the next rows to their boxes, (n, 4).
+        first: index of the first of these anchors among all anchors of the map.
+        most: largest number of anchors to return.
     """
     places = torch.arange(first, first + len(scores), device=scores.device)
     if len(kept.scores) == most:
@@ -316,13 +340,13 @@ def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: i
 
 
 def _counting(candidates: Candidates) -> Candidates:
-    """Removes the candidates that a mask leaves out."""
+    """Removes the candidates that a mask leaves out. Their scores are negative."""
     count = int((candidates.scores >= 0).sum())
     return Candidates(*(part[:count] for part in candidates))
 
 
 def _nearest(keep: Tensor, start: int, end: int, level: MapRows) -> Tensor:
-    """Returns which pixels in rows start..end of a map count, bool (end - start, W), given which tokens count."""
+    """Scales the mask of the tokens to a map, and returns rows start:end of the result, bool (end - start, W)."""
     rows, columns = (
         (torch.arange(first, last, device=keep.device) * tokens // length).clamp(max=tokens - 1)
         for first, last, tokens, length in (
@@ -334,7 +358,7 @@ def _nearest(keep: Tensor, start: int, end: int, level: MapRows) -> Tensor:
 
 
 def _inside(found: Detections, keep: Tensor, patch_size: int) -> Detections:
-    """Returns the objects whose centres are in tokens that count."""
+    """Removes the objects with a centre in a token that the mask `keep` leaves out."""
     x = ((found.boxes[:, 0] + found.boxes[:, 2]) / (2 * patch_size)).long().clamp(0, keep.shape[1] - 1)
     y = ((found.boxes[:, 1] + found.boxes[:, 3]) / (2 * patch_size)).long().clamp(0, keep.shape[0] - 1)
     inside = keep[y, x]

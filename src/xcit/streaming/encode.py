@@ -1,4 +1,4 @@
-"""Runs one image of any size through a model: the passes in order, and the outputs that are collected."""
+"""Runs a model on one image of any size: makes one pass over the tokens for each block, and collects the outputs."""
 
 import time
 from collections.abc import Callable
@@ -28,12 +28,12 @@ from xcit.streaming.state import RunFolder, State, model_digest
 from xcit.streaming.stores import MemoryTokens, ScratchTokens
 
 StreamProgress = Callable[[int, int], None]
-"""Takes the number of token rows that are done, and the number of rows in all passes."""
+"""A function that is called with the number of finished token rows and the total number of token rows in all passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """The result for an image: the outputs, the token grid (H, W), and a report."""
+    """The result for an image: the collected outputs, the size (H, W) of the token grid, and the report of the run."""
 
     taken: Taken
     grid: tuple[int, int]
@@ -50,26 +50,28 @@ def encode(
     memory: Memory = None,
     progress: StreamProgress | None = None,
 ) -> Encoding:
-    """Computes features of an image of any size in bounded memory; they are exactly those of the whole image.
+    """Computes features of an image of any size in bounded memory. They equal those of the whole image up to rounding.
 
-    The image is not resized or cropped; only mean and standard deviation of `preprocessing` are used. Tokens that do
-    not fit within the bound go to scratch files. If a run with scratch files was killed, another call with the same
-    model, image and outputs resumes after the last finished pass.
+    The image is not resized or cropped. If the tokens do not fit within the memory limit, they are stored in scratch
+    files. If a run with scratch files was killed, another call with the same model, image and outputs resumes after the
+    last finished pass.
 
     Args:
-        model: the model, on its device and in its dtype. It is fused for this call, unless it is fused already.
-        source: the source of the rows. Pixels that its `read_mask` leaves out take part in no sum, and are NaN in maps.
-        wanted: the outputs, by block.
-        preprocessing: None means the model's own.
-        memory: the most memory in addition to the loaded model (see `Budget`).
+        model: the model, on its device and in its dtype. If it is not fused, a fused copy is used.
+        source: the source of the rows. Tokens that its mask leaves out are excluded from all sums and means. In maps,
+            these tokens are NaN (see `Wanted.left_out`).
+        wanted: the requested outputs, by block.
+        preprocessing: the preprocessing, of which only mean and standard deviation are used. None means the model's
+            preprocessing.
+        memory: limit of the memory in addition to the loaded model (see `Budget`).
         progress: called after each stripe.
 
     Raises:
-        XCiTError: if the image does not fit the model or can't be read, or the bound can't be kept.
+        XCiTError: if the image does not fit the model or can't be read, or if the memory limit can't be kept.
     """
     network = model.fuse()
     if not isinstance(network, FusedXCiT):
-        raise XCiTError("an exported file takes an image whole: give the model itself for images at full size")
+        raise XCiTError("an exported file can't process images in stripes: give the original model for full size")
     spec = preprocessing or (network.info.preprocessing if network.info is not None else None)
     if spec is None:
         raise XCiTError("the model does not say how to prepare images: give the preprocessing, or set model.info")
@@ -121,7 +123,7 @@ class _Run:
         )
 
     def encoding(self) -> Encoding:
-        """Runs all passes, and returns the result."""
+        """Runs all passes and returns the result."""
         began = time.perf_counter()
         with suppress(OSError):
             forget_peak()
@@ -159,7 +161,11 @@ class _Run:
             raise
 
     def _on_scratch(self) -> tuple[int, tuple[int, int]]:
-        """Returns the number of passes that an earlier run had finished, and the bytes read and written."""
+        """Runs the passes with the tokens in scratch files.
+
+        Returns:
+            The number of passes that an earlier run had finished, and the numbers of bytes read and written.
+        """
         folder = RunFolder(self._budget.scratch_folder(), self._key(), self._plan.scratch_bytes)
         try:
             with tokens_on_scratch(
@@ -194,14 +200,14 @@ class _Run:
     def _key(self) -> str:
         """Returns the key of the run. A run resumes an earlier run only if their keys are equal."""
         identity = rows_info(self._source).identity
-        if identity is None:  # a later run could not recognise the image
+        if identity is None:  # a later run can't know whether its image is the same
             identity = f"process of its own {id(self)} {time.time_ns()}"
         wanted, maps = self._wanted, sorted(self._wanted.maps)
         what = (sorted(wanted.class_tokens), sorted(wanted.means), maps, wanted.attention, str(self._spec))
         return f"{model_digest(self._model)} {identity} {self._grid} {self._stored} {what}"
 
     def _one_pass(self, index: int, tokens: MemoryTokens | ScratchTokens, state: State) -> None:
-        """Runs the pass that embeds the image (index -1), or the pass of a block."""
+        """Runs one pass: with index -1, the pass that embeds the image; otherwise, the pass of block `index`."""
         wanted, is_last = self._wanted, index == self._last_block
         is_normed = self._model.config.cls_depth > 0 and index == self._num_blocks - 1
         leaving = Leaving(

@@ -1,4 +1,4 @@
-"""Distributes the rows that leave a block: to the tokens, to a map, and to a mean."""
+"""Passes the output rows of a block to the next block, to a map, and to a mean."""
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,16 @@ from xcit.streaming.outputs import TokenMap, as_map_rows
 
 
 class Leaving:
-    """Called with the rows (k, W, D) that leave a block, in order.
+    """A callable that receives the output rows (k, W, D) of a block, in order, and passes them on.
 
     Args:
-        write: writes the rows to the tokens; None if no block follows.
-        norm: applied before maps and means; None if the model has no final norm, or if blocks follow.
-        map_: the destination of the rows after the norm, or None.
-        mean: whether the mean of the rows after the norm is wanted.
-        kept: the tokens that count; the others are left out of the mean.
-        left_out: value of the other tokens in the map.
+        write: function that stores the rows as input of the next block; None if no block follows.
+        norm: norm that is applied before the map and the mean; None if the model has no final norm, or if another
+            block follows.
+        map_: destination of the rows after the norm; None if no map is requested.
+        mean: whether the mean of the tokens after the norm is computed.
+        kept: the tokens that are not masked out. Only these tokens are included in the mean.
+        left_out: value of masked-out tokens in the map.
     """
 
     def __init__(
@@ -37,11 +38,11 @@ class Leaving:
 
     @property
     def is_heard(self) -> bool:
-        """Whether anything uses the rows."""
+        """Whether the rows are used by a block, a map or a mean."""
         return self._write is not None or self._map is not None or self._wants_mean
 
     def __call__(self, start: int, rows: Tensor) -> None:
-        """Takes rows, the first of which is row `start`."""
+        """Receives rows (k, W, D). `start` is the index of the first row."""
         if self._write is not None:
             self._write(start, rows)
         if self._map is None and not self._wants_mean:
@@ -57,5 +58,5 @@ class Leaving:
             self._count += len(counting)
 
     def mean(self) -> Tensor | None:
-        """Returns the mean (D,) of all rows; None if it was not requested."""
+        """Returns the mean (D,) of all tokens that are not masked out; None if no mean was requested."""
         return None if self._total is None else self._total / self._count

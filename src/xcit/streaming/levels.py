@@ -1,4 +1,7 @@
-"""Stores for the maps of a detector's neck, from which boxes read parts: in memory, or each map in a scratch file."""
+"""Stores for the feature maps of a detector's neck, in memory or in scratch files. A level is one of these maps.
+
+The box and mask heads read small parts of the levels.
+"""
 
 import os
 
@@ -11,10 +14,13 @@ from xcit.streaming.taps import MemoryTap, ScratchTap
 
 
 class MemoryLevel(MemoryTap):
-    """A map (height, width, C) in memory."""
+    """A feature map (height, width, C) in memory."""
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """Returns a view (see `models.detection.regions.Level`)."""
+        """Returns rows top:bottom of columns left:right, (bottom - top, right - left, C).
+
+        The result is a view, unless it has to be moved to the model's device or converted to its dtype.
+        """
         return self.read(top, bottom)[:, left:right]
 
     def close(self) -> None:
@@ -23,10 +29,12 @@ class MemoryLevel(MemoryTap):
 
 
 class ScratchLevel(ScratchTap):
-    """A map (height, width, C) in a file."""
+    """A feature map (height, width, C) in a scratch file."""
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """Returns a new tensor. Only these columns are read from the file (see `models.detection.regions.Level`).
+        """Reads rows top:bottom of columns left:right into a new tensor (bottom - top, right - left, C).
+
+        Other columns are not read from the file.
 
         Raises:
             XCiTError: if the file is too short.
@@ -38,12 +46,12 @@ class ScratchLevel(ScratchTap):
             while rest:
                 count = os.preadv(descriptor, [rest], place)
                 if not count:
-                    raise XCiTError(f"{self._path}: a scratch file that is too short")
+                    raise XCiTError(f"{self._path}: the scratch file is too short")
                 place, rest, self.bytes_read = place + count, rest[count:], self.bytes_read + count
         return found.to(self._device, self._dtype)
 
     def sum_of(self, num_rows: int) -> int:
-        """Returns the sum of the bit patterns of the first `num_rows` rows.
+        """Returns a checksum of the first `num_rows` rows: the sum of the bit patterns of their values.
 
         Raises:
             XCiTError: if the file is too short.

@@ -14,16 +14,16 @@ _PIXELS_AT_ONCE = 2**22
 
 
 def kept_tokens(source: ImageRows, patch_size: int) -> Tensor | None:
-    """Returns which tokens of an image count: those with at least half of their pixels in the mask.
+    """Returns a mask of the tokens of an image, from the mask of its pixels.
 
-    The pixels of token (i, j) are the `patch_size` x `patch_size` pixels from (i, j) * patch_size on that are in the
-    image. All rows of the mask are read once. Tokens in the margin of a `PaddedRows` count.
+    A token is true (not masked out) if at least half of the pixels of its patch are true. Only pixels inside the image
+    are counted. The tokens in the padding of a `PaddedRows` are true. Each row of the mask of the pixels is read once.
 
     Returns:
-        bool (H, W); None if all tokens count.
+        bool (H, W), the size of the token grid; None if all tokens are true.
 
     Raises:
-        XCiTError: if no token counts, or the mask can't be read.
+        XCiTError: if no token is true, or the mask of the pixels can't be read.
     """
     if isinstance(source, PaddedRows):
         keep = kept_tokens(source.source, patch_size)
@@ -40,10 +40,11 @@ def kept_tokens(source: ImageRows, patch_size: int) -> Tensor | None:
         mask = read_mask(start, end)
         if mask.shape != (end - start, source.width):
             raise XCiTError(
-                f"{rows_info(source).name}: a read of the mask of rows {start} to {end - 1} gave shape {mask.shape}"
+                f"{rows_info(source).name}: `read_mask` of rows {start} to {end - 1} returned shape {mask.shape}, not "
+                f"(rows, {source.width})"
             )
         shares.append(torch.from_numpy(box_means(mask[:, :, None], patch_size)[:, :, 0]))
     keep = torch.cat(shares) >= 0.5
     if not keep.any():
-        raise XCiTError(f"{rows_info(source).name}: the mask, or what the file has no data for, leaves nothing of it")
+        raise XCiTError(f"{rows_info(source).name}: the mask or missing data leaves out all patches of the image")
     return None if keep.all() else keep

@@ -1,4 +1,4 @@
-"""The outputs of a streamed run, and the destinations of maps of tokens."""
+"""Defines the outputs of a streamed run, and the destinations to which maps of tokens are written."""
 
 import shutil
 from collections.abc import Mapping
@@ -14,30 +14,41 @@ from xcit.errors import XCiTError
 from xcit.extras import need_packages
 
 _CHUNK_BYTES = 2**24
-"""Size of the rows that a Zarr map collects before it writes them."""
+"""Largest size in bytes of a row of chunks. A Zarr map collects the token rows of one row of chunks in memory."""
 
 
 class TokenMap(Protocol):
-    """A destination for the tokens (H, W, D) after a block, which arrive in rows from the first to the last."""
+    """A destination for the tokens (H, W, D) after a block. Rows of tokens are written from the first to the last."""
 
     def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
-        """Called once before any rows, with H, W and D, and whether a run that was killed is resumed."""
+        """Prepares the destination. This method is called once, before any rows are written.
+
+        Args:
+            grid: H and W.
+            dim: D.
+            goes_on: whether a killed run is resumed. In this case, the rows that it has written must be kept.
+        """
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Takes rows (k, W, D) in float32 on the CPU; they are valid until it returns."""
+        """Writes rows (k, W, D), float32 on the CPU. They may change after this method returns.
+
+        Args:
+            start: index of the first row.
+            rows: the rows.
+        """
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Returns the bytes that it keeps in memory."""
+        """Returns the number of bytes that the destination keeps in memory for tokens of size `grid` (H, W) and D."""
 
     def can_go_on(self) -> bool:
-        """Whether it still has everything that a killed run wrote to it."""
+        """Returns whether the destination still contains all rows that a killed run has written."""
 
     def discard(self) -> None:
-        """Called if a run fails and can't be resumed."""
+        """Removes all rows. This method is called if a run fails and can't be resumed."""
 
 
 class ArrayMap:
-    """A map in memory: `array`, float32 (H, W, D)."""
+    """A map in memory. Its attribute `array` is float32 (H, W, D)."""
 
     def __init__(self) -> None:
         self.array = np.empty((0, 0, 0), np.float32)
@@ -47,26 +58,26 @@ class ArrayMap:
         self.array = np.empty((*grid, dim), np.float32)
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Copies the rows."""
+        """Copies the rows to the array."""
         self.array[start : start + len(rows)] = rows.numpy()
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Returns the size of the whole array."""
+        """Returns the size of the array in bytes."""
         return 4 * grid[0] * grid[1] * dim
 
     def can_go_on(self) -> bool:
-        """Returns false, because memory ends with its process."""
+        """Returns false, because the array is lost if the process is killed."""
         return False
 
     def discard(self) -> None:
-        """Releases the array."""
+        """Releases the memory of the array."""
         self.array = np.empty((0, 0, 0), np.float32)
 
 
 class NpyMap:
-    """A map in a .npy file, float32 (H, W, D), which can be opened by `np.load(path, mmap_mode="r")`.
+    """A map in a .npy file, float32 (H, W, D). The file can be opened by `np.load(path, mmap_mode="r")`.
 
-    Until `finish` it is written beside `path`, to a file whose name ends in .part.
+    Before `finish` is called, the file is in the folder of `path` and its name ends in .part.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +87,7 @@ class NpyMap:
         self._start = 0
 
     def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
-        """Writes the header, unless a run is resumed."""
+        """Creates the file and writes its header, unless a killed run is resumed."""
         header = self._header(grid, dim)
         self._start, self._row_bytes = len(header), 4 * grid[1] * dim
         if not goes_on:
@@ -84,7 +95,7 @@ class NpyMap:
             self._put(0, header)
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Writes the rows to their place in the file.
+        """Writes the rows to the file.
 
         Raises:
             XCiTError: if the rows can't be written.
@@ -92,19 +103,19 @@ class NpyMap:
         self._put(self._start + start * self._row_bytes, rows.contiguous().numpy().data.cast("B"))
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Returns 0."""
+        """Returns 0, because no rows are kept in memory."""
         return 0
 
     def can_go_on(self) -> bool:
-        """Whether the file exists."""
+        """Returns whether the unfinished file exists."""
         return self._part.exists()
 
     def finish(self) -> None:
-        """Gives the file its final name."""
+        """Renames the finished file to `path`."""
         self._part.replace(self.path)
 
     def discard(self) -> None:
-        """Removes the file."""
+        """Removes the unfinished file."""
         self._part.unlink(missing_ok=True)
 
     def _put(self, offset: int, data: bytes | memoryview) -> None:
@@ -125,19 +136,19 @@ class NpyMap:
 
 
 class ZarrMap:
-    """A map in a Zarr array, float32 (H, W, D), in chunks of whole tokens.
+    """A map in a Zarr array, float32 (H, W, D). Each chunk of the array contains complete tokens.
 
-    Before `finish` is called, the array is in a folder beside `path` whose name ends in .part. Rows are collected until
-    they fill a row of chunks.
+    Rows are collected in memory until they fill a row of chunks. Before `finish` is called, the name of the array's
+    folder is that of `path` with .part at the end.
 
     Raises:
         XCiTError: if zarr is not installed, or `path` exists and is not a Zarr array.
     """
 
     def __init__(self, path: Path) -> None:
-        need_packages(f"{path}: Zarr", "zarr")  # checked before an hour of work, not after it
+        need_packages(f"{path}: Zarr", "zarr")  # checked here, because the passes may take an hour
         if path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
-            raise XCiTError(f"{path}: is there, and is no Zarr array: choose another name")
+            raise XCiTError(f"{path}: exists and is not a Zarr array: choose another name")
         self.path = path
         self._part = path.with_name(f"{path.name}.part")
         self._array: Any = None
@@ -145,7 +156,7 @@ class ZarrMap:
         self._num_waiting = 0
 
     def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
-        """Creates the array, unless a run is resumed."""
+        """Creates the array, unless a killed run is resumed."""
         import zarr
 
         if goes_on and self._part.exists():
@@ -158,7 +169,7 @@ class ZarrMap:
         )
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Writes the rows that complete chunks, and keeps a copy of the others.
+        """Writes all rows that complete a row of chunks, and keeps copies of the other rows in memory.
 
         Raises:
             XCiTError: if the rows can't be written.
@@ -179,22 +190,22 @@ class ZarrMap:
         self._waiting, self._num_waiting = [waiting[last - first :].clone()], end - last
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Returns the size of three rows of chunks: they are collected, concatenated and compressed."""
+        """Returns the size in bytes of three rows of chunks, for the collected, concatenated and compressed copies."""
         return 3 * 4 * self._chunk_rows(grid, dim) * grid[1] * dim
 
     def can_go_on(self) -> bool:
-        """Whether the array exists."""
+        """Returns whether the unfinished array exists."""
         return self._part.exists()
 
     def finish(self, attributes: Mapping[str, Any]) -> None:
-        """Gives the array its attributes and its final name."""
+        """Writes the attributes of the finished array, and renames it to `path`. An array at `path` is replaced."""
         self._array.attrs.update(dict(attributes))
         if self.path.exists():
             shutil.rmtree(self.path)
         self._part.replace(self.path)
 
     def discard(self) -> None:
-        """Removes the array."""
+        """Removes the unfinished array."""
         shutil.rmtree(self._part, ignore_errors=True)
 
     def _chunk_rows(self, grid: tuple[int, int], dim: int) -> int:
@@ -203,16 +214,17 @@ class ZarrMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The requested outputs, by block: XCA blocks count from 0, then class attention blocks, as in `extract_feat`.
+    """The requested outputs of blocks.
 
-    Outputs of the last block are taken after the final norm, if the model has one.
+    Blocks are numbered from 0, as in `extract_feat`: first the XCA blocks, then the class attention blocks. If the
+    model has a final norm, it is applied to the outputs of the last block.
 
     Attributes:
-        class_tokens: blocks whose class token is wanted.
-        means: blocks whose mean of the patch tokens is wanted.
-        maps: destinations of the patch tokens, by block.
-        attention: the class attention block whose attention over the patches is wanted, as a map (M, H, W) in memory.
-        left_out: value in maps of the tokens that a mask leaves out.
+        class_tokens: blocks after which the class token is requested.
+        means: blocks after which the mean of the patch tokens is requested.
+        maps: destinations of the patch tokens, by the block after which the tokens are requested.
+        attention: class attention block for which the attention to the patches is requested; None if it is not needed.
+        left_out: value in maps for the tokens that a mask leaves out.
     """
 
     class_tokens: frozenset[int] = frozenset()
@@ -222,21 +234,25 @@ class Wanted:
     left_out: float = float("nan")
 
     def last_block(self) -> int:
-        """Returns the last block that has to run.
+        """Returns the number of the last block that has to run.
 
         Raises:
             XCiTError: if no output is requested.
         """
         blocks = {*self.class_tokens, *self.means, *self.maps, *([] if self.attention is None else [self.attention])}
         if not blocks:
-            raise XCiTError("nothing is wanted of the pass: name a block's class token, mean, map or attention")
+            raise XCiTError("no output is requested: request the class token, mean, map or attention of a block")
         return max(blocks)
 
     def check(self, depth: int, cls_depth: int) -> None:
-        """Checks that all blocks exist.
+        """Checks that all blocks exist and have the requested outputs.
+
+        Args:
+            depth: number of XCA blocks of the model.
+            cls_depth: number of class attention blocks of the model.
 
         Raises:
-            XCiTError: if a block does not exist; the message names it.
+            XCiTError: if a block does not exist or has no class token. The message contains the block.
         """
         class_blocks = {*self.class_tokens, *([] if self.attention is None else [self.attention])}
         for block in (*class_blocks, *self.means, *self.maps):
@@ -248,14 +264,15 @@ class Wanted:
 
 @dataclass
 class Taken:
-    """The collected outputs; maps are in the destinations of `Wanted.maps`.
+    """The collected outputs, except the maps, which are in the destinations of `Wanted.maps`.
 
     Attributes:
-        class_tokens: (D,) by block.
-        means: (D,) by block.
-        attention: (M, H, W), each head's attention over the patches. For each head, the sum of the map and of
-            `class_shares` is 1.
-        class_shares: (M,), the share of each head's attention on the class token.
+        class_tokens: the class token (D,) after each requested block, by block.
+        means: the mean (D,) of the patch tokens after each requested block, by block.
+        attention: (M, H, W), the attention of each of the M heads to the patches; None if it is not requested. It is
+            NaN for patches that a mask leaves out.
+        class_shares: (M,), the attention of each head to the class token itself; None if `attention` is None. For each
+            head, this number and the sum over the head's map in `attention` add up to 1.
     """
 
     class_tokens: dict[int, Tensor] = field(default_factory=dict)
@@ -265,5 +282,5 @@ class Taken:
 
 
 def as_map_rows(rows: Tensor) -> Tensor:
-    """Converts rows to the form that maps take: float32 on the CPU."""
+    """Converts rows to the dtype and device that `TokenMap.write` expects: float32 on the CPU."""
     return rows.to("cpu", torch.float32)

@@ -1,4 +1,4 @@
-"""Converts rows of pixels of any type to a model's input; a thread reads ahead."""
+"""Converts rows of pixels to a model's input. A separate thread reads the next rows in advance."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +13,15 @@ from xcit.images.rows import ImageRows, Mask, Pixels, mask_reader, rows_info
 from xcit.models.stripes import spans
 from xcit.streaming.plan import ImageShape
 
-_LUMA = (19595, 38470, 7471)  # weights of red, green and blue in Pillow's grey, divided by 65536
+_LUMA = (19595, 38470, 7471)  # Pillow's weights of red, green and blue for grey, multiplied by 65536
 
 
 def check_channels(source: ImageRows, spec: Preprocessing) -> None:
-    """Checks that an image's channels can be converted to those of the model.
+    """Checks that an image has the channels of the model, or that grey can be converted to RGB or RGB to grey.
 
     Raises:
-        XCiTError: if the channels can't be converted; the message names both numbers.
+        XCiTError: if the channels can't be converted, or the preprocessing has different numbers of means and standard
+            deviations.
     """
     ours, theirs = len(spec.mean), source.channels
     if len(spec.std) != ours:
@@ -30,7 +31,7 @@ def check_channels(source: ImageRows, spec: Preprocessing) -> None:
 
 
 def image_shape(source: ImageRows) -> ImageShape:
-    """Returns the properties of an image on which a plan depends. Reads the first row of the image."""
+    """Reads the first row of an image, and returns the properties of the image on which the plan of a run depends."""
     info = rows_info(source)
     pixel_bytes = source.read(0, 1).dtype.itemsize * source.channels + (mask_reader(source) is not None)
     return ImageShape(
@@ -51,21 +52,22 @@ def normalized_stripes(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
-    """Yields normalised stripes (1, channels, r, w) of an image, from top to bottom.
+    """Yields an image in normalised stripes (1, channels, r, w) of r pixel rows, from top to bottom.
 
-    The values are those that `images.preprocess.normalize` computes for the whole image. Pixels that a mask leaves out
-    are 0, like the padding beyond the edge of the image.
+    The values equal those of `images.preprocess.normalize` for the whole image. Pixels that the source's mask leaves
+    out are 0, like the zero padding beyond the edge of the image.
 
     Args:
         source: the source of the rows.
-        spec: the preprocessing, of which mean and standard deviation are used.
-        read_rows: number of rows to read at once, while the rows before them are processed.
-        rows_at_once: number of rows in a stripe.
+        spec: the preprocessing, of which only mean and standard deviation are used.
+        read_rows: number of rows that are read at once, while earlier rows are processed.
+        rows_at_once: largest number of rows in a stripe.
         device: device of the stripes.
         dtype: dtype of the stripes.
 
     Raises:
-        XCiTError: if rows can't be read, or contain values that are not finite and that no mask leaves out.
+        XCiTError: if rows can't be read, or if they contain values that are not finite and that the mask does not leave
+            out.
     """
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (spec.mean, spec.std))
     with ThreadPoolExecutor(1) as pool:
@@ -81,8 +83,8 @@ def normalized_stripes(
                         numbers.masked_fill_(torch.from_numpy(~mask[first:last, :, None]).to(device), 0)
                     if pixels.dtype.kind == "f" and not numbers.isfinite().all():
                         raise XCiTError(
-                            f"{rows_info(source).name}: numbers that are not finite in rows {at + first} to "
-                            f"{at + last - 1}: leave them out by a mask"
+                            f"{rows_info(source).name}: values that are not finite in rows {at + first} to "
+                            f"{at + last - 1}: leave these pixels out by a mask"
                         )
                     yield numbers.to(dtype)[None].permute(0, 3, 1, 2)
                 at += len(pixels)
@@ -91,33 +93,39 @@ def normalized_stripes(
 
 
 def _read(source: ImageRows, start: int, end: int) -> tuple[Pixels, Mask | None]:
-    """Returns rows and the mask of the pixels that count, or None if all count."""
+    """Reads rows start:end and their mask. The mask is None if the source has no mask."""
     read_mask = mask_reader(source)
     return source.read(start, end), None if read_mask is None else read_mask(start, end)
 
 
 def checked(pixels: Pixels, source: ImageRows, end: int) -> Pixels:
-    """Returns rows that a source has read, after a check of their shape; they must not reach beyond row `end`.
+    """Checks the shape of rows that a source has returned, and returns the rows.
+
+    Args:
+        pixels: the rows.
+        source: the source.
+        end: end of the requested rows. There can't be more rows than this number.
 
     Raises:
         XCiTError: if the shape is wrong.
     """
     if pixels.ndim != 3 or pixels.shape[1:] != (source.width, source.channels) or not 0 < len(pixels) <= end:
         raise XCiTError(
-            f"{rows_info(source).name}: a read of rows to {end} gave shape {pixels.shape}, not (rows, {source.width}, "
-            f"{source.channels})"
+            f"{rows_info(source).name}: `read` of rows up to {end} returned shape {pixels.shape}, not (rows, "
+            f"{source.width}, {source.channels})"
         )
     return pixels
 
 
 def _numbers(pixels: Pixels, channels: int) -> Tensor:
-    """Converts pixels (r, w, C) to float32 (r, w, channels).
+    """Converts pixels (r, w, C) to float32 (r, w, channels); if needed, grey to RGB or RGB to grey.
 
-    Integers are divided by the largest value of their type.
+    Unsigned integers are divided by the largest value of their type.
     """
     if channels == 1 and pixels.shape[2] == 3:
         pixels = _grey(pixels)
-    # Few operators of torch support uint16. The copy is needed, because a source may return a view.
+    # NumPy converts the type, because few operators of torch support uint16. In all cases the pixels are copied: they
+    # may be a view of the source's memory, and the caller changes the result in place.
     numbers = torch.from_numpy(pixels.astype(np.float32)) if pixels.dtype != np.uint8 else _from_bytes(pixels)
     if pixels.dtype.kind == "u":
         numbers.div_(float(np.iinfo(pixels.dtype).max))
@@ -129,7 +137,7 @@ def _from_bytes(pixels: Pixels) -> Tensor:
 
 
 def _grey(pixels: Pixels) -> Pixels:
-    """Converts RGB (r, w, 3) to grey (r, w, 1) of the same type, rounded as in Pillow."""
+    """Converts RGB (r, w, 3) to grey (r, w, 1). Integers keep their type and are rounded as in Pillow."""
     if pixels.dtype.kind == "u":
         weighted = pixels.astype(np.uint64) @ np.array(_LUMA, np.uint64)[:, None]
         return ((weighted + 32768) >> 16).astype(pixels.dtype)

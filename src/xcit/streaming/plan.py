@@ -1,6 +1,7 @@
 """Plans how a model processes an image in bounded memory: rows per stripe, and where the tokens are stored.
 
-Tests compare the memory model below with measurements; `xcit max-size` prints its results.
+`Costs` estimates the memory of a run. Tests compare the estimates with measurements. The command `xcit max-size` prints
+the largest images that fit according to the estimates.
 """
 
 from dataclasses import dataclass, replace
@@ -17,13 +18,13 @@ from xcit.streaming.budget import format_size
 Place = Literal["device", "host", "scratch"]
 
 OVERHEAD = 48 * 2**20
-"""Memory of a pass for every image: code that the first call loads, threads, and freed memory that is not reused."""
+"""Bytes that a run needs for any image: for code that the first call loads, threads, and memory fragmentation."""
 
 MAPS_AT_ONCE = 7
-"""Number of maps of a stripe's size that a block needs at once: input, output, norms, and LPI's maps."""
+"""Number of tensors of a stripe's size that a block needs at once: input, output, norms, and LPI's maps."""
 
 DEVICE_SHARE = 0.8
-"""The share of a GPU's free memory that tokens and stripes may use."""
+"""Share of a GPU's free memory that tokens and stripes may use, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +34,9 @@ class ImageShape:
     Attributes:
         height: number of rows of pixels.
         width: number of pixels per row.
-        pixel_bytes: bytes per pixel, over all channels, in the type of the source.
-        read_rows: number of rows that cost as much to read as one.
-        buffer_bytes: size of the source's buffers.
+        pixel_bytes: number of bytes per pixel that the source returns, for all channels and the mask together.
+        read_rows: number of rows that the source decodes together. Reading all of them costs as much as reading one.
+        buffer_bytes: size of the source's buffers in bytes.
     """
 
     height: int
@@ -47,16 +48,17 @@ class ImageShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How an image goes through a model.
+    """The plan of a run: where the tokens are stored, and how many rows are processed at once.
 
     Attributes:
-        place: place of the tokens: on the model's device, in host memory beside it, or in scratch files.
-        grid: H and W of the tokens.
-        rows_at_once: rows of tokens in a stripe.
-        pixel_rows_at_once: rows of pixels that the stem takes at once.
-        read_rows: rows of pixels that are read at once.
-        peak_bytes: host memory in addition to the loaded model.
-        scratch_bytes: size of both scratch files.
+        place: where the tokens are stored: "device" is the model's device, "host" is host memory for a model on another
+            device, and "scratch" is scratch files.
+        grid: height H and width W of the token grid.
+        rows_at_once: number of token rows in a stripe.
+        pixel_rows_at_once: number of pixel rows that the stem processes at once.
+        read_rows: number of pixel rows that are read at once.
+        peak_bytes: estimated peak of the host memory, in addition to the loaded model.
+        scratch_bytes: size of the two scratch files together; 0 if `place` is not "scratch".
     """
 
     place: Place
@@ -76,17 +78,17 @@ def make_plan(
     token_dtype: torch.dtype,
     output_bytes: int = 0,
 ) -> Plan:
-    """Chooses the fastest place for the tokens and the largest useful stripes that keep the bound.
+    """Chooses the fastest storage for the tokens and the largest useful stripes within a memory limit.
 
     Args:
         model: the model, on its device and in its dtype.
-        image: the image.
-        bound: bytes of host memory in addition to the loaded model.
-        token_dtype: dtype of the tokens between blocks.
-        output_bytes: size of maps that are kept in memory.
+        image: the properties of the image.
+        bound: limit of the host memory in addition to the loaded model, in bytes.
+        token_dtype: dtype in which the tokens are stored between blocks.
+        output_bytes: size in bytes of the outputs that are kept in memory.
 
     Raises:
-        XCiTError: if the bound can't be kept; the message names the smallest bound that can.
+        XCiTError: if the limit is too small. The message contains the smallest possible limit.
     """
     costs = Costs(model, image, token_dtype)
     places: tuple[Place, ...] = ("scratch",)
@@ -103,17 +105,17 @@ def make_plan(
             best = plan if best is None or plan.peak_bytes < best.peak_bytes else best
     assert best is not None
     raise XCiTError(
-        f"{image.width} x {image.height} pixels can't go through in {format_size(bound)} of memory: at least "
+        f"{image.width} x {image.height} pixels can't be processed in {format_size(bound)} of memory: at least "
         f"{format_size(best.peak_bytes)} are needed, with {format_size(best.scratch_bytes)} of scratch files"
     )
 
 
 class Costs:
-    """The memory model for one image.
+    """Estimates the memory that a run on one image needs.
 
     Attributes:
-        grid: H and W of its tokens.
-        token_bytes: size of all tokens.
+        grid: height H and width W of the token grid.
+        token_bytes: size of all tokens in bytes.
         device: the device on which the model computes.
     """
 
@@ -130,17 +132,23 @@ class Costs:
 
     @property
     def most_rows(self) -> tuple[int, int]:
-        """Returns the numbers of rows of tokens and of pixels that fill the cache; more rows at once are not faster."""
+        """Returns the number of token rows and the number of pixel rows above which larger stripes are not faster."""
         rows = max(1, min(self._at_once // self.grid[1], self.grid[0]))
         pixel_rows = int(self._at_once * self._dim / (self._image.width * self._stem_numbers))
         return rows, max(1, pixel_rows)
 
     def sizes(self) -> list[float]:
-        """Returns shares of the most useful number of rows, from all of it down to a single row."""
+        """Returns the sizes of stripes to try, as fractions of `most_rows`: 1, 1/2, 1/4 and so on, down to one row."""
         return [2.0**-power for power in range(max(self.most_rows).bit_length() + 1)]
 
     def plan(self, place: Place, size: float, output_bytes: int) -> Plan:
-        """Returns the plan with stripes of this share of the most useful size, even if it does not keep the bound."""
+        """Returns the plan for given storage and stripes, without a check of the memory limit.
+
+        Args:
+            place: where the tokens are stored (see `Plan`).
+            size: size of the stripes as a fraction of `most_rows`.
+            output_bytes: size in bytes of the outputs that are kept in memory.
+        """
         image, width = self._image, self.grid[1]
         most_rows, most_pixel_rows = self.most_rows
         rows = max(1, int(most_rows * size))
@@ -173,16 +181,25 @@ class Costs:
         )
 
     def fits_device(self) -> bool:
-        """Whether the tokens and the largest stripes fit in the GPU's free memory."""
+        """Returns whether the tokens and the largest stripes fit in the allowed share of the GPU's free memory."""
         free, _ = torch.cuda.mem_get_info(self.device)
         stripe = self.most_rows[0] * self.grid[1] * self._dim * self._number * (MAPS_AT_ONCE + self._config.mlp_ratio)
         return self.token_bytes + stripe < DEVICE_SHARE * free
 
 
 def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, Plan]:
-    """Returns the side in pixels of the largest square image that keeps the bound with its tokens in `place`.
+    """Finds the largest square image that can be processed within a memory limit.
 
-    The side is a multiple of the patch size.
+    Args:
+        model: the model, on its device and in its dtype.
+        bound: limit of the host memory in addition to the loaded model, in bytes.
+        place: where the tokens are stored (see `Plan`).
+
+    Returns:
+        The side of the image in pixels, a multiple of the patch size, and the plan for this image.
+
+    Raises:
+        XCiTError: if the limit is too small for any image.
     """
 
     def plan_of(side: int) -> Plan | None:
@@ -191,7 +208,7 @@ def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, 
         return next((plan for plan in plans if plan.peak_bytes <= bound), None)
 
     patch = model.config.patch_size
-    low, high = 0, 1  # in patches; `low` keeps the bound, `high` does not
+    low, high = 0, 1  # sides in patches; after the next loop, `low` keeps the limit and `high` does not
     while plan_of(high * patch) is not None:
         low, high = high, 2 * high
     while high - low > 1:
@@ -199,5 +216,5 @@ def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, 
         low, high = (middle, high) if plan_of(middle * patch) is not None else (low, middle)
     found = plan_of(low * patch) if low else None
     if found is None:
-        raise XCiTError(f"no image at all goes through in {format_size(bound)} of memory")
+        raise XCiTError(f"no image can be processed in {format_size(bound)} of memory")
     return low * patch, replace(found, place=place)

@@ -13,15 +13,16 @@ class Report:
     """The plan of a run, its duration, and its use of memory and disk.
 
     Attributes:
-        height: number of rows of pixels.
-        width: number of pixels per row.
-        plan: the plan that was followed.
-        passes: number of passes over the tokens, including the one that embeds the image.
-        resumed_from: number of passes that an earlier run had finished.
-        seconds: duration.
-        peak_bytes: resident memory in addition to that at the start; None if the system does not report it.
-        bytes_read: bytes read from scratch files.
-        bytes_written: bytes written to scratch files.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        plan: the plan of the run.
+        passes: number of passes over the tokens, including the pass that embeds the image.
+        resumed_from: number of passes that an earlier run had finished; 0 if the run was not resumed.
+        seconds: duration of the run in seconds.
+        peak_bytes: peak of the resident memory minus the resident memory at the start, in bytes; None if the system
+            does not report its memory.
+        bytes_read: number of bytes read from scratch files.
+        bytes_written: number of bytes written to scratch files.
     """
 
     height: int
@@ -35,10 +36,10 @@ class Report:
     bytes_written: int
 
     def line(self) -> str:
-        """Returns one line for the user."""
+        """Returns the report as one line of text for the user."""
         words = [f"{self.width} x {self.height} pixels", f"{self.passes} passes, tokens in {_PLACES[self.plan.place]}"]
         if self.resumed_from:
-            words.append(f"went on after pass {self.resumed_from}")
+            words.append(f"resumed after pass {self.resumed_from}")
         if self.peak_bytes is not None:
             words.append(f"{format_size(self.peak_bytes)} of memory at most")
         if self.bytes_written:

@@ -1,4 +1,4 @@
-"""The scratch files of a run: a run resumes from those of an earlier run, and keeps its own if it fails."""
+"""Manages the scratch files of a run. If the run fails after a finished pass, a later run can resume from the files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +15,21 @@ from xcit.streaming.stores import ScratchTokens
 def tokens_on_scratch(
     folder: RunFolder, plan: Plan, dim: int, *, stored: torch.dtype, device: torch.device, dtype: torch.dtype
 ) -> Iterator[ScratchTokens]:
-    """Opens tokens (H, W, `dim`) in the two files of a folder.
+    """Opens the tokens (H, W, `dim`) of a run in the two scratch files of its folder.
 
-    If the run fails after a finished pass, the tokens and the state of that pass stay; otherwise nothing stays.
+    If the body of the `with` statement fails after a finished pass, the tokens and the state of this pass stay in the
+    folder. Otherwise, the folder is removed at the end.
+
+    Args:
+        folder: the folder of the run.
+        plan: the plan of the run.
+        dim: width of a token.
+        stored: dtype of the tokens in the files.
+        device: the device of the model.
+        dtype: the dtype of the model.
+
+    Yields:
+        The tokens.
     """
     keep = False
     try:
@@ -30,7 +42,7 @@ def tokens_on_scratch(
             tokens.close()
             state = State.load(folder.state, device)
             keep = state is not None
-            if state is not None:  # the output of the failed pass is useless
+            if state is not None:  # the incomplete output of the failed pass is not needed
                 empty_file(folder.tokens[1 - state.current])
             raise
         finally:
@@ -42,11 +54,11 @@ def tokens_on_scratch(
 def earlier_state(
     folder: RunFolder, tokens: ScratchTokens, maps: Mapping[int, TokenMap], device: torch.device
 ) -> State:
-    """Returns the state of an earlier run if everything that it left is still there; otherwise an empty state."""
+    """Returns the state of an earlier run if its tokens and finished maps are complete; otherwise, an empty state."""
     state = State.load(folder.state, device)
     if state is not None:
         tokens.current = state.current
-        # All rows after these blocks have been written to their maps.
+        # The passes of these blocks are finished, so all rows of their maps have been written.
         finished = [one for block, one in maps.items() if block <= state.passes - 2]
         if all(one.can_go_on() for one in finished) and tokens.holds(state.checksum):
             return state

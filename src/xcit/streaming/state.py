@@ -1,8 +1,8 @@
-"""The state of a run with scratch files. A run that was killed is resumed from this state.
+"""Stores the state of a run with scratch files, so that a run that was killed can be resumed.
 
-A run has its own folder, whose name depends on the model, the image and the requested outputs. It contains the two
-files of tokens and `state.json`, which is written after each pass and after the tokens of that pass, completely or not
-at all.
+Each run has its own folder. The name of the folder depends on the model, the image and the requested outputs. The
+folder contains two files of tokens and the file `state.json`. After each pass except the last, `state.json` is written
+when the tokens of the pass have been written. The file is replaced completely or not at all.
 """
 
 import base64
@@ -24,7 +24,7 @@ from xcit.errors import XCiTError
 from xcit.models.stripes import Sums
 
 VERSION = 1
-"""Version of the folder's contents. Runs of other versions are not resumed."""
+"""Version of the format of a run's folder. A run of another version can't be resumed."""
 
 
 @dataclass
@@ -32,13 +32,13 @@ class State:
     """The progress of a run.
 
     Attributes:
-        passes: number of finished passes, including the one that embeds the image.
-        current: the file, 0 or 1, that has the tokens.
-        checksum: checksum of the tokens in that file.
-        sums: sums of the tokens for the next XCA block; None if no XCA block follows.
+        passes: number of finished passes, including the pass that embeds the image.
+        current: index (0 or 1) of the file that contains the tokens.
+        checksum: checksum of the tokens in this file (see `ScratchTokens`).
+        sums: sums over all tokens that the next XCA block needs; None if no XCA block follows.
         cls: the class token (D,); None before class attention.
-        class_tokens: class tokens collected so far, by block.
-        means: means collected so far, by block.
+        class_tokens: class tokens (D,) collected so far, by block.
+        means: means (D,) collected so far, by block.
     """
 
     passes: int = 0
@@ -65,7 +65,7 @@ class State:
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> "State | None":
-        """Returns the state that a run has left, or None if there is none that can be used."""
+        """Reads the state that an earlier run has saved; returns None if the file is missing or can't be used."""
         try:
             found = json.loads(path.read_text(encoding="ascii"))
             if found["version"] != VERSION:
@@ -85,10 +85,15 @@ class State:
 
 
 class RunFolder:
-    """The folder of one run, which is locked against other runs.
+    """The folder of one run. It is locked, so that no other run can use it at the same time.
+
+    Args:
+        scratch: the folder in which the run's folder is created.
+        key: text that identifies the run. The name of the run's folder is computed from it.
+        num_bytes: number of bytes that the run needs on the disk.
 
     Raises:
-        XCiTError: if the folder can't be created, has too little space, or is used by another run.
+        XCiTError: if the folder can't be created, the disk has too little space, or another run uses the folder.
     """
 
     def __init__(self, scratch: Path, key: str, num_bytes: int) -> None:
@@ -103,7 +108,7 @@ class RunFolder:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise XCiTError(f"{self.path}: another run of the same image and model is at work there") from None
+            raise XCiTError(f"{self.path}: another run of the same image and model is using this folder") from None
         there = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         free = shutil.disk_usage(self.path).free + there
         if free < num_bytes:
@@ -114,17 +119,17 @@ class RunFolder:
             )
 
     def leave(self, *, keep: bool) -> None:
-        """Unlocks the folder, and removes it unless `keep` is true."""
+        """Unlocks the folder. Removes it if `keep` is false."""
         self._lock.release()
         if not keep:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
 def write_state(path: Path, found: Mapping[str, Any]) -> None:
-    """Writes the state of a run as JSON, completely or not at all.
+    """Writes the state of a run to a JSON file, completely or not at all.
 
     Raises:
-        XCiTError: if it can't be written.
+        XCiTError: if the file can't be written.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -135,7 +140,7 @@ def write_state(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Returns a digest of all weights."""
+    """Returns a digest of all parameters and buffers of a model: names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -144,7 +149,7 @@ def model_digest(model: nn.Module) -> str:
 
 
 def empty_file(path: Path) -> None:
-    """Truncates a file, to free space on the disk."""
+    """Truncates a file to 0 bytes if it exists, to free space on the disk."""
     if path.exists():
         os.truncate(path, 0)
 

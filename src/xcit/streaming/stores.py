@@ -1,6 +1,7 @@
-"""Stores of an image's tokens between two blocks: memory, or two scratch files that are used alternately.
+"""Stores for an image's tokens between two blocks: in memory, or in two scratch files that are used alternately.
 
-Both implement `models.stripes.Tokens`: a pass reads rows from the first to the last, and writes them a little later.
+Both stores implement `models.stripes.Tokens`. A pass reads the rows from the first to the last, and writes an output
+row only after it has read the input row with the same index.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,37 +14,37 @@ from xcit.errors import XCiTError
 
 
 class MemoryTokens:
-    """Tokens (H, W, D) in a tensor, whose device and dtype may differ from the model's."""
+    """Tokens (H, W, D) in a tensor. The device and dtype of the tensor may differ from those of the model."""
 
     def __init__(self, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         self._tensor, self._device, self._dtype = tensor, device, dtype
 
     @property
     def height(self) -> int:
-        """H."""
+        """Number of rows of tokens, H."""
         return self._tensor.shape[0]
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns a view, if nothing has to be moved or converted."""
+        """Returns rows start:end on the model's device and in its dtype; a view if nothing has to be converted."""
         return self._tensor[start:end].to(self._device, self._dtype)
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Copies and converts the rows."""
+        """Copies rows (k, W, D) to rows start:start + k of the tensor, and converts them."""
         self._tensor[start : start + len(rows)] = rows
 
     def finish_pass(self) -> None:
-        """Does nothing."""
+        """Does nothing. Only `ScratchTokens` needs this method."""
 
 
 class ScratchTokens:
-    """Tokens (H, W, D) in one file; a pass writes its output to another file.
+    """Tokens (H, W, D) in two scratch files. A pass reads one file and writes its output to the other file.
 
-    Two threads read and write rows through a few buffers. Memory-mapping is not used, because it would count as
-    resident memory.
+    One thread reads rows and another thread writes rows, with two buffers each. The files are not memory-mapped,
+    because mapped pages would count as resident memory.
 
     Attributes:
-        current: the file, 0 or 1, that is read.
-        checksum: sum of the bit patterns of the tokens that the current (or last) pass has written.
+        current: index (0 or 1) of the file that is read.
+        checksum: sum of the bit patterns of all tokens that were written since `start_pass` was called.
         bytes_read: number of bytes read so far.
         bytes_written: number of bytes written so far.
     """
@@ -74,11 +75,11 @@ class ScratchTokens:
 
     @property
     def height(self) -> int:
-        """H."""
+        """Number of rows of tokens, H."""
         return self._height
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns rows that were read ahead, and starts to read the same number of rows after them."""
+        """Returns rows start:end. A thread then reads the same number of following rows in advance."""
         coming, self._coming = self._coming, None
         if coming is not None and coming[:2] == (start, end):
             rows = coming[2].result()
@@ -92,13 +93,13 @@ class ScratchTokens:
         return rows.to(self._device, self._dtype)
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Copies the rows to a buffer, which a thread writes to the other file.
+        """Copies the rows to a buffer. A thread writes the buffer to the other file.
 
         Raises:
             XCiTError: if earlier rows could not be written.
         """
         at_once = len(self._write_buffers[0])
-        for first in range(0, len(rows), at_once):  # the last stripe of a pass has a few more rows
+        for first in range(0, len(rows), at_once):  # the last stripe may be larger than a buffer
             if len(self._writing) == len(self._write_buffers):
                 self._wait(self._writing.pop(0))
             some = rows[first : first + at_once]
@@ -109,7 +110,7 @@ class ScratchTokens:
             self._writing.append(self._writer.submit(self._write, start + first, buffer))
 
     def finish_pass(self) -> None:
-        """Waits until all rows are written, and swaps the files if any were written.
+        """Waits until all rows are written. If rows were written, the next pass reads the file that contains them.
 
         Raises:
             XCiTError: if the rows could not be written.
@@ -125,7 +126,7 @@ class ScratchTokens:
         self.checksum = 0
 
     def holds(self, checksum: int) -> bool:
-        """Whether the tokens in the current file match the checksum; a crash of the machine may have lost some."""
+        """Returns whether the current file matches a checksum. After a crash of the machine, tokens may be missing."""
         found = 0
         for start in range(0, self._height, len(self._read_buffers[0])):
             rows = min(len(self._read_buffers[0]), self._height - start)
@@ -143,14 +144,14 @@ class ScratchTokens:
             file.close()
 
     def _read(self, start: int, end: int) -> Tensor:
-        self._read_buffers.reverse()  # the other buffer is in use
+        self._read_buffers.reverse()  # the caller may still use the other buffer
         rows = self._read_buffers[0][: end - start]
         file, rest = self._files[self.current], as_bytes(rows)
         file.seek(self._offset(start))
         while rest:
             count = file.readinto(rest)
             if not count:
-                raise XCiTError(f"{self._paths[self.current]}: a scratch file that is too short")
+                raise XCiTError(f"{self._paths[self.current]}: the scratch file is too short")
             rest, self.bytes_read = rest[count:], self.bytes_read + count
         return rows
 
@@ -172,11 +173,11 @@ class ScratchTokens:
 
 
 def as_bytes(rows: Tensor) -> memoryview:
-    """Returns the memory of contiguous rows on the CPU."""
+    """Returns a view of the bytes of a contiguous tensor on the CPU."""
     return rows.flatten().view(torch.uint8).numpy().data
 
 
 def bit_sum(rows: Tensor) -> int:
-    """Returns the sum of the bit patterns of all values, read as integers."""
+    """Returns a checksum of a tensor: its values are interpreted as integers of the same size and added up."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.dtype.itemsize]
     return int(rows.view(integers).sum(dtype=torch.int64))

@@ -1,11 +1,13 @@
-"""Runs a dense head on an image of any size: collects the backbone's tokens in taps, and lets a run be resumed.
+"""Collects the backbone's tokens for a dense head (a detector or a segmenter) on an image of any size.
+
+A tap stores the tokens after one block of the backbone, in memory or in a scratch file. The head reads rows of taps:
 
     needs = HeadNeeds(key="...", memory=10**8, scratch=0)
     with tapped(xcit, blocks, source, needs, memory="4GB") as run:
         levels = pyramid_rows(pyramid, [run.taps[block] for block in blocks])  # read these by rows
 
 A head saves its progress with `TappedRun.save`, and may write its own files to `TappedRun.folder`. If a run was killed,
-the next run finds both. A run with its taps in memory has no folder and starts from the beginning.
+the next run finds the saved progress and the files. A run with taps in memory has no folder and can't be resumed.
 """
 
 import json
@@ -33,16 +35,18 @@ from xcit.streaming.taps import MemoryTap, ScratchTap, Tap
 
 @dataclass(frozen=True, kw_only=True)
 class HeadNeeds:
-    """The resources that a head needs in addition to its backbone's tokens.
+    """The resources that a head needs in addition to the tokens of the backbone.
 
     Attributes:
-        key: a digest of the model, and the requested outputs. A run resumes an earlier run only if their keys are
-            equal.
-        memory: the smallest number of bytes with which its passes can run.
-        scratch: bytes of the files that it keeps in the run's folder.
-        maps: bytes of maps that it keeps in memory if the taps are in memory, otherwise in the run's folder.
-        passes: number of passes over the image.
-        cost: duration of all its passes, in passes of the backbone, to report progress; None means `passes`.
+        key: text that identifies the model and the requested outputs. A run resumes an earlier run only if their keys
+            are equal.
+        memory: smallest number of bytes of memory with which the passes of the head can run.
+        scratch: size in bytes of the files that the head always writes to the run's folder.
+        maps: size in bytes of the maps that the head stores in memory if the taps are in memory, otherwise in the run's
+            folder.
+        passes: number of passes that the head makes over the image.
+        cost: duration of all passes of the head, divided by the duration of one pass of the backbone. It is used to
+            report progress. None means `passes`.
     """
 
     key: str
@@ -58,10 +62,10 @@ class TappedRun:
 
     Attributes:
         taps: the taps, by block.
-        grid: H and W of the tokens.
-        folder: folder for the head's own files; None if the run can't be resumed.
-        memory: number of bytes that the head may use.
-        earlier: the progress that the head of an earlier run has saved; empty if there is none.
+        grid: height H and width W of the token grid.
+        folder: folder for the head's own files; None if the taps are in memory.
+        memory: number of bytes of memory that the head may use.
+        earlier: the progress that the head saved in an earlier run; empty if no progress was saved.
     """
 
     def __init__(
@@ -85,17 +89,17 @@ class TappedRun:
         self._report: Report | None = None
 
     def save(self, head: Mapping[str, Any]) -> None:
-        """Saves the progress of the head as JSON, completely or not at all. Does nothing in a run without a folder.
+        """Saves the progress of the head as JSON, completely or not at all. Does nothing if the run has no folder.
 
         Raises:
-            XCiTError: if it can't be written.
+            XCiTError: if the file can't be written.
         """
         if self.folder is not None:
             found = {"version": VERSION, "taps": self._checksums, "head": dict(head)}
             write_state(self.folder / "state.json", found)
 
     def advance(self, done: float) -> None:
-        """Reports how many of the head's passes are done, such as 1.5 of 2."""
+        """Reports the number of finished passes of the head, for example 1.5 in the middle of the second pass."""
         self._tell(round((self._encoder_passes + done * self._cost / self._head_passes) * self.grid[0]), 0)
 
     def report(self) -> Report:
@@ -113,7 +117,7 @@ class TappedRun:
         )
 
     def _tell(self, done: int, total: int) -> None:
-        """Reports `encode`'s rows, with a total that includes the head's rows."""
+        """Reports the number of finished rows, with a total that also includes the rows of the head."""
         if self._progress is not None:
             self._progress(done, (self._encoder_passes + self._cost) * self.grid[0])
 
@@ -129,22 +133,25 @@ def tapped(
     memory: Memory = None,
     progress: StreamProgress | None = None,
 ) -> Iterator[TappedRun]:
-    """Collects the tokens of an image of any size after some blocks, in taps that can be read by rows.
+    """Collects the tokens after some blocks of a backbone in taps, for an image of any size.
 
-    Tokens that a mask leaves out are 0 in the taps, like the zero padding of a head's convolutions.
+    Tokens that the source's mask leaves out are 0 in the taps, like the zero padding of a head's convolutions.
 
     Args:
         model: the backbone, on its device and in its dtype.
         blocks: the blocks whose tokens are collected.
         source: the source of the rows.
-        needs: the needs of the head.
-        preprocessing: the preprocessing, of which mean and standard deviation are used.
-        memory: the most memory in addition to the loaded model (see `Budget`).
+        needs: the resources that the head needs.
+        preprocessing: the preprocessing, of which only mean and standard deviation are used.
+        memory: limit of the memory in addition to the loaded model (see `Budget`).
         progress: called after each stripe.
 
+    Yields:
+        The run, with finished taps.
+
     Raises:
-        XCiTError: before the first pass, if the bound can't be kept or the scratch disk is too small; later, if the
-            image does not fit the model or can't be read.
+        XCiTError: if the memory limit can't be kept, the scratch disk is too small, the image does not fit the model,
+            or the image can't be read.
     """
     budget = as_budget(memory)
     parameter = next(model.parameters())
@@ -188,7 +195,7 @@ def tapped(
 
 
 def _plan(model: FusedXCiT, source: ImageRows, num_taps: int, needs: HeadNeeds, budget: Budget) -> tuple[Plan, bool]:
-    """Returns the plan of the backbone, and whether the taps are in memory."""
+    """Returns the plan for the passes of the backbone, and whether the taps are stored in memory."""
     shape, bound = image_shape(source), budget.bound()
     stored = budget.token_dtype or next(model.parameters()).dtype
     tap_bytes = num_taps * Costs(model, shape, stored).token_bytes
@@ -196,7 +203,7 @@ def _plan(model: FusedXCiT, source: ImageRows, num_taps: int, needs: HeadNeeds, 
     if least > bound:
         raise XCiTError(
             f"{rows_info(source).name}: the head of the model takes {format_size(least)} of memory for an image of "
-            f"{source.width} x {source.height} pixels, and may take {format_size(bound)}: give more memory"
+            f"{source.width} x {source.height} pixels, but the limit is {format_size(bound)}: give more memory"
         )
     if tap_bytes + needs.maps + least <= bound:
         with suppress(XCiTError):
@@ -208,7 +215,7 @@ def _plan(model: FusedXCiT, source: ImageRows, num_taps: int, needs: HeadNeeds, 
 
 @contextmanager
 def _folder(scratch: Path, key: str, num_bytes: int, source: ImageRows) -> Iterator[RunFolder]:
-    """Opens the run's folder. It stays if the run fails and can be resumed; otherwise it is removed."""
+    """Opens the folder of a run. The folder is removed at the end, unless the run fails and can be resumed."""
     folder = RunFolder(scratch, key, num_bytes)
     keep = False
     try:
@@ -221,13 +228,13 @@ def _folder(scratch: Path, key: str, num_bytes: int, source: ImageRows) -> Itera
 
 
 def _identity(source: ImageRows) -> str:
-    """Returns a text that distinguishes the image from all others."""
+    """Returns a text that identifies the image. If the source has no identity, the text is new for each call."""
     identity = rows_info(source).identity
     return identity if identity is not None else f"of a process of its own {id(source)} {time.time_ns()}"
 
 
 def _is_encoded(run: TappedRun, files: Mapping[int, ScratchTap]) -> bool:
-    """Whether an earlier run has finished the taps, and they are unchanged."""
+    """Returns whether an earlier run has finished the taps, and the taps are unchanged since then."""
     assert run.folder is not None
     state = run.folder / "state.json"
     try:
@@ -246,7 +253,7 @@ def _is_encoded(run: TappedRun, files: Mapping[int, ScratchTap]) -> bool:
 
 
 def _finished(source: ImageRows, plan: Plan, passes: int) -> Report:
-    """Returns the report of a backbone whose passes were all finished by an earlier run."""
+    """Returns the report of a run for which an earlier run has finished all passes of the backbone."""
     return Report(
         height=source.height,
         width=source.width,

@@ -1,7 +1,7 @@
-"""Stores for the tokens of the blocks that a dense head reads: in memory, or each block's tokens in a scratch file.
+"""Defines taps. A tap stores the tokens after one block of the backbone, in memory or in a scratch file.
 
-A tap first takes the rows that leave its block (`outputs.TokenMap`). Then it is a map that can be read by rows, in any
-order (`models.map_rows.MapRows`).
+First, the backbone writes the output rows of the block to the tap (`outputs.TokenMap`). Then a dense head (a detector
+or a segmenter) reads rows of the tap in any order (`models.map_rows.MapRows`).
 """
 
 import os
@@ -20,18 +20,26 @@ _ROWS_SUMMED = 64
 
 
 class Tap(TokenMap, Protocol):
-    """Tokens (height, width, channels) after a block. A pass writes them; then they are read by rows."""
+    """The tokens (height, width, channels) after a block. The backbone writes all rows before the head reads rows."""
 
     height: int
     width: int
     channels: int
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns rows start..end, (end - start, width, channels), on the model's device and in its dtype."""
+        """Returns rows start:end, (end - start, width, channels), on the model's device and in its dtype."""
 
 
 class MemoryTap:
-    """Tokens in host memory."""
+    """A tap in host memory.
+
+    Args:
+        grid: height and width of the token grid.
+        dim: width of a token.
+        stored: dtype in which the tokens are stored.
+        device: device of the tensors that `read` returns.
+        dtype: dtype of the tensors that `read` returns.
+    """
 
     def __init__(
         self, grid: tuple[int, int], dim: int, *, stored: torch.dtype, device: torch.device, dtype: torch.dtype
@@ -45,21 +53,21 @@ class MemoryTap:
         self._tensor = torch.empty(*grid, dim, dtype=self._stored)
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Copies and converts the rows."""
+        """Copies the rows to the memory, and converts their dtype."""
         assert self._tensor is not None
         self._tensor[start : start + len(rows)] = rows
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns a view, if nothing has to be moved or converted."""
+        """Returns rows start:end on the model's device and in its dtype; a view if nothing has to be converted."""
         assert self._tensor is not None
         return self._tensor[start:end].to(self._device, self._dtype)
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Returns the size of the whole array."""
+        """Returns the size of all tokens in bytes."""
         return grid[0] * grid[1] * dim * self._stored.itemsize
 
     def can_go_on(self) -> bool:
-        """Returns false, because memory ends with its process."""
+        """Returns false, because the tokens are lost if the process is killed."""
         return False
 
     def discard(self) -> None:
@@ -68,7 +76,15 @@ class MemoryTap:
 
 
 class ScratchTap:
-    """Tokens in a file. Memory-mapping is not used, because it would count as resident memory.
+    """A tap in a scratch file. The file is not memory-mapped, because mapped pages would count as resident memory.
+
+    Args:
+        path: path of the file. An existing file is kept until `open` is called.
+        grid: height and width of the token grid.
+        dim: width of a token.
+        stored: dtype in which the tokens are stored.
+        device: device of the tensors that `read` returns.
+        dtype: dtype of the tensors that `read` returns.
 
     Raises:
         XCiTError: if the file can't be created.
@@ -94,15 +110,15 @@ class ScratchTap:
         self.bytes_read = self.bytes_written = 0
 
     def open(self, grid: tuple[int, int], dim: int, *, goes_on: bool) -> None:
-        """Empties the file, unless a run is resumed."""
+        """Empties the file, unless a killed run is resumed."""
         if not goes_on:
             self.discard()
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Writes the rows to their place in the file.
+        """Writes the rows to the file.
 
         Raises:
-            XCiTError: if they can't be written.
+            XCiTError: if the rows can't be written.
         """
         rest = as_bytes(rows.to(self._stored).contiguous())
         try:
@@ -114,7 +130,7 @@ class ScratchTap:
             raise XCiTError(f"{self._path}: can't be written: {error.strerror}") from None
 
     def read(self, start: int, end: int) -> Tensor:
-        """Reads the rows from the file into a new tensor, which stays valid after the next call.
+        """Reads rows start:end from the file into a new tensor, on the model's device and in its dtype.
 
         Raises:
             XCiTError: if the file is too short.
@@ -122,11 +138,11 @@ class ScratchTap:
         return self._read(start, end).to(self._device, self._dtype)
 
     def memory(self, grid: tuple[int, int], dim: int) -> int:
-        """Returns 0."""
+        """Returns 0, because no tokens are kept in memory."""
         return 0
 
     def can_go_on(self) -> bool:
-        """Whether the file has all rows."""
+        """Returns whether the file has the size of all rows."""
         return self._path.stat().st_size == self.height * self._row_bytes
 
     def discard(self) -> None:
@@ -134,7 +150,7 @@ class ScratchTap:
         self._file.truncate(0)
 
     def checksum(self) -> int:
-        """Flushes the file to the disk and returns the sum of the bit patterns of all tokens.
+        """Flushes the file to the disk, and returns a checksum: the sum of the bit patterns of all tokens.
 
         Raises:
             XCiTError: if the file is too short.
@@ -157,6 +173,6 @@ class ScratchTap:
         while rest:
             count = self._file.readinto(rest)
             if not count:
-                raise XCiTError(f"{self._path}: a scratch file that is too short")
+                raise XCiTError(f"{self._path}: the scratch file is too short")
             rest, self.bytes_read = rest[count:], self.bytes_read + count
         return rows

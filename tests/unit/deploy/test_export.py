@@ -92,7 +92,7 @@ def test_what_an_exported_file_does_not_do(onnx_file: Path, picture: Path) -> No
         (lambda: model.head(IMAGES), r"an exported file has no layers \(head\)"),
         (lambda: model.forward_features(IMAGES), "an exported file has no tokens or intermediates: it gives logits"),
         (lambda: xcit.extract_features(picture, onnx_file), "was exported for its logits"),
-        (lambda: xcit.predict(picture, onnx_file, full_size=True), "an exported file takes an image whole"),
+        (lambda: xcit.predict(picture, onnx_file, full_size=True), "an exported file can't process images in stripes"),
         (lambda: xcit.segment(picture, onnx_file), "fruit.onnx is no segmenter"),
         (lambda: xcit.detect(picture, onnx_file), "fruit.onnx is no detector"),
         (lambda: xcit.export(onnx_file, "again.onnx"), "is an exported file already"),

@@ -41,7 +41,7 @@ def test_files_of_numpy(tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("text")
     with pytest.raises(XCiTError, match=r"text\.npy: no \.npy file of numbers"):
         read_channels(tmp_path / "text.npy", 5)
-    with pytest.raises(XCiTError, match=r"a\.png: the model takes 5 channels, which an image file does not have"):
+    with pytest.raises(XCiTError, match=r"a\.png: the model takes 5 channels: give an array"):
         read_channels("a.png", 5)
     with pytest.raises(XCiTError, match=r"image array: floating-point pixels must be in 0\.\.1"):
         read_channels(PIXELS.astype(np.float32), 5)

@@ -385,7 +385,7 @@ def test_tensors_of_every_type():
 def test_arrays_of_a_wrong_shape(shape):
     with pytest.raises(XCiTError) as error:
         read_image(np.zeros(shape, dtype=np.uint8))
-    expected = f"image array: shape {shape} is not that of one image: (H, W), or (H, W, C) with C 1, 3 or 4"
+    expected = f"image array: shape {shape}: an image must have shape (H, W), or (H, W, C) with C 1, 3 or 4"
     assert str(error.value) == expected
 
 
@@ -393,7 +393,7 @@ def test_arrays_of_a_wrong_shape(shape):
 def test_tensors_of_a_wrong_shape(shape):
     with pytest.raises(XCiTError) as error:
         read_image(torch.zeros(shape))
-    expected = f"image tensor: shape {shape} is not that of one image: (H, W), or (C, H, W) with C 1, 3 or 4"
+    expected = f"image tensor: shape {shape}: an image must have shape (H, W), or (C, H, W) with C 1, 3 or 4"
     assert str(error.value) == expected
 
 
@@ -406,7 +406,7 @@ def test_floating_point_numbers_out_of_range(array):
 
 
 def test_wrong_types():
-    with pytest.raises(XCiTError, match="pixels of type int64; give uint8"):
+    with pytest.raises(XCiTError, match="pixels of type int64; supported are uint8"):
         read_image(np.zeros((2, 2), dtype=np.int64))
     with pytest.raises(XCiTError, match="pixels of type complex64"):
         read_image(torch.zeros(2, 2, dtype=torch.complex64))

@@ -43,7 +43,7 @@ def test_pixels_made_of_squares_of_others_count_if_half_of_the_square_does() -> 
     assert whole[0, 0] and whole.sum() == 1
     cut = RegionRows(rows, (0, 0, 2, 2))
     assert cut.read_mask is not None and cut.read_mask(0, 2).tolist() == [[True, False], [False, False]]
-    with pytest.raises(XCiTError, match="4 x 83 pixels are too few to take 5 as one"):
+    with pytest.raises(XCiTError, match="4 x 83 pixels can't be reduced by 5"):
         ShrunkRows(ArrayRows(PIXELS[:, :4]), 5)
 
 
@@ -81,7 +81,7 @@ def test_transforms() -> None:
     [
         ({"level": 1, "mpp": 0.5}, "give a level, or micrometres per pixel"),
         ({"mpp": 0.0}, "mpp is 0.0, must be above 0"),
-        ({"bands": ()}, "name at least one"),
+        ({"bands": ()}, "give at least one band"),
         ({"bands": (0, 1)}, "counted from 1"),
         ({"value_range": (3.0, 3.0)}, "must be two numbers, the lower one first"),
         ({"value_range": (1.0,)}, "must be two numbers"),
@@ -97,10 +97,10 @@ def test_what_means_nothing_is_said_in_one_line(choice: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"bands": (5,)}, "photo: there is no band 5: it has 4, counted from 1"),
-        ({"level": 1}, "photo: there is no level 1: it has only one size"),
+        ({"bands": (5,)}, "photo: no band 5: the image has 4 bands, counted from 1"),
+        ({"level": 1}, "photo: no level 1: the image has only one size"),
         ({"mpp": 1.0}, "photo: the file does not say how large its pixels are"),
-        ({"region": (0, 80, 9, 9)}, "photo: the region 0,80,9,9 reaches over the edge of 50 x 83 pixels"),
+        ({"region": (0, 80, 9, 9)}, "photo: the region 0,80,9,9 extends beyond the image of 50 x 83 pixels"),
     ],
 )
 def test_what_an_image_does_not_have_is_said_in_one_line(choice: dict[str, Any], message: str) -> None:

@@ -45,7 +45,7 @@ def test_two_levels_through_openslide(tmp_path: Path) -> None:
     with open_rows(tmp_path / "a.scn", selection=Selection(level=1)) as rows:
         assert np.array_equal(whole(rows), SMALL)
         assert rows_info(rows).metadata["place"] == (4, 0, 0, 0, 4, 0)
-    with pytest.raises(XCiTError, match=r"a\.scn: there is no level 2: it has 2"):
+    with pytest.raises(XCiTError, match=r"a\.scn: no level 2: the file has 2 levels"):
         SlideRows(tmp_path / "a.scn", 2)
 
 

@@ -183,7 +183,7 @@ def test_what_can_not_be_read_stands_beside_the_others(model, paths, verb):
     assert [result.source for result in found] == [str(paths[0]), "nowhere.png", "image 2", "image 3", str(paths[1])]
     assert [isinstance(result, Unreadable) for result in found] == [False, True, False, True, False]
     assert found[1].reason == "nowhere.png: no such file"
-    assert found[3].reason.startswith("image 3: image tensor: shape (5, 8, 8) is not that of one image")
+    assert found[3].reason.startswith("image 3: image tensor: shape (5, 8, 8): an image must have shape")
     np.testing.assert_allclose(numbers(found[4]), numbers(verb(paths[1], model)[0]), rtol=1e-5, atol=1e-6)
 
 

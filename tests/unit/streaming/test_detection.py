@@ -249,7 +249,9 @@ def test_what_can_not_be_is_said_before_the_first_pass(
 def test_layers_that_do_more_than_their_weights_say_are_refused(name: str) -> None:
     model = detector(16)
     model.get_submodule(name).register_forward_hook(lambda *_: None)
-    with pytest.raises(XCiTError, match=r"can't go through an image in stripes: .* is hooked, wrapped or replaced"):
+    with pytest.raises(
+        XCiTError, match=r"can't process an image in stripes, because .* is hooked, wrapped or replaced"
+    ):
         streamed(model, rows_of(picture(64, 64)))
 
 

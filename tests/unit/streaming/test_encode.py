@@ -141,7 +141,7 @@ def test_a_model_in_training_that_is_not_fused_is_left_so(model: XCiT, source: A
         (picture(9, 30, 4), Wanted(means=frozenset({0})), "has 4 channels, the model takes 3"),
         (picture(9, 30), Wanted(means=frozenset({5})), "there is no block 5: the model has 5"),
         (picture(9, 30), Wanted(class_tokens=frozenset({1})), "block 1 has no class token: it enters at block 3 of 5"),
-        (picture(9, 30), Wanted(), "nothing is wanted"),
+        (picture(9, 30), Wanted(), "no output is requested"),
     ],
 )
 def test_what_can_not_be_is_said_in_one_line(model: XCiT, pixels: np.ndarray, wanted: Wanted, message: str) -> None:

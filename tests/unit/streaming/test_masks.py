@@ -121,7 +121,7 @@ def test_nothing_follows_from_pixels_that_are_left_out(model: XCiT) -> None:
 def test_numbers_that_are_not_finite_are_refused_where_no_mask_leaves_them_out(model: XCiT) -> None:
     pixels = picture(90, 60).astype(np.float32) / 255
     pixels[33, 5, 1] = np.nan
-    with pytest.raises(XCiTError, match=r"the image: numbers that are not finite in rows \d+ to \d+: leave them out"):
+    with pytest.raises(XCiTError, match=r"the image: values that are not finite in rows \d+ to \d+: leave these"):
         encode(model, ArrayRows(pixels), Wanted(means=frozenset({0})))
 
 
@@ -182,7 +182,7 @@ def test_a_killed_run_goes_on_with_the_same_mask_alone(
 
 def test_mistakes_are_said_in_one_line(model: XCiT) -> None:
     pixels, wanted = picture(30, 30), Wanted(class_tokens=frozenset({4}))
-    with pytest.raises(XCiTError, match="masked: the mask, or what the file has no data for, leaves nothing of it"):
+    with pytest.raises(XCiTError, match="masked: the mask or missing data leaves out all patches of the image"):
         encode(model, Masked(pixels, np.zeros((30, 30), np.bool_)), wanted)
-    with pytest.raises(XCiTError, match=r"the mask of rows 0 to 29 gave shape \(30, 20\)"):
+    with pytest.raises(XCiTError, match=r"`read_mask` of rows 0 to 29 returned shape \(30, 20\)"):
         encode(model, Masked(pixels, np.ones((30, 20), np.bool_)), wanted)

@@ -57,7 +57,7 @@ def test_a_map_that_is_there_is_gone_on_with(tmp_path: Path, kind: type) -> None
 
 def test_what_is_in_the_way_or_missing_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.zarr").write_text("letters")
-    with pytest.raises(XCiTError, match=r"a\.zarr: is there, and is no Zarr array"):
+    with pytest.raises(XCiTError, match=r"a\.zarr: exists and is not a Zarr array"):
         ZarrMap(tmp_path / "a.zarr")
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(XCiTError, match=r"Zarr needs zarr: pip install 'xcit\[images\]'"):

@@ -42,7 +42,7 @@ def test_stripes_get_smaller_with_the_bound_until_there_is_none(nano: FusedXCiT)
     for plan, bound in zip(plans, (1000, 300, 150, 100), strict=True):
         assert plan.peak_bytes <= bound * 10**6
     assert [plan.read_rows for plan in plans] == sorted((plan.read_rows for plan in plans), reverse=True)
-    with pytest.raises(XCiTError, match=r"32768 x 32768 pixels can't go through in 60 MB of memory: at least \d+ MB"):
+    with pytest.raises(XCiTError, match=r"32768 x 32768 pixels can't be processed in 60 MB of memory: at least \d+ MB"):
         plan_of(nano, 60 * 10**6)
 
 

@@ -128,7 +128,7 @@ def test_two_runs_of_one_image_do_not_meet(model: XCiT, source: ArrayRows, force
     budget, wanted = Budget(memory=10**9, scratch=scratch), Wanted(class_tokens=frozenset({4}))
 
     def second(done: int, total: int) -> None:
-        with pytest.raises(XCiTError, match="another run of the same image and model is at work there"):
+        with pytest.raises(XCiTError, match="another run of the same image and model is using this folder"):
             encode(model, source, wanted, memory=budget)
         raise Stop
 

@@ -152,7 +152,7 @@ def test_what_cannot_be_is_said_before_the_first_pass(
 ) -> None:
     source, needs = rows_of(picture(*SIZE)), HeadNeeds(key="a head", memory=10**9)
     with (
-        pytest.raises(XCiTError, match=r"picture: the head of the model takes 1\.1 GB .* may take 100 MB"),
+        pytest.raises(XCiTError, match=r"picture: the head of the model takes 1\.1 GB .* the limit is 100 MB"),
         tapped(fused, BLOCKS, source, needs, preprocessing=SPEC, memory="100MB"),
     ):
         pass
