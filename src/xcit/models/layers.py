@@ -184,9 +184,12 @@ class MLP(nn.Module):
         return is_plain(self.fc2)
 
     def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
-        hidden = F.gelu(self.fc1(tokens))
-        if scale is not None:
-            return F.linear(hidden, *scaled(self.fc2, scale))
+        if is_plain(self.fc1):
+            hidden = ops.linear(tokens, self.fc1.weight, self.fc1.bias, gelu=True)
+        else:
+            hidden = F.gelu(self.fc1(tokens))
+        if scale is not None or self.is_direct:
+            return ops.linear(hidden, *scaled(self.fc2, scale))
         out: Tensor = self.fc2(hidden)
         return out
 

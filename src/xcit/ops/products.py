@@ -27,7 +27,11 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bo
         found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, *activation)
         return found
     found = F.linear(rows, weight, bias)
-    return torch.ops.aten.gelu_(found) if gelu else found
+    if not gelu:
+        return found
+    # In place, unless a derivative needs the input or a transform of functions has no such operation.
+    is_alone = not torch.compiler.is_compiling() and not found.requires_grad and not _is_transformed()
+    return torch.ops.aten.gelu_(found) if is_alone else F.gelu(found)
 
 
 def affine(tokens: Tensor, matrix: Tensor, row: Tensor) -> Tensor:
@@ -55,8 +59,7 @@ def _is_for_onednn(rows: Tensor, *others: Tensor | None) -> bool:
     if (
         torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_dispatch_stack()
-        or forward_ad._current_level >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _is_transformed()
     ):
         return False
     with_gradient = torch.is_grad_enabled()
@@ -68,6 +71,11 @@ def _is_for_onednn(rows: Tensor, *others: Tensor | None) -> bool:
         for one in (rows, *others)
         if one is not None
     )
+
+
+def _is_transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is at work."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @cache

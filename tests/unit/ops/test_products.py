@@ -97,8 +97,8 @@ def test_derivatives_and_batches_of_functions(monkeypatch: pytest.MonkeyPatch) -
     rows, weight = draw(40, 24), draw(12, 24)
     grads = torch.func.grad(lambda given: products.linear(given, weight).square().sum())(rows)
     torch.testing.assert_close(grads, 2 * (rows @ weight.T) @ weight)
-    mapped = torch.func.vmap(lambda one: products.linear(one, weight))(draw(3, 40, 24))
-    torch.testing.assert_close(mapped, draw(3, 40, 24) @ weight.T)
+    mapped = torch.func.vmap(lambda one: products.linear(one, weight, gelu=True))(draw(3, 40, 24))
+    torch.testing.assert_close(mapped, F.gelu(draw(3, 40, 24) @ weight.T))
     with forward_ad.dual_level():
         dual = products.linear(forward_ad.make_dual(rows, torch.ones_like(rows)), weight)
         torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, torch.ones_like(rows) @ weight.T)
