@@ -88,7 +88,7 @@ class ComputedRows:
         self._start = 0  # index of the first row that is kept
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns the rows from `start` to `end` (exclusive). Rows that are kept from the last read are not computed."""
+        """Returns the rows from `start` to `end` (exclusive). Rows kept from the last read are not computed again."""
         kept = self._kept
         if kept is None or not self._start <= start <= self._start + len(kept):
             kept, self._start = self._compute(start, end), start

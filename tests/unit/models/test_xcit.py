@@ -310,8 +310,8 @@ def test_forward_intermediates_are_the_xca_blocks_tokens(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"indices": 0}, "the last 0 blocks were asked for, of 3"),
-        ({"indices": 4}, "the last 4 blocks were asked for, of 3"),
+        ({"indices": 0}, "the last 0 blocks were requested, but the model has 3"),
+        ({"indices": 4}, "the last 4 blocks were requested, but the model has 3"),
         ({"indices": [3]}, "there is no block 3: the model has 3"),
         ({"indices": []}, "no block was asked for"),
         ({"output_fmt": "NHWC"}, "output_fmt is 'NHWC', must be 'NCHW' or 'NLC'"),
