@@ -67,11 +67,11 @@ class XCiTConfig(ReadableConfig):
         if strides:
             need(all(stride in (1, 2) for stride in strides), f"stem_strides are {strides}, each must be 1 or 2")
             usual, product = 2 ** len(strides), math.prod(strides)
-            # The default patch size, and the size for strides of 2, are accepted too and replaced by the product.
-            # The caller may not have set `patch_size`, and `dataclasses.replace` passes the value of the old config.
+            # The product replaces `patch_size`. The default, and the patch size that strides of 2 would give, are not
+            # refused: the caller may not have set `patch_size`, and `dataclasses.replace` passes the old value.
             need(
                 self.patch_size in (usual, product, XCiTConfig.patch_size),
-                f"patch_size is {self.patch_size}, but stem_strides {strides} make patches of {product}",
+                f"patch_size is {self.patch_size}, but stem_strides {strides} make patches of {product} pixels",
             )
             object.__setattr__(self, "patch_size", product)
             # If all strides are 2, () is stored, so that configs of the same architecture compare equal.
@@ -85,7 +85,7 @@ class XCiTConfig(ReadableConfig):
         narrowing = 2 ** (len(self.strides) - 1)
         need(
             self.embed_dim % narrowing == 0,
-            f"embed_dim {self.embed_dim} must be a multiple of {narrowing} for patches of {self.patch_size}",
+            f"embed_dim {self.embed_dim} must be a multiple of {narrowing} for patches of {self.patch_size} pixels",
         )
         need(
             self.embed_dim % self.num_heads == 0,

@@ -7,7 +7,7 @@ shorter than the sides of the output, a tap takes 1 / s^2 of the operations that
 The interpolated maps and their concatenation are never stored.
 
 Along one side of the map, the interpolation and the shift together are a product with one matrix, which has few nonzero
-values per row. Its values for samples outside the map are 0, which has the same effect as zero padding.
+values per row. The matrix is 0 for samples outside the map, which has the same effect as zero padding.
 
 Shapes: `C` channels of a coarse map, `E` channels of the output, `W` width of the output, `w` width of a coarse map.
 """
@@ -66,7 +66,7 @@ class ConvOfResizedRows(ComputedRows):
     def workspace(self, rows: int) -> int:
         """Returns the number of temporary values: the padded rows of the finest map and the output rows.
 
-        Each is counted twice, because torch may copy it.
+        Both are counted twice, because torch may copy them.
         """
         return 2 * rows * self.width * (self.channels + (0 if self._finest is None else self._finest.channels))
 

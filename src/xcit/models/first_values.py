@@ -1,4 +1,7 @@
-"""Initialisation of existing models, for example of a model on the meta device after `to_empty` gave it memory."""
+"""Initialisation of a model that exists already.
+
+For example, a model that was created on the meta device gets memory from `to_empty`, and then needs initial values.
+"""
 
 from typing import Any
 

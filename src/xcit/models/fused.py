@@ -44,7 +44,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def tokens_at_once(tokens: Tensor) -> int | None:
-    """Returns the maximum number of tokens in one part, counted over all images of the batch.
+    """Returns the maximum number of tokens in one part (see `NUMBERS_AT_ONCE`), counted over all images of the batch.
 
     Returns None if the tokens (B, N, D) must not be split, because the model is being compiled, traced or exported.
     """
@@ -56,7 +56,9 @@ def tokens_at_once(tokens: Tensor) -> int | None:
 
 
 def stripe_rows(tokens: Tensor, width: int) -> int:
-    """Returns the number of rows in a stripe of the token grid: as many rows as one part may contain, but at least 1.
+    """Returns the number of rows in a stripe of the token grid.
+
+    A stripe has as many rows as one part may contain (see `NUMBERS_AT_ONCE`), but at least 1.
 
     Args:
         tokens: (..., D).
@@ -389,7 +391,7 @@ def scale_outputs(layer: Layer, scale: Tensor) -> Layer:
 
 
 def with_numbers(layer: Layer, weight: Tensor, bias: Tensor) -> Layer:
-    """Returns a copy of the layer with this weight and bias."""
+    """Returns a copy of the layer with the given weight and bias."""
     layer = copy.deepcopy(layer)
     layer.weight, layer.bias = frozen(weight, like=layer.weight), frozen(bias, like=layer.weight)
     return layer

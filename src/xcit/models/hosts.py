@@ -32,8 +32,8 @@ def keeps_notes(kind: type[Config]) -> type[Config]:
     """Lets a frozen dataclass accept new attributes that are not fields, because some libraries set such attributes.
 
     The new attributes belong to one object. They are not saved with the model, not compared by ==, and not copied by
-    `dataclasses.replace`. The fields stay frozen. A new attribute with a name similar to a field's name raises an
-    `XCiTError` that suggests the field.
+    `dataclasses.replace`. The fields stay frozen. Setting an attribute with a name similar to a field's name raises an
+    `XCiTError` that suggests the field's name.
     """
     frozen = kind.__setattr__
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]

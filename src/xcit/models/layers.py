@@ -1,7 +1,7 @@
 """The layers and blocks of XCiT. "Paper" means the XCiT paper (arXiv 2106.09681).
 
 The layers are: stem of convolutions, position code, cross-covariance attention (XCA), local patch interaction (LPI),
-MLP and class attention. There are two types of blocks. No layer changes its input in place.
+MLP and class attention. The blocks are `XCABlock` and `ClassAttentionBlock`. No layer changes its input in place.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads.
 """
@@ -95,7 +95,7 @@ def init_linear(layer: nn.Linear) -> None:
 
 
 def _float_of(layer: nn.Module) -> torch.dtype:
-    """Returns the dtype of a layer's floating-point parameters; float32 if it has none, for example if quantised."""
+    """Returns the dtype of a layer's floating-point parameters; float32 if a quantised layer has no such parameters."""
     return next((value.dtype for value in layer.parameters() if value.is_floating_point()), torch.float32)
 
 
@@ -111,7 +111,7 @@ def scaled(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> tuple[Tensor, 
 
 
 def computes_in_float16(tokens: Tensor) -> bool:
-    """Returns whether products with the tokens are computed in float16: under autocast, or because the tokens are."""
+    """Returns whether products with the tokens are computed in float16, by autocast or because of the tokens' dtype."""
     device = tokens.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device) is torch.float16
@@ -235,8 +235,8 @@ _BRANCHES = (XCA, LPI, MLP)
 class XCABlock(NotScripted, nn.Module):
     """A block of three residual branches: XCA, then LPI, then MLP, for tokens (B, N, D).
 
-    Before each branch, the tokens are normalised. The output of a branch is multiplied by a learned vector (LayerScale)
-    and added to the tokens.
+    The input of each branch is the tokens after a norm. The output of each branch is multiplied by a learned vector
+    (LayerScale) and added to the tokens.
     """
 
     def __init__(
@@ -269,8 +269,8 @@ class XCABlock(NotScripted, nn.Module):
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         refuse_symbols(tokens)
         # Inside a branch, LayerScale multiplies the weights of the last layer. Outside a branch, it multiplies N x D
-        # activations, and autograd stores these for the backward pass. But float16 can't represent the multiplied
-        # weights, for example 1e-5 times 0.02.
+        # activations, and autograd stores these for the backward pass. In float16, LayerScale stays outside, because
+        # float16 can't represent the multiplied weights, for example 1e-5 times 0.02.
         may_scale_inside = not computes_in_float16(tokens)
         tokens = self._add(tokens, self.xca, (self.norm_xca(tokens),), self.scale_xca, may_scale_inside)
         tokens = self._add(tokens, self.lpi, (self.norm_lpi(tokens), height, width), self.scale_lpi, may_scale_inside)

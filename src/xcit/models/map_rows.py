@@ -134,7 +134,7 @@ class ConvRows(ComputedRows):
     def workspace(self, rows: int) -> int:
         """Returns the number of temporary values: the padded input rows and the output rows.
 
-        Each is counted twice, because torch may copy it.
+        Both are counted twice, because torch may copy them.
         """
         return 2 * rows * self.width * (self.channels + self._source.channels)
 
@@ -185,7 +185,10 @@ def lateral_rows(source: MapRows, conv: nn.Conv2d, activation: Activation | None
 
 
 class ShrunkMapRows(ComputedRows):
-    """Max pooling over `factor` x `factor` pixels without padding. A side below `factor` is pooled to 1 pixel."""
+    """Max pooling over `factor` x `factor` pixels without padding.
+
+    A side that is shorter than `factor` pixels is pooled to 1 pixel.
+    """
 
     def __init__(self, source: MapRows, factor: int) -> None:
         self._down, self._across = min(factor, source.height), min(factor, source.width)

@@ -1,9 +1,9 @@
 """Checks whether the output of a layer may be computed from the layer's weights, without calling the layer.
 
 Hooks, LoRA, quantisation, pruning, parametrisation and tracing work only if the layer is called. Some faster forms of
-the layers read the weights and do not call the layer: those in `ops/forms.py`, and LayerScale inside the weights. A
-faster form is used only if each layer is an instance of torch's own class, not of a subclass, and has no hooks. So the
-user sees no difference.
+the layers read the weights and do not call the layer. They are in `ops/forms.py`, and in `layers.py` where LayerScale
+multiplies the weights. A faster form is used only if each layer is an instance of torch's own class, not of a subclass,
+and has no hooks. So the user sees no difference.
 """
 
 from collections.abc import Collection
@@ -34,7 +34,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_anything_watched() -> bool:
-    """Returns whether torch has hooks on all modules, or a dispatch mode, such as that of torch's FLOP counter."""
+    """Returns whether there are global hooks or an active dispatch mode, such as the mode of torch's FLOP counter."""
     return bool(
         _globals._global_forward_hooks
         or _globals._global_forward_pre_hooks

@@ -27,16 +27,19 @@ STRIDES = (4, 8, 16, 32)
 
 
 def default_out_indices(depth: int) -> tuple[int, ...]:
-    """Returns the blocks whose tokens become the maps: 3, 5, 7, 11 for depth 12, and 7, 11, 15, 23 for depth 24.
+    """Returns the indices of the blocks that output the tokens for the maps.
 
-    The blocks are counted from 0. They are the blocks at 1/3, 1/2, 2/3 and the end of the depth, as in the paper's
-    models.
+    The blocks are those at 1/3, 1/2, 2/3 and the end of the depth, as in the paper's models. Counted from 0, they are
+    3, 5, 7, 11 for depth 12, and 7, 11, 15, 23 for depth 24.
     """
     return tuple(max(0, depth * sixths // 6 - 1) for sixths in (2, 3, 4, 6))
 
 
 class Shrink(nn.Module):
-    """Max pooling over `factor` x `factor` pixels without padding. A side below `factor` is pooled to 1 pixel."""
+    """Max pooling over `factor` x `factor` pixels without padding.
+
+    A side that is shorter than `factor` pixels is pooled to 1 pixel.
+    """
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -142,7 +145,8 @@ class XCiTPyramid(Fusible):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns maps of strides 4, 8, 16 and 32, each (B, D, height, width)."""
-        # The maps keep the memory layout of the fused model's tokens, channels last. Convolutions are fastest with it.
+        # The maps keep the memory layout of the fused model's tokens, channels last. Convolutions are fastest with this
+        # layout.
         if isinstance(self.xcit, FusedXCiT):
             tokens = self.xcit.forward_intermediates(
                 images, self.out_indices, output_fmt="NLC", intermediates_only=True
@@ -176,7 +180,7 @@ class OnPyramid(Shareable, Fusible):
         self.backbone.set_grad_checkpointing(enable)
 
     def fuse(self) -> Self:
-        """Returns a faster copy for inference, which needs less memory. It can't be trained or set to training mode.
+        """Returns a faster copy for inference. The copy needs less memory, and can't be trained.
 
         In the copy, the backbone is fused (see `XCiT.fuse`), and the pyramid's batch norm is folded into the
         convolution before it. The weights after the backbone are in the channels-last format, because the maps have

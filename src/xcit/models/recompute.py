@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 def recomputed(block: nn.Module, *inputs: Tensor | int) -> Tensor:
     """Computes the output of a block without storing its activations for the backward pass."""
-    # torch.compile does not accept `context_fn`. It does not need it, because it updates running statistics only once.
+    # torch.compile does not accept `context_fn`, but updates the running statistics only once anyway.
     if torch.compiler.is_compiling():
         out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
     else:

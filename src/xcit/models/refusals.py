@@ -39,13 +39,14 @@ def check_batch(images: Tensor, num_channels: int) -> None:
     """Checks that the argument of a model is a batch of images that its layers accept.
 
     Raises:
-        XCiTError: if the argument is not a floating-point tensor, is empty, or has another shape or number of channels.
+        XCiTError: if the argument is not a floating-point tensor, is empty, or has the wrong shape or number of
+            channels.
     """
     form = f"(batch, {num_channels}, height, width)"
     if not isinstance(images, Tensor):
         raise XCiTError(
             f"images must be a tensor {form}, not {type(images).__name__}: torch.from_numpy converts an array, and "
-            "xcit.predict accepts images that are not prepared"
+            "xcit.predict accepts images without preprocessing"
         )
     shape = tuple(images.shape)
     if images.ndim != 4:
@@ -58,7 +59,7 @@ def check_batch(images: Tensor, num_channels: int) -> None:
     if not images.is_floating_point():
         raise XCiTError(
             f"images must be floating-point and normalised, not {str(images.dtype).removeprefix('torch.')}: "
-            "use (images / 255 - mean) / std, or xcit.predict, which accepts images that are not prepared"
+            "use (images / 255 - mean) / std, or xcit.predict, which accepts images without preprocessing"
         )
     if type(shape[0]) is int and not shape[0]:  # under torch.export, sizes may be symbols instead of integers
         raise XCiTError(f"the batch is empty: {shape}")

@@ -246,7 +246,7 @@ class Segmenter(OnPyramid):
         super().__init__()
         if not config.num_classes:
             raise XCiTError("a segmenter needs classes: set num_classes above 0")
-        self.config = copy.copy(config)  # other libraries may set attributes on the config of this model
+        self.config = copy.copy(config)  # a copy, because other libraries may set attributes on the config of a model
         self.info: SegmenterInfo | None = None
         self.backbone = XCiTPyramid(config.backbone, config.out_indices)
 

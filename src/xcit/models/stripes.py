@@ -28,7 +28,7 @@ ROWS_HELD = 2
 """Number of rows by which LPI's output is behind its input: each of its two convolutions needs the row below."""
 
 Leave = Callable[[int, Tensor], None]
-"""A function that is called with the index of the first row of a stripe, and a tensor, usually its rows (k, W, D)."""
+"""A function that is called for a stripe with two arguments: the index of its first row, and its rows (k, W, D)."""
 
 
 class Tokens(Protocol):
@@ -326,13 +326,13 @@ def pass_class_block(
 
     Args:
         block: the block.
-        attention: the sums of the attention. They contain only the class token at first; the kept patch tokens are
-            added.
+        attention: the sums of the attention, which contain only the class token. This function adds the kept patch
+            tokens.
         tokens: the patch tokens of the image.
         rows_at_once: number of rows of a stripe.
         leave: called with the index of the first output row and the output rows; None if they are not needed.
-        hear: called for each stripe with the index of its first row and the attention scores (1, M, n) of its n kept
-            tokens; None if the scores are not needed.
+        hear: called for each stripe with the index of its first row and, instead of rows, the attention scores
+            (1, M, n) of its n kept tokens; None if the scores are not needed.
         kept: the kept tokens of the image (see `KeptTokens`).
     """
     for start, end in spans(tokens.height, rows_at_once):

@@ -185,7 +185,7 @@ def _crop_share(image_size: int, resize_to: int) -> float:
 
 
 def pool_of(name: str) -> GlobalPool:
-    """Converts the name of a pooling, which may be timm's name, to a `GlobalPool`.
+    """Converts the name of a pooling to a `GlobalPool`. The names of timm are accepted too.
 
     Raises:
         XCiTError: if the name is unknown.
@@ -196,7 +196,9 @@ def pool_of(name: str) -> GlobalPool:
 
 
 def resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:
-    """Converts indices of blocks, of which negative ones count from the end, to sorted indices without duplicates.
+    """Converts indices of blocks to indices counted from 0, sorted and without duplicates.
+
+    Negative indices count from the end.
 
     Raises:
         XCiTError: if `indices` is empty or contains an index that the model does not have.

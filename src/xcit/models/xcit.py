@@ -60,7 +60,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
 
     def __init__(self, config: XCiTConfig) -> None:
         super().__init__()
-        self.config = copy.copy(config)  # other libraries may set attributes on the config of this model
+        self.config = copy.copy(config)  # a copy, because other libraries may set attributes on the config of a model
         self.info: ModelInfo | None = None
         self.grad_checkpointing = False
         self._pretrained_cfg: dict[str, Any] | None = None
@@ -258,7 +258,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         class_attention: bool = True,
         only_class: bool = False,
     ) -> Encoded:
-        """Runs the stem, the XCA blocks, class attention and the final norm. Every output comes from this pass.
+        """Runs the stem, the XCA blocks, class attention and the final norm. All outputs come from this method.
 
         Args:
             images: (B, in_channels, h, w).
@@ -289,7 +289,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         return is_anything_watched() or any(is_watched(module) for part in parts for module in part.modules())
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
-        """Returns the tokens (B, N, D), with the position code added; H; and W."""
+        """Returns the tokens (B, N, D) with the position code added, and H and W."""
         image = self.stem(images)
         height, width = image.shape[-2:]
         # `flatten(2).transpose(1, 2)` is not used: for a batch of one image, its gradient has strides for which batch

@@ -8,7 +8,7 @@ row p, which is added to each token:
     y = X P + p,    P = (W_proj A W_v)^T,    p = W_proj A b_v + b_proj.
 
 A is the block-diagonal matrix with the attention of each head as a block. To compute A, only the products q^T k of
-queries and keys are needed, which are sums over all tokens. These products can be computed from m, the mean of X over
+queries and keys are needed. These products are sums over all tokens. They can be computed from m, the mean of X over
 the tokens, and from S = X^T X - N m m^T:
 
     q^T k = W_q S W_k^T + N q_m k_m^T,    q_m = W_q m + b_q,    k_m = W_k m + b_k.
@@ -17,9 +17,10 @@ The squared norms |q|^2 and |k|^2 are the diagonals of q^T q and k^T k, for whic
 of these diagonals are never negative, so their sum loses no precision by cancellation.
 
 So XCA has two steps, the attention A and the output y. Each step can be computed either with queries, keys and values
-(N x D each) or without them. The numbers of multiply-accumulates are:
+(N x D each) or without them. Without them, the attention is computed from the Gram matrix X^T X, and the output by the
+matrix P. The numbers of multiply-accumulates are:
 
-    step        with queries, keys and values   without: from X^T X (the Gram matrix), or by the matrix P
+    step        with queries, keys and values   without queries, keys and values
     attention   2 N D^2 + N D C                 N D^2 + (2 + C/D) D^3
     output      2 N D^2 + N D C                 N D^2 + (1 + C/D) D^3
 
@@ -59,7 +60,7 @@ def xca(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """Computes `reference.xca`, with the same arguments and result. On a CPU, the form is the fastest for N and D."""
+    """Computes `reference.xca`, with the same arguments and result. On a CPU, it uses the fastest form for N and D."""
     num_tokens, dim = tokens.shape[1:]
     # An exported or traced graph must work for every N, so its form can't depend on N. On GPUs, the forms have not been
     # measured yet.
@@ -144,7 +145,7 @@ def _xca_by_tokens(
 
 
 def gram(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the Gram matrix X^T X (B, D, D) of tokens (B, N, D) and their sum (B, 1, D), at least in float32.
+    """Returns the Gram matrix X^T X (B, D, D) of tokens (B, N, D), and their sum (B, 1, D), in float32 or float64.
 
     The sum of the results for parts of the tokens is the result for all tokens.
     """
@@ -193,7 +194,7 @@ def _gram(tokens: Tensor) -> Tensor:
 def attention_from_gram(
     gram: Tensor, total: Tensor, num_tokens: int, qkv_weight: Tensor, qkv_bias: Tensor | None, temperature: Tensor
 ) -> Tensor:
-    """Returns the attention (B, M, C, C) of each head, computed from the outputs of `gram`, at least in float32."""
+    """Returns the attention (B, M, C, C) of each head, computed from the outputs of `gram`, in float32 or float64."""
     batch, dim, _ = gram.shape
     num_heads = temperature.shape[0]
     with _without_autocast(gram):
@@ -215,7 +216,7 @@ def attention_from_gram(
 
 
 def attention_from_tokens(tokens: Tensor, qkv_weight: Tensor, qkv_bias: Tensor | None, temperature: Tensor) -> Tensor:
-    """Returns the attention (B, M, C, C) of each head, computed from queries and keys, at least in float32."""
+    """Returns the attention (B, M, C, C) of each head, computed from queries and keys, in float32 or float64."""
     dim = tokens.shape[2]
     bias = None if qkv_bias is None else qkv_bias[: 2 * dim]
     return _attention_of(F.linear(tokens, qkv_weight[: 2 * dim], bias), temperature)
@@ -232,7 +233,7 @@ def xca_of_qkv(qkv: Tensor, temperature: Tensor) -> Tensor:
 
 
 def _attention_of(queries_keys: Tensor, temperature: Tensor) -> Tensor:
-    """Returns the attention (B, M, C, C) of queries and keys (B, N, 2D), at least in float32."""
+    """Returns the attention (B, M, C, C) of queries and keys (B, N, 2D), in float32 or float64."""
     batch, num_tokens, _ = queries_keys.shape
     with _without_autocast(queries_keys):
         queries_keys = _wide(queries_keys)

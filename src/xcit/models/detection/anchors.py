@@ -9,7 +9,7 @@ from torch import Tensor
 ANCHOR_STRIDES = (4, 8, 16, 32, 64)
 """Stride of each feature map in pixels of the image.
 
-These strides are used even if a map's size is rounded, so that its true stride differs a little.
+These strides are used even if the size of a map is rounded and its true stride is a little different.
 """
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -58,7 +58,7 @@ def all_anchors(map_sizes: Sequence[tuple[int, int]], scale: float, device: torc
 
 
 def within(map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns a mask of the anchors from `all_anchors`, bool (n,), that is true within an image.
+    """Returns a mask, bool (n,), which is true for the anchors of `all_anchors` that are within an image.
 
     In a batch, a smaller image is padded further, to the size of the largest image. Anchors in this further padding are
     not trained.

@@ -62,10 +62,10 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
 
 
 def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
-    """Non-maximum suppression: removes boxes that overlap a kept box of the same class with a higher score.
+    """Removes boxes that overlap a kept box of the same class with a higher score (non-maximum suppression, NMS).
 
     The boxes of each class are shifted so that boxes of different classes do not overlap. The shift rounds the
-    coordinates a little. mmdetection uses the same shift, so the results equal the published ones.
+    coordinates a little. mmdetection uses the same shift, so the results equal those of the published models.
 
     Args:
         boxes: (n, 4).

@@ -36,9 +36,9 @@ class MaskRCNN(OnPyramid):
     In evaluation mode, call `model(images)` with images (C, h, w) of any sizes, uint8 or floating-point in 0..1. The
     result is a dict for each image: "boxes" (n, 4), (x1, y1, x2, y2) in pixels; "labels" (n,) from 1; "scores" (n,),
     best first; "masks" (n, 1, h, w), probabilities. A pixel belongs to the object if its probability is 0.5 or more.
-    `detect` returns the same objects, but with small masks. Each image is computed separately. In a batch, the padding
-    of an image would depend on the other images, and so would the objects found in it, because an XCiT also attends to
-    padding.
+    `detect` returns the same objects, but with small masks. Each image is computed separately, without a batch. In a
+    batch, the padding of an image depends on the other images. An XCiT also attends to padding, so the objects found in
+    an image would depend on the other images.
 
     In training mode, call `model(images, targets)`. `targets` contains a dict for each image with "boxes" (m, 4),
     "labels" (m,) and "masks" (m, h, w). The result is a dict of losses; training minimises their sum. Images are not
@@ -53,7 +53,7 @@ class MaskRCNN(OnPyramid):
         super().__init__()
         if not config.num_classes:
             raise XCiTError("a detector needs classes: set num_classes above 0")
-        self.config = copy.copy(config)  # other libraries may set attributes on the config of this model
+        self.config = copy.copy(config)  # a copy, because other libraries may set attributes on the config of a model
         self.info: DetectorInfo | None = None
         self.backbone = XCiTPyramid(config.backbone, config.out_indices or None)
         widths = [config.backbone.embed_dim] * len(STRIDES)
@@ -151,7 +151,7 @@ class MaskRCNN(OnPyramid):
     def _search(self, image: Tensor, scale: Tensor, min_score: float, max_objects: int = NUM_DETECTIONS) -> Detections:
         """Returns the objects in a normalised image (C, h, w) that was resized by the factors `scale`.
 
-        `RoIHeads.detect` describes `scale`, `min_score` and `max_objects` (there: `most`).
+        `RoIHeads.detect` describes the arguments. It calls `max_objects` `most`.
         """
         size = (image.shape[-2], image.shape[-1])
         maps = self._maps(pad_and_stack([image]))

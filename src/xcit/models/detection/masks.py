@@ -120,7 +120,8 @@ def _span(low: float, high: float, length: int) -> tuple[int, int]:
 def _places(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Returns the positions of the pixels' centres relative to a box along one axis.
 
-    A position is -1 at the edge `low` of the box and 1 at the edge `high`. If the box has no extent, it is 0.
+    A position is -1 at the edge `low` of the box and 1 at the edge `high`. If the box has no extent, all positions
+    are 0.
     """
     places = (pixels.to(low.dtype) + 0.5 - low) / (high - low) * 2 - 1
     return torch.where(places.isfinite(), places, torch.zeros_like(places))

@@ -10,12 +10,12 @@ BACKGROUND, IN_BETWEEN = -1, -2
 def match(boxes: Tensor, objects: Tensor, *, positive: float, negative: float, lowest: float) -> Tensor:
     """Matches each box to an object by intersection over union (IoU).
 
-    In the first step, the largest IoU of each box with any object decides. If it is at least `positive`, the box is
-    matched to this object. If it is below `negative`, the box is background. In all other cases, the box is ignored.
+    The first step finds, for each box, the object with the largest IoU. If this IoU is at least `positive`, the box is
+    matched to the object. If this IoU is below `negative`, the box is background. Otherwise, the box is ignored.
 
-    In the second step, the largest IoU of each object with any box decides. If it is at least `lowest`, all boxes with
-    this IoU are matched to the object, even if the first step matched them to another object. If a box fits two objects
-    in this step, it is matched to the later object.
+    The second step finds, for each object, the boxes with the largest IoU. If this IoU is at least `lowest`, these
+    boxes are matched to the object, even if the first step matched them to another object. If the second step finds the
+    same box for two objects, the box is matched to the later object.
 
     Args:
         boxes: (n, 4).

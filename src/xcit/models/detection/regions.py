@@ -1,4 +1,4 @@
-"""Computes the features of boxes by RoIAlign. Each box reads one feature map, which depends on the size of the box.
+"""Computes the features of boxes by RoIAlign. The size of a box determines which feature map is read for the box.
 
 RoIAlign divides a box into cells. It samples the map on a regular grid in the box, by bilinear interpolation, and
 computes the mean of the samples in each cell. Both operations can be separated into rows and columns. So on a CPU, the
@@ -16,9 +16,10 @@ from xcit.models.pyramid import STRIDES
 from xcit.models.stripes import spans
 
 _SMALLEST = 56
-"""Half of the side at which a box changes from the first map to the second map, in pixels of the image.
+"""Size in the rule of `region_levels`, in pixels of the image.
 
-The side of a box is the square root of its area. At each doubling of this side, a box changes to the next map.
+A box with a side below 2 * 56 reads the first map, below 4 * 56 the second map, below 8 * 56 the third map, and
+otherwise the fourth map. The side of a box is the square root of its area.
 """
 
 _NUMBERS_AT_ONCE = 2**22
@@ -44,7 +45,7 @@ class Level(Protocol):
         """Number of values per pixel."""
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """Returns the rows from `top` to `bottom` and the columns from `left` to `right`, both without the end.
+        """Returns the rows from `top` to `bottom` (exclusive) of the columns from `left` to `right` (exclusive).
 
         The shape is (bottom - top, right - left, C). The caller must not change the tensor.
         """
@@ -173,8 +174,8 @@ def _of_level(level: Level, boxes: Tensor, size: int, stride: int) -> Iterator[T
 def _axis(low: Tensor, high: Tensor, size: int, stride: int, length: int) -> _Axis:
     """Computes the interpolation weights of boxes along one axis of a map.
 
-    Positions are computed in the dtype of the boxes, with the same order of operations as in torchvision's operator.
-    Otherwise, a different rounding could change the number of samples, which jumps where a side is a whole number of
+    Positions are computed in the dtype of the boxes, with the same order of operations as in torchvision's operator. A
+    different rounding could change the number of samples, which jumps where the side of a box is a whole number of
     pixels.
 
     Args:

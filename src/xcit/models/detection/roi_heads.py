@@ -23,7 +23,10 @@ STD = (0.1, 0.1, 0.2, 0.2)
 """Standard deviations (dx, dy, dw, dh) by which steps from proposals are divided."""
 
 BOX_SIZE, MASK_SIZE = 7, 14
-"""Pixels per side of a region's features, for boxes and for masks. A predicted mask has 2 * `MASK_SIZE` per side."""
+"""Pixels per side of a region's features, for boxes and for masks.
+
+A predicted mask has 2 * `MASK_SIZE` pixels per side.
+"""
 
 MIN_SCORE = 0.05
 NMS_IOU = 0.5
@@ -36,7 +39,7 @@ With 256 channels in float32, the features of a region take 50 kB for boxes and 
 """
 
 PROPOSALS_AN_OBJECT = 10
-"""Number of proposals per requested object, if more than the published 100 objects are requested."""
+"""Number of proposals per requested object, if more than 100 objects (as in the published models) are requested."""
 
 RegionFeatures = Callable[[Tensor, int], Tensor]
 """A function of boxes (n, 4), in pixels of the network's input, and a size. It returns features (n, C, size, size)."""
@@ -137,7 +140,10 @@ class RoIHeads(nn.Module):
         return Detections(boxes, labels + 1, scores, masks)
 
     def numbers_at_once(self, max_objects: int) -> int:
-        """Returns the maximum number of values in memory during `detect`, which is needed to plan the memory."""
+        """Returns the maximum number of values in memory during `detect`.
+
+        Inference on large images plans its memory with this number.
+        """
         num_features, kinds = self.box_head.fc6.in_features, self.num_classes
         channels = num_features // BOX_SIZE**2
         boxes = _PROPOSALS_AT_ONCE * 3 * (num_features + self.box_head.fc6.out_features)

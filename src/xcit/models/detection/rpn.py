@@ -24,7 +24,10 @@ NUM_CANDIDATES_TRAIN = 2000
 """Maximum number of candidates from each feature map in training."""
 
 NUM_PROPOSALS = 1000
-"""Maximum number of proposals from all maps together. In evaluation, also the maximum of candidates from each map."""
+"""Maximum number of proposals from all maps together.
+
+In evaluation, this is also the maximum number of candidates from each map.
+"""
 
 NMS_IOU = 0.7
 
@@ -37,7 +40,7 @@ class Candidates(NamedTuple):
 
     scores: Tensor  # (n,), 0..1
     places: Tensor  # (n,), indices of the anchors: see `anchors_at`
-    steps: Tensor  # (n, 4), from the anchors
+    steps: Tensor  # (n, 4), from the anchors to the objects
 
 
 class RegionProposalNetwork(nn.Module):
@@ -147,8 +150,8 @@ class RegionProposalNetwork(nn.Module):
             inside = within(map_sizes, size, anchors.device).nonzero().squeeze(1)
             matched = match(anchors[inside], own, positive=POSITIVE_IOU, negative=NEGATIVE_IOU, lowest=NEGATIVE_IOU)
             positive, negative = sample(matched, NUM_SAMPLED, POSITIVE_SHARE)
-            # As in the published models, an image without anchors with an object counts as if it had one such anchor.
-            # The same is true for an image without background anchors.
+            # As in the published models, the count of drawn anchors with an object is at least 1 for each image, and so
+            # is the count of drawn background anchors.
             num_sampled += max(len(positive), 1) + max(len(negative), 1)
             anchor = inside[positive]
             chosen = all_logits[image][torch.cat([anchor, inside[negative]])]
