@@ -54,7 +54,9 @@ def check_batch(images: Tensor, num_channels: int) -> None:
         raise XCiTError(f"images must be {form}, not {shape}{': images[None] is a batch of one' if one else ''}")
     if shape[1] != num_channels:
         is_last = shape[3] == num_channels
-        hint = f": they are {shape}, with the channels last; images.permute(0, 3, 1, 2) puts them first" * is_last
+        hint = (
+            f": they are {shape}, with the channels last; images.permute(0, 3, 1, 2) puts the channels first" * is_last
+        )
         raise XCiTError(f"images have {shape[1]} channels, the model takes {num_channels}{hint}")
     if not images.is_floating_point():
         raise XCiTError(

@@ -67,7 +67,7 @@ def calls(model: XCiT) -> list[int]:
         ("in_channels", 0, "in_channels is 0, must be at least 1"),
         ("cls_depth", -1, "cls_depth is -1, must be at least 0"),
         ("num_classes", -1, "num_classes is -1, must be at least 0"),
-        ("embed_dim", 15, "embed_dim 15 must be a multiple of 2 for patches of 4"),
+        ("embed_dim", 15, "embed_dim 15 must be a multiple of 2 for patches of 4 pixels"),
         ("num_heads", 3, "embed_dim 16 must be a multiple of num_heads 3"),
         ("mlp_ratio", 0.0, "mlp_ratio is 0.0, must be positive and finite"),
         ("mlp_ratio", -1.0, "mlp_ratio is -1.0, must be positive and finite"),
