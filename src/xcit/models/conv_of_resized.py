@@ -39,7 +39,8 @@ class ConvOfResizedRows(ComputedRows):
     The input of the convolution is the concatenation of `finest` and the maps of `coarse`, interpolated to `size`.
 
     Args:
-        finest: a map of size `size` with the first channels of the concatenation; None if there is no such map.
+        finest: a map with the size of the output. Its channels are the first in the concatenation. None means that
+            there is no such map.
         coarse: maps of any sizes, in the order of the concatenation.
         size: (height, width) of the output.
         conv: a 3x3 convolution with stride 1 and zero padding of 1 pixel.
@@ -136,7 +137,7 @@ def moved_interpolation(start: int, end: int, source_length: int, length: int) -
     before, after, weight = interpolation(first, last, source_length, length)
     left, right = int(before[0]), int(after[-1]) + 1
     plain = torch.zeros(last - first + 2, right - left)
-    rows = torch.arange(last - first) + 1  # the matrix has one row of zeros above these rows and one below
+    rows = torch.arange(last - first) + 1  # `plain` has one row of zeros above these rows and one below
     plain.index_put_((rows, before - left), 1 - weight, accumulate=True)
     plain.index_put_((rows, after - left), weight, accumulate=True)
     top = start - first  # the row of `plain` for the sample before `start`

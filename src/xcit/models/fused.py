@@ -274,7 +274,7 @@ class FusedXCABlock(nn.Module):
         )
 
     def mixing(self, sums: Sums) -> tuple[Tensor, Tensor]:
-        """Returns the matrix P (D, D) and the row p (D,) with which XCA of one image is X P + p.
+        """Returns the matrix P (D, D) and the row p (D,) of one image, for which the output of XCA is X P + p.
 
         `ops/forms.py` explains this form. P and p are computed in the dtype of the sums, and returned in the dtype of
         the weights.

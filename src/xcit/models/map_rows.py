@@ -31,7 +31,7 @@ The number is large enough for full speed if the maps are in memory.
 """
 
 _IMAGES = 16
-"""Number of images in a batch with which a 1x1 convolution is fast on a CPU: see `pointwise`."""
+"""Batch size with which a 1x1 convolution is fast on a CPU: see `pointwise`."""
 
 Activation = Callable[[Tensor], Tensor]
 """An activation that works in place and returns its argument."""

@@ -3,7 +3,7 @@
 Hooks, LoRA, quantisation, pruning, parametrisation and tracing work only if the layer is called. Some faster forms of
 the layers read the weights and do not call the layer. They are in `ops/forms.py`, and in `layers.py` where LayerScale
 multiplies the weights. A faster form is used only if each layer is an instance of torch's own class, not of a subclass,
-and has no hooks. So the user sees no difference.
+and has no hooks. So the user sees no difference. A parameter is called plain if its class is `nn.Parameter` itself.
 """
 
 from collections.abc import Collection

@@ -107,13 +107,16 @@ class Sums:
 
 
 class SlidingConv:
-    """A 3x3 convolution for images that arrive a few rows at a time. It keeps the input rows that are needed again."""
+    """A 3x3 convolution for images that arrive a few rows at a time.
+
+    It stores the last input rows, because the next output rows need them too.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv, self._padding = conv, int(conv.padding[1])
         # The buffer for input rows (B, channels, rows, w), with channels last. It is used again for each stripe.
         self._seen: Tensor | None = None
-        self._num_held = 1  # number of rows in the buffer that are still needed; first, the padding above the image
+        self._num_held = 1  # number of buffered rows that are still needed; at the start, the padding above the image
 
     def push(self, rows: Tensor, *, is_last: bool) -> Tensor:
         """Accepts the next input rows and returns the output rows that can be computed now.

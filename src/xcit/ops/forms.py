@@ -7,9 +7,10 @@ row p, which is added to each token:
 
     y = X P + p,    P = (W_proj A W_v)^T,    p = W_proj A b_v + b_proj.
 
-A is the block-diagonal matrix with the attention of each head as a block. To compute A, only the products q^T k of
-queries and keys are needed. These products are sums over all tokens. They can be computed from m, the mean of X over
-the tokens, and from S = X^T X - N m m^T:
+W and b are the weights and biases of the queries, keys, values and the projection. A is the block-diagonal matrix with
+the attention of each head as a block. To compute A, only the products q^T k of queries and keys are needed. These
+products are sums over all tokens. They can be computed from m, the mean of X over the tokens, and from
+S = X^T X - N m m^T:
 
     q^T k = W_q S W_k^T + N q_m k_m^T,    q_m = W_q m + b_q,    k_m = W_k m + b_k.
 
@@ -255,7 +256,7 @@ def _attention(products: Tensor, squares: Tensor, temperature: Tensor) -> Tensor
 def mixing_matrix(
     attention: Tensor, qkv_weight: Tensor, qkv_bias: Tensor | None, proj_weight: Tensor, proj_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns the matrix P (B, D, D) and the row p (B, 1, D) with which XCA's output is X P + p.
+    """Returns the matrix P (B, D, D) and the row p (B, 1, D), for which XCA's output is X P + p.
 
     Both have the dtype of the attention (B, M, C, C). The docstring of this module explains P and p.
     """

@@ -36,9 +36,9 @@ class MaskRCNN(OnPyramid):
     In evaluation mode, call `model(images)` with images (C, h, w) of any sizes, uint8 or floating-point in 0..1. The
     result is a dict for each image: "boxes" (n, 4), (x1, y1, x2, y2) in pixels; "labels" (n,) from 1; "scores" (n,),
     best first; "masks" (n, 1, h, w), probabilities. A pixel belongs to the object if its probability is 0.5 or more.
-    `detect` returns the same objects, but with small masks. Each image is computed separately, without a batch. In a
-    batch, the padding of an image depends on the other images. An XCiT also attends to padding, so the objects found in
-    an image would depend on the other images.
+    `detect` returns the same objects, but with small masks. Each image is processed separately: in a batch, the padding
+    of an image would depend on the other images. An XCiT also attends to padding, so the objects found in one image
+    would depend on the other images too.
 
     In training mode, call `model(images, targets)`. `targets` contains a dict for each image with "boxes" (m, 4),
     "labels" (m,) and "masks" (m, h, w). The result is a dict of losses; training minimises their sum. Images are not

@@ -39,7 +39,7 @@ With 256 channels in float32, the features of a region take 50 kB for boxes and 
 """
 
 PROPOSALS_AN_OBJECT = 10
-"""Number of proposals per requested object, if more than 100 objects (as in the published models) are requested."""
+"""Number of proposals per requested object, if more than `NUM_DETECTIONS` objects are requested."""
 
 RegionFeatures = Callable[[Tensor, int], Tensor]
 """A function of boxes (n, 4), in pixels of the network's input, and a size. It returns features (n, C, size, size)."""
@@ -66,7 +66,10 @@ class Objects(NamedTuple):
 
 
 class BoxPredictor(nn.Module):
-    """Computes logits of the K classes and of the background, which is last, and steps for each of the K classes."""
+    """Computes logits and steps from the features of boxes, as in the published models.
+
+    The logits are for the K classes and, last, for the background. The steps are for the K classes.
+    """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
@@ -147,8 +150,8 @@ class RoIHeads(nn.Module):
         num_features, kinds = self.box_head.fc6.in_features, self.num_classes
         channels = num_features // BOX_SIZE**2
         boxes = _PROPOSALS_AT_ONCE * 3 * (num_features + self.box_head.fc6.out_features)
-        # For each region, the mask head needs four maps with `MASK_SIZE` pixels per side. It also needs two maps, and
-        # two times the logits, with twice as many pixels per side.
+        # For each region, the mask head needs memory for four maps with `MASK_SIZE` pixels per side. It also needs
+        # memory for two maps and two tensors of logits with twice as many pixels per side.
         masks = _MASKS_AT_ONCE * MASK_SIZE**2 * (4 * channels + 4 * 2 * (channels + kinds))
         outputs = num_proposals(max_objects) * 10 * (kinds + 1) + max_objects * 2 * (2 * MASK_SIZE) ** 2
         return max(boxes, masks) + outputs
@@ -219,13 +222,13 @@ class RoIHeads(nn.Module):
         min_score: float,
         most: int = NUM_DETECTIONS,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Selects at most `most` objects, best first.
+        """Selects the objects with the best scores, best first. `most` is the maximum number of objects.
 
         Returns:
             Boxes (n, 4) in pixels of the original image, labels (n,) from 0, and scores (n,).
         """
         scores = logits.softmax(dim=-1)[:, : self.num_classes]
-        # As in the published models, a proposal with its lower edge at 0 is treated as padding and gets the score 0.
+        # As in the published models, a proposal with y2 = 0 is treated as padding and gets the score 0.
         scores = scores * (proposals[:, 3:] != 0)
         boxes = decode_boxes(proposals, steps, STD, size) / scale
         proposal, label = (scores > min_score).nonzero(as_tuple=True)
