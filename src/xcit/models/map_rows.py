@@ -1,8 +1,8 @@
 """Feature maps that are computed a few rows at a time, and the layers of dense heads for such maps.
 
 Each row of a layer's output depends only on a few neighbouring rows of its input. So no map has to be in memory as a
-whole. The caller reads rows of the last layer's map. To compute these rows, each layer reads the same rows and their
-halo from the layer before it. Up to rounding, the values are those of a computation on whole maps.
+whole. The caller reads rows of the last layer's map. To compute these rows, each layer reads the corresponding rows and
+their halo from the layer before it. Up to rounding, the values are those of a computation on whole maps.
 
 A layer keeps the rows of its last read in memory. If the rows are read from top to bottom, no row is computed twice. If
 they are read in another order, the values are the same, but some rows are computed again.

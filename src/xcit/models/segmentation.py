@@ -125,7 +125,7 @@ class ConvNormReLU(nn.Module):
 class UperNetHead(nn.Module):
     """Computes logits (B, K, ...) of stride 4 from four maps (B, D, ...).
 
-    The head consists of pyramid pooling on the coarsest map, a top-down path, and a convolution that fuses all levels.
+    The head consists of pyramid pooling on the coarsest map, a top-down path, and a convolution that combines all maps.
     """
 
     def __init__(self, embed_dim: int, channels: int, num_classes: int, dropout: float) -> None:

@@ -13,7 +13,7 @@ def _sharing() -> Any:
 
 
 class Shareable:
-    """Base class of models that can be saved to, and loaded from, a folder or the Hugging Face Hub."""
+    """Base class of models that can be saved and loaded, in a folder or on the Hugging Face Hub."""
 
     def save_pretrained(
         self,

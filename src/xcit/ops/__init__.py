@@ -1,4 +1,4 @@
-"""The operators of XCiT as functions on tensors. `xca` chooses between several forms with equal results.
+"""The operators of XCiT as functions on tensors. `xca` chooses between several forms with equal results up to rounding.
 
 The operators are cross-covariance attention (XCA), class attention, local patch interaction (LPI), the Fourier code of
 positions, and stochastic depth.

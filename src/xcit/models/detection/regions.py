@@ -179,8 +179,8 @@ def _axis(low: Tensor, high: Tensor, size: int, stride: int, length: int) -> _Ax
     pixels.
 
     Args:
-        low: (n,), lower edges of the boxes along the axis, in pixels of the image.
-        high: (n,), upper edges of the boxes along the axis, in pixels of the image.
+        low: (n,), coordinates of the boxes' left or upper edges, in pixels of the image.
+        high: (n,), coordinates of the boxes' right or lower edges, in pixels of the image.
         size: number of output pixels along the axis.
         stride: stride of the map in pixels of the image.
         length: number of pixels of the map along the axis.
