@@ -123,5 +123,5 @@ def test_shapes_by_fake_tensors(kind: str) -> None:
 
 
 def test_a_fused_model_has_no_first_values() -> None:
-    with pytest.raises(XCiTError, match="a fused model has no first values"):
+    with pytest.raises(XCiTError, match="a fused model can't be reset"):
         XCiT(CLASSIFIER).fuse().reset_parameters()

@@ -21,7 +21,7 @@ BATCHES = {
 
 IMAGES = {
     "numpy": (np.zeros((3, 32, 32), np.float32), "a tensor (3, height, width), not ndarray"),
-    "channels last": (torch.zeros(32, 48, 3), "not (32, 48, 3): image.permute(2, 0, 1) has the channels first"),
+    "channels last": (torch.zeros(32, 48, 3), "not (32, 48, 3): image.permute(2, 0, 1) puts the channels first"),
     "int64": (torch.zeros(3, 32, 32, dtype=torch.int64), "uint8, or floating-point in 0..1, not torch.int64"),
     "empty": (torch.zeros(3, 0, 32), "not (3, 0, 32)"),
 }

@@ -261,7 +261,7 @@ def test_dino_trains_is_resumed_and_gives_features(xcit, colours, dino_fields):
     ("fields", "told"),
     [
         (["--crops.local_size", 3], "crops.local_size is 3, smaller than one patch of 8x8"),
-        (["--model.num_classes", 10], "DINO trains a backbone without a classifier: set model.num_classes 10 to 0"),
+        (["--model.num_classes", 10], "DINO needs a backbone without a classifier: set model.num_classes to 0, not 10"),
         (["--data", "empty"], "empty: a folder without images"),
         (["--optimizer.clip_mode", "some"], "optimizer.clip_mode must be one of all, each, not 'some'"),
         (["--augmentation.flip", 1], "no config field 'augmentation.flip'; did you mean 'crops.flip'?"),

@@ -1,4 +1,4 @@
-"""The models as plain `nn.Module`s: no files, no training logic."""
+"""The models, as plain `nn.Module`s without code for training or for reading weights."""
 
 from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing, published_preprocessing
 from xcit.models.config import XCiTConfig

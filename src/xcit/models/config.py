@@ -1,4 +1,4 @@
-"""The shape of an XCiT."""
+"""The configuration of an XCiT model: the number and the widths of its layers."""
 
 import math
 from dataclasses import dataclass
@@ -15,26 +15,29 @@ GlobalPool = Literal["cls", "avg", "none"]
 @keeps_notes
 @dataclass(frozen=True, kw_only=True)
 class XCiTConfig(ReadableConfig):
-    """Shape of an XCiT.
+    """Architecture of an XCiT model.
 
     Attributes:
-        patch_size: side of a patch in pixels: 4, 8 or 16. The stem then has log2(patch_size) convolutions of stride 2.
+        patch_size: side of a patch in pixels: 4, 8 or 16. The stem has log2(patch_size) convolutions of stride 2,
+            unless `stem_strides` is given.
         embed_dim: width D of the tokens.
-        depth: number of XCA blocks.
-        num_heads: heads of each attention.
+        depth: number of XCA (cross-covariance attention) blocks.
+        num_heads: number of heads in each attention layer.
         mlp_ratio: width of an MLP's hidden layer, divided by D.
         qkv_bias: whether queries, keys and values have a bias.
-        cls_depth: number of class attention blocks. With 0 the model is a backbone of patch tokens: it has no class
+        cls_depth: number of class attention blocks. If it is 0, the model computes only patch tokens: it has no class
             token, no class attention and no final norm.
-        tokens_norm: whether the second norm of a class attention block covers all tokens, or only the class token.
-        layer_scale: first value of the learned scales of the residual branches.
-        in_channels: channels of the images.
-        num_classes: classes of the head; 0 for no head.
-        global_pool: which feature the head reads: the class token, the mean of the patch tokens, or every token.
-        drop_path_rate: probability of stochastic depth.
-        stem_strides: strides (1 or 2) of the stem's 3x3 convolutions, if they are not all 2. `patch_size` is then set
-            to their product. For example, (1, 1, 2, 2) has the weights of a stem for patches of 16 pixels, but its
-            patches have 4 pixels per side.
+        tokens_norm: if true, the second norm of a class attention block is applied to all tokens; if false, only to the
+            class token.
+        layer_scale: initial value of LayerScale, the learned factors of the residual branches.
+        in_channels: number of channels of the images.
+        num_classes: number of classes of the head; 0 means that there is no head.
+        global_pool: input of the head: "cls" for the class token, "avg" for the mean of the patch tokens, "none" for
+            every token.
+        drop_path_rate: probability with which stochastic depth drops a residual branch in training.
+        stem_strides: strides (1 or 2) of the stem's 3x3 convolutions; empty means that all are 2. If they are given,
+            `patch_size` is set to their product. For example, a stem with (1, 1, 2, 2) has weights of the same shapes
+            as a stem for patches of 16 pixels per side, but its patches have 4 pixels per side.
 
     Raises:
         XCiTError: if a field has an impossible value, or two fields contradict each other.
@@ -64,13 +67,14 @@ class XCiTConfig(ReadableConfig):
         if strides:
             need(all(stride in (1, 2) for stride in strides), f"stem_strides are {strides}, each must be 1 or 2")
             usual, product = 2 ** len(strides), math.prod(strides)
-            # `dataclasses.replace` passes the old patch size, which may differ from the product of the new strides.
+            # `patch_size` is replaced by the product. The default is accepted, because the caller may not have set it.
+            # The size for strides of 2 is accepted, because `dataclasses.replace` passes the value of the old config.
             need(
                 self.patch_size in (usual, product, XCiTConfig.patch_size),
-                f"patch_size is {self.patch_size}, but stem_strides {strides} make patches of {product}",
+                f"patch_size is {self.patch_size}, but stem_strides {strides} make patches of {product} pixels",
             )
             object.__setattr__(self, "patch_size", product)
-            # Each shape has only one spelling, so that equal shapes compare equal.
+            # If all strides are 2, () is stored, so that configs of the same architecture compare equal.
             object.__setattr__(self, "stem_strides", () if product == usual and usual in PATCH_SIZES else strides)
         if not self.stem_strides:
             check_field(self, "patch_size", self.patch_size in PATCH_SIZES, f"one of {PATCH_SIZES}")
@@ -81,7 +85,7 @@ class XCiTConfig(ReadableConfig):
         narrowing = 2 ** (len(self.strides) - 1)
         need(
             self.embed_dim % narrowing == 0,
-            f"embed_dim {self.embed_dim} must be a multiple of {narrowing} for patches of {self.patch_size}",
+            f"embed_dim {self.embed_dim} must be a multiple of {narrowing} for patches of {self.patch_size} pixels",
         )
         need(
             self.embed_dim % self.num_heads == 0,
@@ -101,7 +105,7 @@ class XCiTConfig(ReadableConfig):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """The stride of each convolution of the stem."""
+        """Stride of each convolution of the stem, from the first convolution to the last."""
         return self.stem_strides or (2,) * (self.patch_size.bit_length() - 1)
 
     @property

@@ -1,12 +1,13 @@
-"""A 3x3 convolution of a map concatenated with coarser maps that are interpolated to its size.
+"""A 3x3 convolution of several feature maps that are interpolated to one size and concatenated.
 
-A 3x3 convolution is the sum of nine taps. Each tap is a 1x1 convolution of the map shifted by at most one pixel, and a
-1x1 convolution commutes with interpolation. So each tap is applied to the coarse map, which has fewer pixels, and its
-result is interpolated, shifted and added. For a map that is s times smaller, this takes 1 / s^2 of the arithmetic. The
-interpolated maps and their concatenation are never stored.
+A 3x3 convolution is the sum of nine taps. Each tap is a 1x1 convolution of the map, shifted by at most one pixel. A 1x1
+convolution can be computed before the interpolation instead of after it. So each tap is applied to the coarse map,
+which has fewer pixels. Then the result is interpolated, shifted and added. If the sides of a coarse map are s times
+shorter than the sides of the output, a tap takes 1 / s^2 of the operations that it would take on the interpolated map.
+The interpolated maps and their concatenation are never stored.
 
-Interpolating and shifting along a side is a product with a matrix that has few nonzero values per row. The values for
-samples outside the map are 0, which equals zero padding.
+Along one side of the map, the interpolation and the shift together are a product with one matrix, which has few nonzero
+values per row. The matrix is 0 for samples outside the map, which has the same effect as zero padding.
 
 Shapes: `C` channels of a coarse map, `E` channels of the output, `W` width of the output, `w` width of a coarse map.
 """
@@ -29,18 +30,21 @@ from xcit.models.map_rows import (
 )
 
 _COLUMNS_AT_ONCE = 64
-"""Number of output columns per matrix product. With more columns, the matrices hold mostly zeros."""
+"""Number of output columns per matrix product. With more columns, the matrices would consist mostly of zeros."""
 
 
 class ConvOfResizedRows(ComputedRows):
-    """The convolution of `finest` concatenated with all maps of `coarse`, which are interpolated to `size`.
+    """The output of a 3x3 convolution, computed a few rows at a time.
+
+    The input of the convolution is the concatenation of `finest` and the maps of `coarse`, interpolated to `size`.
 
     Args:
-        finest: a map of this size, the first of the concatenation, or None.
+        finest: a map with the size of the output. Its channels are the first in the concatenation. None means that
+            there is no such map.
         coarse: maps of any sizes, in the order of the concatenation.
         size: (height, width) of the output.
-        conv: a 3x3 convolution that keeps the size.
-        activation: applied to the output, or None.
+        conv: a 3x3 convolution with stride 1 and zero padding of 1 pixel.
+        activation: applied to the output; None means no activation.
     """
 
     def __init__(
@@ -61,7 +65,10 @@ class ConvOfResizedRows(ComputedRows):
         self._taps, self._bias, self._activation = taps, conv.bias, activation
 
     def workspace(self, rows: int) -> int:
-        """Counts the padded rows of the finest map and the output, each twice because torch may copy them."""
+        """Returns the number of temporary values: the padded rows of the finest map and the output rows.
+
+        Both are counted twice, because torch may copy them.
+        """
         return 2 * rows * self.width * (self.channels + (0 if self._finest is None else self._finest.channels))
 
     def _compute(self, start: int, end: int) -> Tensor:
@@ -80,16 +87,18 @@ class ConvOfResizedRows(ComputedRows):
 
 
 class _TapRows(ComputedRows):
-    """The nine taps of a coarse map, interpolated, shifted and added along the width.
+    """The nine taps of the convolution, applied to a coarse map.
 
-    A row holds the results of the three rows of taps, one after another: (k, 3 * W, E).
+    For each of the three rows of the kernel, the results of its three taps are interpolated along the width, shifted
+    and added. The output has the shape (k, 3 * W, E) for k rows of the coarse map: the results for the three kernel
+    rows, one after another.
     """
 
     def __init__(self, source: MapRows, weight: Tensor, size: tuple[int, int]) -> None:
         width, outputs = size[1], weight.shape[0]
         super().__init__(source.height, 3 * width, outputs, [source])
         self._source = source
-        # For each row of taps, its three taps one after another: (3, 3 * E, C).
+        # The weights of the taps, (3, 3 * E, C): for each kernel row, the weights of its three taps one after another.
         self._taps = weight.permute(2, 3, 0, 1).reshape(3, 3 * outputs, source.channels)
         self._blocks = []
         for first in range(0, width, _COLUMNS_AT_ONCE):
@@ -98,7 +107,7 @@ class _TapRows(ComputedRows):
             self._blocks.append((first, last, left, matrix.to(weight.device, weight.dtype)))
 
     def workspace(self, rows: int) -> int:
-        """Counts the result of one row of taps, and one interpolated block of it."""
+        """Returns the number of temporary values: the results for one kernel row, and one block of output columns."""
         return rows * (3 * self._source.width + _COLUMNS_AT_ONCE) * self.channels
 
     def _compute(self, start: int, end: int) -> Tensor:
@@ -114,22 +123,23 @@ class _TapRows(ComputedRows):
 
 
 def moved_interpolation(start: int, end: int, source_length: int, length: int) -> tuple[Tensor, int]:
-    """Computes the matrix that interpolates the results of three taps and adds them, for output samples start..end.
+    """Computes the matrix that interpolates the results of three taps and adds them.
 
-    The matrix has a row for each output sample r and three columns for each source sample. These columns hold the
-    weights of the source sample in the interpolated samples r - 1, r and r + 1, for the taps 0, 1 and 2. The weights
-    for interpolated samples outside the map are 0.
+    The matrix has a row for each output sample r from `start` to `end` (exclusive), and three columns for each source
+    sample. These columns contain the weights of the source sample in the interpolated samples r - 1, r and r + 1, for
+    the taps 0, 1 and 2. The weights for interpolated samples outside the map are 0.
 
     Returns:
-        The matrix, float32 (end - start, 3 * n), and the index of the first of the n source samples.
+        The matrix, float32 (end - start, 3 * n), for the n source samples that the output samples need; and the index
+        of the first of these source samples.
     """
     first, last = max(0, start - 1), min(end + 1, length)
     before, after, weight = interpolation(first, last, source_length, length)
     left, right = int(before[0]), int(after[-1]) + 1
     plain = torch.zeros(last - first + 2, right - left)
-    rows = torch.arange(last - first) + 1  # the matrix has one row of zeros above these rows and one below
+    rows = torch.arange(last - first) + 1  # `plain` has one row of zeros above these rows and one below
     plain.index_put_((rows, before - left), 1 - weight, accumulate=True)
     plain.index_put_((rows, after - left), weight, accumulate=True)
-    top = start - first  # index of the sample before `start` in the padded rows
+    top = start - first  # the row of `plain` for the sample before `start`
     matrix = torch.stack([plain[top + tap : top + tap + end - start] for tap in range(3)], dim=2)
     return matrix.flatten(1), left

@@ -1,4 +1,4 @@
-"""DINO (arXiv 2104.14294): a student and a teacher, each of which is a backbone with a projection head.
+"""DINO (arXiv 2104.14294): a student network and a teacher network. Each has a backbone and a projection head.
 
 Shapes: `B` images, `V` crops of each image (the first two are global), `D` width of the backbone, `K` outputs of the
 head.
@@ -25,9 +25,9 @@ NUM_GLOBAL = 2
 
 @dataclass(frozen=True, kw_only=True)
 class DINOHeadConfig:
-    """Widths of a projection head: D, `hidden_dim` twice, `bottleneck_dim`, `out_dim`.
+    """Layer widths of a projection head: D (input), `hidden_dim`, `hidden_dim`, `bottleneck_dim`, `out_dim` (output).
 
-    With `norm_last_layer` the rows of the last layer have length 1; without it their lengths are learned.
+    If `norm_last_layer` is true, each row of the last layer's weight has norm 1. If it is false, the norms are learned.
     """
 
     out_dim: int = 65536
@@ -41,10 +41,11 @@ class DINOHeadConfig:
 
 
 class WeightNormLinear(nn.Module):
-    """A linear layer without bias whose weight is `weight_g` * `weight_v` / |`weight_v`|, row by row.
+    """A linear layer without bias and with weight normalisation (arXiv 1602.07868).
 
-    The parameters have the names of the published checkpoints (weight normalisation, arXiv 1602.07868). The product is
-    computed in float32, because DINO's temperatures multiply the rounding errors of 16 bits by ten or more.
+    Each row of the weight is `weight_g` * `weight_v` / |`weight_v`|. The parameter names are those of the published
+    checkpoints. Autocast is disabled: DINO divides the logits by temperatures of about 0.1 or less, and this multiplies
+    the rounding errors of 16-bit numbers by ten or more.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -54,7 +55,7 @@ class WeightNormLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the directions as torch draws the rows of a linear layer, and sets the lengths to 1."""
+        """Initialises `weight_v` as `nn.Linear` initialises its weight, and sets `weight_g` to 1."""
         nn.init.ones_(self.weight_g)
         nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
 
@@ -66,7 +67,10 @@ class WeightNormLinear(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """The projection head: features (B, D) to logits (B, K). With a normalised last layer the logits are cosines."""
+    """Projection head that maps features (B, D) to logits (B, K).
+
+    If the rows of the last layer's weight have norm 1, the logits are cosines.
+    """
 
     def __init__(self, embed_dim: int, config: DINOHeadConfig) -> None:
         super().__init__()
@@ -88,13 +92,13 @@ class DINOHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns logits (B, K), which are float32 also under autocast."""
+        """Returns logits (B, K), in the dtype of the weights even under autocast."""
         logits: Tensor = self.last_layer(F.normalize(self.mlp(features), dim=-1))
         return logits
 
 
 class DINOBranch(nn.Module):
-    """A backbone and its head, the student or the teacher."""
+    """The student or the teacher: a backbone and its projection head."""
 
     def __init__(self, backbone: XCiT, head: DINOHead) -> None:
         super().__init__()
@@ -102,7 +106,10 @@ class DINOBranch(nn.Module):
         self.head = head
 
     def forward(self, crops: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Computes features and logits of crops (B, C, h, w); adjacent crops of one size are computed as one batch.
+        """Computes the features and logits of V crops of each image.
+
+        Args:
+            crops: V tensors (B, in_channels, h, w). Neighbouring tensors of equal size are computed as one batch.
 
         Returns:
             Features (V*B, D) and logits (V*B, K), in the order of the crops.
@@ -113,27 +120,28 @@ class DINOBranch(nn.Module):
 
 
 class DINOOutput(NamedTuple):
-    """The outputs for the crops of a batch."""
+    """The outputs of `DINO.forward` for the crops of a batch of images."""
 
     student_logits: Tensor  # (V*B, K)
-    teacher_logits: Tensor  # (2*B, K), of the global crops, without gradient
-    teacher_features: Tensor  # (2*B, D), of the global crops, without gradient
-    center: Tensor  # (1, K)
+    teacher_logits: Tensor  # (2*B, K), for the two global crops, without gradient
+    teacher_features: Tensor  # (2*B, D), for the two global crops, without gradient
+    center: Tensor  # (1, K), see `DINO`
 
 
 class DINO(nn.Module):
-    """Student and teacher. They start equal, except that only the student has stochastic depth.
+    """The student and the teacher of DINO. They start with equal weights, but only the student has stochastic depth.
 
-    The teacher gets no gradient: the training task moves it towards the student, and moves the centre towards the mean
-    of the teacher's logits.
+    The teacher gets no gradients. The training task moves the teacher's weights towards the student's weights, and
+    moves `center` towards the mean of the teacher's logits.
 
     Attributes:
         student: backbone and head.
         teacher: backbone and head, with frozen parameters.
-        center: (1, K), subtracted from the teacher's logits.
+        center: (1, K), which the training loss subtracts from the teacher's logits.
 
     Raises:
-        XCiTError: if the backbone has a classifier, or gives more than one feature per image.
+        XCiTError: if the config has a classifier (`num_classes` above 0), or makes the backbone return one feature per
+            token instead of one per image (`global_pool` is "none").
     """
 
     center: Tensor
@@ -142,7 +150,7 @@ class DINO(nn.Module):
         super().__init__()
         if config.num_classes:
             raise XCiTError(
-                f"DINO trains a backbone without a classifier: set model.num_classes {config.num_classes} to 0"
+                f"DINO needs a backbone without a classifier: set model.num_classes to 0, not {config.num_classes}"
             )
         if config.global_pool == "none":
             raise XCiTError("DINO needs one feature per image: set model.global_pool to cls or avg")
@@ -162,11 +170,14 @@ class DINO(nn.Module):
         nn.init.zeros_(self.center)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes the student's blocks in the backward pass (timm's name); the teacher has no backward pass."""
+        """Turns gradient checkpointing of the student on or off (timm's method name).
+
+        The activations of the blocks are then recomputed in the backward pass. The teacher has no backward pass.
+        """
         self.student.backbone.set_grad_checkpointing(enable)
 
     def forward(self, crops: Sequence[Tensor]) -> DINOOutput:
-        """Runs the student on all crops, and the teacher on the global ones."""
+        """Runs the student on all crops, and the teacher on the global crops only."""
         with torch.no_grad():
             teacher_features, teacher_logits = self.teacher(crops[:NUM_GLOBAL])
         _, student_logits = self.student(crops)

@@ -1,4 +1,4 @@
-"""A module that returns feature maps when it is called, as timm's `features_only` does."""
+"""A module with feature maps as its output, like timm's models with `features_only=True`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,10 @@ from xcit.models.xcit import XCiT
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """One dictionary per map, in the order of the blocks: "num_chs", "reduction" (the stride) and "module"."""
+    """Description of feature maps: a list with one dictionary per map, in the order of the blocks.
+
+    The keys are "num_chs" (number of channels), "reduction" (stride in pixels) and "module" (name of the block).
+    """
 
     def channels(self) -> list[int]:
         """Returns the number of channels of each map."""
@@ -20,26 +23,27 @@ class FeatureInfo(list[dict[str, Any]]):
         return [one["reduction"] for one in self]
 
     def module_name(self) -> list[str]:
-        """Returns the name of the block after which each map is taken."""
+        """Returns, for each map, the name of the block that outputs it."""
         return [one["module"] for one in self]
 
 
 class FeatureMaps(nn.Module):
-    """An XCiT that returns maps (B, D, H, W) when it is called, one for each of the chosen blocks.
+    """A wrapper of an XCiT that returns one feature map (B, D, H, W) for each chosen block.
 
-    Blocks after the last chosen one are removed.
+    D is the width of the model, and H x W is the token grid. The layers after the last chosen block are removed.
 
     Args:
-        model: the backbone, which is changed.
-        out_indices: an int means the last n blocks; negative indices count from the end.
+        model: the XCiT. It is changed in place: the layers that are not needed are removed from it.
+        out_indices: indices of the chosen blocks; negative indices count from the end. A number n instead of a sequence
+            chooses the last n blocks.
 
     Attributes:
-        model: the backbone.
-        out_indices: the blocks, counted from 0.
+        model: the XCiT.
+        out_indices: indices of the chosen blocks, counted from 0, in rising order.
         feature_info: description of the maps.
 
     Raises:
-        XCiTError: if the model has no such block.
+        XCiTError: if the model has no block with one of the indices.
     """
 
     def __init__(self, model: XCiT, out_indices: int | Sequence[int]) -> None:
@@ -49,7 +53,7 @@ class FeatureMaps(nn.Module):
         self.feature_info = FeatureInfo(model.feature_info[index] for index in self.out_indices)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns maps (B, D, H, W) of normalised images, in the order of the blocks."""
+        """Returns the maps (B, D, H, W) of normalised images (B, in_channels, h, w), in the order of the blocks."""
         maps = self.model.forward_intermediates(images, self.out_indices, intermediates_only=True)
         assert isinstance(maps, list)
         return maps

@@ -1,4 +1,7 @@
-"""Initialises a model that was built on the meta device and then got memory from `to_empty`."""
+"""Initialisation of a model that exists already.
+
+For example, a model that was created on the meta device gets memory from `to_empty`, and then needs initial values.
+"""
 
 from typing import Any
 
@@ -6,10 +9,12 @@ from torch import nn
 
 
 def reset_within(model: nn.Module) -> None:
-    """Initialises each module within a model, inner modules before the modules that contain them.
+    """Initialises all submodules of a model, but not the model itself.
 
-    Some modules of this package initialise their submodules in a method `_init_parts`. Any other module initialises
-    its own parameters in `reset_parameters`, as torch's layers do.
+    Inner modules are initialised before the modules that contain them. For each module, this function calls
+    `_init_parts` if the module has this method, and otherwise `reset_parameters`. In this package, `_init_parts`
+    initialises the submodules of a module. `reset_parameters` initialises a module's own parameters, as in torch's
+    layers.
     """
     for module in reversed([*model.modules()][1:]):
         reset: Any = getattr(module, "_init_parts", None) or getattr(module, "reset_parameters", None)

@@ -1,8 +1,9 @@
-"""XCiT for inference only: the same outputs as the model for training, computed faster and in bounded memory.
+"""Layers of an XCiT for inference only. They are faster than the layers for training and need less memory.
 
-Batch norms are folded into the convolutions before them, and LayerScale into the last weights of each branch. If
-the tokens do not fit the processor's cache, a block processes them in parts and updates them in place. Beside the
-tokens, only the intermediate results of one part are in memory, whatever the size of the image.
+The outputs equal those of the layers for training up to rounding. The batch norms of the stem are folded into the
+convolutions before them. In XCA blocks, LayerScale is folded into the last layer of each branch. If there are many
+tokens, a block processes them in parts and updates them in place. So memory contains only the tokens and the
+intermediate results of one part, even for a very large image.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels per head.
 """
@@ -33,32 +34,46 @@ from xcit.models.plain import is_plain, is_watched
 from xcit.models.stripes import ClassAttentionSums, SlidingStem, Sums, TensorTokens, pass_xca_block, spans, sums_of
 
 NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
-"""Number of elements (tokens times width) in a part of the tokens, by device type.
+"""Maximum number of elements (tokens times width) in one part of the tokens, for each device type.
 
-A part is large enough for full speed, and small enough for the cache or for a GPU with little memory. The hidden layer
-of the MLP has four times as many elements.
+A device type that is not listed uses the value for "cuda". A part is large enough for full speed, and small enough for
+the cache of a CPU or for a GPU with little memory. The hidden layer of the MLP usually has four times as many elements.
 """
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def tokens_at_once(tokens: Tensor) -> int | None:
-    """Returns the number of tokens (B, N, D) in a part, over all images; None if the tokens must not be split."""
-    # The compiler can only fuse operations that it sees as a whole. A traced or exported graph has to serve every size.
+    """Returns the maximum number of tokens in one part (see `NUMBERS_AT_ONCE`), counted over all images of the batch.
+
+    Returns None if the tokens (B, N, D) must not be split, because the model is being compiled, traced or exported.
+    """
+    # If the tokens were split, the compiler could not fuse the operations on them. A traced or exported graph must work
+    # for images of every size, so it can't contain a fixed number of parts.
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit._trace.is_tracing():
         return None
     return max(1, NUMBERS_AT_ONCE.get(tokens.device.type, NUMBERS_AT_ONCE["cuda"]) // tokens.shape[-1])
 
 
 def stripe_rows(tokens: Tensor, width: int) -> int:
-    """Returns the number of rows of `width` tokens (..., D) in a stripe: as many as fit in one part, but at least 1."""
+    """Returns the number of rows in a stripe of the token grid.
+
+    A stripe has as many rows as one part may contain (see `NUMBERS_AT_ONCE`), but at least 1.
+
+    Args:
+        tokens: (..., D).
+        width: number of tokens per row.
+    """
     at_once = tokens_at_once(tokens)
     assert at_once is not None
     return max(1, at_once // width)
 
 
 def parts(length: int, most: int | None) -> Iterator[tuple[int, int]]:
-    """Yields (start, end) of parts of about equal length, at most max(1, `most`) each. None means a single part."""
+    """Splits `length` elements into parts of about equal length, and yields (start, end) of each part.
+
+    A part has at most max(1, `most`) elements. If `most` is None, there is a single part.
+    """
     num_parts = 1 if most is None else -(-length // max(1, most))
     return pairwise([0, *(length * i // num_parts for i in range(1, num_parts)), length])
 
@@ -73,10 +88,12 @@ _MEMBERS: dict[str, type[nn.Module]] = {"stem": ConvNorm, "blocks": XCABlock, "c
 
 
 def check_fusible(model: nn.Module) -> None:
-    """Checks that fusing would neither drop nor alter a part of the model; the final norm and the head are not fused.
+    """Checks that fusing would not remove or change what a user has added to the model.
+
+    The final norm and the head are not checked, because they are not fused.
 
     Raises:
-        XCiTError: naming the first module that is wrapped, replaced, hooked or parametrised.
+        XCiTError: if a module is wrapped, replaced, hooked or parametrised. The message contains the module's name.
     """
     for name, module in model.named_modules():
         part, _, member = name.partition(".")
@@ -88,20 +105,24 @@ def check_fusible(model: nn.Module) -> None:
         elif is_watched(module):
             what = "has hooks"
         elif any(type(value) not in (nn.Parameter, type(None)) for value in module._parameters.values()):
-            what = "has parameters of another kind"
+            what = "has parameters that are not plain nn.Parameter"
         if what:
             raise XCiTError(
-                f"can't fuse: {name} {what}, which fusing would leave out: merge or remove it, or use the model unfused"
+                f"can't fuse: {name} {what}, which the fused model would not contain: merge or remove this change, or "
+                "use the model without fusing it"
             )
 
 
 def is_fused(model: nn.Module) -> bool:
-    """Whether the model, or a module within it, is the result of `fuse`."""
+    """Returns whether the model, or a module within it, is the result of `fuse`."""
     return any(isinstance(module, FusedEmbedding) for module in model.modules())
 
 
 class Fusible(nn.Module):
-    """A model with a method `fuse`. A fused model, and any model that contains one, refuses training mode."""
+    """Base class of models with a method `fuse`.
+
+    A fused model can't be set to training mode, and neither can a model that contains a fused model.
+    """
 
     def train(self, mode: bool = True) -> Self:
         """Sets training or evaluation mode, as `nn.Module.train` does.
@@ -110,15 +131,15 @@ class Fusible(nn.Module):
             XCiTError: if `mode` is True and the model is fused or contains a fused model. The mode does not change.
         """
         if mode and is_fused(self):
-            raise XCiTError("a fused model can't be trained: train the one it was made from, and fuse that")
+            raise XCiTError("a fused model can't be trained: train the original model, then fuse it again")
         return super().train(mode)
 
 
 class FusedEmbedding(nn.Module):
-    """`Stem` and `PositionCode` as one module: image (B, in_channels, h, w) to tokens (B, N, D), H and W.
+    """The fused form of `Stem` and `PositionCode`: it maps images (B, in_channels, h, w) to tokens (B, N, D), H and W.
 
-    A large image is processed in stripes of rows. Otherwise the first feature map of the stem would take more memory
-    than everything else in the model.
+    A large image is processed in stripes of pixel rows. Without stripes, the first feature map of the stem would take
+    more memory than all other tensors of the model together.
     """
 
     def __init__(self, stem: Stem, position: PositionCode) -> None:
@@ -134,7 +155,7 @@ class FusedEmbedding(nn.Module):
             height, width = image.shape[2:]
             y, x = self.position.code(height, width)
             tokens = image.flatten(2).transpose(1, 2) + (y + x).flatten(0, 1)
-            return tokens.contiguous(), height, width  # the blocks change them in place
+            return tokens.contiguous(), height, width  # the blocks change the tokens in place
         height, width = self.grid(*image.shape[2:])
         tokens = image.new_empty(len(image), height, width, self.position.projection.out_channels)
         stripes = (image[:, :, start:end] for start, end in spans(image.shape[2], rows_at_once))
@@ -143,12 +164,15 @@ class FusedEmbedding(nn.Module):
         return tokens.flatten(1, 2), height, width
 
     def slide(self, stripes: Iterable[Tensor], height: int, width: int) -> Iterator[tuple[int, Tensor]]:
-        """Yields tokens (B, k, W, D) of an image whose pixels arrive in stripes, with the number of their first row.
+        """Computes the tokens of images that arrive in stripes of pixel rows.
 
         Args:
-            stripes: the stripes of the image, (B, in_channels, r, width) each.
-            height: height of the image in pixels.
-            width: width of the image in pixels.
+            stripes: the stripes from top to bottom, each (B, in_channels, r, width) with r pixel rows.
+            height: height of the images in pixels.
+            width: width of the images in pixels.
+
+        Yields:
+            The index of the first finished row of tokens, and k finished rows (B, k, W, D).
         """
         y, x = self.position.code(*self.grid(height, width))
         stem = SlidingStem(self.convs)
@@ -162,15 +186,21 @@ class FusedEmbedding(nn.Module):
             num_done = end
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Returns H and W of the token grid of an image."""
+        """Returns H and W of the token grid of an image of `height` x `width` pixels."""
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
-            # Not -(-height // stride): in an exported graph, division of negative numbers rounds towards zero.
+            # This is ceil(height / stride). It is not written as -(-height // stride), because in an exported graph the
+            # division of negative integers rounds towards zero.
             height, width = (height - 1) // conv.stride[0] + 1, (width - 1) // conv.stride[1] + 1
         return height, width
 
     def numbers_a_pixel(self) -> tuple[float, int]:
-        """Returns the number of values in the stem's largest map per pixel of the image, and the stride of the stem."""
+        """Returns two numbers that describe the memory of the stem.
+
+        Returns:
+            The number of values in the stem's largest feature map, divided by the number of pixels of the image; and
+            the stride of the whole stem in pixels.
+        """
         numbers, stride = 0.0, 1
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
@@ -179,7 +209,10 @@ class FusedEmbedding(nn.Module):
         return numbers, stride
 
     def pixel_rows_at_once(self, image: Tensor) -> int | None:
-        """Returns the number of pixel rows with which the stem's largest map fills a part; None means all rows."""
+        """Returns how many pixel rows to process at once; None means all rows.
+
+        With this number of rows, the stem's largest feature map has about as many elements as one part.
+        """
         at_once = tokens_at_once(image.new_empty(0, 1))
         if at_once is None:
             return None
@@ -188,10 +221,12 @@ class FusedEmbedding(nn.Module):
 
 
 class FusedXCABlock(nn.Module):
-    """`XCABlock` that changes its tokens (B, N, D), of an H x W grid, in place.
+    """The fused form of `XCABlock`. Its input is the tokens (B, N, D) of an H x W grid.
+
+    The block changes the tokens in place, unless it has hooks or is being compiled, traced or exported.
 
     Attributes:
-        form: the function that computes XCA; an export replaces it by `xca_in_graph`.
+        form: the function that computes XCA. An export replaces it with `ops.xca_in_graph`.
     """
 
     def __init__(self, block: XCABlock) -> None:
@@ -207,7 +242,7 @@ class FusedXCABlock(nn.Module):
         self.fc1, self.fc2 = block.mlp.fc1, scale_outputs(block.mlp.fc2, block.scale_mlp)
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        if is_watched(self):  # a hook may keep the input, which must then not change
+        if is_watched(self):  # a hook may store the input, so the input must not change
             tokens = tokens.clone()
         num_tokens, at_once = tokens.shape[1], tokens_at_once(tokens)
         if at_once is None:
@@ -233,15 +268,19 @@ class FusedXCABlock(nn.Module):
         tokens += self._mixed(tokens)
 
     def _mixed(self, tokens: Tensor) -> Tensor:
-        """Returns the output of XCA (B, N, D)."""
+        """Returns the output of the XCA branch (B, N, D)."""
         return self.form(
             self.norm_xca(tokens), self.qkv.weight, self.qkv.bias, self.temperature, self.proj.weight, self.proj.bias
         )
 
     def mixing(self, sums: Sums) -> tuple[Tensor, Tensor]:
-        """Returns XCA of one image as a matrix (D, D) and a row (D,), in the dtype of the weights.
+        """Returns the matrix P (D, D) and the row p (D,) of one image, for which the output of XCA is X P + p.
 
-        See `ops.mixing_matrix`. Both are computed in the precision of the sums.
+        `ops/forms.py` explains this form. P and p are computed in the dtype of the sums, and returned in the dtype of
+        the weights.
+
+        Args:
+            sums: the sums over the tokens X of the image.
         """
         wide = sums.gram.dtype
         weight, bias = self.qkv.weight.to(wide), None if self.qkv.bias is None else self.qkv.bias.to(wide)
@@ -253,11 +292,11 @@ class FusedXCABlock(nn.Module):
         return matrix[0].to(dtype), row[0, 0].to(dtype)
 
     def _lpi(self, normed: Tensor) -> Tensor:
-        """Returns LPI of normalised tokens (B, H, W, D), in the same layout."""
+        """Applies LPI to normalised tokens (B, H, W, D). The output has the same shape."""
         return self._convolved(normed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def _convolved(self, image: Tensor) -> Tensor:
-        """Returns LPI of a normalised image (B, D, H, W)."""
+        """Applies LPI to normalised tokens in the layout of an image (B, D, H, W). The output has the same shape."""
         dim = image.shape[1]
         image = F.conv2d(image, self.conv1.weight, self.conv1.bias, padding=1, groups=dim)
         image = torch.ops.aten.gelu_(image)
@@ -278,7 +317,7 @@ class FusedXCABlock(nn.Module):
 
 
 class FusedClassAttentionBlock(nn.Module):
-    """`ClassAttentionBlock` on a class token (B, 1, D) and separate patch tokens (B, N, D), which change in place."""
+    """The fused form of `ClassAttentionBlock`, with the class token and the patch tokens as separate inputs."""
 
     def __init__(self, block: ClassAttentionBlock) -> None:
         super().__init__()
@@ -288,7 +327,14 @@ class FusedClassAttentionBlock(nn.Module):
         self.mlp, self.scale_mlp = block.mlp, block.scale_mlp
 
     def forward(self, cls: Tensor, patches: Tensor, patches_wanted: bool) -> Tensor:
-        """Returns the class token after the block. The patch tokens are updated only if `patches_wanted` is true."""
+        """Returns the class token (B, 1, D) after the block.
+
+        Args:
+            cls: the class token (B, 1, D) before the block.
+            patches: the patch tokens (B, N, D) before the block.
+            patches_wanted: if true, `patches` is changed in place to the patch tokens after the block. If false,
+                `patches` does not change.
+        """
         at_once, attn = tokens_at_once(patches), self.attn
         if at_once is None or patches.shape[:2].numel() <= at_once:
             normed_cls, normed = self.norm_attn(cls), self.norm_attn(patches)
@@ -318,33 +364,38 @@ class FusedClassAttentionBlock(nn.Module):
         return (self.norm_mlp(moved) if self.tokens_norm else moved).mul_(2)
 
     def finish(self, cls: Tensor, value: Tensor) -> Tensor:
-        """Returns the class token (B, 1, D) after the block, from the output of the attention (B, D)."""
+        """Returns the class token (B, 1, D) after the block.
+
+        Args:
+            cls: the class token (B, 1, D) before the block.
+            value: the output of the attention (B, D), before its projection.
+        """
         cls = self.norm_mlp(cls + self.scale_attn * self.attn.proj(value)[:, None])
         return cls + self.scale_mlp * self.mlp(cls)
 
 
 def norm_line(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Returns scale and shift (channels,) of a batch norm in evaluation mode, in float64."""
+    """Returns the scale and the shift of a batch norm in evaluation mode, each (channels,) in float64."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
 
 def fold_norm(layer: ConvNorm) -> nn.Conv2d:
-    """Folds the norm of a layer into its convolution."""
+    """Returns a convolution with the same outputs as `layer`: its batch norm is folded into its convolution."""
     scale, shift = norm_line(layer.norm)
     return with_numbers(layer.conv, layer.conv.weight * scale.view(-1, 1, 1, 1), shift)
 
 
 def scale_outputs(layer: Layer, scale: Tensor) -> Layer:
-    """Returns a copy of the layer with its outputs multiplied by `scale` (outputs,)."""
+    """Returns a copy of the layer. Its outputs are those of the layer, multiplied by `scale` (outputs,)."""
     assert layer.bias is not None
     scale = scale.double()
     return with_numbers(layer, layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)), layer.bias * scale)
 
 
 def with_numbers(layer: Layer, weight: Tensor, bias: Tensor) -> Layer:
-    """Returns a copy of the layer with this weight and bias."""
+    """Returns a copy of the layer with the given weight and bias."""
     layer = copy.deepcopy(layer)
     layer.weight, layer.bias = frozen(weight, like=layer.weight), frozen(bias, like=layer.weight)
     return layer

@@ -1,4 +1,4 @@
-"""Methods by which other programs use `model.config`: they read it as a dictionary or JSON, and set attributes on it.
+"""Methods for libraries that read `model.config` as a dictionary or as JSON, or set attributes on the config.
 
 For example, Hugging Face's Trainer sets `model.config.use_cache` on every model that has a config.
 """
@@ -14,10 +14,13 @@ Config = TypeVar("Config")
 
 
 class ReadableConfig:
-    """Methods by which other programs read a config. They return the fields, but no attribute added later."""
+    """Base class of configs that other libraries can read as a dictionary or as JSON.
+
+    Both contain only the fields of the dataclass, not other attributes that were set on the config.
+    """
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields; nested configs become dictionaries."""
+        """Returns the fields as a dictionary. Configs that are values of fields become dictionaries too."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def to_json_string(self) -> str:
@@ -26,10 +29,11 @@ class ReadableConfig:
 
 
 def keeps_notes(kind: type[Config]) -> type[Config]:
-    """Lets a frozen dataclass accept attributes that are not fields, because some programs set them on every config.
+    """Lets a frozen dataclass accept new attributes that are not fields, because some libraries set such attributes.
 
-    These attributes belong to one object: they are not stored, not compared, and not copied by `dataclasses.replace`.
-    The fields stay frozen. A name that is close to a field's name raises an `XCiTError` that gives the right name.
+    The new attributes belong to one object. They are not saved with the model, not compared by ==, and not copied by
+    `dataclasses.replace`. The fields stay frozen. Setting an attribute with a name similar to a field's name raises an
+    `XCiTError` that suggests the field's name.
     """
     frozen = kind.__setattr__
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -39,7 +43,7 @@ def keeps_notes(kind: type[Config]) -> type[Config]:
             frozen(self, name, value)  # raises
         if near := difflib.get_close_matches(name, names, n=1, cutoff=0.85):
             raise XCiTError(
-                f"{kind.__name__} has no field {name}; did you mean {near[0]}? A config is frozen: make a changed one "
+                f"{kind.__name__} has no field {name}; did you mean {near[0]}? A config is frozen: make a changed copy "
                 "with dataclasses.replace"
             )
         object.__setattr__(self, name, value)

@@ -1,4 +1,4 @@
-"""What a model needs beside its weights: the preprocessing of its images and the names of its classes."""
+"""Data that a model needs besides its weights: the preprocessing of its images and the names of its classes."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,18 @@ from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """Name, class names in the order of the logits (empty if unknown) and preprocessing of a model with weights.
+    """Metadata of a classifier with weights.
 
-    `class_ids` are the names of the classes' folders on disk where they differ from the class names (ImageNet's wnids).
-    With `is_multi_label` an image may have several classes, and the sigmoid of each logit is a separate probability.
-    `assumed` is true if the weights did not contain the preprocessing. The preprocessing then follows from the name
-    under which the weights were loaded, or is the usual one for such weights.
+    Attributes:
+        name: name of the model.
+        preprocessing: preprocessing of the images.
+        class_names: names of the classes in the order of the logits; empty if they are unknown.
+        class_ids: names of the classes' folders on disk (for ImageNet, the WordNet IDs); empty if the folders have the
+            class names.
+        is_multi_label: if true, an image may have several classes, and the sigmoid of a logit is the probability of its
+            class. If false, an image has one class, and the softmax of all logits gives the probabilities.
+        assumed: true if the weights file did not contain the preprocessing. `preprocessing` was then chosen by the name
+            under which the weights were loaded, or is the default for such weights.
     """
 
     name: str
@@ -25,7 +31,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterInfo:
-    """Name, preprocessing, and class names in the order of the logits (empty when unknown); see `ModelInfo`."""
+    """Metadata of a segmenter with weights. The attributes have the same meaning as in `ModelInfo`."""
 
     name: str
     preprocessing: SegmentationPreprocessing

@@ -1,33 +1,42 @@
-"""Which tokens of an image count, if a mask leaves out some of them.
+"""Masks that leave out some tokens of an image. The other tokens are called kept tokens.
 
-A token that is left out takes part in no sum. LPI treats it like the area beyond the edge of the image: both of its
-convolutions read zeros there. The values of such a token are computed like all others, and have no meaning.
+The sums over tokens, in XCA and class attention, contain only kept tokens. In LPI (local patch interaction), both
+convolutions read zeros at the tokens that are left out, as they do outside the image. Values are also computed for the
+tokens that are left out, but these values have no meaning.
 """
 
 from torch import Tensor
 
 
 class KeptTokens:
-    """Which tokens of a grid count.
+    """The kept tokens of an H x W token grid.
 
     Args:
-        keep: bool (H, W), on the device of the tokens; None if all tokens count.
+        keep: bool (H, W), true for kept tokens, on the device of the tokens; None means that all tokens are kept.
     """
 
     def __init__(self, keep: Tensor | None) -> None:
         self.keep = keep
 
     def of(self, start: int, rows: Tensor) -> Tensor:
-        """Returns the tokens (n, D) that count among rows (k, W, D); `start` is the number of the first row."""
+        """Returns the kept tokens (n, D) of the rows (k, W, D). `start` is the index of the first row in the grid."""
         flat = rows.flatten(0, 1)
         return flat if self.keep is None else flat[self.keep[start : start + len(rows)].flatten()]
 
     def filled(self, start: int, rows: Tensor, value: float) -> Tensor:
-        """Returns rows (k, W, D) with `value` in the tokens that are left out; a copy, unless all tokens count."""
+        """Returns rows (k, W, D) with all values of the left-out tokens replaced by `value`.
+
+        The result is a copy, unless `keep` is None. `start` is the index of the first row in the grid.
+        """
         return rows if self.keep is None else rows.masked_fill(~self.keep[start : start + len(rows), :, None], value)
 
     def clear_(self, start: int, maps: Tensor) -> Tensor:
-        """Sets the tokens that are left out to zero, in place, in rows (1, D, k, W) of a map; returns the rows."""
+        """Sets all values of the left-out tokens to zero in place, and returns `maps`.
+
+        Args:
+            start: index of the first row in the grid.
+            maps: k rows of the grid in the layout of an image, (1, D, k, W).
+        """
         if self.keep is not None:
             maps.masked_fill_(~self.keep[start : start + maps.shape[2]], 0)
         return maps

@@ -1,6 +1,9 @@
-"""The layers of XCiT: conv stem, position code, XCA, LPI, class attention, and the two blocks made of them.
+"""The layers and blocks of XCiT. "Paper" means the XCiT paper (arXiv 2106.09681).
 
-Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads. No layer changes its input in place.
+The layers are: stem of convolutions, position code, cross-covariance attention (XCA), local patch interaction (LPI),
+MLP and class attention. The blocks are `XCABlock` and `ClassAttentionBlock`. No layer changes its input in place.
+
+Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads.
 """
 
 from collections.abc import Sequence
@@ -19,7 +22,7 @@ NORM_EPS = 1e-6
 
 
 class ConvNorm(nn.Module):
-    """A 3x3 convolution without bias, then batch normalisation. A side of n pixels becomes ceil(n / stride)."""
+    """A 3x3 convolution without bias, then batch norm. A side of n pixels becomes ceil(n / stride) pixels long."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 2) -> None:
         super().__init__()
@@ -32,10 +35,10 @@ class ConvNorm(nn.Module):
 
 
 class Stem(nn.Sequential):
-    """Turns an image (B, in_channels, h, w) into patches (B, D, H, W).
+    """Turns images (B, in_channels, h, w) into patch tokens in the layout of an image (B, D, H, W).
 
-    The stem consists of one `ConvNorm` per stride, with GELU between them. The widths double up to D: with four
-    convolutions they are D/8, D/4, D/2 and D.
+    The stem consists of one `ConvNorm` per stride, with GELU between them. The number of output channels doubles from
+    one convolution to the next. For example, four convolutions have D/8, D/4, D/2 and D output channels.
     """
 
     def __init__(self, in_channels: int, embed_dim: int, strides: Sequence[int]) -> None:
@@ -49,7 +52,10 @@ class Stem(nn.Sequential):
 
 
 class PositionCode(NotScripted, nn.Module):
-    """Fourier code of the token grid, projected to the width D. The result is (1, N, D) for any grid."""
+    """Position code of the token grid: a Fourier code, projected to the width D.
+
+    The output for a grid of any size H x W is (1, N, D).
+    """
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -67,7 +73,7 @@ class PositionCode(NotScripted, nn.Module):
         return projected.flatten(2).transpose(1, 2)
 
     def code(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Returns terms (H, 1, D) and (W, D) whose broadcast sum is the code of the grid."""
+        """Returns two terms, (H, 1, D) and (W, D). Their broadcast sum (H, W, D) is the position code of the grid."""
         weight, bias = self.projection.weight.flatten(1), self.projection.bias
         # The code of (y, x) is [code(y), code(x)], so its projection is the sum of a term for the row and a term for
         # the column. This takes H + W projections instead of H * W.
@@ -80,7 +86,8 @@ class PositionCode(NotScripted, nn.Module):
 def init_linear(layer: nn.Linear) -> None:
     """Draws the weights from a normal distribution with standard deviation 0.02, and sets the biases to 0.
 
-    The authors truncate the distribution at 2, which is a hundred standard deviations and changes nothing.
+    The authors' code truncates the distribution at -2 and 2. These limits are a hundred standard deviations from 0, so
+    the truncation has no effect and is left out here.
     """
     nn.init.normal_(layer.weight, std=0.02)
     if layer.bias is not None:
@@ -88,12 +95,15 @@ def init_linear(layer: nn.Linear) -> None:
 
 
 def _float_of(layer: nn.Module) -> torch.dtype:
-    """Returns the dtype that a layer computes in, even if its weight was replaced, by quantisation for example."""
+    """Returns the dtype of a layer's floating-point parameters; float32 if a quantised layer has no such parameters."""
     return next((value.dtype for value in layer.parameters() if value.is_floating_point()), torch.float32)
 
 
 def scaled(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns weight and bias of a layer whose outputs are multiplied by `scale` (outputs,), if it is not None."""
+    """Returns weight and bias of a layer, multiplied by `scale` (outputs,) unless `scale` is None.
+
+    With this weight and bias, the outputs of the layer are multiplied by `scale`.
+    """
     assert layer.bias is not None
     if scale is None:
         return layer.weight, layer.bias
@@ -101,7 +111,7 @@ def scaled(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> tuple[Tensor, 
 
 
 def computes_in_float16(tokens: Tensor) -> bool:
-    """Whether products with the tokens are computed in float16, through autocast or because of the tokens' dtype."""
+    """Returns whether products with the tokens are computed in float16, by autocast or because of the tokens' dtype."""
     device = tokens.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device) is torch.float16
@@ -111,7 +121,8 @@ def computes_in_float16(tokens: Tensor) -> bool:
 class XCA(nn.Module):
     """Cross-covariance attention (paper, section 3.2) on tokens (B, N, D).
 
-    If `is_direct` is true, `forward` accepts a factor `scale` (D,) of the outputs, and applies it to the weights.
+    If `is_direct` is true, `forward` accepts `scale` (D,), by which the output is multiplied. The multiplication is
+    applied to the weights of the last layer.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool) -> None:
@@ -121,7 +132,7 @@ class XCA(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def reset_parameters(self) -> None:
-        """Resets the temperature to its first value; the layers have their own `reset_parameters`."""
+        """Sets the temperature to its initial value, 1. The linear layers have their own `reset_parameters`."""
         nn.init.ones_(self.temperature)
 
     @property
@@ -140,7 +151,8 @@ class XCA(nn.Module):
 class LPI(nn.Module):
     """Local patch interaction (paper, section 3.3) on tokens (B, N, D) of an H x W grid.
 
-    If `is_direct` is true, `forward` accepts a factor `scale` (D,) of the outputs, and applies it to the weights.
+    If `is_direct` is true, `forward` accepts `scale` (D,), by which the output is multiplied. The multiplication is
+    applied to the weights of the last layer.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -156,7 +168,7 @@ class LPI(nn.Module):
 
     def forward(self, tokens: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
         image = tokens.transpose(1, 2).unflatten(2, (height, width))
-        if image.device.type != "cpu":  # a CPU is fastest on the tokens' own layout, channels last
+        if image.device.type != "cpu":  # on a CPU, channels last is faster, and the tokens have this layout already
             image = image.contiguous()
         conv1 = self.conv1
         if scale is not None or self.is_direct:
@@ -170,7 +182,8 @@ class LPI(nn.Module):
 class MLP(nn.Module):
     """Two linear layers with GELU between them, applied to each token separately.
 
-    If `is_direct` is true, `forward` accepts a factor `scale` (D,) of the outputs, and applies it to the weights.
+    If `is_direct` is true, `forward` accepts `scale` (D,), by which the output is multiplied. The multiplication is
+    applied to the weights of the last layer.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
@@ -180,7 +193,7 @@ class MLP(nn.Module):
 
     @property
     def is_direct(self) -> bool:
-        """Whether the output of the last layer may be computed from its weights, without calling it."""
+        """Whether the output of the last layer may be computed from its weights, without calling the layer."""
         return is_plain(self.fc2)
 
     def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -195,7 +208,10 @@ class MLP(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """Multi-head attention whose only query is the class token: tokens (B, 1+N, D) to a class token (B, D)."""
+    """Multi-head attention with the class token as the only query.
+
+    It maps tokens (B, 1+N, D), with the class token first, to a new class token (B, D).
+    """
 
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool) -> None:
         super().__init__()
@@ -220,7 +236,11 @@ _BRANCHES = (XCA, LPI, MLP)
 
 
 class XCABlock(NotScripted, nn.Module):
-    """XCA, then LPI, then MLP. Each takes normalised tokens; its output is scaled by a learned vector and added."""
+    """A block of three residual branches: XCA, then LPI, then MLP, for tokens (B, N, D).
+
+    The input of each branch is the tokens after a norm. The output of each branch is multiplied by a learned vector
+    (LayerScale) and added to the tokens.
+    """
 
     def __init__(
         self,
@@ -245,14 +265,15 @@ class XCABlock(NotScripted, nn.Module):
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
     def reset_parameters(self) -> None:
-        """Resets LayerScale to its first value; the layers have their own `reset_parameters`."""
+        """Sets the LayerScale vectors to their initial value. The layers have their own `reset_parameters`."""
         for scale in (self.scale_xca, self.scale_lpi, self.scale_mlp):
             nn.init.constant_(scale, self.layer_scale)
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         refuse_symbols(tokens)
-        # Inside a branch, LayerScale multiplies D x D weights. Outside, it would multiply N x D activations and keep
-        # them for the backward pass. float16 can't represent the scaled weights: 1e-5 times a weight of 0.02.
+        # Inside a branch, LayerScale multiplies the weights of the last layer. Outside a branch, it multiplies N x D
+        # activations, and autograd stores these for the backward pass. In float16, LayerScale stays outside, because
+        # float16 can't represent the multiplied weights, for example 1e-5 times 0.02.
         may_scale_inside = not computes_in_float16(tokens)
         tokens = self._add(tokens, self.xca, (self.norm_xca(tokens),), self.scale_xca, may_scale_inside)
         tokens = self._add(tokens, self.lpi, (self.norm_lpi(tokens), height, width), self.scale_lpi, may_scale_inside)
@@ -273,11 +294,11 @@ class XCABlock(NotScripted, nn.Module):
 
 
 class ClassAttentionBlock(NotScripted, nn.Module):
-    """Class attention, then an MLP on the class token, for tokens (B, 1+N, D) with the class token first.
+    """A block with class attention, then an MLP on the class token, for tokens (B, 1+N, D) with the class token first.
 
     The patch tokens change too, as in the authors' code: the first residual connection adds the scaled output of the
-    norm to them, and the second adds them to themselves. With `only_class` the patch tokens are not computed, and the
-    result is the class token (B, 1, D).
+    norm to the patch tokens, and the second residual connection doubles them. If `only_class` is true, the patch tokens
+    after the block are not computed, and the result is only the class token (B, 1, D).
     """
 
     def __init__(
@@ -300,7 +321,7 @@ class ClassAttentionBlock(NotScripted, nn.Module):
         self.scale_mlp = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
     def reset_parameters(self) -> None:
-        """Resets LayerScale to its first value; the layers have their own `reset_parameters`."""
+        """Sets the LayerScale vectors to their initial value. The layers have their own `reset_parameters`."""
         for scale in (self.scale_attn, self.scale_mlp):
             nn.init.constant_(scale, self.layer_scale)
 
@@ -312,7 +333,8 @@ class ClassAttentionBlock(NotScripted, nn.Module):
             cls = self.norm_mlp(tokens[:, :1] + self.scale_attn * attended)
             return cls + self.scale_mlp * self.mlp(cls)
         tokens = tokens + self.scale_attn * torch.cat([attended, normed[:, 1:]], dim=1)
-        # With `tokens_norm` the second norm covers all tokens. Without it (nano models) it covers only the class token.
+        # If `tokens_norm` is true, the second norm is applied to all tokens. In nano models it is false, and the norm
+        # is applied only to the class token.
         if self.tokens_norm:
             tokens = self.norm_mlp(tokens)
             cls, patches = tokens[:, :1], tokens[:, 1:]
@@ -322,4 +344,7 @@ class ClassAttentionBlock(NotScripted, nn.Module):
 
 
 FX_LEAF_MODULES = (PositionCode, XCABlock, ClassAttentionBlock)
-"""Modules that `torch.fx` has to call instead of tracing into them: pass them as `leaf_modules` of a tracer."""
+"""Modules that `torch.fx` must treat as leaf modules, which means that it must not trace into them.
+
+For example, torchvision's `create_feature_extractor` accepts them in `tracer_kwargs` under the key "leaf_modules".
+"""

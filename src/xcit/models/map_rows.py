@@ -1,12 +1,14 @@
-"""Maps that are read by rows, and the layers of a dense head on such maps. The values equal those of the whole map.
+"""Feature maps that are computed a few rows at a time, and the layers of dense heads for such maps.
 
-A layer of a head needs only a few neighbouring rows of its input, so a map that is too large for memory is never
-made. The caller reads rows of the last layer's map, and each layer reads those rows and their halo from the layer
-before it. A layer keeps the rows of its last read. If the rows are read from top to bottom, nothing is computed twice;
-reads in another order give the same values but cost more.
+Each row of a layer's output depends only on a few neighbouring rows of its input. So no map has to be in memory as a
+whole. The caller reads rows of the last layer's map. To compute these rows, each layer reads the corresponding rows and
+their halo from the layer before it. Up to rounding, the values are those of a computation on whole maps.
 
-Shapes: `C` channels, `W` width, `k` rows of a read. Rows have the shape (k, W, C), which is the memory layout of a
-convolution with channels last.
+A layer keeps the rows of its last read in memory. If the rows are read from top to bottom, no row is computed twice. If
+they are read in another order, the values are the same, but some rows are computed again.
+
+Shapes: `C` channels, `W` width, `k` number of rows in one read. Rows have the shape (k, W, C), which is the memory
+layout of an image with channels last.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,17 +21,23 @@ from torch import Tensor, nn
 from xcit import ops
 
 BEHIND = 4
-"""Number of rows kept above the last read. Two layers may read one map, and one layer may be a few rows behind."""
+"""Number of rows above the last read that a layer keeps in memory.
+
+If two layers read the same map, one of them may be a few rows behind the other.
+"""
 
 NUMBERS_AT_ONCE = 2**21
-"""Number of values of the largest map in one stripe. It is large enough for full speed when the maps are in memory."""
+"""Number of values of the largest map in one stripe. A stripe is the group of rows that are computed at once.
+
+The number is large enough for full speed if the maps are in memory.
+"""
 
 Activation = Callable[[Tensor], Tensor]
 """An activation that works in place and returns its argument."""
 
 
 class MapRows(Protocol):
-    """A map (height, width, channels) that is read by rows."""
+    """Interface of a feature map (height, width, channels) that is read a few rows at a time."""
 
     @property
     def height(self) -> int:
@@ -44,46 +52,50 @@ class MapRows(Protocol):
         """Number of values per pixel."""
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns rows start..end, contiguous, (end - start, width, channels). The caller must not change them."""
+        """Returns the rows from `start` to `end` (exclusive) as a contiguous tensor (end - start, width, channels).
+
+        The caller must not change the tensor.
+        """
 
 
 class TensorRows:
-    """A map that is a tensor (height, width, channels)."""
+    """A map that is a tensor (height, width, channels) in memory."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         self.height, self.width, self.channels = tensor.shape
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns a view of rows start..end."""
+        """Returns a view of the rows from `start` to `end` (exclusive)."""
         return self.tensor[start:end]
 
 
 class ComputedRows:
-    """Base class of all layers below: a map whose rows are computed from the rows of other maps.
+    """Base class of the layers. A layer is a map with rows that are computed from the rows of other maps.
 
     Attributes:
         height: number of rows.
         width: number of pixels per row.
         channels: number of values per pixel.
-        sources: the maps from which this one is computed.
+        sources: the maps from which this map is computed.
     """
 
     def __init__(self, height: int, width: int, channels: int, sources: Sequence[MapRows]) -> None:
         self.height, self.width, self.channels = height, width, channels
         self.sources = tuple(sources)
         self._kept: Tensor | None = None
-        self._start = 0  # number of the first row that is kept
+        self._start = 0  # index of the first row that is kept
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns rows start..end. Rows kept from the last read are reused, and the rows after them are computed."""
+        """Returns the rows from `start` to `end` (exclusive). Rows kept from the last read are not computed again."""
         kept = self._kept
         if kept is None or not self._start <= start <= self._start + len(kept):
             kept, self._start = self._compute(start, end), start
         elif end > self._start + len(kept):
             known = self._start + len(kept)
             dropped = max(0, start - BEHIND - self._start)
-            # Only these few rows are copied. The rest of the last read is freed before the new rows are computed.
+            # The clone contains only the rows that are kept, so the other rows of the last read are freed before the
+            # new rows are computed.
             kept = kept[dropped:].clone() if dropped else kept
             self._kept, self._start = kept, self._start + dropped
             kept = torch.cat([kept, self._compute(known, end)])
@@ -91,7 +103,10 @@ class ComputedRows:
         return kept[start - self._start : end - self._start]
 
     def workspace(self, rows: int) -> int:
-        """Returns the number of temporary values while `rows` rows are computed, without the rows and the sources."""
+        """Returns the number of temporary values that exist while `rows` rows are computed.
+
+        The rows that are kept, and the temporary values of the sources, are not included.
+        """
         return 2 * rows * self.width * self.channels
 
     def _compute(self, start: int, end: int) -> Tensor:
@@ -116,7 +131,10 @@ class ConvRows(ComputedRows):
         return found if self._activation is None else self._activation(found)
 
     def workspace(self, rows: int) -> int:
-        """Counts the padded input rows and the output, each twice because torch may copy them."""
+        """Returns the number of temporary values: the padded input rows and the output rows.
+
+        Both are counted twice, because torch may copy them.
+        """
         return 2 * rows * self.width * (self.channels + self._source.channels)
 
 
@@ -125,9 +143,9 @@ class DoubledRows(ComputedRows):
 
     Args:
         source: the map whose size is doubled.
-        weight: (C, outputs, 2, 2).
+        weight: weight of the transposed convolution, (C, outputs, 2, 2).
         bias: (outputs,) or None.
-        activation: applied to the output, or None.
+        activation: applied to the output; None means no activation.
     """
 
     def __init__(
@@ -144,9 +162,9 @@ class DoubledRows(ComputedRows):
         return doubled if self._activation is None else self._activation(doubled)
 
     def followed_by(self, conv: nn.Conv2d, activation: Activation | None = None) -> "DoubledRows":
-        """Returns this layer and a 1x1 convolution after it as one transposed convolution.
+        """Returns one transposed convolution that equals this layer followed by a 1x1 convolution.
 
-        This layer must not have an activation.
+        This layer must not have an activation. `activation` is applied after the 1x1 convolution.
         """
         assert self._activation is None
         matrix = conv.weight.flatten(1)
@@ -156,9 +174,9 @@ class DoubledRows(ComputedRows):
 
 
 def lateral_rows(source: MapRows, conv: nn.Conv2d, activation: Activation | None = None) -> ComputedRows:
-    """Returns the 1x1 convolution of a pyramid level, with an optional activation.
+    """Returns a 1x1 convolution of `source`, a level of a pyramid, with an optional activation.
 
-    If the level comes from a transposed convolution, both become one layer.
+    If `source` is a transposed convolution, the result is one layer that combines both convolutions.
     """
     if isinstance(source, DoubledRows):
         return source.followed_by(conv, activation)
@@ -166,7 +184,10 @@ def lateral_rows(source: MapRows, conv: nn.Conv2d, activation: Activation | None
 
 
 class ShrunkMapRows(ComputedRows):
-    """Max pooling over `factor` x `factor` pixels without padding; a side that is smaller is pooled as a whole."""
+    """Max pooling over `factor` x `factor` pixels without padding.
+
+    A side that is shorter than `factor` pixels is pooled to 1 pixel.
+    """
 
     def __init__(self, source: MapRows, factor: int) -> None:
         self._down, self._across = min(factor, source.height), min(factor, source.width)
@@ -178,14 +199,15 @@ class ShrunkMapRows(ComputedRows):
         return from_image(F.max_pool2d(as_image(rows), (self._down, self._across)))
 
     def workspace(self, rows: int) -> int:
-        """Counts the rows that are read, twice."""
+        """Returns the number of temporary values: the input rows, counted twice."""
         return 2 * rows * self._down * self._source.width * self.channels
 
 
 class ResizedRows(ComputedRows):
     """Bilinear interpolation to another size. The values equal those of `F.interpolate` on a contiguous image.
 
-    Torch's kernel for channels last is not used: it rounds the positions differently, which is visible in large maps.
+    Torch's kernel for channels last is not used, because it rounds the sampling positions differently. In large maps
+    this makes a visible difference.
     """
 
     def __init__(self, source: MapRows, size: tuple[int, int], *, align_corners: bool = False) -> None:
@@ -204,12 +226,15 @@ class ResizedRows(ComputedRows):
         return rows if self._source.width == self.width else _between(rows, 1, *self._columns)
 
     def workspace(self, rows: int) -> int:
-        """Counts the two neighbours of each row, and then the two neighbours of each pixel of a row."""
+        """Returns the number of temporary values in the two steps of the interpolation.
+
+        The first step reads two input rows for each output row. The second step reads two pixels for each output pixel.
+        """
         return rows * (2 * self._source.width + 2 * self.width) * self.channels
 
 
 class NearestRows(ComputedRows):
-    """Nearest-neighbour interpolation to another size, with the values of `F.interpolate`."""
+    """Nearest-neighbour interpolation to another size. The values equal those of `F.interpolate`."""
 
     def __init__(self, source: MapRows, size: tuple[int, int]) -> None:
         super().__init__(*size, source.channels, [source])
@@ -240,20 +265,20 @@ class SumRows(ComputedRows):
 def interpolation(
     start: int, end: int, source_length: int, length: int, *, align_corners: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes the source samples and weights of bilinear interpolation for the output samples start..end.
+    """Computes the source samples and the weights of linear interpolation along one axis.
 
-    The positions are computed in float32, as in torch, because their rounding is visible in large maps.
+    The positions are computed in float32, as in torch. Other rounding would make a visible difference in large maps.
 
     Args:
-        start: first output sample.
-        end: one past the last output sample.
-        source_length: number of source samples.
-        length: number of output samples in all.
+        start: index of the first output sample.
+        end: one past the index of the last output sample.
+        source_length: number of source samples along the axis.
+        length: total number of output samples along the axis.
         align_corners: as in `F.interpolate`.
 
     Returns:
-        For each output sample, the source sample before it and the one after it, int64 (n,), and the weight of the
-        source sample after it, float32 (n,).
+        Three tensors with one value per output sample: the index of the source sample before it (int64), the index of
+        the source sample after it (int64), and the weight of the source sample after it (float32).
     """
     position = torch.arange(start, end, dtype=torch.float32)
     if align_corners:
@@ -268,7 +293,7 @@ def interpolation(
 
 
 def with_zero_rows(source: MapRows, start: int, end: int) -> Tensor:
-    """Returns rows start..end of a map, with zeros for the rows outside the map."""
+    """Returns the rows from `start` to `end` (exclusive) of a map, with zeros for the rows outside the map."""
     first, last = max(0, start), min(end, source.height)
     rows = source.read(first, last)
     if first == start and last == end:
@@ -288,7 +313,7 @@ def from_image(image: Tensor) -> Tensor:
 
 
 def all_maps(*maps: MapRows) -> list[MapRows]:
-    """Returns these maps and all maps from which they are computed, each once."""
+    """Returns the maps and all maps from which they are computed. The result contains each map once."""
     found: dict[int, MapRows] = {}
     waiting = list(maps)
     while waiting:
@@ -300,15 +325,18 @@ def all_maps(*maps: MapRows) -> list[MapRows]:
 
 
 def rows_of_a_stripe(last: MapRows, at_once: int = NUMBERS_AT_ONCE) -> int:
-    """Returns how many rows of `last` to read at once, so that the largest map involved has about `at_once` values."""
+    """Returns how many rows of `last` to read at once.
+
+    With this number of rows, the largest of the maps from which `last` is computed has about `at_once` values.
+    """
     row = max(one.width * one.channels * one.height / last.height for one in all_maps(last))
     return max(1, min(last.height, int(at_once / row)))
 
 
 def numbers_held(last: MapRows, rows: int) -> int:
-    """Returns the largest number of values that exist at once while `last` is read `rows` rows at a time.
+    """Returns the maximum number of values in memory while the map `last` is read `rows` rows at a time.
 
-    This is the memory model of a head.
+    The number includes all maps from which `last` is computed. It predicts the memory that a head needs.
     """
     kept = passing = 0
     for one in all_maps(last):
@@ -323,9 +351,9 @@ def _rows_of(rows: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _between(rows: Tensor, dim: int, before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
-    """Interpolates between samples of rows (k, W, C) along `dim`.
+    """Interpolates between the samples `before` and `after` of rows (k, W, C) along `dim`.
 
-    Computes in float32 at least, because a weight in bfloat16 would have only two digits.
+    The computation is in float32 or float64, because a weight in bfloat16 would have only two decimal digits.
     """
     wide = torch.promote_types(rows.dtype, torch.float32)
     shape = [1, 1, 1]
@@ -335,6 +363,6 @@ def _between(rows: Tensor, dim: int, before: Tensor, after: Tensor, weight: Tens
 
 
 def _nearest(source_length: int, length: int) -> Tensor:
-    """Returns, for each of `length` output pixels, the source pixel whose value it takes, int64 (length,)."""
+    """Returns, for each output pixel, the index of the source pixel that is copied to it, int64 (length,)."""
     scale = torch.tensor(source_length, dtype=torch.float32) / length
     return (torch.arange(length, dtype=torch.float32) * scale).long().clamp_(max=source_length - 1)

@@ -1,4 +1,4 @@
-"""A context in which a model is in evaluation mode."""
+"""A context manager that sets a model to evaluation mode for a limited time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Sets a model to evaluation mode; on exit each of its modules is in its previous mode again."""
+    """Sets a model to evaluation mode. On exit, each module of the model gets back its previous mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

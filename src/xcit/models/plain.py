@@ -1,8 +1,9 @@
-"""Tests whether the output of a layer may be computed from its weights, without calling the layer.
+"""Checks whether the output of a layer may be computed from the layer's weights, without calling the layer.
 
-Hooks, LoRA, quantisation, pruning, parametrisation and tracing work only if the layer is called. The direct forms
-(`ops/forms.py`, LayerScale inside the weights) read the weights instead. The direct forms are used only if
-every module involved has exactly torch's own class and no hooks, so that the user sees no difference.
+Hooks, LoRA, quantisation, pruning, parametrisation and tracing work only if the layer is called. Some faster forms of
+the layers read the weights and do not call the layer. They are in `ops/forms.py`, and in `layers.py` where LayerScale
+multiplies the weights. A faster form is used only if each layer is an instance of torch's own class, not of a subclass,
+and has no hooks. So the user sees no difference. A parameter is called plain if its class is `nn.Parameter` itself.
 """
 
 from collections.abc import Collection
@@ -14,11 +15,15 @@ from torch.nn.modules import module as _globals
 _LAYERS = (nn.Linear, nn.Conv2d)
 
 
-# These are written out instead of looping over names, because a forward pass calls them dozens of times.
+# The two functions below test each attribute by itself. A loop over the names of the attributes would be shorter but
+# slower, and a forward pass calls these functions dozens of times.
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its class defines: it has hooks, or `forward` was replaced on it."""
+    """Returns whether calling the module does more than its class defines.
+
+    This is the case if the module has hooks, or if its `forward` was replaced on the instance.
+    """
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -29,7 +34,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_anything_watched() -> bool:
-    """Whether global hooks are set, or a dispatch mode sees every operation, as profilers and FLOP counters do."""
+    """Returns whether there are global hooks or an active dispatch mode, such as the mode of torch's FLOP counter."""
     return bool(
         _globals._global_forward_hooks
         or _globals._global_forward_pre_hooks
@@ -40,7 +45,7 @@ def is_anything_watched() -> bool:
 
 
 def is_plain(*layers: nn.Module) -> bool:
-    """Whether all layers are torch's own linear layers or convolutions, with plain parameters and without hooks."""
+    """Returns whether all layers are torch's own linear layers or convolutions, with plain parameters and no hooks."""
     if is_anything_watched():
         return False
     for layer in layers:
@@ -55,7 +60,10 @@ def is_plain(*layers: nn.Module) -> bool:
 
 
 def is_all_plain(part: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
-    """Whether a module and all modules within it are exactly of these classes, with plain parameters and no hooks."""
+    """Returns whether a module and its submodules have classes in `kinds`, plain parameters and no hooks.
+
+    A subclass of a class in `kinds` does not count.
+    """
     return not is_anything_watched() and all(
         type(module) in kinds
         and not is_watched(module)

@@ -1,5 +1,7 @@
 """XCiT as the backbone of a detector or segmenter: the tokens after four blocks become maps of strides 4, 8, 16, 32.
 
+These four maps are called the pyramid.
+
 Shapes: `B` batch, `D` width, `H` x `W` token grid of an h x w image.
 """
 
@@ -25,15 +27,19 @@ STRIDES = (4, 8, 16, 32)
 
 
 def default_out_indices(depth: int) -> tuple[int, ...]:
-    """Returns the blocks whose tokens become the maps: 3, 5, 7, 11 for depth 12, and 7, 11, 15, 23 for depth 24.
+    """Returns the indices of the blocks that output the tokens for the maps.
 
-    The blocks are counted from 0. They are those at 1/3, 1/2, 2/3 and all of the depth, as in the paper's models.
+    The blocks are those at 1/3, 1/2, 2/3 and the end of the depth, as in the paper's models. Counted from 0, they are
+    3, 5, 7, 11 for depth 12, and 7, 11, 15, 23 for depth 24.
     """
     return tuple(max(0, depth * sixths // 6 - 1) for sixths in (2, 3, 4, 6))
 
 
 class Shrink(nn.Module):
-    """Max pooling over `factor` x `factor` pixels without padding; a side that is smaller is pooled as a whole."""
+    """Max pooling over `factor` x `factor` pixels without padding.
+
+    A side that is shorter than `factor` pixels is pooled to 1 pixel.
+    """
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -46,26 +52,28 @@ class Shrink(nn.Module):
 
 
 class TokenPyramid(nn.Module):
-    """Turns four maps, whose stride is the patch size, into maps of strides 4, 8, 16 and 32 with the same width.
+    """Turns four maps of tokens into maps of strides 4, 8, 16 and 32 with the same number of channels.
 
-    A transposed convolution doubles the size of a map, and max pooling reduces it. Each size is that of the
-    token grid, multiplied or divided by a power of two and rounded down. If the patch size does not divide the image,
-    this is not exactly the size of the image divided by the stride.
+    The stride of each input map is the patch size. A transposed convolution doubles the sides of a map, and max pooling
+    reduces them. The sides of each output map are those of the token grid, multiplied or divided by a power of two and
+    rounded down. If the sides of the image are not multiples of the patch size, the sides of the maps are not exactly
+    the sides of the image divided by the stride.
     """
 
     def __init__(self, embed_dim: int, patch_size: int) -> None:
         super().__init__()
         if patch_size > 4 * STRIDES[0]:
-            raise XCiTError(f"a pyramid is made of patches of {4 * STRIDES[0]} pixels at most, not of {patch_size}")
+            raise XCiTError(f"a pyramid needs patches of at most {4 * STRIDES[0]} pixels per side, not {patch_size}")
         self.stride4 = _resize(embed_dim, patch_size, 4)
         self.stride8 = _resize(embed_dim, patch_size, 8)
         self.stride16 = _resize(embed_dim, patch_size, 16)
         self.stride32 = _resize(embed_dim, patch_size, 32)
 
     def fold_norms(self) -> None:
-        """Folds the norm into the transposed convolution before it, for inference only.
+        """Folds each batch norm into the transposed convolution before it, for inference only.
 
-        If either of the two is replaced, hooked or parametrised, both stay unchanged and are called as modules.
+        If the norm or the convolution is replaced, hooked or parametrised, both stay unchanged and are called as
+        modules.
         """
         for branch in (self.stride4, self.stride8):
             layers = list(branch) if type(branch) is nn.Sequential and not is_watched(branch) else []
@@ -79,38 +87,35 @@ class TokenPyramid(nn.Module):
                     branch[index + 1] = nn.Identity()
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Turns four maps (B, D, H, W), the earliest block's first, into maps of strides 4, 8, 16 and 32."""
+        """Turns four maps (B, D, H, W), in the order of their blocks, into maps of strides 4, 8, 16 and 32."""
         first, second, third, fourth = maps
         return self.stride4(first), self.stride8(second), self.stride16(third), self.stride32(fourth)
 
 
 class XCiTPyramid(Fusible):
-    """An XCiT without class token, and a pyramid on its tokens: images (B, in_channels, h, w) to four maps of width D.
+    """An XCiT without class token, and a pyramid of its tokens. It maps images (B, in_channels, h, w) to four maps.
 
-    The images are normalised, and have any size that is at least one patch. The tokens are the outputs of the blocks,
-    without a norm.
+    The images must be normalised. Each side must have at least the length of one patch. The tokens are the outputs of
+    four blocks, without a norm.
 
     Args:
-        config: the config of an XCiT without class attention and classifier (`cls_depth` 0).
-        out_indices: the four blocks whose tokens become the maps, counted from 0, in rising order; None takes
-            `default_out_indices`.
+        config: the config of an XCiT without class attention (`cls_depth` 0).
+        out_indices: indices of the four blocks, counted from 0, in rising order; None means `default_out_indices`.
 
     Attributes:
         xcit: the backbone.
-        pyramid: the layers that make the maps from the backbone's tokens.
-        out_indices: the four blocks.
+        pyramid: the layers that compute the maps from the backbone's tokens.
+        out_indices: indices of the four blocks.
 
     Raises:
-        XCiTError: if `out_indices` are not four blocks of the backbone in rising order, or the config has a class
-            token.
+        XCiTError: if `out_indices` are not the indices of four blocks in rising order, or the config has a class token.
     """
 
     def __init__(self, config: XCiTConfig, out_indices: Sequence[int] | None = None) -> None:
         super().__init__()
         if config.cls_depth:
             raise XCiTError(
-                f"a pyramid is made of patch tokens alone: set cls_depth {config.cls_depth} to 0, and global_pool to "
-                "none"
+                f"a pyramid uses only patch tokens: set cls_depth to 0, not {config.cls_depth}, and global_pool to none"
             )
         self.out_indices = tuple(default_out_indices(config.depth) if out_indices is None else out_indices)
         _check_indices(self.out_indices, config.depth)
@@ -123,21 +128,26 @@ class XCiTPyramid(Fusible):
 
     @property
     def config(self) -> XCiTConfig:
-        """The backbone's shape."""
+        """Config of the backbone."""
         return self.xcit.config
 
     @property
     def embed_dim(self) -> int:
-        """Width D of each map."""
+        """Number of channels D of each map."""
         return self.xcit.embed_dim
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block in the backward pass instead of keeping its activations (timm's name)."""
+        """Turns gradient checkpointing on or off (timm's method name).
+
+        If it is on, the activations of each block are not stored, but recomputed in the backward pass.
+        """
         self.xcit.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns maps of strides 4, 8, 16 and 32, each (B, D, height, width)."""
-        if isinstance(self.xcit, FusedXCiT):  # tokens are maps with channels last, the fastest layout for convolutions
+        # The maps keep the memory layout of the fused model's tokens, channels last. Convolutions are fastest with this
+        # layout.
+        if isinstance(self.xcit, FusedXCiT):
             tokens = self.xcit.forward_intermediates(
                 images, self.out_indices, output_fmt="NLC", intermediates_only=True
             )
@@ -147,14 +157,14 @@ class XCiTPyramid(Fusible):
             maps = cast(
                 list[Tensor], self.xcit.forward_intermediates(images, self.out_indices, intermediates_only=True)
             )
-        # In a very shallow model, two of the four indices may name the same block.
+        # In a model with few blocks, two of the four indices may be equal.
         by_block = dict(zip(sorted(set(self.out_indices)), maps, strict=True))
         four: tuple[Tensor, Tensor, Tensor, Tensor] = self.pyramid([by_block[index] for index in self.out_indices])
         return four
 
 
 class OnPyramid(Shareable, Fusible):
-    """A model that consists of an `XCiTPyramid` and heads on it.
+    """Base class of models that consist of an `XCiTPyramid` and heads for its maps.
 
     Attributes:
         backbone: the XCiT and its pyramid.
@@ -163,14 +173,18 @@ class OnPyramid(Shareable, Fusible):
     backbone: XCiTPyramid
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block of the backbone in the backward pass (timm's name)."""
+        """Turns gradient checkpointing of the backbone on or off (timm's method name).
+
+        If it is on, the activations of each block are not stored, but recomputed in the backward pass.
+        """
         self.backbone.set_grad_checkpointing(enable)
 
     def fuse(self) -> Self:
-        """Returns a faster copy for inference. The copy is in evaluation mode, takes less memory and has no gradients.
+        """Returns a faster copy for inference. The copy needs less memory, and can't be trained.
 
-        The backbone is fused (see `XCiT.fuse`), and the pyramid's norm is folded. The weights after the backbone are in
-        the channels-last format, because the maps have this format. The copy cannot be set to training mode.
+        In the copy, the backbone is fused (see `XCiT.fuse`), and the pyramid's batch norm is folded into the
+        convolution before it. The weights after the backbone are in the channels-last format, because the maps have
+        this format.
         """
         fused = copy.deepcopy(self)
         fused.backbone.xcit = self.backbone.xcit.fuse()
@@ -181,9 +195,9 @@ class OnPyramid(Shareable, Fusible):
 
 
 def _resize(embed_dim: int, patch_size: int, stride: int) -> nn.Module:
-    """Returns the layers that resize a map from the patch's stride to another stride.
+    """Returns the layers that resize a map from stride `patch_size` to stride `stride`.
 
-    For patches of 8 and 16 pixels, these are the published layers.
+    For patches of 8 and 16 pixels per side, the layers are those of the published models.
     """
 
     def double() -> nn.Module:
@@ -199,7 +213,7 @@ def _resize(embed_dim: int, patch_size: int, stride: int) -> nn.Module:
 
 
 def _is_plain_up(layer: nn.Module) -> bool:
-    """Whether a layer is torch's own transposed convolution, with plain parameters and without hooks."""
+    """Returns whether a layer is torch's own transposed convolution, with plain parameters and without hooks."""
     return (
         type(layer) is nn.ConvTranspose2d
         and not is_watched(layer)
@@ -211,7 +225,10 @@ def _is_plain_up(layer: nn.Module) -> bool:
 def _check_indices(indices: Sequence[int], depth: int) -> None:
     if len(indices) != len(STRIDES):
         raise XCiTError(
-            f"out_indices must name {len(STRIDES)} blocks, one for each stride {STRIDES}, not {len(indices)}"
+            f"out_indices must contain {len(STRIDES)} blocks, one for each stride {STRIDES}, not {len(indices)}"
         )
     if list(indices) != sorted(indices) or not all(0 <= index < depth for index in indices):
-        raise XCiTError(f"out_indices {tuple(indices)} must rise and be within the {depth} blocks, counted from 0")
+        raise XCiTError(
+            f"out_indices {tuple(indices)} must be in rising order, and each must be one of the {depth} blocks, "
+            "counted from 0"
+        )

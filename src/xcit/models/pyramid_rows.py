@@ -1,4 +1,4 @@
-"""The pyramid of a backbone by rows: it computes maps of strides 4, 8, 16 and 32 of an image of any size."""
+"""Computes the pyramid of a backbone a few rows at a time: maps of strides 4, 8, 16 and 32 of an image of any size."""
 
 from collections.abc import Sequence
 
@@ -13,17 +13,22 @@ _LAYERS = (nn.Sequential, nn.ConvTranspose2d, nn.GELU, nn.Identity, Shrink, Toke
 
 
 def is_plain_pyramid(pyramid: TokenPyramid) -> bool:
-    """Whether the pyramid's norm is folded and its layers may be computed from their weights instead of being called.
+    """Returns whether `pyramid_rows` may be used for the pyramid.
 
-    See `plain.py`.
+    It may be used if the batch norms are folded, and if the layers may be computed from their weights instead of being
+    called (see `plain.py`).
     """
     return is_all_plain(pyramid, _LAYERS)
 
 
 def pyramid_rows(pyramid: TokenPyramid, taps: Sequence[MapRows]) -> list[MapRows]:
-    """Returns the four maps of a fused model's pyramid, given the tokens (H, W, D) of its four blocks.
+    """Returns the four maps of a fused model's pyramid for one image, as maps that are computed a few rows at a time.
 
-    `is_plain_pyramid` must be true.
+    `is_plain_pyramid(pyramid)` must be true.
+
+    Args:
+        pyramid: the pyramid.
+        taps: the tokens (H, W, D) after each of the four blocks.
     """
     layers = (pyramid.stride4, pyramid.stride8, pyramid.stride16, pyramid.stride32)
     return [_level(layer, tap) for layer, tap in zip(layers, taps, strict=True)]

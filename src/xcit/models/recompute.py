@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a block: its activations are computed a second time in the backward pass."""
+"""Gradient checkpointing of a block: its activations are not stored, but recomputed in the backward pass."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(block: nn.Module, *inputs: Tensor | int) -> Tensor:
-    """Returns the output of the block without keeping its activations for the backward pass."""
-    if torch.compiler.is_compiling():  # torch.compile accepts no `context_fn`, and updates the statistics only once
+    """Computes the output of a block without storing its activations for the backward pass."""
+    # torch.compile does not accept `context_fn`, but updates the running statistics only once anyway.
+    if torch.compiler.is_compiling():
         out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
     else:
         contexts = partial(_recompute_contexts, block)
@@ -20,19 +21,19 @@ def recomputed(block: nn.Module, *inputs: Tensor | int) -> Tensor:
 
 
 def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Returns the contexts of the forward pass of a checkpointed block and of its recomputation."""
+    """Returns two context managers: for the forward pass of a checkpointed block, and for its recomputation."""
     return nullcontext(), _keep_statistics(block)
 
 
 @contextmanager
 def _keep_statistics(block: nn.Module) -> Iterator[None]:
-    """Prevents batch norms from counting the same batch a second time in their running statistics."""
+    """Prevents the recomputation from updating the running statistics of batch norms a second time."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
-    finally:  # torch ends the recomputation early by an exception
+    finally:  # also runs if torch ends the recomputation early with an exception
         for norm, (momentum, num_batches) in zip(norms, kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, num_batches

@@ -1,8 +1,8 @@
 """Semantic segmentation: UperNet (arXiv 1807.10221) and Semantic FPN (arXiv 1901.02446) on XCiT's pyramid.
 
-The heads are those of the published checkpoints. Before a map is added to another or concatenated with it, it is
-resized to the other's size, without aligned corners. Doubling its size would not be enough: if the sides of an image
-are not multiples of 32, a map is not exactly half as large as the next finer map.
+The heads are those of the published checkpoints. Before two maps are added or concatenated, one is resized to the exact
+size of the other. Doubling the size would not be enough: if the sides of an image are not multiples of 32, the sides of
+a map are not exactly half the sides of the next finer map. Bilinear interpolation uses `align_corners=False`.
 
 Shapes: `B` batch, `D` width of the backbone, `E` channels of the head, `K` classes. Maps are (B, channels, height,
 width), of strides 4, 8, 16 and 32.
@@ -40,16 +40,17 @@ POOL_SIZES = (1, 2, 3, 6)
 @keeps_notes
 @dataclass(frozen=True, kw_only=True)
 class SegmenterConfig(ReadableConfig):
-    """Shape of a segmenter.
+    """Architecture of a segmenter.
 
     Attributes:
-        kind: the head.
-        backbone: an XCiT without class attention and classifier.
-        num_classes: K; 0 means the number of classes of the data set.
-        channels: E: 512 in the published UperNet, 128 in the published Semantic FPN.
-        auxiliary_channels: channels of UperNet's auxiliary head.
-        dropout: share of a head's channels that are dropped in training.
-        out_indices: the blocks whose tokens become the pyramid's maps; None takes `default_out_indices`.
+        kind: type of the head, "upernet" or "sem-fpn".
+        backbone: config of an XCiT without class attention and without classifier.
+        num_classes: number of classes K; 0 means that training sets it to the number of classes of the data set.
+        channels: number of channels E of the head: 512 in the published UperNet, 128 in the published Semantic FPN.
+        auxiliary_channels: number of channels of UperNet's auxiliary head.
+        dropout: probability with which a channel of a head is dropped in training.
+        out_indices: indices of the four blocks that output the tokens for the pyramid's maps; None means
+            `default_out_indices`.
 
     Raises:
         XCiTError: if a field has an impossible value.
@@ -69,33 +70,37 @@ class SegmenterConfig(ReadableConfig):
         if self.kind not in ("upernet", "sem-fpn"):
             raise XCiTError(f"SegmenterConfig: kind is {self.kind!r}, must be 'upernet' or 'sem-fpn'")
         if self.backbone.cls_depth or self.backbone.num_classes:
-            raise XCiTError("SegmenterConfig: the backbone has class attention or a classifier: set both to 0")
+            raise XCiTError(
+                "SegmenterConfig: the backbone has class attention or a classifier: set the backbone's cls_depth and "
+                "num_classes to 0"
+            )
         check_field(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
 
 
 class SegmenterOutput(NamedTuple):
-    """The outputs of a segmenter that training needs, both at the images' size."""
+    """The outputs of a segmenter for training. Both have the height and width of the images."""
 
     logits: Tensor  # (B, K, H, W)
     auxiliary: Tensor | None  # logits of the auxiliary head, (B, K, H, W), or None if the model has no such head
 
 
 def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes (B, channels, height, width) to `size`, by bilinear interpolation without aligned corners."""
+    """Resizes maps (B, channels, height, width) to `size` by bilinear interpolation with `align_corners=False`."""
     return F.interpolate(image, tuple(size), mode="bilinear", align_corners=False)
 
 
 def pool_to(image: Tensor, size: int) -> Tensor:
-    """Computes adaptive average pooling of (B, channels, height, width) to `size` pixels per side."""
+    """Computes adaptive average pooling of maps (B, channels, height, width) to `size` pixels per side."""
     if not torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(image, size)
-    # ONNX has no adaptive pooling. Its exporter would write constant windows, which fit only the example's size.
+    # ONNX has no adaptive pooling. The ONNX exporter would write pooling windows of constant size, which are right only
+    # for images of the size of the example.
     height, width = (averaging(side, size, image) for side in image.shape[-2:])
     return height @ image @ width.mT
 
 
 class ConvNormReLU(nn.Module):
-    """A convolution that keeps the size, without bias, then batch norm and ReLU."""
+    """A convolution without bias that keeps the height and width, then batch norm and ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -108,7 +113,8 @@ class ConvNormReLU(nn.Module):
     def fold_norm(self) -> None:
         """Folds the norm into the convolution, for inference only.
 
-        If either of the two is replaced, hooked or parametrised, both stay unchanged and are called as modules.
+        If the norm or the convolution is replaced, hooked or parametrised, both stay unchanged and are called as
+        modules.
         """
         if is_plain(self.conv) and isinstance(self.norm, nn.BatchNorm2d) and is_all_plain(self.norm, (nn.BatchNorm2d,)):
             scale, shift = norm_line(self.norm)
@@ -119,7 +125,7 @@ class ConvNormReLU(nn.Module):
 class UperNetHead(nn.Module):
     """Computes logits (B, K, ...) of stride 4 from four maps (B, D, ...).
 
-    The head consists of pyramid pooling on the coarsest map, a top-down path, and a convolution that fuses all levels.
+    The head consists of pyramid pooling on the coarsest map, a top-down path, and a convolution that combines all maps.
     """
 
     def __init__(self, embed_dim: int, channels: int, num_classes: int, dropout: float) -> None:
@@ -146,7 +152,10 @@ class UperNetHead(nn.Module):
         return logits
 
     def _pooled(self, coarsest: Tensor) -> Tensor:
-        """Computes the pyramid pooling: the coarsest map fused with its pooled context, as a level (B, E, ...)."""
+        """Applies pyramid pooling to the coarsest map (B, D, ...); the result is (B, E, ...).
+
+        The map is concatenated with its means over windows of several sizes, and a convolution combines all channels.
+        """
         context = [
             resize_bilinear(pool(pool_to(coarsest, size)), coarsest.shape[-2:])
             for pool, size in zip(self.pools, POOL_SIZES, strict=True)
@@ -156,9 +165,9 @@ class UperNetHead(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Computes logits (B, K, ...) from one map (B, D, ...), at the map's size.
+    """Computes logits (B, K, ...) from one map (B, D, ...), with the height and width of the map.
 
-    It is used only in training: it adds a second loss close to the backbone.
+    This head is used only in training, where a second loss is computed from its logits.
     """
 
     def __init__(self, embed_dim: int, channels: int, num_classes: int, dropout: float) -> None:
@@ -173,9 +182,9 @@ class AuxiliaryHead(nn.Module):
 
 
 class FPNNeck(nn.Module):
-    """A feature pyramid network (arXiv 1612.03144): four maps (B, D, ...) to four maps of the same shapes.
+    """A feature pyramid network (arXiv 1612.03144). It turns four maps (B, D, ...) into four maps of the same shapes.
 
-    A top-down path adds each coarser map to the finer ones.
+    A top-down path adds each map, from the coarsest on, to the next finer map.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -193,8 +202,8 @@ class FPNNeck(nn.Module):
 class SemanticFPNHead(nn.Module):
     """Computes logits (B, K, ...) of stride 4 from four maps (B, D, ...).
 
-    Each map is doubled in size until it has stride 4, with a convolution before each doubling. The finest map has one
-    convolution and no doubling. Then the maps are added.
+    The sides of each map are doubled until the map has stride 4, with a convolution before each doubling. The finest
+    map gets one convolution and is not doubled. Then all maps are added.
     """
 
     def __init__(self, embed_dim: int, channels: int, num_classes: int, dropout: float) -> None:
@@ -212,7 +221,7 @@ class SemanticFPNHead(nn.Module):
             assert isinstance(convs, nn.ModuleList)
             for conv in convs:
                 level = conv(level)
-                if total is not None:  # all maps but the finest
+                if total is not None:  # for all maps except the finest
                     level = resize_bilinear(level, [2 * side for side in level.shape[-2:]])
             total = level if total is None else total + resize_bilinear(level, total.shape[-2:])
         logits: Tensor = self.classifier(self.dropout(total))
@@ -220,13 +229,15 @@ class SemanticFPNHead(nn.Module):
 
 
 class Segmenter(OnPyramid):
-    """Computes logits (B, K, H, W) from normalised images (B, in_channels, H, W) of at least one patch.
+    """Base class of segmenters: computes logits (B, K, H, W) from normalised images (B, in_channels, H, W).
+
+    Each side of the images must have at least the length of one patch.
 
     Attributes:
-        config: the model's shape.
-        info: class names and preprocessing if they are known, else None.
+        config: architecture of the model.
+        info: class names and preprocessing; None if they are unknown.
         backbone: the XCiT and its pyramid.
-        pool_sizes: sizes, in pixels per side, to which the head pools the coarsest map.
+        pool_sizes: sizes, in pixels per side, to which the head pools the coarsest map; empty if it does not pool.
     """
 
     pool_sizes: tuple[int, ...] = ()
@@ -235,17 +246,17 @@ class Segmenter(OnPyramid):
         super().__init__()
         if not config.num_classes:
             raise XCiTError("a segmenter needs classes: set num_classes above 0")
-        self.config = copy.copy(config)  # a host library may set attributes on it, which must stay with this model
+        self.config = copy.copy(config)  # a copy, because other libraries may set attributes on the config of a model
         self.info: SegmenterInfo | None = None
         self.backbone = XCiTPyramid(config.backbone, config.out_indices)
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes K."""
         return self.config.num_classes
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the layers that compute the logits by new ones for another number of classes."""
+        """Replaces the layers that compute the logits with new layers for another number of classes."""
         config = replace(self.config, num_classes=num_classes)
         fresh = build_segmenter(config)
         reference = next(self.parameters())
@@ -259,7 +270,7 @@ class Segmenter(OnPyramid):
             self.info = replace(self.info, class_names=())
 
     def forward(self, images: Tensor, with_auxiliary: bool = False) -> Tensor | SegmenterOutput:
-        """Returns logits (B, K, H, W), or with `with_auxiliary` also those of the auxiliary head."""
+        """Returns logits (B, K, H, W), or a `SegmenterOutput` if `with_auxiliary` is true."""
         size = images.shape[-2:]
         if not with_auxiliary and isinstance(images, Tensor) and self.goes_by_rows and tokens_at_once(images):
             return resize_bilinear(torch.cat([whole_map(rows) for rows in self.logit_rows(images)]), size)
@@ -275,9 +286,10 @@ class Segmenter(OnPyramid):
         raise NotImplementedError
 
     def fuse(self) -> Self:
-        """Returns a copy for inference, as `OnPyramid.fuse` does, in which the norms of the head are folded too.
+        """Returns a copy for inference, as `OnPyramid.fuse` does. The batch norms of the head are folded too.
 
-        The copy computes its maps a few rows at a time, unless a part of it is replaced, hooked or parametrised.
+        The copy computes the maps of its pyramid and head a few rows at a time. It does not do so if a module of the
+        pyramid or head is replaced, hooked or parametrised.
         """
         fused = super().fuse()
         for module in fused.modules():
@@ -287,9 +299,9 @@ class Segmenter(OnPyramid):
 
     @property
     def goes_by_rows(self) -> bool:
-        """Whether the model may compute its logits by rows, without calling its parts as modules.
+        """Whether the model may compute its logits a few rows at a time, without calling its layers as modules.
 
-        This holds if the model is fused and no part of it is replaced, hooked or parametrised.
+        This is true if the model is fused and no module of the pyramid or head is replaced, hooked or parametrised.
         """
         parts = (part for name, part in self.named_children() if name not in ("backbone", "auxiliary"))
         return (
@@ -300,27 +312,42 @@ class Segmenter(OnPyramid):
         )
 
     def rows(self, taps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
-        """Returns the logits of stride 4 of one image of any size, by rows. `goes_by_rows` must be true.
+        """Returns the logits of stride 4 of one image, as a map that is computed a few rows at a time.
+
+        The image may have any size. `goes_by_rows` must be true.
 
         Args:
-            taps: the image's tokens (H, W, D) after each of the four blocks of the backbone.
-            pooled: the result of `pool` on `taps`.
+            taps: the tokens of the image, each (token rows, tokens per row, D), after the four blocks of the backbone.
+            pooled: the result of `pool` for the same `taps`.
         """
         return self.decode_rows(pyramid_rows(self.backbone.pyramid, taps), pooled)
 
     def pool(self, taps: Sequence[MapRows], rows_at_once: int) -> list[Tensor]:
-        """Computes the means (n, n, D) over the whole image that `rows` needs, in one pass over the coarsest map."""
+        """Pools the coarsest map of one image to (n, n, D) for each n in `pool_sizes`, in one pass over its rows.
+
+        Args:
+            taps: as in `rows`.
+            rows_at_once: number of rows of the coarsest map that are read at once.
+        """
         if not self.pool_sizes:
             return []
         return pooled_means(pyramid_rows(self.backbone.pyramid, taps)[-1], self.pool_sizes, rows_at_once)
 
     def decode_rows(self, maps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
-        """Returns the result of `decode` on one image's maps, by rows."""
+        """Returns the result of `decode` for one image, as a map that is computed a few rows at a time.
+
+        Args:
+            maps: the pyramid's maps of the image.
+            pooled: the result of `pool`.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
     def logit_rows(self, images: Tensor) -> list[MapRows]:
-        """Returns the logits of stride 4 of images (B, in_channels, H, W) that fit into memory, one map per image."""
+        """Returns the logits of stride 4 for images (B, in_channels, H, W) that fit into memory, one map per image.
+
+        The maps are computed a few rows at a time. `goes_by_rows` must be true.
+        """
         xcit, indices = self.backbone.xcit, self.backbone.out_indices
         assert isinstance(xcit, FusedXCiT)
         tokens = xcit.forward_intermediates(images, indices, output_fmt="NLC", intermediates_only=True)
@@ -333,7 +360,7 @@ class Segmenter(OnPyramid):
         return found
 
     def decode_auxiliary(self, maps: Sequence[Tensor]) -> Tensor | None:
-        """Computes logits (B, K, ...) of the auxiliary head; None if the model has no such head."""
+        """Computes logits (B, K, ...) of the auxiliary head; returns None if the model has no auxiliary head."""
         return None
 
     def reset_parameters(self) -> None:
@@ -342,7 +369,11 @@ class Segmenter(OnPyramid):
         self._init_parts()
 
     def _init_parts(self) -> None:
-        """Initialises the heads: Kaiming normal (fan out) for convolutions, std 0.01 for classifiers, 0 for biases."""
+        """Initialises the heads.
+
+        The weights of classifiers have standard deviation 0.01. Other convolutions get Kaiming normal weights (fan
+        out). Biases are 0.
+        """
         for name, module in self.named_modules():
             if not isinstance(module, nn.Conv2d) or name.startswith("backbone."):
                 continue
@@ -399,11 +430,11 @@ class SemanticFPN(Segmenter):
 _LAYERS = frozenset(
     {UperNetHead, FPNNeck, SemanticFPNHead, ConvNormReLU, nn.ModuleList, nn.Conv2d, nn.Identity, nn.Dropout2d}
 )
-"""The layer types that a fused segmenter may have outside its backbone if it computes by rows."""
+"""The module types that the head of a fused segmenter may contain if it is to be computed a few rows at a time."""
 
 
 def whole_map(rows: MapRows) -> Tensor:
-    """Reads a map a few rows at a time and returns it as an image (1, channels, height, width)."""
+    """Reads a whole map, a few rows at a time, and returns it as an image (1, channels, height, width)."""
     found: Tensor | None = None
     for start, end in spans(rows.height, rows_of_a_stripe(rows)):
         part = as_image(rows.read(start, end))
@@ -415,5 +446,5 @@ def whole_map(rows: MapRows) -> Tensor:
 
 
 def build_segmenter(config: SegmenterConfig) -> Segmenter:
-    """Builds the segmenter of a config, with random weights."""
+    """Builds a segmenter from its config, with random weights."""
     return UperNet(config) if config.kind == "upernet" else SemanticFPN(config)

@@ -1,7 +1,7 @@
-"""The heads of segmenters by rows: they compute logits of stride 4 from pyramid maps that need not fit into memory.
+"""Heads of segmenters that compute logits of stride 4 a few rows at a time. No whole map has to fit into memory.
 
-The logits equal those of the heads in `segmentation.py` up to rounding. The norms of the heads must be folded into
-their convolutions first: see `ConvNormReLU.fold_norm`.
+The logits equal those of the heads in `segmentation.py` up to rounding. The batch norms of the heads must be folded
+into the convolutions first: see `ConvNormReLU.fold_norm`.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def upernet_rows(head: "UperNetHead", maps: Sequence[MapRows], pooled: Sequence[Tensor]) -> MapRows:
-    """Returns UperNet's logits by rows.
+    """Returns UperNet's logits as a map that is computed a few rows at a time.
 
     Args:
-        head: the head, with folded norms.
-        maps: the maps of strides 4, 8, 16 and 32.
-        pooled: for each pool, the means of the coarsest map over the pool's windows, (size, size, D).
+        head: the head, with folded batch norms.
+        maps: the pyramid's maps of strides 4, 8, 16 and 32.
+        pooled: for each size in `POOL_SIZES`, the coarsest map pooled to (size, size, D).
     """
     laterals = zip(_layers(head.laterals), maps, strict=False)
     levels: list[MapRows] = [lateral_rows(one, layer.conv, torch.relu_) for layer, one in laterals]
@@ -40,7 +40,7 @@ def upernet_rows(head: "UperNetHead", maps: Sequence[MapRows], pooled: Sequence[
 
 
 def _pooled_level(head: "UperNetHead", coarsest: MapRows, pooled: Sequence[Tensor]) -> MapRows:
-    """Returns the bottleneck of the pyramid pooling: the coarsest map fused with its pooled context."""
+    """Returns the result of pyramid pooling, as `UperNetHead._pooled` does, as a map computed a few rows at a time."""
     context = []
     for layer, means in zip(_layers(head.pools), pooled, strict=True):
         one = _conv(layer, TensorRows(means))
@@ -50,7 +50,13 @@ def _pooled_level(head: "UperNetHead", coarsest: MapRows, pooled: Sequence[Tenso
 
 
 def semantic_fpn_rows(neck: "FPNNeck", head: "SemanticFPNHead", maps: Sequence[MapRows]) -> MapRows:
-    """Returns Semantic FPN's logits by rows, from maps of strides 4, 8, 16 and 32. The head's norms must be folded."""
+    """Returns Semantic FPN's logits as a map that is computed a few rows at a time.
+
+    Args:
+        neck: the feature pyramid network.
+        head: the head, with folded batch norms.
+        maps: the pyramid's maps of strides 4, 8, 16 and 32.
+    """
     levels: list[MapRows] = [
         lateral_rows(one, cast(nn.Conv2d, layer)) for layer, one in zip(neck.laterals, maps, strict=True)
     ]
@@ -77,9 +83,17 @@ def semantic_fpn_rows(neck: "FPNNeck", head: "SemanticFPNHead", maps: Sequence[M
 
 
 def pooled_means(source: MapRows, sizes: Sequence[int], rows_at_once: int) -> list[Tensor]:
-    """Computes adaptive average pooling of a map to several sizes, (size, size, C) each, in one pass over its rows.
+    """Computes adaptive average pooling of a map to several sizes in one pass over its rows.
 
-    The sums are in float64 where the device supports it, so that they stay exact enough for maps of any size.
+    Sums are computed in float64 if the device supports it, so that rounding errors stay small in very large maps.
+
+    Args:
+        source: the map, with C channels.
+        sizes: sizes of the results in pixels per side.
+        rows_at_once: number of rows of the map that are read at once.
+
+    Returns:
+        One tensor (size, size, C) per size.
     """
     totals: list[Tensor] | None = None
     for start, end in spans(source.height, rows_at_once):
@@ -96,7 +110,13 @@ def pooled_means(source: MapRows, sizes: Sequence[int], rows_at_once: int) -> li
 
 
 def averaging(length: int, num_windows: int, like: Tensor) -> Tensor:
-    """Returns the matrix (num_windows, length) that averages over the windows of adaptive pooling."""
+    """Returns the matrix (num_windows, length) that computes adaptive average pooling along one side of a map.
+
+    Args:
+        length: number of pixels of the side.
+        num_windows: number of pixels of the side after pooling.
+        like: a tensor with the device and the dtype of the result.
+    """
     position = torch.arange(length, device=like.device)
     window = torch.arange(num_windows, device=like.device)[:, None]
     start, end = window * length // num_windows, ((window + 1) * length + num_windows - 1) // num_windows

@@ -1,4 +1,4 @@
-"""Three methods to share a model, with the names that the libraries of the Hugging Face Hub use."""
+"""Three methods to share a model. They have the names that libraries of the Hugging Face Hub use."""
 
 import os
 from importlib import import_module
@@ -7,13 +7,13 @@ from typing import Any, Self
 
 
 def _sharing() -> Any:
-    # Imported here by name, because `xcit.models` must not depend on `xcit.zoo`. The methods are on the model because
-    # users look for them there.
+    # `xcit.models` must not depend on `xcit.zoo`, so the module is imported only when a method is called. The methods
+    # belong to the models because users look for them there.
     return import_module("xcit.zoo.sharing")
 
 
 class Shareable:
-    """A model that can be written to a folder or to the Hub, and read from there."""
+    """Base class of models that can be saved and loaded, in a folder or on the Hugging Face Hub."""
 
     def save_pretrained(
         self,
@@ -25,21 +25,21 @@ class Shareable:
     ) -> Path:
         """Writes the model to a folder: config.json, model.safetensors, README.md (a model card) and manifest.json.
 
-        If timm has the architecture of a classifier, the files are in timm's format, which timm and transformers load
-        (see docs/sharing.md).
+        If the model is a classifier and timm has its architecture, the files are in timm's format, which timm and
+        transformers can load (see docs/sharing.md).
 
         Args:
             folder: a new or empty folder.
-            licence: licence of the weights, such as "apache-2.0", for the card and the manifest.
-            report: a report.json of `xcit test`, whose figures are written to the card.
-            overwrite: whether to replace these four files if the folder has them.
+            licence: licence of the weights, such as "apache-2.0". It is written to the model card and the manifest.
+            report: path of a report.json from `xcit test`. Its figures are written to the model card.
+            overwrite: whether to replace these four files if the folder contains them.
 
         Returns:
             The folder.
 
         Raises:
-            XCiTError: if the folder is not empty and `overwrite` is false, if it can't be written, or if the model is
-                fused.
+            XCiTError: if the folder is not empty and `overwrite` is false, if the folder can't be written, or if the
+                model is fused.
         """
         path: Path = _sharing().save_pretrained(self, folder, licence=licence, report=report, overwrite=overwrite)
         return path
@@ -49,11 +49,11 @@ class Shareable:
         """Loads a model from a folder, a weights file or a repository of the Hub ("USER/REPO"), in evaluation mode.
 
         Args:
-            name: a path, or a repository with files of `save_pretrained`, timm or transformers.
+            name: a path or a repository. The files may be from `save_pretrained`, timm or transformers.
             revision: branch, tag or commit of a repository; None means the main branch.
 
         Raises:
-            XCiTError: if the model can't be downloaded or read, or is of another kind.
+            XCiTError: if the model can't be downloaded or read, or is not an instance of this class.
         """
         model: Self = _sharing().from_pretrained(cls, name, revision=revision)
         return model
@@ -69,12 +69,14 @@ class Shareable:
         licence: str = "",
         report: str | os.PathLike[str] | None = None,
     ) -> str:
-        """Uploads the files of `save_pretrained` to a repository of the Hub, which is created if it does not exist.
+        """Uploads the files that `save_pretrained` writes to a repository of the Hub.
+
+        The repository is created if it does not exist.
 
         Args:
             repo_id: "USER/REPO".
             private: whether a new repository is private; None means the account's default.
-            token: access token of the Hub; None means the token of this machine's login.
+            token: access token of the Hub; None means the token that is stored on this machine.
             branch: the branch to commit to; None means the main branch.
             commit_message: message of the commit.
             licence: see `save_pretrained`.

@@ -1,11 +1,12 @@
-"""Runs one image through the model a few rows at a time, with the same results as for the whole image.
+"""Runs one image through the model a few rows at a time. Up to rounding, the results are those for the whole image.
 
-The rows of an image depend on each other in two ways only: through the D x D sums over all tokens from which XCA
-computes its attention, and through the neighbouring rows that the 3x3 convolutions read (the halo). So each block
-needs one pass over the rows. While rows leave block l, the sums for block l + 1 are accumulated from them. Each
-convolution keeps the last rows of its input until the next rows arrive.
+A stripe is a group of rows that are processed at once. In the stem and the XCA blocks, the rows of an image depend on
+each other in only two ways. First, XCA computes its attention from D x D sums over all tokens. Second, the 3x3
+convolutions read neighbouring rows (the halo). So each block needs one pass over the rows. When block l outputs rows,
+these rows are added to the sums for block l + 1. Each convolution keeps the last rows of its input until the next rows
+arrive.
 
-This module does not know where the tokens are stored, in memory or elsewhere; see `Tokens`.
+The tokens may be in memory or elsewhere, for example in a file: see `Tokens`.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads.
 """
@@ -24,77 +25,81 @@ if TYPE_CHECKING:
     from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 
 ROWS_HELD = 2
-"""Number of rows that LPI waits for before its first output: each of its two convolutions needs the row below."""
+"""Number of rows by which LPI's output is behind its input: each of its two convolutions needs the row below."""
 
 Leave = Callable[[int, Tensor], None]
-"""Takes the number of the first row, and rows (k, W, D)."""
+"""A function that is called for a stripe with two arguments: the index of its first row, and its rows (k, W, D)."""
 
 
 class Tokens(Protocol):
-    """The tokens (H, W, D) of one image. A pass reads and writes them from the first row to the last."""
+    """Interface of the tokens (H, W, D) of one image. They are read and written from the first row to the last."""
 
     @property
     def height(self) -> int:
-        """H."""
+        """Number of rows H."""
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns rows start..end, (end - start, W, D), on the device and in the dtype that the model computes with.
+        """Returns the rows from `start` to `end` (exclusive), (end - start, W, D).
 
-        The caller must not change them. They are valid until the next call.
+        The rows have the device and the dtype of the model. The caller must not change them. They are valid until the
+        next call of `read`.
         """
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Copies rows (k, W, D) to start..start + k. All of these rows have been read before."""
+        """Replaces the k rows from `start` on with `rows` (k, W, D). The caller must have read these rows before."""
 
 
 class TensorTokens:
-    """Tokens in a tensor (H, W, D)."""
+    """Tokens that are a tensor (H, W, D) in memory."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
     @property
     def height(self) -> int:
-        """H."""
+        """Number of rows H."""
         return self.tensor.shape[0]
 
     def read(self, start: int, end: int) -> Tensor:
-        """Returns a view of rows start..end."""
+        """Returns a view of the rows from `start` to `end` (exclusive)."""
         return self.tensor[start:end]
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Copies rows to start..start + k."""
+        """Replaces the k rows from `start` on with `rows` (k, W, D)."""
         self.tensor[start : start + len(rows)] = rows
 
 
 def spans(length: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yields (start, end) of stripes of `size`; the last may be smaller."""
+    """Splits `length` rows into stripes of `size` rows, and yields (start, end) of each; the last may be smaller."""
     for start in range(0, length, size):
         yield start, min(start + size, length)
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """Returns the dtype of sums over all stripes: float64, so that millions of float32 terms add up without loss.
+    """Returns the dtype for sums over all tokens of an image: float64, or float32 on MPS, which has no float64.
 
-    MPS has no float64, so there it is float32.
+    In float32, a sum of millions of terms would lose precision.
     """
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Sums:
-    """The sums over all tokens that XCA needs: their Gram matrix (D, D), their sum (D,) and their number."""
+    """The sums over tokens that XCA needs: Gram matrix (D, D), sum of the tokens (D,) and number of tokens."""
 
     def __init__(self, gram: Tensor, total: Tensor, count: int = 0) -> None:
         self.gram, self.total, self.count = gram, total, count
 
     @classmethod
     def empty(cls, dim: int, device: torch.device) -> "Sums":
-        """Returns sums to which no token has been added."""
+        """Returns the sums over zero tokens."""
         dtype = sum_dtype(device)
         return cls(torch.zeros(dim, dim, dtype=dtype, device=device), torch.zeros(dim, dtype=dtype, device=device))
 
     def add(self, normed: Tensor) -> None:
-        """Adds tokens (n, D), taken after the norm before XCA; the sums within a stripe are at least in float32."""
+        """Adds tokens (n, D), which are outputs of the norm before XCA, to the sums.
+
+        The sums over these n tokens are computed in float32 or float64, even if the tokens have 16 bits.
+        """
         gram, total = ops.gram(normed[None])
         self.gram += gram[0]
         self.total += total[0, 0]
@@ -102,15 +107,27 @@ class Sums:
 
 
 class SlidingConv:
-    """A 3x3 convolution of an image whose rows arrive a few at a time. It keeps the halo of the next rows."""
+    """A 3x3 convolution for images that arrive a few rows at a time.
+
+    It stores the last input rows, because the next output rows need them too.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv, self._padding = conv, int(conv.padding[1])
-        self._seen: Tensor | None = None  # (B, channels, rows, w), channels last: a buffer that all stripes use
-        self._num_held = 1  # rows in the buffer that are still needed; at the start, the padding above the image
+        # The buffer for input rows (B, channels, rows, w), with channels last. It is used again for each stripe.
+        self._seen: Tensor | None = None
+        self._num_held = 1  # number of buffered rows that are still needed; at the start, the padding above the image
 
     def push(self, rows: Tensor, *, is_last: bool) -> Tensor:
-        """Takes the next input rows, and returns the output rows (B, channels, k, w) that they complete; k may be 0."""
+        """Accepts the next input rows and returns the output rows that can be computed now.
+
+        Args:
+            rows: (B, in_channels, r, w), the next r rows.
+            is_last: whether `rows` are the last rows of the image.
+
+        Returns:
+            (B, out_channels, k, new width); k may be 0.
+        """
         conv, size, stride, padding = self._conv, self._conv.kernel_size[0], self._conv.stride[0], self._padding
         end = self._num_held + rows.shape[2]
         seen = self._room_for(rows, end + 1)
@@ -130,7 +147,7 @@ class SlidingConv:
         return found
 
     def _room_for(self, rows: Tensor, num_rows: int) -> Tensor:
-        """Returns the buffer, enlarged to at least `num_rows`, with the rows that it holds."""
+        """Returns the buffer, enlarged to at least `num_rows` rows. The rows that are still needed stay in it."""
         if self._seen is None or self._seen.shape[2] < num_rows:
             batch, channels, _, width = rows.shape
             seen = rows.new_empty(batch, num_rows, width, channels).permute(0, 3, 1, 2)
@@ -140,28 +157,37 @@ class SlidingConv:
 
 
 class SlidingStem:
-    """The stem, with its norms folded, on an image whose rows arrive a few at a time."""
+    """The stem, with folded batch norms, for images that arrive a few rows at a time."""
 
     def __init__(self, convs: nn.ModuleList) -> None:
         self._convs = [SlidingConv(conv) for conv in convs if isinstance(conv, nn.Conv2d)]
 
     def push(self, rows: Tensor, *, is_last: bool) -> Tensor:
-        """Takes the next rows of pixels (B, in_channels, r, w), and returns rows of patches (B, k, W, D)."""
+        """Accepts the next rows of pixels (B, in_channels, r, w) and returns finished rows of tokens (B, k, W, D).
+
+        k may be 0. `is_last` tells whether the new rows are the last rows of the images.
+        """
         for index, conv in enumerate(self._convs):
             rows = conv.push(torch.ops.aten.gelu_(rows) if index else rows, is_last=is_last)
         return rows.permute(0, 2, 3, 1)
 
 
 class SlidingLPI:
-    """LPI of a fused block on normalised tokens, given a few rows at a time; its output is `ROWS_HELD` rows behind."""
+    """LPI (local patch interaction) of a fused block, for normalised tokens that arrive a few rows at a time.
+
+    The output is `ROWS_HELD` rows behind the input.
+    """
 
     def __init__(self, block: "FusedXCABlock", kept: KeptTokens = ALL_TOKENS) -> None:
         self._block, self._kept = block, kept
-        self._num_in = self._num_between = 0  # rows that each of the convolutions has received
+        self._num_in = self._num_between = 0  # numbers of rows that the two convolutions have received
         self._conv1, self._conv2 = SlidingConv(block.conv1), SlidingConv(block.conv2)
 
     def push(self, normed: Tensor, *, is_last: bool) -> Tensor:
-        """Takes the next rows (r, W, D), and returns the rows (k, W, D) that they complete."""
+        """Accepts the next rows (r, W, D) and returns finished rows (k, W, D).
+
+        k may be 0. `is_last` tells whether the new rows are the last rows of the image.
+        """
         image = self._kept.clear_(self._num_in, normed[None].permute(0, 3, 1, 2))
         self._num_in += image.shape[2]
         image = self._conv1.push(image, is_last=is_last)
@@ -174,9 +200,14 @@ class SlidingLPI:
 
 
 def sums_of(tokens: Tokens, norm: nn.Module, rows_at_once: int) -> Sums:
-    """Returns XCA's sums over the tokens, computed in a separate pass; `norm` is the norm before XCA.
+    """Computes the sums over all tokens that XCA needs, in a separate pass over the tokens.
 
-    Only the first block needs this pass. For any other block, the pass of the previous block collects the sums.
+    Only the first block needs this pass. For any other block, the sums are computed in the pass of the previous block.
+
+    Args:
+        tokens: the tokens of the image.
+        norm: the block's norm before XCA.
+        rows_at_once: number of rows of a stripe.
     """
     sums: Sums | None = None
     for start, end in spans(tokens.height, rows_at_once):
@@ -201,19 +232,21 @@ def pass_xca_block(
     Args:
         block: the block.
         tokens: the tokens of the image.
-        sums: the sums of the tokens after `block.norm_xca`.
-        rows_at_once: rows of a stripe.
-        leave: called with the output rows, in order. They are valid until it returns.
-        following: the norm before XCA of the next block, if there is one.
-        kept: the tokens that are not left out. `sums` and the returned sums include only these tokens.
+        sums: the sums over the outputs of `block.norm_xca` for all tokens.
+        rows_at_once: number of rows of a stripe.
+        leave: called with the index of the first output row and the output rows, from top to bottom. The rows are valid
+            only during the call.
+        following: the norm before XCA in the next block; None if there is no next block.
+        kept: the kept tokens of the image (see `KeptTokens`). All sums contain only these tokens.
 
     Returns:
-        The sums of the output rows after `following`. If `following` is None, no token is added to the sums.
+        The sums over the outputs of `following` for all output tokens; empty sums if `following` is None.
     """
     collected = Sums.empty(sums.total.shape[0], sums.total.device)
     matrix, row = block.mixing(sums)
     lpi = SlidingLPI(block, kept)
-    work: Tensor | None = None  # buffer of rows after XCA, used for all stripes; rows that LPI holds come first
+    # The buffer for rows after XCA. It is used again for each stripe. Rows for which LPI has no output yet come first.
+    work: Tensor | None = None
     num_held = num_done = 0
     for start, end in spans(tokens.height, rows_at_once):
         entering = tokens.read(start, end)
@@ -238,8 +271,8 @@ def pass_xca_block(
 class ClassAttentionSums:
     """Class attention over tokens that arrive in parts. One pass computes both the softmax and the weighted sum.
 
-    The running sums are scaled to the largest score so far. Up to rounding, the result is that of a softmax over all
-    tokens.
+    The running sums are relative to the largest score so far. When a larger score arrives, the sums are rescaled. Up to
+    rounding, the result is that of a softmax over all tokens.
     """
 
     def __init__(self, block: "FusedClassAttentionBlock", cls: Tensor) -> None:
@@ -256,7 +289,11 @@ class ClassAttentionSums:
         self.class_scores = self.add(normed)
 
     def add(self, normed: Tensor) -> Tensor:
-        """Adds tokens (B, n, D), taken after the norm before attention, and returns their scores (B, M, n)."""
+        """Adds tokens (B, n, D), which are outputs of the norm before the attention.
+
+        Returns:
+            The scores of these tokens before the softmax, (B, M, n).
+        """
         scores = (self._vectors @ normed.mT + self._offsets).to(self.largest.dtype)
         largest = torch.maximum(self.largest, scores.amax(dim=2, keepdim=True))
         weights = (scores - largest).exp()
@@ -267,11 +304,11 @@ class ClassAttentionSums:
         return scores
 
     def shares(self, scores: Tensor) -> Tensor:
-        """Returns the attention weights of scores (B, M, n), after all tokens have been added."""
+        """Converts scores (B, M, n) to attention weights. All tokens must have been added before."""
         return (scores - self.largest).exp() / self.total.to(scores.dtype)
 
     def value(self) -> Tensor:
-        """Returns the output of the attention (B, D), after all tokens have been added."""
+        """Returns the output of the attention (B, D), before its projection. All tokens must have been added before."""
         attn, mixed = self._attn, (self.mixed / self.total).to(self._vectors.dtype)
         return ops.class_value(mixed, attn.v.weight, attn.v.bias)
 
@@ -292,12 +329,14 @@ def pass_class_block(
 
     Args:
         block: the block.
-        attention: contains the class token; the tokens are added to it.
-        tokens: the tokens of the image.
-        rows_at_once: rows of a stripe.
-        leave: called with the output rows; None if they are not needed.
-        hear: called for each stripe, with the scores (1, M, n) of its tokens that count; n is k * W if all count.
-        kept: the tokens that count.
+        attention: the sums of the attention, which contain only the class token. This function adds the kept patch
+            tokens.
+        tokens: the patch tokens of the image.
+        rows_at_once: number of rows of a stripe.
+        leave: called with the index of the first output row and the output rows; None if they are not needed.
+        hear: called for each stripe with the index of its first row and, instead of rows, the attention scores
+            (1, M, n) of its n kept tokens; None if the scores are not needed.
+        kept: the kept tokens of the image (see `KeptTokens`).
     """
     for start, end in spans(tokens.height, rows_at_once):
         entering = tokens.read(start, end)

@@ -1,4 +1,4 @@
-"""The attributes and methods that timm's tools expect of a model: widths, layers, classifier, preprocessing."""
+"""The attributes and methods that timm's tools use on a model: widths, layers, classifier, preprocessing."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from xcit.models.info import ModelInfo
 from xcit.models.layers import init_linear
 
 _POOL_SYNONYMS: dict[str, GlobalPool] = {"cls": "cls", "avg": "avg", "none": "none", "token": "cls", "": "none"}
-"""Maps the names of `GlobalPool`, and timm's names, to `GlobalPool`."""
+"""Maps each accepted name of a pooling, including timm's "token" and "", to a `GlobalPool`."""
 
 
 class TimmCalls(nn.Module):
-    """timm's names for the parts of an `XCiT`; the class `XCiT` itself has the config, the layers and the passes."""
+    """Base class of `XCiT` with timm's attributes and methods. The layers and `forward` are in `XCiT` itself."""
 
     config: XCiTConfig
     info: ModelInfo | None
@@ -30,17 +30,17 @@ class TimmCalls(nn.Module):
 
     @property
     def in_chans(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return self.config.in_channels
 
     @property
     def num_classes(self) -> int:
-        """Classes of the head; 0 without one."""
+        """Number of classes of the head; 0 if there is no head."""
         return self.config.num_classes
 
     @property
     def embed_dim(self) -> int:
-        """Width D."""
+        """Width D of the tokens."""
         return self.config.embed_dim
 
     @property
@@ -55,12 +55,12 @@ class TimmCalls(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the patches in `forward_features`: the class token, if there is one."""
+        """Number of tokens before the patch tokens in `forward_features`: 1 if there is a class token, else 0."""
         return 1 if self.config.cls_depth else 0
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """Width, stride and module name of the output of `forward_intermediates` after each XCA block."""
+        """Number of channels, stride in pixels and module name of each XCA block, in timm's format."""
         config = self.config
         return [
             {"num_chs": config.embed_dim, "reduction": config.patch_size, "module": f"blocks.{index}"}
@@ -69,7 +69,7 @@ class TimmCalls(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """The preprocessing of images in timm's format; a program may set it."""
+        """The preprocessing of images, and the names of two layers, in timm's format. A program may set it."""
         if self._pretrained_cfg is not None:
             return self._pretrained_cfg
         found: dict[str, Any] = {"num_classes": self.num_classes, "first_conv": "stem.0.conv", "classifier": "head"}
@@ -84,7 +84,11 @@ class TimmCalls(nn.Module):
     default_cfg = pretrained_cfg
 
     def no_weight_decay(self) -> set[str]:
-        """Returns the class token: apart from vectors, the only parameter without weight decay in the authors' code."""
+        """Returns the names of parameters without weight decay: the class token, if there is one.
+
+        In the authors' code, biases and other one-dimensional parameters have no weight decay either. Their names are
+        not returned, because timm's optimizers recognise them by their shape.
+        """
         return {"cls_token"} if self.config.cls_depth else set()
 
     def get_classifier(self) -> nn.Module:
@@ -94,12 +98,16 @@ class TimmCalls(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes what `forward_intermediates` does not need for these blocks; returns the blocks as indices from 0.
+        """Removes the layers that `forward_intermediates` does not need for the given blocks.
 
         Args:
-            indices: an int means the last n blocks; negative indices count from the end.
-            prune_norm: replace the final norm by an identity.
-            prune_head: remove class token, class attention and head.
+            indices: indices of XCA blocks; negative indices count from the end. A number n instead of a sequence means
+                the last n blocks.
+            prune_norm: whether to replace the final norm with an identity.
+            prune_head: whether to remove the class token, the class attention and the head.
+
+        Returns:
+            The indices of the blocks, counted from 0, in rising order.
         """
         depth = self.config.depth
         take = resolve_indices(range(depth - indices, depth) if isinstance(indices, int) else indices, depth)
@@ -115,17 +123,20 @@ class TimmCalls(nn.Module):
         return take
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block in the backward pass instead of keeping its activations (timm's name)."""
+        """Turns gradient checkpointing on or off (timm's method name).
+
+        If it is on, the activations of each block are not stored, but recomputed in the backward pass.
+        """
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int, ...] | None]]]:
-        """Returns patterns of parameter names, ordered by layer, for layer-wise learning-rate decay (timm's call).
+        """Returns patterns of parameter names, ordered by layer, for layer-wise learning-rate decay in timm.
 
-        The stem, the position code and the class token form the first layer, then each block is a layer, and the head
-        is the last layer. The final norm belongs to the last block. `coarse` changes nothing, because there are no
-        larger stages.
+        The first layer consists of the stem, the position code and the class token. Then each block is a layer. The
+        head is the last layer. The final norm belongs to the last block. `coarse` has no effect, because the model has
+        no stages of several blocks.
         """
-        layer_before = (99999,)  # in timm this means "belongs to the layer before"
+        layer_before = (99999,)  # in timm, this number means that the parameter belongs to the layer before
         return {
             "stem": r"^(?:stem|position|cls_token)",
             "blocks": r"^blocks\.(\d+)",
@@ -133,7 +144,12 @@ class TimmCalls(nn.Module):
         }
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the head, and the pooling if given (timm's call, so "token" and "" are accepted too)."""
+        """Replaces the head with a new head, and changes the pooling if `global_pool` is given.
+
+        Args:
+            num_classes: number of classes of the new head; 0 means no head.
+            global_pool: as in `XCiTConfig`, or timm's names "token" (for "cls") and "" (for "none").
+        """
         pool = self.config.global_pool if global_pool is None else pool_of(global_pool)
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
         reference = next(self.parameters())
@@ -150,7 +166,7 @@ class TimmCalls(nn.Module):
 
 
 def data_config(spec: Preprocessing, channels: int) -> dict[str, Any]:
-    """Returns the preprocessing under the names of timm's `PretrainedCfg`."""
+    """Converts a preprocessing to a dictionary with the names of timm's `PretrainedCfg`."""
     is_cropped = spec.resize == "short_side"
     return {
         "input_size": (channels, spec.image_size, spec.image_size),
@@ -163,13 +179,13 @@ def data_config(spec: Preprocessing, channels: int) -> dict[str, Any]:
 
 
 def _crop_share(image_size: int, resize_to: int) -> float:
-    """Returns timm's `crop_pct`, from which timm computes the short side as floor(image_size / crop_pct)."""
+    """Returns timm's `crop_pct`. From this value, timm computes the short side as floor(image_size / crop_pct)."""
     share = image_size / resize_to
     return share if math.floor(image_size / share) == resize_to else image_size / (resize_to + 1e-4)
 
 
 def pool_of(name: str) -> GlobalPool:
-    """Returns a pooling by its name, ours or timm's.
+    """Converts the name of a pooling to a `GlobalPool`. The names of timm are accepted too.
 
     Raises:
         XCiTError: if the name is unknown.
@@ -180,7 +196,13 @@ def pool_of(name: str) -> GlobalPool:
 
 
 def resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:
-    """Returns block indices from 0, sorted and without duplicates; negative indices count from the end."""
+    """Converts indices of blocks to indices counted from 0, sorted and without duplicates.
+
+    Negative indices count from the end.
+
+    Raises:
+        XCiTError: if `indices` is empty or contains an index that the model does not have.
+    """
     if not indices:
         raise XCiTError("no block was asked for: the list of indices is empty")
     for index in indices:

@@ -1,7 +1,7 @@
-"""XCiT (arXiv 2106.09681): one config, one module, and one loop over the blocks that serves every kind of output.
+"""The XCiT model (arXiv 2106.09681). Logits, features and intermediate outputs all come from one loop over the blocks.
 
-Shapes: `B` batch, `H = ceil(h / patch)`, `W = ceil(w / patch)` token grid of an h x w image, `N = H*W` tokens,
-`D` width.
+Shapes: `B` batch, `H = ceil(h / patch_size)`, `W = ceil(w / patch_size)` token grid of an h x w image, `N = H*W`
+tokens, `D` width.
 """
 
 import copy
@@ -39,25 +39,28 @@ OutType = Literal["cls_token", "featmap", "avg_featmap", "raw"]
 class Encoded(NamedTuple):
     """The result of one pass over the blocks."""
 
-    tokens: Tensor  # (B, 1+N, D) after the final norm, or (B, N, D) if class attention was not run
-    taken: dict[int, Tensor]  # block index -> tokens after that block
+    # (B, 1+N, D) after the final norm; (B, 1, D) if only the class token was computed; (B, N, D) if class attention
+    # was not run
+    tokens: Tensor
+    taken: dict[int, Tensor]  # block index -> tokens after the block, for the requested blocks
     grid: tuple[int, int]  # (H, W)
 
 
 class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
-    """Cross-covariance image transformer.
+    """Cross-covariance image transformer (XCiT).
 
-    Takes images (B, in_channels, h, w) of any size of at least one patch. They need not be square, nor a multiple of
-    the patch size. Blocks are counted 0..depth-1 for XCA and depth..depth+cls_depth-1 for class attention.
+    The input is a batch of normalised images (B, in_channels, h, w). Each side must have at least the length of one
+    patch, and need not be a multiple of the patch size. The XCA blocks have the indices 0 to depth - 1. The class
+    attention blocks have the indices depth to depth + cls_depth - 1.
 
     Attributes:
-        config: the shape of the model.
-        info: class names and preprocessing if the model came with weights, else None.
+        config: architecture of the model.
+        info: class names and preprocessing if the model was loaded with weights, else None.
     """
 
     def __init__(self, config: XCiTConfig) -> None:
         super().__init__()
-        self.config = copy.copy(config)  # a program may write to it; that must change only this model
+        self.config = copy.copy(config)  # a copy, because other libraries may set attributes on the config of a model
         self.info: ModelInfo | None = None
         self.grad_checkpointing = False
         self._pretrained_cfg: dict[str, Any] | None = None
@@ -98,7 +101,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         self._init_parts()
 
     def _init_parts(self) -> None:
-        """Initialises linear layers and the class token; convolutions keep the values that torch gave them."""
+        """Initialises the linear layers and the class token. The convolutions keep torch's default initialisation."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module)
@@ -106,27 +109,35 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
             nn.init.normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (B, num_classes) of normalised images, or the pooled feature (B, D) if there is no head.
+        """Returns logits (B, num_classes) of normalised images, or pooled features (B, D) if there is no head.
 
-        With `global_pool` "none" the head is applied to every token: (B, 1+N, num_classes).
+        If `global_pool` is "none", the head is applied to every token, and the result is (B, 1+N, num_classes).
         """
         only_class = self.config.global_pool == "cls"
         return self.forward_head(self._encode(images, only_class=only_class).tokens)
 
     def fuse(self) -> "XCiT":
-        """Returns a faster copy for inference, with the same methods and outputs.
+        """Returns a faster copy for inference, with the same methods and, up to rounding, the same outputs.
 
-        The copy takes less memory and has no gradients. The original does not change. To infer in float16 or bfloat16,
-        fuse first and convert the copy.
+        The copy needs less memory and can't compute gradients. The original model does not change. For inference in
+        float16 or bfloat16, fuse the model first, and then convert the copy.
         """
         return FusedXCiT(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Returns tokens (B, 1+N, D) after the final norm, class token first; (B, N, D) if there is no class token."""
+        """Returns tokens (B, 1+N, D) after the final norm, with the class token first.
+
+        If the model has no class token, it has no final norm either. The result is then the patch tokens (B, N, D)
+        after the last block.
+        """
         return self._encode(images).tokens
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pools tokens (B, 1+N, D) and classifies them; with `pre_logits` it returns the pooled feature (B, D)."""
+        """Pools tokens (B, 1+N, D) and applies the head: returns logits (B, num_classes).
+
+        If `pre_logits` is true, it returns the pooled features (B, D), without the head. If `global_pool` is "none",
+        nothing is pooled, and the results have one row per token.
+        """
         if self.config.global_pool == "cls":
             tokens = tokens[:, 0]
         elif self.config.global_pool == "avg":
@@ -145,18 +156,23 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Returns the tokens after some of the XCA blocks, as timm does.
+        """Returns the tokens after some of the XCA blocks (the intermediates), like timm's method of this name.
 
         Args:
             images: (B, in_channels, h, w).
-            indices: an int means the last n blocks, None means all; negative indices count from the end.
-            norm: apply the final norm to each.
-            stop_early: run no XCA block after the last requested one.
-            output_fmt: "NCHW" gives (B, D, H, W), "NLC" gives (B, N, D).
-            intermediates_only: return only the intermediates, and skip the class attention that makes the final tokens.
+            indices: indices of the blocks; negative indices count from the end. A number n instead of a sequence means
+                the last n blocks; None means all blocks.
+            norm: whether to apply the final norm, if the model has one, to the intermediates.
+            stop_early: whether to skip the XCA blocks after the last requested block.
+            output_fmt: "NCHW" for intermediates (B, D, H, W), "NLC" for intermediates (B, N, D).
+            intermediates_only: whether to return only the intermediates. Class attention is then skipped.
 
         Returns:
-            The final tokens and the intermediates in the order of the blocks, or the intermediates alone.
+            The tokens that `forward_features` returns, and the intermediates in the order of the blocks; or only the
+            intermediates if `intermediates_only` is true.
+
+        Raises:
+            XCiTError: if `output_fmt` is unknown, or the model has no block with one of the indices.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise XCiTError(f"output_fmt is {output_fmt!r}, must be 'NCHW' or 'NLC'")
@@ -165,7 +181,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
             indices = range(depth)
         elif isinstance(indices, int):
             if not 0 < indices <= depth:
-                raise XCiTError(f"the last {indices} blocks were asked for, of {depth}")
+                raise XCiTError(f"the last {indices} blocks were requested, but the model has {depth}")
             indices = range(depth - indices, depth)
         take = resolve_indices(indices, depth)
         encoded = self._encode(
@@ -186,18 +202,21 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         out_type: OutType = "cls_token",
         out_indices: int | Sequence[int] = (-1,),
     ) -> tuple[Tensor, ...] | Tensor:
-        """Returns features as mmpretrain does.
+        """Returns features after some of the blocks, like mmpretrain's method of this name.
 
         Args:
             images: (B, in_channels, h, w).
-            stage: "backbone" and "neck" return a tuple (there is no neck), "pre_logits" returns its last tensor.
-            out_type: "cls_token" (B, D); "featmap" (B, D, H, W); "avg_featmap" (B, D), the mean of the patch tokens;
-                "raw" (B, N, D) after an XCA block, (B, 1+N, D) after a class attention block.
-            out_indices: blocks, counted over XCA and class attention blocks; negative indices count from the end. The
-                last block's tokens are taken after the final norm.
+            stage: "backbone" or "neck" for a tuple with one tensor per block (both give the same result, because the
+                model has no neck); "pre_logits" for only the last tensor of this tuple.
+            out_type: "cls_token" for the class token (B, D); "featmap" for the patch tokens (B, D, H, W); "avg_featmap"
+                for the mean of the patch tokens (B, D); "raw" for all tokens, which are (B, N, D) after an XCA block
+                and (B, 1+N, D) after a class attention block.
+            out_indices: indices of the blocks: XCA blocks come first, then class attention blocks. Negative indices
+                count from the end. For the last class attention block, the features are computed after the final norm.
 
         Raises:
-            XCiTError: if a name or index is unknown, or if the class token is requested of a block that has none.
+            XCiTError: if a name or index is unknown, or if `out_type` is "cls_token" and an index is that of an XCA
+                block, which has no class token.
         """
         if stage not in ("backbone", "neck", "pre_logits"):
             raise XCiTError(f"stage is {stage!r}, must be 'backbone', 'neck' or 'pre_logits'")
@@ -239,10 +258,15 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         class_attention: bool = True,
         only_class: bool = False,
     ) -> Encoded:
-        """Runs stem, XCA blocks up to `stop`, class attention and final norm; every output comes from this pass.
+        """Runs the stem, the XCA blocks, class attention and the final norm. All outputs come from this method.
 
-        With `only_class` the caller does not need the patch tokens after class attention. Then only the class token
-        (B, 1, D) is returned, unless hooks listen to the modules that compute the patch tokens.
+        Args:
+            images: (B, in_channels, h, w).
+            take: indices of the blocks after which the tokens are returned too.
+            stop: index of the last XCA block that is run; None runs all.
+            class_attention: whether to run class attention and the final norm.
+            only_class: whether the caller needs only the class token after class attention. The result is then only the
+                class token (B, 1, D), unless hooks observe the modules that compute the patch tokens.
         """
         self._check_images(images)
         return self._pass(images, take, stop, class_attention, only_class and not self._is_heard_out())
@@ -258,25 +282,28 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         return Encoded(tokens, taken, (height, width))
 
     def _is_heard_out(self) -> bool:
-        """Whether a hook could detect that the last block and the final norm compute only the class token."""
+        """Returns whether a hook could detect that the last block and the final norm compute only the class token."""
         if not self.config.cls_depth:
             return False
         parts = (self.cls_blocks[-1], self.norm)
         return is_anything_watched() or any(is_watched(module) for part in parts for module in part.modules())
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
-        """Returns tokens (B, N, D) with their position code, H and W."""
+        """Returns the tokens (B, N, D) with the position code added, and H and W."""
         image = self.stem(images)
         height, width = image.shape[-2:]
-        # Not flatten(2).transpose(1, 2): for a batch of one, its gradient has strides for which torch's batch norm on a
-        # CPU (2.15) computes wrong values, and then every gradient of the stem is wrong.
+        # `flatten(2).transpose(1, 2)` is not used: for a batch of one image, its gradient has strides for which batch
+        # norm in torch 2.15 computes wrong values on a CPU. All gradients of the stem would then be wrong.
         tokens = image.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
         return tokens + self.position(height, width), height, width
 
     def _mix(
         self, tokens: Tensor, grid: tuple[int, int], take: Collection[int], taken: dict[int, Tensor], stop: int | None
     ) -> Tensor:
-        """Returns tokens (B, N, D) after the XCA blocks, up to `stop`. Adds to `taken`."""
+        """Returns tokens (B, N, D) after the XCA blocks, up to the block `stop`.
+
+        The tokens after each block in `take` are stored in `taken`.
+        """
         for index, block in enumerate(self.blocks):
             tokens = self._run(block, tokens, *grid)
             if index in take:
@@ -286,11 +313,14 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         return tokens
 
     def _keep(self, tokens: Tensor) -> Tensor:
-        """Returns tokens that the next block will not change."""
+        """Returns the tokens as a tensor that the next block will not change."""
         return tokens
 
     def _attend(self, tokens: Tensor, take: Collection[int], taken: dict[int, Tensor], only_class: bool) -> Tensor:
-        """Returns tokens (B, 1+N, D) after the class attention blocks; (B, 1, D) if `only_class`. Adds to `taken`."""
+        """Returns tokens (B, 1+N, D) after the class attention blocks; only (B, 1, D) if `only_class` is true.
+
+        The tokens after each block in `take` are stored in `taken`.
+        """
         last = self.config.depth + self.config.cls_depth - 1
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for index, block in enumerate(self.cls_blocks, start=self.config.depth):
@@ -306,7 +336,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         return out
 
     def _check_images(self, images: Tensor) -> None:
-        if isinstance(images, torch.fx.Proxy):  # a traced graph can't check values
+        if isinstance(images, torch.fx.Proxy):  # the tracer does not know the values
             return
         check_batch(images, self.config.in_channels)
         height, width = images.shape[2:]
@@ -318,7 +348,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
 
 
 class FusedXCiT(XCiT):
-    """The result of `XCiT.fuse`: a copy of the model that supports everything except gradients and training."""
+    """The result of `XCiT.fuse`: a copy of a model that supports everything except gradients and training."""
 
     def __init__(self, model: XCiT) -> None:
         nn.Module.__init__(self)
@@ -340,12 +370,12 @@ class FusedXCiT(XCiT):
         return self
 
     def reset_parameters(self) -> None:
-        """Raises an error: a fused model has no first values of its own."""
-        raise XCiTError("a fused model has no first values: reset the one it was made from, and fuse that")
+        """Raises an `XCiTError`, because a fused model can't be initialised."""
+        raise XCiTError("a fused model can't be reset: reset the original model, then fuse it again")
 
     @torch.no_grad()
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """As `XCiT.forward_head`, without gradients."""
+        """Returns the result of `XCiT.forward_head`, without gradients."""
         return super().forward_head(tokens, pre_logits)
 
     @torch.no_grad()
@@ -353,8 +383,8 @@ class FusedXCiT(XCiT):
         self, images: Tensor, take: Collection[int], stop: int | None, class_attention: bool, only_class: bool
     ) -> Encoded:
         if isinstance(images, torch.fx.Proxy):
-            raise XCiTError("torch.fx can't trace a fused model: trace the one it was made from, or use torch.export")
-        # Additions in place need a single dtype, which is that of the model.
+            raise XCiTError("torch.fx can't trace a fused model: trace the original model, or use torch.export")
+        # Additions in place need tensors of one dtype. Without autocast, all tensors have the dtype of the model.
         with torch.autocast(images.device.type, enabled=False):
             return super()._pass(images, take, stop, class_attention, only_class)
 
@@ -369,7 +399,8 @@ class FusedXCiT(XCiT):
         is_heard = is_anything_watched() or any(is_watched(block) for block in self.blocks)
         if at_once is None or tokens.shape[1] <= at_once or is_heard:
             return super()._mix(tokens, grid, take, taken, stop)
-        # An image is processed in stripes. While rows leave a block, XCA's sums for the next block are taken from them.
+        # Each image is processed in stripes. When a block outputs rows, these are added to XCA's sums for the next
+        # block.
         rows_at_once = stripe_rows(tokens, grid[1])
         images = [TensorTokens(image) for image in tokens.unflatten(1, grid)]
         blocks = [block for block in self.blocks if isinstance(block, FusedXCABlock)]
@@ -387,7 +418,7 @@ class FusedXCiT(XCiT):
 
     def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
         out: Tensor = block(*inputs)
-        # A hook may keep the output, which must not change when the next block works on it in place.
+        # A hook may store the output, but the next block changes its input in place. So a hook gets a copy.
         return out.clone() if is_watched(block) or is_anything_watched() else out
 
     def _keep(self, tokens: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""XCA, class attention and LPI as pure functions on tensors. Only this package chooses between their forms."""
+"""The operators of XCiT as functions on tensors. `xca` chooses between several forms with equal results up to rounding.
+
+The operators are cross-covariance attention (XCA), class attention, local patch interaction (LPI), the Fourier code of
+positions, and stochastic depth.
+"""
 
 from xcit.ops.forms import (
     attention_from_gram,

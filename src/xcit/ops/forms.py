@@ -1,27 +1,35 @@
-"""Faster forms of XCA and class attention, equal to `ops.reference` up to rounding, and the rule that chooses a form.
+"""Faster forms of XCA (cross-covariance attention) and class attention, and the rule that chooses a form.
+
+The results equal those of `ops.reference` up to rounding.
 
 XCA mixes only channels. So its output is the product of the tokens X (N x D) with one D x D matrix per image, plus one
-row that is broadcast:
+row p, which is added to each token:
 
-    y = X P + p,    P = (W_proj A W_v)^T,    p = W_proj A b_v + b_proj,
+    y = X P + p,    P = (W_proj A W_v)^T,    p = W_proj A b_v + b_proj.
 
-where A is block-diagonal and holds the attention of each head. A needs queries and keys only through products that
-are summed over the tokens, and these follow from the covariance of the tokens: with m the mean of X over the tokens and
-S = X^T X - N m m^T,
+W and b are the weights and biases of the queries, keys, values and the projection. A is the block-diagonal matrix with
+the attention of each head as a block. To compute A, only the products q^T k of queries and keys are needed. These
+products are sums over all tokens. They can be computed from m, the mean of X over the tokens, and from
+S = X^T X - N m m^T:
 
-    q^T k = W_q S W_k^T + N q_m k_m^T,    q_m = W_q m + b_q,    k_m = W_k m + b_k,
+    q^T k = W_q S W_k^T + N q_m k_m^T,    q_m = W_q m + b_q,    k_m = W_k m + b_k.
 
-and |q|^2, |k|^2 are the diagonals of the same expression for (q, q) and (k, k), which are sums of positive terms. So
-each half of XCA, the attention and its application, can be computed either with queries, keys and values (N x D each)
-or without them. The multiply-accumulates are:
+The squared norms |q|^2 and |k|^2 are the diagonals of q^T q and k^T k, for which the same equation holds. The two terms
+of these diagonals are never negative, so their sum loses no precision by cancellation.
 
-    attention: from the tokens 2 N D^2 + N D C, from the Gram matrix X^T X  N D^2 + (2 + C/D) D^3
-    output:    by the values   2 N D^2 + C D^2, by the matrix P             N D^2 + (1 + C/D) D^3
+So XCA has two steps, the attention A and the output y. Each step can be computed either with queries, keys and values
+(N x D each) or without them. Without them, the attention is computed from the Gram matrix X^T X, and the output by the
+matrix P. The numbers of multiply-accumulates are:
 
-For the backward pass, the forms on the left keep 5 N D numbers, and those on the right keep X and D x D matrices.
+    step        with queries, keys and values   without queries, keys and values
+    attention   2 N D^2 + N D C                 N D^2 + (2 + C/D) D^3
+    output      2 N D^2 + N D C                 N D^2 + (1 + C/D) D^3
 
-In class attention the class token is the only query. So its product with the key weights is one vector per head, and
-keys and values are never formed. This takes 2 M N D multiply-accumulates instead of 2 N D^2.
+For the backward pass, the forms with queries, keys and values store 5 N D numbers. The forms without them store X and
+some D x D matrices.
+
+In class attention, the class token is the only query. The product of this query with the key weights is one vector per
+head, so keys and values need not be computed. This takes 2 M N D multiply-accumulates instead of 2 N D^2.
 
 Shapes: `B` batch, `N` tokens, `D` width, `M` heads, `C = D/M` channels per head.
 """
@@ -37,13 +45,13 @@ from xcit.ops import reference
 from xcit.ops.products import affine, gram_matrix, linear
 
 EPSILON = 1e-12
-"""The smallest norm by which a query or key is divided, as in the reference."""
+"""The smallest norm by which a query or key is divided, as in `ops.reference`."""
 
 GRAM_FROM = 2.0
-"""The ratio N / D from which a CPU computes the attention from the Gram matrix."""
+"""The ratio N / D from which, on a CPU, the attention is computed from the Gram matrix."""
 
 MATRIX_FROM = 1.0
-"""The ratio N / D from which a CPU computes the output by the matrix P."""
+"""The ratio N / D from which, on a CPU, the output is computed by the matrix P."""
 
 
 def xca(
@@ -54,9 +62,10 @@ def xca(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """Computes `reference.xca` in the form that is fastest for N and D; arguments and result are the same."""
+    """Computes `reference.xca`, with the same arguments and result. On a CPU, it uses the fastest form for N and D."""
     num_tokens, dim = tokens.shape[1:]
-    # An exported or traced graph serves every N, so it can't choose by N. On a GPU nothing has been measured yet.
+    # An exported or traced graph must work for every N, so its form can't depend on N. On GPUs, the forms have not been
+    # measured yet.
     is_fixed = torch.compiler.is_exporting() or torch.jit._trace.is_tracing()
     if is_fixed or tokens.device.type != "cpu":
         return reference.xca(tokens, qkv_weight, qkv_bias, temperature, proj_weight, proj_bias)
@@ -80,18 +89,18 @@ def xca_in_graph(
     *,
     by: Literal["size", "sums", "tokens"],
 ) -> Tensor:
-    """Computes `xca` in a graph for other runtimes; arguments and result are the same.
+    """Computes XCA in a graph that is exported for another runtime. The result is that of `reference.xca`.
 
     Args:
         tokens: (B, N, D).
         qkv_weight: as in `reference.xca`.
-        qkv_bias: likewise.
-        temperature: likewise.
-        proj_weight: likewise.
-        proj_bias: likewise.
-        by: the form of a graph whose N is unknown: "sums" is fastest for many tokens, "tokens" is fastest for few, and
-            "size" contains both and chooses between them when it runs. If N is known, `by` is ignored, and the fastest
-            form is chosen now.
+        qkv_bias: as in `reference.xca`.
+        temperature: as in `reference.xca`.
+        proj_weight: as in `reference.xca`.
+        proj_bias: as in `reference.xca`.
+        by: the form, if N is not fixed in the graph. "sums" is the fastest for many tokens. "tokens" is the fastest for
+            few tokens. "size" puts both forms into the graph, which chooses between them when it runs. If N is fixed,
+            `by` is ignored, and the graph contains the fastest form for N.
     """
     weights = (qkv_weight, qkv_bias, temperature, proj_weight, proj_bias)
     is_many = tokens.shape[1] >= max(GRAM_FROM, MATRIX_FROM) * tokens.shape[2]
@@ -114,7 +123,7 @@ def _xca_by_sums(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """XCA without queries, keys and values: attention from the Gram matrix, output by the matrix P."""
+    """Computes XCA without queries, keys and values: the attention from the Gram matrix, the output by the matrix P."""
     attention = attention_from_gram(*gram(tokens), tokens.shape[1], qkv_weight, qkv_bias, temperature)
     matrix, row = mixing_matrix(attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
     return tokens @ matrix.to(tokens.dtype) + row.to(tokens.dtype)
@@ -128,15 +137,19 @@ def _xca_by_tokens(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """XCA with queries, keys and values. The products of queries and keys are normalised, not the queries and keys."""
+    """Computes XCA with queries, keys and values.
+
+    The products of queries and keys are normalised, not the queries and keys themselves, because the products have
+    fewer elements.
+    """
     attention = attention_from_tokens(tokens, qkv_weight, qkv_bias, temperature)
     return mix_values(tokens, attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
 
 
 def gram(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the Gram matrix X^T X (B, D, D) of tokens (B, N, D) and their sum (B, 1, D), at least in float32.
+    """Returns the Gram matrix X^T X (B, D, D) of tokens (B, N, D), and their sum (B, 1, D), in float32 or float64.
 
-    The results for parts of the tokens add up to the result for all.
+    The sum of the results for parts of the tokens is the result for all tokens.
     """
     with _without_autocast(tokens):
         tokens = _wide(tokens)
@@ -144,7 +157,7 @@ def gram(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Gram(torch.autograd.Function):
-    """X^T X with a gradient that needs one product with the tokens, where autograd by itself computes two."""
+    """Computes X^T X. The gradient takes one matrix product with the tokens; without this class, it would take two."""
 
     generate_vmap_rule = True
 
@@ -170,7 +183,7 @@ class _Gram(torch.autograd.Function):
 
 
 def _gram(tokens: Tensor) -> Tensor:
-    # Compilers and tracers do not support functions with their own derivatives, which also gain nothing in inference.
+    # Compilers and tracers do not support `torch.autograd.Function`, and without gradients it has no benefit.
     if (
         torch.compiler.is_compiling()
         or torch.jit._trace.is_tracing()
@@ -183,7 +196,7 @@ def _gram(tokens: Tensor) -> Tensor:
 def attention_from_gram(
     gram: Tensor, total: Tensor, num_tokens: int, qkv_weight: Tensor, qkv_bias: Tensor | None, temperature: Tensor
 ) -> Tensor:
-    """Returns the attention (B, M, C, C) of each head from the outputs of `gram`, at least in float32."""
+    """Returns the attention (B, M, C, C) of each head, computed from the outputs of `gram`, in float32 or float64."""
     batch, dim, _ = gram.shape
     num_heads = temperature.shape[0]
     with _without_autocast(gram):
@@ -195,8 +208,9 @@ def attention_from_gram(
         squares = (moved * weight.t()).sum(dim=1) + num_tokens * means.square()
         query_weight = weight[:dim].view(num_heads, -1, dim)
         moved_keys = moved[:, :, dim:].unflatten(2, (num_heads, -1)).transpose(1, 2)  # (B, M, D, C)
-        # `unbind` is not used here. With it, Inductor would keep these views beside `means` for the backward pass, and
-        # would overwrite them while it still reads `means` if they are contiguous, as they are for a batch of one.
+        # `unbind` is not used here. With `unbind`, Inductor would store these views in addition to `means` for the
+        # backward pass. If the views are contiguous, as for a batch of one, Inductor would overwrite them while it
+        # still reads `means`.
         query_mean = means[:, :dim].view(batch, num_heads, -1, 1)
         key_mean = means[:, dim:].view(batch, num_heads, 1, -1)
         products = query_weight @ moved_keys + num_tokens * query_mean * key_mean
@@ -204,7 +218,7 @@ def attention_from_gram(
 
 
 def attention_from_tokens(tokens: Tensor, qkv_weight: Tensor, qkv_bias: Tensor | None, temperature: Tensor) -> Tensor:
-    """Returns the attention (B, M, C, C) of each head, computed from queries and keys, at least in float32."""
+    """Returns the attention (B, M, C, C) of each head, computed from queries and keys, in float32 or float64."""
     dim = tokens.shape[2]
     bias = None if qkv_bias is None else qkv_bias[: 2 * dim]
     return _attention_of(linear(tokens, qkv_weight[: 2 * dim], bias), temperature)
@@ -213,14 +227,15 @@ def attention_from_tokens(tokens: Tensor, qkv_weight: Tensor, qkv_bias: Tensor |
 def xca_of_qkv(qkv: Tensor, temperature: Tensor) -> Tensor:
     """Returns XCA's output before the projection (B, N, D), from queries, keys and values (B, N, 3D).
 
-    It is for layers that have to be called; the functions above read the layers' weights instead.
+    This function is for models with linear layers that must be called as modules, for example because of hooks. The
+    functions above read the weights of the layers instead.
     """
     dim = qkv.shape[2] // 3
     return _mix(qkv[:, :, 2 * dim :], _attention_of(qkv[:, :, : 2 * dim], temperature))
 
 
 def _attention_of(queries_keys: Tensor, temperature: Tensor) -> Tensor:
-    """Returns the attention (B, M, C, C) of queries and keys (B, N, 2D), at least in float32."""
+    """Returns the attention (B, M, C, C) of queries and keys (B, N, 2D), in float32 or float64."""
     batch, num_tokens, _ = queries_keys.shape
     with _without_autocast(queries_keys):
         queries_keys = _wide(queries_keys)
@@ -230,7 +245,10 @@ def _attention_of(queries_keys: Tensor, temperature: Tensor) -> Tensor:
 
 
 def _attention(products: Tensor, squares: Tensor, temperature: Tensor) -> Tensor:
-    """Normalises products (B, M, C, C) by the squared norms (B, 2D) of queries and keys, and applies the softmax."""
+    """Computes the attention from the products (B, M, C, C) and the squared norms (B, 2D) of queries and keys.
+
+    The products are divided by the norms and multiplied by the temperature. Then the softmax is applied.
+    """
     batch, num_heads, head_dim, _ = products.shape
     scale = squares.clamp(min=EPSILON**2).rsqrt().view(batch, 2, num_heads, head_dim)
     return (products * (scale[:, 0, :, :, None] * _wide(temperature)) * scale[:, 1, :, None, :]).softmax(dim=-1)
@@ -239,7 +257,10 @@ def _attention(products: Tensor, squares: Tensor, temperature: Tensor) -> Tensor
 def mixing_matrix(
     attention: Tensor, qkv_weight: Tensor, qkv_bias: Tensor | None, proj_weight: Tensor, proj_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns P (B, D, D) and p (B, 1, D) of the output X P + p, in the dtype of the attention (B, M, C, C)."""
+    """Returns the matrix P (B, D, D) and the row p (B, 1, D), for which XCA's output is X P + p.
+
+    Both have the dtype of the attention (B, M, C, C). The docstring of this module explains P and p.
+    """
     batch, num_heads = attention.shape[:2]
     dim = proj_weight.shape[0]
     with _without_autocast(attention):
@@ -260,7 +281,7 @@ def mix_values(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """Returns the output (B, N, D), by values (B, N, D) and the attention (B, M, C, C)."""
+    """Returns XCA's output (B, N, D), computed with values (B, N, D) from the attention (B, M, C, C)."""
     dim = tokens.shape[2]
     values = linear(tokens, qkv_weight[2 * dim :], None if qkv_bias is None else qkv_bias[2 * dim :])
     return linear(_mix(values, attention), proj_weight, proj_bias)
@@ -273,13 +294,19 @@ def _mix(values: Tensor, attention: Tensor) -> Tensor:
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Disables autocast, so that products are computed in the dtype of their factors; some devices have no autocast."""
+    """Returns a context manager that disables autocast, so that products are computed in the dtype of their factors.
+
+    For devices without autocast, the context manager does nothing.
+    """
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Converts 16-bit tensors to float32: sums over N tokens overflow float16, and bfloat16 has only 8 bits."""
+    """Converts a tensor of 16-bit numbers to float32, and returns other tensors unchanged.
+
+    In float16, sums over N tokens may overflow. bfloat16 has only 8 bits of precision.
+    """
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -292,9 +319,9 @@ def class_attention(
     value_bias: Tensor | None,
     num_heads: int,
 ) -> Tensor:
-    """Returns the class token's attention (B, D) over tokens (B, N, D), for its query (B, D).
+    """Computes class attention over tokens (B, N, D), for the query of the class token (B, D). The result is (B, D).
 
-    Keys and values are never computed.
+    Keys and values are not computed: their weights are applied to the query and to the weighted mean of the tokens.
     """
     vectors, offsets = class_query(query, key_weight, key_bias, num_heads)
     weights = (vectors @ tokens.mT + offsets).softmax(dim=-1)
@@ -304,17 +331,27 @@ def class_attention(
 def class_query(
     query: Tensor, key_weight: Tensor, key_bias: Tensor | None, num_heads: int
 ) -> tuple[Tensor, Tensor | float]:
-    """Returns vectors (B, M, D) and offsets (B, M, 1); a score is a vector times a token, plus the offset."""
+    """Returns one vector per head (B, M, D) and one offset per head (B, M, 1), or 0.0 if there is no key bias.
+
+    The attention score of a token before the softmax is the dot product of the vector and the token, plus the offset.
+    """
     batch, dim = query.shape
     query = query.view(batch, num_heads, 1, -1) * (dim // num_heads) ** -0.5
     vectors = (query @ key_weight.view(num_heads, -1, dim)).squeeze(2)
-    # Softmax ignores an offset that all scores of a head share. It is added so that the bias gets its gradient, 0.
+    # An offset that is the same for all scores of a head does not change the softmax. It is added only so that the key
+    # bias gets a gradient, which is 0.
     offsets = 0.0 if key_bias is None else (query @ key_bias.view(num_heads, -1, 1)).squeeze(3)
     return vectors, offsets
 
 
 def class_value(mixed: Tensor, value_weight: Tensor, value_bias: Tensor | None) -> Tensor:
-    """Returns the values (B, D) of the mean tokens (B, M, D) that the attention computed, one per head."""
+    """Returns the output of class attention (B, D), before its projection.
+
+    Args:
+        mixed: (B, M, D), for each head the mean of the tokens, weighted by the attention of the head.
+        value_weight: (D, D).
+        value_bias: (D,) or None.
+    """
     batch, num_heads, dim = mixed.shape
     values = value_weight.view(num_heads, -1, dim) @ mixed[..., None]
     return values.reshape(batch, dim) if value_bias is None else values.reshape(batch, dim) + value_bias

@@ -56,11 +56,7 @@ def _is_for_onednn(rows: Tensor, *others: Tensor | None) -> bool:
     if not _is_onednn_faster() or rows.numel() < _MIN_ROWS * rows.shape[-1] or not torch.backends.mkldnn.enabled:
         return False
     # oneDNN's product has no derivative and no cast of its own, and counters of operations do not know it.
-    if (
-        torch.is_autocast_enabled("cpu")
-        or torch._C._len_torch_dispatch_stack()
-        or _is_transformed()
-    ):
+    if torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack() or _is_transformed():
         return False
     with_gradient = torch.is_grad_enabled()
     return all(

@@ -1,4 +1,4 @@
-"""The operators of XCiT as the paper defines them. Every faster form is tested against these.
+"""The operators of XCiT as the paper (arXiv 2106.09681) defines them. Tests compare all faster forms with them.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels per head.
 """
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 POSITION_DIM = 32
-"""Number of channels of the Fourier code for each of the two axes."""
+"""Number of channels of the Fourier code for one of the two axes of the token grid."""
 
 POSITION_TEMPERATURE = 10000.0
 
@@ -21,14 +21,14 @@ def xca(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """Cross-covariance attention (paper, section 3.2): channels attend to channels.
+    """Computes cross-covariance attention (paper, section 3.2), in which channels attend to channels.
 
-    Queries and keys are L2-normalised over the tokens, so a head's attention is a C x C matrix of cosines times a
-    learned temperature, with no further scale.
+    Queries and keys are L2-normalised over the tokens. So a head's attention is the softmax of a C x C matrix of
+    cosines, multiplied by a learned temperature. No other factor is applied.
 
     Args:
         tokens: (B, N, D).
-        qkv_weight: (3D, D), the rows of queries, keys and values in this order.
+        qkv_weight: (3D, D), with the rows for queries first, then those for keys, then those for values.
         qkv_bias: (3D,) or None.
         temperature: (M, 1, 1), one learned factor per head.
         proj_weight: (D, D).
@@ -49,16 +49,18 @@ def xca(
 
 
 def class_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Attention of the class token over all tokens (CaiT, arXiv 2103.17239, section 3; the paper's section 3.3).
+    """Computes the attention of the class token over all tokens.
+
+    See the paper, section 3.3, and CaiT (arXiv 2103.17239), section 3.
 
     Args:
-        query: (B, D), from the class token.
-        key: (B, N, D).
-        value: (B, N, D).
-        num_heads: M.
+        query: (B, D), the query of the class token.
+        key: (B, N, D), the keys of all tokens.
+        value: (B, N, D), the values of all tokens.
+        num_heads: number of heads M.
 
     Returns:
-        The class token's new value (B, D) and the attention over the tokens (B, M, N), whose rows sum to 1.
+        The output for the class token (B, D), and the attention weights (B, M, N), which sum to 1 over the N tokens.
     """
     batch, num_tokens, dim = key.shape
     head_dim = dim // num_heads
@@ -77,13 +79,13 @@ def lpi(
     conv2_weight: Tensor,
     conv2_bias: Tensor,
 ) -> Tensor:
-    """Local patch interaction (paper, section 3.3): two depthwise 3x3 convolutions with GELU and a norm between.
+    """Computes local patch interaction (paper, section 3.3): depthwise 3x3 convolution, GELU, norm, second convolution.
 
     Args:
-        image: the tokens as an image (B, D, H, W).
+        image: the tokens in the layout of an image (B, D, H, W).
         conv1_weight: (D, 1, 3, 3).
         conv1_bias: (D,).
-        norm: batch normalisation over D channels. It is a module, because in training it updates its running
+        norm: batch norm of D channels. This argument is a module, because in training a batch norm updates its running
             statistics.
         conv2_weight: (D, 1, 3, 3).
         conv2_bias: (D,).
@@ -98,11 +100,12 @@ def lpi(
 
 
 def fourier_position(length: int, device: torch.device | None = None) -> Tensor:
-    """Fourier code of the positions along one axis of the token grid.
+    """Computes the Fourier code of the positions along one axis of the token grid.
 
-    Position i, from 1 to n, becomes the angle i / (n + 1e-6) * 2 pi. The last position is thus near 2 pi for any n, and
-    the code works for any size of the grid. The published weights depend on the epsilon, and on the order of the
-    result, in which sines and cosines alternate.
+    With n = `length`, position i from 1 to n becomes the angle i / (n + 1e-6) * 2 pi. So the last position has an angle
+    near 2 pi for every n, and the code works for grids of any size. For each pair of channels, the angle is divided by
+    a power of `POSITION_TEMPERATURE`. The channels are the sine and the cosine of the result. The published weights
+    depend on this order and on the 1e-6.
 
     Args:
         length: number of tokens along the axis.
@@ -119,9 +122,10 @@ def fourier_position(length: int, device: torch.device | None = None) -> Tensor:
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth: drops a residual branch (B, ...) for a whole sample with probability `rate` in training.
+    """Applies stochastic depth (arXiv 1603.09382) to the output of a residual branch (B, ...).
 
-    A branch that is kept is divided by 1 - rate, so the expectation does not change (arXiv 1603.09382).
+    In training, the output for each image is set to 0 with probability `rate`, and otherwise divided by 1 - rate. So
+    the expected output does not change. Outside training, the output does not change.
     """
     if rate == 0.0 or not training:
         return branch

@@ -145,7 +145,7 @@ def test_activations_of_the_student_are_recomputed(model: DINO) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 10}, "DINO trains a backbone without a classifier: set model.num_classes 10 to 0"),
+        ({"num_classes": 10}, "DINO needs a backbone without a classifier: set model.num_classes to 0, not 10"),
         ({"global_pool": "none"}, "DINO needs one feature per image: set model.global_pool to cls or avg"),
     ],
 )

@@ -44,7 +44,7 @@ def test_the_patch_size_follows_and_one_shape_has_one_spelling() -> None:
 def test_impossible_strides_are_refused() -> None:
     with pytest.raises(XCiTError, match=r"stem_strides are \(1, 3\), each must be 1 or 2"):
         XCiTConfig(stem_strides=(1, 3))
-    with pytest.raises(XCiTError, match=r"patch_size is 8, but stem_strides \(1, 1, 2, 2\) make patches of 4"):
+    with pytest.raises(XCiTError, match=r"patch_size is 8, but stem_strides \(1, 1, 2, 2\) make patches of 4 pixels"):
         replace(SMALL, stem_strides=(1, 1, 2, 2), patch_size=8)
     with pytest.raises(XCiTError, match="embed_dim 12 must be a multiple of 8"):
         XCiTConfig(stem_strides=(1, 1, 2, 2), embed_dim=12, num_heads=2)

@@ -67,7 +67,7 @@ def calls(model: XCiT) -> list[int]:
         ("in_channels", 0, "in_channels is 0, must be at least 1"),
         ("cls_depth", -1, "cls_depth is -1, must be at least 0"),
         ("num_classes", -1, "num_classes is -1, must be at least 0"),
-        ("embed_dim", 15, "embed_dim 15 must be a multiple of 2 for patches of 4"),
+        ("embed_dim", 15, "embed_dim 15 must be a multiple of 2 for patches of 4 pixels"),
         ("num_heads", 3, "embed_dim 16 must be a multiple of num_heads 3"),
         ("mlp_ratio", 0.0, "mlp_ratio is 0.0, must be positive and finite"),
         ("mlp_ratio", -1.0, "mlp_ratio is -1.0, must be positive and finite"),
@@ -310,8 +310,8 @@ def test_forward_intermediates_are_the_xca_blocks_tokens(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"indices": 0}, "the last 0 blocks were asked for, of 3"),
-        ({"indices": 4}, "the last 4 blocks were asked for, of 3"),
+        ({"indices": 0}, "the last 0 blocks were requested, but the model has 3"),
+        ({"indices": 4}, "the last 4 blocks were requested, but the model has 3"),
         ({"indices": [3]}, "there is no block 3: the model has 3"),
         ({"indices": []}, "no block was asked for"),
         ({"output_fmt": "NHWC"}, "output_fmt is 'NHWC', must be 'NCHW' or 'NLC'"),

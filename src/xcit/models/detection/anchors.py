@@ -1,4 +1,4 @@
-"""Anchors: the boxes to which the region proposal network adds its steps, three at each pixel of each feature map."""
+"""Anchors, the reference boxes of the region proposal network: three at each pixel of each feature map."""
 
 import math
 from collections.abc import Sequence
@@ -7,16 +7,19 @@ import torch
 from torch import Tensor
 
 ANCHOR_STRIDES = (4, 8, 16, 32, 64)
-"""Stride of each feature map in pixels of the image. The strides are fixed, even if the maps' sizes are rounded."""
+"""Stride of each feature map in pixels of the image.
+
+These strides are used even if the size of a map is rounded and its true stride is a little different.
+"""
 
 RATIOS = (0.5, 1.0, 2.0)
 """Ratios of an anchor's height to its width."""
 
 
 def base_anchors(stride: int, scale: float, device: torch.device | None = None) -> Tensor:
-    """Returns the anchors (3, 4) of a map around (0, 0), one per ratio, not rounded.
+    """Returns the three anchors (3, 4) with their centre at (0, 0), one for each of `RATIOS`.
 
-    Each has the area of a square with sides of `stride` * `scale` pixels.
+    Each anchor has the area of a square with sides of `stride` * `scale` pixels. The coordinates are not rounded.
     """
     rows = []
     for ratio in RATIOS:
@@ -29,23 +32,23 @@ def anchors_at(index: Tensor, map_width: int, stride: int, scale: float) -> Tens
     """Returns the anchors with the given indices in one feature map.
 
     Args:
-        index: (n,), (y * map_width + x) * 3 + the ratio's index.
-        map_width: width of the feature map.
-        stride: stride of the feature map.
+        index: (n,). For the pixel (y, x) of the map, the index is (y * map_width + x) * 3 + the index of the ratio.
+        map_width: width of the feature map in pixels of the map.
+        stride: stride of the feature map in pixels of the image.
         scale: side of a square anchor divided by the stride.
 
     Returns:
-        (n, 4) in pixels of the image. The centre of an anchor at the map's pixel (y, x) is (y, x) * stride, which is
-        the upper left corner of that pixel's area in the image.
+        (n, 4) in pixels of the image. The centre of an anchor at the pixel (y, x) of the map is (y, x) * stride. This
+        is the upper left corner of the area that the pixel covers in the image.
     """
     place, ratio = index // len(RATIOS), index % len(RATIOS)
     row = place // map_width
-    y, x = row * stride, (place - row * map_width) * stride  # ONNX's exporter does not support `%` with a size
+    y, x = row * stride, (place - row * map_width) * stride  # the ONNX exporter does not support `% map_width`
     return base_anchors(stride, scale, index.device)[ratio] + torch.stack([x, y, x, y], dim=-1)
 
 
 def all_anchors(map_sizes: Sequence[tuple[int, int]], scale: float, device: torch.device) -> Tensor:
-    """Returns the anchors (n, 4) of all feature maps with these heights and widths, one map after another."""
+    """Returns the anchors (n, 4) of all feature maps, one map after another. `map_sizes` are (height, width)."""
     return torch.cat(
         [
             anchors_at(torch.arange(height * width * len(RATIOS), device=device), width, stride, scale)
@@ -55,9 +58,15 @@ def all_anchors(map_sizes: Sequence[tuple[int, int]], scale: float, device: torc
 
 
 def within(map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns which of `all_anchors` lie within an image of this padded height and width, bool (n,).
+    """Returns a mask, bool (n,), which is true for the anchors of `all_anchors` that are within an image.
 
-    In a batch, a smaller image is padded further, to the size of the largest one. Anchors there are not trained.
+    In a batch, a smaller image is padded further, to the size of the largest image. Anchors in this further padding are
+    not trained.
+
+    Args:
+        map_sizes: (height, width) of each feature map.
+        padded: height and width of the image in pixels, with its own padding to multiples of 32.
+        device: device of the result.
     """
     parts = []
     for (height, width), stride in zip(map_sizes, ANCHOR_STRIDES, strict=True):

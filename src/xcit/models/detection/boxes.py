@@ -1,4 +1,7 @@
-"""Boxes (x1, y1, x2, y2) in pixels, and steps (dx, dy, dw, dh), the box regression deltas, as in mmdetection."""
+"""Functions for boxes (x1, y1, x2, y2) in pixels and for steps, with the rules of mmdetection.
+
+Steps are box regression deltas (dx, dy, dw, dh): they describe how to move and resize one box to get another box.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +10,17 @@ import torch
 from torch import Tensor
 
 MAX_RATIO = abs(math.log(16 / 1000))
-"""The largest change of the logarithm of a side in one step, in both directions."""
+"""The largest absolute value of dw and dh. These are changes of the logarithm of the width and the height."""
 
 _ONE_NMS = 1_000
-"""Number of boxes from which NMS runs on each class separately, because its time grows quadratically."""
+"""Smallest number of boxes with which non-maximum suppression (NMS) runs on each class separately.
+
+The time of NMS grows quadratically with the number of boxes.
+"""
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor:
-    """Computes the steps (n, 4) from boxes to targets, both (n, 4), divided by `std`."""
+    """Computes the steps (n, 4) from `boxes` (n, 4) to `targets` (n, 4), and divides them by `std`."""
     x, y, width, height = _centres(boxes)
     target_x, target_y, target_width, target_height = _centres(targets)
     steps = [
@@ -29,11 +35,11 @@ def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor
 def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple[int, int] | Tensor) -> Tensor:
     """Applies steps to boxes and clips the results to the image.
 
-    dw and dh are clamped at both ends, whereas torchvision clamps them only at the upper end.
+    dw and dh are clamped at both ends, as in mmdetection. Torchvision clamps them only at the upper end.
 
     Args:
-        boxes: (n, 4), to which the steps are applied.
-        steps: (n, ..., 4), divided by `std`.
+        boxes: (n, 4), the boxes before the steps.
+        steps: (n, ..., 4), as returned by `encode_boxes`, which means divided by `std`.
         std: standard deviations of dx, dy, dw and dh.
         size: height and width of the image without padding, as a tuple or a tensor (2,).
 
@@ -50,22 +56,22 @@ def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
-    """Clips boxes (..., 4) to an image of this height and width."""
+    """Clips boxes (..., 4) to an image. `size` is the height and width of the image."""
     sides = size.to(boxes) if isinstance(size, Tensor) else boxes.new_tensor(size)
     return torch.minimum(boxes.clamp(min=0), sides.flip(0).repeat(2))
 
 
 def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
-    """Non-maximum suppression: removes boxes that overlap a kept box of the same class with a higher score.
+    """Removes boxes that overlap a kept box of the same class with a higher score (non-maximum suppression, NMS).
 
     The boxes of each class are shifted so that boxes of different classes do not overlap. The shift rounds the
-    coordinates a little. mmdetection uses the same shift, so the results equal the published ones.
+    coordinates a little. mmdetection uses the same shift, so the results equal those of the published models.
 
     Args:
         boxes: (n, 4).
         scores: (n,).
         classes: (n,), integers from 0.
-        iou: two boxes overlap if their intersection over union is larger than this, from 0 to 1.
+        iou: threshold from 0 to 1. Two boxes overlap if their intersection over union (IoU) is above the threshold.
 
     Returns:
         Indices of the boxes that are kept, in descending order of their scores.
@@ -87,6 +93,6 @@ def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> 
 
 
 def _centres(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns centre x, centre y, width and height, each (n,)."""
+    """Returns centre x, centre y, width and height of boxes (n, 4), each (n,)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return (x1 + x2) * 0.5, (y1 + y2) * 0.5, x2 - x1, y2 - y1

@@ -1,4 +1,4 @@
-"""The shape and the metadata of a detector. This module does not import torchvision, because that takes seconds."""
+"""Configuration and metadata of a detector. Torchvision is not imported here, because the import takes seconds."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,13 @@ from xcit.models.hosts import ReadableConfig, keeps_notes
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorInfo:
-    """A detector's name, its class names in the order of the labels from 1, and their category ids in the data set."""
+    """Metadata of a detector with weights.
+
+    Attributes:
+        name: name of the model.
+        class_names: names of the classes in the order of the labels, which start at 1; empty if they are unknown.
+        category_ids: for each class, the category ID in the data set.
+    """
 
     name: str
     class_names: tuple[str, ...] = ()
@@ -20,18 +26,20 @@ class DetectorInfo:
 @keeps_notes
 @dataclass(frozen=True, kw_only=True)
 class MaskRCNNConfig(ReadableConfig):
-    """Shape of a Mask R-CNN. The defaults are the published ones.
+    """Architecture and preprocessing of a Mask R-CNN. The defaults are the values of the published models.
 
     Attributes:
-        backbone: an XCiT without class token; its stochastic depth is used in training.
-        out_indices: the four blocks whose tokens become the feature maps; empty takes `default_out_indices`.
-        num_classes: number of classes without the background; 0 means the number of classes of the data set.
-        channels: channels of the feature pyramid and of the convolutions for masks.
+        backbone: config of an XCiT without class token. Its `drop_path_rate` is used in training.
+        out_indices: indices of the four blocks that output the tokens for the feature maps; empty means
+            `default_out_indices`.
+        num_classes: number of classes without the background; 0 means that training sets it to the number of classes of
+            the data set.
+        channels: number of channels of the feature pyramid and of the convolutions for masks.
         box_features: width of the two linear layers for boxes.
         anchor_scale: side of a square anchor, in pixels of its feature map.
-        short_side: an image is scaled to the largest size whose short side is at most this many pixels and whose long
-            side is at most `long_side` pixels.
-        long_side: see `short_side`.
+        short_side: maximum length of the short side, in pixels. An image is scaled to the largest size within both
+            `short_side` and `long_side`.
+        long_side: maximum length of the long side, in pixels.
         mean: mean of each channel, for pixels in 0..1.
         std: standard deviation of each channel, for pixels in 0..1.
     """
@@ -54,18 +62,23 @@ class MaskRCNNConfig(ReadableConfig):
         check_field(self, "anchor_scale", self.anchor_scale > 0, "above 0")
         check_field(self, "long_side", self.long_side >= self.short_side, f"at least short_side {self.short_side}")
         channels = self.backbone.in_channels
-        check_field(self, "mean", len(self.mean) == channels, f"{channels} numbers, one a channel")
+        check_field(self, "mean", len(self.mean) == channels, f"{channels} numbers, one per channel")
         check_field(
-            self, "std", len(self.std) == channels and min(self.std) > 0, f"{channels} numbers above 0, one a channel"
+            self, "std", len(self.std) == channels and min(self.std) > 0, f"{channels} numbers above 0, one per channel"
         )
 
     def prepared(
         self, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, size: int | None = None
     ) -> "MaskRCNNConfig":
-        """Returns a config with another mean, standard deviation or short side of the images.
+        """Returns a copy with another mean, standard deviation or size of the images.
+
+        Args:
+            mean: mean of each channel; None means no change.
+            std: standard deviation of each channel; None means no change.
+            size: new `short_side`; `long_side` changes in proportion. None means no change.
 
         Raises:
-            XCiTError: as `SegmentationPreprocessing.changed` does.
+            XCiTError: if the number of channels is wrong.
         """
         own = SegmentationPreprocessing(
             long_side=self.long_side, short_side=self.short_side, mean=self.mean, std=self.std

@@ -1,4 +1,4 @@
-"""Preprocessing as in the published detectors: resizing of 8-bit pixels, normalisation, padding to multiples of 32."""
+"""Preprocessing as for the published detectors: conversion to 8 bits, resizing, and padding to multiples of 32."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from xcit.errors import XCiTError
 from xcit.images.resize_8bit import bilinear_taps
 
 PAD_TO = 32
-"""The sides of the network's input are multiples of this number of pixels."""
+"""The sides of the network's input are padded to multiples of this number of pixels."""
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes an image (C, h, w) uint8 on its device. The result is bit for bit that of OpenCV.
+    """Resizes an image (C, h, w) uint8 by bilinear interpolation, on the device of the image.
 
-    The arithmetic is explained in `resize_bilinear_8bit`.
+    The result equals OpenCV's result bit for bit. `resize_bilinear_8bit` explains the arithmetic.
 
     Raises:
-        XCiTError: if the new size has no pixels.
+        XCiTError: if the new height or width is below 1.
     """
     height, width = image.shape[-2:]
     if min(size) < 1:
@@ -39,7 +39,7 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _taps(old: int, new: int, device: torch.device, *, resets_weights: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns `bilinear_taps` as tensors: the two neighbours and the two weights of each new pixel."""
+    """Returns the result of `bilinear_taps` as tensors: the two neighbours and the two weights of each new pixel."""
     places, weights = bilinear_taps(old, new, resets_weights=resets_weights)
     return [torch.from_numpy(place).to(device) for place in places], [
         torch.from_numpy(weight).to(device) for weight in weights
@@ -47,7 +47,7 @@ def _taps(old: int, new: int, device: torch.device, *, resets_weights: bool) -> 
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Returns height and width, rounded up to multiples of 32."""
+    """Returns height and width, both rounded up to multiples of 32."""
     height, width = (math.ceil(length / PAD_TO) * PAD_TO for length in size)
     return height, width
 
@@ -56,18 +56,18 @@ def to_8_bits(image: Tensor, num_channels: int) -> Tensor:
     """Converts an image (C, h, w), floating-point in 0..1 or uint8, to uint8.
 
     Raises:
-        XCiTError: if it is not a tensor, if its shape, dtype or number of channels is wrong, or if it has no pixels.
+        XCiTError: if the image is not a tensor, has the wrong shape, dtype or number of channels, or has no pixels.
     """
     if not isinstance(image, Tensor):
         raise XCiTError(
             f"an image for the detector is a tensor ({num_channels}, height, width), not {type(image).__name__}: "
-            "xcit.detect takes pictures as they are"
+            "xcit.detect accepts images of other types"
         )
     if image.ndim != 3 or image.shape[0] != num_channels or not image.numel():
         is_last = image.ndim == 3 and image.shape[2] == num_channels
         raise XCiTError(
             f"an image for the detector is ({num_channels}, height, width), not {tuple(image.shape)}"
-            f"{': image.permute(2, 0, 1) has the channels first' if is_last else ''}"
+            f"{': image.permute(2, 0, 1) puts the channels first' if is_last else ''}"
         )
     if image.dtype == torch.uint8:
         return image
@@ -77,11 +77,12 @@ def to_8_bits(image: Tensor, num_channels: int) -> Tensor:
 
 
 def pad_and_stack(images: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
-    """Stacks images (C, h_i, w_i) to one batch (B, C, H, W), with zero padding on the right and at the bottom.
+    """Stacks images (C, h_i, w_i) into one batch (B, C, H, W), with zero padding on the right and at the bottom.
 
     Args:
         images: the images.
-        size: H and W, no smaller than any image; None takes the smallest multiples of 32 that fit all images.
+        size: H and W, at least as large as each image. None means the largest height and the largest width of the
+            images, rounded up to multiples of 32.
     """
     sizes = [padded_size((image.shape[-2], image.shape[-1])) for image in images]
     height, width = size or (max(own[0] for own in sizes), max(own[1] for own in sizes))

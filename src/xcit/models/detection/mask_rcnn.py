@@ -1,8 +1,9 @@
-"""Mask R-CNN (arXiv 1703.06870) on an XCiT, with the results of the published checkpoints.
+"""Mask R-CNN (arXiv 1703.06870) with an XCiT as backbone. It gives the results of the published checkpoints.
 
-The layers are torchvision's. The published models were trained and measured with mmdetection 2.11. Where its rules
-differ from torchvision's, this module follows mmdetection: in resizing, anchors, the clamp of steps, RoIAlign, NMS in
-pixels of the original image, and pasting of masks; and in training also in losses, matching and mask targets.
+The layers are torchvision's. The published models were trained and measured with mmdetection 2.11. Where the rules of
+torchvision and mmdetection differ, this package follows mmdetection. The rules differ for resizing, anchors, the
+clamping of box deltas, RoIAlign, non-maximum suppression (NMS) in pixels of the original image, and the pasting of
+masks. In training, they also differ for losses, matching and mask targets.
 """
 
 import copy
@@ -32,26 +33,27 @@ from xcit.models.pyramid import STRIDES, OnPyramid, XCiTPyramid
 class MaskRCNN(OnPyramid):
     """Detects boxes, labels, scores and masks in images, with the interface of torchvision's detectors.
 
-    In evaluation mode, `model(images)` takes images (C, h, w) of any sizes, uint8 or floating-point in 0..1, and
-    returns a dict for each: "boxes" (n, 4), (x1, y1, x2, y2) in pixels; "labels" (n,) from 1; "scores" (n,), best
-    first; "masks" (n, 1, h, w), probabilities. A pixel belongs to the object if its probability is 0.5 or more.
-    `detect` returns the same objects, but with small masks. Each image is computed separately, because an XCiT also
-    attends to padding, and the objects found in one image must not depend on another image.
+    In evaluation mode, call `model(images)` with images (C, h, w) of any sizes, uint8 or floating-point in 0..1. The
+    result is a dict for each image: "boxes" (n, 4), (x1, y1, x2, y2) in pixels; "labels" (n,) from 1; "scores" (n,),
+    best first; "masks" (n, 1, h, w), probabilities. A pixel belongs to the object if its probability is 0.5 or more.
+    `detect` returns the same objects, but with small masks. Each image is processed separately: in a batch, the padding
+    of an image would depend on the other images. An XCiT also attends to padding, so the objects found in one image
+    would depend on the other images too.
 
-    In training mode, `model(images, targets)` takes a dict for each image with "boxes", "labels" and "masks"
-    (m, h, w), and returns the losses, whose sum is to be minimised. Images are not resized in this mode, because
-    resizing is part of the augmentation.
+    In training mode, call `model(images, targets)`. `targets` contains a dict for each image with "boxes" (m, 4),
+    "labels" (m,) and "masks" (m, h, w). The result is a dict of losses; training minimises their sum. Images are not
+    resized in training mode, because resizing is part of the augmentation.
 
     Attributes:
-        config: the model's shape.
-        info: class names if they are known, else None.
+        config: architecture and preprocessing of the model.
+        info: class names; None if they are unknown.
     """
 
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
         if not config.num_classes:
             raise XCiTError("a detector needs classes: set num_classes above 0")
-        self.config = copy.copy(config)  # a host library may set attributes on it, which must stay with this model
+        self.config = copy.copy(config)  # a copy, because other libraries may set attributes on the config of a model
         self.info: DetectorInfo | None = None
         self.backbone = XCiTPyramid(config.backbone, config.out_indices or None)
         widths = [config.backbone.embed_dim] * len(STRIDES)
@@ -82,7 +84,7 @@ class MaskRCNN(OnPyramid):
         return next(self.parameters()).device
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the layers that depend on the number of classes by new ones."""
+        """Replaces the layers that depend on the number of classes with new layers."""
         self.config = replace(self.config, num_classes=num_classes)
         fresh = RoIHeads(self.config.channels, self.config.box_features, num_classes)
         self.roi_heads.num_classes, self.roi_heads.class_weights = num_classes, None
@@ -94,16 +96,17 @@ class MaskRCNN(OnPyramid):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
     ) -> list[dict[str, Tensor]] | dict[str, Tensor]:
-        """Returns detections, or in training mode losses; see the class.
+        """Returns detections in evaluation mode, and losses in training mode.
+
+        The docstring of the class describes the arguments and the results.
 
         Raises:
-            XCiTError: if images or targets do not have the form described there, or while the model is traced or
-                exported.
+            XCiTError: if images or targets do not have the described form, or if the model is being traced or exported.
         """
         if isinstance(images, torch.fx.Proxy) or torch.jit._trace.is_tracing() or torch.compiler.is_exporting():
             raise XCiTError(
-                "a detector can't be traced or exported, for what it finds differs in number from image to image:"
-                " trace or export `model.backbone`, which gives its maps"
+                "a detector can't be traced or exported, because the number of objects differs from image to image:"
+                " trace or export `model.backbone`, which returns the feature maps"
             )
         if self.training:
             return self._losses(images, targets)
@@ -123,15 +126,18 @@ class MaskRCNN(OnPyramid):
         sides: tuple[int, int] | None = None,
         max_objects: int = NUM_DETECTIONS,
     ) -> Detections:
-        """Detects the objects in one image (C, h, w). The model computes as in evaluation mode, whatever its mode is.
+        """Detects the objects in one image. The model is in evaluation mode during the call.
 
         Args:
-            image: uint8, or floating-point in 0..1, on any device.
+            image: (C, h, w), uint8 or floating-point in 0..1, on any device.
             min_score: objects with lower scores are left out.
-            sides: the largest short side and the largest long side to which the image is scaled, in pixels; None takes
-                those of the config.
-            max_objects: the largest number of objects; the best ones are kept. If it is larger than the published
-                100, more proposals are used too (see `num_proposals`).
+            sides: maximum length of the short side and of the long side, in pixels. The image is scaled to the largest
+                size within both limits. None means the values in the config.
+            max_objects: maximum number of objects; the objects with the best scores are returned. If it is above 100,
+                the number in the published models, more proposals are used too (see `num_proposals`).
+
+        Returns:
+            The objects, with boxes in pixels of `image`.
         """
         prepared, scale = self.prepare(image, sides)
         with evaluating(self):
@@ -159,9 +165,10 @@ class MaskRCNN(OnPyramid):
         max_objects: int = NUM_DETECTIONS,
         padded: tuple[int, int] | None = None,
     ) -> Detections:
-        """Returns the objects in a normalised image (C, h, w) that was resized by `scale` (see `RoIHeads.detect`).
+        """Returns the objects in a normalised image (C, h, w) that was resized by the factors `scale`.
 
-        `padded` is the height and width of the network's input; None means the next multiples of 32.
+        `RoIHeads.detect` describes the arguments. It calls `max_objects` `most`. `padded` is the height and width to
+        which the image is padded; None means the next multiples of 32.
         """
         size = (image.shape[-2], image.shape[-1])
         maps = self._maps(pad_and_stack([image], padded))
@@ -192,6 +199,6 @@ class MaskRCNN(OnPyramid):
         return (pixels.float() - 255 * mean.view(-1, 1, 1)) * (1 / (255 * std.view(-1, 1, 1)))
 
     def _maps(self, batch: Tensor) -> list[Tensor]:
-        """Computes the feature maps of strides 4, 8, 16, 32 and 64."""
+        """Computes the feature maps of strides 4, 8, 16, 32 and 64 for a batch of normalised images."""
         levels = OrderedDict((str(level), features) for level, features in enumerate(self.backbone(batch)))
         return list(self.fpn(levels).values())

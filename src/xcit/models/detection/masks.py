@@ -1,4 +1,8 @@
-"""Masks of objects: small squares of probabilities. Inference pastes them into the image; training crops targets."""
+"""Masks of objects. The network predicts a mask as a small square of probabilities over the box of the object.
+
+In inference, masks are pasted: each is resized to its box and put into the image. In training, target masks of the
+small size are computed from the masks of whole images.
+"""
 
 import math
 from collections.abc import Iterator
@@ -9,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PIXELS_AT_ONCE = 2**22
-"""Largest number of pixels of one part of a mask that is pasted into a large image."""
+"""Maximum number of pixels in one part of a pasted mask."""
 
 
 class PastedMask(NamedTuple):
-    """The part of an image that a mask may cover. Outside of it, the probability is 0."""
+    """A pasted mask, or a part of it: probabilities for a rectangle of the image, with its upper left corner."""
 
     top: int
     left: int
@@ -21,16 +25,16 @@ class PastedMask(NamedTuple):
 
 
 def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> PastedMask:
-    """Resizes a mask to its box, by bilinear interpolation between its pixels' centres, with zero padding.
+    """Resizes a mask to its box, by bilinear interpolation between the centres of its pixels, with zero padding.
 
     Args:
         mask: (s, s) probabilities.
-        box: (4,) in pixels of the image.
+        box: (4,), (x1, y1, x2, y2) in pixels of the image.
         size: height and width of the image.
 
     Returns:
-        The probabilities of the box's pixels and of one more pixel on each side, within the image. A pixel belongs to
-        the object if its probability is 0.5 or more.
+        The probabilities for the pixels of the box and for one more pixel on each side, clipped to the image. For all
+        other pixels, the probability is 0. A pixel belongs to the object if its probability is 0.5 or more.
     """
     (part,) = paste_columns(mask, box, size, max(1, size[1]) * max(1, size[0]))
     return part
@@ -39,9 +43,9 @@ def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> PastedMask:
 def paste_columns(
     mask: Tensor, box: Tensor, size: tuple[int, int], pixels_at_once: int = PIXELS_AT_ONCE
 ) -> Iterator[PastedMask]:
-    """Like `paste_mask`, but yields the mask in parts from left to right.
+    """Resizes a mask to its box, as `paste_mask` does, but yields the result in parts from left to right.
 
-    A part consists of whole columns, at most `pixels_at_once` pixels or a single column.
+    A part consists of whole columns. It has at most `pixels_at_once` pixels, or is a single column.
     """
     top, bottom, left, right = mask_window(box, size)
     y = _places(torch.arange(top, bottom, device=box.device), box[1], box[3])
@@ -57,13 +61,17 @@ def paste_columns(
 
 
 def mask_window(box: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Returns the part of the image that a box's mask may cover: top, bottom (exclusive), left, right (exclusive)."""
+    """Returns the part of an image in which the mask of a box may be above 0.
+
+    Returns:
+        Top, bottom (exclusive), left and right (exclusive), in pixels.
+    """
     x1, y1, x2, y2 = box.tolist()
     return (*_span(y1, y2, size[0]), *_span(x1, x2, size[1]))
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pastes masks (n, s, s) into their boxes (n, 4); returns probabilities (n, 1, height, width) of whole images."""
+    """Pastes masks (n, s, s) into their boxes (n, 4). Returns probabilities for whole images, (n, 1, height, width)."""
     images = masks.new_zeros(len(masks), 1, *size)
     for image, mask, box in zip(images, masks, boxes, strict=True):
         top, left, probabilities = paste_mask(mask, box, size)
@@ -73,13 +81,13 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, chosen: Tensor, size: int) -> Tensor:
-    """Computes the targets of the mask head for boxes: RoIAlign of the object's mask, thresholded at 0.5.
+    """Computes the targets of the mask head: for each box, RoIAlign of the mask of its object, thresholded at 0.5.
 
     Args:
-        masks: masks of one image's objects, (objects, height, width), 0 or 1.
-        boxes: (n, 4) in the image's pixels.
-        chosen: (n,), index of each box's object.
-        size: s, pixels per side.
+        masks: masks of the objects in one image, (objects, height, width), 0 or 1.
+        boxes: (n, 4) in pixels of the image.
+        chosen: (n,), for each box the index of its object.
+        size: side s of a target in pixels.
 
     Returns:
         (n, s, s), 0 or 1.
@@ -100,13 +108,20 @@ def mask_targets(masks: Tensor, boxes: Tensor, chosen: Tensor, size: int) -> Ten
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:
-    """Returns the first pixel and one past the last pixel of a box that is extended by one pixel on each side."""
+    """Returns the first pixel of a box along one axis, and one past the last pixel.
+
+    The box is extended by one pixel on each side, and clipped to the `length` pixels of the image.
+    """
     first = min(max(math.floor(low) - 1, 0), length)
     last = min(max(math.ceil(high) + 1, first), length)
     return first, last
 
 
 def _places(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Returns the pixels' centres relative to a box: -1 at its edge `low`, 1 at `high`; 0 if the box has no extent."""
+    """Returns the positions of the pixels' centres relative to a box along one axis.
+
+    A position is -1 at the edge `low` of the box and 1 at the edge `high`. If the box has no extent, all positions
+    are 0.
+    """
     places = (pixels.to(low.dtype) + 0.5 - low) / (high - low) * 2 - 1
     return torch.where(places.isfinite(), places, torch.zeros_like(places))

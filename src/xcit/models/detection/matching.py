@@ -4,26 +4,28 @@ import torch
 from torch import Tensor
 
 BACKGROUND, IN_BETWEEN = -1, -2
-"""Values for a box that is not matched to an object: background, or ignored in training."""
+"""Results of `match` for a box without an object: `BACKGROUND`, or `IN_BETWEEN` if training ignores the box."""
 
 
 def match(boxes: Tensor, objects: Tensor, *, positive: float, negative: float, lowest: float) -> Tensor:
     """Matches each box to an object by intersection over union (IoU).
 
-    A box is matched to the object with the largest IoU if this IoU is at least `positive`. If this IoU is below
-    `negative`, the box is background; otherwise the box is ignored. Then each object whose largest IoU is at least
-    `lowest` is matched to all boxes with that IoU, even if they were matched to another object. If two such objects
-    have the same box, it is matched to the later object.
+    The first step finds, for each box, the object with the largest IoU. If this IoU is at least `positive`, the box is
+    matched to the object. If this IoU is below `negative`, the box is background. Otherwise, the box is ignored.
+
+    The second step finds, for each object, the boxes with the largest IoU. If this IoU is at least `lowest`, these
+    boxes are matched to the object, even if the first step matched them to another object. If the second step finds the
+    same box for two objects, the box is matched to the later object.
 
     Args:
         boxes: (n, 4).
         objects: (m, 4), each with an area above 0.
-        positive: IoU threshold of objects.
-        negative: IoU threshold of background.
-        lowest: IoU threshold of the second step.
+        positive: smallest IoU for a match in the first step.
+        negative: IoU below which a box is background.
+        lowest: smallest IoU for a match in the second step.
 
     Returns:
-        (n,), the object's index, `BACKGROUND` or `IN_BETWEEN`.
+        (n,), for each box the index of its object, `BACKGROUND`, or `IN_BETWEEN` if the box is ignored.
     """
     from torchvision.ops import box_iou
 
@@ -42,16 +44,16 @@ def match(boxes: Tensor, objects: Tensor, *, positive: float, negative: float, l
 
 
 def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, Tensor]:
-    """Draws boxes to train on, from torch's global generator.
+    """Draws boxes for training at random, with torch's global generator.
 
     Args:
-        matched: (n,), from `match`.
-        count: number of boxes to draw; fewer are drawn if there are not enough.
-        positive_share: largest share of boxes that are matched to an object. If there are fewer of them, more
-            background is drawn.
+        matched: (n,), the result of `match`.
+        count: number of boxes to draw. Fewer boxes are drawn if there are not enough.
+        positive_share: maximum share of boxes with an object among the drawn boxes. If there are fewer boxes with an
+            object, more background boxes are drawn.
 
     Returns:
-        Indices of boxes that are matched to an object, and indices of background boxes.
+        The indices of the drawn boxes with an object, and the indices of the drawn background boxes.
     """
     positive = _draw((matched >= 0).nonzero().squeeze(1), int(count * positive_share))
     return positive, _draw((matched == BACKGROUND).nonzero().squeeze(1), count - len(positive))

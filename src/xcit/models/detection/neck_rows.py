@@ -1,4 +1,7 @@
-"""The feature pyramid network, and the convolutions of the region proposal network, by rows (see `models.map_rows`)."""
+"""Computes the feature pyramid network and the convolutions of the region proposal network a few rows at a time.
+
+See `map_rows.py` in the package `xcit.models`.
+"""
 
 from collections.abc import Sequence
 
@@ -19,9 +22,9 @@ _MODULES = (
 
 
 def changed_module(*parts: nn.Module) -> str:
-    """Returns the name of the first module that has to be called as a module (see `plain.py`), or "" if there is none.
+    """Returns the name of the first module that must be called as a module, or "" if there is no such module.
 
-    All other modules may be computed from their weights.
+    The outputs of all other modules may be computed from their weights (see `plain.py` in `xcit.models`).
     """
     if is_anything_watched():
         return "hooks on all modules"
@@ -34,7 +37,14 @@ def changed_module(*parts: nn.Module) -> str:
 
 
 def neck_rows(fpn: FeaturePyramidNetwork, maps: Sequence[MapRows]) -> list[MapRows]:
-    """Returns the five maps of `fpn`, of strides 4 to 64, from the pyramid's maps. `changed_module` must return ""."""
+    """Returns the five maps of a feature pyramid network, of strides 4, 8, 16, 32 and 64.
+
+    The maps are computed a few rows at a time. `changed_module(fpn)` must be "".
+
+    Args:
+        fpn: the network.
+        maps: the four maps of the backbone's pyramid.
+    """
     inner: MapRows | None = None
     levels: list[MapRows] = []
     for index in reversed(range(len(maps))):
@@ -46,9 +56,9 @@ def neck_rows(fpn: FeaturePyramidNetwork, maps: Sequence[MapRows]) -> list[MapRo
 
 
 def proposal_rows(head: RPNHead, levels: Sequence[MapRows]) -> list[MapRows]:
-    """Returns, for each map, the features from which `proposal_outputs` computes logits and steps.
+    """Returns, for each map in `levels`, the features from which `proposal_outputs` computes its results.
 
-    `changed_module` must return "".
+    The features are computed a few rows at a time. `changed_module(head)` must be "".
     """
     found: list[MapRows] = []
     for level in levels:
@@ -59,13 +69,21 @@ def proposal_rows(head: RPNHead, levels: Sequence[MapRows]) -> list[MapRows]:
 
 
 def proposal_outputs(head: RPNHead, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes logits (k, W, 3) and steps (k, W, 3, 4), float32, from rows (k, W, C) of `proposal_rows`."""
+    """Computes logits and steps (box regression deltas) for the three anchors at each pixel, in float32.
+
+    Args:
+        head: the head of the region proposal network.
+        rows: rows (k, W, C) of a map from `proposal_rows`.
+
+    Returns:
+        Logits (k, W, 3) and steps (k, W, 3, 4).
+    """
     logits, steps = (F.linear(rows, layer.weight.flatten(1), layer.bias) for layer in (head.cls_logits, head.bbox_pred))
     return logits.float(), steps.float().unflatten(2, (-1, 4))
 
 
 class EverySecondRows(ComputedRows):
-    """Every second pixel of every second row, which is 1x1 max pooling with stride 2."""
+    """Every second pixel of every second row of a map. This equals 1x1 max pooling with stride 2."""
 
     def __init__(self, source: MapRows) -> None:
         super().__init__(-(-source.height // 2), -(-source.width // 2), source.channels, [source])
@@ -75,7 +93,7 @@ class EverySecondRows(ComputedRows):
         return self._source.read(2 * start, 2 * end - 1)[::2, ::2].contiguous()
 
     def workspace(self, rows: int) -> int:
-        """Counts the rows that are read."""
+        """Returns the number of temporary values: those of the rows that are read."""
         return 2 * rows * self._source.width * self.channels
 
 

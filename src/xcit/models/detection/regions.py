@@ -1,8 +1,9 @@
-"""Features of regions, by RoIAlign: each box reads the map that suits its size.
+"""Computes the features of boxes by RoIAlign. The size of a box determines which feature map is read for the box.
 
-RoIAlign samples a map on a regular grid in the box, by bilinear interpolation, and takes the mean in each cell. Both
-operations are separable in rows and columns, so on a CPU they are computed as two matrix products per box with the part
-of the map that the box covers. A `Level` may read this part from a file, so a map need not be in memory.
+RoIAlign divides a box into cells. It samples the map on a regular grid in the box, by bilinear interpolation, and
+computes the mean of the samples in each cell. Both operations can be separated into rows and columns. So on a CPU, the
+features of a box are computed by two matrix products with the part of the map that the box covers. A `Level` may read
+this part from a file, so that the map need not be in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,17 +16,21 @@ from xcit.models.pyramid import STRIDES
 from xcit.models.stripes import spans
 
 _SMALLEST = 56
-"""Smallest side (square root of the area), in pixels, of boxes that read the second map; twice this for the third."""
+"""Size in the rule of `region_levels`, in pixels of the image.
+
+A box with a side below 2 * 56 reads the first map, below 4 * 56 the second map, below 8 * 56 the third map, and
+otherwise the fourth map. The side of a box is the square root of its area.
+"""
 
 _NUMBERS_AT_ONCE = 2**22
-"""Largest number of values of a map that are read at once for a box: 16 MB."""
+"""Maximum number of values of a map that are read at once for a box. In float32, these are 16 MB."""
 
 _BOXES_AT_ONCE = 256
-"""Number of boxes whose weights are computed together."""
+"""Number of boxes for which interpolation weights are computed at once."""
 
 
 class Level(Protocol):
-    """A feature map of one image, of which parts are read."""
+    """Interface of a feature map (C, height, width) of one image, from which rectangular parts are read."""
 
     @property
     def height(self) -> int:
@@ -40,26 +45,30 @@ class Level(Protocol):
         """Number of values per pixel."""
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """Returns rows top..bottom of columns left..right, (bottom - top, right - left, C).
+        """Returns the rows from `top` to `bottom` (exclusive) of the columns from `left` to `right` (exclusive).
 
-        The caller must not change them.
+        The shape is (bottom - top, right - left, C). The caller must not change the tensor.
         """
 
 
 class TensorLevel:
-    """A map (C, height, width) that is a tensor."""
+    """A feature map (C, height, width) that is a tensor in memory."""
 
     def __init__(self, features: Tensor) -> None:
         self._features = features.permute(1, 2, 0)
         self.channels, self.height, self.width = features.shape
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """Returns a view."""
+        """Returns a view of this part of the map."""
         return self._features[top:bottom, left:right]
 
 
 class _Axis(NamedTuple):
-    """The pixels first..end of a map that each box reads along one axis, and their weights (n, size, longest)."""
+    """The pixels of a map that n boxes read along one axis, and the weights of these pixels.
+
+    Box i reads the pixels from first[i] to end[i] (exclusive). The weights are (n, size, longest): for each box and
+    each output pixel, the weights of the pixels from first[i] on. `longest` is the largest number of pixels of a box.
+    """
 
     first: list[int]
     end: list[int]
@@ -67,13 +76,16 @@ class _Axis(NamedTuple):
 
 
 def region_levels(boxes: Tensor) -> Tensor:
-    """Returns the index (n,) of the map that each of the boxes (n, 4) reads: floor(log2(side / 56 + 1e-6)), 0 to 3."""
+    """Returns the index of the map that each of the boxes (n, 4) reads, int64 (n,).
+
+    The index is floor(log2(side / 56 + 1e-6)), clamped to 0..3. The side is the square root of the box's area.
+    """
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     return (side / _SMALLEST + 1e-6).log2().floor().clamp(0, len(STRIDES) - 1).to(torch.int64)
 
 
 def region_features(maps: Sequence[Tensor], boxes: Sequence[Tensor], size: int) -> Tensor:
-    """Computes RoIAlign with `aligned=True` and an adaptive number of samples, about one per pixel of the map.
+    """Computes the features of boxes by RoIAlign, with `aligned=True` and about one sample per pixel of the map.
 
     Args:
         maps: maps of strides 4, 8, 16 and 32, each (B, C, height, width); further maps are not read.
@@ -97,7 +109,13 @@ def region_features(maps: Sequence[Tensor], boxes: Sequence[Tensor], size: int) 
 
 
 def pool_regions(maps: Sequence[Tensor], regions: Tensor, size: int) -> Tensor:
-    """Like `region_features`, with torchvision's RoIAlign, for regions (n, 5): the index of the image, and the box."""
+    """Computes the same as `region_features`, with torchvision's RoIAlign.
+
+    Args:
+        maps: as in `region_features`.
+        regions: (n, 5), the index of the image and then the box.
+        size: pixels per side of the output.
+    """
     from torchvision.ops import roi_align
 
     level_of = region_levels(regions[:, 1:])
@@ -105,13 +123,14 @@ def pool_regions(maps: Sequence[Tensor], regions: Tensor, size: int) -> Tensor:
     for level, stride in enumerate(STRIDES):
         own = (level_of == level).nonzero().squeeze(1)
         places.append(own)
-        # RoIAlign also runs on a map that no box reads, so that its convolution gets gradients in every process.
+        # RoIAlign also runs on a map that no box reads. So in distributed training, the convolution of the map gets
+        # gradients in every process.
         pooled.append(roi_align(maps[level], regions[own], size, 1 / stride, sampling_ratio=0, aligned=True))
     return torch.cat(pooled)[torch.cat(places).argsort()]
 
 
 def window_features(levels: Sequence[Level], boxes: Tensor, size: int) -> Tensor:
-    """Like `region_features`, for one image whose maps are read in parts.
+    """Computes the same as `region_features`, for one image and for maps that are read in parts.
 
     Args:
         levels: maps of strides 4, 8, 16 and 32.
@@ -121,7 +140,7 @@ def window_features(levels: Sequence[Level], boxes: Tensor, size: int) -> Tensor
     Returns:
         (n, C, size, size), in the channels-last format.
     """
-    boxes = boxes.cpu()  # the windows are cut out on the CPU
+    boxes = boxes.cpu()  # the part of the map that a box reads is chosen on the CPU
     level_of = region_levels(boxes)
     pooled = levels[0].window(0, 1, 0, 1).new_zeros(len(boxes), size, size, levels[0].channels)
     for number, (level, stride) in enumerate(zip(levels, STRIDES, strict=True)):
@@ -133,7 +152,7 @@ def window_features(levels: Sequence[Level], boxes: Tensor, size: int) -> Tensor
 
 
 def _of_level(level: Level, boxes: Tensor, size: int, stride: int) -> Iterator[Tensor | None]:
-    """Yields the features (size, size, C) of each box, or None for a box without pixels."""
+    """Yields the features (size, size, C) of each box from one map, or None for a box that covers no pixels."""
     x = _axis(boxes[:, 0], boxes[:, 2], size, stride, level.width)
     y = _axis(boxes[:, 1], boxes[:, 3], size, stride, level.height)
     for box in range(len(boxes)):
@@ -153,11 +172,18 @@ def _of_level(level: Level, boxes: Tensor, size: int, stride: int) -> Iterator[T
 
 
 def _axis(low: Tensor, high: Tensor, size: int, stride: int, length: int) -> _Axis:
-    """Computes the weights of boxes along one axis of a map of this length.
+    """Computes the interpolation weights of boxes along one axis of a map.
 
-    `low` and `high`, each (n,), are the edges of the boxes in pixels of the image. Positions are computed in the boxes'
-    precision and in the order of operations of torchvision's operator, because the number of samples jumps when a
-    side is a whole number of pixels.
+    Positions are computed in the dtype of the boxes, with the same order of operations as in torchvision's operator. A
+    different rounding could change the number of samples, which jumps where the side of a box is a whole number of
+    pixels.
+
+    Args:
+        low: (n,), coordinates of the boxes' left or upper edges, in pixels of the image.
+        high: (n,), coordinates of the boxes' right or lower edges, in pixels of the image.
+        size: number of output pixels along the axis.
+        stride: stride of the map in pixels of the image.
+        length: number of pixels of the map along the axis.
     """
     start = low * (1 / stride) - 0.5
     extent = high * (1 / stride) - 0.5 - start
@@ -174,7 +200,7 @@ def _axis(low: Tensor, high: Tensor, size: int, stride: int, length: int) -> _Ax
     pixel = place.to(torch.int64)
     share = place - pixel.to(place.dtype)
     following = (pixel + 1).clamp(max=length - 1)
-    # Positions increase along a box, so its first and its last sample determine which pixels it reads.
+    # Positions increase along a box. So the first and the last sample of a box determine which pixels the box reads.
     is_empty = counts == 0
     padded, after = (torch.cat([values, values.new_zeros(1)]) for values in (pixel, following))
     first = padded[(ends - counts * size)].masked_fill(is_empty, 0)

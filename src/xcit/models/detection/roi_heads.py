@@ -1,4 +1,8 @@
-"""The second stage of the detector: it computes the class, refined box and mask of each region."""
+"""The second stage of the detector, which computes the class, the refined box and the mask of each region.
+
+Regions are proposals of the first stage, which is the region proposal network. Steps are box regression deltas (see
+`boxes.py`).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
@@ -16,23 +20,29 @@ from xcit.models.detection.regions import region_features
 from xcit.models.detection.rpn import NUM_PROPOSALS
 
 STD = (0.1, 0.1, 0.2, 0.2)
-"""Standard deviations of the steps from proposals."""
+"""Standard deviations (dx, dy, dw, dh) by which steps from proposals are divided."""
 
 BOX_SIZE, MASK_SIZE = 7, 14
-"""Pixels per side of the region features for boxes and for masks. A mask has twice as many pixels per side."""
+"""Pixels per side of a region's features, for boxes and for masks.
+
+A predicted mask has 2 * `MASK_SIZE` pixels per side.
+"""
 
 MIN_SCORE = 0.05
 NMS_IOU = 0.5
 NUM_DETECTIONS = 100
 
 _PROPOSALS_AT_ONCE, _MASKS_AT_ONCE = 1000, 100
-"""Number of regions whose features exist at once. They take 50 kB per region for boxes, and 200 kB for masks."""
+"""Maximum number of regions for which features are in memory at once, for boxes and for masks.
+
+With 256 channels in float32, the features of a region take 50 kB for boxes and 200 kB for masks.
+"""
 
 PROPOSALS_AN_OBJECT = 10
-"""Number of proposals per requested object, if more than the published 100 objects are requested."""
+"""Number of proposals per requested object, if more than `NUM_DETECTIONS` objects are requested."""
 
 RegionFeatures = Callable[[Tensor, int], Tensor]
-"""Takes boxes (n, 4) in pixels of the network's input, and a size in pixels; returns features (n, C, size, size)."""
+"""A function of boxes (n, 4), in pixels of the network's input, and a size. It returns features (n, C, size, size)."""
 
 MATCH_IOU = 0.5
 NUM_SAMPLED, POSITIVE_SHARE = 512, 0.25
@@ -42,21 +52,24 @@ class Detections(NamedTuple):
     """The objects found in an image, best first."""
 
     boxes: Tensor  # (n, 4), (x1, y1, x2, y2) in pixels of the original image
-    labels: Tensor  # (n,), from 1: 0 would be the background
+    labels: Tensor  # (n,), from 1, because 0 is the background
     scores: Tensor  # (n,), 0..1
-    masks: Tensor  # (n, s, s), probabilities over the object's box; see `paste_mask`
+    masks: Tensor  # (n, s, s), probabilities in the object's box; see `paste_mask`
 
 
 class Objects(NamedTuple):
     """The objects in a training image."""
 
-    boxes: Tensor  # (m, 4), (x1, y1, x2, y2) in its pixels, each with an area above 0
+    boxes: Tensor  # (m, 4), (x1, y1, x2, y2) in pixels of the image, each with an area above 0
     labels: Tensor  # (m,), from 1
     masks: Tensor  # (m, height, width), 0 or 1
 
 
 class BoxPredictor(nn.Module):
-    """Computes logits of the classes (the background last) and steps for each class, as in the published models."""
+    """Computes logits and steps from the features of boxes, as in the published models.
+
+    The logits are for the K classes and, last, for the background. The steps are for the K classes.
+    """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
@@ -75,14 +88,18 @@ class BoxPredictor(nn.Module):
 
 
 class RoIHeads(nn.Module):
-    """Two linear layers for boxes and four convolutions for masks: torchvision's layers with mmdetection's rules."""
+    """The heads of the second stage: two linear layers for boxes and four convolutions for masks, with predictors.
+
+    The layers are torchvision's. The rules for their outputs and for the losses are those of mmdetection.
+    """
 
     class_weights: Tensor | None
 
     def __init__(self, channels: int, box_features: int, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        # (K + 1,), weight of each class in the training loss, with the background last. It is not saved.
+        # (K + 1,), the weight of each class in the training loss, with the background last. None means equal weights.
+        # The weights are not saved.
         self.register_buffer("class_weights", None, persistent=False)
         self.box_head = TwoMLPHead(channels * BOX_SIZE**2, box_features)
         self.box_predictor = BoxPredictor(box_features, num_classes)
@@ -111,12 +128,12 @@ class RoIHeads(nn.Module):
         """Detects the objects in the proposals of one image.
 
         Args:
-            features: returns the features of boxes in the image; it is called for a limited number of boxes at a time.
+            features: returns the features of boxes in the image. It is called with a limited number of boxes at a time.
             proposals: (n, 4), in pixels of the resized image.
             size: height and width of the resized image, without padding.
             scale: (4,), the factors by which the image was resized: width, height, width, height.
             min_score: objects with lower scores are left out.
-            most: the largest number of objects.
+            most: maximum number of objects.
         """
         outputs = [self._boxes(features(some, BOX_SIZE)) for some in proposals.split(_PROPOSALS_AT_ONCE)]
         logits, steps = (torch.cat(parts) for parts in zip(*outputs, strict=True))
@@ -126,11 +143,15 @@ class RoIHeads(nn.Module):
         return Detections(boxes, labels + 1, scores, masks)
 
     def numbers_at_once(self, max_objects: int) -> int:
-        """Returns the largest number of values that exist at once in `detect`. Streaming needs it to plan memory."""
+        """Returns the maximum number of values in memory during `detect`.
+
+        Inference on large images plans its memory with this number.
+        """
         num_features, kinds = self.box_head.fc6.in_features, self.num_classes
         channels = num_features // BOX_SIZE**2
         boxes = _PROPOSALS_AT_ONCE * 3 * (num_features + self.box_head.fc6.out_features)
-        # A region has four maps at a time, then maps of twice the size and their logits.
+        # For each region, the mask head needs memory for four maps with `MASK_SIZE` pixels per side. It also needs
+        # memory for two maps and two tensors of logits with twice as many pixels per side.
         masks = _MASKS_AT_ONCE * MASK_SIZE**2 * (4 * channels + 4 * 2 * (channels + kinds))
         outputs = num_proposals(max_objects) * 10 * (kinds + 1) + max_objects * 2 * (2 * MASK_SIZE) ** 2
         return max(boxes, masks) + outputs
@@ -138,15 +159,20 @@ class RoIHeads(nn.Module):
     def losses(
         self, maps: Sequence[Tensor], proposals: Sequence[Tensor], objects: Sequence[Objects]
     ) -> dict[str, Tensor]:
-        """Computes the losses of sampled proposals.
+        """Computes the losses for proposals that are drawn at random.
 
-        The cross-entropy of classes and the L1 loss of boxes are divided by the number of samples; the loss of masks is
-        divided by the number of their pixels.
+        The cross-entropy of classes and the L1 loss of boxes are divided by the number of drawn proposals. The loss of
+        masks is divided by the number of pixels of all masks.
+
+        Args:
+            maps: feature maps of strides 4, 8, 16 and 32, each (B, C, height, width); further maps are not used.
+            proposals: for each image, boxes (n, 4) in pixels.
+            objects: for each image, its objects.
         """
         regions, labels, steps, positives, masks = [], [], [], [], []
         for own_proposals, own in zip(proposals, objects, strict=True):
             matched = match(own_proposals, own.boxes, positive=MATCH_IOU, negative=MATCH_IOU, lowest=MATCH_IOU)
-            # The boxes of the objects are used as proposals too, each matched to its own object.
+            # The boxes of the objects are used as proposals too. Each is matched to its own object.
             boxes = torch.cat([own.boxes, own_proposals])
             matched = torch.cat([torch.arange(len(own.boxes), device=matched.device), matched])
             positive, negative = sample(matched, NUM_SAMPLED, POSITIVE_SHARE)
@@ -162,7 +188,7 @@ class RoIHeads(nn.Module):
         is_object = (all_labels < self.num_classes).nonzero().squeeze(1)
         object_labels = all_labels[is_object]
         num_sampled = max(len(all_labels), 1)
-        # Steps and masks are class-specific: only those of the object's class are trained.
+        # The network predicts steps and a mask for each class. Only those for the class of the object are trained.
         box_loss = F.l1_loss(predicted[is_object, object_labels], torch.cat(steps), reduction="sum")
         mask_logits = self._masks(region_features(maps, positives, MASK_SIZE), object_labels)
         mask_loss = F.binary_cross_entropy_with_logits(mask_logits, torch.cat(masks), reduction="sum")
@@ -173,12 +199,15 @@ class RoIHeads(nn.Module):
         }
 
     def _boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits (n, K + 1) and box steps (n, K, 4) of the boxes with these features."""
+        """Returns logits (n, K + 1) and steps (n, K, 4) of boxes, from the features of the boxes."""
         logits, steps = self.box_predictor(self.box_head(features))
         return logits, steps
 
     def _masks(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Returns mask logits (n, s, s) of boxes, each for the box's class in `labels` (n,), counted from 0."""
+        """Returns mask logits (n, s, s) of boxes, from their features.
+
+        `labels` (n,) are the classes of the boxes, counted from 0. The logits of each box are those for its class.
+        """
         logits = self.mask_predictor(self.mask_head(features)).float()
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
         return own
@@ -193,21 +222,27 @@ class RoIHeads(nn.Module):
         min_score: float,
         most: int = NUM_DETECTIONS,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns boxes (n, 4) in pixels of the original image, labels (n,) from 0 and scores (n,), best first."""
+        """Selects the objects with the best scores, best first. `most` is the maximum number of objects.
+
+        Returns:
+            Boxes (n, 4) in pixels of the original image, labels (n,) from 0, and scores (n,).
+        """
         scores = logits.softmax(dim=-1)[:, : self.num_classes]
-        # As in the published models, a proposal whose lower edge is at 0 counts as padding, and gets no score.
+        # As in the published models, a proposal with y2 = 0 is treated as padding and gets the score 0.
         scores = scores * (proposals[:, 3:] != 0)
         boxes = decode_boxes(proposals, steps, STD, size) / scale
         proposal, label = (scores > min_score).nonzero(as_tuple=True)
         boxes, scores = boxes[proposal, label], scores[proposal, label]
-        # NMS runs in pixels of the original image, not of the resized one: rounding decides close cases.
+        # NMS runs in pixels of the original image, as in mmdetection. In pixels of the resized image, rounding could
+        # change which boxes are removed.
         kept = nms_by_class(boxes, scores, label, NMS_IOU)[:most]
         return boxes[kept], label[kept], scores[kept]
 
 
 def num_proposals(max_objects: int) -> int:
-    """Returns the number of proposals of all maps together, which is also the number of candidates of each map.
+    """Returns the number of proposals that are used to detect `max_objects` objects.
 
-    It is the published 1000 for 100 objects or fewer.
+    This is the number of proposals from all maps together, and also the number of candidates from each map. For 100
+    objects or fewer, it is 1000, as in the published models.
     """
     return max(NUM_PROPOSALS, PROPOSALS_AN_OBJECT * max_objects)

@@ -1,4 +1,9 @@
-"""The region proposal network, which finds boxes that may contain an object of any class."""
+"""The region proposal network (RPN), which finds boxes that may contain an object of any class.
+
+For each anchor (see `anchors.py`), the network computes a logit, and steps, which are the box regression deltas from
+the anchor to the object (see `boxes.py`). The best anchors of each feature map become candidates. The candidates that
+remain after non-maximum suppression (NMS) become proposals.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -13,13 +18,16 @@ from xcit.models.detection.boxes import decode_boxes, encode_boxes, nms_by_class
 from xcit.models.detection.matching import match, sample
 
 STD = (1.0, 1.0, 1.0, 1.0)
-"""Standard deviations of the steps from anchors."""
+"""Standard deviations (dx, dy, dw, dh) by which steps from anchors are divided."""
 
 NUM_CANDIDATES_TRAIN = 2000
-"""Number of best anchors of each feature map that become candidates in training."""
+"""Maximum number of candidates from each feature map in training."""
 
 NUM_PROPOSALS = 1000
-"""Number of proposals of all maps together. In evaluation, it is also the number of candidates of each map."""
+"""Maximum number of proposals from all maps together.
+
+In evaluation, this is also the maximum number of candidates from each map.
+"""
 
 NMS_IOU = 0.7
 
@@ -28,18 +36,18 @@ NUM_SAMPLED, POSITIVE_SHARE = 256, 0.5
 
 
 class Candidates(NamedTuple):
-    """The best anchors of one map, best first."""
+    """The best anchors of one feature map of one image, best first."""
 
     scores: Tensor  # (n,), 0..1
-    places: Tensor  # (n,), their indices: see `anchors_at`
-    steps: Tensor  # (n, 4), relative to the anchors
+    places: Tensor  # (n,), indices of the anchors: see `anchors_at`
+    steps: Tensor  # (n, 4), from the anchors to the objects
 
 
 class RegionProposalNetwork(nn.Module):
-    """A small head on every feature map, with three logits and three steps per pixel, one for each anchor.
+    """The region proposal network: a small head for each feature map, and the processing of its outputs.
 
-    The head is torchvision's. The processing of its outputs follows mmdetection, with which the published models were
-    trained and measured.
+    At each pixel, the head computes a logit and steps for each of three anchors. The head is torchvision's. The
+    processing is that of mmdetection, because the published models were trained and measured with mmdetection.
     """
 
     def __init__(self, channels: int, anchor_scale: float) -> None:
@@ -55,7 +63,10 @@ class RegionProposalNetwork(nn.Module):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Computes logits (B, n_l) and steps (B, n_l, 4), float32, for each of five maps (B, channels, H_l, W_l)."""
+        """Computes logits (B, n_l) and steps (B, n_l, 4), float32, for each of five maps (B, channels, H_l, W_l).
+
+        n_l = H_l * W_l * 3 is the number of anchors of the map.
+        """
         logits, steps = self.head(list(maps))
         return (
             [level.permute(0, 2, 3, 1).flatten(1).float() for level in logits],
@@ -71,14 +82,15 @@ class RegionProposalNetwork(nn.Module):
         sizes: Sequence[tuple[int, int]],
         most: int = NUM_PROPOSALS,
     ) -> list[Tensor]:
-        """Returns the proposals of each image, boxes (at most `most`, 4), best first, clipped to the image.
+        """Returns the proposals of each image: boxes (n, 4), best first, clipped to the image.
 
         Args:
             maps: the input of `forward`.
-            logits: from `forward`.
-            steps: from `forward`.
-            sizes: height and width of each image, without padding.
-            most: the largest number of proposals of all maps together; in evaluation, also of candidates of each map.
+            logits: the logits from `forward`.
+            steps: the steps from `forward`.
+            sizes: height and width of each image in pixels, without padding.
+            most: maximum number of proposals of an image. In evaluation, it is also the maximum number of candidates
+                from each map.
         """
         limit = NUM_CANDIDATES_TRAIN if self.training else most
         found = []
@@ -94,13 +106,13 @@ class RegionProposalNetwork(nn.Module):
     def choose(
         self, candidates: Sequence[Candidates], widths: Sequence[int], size: tuple[int, int], most: int
     ) -> Tensor:
-        """Returns the proposals of one image, boxes (at most `most`, 4), best first, from the candidates of each map.
+        """Returns the proposals of one image: boxes (n, 4), best first, clipped to the image.
 
         Args:
-            candidates: the candidates of each map.
-            widths: the widths of the maps.
-            size: height and width of the image, without padding.
-            most: the largest number of proposals of all maps together.
+            candidates: for each map, its candidates.
+            widths: the widths of the maps, in pixels of the maps.
+            size: height and width of the image in pixels, without padding.
+            most: maximum number of proposals.
         """
         boxes, levels = [], []
         for level, (own, width, stride) in enumerate(zip(candidates, widths, ANCHOR_STRIDES, strict=True)):
@@ -118,14 +130,17 @@ class RegionProposalNetwork(nn.Module):
         padded: Sequence[tuple[int, int]],
         objects: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """Computes cross-entropy and L1 loss of sampled anchors, both divided by the number of samples in the batch.
+        """Computes the losses for anchors that are drawn at random: cross-entropy of logits and L1 loss of steps.
+
+        Both losses are divided by the number of drawn anchors in the batch.
 
         Args:
             maps: the input of `forward`.
-            logits: from `forward`.
-            steps: from `forward`.
-            padded: height and width of each image with its own padding, without that of the batch.
-            objects: boxes (m, 4) of each image.
+            logits: the logits from `forward`.
+            steps: the steps from `forward`.
+            padded: height and width of each image in pixels, padded to multiples of 32, but not to the size of the
+                batch.
+            objects: for each image, the boxes (m, 4) of its objects.
         """
         all_logits, all_steps = torch.cat(list(logits), dim=1), torch.cat(list(steps), dim=1)
         map_sizes = [(level.shape[-2], level.shape[-1]) for level in maps]
@@ -135,7 +150,8 @@ class RegionProposalNetwork(nn.Module):
             inside = within(map_sizes, size, anchors.device).nonzero().squeeze(1)
             matched = match(anchors[inside], own, positive=POSITIVE_IOU, negative=NEGATIVE_IOU, lowest=NEGATIVE_IOU)
             positive, negative = sample(matched, NUM_SAMPLED, POSITIVE_SHARE)
-            # As in the published models, an image without positive (or negative) samples counts as if it had one.
+            # As in the published models, each image adds at least 1 to `num_sampled` for anchors with an object, and at
+            # least 1 for background anchors, even if no such anchor was drawn.
             num_sampled += max(len(positive), 1) + max(len(negative), 1)
             anchor = inside[positive]
             chosen = all_logits[image][torch.cat([anchor, inside[negative]])]
@@ -151,7 +167,7 @@ class RegionProposalNetwork(nn.Module):
 def best_scores(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Returns the `limit` largest of the scores (n,), in descending order, and their indices.
 
-    Equal scores stay in their order. Only the scores that are at least as large as the last returned one are sorted.
+    Equal scores stay in their original order. To save time, only the scores that may be returned are sorted.
     """
     if len(scores) <= limit:
         values, order = scores.sort(descending=True, stable=True)
