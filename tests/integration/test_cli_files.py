@@ -110,7 +110,7 @@ def test_predict_says_what_is_assumed_and_takes_what_is_given(xcit, nano) -> Non
     assert done.err.startswith(
         "xcit: mine.pth: how to prepare images is assumed: short side to 224, centre 224 x 224, "
     )
-    assert "--mean, --std and --size say otherwise\n" in done.err
+    assert "--mean, --std and --size change it\n" in done.err
     assert first_class(done) == best(nano, usual)
     refused = xcit("predict", "a.png", "--model", "mine.pth", "--key", "model_ema")
     assert refused.status == 2
