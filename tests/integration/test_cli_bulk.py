@@ -104,7 +104,7 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
     (many / "new.png").symlink_to(packaged_images()[0])
     assert "whose num_units is 5, not 6" in xcit(*PREDICT, "--out", "parts", "--resume").err
     (many / "39.png").unlink()
-    assert "whose images are others" in xcit(*PREDICT, "--out", "parts", "--resume").err
+    assert "another run with other images" in xcit(*PREDICT, "--out", "parts", "--resume").err
     assert {path.name: path.read_bytes() for path in Path("parts").iterdir()} == before
     Path("full").mkdir()
     Path("full/mine.txt").write_text("mine")

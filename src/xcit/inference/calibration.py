@@ -1,4 +1,4 @@
-"""Prepares the images from which the ranges of a model's activations are computed for int8."""
+"""Prepares images for int8 calibration, which measures the ranges of a model's activations."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -18,13 +18,13 @@ from xcit.inference.reading import Readable, Unreadable, read_ahead
 def calibration_images(
     images: Iterable[Readable], model: Any, size: int | None = None
 ) -> Iterator[Tensor | Unreadable]:
-    """Yields images (1, C, h, w), prepared by the model's preprocessing; an unreadable one gives an `Unreadable`.
+    """Yields preprocessed images (1, C, h, w) for a model; an image that can't be read gives an `Unreadable`.
 
     Args:
         images: the images to read.
         model: a classifier, backbone or segmenter.
-        size: height and width in pixels to which a segmenter's images are resized, regardless of their aspect ratio,
-            for an exported file of that size; None uses the size of the preprocessing.
+        size: for a segmenter: height and width in pixels of the exported file's input, to which images are resized
+            without keeping their aspect ratio. None means the size in the model's preprocessing.
 
     Raises:
         XCiTError: if the model's preprocessing is not known.
