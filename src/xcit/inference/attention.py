@@ -51,7 +51,7 @@ class ClassAttentionMaps:
     mask is used with an image at full size, the cells that the mask leaves out are NaN in `heads`.
 
     Attributes:
-        source: the image's path, or its place in the input.
+        source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
         image: the image as the model sees it, RGB (h, w, 3): grey if the model has one channel, resized if requested.
         block: number of the class attention block, from 0.
         patch_size: number of pixels of `image` from one cell to the next.
@@ -116,7 +116,7 @@ class ChannelAttentionMaps:
     Row c of an attention map contains the weights with which the input channels are added to output channel c.
 
     Attributes:
-        source: the image's path, or its place in the input.
+        source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
         covariance: (L, M, C, C), the cosines between the channels of queries (rows) and of keys (columns), in -1..1.
         temperatures: (L, M), the learned factor of each head. It does not depend on the image.
         attention: (L, M, C, C), the covariance times the head's temperature, after a softmax over each row.
