@@ -162,7 +162,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields each value in nested changes with its dotted name."""
+    """Yields pairs of a dotted name and a value, from nested changes."""
     for name, value in changes.items():
         if dataclasses.is_dataclass(value):
             value = to_dict(value)
@@ -179,9 +179,9 @@ def _plain(value: Any) -> Any:
 
 
 def dotted_names(config: Any, prefix: str = "") -> dict[str, tuple[Any, bool]]:
-    """Returns all fields that are not sections, by dotted name.
+    """Returns a dict from the dotted name of each field that is not a section to a pair.
 
-    The value of a field is a pair: its type, and whether empty text means that the field is not set.
+    The pair is the type of the field, and whether empty text means that the field is not set.
     """
     hints = typing.get_type_hints(type(config))
     names: dict[str, tuple[Any, bool]] = {}

@@ -27,7 +27,7 @@ def open_answer(request: Request, *, timeout: float, patience: float) -> Any:
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """Refuses redirects from https to an unencrypted address, because others could change the data on its way."""
+    """Refuses redirects from https to an unencrypted address, because others could change the data on the way."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -39,7 +39,7 @@ class _SafeRedirects(HTTPRedirectHandler):
 
 
 class _Patient(HTTPConnection):
-    """An HTTP connection that must be established within `patience` seconds. Later waits are limited by `timeout`."""
+    """An HTTP connection that must be established within `patience` seconds. Afterwards, `timeout` limits each wait."""
 
     patience, label = 10.0, ""
 

@@ -75,7 +75,7 @@ def _kilobytes(file: Path, name: str) -> int:
 
 
 def find_device(name: "str | torch.device") -> "torch.device":
-    """Returns a device of this machine.
+    """Returns the torch device with this name, after a test that this machine can compute on it.
 
     Raises:
         XCiTError: if this machine does not have the device, or can't compute on the device.

@@ -31,7 +31,7 @@ def progress_bar(
     Args:
         what: text before the bar.
         total: number of items; None if it is not known yet.
-        unit: what the items are, in the plural, for the rate.
+        unit: plural name of the items, which is shown with the rate.
         redraws_alone: whether a thread redraws the bar regularly. If false, the bar is drawn only when it advances, so
             that no thread disturbs measurements of time.
     """

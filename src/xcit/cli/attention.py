@@ -73,10 +73,14 @@ torchrun --nproc-per-node 8 -m xcit attention INPUT... --out DIR --parquet
     "--threshold",
     type=click.FloatRange(min=0, max=1, min_open=True),
     metavar="SHARE",
-    help="Show only the largest cells that together have this share of a map's sum, such as 0.6; by default all cells.",
+    help="Show only the largest cells of each map that together have this share of its sum, such as 0.6. By default, "
+    "all cells are shown.",
 )
 @click.option(
-    "--resize", type=click.IntRange(min=1), metavar="N", help="Resize each image first: its short side to N pixels."
+    "--resize",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Resize each image first, so that its short side has N pixels.",
 )
 @click.option("--arrays", is_flag=True, help="Also write the maps as arrays, to NAME.npz.")
 @click.option("--tiff", is_flag=True, help="Also write the maps to NAME.tif.")
@@ -89,7 +93,7 @@ torchrun --nproc-per-node 8 -m xcit attention INPUT... --out DIR --parquet
 @click.option("--parquet", is_flag=True, help="Write a folder of Parquet parts instead, for many images; see --resume.")
 @bulk_options(part_size=128)
 @exif_option
-@full_size_options("Process images of any size in bounded memory. Pictures show a large image reduced.")
+@full_size_options("Process images of any size in bounded memory. Pictures show a small copy of a large image.")
 @compute_options(batch_size=None)
 @one_voice()
 def attention(
@@ -128,9 +132,7 @@ def attention(
             ("--xca", xca), ("--tiff", tiff), ("--arrays", arrays), ("--threshold", threshold is not None)
         ):  # fmt: skip
             if is_given:
-                raise XCiTError(
-                    f"give --parquet, or {name}, not both: with --parquet, whole maps and no other files are written"
-                )
+                raise XCiTError(f"give --parquet, or {name}, not both: --parquet writes only whole maps")
         check_resized(large.full_size, str(out))
         need_packages("Parquet", "pyarrow")
         images = open_words(inputs or tuple(map(str, packaged_images())), bulk, ignore_exif=ignore_exif)

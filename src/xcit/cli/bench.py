@@ -48,8 +48,9 @@ MODEL is an architecture, a name, a weights file or an exported file.
 
 An architecture or a name gets random weights, so that nothing is downloaded; the time is the same as with trained
 weights. The time of a detector depends on the number of detections, so give a weights file for a detector. The model
-is fused for inference. The images are random, square and not resized. Peak memory is the memory that a forward pass of
-a batch needs in addition to the model and the input. On the CPU, each peak is measured in a new process.
+is fused for inference, as in xcit predict. The images are random, square and not resized. Peak memory is the memory
+that a forward pass of a batch needs in addition to the model and the input. On the CPU, each peak is measured in a new
+process.
 
 \b
 Example:

@@ -1,4 +1,7 @@
-"""Functions for commands that process many images: they open the inputs, and write folders of Parquet parts."""
+"""Functions for commands that process many images: they open the inputs, and write folders of Parquet parts.
+
+Such a folder also contains a manifest, a JSON file that lists the finished parts (see `inference/bulk.py`).
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -74,9 +77,9 @@ def bulk_options(part_size: int) -> Callable[[Function], Function]:
 
 
 def parts_folder(out: str) -> Path | None:
-    """Returns the folder of Parquet parts that --out means, or None if --out means a file.
+    """Returns the path of --out if it is a folder for Parquet parts, or None if it is a file.
 
-    --out means a folder if it ends with a slash, has no suffix, or is a folder with a manifest.
+    --out is a folder if it ends with a slash, has no suffix, or contains a manifest.
     """
     from xcit.inference.bulk import MANIFEST
 
@@ -95,7 +98,7 @@ def num_processes() -> int:
 
 
 def check_small(bulk: BulkOptions, way: str) -> None:
-    """Checks, for a command that writes no Parquet parts, that the user does not need them.
+    """Checks that a command that writes no Parquet parts has no --resume and runs in one process.
 
     Args:
         bulk: the options.
@@ -107,11 +110,11 @@ def check_small(bulk: BulkOptions, way: str) -> None:
     if bulk.resume:
         raise XCiTError(f"--resume is only for Parquet parts: {way}")
     if num_processes() > 1:
-        raise XCiTError(f"several processes can write one result only as Parquet parts: {way}")
+        raise XCiTError(f"several processes can write only Parquet parts: {way}")
 
 
 def check_resized(full_size: bool, out: str) -> None:
-    """Checks, for a command that writes Parquet parts, that --full-size is not given.
+    """Checks that a command that writes Parquet parts has no --full-size.
 
     Raises:
         XCiTError: if `full_size` is true.
@@ -217,7 +220,7 @@ def write_bulk(
 
 
 def _is_given(value: Any) -> bool:
-    """Returns whether the user gave an option, which then has a value other than None and False.
+    """Returns whether the user gave an option: its value is then neither None nor False.
 
     Only these options are recorded. So a later version of the command, with more options, can resume older results.
     """

@@ -18,8 +18,8 @@ def inputs_and_places(
 ) -> "tuple[Inputs | None, list[Input], list[Path]]":
     """Returns the images of a command, and the paths of their results.
 
-    For Parquet parts, the result is (inputs, [], []). Otherwise it is (None, images, paths); each path is in the folder
-    `out` and has no ending yet.
+    For Parquet parts, returns (inputs, [], []). Otherwise, returns (None, images, paths). Each path is in the folder
+    `out`, and has no ending yet.
     """
     if parquet:
         need_packages("Parquet", "pyarrow")

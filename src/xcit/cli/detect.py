@@ -42,11 +42,13 @@ For each image, the folder --out gets
 The folder also gets detections.json: images, categories and annotations of all images in COCO's format. Each annotation
 has a score, and its mask is COCO's compressed RLE.
 
-An image is resized so that it just fits into the model's own short side and long side, or into --short-side and
---long-side. With --full-size, an image of any size is processed at its own size, in stripes, in the memory that
---memory allows. The objects are those of the whole image: no object is cut at the edge of a stripe. The picture then
-shows a large image reduced. If the image is georeferenced or a slide, NAME-detections.geojson contains the masks as
-polygons: in map coordinates, or for a slide in the pixel coordinates that QuPath imports.
+An image is resized to the largest size at which its short side is at most --short-side and its long side at most
+--long-side.
+
+With --full-size, an image of any size is processed at its own size, in stripes, in the memory that --memory allows. The
+objects are those of the whole image: no object is cut at the edge of a stripe. The picture then shows a small copy of a
+large image. If the image is georeferenced or a slide, NAME-detections.geojson contains the masks as polygons: in map
+coordinates, or for a slide in the pixel coordinates that QuPath imports.
 
 For many images, --parquet writes a folder of Parquet parts instead of these files. If the command is killed, --resume
 continues it. With --parquet, INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as in xcit

@@ -66,7 +66,7 @@ Example:
 @click.option(
     "--normalize",
     is_flag=True,
-    help="Include the normalisation with mean and std: the file then expects pixels in 0..1.",
+    help="Include the normalisation by mean and std. The exported model then expects pixels in 0..1.",
 )
 @click.option(
     "--features", type=click.Choice(OUT_TYPES), help="Export a model that returns these features instead of logits."

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     "--class-weights",
     callback=numbers(float),
     metavar="WEIGHT...",
-    help="Weight of each class in the loss, in the order of the folders' names; by default all weights are 1.",
+    help="Weight of each class in the loss, in the order of the folders' names; by default all weights are equal.",
 )
 @click.option(
     "--batch-size",

@@ -236,7 +236,7 @@ def full_size_options(help_: str) -> Callable[[Function], Function]:
             "value_range",
             callback=numbers(float),
             metavar="LOW,HIGH",
-            help="With --full-size: pixel values that become 0 and 1, such as 0,3000; values outside are clipped.",
+            help="With --full-size: pixel values that become 0 and 1, such as 0,3000; others are clipped to this range.",
         ),
         click.option(
             "--region",
@@ -247,7 +247,7 @@ def full_size_options(help_: str) -> Callable[[Function], Function]:
         click.option(
             "--mask",
             metavar="FILE",
-            help="With --full-size: mask image of any size; the image is left out where the mask is 0.",
+            help="With --full-size: mask image of any size; pixels are left out where the mask is 0.",
         ),
     )
 
@@ -296,7 +296,8 @@ holdout_option = click.option(
     "--holdout",
     type=click.FloatRange(min=0),
     metavar="N|SHARE",
-    help="Measure on the training images that a run with this holdout did not train on: a number, or a share below 1.",
+    help="Measure on the training images that a run with this holdout did not train on: a number of images, or a share "
+    "below 1.",
 )
 
 feature_options = together(

@@ -115,7 +115,7 @@ def open_results(json_path: str | None, csv_path: str | None) -> Iterator[Result
 
 
 class _NoResults(Exception):  # noqa: N818  (it is no error)
-    """Raised to keep an earlier result, because no input could be read."""
+    """Raised if no input could be read, so that an earlier result is kept."""
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def _opened(path: Path) -> IO[str]:
 
 
 def status_of(num_unreadable: int, num_images: int) -> int:
-    """Returns the exit status of a command for several images; prints how many could not be read, if any."""
+    """Returns the exit status of a command for several images; prints how many images could not be read, if any."""
     from xcit.cli import SOME_FAILED
 
     if not num_unreadable:

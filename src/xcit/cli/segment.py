@@ -60,7 +60,7 @@ bounded memory. The labels are those of the whole image. The files are then
                     unlabelled
   NAME-overlay.png  the classes' colours over a small copy of the image
 
-With --full-size, georeferenced images, slides and many other formats are read row by row. --memory limits the memory.
+Georeferenced images, slides and many other formats are then read row by row. --memory limits the memory.
 If a run that uses scratch files is killed, the same command continues the run.
 
 --polygons also writes NAME-labels.geojson: the outlines of all areas, in map coordinates, or in the pixel coordinates

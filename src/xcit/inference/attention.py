@@ -96,7 +96,7 @@ class ClassAttentionMaps:
         return draw_attention.overlay_mean(self.image, self.heads, self.patch_size, threshold=threshold)
 
     def draw(self, path: Path, *, threshold: float | None = None) -> None:
-        """Draws the image, the mean of the heads over it, and each head's map to a PNG file."""
+        """Draws the image, the mean of the heads over the image, and each head's map to a PNG file."""
         rows, columns = self.heads.shape[1:]
         draw_attention.draw_class_attention(
             self.image,
@@ -113,7 +113,7 @@ class ClassAttentionMaps:
 class ChannelAttentionMaps:
     """The attention between channels in every XCA block, for one image.
 
-    Row c of an attention map contains the weights with which the input channels are added to output channel c.
+    Row c of an attention map contains the weights of all input channels for output channel c.
 
     Attributes:
         source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
@@ -155,7 +155,7 @@ def class_attention(
         images: one or several images of any size: paths of files or folders (searched recursively), patterns such as
             "photos/**/*.jpg", PIL images, arrays (h, w, 3), tensors (3, h, w), or batches of arrays or tensors.
         model: a name (the published weights are downloaded at the first use), a weights file, or a model from
-            `get_model`, which may be fused.
+            `get_model` (fused or not).
         block: number of the class attention block, from 0; negative numbers count from the end.
         resize: number of pixels to which the short side of an image is resized first; None keeps the image's size.
         device: device of the computation; None means the device of a model that is passed in, else a GPU if there is
@@ -170,8 +170,8 @@ def class_attention(
         One result per image, in order. An image that can't be read is replaced by an `Unreadable`.
 
     Raises:
-        XCiTError: if none of the images can be read and is at least as large as a patch, if the model can't be loaded,
-            or if the model has no such block.
+        XCiTError: if all images are unreadable or smaller than a patch, if the model can't be loaded, or if the model
+            has no such block.
     """
     results = class_attention_each(
         listed(images, ignore_exif=ignore_exif),
@@ -333,7 +333,7 @@ def _look_inside(
         except torch.OutOfMemoryError:
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
             yield Unreadable(
-                source=source, reason=f"{source}: not enough memory for {size}; use resize to make it smaller"
+                source=source, reason=f"{source}: not enough memory for {size}; use resize to make the image smaller"
             )
             continue
         yield _Seen(source, image, found)
@@ -348,7 +348,7 @@ def _prepare(
     if min(picture.size) < patch_size:
         raise XCiTError(
             f"{picture.width} x {picture.height} pixels, smaller than one patch of {patch_size} x {patch_size}; "
-            "use resize to make it larger"
+            "use resize to make the image larger"
         )
     return np.asarray(picture.convert("RGB")), normalize(picture, spec)
 

@@ -5,7 +5,8 @@ A part is a Parquet file. The manifest is a JSON file that lists the finished pa
 have the same number of images, except the last part.
 
 A part is written completely, and then added to the manifest. So the results of a killed run are valid, and a resumed
-run computes the parts that are missing in the manifest. Sorted by name, the parts are in the order of the images.
+run computes the parts that are missing in the manifest. If the parts are sorted by name, their rows are in the order
+of the images.
 
 Each image has a row: `file`, `error` (null if the image could be read), and the columns of the command (null if the
 image could not be read).
@@ -36,7 +37,7 @@ _FORMAT = 1
 _WAIT_SECONDS = 600.0
 """Longest time in seconds that a process waits until the first process has created the manifest.
 
-It is longer than the first process needs to load a model.
+The first process needs less time than this to load a model.
 """
 
 _COMPARED = ("verb", "model", "digest", "arguments", "images_a_part", "num_units", "inputs")

@@ -49,7 +49,8 @@ class ScoredClass:
 class Prediction:
     """The most probable classes of an image.
 
-    The probabilities of all classes of the model add up to 1. In a multi-label model, they are independent instead.
+    The probabilities of all classes of the model add up to 1. The probabilities of a multi-label model are
+    independent, so they need not add up to 1.
 
     Attributes:
         source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
@@ -182,7 +183,7 @@ def extract_features(
     """Extracts features of images.
 
     `out_type` and `layers` are the arguments `out_type` and `out_indices` of `XCiT.extract_feat`. If `out_type` is
-    None, the feature is the one that the model pools: the class token, or the mean of the patch tokens. The other
+    None, the result is the feature that the model pools: the class token, or the mean of the patch tokens. The other
     arguments are those of `predict`.
 
     Returns:

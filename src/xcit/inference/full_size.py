@@ -54,7 +54,7 @@ class FullSize:
 
 
 def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
-    """Converts the arguments `full_size` and `memory` of public functions to a `FullSize`, or None without `full_size`.
+    """Converts the public arguments `full_size` and `memory` to a `FullSize`, or to None if `full_size` is false.
 
     Raises:
         XCiTError: if `memory` is given without `full_size`.
@@ -232,7 +232,7 @@ def _encode_each(
     wanted: Callable[[ImageRows], Wanted],
     full_size: FullSize,
 ) -> Iterator[tuple[str, Encoding | Unreadable]]:
-    """Yields the name of each image, and the outputs that `wanted` requests or an `Unreadable`."""
+    """Yields the name of each image with the outputs that `wanted` requests, or with an `Unreadable`."""
 
     def answer(rows: ImageRows) -> tuple[Encoding, Report]:
         found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
@@ -259,7 +259,7 @@ def opened(image: Readable | ImageRows, name: str, full_size: FullSize) -> Abstr
 def answer_each(
     images: Iterable[Readable | ImageRows], full_size: FullSize, answer: Callable[[ImageRows], tuple[Answer, Report]]
 ) -> Iterator[tuple[str, Answer | Unreadable]]:
-    """Yields the name of each image, and the result of `answer` for its rows or an `Unreadable`.
+    """Yields the name of each image with the result of `answer` for its rows, or with an `Unreadable`.
 
     `full_size.report` is called for each image with a result.
     """

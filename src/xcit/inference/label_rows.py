@@ -15,7 +15,7 @@ from xcit.models.segmentation import resize_bilinear
 from xcit.models.stripes import spans
 
 CLASSES_AT_ONCE = 16
-"""Number of classes whose interpolated logits are in memory together."""
+"""Number of classes whose interpolated logits are in memory at the same time."""
 
 BYTES_A_PIXEL = 4 * 3 * CLASSES_AT_ONCE + 24
 """Memory per pixel of a stripe while its labels are computed, in bytes.
@@ -88,7 +88,7 @@ def best_labels(logits: Tensor, size: tuple[int, int]) -> Labels:
 def best_so_far(best: Tensor | None, labels: Tensor, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """Updates the largest logits and their classes with the logits (n, k, w) of n more classes.
 
-    `first` is the index of the first of these classes. Of classes with equal logits, the first class wins.
+    `first` is the index of the first of these classes. If classes have equal logits, the lowest index is chosen.
     """
     values, indices = logits.max(dim=0)
     indices = (indices + first).to(torch.uint8)

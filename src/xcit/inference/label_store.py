@@ -14,7 +14,7 @@ class LabelStore(Protocol):
     """Stores labels, uint8 (h, w). Rows are written from the first to the last, and can be read in any order."""
 
     def write(self, start: int, labels: Labels) -> None:
-        """Stores rows of labels; the first of these is row `start`."""
+        """Stores rows of labels, beginning with row `start`."""
 
     def read(self, start: int, end: int) -> Labels:
         """Returns the rows from `start` to `end - 1`."""
@@ -27,7 +27,7 @@ class MemoryLabels:
         self._labels = np.empty((height, width), np.uint8)
 
     def write(self, start: int, labels: Labels) -> None:
-        """Copies rows of labels; the first of these is row `start`."""
+        """Copies rows of labels, beginning with row `start`."""
         self._labels[start : start + len(labels)] = labels
 
     def read(self, start: int, end: int) -> Labels:
@@ -42,7 +42,7 @@ class FileLabels:
         self._path, self._width = path, width
 
     def write(self, start: int, labels: Labels) -> None:
-        """Writes rows of labels to the disk; the first of these is row `start`.
+        """Writes rows of labels to the disk, beginning with row `start`.
 
         Raises:
             XCiTError: if the rows can't be written.

@@ -29,7 +29,7 @@ Prepared = TypeVar("Prepared")
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """Stands in the results for an input that can't be read as an image.
+    """The result for an input that can't be read as an image.
 
     Access to an attribute that only a real result has raises an AttributeError with the reason.
 
@@ -59,7 +59,7 @@ def read_ahead(
     num_ahead: int,
     read: Callable[[ImageSource], Any] = read_image,
 ) -> Iterator[tuple[str, Prepared] | Unreadable]:
-    """Reads and prepares inputs in threads, and yields them in order: each source with the result of `prepare`.
+    """Reads inputs in threads, and yields, in order, each input's source and the result of `prepare`.
 
     Threads are useful, because Pillow releases Python's global lock (GIL) while it decodes and resizes.
 
@@ -150,7 +150,7 @@ def _as_stored(index: int, item: Any) -> Readable:
 
 
 def readable(result: Result | Unreadable) -> Result:
-    """Returns a result, or raises an `XCiTError` with the reason why there is none."""
+    """Returns a result, or raises an `XCiTError` with the reason if the result is an `Unreadable`."""
     if isinstance(result, Unreadable):
         raise XCiTError(result.reason)
     return result
@@ -160,7 +160,7 @@ def collected(results: Iterable[Result | Unreadable]) -> list[Result | Unreadabl
     """Returns all results in a list, in order. An image that can't be read has an `Unreadable` as its result.
 
     Raises:
-        XCiTError: if there are images, and none of them can be read.
+        XCiTError: if no image can be read. An empty input raises no error.
     """
     found = list(results)
     reasons = [result.reason for result in found if isinstance(result, Unreadable)]

@@ -55,7 +55,8 @@ class SlidingWindow:
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.size:
             raise XCiTError(
-                f"a sliding window of {self.size} pixels can't move by {self.stride}: give 1 to {self.size} pixels"
+                f"a sliding window of {self.size} pixels can't move by {self.stride}: "
+                f"the stride must be from 1 to {self.size}"
             )
 
     def starts(self, length: int) -> list[int]:
@@ -152,7 +153,7 @@ def segment(
     """
     whole = asked_full_size(full_size, memory)
     if window is not None and memory is not None:
-        raise XCiTError("memory limits only passes over whole images: give memory or a window, not both")
+        raise XCiTError("memory is only for images without a window: give memory or a window, not both")
     results = segment_each(
         listed(images, ignore_exif=ignore_exif), model, window=window, full_size=whole, device=device, dtype=dtype
     )

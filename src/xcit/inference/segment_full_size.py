@@ -37,9 +37,10 @@ from xcit.streaming.pixels import check_channels
 from xcit.streaming.state import model_digest
 
 _USEFUL_ROWS = 16
-"""Smallest number of rows of logits in a stripe if the memory allows it, even if fewer rows fill the processor's cache.
+"""Smallest number of rows of logits in a stripe, if the memory is large enough.
 
-In a stripe of one or two rows, most of the rows that are read and computed would be halo.
+In a stripe of one or two rows, most of the rows that are read and computed would be halo. So a stripe has at least this
+number of rows, even if fewer rows fill the processor's cache.
 """
 
 _READ_ROWS = 512
@@ -85,7 +86,7 @@ class LargeSegmentation:
     def small_labels(self) -> Labels:
         """Returns a label map at the size of the overview.
 
-        Each label is the label in the middle of the square of the image that a pixel of the overview covers.
+        A pixel of the overview covers a square of the image. Its label is the label in the middle of this square.
         """
         sides = zip(self.overview.shape[:2], self.size, strict=True)
         rows, columns = (middle_pixels(count, side, self.scale) for count, side in sides)
@@ -200,7 +201,7 @@ def labels_of(rows: ImageRows, network: Segmenter, info: SegmenterInfo, full_siz
 
 
 class _Head:
-    """Computes labels with a segmenter's head, for images of a given size, and the memory that the head needs."""
+    """Computes the labels of an image of a given size with a segmenter's head, and the memory that the head needs."""
 
     def __init__(self, network: Segmenter, size: tuple[int, int]) -> None:
         xcit = network.backbone.xcit

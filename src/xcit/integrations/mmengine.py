@@ -34,18 +34,19 @@ class XCiTBackbone(nn.Module):
     Shapes: `B` images, `D` width of the model, `H` x `W` token grid, `N` tokens.
 
     Args:
-        arch: an architecture ("small-12-p16"), or a name of `xcit list`.
+        arch: an architecture ("small-12-p16"), or the name of a model in `xcit list`.
         out_type: "cls_token" (B, D), for mmpretrain's linear head; "featmap" (B, D, H, W); "avg_featmap" (B, D);
             "raw" (B, N, D), with the class token if there is one.
-        out_indices: numbers of the blocks whose output is returned: first the XCA blocks, then the class attention
-            blocks; negative numbers count from the end. If these are only XCA blocks, all later blocks are removed.
+        out_indices: numbers (from 0) of the blocks whose outputs are returned. The class attention blocks are numbered
+            after the XCA blocks; negative numbers count from the end. If only XCA blocks are requested, all blocks
+            after the last requested block are removed.
         pretrained: true for the published weights of `arch`, or the path or URL of a file in any published format. None
             and false mean random weights.
         init_cfg: `dict(type="Pretrained", checkpoint=...)`, another way to give the path or URL of `pretrained`.
         in_channels: number of channels of the images; None means the number of `arch`. With pretrained weights, no
             other number is possible.
         drop_path_rate: rate of stochastic depth in training.
-        frozen: whether the XCiT is not trained, and stays in evaluation mode.
+        frozen: whether the XCiT is frozen: it is not trained, and stays in evaluation mode.
         norm_eval: whether the batch norms stay in evaluation mode during training, so that their running statistics do
             not change. This is useful for small batches.
         with_cp: whether to use gradient checkpointing: blocks are computed again in the backward pass to save memory.
@@ -112,10 +113,11 @@ class XCiTPyramidBackbone(XCiTPyramid):
     Each map has D channels, where D is the width of the model. So a neck or head needs `in_channels=[D, D, D, D]`.
 
     Args:
-        arch: an architecture ("small-12-p16"), or a name of `xcit list`, also of a segmenter or detector.
+        arch: an architecture ("small-12-p16"), or the name of a model in `xcit list`. The model may be a segmenter or a
+            detector.
         out_indices: numbers (from 0) of the four blocks whose tokens become the maps; None means the paper's blocks.
-        pretrained: see `XCiTBackbone`. The layers that resize the maps get trained weights from the weights of a
-            segmenter or detector. With other weights, these layers are random.
+        pretrained: see `XCiTBackbone`. Weights of a segmenter or detector include the layers that resize the maps. With
+            other weights, these layers are random.
         init_cfg: see `XCiTBackbone`.
         in_channels: see `XCiTBackbone`.
         drop_path_rate: see `XCiTBackbone`.
@@ -196,7 +198,7 @@ def _blocks(out_indices: int | Sequence[int], num_blocks: int) -> list[int]:
 
 
 def _hold(xcit: XCiT, frozen: bool, norm_eval: bool) -> None:
-    """Sets the parts that must not change in training to evaluation mode."""
+    """Sets a frozen XCiT to evaluation mode, or with `norm_eval` only its batch norms."""
     if frozen:
         xcit.eval()
     elif norm_eval:

@@ -87,7 +87,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
             )
         if model.info is None:
             model.pretrained_cfg = _data_cfg(name, model.config.in_channels)
-        return model.to(device=device, dtype=dtype).train()  # timm's own models are returned in training mode too
+        return model.to(device=device, dtype=dtype).train()  # timm also returns its models in training mode
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"Builds the model `{name}` of the package xcit."

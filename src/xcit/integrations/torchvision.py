@@ -55,8 +55,8 @@ def pyramid_backbone(
 
     Args:
         model: a name, file, folder or repository, see `xcit.get_model`.
-        pretrained: see `xcit.get_model`. The layers that resize the maps get trained weights from the weights of a
-            detector or segmenter. With other weights, these layers are random. The feature pyramid network is always
+        pretrained: see `xcit.get_model`. Weights of a detector or segmenter include the layers that resize the maps.
+            With other weights, these layers are random. The feature pyramid network is always
             random.
         out_channels: number of channels of each map.
         out_indices: the blocks whose tokens become the maps, see `XCiTPyramid`.
