@@ -236,7 +236,7 @@ def full_size_options(help_: str) -> Callable[[Function], Function]:
             "value_range",
             callback=numbers(float),
             metavar="LOW,HIGH",
-            help="With --full-size: pixel values that become 0 and 1, such as 0,3000; others are clipped to this range.",
+            help="With --full-size: pixel values that become 0 and 1, such as 0,3000; other values are clipped.",
         ),
         click.option(
             "--region",
