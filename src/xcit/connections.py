@@ -58,7 +58,7 @@ class _PatientHTTPS(HTTPSConnection, _Patient):
 
 
 class _Connecting(HTTPHandler, HTTPSHandler):
-    """Opens connections of the classes above, with the given patience in seconds."""
+    """Opens `_Patient` and `_PatientHTTPS` connections, with the given patience in seconds."""
 
     def __init__(self, patience: float) -> None:
         super().__init__()

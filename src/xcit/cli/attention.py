@@ -168,7 +168,7 @@ def attention(
                 num_unreadable += 1
                 click.echo(f"xcit: {result.reason}", err=True)
             else:
-                if xca:  # computed from the image that was already read
+                if xca:  # `result.image` saves reading the image a second time
                     (inside,) = channel_attention(result.image, network, device=computer, dtype=precision)
                     channels = replace(readable(inside), source=result.source)
                 _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)

@@ -24,7 +24,7 @@ def max_size(model: str, memory: str | None) -> None:
     network = get_xcit(model, pretrained=False).fuse()
     assert isinstance(network, FusedXCiT)
     bound = as_budget(memory).bound()
-    click.echo(f"{model} in {format_size(bound)} of memory above the loaded model, 8-bit RGB, float32:")
+    click.echo(f"{model} in {format_size(bound)} of memory in addition to the loaded model, 8-bit RGB, float32:")
     places: tuple[tuple[Place, str], ...] = (("device", "whole"), ("scratch", "streamed"))
     for place, words in places:
         side, plan = largest_square(network, bound, place=place)

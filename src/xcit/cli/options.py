@@ -270,7 +270,7 @@ def window_options(help_: str) -> Callable[[Function], Function]:
         click.option(
             "--stride",
             type=click.IntRange(min=1),
-            help="Pixels between neighbouring windows; by default two thirds of --window.",
+            help="Step of the sliding window in pixels; by default two thirds of --window.",
         ),
     )
 

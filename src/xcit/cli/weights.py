@@ -66,8 +66,8 @@ def convert(
     """Convert the checkpoint SOURCE to DESTINATION, without changing the values of the weights.
 
     SOURCE is a file of any format, a model's folder, or hf-hub:USER/REPO. DESTINATION is a file ending in .safetensors
-    or .pth. With --to timm-hub, it is a folder for the Hugging Face Hub. timm and transformers can load the folder, if
-    they have this architecture.
+    or .pth. With --to timm-hub, DESTINATION is a folder for the Hugging Face Hub. timm and transformers can load the
+    folder, if they have this architecture.
     """
     from xcit.zoo import convert as convert_file
     from xcit.zoo.folders import is_for_timm
@@ -76,7 +76,7 @@ def convert(
     num_tensors = len(stored.state if stored.set_aside else stored.whole)
     click.echo(f"{source} ({stored.format}) -> {destination} ({to}): {num_tensors} tensors")
     if to == "timm-hub" and not is_for_timm(destination):
-        click.echo("timm and transformers have no such model: xcit alone loads this folder")
+        click.echo("timm and transformers have no such model: only xcit can load this folder")
     if stored.set_aside:
         click.echo(
             f"left out, because they are not part of the classifier: {', '.join(stored.set_aside[:5])}, "

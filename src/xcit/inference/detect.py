@@ -210,7 +210,7 @@ def detect_each(
     if sides is not None and full_size is not None:
         raise XCiTError("give sides, or full_size, not both")
     if sides is not None and not 0 < sides[0] <= sides[1]:
-        raise XCiTError(f"an image can't be scaled to a short side of {sides[0]} and a long one of {sides[1]} pixels")
+        raise XCiTError(f"an image can't be scaled to a short side of {sides[0]} and a long side of {sides[1]} pixels")
     network = prepare_detector(model, device)
     names = network.info.class_names if network.info is not None else ()
     if full_size is not None:
@@ -287,7 +287,7 @@ def detect_large(
     """Detects the objects in one image at full size, in stripes; see `streaming.detection.detect_rows`.
 
     Raises:
-        XCiTError: if the image has more pixels than COCO's masks can have, or can't be processed.
+        XCiTError: if the image has more pixels than COCO's masks can have, or for the reasons of `detect_rows`.
     """
     from xcit.streaming.detection import detect_rows
 

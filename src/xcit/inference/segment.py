@@ -72,7 +72,7 @@ class Segmentation:
     Attributes:
         source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
         image: the image as it was read, 8-bit RGB (h, w, 3); for a large image at full size, a small copy.
-        labels: the label map. A pixel is 255 if the file has no data for the pixel, or a mask leaves the pixel out.
+        labels: the label map. A label is 255 if the file has no data for the pixel, or a mask leaves the pixel out.
         class_names: class names in the order of the labels; the labels as text if the names are unknown.
         scale: number of pixels of `labels` per pixel of `image`, along a side. It is above 1 only if `image` is a small
             copy.
@@ -153,7 +153,7 @@ def segment(
     """
     whole = asked_full_size(full_size, memory)
     if window is not None and memory is not None:
-        raise XCiTError("memory is only for images without a window: give memory or a window, not both")
+        raise XCiTError("memory can't be combined with a window: give one of them")
     results = segment_each(
         listed(images, ignore_exif=ignore_exif), model, window=window, full_size=whole, device=device, dtype=dtype
     )

@@ -58,7 +58,7 @@ class LargeSegmentation:
         overview: a small copy of the image, 8-bit RGB (h / scale, w / scale, 3).
         scale: number of pixels of the image per pixel of the overview, along a side.
         cells: position of the pixels in the image file and on the map.
-        store: the label map. A pixel is 255 if the file has no data for the pixel, or a mask leaves the pixel out.
+        store: the label map. A label is 255 if the file has no data for the pixel, or a mask leaves the pixel out.
     """
 
     source: str

@@ -117,7 +117,7 @@ class XCiTPyramidBackbone(XCiTPyramid):
             detector.
         out_indices: numbers (from 0) of the four blocks whose tokens become the maps; None means the paper's blocks.
         pretrained: see `XCiTBackbone`. Weights of a segmenter or detector include the layers that resize the maps. With
-            other weights, these layers are random.
+            other weights, these layers get random weights.
         init_cfg: see `XCiTBackbone`.
         in_channels: see `XCiTBackbone`.
         drop_path_rate: see `XCiTBackbone`.
@@ -170,7 +170,7 @@ def _weights(pretrained: bool | str | None, init_cfg: Mapping[str, Any] | None) 
         return False if pretrained is None else pretrained
     if set(init_cfg) != {"type", "checkpoint"} or init_cfg["type"] != "Pretrained":
         raise XCiTError(
-            f"init_cfg is {dict(init_cfg)}: a backbone of xcit only takes dict(type='Pretrained', checkpoint=...)"
+            f"init_cfg is {dict(init_cfg)}: a backbone of xcit accepts only dict(type='Pretrained', checkpoint=...)"
         )
     if pretrained:
         raise XCiTError(f"two sources of weights were given: pretrained {pretrained} and init_cfg {dict(init_cfg)}")

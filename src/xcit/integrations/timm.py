@@ -95,7 +95,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
 
 
 def _place(device: str | torch.device | None, pretrained: bool) -> AbstractContextManager[Any]:
-    """Returns a context that creates random weights on `device`; on the meta device, no weights are computed."""
+    """Returns a context in which random weights are created on `device` (on the meta device, without values)."""
     return nullcontext() if device is None or pretrained else torch.device(device)
 
 
@@ -129,7 +129,7 @@ class PyramidFeatures(nn.Module):
         self.model.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the maps, from the finest to the coarsest."""
+        """Returns the maps, in ascending order of their strides."""
         maps = self.model.forward_intermediates(images, self.blocks, intermediates_only=True)
         return [resize(tokens) for resize, tokens in zip(self.resize, maps, strict=True)]
 

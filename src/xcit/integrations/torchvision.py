@@ -39,7 +39,7 @@ class PyramidBackbone(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Returns the maps by name, from the finest to the coarsest."""
+        """Returns the maps by name, in ascending order of their strides."""
         maps: dict[str, Tensor] = self.fpn({str(index): image for index, image in enumerate(self.body(images))})
         return maps
 
@@ -56,8 +56,7 @@ def pyramid_backbone(
     Args:
         model: a name, file, folder or repository, see `xcit.get_model`.
         pretrained: see `xcit.get_model`. Weights of a detector or segmenter include the layers that resize the maps.
-            With other weights, these layers are random. The feature pyramid network is always
-            random.
+            With other weights, these layers get random weights. The feature pyramid network always gets random weights.
         out_channels: number of channels of each map.
         out_indices: the blocks whose tokens become the maps, see `XCiTPyramid`.
 
