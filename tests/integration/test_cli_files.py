@@ -115,7 +115,7 @@ def test_predict_says_what_is_assumed_and_takes_what_is_given(xcit, nano) -> Non
     refused = xcit("predict", "a.png", "--model", "mine.pth", "--key", "model_ema")
     assert refused.status == 2
     assert "the file does not say how to prepare images" in refused.err
-    assert "or say it by --mean, --std and --size" in refused.err
+    assert "or give --mean, --std and --size" in refused.err
     spec = usual.changed(mean=(0.5, 0.4, 0.3), std=(0.2,), size=96)
     given = ("--mean", 0.5, 0.4, 0.3, "--std", 0.2, "--size", 96)
     for model in (("--model", "mine.pth"), ("--model", "xcit-nano-12-p16", "--weights", "mine.pth")):

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
-    """Returns the image files of the inputs, except those in the folder `out`, which may be results of an earlier run.
+    """Returns the image files of the inputs, without the files in the folder `out`.
 
-    An image in `out` is kept if its own path is one of the inputs. A line on standard error says what was left out.
+    Files in `out` may be results of an earlier run. But a file in `out` is kept if its own path is one of the inputs. A
+    line on standard error says how many files were left out.
 
     Raises:
         XCiTError: if there are no images, or all images are in `out`.

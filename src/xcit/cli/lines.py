@@ -28,7 +28,7 @@ def say(text: str, *, err: bool = False, indent: int = 0) -> None:
             text,
             max(width, indent + 20),
             subsequent_indent=" " * indent,
-            break_long_words=False,  # a path can then be copied
+            break_long_words=False,  # so that a long path can be copied
             break_on_hyphens=False,
         )
     click.echo(text, err=err)

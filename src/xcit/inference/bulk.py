@@ -190,7 +190,7 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
     if share.rank == 0:
         if not path.exists() and folder.exists() and (not folder.is_dir() or not all(map(_is_ours, folder.iterdir()))):
             raise XCiTError(f"{folder}: exists already, and holds no results to resume: choose another folder")
-        if not path.exists() or not read_manifest(folder)["parts"]:  # without parts, no results are lost
+        if not path.exists() or not read_manifest(folder)["parts"]:  # no results are lost
             make_folder(folder)
             _write(path, wanted)
         elif not resume:
@@ -287,5 +287,8 @@ def _part_name(number: int) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    """Returns whether a file is the lock or a temporary file of this package, which may exist before the manifest."""
+    """Returns whether a file is the lock or a temporary file of this package.
+
+    Such files may exist before the manifest.
+    """
     return path.name == _LOCK or path.name.startswith(".xcit-")

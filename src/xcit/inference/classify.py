@@ -49,8 +49,8 @@ class ScoredClass:
 class Prediction:
     """The most probable classes of an image.
 
-    The probabilities of all classes of the model add up to 1. The probabilities of a multi-label model are
-    independent, so they need not add up to 1.
+    The probabilities of a multi-label model are independent. In all other models, the probabilities of all classes add
+    up to 1.
 
     Attributes:
         source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
@@ -102,7 +102,7 @@ def predict(
         dtype: dtype of the computation: float32, bfloat16 or float16.
         full_size: process images of any size at their own size, without resizing or cropping.
         memory: with `full_size`: limit of the memory in addition to the loaded model, in bytes or as "4GB"; None means
-            half of the free memory. Tokens that do not fit go to scratch files (see `xcit.streaming.Budget`).
+            half of the free memory. Tokens that do not fit are written to scratch files (see `xcit.streaming.Budget`).
         ignore_exif: use the pixels as they are stored, without the rotation in the EXIF data.
 
     Returns:

@@ -158,8 +158,8 @@ def detect(
         model: a name (the published weights are downloaded at the first use), a weights file, or a detector from
             `get_model`.
         min_score: objects with lower scores are left out.
-        sides: limits of the short side and of the long side, in pixels. An image is resized so that it just fits into
-            both limits. None means the model's own limits.
+        sides: limits of the short side and of the long side, in pixels. An image is resized to the
+            largest size that is within both limits. None means the model's own limits.
         max_objects: largest number of objects per image. If it is above the published 100, the detector computes ten
             proposals per object.
         full_size: process images of any size without resizing, in bounded memory. The objects are those of the whole

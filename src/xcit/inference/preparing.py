@@ -24,7 +24,7 @@ def prepare_of_kind(
     *,
     what: str = "the model",
 ) -> tuple[Model, torch.device]:
-    """Returns a model of the requested kind, and the device for it. The model is not moved to the device or fused.
+    """Returns a model of the requested kind, and the device for it. The model is neither moved to the device nor fused.
 
     Args:
         kind: classifier, segmenter or detector.
