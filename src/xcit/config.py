@@ -179,9 +179,9 @@ def _plain(value: Any) -> Any:
 
 
 def dotted_names(config: Any, prefix: str = "") -> dict[str, tuple[Any, bool]]:
-    """Returns a dict from the dotted name of each field that is not a section to a pair.
+    """Returns a dict. Its keys are the dotted names of all fields that are not sections.
 
-    The pair is the type of the field, and whether empty text means that the field is not set.
+    Each value is a pair: the type of the field, and whether empty text means that the field is not set.
     """
     hints = typing.get_type_hints(type(config))
     names: dict[str, tuple[Any, bool]] = {}

@@ -1,4 +1,4 @@
-"""`xcit bench` and `xcit complexity`: speed, memory, and cost as a function of the number of tokens."""
+"""`xcit bench` and `xcit complexity`: measure speed and memory, and show how the cost grows with the image size."""
 
 import sys
 from typing import TYPE_CHECKING, Any

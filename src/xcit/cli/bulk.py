@@ -215,7 +215,7 @@ def write_bulk(
     click.echo(f"{folder}: {num_images - num_unreadable} images in {len(parts)} Parquet parts")
     say_model(network, values["model"], values["weights"])
     status = status_of(num_unreadable, num_images)
-    # torchrun treats any other status as a failure: it ends the other processes, and may restart all of them.
+    # torchrun treats any status other than 0 as a failure: it ends the other processes, and may restart all of them.
     return status if share.world_size == 1 else 0
 
 

@@ -46,9 +46,9 @@ An image is resized to the largest size at which its short side is at most --sho
 --long-side.
 
 With --full-size, an image of any size is processed at its own size, in stripes, in the memory that --memory allows. The
-objects are those of the whole image: no object is cut at the edge of a stripe. The picture then shows a small copy of a
-large image. If the image is georeferenced or a slide, NAME-detections.geojson contains the masks as polygons: in map
-coordinates, or for a slide in the pixel coordinates that QuPath imports.
+objects are the same as without stripes: no object is cut at the edge of a stripe. The picture then shows a small copy
+of a large image. If the image is georeferenced or a slide, NAME-detections.geojson contains the masks as polygons: in
+map coordinates, or for a slide in the pixel coordinates that QuPath imports.
 
 For many images, --parquet writes a folder of Parquet parts instead of these files. If the command is killed, --resume
 continues it. With --parquet, INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as in xcit

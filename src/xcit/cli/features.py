@@ -100,8 +100,8 @@ def features(
 
     With --full-size, an image of any size is processed at its own size in bounded memory. With --out-type featmap, the
     map of one image can be written to FILE.npy or FILE.zarr, as float32 (H, W, D). The position of the map's cells in
-    the image is written to FILE.json or to the attributes of the Zarr array, and a picture of the map's principal
-    components to FILE.png.
+    the image is written to FILE.json, or to the attributes of the Zarr array. A picture of the map's principal
+    components is written to FILE.png.
 
     INPUT may also be @FILE (a list with one path or URL per line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
     FILE.tar), FILE.parquet, or a data set (fashion-mnist, cifar10, cifar100, hf:NAME).

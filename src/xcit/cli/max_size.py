@@ -1,4 +1,4 @@
-"""`xcit max-size`: the largest image that a model can process in a given amount of memory."""
+"""`xcit max-size`: shows the largest image that a model can process in a given amount of memory."""
 
 import click
 

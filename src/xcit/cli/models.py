@@ -1,4 +1,4 @@
-"""`xcit list` and `xcit info`: the available models."""
+"""`xcit list` and `xcit info`: list the available models, and describe a model."""
 
 import math
 from typing import TYPE_CHECKING, Any

@@ -54,13 +54,13 @@ image is not resized, and the memory for the logits does not grow with the image
 
 \b
 --full-size without --slide processes images of any size in stripes, in
-bounded memory. The labels are those of the whole image. The files are then
+bounded memory. The labels are the same as without stripes. The files are:
   NAME-labels.tif   the class of each pixel: a tiled TIFF with a palette and
                     overviews; it is georeferenced if the image is; 255 means
                     unlabelled
   NAME-overlay.png  the classes' colours over a small copy of the image
 
-Georeferenced images, slides and many other formats are then read row by row. --memory limits the memory.
+In this mode, georeferenced images, slides and many other formats are read row by row, and --memory limits the memory.
 If a run that uses scratch files is killed, the same command continues the run.
 
 --polygons also writes NAME-labels.geojson: the outlines of all areas, in map coordinates, or in the pixel coordinates

@@ -136,7 +136,7 @@ def segment(
         window: a window that moves over each image; the logits are averaged where windows overlap. None means that
             each image is processed as a whole.
         full_size: process images of any size without resizing. Without a window, an image is processed in stripes, and
-            the labels are those of the whole image.
+            the labels are the same as without stripes.
         memory: with `full_size` and without a window: limit of the memory in addition to the loaded model, in bytes or
             as text such as "4GB"; None means half of the free memory. See `xcit.streaming.Budget`.
         device: device of the computation; None means the device of a model that is passed in, else a GPU if there is

@@ -135,7 +135,7 @@ class PyramidFeatures(nn.Module):
 
 
 def _wanted(out_indices: int | Sequence[int] | None) -> list[int]:
-    """Returns the numbers of the requested maps, sorted. Number 0 is the map with the smallest stride.
+    """Returns the numbers of the requested maps, sorted. Map 0 has the smallest stride.
 
     As in timm, an int n requests the last n maps, and None requests all maps. In a sequence, negative numbers count
     from the end.
