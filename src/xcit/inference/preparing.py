@@ -56,7 +56,8 @@ def prepare_otherwise(
     """Changes the preprocessing of a model in place. Parts of the preprocessing that are None do not change.
 
     If the preprocessing of the model is unknown, parts that are None get common values: 224 pixels for a classifier,
-    and ImageNet's mean and standard deviation for three channels. The preprocessing is then marked as assumed.
+    and ImageNet's mean and standard deviation for three channels. The preprocessing is then marked as assumed, unless
+    all three parts are given.
 
     Args:
         model: a classifier, segmenter or detector.
