@@ -1,6 +1,6 @@
-"""XCiT (Cross-Covariance Image Transformers, arXiv 2106.09681), complete on current PyTorch.
+"""XCiT (Cross-Covariance Image Transformers, arXiv 2106.09681) on current PyTorch: models, training and inference.
 
-Names are loaded when they are first used, so importing just the package does not import torch.
+A public name is imported when it is first used. So `import xcit` does not import torch.
 """
 
 from importlib import import_module
@@ -65,7 +65,7 @@ __all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> object:
-    if name == "explain":  # `xcit.explain` is a module itself
+    if name == "explain":  # `xcit.explain` is a module, not a name in a module
         return import_module("xcit.explain")
     if name not in _HOME:
         raise AttributeError(f"module 'xcit' has no attribute {name!r}")

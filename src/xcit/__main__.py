@@ -1,4 +1,4 @@
-"""`python -m xcit` is `xcit`."""
+"""Runs the command line of `xcit` for `python -m xcit`."""
 
 from xcit.cli import main
 

@@ -20,33 +20,37 @@ from xcit.writing import whole_file
 Config = TypeVar("Config")
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-"""Errors of PyYAML for text that is not YAML.
+"""Exceptions that decoding and parsing raise for text that is not YAML.
 
-It raises ValueError for a date such as 2001-99-99, a number with too many digits, and bytes that are not UTF-8, and
-RecursionError for brackets that are nested a thousand deep.
+PyYAML raises ValueError for a date such as 2001-99-99 and for a number with too many digits. It raises RecursionError
+for brackets that are nested a thousand levels deep. Bytes that are not UTF-8 raise UnicodeDecodeError, which is a
+ValueError.
 """
 
 
 _NOTHING = ("none", "null")
-"""Words in a command line or in YAML that mean that a field has no value."""
+"""Words that mean "no value" for a field, on a command line or in `override`."""
 _MOST_BYTES = 2**18
-"""Size of the longest config; one with all fields has 3,000 bytes."""
+"""Largest size of a config file, in bytes. A config with all fields has about 3,000 bytes."""
 
 _MOST_ENTRIES = 10_000
-"""The most entries that merge keys (`<<`) may create in a mapping: without a limit, each line can double them."""
+"""Largest number of entries that YAML's merge keys (`<<`) may create in a mapping.
+
+Without a limit, each line of a file can double the number of entries.
+"""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with a limit on the work of merge keys."""
+    """PyYAML's safe loader, with a limit on the number of entries that merge keys create."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         if len(node.value) > _MOST_ENTRIES:
-            raise yaml.constructor.ConstructorError(problem="merge keys make a mapping without end")
+            raise yaml.constructor.ConstructorError(problem="merge keys make a mapping too large")
 
 
 class _Shown(reprlib.Repr):
-    """Formats values for errors in limited length, because aliases can turn a few lines of YAML into endless text."""
+    """Formats values for error messages, in limited length: with YAML aliases, a short file can have huge values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,19 +75,19 @@ def save_yaml(config: Any, path: Path) -> None:
 
 
 def load_yaml(kind: type[Config], path: Path) -> Config:
-    """Reads a config of class `kind`.
+    """Reads a config of class `kind` from a YAML file.
 
     Raises:
-        XCiTError: if the file is missing or is not YAML, or a field is unknown or has another type.
+        XCiTError: if the file can't be read or is not YAML, or for the reasons of `from_dict`.
     """
     return from_dict(kind, read_yaml(path), where=f"{path}: ")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads the plain values of a config of any class.
+    """Reads a YAML file as a dict from field names to plain values. The fields are not checked.
 
     Raises:
-        XCiTError: if the file is missing or is not YAML.
+        XCiTError: if the file can't be read, or is not a YAML mapping.
     """
     try:
         with regular(path).open("rb") as file:
@@ -103,10 +107,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str = "") -> Config:
-    """Builds a config of class `kind` from nested dicts; missing fields keep their defaults.
+    """Builds a config of class `kind` from nested dicts; a missing field gets its default.
+
+    Args:
+        kind: a dataclass.
+        values: plain values by field name; a dict for each section.
+        where: text before the field name in error messages, such as the path of the file.
 
     Raises:
-        XCiTError: if a field is unknown (the message suggests the nearest name), has no default, or has another type.
+        XCiTError: if a field is unknown (the message suggests the nearest name), if a field without a default is
+            missing, or if a value has the wrong type.
     """
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -121,15 +131,16 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str = "")
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Returns a copy with some fields replaced.
+    """Returns a copy of a config with some fields replaced.
 
     Args:
-        config: the config.
-        changes: values by dotted name, as `{"schedule.epochs": 10}`, or by section, as `{"schedule": {"epochs": 10}}`.
-            Text is parsed as on a command line. "none" and None both empty a field that may be empty.
+        config: the config to copy.
+        changes: new values by dotted name, such as `{"schedule.epochs": 10}`, or by section, such as
+            `{"schedule": {"epochs": 10}}`. Text is parsed as on a command line. "none", "null" and None remove the
+            value of an optional field.
 
     Raises:
-        XCiTError: if a name is unknown (the message suggests the nearest one), or a value has another type.
+        XCiTError: if a name is unknown (the message suggests the nearest name), or a value has the wrong type.
     """
     known = dotted_names(config)
     values = to_dict(config)
@@ -151,7 +162,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields values by dotted name."""
+    """Yields pairs of a dotted name and a value, from nested changes."""
     for name, value in changes.items():
         if dataclasses.is_dataclass(value):
             value = to_dict(value)
@@ -168,7 +179,10 @@ def _plain(value: Any) -> Any:
 
 
 def dotted_names(config: Any, prefix: str = "") -> dict[str, tuple[Any, bool]]:
-    """Returns every leaf field by its dotted name, with its type and whether empty text means that it is not set."""
+    """Returns a dict. Its keys are the dotted names of all fields that are not sections.
+
+    Each value is a pair: the type of the field, and whether empty text means that the field is not set.
+    """
     hints = typing.get_type_hints(type(config))
     names: dict[str, tuple[Any, bool]] = {}
     for field in dataclasses.fields(config):
@@ -181,7 +195,7 @@ def dotted_names(config: Any, prefix: str = "") -> dict[str, tuple[Any, bool]]:
 
 
 def nearest_field(name: str, known: Collection[str]) -> str:
-    """Returns the end of an error about an unknown field: the nearest known name, or all names."""
+    """Returns the end of an error message about an unknown field: a suggestion of the nearest name, or all names."""
     # The most common mistake is to leave out the section.
     by_last_part = [other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     near = by_last_part or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -189,7 +203,7 @@ def nearest_field(name: str, known: Collection[str]) -> str:
 
 
 def _parse(text: str, hint: Any) -> Any:
-    """Parses command-line text to the plain value of a field's type."""
+    """Parses text from a command line to a plain value for a field of type `hint`."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if text.lower() in _NOTHING:
             return None
@@ -206,7 +220,10 @@ def _parse(text: str, hint: Any) -> Any:
 
 
 def _read(value: Any, hint: Any, where: str) -> Any:
-    """Checks a plain value against a type; converts dicts to configs, lists to tuples, and ints to floats if needed."""
+    """Checks a plain value against a type, and converts it.
+
+    Dicts become configs, lists become tuples, and for a float field integers and text become floats.
+    """
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise XCiTError(f"{where} must be a section of fields, not {_shown(value)}")
@@ -228,7 +245,7 @@ def _read(value: Any, hint: Any, where: str) -> Any:
             raise XCiTError(f"{where} must have {len(inner)} numbers, not {len(value)}")
         return tuple(_read(v, i, where) for v, i in zip(value, inner, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # an integer beyond the range of floats is no valid value
+        with contextlib.suppress(OverflowError):  # an integer outside the range of floats is refused below
             return float(value)
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError):

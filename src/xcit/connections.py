@@ -1,4 +1,4 @@
-"""HTTP connections that fail soon if there is no network, and that never lose their encryption by a redirect."""
+"""HTTP connections that fail soon if there is no network, and that never follow a redirect from https to http."""
 
 import threading
 from collections.abc import Callable
@@ -15,19 +15,19 @@ _LATE = "the server did not answer in time"
 
 
 def open_answer(request: Request, *, timeout: float, patience: float) -> Any:
-    """Sends a request, and returns the answer or raises an error as `urllib.request.urlopen` does.
+    """Sends a request. Returns the response, or raises an error, as `urllib.request.urlopen` does.
 
     Args:
-        request: a request with an http, https or file URL. Proxies are taken from the current environment.
-        timeout: seconds without a byte from the server that count as a broken connection.
-        patience: seconds within which a connection must be established, including the look-up of the host's name.
+        request: a request with an http, https or file URL. Environment variables such as `https_proxy` set the proxies.
+        timeout: number of seconds without data from the server after which the connection counts as broken.
+        patience: largest number of seconds to establish a connection, including the DNS lookup of the host.
     """
-    # `urlopen` is not used, because it always uses the proxies that the environment had at its first call.
+    # `urlopen` is not used, because it reads the environment variables for proxies only at its first call.
     return build_opener(_Connecting(patience), _SafeRedirects).open(request, timeout=timeout)
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """Follows no redirect from https to an address without encryption, where anybody could change the data."""
+    """Refuses redirects from https to an unencrypted address, because others could change the data on the way."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -39,7 +39,7 @@ class _SafeRedirects(HTTPRedirectHandler):
 
 
 class _Patient(HTTPConnection):
-    """A connection that must be established within `patience` seconds; after that, `timeout` applies to each answer."""
+    """An HTTP connection that must be established within `patience` seconds. Afterwards, `timeout` limits each wait."""
 
     patience, label = 10.0, ""
 
@@ -54,11 +54,11 @@ class _Patient(HTTPConnection):
 
 
 class _PatientHTTPS(HTTPSConnection, _Patient):
-    """The same for https."""
+    """An HTTPS connection that must be established within `patience` seconds; see `_Patient`."""
 
 
 class _Connecting(HTTPHandler, HTTPSHandler):
-    """Opens connections with the given `patience`, in seconds."""
+    """Opens `_Patient` and `_PatientHTTPS` connections, with the given patience in seconds."""
 
     def __init__(self, patience: float) -> None:
         super().__init__()
@@ -83,10 +83,13 @@ class _Connecting(HTTPHandler, HTTPSHandler):
 
 
 def in_time(action: Callable[[], Result], seconds: float) -> Result:
-    """Returns the result of an action, or raises a `TimeoutError` if it takes longer than this number of seconds.
+    """Runs an action in a thread and returns its result.
 
-    The action runs in a thread. Without a network, the look-up of a name can take half a minute and cannot be stopped,
-    so after a timeout the thread keeps running.
+    Without a network, the DNS lookup of a host can take half a minute and can't be interrupted. So the thread may still
+    run after the timeout.
+
+    Raises:
+        TimeoutError: if the action takes longer than `seconds`.
     """
     future: Future[Result] = Future()
 
@@ -101,13 +104,13 @@ def in_time(action: Callable[[], Result], seconds: float) -> Result:
 
 
 def unreached(host: str | None, error: BaseException) -> str:
-    """Returns a line that says that a host was not reached, and why."""
+    """Returns a line of text that says that a host was not reached, and for which reason."""
     reason = reason_of(error)
     return f"no answer from {host}" if reason == _LATE else f"cannot reach {host}: {reason}"
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns the reason of an error in one line, without the errors that libraries wrap around it."""
+    """Returns the reason for an error on one line, without the messages of errors that wrap the original error."""
     link: object = error
     while isinstance(link, BaseException):
         if isinstance(link, TimeoutError):

@@ -1,20 +1,21 @@
-"""The exception for a user's mistake, such as a wrong name, file or config, or a missing network."""
+"""The exception for errors that a user can correct, such as a wrong name, file or config, or a missing network."""
 
 from collections.abc import Iterable
 
 LONGEST_LINE = 400
-"""Characters of the longest line of a message; the middle of a longer line is left out."""
+"""Largest number of characters in a line of a message. The middle of a longer line is left out."""
 
 _SHOWN_END = 120
 
 
 class XCiTError(ValueError):
-    """A user's mistake. The message says in one line what is wrong and what to do; lists follow on lines below it.
+    """An error that the user can correct. The first line of the message says what is wrong and what to do.
 
-    The command line prints it without a traceback and exits with status 2. Our own broken invariants are `assert`.
+    The command line prints the message without a traceback and exits with status 2. Errors in the code of this package
+    raise other exceptions, such as AssertionError.
 
-    Names, values and reasons in a message come from files and servers. So control characters in it are escaped, and no
-    line is longer than `LONGEST_LINE`.
+    A message may quote text from files and servers. So control characters in the message are escaped, and no line is
+    longer than `LONGEST_LINE`.
     """
 
     def __str__(self) -> str:
@@ -31,14 +32,14 @@ def printable_line(text: str, longest: int = LONGEST_LINE) -> str:
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """Returns text with control characters, except those in `keep`, written as Python's escapes."""
+    """Replaces unprintable characters, except those in `keep`, with Python's escape sequences."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text)
 
 
 def some_of(names: Iterable[str], most: int = 3) -> str:
-    """Returns the first names on one line, followed by dots if there are more than `most`."""
+    """Returns the first `most` names, separated by commas; "..." follows if there are more names."""
     names = list(names)
     return f"{', '.join(names[:most])}{', ...' if len(names) > most else ''}"
 
@@ -47,10 +48,10 @@ def check_field(config: object, name: str, condition: bool, must: str) -> None:
     """Checks a field of a config.
 
     Args:
-        config: the config.
+        config: the config that contains the field.
         name: name of the field.
-        condition: whether its value is valid.
-        must: what the value must be, for the end of the message.
+        condition: whether the value of the field is valid.
+        must: the end of the message, which says what the value must be, such as "at least 1".
 
     Raises:
         XCiTError: if the condition is false.

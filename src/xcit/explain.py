@@ -1,4 +1,4 @@
-"""Attention maps of a model (class attention and XCA), as arrays that can be drawn."""
+"""Functions that return a model's attention maps (class attention and XCA) as arrays, which can be drawn."""
 
 from xcit.draw.cells import largest_cells
 from xcit.inference.attention import (

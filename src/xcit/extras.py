@@ -1,4 +1,4 @@
-"""Optional packages, and the extras of this package that install them."""
+"""Optional packages, and the pip extras of `xcit` that install them."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,19 +17,28 @@ EXTRAS = {
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "openvino"), "export"),
     **dict.fromkeys(("imagecodecs", "openslide", "pyvips", "rasterio", "tifffile", "zarr"), "images"),
 }
-"""Maps packages to extras, as in pyproject.toml."""
+"""Maps each optional package to the extra in pyproject.toml that installs it."""
 
 
 def missing_package(what: str, package: str) -> XCiTError:
-    """Returns the error for a missing package; it says which feature (`what`) needs it, and how to install it."""
+    """Returns the error for a missing package. Its message says how to install the package.
+
+    Args:
+        what: the feature that needs the package.
+        package: a package of `EXTRAS`.
+    """
     return XCiTError(f"{what} needs {package.replace('_', '-')}: {install_hint(package)}")
 
 
 def imported(package: str, what: str) -> Any:
-    """Imports and returns a package of `EXTRAS`; `what` names the feature that needs it, for the error.
+    """Imports and returns a package of `EXTRAS`.
+
+    Args:
+        package: the package.
+        what: the feature that needs the package, for the error message.
 
     Raises:
-        XCiTError: if it is not installed, or can't be imported.
+        XCiTError: if the package is not installed or can't be imported.
     """
     try:
         return import_module(package)
@@ -44,6 +53,10 @@ def install_hint(package: str) -> str:
 
 def need_packages(what: str, *packages: str) -> None:
     """Checks that packages of `EXTRAS` are installed, without importing them.
+
+    Args:
+        what: the feature that needs the packages, for the error message.
+        packages: the packages.
 
     Raises:
         XCiTError: if one of the packages is not installed.

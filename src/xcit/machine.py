@@ -16,7 +16,7 @@ _RESET_HIGH_WATER_MARK = "5"
 
 
 def processor() -> str:
-    """Returns the processor's model, as the operating system names it."""
+    """Returns the processor's model name, as the operating system reports it."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text(encoding="utf-8").splitlines():
@@ -34,7 +34,10 @@ def is_amd() -> bool:
 
 
 def free_memory() -> int | None:
-    """Returns the bytes of memory that a process can use without swapping; None if the system does not report it."""
+    """Returns the bytes of memory that a process can use without swapping; None if the system does not report it.
+
+    A system without `/proc/meminfo` only reports its total memory, which is then returned.
+    """
     found = []
     information = Path("/proc/meminfo")
     if information.is_file():
@@ -42,7 +45,7 @@ def free_memory() -> int | None:
     elif hasattr(os, "sysconf"):
         with contextlib.suppress(ValueError, OSError):
             found += [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    # The limit of a container may be lower.
+    # A container may have a lower limit.
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):
         limit = int((group / "memory.max").read_text(encoding="ascii"))
@@ -51,12 +54,15 @@ def free_memory() -> int | None:
 
 
 def resident_memory() -> int | None:
-    """Returns the bytes of this process in memory now; None if the system does not report it."""
+    """Returns the resident memory of this process in bytes; None if the system does not report it."""
     return _kilobytes(_STATUS, "VmRSS") if _STATUS.is_file() else None
 
 
 def peak_resident_memory() -> int | None:
-    """Returns the most bytes of this process that were in memory since `forget_peak`; None if unknown."""
+    """Returns the peak of this process's resident memory in bytes; None if the system does not report it.
+
+    The peak counts from the last call of `forget_peak`, or from the start of the process.
+    """
     return _kilobytes(_STATUS, "VmHWM") if _STATUS.is_file() else None
 
 
@@ -64,7 +70,7 @@ def forget_peak() -> None:
     """Resets the peak of `peak_resident_memory`.
 
     Raises:
-        OSError: if the system does not allow it; then the peak is that of the process's whole life.
+        OSError: if the system does not allow a reset.
     """
     _CLEAR.write_text(_RESET_HIGH_WATER_MARK, encoding="ascii")
 
@@ -77,16 +83,16 @@ def _kilobytes(file: Path, name: str) -> int:
 
 
 def find_device(name: "str | torch.device") -> "torch.device":
-    """Returns a device of this machine.
+    """Returns the torch device with this name, after a test that this machine can compute on it.
 
     Raises:
-        XCiTError: if the device does not exist, or can't compute.
+        XCiTError: if this machine does not have the device, or can't compute on the device.
     """
     import torch
 
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # copied back, because the meta device can't do that
+        torch.zeros(1, device=device).cpu()  # the copy to the CPU fails for the meta device
     except (RuntimeError, AssertionError) as error:
         raise XCiTError(f"device {name}: not on this machine ({str(error).splitlines()[0]})") from None
     return device

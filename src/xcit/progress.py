@@ -1,4 +1,4 @@
-"""Progress bars with rate and remaining time, only if standard error is a terminal."""
+"""Shows progress bars with rate and remaining time, if standard error is a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +11,12 @@ from xcit.terminal import for_drawing, guard_prints
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """The functions of a bar: `advance` by a count, and `set_total` if the total is known late."""
+    """Functions that update a progress bar.
+
+    Attributes:
+        advance: adds a number of finished items.
+        set_total: sets the total number of items, if the total was not known at the beginning.
+    """
 
     advance: Callable[[int], None]
     set_total: Callable[[int], None]
@@ -24,11 +29,11 @@ def progress_bar(
     """Shows a progress bar if standard error is a terminal and there is more than one item.
 
     Args:
-        what: description before the bar.
+        what: text before the bar.
         total: number of items; None if it is not known yet.
-        unit: name of an item, for the rate.
-        redraws_alone: whether a thread redraws the bar regularly. If false, it is only drawn when it advances, so that
-            it does not disturb measurements of time.
+        unit: plural name of the items, which is shown with the rate.
+        redraws_alone: whether a thread redraws the bar regularly. If false, the bar is drawn only when it advances, so
+            that no thread disturbs measurements of time.
     """
     if not sys.stderr.isatty() or (total is not None and total < 2):
         yield Bar(advance=lambda _: None, set_total=lambda _: None)
@@ -73,7 +78,10 @@ def progress_bar(
 
 @contextmanager
 def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Yields a function for `weights.fetch.DownloadProgress`: (what, bytes done, total bytes or None)."""
+    """Yields a function that shows the progress of downloads; see `DownloadProgress` in `weights/download.py`.
+
+    Its arguments are the name of a download, the bytes received so far, and the total bytes (None if unknown).
+    """
     if not sys.stderr.isatty():
         yield lambda *_: None
         return

@@ -1,4 +1,7 @@
-"""Checks paths before use: opening a pipe could wait forever, a device may never end, and some users have no home."""
+"""Checks paths before they are opened, and expands "~".
+
+Opening a pipe could wait forever, and reading a device might never end.
+"""
 
 import errno
 import os
@@ -9,16 +12,17 @@ from xcit.errors import XCiTError
 
 
 def regular(path: str | os.PathLike[str]) -> Path:
-    """Returns the path itself, after a check that it can be passed to `open` and the like.
+    """Returns a path, after a check that it is not a pipe, a socket or a device.
+
+    A missing file or a folder raises no error here, because opening it raises an error anyway.
 
     Raises:
-        OSError: if the path is a pipe, a socket or a device. A missing file or a folder raises no error here, because
-            opening it fails anyway.
+        OSError: if the path is a pipe, a socket or a device.
     """
     place = Path(path)
     try:
         mode = place.stat().st_mode
-    except (OSError, ValueError):  # ValueError: its name contains a zero byte
+    except (OSError, ValueError):  # ValueError: the path contains a zero byte
         return place
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "not a regular file, but a pipe, a socket or a device", str(place))
@@ -26,7 +30,7 @@ def regular(path: str | os.PathLike[str]) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Returns whether a path is a file; for text that can't be a path, for example because it is too long, False."""
+    """Returns whether a path is a file. It is false for text that can't be a path, such as text that is too long."""
     try:
         return path.is_file()
     except OSError:
@@ -34,14 +38,14 @@ def is_file(path: Path) -> bool:
 
 
 def expanded(path: str | os.PathLike[str], instead: str) -> Path:
-    """Returns a path with "~" replaced by the home directory.
+    """Replaces "~" at the beginning of a path with the home directory.
 
     Args:
         path: a path that may begin with "~".
-        instead: what a user without a home directory can do, for the end of the message.
+        instead: the end of the error message: what a user without a home directory can do.
 
     Raises:
-        XCiTError: if there is no home directory, as in containers whose user is just a number.
+        XCiTError: if there is no home directory, for example in a container whose user has only a numeric id.
     """
     try:
         return Path(path).expanduser()

@@ -9,17 +9,20 @@ import torch
 
 
 def mix_seeds(*seeds: int) -> int:
-    """Combines several seeds to one 32-bit seed."""
+    """Combines several seeds into one 32-bit seed."""
     return int(np.random.SeedSequence(list(seeds)).generate_state(1)[0])
 
 
 def seed_all(*seeds: int) -> None:
-    """Seeds the three global generators, and those of the GPUs in use."""
+    """Seeds the global generators of Python, NumPy and torch, including those of the GPUs if CUDA is initialised.
+
+    Several seeds are combined into one.
+    """
     seed = mix_seeds(*seeds)
     random.seed(seed)
-    np.random.seed(seed)  # timm's augmentations draw from the global generator
-    # `torch.manual_seed` is not used: before CUDA is initialised, it stores a formatted stack trace at each call, which
-    # takes a millisecond and some memory per image.
+    np.random.seed(seed)  # timm's augmentations use NumPy's global generator
+    # `torch.manual_seed` is not used, because data loaders call this function for each image. Before CUDA is
+    # initialised, `torch.manual_seed` stores a formatted stack trace, which takes a millisecond and some memory.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
@@ -27,7 +30,7 @@ def seed_all(*seeds: int) -> None:
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """Restores the global generators on exit."""
+    """Restores the states of the global generators of Python, NumPy and torch (on the CPU) when the context ends."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

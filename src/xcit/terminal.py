@@ -1,6 +1,6 @@
-"""Protects terminals from control characters, which names of files and classes may contain, and from log lines.
+"""Escapes control characters in text for a terminal, and suppresses log lines of other packages.
 
-In text that is printed on a terminal, control characters are escaped. A file or a pipe gets the text unchanged.
+Names of files and classes may contain control characters. Text for a file or a pipe is not changed.
 """
 
 import io
@@ -14,7 +14,7 @@ from xcit.errors import escaped
 
 
 class _Escaping(io.TextIOWrapper):
-    """A text stream to a terminal that escapes control characters, except line breaks and tabs."""
+    """A text stream for a terminal. It escapes control characters, except line breaks and tabs."""
 
     def write(self, text: str) -> int:
         super().write(escaped(text, keep="\n\t"))
@@ -57,10 +57,10 @@ class _EscapingPrints(io.TextIOBase):
 
 @contextmanager
 def guard_prints() -> Iterator[None]:
-    """Escapes control characters in prints while a display is shown, which are not escaped otherwise.
+    """Escapes control characters in printed text while a progress display of rich is active.
 
-    A display replaces standard output and standard error by its own streams, so this context must be entered after the
-    display.
+    The display replaces standard output and standard error with its own streams, which do not escape. So this context
+    must be entered after the context of the display.
     """
     taken = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for name, stream in taken.items():
@@ -74,13 +74,16 @@ def guard_prints() -> Iterator[None]:
 
 
 def tell(text: str, *, err: bool = False) -> None:
-    """Prints a line; control characters are escaped if it goes to a terminal, whether that is guarded or not."""
+    """Prints a line to standard output, or to standard error if `err` is true.
+
+    On a terminal, control characters are escaped, even if `guard_terminal` was not called.
+    """
     stream = sys.stderr if err else sys.stdout
     print(escaped(text, keep="\n\t") if stream.isatty() else text, file=stream, flush=True)
 
 
 def for_drawing(stream: IO[str]) -> IO[str]:
-    """Returns the unguarded stream, for output that needs control characters, such as a progress bar."""
+    """Returns a stream that does not escape, for output that needs control characters, such as a progress bar."""
     if isinstance(stream, _Escaping):
         whole = sys.__stdout__ if stream is sys.stdout else sys.__stderr__
         assert whole is not None
@@ -91,7 +94,7 @@ def for_drawing(stream: IO[str]) -> IO[str]:
 
 @contextmanager
 def logging_only(package: str, level: int) -> Iterator[None]:
-    """Suppresses a package's log lines below a level, one of `logging`'s, while the context is active."""
+    """Suppresses a package's log lines below a level of the module `logging`, while the context is active."""
     logger = logging.getLogger(package)
     usual = logger.level
     logger.setLevel(level)

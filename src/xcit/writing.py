@@ -13,22 +13,22 @@ from pathlib import Path
 from xcit.errors import XCiTError
 
 _TEMPORARY = ".xcit-{}.tmp"
-"""Names of unfinished files. They are hidden, and new each time, so that they replace no file of a user."""
+"""Names of unfinished files. They are hidden, and contain a random part, so that no file of the user is replaced."""
 
 _MAX_LINKS = 40
-"""Number of links in a chain that the operating system follows."""
+"""Largest number of symbolic links in a chain that is followed, as in Linux."""
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a new, empty file to write; it gets the name `path` after the body has finished and the file is on disk.
+    """Yields the path of a new, empty file to write, and renames the file to `path` after the body has finished.
 
-    Until then, an earlier file of that name is unchanged; it also stays if the body fails or removes the new file.
-    If `path` is a link, its target is replaced, and the link stays. A device, a pipe or another path that is not a
-    regular file is never replaced: the bytes are written into it at the end.
+    An earlier file at `path` is unchanged until the renaming, and also if the body fails or removes the new file. If
+    `path` is a symbolic link, the target of the link is replaced. A device, a pipe or another path that is not a
+    regular file is never replaced. Instead, the content of the new file is copied into it at the end.
 
     Raises:
-        XCiTError: "<path>: can't be written: <reason>", also for an `OSError` in the body.
+        XCiTError: if `path` can't be written, or the body raises an `OSError`.
     """
     path = Path(path)
     try:
@@ -63,7 +63,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder to fill. Its entries move into `folder` when the body has finished; after a failure none remain.
+    """Yields a temporary folder to fill, and moves its entries to `folder` after the body has finished.
+
+    If the body fails, the entries are removed.
 
     Raises:
         XCiTError: if `folder` is not empty, is a file, or can't be created or written.
@@ -72,7 +74,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     if not is_new and (not folder.is_dir() or any(not _is_temporary(entry) for entry in folder.iterdir())):
         raise XCiTError(f"{folder}: is there already: choose another folder, or remove it")
     make_folder(folder)
-    # The temporary folder is inside, because `folder` may be on another disk than its parent.
+    # The temporary folder is inside `folder`, because the parent of `folder` may be on another disk.
     part = _beside(folder / "part")
     try:
         try:
@@ -83,16 +85,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(part, ignore_errors=True)
             if is_new:
-                with suppress(OSError):  # if it is not empty, the body has finished
+                with suppress(OSError):  # fails if the body has finished, because `folder` then has entries
                     folder.rmdir()
     except OSError as error:
         raise XCiTError(f"{folder}: can't be written: {error.strerror or error}") from error
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes the unfinished files of killed processes from a folder. No other process may write into it now.
+    """Removes the unfinished files of killed processes from a folder, which no other process may use at the same time.
 
-    `whole_file` gives each unfinished file a new name, so that they would otherwise fill the disk after many kills.
+    Each call of `whole_file` uses a new name, so the unfinished files of many killed processes could fill the disk.
     """
     for part in folder.glob(_TEMPORARY.format("*")):
         with suppress(OSError):
@@ -112,9 +114,9 @@ def make_folder(folder: Path) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Returns whether a path exists and takes bytes, but is not a file that could be replaced.
+    """Returns whether a path exists and can be written to, but can't be replaced by a new file.
 
-    Such paths are devices, pipes and sockets, and everything that is open as a descriptor of a process (`/dev/stdout`).
+    Examples are devices, pipes, sockets, and links to the open files of a process, such as `/dev/stdout`.
     """
     try:
         mode = path.stat().st_mode
@@ -124,7 +126,10 @@ def is_stream(path: Path) -> bool:
 
 
 def _followed(path: Path) -> Path:
-    """Returns the end of a chain of links, whether it exists or not; links in `/proc` stay, as they lead to no path."""
+    """Follows a chain of symbolic links and returns the last path, which need not exist.
+
+    Links in `/proc` are not followed, because their targets may have no path.
+    """
     for _ in range(_MAX_LINKS):
         if not path.is_symlink() or path.parent.resolve().is_relative_to("/proc"):
             return path

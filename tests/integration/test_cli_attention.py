@@ -122,7 +122,7 @@ def test_goes_on_where_an_image_cannot_be_drawn(xcit, tmp_path):
     done = xcit("attention", "a.png", "b.png", "c.jpg", "d.png", "missing.png", "--out", "maps", "--no-figures")
     assert (done.status, done.out) == (1, "maps: attention of 2 images\n")
     assert done.err.splitlines() == [
-        "xcit: b.png: 20 x 3 pixels, smaller than one patch of 4 x 4; a resize makes it larger",
+        "xcit: b.png: 20 x 3 pixels, smaller than one patch of 4 x 4; use resize to make the image larger",
         "xcit: c.jpg: not an image that can be read (it looks like text)",
         "xcit: missing.png: no such file",
         GARMENTS.rstrip(),

@@ -202,9 +202,9 @@ USAGE = [
     ("info", "Error: Missing argument 'NAME'."),
     ("train", "Error: Missing argument 'RECIPE'"),
     (f"train --resume {PICO}", f"Error: Missing argument 'RECIPE'; {PICO} was read as the value of --resume: put"),
-    (f"train --optimizer.lr 1 {PICO}", "Error: RECIPE stands before its fields, and --optimizer.lr is one"),
+    (f"train --optimizer.lr 1 {PICO}", "Error: give RECIPE before the fields: --optimizer.lr is a field"),
     (f"train {PICO} --out", "Error: Option '--out' requires an argument."),
-    (f"config {NANO} stray", "Error: 'stray' is no --FIELD VALUE"),
+    (f"config {NANO} stray", "Error: 'stray' is not of the form --FIELD VALUE"),
     (f"config {NANO} --optimizer.lr", "Error: --optimizer.lr needs a value"),
 ]
 

@@ -155,7 +155,7 @@ def test_linear_with_several_learning_rates_says_which_is_kept(xcit):
     lines = done.out.splitlines()[-4:]
     assert [line.split()[:2] for line in lines[:2]] == [["lr", "1e-06"], ["lr", "10"]]
     assert lines[2:] == [
-        "best by these very images: lr 10",
+        "best learning rate, chosen on these images: 10",
         "use it: xcit predict IMAGE... --model runs/linear/tiny/model.safetensors",
     ]
 

@@ -110,12 +110,12 @@ def test_predict_says_what_is_assumed_and_takes_what_is_given(xcit, nano) -> Non
     assert done.err.startswith(
         "xcit: mine.pth: how to prepare images is assumed: short side to 224, centre 224 x 224, "
     )
-    assert "--mean, --std and --size say otherwise\n" in done.err
+    assert "--mean, --std and --size change it\n" in done.err
     assert first_class(done) == best(nano, usual)
     refused = xcit("predict", "a.png", "--model", "mine.pth", "--key", "model_ema")
     assert refused.status == 2
     assert "the file does not say how to prepare images" in refused.err
-    assert "or say it by --mean, --std and --size" in refused.err
+    assert "or give --mean, --std and --size" in refused.err
     spec = usual.changed(mean=(0.5, 0.4, 0.3), std=(0.2,), size=96)
     given = ("--mean", 0.5, 0.4, 0.3, "--std", 0.2, "--size", 96)
     for model in (("--model", "mine.pth"), ("--model", "xcit-nano-12-p16", "--weights", "mine.pth")):

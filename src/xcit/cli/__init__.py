@@ -1,4 +1,4 @@
-"""The command line: it only parses and prints. The file of a command is imported when the command is used."""
+"""The command line, which only parses arguments and prints. A command's module is imported when the command is used."""
 
 import io
 import sys
@@ -11,36 +11,39 @@ from xcit.errors import XCiTError
 from xcit.terminal import guard_terminal
 
 USER_ERROR = 2
-"""Exit status after a mistake that stopped the command."""
+"""Exit status of a command that was stopped by a user's mistake."""
 
 SOME_FAILED = 1
-"""Exit status of a command that finished, but not with every input."""
+"""Exit status of a command that finished, but could not process some inputs."""
 
 INTERRUPTED = 130
 
 _VERBS = {
     "list": ("models", "list_", "List the models."),
-    "info": ("models", "info", "Show all that is known of a model."),
+    "info": ("models", "info", "Show all that is known about a model."),
     "predict": ("predict", "predict", "Classify images."),
     "features": ("features", "features", "Write features of images to a file."),
     "attention": ("attention", "attention", "Draw what the class token attends to."),
     "detect": ("detect", "detect", "Find objects: boxes, classes and masks."),
-    "segment": ("segment", "segment", "Give each pixel of images a class."),
+    "segment": ("segment", "segment", "Assign a class to each pixel of images."),
     "test": ("test", "test", "Measure a checkpoint on labelled images."),
-    "knn": ("knn", "knn", "Measure features by nearest neighbours."),
-    "linear": ("linear", "linear", "Measure features by a linear classifier trained on them."),
-    "train": ("train", "train", "Train by a recipe."),
+    "knn": ("knn", "knn", "Measure features with a k-nearest-neighbour classifier."),
+    "linear": ("linear", "linear", "Measure features with a linear classifier that is trained on them."),
+    "train": ("train", "train", "Train a model with a recipe."),
     "config": ("train", "config", "Print a recipe's full config."),
-    "make-data": ("make_data", "make_data", "Compose a data set to try things on."),
+    "make-data": ("make_data", "make_data", "Create a data set for experiments."),
     "bench": ("bench", "bench", "Measure a model's speed and memory on this machine."),
-    "complexity": ("bench", "complexity", "Show how a model's cost grows with the image."),
-    "max-size": ("max_size", "max_size", "Show the largest image that a model can process in some memory."),
-    "fetch": ("weights", "fetch", "Download weights, for machines that will be offline."),
-    "export": ("export", "export", "Write a model as a file that other runtimes run."),
-    "convert": ("weights", "convert", "Rewrite a checkpoint in another format."),
+    "complexity": ("bench", "complexity", "Show how a model's cost grows with the image size."),
+    "max-size": ("max_size", "max_size", "Show the largest image that a model can process in a given memory."),
+    "fetch": ("weights", "fetch", "Download weights, for example for a machine without network."),
+    "export": ("export", "export", "Export a model to a file for another runtime."),
+    "convert": ("weights", "convert", "Convert a checkpoint to another format."),
     "verify": ("weights", "verify", "Check a checkpoint: digest, names, shapes, values."),
 }
-"""Maps a command to its file, function and help text, which is here so that `xcit --help` imports no command."""
+"""Maps a command to its module, its function and its short help.
+
+The short help is in this table, so that `xcit --help` imports no command.
+"""
 
 
 class _Verbs(click.Group):
@@ -75,8 +78,11 @@ class _Verbs(click.Group):
 def _xcit() -> None:
     """XCiT (Cross-Covariance Image Transformers): classify, extract features, measure, train.
 
-    `xcit predict` without arguments runs the packaged model on the packaged images. Environment: XCIT_CACHE (cache of
-    weights), XCIT_MIRROR (a folder or URL to get them from), XCIT_DATA (named data sets), XCIT_OFFLINE=1.
+    `xcit predict` without arguments classifies the packaged images with the packaged model.
+
+    Environment variables: XCIT_CACHE is the folder for downloaded weights. XCIT_MIRROR is a folder or URL with
+    copies of the weights. XCIT_DATA is the folder of data sets that are known by name. XCIT_OFFLINE=1 forbids
+    downloads.
     """
 
 
@@ -86,12 +92,13 @@ def main() -> None:
 
 
 def run(command: click.Command, name: str) -> None:
-    """Runs a command and ends the process; a user's mistake ends in one message and exit status 2.
+    """Runs a command and ends the process. After a user's mistake, it prints one message and exits with status 2.
 
-    If the reader of our output ends early, as with `xcit list | head`, click ends the process silently.
+    If the program that reads the output ends early, as in `xcit list | head`, click ends the process without a message.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # File names may contain characters that the terminal's encoding lacks. Standard error handles this by default.
+        # File names may contain characters that the terminal's encoding does not have. Standard error escapes them by
+        # default.
         sys.stdout.reconfigure(errors="backslashreplace")
     guard_terminal()
     try:

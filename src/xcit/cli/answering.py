@@ -6,15 +6,14 @@ from xcit.cli.lines import say
 
 
 def say_model(network: Any, name: str | None, weights: str | None = None) -> None:
-    """Prints which model is used and what it knows; see `model_sentence`.
+    """Prints which model is used, its data set and its number of classes; see `model_sentence`.
 
-    If there are several processes, only the one that prints the results calls it.
-
+    With several processes, only the process that prints the results calls this function.
 
     Args:
         network: the model.
-        name: the name as given; None means the packaged model.
-        weights: the file of its weights, if they are not those of the name.
+        name: the name that the user gave; None means the packaged model.
+        weights: the weights file that the user gave; None means the weights that belong to the name.
     """
     from xcit.inference.classify import DEFAULT_MODEL
     from xcit.zoo.sentence import model_sentence

@@ -32,25 +32,28 @@ if TYPE_CHECKING:
     from xcit.explain import ChannelAttentionMaps, ClassAttentionMaps
     from xcit.models import XCiT
 
-_HELP = """Draw what the class token attends to in images: files, folders (searched through) or patterns.
+_HELP = """Draw what the class token attends to in images: files, folders (searched recursively) or patterns.
 
-Images keep their own size unless --resize is given. Without INPUT the packaged images are drawn. If an image can't be
-read, it is named with the reason, the others are processed, and the exit status is 1.
+Images keep their own size unless --resize is given. Without INPUT, the packaged images are used. If an image can't be
+read, its name and the reason are printed, the other images are processed, and the exit status is 1.
 
 \b
-For each image the folder --out gets
-  NAME-attention.png  the image, the mean of the heads over it, every head
-    NAME-overlay.png    only the mean over the image, at the image's size
-  NAME.npz            with --arrays: the numbers
-  NAME.tif            with --tiff: the mean of the heads and every head,
-                                        float32, a GeoTIFF if the image is one
-  NAME-xca.png        with --xca: covariance of the channels, block by block
-and with --xca, once, temperatures.png. Images of several folders keep their
-folders below --out.
+For each image, the folder --out gets
+  NAME-attention.png  the image, the mean of the heads over the image, and
+                      the map of each head
+  NAME-overlay.png    only the mean over the image, at the image's size
+  NAME.npz            with --arrays: the maps as arrays
+  NAME.tif            with --tiff: the mean of the heads and the map of each
+                      head, float32; a GeoTIFF if the image is georeferenced
+  NAME-xca.png        with --xca: covariance of the channels in each block
 
-For many images --parquet writes a folder of Parquet parts with the numbers instead, which a kill leaves good; --resume
-goes on with it, and INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as of xcit predict. With
-several GPUs the images are divided: torchrun --nproc-per-node 8 -m xcit attention INPUT... --out DIR --parquet
+With --xca, the folder also gets one file temperatures.png. Images from several folders keep their relative paths in
+--out.
+
+For many images, --parquet writes the maps to a folder of Parquet parts instead of these files. If the command is
+killed, --resume continues it. With --parquet, INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set,
+as in xcit predict. With several GPUs, the images are divided among them:
+torchrun --nproc-per-node 8 -m xcit attention INPUT... --out DIR --parquet
 """
 
 
@@ -60,23 +63,37 @@ several GPUs the images are divided: torchrun --nproc-per-node 8 -m xcit attenti
 @model_options
 @file_options
 @click.option(
-    "--block", type=int, default=-1, show_default=True, help="Class attention block from 0; < 0 counts from the end."
+    "--block",
+    type=int,
+    default=-1,
+    show_default=True,
+    help="Number of the class attention block, from 0; a negative number counts from the end.",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(min=0, max=1, min_open=True),
     metavar="SHARE",
-    help="Show only the largest cells that together have this share of a map, such as 0.6; by default all.",
+    help="Show only the largest cells of each map that together have this share of its sum, such as 0.6. By default, "
+    "all cells are shown.",
 )
-@click.option("--resize", type=click.IntRange(min=1), metavar="N", help="Scale the short side to N pixels first.")
-@click.option("--arrays", is_flag=True, help="Also write the numbers.")
-@click.option("--tiff", is_flag=True, help="Also write the maps as TIFF, georeferenced if the image is.")
-@click.option("--xca", is_flag=True, help="Also draw XCA's covariance of the channels and its temperatures.")
-@click.option("--no-figures", is_flag=True, help="Do not write NAME-attention.png: faster, for frames of a video.")
-@click.option("--parquet", is_flag=True, help="Write Parquet parts instead; for many images, see --resume.")
+@click.option(
+    "--resize",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Resize each image first, so that its short side has N pixels.",
+)
+@click.option("--arrays", is_flag=True, help="Also write the maps as arrays, to NAME.npz.")
+@click.option("--tiff", is_flag=True, help="Also write the maps to NAME.tif.")
+@click.option("--xca", is_flag=True, help="Also draw the covariance of the channels and the temperatures of XCA.")
+@click.option(
+    "--no-figures",
+    is_flag=True,
+    help="Do not write NAME-attention.png. This is faster, for example for frames of a video.",
+)
+@click.option("--parquet", is_flag=True, help="Write a folder of Parquet parts instead, for many images; see --resume.")
 @bulk_options(part_size=128)
 @exif_option
-@full_size_options("Stream images from their files, however large; the pictures show them small.")
+@full_size_options("Process images of any size in bounded memory. Pictures show a small copy of a large image.")
 @compute_options(batch_size=None)
 @one_voice()
 def attention(
@@ -99,7 +116,7 @@ def attention(
     dtype: str,
     large: FullSizeOptions,
 ) -> int:
-    """Draws and writes; returns the exit status."""
+    """Computes, draws and writes attention maps; returns the exit status."""
     from xcit.cli.full_size import full_size_of
     from xcit.cli.predict import packaged_images
     from xcit.cli.results import status_of
@@ -115,7 +132,7 @@ def attention(
             ("--xca", xca), ("--tiff", tiff), ("--arrays", arrays), ("--threshold", threshold is not None)
         ):  # fmt: skip
             if is_given:
-                raise XCiTError(f"give --parquet, or {name}, not both: a part has the numbers of the maps and no files")
+                raise XCiTError(f"give --parquet, or {name}, not both: --parquet writes only whole maps")
         check_resized(large.full_size, str(out))
         need_packages("Parquet", "pyarrow")
         images = open_words(inputs or tuple(map(str, packaged_images())), bulk, ignore_exif=ignore_exif)
@@ -151,7 +168,7 @@ def attention(
                 num_unreadable += 1
                 click.echo(f"xcit: {result.reason}", err=True)
             else:
-                if xca:  # computed from the image that was already read
+                if xca:  # `result.image` saves reading the image a second time
                     (inside,) = channel_attention(result.image, network, device=computer, dtype=precision)
                     channels = replace(readable(inside), source=result.source)
                 _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)
@@ -197,7 +214,7 @@ def _write_parts(out: Path, images: "Inputs", network: "XCiT", bulk: BulkOptions
         *(pa.field(name, pa.int32()) for name in ("height", "width", "block", "patch_size")),
         *(pa.field(name, kind) for name, kind in numbers.items()),
     ]
-    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # once, not for each part
+    fused, _, _ = prepare_model(network, settings["device"], settings["dtype"])  # fused once, not for each part
     results = partial(class_attention_each, model=fused, **settings)
     return write_bulk(out, images, network, bulk, columns=columns, results=results, row=row)
 
@@ -211,7 +228,7 @@ def _write(
     arrays: bool,
     threshold: float | None,
 ) -> None:
-    """Writes the files of one image, whose names begin with `place`."""
+    """Writes the files of one image. The path of each file is `place` plus an ending."""
     make_folder(place.parent)
     with whole_file(beside(place, "-overlay.png")) as part:
         maps.overlay(threshold=threshold).save(part, format="PNG")

@@ -1,4 +1,4 @@
-"""`xcit bench` and `xcit complexity`: speed, memory, and cost as a function of the number of tokens."""
+"""`xcit bench` and `xcit complexity`: measure speed and memory, and show how the cost grows with the image size."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def whole_numbers(what: str, example: str) -> Any:
-    """Returns an option's callback that converts `1` or `1,32` to a tuple of different numbers above 0."""
+    """Returns a callback for a click option. It converts `1` or `1,32` to a tuple of different numbers above 0.
+
+    Args:
+        what: what the numbers are, for the error message.
+        example: an example of the text, for the error message.
+    """
 
     def convert(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
         try:
@@ -33,16 +38,19 @@ def whole_numbers(what: str, example: str) -> Any:
 image_sizes = whole_numbers("image sizes", "224 or 224,384,1024")
 
 _threads = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads on the CPU; by default torch's own number."
+    "--threads", type=click.IntRange(min=1), help="Number of CPU threads; by default torch's own number."
 )
 
 
-_BENCH_HELP = """Measure the time and peak memory of MODEL on this machine: an architecture, a name or a weights file.
+_BENCH_HELP = """Measure the time and peak memory of MODEL on this machine.
 
-A name is measured with random weights, which take the same time, and nothing is downloaded. The time of a detector
-depends on its detections, so give a weights file of it. The model is fused for inference. The images are square and are
-not resized. Peak memory is what a forward pass of the batch needs in addition to model and input; on the CPU each
-figure takes a process.
+MODEL is an architecture, a name, a weights file or an exported file.
+
+An architecture or a name gets random weights, so that nothing is downloaded; the time is the same as with trained
+weights. The time of a detector depends on the number of detections, so give a weights file for a detector. The model
+is fused for inference, as in xcit predict. The images are random, square and not resized. Peak memory is the memory
+that a forward pass of a batch needs in addition to the model and the input. On the CPU, each peak is measured in a new
+process.
 
 \b
 Example:
@@ -53,7 +61,9 @@ Example:
 @click.command(help=_BENCH_HELP)
 @click.argument("model")
 @key_option
-@click.option("--sizes", callback=image_sizes, default="224,384", show_default=True, help="Image sides in pixels.")
+@click.option(
+    "--sizes", callback=image_sizes, default="224,384", show_default=True, help="Sides of the images in pixels."
+)
 @click.option(
     "--batch-sizes",
     callback=whole_numbers("batch sizes", "1 or 1,32"),
@@ -62,7 +72,13 @@ Example:
     help="Images per forward pass.",
 )
 @_threads
-@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Number of measurements.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Number of times that each size is measured.",
+)
 @click.option("--no-memory", is_flag=True, help="Do not measure peak memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @compute_options(batch_size=None)
@@ -78,7 +94,7 @@ def bench(
     device: str | None,
     dtype: str,
 ) -> None:
-    """Measures and prints."""
+    """Measures a model, and prints a table or JSON."""
     import json
     from typing import cast
 
@@ -132,14 +148,14 @@ def _measure(model: str, config: "SpeedConfig") -> "SpeedReport":
 
 
 def print_table(title: str, headers: tuple[str, ...], groups: list[tuple[tuple[str, ...], ...]]) -> None:
-    """Prints a table, with a line between groups of rows."""
+    """Prints a table, with a line between the groups of rows."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, file=for_drawing(sys.stdout))
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)  # a file has no width
+        console = Console(highlight=False, width=200)  # a file or pipe has no width
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in headers:
         table.add_column(name, justify="left" if name == "contender" else "right")
@@ -150,10 +166,12 @@ def print_table(title: str, headers: tuple[str, ...], groups: list[tuple[tuple[s
     console.print(table, markup=False)
 
 
-_COMPLEXITY_HELP = """Show how the cost of NAME, an architecture or a model, grows with the image.
+_COMPLEXITY_HELP = """Show how the cost of a model grows with the image size.
 
-FLOPs are counted by the published rule (multiply-accumulates, without the head), and torch FLOPs by torch's counter (2
-per multiply-accumulate). The exponents are fitted against the number of tokens: 1 is linear.
+NAME is an architecture or the name of a model. The column FLOPs contains the number of multiply-accumulates without the
+head, counted by the published rule. The column torch FLOPs contains the count of torch's own counter, which counts each
+multiply-accumulate as 2. The last row contains the exponents of power laws, which are fitted to the cost as a function
+of the number of tokens. An exponent of 1 means that the cost grows linearly.
 
 \b
 Example:
@@ -167,22 +185,30 @@ _COLUMNS = {
     "torch_flops": "torch FLOPs",
     "milliseconds": "ms/image",
 }
-"""Maps names in JSON to headings of columns."""
+"""Maps the names in the JSON output to the headings of the table's columns."""
 
 
 @click.command(help=_COMPLEXITY_HELP)
 @click.argument("name")
 @click.option(
-    "--sizes", callback=image_sizes, default="224,384,512,1024", show_default=True, help="Image sides in pixels."
+    "--sizes",
+    callback=image_sizes,
+    default="224,384,512,1024",
+    show_default=True,
+    help="Sides of the images in pixels.",
 )
-@click.option("--measure", is_flag=True, help="Also measure the fused model's time, in float32, one image at a time.")
+@click.option(
+    "--measure", is_flag=True, help="Also measure the time of the fused model, in float32 and with batch size 1."
+)
 @_threads
-@click.option("--device", help="Where to measure: cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+@click.option(
+    "--device", help="Device for --measure: cpu, cuda, cuda:1, ...; by default a GPU if there is one, else cpu."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def complexity(
     name: str, sizes: tuple[int, ...], measure: bool, threads: int | None, device: str | None, as_json: bool
 ) -> None:
-    """Counts, and measures with --measure."""
+    """Counts FLOPs, measures times with --measure, and prints a table or JSON."""
     import json
     from collections.abc import Sequence
 

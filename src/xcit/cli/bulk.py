@@ -1,4 +1,7 @@
-"""Functions that commands for many images share: inputs of every kind, and results as a folder of Parquet parts."""
+"""Functions for commands that process many images: they open the inputs, and write folders of Parquet parts.
+
+Such a folder also contains a manifest, a JSON file that lists the finished parts (see `inference/bulk.py`).
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,12 +29,15 @@ _NO_ARGUMENTS = (
     *("out", "json_path", "csv_path", "parquet", "no_pictures", "no_overlays", "no_figures", "threshold"),
     *("device", "batch_size", "resume"),
 )
-"""Parameters that do not affect rows, or that the manifest has elsewhere."""
+"""Parameters of commands that are not recorded in `arguments` of the manifest.
+
+They do not affect the rows of the result, or another entry of the manifest records them.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BulkOptions:
-    """The values of the options of `bulk_options`."""
+    """The values of the options that `bulk_options` adds."""
 
     split: "Split"
     part_size: int
@@ -39,7 +45,13 @@ class BulkOptions:
 
 
 def bulk_options(part_size: int) -> Callable[[Function], Function]:
-    """Adds --split, --resume and --part-size with this default, passed as one argument: `bulk`, a `BulkOptions`."""
+    """Returns a decorator that adds --split, --part-size and --resume to a command.
+
+    The command gets the values of these options as one argument: `bulk`, a `BulkOptions`.
+
+    Args:
+        part_size: default of --part-size.
+    """
     return grouped(
         BulkOptions,
         "bulk",
@@ -48,7 +60,7 @@ def bulk_options(part_size: int) -> Callable[[Function], Function]:
             type=click.Choice(["train", "val"]),
             default="val",
             show_default=True,
-            help="Which split of a data set.",
+            help="Split to use, if INPUT is a data set.",
         ),
         click.option(
             "--part-size",
@@ -56,14 +68,19 @@ def bulk_options(part_size: int) -> Callable[[Function], Function]:
             default=part_size,
             show_default=True,
             metavar="N",
-            help="Images per Parquet part; the results of a part are in memory at once.",
+            help="Images per Parquet part; all results of a part are in memory together.",
         ),
-        click.option("--resume", is_flag=True, help="Resume an unfinished folder of Parquet parts, or begin one."),
+        click.option(
+            "--resume", is_flag=True, help="Continue an unfinished folder of Parquet parts, or begin a new one."
+        ),
     )
 
 
 def parts_folder(out: str) -> Path | None:
-    """Returns the folder of Parquet parts that --out names (slash at the end, or no suffix); None if it is a file."""
+    """Returns the path of --out if it is a folder for Parquet parts, or None if it is a file.
+
+    --out is a folder if it ends with a slash, has no suffix, or contains a manifest.
+    """
     from xcit.inference.bulk import MANIFEST
 
     path = Path(out)
@@ -72,7 +89,7 @@ def parts_folder(out: str) -> Path | None:
 
 
 def num_processes() -> int:
-    """Returns the number of processes that torchrun started, 1 without torchrun."""
+    """Returns the number of processes that torchrun started, or 1 without torchrun."""
     if "WORLD_SIZE" not in os.environ:
         return 1
     from xcit.training.engine.distribution import num_started_processes
@@ -81,29 +98,33 @@ def num_processes() -> int:
 
 
 def check_small(bulk: BulkOptions, way: str) -> None:
-    """Refuses the options that need Parquet parts; `way` tells the user how to get Parquet parts.
+    """Checks that a command that writes no Parquet parts has no --resume and runs in one process.
+
+    Args:
+        bulk: the options.
+        way: the end of the error message, which says how to get Parquet parts.
 
     Raises:
-        XCiTError: if such an option is given.
+        XCiTError: if --resume is given, or there are several processes.
     """
     if bulk.resume:
         raise XCiTError(f"--resume is only for Parquet parts: {way}")
     if num_processes() > 1:
-        raise XCiTError(f"several processes can write one result only as Parquet parts: {way}")
+        raise XCiTError(f"several processes can write only Parquet parts: {way}")
 
 
 def check_resized(full_size: bool, out: str) -> None:
-    """Checks that --full-size is not combined with Parquet parts.
+    """Checks that a command that writes Parquet parts has no --full-size.
 
     Raises:
-        XCiTError: if it is.
+        XCiTError: if `full_size` is true.
     """
     if full_size:
-        raise XCiTError(f"{out}: --full-size writes no Parquet parts: give a file, and one image at a time")
+        raise XCiTError(f"{out}: --full-size and Parquet parts can't be combined: leave one of them out")
 
 
 def own_device(name: str | None) -> str | None:
-    """Returns the device of this process; each process on a machine with several GPUs has its own."""
+    """Returns the device name for this process. If torchrun started several processes, each process has its own GPU."""
     if num_processes() == 1 or name not in (None, "cuda"):
         return name
     import torch
@@ -112,7 +133,7 @@ def own_device(name: str | None) -> str | None:
 
 
 def open_words(inputs: tuple[str, ...], bulk: BulkOptions, *, ignore_exif: bool) -> "Inputs":
-    """Opens the input images; see `open_inputs`."""
+    """Opens the inputs of the command line (see `open_inputs`), and prints how many files were left out."""
     from xcit.data.inputs import open_inputs
 
     found = open_inputs(inputs, split=bulk.split, unit_size=bulk.part_size)
@@ -130,16 +151,18 @@ def write_bulk(
     results: Callable[[Iterable[Any]], Iterator[Any]],
     row: Callable[[Any], Mapping[str, Any]],
 ) -> int:
-    """Writes the rows of this process, prints a summary when all processes are done, and returns the exit status.
+    """Computes and writes the rows of this process, and returns the exit status.
+
+    The process that finishes last prints a summary.
 
     Args:
-        folder: folder for the parts.
-        inputs: the images.
-        network: the model, whose digest goes into the manifest.
+        folder: folder for the Parquet parts.
+        inputs: the images of all processes.
+        network: the model. The digest of its weights is written to the manifest.
         bulk: the options.
         columns: the columns after `file` and `error`, as pyarrow fields.
-        results: yields one result per image, in order.
-        row: returns the columns of a result.
+        results: a function that yields one result for each image, in order.
+        row: a function that returns the values of the columns for a result.
     """
     from xcit.cli.results import status_of
     from xcit.inference.bulk import Job, Progress, Share, write_parts
@@ -185,27 +208,27 @@ def write_bulk(
             if is_main():
                 click.echo(f"xcit: {folder}: the finished parts are kept; --resume continues", err=True)
             raise
-    if not (manifest["complete"] and worked):  # another process is the last one, and prints the summary
+    if not (manifest["complete"] and worked):  # the process that finishes last prints the summary
         return 0
     parts = manifest["parts"].values()
     num_images, num_unreadable = (sum(part[what] for part in parts) for what in ("images", "unreadable"))
     click.echo(f"{folder}: {num_images - num_unreadable} images in {len(parts)} Parquet parts")
     say_model(network, values["model"], values["weights"])
     status = status_of(num_unreadable, num_images)
-    # torchrun treats any other status as a failure: it ends the other processes, and may restart all of them.
+    # torchrun treats any status other than 0 as a failure: it ends the other processes, and may restart all of them.
     return status if share.world_size == 1 else 0
 
 
 def _is_given(value: Any) -> bool:
-    """Whether an argument differs from "not given".
+    """Returns whether the user gave an option: its value is then neither None nor False.
 
-    Only such arguments are recorded, so that a version of the command with more options can resume older results.
+    Only these options are recorded. So a later version of the command, with more options, can resume older results.
     """
     return value is not None and value is not False
 
 
 def placed(device: str | None) -> "torch.device":
-    """Returns the device of this process."""
+    """Returns the device of this process, by default a GPU if there is one, else the CPU."""
     from xcit.inference.reading import default_device
 
     return checked_device(own_device(device)) or default_device()

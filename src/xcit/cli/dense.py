@@ -1,4 +1,4 @@
-"""Functions that the commands of segmenters and detectors share: paths of results, and loading the model."""
+"""Functions that `xcit segment`, `xcit detect` and `xcit attention` share: for inputs, paths of results, and models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 def inputs_and_places(
     inputs: tuple[str, ...], out: Path, parquet: bool, bulk: BulkOptions, *, ignore_exif: bool
 ) -> "tuple[Inputs | None, list[Input], list[Path]]":
-    """Returns the images for Parquet parts, or None with the image files and the places of their results in `out`."""
+    """Returns the images of a command, and the paths of their results.
+
+    For Parquet parts, returns (inputs, [], []). Otherwise, returns (None, images, paths). Each path is in the folder
+    `out`, and has no ending yet.
+    """
     if parquet:
         need_packages("Parquet", "pyarrow")
         return open_words(inputs, bulk, ignore_exif=ignore_exif), [], []
@@ -28,14 +32,14 @@ def inputs_and_places(
 
 
 def stored_or_upright(paths: list[Path], *, ignore_exif: bool) -> "list[Input]":
-    """Returns the files as inputs that are read as stored if `ignore_exif` is true, else upright."""
+    """Returns inputs for image files. If `ignore_exif` is true, the inputs are read without the EXIF orientation."""
     from xcit.data.inputs import as_stored
 
     return [as_stored(path) if ignore_exif else path for path in paths]
 
 
 def load_dense(model: str, weights: str | None, how: FileOptions) -> Any:
-    """Loads a model by name or file, with its weights and with the preprocessing of `how`."""
+    """Loads a segmenter or detector by name or file, and applies the user's weights and options."""
     from xcit.deploy import exported_or
     from xcit.progress import download_bar
     from xcit.zoo import get_model

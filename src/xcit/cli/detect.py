@@ -30,49 +30,72 @@ if TYPE_CHECKING:
     from xcit.inference.detect import DetectedObjects
     from xcit.models.detection.mask_rcnn import MaskRCNN
 
-_HELP = """Find objects in images: files, folders (searched through) or patterns.
+_HELP = """Find objects in images: files, folders (searched recursively) or patterns.
 
-If an image can't be read, it is named with the reason, the others are processed, and the exit status is 1.
+If an image can't be read, its name and the reason are printed, the other images are processed, and the exit status is
+1.
 
 \b
-For each image the folder --out gets
+For each image, the folder --out gets
   NAME-detections.png   the image with masks, boxes, class names and scores
-and once detections.json: images, categories and annotations in COCO's format,
-each annotation with its score; the masks are packed RLE.
 
-An image is scaled as large as fits into the model's own short and long side, or into those given. With --full-size it
-is taken at its own size, however large, in stripes within --memory: the objects are those of the whole image, and none
-is cut by the edge of a tile. The picture then shows a large image small, and where the image lies on a map, or is a
-slide, NAME-detections.geojson has the masks as polygons, in map coordinates or as QuPath imports them.
+The folder also gets detections.json: images, categories and annotations of all images in COCO's format. Each annotation
+has a score, and its mask is COCO's compressed RLE.
 
-For many images --parquet writes a folder of Parquet parts instead. If it is killed, --resume continues it. INPUT may
-also be a list, a URL, tar shards, FILE.parquet or a data set, as in xcit predict. With several GPUs the images are
-divided among them: torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DIR --parquet
+An image is resized to the largest size at which its short side is at most --short-side and its long side at most
+--long-side.
+
+With --full-size, an image of any size is processed at its own size, in stripes, in the memory that --memory allows. The
+objects are the same as without stripes: no object is cut at the edge of a stripe. The picture then shows a small copy
+of a large image. If the image is georeferenced or a slide, NAME-detections.geojson contains the masks as polygons: in
+map coordinates, or for a slide in the pixel coordinates that QuPath imports.
+
+For many images, --parquet writes a folder of Parquet parts instead of these files. If the command is killed, --resume
+continues it. With --parquet, INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as in xcit
+predict. With several GPUs, the images are divided among them:
+torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DIR --parquet
 """
 
 
 @click.command(cls=CommandWithNumbers, help=_HELP)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--model", required=True, metavar="NAME|FILE", help="A detector, see xcit list --task.")
-@click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME|FILE",
+    help="A detector: a name (see xcit list --task object-detection) or a file.",
+)
+@click.option("--weights", metavar="FILE|URL", help="A file or URL with weights for --model.")
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
-@click.option("--parquet", is_flag=True, help="Write Parquet parts instead; for many images, see --resume.")
+@click.option("--parquet", is_flag=True, help="Write a folder of Parquet parts instead, for many images; see --resume.")
 @exif_option
 @bulk_options(part_size=128)
 @click.option(
-    "--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Smallest score of an object."
+    "--score",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Smallest score of an object in the results.",
 )
-@click.option("--short-side", type=click.IntRange(min=1), help="In pixels; by default the model's own.")
-@click.option("--long-side", type=click.IntRange(min=1), help="In pixels; by default in proportion to --short-side.")
+@click.option(
+    "--short-side",
+    type=click.IntRange(min=1),
+    help="Largest short side of a resized image, in pixels; by default the model's own.",
+)
+@click.option(
+    "--long-side",
+    type=click.IntRange(min=1),
+    help="Largest long side of a resized image, in pixels; by default in proportion to --short-side.",
+)
 @click.option(
     "--max-objects",
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="The most of an image; beyond 100 ten times as many proposals are looked at.",
+    help="Largest number of objects per image. Above 100, ten proposals per object are computed.",
 )
-@full_size_options("Take images at their own size, however large, in stripes.")
+@full_size_options("Process images of any size at their own size, in stripes.")
 @click.option("--no-pictures", is_flag=True, help="Do not write NAME-detections.png.")
 @device_option
 @one_voice()
@@ -93,7 +116,7 @@ def detect(
     no_pictures: bool,
     device: str | None,
 ) -> int:
-    """Detects objects and writes the results; returns the exit status."""
+    """Detects objects, writes the results, and returns the exit status."""
     from xcit.cli.full_size import full_size_of
     from xcit.cli.results import status_of
     from xcit.inference.detect import detect_each, prepare_detector
@@ -143,7 +166,7 @@ def detect(
 
 
 def _write(result: "DetectedObjects", place: Path, *, pictures: bool) -> None:
-    """Writes the files of one image."""
+    """Writes the files of one image. The path of each file is `place` plus an ending."""
     if pictures or result.is_placed:
         make_folder(place.parent)
     if result.is_placed and find_spec("rasterio") is None:
@@ -180,7 +203,7 @@ def _columns() -> list[Any]:
 
 
 class _Annotations:
-    """Detections in COCO's format."""
+    """Collects detections in COCO's format, for detections.json and for Parquet parts."""
 
     def __init__(self, network: "MaskRCNN") -> None:
         info, count = network.info, network.num_classes
@@ -190,7 +213,7 @@ class _Annotations:
         self.content: dict[str, list[dict[str, Any]]] = {"images": [], "categories": categories, "annotations": []}
 
     def row(self, result: "DetectedObjects") -> dict[str, Any]:
-        """Returns an image's columns of a Parquet part; `counts` are those of the packed RLE."""
+        """Converts a result to the columns of a Parquet part; `counts` is COCO's compressed RLE of a mask."""
         height, width = result.size
         objects = [
             {
@@ -226,6 +249,6 @@ class _Annotations:
             )
 
     def write(self, folder: Path) -> None:
-        """Writes the results so far to detections.json in a folder."""
+        """Writes the detections collected so far to detections.json in a folder."""
         with whole_file(folder / "detections.json") as file:
             file.write_text(json.dumps(self.content) + "\n", encoding="utf-8")

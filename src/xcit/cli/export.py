@@ -1,4 +1,4 @@
-"""`xcit export`: exports a model to a file that other runtimes run."""
+"""`xcit export`: exports a model to a file for another runtime."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 TARGETS = ("onnx", "openvino", "torch-export", "tensorrt", "web")
 _ENDINGS = {"openvino": "_openvino", "torch-export": ".pt2"}
 
-_HELP = """Write MODEL (a name, a weights file or a run's folder) as a file that other runtimes run.
+_HELP = """Export MODEL (a name, a weights file or a run's folder) to a file for another runtime.
 
 \b
 --to onnx          FILE.onnx for ONNX Runtime
      openvino      a folder with model.xml and model.bin
      torch-export  FILE.pt2 for torch
-     tensorrt      FILE.onnx of one size in float16, for its parser
-     web           FILE.onnx of operators that onnxruntime-web takes
+     tensorrt      FILE.onnx for TensorRT's parser: one image size, float16
+     web           FILE.onnx with operators that onnxruntime-web supports
 
-Batch, height and width are free, unless --size fixes the last two; a detector's file takes one image at a time.
-What is written is compared with the model at five sizes and two batch sizes, and the largest difference is printed; a
-file that differs is not left behind. Class names, preprocessing, task, source and licence travel inside it, so that
-xcit predict, features, segment, detect, test and bench take the file in the model's place, by its runtime.
+The exported model accepts any batch size, height and width, unless --size fixes height and width. An exported detector
+accepts one image at a time. The file is compared with the model, by default at five image sizes and two batch sizes,
+and the largest difference is printed. If the difference is too large, no file is kept. The file also contains the class
+names, the preprocessing, the task, the source and the licence. So xcit predict, features, segment, detect, test and
+bench accept the file as a model, and use its runtime.
 
 \b
 Example:
@@ -41,24 +42,42 @@ Example:
 
 @click.command(cls=CommandWithNumbers, help=_HELP)
 @click.argument("model")
-@click.option("--to", "to", type=click.Choice(TARGETS), required=True, help="What it is for.")
-@click.option("--out", metavar="FILE|DIR", help="Where to write; MODEL's name with the right ending if left out.")
-@click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
+@click.option("--to", "to", type=click.Choice(TARGETS), required=True, help="Runtime for which MODEL is exported.")
+@click.option(
+    "--out", metavar="FILE|DIR", help="File or folder to write; by default MODEL's name with the ending of the format."
+)
+@click.option("--weights", metavar="FILE|URL", help="A file or URL with weights for MODEL.")
 @file_options
 @click.option(
-    "--dtype", type=click.Choice(("float32", "float16")), help="Precision; float16 for tensorrt, else float32."
-)
-@click.option("--int8", "calibration", metavar="IMAGES", help="Whole numbers of 8 bits, by the images of this folder.")
-@click.option(
-    "--num-images", type=click.IntRange(min=1), default=128, show_default=True, help="With --int8: how many of them."
+    "--dtype",
+    type=click.Choice(("float32", "float16")),
+    help="Precision; by default float16 for tensorrt, else float32.",
 )
 @click.option(
-    "--normalize", is_flag=True, help="Subtract mean and divide by std in the graph: it takes values in 0..1."
+    "--int8", "calibration", metavar="IMAGES", help="Quantize to int8, with the images of this folder for calibration."
 )
-@click.option("--opset", type=int, metavar="N", help="Version of the ONNX operators, 18 or later; 18 if left out.")
-@click.option("--features", type=click.Choice(OUT_TYPES), help="Give these features in place of logits.")
+@click.option("--opset", type=int, metavar="N", help="Version of the ONNX operators, at least 18; by default 18.")
 @click.option(
-    "--layers", callback=block_numbers, default="-1", show_default=True, help="With --features: of these blocks."
+    "--num-images",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="With --int8: number of images for calibration.",
+)
+@click.option(
+    "--normalize",
+    is_flag=True,
+    help="Include the normalisation by mean and std. The exported model then expects pixels in 0..1.",
+)
+@click.option(
+    "--features", type=click.Choice(OUT_TYPES), help="Export a model that returns these features instead of logits."
+)
+@click.option(
+    "--layers",
+    callback=block_numbers,
+    default="-1",
+    show_default=True,
+    help="With --features: numbers of the blocks, such as -1 or 3,7,11.",
 )
 def export(
     model: str,
@@ -74,7 +93,7 @@ def export(
     layers: tuple[int, ...],
     opset: int | None,
 ) -> None:
-    """Exports the model, and prints what was written."""
+    """Exports a model, and prints a description of the file."""
     from typing import cast
 
     from xcit.deploy import FORMATS, FeatureOutput, Target, Wanted, export_model, origin_of
@@ -107,7 +126,7 @@ def export(
 
 
 def _base(model: str) -> str:
-    """Returns the default name of the file to write, without a suffix, from a model's name, file or run folder."""
+    """Returns the default name of the exported file, without suffix, for a model's name, file or run folder."""
     from xcit.zoo.names import WEIGHT_SUFFIXES
 
     name = model.rstrip("/").rpartition("/")[2].partition("#")[0]
@@ -116,7 +135,7 @@ def _base(model: str) -> str:
 
 
 def _load(model: str, weights: str | None, how: FileOptions) -> Any:
-    """Returns the model with its weights, and with the preprocessing that `how` contains."""
+    """Returns the model with its weights, after applying the preprocessing options in `how`."""
     from xcit.deploy import weights_of
     from xcit.progress import download_bar
     from xcit.zoo import get_model
@@ -135,7 +154,9 @@ def _load(model: str, weights: str | None, how: FileOptions) -> Any:
 
 
 def _batches(network: Any, images: str, num_images: int, size: int | None) -> "Iterator[Tensor]":
-    """Yields the images of a folder, prepared for the model, one per batch; unreadable images are reported and skipped.
+    """Yields images of a folder for calibration, preprocessed for the model, one per batch.
+
+    An unreadable image is reported and skipped.
 
     Raises:
         XCiTError: if no image can be read.

@@ -1,4 +1,4 @@
-"""`xcit features`: writes features of images to a file."""
+"""`xcit features`: writes features of images to a file or a folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
 
 def block_numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    """An option's callback that parses numbers of blocks; negative numbers count from the end."""
+    """Parses block numbers such as `3,7,11` to a tuple. This function is a callback for click options."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -55,25 +55,25 @@ def block_numbers(context: click.Context, parameter: click.Parameter, text: str)
     "--out",
     required=True,
     metavar="FILE|DIR",
-    help="FILE.npz, .parquet or .safetensors; .npy or .zarr for a map at full size; or DIR for Parquet parts of many "
-    "images, see --resume.",
+    help="FILE.npz, FILE.parquet or FILE.safetensors; FILE.npy or FILE.zarr for one map with --full-size; or DIR for "
+    "Parquet parts, for many images (see --resume).",
 )
 @model_options
 @file_options
 @click.option(
     "--out-type",
     type=click.Choice(OUT_TYPES),
-    show_default="what the model pools: cls_token, or avg_featmap",
-    help="Which features to write.",
+    show_default="what the model itself pools: cls_token or avg_featmap",
+    help="Class token, map of the patch tokens, mean of the map, or all tokens (raw).",
 )
 @click.option(
     "--layers",
     callback=block_numbers,
     default="-1",
     show_default=True,
-    help="Blocks, as -1 or 3,7,11; < 0 counts from the end.",
+    help="Numbers of the blocks, such as -1 or 3,7,11; a negative number counts from the end.",
 )
-@full_size_options("Take images as they are, however large: neither resized nor cropped.")
+@full_size_options("Process images of any size at their own size, without resizing or cropping.")
 @exif_option
 @bulk_options(part_size=1024)
 @compute_options(batch_size=32)
@@ -93,18 +93,21 @@ def features(
     dtype: str,
     large: FullSizeOptions,
 ) -> int:
-    """Write features of images (files, folders or patterns) to a file, with their file names.
+    """Write features of images (files, folders or patterns) to a file, together with the names of the images.
 
-    If an image can't be read, it is named with the reason, the others are processed, and the exit status is 1. With
-    --full-size an image of any size is processed at its own size in bounded memory. Its map of tokens (--out-type
-    featmap) is written to FILE.npy or FILE.zarr, float32 (H, W, D), with the position of its cells (FILE.json, or the
-    array's attributes) and a picture of its principal components (FILE.png).
+    If an image can't be read, its name and the reason are printed, the other images are processed, and the exit status
+    is 1.
+
+    With --full-size, an image of any size is processed at its own size in bounded memory. With --out-type featmap, the
+    map of one image can be written to FILE.npy or FILE.zarr, as float32 (H, W, D). The position of the map's cells in
+    the image is written to FILE.json, or to the attributes of the Zarr array. A picture of the map's principal
+    components is written to FILE.png.
 
     INPUT may also be @FILE (a list with one path or URL per line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
     FILE.tar), FILE.parquet, or a data set (fashion-mnist, cifar10, cifar100, hf:NAME).
 
-    For many images --out DIR (no suffix, or a slash at the end) writes a folder of Parquet parts. If it is killed,
-    --resume continues it. With several GPUs the images are divided among them:
+    For many images, --out DIR (without suffix, or with a slash at the end) writes a folder of Parquet parts. If the
+    command is killed, --resume continues it. With several GPUs, the images are divided among them:
     torchrun --nproc-per-node 8 -m xcit features INPUT... --out DIR
     """
     from typing import cast
@@ -126,7 +129,7 @@ def features(
         path = Path(out)
         if not (large.full_size and out_type == "featmap" and len(layers) == 1):
             raise XCiTError(
-                f"{out}: a {path.suffix} file is for one map: --full-size --out-type featmap and one of --layers"
+                f"{out}: a {path.suffix} file is for one map: give --full-size, --out-type featmap and one block"
             )
         passed_by = PassedBy()
         paths = find_images(inputs, passed_by)

@@ -1,6 +1,7 @@
-"""The names of all recipes' fields, so that a typing mistake is reported before torch is imported.
+"""The names of the config fields of all recipes, so that a misspelled name is reported before torch is imported.
 
-A recipe knows its own fields, but reading it imports torch. `tests/unit/cli/test_fields.py` compares both.
+The recipes themselves define the fields, but importing a recipe imports torch. `tests/unit/cli/test_fields.py` checks
+that this list and the recipes agree.
 """
 
 _BY_SECTION = {

@@ -1,4 +1,4 @@
-"""The files of commands for many images: which images are read, and the names of the results."""
+"""Chooses which image files a command reads, and the names of its result files."""
 
 import os
 from collections.abc import Sequence
@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 
 def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
-    """Returns the input images except those in `out`, where an earlier run may have written pictures.
+    """Returns the image files of the inputs, without the files in the folder `out`.
 
-    An image in `out` that is named as an input itself is kept. A line on standard error says what was left out.
+    Files in `out` may be results of an earlier run. But a file in `out` is kept if its own path is one of the inputs. A
+    line on standard error says how many files were left out.
+
+    Raises:
+        XCiTError: if there are no images, or all images are in `out`.
     """
     from xcit.images.find import find_images
     from xcit.images.passed_by import PassedBy
@@ -32,13 +36,16 @@ def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
 
 
 def say_passed_by(passed_by: "PassedBy") -> None:
-    """Prints a line on standard error if a search for images left out files; the line says which kinds and how many."""
+    """Prints a line on standard error if a search for images left out files: how many files, and of which types."""
     if str(passed_by) and is_main():
         say(f"xcit: left out: {passed_by}", err=True, indent=2)
 
 
 def result_names(paths: Sequence[Path]) -> list[Path]:
-    """Returns names for each image's results: its path below the common folder, without suffix if that is unique."""
+    """Returns a name for the results of each image: the image's path relative to the common folder of all images.
+
+    The suffixes are removed, unless two images would get the same name.
+    """
     names = [Path("stdin" if str(path) == "-" else path) for path in paths]
     places = [Path(os.path.abspath(name)) for name in names]  # noqa: PTH100  (Path.absolute keeps "..")
     top = os.path.commonpath([place.parent for place in places])
@@ -48,5 +55,5 @@ def result_names(paths: Sequence[Path]) -> list[Path]:
 
 
 def beside(place: Path, ending: str) -> Path:
-    """Returns a file whose name is that of a path plus an ending."""
+    """Returns a path with an ending appended to its last part."""
     return place.with_name(f"{place.name}{ending}")

@@ -1,4 +1,4 @@
-"""Interprets the options of `full_size_options`; shows a progress bar over all passes, and a line per image."""
+"""Interprets the options that `full_size_options` adds, and shows a progress bar and a report line per image."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def full_size_of(large: "FullSizeOptions", *, num_images: int) -> Iterator["FullSize | None"]:
-    """Yields how images are processed at their own size, or None without --full-size.
+    """Yields the settings for images that are processed at their own size, or None without --full-size.
 
     Raises:
-        XCiTError: if other options are given without --full-size, or one of them is invalid.
+        XCiTError: if an option is invalid, or needs --full-size and --full-size is not given.
     """
     if not large.full_size:
         for name in large.given():
@@ -45,11 +45,11 @@ def full_size_of(large: "FullSizeOptions", *, num_images: int) -> Iterator["Full
     )
 
     with progress_bar("full size", unit="rows") as bar:
-        shown = 0  # progress of the current image
+        shown = 0  # number of rows of the current image that are done
 
         def progress(done: int, total: int) -> None:
             nonlocal shown
-            bar.set_total(total * num_images)  # other images may have other sizes
+            bar.set_total(total * num_images)  # an estimate, because the images may differ in size
             bar.advance(done - shown)
             shown = done
 

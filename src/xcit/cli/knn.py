@@ -1,4 +1,4 @@
-"""`xcit knn`: measures a model's features by nearest neighbours."""
+"""`xcit knn`: measures a model's features with a k-nearest-neighbour classifier."""
 
 import click
 
@@ -24,7 +24,13 @@ from xcit.cli.processes import is_main, one_voice
 @click.option(
     "--k", "ks", callback=numbers(int), metavar="K...", help="Numbers of neighbours; by default 10 20 100 200."
 )
-@click.option("--temperature", type=float, default=0.07, show_default=True, help="A vote is exp(similarity / this).")
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.07,
+    show_default=True,
+    help="A neighbour's vote has the weight exp(similarity / temperature).",
+)
 @holdout_option
 @compute_options(batch_size=128)
 @one_voice()
@@ -43,11 +49,11 @@ def knn(
     device: str | None,
     dtype: str,
 ) -> int:
-    """Measure the features of MODEL, a name or a weights file, by nearest neighbours; nothing is trained.
+    """Measure the features of MODEL (a name or a weights file) with a k-nearest-neighbour classifier.
 
-    DATA has images by class: neighbours are searched among the training images (train), and the validation images (val)
-    are classified. If an image can't be read, it is named with the reason, the others are processed, and the exit
-    status is 1.
+    DATA is a folder of images by class. Each validation image (val) is classified by the votes of its nearest
+    neighbours among the training images (train). Nothing is trained. If an image can't be read, its name and the reason
+    are printed, the other images are processed, and the exit status is 1.
 
     With several GPUs: torchrun --nproc-per-node 8 -m xcit knn MODEL --data DIR
     """

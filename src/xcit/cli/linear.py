@@ -1,4 +1,4 @@
-"""`xcit linear`: measures a model's features by a linear classifier that is trained on them."""
+"""`xcit linear`: measures a model's features with a linear classifier that is trained on them."""
 
 import shlex
 from pathlib import Path
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 @click.command(cls=CommandWithNumbers)
 @feature_options
 @file_options
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default runs/linear/MODEL.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; by default runs/linear/MODEL.")
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint in the run's folder, if there is one.")
 @click.option(
     "--no-augmentation",
     is_flag=True,
-    help="Train on centre crops, whose features are computed once: fast, and not the published protocol.",
+    help="Train on centre crops. This is fast, because features are computed only once. But it is not the published "
+    "protocol.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True, help="Epochs of training.")
+@click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True, help="Number of training epochs.")
 @click.option(
     "--lr",
     "lrs",
@@ -43,20 +44,20 @@ if TYPE_CHECKING:
     metavar="LR...",
     default="0.001",
     show_default=True,
-    help="Learning rates for a batch of 256, scaled in proportion for others; of several the best is kept.",
+    help="Learning rates for a batch size of 256, scaled in proportion to the batch size; the best classifier is kept.",
 )
 @click.option(
     "--class-weights",
     callback=numbers(float),
     metavar="WEIGHT...",
-    help="Weight of each class in the loss, in the order of the folders' names; by default all are equal.",
+    help="Weight of each class in the loss, in the order of the folders' names; by default all weights are equal.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=1024,
     show_default=True,
-    help="Images per step, over all processes.",
+    help="Images per training step, in all processes together.",
 )
 @device_option
 @one_voice()
@@ -77,11 +78,11 @@ def linear(
     batch_size: int,
     device: str | None,
 ) -> int:
-    """Train a linear classifier on the frozen features of MODEL, a name or a weights file, and measure it.
+    """Train a linear classifier on the frozen features of MODEL (a name or a weights file), and measure it.
 
-    DATA has images by class for training (train) and for evaluation (val). The run's folder gets the same files as with
-    `xcit train`; its model.safetensors is the whole classifier, for `xcit predict`. SIGTERM or Ctrl-C saves and ends
-    with status 75.
+    DATA is a folder of images by class, for training (train) and for evaluation (val). The run's folder gets the same
+    files as with `xcit train`. The file model.safetensors contains the backbone and the linear classifier, for
+    `xcit predict`. After SIGTERM or Ctrl-C, the run is saved and ends with status 75.
 
     With several GPUs: torchrun --nproc-per-node 8 -m xcit linear MODEL --data DIR
     """
@@ -135,7 +136,7 @@ def _print_report(report: "LinearReport", directory: Path) -> None:
             indent=11,
         )
     if len(report.accuracies) > 1:
-        click.echo(f"best by these very images: lr {report.best.lr:g}")
+        click.echo(f"best learning rate, chosen on these images: {report.best.lr:g}")
     weights = directory / "model.safetensors"
     click.echo(f"use it: xcit predict IMAGE... --model {shlex.quote(str(weights))}")
     if report.unreadable:

@@ -1,4 +1,4 @@
-"""Prints lines that fit the terminal; in a file or pipe they are not wrapped."""
+"""Prints lines that are wrapped to the width of the terminal. Lines for a file or a pipe are not wrapped."""
 
 import shutil
 import sys
@@ -9,29 +9,32 @@ import click
 
 
 def terminal_width(*, err: bool = False) -> int | None:
-    """Returns the columns of the terminal for standard output, or with `err` for standard error.
+    """Returns the number of columns of the terminal, or None if standard output is not a terminal.
 
-    None if there is none.
+    If `err` is true, standard error counts instead of standard output.
     """
     stream = sys.stderr if err else sys.stdout
     return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 def say(text: str, *, err: bool = False, indent: int = 0) -> None:
-    """Prints a line, wrapped between words if the terminal is narrow; the continuation is indented."""
+    """Prints a line to standard output, or to standard error if `err` is true.
+
+    On a narrow terminal, the line is wrapped between words, and its continuation is indented by `indent` columns.
+    """
     width = terminal_width(err=err)
     if width is not None and len(text) > width:
         text = textwrap.fill(
             text,
             max(width, indent + 20),
             subsequent_indent=" " * indent,
-            break_long_words=False,  # a path can then be copied
+            break_long_words=False,  # so that a long path can be copied
             break_on_hyphens=False,
         )
     click.echo(text, err=err)
 
 
 def say_rows(rows: Iterable[tuple[str, str]]) -> None:
-    """Prints lines of a label and a text."""
+    """Prints each label and its text on a line."""
     for label, text in rows:
         say(f"{label:14s} {text}", indent=15)

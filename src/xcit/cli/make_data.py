@@ -1,4 +1,4 @@
-"""`xcit make-data`: composes data sets."""
+"""`xcit make-data`: creates data sets for experiments."""
 
 from pathlib import Path
 
@@ -10,19 +10,29 @@ TASKS = ("segmentation", "detection")
 
 @click.command("make-data")
 @click.argument("kind", type=click.Choice(KINDS))
-@click.option("--task", type=click.Choice(TASKS), required=True, help="The kind of labels.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
+@click.option("--task", type=click.Choice(TASKS), required=True, help="Task that the labels are for.")
 @click.option(
-    "--train", "num_train", type=click.IntRange(min=1), default=2000, show_default=True, help="Training scenes."
+    "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="New folder for the data set."
 )
-@click.option("--val", "num_val", type=click.IntRange(min=1), default=200, show_default=True, help="Validation scenes.")
+@click.option(
+    "--train",
+    "num_train",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="Number of training scenes.",
+)
+@click.option(
+    "--val", "num_val", type=click.IntRange(min=1), default=200, show_default=True, help="Number of validation scenes."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def make_data(kind: str, task: str, out: Path, num_train: int, num_val: int, seed: int) -> None:
-    """Compose a data set with exact labels in the folder --out.
+    """Create a data set with exact labels in the folder --out.
 
-    fashion-scenes: several overlapping Fashion-MNIST garments per image, on a textured background. Training scenes use
-    its training images, validation scenes its test images. For segmentation: images, label maps and classes.txt. For
-    detection: images, and boxes and masks in COCO's format. `xcit train --data` reads both.
+    fashion-scenes: each image (scene) shows several overlapping garments of Fashion-MNIST on a textured background.
+    Training scenes use Fashion-MNIST's training images, and validation scenes use its test images. For segmentation,
+    the folder gets images, label maps and classes.txt. For detection, it gets images, and boxes and masks in COCO's
+    format. `xcit train --data` can read both.
     """
     from xcit.data.detection_scenes import write_detection_scenes
     from xcit.data.fashion_scenes import write_segmentation_scenes

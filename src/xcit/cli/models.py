@@ -1,4 +1,4 @@
-"""`xcit list` and `xcit info`: the available models."""
+"""`xcit list` and `xcit info`: list the available models, and describe a model."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ TASKS = ("image-classification", "image-features", "semantic-segmentation", "obj
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
-    """List the models whose names match PATTERN (shell-style; the beginning of a name is enough)."""
+    """List the models whose names match PATTERN: a shell-style pattern, or the beginning of a name."""
     import json
 
     from xcit.errors import XCiTError
@@ -71,7 +71,11 @@ _COLUMNS = (
 @key_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(name: str, key: str | None, as_json: bool) -> None:
-    """Show architecture, counts, accuracies, preprocessing and sources of a model, or what a weights file contains."""
+    """Show what is known about a model or a weights file.
+
+    For a model: its architecture, numbers of parameters and FLOPs, accuracies, preprocessing and sources. For a weights
+    file: its format, architecture, classes and preprocessing.
+    """
     import dataclasses
     import json
 
@@ -105,7 +109,7 @@ def info(name: str, key: str | None, as_json: bool) -> None:
 
 
 def _print_file(name: str, as_json: bool) -> None:
-    """Prints what a file holds: stated in its metadata, known by its name or digest, or assumed from its tensors."""
+    """Prints what is known about a weights file, from its metadata, its name, its digest or its tensors."""
     import json
 
     from xcit.config import to_dict

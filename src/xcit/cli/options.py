@@ -19,7 +19,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
-    """Returns one decorator that adds several options, in the order in which they are given."""
+    """Returns a decorator that adds several options to a command, in the given order."""
 
     def add(function: Function) -> Function:
         for option in reversed(options):
@@ -30,7 +30,13 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
 
 
 def grouped(kind: type[Any], argument: str, *options: Callable[[Any], Any]) -> Callable[[Function], Function]:
-    """Like `together`, but passes the options as one argument: a dataclass `kind` with a field for each option."""
+    """Like `together`, but the command gets the values of the options as one argument.
+
+    Args:
+        kind: the class of the argument, a dataclass with a field for each option.
+        argument: the name of the argument.
+        options: the options.
+    """
     names = [field.name for field in fields(kind)]
 
     def add(function: Function) -> Function:
@@ -43,13 +49,17 @@ def grouped(kind: type[Any], argument: str, *options: Callable[[Any], Any]) -> C
     return add
 
 
-device_option = click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+device_option = click.option("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one, else cpu.")
 
 key_option = click.option("--key", metavar="KEY", help="Which weights to use, if the file has several sets.")
 
 
 def compute_options(batch_size: int | None) -> Callable[[Function], Function]:
-    """Adds --batch-size with this default (None leaves it out), --device and --dtype."""
+    """Returns a decorator that adds --batch-size, --device and --dtype to a command.
+
+    Args:
+        batch_size: default of --batch-size; None leaves --batch-size out.
+    """
     size = click.option(
         "--batch-size",
         type=click.IntRange(min=1),
@@ -57,13 +67,15 @@ def compute_options(batch_size: int | None) -> Callable[[Function], Function]:
         show_default=True,
         help="Images per forward pass.",
     )
-    dtype = click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Precision.")
+    dtype = click.option(
+        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Dtype of the model."
+    )
     return together(*([] if batch_size is None else [size]), device_option, dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileOptions:
-    """The values of the options of `file_options`; None keeps the value of the name or the file."""
+    """The values of the options that `file_options` adds. None keeps the value that belongs to the model."""
 
     key: str | None = None
     stem_strides: tuple[int, ...] | None = None
@@ -72,11 +84,11 @@ class FileOptions:
     size: int | None = None
 
     def changes(self, weights: str | None) -> bool:
-        """Returns whether these options or `weights` change the weights or the shape of the named model."""
+        """Returns whether `weights` or these options change the weights or the architecture of the named model."""
         return not (weights is None and self.key is None and self.stem_strides is None)
 
     def apply(self, model: Any, name: str) -> None:
-        """Changes a model's preprocessing, and prints on standard error if it is assumed."""
+        """Applies --mean, --std and --size to a model, and prints a line if its preprocessing is only assumed."""
         from xcit.cli.processes import is_main
         from xcit.inference.preparing import prepare_otherwise
 
@@ -85,44 +97,58 @@ class FileOptions:
         if getattr(info, "assumed", False) and is_main():
             click.echo(
                 f"xcit: {name}: how to prepare images is assumed: {info.preprocessing.sentence()}; --mean, --std and "
-                "--size say otherwise",
+                "--size change it",
                 err=True,
             )
 
 
 def file_options(function: Function) -> Function:
-    """Adds --key, --stem-strides, --mean, --std and --size, passed as one argument: `how`, a `FileOptions`.
+    """Adds --key, --stem-strides, --mean, --std and --size to a command, which must be a `CommandWithNumbers`.
 
-    The command must be a `CommandWithNumbers`.
+    The command gets the values of these options as one argument: `how`, a `FileOptions`.
     """
     number = "NUMBER..."
     add = grouped(
         FileOptions,
         "how",
-        click.option("--key", metavar="KEY", help="Which weights to use, if a file has several: student, model_ema."),
+        click.option(
+            "--key",
+            metavar="KEY",
+            help="Which weights to use, if the file has several sets, such as student or model_ema.",
+        ),
         click.option(
             "--stem-strides",
             callback=numbers(int),
             metavar=number,
-            help="Strides of the stem's convolutions, as 1 1 2 2.",
+            help="Strides of the stem's convolutions, such as 1 1 2 2.",
         ),
         click.option(
             "--mean",
             callback=numbers(float),
             metavar=number,
-            help="For pixels in 0..1: one per channel, or one for all.",
+            help="Mean for the normalisation of pixels in 0..1: one number per channel, or one for all.",
         ),
-        click.option("--std", callback=numbers(float), metavar=number, help="Standard deviation; see --mean."),
-        click.option("--size", type=click.IntRange(min=1), metavar="N", help="Side of the model's input, in pixels."),
+        click.option(
+            "--std",
+            callback=numbers(float),
+            metavar=number,
+            help="Standard deviation for the normalisation; see --mean.",
+        ),
+        click.option(
+            "--size",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Side of the model's input, in pixels; for segmenters and detectors the short side.",
+        ),
     )
     return add(function)
 
 
 def file_with_key(name: str, key: str | None) -> str:
-    """Appends the key to a path or URL of weights; a name of the zoo has no key.
+    """Returns `name#key` for a path or URL of weights, or the name itself if the key is None.
 
     Raises:
-        XCiTError: if there is a key, but no file.
+        XCiTError: if there is a key, but the name is not a file or a URL.
     """
     from xcit.errors import XCiTError
     from xcit.zoo.names import is_file
@@ -130,13 +156,13 @@ def file_with_key(name: str, key: str | None) -> str:
     if key is None:
         return name
     if not (is_file(name) or "://" in name):
-        raise XCiTError(f"--key {key} chooses among the weights of a file, and {name} is none")
+        raise XCiTError(f"--key {key} chooses among the weights of a file, but {name} is not a file")
     return f"{name}#{key}"
 
 
 model_options = together(
     click.option(
-        "--model", help="A name (`xcit list`), a file, a folder or hf-hub:USER/REPO; by default the packaged model."
+        "--model", help="A name (see `xcit list`), a file, a folder or hf-hub:USER/REPO; by default the packaged model."
     ),
     click.option("--weights", metavar="FILE", help="A file or URL with weights for --model, in any format."),
 )
@@ -144,7 +170,7 @@ model_options = together(
 
 @dataclass(frozen=True, kw_only=True)
 class FullSizeOptions:
-    """The values of the options of `full_size_options`; None means that an option was not given."""
+    """The values of the options that `full_size_options` adds; None means that an option was not given."""
 
     full_size: bool = False
     memory: str | None = None
@@ -158,16 +184,19 @@ class FullSizeOptions:
     mask: str | None = None
 
     def given(self) -> list[str]:
-        """Returns the options that were given."""
+        """Returns the names of the options that were given, except --full-size."""
         names = {"value_range": "range", "token_dtype": "token-dtype"}
         given = (field.name for field in fields(self)[1:] if getattr(self, field.name) is not None)
         return [f"--{names.get(name, name)}" for name in given]
 
 
 def full_size_options(help_: str) -> Callable[[Function], Function]:
-    """Adds --full-size with this help, and its further options, passed as one argument: `large`, a `FullSizeOptions`.
+    """Returns a decorator that adds --full-size, and the options that need it, to a `CommandWithNumbers`.
 
-    The command must be a `CommandWithNumbers`.
+    The command gets the values of these options as one argument: `large`, a `FullSizeOptions`.
+
+    Args:
+        help_: help text of --full-size.
     """
     return grouped(
         FullSizeOptions,
@@ -176,82 +205,99 @@ def full_size_options(help_: str) -> Callable[[Function], Function]:
         click.option(
             "--memory",
             metavar="SIZE",
-            help="With --full-size: most memory beside the loaded model, as 4GB; by default half of what is free.",
+            help="With --full-size: limit of the memory in addition to the loaded model, such as 4GB; by default half "
+            "of the free memory.",
         ),
-        click.option("--scratch", metavar="DIR", help="With --full-size: folder for tokens that do not fit."),
+        click.option(
+            "--scratch", metavar="DIR", help="With --full-size: folder for tokens that do not fit into memory."
+        ),
         click.option(
             "--token-dtype",
             type=click.Choice(DTYPES[:2]),
-            help="With --full-size: dtype of tokens between blocks; bfloat16 halves their size, and is not exact.",
+            help="With --full-size: dtype of the tokens between blocks; bfloat16 halves their size, but rounds them.",
         ),
         click.option(
-            "--level", type=click.IntRange(min=0), help="With --full-size: level of a pyramid, 0 is the largest."
+            "--level", type=click.IntRange(min=0), help="With --full-size: level of an image pyramid; 0 is the largest."
         ),
         click.option(
-            "--mpp", type=float, metavar="NUMBER", help="With --full-size: micrometres per pixel of a slide, as 0.5."
+            "--mpp",
+            type=float,
+            metavar="NUMBER",
+            help="With --full-size: resolution to read from a slide, in micrometres per pixel, such as 0.5.",
         ),
         click.option(
             "--bands",
             callback=numbers(int),
             metavar="NUMBER...",
-            help="With --full-size: the channels in the model's order, counted from 1, as 3 2 1.",
+            help="With --full-size: channels of the image to use, from 1, in the model's order, such as 3 2 1.",
         ),
         click.option(
             "--range",
             "value_range",
             callback=numbers(float),
             metavar="LOW,HIGH",
-            help="With --full-size: the values that become 0 and 1, as 0,3000; others are clipped.",
+            help="With --full-size: pixel values that become 0 and 1, such as 0,3000; other values are clipped.",
         ),
         click.option(
             "--region",
             callback=numbers(int),
             metavar="X,Y,WIDTH,HEIGHT",
-            help="With --full-size: the part to use, in pixels.",
+            help="With --full-size: part of the image to process, in pixels.",
         ),
         click.option(
             "--mask",
             metavar="FILE",
-            help="With --full-size: an image of any size; pixels that are 0 in it do not count (empty in maps).",
+            help="With --full-size: mask image of any size; pixels are left out where the mask is 0.",
         ),
     )
 
 
 def window_options(help_: str) -> Callable[[Function], Function]:
-    """Adds --slide with this help, --window and --stride, for `sliding_window`."""
+    """Returns a decorator that adds --slide, --window and --stride to a command; see `sliding_window`.
+
+    Args:
+        help_: help text of --slide.
+    """
     return together(
         click.option("--slide", is_flag=True, help=help_),
         click.option(
-            "--window", type=click.IntRange(min=1), default=512, show_default=True, help="Side of the window in pixels."
+            "--window",
+            type=click.IntRange(min=1),
+            default=512,
+            show_default=True,
+            help="Side of the sliding window, in pixels.",
         ),
         click.option(
-            "--stride", type=click.IntRange(min=1), help="Pixels from window to window; by default two thirds of it."
+            "--stride",
+            type=click.IntRange(min=1),
+            help="Step of the sliding window in pixels; by default two thirds of --window.",
         ),
     )
 
 
 def sliding_window(slide: bool, size: int, stride: int | None) -> "SlidingWindow | None":
-    """Returns the window that the options of `window_options` describe; None if images are segmented as a whole."""
+    """Returns the window that the options of `window_options` describe, or None without --slide."""
     from xcit.inference.segment import SlidingWindow
 
     return SlidingWindow(size=size, stride=stride or max(1, round(size * 2 / 3))) if slide else None
 
 
 exif_option = click.option(
-    "--ignore-exif", is_flag=True, help="Take pixels as they are stored, not as a viewer turns them by EXIF."
+    "--ignore-exif", is_flag=True, help="Read the pixels as they are stored, without the rotation in the EXIF data."
 )
 
 class_map_option = click.option(
     "--class-map",
     metavar="FILE",
-    help="JSON or CSV: which class is meant by the name of a folder or label, by name or index.",
+    help="JSON or CSV file that maps the name of each folder or label to a class of the model (its name or index).",
 )
 
 holdout_option = click.option(
     "--holdout",
     type=click.FloatRange(min=0),
     metavar="N|SHARE",
-    help="Measure on the training images that a run with this holdout held out: a number, or a share below 1.",
+    help="Measure on the training images that a run with this holdout did not train on: a number of images, or a share "
+    "below 1.",
 )
 
 feature_options = together(
@@ -259,16 +305,23 @@ feature_options = together(
     click.option("--data", required=True, help="A folder with train/CLASS/... and val/CLASS/..., or fashion-mnist."),
     class_map_option,
     click.option("--weights", metavar="FILE", help="A file or URL with weights for MODEL, in any format."),
-    click.option("--no-cache", is_flag=True, help="Do not cache features, and use no cached ones."),
+    click.option("--no-cache", is_flag=True, help="Neither read nor write cached features."),
     click.option(
-        "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images."
+        "--workers",
+        type=click.IntRange(min=0),
+        default=2,
+        show_default=True,
+        help="Number of processes that read images.",
     ),
 )
-"""MODEL, --data, --class-map, --weights, --no-cache and --workers, for commands that measure features."""
+"""Adds MODEL, --data, --class-map, --weights, --no-cache and --workers to commands that measure features."""
 
 
 def numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """Returns an option's callback: `10 20` (in a `CommandWithNumbers`) or `10,20` becomes a tuple of numbers."""
+    """Returns a callback for a click option. It converts text such as `10,20` to a tuple of numbers.
+
+    In a `CommandWithNumbers`, the user can also write `10 20`.
+    """
 
     def convert(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int | float, ...] | None:
         try:
@@ -281,14 +334,14 @@ def numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Par
 
 
 class CommandWithNumbers(click.Command):
-    """A command in which options with a metavar such as `K...` take all the numbers that follow: --k 10 20."""
+    """A command whose options accept several numbers, as in --k 10 20, if their metavar ends in `...`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Joins the numbers after such an option by commas."""
+        """Joins the numbers after an option with commas, before click parses the arguments."""
         options = (option for option in self.params if isinstance(option, click.Option))
         lists = {name for option in options if (option.metavar or "").endswith("...") for name in option.opts}
         joined: list[str] = []
-        is_value = False  # whether the last word holds numbers of such an option
+        is_value = False  # whether the last word is a value of an option for numbers
         for word in args:
             if is_value and _is_number(word):
                 joined[-1] += f",{word}"
@@ -310,10 +363,16 @@ def _is_number(word: str) -> bool:
 def load_model(
     name: str | None, weights: str | None, device: "torch.device | None", how: FileOptions = FileOptions()
 ) -> "XCiT":
-    """Returns a model with weights and preprocessing, by name or file; None means the packaged model.
+    """Returns a classifier or backbone by name or file, with its weights and preprocessing.
+
+    Args:
+        name: a name or a file; None means the packaged model.
+        weights: a file or URL with weights; None means the weights that belong to the name.
+        device: where the model is loaded; None means the CPU.
+        how: the user's options for the file and the preprocessing.
 
     Raises:
-        XCiTError: if the model can't be loaded, or is a file without preprocessing.
+        XCiTError: if the model can't be loaded, or its preprocessing is unknown.
     """
     from xcit.deploy import exported_or
     from xcit.errors import XCiTError
@@ -340,14 +399,14 @@ def load_model(
     how.apply(model, weights or name or DEFAULT_MODEL)
     if model.info is None:
         raise XCiTError(
-            f"{name}: the file does not say how to prepare images; give the model's name in its place, and "
-            f"--weights {name}, or say it by --mean, --std and --size"
+            f"{name}: the file does not say how to prepare images; give the model's name instead, with "
+            f"--weights {name}, or give --mean, --std and --size"
         )
     return model
 
 
 def checked_device(name: str | None) -> "torch.device | None":
-    """Returns a device by name.
+    """Returns the device with this name, or None if the name is None.
 
     Raises:
         XCiTError: if this machine has no such device.
@@ -364,7 +423,7 @@ def checked_device(name: str | None) -> "torch.device | None":
 
 
 def checked_dtype(name: str) -> "torch.dtype":
-    """Returns the dtype of torch for one of `DTYPES`."""
+    """Returns the torch dtype with this name, which is one of `DTYPES`."""
     import torch
 
     dtype: torch.dtype = getattr(torch, name)

@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @model_options
 @file_options
-@click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show per image.")
-@click.option("--json", "json_path", metavar="FILE", help="Write JSON to FILE, - for standard output.")
-@click.option("--csv", "csv_path", metavar="FILE", help="Write CSV to FILE, - for standard output.")
-@full_size_options("Take images as they are, however large: neither resized nor cropped.")
-@click.option("--out", metavar="DIR", help="Write Parquet parts into DIR: for many images, see --resume.")
+@click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Number of classes per image.")
+@click.option("--json", "json_path", metavar="FILE", help="Write JSON to FILE; - means standard output.")
+@click.option("--csv", "csv_path", metavar="FILE", help="Write CSV to FILE; - means standard output.")
+@full_size_options("Process images of any size at their own size, without resizing or cropping.")
+@click.option("--out", metavar="DIR", help="Write a folder of Parquet parts, for many images; see --resume.")
 @exif_option
 @bulk_options(part_size=1024)
 @compute_options(batch_size=32)
@@ -69,15 +69,16 @@ def predict(
 ) -> int:
     """Classify images: files, folders (searched recursively) or patterns such as 'photos/**/*.jpg'.
 
-    Without INPUT the packaged images are classified. If an image can't be read, it is named with the reason, the others
-    are processed, and the exit status is 1. With --full-size an image of any size is processed at its own size in
-    bounded memory; TIFF and other large formats (docs/any-resolution.md) are read row by row.
+    Without INPUT, the packaged images are classified. If an image can't be read, its name and the reason are printed,
+    the other images are processed, and the exit status is 1. With --full-size, an image of any size is processed at its
+    own size in bounded memory. TIFF and other formats for large images (docs/any-resolution.md) are then read row by
+    row.
 
     INPUT may also be @FILE (a list with one path or URL per line), a URL (https, s3, gs, ...), tar shards (wds:PATTERN,
     FILE.tar), FILE.parquet, or a data set (fashion-mnist, cifar10, cifar100, hf:NAME).
 
-    For many images --out DIR writes a folder of Parquet parts. If it is killed, --resume continues it. With several
-    GPUs the images are divided among them: torchrun --nproc-per-node 8 -m xcit predict INPUT... --out DIR
+    For many images, --out DIR writes a folder of Parquet parts. If the command is killed, --resume continues it. With
+    several GPUs, the images are divided among them: torchrun --nproc-per-node 8 -m xcit predict INPUT... --out DIR
     """
     from xcit.cli.full_size import full_size_of
     from xcit.cli.results import open_results, status_of
@@ -91,9 +92,7 @@ def predict(
             raise XCiTError("give --out, or --json or --csv, not both")
         folder = parts_folder(out)
         if folder is None:
-            raise XCiTError(
-                f"{out}: predictions go to a folder of Parquet parts: --out {out}/; or give --json or --csv"
-            )
+            raise XCiTError(f"{out}: --out must be a folder, for Parquet parts: give --out {out}/, or --json or --csv")
         check_resized(large.full_size, out)
         computer = placed(device)
         network = load_model(model, weights, computer, how)
@@ -150,5 +149,8 @@ def _predict_parts(folder: Path, images: "Inputs", network: "XCiT", bulk: BulkOp
 
 
 def packaged_images() -> list[Path]:
-    """Returns the packaged images: from Fashion-MNIST's test split, each named by its true class."""
+    """Returns the paths of the packaged images, which are from Fashion-MNIST's test split.
+
+    The name of each file is the true class of the image.
+    """
     return sorted((Path(__file__).parents[1] / "zoo" / "packaged" / "images").glob("*.png"))

@@ -1,4 +1,4 @@
-"""Functions for commands that may run in several processes, of which only one prints."""
+"""Functions for commands that torchrun may start in several processes. Only the main process prints."""
 
 import os
 import sys
@@ -10,25 +10,28 @@ import click
 from xcit.errors import XCiTError
 
 STOPPED = 75
-"""Exit status of a run that was saved and stopped by a signal: sysexits' EX_TEMPFAIL, which means try again."""
+"""Exit status of a run that a signal stopped, after the run was saved. It is EX_TEMPFAIL of sysexits.h: "try again"."""
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints, among those that torchrun started."""
+    """Returns whether this is the main process: the only process, or the process with rank 0."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Lets one process print an error that occurs in all processes; the others end with the same status, silently."""
+    """Lets only the main process print an error of the user.
+
+    The other processes exit with the same status and print nothing, because the error occurs in all processes.
+    """
     try:
         yield
     except (XCiTError, click.UsageError) as error:
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-            # torchrun's summary shows this without a traceback. A mistake in a single process is not shown anywhere
-            # else.
+            # torchrun's summary shows the recorded error without a traceback. If an error occurs only in a process that
+            # is not the main one, the summary is the only place that shows it.
             ErrorHandler().record_exception(XCiTError(str(error)))
         if is_main():
             raise

@@ -1,4 +1,4 @@
-"""Destinations of results that arrive one image after another: the screen, a JSON file or a CSV file."""
+"""Writes classification results, one image at a time, to the screen, a JSON file or a CSV file."""
 
 import csv
 import json
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Results(Protocol):
-    """Takes results as they arrive."""
+    """A destination for results, which are added one image at a time."""
 
     def add(self, result: "Prediction | Unreadable") -> None:
         """Writes one result."""
 
 
 class ScreenResults:
-    """Prints a few lines per image on standard output, and unreadable images on standard error."""
+    """Prints the name and the classes of each image on standard output; prints errors on standard error."""
 
     def add(self, result: "Prediction | Unreadable") -> None:
         """Prints one result."""
@@ -40,7 +40,10 @@ class ScreenResults:
 
 
 class JSONResults:
-    """Writes one array of objects: `{"file", "classes": [{"name", "index", "score"}]}` or `{"file", "error"}`."""
+    """Writes a JSON array with an object for each image.
+
+    The object is `{"file", "classes": [{"name", "index", "score"}]}` or, for an unreadable image, `{"file", "error"}`.
+    """
 
     def __init__(self, file: IO[str]) -> None:
         self._file, self._count, self.num_readable = file, 0, 0
@@ -65,7 +68,7 @@ class JSONResults:
 
 
 class CSVResults:
-    """Writes a row per class: file, rank from 1, index, name, score, error."""
+    """Writes a CSV row for each class of an image: file, rank (from 1), index, name, score, error."""
 
     def __init__(self, file: IO[str]) -> None:
         self._rows, self.num_readable = csv.writer(file), 0
@@ -86,10 +89,11 @@ class CSVResults:
 
 @contextmanager
 def open_results(json_path: str | None, csv_path: str | None) -> Iterator[Results]:
-    """Yields the destination of results. A file gets its name when it is complete, or after an interrupt.
+    """Yields the destination of the results: the file of one of the paths, or the screen if both paths are None.
 
-    An earlier file with that name is replaced only by a complete one: after an interrupt the new file is called
-    NAME.part. If no input could be read, an earlier file stays.
+    An earlier file is replaced only when the new file is complete. After an interrupt, the incomplete results are
+    written to the file; if there is an earlier file, they are written to NAME.part instead. If no input could be read,
+    an earlier file is kept.
 
     Raises:
         XCiTError: if both paths are given, or the file can't be written.
@@ -111,19 +115,19 @@ def open_results(json_path: str | None, csv_path: str | None) -> Iterator[Result
 
 
 class _NoResults(Exception):  # noqa: N818  (it is no error)
-    """No input could be read, and an earlier result exists."""
+    """Raised if no input could be read, so that an earlier result is kept."""
 
 
 @contextmanager
 def _output(path: str) -> Iterator[IO[str]]:
     if path == "-":
         yield sys.stdout
-        sys.stdout.flush()  # here, where a closed pipe is handled
+        sys.stdout.flush()  # an error of a closed pipe is then raised here, where it is handled
         return
     target = Path(path)
     if target.is_dir():
         raise XCiTError(f"{path}: a folder, not a file for results")
-    if is_stream(target):  # its reader gets each result at once
+    if is_stream(target):  # written directly, so that a reader of the pipe gets each result at once
         with _opened(target) as file:
             yield file
         return
@@ -144,12 +148,12 @@ def _output(path: str) -> Iterator[IO[str]]:
 
 
 def _opened(path: Path) -> IO[str]:
-    # A file name with bytes that are not text is written with \udc.., as in JSON.
+    # Bytes of a file name that are not valid text are written as escapes such as \udc80, as in JSON.
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def status_of(num_unreadable: int, num_images: int) -> int:
-    """Returns the exit status of a command for several images; prints how many could not be read, if any."""
+    """Returns the exit status of a command for several images; prints how many images could not be read, if any."""
     from xcit.cli import SOME_FAILED
 
     if not num_unreadable:

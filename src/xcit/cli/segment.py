@@ -36,50 +36,61 @@ if TYPE_CHECKING:
     from xcit.inference.segment import Segmentation
     from xcit.inference.segment_full_size import LargeSegmentation
 
-_HELP = """Give each pixel of images a class: files, folders (searched through) or patterns.
+_HELP = """Assign a class to each pixel of images: files, folders (searched recursively) or patterns.
 
-If an image can't be read, it is named with the reason, the others are processed, and the exit status is 1.
+If an image can't be read, its name and the reason are printed, the other images are processed, and the exit status is
+1.
 
 \b
-For each image the folder --out gets
-  NAME-labels.png   the class of each pixel, as a palette image of its size
+For each image, the folder --out gets
+  NAME-labels.png   the class of each pixel, as a palette image
   NAME-overlay.png  the classes' colours over the image, with a legend
-and once areas.json: each image's share of each class. Images of several
-folders keep their folders below --out.
 
---slide moves a window over an image and averages where windows overlap. With --full-size the image is not scaled, and
-memory does not grow with it: for maps and panoramas of any size.
+The folder also gets areas.json: for each image, the share of each class. Images from several folders keep their
+relative paths in --out.
+
+--slide moves a window over each image, and averages the logits where windows overlap. With --slide --full-size, the
+image is not resized, and the memory for the logits does not grow with the image.
 
 \b
---full-size alone takes images of any size through in stripes, in bounded
-memory, with the labels of the whole image. It writes other files:
-  NAME-labels.tif   the class of each pixel: tiled, with a palette, overviews,
-                    and the image's place on the map; 255 is unlabelled
-  NAME-overlay.png  the classes' colours over a small picture
-Georeferenced images, slides and many others are read by rows. --memory bounds
-the memory, and a run on scratch files resumes if it was killed.
+--full-size without --slide processes images of any size in stripes, in
+bounded memory. The labels are the same as without stripes. The files are:
+  NAME-labels.tif   the class of each pixel: a tiled TIFF with a palette and
+                    overviews; it is georeferenced if the image is; 255 means
+                    unlabelled
+  NAME-overlay.png  the classes' colours over a small copy of the image
 
---polygons adds NAME-labels.geojson: the outlines of all areas, in map coordinates or as QuPath reads them.
+In this mode, georeferenced images, slides and many other formats are read row by row, and --memory limits the memory.
+If a run that uses scratch files is killed, the same command continues the run.
 
-For many images --parquet writes a folder of Parquet parts instead. If it is killed, --resume continues it. INPUT may
-also be a list, a URL, tar shards, FILE.parquet or a data set, as in xcit predict. With several GPUs the images are
-divided among them: torchrun --nproc-per-node 8 -m xcit segment INPUT... --out DIR --parquet
+--polygons also writes NAME-labels.geojson: the outlines of all areas, in map coordinates, or in the pixel coordinates
+that QuPath reads.
+
+For many images, --parquet writes a folder of Parquet parts instead of these files. If the command is killed, --resume
+continues it. With --parquet, INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set, as in xcit
+predict. With several GPUs, the images are divided among them:
+torchrun --nproc-per-node 8 -m xcit segment INPUT... --out DIR --parquet
 """
 
 
 @click.command(cls=CommandWithNumbers, help=_HELP)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--model", required=True, metavar="NAME|FILE", help="A segmenter, see xcit list --task.")
-@click.option("--weights", metavar="FILE|URL", help="Weights to load into the model of that name.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME|FILE",
+    help="A segmenter: a name (see xcit list --task semantic-segmentation) or a file.",
+)
+@click.option("--weights", metavar="FILE|URL", help="A file or URL with weights for --model.")
 @file_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
-@click.option("--parquet", is_flag=True, help="Write Parquet parts instead; for many images, see --resume.")
+@click.option("--parquet", is_flag=True, help="Write a folder of Parquet parts instead, for many images; see --resume.")
 @exif_option
 @bulk_options(part_size=128)
-@window_options("Go over each image by a window.")
-@full_size_options("Take images at their own size, however large, in stripes.")
+@window_options("Segment each image with a sliding window.")
+@full_size_options("Process images of any size at their own size, in stripes.")
 @click.option("--keep-size", is_flag=True, hidden=True)
-@click.option("--polygons", is_flag=True, help="Also write NAME-labels.geojson: the areas' outlines.")
+@click.option("--polygons", is_flag=True, help="Also write the outlines of all areas to NAME-labels.geojson.")
 @click.option("--no-overlays", is_flag=True, help="Do not write NAME-overlay.png.")
 @compute_options(batch_size=None)
 @one_voice()
@@ -102,7 +113,7 @@ def segment(
     device: str | None,
     dtype: str,
 ) -> int:
-    """Segments images and writes the results; returns the exit status."""
+    """Segments images, writes the results, and returns the exit status."""
     from xcit.cli.full_size import full_size_of
     from xcit.cli.results import status_of
     from xcit.inference.segment import prepare_segmenter, segment_each
@@ -119,7 +130,7 @@ def segment(
     check_task(model, "semantic-segmentation")
     images, paths, places = inputs_and_places(inputs, out, parquet, bulk, ignore_exif=ignore_exif)
     if parquet and polygons:
-        raise XCiTError("--polygons is for files, --parquet writes none: give one of the two")
+        raise XCiTError("give --polygons or --parquet, not both: --parquet writes no other files")
     computer, precision = placed(device), checked_dtype(dtype)
     built = load_dense(model, weights, how)
     network, info, _ = prepare_segmenter(built, computer, precision, what=model)
@@ -143,13 +154,17 @@ def segment(
 
 
 def _check_no_stripes(large: FullSizeOptions) -> None:
-    """Raises an `XCiTError` if an option for whole images in stripes was given together with --slide."""
+    """Checks, for a command with --slide, that no option that needs --full-size was given.
+
+    Raises:
+        XCiTError: if such an option was given: --slide does not process images in stripes.
+    """
     for name in large.given():
-        raise XCiTError(f"{name} is for whole images in stripes, and --slide goes over them by a window: leave one out")
+        raise XCiTError(f"{name} is for whole images in stripes, but --slide uses a window: leave one of them out")
 
 
 class _Files:
-    """Writes the results of images; `areas` contains, for each image, the share of each class."""
+    """Writes the files of results. `areas` contains, for each image, the share of each class."""
 
     def __init__(self, *, overlays: bool, polygons: bool) -> None:
         self._overlays, self._polygons = overlays, polygons
@@ -197,7 +212,7 @@ def _columns() -> list[Any]:
 
 
 def _row(result: "Segmentation") -> dict[str, Any]:
-    """Returns a result's columns; the label map is a palette PNG."""
+    """Converts a result to the columns of a Parquet part; the label map is stored as a palette PNG."""
     buffer = io.BytesIO()
     result.picture().save(buffer, format="PNG")
     height, width = result.labels.shape

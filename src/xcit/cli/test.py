@@ -32,26 +32,42 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--data",
     required=True,
-    help="A folder (ImageNet's val, images by class, scenes with label maps, or COCO), or a known name.",
+    help="A folder (ImageNet's val, images by class, images with label maps, or COCO), or a known name such as "
+    "fashion-mnist.",
 )
 @click.option(
-    "--protocol", type=click.Choice(PROTOCOLS), help="How ImageNet's images are resized; by default as in mmpretrain."
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    help="Published preprocessing of ImageNet's images; by default mmpretrain's.",
 )
 @file_options
-@window_options("For segmentation: move a window over each image instead of taking it as a whole.")
+@window_options("For segmentation: use a sliding window instead of the whole image.")
 @holdout_option
 @class_map_option
 @click.option(
-    "--ignore", type=click.IntRange(0, 255), metavar="LABEL", help="For segmentation: a label that does not count."
+    "--ignore",
+    type=click.IntRange(0, 255),
+    metavar="LABEL",
+    help="For segmentation: a label whose pixels do not count.",
 )
 @click.option(
-    "--ignore-exif", is_flag=True, help="Boxes and label maps refer to stored pixels, not to the rotated image."
+    "--ignore-exif",
+    is_flag=True,
+    help="Boxes and label maps refer to the stored pixels, not to the image that EXIF rotates.",
 )
-@click.option("--full-size", is_flag=True, help="For scenes and boxes: take images at their own size, in stripes.")
-@click.option("--memory", metavar="SIZE", help="With --full-size: most memory beside the loaded model, as 4GB.")
-@click.option("--scratch", metavar="DIR", help="With --full-size: folder for what does not fit.")
+@click.option(
+    "--full-size", is_flag=True, help="For segmentation and detection: process images at their own size, in stripes."
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="With --full-size: limit of the memory in addition to the loaded model, such as 4GB.",
+)
+@click.option("--scratch", metavar="DIR", help="With --full-size: folder for tokens that do not fit into memory.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; by default runs/test/CONFIG.")
-@click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read images.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Number of processes that read images."
+)
 @compute_options(batch_size=64)
 def test(
     config: str,
@@ -75,12 +91,12 @@ def test(
     device: str | None,
     dtype: str,
 ) -> int:
-    """Measure CHECKPOINT (a file, a URL or a name) by the recipe CONFIG.
+    """Measure CHECKPOINT (a file, a URL or a name) on labelled images, with the task and preprocessing of CONFIG.
 
-    CONFIG is a recipe's name, or the path of mmpretrain's config of that name. For classification this prints top-1,
-    top-5 and loss, and writes report.json, confusion.csv and confusion.png. For segmentation it prints mIoU, mAcc and
-    aAcc, and writes report.json, iou.csv and confusion.csv. For detection it prints COCO's twelve numbers of boxes and
-    of masks, and writes report.json.
+    CONFIG is the name of a recipe, the path of mmpretrain's config with the same name, or a run's config.yaml. For
+    classification, the command prints top-1, top-5 and loss, and writes report.json, confusion.csv and confusion.png.
+    For segmentation, it prints mIoU, mAcc and aAcc, and writes report.json, iou.csv and confusion.csv. For detection,
+    it prints COCO's twelve metrics for boxes and for masks, and writes report.json.
     """
     from typing import cast
 
@@ -129,7 +145,11 @@ def test(
 
 
 def _budget(full_size: bool, memory: str | None, scratch: str | None) -> "Budget | None":
-    """Returns the memory and disk space for images at their own size, or None without --full-size."""
+    """Returns the memory limit and the scratch folder for --full-size, or None without --full-size.
+
+    Raises:
+        XCiTError: if --memory or --scratch is given without --full-size.
+    """
     from xcit.errors import XCiTError
     from xcit.streaming import Budget, as_budget
 
@@ -143,5 +163,5 @@ def _budget(full_size: bool, memory: str | None, scratch: str | None) -> "Budget
 
 def _folder(config: str) -> Path:
     path = Path(config)
-    # All configs of runs have the name config.yaml, so the name of the run's folder is used.
+    # The configs of all runs have the same name, config.yaml, so the name of the run's folder is used.
     return Path("runs") / "test" / (path.parent.name if path.name == "config.yaml" else path.stem)

@@ -1,4 +1,4 @@
-"""`xcit train` and `xcit config`: recipes."""
+"""`xcit train` and `xcit config`: train models with recipes, and print the configs of recipes."""
 
 import shlex
 from collections.abc import Iterable
@@ -18,23 +18,25 @@ if TYPE_CHECKING:
 
 _OPTIONS = ("data", "out", "resume", "device")
 
-_TRAIN_HELP = """Train by RECIPE: a name (`xcit config` lists them), or a run's config.yaml.
+_TRAIN_HELP = """Train a model with RECIPE: a name (`xcit config` lists the names), or a run's config.yaml.
 
-Any field of the config can be set by its dotted name, as in --schedule.epochs 10; `xcit config RECIPE` shows them all.
+Any field of the config can be set by its dotted name, as in --schedule.epochs 10. `xcit config RECIPE` prints all
+fields.
 
 \b
 The run's folder gets
-    config.yaml        every field as it was used; it can serve as RECIPE
-  log.jsonl          a line for some of the steps and for every epoch
-  curves.png         loss, figures and learning rate over the epochs
-    last.pt            the latest checkpoint, for --resume
-    best.pt            the checkpoint with the best figure
-    step-*.pt          the latest N checkpoints, with --run.keep_checkpoints N
-    model.safetensors  the last weights, for `xcit predict --model`; of a DINO
-                       run the teacher's backbone, for `xcit features --model`
-    best.safetensors   the weights with the best figure
-    model-adapter      and best-adapter instead, with --lora.rank N: what was
-                       learned beside the weights that the run started from
+  config.yaml        all fields of the config; it can be used as RECIPE
+  log.jsonl          a line for every epoch, and for some of the steps
+  curves.png         loss, metrics and learning rate over the epochs
+  last.pt            the latest checkpoint, for --resume
+  best.pt            the checkpoint with the best metric
+  step-*.pt          the latest N checkpoints, with --run.keep_checkpoints N
+  model.safetensors  the last weights, for `xcit predict --model`; for a DINO
+                     run the teacher's backbone, for `xcit features --model`
+  best.safetensors   the weights with the best metric
+  model-adapter      with --lora.rank N, instead of model.safetensors: only
+                     the LoRA weights
+  best-adapter       with --lora.rank N, instead of best.safetensors
   unreadable.txt     images that could not be read, if there were any
 
 \b
@@ -44,31 +46,34 @@ run.batch_size is the batch size of all processes together:
 
 \b
 Exit status:
-  0    trained to the end
-    2    a mistake, or a run that can't continue; one line says what to do
-    75   stopped by SIGTERM or SIGINT (Ctrl-C) and saved; --resume continues
-  130  Ctrl-C before the training began, or a second time: not saved
+  0    the training finished
+  2    a mistake of the user, or a run that can't continue; one line says
+       what to do
+  75   the run was stopped by SIGTERM or SIGINT (Ctrl-C) and was saved;
+       --resume continues the run
+  130  the run was stopped by Ctrl-C before the training began, or by a
+       second Ctrl-C; it was not saved
 """
 
 
 @click.command(help=_TRAIN_HELP, context_settings={"ignore_unknown_options": True})
 @click.argument("recipe", required=False, metavar="RECIPE")
-@click.option("--data", metavar="DATA", help="A folder of images by class, or a known name such as fashion-mnist.")
+@click.option("--data", metavar="DATA", help="Folder of the data set, or a known name such as fashion-mnist.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The run's folder; by default that of RECIPE if it is a run's config.yaml, else runs/NAME.",
+    help="Folder of the run; by default the folder of RECIPE if RECIPE is a run's config.yaml, else runs/NAME.",
 )
 @click.option(
     "--resume",
     is_flag=False,
     flag_value="auto",
     metavar="[auto|PATH]",
-    help="Resume. Alone or with auto: from the last checkpoint in the run's folder, or begin if there is none. With "
-    "PATH: from that checkpoint, or from the last one in that folder.",
+    help="Resume a run. Without a value, or with auto: from the last checkpoint in the run's folder; if there is no "
+    "checkpoint, the run begins. With PATH: from this checkpoint, or from the last checkpoint in this folder.",
 )
-@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; a GPU if there is one, else cpu.")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one, else cpu.")
 @click.argument("changes", nargs=-1, type=click.UNPROCESSED, metavar="[--FIELD VALUE]...")
 @one_voice()
 def train(
@@ -79,7 +84,7 @@ def train(
     device: str | None,
     changes: tuple[str, ...],
 ) -> int:
-    """Trains; returns the exit status."""
+    """Trains a model, and returns the exit status."""
     need_packages("training", "timm")
     if recipe is None:
         taken = (
@@ -141,9 +146,9 @@ def _print_result(directory: Path, figures: dict[str, float], task: str) -> None
 @click.argument("recipe", required=False)
 @click.argument("changes", nargs=-1, type=click.UNPROCESSED, metavar="[--FIELD VALUE]...")
 def config(recipe: str | None, changes: tuple[str, ...]) -> None:
-    """Print the full config of RECIPE, a name or a run's config.yaml, as YAML; without one, list the recipes.
+    """Print the full config of RECIPE (a name or a run's config.yaml) as YAML. Without RECIPE, list the recipes.
 
-    Any field can be set by its dotted name, as in --schedule.epochs 10, to see what `xcit train` would do with it.
+    Any field can be set by its dotted name, as in --schedule.epochs 10, to see the config that `xcit train` would use.
     """
     if recipe is None:
         _list_recipes()
@@ -168,7 +173,13 @@ def _list_recipes() -> None:
 
 
 def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -> "TrainingConfig":
-    """Returns a recipe with some fields set; `options` are the command's own options, for suggestions in errors."""
+    """Returns the config of a recipe, with some fields changed.
+
+    Args:
+        recipe: a name or a run's config.yaml.
+        pairs: text values by dotted name.
+        options: the command's own options, for suggestions in error messages.
+    """
     # Names may also be spelled like the options of other commands: --class-map, --class-weights, --ignore.
     pairs = {name.replace("-", "_"): value for name, value in pairs.items()}
     pairs = {"ignore_index" if name == "ignore" else name: value for name, value in pairs.items()}
@@ -180,7 +191,11 @@ def _config(recipe: str, pairs: dict[str, str], options: tuple[str, ...] = ()) -
 
 
 def _check_names(names: Iterable[str], options: tuple[str, ...]) -> None:
-    """Checks that some recipe has each name, before torch is imported."""
+    """Checks, before torch is imported, that each name is a field of at least one recipe.
+
+    Raises:
+        XCiTError: if a name is not a field of any recipe; the message suggests the nearest field or option.
+    """
     from difflib import get_close_matches
 
     from xcit.cli.fields import FIELDS
@@ -197,13 +212,13 @@ def _check_names(names: Iterable[str], options: tuple[str, ...]) -> None:
 def _pairs(recipe: str, changes: tuple[str, ...]) -> dict[str, str]:
     """Converts `--a.b 1` or `--a.b=1` to {"a.b": "1"}."""
     if recipe.startswith("--"):
-        raise click.UsageError(f"RECIPE stands before its fields, and {recipe} is one")
+        raise click.UsageError(f"give RECIPE before the fields: {recipe} is a field")
     pairs: dict[str, str] = {}
     words = list(changes)
     while words:
         name = words.pop(0)
         if not name.startswith("--"):
-            raise click.UsageError(f"{name!r} is no --FIELD VALUE")
+            raise click.UsageError(f"{name!r} is not of the form --FIELD VALUE")
         name, equals, value = name[2:].partition("=")
         if not equals:
             if not words:

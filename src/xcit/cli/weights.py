@@ -13,7 +13,10 @@ FORMATS = ("xcit", "official", "timm", "mmpretrain", "dino", "mmseg", "mmdet", "
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option(
-    "--to", "folder", type=click.Path(path_type=Path), help="A folder that can serve as XCIT_MIRROR elsewhere."
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder for the weights instead of the cache. Another machine can use the folder as XCIT_MIRROR.",
 )
 def fetch(names: tuple[str, ...], folder: Path | None) -> int:
     """Download weights to the cache or to a folder. NAME may be a pattern, as in `xcit list`."""
@@ -44,20 +47,27 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
 @click.command()
 @click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Format of the tensors' names.")
-@click.option("--key", help="Which weights of SOURCE, if it has several sets, such as student in a DINO file.")
-@click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
-@click.option("--licence", default="", metavar="NAME", help="With --to timm-hub: of the weights, as apache-2.0.")
+@click.option("--to", "to", type=click.Choice(FORMATS), required=True, help="Format of DESTINATION.")
 @click.option(
-    "--report", type=click.Path(path_type=Path), help="With --to timm-hub: a report.json of `xcit test`, for the card."
+    "--key", help="Which weights of SOURCE to convert, if it has several sets, such as student in a DINO file."
+)
+@click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
+@click.option(
+    "--licence", default="", metavar="NAME", help="With --to timm-hub: licence of the weights, such as apache-2.0."
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="With --to timm-hub: a report.json of `xcit test`, for the model card.",
 )
 def convert(
     source: str, destination: Path, to: str, key: str | None, overwrite: bool, licence: str, report: Path | None
 ) -> None:
-    """Rewrite the checkpoint SOURCE as DESTINATION, bit for bit.
+    """Convert the checkpoint SOURCE to DESTINATION, without changing the values of the weights.
 
-    SOURCE is a file of any format, a model's folder, or hf-hub:USER/REPO. DESTINATION ends in .safetensors or .pth;
-    with --to timm-hub it is a folder for the Hub, which timm and transformers load where they have such a model.
+    SOURCE is a file of any format, a model's folder, or hf-hub:USER/REPO. DESTINATION is a file ending in .safetensors
+    or .pth. With --to timm-hub, DESTINATION is a folder for the Hugging Face Hub. timm and transformers can load the
+    folder, if they have this architecture.
     """
     from xcit.zoo import convert as convert_file
     from xcit.zoo.folders import is_for_timm
@@ -66,7 +76,7 @@ def convert(
     num_tensors = len(stored.state if stored.set_aside else stored.whole)
     click.echo(f"{source} ({stored.format}) -> {destination} ({to}): {num_tensors} tensors")
     if to == "timm-hub" and not is_for_timm(destination):
-        click.echo("timm and transformers have no such model: xcit alone loads this folder")
+        click.echo("timm and transformers have no such model: only xcit can load this folder")
     if stored.set_aside:
         click.echo(
             f"left out, because they are not part of the classifier: {', '.join(stored.set_aside[:5])}, "
@@ -77,12 +87,13 @@ def convert(
 @click.command()
 @click.argument("name_or_path", required=False)
 @key_option
-@click.option("--all", "is_all", is_flag=True, help="Check every model of the zoo, and download missing ones.")
+@click.option("--all", "is_all", is_flag=True, help="Check all models of `xcit list`, and download missing weights.")
 def verify(name_or_path: str | None, key: str | None, is_all: bool) -> int:
-    """Check a model of the zoo or a file: digest, names and shapes, finite values, parameter count.
+    """Check the weights of a model or a file: digest, names and shapes, finite values, number of parameters.
 
-    With --all every model is downloaded to the cache and checked, with a line for each, and failures are named at the
-    end. A run that was stopped continues with the models that are missing.
+    With --all, all models are downloaded to the cache and checked. The command prints a line for each model, and lists
+    the failures at the end. If the command is stopped and started again, it downloads only weights that are missing in
+    the cache.
     """
     if is_all == (name_or_path is not None):
         raise click.UsageError("give a name or a path, or --all")
@@ -107,7 +118,7 @@ def verify(name_or_path: str | None, key: str | None, is_all: bool) -> int:
 
 
 def _verify_all() -> int:
-    """Checks every model of the zoo; those that can only be downloaded with a browser do not count as failures."""
+    """Checks all models. A model that can only be downloaded with a browser does not count as a failure."""
     from xcit.cli import SOME_FAILED
     from xcit.errors import XCiTError, printable_line
     from xcit.progress import download_bar

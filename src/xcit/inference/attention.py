@@ -1,7 +1,7 @@
 """Computes attention as arrays: the class token's attention over the patches, and XCA's attention between channels.
 
-Shapes: `h`, `w` pixels of the image, `H = ceil(h / patch)`, `W = ceil(w / patch)` cells of the token grid, `N = H*W`,
-`D` width, `M` heads, `C = D/M` channels per head, `L` XCA blocks.
+Shapes: `h`, `w` height and width of the image in pixels, `H = ceil(h / patch)`, `W = ceil(w / patch)` size of the token
+grid, `N = H*W` cells of the grid, `D` width of the model, `M` heads, `C = D/M` channels per head, `L` XCA blocks.
 """
 
 import os
@@ -35,7 +35,7 @@ from xcit.streaming.budget import Memory
 
 Numbers = np.ndarray[Any, np.dtype[np.float32]]
 Inputs = tuple[Any, ...]
-"""The arguments of a call of a block."""
+"""The positional arguments with which a block is called."""
 
 Kind = TypeVar("Kind", bound=np.generic)
 
@@ -46,20 +46,20 @@ _NUM_AHEAD = 2
 class ClassAttentionMaps:
     """The attention of an image's class token in one class attention block.
 
-    For each head the map and `class_token` are parts of one softmax, so `heads.sum(axis=(1, 2)) + class_token` is 1.
-    Cell (i, j) of the grid is centred on pixel (i * patch_size, j * patch_size); `to_pixels` places it there. Cells
-    that a mask leaves out of an image at full size are NaN in `heads`.
+    One softmax per head covers the patches and the class token, so `heads.sum(axis=(1, 2)) + class_token` is 1. The
+    centre of cell (i, j) of the grid is pixel (i * patch_size, j * patch_size); `to_pixels` uses this position. If a
+    mask is used with an image at full size, the cells that the mask leaves out are NaN in `heads`.
 
     Attributes:
-        source: the image's path, or its place in the input.
-        image: (h, w, 3), RGB, as the model sees it: upright, grey for a model of grey images, resized if requested.
-        block: the class attention block, from 0.
+        source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
+        image: the image as the model sees it, RGB (h, w, 3): grey if the model has one channel, resized if requested.
+        block: number of the class attention block, from 0.
         patch_size: number of pixels of `image` from one cell to the next.
         heads: (M, H, W), each head's attention over the patches.
-        class_token: (M,), the share of each head's attention on the class token itself.
-        scale: pixels of the input per pixel of `image`. It is 1, except for large images at full size, where `image` is
-            a small copy.
-        cells: position of the cells in the file and on the map, for an image at full size.
+        class_token: (M,), each head's attention on the class token itself.
+        scale: number of pixels of the original image per pixel of `image`, along a side. It is above 1 only for a large
+            image at full size: `image` is then a small copy.
+        cells: position of the cells in the image file and on the map, for an image at full size; otherwise None.
     """
 
     source: str
@@ -82,18 +82,21 @@ class ClassAttentionMaps:
         return at_image_size(maps, self.image.shape[:2], self.patch_size)
 
     def write_tiff(self, path: Path) -> None:
-        """Writes the mean of the heads and each head to a float32 TIFF; it is a GeoTIFF if the image is one."""
+        """Writes the mean of the heads and each head to a float32 TIFF: a GeoTIFF if the image is georeferenced."""
         patch = float(self.patch_size * self.scale)
         cells = self.cells or CellPlace(source=self.source, to_pixels=(patch, 0.0, 0.0, 0.0, patch, 0.0))
         names = ["mean", *(f"head {head}" for head in range(len(self.heads)))]
         write_map_tiff(path, np.concatenate([self.mean[None], self.heads]), names, cells)
 
     def overlay(self, *, threshold: float | None = None) -> Image.Image:
-        """Returns the mean of the heads in colour over the grey image; with a threshold, only its largest cells."""
+        """Returns the mean of the heads in colour over the grey image.
+
+        With a threshold, only the largest cells are coloured (see `largest_cells`).
+        """
         return draw_attention.overlay_mean(self.image, self.heads, self.patch_size, threshold=threshold)
 
     def draw(self, path: Path, *, threshold: float | None = None) -> None:
-        """Draws the image, the mean of the heads over it, and each head's map to a PNG file."""
+        """Draws the image, the mean of the heads over the image, and each head's map to a PNG file."""
         rows, columns = self.heads.shape[1:]
         draw_attention.draw_class_attention(
             self.image,
@@ -108,13 +111,15 @@ class ClassAttentionMaps:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelAttentionMaps:
-    """How XCA mixes the channels of an image in every block: row c of a map has the weights of output channel c.
+    """The attention between channels in every XCA block, for one image.
+
+    Row c of an attention map contains the weights of all input channels for output channel c.
 
     Attributes:
-        source: the image's path, or its place in the input.
-        covariance: (L, M, C, C), the cosines between the channels of queries (rows) and of keys (columns), -1..1.
-        temperatures: (L, M), the learned factors, which are the same for all images.
-        attention: (L, M, C, C), the softmax over each row of the covariance times the head's temperature.
+        source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
+        covariance: (L, M, C, C), the cosines between the channels of queries (rows) and of keys (columns), in -1..1.
+        temperatures: (L, M), the learned factor of each head. It does not depend on the image.
+        attention: (L, M, C, C), the covariance times the head's temperature, after a softmax over each row.
     """
 
     source: str
@@ -141,31 +146,32 @@ def class_attention(
     memory: Memory = None,
     ignore_exif: bool = False,
 ) -> list[ClassAttentionMaps | Unreadable]:
-    """Returns the class token's attention over images, head by head.
+    """Computes the attention of the class token over the patches of images, for each head.
 
-    Images go through the model at their own size; they are not resized or cropped, and need not be a multiple of the
-    patch size. The code of the paper's own pictures was never published; the default, the last block, is our choice.
+    Images are processed at their own size, without resizing or cropping. Their sides need not be multiples of the patch
+    size. The code for the paper's attention maps was not published, so the default block (the last one) is our choice.
 
     Args:
-        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
-            arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
-        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`, fused or
-            not; the maps are the same.
-        block: class attention block, from 0; negative values count from the end.
-        resize: scale the short side to this number of pixels first; None keeps the image's size.
+        images: one or several images of any size: paths of files or folders (searched recursively), patterns such as
+            "photos/**/*.jpg", PIL images, arrays (h, w, 3), tensors (3, h, w), or batches of arrays or tensors.
+        model: a name (the published weights are downloaded at the first use), a weights file, or a model from
+            `get_model` (fused or not).
+        block: number of the class attention block, from 0; negative numbers count from the end.
+        resize: number of pixels to which the short side of an image is resized first; None keeps the image's size.
         device: device of the computation; None means the device of a model that is passed in, else a GPU if there is
             one, else the CPU.
-        dtype: float32, bfloat16 or float16; the softmax is in float32.
-        full_size: stream the image from its file, however large; `image` is then a small copy of it (see `scale`).
-        memory: with `full_size`: as in `predict`.
-        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
+        dtype: dtype of the computation: float32, bfloat16 or float16. The softmax is always computed in float32.
+        full_size: process images of any size in bounded memory. `image` is then a small copy of a large image (see
+            `scale`).
+        memory: with `full_size`: limit of the memory, see `predict`.
+        ignore_exif: use the pixels as they are stored, without the rotation in the EXIF data.
 
     Returns:
         One result per image, in order. An image that can't be read is replaced by an `Unreadable`.
 
     Raises:
-        XCiTError: if none of the images can be read and has the size of a patch or more, if the model can't be loaded,
-            or if it has no such block.
+        XCiTError: if all images are unreadable or smaller than a patch, if the model can't be loaded, or if the model
+            has no such block.
     """
     results = class_attention_each(
         listed(images, ignore_exif=ignore_exif),
@@ -189,9 +195,9 @@ def class_attention_each(
     dtype: torch.dtype = torch.float32,
     full_size: FullSize | None = None,
 ) -> Iterator[ClassAttentionMaps | Unreadable]:
-    """Like `class_attention`, for any number of images, one at a time.
+    """Yields the results of `class_attention` one at a time, for any number of images.
 
-    An unreadable image gives an `Unreadable`.
+    An image that can't be read gives an `Unreadable`, even if this is true for all images.
     """
     network, info, place = prepare_model(model, device, dtype)
     num_blocks, patch_size = network.config.cls_depth, network.config.patch_size
@@ -244,9 +250,9 @@ def channel_attention(
     dtype: torch.dtype = torch.float32,
     ignore_exif: bool = False,
 ) -> list[ChannelAttentionMaps | Unreadable]:
-    """Returns XCA's covariance and its attention between channels, of every block and head.
+    """Computes the covariance and the attention between channels, for every XCA block and head.
 
-    Arguments are as in `class_attention`. The attention is defined in the paper's section 3.2. As in the published
+    The arguments are those of `class_attention`. The paper defines the attention in section 3.2. As in the published
     code, the temperature is a factor and not a divisor.
     """
     results = channel_attention_each(
@@ -263,9 +269,9 @@ def channel_attention_each(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[ChannelAttentionMaps | Unreadable]:
-    """Like `channel_attention`, for any number of images, one at a time.
+    """Yields the results of `channel_attention` one at a time, for any number of images.
 
-    An unreadable image gives an `Unreadable`.
+    An image that can't be read gives an `Unreadable`, even if this is true for all images.
     """
     network, info, place = prepare_model(model, device, dtype)
     blocks = [network.get_submodule(f"blocks.{index}") for index in range(network.config.depth)]
@@ -301,7 +307,18 @@ def _look_inside(
     place: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[_Seen | Unreadable]:
-    """Runs each image separately, because sizes differ, and collects what `look` computes from each block's input."""
+    """Runs the model on one image at a time, because sizes differ, and yields the results of `look` for its `blocks`.
+
+    Args:
+        images: the images.
+        network: the fused model.
+        spec: its preprocessing.
+        blocks: the blocks of the model to look into.
+        look: a function that is called with each block and the block's inputs, and returns a tensor.
+        resize: see `class_attention`.
+        place: the device.
+        dtype: the dtype of the model.
+    """
     patch_size = network.config.patch_size
     if resize is not None and resize < patch_size:
         raise XCiTError(f"resize is {resize}, must be at least one patch of {patch_size} pixels")
@@ -315,7 +332,9 @@ def _look_inside(
             found = _run(network, blocks, look, tensor[None].to(place, dtype))
         except torch.OutOfMemoryError:
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
-            yield Unreadable(source=source, reason=f"{source}: no memory for {size}; a resize makes it smaller")
+            yield Unreadable(
+                source=source, reason=f"{source}: not enough memory for {size}; use resize to make the image smaller"
+            )
             continue
         yield _Seen(source, image, found)
 
@@ -329,7 +348,7 @@ def _prepare(
     if min(picture.size) < patch_size:
         raise XCiTError(
             f"{picture.width} x {picture.height} pixels, smaller than one patch of {patch_size} x {patch_size}; "
-            "a resize makes it larger"
+            "use resize to make the image larger"
         )
     return np.asarray(picture.convert("RGB")), normalize(picture, spec)
 
@@ -353,19 +372,22 @@ def _run(
 
 
 def _attend(block: nn.Module, inputs: Inputs) -> Tensor:
-    """Returns the class token's attention (M, 1+N), from class token (1, 1, D) and patches (1, N, D)."""
+    """Computes the class token's attention (M, 1+N) from the block's inputs.
+
+    The inputs are the class token (1, 1, D) and the patch tokens (1, N, D).
+    """
     assert isinstance(block, FusedClassAttentionBlock)
     tokens = block.norm_attn(torch.cat(inputs[:2], dim=1))
     query, key = block.attn.q(tokens[:, 0]).float(), block.attn.k(tokens).float()
-    # The attention does not depend on the values, so any tensor will do.
+    # The attention does not depend on the values, so the key is passed instead of the value.
     _, attention = reference.class_attention(query, key, key, block.attn.num_heads)
     return attention[0].cpu()
 
 
 def _correlate(block: nn.Module, inputs: Inputs) -> Tensor:
-    """Returns the cosines between the channels of queries and keys (M, C, C), from tokens (1, N, D).
+    """Computes the cosines between the channels of queries and keys (M, C, C), from tokens (1, N, D).
 
-    This repeats the first half of `reference.xca`, which does not return them.
+    The code repeats the first half of `reference.xca`, because that function does not return the cosines.
     """
     assert isinstance(block, FusedXCABlock)
     num_heads = block.temperature.shape[0]

@@ -1,9 +1,12 @@
 """Writes results of many images to a folder of Parquet parts with a manifest, in any number of processes.
 
-The images are divided into units (see `Unit`), each of which is processed by one process. The rows of a unit become one
-or more parts, with a fixed number of images each. A part is written completely, and then added to the manifest. So the
-results of a killed run are valid, and a resumed run computes the parts that are missing in the manifest. The names of
-the parts sort in the order of the images, so reading the folder concatenates them correctly.
+A part is a Parquet file. The manifest is a JSON file that lists the finished parts. The images are divided into units
+(see `Unit`). Each unit is processed by one process, which writes its rows to one or more parts. All parts of a unit
+have the same number of images, except the last part.
+
+A part is written completely, and then added to the manifest. So the results of a killed run are valid, and a resumed
+run computes the parts that are missing in the manifest. If the parts are sorted by name, their rows are in the order
+of the images.
 
 Each image has a row: `file`, `error` (null if the image could be read), and the columns of the command (null if the
 image could not be read).
@@ -27,12 +30,15 @@ from xcit.inference.reading import Unreadable
 from xcit.writing import make_folder, whole_file
 
 MANIFEST = "_manifest.json"
-"""The manifest's name begins with an underscore, so that readers of Parquet folders ignore it."""
+"""Name of the manifest. It begins with an underscore, so that readers of Parquet folders ignore the file."""
 
 _LOCK = ".lock"
 _FORMAT = 1
 _WAIT_SECONDS = 600.0
-"""Time that other processes wait until the first process begins. It is longer than the time to load a model."""
+"""Longest time in seconds that a process waits until the first process has created the manifest.
+
+The first process needs less time than this to load a model.
+"""
 
 _COMPARED = ("verb", "model", "digest", "arguments", "images_a_part", "num_units", "inputs")
 """Entries of the manifest that must be equal in a resumed run and in the run that it resumes."""
@@ -42,16 +48,16 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The conversion of images to rows.
+    """A command that converts images to rows.
 
     Attributes:
         verb: name of the command.
         model: name of the model.
-        digest: digest of its weights.
+        digest: digest of the model's weights.
         arguments: everything else that the rows depend on, as JSON values.
-        columns: the columns after `file` and `error`, as a pyarrow schema.
-        results: yields one result per image, in order.
-        row: returns the columns of a result.
+        columns: the columns after `file` and `error`, as pyarrow fields.
+        results: a function that yields one result for each image, in order.
+        row: a function that returns the values of the columns for a result.
     """
 
     verb: str
@@ -65,7 +71,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """The index of this process, and the number of processes."""
+    """The index of this process (`rank`), and the number of processes (`world_size`)."""
 
     rank: int = 0
     world_size: int = 1
@@ -73,7 +79,12 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Callbacks: for each result, and for the number of images that were done before."""
+    """Callbacks for the progress of a run.
+
+    Attributes:
+        result: called with each result.
+        skipped: called with the number of images whose rows an earlier run wrote.
+    """
 
     result: Callable[[Any], None] = lambda _: None
     skipped: Callable[[int], None] = lambda _: None
@@ -92,20 +103,20 @@ def write_parts(
     """Computes this process's share of the rows of all inputs, and writes them to a folder.
 
     Args:
-        folder: a new or empty folder, or that of an earlier run of the same job.
+        folder: a new or empty folder, or the folder of an earlier run of the same job.
         inputs: the images.
-        job: the conversion of images to rows.
-        images_a_part: number of rows in a part, which are in memory at once.
-        resume: resume the run in the folder, or begin one if there is none.
-        share: the index of this process and the number n of processes; each process takes every n-th unit.
-        progress: called for each image.
+        job: the command that converts images to rows.
+        images_a_part: number of images in a part. All rows of a part are in memory together.
+        resume: resume the run in the folder, or begin a run if there is none.
+        share: the index of this process and the number n of processes. Each process computes every n-th unit.
+        progress: callbacks for the progress.
 
     Returns:
-        The manifest after this process's last part. Its `complete` tells whether all processes are done.
+        The manifest after this process's last part. Its entry `complete` is true if all processes are done.
 
     Raises:
-        XCiTError: if the folder holds something else, or holds this job and `resume` is false; if a file can't be
-            written, or a shard can't be read.
+        XCiTError: if the folder contains other files or results of another job, if it contains results of this job and
+            `resume` is false, if a file can't be written, or if a shard can't be read.
     """
     need_packages("Parquet", "pyarrow")
     manifest = _begin(folder, inputs, job, images_a_part, resume, share)
@@ -118,10 +129,14 @@ def write_parts(
 
 
 def read_parts(folder: Path, columns: list[str] | None = None) -> Any:
-    """Reads all finished rows, in the order of the images, as a pyarrow table; `columns` selects some columns.
+    """Reads all finished parts, in the order of the images, as a pyarrow table.
+
+    Args:
+        folder: the folder of the parts.
+        columns: names of the columns to read; None means all columns.
 
     Raises:
-        XCiTError: if the folder holds no results.
+        XCiTError: if the folder contains no results.
     """
     need_packages("Parquet", "pyarrow")
     import pyarrow
@@ -137,7 +152,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads the manifest of a folder.
 
     Raises:
-        XCiTError: if there is no manifest, or it has another format.
+        XCiTError: if there is no manifest, or the manifest has another format.
     """
     path = folder / MANIFEST
     try:
@@ -147,12 +162,16 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise XCiTError(f"{path}: can't be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise XCiTError(f"{path}: no manifest of this version of xcit")
+        raise XCiTError(f"{path}: not a manifest that this version of xcit can read")
     return manifest
 
 
 def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: bool, share: Share) -> Manifest:
-    """Returns the manifest at the start of this process; the first process creates it."""
+    """Returns the manifest when this process begins. The first process creates it, and the others wait for it.
+
+    Raises:
+        XCiTError: if the folder can't be used for this job.
+    """
     wanted: Manifest = {
         "format": _FORMAT,
         "verb": job.verb,
@@ -171,7 +190,7 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
     if share.rank == 0:
         if not path.exists() and folder.exists() and (not folder.is_dir() or not all(map(_is_ours, folder.iterdir()))):
             raise XCiTError(f"{folder}: exists already, and holds no results to resume: choose another folder")
-        if not path.exists() or not read_manifest(folder)["parts"]:  # a run that failed at once has no results to lose
+        if not path.exists() or not read_manifest(folder)["parts"]:  # no results are lost
             make_folder(folder)
             _write(path, wanted)
         elif not resume:
@@ -179,26 +198,26 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
     patience = time.monotonic() + _WAIT_SECONDS
     while not path.exists() or (_difference(read_manifest(folder), wanted) and not read_manifest(folder)["parts"]):
         if time.monotonic() > patience:
-            raise XCiTError(f"{folder}: the first process has not begun it")
+            raise XCiTError(f"{folder}: the first process has not created the manifest")
         time.sleep(0.05)
     found = read_manifest(folder)
     if key := _difference(found, wanted):
-        what = "images are others" if key == "inputs" else f"{key} is {found.get(key)}, not {wanted[key]}"
-        raise XCiTError(f"{folder}: holds results of another run, whose {what}: choose another folder")
+        what = "with other images" if key == "inputs" else f"whose {key} is {found.get(key)}, not {wanted[key]}"
+        raise XCiTError(f"{folder}: holds results of another run {what}: choose another folder")
     if wanted["versions"][0] in found["versions"]:
         return found
     return _update(folder, lambda manifest: manifest["versions"].extend(wanted["versions"]))
 
 
 def _difference(found: Manifest, wanted: Manifest) -> str:
-    """Returns the first difference between two runs, "" if there is none."""
+    """Returns the name of the first entry in which two manifests differ, or "" if there is none."""
     return next((key for key in _COMPARED if found.get(key) != wanted[key]), "")
 
 
 def _write_unit(
     folder: Path, number: int, unit: Unit, job: Job, images_a_part: int, num_parts: int, progress: Progress
 ) -> Manifest:
-    """Writes the unfinished parts of a unit; `num_parts` parts are finished."""
+    """Computes and writes the remaining parts of a unit; its first `num_parts` parts are already finished."""
     from pyarrow import field, schema, string
 
     columns = schema([field("file", string()), field("error", string()), *job.columns])
@@ -231,7 +250,7 @@ def _write_unit(
 
 def _row(job: Job, result: Any) -> dict[str, Any]:
     is_bad = isinstance(result, Unreadable)
-    # Parquet stores only UTF-8. Bytes of a file name that are not valid text are written as \udc...
+    # Parquet stores only UTF-8. Bytes of a file name that are not valid text are written as escapes such as \udc80.
     texts = {"file": result.source, "error": result.reason if is_bad else None}
     row = {name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()}
     return row if is_bad else row | dict(job.row(result))
@@ -246,7 +265,7 @@ def _write_table(path: Path, rows: list[dict[str, Any]], columns: Any) -> None:
 
 
 def _update(folder: Path, change: Callable[[Manifest], object]) -> Manifest:
-    """Changes the manifest; a lock admits one process at a time."""
+    """Changes the manifest and returns it. A lock ensures that one process at a time changes the manifest."""
     try:
         with FileLock(folder / _LOCK):
             manifest = read_manifest(folder)
@@ -268,5 +287,8 @@ def _part_name(number: int) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is the lock or a temporary file of this package, which may exist before the manifest."""
+    """Returns whether a file is the lock or a temporary file of this package.
+
+    Such files may exist before the manifest.
+    """
     return path.name == _LOCK or path.name.startswith(".xcit-")

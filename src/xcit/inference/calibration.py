@@ -1,4 +1,4 @@
-"""Prepares the images from which the ranges of a model's activations are computed for int8."""
+"""Prepares images for int8 calibration, which measures the ranges of a model's activations."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -20,14 +20,14 @@ from xcit.zoo.kinds import DETECTOR, kind_of_config
 def calibration_images(
     images: Iterable[Readable], model: Any, size: int | None = None
 ) -> Iterator[Tensor | Unreadable]:
-    """Yields images (1, C, h, w), prepared by the model's preprocessing; an unreadable one gives an `Unreadable`.
+    """Yields preprocessed images (1, C, h, w) for a model; an image that can't be read gives an `Unreadable`.
 
     Args:
         images: the images to read.
         model: a model of any kind.
-        size: height and width in pixels of an exported file of one size. A segmenter's images are resized to it,
-            regardless of their aspect ratio; a detector's images are resized to fit into it. None uses the size of the
-            preprocessing.
+        size: height and width in pixels of the exported file's input. A segmenter's images are resized to it without
+            keeping their aspect ratio; a detector's images are resized to fit into it. None means the size in the
+            model's preprocessing.
 
     Raises:
         XCiTError: if the model's preprocessing is not known.

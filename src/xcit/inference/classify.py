@@ -1,4 +1,4 @@
-"""Classifies images or extracts their features; images are paths, PIL images, arrays or tensors."""
+"""Classifies images, or extracts their features. Images can be paths, PIL images, arrays or tensors."""
 
 import copy
 import os
@@ -27,12 +27,18 @@ from xcit.zoo import get_xcit
 from xcit.zoo.kinds import CLASSIFIER
 
 DEFAULT_MODEL = "xcit-pico-fashion-mnist"
-"""The packaged model, which needs no download."""
+"""The packaged model, which needs no download. It knows only garments."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredClass:
-    """A class: its index in the logits, its name (the index as text if names are unknown), and its probability."""
+    """A class with its probability.
+
+    Attributes:
+        index: index of the class in the logits.
+        name: name of the class; the index as text if the names are unknown.
+        score: probability of the class, in 0..1.
+    """
 
     index: int
     name: str
@@ -41,10 +47,15 @@ class ScoredClass:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The most probable classes of an image, best first. `source` is its path, or its place in the input.
+    """The most probable classes of an image.
 
-    `model` is the name of the model. The default is the packaged model, which knows only garments. The
-    probabilities of all classes add up to 1, except those of a multi-label model, which are independent.
+    The probabilities of a multi-label model are independent. In all other models, the probabilities of all classes add
+    up to 1.
+
+    Attributes:
+        source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
+        classes: the classes, the most probable class first.
+        model: name of the model.
     """
 
     source: str
@@ -54,7 +65,12 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Features of an image, by block index; shapes are as in `XCiT.extract_feat`, without the batch dimension."""
+    """Features of an image.
+
+    Attributes:
+        source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
+        layers: features by block number, in the shapes of `XCiT.extract_feat` without the batch dimension.
+    """
 
     source: str
     layers: dict[int, "np.ndarray[Any, np.dtype[np.float32]]"]
@@ -75,25 +91,25 @@ def predict(
     """Classifies images.
 
     Args:
-        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
-            arrays (H, W, 3) and tensors (3, H, W), one or several, each of any size; or batches of arrays or tensors.
-        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`. For
-            frequent calls pass `model.fuse()`, because otherwise the model is fused at every call.
+        images: one or several images of any size: paths of files or folders (searched recursively), patterns such as
+            "photos/**/*.jpg", PIL images, arrays (h, w, 3), tensors (3, h, w), or batches of arrays or tensors.
+        model: a name (the published weights are downloaded at the first use), a weights file, or a model from
+            `get_model`. For frequent calls, pass `model.fuse()`, because otherwise each call fuses the model.
         topk: number of classes per image.
         batch_size: number of images in a forward pass.
         device: device of the computation; None means the device of a model that is passed in, else a GPU if there is
             one, else the CPU.
-        dtype: float32, bfloat16 or float16.
-        full_size: use images at their own size, however large, without resizing or cropping.
+        dtype: dtype of the computation: float32, bfloat16 or float16.
+        full_size: process images of any size at their own size, without resizing or cropping.
         memory: with `full_size`: limit of the memory in addition to the loaded model, in bytes or as "4GB"; None means
-            half of the free memory. Tokens that do not fit go to scratch files (see `xcit.streaming.Budget`).
-        ignore_exif: take the pixels as they are stored, whatever the EXIF orientation.
+            half of the free memory. Tokens that do not fit are written to scratch files (see `xcit.streaming.Budget`).
+        ignore_exif: use the pixels as they are stored, without the rotation in the EXIF data.
 
     Returns:
         One prediction per image, in order. An image that can't be read is replaced by an `Unreadable` with the reason.
 
     Raises:
-        XCiTError: if none of the images can be read, or the model can't be loaded or has no classifier.
+        XCiTError: if none of the images can be read, if the model can't be loaded, or if it has no classifier.
     """
     whole = asked_full_size(full_size, memory)
     results = predict_each(
@@ -118,7 +134,10 @@ def predict_each(
     dtype: torch.dtype = torch.float32,
     full_size: FullSize | None = None,
 ) -> Iterator[Prediction | Unreadable]:
-    """Like `predict`, for any number of images, one at a time; an unreadable image gives an `Unreadable`."""
+    """Yields the results of `predict` one at a time, for any number of images.
+
+    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    """
     network, info, place = prepare_model(model, device, dtype)
     if not network.num_classes:
         raise XCiTError(f"{info.name} has no classifier: it gives features only")
@@ -161,10 +180,17 @@ def extract_features(
     memory: Memory = None,
     ignore_exif: bool = False,
 ) -> list[Features | Unreadable]:
-    """Extracts features of images; arguments are as in `predict` and `XCiT.extract_feat` (`layers` is `out_indices`).
+    """Extracts features of images.
 
-    Results are as in `predict`. Without `out_type` they are the feature that the model pools: the class token, or the
-    mean of the patch tokens.
+    `out_type` and `layers` are the arguments `out_type` and `out_indices` of `XCiT.extract_feat`. If `out_type` is
+    None, the result is the feature that the model pools: the class token, or the mean of the patch tokens. The other
+    arguments are those of `predict`.
+
+    Returns:
+        One `Features` per image, in order. An image that can't be read is replaced by an `Unreadable` with the reason.
+
+    Raises:
+        XCiTError: if none of the images can be read, or the model can't be loaded.
     """
     results = extract_features_each(
         listed(images, ignore_exif=ignore_exif),
@@ -190,9 +216,9 @@ def extract_features_each(
     dtype: torch.dtype = torch.float32,
     full_size: FullSize | None = None,
 ) -> Iterator[Features | Unreadable]:
-    """Like `extract_features`, for any number of images, one at a time.
+    """Yields the results of `extract_features` one at a time, for any number of images.
 
-    An unreadable image gives an `Unreadable`.
+    An image that can't be read gives an `Unreadable`, even if this is true for all images.
     """
     network, info, place = prepare_model(model, device, dtype)
     if out_type is None:
@@ -219,7 +245,7 @@ def extract_features_each(
 
 
 def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
-    """Returns the model and its info. A name gives the model with its published weights.
+    """Returns a model and its info. A model that is given by its name gets its published weights.
 
     Raises:
         XCiTError: if the model can't be loaded, or its preprocessing is unknown.
@@ -242,7 +268,9 @@ def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
 def prepare_model(
     model: str | os.PathLike[str] | XCiT, device: str | torch.device | None, dtype: torch.dtype
 ) -> tuple[XCiT, ModelInfo, torch.device]:
-    """Returns the fused model on its device and in its dtype; a model that was passed in does not change.
+    """Returns a fused model on its device and in its dtype, its info, and the device.
+
+    A model that is passed in is not changed.
 
     Raises:
         XCiTError: as in `find_model`.
@@ -259,7 +287,11 @@ def prepare_model(
 def _batches(
     images: Iterable[Readable], spec: Preprocessing, batch_size: int
 ) -> Iterator[tuple[list[str | Unreadable], Tensor | None]]:
-    """Yields batches of inputs in order, with a tensor of those that could be read."""
+    """Yields batches of images in order: their sources, and a tensor of the images that could be read.
+
+    An image that can't be read has an `Unreadable` instead of a source. If no image of a batch can be read, the tensor
+    is None.
+    """
     if batch_size < 1:
         raise XCiTError(f"batch_size is {batch_size}, must be at least 1")
     channels = len(spec.mean)

@@ -1,6 +1,6 @@
 """Detects objects in images: boxes, classes and masks, one image after another.
 
-Shapes: `h`, `w` size of an image. Boxes are x, y, width and height, in its pixels.
+Shapes: `h`, `w` height and width of an image in pixels. A box is (x, y, width, height), in pixels of the image.
 """
 
 import os
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
     from xcit.models.detection.roi_heads import Detections
 
 MAX_OBJECTS = 100
-"""Largest number of objects in an image, as in the published models."""
+"""Default of the largest number of objects in an image, as in the published models."""
 
 _MOST_PIXELS = 2**32 - 1
-"""Largest number of pixels of an image with packed masks, because COCO's code counts in 32 bits."""
+"""Largest number of pixels of an image, because COCO's code counts the pixels of compressed masks in 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedObject:
-    """One object.
+    """An object that was found in an image.
 
     Attributes:
-        label: label of its class, from 1.
-        name: name of its class; the label as text if names are unknown.
-        score: 0..1.
-        box: x, y, width, height.
-        mask: packed RLE of the whole image (see `decode_mask`).
+        label: label of the object's class, from 1.
+        name: name of the class; the label as text if the names are unknown.
+        score: confidence of the model, in 0..1.
+        box: x, y, width and height, in pixels of the image.
+        mask: a mask of the whole image, as COCO's compressed RLE (see `decode_mask`).
     """
 
     label: int
@@ -61,7 +61,7 @@ class DetectedObject:
     mask: dict[str, Any]
 
     def polygons(self) -> list[Polygon]:
-        """Returns the outlines of the mask along the edges of its pixels, each followed by its holes.
+        """Returns a polygon for each connected part of the mask: its outline along pixel edges, then its holes.
 
         Raises:
             XCiTError: if rasterio is not installed.
@@ -82,13 +82,13 @@ class DetectedObjects:
     """The detections in an image.
 
     Attributes:
-        source: the image's path, or its place in the input.
-        image: 8-bit RGB (h, w, 3), as it was read; for a large image at full size, a small copy.
-        size: height and width, in pixels, of the image to which boxes and masks refer.
-        objects: the objects, best first.
+        source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
+        image: the image as it was read, 8-bit RGB (h, w, 3); for a large image at full size, a small copy.
+        size: height and width, in pixels, of the original image. Boxes and masks refer to this size.
+        objects: the objects, the highest score first.
         scale: number of pixels of the original image per pixel of `image`, along a side.
-        cells: the position of the pixels, for an image at full size; otherwise None.
-        is_slide: whether the image is a slide, so that its file contains the size of a pixel.
+        cells: position of the pixels in the image file and on the map, for an image at full size; otherwise None.
+        is_slide: whether the image is a slide: a file that states the size of a pixel in micrometres.
     """
 
     source: str
@@ -101,11 +101,11 @@ class DetectedObjects:
 
     @property
     def is_placed(self) -> bool:
-        """Whether other programs can use the image's coordinates, because it is georeferenced or a slide."""
+        """Whether the image is georeferenced or a slide, so that other programs can use its coordinates."""
         return self.cells is not None and (self.is_slide or self.cells.to_map is not None)
 
     def picture(self) -> Image.Image:
-        """Returns the image with masks, boxes, class names and scores, the best object on top."""
+        """Draws masks, boxes, class names and scores on the image. The object with the highest score is on top."""
         shape = (self.image.shape[0], self.image.shape[1])
         objects = self.objects[::-1]
         return draw_detections(
@@ -117,10 +117,12 @@ class DetectedObjects:
         )
 
     def write_geojson(self, path: Path) -> int:
-        """Writes the masks as polygons with their scores (see `images.polygons.write_geojson`); returns their number.
+        """Writes the masks as polygons, with their scores, and returns the number of written objects.
+
+        `write_geojson` in `images/polygons.py` describes the format. An object with an empty mask is left out.
 
         Raises:
-            XCiTError: if it can't be written, or rasterio is not installed.
+            XCiTError: if the file can't be written, or rasterio is not installed.
         """
         colours = palette(1 + max((one.label for one in self.objects), default=0)).tolist()
         areas = (
@@ -151,26 +153,28 @@ def detect(
     """Detects objects in images.
 
     Args:
-        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
-            arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
-        model: a name (its published weights are downloaded once), a weights file, or a detector from `get_model`.
+        images: one or several images of any size: paths of files or folders (searched recursively), patterns such as
+            "photos/**/*.jpg", PIL images, arrays (h, w, 3), tensors (3, h, w), or batches of arrays or tensors.
+        model: a name (the published weights are downloaded at the first use), a weights file, or a detector from
+            `get_model`.
         min_score: objects with lower scores are left out.
-        sides: the largest short side and the largest long side to which an image is scaled, in pixels; None takes the
-            model's own.
-        max_objects: the largest number of objects in an image. If it is larger than the published 100, ten
-            proposals per object are used.
-        full_size: detects objects in images of any size without scaling them; the objects are those of the whole image.
-        memory: with `full_size`: the most memory in addition to the loaded model, in bytes or as "4GB"; None is half of
-            the free memory. See `xcit.streaming.Budget`.
-        device: device of the computation; None is the device of a model that is passed in, else a GPU if there is one,
-            else the CPU.
-        ignore_exif: takes the pixels as they are stored, without the EXIF orientation.
+        sides: limits of the short side and of the long side, in pixels. An image is resized to the
+            largest size that is within both limits. None means the model's own limits.
+        max_objects: largest number of objects per image. If it is above the published 100, the detector computes ten
+            proposals per object.
+        full_size: process images of any size without resizing, in stripes and in bounded memory. The objects are the
+            same as without stripes.
+        memory: with `full_size`: limit of the memory in addition to the loaded model, in bytes or as text such as
+            "4GB"; None means half of the free memory. See `xcit.streaming.Budget`.
+        device: device of the computation; None means the device of a model that is passed in, else a GPU if there is
+            one, else the CPU.
+        ignore_exif: use the pixels as they are stored, without the rotation in the EXIF data.
 
     Returns:
         The objects of each image, in order. An image that can't be read is replaced by an `Unreadable`.
 
     Raises:
-        XCiTError: if none of the images can be read, or the model can't be loaded or is not a detector.
+        XCiTError: if none of the images can be read, if the model can't be loaded, or if it is not a detector.
     """
     whole = asked_full_size(full_size, memory)
     results = detect_each(
@@ -195,7 +199,10 @@ def detect_each(
     full_size: FullSize | None = None,
     device: str | torch.device | None = None,
 ) -> Iterator[DetectedObjects | Unreadable]:
-    """Like `detect`, for any number of images, one at a time; an unreadable image gives an `Unreadable`."""
+    """Yields the results of `detect` one at a time, for any number of images.
+
+    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    """
     if not 0 <= min_score <= 1:
         raise XCiTError(f"min_score is {min_score}, must be in 0..1")
     if max_objects < 1:
@@ -203,7 +210,7 @@ def detect_each(
     if sides is not None and full_size is not None:
         raise XCiTError("give sides, or full_size, not both")
     if sides is not None and not 0 < sides[0] <= sides[1]:
-        raise XCiTError(f"an image can't be scaled to a short side of {sides[0]} and a long one of {sides[1]} pixels")
+        raise XCiTError(f"an image can't be scaled to a short side of {sides[0]} and a long side of {sides[1]} pixels")
     network = prepare_detector(model, device)
     names = network.info.class_names if network.info is not None else ()
     if full_size is not None:
@@ -226,12 +233,15 @@ def detect_each(
 def prepare_detector(
     model: str | os.PathLike[str] | nn.Module, device: str | torch.device | None, *, what: str = "the model"
 ) -> "MaskRCNN":
-    """Returns a detector with a fused backbone on its device. A model that was passed in does not change.
+    """Returns a detector with a fused backbone, on its device. A model that is passed in is not changed.
 
-    `what` is the name of a model that was passed in, for error messages.
+    Args:
+        model: a name, a weights file, or a detector.
+        device: see `detect`.
+        what: name of a model that is passed in, for error messages.
 
     Raises:
-        XCiTError: if the model can't be loaded or is not a detector, or the package that encodes masks is missing.
+        XCiTError: if the model can't be loaded or is not a detector, or if `faster_coco_eval` is not installed.
     """
     need_packages("finding objects", "faster_coco_eval")
     network, place = prepare_of_kind(DETECTOR, model, device, what=what)
@@ -241,7 +251,13 @@ def prepare_detector(
 def detected_objects(
     found: "Detections", size: tuple[int, int], class_names: Sequence[str] = ()
 ) -> Iterator[DetectedObject]:
-    """Yields the detections of an image of this height and width; their masks are encoded one at a time."""
+    """Converts the detections of an image to objects, and yields them. Masks are encoded one at a time.
+
+    Args:
+        found: the detections.
+        size: height and width of the image.
+        class_names: names of the classes, or an empty sequence if the names are unknown.
+    """
     from xcit.models.detection.masks import paste_columns
 
     boxes, labels, scores, masks = (part.cpu() for part in found)
@@ -271,7 +287,7 @@ def detect_large(
     """Detects the objects in one image at full size, in stripes; see `streaming.detection.detect_rows`.
 
     Raises:
-        XCiTError: if the image has more pixels than packed masks can have, or can't be processed.
+        XCiTError: if the image has more pixels than COCO's masks can have, or for the reasons of `detect_rows`.
     """
     from xcit.streaming.detection import detect_rows
 
@@ -324,7 +340,10 @@ def _full_size_each(
 
 
 def _small_mask(part: MaskPart, shape: tuple[int, int], scale: int) -> NDArray[np.uint8]:
-    """Returns a mask at the size of a small picture; each pixel is the middle pixel of a square of the mask."""
+    """Reduces a mask to the size `shape` of a small picture.
+
+    Each pixel of the result is the middle pixel of a square of `scale` x `scale` pixels of the mask.
+    """
     small = np.zeros(shape, np.uint8)
     rows, columns = (
         np.arange(-((middle - start) // scale), -((middle - start - length) // scale))
@@ -337,7 +356,7 @@ def _small_mask(part: MaskPart, shape: tuple[int, int], scale: int) -> NDArray[n
 
 
 def detector_pixels(picture: NDArray[np.uint8], num_channels: int) -> torch.Tensor:
-    """Converts an RGB image (h, w, 3) to uint8 (C, h, w)."""
+    """Converts an RGB image (h, w, 3) to a uint8 tensor (C, h, w) with one or three channels."""
     if num_channels == 1:
         return torch.from_numpy(np.array(Image.fromarray(picture).convert("L")))[None]
     return torch.from_numpy(picture.transpose(2, 0, 1).copy())

@@ -1,4 +1,4 @@
-"""Computes logits, features and attention of images of any size by streaming, without resizing them."""
+"""Computes logits, features and attention of images of any size, without resizing them, by streaming from files."""
 
 import json
 import os
@@ -41,10 +41,10 @@ class FullSize:
     """Options for images that are processed at their own size.
 
     Attributes:
-        memory: see `xcit.streaming.Budget`.
-        progress: called after each stripe of an image.
-        report: called with an image's name and the report of its run.
-        selection: the part of each image that is read.
+        memory: limit of the memory; see `xcit.streaming.Budget`.
+        progress: called after each stripe of an image; see `StreamProgress`.
+        report: called with the name of each finished image and the report on its computation.
+        selection: the part of each image that is read, for example a region or some channels.
     """
 
     memory: Memory = None
@@ -54,7 +54,7 @@ class FullSize:
 
 
 def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
-    """Returns the public arguments `full_size` and `memory` as one value; None if `full_size` is false.
+    """Converts the public arguments `full_size` and `memory` to a `FullSize`, or to None if `full_size` is false.
 
     Raises:
         XCiTError: if `memory` is given without `full_size`.
@@ -67,15 +67,15 @@ def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
 def logits_each(
     images: Iterable[Readable | ImageRows], network: XCiT, full_size: FullSize
 ) -> Iterator[tuple[str, Tensor] | Unreadable]:
-    """Yields each image's name and logits (num_classes,).
+    """Yields the name and the logits (num_classes,) of each image.
 
     Raises:
-        XCiTError: if the model has logits for each token, but not for the image.
+        XCiTError: if the model does not pool its tokens, so that it has no logits for the whole image.
     """
     config = network.config
     last = config.depth + config.cls_depth - 1
     if config.global_pool == "none":
-        raise XCiTError("the model does not pool its tokens: it has no classes of a whole image")
+        raise XCiTError("the model does not pool its tokens: it can't classify a whole image")
     pools_class = config.global_pool == "cls"
     wanted = Wanted(class_tokens=frozenset({last})) if pools_class else Wanted(means=frozenset({last}))
     for name, found in _encode_each(images, network, lambda rows: wanted, full_size):
@@ -94,7 +94,10 @@ def features_each(
     layers: Sequence[int],
     full_size: FullSize,
 ) -> Iterator[tuple[str, dict[int, Array]] | Unreadable]:
-    """Yields each image's name and features by block, float32, in the shapes of `XCiT.extract_feat` without a batch."""
+    """Yields the name of each image and its features by block number.
+
+    The features are float32, in the shapes of `XCiT.extract_feat` without the batch dimension.
+    """
     config = network.config
     blocks = resolve_indices(layers, config.depth + config.cls_depth)
     if out_type == "cls_token":
@@ -128,11 +131,11 @@ def features_each(
 def write_feature_map(
     image: Readable | ImageRows, network: XCiT, path: Path, *, layer: int, full_size: FullSize
 ) -> tuple[int, int, int]:
-    """Writes the patch tokens of an image after a block to a .npy file or .zarr folder, as they are computed.
+    """Writes the feature map of an image, after a block of the model, to a .npy file or a .zarr folder.
 
-    They are float32 (H, W, D); tokens that a mask leaves out are NaN. The position of the cells is written to the
-    attributes of the Zarr array, or to a .json file beside the .npy file. A picture of the map (see
-    `component_picture`) is written to a .png file beside it.
+    The map consists of the patch tokens, float32 (H, W, D), and is written while it is computed. Tokens that a mask
+    leaves out are NaN. The position of the map's cells is written to the attributes of the Zarr array, or to a .json
+    file beside the .npy file. A picture of the map (see `component_picture`) is written to a .png file beside the map.
 
     Returns:
         H, W and D.
@@ -165,7 +168,7 @@ def write_feature_map(
             path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         Image.fromarray(component_picture(features)).save(path.with_suffix(".png"))
     except OSError as error:
-        raise XCiTError(f"{path}: what belongs beside it can't be written: {error.strerror}") from None
+        raise XCiTError(f"{path}: a file beside it can't be written: {error.strerror}") from None
     return (*found.grid, network.config.embed_dim)
 
 
@@ -173,13 +176,15 @@ def write_feature_map(
 class LargeAttention:
     """The class token's attention over a large image, and a small copy of the image.
 
+    Shapes: `h`, `w` height and width of the image, `M` heads, `H` x `W` token grid.
+
     Attributes:
         source: the image's name.
-        overview: (h / scale, w / scale, 3).
-        scale: pixels of the image per pixel of the overview, a divisor of the patch size.
-        heads: (M, H, W).
-        class_token: (M,).
-        cells: position of the cells of `heads`.
+        overview: small copy of the image, 8-bit RGB (h / scale, w / scale, 3).
+        scale: number of pixels of the image per pixel of the overview, along a side. It is a divisor of the patch size.
+        heads: (M, H, W), each head's attention over the patches.
+        class_token: (M,), each head's attention on the class token itself.
+        cells: position of the cells of `heads` in the image file and on the map.
     """
 
     source: str
@@ -193,7 +198,7 @@ class LargeAttention:
 def attention_each(
     images: Iterable[Readable | ImageRows], network: XCiT, block: int, full_size: FullSize
 ) -> Iterator[LargeAttention | Unreadable]:
-    """Yields each image's attention in a class attention block, counted from 0."""
+    """Yields each image's attention in the class attention block with the number `block`, from 0."""
     patch_size = network.config.patch_size
     small: list[tuple[Pixels, int, CellPlace]] = []
 
@@ -227,7 +232,7 @@ def _encode_each(
     wanted: Callable[[ImageRows], Wanted],
     full_size: FullSize,
 ) -> Iterator[tuple[str, Encoding | Unreadable]]:
-    """Yields each image's name and its outputs, or the reason why there are none."""
+    """Yields the name of each image with the outputs that `wanted` requests, or with an `Unreadable`."""
 
     def answer(rows: ImageRows) -> tuple[Encoding, Report]:
         found = encode(network, rows, wanted(rows), memory=full_size.memory, progress=full_size.progress)
@@ -237,16 +242,16 @@ def _encode_each(
 
 
 def name_of(image: Readable | ImageRows, index: int) -> str:
-    """Returns the name of an image in results and messages: its path or name, or its number in the input."""
+    """Returns the name of an image for results and messages: its path or name, or "image N" with its index N."""
     if isinstance(image, NamedImage):
         return image.name
     return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
 
 
 def opened(image: Readable | ImageRows, name: str, full_size: FullSize) -> AbstractContextManager[ImageRows]:
-    """Opens the part of an image that `full_size` selects, to be read by rows."""
+    """Opens the part of an image that `full_size` selects, as a source of rows."""
     selection = full_size.selection
-    if isinstance(image, StoredPixels):  # so that a file is still read by rows
+    if isinstance(image, StoredPixels):  # the source itself is opened, so that a file is still read by rows
         image, selection = image.source, replace(selection, ignore_exif=True)
     return open_rows(image.read() if isinstance(image, NamedImage) else image, name=name, selection=selection)
 
@@ -254,9 +259,9 @@ def opened(image: Readable | ImageRows, name: str, full_size: FullSize) -> Abstr
 def answer_each(
     images: Iterable[Readable | ImageRows], full_size: FullSize, answer: Callable[[ImageRows], tuple[Answer, Report]]
 ) -> Iterator[tuple[str, Answer | Unreadable]]:
-    """Yields each image's name and the result of `answer` for its rows, or the reason why there is none.
+    """Yields the name of each image with the result of `answer` for its rows, or with an `Unreadable`.
 
-    It calls `full_size.report` after each image.
+    `full_size.report` is called for each image with a result.
     """
     for index, image in enumerate(images):
         name = name_of(image, index)
@@ -272,6 +277,6 @@ def answer_each(
 
 
 def _raw(patches: Array, cls: Array | None) -> Array:
-    """Returns tokens (N, D), or (1 + N, D) with the class token first."""
+    """Returns patch tokens (H, W, D) as (N, D). With a class token `cls`, returns (1 + N, D), the class token first."""
     flat = patches.reshape(-1, patches.shape[2])
     return flat if cls is None else np.concatenate([cls[None], flat])

@@ -1,4 +1,4 @@
-"""Computes the class of each pixel from logits that are read by rows, a few rows at a time.
+"""Computes the class of each pixel from logits, in small parts, so that little memory is needed.
 
 Shapes: `K` classes, `k` rows, `w` pixels per row.
 """
@@ -15,23 +15,23 @@ from xcit.models.segmentation import resize_bilinear
 from xcit.models.stripes import spans
 
 CLASSES_AT_ONCE = 16
-"""Number of classes whose logits at the image's full size are in memory at once."""
+"""Number of classes whose interpolated logits are in memory at the same time."""
 
 BYTES_A_PIXEL = 4 * 3 * CLASSES_AT_ONCE + 24
-"""Memory per pixel of the rows of labels that are computed at once.
+"""Memory per pixel of a stripe while its labels are computed, in bytes.
 
-It is the memory of the logits of some classes during interpolation, and of the largest logits so far.
+It contains the logits of `CLASSES_AT_ONCE` classes during interpolation, and the largest logits so far.
 """
 
 
 class LabelRows:
-    """The class of the largest logit at each pixel, by rows.
+    """Computes a label map by rows: the label of a pixel is the class with the largest logit.
 
-    As in the published models, logits are interpolated to one size after another: first to the size of the model's
-    input, and then to the size of the label map, if it is different.
+    As in the published models, logits are interpolated first to the size of the model's input, and then to the size of
+    the label map, if the two sizes differ.
 
     Args:
-        logits: logits of stride 4.
+        logits: logits with stride 4.
         sizes: (height, width) of each interpolation; the last one is the size of the label map.
     """
 
@@ -43,11 +43,11 @@ class LabelRows:
         self.height, self.width = sizes[-1]
 
     def stripes(self, rows_at_once: int | None = None, start: int = 0) -> Iterator[tuple[int, Labels]]:
-        """Yields stripes from row `start` on: the number of their first row, and their labels, uint8 (k, width).
+        """Yields stripes of the label map: the number of the stripe's first row, and its labels, uint8 (k, width).
 
         Args:
-            rows_at_once: number of rows of logits per stripe; None takes as many as fit in the cache.
-            start: the first row.
+            rows_at_once: number of rows of logits per stripe; None means as many as fit into the processor's cache.
+            start: number of the first row of the first stripe.
         """
         rows_at_once = rows_of_a_stripe(self.logits) if rows_at_once is None else rows_at_once
         at_once = max(1, rows_at_once * self.height // self.logits.height)
@@ -55,7 +55,7 @@ class LabelRows:
             yield start + first, self.read(start + first, start + last)
 
     def read(self, start: int, end: int) -> Labels:
-        """Returns the labels of rows start..end, uint8 (end - start, width)."""
+        """Returns the labels of the rows from `start` to `end - 1`, uint8 (end - start, width)."""
         before, after, weight = interpolation(start, end, self.logits.height, self.height)
         first = int(before[0])
         rows = self.logits.read(first, int(after[-1]) + 1).permute(2, 0, 1)
@@ -74,7 +74,7 @@ class LabelRows:
 
 
 def best_labels(logits: Tensor, size: tuple[int, int]) -> Labels:
-    """Returns the class of the largest logit at each pixel, after resizing logits (K, h, w) a few classes at a time."""
+    """Resizes logits (K, h, w), a few classes at a time, and returns the class of the largest logit at each pixel."""
     best: Tensor | None = None
     labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
     for first in range(0, len(logits), CLASSES_AT_ONCE):
@@ -88,7 +88,7 @@ def best_labels(logits: Tensor, size: tuple[int, int]) -> Labels:
 def best_so_far(best: Tensor | None, labels: Tensor, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """Updates the largest logits and their classes with the logits (n, k, w) of n more classes.
 
-    `first` is the number of the first of these classes. If logits are equal, the first class is taken.
+    `first` is the index of the first of these classes. If classes have equal logits, the lowest index is chosen.
     """
     values, indices = logits.max(dim=0)
     indices = (indices + first).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Stores for the labels of a large image while they are computed: in memory, or in a file in the run's folder."""
+"""Stores the labels of a large image while they are computed: in memory, or in a file."""
 
 import os
 from pathlib import Path
@@ -11,38 +11,38 @@ from xcit.errors import XCiTError
 
 
 class LabelStore(Protocol):
-    """Labels uint8 (h, w), which are written from the first row to the last and read in any order."""
+    """Stores labels, uint8 (h, w). Rows are written from the first to the last, and can be read in any order."""
 
     def write(self, start: int, labels: Labels) -> None:
-        """Takes rows, the first of which is row `start`. When it returns, they are stored."""
+        """Stores rows of labels, beginning with row `start`."""
 
     def read(self, start: int, end: int) -> Labels:
-        """Returns rows start..end."""
+        """Returns the rows from `start` to `end - 1`."""
 
 
 class MemoryLabels:
-    """Labels in memory."""
+    """Stores labels in memory."""
 
     def __init__(self, height: int, width: int) -> None:
         self._labels = np.empty((height, width), np.uint8)
 
     def write(self, start: int, labels: Labels) -> None:
-        """Copies the rows."""
+        """Copies rows of labels, beginning with row `start`."""
         self._labels[start : start + len(labels)] = labels
 
     def read(self, start: int, end: int) -> Labels:
-        """Returns a view of rows start..end."""
+        """Returns a view of the rows from `start` to `end - 1`."""
         return self._labels[start:end]
 
 
 class FileLabels:
-    """Labels in a file."""
+    """Stores labels in a file."""
 
     def __init__(self, path: Path, width: int) -> None:
         self._path, self._width = path, width
 
     def write(self, start: int, labels: Labels) -> None:
-        """Writes the rows to the disk.
+        """Writes rows of labels to the disk, beginning with row `start`.
 
         Raises:
             XCiTError: if the rows can't be written.
@@ -57,7 +57,7 @@ class FileLabels:
             raise XCiTError(f"{self._path}: can't be written: {error.strerror}") from None
 
     def read(self, start: int, end: int) -> Labels:
-        """Returns new rows.
+        """Returns the rows from `start` to `end - 1` as a new array.
 
         Raises:
             XCiTError: if the file is too short or can't be read.
@@ -67,9 +67,9 @@ class FileLabels:
         except OSError as error:
             raise XCiTError(f"{self._path}: can't be read: {error.strerror}") from None
         if len(found) != (end - start) * self._width:
-            raise XCiTError(f"{self._path}: a scratch file that is too short")
+            raise XCiTError(f"{self._path}: this scratch file is too short")
         return found.reshape(end - start, self._width)
 
     def holds(self, rows: int) -> bool:
-        """Whether the file has at least this number of rows."""
+        """Returns whether the file contains at least this number of rows."""
         return self._path.exists() and self._path.stat().st_size >= rows * self._width

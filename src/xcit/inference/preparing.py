@@ -1,4 +1,4 @@
-"""Prepares models for inference: checks their kind, loads weights, and moves them to a device."""
+"""Prepares models for inference: loads them, checks their kind, chooses a device, and changes their preprocessing."""
 
 import os
 from dataclasses import replace
@@ -24,13 +24,13 @@ def prepare_of_kind(
     *,
     what: str = "the model",
 ) -> tuple[Model, torch.device]:
-    """Returns a model of a kind, which is not fused yet, and the device for it.
+    """Returns a model of the requested kind, and the device for it. The model is neither moved to the device nor fused.
 
     Args:
-        kind: the kind of model.
-        model: a name (its published weights are downloaded once), a weights file, or a model.
-        device: None means the device of a model that was passed in, else a GPU if there is one, else the CPU.
-        what: the name of a model that was passed in, for error messages.
+        kind: classifier, segmenter or detector.
+        model: a name (the published weights are downloaded at the first use), a weights file, or a model.
+        device: None means the device of a model that is passed in, else a GPU if there is one, else the CPU.
+        what: name of a model that is passed in, for error messages.
 
     Raises:
         XCiTError: if the model can't be loaded, or is of another kind.
@@ -53,20 +53,21 @@ def prepare_otherwise(
     std: tuple[float, ...] | None = None,
     size: int | None = None,
 ) -> None:
-    """Changes the preprocessing of a model of any kind, in place; None keeps a part.
+    """Changes the preprocessing of a model in place. Parts of the preprocessing that are None do not change.
 
-    If the preprocessing is unknown, the other parts get usual values and are marked as assumed: 224 pixels, and
-    ImageNet's mean and standard deviation for a model with three channels.
+    If the preprocessing of the model is unknown, parts that are None get common values: 224 pixels for a classifier,
+    and ImageNet's mean and standard deviation for three channels. The preprocessing is then marked as assumed, unless
+    all three parts are given.
 
     Args:
         model: a classifier, segmenter or detector.
-        name: a name for a model without one.
+        name: name of the model, if the model itself has no name.
         mean: one number per channel, or one for all, for pixels in 0..1.
         std: one number per channel, or one for all.
         size: side of a classifier's input, or short side of a segmenter's or detector's input, in pixels.
 
     Raises:
-        XCiTError: if the values do not fit the model, or are not sufficient.
+        XCiTError: if the values do not fit the model, or if more values are needed.
     """
     if mean is None and std is None and size is None:
         return

@@ -1,4 +1,4 @@
-"""Reads inputs ahead in threads and in order; an unreadable input gives an `Unreadable`."""
+"""Reads inputs in threads, before they are needed, and yields them in order."""
 
 import os
 from collections import deque
@@ -29,18 +29,22 @@ Prepared = TypeVar("Prepared")
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """An input that can't be read as an image, with the reason in one line.
+    """The result for an input that can't be read as an image.
 
-    It takes the place of a result. Access to any other attribute of a result raises an error with the reason.
+    Access to an attribute that only a real result has raises an AttributeError with the reason.
+
+    Attributes:
+        source: the input's path or name; for an image in memory, "image N", where N is its index in the input.
+        reason: why the input can't be read, in one line.
     """
 
     source: str
     reason: str
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name in ("source", "reason") or name.startswith("__"):  # copying an object reads these
+        if name in ("source", "reason") or name.startswith("__"):  # copying an object looks these names up
             raise AttributeError(name)
-        raise AttributeError(f"{self.reason}: there is no {name!r} of it")
+        raise AttributeError(f"{self.reason}: the result has no {name!r}")
 
 
 def default_device() -> torch.device:
@@ -55,10 +59,15 @@ def read_ahead(
     num_ahead: int,
     read: Callable[[ImageSource], Any] = read_image,
 ) -> Iterator[tuple[str, Prepared] | Unreadable]:
-    """Yields inputs in order, each with its source and what `prepare` returns for it; threads read ahead.
+    """Reads inputs in threads, and yields, in order, each input's source and the result of `prepare`.
 
-    Threads help, because Pillow releases Python's lock while it decodes and resizes. If `prepare` raises an
-    `XCiTError`, the input is unreadable.
+    Threads are useful, because Pillow releases Python's global lock (GIL) while it decodes and resizes.
+
+    Args:
+        images: the inputs. An input that can't be read gives an `Unreadable`.
+        prepare: converts an image to a result. If it raises an `XCiTError`, the input gives an `Unreadable`.
+        num_ahead: number of inputs that are read before they are needed.
+        read: opens an image.
     """
     numbered = enumerate(images)
     num_threads = min(8, os.cpu_count() or 1)
@@ -110,11 +119,11 @@ def _read_named(
 
 
 def listed(images: ImageSource | Sequence[ImageSource], *, ignore_exif: bool = False) -> list[Readable]:
-    """Lists the images in one or several inputs: searches folders and patterns, and splits batches.
+    """Returns a list of the images in one or several inputs: searches folders and patterns, and splits batches.
 
     Args:
         images: see `predict`.
-        ignore_exif: whether to take the pixels as they are stored, without the EXIF orientation.
+        ignore_exif: whether to use the pixels as they are stored, without the rotation in the EXIF data.
 
     Raises:
         XCiTError: if a folder has no images, a pattern matches nothing, or a batch is empty.
@@ -135,23 +144,23 @@ def listed(images: ImageSource | Sequence[ImageSource], *, ignore_exif: bool = F
 
 
 def _as_stored(index: int, item: Any) -> Readable:
-    if isinstance(item, np.ndarray | Tensor):  # these have no EXIF data
+    if isinstance(item, np.ndarray | Tensor):  # arrays and tensors have no EXIF data
         return item
     return as_stored(item) if isinstance(item, Path | NamedImage) else StoredPixels(f"image {index}", item)
 
 
 def readable(result: Result | Unreadable) -> Result:
-    """Returns a result, or raises an `XCiTError` with the reason why there is none."""
+    """Returns a result, or raises an `XCiTError` with the reason if the result is an `Unreadable`."""
     if isinstance(result, Unreadable):
         raise XCiTError(result.reason)
     return result
 
 
 def collected(results: Iterable[Result | Unreadable]) -> list[Result | Unreadable]:
-    """Returns all results in order; for an unreadable image this is an `Unreadable`.
+    """Returns all results in a list, in order. An image that can't be read has an `Unreadable` as its result.
 
     Raises:
-        XCiTError: if there are images, and none of them can be read.
+        XCiTError: if no image can be read. An empty input raises no error.
     """
     found = list(results)
     reasons = [result.reason for result in found if isinstance(result, Unreadable)]

@@ -1,6 +1,6 @@
-"""Segments images: whole images, or large ones by a sliding window in bounded memory.
+"""Segments images, as a whole or with a sliding window.
 
-Shapes: `h`, `w` size of an image, `C` its channels, `K` classes. A label map is uint8 (h, w).
+Shapes: `h`, `w` height and width of an image, `C` channels, `K` classes. A label map is uint8 (h, w).
 """
 
 import os
@@ -36,7 +36,7 @@ from xcit.streaming import Memory
 from xcit.zoo.kinds import SEGMENTER
 
 _STRIP = 2048
-"""Number of columns of an image whose windows are averaged at once."""
+"""Width in pixels of a vertical strip of an image. Windows are averaged for one strip at a time."""
 
 _WINDOWS_AT_ONCE = 4
 """Number of windows in a forward pass."""
@@ -44,7 +44,10 @@ _WINDOWS_AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow:
-    """Windows with sides of `size` pixels, `stride` pixels apart; the last one ends at the edge of the image."""
+    """A square window with sides of `size` pixels, which moves over an image in steps of `stride` pixels.
+
+    The last window ends at the edge of the image.
+    """
 
     size: int = 512
     stride: int = 341
@@ -52,11 +55,12 @@ class SlidingWindow:
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.size:
             raise XCiTError(
-                f"a sliding window of {self.size} pixels can't move by {self.stride}: from 1 to its size is possible"
+                f"a sliding window of {self.size} pixels can't move by {self.stride}: "
+                f"the stride must be from 1 to {self.size}"
             )
 
     def starts(self, length: int) -> list[int]:
-        """Returns where windows begin along a side of an image."""
+        """Returns the first pixel of each window along a side of an image with `length` pixels."""
         count = -(-max(length - self.size, 0) // self.stride) + 1
         return [max(min(index * self.stride, length - self.size), 0) for index in range(count)]
 
@@ -66,12 +70,12 @@ class Segmentation:
     """A label map of an image.
 
     Attributes:
-        source: the image's path, or its place in the input.
-        image: 8-bit RGB (h, w, 3), as it was read.
-        labels: the class of each pixel; 255 if the file has no data there, or a mask leaves it out.
-        class_names: names in the order of the labels; numbers if the names are unknown.
-        scale: number of pixels of the labels per pixel of `image` along a side; above 1 if a large image was taken at
-            its own size.
+        source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
+        image: the image as it was read, 8-bit RGB (h, w, 3); for a large image at full size, a small copy.
+        labels: the label map. A label is 255 if the file has no data for the pixel, or a mask leaves the pixel out.
+        class_names: class names in the order of the labels; the labels as text if the names are unknown.
+        scale: number of pixels of `labels` per pixel of `image`, along a side. It is above 1 only if `image` is a small
+            copy.
     """
 
     source: str
@@ -81,12 +85,15 @@ class Segmentation:
     scale: int = 1
 
     def areas(self) -> dict[str, float]:
-        """Returns the share of the labelled pixels by class name, for the classes that occur, the largest first."""
+        """Returns the share of each class in the labelled pixels, the largest share first.
+
+        Classes that do not occur are left out.
+        """
         counts = np.bincount(self.labels.ravel(), minlength=IGNORED)[:IGNORED]
         return {self.class_names[label]: share for label, share in shares_of(counts).items()}
 
     def picture(self) -> Image.Image:
-        """Returns the label map as a palette image, whose values are the classes."""
+        """Returns the label map as a palette image. The value of a pixel is its class."""
         return draw_labels(self.labels, len(self.class_names))
 
     def overlay(self) -> Image.Image:
@@ -95,13 +102,13 @@ class Segmentation:
         return overlay_labels(self.image, labels, self.class_names)
 
     def write_polygons(self, path: Path) -> int:
-        """Writes the outlines of the classes' areas as GeoJSON in pixels, and returns their number."""
+        """Writes the outlines of all areas as GeoJSON, in pixel coordinates, and returns the number of areas."""
         areas = label_areas(self.labels, self.class_names, palette(len(self.class_names)))
         return write_geojson(path, areas, CellPlace(source=self.source, to_pixels=IDENTITY))
 
 
 class Part(NamedTuple):
-    """Averaged logits (K, rows, columns) of a part of an image, and the position of the part."""
+    """Averaged logits (K, rows, columns) of a part of an image, and the position of its upper left pixel."""
 
     top: int
     left: int
@@ -122,29 +129,31 @@ def segment(
     """Assigns a class to each pixel of images.
 
     Args:
-        images: paths of files and folders (searched recursively), patterns such as "photos/**/*.jpg", PIL images,
-            arrays (h, w, 3) and tensors (3, h, w), one or several, each of any size; or batches of arrays or tensors.
-        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
-        window: slides a window over each image and averages the logits where windows overlap; None takes the whole
-            image.
-        full_size: segments images of any size without scaling them. Without a window, the image is processed in
-            stripes, and the labels are those of the whole image.
-        memory: with `full_size` and without a window: the most memory in addition to the loaded model, in bytes or as
-            "4GB"; None is half of the free memory. See `xcit.streaming.Budget`.
-        device: device of the computation; None is the device of a model that is passed in, else a GPU if there is one,
-            else the CPU.
-        dtype: dtype of weights and computation.
-        ignore_exif: takes the pixels as they are stored, without the EXIF orientation.
+        images: one or several images of any size: paths of files or folders (searched recursively), patterns such as
+            "photos/**/*.jpg", PIL images, arrays (h, w, 3), tensors (3, h, w), or batches of arrays or tensors.
+        model: a name (the published weights are downloaded at the first use), a weights file, or a segmenter from
+            `get_model`.
+        window: a window that moves over each image; the logits are averaged where windows overlap. None means that
+            each image is processed as a whole.
+        full_size: process images of any size without resizing. Without a window, an image is processed in stripes, and
+            the labels are the same as without stripes.
+        memory: with `full_size` and without a window: limit of the memory in addition to the loaded model, in bytes or
+            as text such as "4GB"; None means half of the free memory. See `xcit.streaming.Budget`.
+        device: device of the computation; None means the device of a model that is passed in, else a GPU if there is
+            one, else the CPU.
+        dtype: dtype of the weights and the computation.
+        ignore_exif: use the pixels as they are stored, without the rotation in the EXIF data.
 
     Returns:
-        For each image a label map at the image's own size. An image that can't be read is replaced by an `Unreadable`.
+        A label map for each image, in order, at the image's own size. An image that can't be read is replaced by an
+        `Unreadable`.
 
     Raises:
-        XCiTError: if none of the images can be read, or the model can't be loaded or is not a segmenter.
+        XCiTError: if none of the images can be read, if the model can't be loaded, or if it is not a segmenter.
     """
     whole = asked_full_size(full_size, memory)
     if window is not None and memory is not None:
-        raise XCiTError("memory only bounds passes over whole images: give it, or a window, not both")
+        raise XCiTError("memory can't be combined with a window: give one of them")
     results = segment_each(
         listed(images, ignore_exif=ignore_exif), model, window=window, full_size=whole, device=device, dtype=dtype
     )
@@ -160,7 +169,10 @@ def segment_each(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Segmentation | Unreadable]:
-    """Like `segment`, for any number of images, one at a time; an unreadable image gives an `Unreadable`."""
+    """Yields the results of `segment` one at a time, for any number of images.
+
+    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    """
     network, info, place = prepare_segmenter(model, device, dtype)
     spec = info.preprocessing
     if full_size is not None and window is None:
@@ -179,7 +191,7 @@ def segment_each(
 
 
 def _whole(large: LargeSegmentation) -> Segmentation:
-    """Converts a result so that all labels are in memory."""
+    """Converts a result for a large image to a `Segmentation`, with all labels in memory."""
     return Segmentation(
         source=large.source,
         image=large.overview,
@@ -196,12 +208,18 @@ def prepare_segmenter(
     *,
     what: str = "the model",
 ) -> tuple[Segmenter, SegmenterInfo, torch.device]:
-    """Returns a fused segmenter on its device and in its dtype. A model that was passed in does not change.
+    """Returns a fused segmenter on its device and in its dtype, its info, and the device.
 
-    `what` is the name of a model that was passed in, for error messages.
+    A model that is passed in is not changed.
+
+    Args:
+        model: a name, a weights file, or a segmenter.
+        device: see `segment`.
+        dtype: see `segment`.
+        what: name of a model that is passed in, for error messages.
 
     Raises:
-        XCiTError: if the model can't be loaded or is not a segmenter, or its preprocessing is unknown.
+        XCiTError: if the model can't be loaded or is not a segmenter, or if its preprocessing is unknown.
     """
     network, place = prepare_of_kind(SEGMENTER, model, device, what=what)
     if network.info is None:
@@ -224,17 +242,17 @@ def predict_labels(
 ) -> Labels:
     """Computes the label map of one image.
 
-    As in the published models, logits are resized first to the size of the pixels and then to the size of the label
-    map. The label of a pixel is the class of its largest logit.
+    As in the published models, logits are resized first to the size of `pixels`, and then to the size of the label map.
+    The label of a pixel is the class with the largest logit.
 
     Args:
         network: the segmenter, in evaluation mode.
-        pixels: 8-bit (h, w, C) at the size of the model's input.
-        spec: the preprocessing, of which mean and standard deviation are used.
+        pixels: the image at the size of the model's input, 8-bit (h, w, C).
+        spec: the preprocessing. Only its mean and standard deviation are used.
         size: (height, width) of the label map.
-        window: slides a window over the image; None takes the whole image. If `size` is that of the pixels, memory then
-            does not grow with the image.
-        device: device of the network; None means that of its parameters.
+        window: a window that moves over the image; None means the image as a whole. With a window, if `size` is the
+            size of `pixels`, the memory for the logits does not grow with the image.
+        device: device of the network; None means the device of its parameters.
         dtype: dtype of the input.
     """
     device = device or next(network.parameters()).device
@@ -276,10 +294,10 @@ def slide(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Part]:
-    """Yields the mean of the logits of all windows over each pixel, in parts of rows that no later window covers.
+    """Moves a window over an image, and yields the mean of the logits of all windows at each pixel.
 
-    An image that is wider than some thousand pixels is processed in strips; windows across the border of two strips are
-    computed for both.
+    The result comes in parts: rows that no later window covers. A wide image is processed in vertical strips of
+    `_STRIP` pixels. A window that crosses the border of two strips is computed for both strips.
     """
     height, width = pixels.shape[:2]
     tops, lefts = window.starts(height), window.starts(width)
@@ -305,13 +323,13 @@ def slide(
 
 
 def _prepare(image: Image.Image, spec: SegmentationPreprocessing, full_size: bool, least: int) -> tuple[Pixels, Pixels]:
-    """Returns the image's own pixels, and the pixels of the model's input."""
+    """Returns the pixels of the image at its own size, and the pixels of the model's input."""
     pixels = to_pixels(image, spec)
     if not full_size:
         pixels = resize_bilinear_8bit(pixels, target_size(pixels, spec))
     if min(pixels.shape[:2]) < least:
         raise XCiTError(
-            f"an image of {image.width} x {image.height} pixels, of which the model sees {pixels.shape[1]} x "
-            f"{pixels.shape[0]}: less than one patch of {least}"
+            f"an image of {image.width} x {image.height} pixels, which the model gets as {pixels.shape[1]} x "
+            f"{pixels.shape[0]} pixels: smaller than one patch of {least} x {least}"
         )
     return np.asarray(image), pixels

@@ -1,7 +1,8 @@
 """Computes label maps of images of any size, in bounded memory, without resizing them.
 
-The labels are exactly those of the whole image. The backbone's tokens are collected in taps (`streaming/tapped.py`),
-the head reads them by rows, and the labels of a stripe are stored before the next stripe is computed.
+The labels are exactly those that the model computes for the whole image at once. First, the backbone's tokens are
+stored (see `streaming/tapped.py`). Then the head reads the tokens by rows. The labels of each stripe are stored before
+the next stripe is computed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,27 +37,28 @@ from xcit.streaming.pixels import check_channels
 from xcit.streaming.state import model_digest
 
 _USEFUL_ROWS = 16
-"""Smallest useful number of rows of logits in a stripe, even if fewer fill the cache.
+"""Smallest number of rows of logits in a stripe, if the memory is large enough.
 
-With one or two rows, most of the work would be on the halo.
+In a stripe of one or two rows, most of the rows that are read and computed would be halo. So a stripe has at least this
+number of rows, even if fewer rows fill the processor's cache.
 """
 
 _READ_ROWS = 512
-"""Number of rows of labels that are read at once to count them."""
+"""Number of rows of labels that are read at a time, to count the pixels of each class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LargeSegmentation:
-    """A label map that may be larger than memory. It can be read until the next image is requested.
+    """A label map that may be larger than the memory. It can be read until the result of the next image is requested.
 
     Attributes:
-        source: the image's path, or its place in the input.
-        size: h and w.
-        class_names: names in the order of the labels; numbers if the names are unknown.
+        source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
+        size: height h and width w of the image, in pixels.
+        class_names: class names in the order of the labels; the labels as text if the names are unknown.
         overview: a small copy of the image, 8-bit RGB (h / scale, w / scale, 3).
         scale: number of pixels of the image per pixel of the overview, along a side.
-        cells: the position of the pixels in the image's file and on the map.
-        store: the labels; 255 if the file has no data for a pixel, or a mask leaves it out.
+        cells: position of the pixels in the image file and on the map.
+        store: the label map. A label is 255 if the file has no data for the pixel, or a mask leaves the pixel out.
     """
 
     source: str
@@ -72,14 +74,20 @@ class LargeSegmentation:
         return self.store.read(0, self.size[0])
 
     def areas(self) -> dict[str, float]:
-        """Returns the share of the labelled pixels by class name, for the classes that occur, the largest first."""
+        """Returns the share of each class in the labelled pixels, the largest share first.
+
+        Classes that do not occur are left out.
+        """
         counts = np.zeros(256, np.int64)
         for start, end in spans(self.size[0], _READ_ROWS):
             counts += np.bincount(self.store.read(start, end).ravel(), minlength=256)
         return {self.class_names[label]: share for label, share in shares_of(counts[:IGNORED]).items()}
 
     def small_labels(self) -> Labels:
-        """Returns the labels of the overview's pixels: each is the label in the middle of the pixel's square."""
+        """Returns a label map at the size of the overview.
+
+        A pixel of the overview covers a square of the image. Its label is the label in the middle of this square.
+        """
         sides = zip(self.overview.shape[:2], self.size, strict=True)
         rows, columns = (middle_pixels(count, side, self.scale) for count, side in sides)
         return np.concatenate([self.store.read(row, row + 1)[:, columns] for row in rows.tolist()])
@@ -89,12 +97,12 @@ class LargeSegmentation:
         return overlay_labels(self.overview, self.small_labels(), self.class_names)
 
     def write_tiff(self, path: Path) -> None:
-        """Writes the label map: see `write_label_tiff`."""
+        """Writes the label map to a TIFF file; see `write_label_tiff`."""
         colors = palette(len(self.class_names))
         write_label_tiff(path, self.size, self.store.read, self.class_names, colors, self.cells)
 
     def write_polygons(self, path: Path) -> int:
-        """Writes the outlines of the classes' areas as GeoJSON, and returns their number: see `write_geojson`."""
+        """Writes the outlines of all areas as GeoJSON (see `write_geojson`), and returns the number of areas."""
         areas = label_areas(self.labels(), self.class_names, palette(len(self.class_names)))
         return write_geojson(path, areas, self.cells)
 
@@ -102,24 +110,25 @@ class LargeSegmentation:
 def segment_large_each(
     images: Iterable[Readable | ImageRows], network: Segmenter, info: SegmenterInfo, full_size: FullSize
 ) -> Iterator[LargeSegmentation | Unreadable]:
-    """Yields each image's label map; an unreadable image gives an `Unreadable`.
+    """Yields each image's label map. An image that can't be read gives an `Unreadable`.
 
-    The scratch files of a result are removed when the next result is requested. If a run with scratch files ends
-    before that, the next call resumes it after its last stripe.
+    The scratch files of a result are removed when the next result is requested. If a run that uses scratch files
+    ends earlier, the next call for the same image continues after the last stored stripe.
 
     Args:
         images: files, PIL images, arrays, or sources of rows.
         network: the fused segmenter, on its device and in its dtype.
-        info: its class names and its preprocessing are used.
-        full_size: how the images are processed.
+        info: the class names and the preprocessing of the network.
+        full_size: the memory limit, the callbacks, and the part of each image to read.
 
     Raises:
-        XCiTError: if a part of the network is replaced or hooked, so that it can't be computed by rows.
+        XCiTError: if a part of the network is replaced, parametrised or has hooks, because such a network can't be
+            computed by rows.
     """
     if not network.goes_by_rows:
         raise XCiTError(
-            "the segmenter has parts that are hooked, replaced or parametrised, and can't go over an image by rows: "
-            "give a sliding window, or the model without them"
+            "the segmenter has parts that are hooked, replaced or parametrised, so it can't go over an image by rows: "
+            "give a sliding window, or a model without such parts"
         )
     for index, image in enumerate(images):
         name = name_of(image, index)
@@ -150,7 +159,7 @@ def _segmented(
 
 @contextmanager
 def labels_of(rows: ImageRows, network: Segmenter, info: SegmenterInfo, full_size: FullSize) -> Iterator[LabelStore]:
-    """Computes the labels of an image; see `segment_large_each`."""
+    """Computes the labels of an image at full size, and yields their store; see `segment_large_each`."""
     xcit = network.backbone.xcit
     assert isinstance(xcit, FusedXCiT)
     spec = Preprocessing(mean=info.preprocessing.mean, std=info.preprocessing.std)
@@ -192,7 +201,7 @@ def labels_of(rows: ImageRows, network: Segmenter, info: SegmenterInfo, full_siz
 
 
 class _Head:
-    """The head of a segmenter for an image of a given size: its memory and its passes."""
+    """Computes the labels of an image of a given size with a segmenter's head, and the memory that the head needs."""
 
     def __init__(self, network: Segmenter, size: tuple[int, int]) -> None:
         xcit = network.backbone.xcit
@@ -206,7 +215,7 @@ class _Head:
             self._labels = LabelRows(logits, size)
 
     def memory(self, rows: int) -> int:
-        """Returns the bytes that the passes take with `rows` rows of logits in a stripe."""
+        """Returns the memory in bytes that the head needs for stripes with `rows` rows of logits."""
         height, width = self._size
         logits = self._labels.logits
         pixel_rows = -(-rows * height // logits.height)
@@ -217,7 +226,7 @@ class _Head:
         )
 
     def rows_at_once(self, memory: int) -> int:
-        """Returns the number of rows of logits in a stripe that takes at most `memory` bytes; it is at least 1."""
+        """Returns the number of rows of logits per stripe for which `memory` bytes are enough, but at least 1."""
         rows = max(_USEFUL_ROWS, rows_of_a_stripe(self._labels.logits))
         while rows > 1 and self.memory(rows) > memory:
             rows //= 2
@@ -225,7 +234,7 @@ class _Head:
 
     @torch.inference_mode()
     def label(self, run: TappedRun, source: ImageRows, store: LabelStore, done: int) -> None:
-        """Computes and stores all labels except the first `done` rows."""
+        """Computes and stores all labels, except the first `done` rows, which are stored already."""
         network, at_once = self._network, self.rows_at_once(run.memory)
         taps = [run.taps[block] for block in network.backbone.out_indices]
         passes = 2 if network.pool_sizes else 1
@@ -241,11 +250,11 @@ class _Head:
 
 
 class _Unread:
-    """A map without values, of which only the size is known."""
+    """A map that has a size, but no values."""
 
     def __init__(self, height: int, width: int, channels: int) -> None:
         self.height, self.width, self.channels = height, width, channels
 
     def read(self, start: int, end: int) -> torch.Tensor:
-        """Raises an error, because there are no values."""
+        """Raises an error, because the map has no values."""
         raise NotImplementedError

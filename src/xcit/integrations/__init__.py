@@ -1,1 +1,1 @@
-"""Registers our models with other libraries, one file per library; importing a file registers them."""
+"""Makes our models available in other libraries: one module per library."""

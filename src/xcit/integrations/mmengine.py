@@ -1,10 +1,12 @@
-"""Registers our backbones with mmengine, and so with mmpretrain, mmsegmentation and mmdetection. In their configs:
+"""Registers our backbones with mmengine, so that mmpretrain, mmsegmentation and mmdetection can use them.
+
+A config of these libraries contains, for example:
 
     custom_imports = dict(imports=["xcit.integrations.mmengine"])
     model = dict(backbone=dict(type="XCiTPyramidBackbone", arch="small-12-p16", pretrained=True), ...)
 
-They are registered in mmengine's root registry, which all other registries search. Weights are loaded and checked when
-a backbone is built; `init_weights` of the whole model does not change them afterwards.
+The backbones are in mmengine's root registry, which the registries of these libraries search too. A backbone loads and
+checks its weights when it is built. A later call of `init_weights` for the whole model does not change these weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,24 +29,31 @@ except ModuleNotFoundError:
 
 
 class XCiTBackbone(nn.Module):
-    """A backbone for mmpretrain's classifiers, and for necks and heads that take maps of one stride.
+    """An XCiT backbone for mmpretrain's classifiers, and for necks and heads that accept maps of a single stride.
+
+    Shapes: `B` images, `D` width of the model, `H` x `W` token grid, `N` tokens.
 
     Args:
-        arch: an architecture ("small-12-p16"), or a name of `xcit list`.
+        arch: an architecture ("small-12-p16"), or the name of a model in `xcit list`.
         out_type: "cls_token" (B, D), for mmpretrain's linear head; "featmap" (B, D, H, W); "avg_featmap" (B, D);
             "raw" (B, N, D), with the class token if there is one.
-        out_indices: blocks, counted over XCA and class attention blocks; negative values count from the end. If all are
-            XCA blocks, the blocks after the last one are removed.
-        pretrained: true for the published weights of `arch`, or the path or URL of a file in any published format.
-        init_cfg: `dict(type="Pretrained", checkpoint=...)` has the same effect.
-        in_channels: channels of the images; a number other than the architecture's is only possible without weights.
+        out_indices: numbers (from 0) of the blocks whose outputs are returned. The class attention blocks are numbered
+            after the XCA blocks; negative numbers count from the end. If only XCA blocks are requested, all blocks
+            after the last requested block are removed.
+        pretrained: true for the published weights of `arch`, or the path or URL of a file in any published format. None
+            and false mean random weights.
+        init_cfg: `dict(type="Pretrained", checkpoint=...)`, another way to give the path or URL of `pretrained`.
+        in_channels: number of channels of the images; None means the number of `arch`. With pretrained weights, no
+            other number is possible.
         drop_path_rate: rate of stochastic depth in training.
-        frozen: whether the XCiT is frozen and stays in evaluation mode.
-        norm_eval: whether its batch norms keep their running statistics in training, for small batches.
+        frozen: whether the XCiT is frozen: it is not trained, and stays in evaluation mode.
+        norm_eval: whether the batch norms stay in evaluation mode during training, so that their running statistics do
+            not change. This is useful for small batches.
         with_cp: whether to use gradient checkpointing: blocks are computed again in the backward pass to save memory.
 
     Raises:
-        XCiTError: if a name is unknown, weights can't be loaded or do not fit, or a block has no class token.
+        XCiTError: if the name is unknown, if the weights can't be loaded or do not fit the architecture, or if
+            `out_type` is "cls_token" and a block in `out_indices` has no class token.
     """
 
     def __init__(
@@ -86,28 +95,29 @@ class XCiTBackbone(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "XCiTBackbone":
-        """Sets training or evaluation mode, except for frozen parts."""
+        """Sets training or evaluation mode. Frozen parts, and batch norms with `norm_eval`, stay in evaluation mode."""
         super().train(mode)
         _hold(self.xcit, self.frozen, self.norm_eval)
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps normalised images (B, in_channels, h, w) to a tensor for each block, in the order of the blocks."""
+        """Maps normalised images (B, in_channels, h, w) to one tensor per block, in ascending order of the blocks."""
         features = self.xcit.extract_feat(images, "backbone", out_type=self.out_type, out_indices=self.out_indices)
         assert isinstance(features, tuple)
         return features
 
 
 class XCiTPyramidBackbone(XCiTPyramid):
-    """The backbone of the published detectors and segmenters: four maps of width D, of strides 4, 8, 16 and 32.
+    """The backbone of the published detectors and segmenters. It returns four maps, with strides 4, 8, 16 and 32.
 
-    A neck or head needs `in_channels=[D, D, D, D]`.
+    Each map has D channels, where D is the width of the model. So a neck or head needs `in_channels=[D, D, D, D]`.
 
     Args:
-        arch: an architecture ("small-12-p16"), or a name of `xcit list`, also of a segmenter or detector.
-        out_indices: the four blocks whose tokens become the maps, counted from 0; None means those of the paper.
-        pretrained: see `XCiTBackbone`. The few layers that resize the maps get the weights of a segmenter or detector;
-            with other weights they are random.
+        arch: an architecture ("small-12-p16"), or the name of a model in `xcit list`. The model may be a segmenter or a
+            detector.
+        out_indices: numbers (from 0) of the four blocks whose tokens become the maps; None means the paper's blocks.
+        pretrained: see `XCiTBackbone`. Weights of a segmenter or detector include the layers that resize the maps. With
+            other weights, these layers get random weights.
         init_cfg: see `XCiTBackbone`.
         in_channels: see `XCiTBackbone`.
         drop_path_rate: see `XCiTBackbone`.
@@ -116,8 +126,8 @@ class XCiTPyramidBackbone(XCiTPyramid):
         with_cp: see `XCiTBackbone`.
 
     Raises:
-        XCiTError: if a name is unknown, weights can't be loaded or do not fit, or the blocks are not four existing
-            ones.
+        XCiTError: if the name is unknown, if the weights can't be loaded or do not fit the architecture, or if
+            `out_indices` are not the numbers of four blocks.
     """
 
     def __init__(
@@ -144,7 +154,7 @@ class XCiTPyramidBackbone(XCiTPyramid):
         self.train()
 
     def train(self, mode: bool = True) -> "XCiTPyramidBackbone":
-        """Sets training or evaluation mode, except for frozen parts."""
+        """Sets training or evaluation mode. Frozen parts, and batch norms with `norm_eval`, stay in evaluation mode."""
         super().train(mode)
         _hold(self.xcit, self.frozen, self.norm_eval)
         return self
@@ -155,12 +165,12 @@ def _name(arch: str) -> str:
 
 
 def _weights(pretrained: bool | str | None, init_cfg: Mapping[str, Any] | None) -> bool | str:
-    """Returns the weights to load, or false if no weights are requested."""
+    """Returns the weights to load: true for the published weights, a path or URL, or false for random weights."""
     if init_cfg is None:
         return False if pretrained is None else pretrained
     if set(init_cfg) != {"type", "checkpoint"} or init_cfg["type"] != "Pretrained":
         raise XCiTError(
-            f"init_cfg is {dict(init_cfg)}: a backbone of xcit only takes dict(type='Pretrained', checkpoint=...)"
+            f"init_cfg is {dict(init_cfg)}: a backbone of xcit accepts only dict(type='Pretrained', checkpoint=...)"
         )
     if pretrained:
         raise XCiTError(f"two sources of weights were given: pretrained {pretrained} and init_cfg {dict(init_cfg)}")
@@ -180,7 +190,7 @@ def _shape(name: str, source: bool | str, in_channels: int | None, drop_path_rat
 
 
 def _blocks(out_indices: int | Sequence[int], num_blocks: int) -> list[int]:
-    """Returns the indices from 0, sorted."""
+    """Returns the block numbers counted from 0, sorted and without duplicates."""
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
     if not indices or not all(-num_blocks <= index < num_blocks for index in indices):
         raise XCiTError(f"out_indices is {out_indices}: the model has {num_blocks} blocks, counted from 0")
@@ -188,7 +198,7 @@ def _blocks(out_indices: int | Sequence[int], num_blocks: int) -> list[int]:
 
 
 def _hold(xcit: XCiT, frozen: bool, norm_eval: bool) -> None:
-    """Sets the parts that must not change in training to evaluation mode."""
+    """Sets a frozen XCiT to evaluation mode, or with `norm_eval` only its batch norms."""
     if frozen:
         xcit.eval()
     elif norm_eval:

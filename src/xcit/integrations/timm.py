@@ -7,10 +7,12 @@
     timm.create_model("pyramid_xcit-small-12-p8", features_only=True)  # maps of strides 4, 8, 16, 32
     segmentation_models_pytorch.Unet("tu-pyramid_xcit-small-12-p8")
 
-The names are those of `xcit list`, and `xcit-<architecture>`. They do not collide with timm's own XCiT names, which
-have underscores. (timm interprets a name with a slash as a repository of the Hub.) Each name also exists with the
-prefix `pyramid_`, for decoders that need a pyramid: all blocks of an XCiT have the same stride, which such decoders
-refuse.
+The names are those of the classifiers and backbones in `xcit list`, and `xcit-<architecture>` for each architecture.
+They differ from timm's own XCiT names, which begin with `xcit_`. A prefix such as `xcit/` is not possible, because timm
+interprets a name with a slash as a repository of the Hugging Face Hub.
+
+Each name is also registered with the prefix `pyramid_`, for decoders that need feature maps of several strides. Without
+the prefix, all feature maps have the same stride, because all blocks of an XCiT have the same stride.
 """
 
 from collections import deque
@@ -85,25 +87,26 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
             )
         if model.info is None:
             model.pretrained_cfg = _data_cfg(name, model.config.in_channels)
-        return model.to(device=device, dtype=dtype).train()  # in training mode, as timm gives it
+        return model.to(device=device, dtype=dtype).train()  # timm also returns its models in training mode
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"`{name}` of the package xcit."
+    create.__doc__ = f"Builds the model `{name}` of the package xcit."
     return create
 
 
 def _place(device: str | torch.device | None, pretrained: bool) -> AbstractContextManager[Any]:
-    """Returns the context in which random weights are created; on the meta device they are not computed."""
+    """Returns a context in which random weights are created on `device` (on the meta device, without values)."""
     return nullcontext() if device is None or pretrained else torch.device(device)
 
 
 class PyramidFeatures(nn.Module):
-    """Maps images (B, in_channels, h, w) to a list of maps (B, D, height, width) with strides among 4, 8, 16 and 32.
+    """Maps images (B, in_channels, h, w) to a list of feature maps (B, D, height, width).
 
-    Parts that none of the requested maps needs are removed.
+    The strides of the maps are 4, 8, 16 and 32, or some of these. Parts of the model that no requested map needs are
+    removed.
 
     Attributes:
-        feature_info: timm's description of channels and strides.
+        feature_info: timm's description of the channels and strides of the maps.
     """
 
     def __init__(self, pyramid: XCiTPyramid, out_indices: int | Sequence[int] | None) -> None:
@@ -122,19 +125,20 @@ class PyramidFeatures(nn.Module):
         )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block in the backward pass instead of keeping its activations."""
+        """Switches gradient checkpointing on or off: blocks are computed again in the backward pass to save memory."""
         self.model.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the maps, from the finest to the coarsest."""
+        """Returns the maps, in ascending order of their strides."""
         maps = self.model.forward_intermediates(images, self.blocks, intermediates_only=True)
         return [resize(tokens) for resize, tokens in zip(self.resize, maps, strict=True)]
 
 
 def _wanted(out_indices: int | Sequence[int] | None) -> list[int]:
-    """Returns the requested maps, 0 for the finest: an int means the last n, None means all.
+    """Returns the numbers of the requested maps, sorted. Map 0 has the smallest stride.
 
-    Negative numbers count from the end.
+    As in timm, an int n requests the last n maps, and None requests all maps. In a sequence, negative numbers count
+    from the end.
     """
     count = len(STRIDES)
     if out_indices is None:
@@ -164,12 +168,15 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
         return PyramidFeatures(pyramid, out_indices).train()
 
     create.__name__ = create.__qualname__ = f"pyramid_{name}"
-    create.__doc__ = f"The feature pyramid on `{name}` of the package xcit."
+    create.__doc__ = f"Builds a feature pyramid on the model `{name}` of the package xcit."
     return create
 
 
 def _default_cfg(name: str) -> DefaultCfg:
-    """Returns what timm's tools ask about a name before the model exists: preprocessing, and whether it has weights."""
+    """Returns timm's default config of a name: its preprocessing, and where its weights are.
+
+    timm's tools read the default config before the model is built.
+    """
     shape = None if is_known(name) else find_shape(name)
     place: dict[str, Any] = {}
     if shape is not None:  # an architecture without published weights
@@ -196,9 +203,9 @@ def _default_cfg(name: str) -> DefaultCfg:
 
 
 def _data_cfg(name: str, in_channels: int) -> dict[str, Any]:
-    """Returns `pretrained_cfg` of a model.
+    """Returns `pretrained_cfg` of a model for images with `in_channels` channels.
 
-    For another number of channels, mean and std are the averages of the weights' own.
+    If the default config has another number of channels, mean and std are averaged over its channels.
     """
     cfg = default_cfgs[name].default.to_dict()
     if cfg["input_size"][0] != in_channels:
@@ -208,14 +215,14 @@ def _data_cfg(name: str, in_channels: int) -> dict[str, Any]:
 
 
 NAMES = tuple(dict.fromkeys([*CHECKPOINTS, *(f"xcit-{architecture}" for architecture in ARCHITECTURES)]))
-"""The registered names; each is also registered with the prefix `pyramid_`."""
+"""The registered names. Each name is also registered with the prefix `pyramid_`."""
 
 default_cfgs = {name: _default_cfg(name) for name in NAMES}
-"""`register_model` reads this variable."""
+"""Maps each name to its default config. timm's `register_model` reads this variable."""
 
 for _name in NAMES:
     register_model(_entrypoint(_name))
     register_model(_pyramid_entrypoint(_name))
 
-for _class in FX_LEAF_MODULES:  # for the fx tracers of timm's tools
+for _class in FX_LEAF_MODULES:  # the fx tracers of timm's tools must not trace into these modules
     register_notrace_module(_class)

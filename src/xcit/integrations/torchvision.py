@@ -5,9 +5,9 @@
 
     FasterRCNN(pyramid_backbone("xcit-small-12-p8", pretrained=True), num_classes=3)
 
-The detector itself resizes, pads and normalises the images; its default mean and standard deviation are ImageNet's.
-torchvision's rules for anchors, RoIAlign and resizing differ from those of the published detectors. To get their
-figures, use `xcit.get_model("mask-rcnn_xcit-small-12-p16_3x_coco", pretrained=True)`.
+torchvision's detector resizes, pads and normalises the images; its default mean and standard deviation are ImageNet's.
+torchvision's rules for anchors, RoIAlign and resizing differ from the rules of the published detectors. To reproduce
+the published accuracy, use `xcit.get_model("mask-rcnn_xcit-small-12-p16_3x_coco", pretrained=True)` instead.
 """
 
 import os
@@ -27,7 +27,7 @@ class PyramidBackbone(nn.Module):
     The maps have torchvision's names: "0" to "3" have the strides 4, 8, 16 and 32, and "pool" has the stride 64.
 
     Attributes:
-        body: the XCiT and its pyramid.
+        body: the XCiT with its pyramid, which returns the maps of strides 4, 8, 16 and 32.
         fpn: torchvision's feature pyramid network on the maps of `body`.
         out_channels: number of channels of each map; torchvision's detectors read it.
     """
@@ -39,7 +39,7 @@ class PyramidBackbone(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Returns the maps by name, from the finest to the coarsest."""
+        """Returns the maps by name, in ascending order of their strides."""
         maps: dict[str, Tensor] = self.fpn({str(index): image for index, image in enumerate(self.body(images))})
         return maps
 
@@ -55,12 +55,12 @@ def pyramid_backbone(
 
     Args:
         model: a name, file, folder or repository, see `xcit.get_model`.
-        pretrained: see `xcit.get_model`. The feature pyramid network gets random weights. The layers that resize the
-            maps get the weights of a detector or segmenter; with other weights they are random too.
+        pretrained: see `xcit.get_model`. Weights of a detector or segmenter include the layers that resize the maps.
+            With other weights, these layers get random weights. The feature pyramid network always gets random weights.
         out_channels: number of channels of each map.
         out_indices: the blocks whose tokens become the maps, see `XCiTPyramid`.
 
     Raises:
-        XCiTError: for the same reasons as `xcit.get_backbone`.
+        XCiTError: if the backbone can't be built or its weights can't be loaded; see `xcit.get_backbone`.
     """
     return PyramidBackbone(get_backbone(model, pretrained, pyramid=True, out_indices=out_indices), out_channels).train()

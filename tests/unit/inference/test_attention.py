@@ -302,7 +302,7 @@ def test_resize_to_less_than_a_patch(model, verb):
 
 @pytest.mark.parametrize("verb", [class_attention, channel_attention])
 def test_image_smaller_than_a_patch(model, verb):
-    message = "^image 1: 9 x 3 pixels, smaller than one patch of 4 x 4; a resize makes it larger$"
+    message = "^image 1: 9 x 3 pixels, smaller than one patch of 4 x 4; use resize to make the image larger$"
     small = verb([picture(8, 8), picture(3, 9)], model)[1]
     assert isinstance(small, Unreadable) and re.search(message, small.reason)
     assert verb(picture(3, 9), model, resize=4)
@@ -325,7 +325,7 @@ def test_an_image_too_large_for_the_memory_is_reported(model, each):
     fused.embedding.register_forward_pre_hook(refuse)
     found = list(each([picture(8, 8), picture(8, 24), picture(8, 8)], fused))
     assert [isinstance(result, Unreadable) for result in found] == [False, True, False]
-    assert found[1].reason == "image 1: no memory for 24 x 8 pixels; a resize makes it smaller"
+    assert found[1].reason == "image 1: not enough memory for 24 x 8 pixels; use resize to make the image smaller"
 
 
 # --- the model

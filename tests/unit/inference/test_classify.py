@@ -197,7 +197,7 @@ def test_no_image_that_can_be_read_is_an_error(model, paths, verb):
 
 def test_an_unreadable_one_says_why_it_has_no_classes(model, paths):
     found = predict([paths[0], "nowhere.png"], model)[1]
-    with pytest.raises(AttributeError, match=r"^nowhere\.png: no such file: there is no 'classes' of it$"):
+    with pytest.raises(AttributeError, match=r"^nowhere\.png: no such file: the result has no 'classes'$"):
         found.classes  # noqa: B018
     assert not hasattr(found, "classes")
     assert pickle.loads(pickle.dumps(found)) == copy.deepcopy(found) == found

@@ -100,7 +100,7 @@ def test_mistakes(model: MaskRCNN) -> None:
     pixels = np.zeros((40, 40, 3), np.uint8)
     with pytest.raises(XCiTError, match="min_score is 2, must be in"):
         detect(pixels, model, min_score=2)
-    with pytest.raises(XCiTError, match="short side of 50 and a long one of 20"):
+    with pytest.raises(XCiTError, match="short side of 50 and a long side of 20"):
         detect(pixels, model, sides=(50, 20))
     with pytest.raises(XCiTError, match="packaged is for image-classification, not for object-detection"):
         detect(pixels, "packaged")

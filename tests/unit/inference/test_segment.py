@@ -111,7 +111,10 @@ def test_files_names_and_what_can_t_be_read(model: Segmenter, tmp_path: Path) ->
         paths[2:], tmp_path / "model.safetensors", device="cpu", full_size=FullSize(), window=SlidingWindow()
     )
     assert isinstance(hair, Unreadable)
-    assert "an image of 3 x 400 pixels, of which the model sees 3 x 400: less than one patch of 8" in hair.reason
+    assert (
+        "an image of 3 x 400 pixels, which the model gets as 3 x 400 pixels: smaller than one patch of 8 x 8"
+        in hair.reason
+    )
     with pytest.raises(XCiTError, match="not an image that can be read"):
         segment(paths[1], model)
     assert [type(result) for result in segment(paths[:2], model)] == [Segmentation, Unreadable]

@@ -280,7 +280,7 @@ def test_mistakes_are_said_before_the_first_pass(
     assert "GB of scratch files are needed, 0.00 GB are free" in reason(picture(64, 64), on_scratch)
     with pytest.raises(XCiTError, match="memory is only for full-size passes"):
         segment([picture(64, 64)], models["upernet"], memory="1GB")
-    with pytest.raises(XCiTError, match="give it, or a window, not both"):
+    with pytest.raises(XCiTError, match="memory can't be combined with a window"):
         segment([picture(64, 64)], models["upernet"], full_size=True, memory="1GB", window=SlidingWindow())
     watched: Any = models["upernet"].fuse()
     watched.head.fusion.conv.register_forward_hook(lambda *_: None)

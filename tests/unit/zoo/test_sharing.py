@@ -215,7 +215,7 @@ def test_the_command_line_says_who_loads_a_folder(tmp_path: Path) -> None:
     report.write_text(json.dumps({"data": "/data/garments", "num_images": 10_000, "top1": 92.33, "top5": 99.9}))
     given = [packaged, str(tmp_path / "new"), "--to", "timm-hub"]
     done = CliRunner().invoke(command, [*given, "--report", str(report), "--licence", "mit"])
-    assert done.exit_code == 0 and "xcit alone loads this folder" in done.output
+    assert done.exit_code == 0 and "only xcit can load this folder" in done.output
     card = (tmp_path / "new" / CARD).read_text()
     assert "| top-1 | garments | 92.33% | xcit test, 10,000 images |" in card and "license: mit" in card
     again = CliRunner().invoke(command, given)
