@@ -1,6 +1,6 @@
-"""The main features in one run, without a network: the packaged model on packaged images, then on photographs.
+"""Shows the main features without network access: the packaged model on packaged images, and on photographs.
 
-It is run by `make demo`. The photographs are the two in scikit-learn.
+`make demo` runs this script. The two photographs come with scikit-learn.
 """
 
 import sys
@@ -14,7 +14,7 @@ from xcit.cli.predict import packaged_images
 
 
 def classify_packaged_images() -> bool:
-    """Prints the class of each packaged image beside the true one, which is in the file's name."""
+    """Prints the predicted class of each packaged image, and whether it is the class in the file's name."""
     paths = packaged_images()
     print("The packaged model, trained on Fashion-MNIST, on images of its test split:\n")
     print(f"  {'file':18s} {'class':14s} {'score':>6s}")

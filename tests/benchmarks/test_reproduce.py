@@ -207,7 +207,7 @@ def test_every_kind_of_model_is_fetched_and_measured(
     ("option", "folder", "message"),
     [
         ("--imagenet", "coco", "is not ImageNet"),
-        ("--imagenet", "imagenet/val", "is not ImageNet as it is laid out"),
+        ("--imagenet", "imagenet/val", "does not have the structure of ImageNet"),
         ("--imagenet", "nowhere", "nowhere"),
         ("--coco", "ade", "ade"),
         ("--coco", "other", "is not COCO: its 1 classes are not COCO's 80"),
@@ -242,7 +242,7 @@ def test_what_can_t_be_measured_is_said_at_once(
 ) -> None:
     assert "give a data set" in reproduce(tmp_path).err
     assert "no model is called 'resnet'" in reproduce(tmp_path, "--coco", data["coco"], "--only", "resnet").err
-    assert "nothing of this can be measured" in reproduce(tmp_path, "--coco", data["coco"], "--only", NANO).err
+    assert "none of these models can be measured" in reproduce(tmp_path, "--coco", data["coco"], "--only", NANO).err
 
 
 def test_processes_share_the_work(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
