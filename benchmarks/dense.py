@@ -249,12 +249,12 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*CASES, []], help=", ".join(CASES))
-    parser.add_argument("--size", type=int, default=4096, help="pixels of a side; a multiple of 1024")
-    parser.add_argument("--exact-size", type=int, default=2048, help="of the cases `exact` and `window`")
-    parser.add_argument("--memory", default="4GB", help="of the case `large`")
-    parser.add_argument("--rounds", type=int, default=7, help="of the case `before`")
+    parser.add_argument("--size", type=int, default=4096, help="side in pixels of the case `large`; a multiple of 1024")
+    parser.add_argument("--exact-size", type=int, default=2048, help="side in pixels of the cases `exact` and `window`")
+    parser.add_argument("--memory", default="4GB", help="memory bound of the case `large`")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the case `before`")
     parser.add_argument("--before", type=Path, help="src folder of another checkout")
-    parser.add_argument("--folder", type=Path, default=Path("dense"), help="for images, results and scratch files")
+    parser.add_argument("--folder", type=Path, default=Path("dense"), help="folder for all files")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

@@ -260,11 +260,11 @@ def main() -> None:
     parser.add_argument(
         "--size", type=lambda text: tuple(map(int, text.split("x"))), default=(1500, 1000), metavar="WIDTHxHEIGHT"
     )
-    parser.add_argument("--memory", type=float, nargs="+", default=[4.0, 1.0], metavar="GB", help="bounds of `large`")
-    parser.add_argument("--no-whole", action="store_true", help="of `large`: leave the whole image out")
+    parser.add_argument("--memory", type=float, nargs="+", default=[4.0, 1.0], metavar="GB", help="memory bounds")
+    parser.add_argument("--no-whole", action="store_true", help="do not run the whole image in the case `large`")
     parser.add_argument("--before", type=Path, help="src folder of another checkout")
-    parser.add_argument("--rounds", type=int, default=7, help="of `before` and `parts`")
-    parser.add_argument("--folder", type=Path, default=Path("detection"), help="for the image and scratch files")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the cases `before` and `parts`")
+    parser.add_argument("--folder", type=Path, default=Path("detection"), help="folder for images and scratch files")
     arguments = parser.parse_args()
     run_cases(CASES, arguments)
 

@@ -80,7 +80,7 @@ def finish(config: Path, run: Path, num_processes: int) -> None:
         except subprocess.TimeoutExpired:
             status = -1
         if status:
-            raise SystemExit(f"the run failed, or stood still:\n{run.with_suffix('.txt').read_text()}")
+            raise SystemExit(f"the run failed, or did not end in time:\n{run.with_suffix('.txt').read_text()}")
 
 
 def step_of(run: Path) -> int:
@@ -97,7 +97,7 @@ def wait_until(condition: Any, process: subprocess.Popen[bytes], run: Path) -> N
     ends = time.monotonic() + LIMIT
     while not condition():
         if process.poll() is not None or time.monotonic() > ends:
-            raise SystemExit(f"the run ended, or stood still:\n{run.with_suffix('.txt').read_text()}")
+            raise SystemExit(f"the run ended, or made no progress:\n{run.with_suffix('.txt').read_text()}")
         time.sleep(0.001)
 
 

@@ -1,4 +1,6 @@
-"""What other libraries do to a model: hooks, LoRA, pruning, parametrisation, quantisation; for every kind and layer."""
+"""Tests what other libraries do to a model: hooks, LoRA, pruning, parametrisation, quantisation.
+
+Every kind of model and every layer is tested."""
 
 import copy
 import io
@@ -36,7 +38,7 @@ def test_a_hook_on_each_module_fires_and_changes_nothing(model: nn.Module) -> No
 
 
 def _moved(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Changes each element by a different amount, so that no norm or softmax cancels the change."""
+    """Adds a different number to each element, so that no norm or softmax cancels the change."""
     return output + torch.arange(output.numel(), dtype=output.dtype).sin().view_as(output)
 
 

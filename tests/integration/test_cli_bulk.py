@@ -1,4 +1,4 @@
-"""Results of many images as Parquet parts: a kill loses no part, processes share the work, and every kind of input."""
+"""Tests results of many images in Parquet parts: parts survive a kill, processes share the work, all inputs work."""
 
 import io
 import json
@@ -27,7 +27,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Forty files of ten garments, and one file that is no image."""
+    """Writes 40 image files of ten garments, one of which is replaced by a text file."""
     folder = tmp_path / "many"
     folder.mkdir()
     garments = packaged_images()
@@ -77,7 +77,7 @@ def test_predictions(xcit, many) -> None:
             assert [c["score"] for c in one["classes"]] == pytest.approx(
                 [c["score"] for c in other["classes"]], abs=1e-5
             )
-    # Any reader of Parquet folders reads all of it, and ignores the manifest.
+    # A reader of Parquet folders reads all parts, and ignores the manifest.
     assert pq.read_table("parts").to_pylist() == found
     manifest = read_manifest(Path("parts"))
     assert (manifest["verb"], manifest["model"], manifest["complete"]) == ("predict", "packaged", True)
@@ -158,7 +158,7 @@ def test_two_processes_divide_the_images(xcit, start, many) -> None:
     again = start("-m", "xcit", *PREDICT, "--out", "two", processes=2).finish()
     assert again.status == 2
     assert again.err.count("two: holds results already") <= 1
-    # One process resumes what two have begun.
+    # One process resumes a run that two processes began.
     manifest = read_manifest(Path("two"))
     gone = sorted(manifest["parts"])[1]
     del manifest["parts"][gone]
@@ -275,7 +275,7 @@ def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> No
         assert [line[:60] for line in left_out] == [line[:60] for line in beside], inputs
         found = rows(f"parts{number}")
         assert [row["classes"][0]["name"] for row in found] == [classes[0]["name"] for classes in want], inputs
-        # The forms with one file accept them too.
+        # The output forms with only one file accept these inputs too.
         assert xcit("predict", *inputs, "--json", "small.json").status == 0
         assert [row["classes"][0]["name"] for row in json.loads(Path("small.json").read_text())] == [
             row["classes"][0]["name"] for row in found
@@ -336,7 +336,7 @@ def test_attention(xcit, many, attentive) -> None:
     heads = np.array(row["heads"], np.float32).reshape(row["heads_shape"])
     np.testing.assert_allclose(heads, want.heads, atol=1e-6)
     np.testing.assert_allclose(row["class_token"], want.class_token, atol=1e-6)
-    # What is there is gone on with, and what a part has not is refused.
+    # A finished run can be resumed. Options whose results Parquet parts do not have are refused.
     assert xcit(*command, "--resume").out == done.out
     for more in (("--xca",), ("--tiff",), ("--arrays",), ("--threshold", 0.5), ("--full-size",)):
         refused = xcit(*command, *more)
@@ -345,7 +345,7 @@ def test_attention(xcit, many, attentive) -> None:
 
 
 def turned(path: Path) -> Path:
-    """A picture whose EXIF turns it upright, from 24 x 40 pixels to 40 x 24."""
+    """Writes a picture of 24 x 40 pixels with an EXIF orientation; upright, it has 40 x 24 pixels."""
     pixels = np.zeros((40, 24, 3), np.uint8)
     pixels[:10], pixels[10:20, :12] = (250, 20, 20), (20, 20, 250)
     exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""The command line with parts of files, masks, and maps that other programs can open."""
+"""Tests the command line with parts of files and masks, and maps that other programs can open."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def picture(path: Path) -> np.ndarray:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """A GeoTIFF with four bands of 16 bits, 88 x 60 pixels, and nodata in the lower left."""
+    """Writes a GeoTIFF of 88 x 60 pixels with four bands of 16 bits, and nodata in the lower left."""
     pixels = np.random.default_rng(0).integers(1, 4000, (4, 60, 88)).astype(np.uint16)
     pixels[:, 20:, :30] = 0
     path = tmp_path / "scene.tif"
@@ -58,7 +58,7 @@ def test_attention_of_a_map_lies_on_the_same_place(xcit, scene: Path, tmp_path: 
     region = ("--region", "8,20,70,36")
     assert xcit("attention", scene, "--out", tmp_path / "part", *options, *region).status == 0
     with rasterio.open(tmp_path / "part" / "scene.tif") as part:
-        # 70 pixels are 17.5 cells, so the last cell extends beyond the edge.
+        # 70 pixels are 17.5 cells of 4 pixels, so the last cell extends beyond the edge.
         assert part.bounds == (500_080, 5_299_440, 500_080 + 18 * 40, 5_299_800)
 
 
@@ -97,7 +97,7 @@ def test_a_level_and_a_mask_of_a_pyramid(xcit, tmp_path: Path) -> None:
     found = np.load(tmp_path / "a.npz")[name][0]
     assert found.shape == (64, 15, 20)
     assert np.array_equal(np.isfinite(found).all(axis=0), np.kron(mask, np.ones((10, 10)))[::4, ::4][:15, :20] > 0)
-    # The result is the same for the array and a mask in memory.
+    # An array and a mask in memory give the same result.
     whole = FullSize(memory="1GB", selection=Selection(mask=mask))
     (features,) = extract_features_each([large[::2, ::2]], out_type="featmap", full_size=whole)
     assert isinstance(features, Features)

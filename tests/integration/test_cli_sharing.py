@@ -1,4 +1,4 @@
-"""The commands on adapters in docs/sharing.md, and what sharing says to people on the command line."""
+"""Tests the commands in docs/sharing.md, and their messages."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ PACKAGED = packaged_path(find_record("packaged"))
 
 
 def block(heading: str) -> list[str]:
-    """The lines of the first block below a heading."""
+    """Returns the lines of the first code block below a heading of docs/sharing.md."""
     return PAGE.split(f"## {heading}\n")[1].split("\n```", 1)[1].split("\n```")[0].splitlines()[1:]
 
 

@@ -1,4 +1,4 @@
-"""`benchmarks/compare.py`: its output, its files, and the messages of mistakes."""
+"""Tests `benchmarks/compare.py`: its output, its files, and its messages for wrong arguments."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""`use_kernels` where the kernels can't run. Their outputs are tested in kernels/, also through test_interpreter.py."""
+"""Tests `use_kernels` on devices and models without the kernels; the tests of the kernels' outputs are in kernels/."""
 
 import pytest
 
