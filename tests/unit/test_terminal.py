@@ -56,7 +56,7 @@ def test_prints_beside_a_bar_are_escaped_too(guarded, monkeypatch):
     assert not any(mark in shown for mark in ("\x1b]0;", "\x1b[2J", "\x07", "\x9b", "\u202e"))
     if guarded:
         for guard in before:
-            getattr(guard, "detach")()  # noqa: B009  (not every text stream has it)
+            getattr(guard, "detach")()  # noqa: B009  (not every text stream has `detach`)
     os.close(side)
     os.close(main)
 

@@ -1,4 +1,4 @@
-"""Which class is meant by the name of a folder or a label: files in every form, and what they do to the labels."""
+"""Tests class maps, which map names in the data to classes: all file formats, and their effect on the labels."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""COCO files as Roboflow, CVAT and Label Studio write them, and photographs with an EXIF orientation."""
+"""Tests COCO files as Roboflow, CVAT and Label Studio write them, and photographs with an EXIF orientation."""
 
 import json
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_ids_may_be_text(tmp_path: Path, image: Any, image_again: Any, category:
         "2 objects have no mask",
         "1 annotations left out, for no image has their image_id",
     ]
-    # The category ids that a detector writes are numbers.
+    # In a detector's file, category ids are integers.
     assert found.category_ids == ((2, 1) if category == 1 else (1, 2))
 
 

@@ -1,4 +1,4 @@
-"""The images that users name: units that are divided among processes, always in the same order."""
+"""Tests inputs: the images of a command line as units that are divided among processes, always in the same order."""
 
 import os
 import tarfile
@@ -132,7 +132,7 @@ def test_urls_that_lead_nowhere() -> None:
 
 
 def test_pipes_and_devices_are_refused_in_a_line(tmp_path: Path) -> None:
-    """By any spelling of the path: to open a pipe could wait for ever, and a device has no end."""
+    """Refused under any form of the path, because opening a pipe may block for ever, and a device has no end."""
     os.mkfifo("pipe.parquet")
     os.mkfifo("pipe.png")
     Path("zero.parquet").symlink_to("/dev/zero")
@@ -173,7 +173,7 @@ def test_chains_of_protocols_are_refused_in_a_line(tmp_path: Path) -> None:
     for word in (f"zip://*.png::{place}", f"zip://folder/::{place}/", f"zip://a::{place}.parquet"):
         with pytest.raises(XCiTError, match="a chain of protocols is not read"):
             open_inputs([word])
-    # Those that begin without a slash are no URLs, and no file is called so.
+    # "PROTOCOL::..." is no URL, because "://" does not follow the protocol; and there is no file of this name.
     for word in (f"simplecache::file://{tmp_path}/0.png", "filecache::http://127.0.0.1:9/0.png"):
         (found,) = open_inputs([word]).images()
         with pytest.raises(XCiTError, match="no such file"):

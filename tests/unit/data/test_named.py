@@ -1,4 +1,4 @@
-"""CIFAR is opened only from the published files, because other pickles could run any code."""
+"""Tests that CIFAR is opened only from the published files, because other pickles could run any code."""
 
 import hashlib
 import io
@@ -35,7 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def name(root: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An archive of files with two images, whose MD5 sums replace the published ones in torchvision."""
+    """Writes an archive of files with two images each, and replaces the published MD5 sums in torchvision."""
     from torchvision import datasets
 
     name: str = request.param

@@ -1,4 +1,4 @@
-"""What of label maps as TIFF is not seen where whole images are segmented: their size, what is missing."""
+"""Tests details of label maps as TIFF: overviews, tiles, outlines of areas, and errors."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""JPEG and PNG files that Pillow treats as decompression bombs, read by rows through libvips."""
+"""Tests JPEG and PNG files that are too large for Pillow (decompression bombs) and that libvips reads by rows."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Compares counts with the 42 published rows, and with a naive count by hooks on the layers."""
+"""Compares counts of parameters and FLOPs with 42 published rows, and with a simple count by hooks on the layers."""
 
 import json
 from collections import Counter
@@ -91,7 +91,7 @@ def test_image_size_and_tokens_are_reported() -> None:
 
 
 def test_torch_flops_are_twice_the_products_of_the_forward_pass() -> None:
-    # A model of depth 1 without class attention and head is small enough to be counted by hand.
+    # This model has depth 1 and no class attention and no head, so its products can be counted by hand.
     config = XCiTConfig(
         patch_size=4, embed_dim=16, depth=1, num_heads=2, mlp_ratio=2, cls_depth=0, num_classes=0, global_pool="avg"
     )

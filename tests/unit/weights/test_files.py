@@ -239,15 +239,15 @@ def test_hostile_pickles_are_refused_by_name_and_not_run(tmp_path: Path, number:
     assert "it was not run" in message
     assert not canary.exists()
     if name in ("system", "eval", "exec"):
-        # Without the protection, it would run code.
+        # Without the protection, this pickle runs code.
         torch.load(path, weights_only=False)
         assert canary.exists()
 
 
 def test_a_chain_through_the_allowed_getattr_runs_nothing(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    # getattr is on the allow-list for mmengine's logs, as a stub. Here the pickle asks it for os.system through an
-    # allowed class, and calls the result.
+    # getattr is allowed for mmengine's logs, but replaced by a stub. This pickle asks it for globals of an allowed
+    # class, and calls the result.
     pickled = b"".join(
         [
             b"\x80\x02",
@@ -279,7 +279,7 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def history_buffer() -> Iterator[type]:
-    """mmengine's class under its own module name, which is removed before the file is read."""
+    """Yields a class like mmengine's HistoryBuffer, in mmengine's module; tests remove the module before reading."""
 
     class HistoryBuffer:
         def __init__(self) -> None:
@@ -506,7 +506,7 @@ def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_files_only() -> Iterator[None]:
-    """Makes the disk look full to this process after 4 kB."""
+    """Limits files of this process to 4 kB, so that writing fails as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))

@@ -15,7 +15,7 @@ from xcit.training.engine.task import Layout, divide
         (1024, 64, 128, 1),
         (1024, 1, 0, 1),
         (1024, 4, 0, 1),
-        (1024, 1, 100, 16),  # 100 is no divisor: the largest one below it is 64
+        (1024, 1, 100, 16),  # 100 does not divide 1024; the largest divisor below it is 64
         (30, 2, 4, 5),
     ],
 )

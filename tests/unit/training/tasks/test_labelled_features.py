@@ -1,4 +1,4 @@
-"""Features of a data set: computed once, cached under a name made of all that they depend on, and read from there."""
+"""Tests the cache for the features of a data set: its key depends on everything that changes the features."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Extraction:
-    """Returns features of the training split, with some defaults changed."""
+    """A call extracts the features of the training split, with the given settings, and records messages."""
 
     def __init__(self, model: XCiT, data: Path, cache: Path | None) -> None:
         assert model.info is not None
@@ -50,7 +50,7 @@ class Extraction:
 
     @property
     def was_computed(self) -> bool:
-        """Whether the last call computed the features instead of reading the file."""
+        """Whether the last call computed the features, and did not read them from the cache."""
         return self.reported == [4, 4, 4, 4, 2]
 
 

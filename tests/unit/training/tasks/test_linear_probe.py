@@ -1,4 +1,4 @@
-"""The linear probe's task: compares its numbers with plain torch, and tests the exported classifier."""
+"""Tests the task of the linear probe: compares its numbers with plain PyTorch, and tests the exported classifier."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def make_task(tiny: XCiT, config: LinearConfig, train: Any = None, layout: Layou
 
 
 def learn(task: LinearTask) -> list[dict[str, Tensor]]:
-    """Makes the engine's steps; returns the losses."""
+    """Makes the training steps as the engine does; returns the losses of each step."""
     optimizer = build_optimizer(task.model, task.config.optimizer)
     schedule = build_schedule(optimizer, task.config.schedule, task.num_steps)
     losses, done = [], 0
@@ -211,7 +211,7 @@ def test_augmented_batches_are_images_of_a_model_that_stays_as_it_is(tiny: XCiT,
 
 
 def test_exports_the_whole_classifier_with_the_best_head(tiny: XCiT, tmp_path: Path) -> None:
-    tiny.reset_classifier(7)  # another classifier's head, which is replaced
+    tiny.reset_classifier(7)  # the head of another classifier, which the probe replaces
     task = make_task(tiny, make_config(lrs=(1e-6, 9.0)))
     learn(task)
     task.evaluate(task.model)

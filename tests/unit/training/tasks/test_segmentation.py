@@ -1,4 +1,4 @@
-"""Segmentation: figures compared with scikit-learn, the published loss and recipes, and short runs on squares."""
+"""Tests segmentation: figures against scikit-learn, the published loss and recipes, and short runs on squares."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ COLOURS = np.array([[20, 20, 20], [220, 40, 40], [40, 220, 40], [40, 40, 220]], 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Writes coloured squares on grey, where each colour is a class; a stripe has no label."""
+    """Writes images of coloured squares on grey, in which each colour is a class; a stripe has no label."""
     root, draw = tmp_path / "squares", np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
         for folder in ("images", "labels"):
