@@ -40,11 +40,11 @@ def page(measurements: Sequence[Measurement], results: Mapping[str, Result], com
     text = [
         "# The published numbers, measured",
         "",
-        f"Written by `{command}`, which alone changes this page. Each model was measured in float32, by the protocol",
-        f"under which its figure was published; what differs by more than {TOLERANCE} points is marked.",
+        f"This page is written by `{command}`; do not edit it. Each model was measured in float32, by the protocol of",
+        f"its published figure. Figures that differ by more than {TOLERANCE} percentage points are marked.",
         "",
-        f"Of {len(flat)} published figures {counts[AS_PUBLISHED]} are as published, {counts[DIFFERS]} differ, "
-        f"{counts[PARTIAL]} are of other images than the published ones, so that nothing follows, and "
+        f"Of {len(flat)} figures, {counts[AS_PUBLISHED]} are as published, and {counts[DIFFERS]} differ. "
+        f"{counts[PARTIAL]} were measured on other images than the published figures, so they can't be compared. "
         f"{counts[MISSING]} were not measured.",
         "",
         *(f"- on {machine}" for machine in machines),

@@ -79,7 +79,7 @@ def _of(record: Record) -> list[Measurement]:
                 spec=spec,
                 impossible=f"this package has no {accuracy.attack.partition(',')[0]}" if accuracy.attack else "",
                 others=_ROBUSTBENCH if (accuracy.measured_by, record.dataset) == ("RobustBench", "ImageNet-1k") else "",
-                notes=("which k was taken was not published: the best of 10, 20, 100 and 200",)
+                notes=("the published k is unknown: the best of 10, 20, 100 and 200",)
                 if accuracy.method == "k-NN"
                 else (),
             )

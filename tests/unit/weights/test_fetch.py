@@ -42,7 +42,7 @@ class File:
     ranges: bool = True
     compares: bool = True  # heeds If-Range
     status: int = 200
-    cuts: list[int] = field(default_factory=list)  # bytes of each next answer before it is cut off
+    cuts: list[int] = field(default_factory=list)  # for the next answers: bytes before the cut
     pause: threading.Event | None = None  # the answer waits in its middle until this is set
     headers: dict[str, str] = field(default_factory=dict)
 
