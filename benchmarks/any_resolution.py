@@ -222,7 +222,7 @@ def whole_times(arguments: argparse.Namespace, *, rounds: int) -> list[float]:
 
 
 def exact(arguments: argparse.Namespace) -> None:
-    """Prints the largest difference divided by the largest value, for the class token and for the token map."""
+    """Compares streaming with a pass in memory: prints the largest difference divided by the largest value."""
     import torch
 
     from xcit import XCiT, get_model
@@ -240,7 +240,7 @@ def exact(arguments: argparse.Namespace) -> None:
         target, last = ArrayMap(), 13
         wanted = Wanted(class_tokens=frozenset({last}), maps={last: target})
         with open_rows(pixels) as rows:
-            # 400 MB in addition to the map. Tokens that do not fit in it are stored in scratch files.
+            # 400 MB in addition to the map. Tokens that do not fit in memory are stored in scratch files.
             budget = Budget(memory=400 * 10**6 + target.memory((size // 16, size // 16), 128), scratch=arguments.folder)
             found = encode(model, rows, wanted, preprocessing=spec, memory=budget)
         from PIL import Image
@@ -277,7 +277,7 @@ def photograph(arguments: argparse.Namespace) -> None:
 
 
 def growth(arguments: argparse.Namespace) -> None:
-    """Prints how many times as long SIZE / 2 takes as SIZE / 4; the two sizes take turns."""
+    """Prints the time at SIZE / 2 divided by the time at SIZE / 4; the two sizes take turns."""
     small, large = (image_of(arguments.folder, arguments.size // share) for share in (4, 2))
     ratios, times = [], []
     for _ in range(3):
@@ -325,7 +325,7 @@ CASES = {
 
 
 def run_cases(cases: Mapping[str, Callable[[argparse.Namespace], None]], arguments: argparse.Namespace) -> None:
-    """Prints the machine, and runs the cases in the arguments; if they have none, runs all cases that can run."""
+    """Prints the machine, and runs the requested cases; if none is requested, runs all cases that can run."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
     import torch
 

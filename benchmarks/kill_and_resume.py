@@ -184,7 +184,7 @@ def main() -> int:
         print("kill   at step   after   reached   saved   in a save")
         for number in range(arguments.kills):
             share = num_all / arguments.kills
-            # The step is after the last step before the previous kill, so that every run makes progress.
+            # Later than the last step before the previous kill, so that the run makes progress between two kills.
             step = max(int((number + 0.8 * draw.random()) * share), step_of(killed)) + 1
             delay = draw.uniform(0, 0.2)
             if step > num_all - SAVE_EVERY:

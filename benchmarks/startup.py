@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [ROUNDS]
 
-Each round runs the three commands in turn, each in a new process, so that a slow moment of the machine affects all.
+Each round runs the three commands in turn, each in a new process. So a slow moment of the machine affects all three.
 """
 
 import argparse

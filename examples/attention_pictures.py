@@ -48,7 +48,7 @@ def draw_photograph(maps: ClassAttentionMaps, path: Path, width: int = 1000, thr
 
 
 def share_on(maps: ClassAttentionMaps, mask: np.ndarray) -> list[float]:
-    """Returns shares that are in a mask (h, w): of each head's attention, of the mean attention, and of the cells.
+    """Returns the shares inside a mask (h, w): of each head's attention, of the mean attention, and of the cells.
 
     A cell that is partly in the mask counts with that part of its area.
     """

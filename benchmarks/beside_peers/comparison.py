@@ -103,7 +103,7 @@ def compare(
     with settings(place, threads), tempfile.TemporaryDirectory() as folder:
         packages = dict.fromkeys(
             name.partition("-")[0] for name in contenders
-        )  # a contender's name begins with a package
+        )  # a contender's name begins with the name of its package
         machine = this_machine(place, dtype, threads, [package for package in packages if package != "xcit"])
         for name in architectures:
             results = []

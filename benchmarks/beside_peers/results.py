@@ -19,8 +19,8 @@ class Measurement:
             None for the first contender, and for all if the first could not run.
         ratio_quartiles: the lower and the upper quartile of the ratios of single rounds; None if `ratio` is None.
         peak_memory: bytes per image in addition to model and input; None if memory was not measured.
-        peak_share: FLOP/s divided by the machine's FLOP/s in matrix products. For all contenders, the FLOPs are those
-            of the unfused model; a training step counts as three forward passes.
+        peak_share: the contender's FLOP/s divided by the machine's FLOP/s in matrix products. For all contenders, the
+            FLOPs are those of the unfused model; a training step counts as three forward passes.
         difference: largest difference between the contender's outputs and the reference's, divided by the largest
             output. In training, the maximum of this value for the logits and for all gradients.
     """

@@ -1,1 +1,1 @@
-"""The parts of on_gpu.py. It imports them after it has set whether Triton's interpreter runs the kernels."""
+"""The parts of on_gpu.py, which imports them after it has decided whether Triton's interpreter runs the kernels."""

@@ -26,7 +26,7 @@ def _check_classes(data: str, dataset: str, found: Sequence[str], known: Sequenc
 
 def _imagenet(data: str) -> int:
     if is_folder_without_validation(data):
-        raise XCiTError(f"{data} does not have the structure of ImageNet: it has no folder val")
+        raise XCiTError(f"{data} is not ImageNet: it has no folder val")
     images = open_labelled_images(data, "val")
     _check_classes(data, "ImageNet", images.class_ids, imagenet_class_ids())
     return len(images)

@@ -89,7 +89,7 @@ def _verdict(measurement: Measurement, result: Result, difference: float) -> str
         notes.insert(0, f"{of_them}, {measurement.others} there" if measurement.others else of_them)
         verdict = PARTIAL
     else:
-        # Floating-point errors of a difference of exactly the tolerance must not count.
+        # Rounded, so that floating-point errors do not make a difference larger than the tolerance.
         verdict = DIFFERS if round(abs(difference), 6) > TOLERANCE else AS_PUBLISHED
     if result.num_unreadable:
         notes.append(f"{result.num_unreadable} images could not be read")

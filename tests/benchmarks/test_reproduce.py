@@ -209,7 +209,7 @@ def test_every_kind_of_model_is_fetched_and_measured(
     ("option", "folder", "message"),
     [
         ("--imagenet", "coco", "is not ImageNet"),
-        ("--imagenet", "imagenet/val", "does not have the structure of ImageNet"),
+        ("--imagenet", "imagenet/val", "is not ImageNet: it has no folder val"),
         ("--imagenet", "nowhere", "nowhere"),
         ("--coco", "ade", "ade"),
         ("--coco", "other", "is not COCO: its 1 classes are not COCO's 80"),

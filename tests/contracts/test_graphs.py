@@ -1,4 +1,4 @@
-"""Tests that traced and exported graphs of plain and fused models work for every size or fail with one line."""
+"""Tests that traced and exported graphs of plain and fused models work for every size or raise a one-line error."""
 
 import warnings
 from collections.abc import Callable, Iterator

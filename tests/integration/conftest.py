@@ -100,7 +100,7 @@ def trained(
 
 @pytest.fixture
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Forked]]:
-    """Starts `python ARGUMENTS...` in one or more processes; kills the running ones at the end of the test."""
+    """Starts `python ARGUMENTS...` in one or more processes; kills processes that still run at the end of the test."""
     started = []
 
     def begin(*arguments: object, processes: int = 1) -> Forked:

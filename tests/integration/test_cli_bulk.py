@@ -336,7 +336,7 @@ def test_attention(xcit, many, attentive) -> None:
     heads = np.array(row["heads"], np.float32).reshape(row["heads_shape"])
     np.testing.assert_allclose(heads, want.heads, atol=1e-6)
     np.testing.assert_allclose(row["class_token"], want.class_token, atol=1e-6)
-    # A finished run can be resumed. Options whose results Parquet parts do not have are refused.
+    # A finished run can be resumed. Options for results that Parquet parts can't contain are refused.
     assert xcit(*command, "--resume").out == done.out
     for more in (("--xca",), ("--tiff",), ("--arrays",), ("--threshold", 0.5), ("--full-size",)):
         refused = xcit(*command, *more)

@@ -102,7 +102,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Writes a picture as a PNG, as a slide, and as a GeoTIFF whose right half is nodata (0)."""
+    """Writes a picture as a PNG, as a slide, and as a GeoTIFF with nodata (0) in its right half."""
     folder = tmp_path_factory.mktemp("images")
     pixels = np.random.default_rng(0).integers(1, 256, (*SIZE, 3), dtype=np.uint8)
     tifffile.imwrite(

@@ -67,7 +67,7 @@ def test_knn(xcit):
         assert int(match[4]) >= 7
     kept = list(Path(".cache/features").iterdir())
     assert len(kept) == 2
-    # The second run reads the cached features. The third run must not read them: its --no-cache ignores wrong files.
+    # The second run reads the cached features. The third run has --no-cache: it must not read the files, now wrong.
     assert xcit(*KNN, "--k", "1,5") == done
     for path in kept:
         path.write_bytes(b"")

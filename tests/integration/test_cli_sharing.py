@@ -19,7 +19,7 @@ def block(heading: str) -> list[str]:
 
 
 def test_adapters(xcit, colours: Path, small: list[str]) -> None:
-    """As the page has it, but for the recipe, its fields and the data."""
+    """Runs the commands of docs/sharing.md, but with another recipe, other fields and other data."""
     assert (
         xcit(
             "train",
@@ -86,7 +86,7 @@ def test_mistakes_end_in_one_line(xcit, command: tuple[object, ...], message: st
 
 
 def test_the_hub(xcit, colours: Path, tmp_path: Path) -> None:
-    """As the page has it, but for the recipe, its fields and the data."""
+    """Runs the commands of docs/sharing.md, but with another recipe, other fields and other data."""
     with hub_stand_in(tmp_path) as hub:
         assert xcit("convert", PACKAGED, "birds", "--to", "timm-hub").status == 0
         hub.publish("USER/birds", Path("birds"))

@@ -62,7 +62,8 @@ def test_two_processes_that_shard_a_model_train_as_one_and_resume_bit_for_bit(
 
     one, whole, resumed = (load_checkpoint(Path(folder) / LAST) for folder in ("one", "whole", "resumed"))
     for name, tensor in one["model"].items():
-        # Running statistics differ: two processes average them. Key biases have a true gradient of 0, so only rounding.
+        # Running statistics differ, because two processes average them. Key biases differ, because their true gradient
+        # is 0 and they follow rounding errors.
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked", "attn.k.bias")):
             difference = (tensor - whole["model"][name]).norm() / tensor.norm().clamp(min=1e-3)
             assert difference < LIMIT, name

@@ -19,7 +19,7 @@ from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
 SIZES = ((224, 224), (160, 256), (200, 233))
 SMALL_SIZES = ((112, 112), (80, 128), (104, 117))
-"""Sizes for the largest models: they take half a minute at full size, and have no other layers than small models."""
+"""Sizes for the largest models: they have the same layers as small models, and take half a minute at full size."""
 
 # timm's name -> our name; the rules are applied one after another.
 RENAMES = (
@@ -127,7 +127,7 @@ def test_logits_and_the_tokens_of_every_block(architecture: str) -> None:
         errors = [relative_error(a, b) for a, b in zip(our_tokens, their_tokens, strict=True)]
         errors.append(relative_error(our_logits, their_logits))
         assert max(errors) <= 1e-5, f"{height}x{width}: {errors}"
-        # The comparison means something only if the logits are neither tiny nor huge.
+        # The comparison is meaningful only if the logits are neither tiny nor huge.
         assert 0.1 < their_logits.std() < 100
         if batch == 2:
             assert relative_error(their_logits[0], their_logits[1]) > 0.02

@@ -19,7 +19,7 @@ KINDS = ("classifier", "dino", "upernet", "sem-fpn", "detector")
 
 
 def build(kind: str) -> nn.Module:
-    """Returns a small model of a kind, in evaluation mode, with the weights of `lively`."""
+    """Returns a small model of a kind, in evaluation mode, with random weights from `lively`."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"backbone": BACKBONE, "num_classes": 4, "channels": 16}
     model: nn.Module

@@ -21,7 +21,7 @@ If the tiles of the Gram matrices give fewer programs, the N tokens are split am
 
 
 class Tile(NamedTuple):
-    """A program computes side x side elements, `depth` tokens at a time; `num_warps` and `num_stages` are Triton's."""
+    """The shape of a program's work, side x side elements and `depth` tokens at a time, and Triton's launch options."""
 
     side: int
     depth: int
@@ -76,7 +76,7 @@ def _gram(
         right_pointers += depth * dim
 
     out += (split * num_images + image) * dim * dim
-    # Each element above the diagonal is written to two places, so that the matrix is exactly symmetric.
+    # Each element above the diagonal is written to two positions, so that the matrix is exactly symmetric.
     rows, columns = left_columns[:, None], right_columns[None, :]
     tl.store(out + rows * dim + columns, gram, mask=(rows <= columns) & (columns < dim))
     rows, columns = right_columns[:, None], left_columns[None, :]

@@ -126,7 +126,7 @@ def in_row(inside_row, inside, num: tl.constexpr):
 
 @triton.jit
 def add_row(sums, row, taps, k: tl.constexpr, num: tl.constexpr):
-    """Adds to each of `num` sums the products of the three columns around it and the taps k, k + 1 and k + 2."""
+    """Adds to the sum of each of `num` columns: the three columns around it, times the taps k, k + 1 and k + 2."""
     added = ()
     for i in tl.static_range(num):  # explicit fma, because Triton may not fuse multiply and add
         total = tl.fma(row[i + 1], taps[k + 1], tl.fma(row[i], taps[k], sums[i]))
@@ -169,7 +169,7 @@ def gelu(x):
 
 @triton.jit
 def activate(row, scale, shift, inside, num: tl.constexpr):
-    """Applies GELU, then each channel's scale and shift; the result is 0 outside of the image, which is the padding."""
+    """Applies GELU, then each channel's scale and shift; outside of the image, the result is 0 (padding)."""
     activated = ()
     for i in tl.static_range(num):
         activated = activated + (tl.where(inside[i], gelu(row[i]) * scale + shift, 0.0),)

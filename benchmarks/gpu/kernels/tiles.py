@@ -18,7 +18,7 @@ program may sum over several images.
 """
 
 COLUMNS, BACKWARD_COLUMNS = 8, 7
-"""Largest number of columns of a strip that fit in the registers: forward, and backward with more maps in registers."""
+"""Largest numbers of columns of a strip, forward and backward: the rows of all maps must fit in the registers."""
 
 
 class Tiles(NamedTuple):

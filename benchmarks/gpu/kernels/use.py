@@ -1,7 +1,8 @@
 """Makes models run the Triton kernels of `gpu.kernels`, by an explicit call of `use_kernels`.
 
 The package `xcit` does not use this module: models run plain PyTorch operators, until measurements show on which GPUs
-the kernels are faster. Importing it needs Triton.
+the kernels are faster. Importing it needs Triton. LPI is XCiT's local patch interaction, and XCA its cross-covariance
+attention.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width.
 """

@@ -234,7 +234,8 @@ def test_names_and_masks_are_as_the_file_has_them(tmp_path: Path) -> None:
 def test_objects_are_in_arrays_no_larger_than_twice_the_file(tmp_path: Path) -> None:
     """Forked processes share the memory of arrays.
 
-    They do not share the memory of Python objects: to use an object changes its reference count, which copies it.
+    They do not share the memory of Python objects: using an object changes its reference count, so its memory is
+    copied.
     """
     values = content()
     first = values["annotations"][0]

@@ -1,4 +1,4 @@
-"""Tests annotations, shards, label files and configs with absurd values: an entry is left out, or one line of error."""
+"""Tests annotations, shards, label files and configs with absurd values: an entry is skipped, or the error is short."""
 
 import io
 import json

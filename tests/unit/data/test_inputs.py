@@ -132,7 +132,7 @@ def test_urls_that_lead_nowhere() -> None:
 
 
 def test_pipes_and_devices_are_refused_in_a_line(tmp_path: Path) -> None:
-    """Refused under any form of the path, because opening a pipe may block for ever, and a device has no end."""
+    """Any form of the path is refused, because opening a pipe may block for ever, and a device has no end."""
     os.mkfifo("pipe.parquet")
     os.mkfifo("pipe.png")
     Path("zero.parquet").symlink_to("/dev/zero")

@@ -139,7 +139,7 @@ def test_crops_show_the_share_of_the_area_that_they_should() -> None:
         for index, found in widths.items():
             crop = crops[index]
             found.append((crop.max() - crop.min()).item())
-    # Bounds of the widths of crops with these areas and aspect ratios from 3:4 to 4:3.
+    # Bounds of the widths of crops with the configured areas and aspect ratios from 3:4 to 4:3.
     assert 0.4**0.5 * 0.75**0.5 - 0.1 < min(widths[0]) < max(widths[0]) <= 1
     assert 0.05**0.5 * 0.75**0.5 - 0.1 < min(widths[2]) < max(widths[2]) < 0.4**0.5 / 0.75**0.5 + 0.01
 

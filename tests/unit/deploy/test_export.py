@@ -1,4 +1,4 @@
-"""Tests exported files: each kind of model and each format, files in place of models, and refused exports."""
+"""Tests exported files: each kind of model and each format, the use of a file as a model, and refused exports."""
 
 import json
 from dataclasses import replace

@@ -661,7 +661,7 @@ def test_what_finds_nothing_is_named(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-# A mark instead of `catch_warnings`, because only one reader at a time may change the warning filters.
+# A pytest mark and not `catch_warnings`, because only one reader at a time may change the warning filters.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_while_threads_read_does_not_hang(tmp_path):
     path = write(tmp_path, as_file(Image.fromarray(PICTURE), "TIFF"))  # read completely while the lock is held

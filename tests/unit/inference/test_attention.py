@@ -167,7 +167,7 @@ def test_half_precision(model, dtype):
 
 @pytest.mark.parametrize("patch_size", [4, 8, 16])
 def test_cells_look_at_the_pixels_around_multiples_of_the_patch(patch_size):
-    """A cell depends on equally many pixels on both sides of its multiple of the patch; `to_pixels` uses this."""
+    """Cell i depends on equally many pixels on both sides of pixel i * patch_size; `to_pixels` relies on this."""
     stem = Stem(1, 32, XCiTConfig(patch_size=patch_size).strides).eval()
     for cell in (1, 2):
         image = torch.rand(1, 1, 4 * patch_size, 4 * patch_size, requires_grad=True)

@@ -29,7 +29,7 @@ def build(name: str) -> Any:
 
 
 class Host:
-    """Reads and writes the same attributes as transformers' Trainer and its callbacks on every model with a config."""
+    """A host that reads and writes the attributes of a config that transformers' Trainer and its callbacks use."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

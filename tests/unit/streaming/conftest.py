@@ -23,7 +23,7 @@ def source() -> ArrayRows:
 
 @pytest.fixture
 def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], None]:
-    """Returns `force(place, rows)`, which sets the place of tokens and the rows per stripe for all plans."""
+    """Returns `force(place, rows)`, which sets where all plans store tokens, and the number of rows per stripe."""
 
     original = plan.Costs.plan
 

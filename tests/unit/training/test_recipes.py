@@ -243,7 +243,7 @@ def test_transfer_takes_the_classes_of_the_data(architecture: str) -> None:
     check_initialize(recipe.initialize, recipe.model)
     assert (recipe.run.batch_size, recipe.run.ema_decay) == (32, 0.0)
     assert recipe.schedule.min_lr < recipe.optimizer.lr
-    # At every depth, the first layers learn at about 1 to 3 % of the learning rate.
+    # At every depth, the first layers have 1 to 3 % of the learning rate.
     first_block = recipe.optimizer.layer_decay ** (recipe.model.depth + recipe.model.cls_depth)
     assert 0.01 < first_block < 0.03
 

@@ -42,7 +42,7 @@ class File:
     ranges: bool = True
     compares: bool = True  # heeds If-Range
     status: int = 200
-    cuts: list[int] = field(default_factory=list)  # for the next answers: bytes before the cut
+    cuts: list[int] = field(default_factory=list)  # numbers of bytes after which the next answers break off
     pause: threading.Event | None = None  # the answer waits in its middle until this is set
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -226,7 +226,7 @@ def interrupt(url: str, target: Path) -> int:
 
 
 def test_interrupted_download_resumes(site: Site, tmp_path: Path) -> None:
-    # The first answer is cut, so that the server can't send more than the client has read.
+    # The first answer is cut, so that the server can't send the whole file before the client stops.
     url = site.add("a.pth", File(cuts=[300_000]))
     target = tmp_path / "a.pth"
     size = interrupt(url, target)

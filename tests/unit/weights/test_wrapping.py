@@ -1,4 +1,4 @@
-"""Tests weights as users save them (under keys, with prefixes, beside counters and averages): all give one state."""
+"""Tests weights as users save them (under keys, with prefixes, beside counters and averages): all load equally."""
 
 import sys
 import types

@@ -111,7 +111,7 @@ def test_a_published_file_loads_strictly_and_comes_back_bit_for_bit(published: P
     assert all(torch.equal(tensor, state[key]) for key, tensor in by_name.state_dict().items())
 
     original: dict[str, Tensor] = torch.load(published, weights_only=True)["state_dict"]
-    # The classifier's rows are equal: in both formats the background is last. Our label of class k is k + 1.
+    # The classifier's rows have the same order in both formats; the background is last.
     assert torch.equal(by_file.roi_heads.box_predictor.cls_score.weight, original["roi_head.bbox_head.fc_cls.weight"])
     convert(published, tmp_path / "ours.safetensors", "xcit")
     convert(tmp_path / "ours.safetensors", tmp_path / "back.pth", "mmdet")

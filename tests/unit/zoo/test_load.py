@@ -85,7 +85,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Nano:
 
 @pytest.fixture(autouse=True)
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sets an empty cache and an empty mirror, without a network."""
+    """Uses an empty cache and an empty mirror, and no network."""
     from huggingface_hub import constants
 
     folder = tmp_path / "mirror"

@@ -172,7 +172,7 @@ def test_an_empty_model_is_one_to_be_filled() -> None:
 
 
 def test_building_a_model_starts_no_compiler() -> None:
-    """Drawing initial values on the meta device would import sympy and torch._dynamo, which takes seconds."""
+    """Drawing normal initial values on the meta device would import sympy and torch._dynamo, which takes seconds."""
     code = (
         "import sys, xcit; from xcit.models import XCiTConfig, SegmenterConfig; from xcit.zoo.stored import on_meta;"
         "xcit.get_model('packaged', pretrained=True);"

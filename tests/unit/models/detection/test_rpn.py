@@ -52,7 +52,7 @@ def test_each_map_gives_its_best_and_small_boxes_stay(
     step = steps[level][0, index]
     x = (anchor[0] + anchor[2]) / 2 + width * step[0] - width * step[2].exp() / 2
     assert found[0, 0].item() == pytest.approx(x.clamp(0, 180).item(), abs=1e-3)
-    # A box without area after clipping is kept: the published minimum of sides is 0.
+    # A box without area after clipping is kept: the published minimum side length is 0.
     logits[0][0, 5], steps[0][0, 5] = 99.0, torch.tensor([0.0, -99.0, 0, 0])
     (found,) = network.proposals(maps, logits, steps, [(120, 180)])
     assert found[0, 1] == found[0, 3] == 0

@@ -45,7 +45,7 @@ def test_spread_of_features() -> None:
 
 def test_a_healthy_run_is_not_warned_of() -> None:
     assert warnings_of((500, GOOD)) == []
-    # In the first steps of every run, teacher and student agree: the centre removes what the outputs have in common.
+    # At the start of every run, the centre removes what all outputs have in common, so the divergence is about 0.
     assert warnings_of((30, GOOD | {"teacher_student_kl": 0.0}), (500, GOOD)) == []
 
 

@@ -104,7 +104,7 @@ def test_parts_are_of_one_shape_and_the_same_for_any_number_of_processes(scenes:
     assert len(parts) == 4
     for images, boxes, labels, masks in parts:
         assert len(images) == len(boxes) == len(labels) == len(masks) == 2
-    # A part has images of one orientation if possible. Only the images that remain are mixed.
+    # The images of a part have the same orientation, except in parts of leftover images.
     wide = [[image.shape[2] >= image.shape[1] for image in images] for images, *_ in parts]
     assert sum(len(set(own)) == 1 for own in wide) >= 2
     for rank in (0, 1):

@@ -303,7 +303,7 @@ def test_the_figures_are_the_teacher_s_on_whole_images(folder: Path) -> None:
     assert figures["feature_spread"] == pytest.approx(spread.item(), rel=1e-4)
     assert figures["teacher_entropy"] == pytest.approx(-(targets * targets.log()).sum(dim=1).mean().item(), rel=1e-4)
 
-    # Two processes: each evaluates a share of the images, and both get the figures of the sum.
+    # Two processes: each evaluates a share of the images, and both get the figures of all images.
     shares: list[Tensor] = []
     for rank in range(2):
         task.evaluate(model, Layout(batch_size=4, rank=rank, world_size=2), lambda own: shares.append(own) or own)  # type: ignore[func-returns-value]

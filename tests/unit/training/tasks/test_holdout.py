@@ -1,4 +1,4 @@
-"""Tests the validation images of a run: those of the data, or held-out training images, equal for every command."""
+"""Tests the validation images of a run: those of the data, or held-out training images, the same for every command."""
 
 from dataclasses import replace
 from pathlib import Path

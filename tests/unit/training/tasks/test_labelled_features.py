@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Extraction:
-    """A call extracts the features of the training split, with the given settings, and records messages."""
+    """Extracts the features of the training split at each call, with the given settings, and records messages."""
 
     def __init__(self, model: XCiT, data: Path, cache: Path | None) -> None:
         assert model.info is not None
