@@ -7,7 +7,7 @@
     photograph  small-12-p8 on 6000 x 4000 pixels, within 750 and 300 MB
     growth      compares the time at SIZE / 2 with the time at SIZE / 4
     picture     draws docs/any-resolution.png: the packaged model's attention over 2048 x 2048 pixels
-    before      compares the time of a pass in memory with that of another checkout; DIR is the checkout's `src` folder
+    before      compares the time of a pass in memory with another checkout of this repository; DIR is its `src` folder
 
 The weights are random: trained weights would take the same time. Each run has its own process. Runs that are compared
 take turns. The case `gigapixel` needs about 7 GB of disk. On two idle cores it takes about ten minutes for both memory
@@ -257,7 +257,7 @@ def exact(arguments: argparse.Namespace) -> None:
             "map": (torch.from_numpy(target.array).flatten(0, 1) - expected[0, 1:]).abs().max() / expected.abs().max(),
         }
         shown = ", ".join(f"{name} {float(value):.1e}" for name, value in differences.items())
-        say(f"{size} x {size}, tokens in {found.report.plan.place}, beside {str(reference)[6:]} whole: {shown}")
+        say(f"{size} x {size}, tokens in {found.report.plan.place}; {str(reference)[6:]} in memory: {shown}")
 
 
 def photograph(arguments: argparse.Namespace) -> None:
@@ -290,14 +290,14 @@ def growth(arguments: argparse.Namespace) -> None:
 
 
 def before(arguments: argparse.Namespace) -> None:
-    """Compares passes in memory with those of the other checkout; the two take turns."""
+    """Compares passes in memory with passes of the other checkout; the two take turns."""
     if arguments.before is None:
         sys.exit("the case `before` needs --before DIR: the `src` folder of the other checkout")
     for size, rounds in ((224, 25), (2048, 9), (4096, 3)):
         ours, theirs = InMemory(NANO, size), InMemory(NANO, size, arguments.before)
         pairs = [(ours.seconds(), theirs.seconds()) for _ in range(rounds)]
         ratio = statistics.median(a / b for a, b in pairs)
-        say(f"{NANO} in memory at {size} px: {ratio:.2f} times the time of before, median of {rounds} pairs")
+        say(f"{NANO} in memory at {size} px: {ratio:.2f} times the time of the other checkout, median of {rounds}")
         ours.close()
         theirs.close()
 

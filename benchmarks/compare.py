@@ -36,7 +36,7 @@ Contenders:
                 CPU only
 
 The weights are random. Before timing, all outputs are compared with those of xcit-plain in float32. In each round, all
-contenders run in turn. "faster by" is the ratio of the median times, and the quartiles are those of the ratios of
+contenders run in turn. "faster by" is the ratio of the median times; "quartiles" are the quartiles of the ratios of
 single rounds. Peak memory is the memory that a run needs in addition to model and input. --out receives bench.json,
 bench.md and a picture per model.
 

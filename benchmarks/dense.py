@@ -79,7 +79,7 @@ class InMemory:
     def __init__(self, name: str, size: tuple[int, int], source: Path | None, *, measures: str) -> None:
         code = IN_MEMORY.format(folder=str(Path(__file__).resolve().parent), name=name, size=size)
         environment = dict(os.environ) | ({} if source is None else {"PYTHONPATH": str(source)})
-        if measures == "memory":  # frees memory at once, which takes time, so that freed memory is not counted
+        if measures == "memory":  # frees memory immediately (slow), so that freed memory is not counted
             environment |= {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -101,7 +101,7 @@ class InMemory:
 
 
 def before(arguments: argparse.Namespace) -> None:
-    """Compares passes in memory with those of the other checkout; the two take turns."""
+    """Compares passes in memory with passes of the other checkout; the two take turns."""
     if arguments.before is None:
         sys.exit("the case `before` needs --before DIR: the `src` folder of the other checkout")
     say("| model | what | seconds | before | times as fast | of processor time | memory | before | share |")

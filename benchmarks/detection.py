@@ -7,7 +7,7 @@
     large     compares stripes within --memory with the whole image, at SIZE: memory, time, boxes and scores
 
 The model is Mask R-CNN on small-12-p16 with random weights. Its heads are scaled so that it finds 100 objects, as many
-as a trained model may find. The measured times are therefore those of a trained model. Each run has its own process.
+as a trained model may find. So the model takes as much time as a trained model. Each run has its own process.
 Runs that are compared take turns. The figures of the page need --size 6000x4000. At this size, the whole image takes
 13 GB of memory.
 """
@@ -165,7 +165,7 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def before(arguments: argparse.Namespace) -> None:
-    """Compares passes in memory with those of the other checkout; the two take turns."""
+    """Compares passes in memory with passes of the other checkout; the two take turns."""
     if arguments.before is None:
         sys.exit("the case `before` needs --before DIR: the `src` folder of the other checkout")
     ours, theirs = Child("in_memory"), Child("in_memory", arguments.before)
@@ -228,7 +228,7 @@ def image_of(arguments: argparse.Namespace) -> Path:
 
 
 def large(arguments: argparse.Namespace) -> None:
-    """Compares the results in stripes, for each memory bound, with those of the whole image."""
+    """Compares the results in stripes, for each memory bound, with the results of the whole image."""
     image, results = image_of(arguments), []
     for bound in arguments.memory:
         child = Child("striped")
@@ -240,14 +240,14 @@ def large(arguments: argparse.Namespace) -> None:
             f"{found['kept']}: {found['seconds']:.0f} s, {found['peak'] / 1e9:.2f} GB above the loaded model"
         )
     if len(results) > 1:
-        say(f"with one bound and the other: {differences(results[1], results[0])}")
+        say(f"with the first and the second bound: {differences(results[1], results[0])}")
     if not arguments.no_whole:
         child = Child("whole")
         expected = child.ask(image=str(image))
         child.close()
         say(f"the whole image: {expected['seconds']:.0f} s, {expected['peak'] / 1e9:.2f} GB above the loaded model")
         for bound, found in zip(arguments.memory, results, strict=True):
-            say(f"within {bound:g} GB beside the whole image: {differences(found, expected)}")
+            say(f"within {bound:g} GB, compared with the whole image: {differences(found, expected)}")
 
 
 CASES = {"before": before, "parts": parts, "large": large}

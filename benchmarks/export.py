@@ -77,7 +77,7 @@ def build(name: str) -> tuple[Any, nn.Module | None]:
 
 
 def exported(model: nn.Module, path: Path, size: int | None) -> str:
-    """Exports our model to ONNX; returns the file's difference from the model, which is stored in a text file too."""
+    """Exports our model to ONNX if there is no file; returns the difference of outputs, which a text file stores."""
     beside = path.with_suffix(".txt")
     if not path.exists():
         beside.write_text(f"{xcit.export(model, path, size=size).difference.value:.1e}")

@@ -3,7 +3,7 @@
     python benchmarks/loader.py [ROUNDS] [--num-images 256] [--batch-size 32] [--workers 1 2] [--profile]
 
 JPEG files with noise and shapes, in ImageNet's usual size, are written to a temporary folder. Each round runs one epoch
-of each loader in turn, so that a slow moment of the machine affects all of them. The workers are started only once.
+of each loader in turn, so that a slow moment of the machine affects all of them. The workers run for all rounds.
 timm's loader is measured in two forms: with normalisation in the workers, like ours, and with its prefetcher, which
 receives bytes from the workers and normalises batches in the main process. With --profile, each loader runs one epoch
 in this process, and the functions with the longest times are printed.

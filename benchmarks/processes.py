@@ -8,7 +8,7 @@ one process. There are two settings:
 - Separate batch norms: the single process computes the two halves of each batch one after the other, with all random
   draws. Parameters are compared. Running statistics are not compared: two processes average them, one process updates
   them two times, and no training step reads them.
-- Synchronised batch norms: the single process computes each batch at once. Random draws that depend on the part of a
+- Synchronised batch norms: the single process computes each batch undivided. Random draws that depend on the part of a
   batch are off. Parameters and running statistics are compared.
 
 The key biases of class attention are never compared. They add the same number to all scores of a head, and the softmax

@@ -13,8 +13,8 @@ It measures
 DIR is the folder of a data set in the structure of its download (see docs/training.md, docs/segmentation.md and
 docs/detection.md). The CIFAR images are read from the folder XCIT_DATA, or downloaded to it.
 
-All data sets are checked before a checkpoint is downloaded. Each result is saved in --out at once. After a stop, the
-same command continues, and repeats the measurements that failed. The page docs/reproduced.md is written after each
+All data sets are checked before a checkpoint is downloaded. Each result is saved in --out immediately. After a stop,
+the same command continues, and repeats the measurements that failed. The page docs/reproduced.md is written after each
 result, and marks differences of more than 0.1 percentage points. The checkpoints (18 GB) stay in the folder XCIT_CACHE.
 The exit status is 1 if a measurement failed or a figure differs, else 0. With torchrun it is always 0.
 """

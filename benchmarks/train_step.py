@@ -4,8 +4,9 @@
                                     [--profile]
 
 A step is a forward pass, the cross-entropy, a backward pass and an AdamW step. In each round, each model makes one
-step, so that a slow moment of the machine affects both. "ratio" is the ratio of the median times, and the quartiles are
-those of the ratios of single rounds. With --profile, the operators with the longest times are printed for both models.
+step, so that a slow moment of the machine affects both. "ratio" is the ratio of the median times; "quartiles" are the
+quartiles of the ratios of single rounds. With --profile, the operators with the longest times are printed for both
+models.
 """
 
 import argparse

@@ -76,7 +76,7 @@ def compare(
 
     Raises:
         XCiTError: before any measurement, if a name, a size or a setting is wrong or a package is missing. Also if the
-            outputs of a contender differ from those of the reference, which is the unfused model in float32.
+            outputs of a contender differ from the outputs of the reference, the unfused model in float32.
     """
     place = torch.device(device) if device is not None else default_device()
     threads = torch.get_num_threads() if threads is None else threads

@@ -93,7 +93,7 @@ def _draw(
 
 
 def _spaced(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Returns the ticks of a logarithmic axis whose labels do not overlap; the largest is always included."""
+    """Returns ticks of a logarithmic axis with labels that do not overlap; the largest tick is always included."""
     ordered = sorted(set(places), reverse=True)
     room = (ordered[0][0] / ordered[-1][0]) ** (1 / 7)
     kept = ordered[:1]

@@ -20,7 +20,7 @@ class Measurement:
         ratio_quartiles: the lower and the upper quartile of the ratios of single rounds; None if `ratio` is None.
         peak_memory: bytes per image in addition to model and input; None if memory was not measured.
         peak_share: the contender's FLOP/s divided by the machine's FLOP/s in matrix products. For all contenders, the
-            FLOPs are those of the unfused model; a training step counts as three forward passes.
+            FLOPs of the unfused model are used; a training step counts as three forward passes.
         difference: largest difference between the contender's outputs and the reference's, divided by the largest
             output. In training, the maximum of this value for the logits and for all gradients.
     """

@@ -20,7 +20,7 @@ Run = Callable[[], object]
 
 
 class Report:
-    """Prints lines, and writes each line or record to a file in a folder at once."""
+    """Prints lines, and writes each line and each record immediately to files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,5 +112,5 @@ class Bench:
         """Returns whether the deadline has passed, and prints a line if it has."""
         if time.monotonic() <= deadline:
             return False
-        self.report.say("    the rest is left out for time")
+        self.report.say("    the rest is left out, because the time is over")
         return True

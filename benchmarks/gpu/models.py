@@ -118,8 +118,8 @@ def _time(bench: Bench, case: Case, names: tuple[str, ...], deadline: float) -> 
     taken = bench.clock.take_turns(works)
     reference = next(name for name in ("timm-compile", "timm", *works) if name in works)
     flops = {kind: _flops(kind, case) for kind in ("xcit", "vit")}
-    report.say(f"  {case.architecture}: speed beside {reference}, with quartiles; share of the matrix peak by timm's")
-    report.say("    arithmetic; memory above model and images; difference of logits, in training of gradients too")
+    report.say(f"  {case.architecture}: speed relative to {reference}, with quartiles; share of the matrix peak")
+    report.say("    (FLOPs of timm's model); memory beyond model and images; difference of logits (and gradients)")
     for name, seconds in taken.items():
         median = statistics.median(seconds)
         slower, (low, high) = ratio_of_medians(seconds, taken[reference])

@@ -29,7 +29,7 @@ SHAPES = {
 
 def check(bench: Bench, deadline: float) -> None:
     """Compares each form of each problem with the eager form in float64."""
-    bench.report.say("\nCHECK: |form - exact| / |exact|, the worst of outputs and gradients; exact is eager in float64")
+    bench.report.say("\nCHECK: largest |form - exact| / |exact| of outputs and gradients; exact is eager in float64")
     for shape in [(1, 2, 2, 3)] if bench.tiny else SHAPES_CHECKED:
         batch, height, width, dim = shape
         for dtype in TOLERANCE:
@@ -69,10 +69,8 @@ def _poison(device: torch.device) -> None:
 def kernels(bench: Bench, deadline: float) -> None:
     """Times each kernel and its plain forms, eager and compiled, in the shapes of published models."""
     shapes = {"tiny": (8, 2, (1,))} if bench.tiny else SHAPES
-    bench.report.say(
-        "\nKERNELS: bfloat16; how many times the kernel's time a form takes, with quartiles; floor: the time"
-    )
-    bench.report.say("  that a copy of as many bytes as must be moved takes, as a share of the kernel's")
+    bench.report.say("\nKERNELS: bfloat16; time of each form divided by the kernel's time, with quartiles; floor: time")
+    bench.report.say("  of a copy of the smallest possible number of bytes, as a share of the kernel's time")
     for turn in range(max(len(batches) for _, _, batches in shapes.values())):
         for name, (dim, side, batches) in shapes.items():
             if turn >= len(batches):

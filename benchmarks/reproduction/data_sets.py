@@ -13,7 +13,7 @@ def check_data(dataset: str, data: str) -> int:
     """Opens the validation split of a data set, and returns its number of images.
 
     Raises:
-        XCiTError: if there is no validation split, or if its folders or its classes are not those of the data set.
+        XCiTError: if there is no validation split, or if its folders or classes do not match the data set.
     """
     return _CHECKS[dataset](data)
 

@@ -25,7 +25,7 @@ IMAGES = {
     "int64": (torch.zeros(3, 32, 32, dtype=torch.int64), "uint8, or floating-point in 0..1, not torch.int64"),
     "empty": (torch.zeros(3, 0, 32), "not (3, 0, 32)"),
 }
-"""Wrong images for a detector, whose input is a list of images, and the error messages."""
+"""Wrong images for a detector (its input is a list of images), and the error messages."""
 
 
 @pytest.mark.parametrize("name", BATCHES)

@@ -27,7 +27,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Writes 40 image files of ten garments, one of which is replaced by a text file."""
+    """Writes 39 image files of ten garments, and a text file with the name of an image."""
     folder = tmp_path / "many"
     folder.mkdir()
     garments = packaged_images()

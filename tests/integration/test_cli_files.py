@@ -42,7 +42,7 @@ def best(model: XCiT, spec) -> int:
 
 @pytest.fixture
 def nano(tmp_path: Path) -> XCiT:
-    """Writes a picture and a file without metadata; returns the model whose weights are in the file."""
+    """Writes a picture, and a model's weights to a file without metadata; returns the model."""
     picture(48).save("a.png")
     model = seeded("xcit-nano-12-p16")
     torch.save({"model": seeded("xcit-nano-12-p16", 1).state_dict(), "model_ema": model.state_dict()}, "mine.pth")

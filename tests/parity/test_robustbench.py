@@ -1,4 +1,4 @@
-"""Compares logits with those of RobustBench's XCiTs, for files with RobustBench's keys and shapes and random weights.
+"""Compares our logits with RobustBench's XCiTs, for files of random weights with RobustBench's keys and shapes.
 
 RobustBench builds timm's XCiT for patches of 16. For CIFAR it then sets the strides of the first two convolutions to 1,
 and puts a normalisation layer before the model. The reference in these tests is built in the same way.

@@ -50,7 +50,7 @@ class Fence:
 
     @property
     def code(self) -> str:
-        """The text after empty lines, so that its line numbers in a traceback are those of the page."""
+        """The text after empty lines, so that a traceback shows the line numbers of the page."""
         return "\n" * self.line + self.text
 
     def commands(self) -> Iterator[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""Makes a training run whose data-reading processes die in the middle of a step, together with a SIGTERM.
+"""Makes a training run in which the data-reading processes die in the middle of a step, together with a SIGTERM.
 
     stopped_in_a_step.py CONFIG FOLDER STEP RANK
 
@@ -35,7 +35,7 @@ def main(config: str, folder: str, step: int, rank: int) -> int:
                 for child in multiprocessing.active_children():
                     child.kill()
                     killed.append(number)
-                time.sleep(0.2)  # torch's signal handler reports the death at once
+                time.sleep(0.2)  # torch's signal handler reports the death immediately
             yield part
 
     TrainLoader.batches = cut  # type: ignore[method-assign]

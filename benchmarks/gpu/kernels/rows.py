@@ -3,7 +3,7 @@
 A program computes a strip of columns and a block of channels. A row is a Python tuple of columns, and each column is a
 tensor of channels. So the neighbours of a column are other entries of the tuple, in the same thread, and shared memory
 is not needed. A convolution has unfinished sums for three output rows. A new input row finishes the output row above,
-adds to the output row beside it, and starts the output row below.
+adds to the output row of the same index, and starts the output row below.
 """
 
 import triton
@@ -32,7 +32,7 @@ def first_token(image, height, width, row, column):
 
 @triton.jit
 def channel_mask(channels, dim: tl.constexpr, num: tl.constexpr):
-    """Returns a mask of the block's `num` channels that exist. It is constant if `num` divides the width `dim`."""
+    """Returns which channels of a block are below `dim`; a constant mask if the block's size `num` divides `dim`."""
     mask = tl.full((num,), True, tl.int1)
     if dim % num != 0:
         mask &= channels < dim

@@ -49,7 +49,7 @@ def use_kernels(module: nn.Module, *, gram: bool = False) -> None:
 
 
 class KernelBlock(FusedXCABlock):
-    """A `FusedXCABlock` with LPI in one kernel, whose output is a new tensor.
+    """A `FusedXCABlock` with LPI in one kernel; the output is a new tensor.
 
     If there are so many tokens that the block computes them in parts, it uses the plain operators.
     """

@@ -94,7 +94,7 @@ def test_what_is_read(tmp_path: Path) -> None:
     fields = (found.images[0].id, *found.images[0].size, coat.label, *coat.box, coat.area, coat.is_crowd)
     assert [type(value) for value in fields] == [int, int, int, int, float, float, float, float, float, bool]
     (shoe,) = found.images[1].objects
-    # A box may be partly outside of the image. If the file gives no area, the area is that of the mask.
+    # A box may be partly outside of the image. If the file gives no area, the mask's area is used.
     assert shoe.is_trainable and 10 < shoe.area < 40
     assert found.images[2].objects == ()
     masks = found.masks(0, found.images[0].objects)

@@ -70,7 +70,7 @@ def test_images_of_every_kind(model: MaskRCNN, tmp_path: Path) -> None:
         outside[int(y) : int(y + height) + 1, int(x) : int(x + width) + 1] = False
         assert not mask[outside].any()
     assert len(detect(pixels, model, min_score=0.9)[0].objects) <= len(by_array.objects)
-    # The results equal those of the model's own call, except for the rounding of the fused backbone.
+    # The results equal the results of `model.detect`, except for the rounding of the fused backbone.
     channels = model.config.backbone.in_channels
     picture = pixels if channels == 3 else np.array(Image.fromarray(pixels).convert("L"))[..., None]
     found = model.detect(torch.from_numpy(picture.transpose(2, 0, 1).copy()), min_score=0.2)

@@ -45,7 +45,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Segmenter]:
-    """Returns small segmenters whose norms have random statistics."""
+    """Returns small segmenters with random norm statistics."""
     found = {}
     for kind in KINDS:
         model = cast(Segmenter, build(kind))
@@ -80,7 +80,7 @@ def picture(height: int, width: int) -> Pixels:
 
 @torch.no_grad()
 def check(model: Segmenter, pixels: Pixels, labels: Labels) -> None:
-    """Checks that the labels are those of the whole image in float64, except where two logits are almost equal."""
+    """Checks labels against the whole image in float64; labels may differ where two logits are almost equal."""
     mean, std = (torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1) for numbers in (SPEC.mean, SPEC.std))
     image = (torch.from_numpy(pixels.astype(np.float64) / 255).permute(2, 0, 1) - mean) / std
     logits = model.double()(image[None])[0]

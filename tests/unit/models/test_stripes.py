@@ -25,7 +25,7 @@ QUICK = settings(max_examples=60, deadline=None)
 
 
 def stripes(height: int, sizes: list[int]) -> list[tuple[int, int]]:
-    """Divides a height into stripes whose sizes repeat `sizes`; returns (start, end) of each stripe."""
+    """Divides a height into stripes of `sizes`, which are repeated; returns (start, end) of each stripe."""
     found: list[tuple[int, int]] = []
     start = 0
     while start < height:

@@ -66,7 +66,7 @@ def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_with_another_rule_of_decay_is_refused(tmp_path: Path) -> None:
-    """The stopped run is from a version whose recipe applied weight decay to the class token."""
+    """The stopped run is from an old version, in which the recipe applied weight decay to the class token."""
     recipe = replace(get_recipe("xcit-nano-12-p16_official_in1k"), data="somewhere")
     before = override(recipe, {"optimizer.undecayed": "vectors"})
     (tmp_path / "last.pt").touch()
@@ -152,7 +152,7 @@ def test_the_learning_rate_is_never_changed_in_silence() -> None:
 
 
 def test_no_process_that_reads_outlives_a_run(splits: Path, tmp_path: Path) -> None:
-    """Workers must end even if a reference cycle keeps their loader: Python's exit would wait for them and fail."""
+    """Workers must end even if their loader is in a reference cycle: Python's exit would wait for them and fail."""
     changes = {
         "model.in_channels": "3", "preprocessing.mean": "0.5,0.5,0.5", "preprocessing.std": "0.5,0.5,0.5",
         "model.num_classes": "3", "model.depth": "1", "holdout": "0", "schedule.epochs": "1",

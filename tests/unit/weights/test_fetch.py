@@ -790,7 +790,7 @@ def test_offline_switch_allows_files_of_this_machine(tmp_path: Path, monkeypatch
 
 @contextlib.contextmanager
 def black_hole() -> Iterator[str]:
-    """Yields "host:port" of a listener whose full queue nobody serves: connections are neither accepted nor refused."""
+    """Yields "host:port" of a listener that neither accepts nor refuses connections, because its queue is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         address = listener.getsockname()

@@ -81,7 +81,7 @@ def test_one_number_that_claims_to_fill_the_memory(tmp_path: Path) -> None:
     assert unstored_bytes([WEIGHT, huge]) == 2**42
     path = tmp_path / "a.pth"
     assert "claim 4,398,046,511,104 bytes that are not in the file" in refusal(path, STATE | {NAME: huge})
-    # These tensors are beside the weights of an XCiT, under names that the reader looks for.
+    # These tensors are in a file with the weights of an XCiT, under names that the reader looks for.
     assert "claim" in refusal(path, {"mean": huge, "std": huge, **STATE})
     # A stride of 0 is allowed for small tensors, for example for a bias of zeros.
     torch.save(STATE | {NAME: torch.zeros(1).expand(WEIGHT.shape)}, path)

@@ -1,4 +1,4 @@
-"""Tests weights as users save them (under keys, with prefixes, beside counters and averages): all load equally."""
+"""Tests weights as users save them: under keys, with prefixes, with counters and averages in the same file."""
 
 import sys
 import types

@@ -383,7 +383,7 @@ def test_push_and_load(model: XCiT, hub: Hub, tmp_path: Path) -> None:
     for loaded in (XCiT.from_pretrained("me/birds"), xcit.get_model("hf-hub:me/birds")):
         assert (loaded.config, loaded.info) == (model.config, INFO)
         close(model, loaded)
-    # A second commit is used at once. The first commit can still be loaded by its hash.
+    # A second commit is used immediately. The first commit can still be loaded by its hash.
     other = with_info(replace(SHAPE, num_classes=2), replace(INFO, class_names=("cat", "dog")))
     other.push_to_hub("me/birds", token="hf_none")
     assert xcit.get_model("hf-hub:me/birds").num_classes == 2

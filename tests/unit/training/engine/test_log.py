@@ -1,4 +1,4 @@
-"""Tests the log of a run, and the trackers such as TensorBoard."""
+"""Tests the log of a run, and trackers such as TensorBoard."""
 
 import json
 from pathlib import Path

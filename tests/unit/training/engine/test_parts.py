@@ -1,4 +1,4 @@
-"""Tests runs whose data-reading processes die, with and without a signal that asks for a stop."""
+"""Tests runs in which data-reading processes die, with and without a signal that asks for a stop."""
 
 import multiprocessing
 import os
@@ -104,7 +104,7 @@ def test_a_stop_at_any_part_of_a_step_ends_behind_it_and_loses_nothing(
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_normed(Normed(), whole)
-    # On a GPU the losses are read only every few steps, and the run stops only after such a step.
+    # On a GPU, the run reads losses only after every few steps, and stops only at these steps.
     monkeypatch.setattr(_Loop, "interval", property(lambda _: interval, lambda *_: None), raising=False)
     with pytest.raises(Stopped):
         train_normed(Normed((death,)), cut)
@@ -159,7 +159,7 @@ class Numbers(Dataset[Tensor]):
 
 
 class ReadByAnother(Normed):
-    """A task whose only data-reading process is killed during a step, after it has read the part of this step."""
+    """A task with one data-reading process, which is killed during a step, after it has read the part of this step."""
 
     def train_batches(self, epoch: int, first_step: int) -> Iterator[Tensor]:
         loader = DataLoader(Numbers(), batch_size=2, num_workers=1, generator=torch.Generator())

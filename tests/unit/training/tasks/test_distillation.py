@@ -155,7 +155,7 @@ def test_a_checkpoint_teaches_by_its_name() -> None:
 
 @pytest.fixture
 def timms(tmp_path: Path) -> Iterator[str]:
-    """Yields the name of a timm model with three classes whose pretrained weights are in a local file."""
+    """Yields the name of a pretrained timm model with three classes; its weights are in a local file."""
     import timm
     from timm.models import _registry
 
