@@ -77,7 +77,7 @@ def write(folder: Path, num_images: int) -> str:
 
 
 def memory(field: str, file: str = "status") -> int:
-    """Returns a field of the kernel's statistics of this process, in bytes."""
+    """Returns a field of the Linux kernel's statistics of this process, in bytes."""
     lines = Path(f"/proc/self/{file}").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 

@@ -1,4 +1,4 @@
-"""Trains a ViT from timm as the packaged model was trained, and compares both models on Fashion-MNIST.
+"""Trains a ViT from timm in the same way as the packaged model, and compares both models on Fashion-MNIST.
 
     python benchmarks/vision_transformer.py train runs/vit    # an hour or two on one processor core; can be resumed
     python benchmarks/vision_transformer.py compare runs/vit runs/xcit-pico-fashion-mnist

@@ -66,7 +66,7 @@ def build(name: str, case: Case, folder: Path, *, keeps_memory: bool = True) -> 
         name: a name from `INFERENCE_CONTENDERS`; for a training step, from `TRAINING_CONTENDERS`.
         case: the case to measure.
         folder: folder for ONNX files; a file that an earlier call wrote is used again.
-        keeps_memory: whether ONNX Runtime keeps its working memory for the next run, which is its default.
+        keeps_memory: whether ONNX Runtime keeps its working memory for the next run, as by default.
     """
     images = case.images()
     if name == "onnxruntime":

@@ -76,7 +76,7 @@ class Clock:
         return start.elapsed_time(end) / 1000 / repeats
 
     def take_turns(self, runs: Mapping[str, Run]) -> dict[str, list[float]]:
-        """Returns the seconds of each run in each round; the runs take turns. Each must have been called before."""
+        """Returns the seconds of each run in each round; the runs take turns. All runs must have been called before."""
         repeats = dict.fromkeys(runs, 1)
         if self.cuda:
             repeats = {name: max(1, min(100, int(SAMPLE_SECONDS / self.seconds(run, 1)))) for name, run in runs.items()}

@@ -261,7 +261,7 @@ def test_processes_share_the_work(data: dict[str, Path], tmp_path: Path, monkeyp
     arguments = ["--imagenet", data["imagenet"], "--out", tmp_path / "out", "--page", tmp_path / "page.md"]
     arguments += ["--only", NANO, "--only", DIST, "--workers", 0, "--device", "cpu"]
     done = Forked([str(word) for word in (program, *arguments)], 2, tmp_path / "streams").finish()
-    # A failed measurement gives no process a failed status, because torchrun would then stop the others. No process
+    # If a measurement fails, the exit status of its process is still 0: else torchrun would stop the others. No process
     # repeats a measurement that failed in another process.
     assert done.status == 0, done.err
     assert sorted(line.split(":")[0] for line in done.out.splitlines()) == [

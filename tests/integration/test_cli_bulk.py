@@ -275,7 +275,7 @@ def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> No
         assert [line[:60] for line in left_out] == [line[:60] for line in beside], inputs
         found = rows(f"parts{number}")
         assert [row["classes"][0]["name"] for row in found] == [classes[0]["name"] for classes in want], inputs
-        # The output forms with only one file accept these inputs too.
+        # Output formats with a single file accept these inputs too.
         assert xcit("predict", *inputs, "--json", "small.json").status == 0
         assert [row["classes"][0]["name"] for row in json.loads(Path("small.json").read_text())] == [
             row["classes"][0]["name"] for row in found

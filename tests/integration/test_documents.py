@@ -168,7 +168,7 @@ def test_every_page_is_in_the_nav_once() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Returns the anchors of a page's headings, as the site and code hosts write them in links."""
+    """Returns the anchors of a page's headings, as the documentation site and code hosts write them in links."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}

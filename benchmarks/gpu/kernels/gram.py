@@ -90,9 +90,9 @@ def normalised_gram(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]
     The sums are accumulated in float32 in a fixed order.
 
     There are two kernels: the first writes X, and the second reads X. A single kernel that normalises while it
-    multiplies would move as many bytes, because its statistics also read the tokens. It would normalise the tokens
-    again for each of the D / 128 tiles in a row, and move its operands to the tensor cores through registers. X must
-    be written in any case, because it is needed after the attention.
+    multiplies would move the same number of bytes as the two kernels, because its statistics also read the tokens. It
+    would normalise the tokens again for each of the D / 128 tiles in a row, and move its operands to the tensor cores
+    through registers. X must be written in any case, because it is needed after the attention.
 
     Args:
         tokens: (B, N, D) of float32, bfloat16 or float16.

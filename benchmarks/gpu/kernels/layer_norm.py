@@ -84,7 +84,7 @@ def normalise(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     batch, num_tokens, dim = tokens.shape
     width = triton.next_power_of_2(dim)
     num_rows = max(1, NUMBERS_AT_ONCE // width)
-    num_steps = 4  # blocks of rows of a program; it writes one partial sum per column
+    num_steps = 4  # blocks of rows per program, which writes one partial sum per column
     num_parts = triton.cdiv(num_tokens, num_rows * num_steps)
     normed = torch.empty_like(tokens)
     sums = tokens.new_empty((batch, num_parts, dim), dtype=torch.float32)

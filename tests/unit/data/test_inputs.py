@@ -1,4 +1,4 @@
-"""Tests inputs: the images of a command line as units that are divided among processes, always in the same order."""
+"""Tests the inputs of a command line: units of images that are divided among processes, always in the same order."""
 
 import os
 import tarfile

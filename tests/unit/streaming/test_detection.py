@@ -103,7 +103,7 @@ def test_objects_are_those_of_the_whole_image(
     model, pixels = detector(patch_size), picture(*size)
     expected = whole(model, pixels)
     memory = Budget(memory=10**9, scratch=tmp_path)
-    if min(size) < 32:  # narrower than a cell of most maps: only labels and boxes
+    if min(size) < 32:  # narrow images: only labels and boxes are compared
         found, _ = streamed(model, rows_of(pixels), memory)
         assert torch.equal(found.labels, expected.labels)
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)

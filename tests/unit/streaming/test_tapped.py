@@ -1,4 +1,4 @@
-"""Tests taps, which keep the tokens of a few blocks, in memory and in files: values, and resuming after a kill."""
+"""Tests taps, which store the tokens of a few blocks in memory or in files: their values, and resuming after a kill."""
 
 import math
 from collections.abc import Callable, Iterator

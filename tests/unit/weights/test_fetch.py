@@ -154,7 +154,7 @@ def sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_ENDPOINT", CLOSED)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # set here, because it was read at import
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the client read the environment at import
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # else it asks its own host for more
