@@ -98,7 +98,7 @@ def test_captums_attributions_of_a_block_add_up_to_the_models_change() -> None:
 def test_captum_leaves_out_parts_of_the_image() -> None:
     attr = pytest.importorskip("captum.attr")
     model = build("classifier")
-    patches = torch.arange(4).repeat_interleave(16 * 96).view(1, 1, 64, 96)  # four stripes
+    patches = torch.arange(4).repeat_interleave(16 * 96).view(1, 1, 64, 96)  # four horizontal stripes
     with torch.no_grad():
         found = attr.FeatureAblation(model).attribute(IMAGES, target=1, feature_mask=patches)
         changed = torch.where(patches == 2, 0, IMAGES)

@@ -19,7 +19,7 @@ sizes = st.tuples(st.integers(8, 70), st.integers(8, 70))
 
 @pytest.fixture(scope="module")
 def models() -> dict[tuple[str, bool], Any]:
-    """Each kind, as it is built and fused."""
+    """Returns each kind of model, unfused and fused."""
     kinds = [kind for kind in small_models.KINDS if kind != "dino"]
     plain: dict[str, Any] = {kind: small_models.build(kind) for kind in kinds}
     plain["backbone"] = XCiT(small_models.BACKBONE).eval()

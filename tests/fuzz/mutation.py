@@ -17,7 +17,7 @@ ODD_VALUES: tuple[Any, ...] = (
     *(1e308, math.inf, -math.inf, math.nan, "", "0", "1e9", "null", "..", "/dev/zero", "\0", "\x1b[31m", "é" * 300),
     *([], {}, [[]], [None], [1, 2], {"a": 1}, {"": None}, "x" * 5000, [0] * 5000),
 )
-"""Values that replace others."""
+"""Values that `damaged_value` puts in place of others."""
 
 
 def damaged(data: bytes, random: Random, others: Sequence[bytes] = ()) -> bytes:

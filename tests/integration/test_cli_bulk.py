@@ -116,7 +116,7 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
 
 def test_a_run_that_failed_at_once_does_not_block_its_retry(xcit, many) -> None:
     command = ("features", "many", "--out", "parts", "--part-size", 8)
-    assert xcit(*command, "--layers", "0").status == 2  # there is no class token in block 0
+    assert xcit(*command, "--layers", "0").status == 2  # block 0 has no class token
     assert xcit(*command).status == 1
     assert len(rows("parts")) == 40
 
@@ -141,7 +141,7 @@ def test_a_kill_costs_no_part_that_is_done(xcit, start, many) -> None:
     names = [[(row["file"], row["error"]) for row in rows(folder)] for folder in ("parts", "whole")]
     assert names[0] == names[1]
     scores = [[c["score"] for row in rows(folder) for c in row["classes"] or ()] for folder in ("parts", "whole")]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-5)  # the batches were different
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)  # rounding: the batches were different
     again = xcit(*PREDICT, "--out", "parts", "--resume")
     assert (again.status, again.out) == (1, done.out)
 
@@ -152,7 +152,7 @@ def test_two_processes_divide_the_images(xcit, start, many) -> None:
     assert done.status == 0  # torchrun would treat another status as the failure of a process
     assert done.out == "two: 39 images in 5 Parquet parts\n"
     assert done.err.endswith("xcit: 1 of 40 images could not be read\n")
-    assert done.err.count("13.png: not an image that can be read") == 1  # printed by one of them
+    assert done.err.count("13.png: not an image that can be read") == 1  # printed by only one process
     assert done.err.count(GARMENTS) == 1
     assert rows("two") == rows("one")
     again = start("-m", "xcit", *PREDICT, "--out", "two", processes=2).finish()
@@ -400,7 +400,7 @@ def test_label_maps_and_boxes_of_stored_pixels(xcit, tmp_path, verb, kind, endin
     for options, size in (((), (40, 24)), (("--ignore-exif",), (24, 40))):
         command = (verb, "a.png", "--model", "model.safetensors", *options, "--device", "cpu", "--size", 32)
         assert xcit(*command, "--out", "files").status == 0
-        with Image.open(f"files/a-{ending}.png") as image:  # that of small detections is enlarged
+        with Image.open(f"files/a-{ending}.png") as image:  # pictures of small images are enlarged
             assert image.width * size[1] == image.height * size[0]
         parts = f"parts{len(options)}"
         assert xcit(*command, "--out", parts, "--parquet").status == 0

@@ -121,7 +121,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rings(feature: dict[str, Any]) -> list[np.ndarray]:
-    """All points of the outlines of a feature."""
+    """Returns all points of a feature's outlines."""
     geometry = feature["geometry"]
     polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
     return [np.array(polygon[0]) for polygon in polygons]
@@ -203,7 +203,7 @@ def test_average_precision_at_full_size(xcit, model: Path, files: Path, tmp_path
     (tmp_path / "recipe.yaml").write_text(config.out)
     common = ("test", tmp_path / "recipe.yaml", model, "--data", annotations, "--workers", 0, "--out", tmp_path / "t")
     done = xcit(*common, "--full-size", "--memory", "1GB")
-    assert done.status == 1  # one of the two is of another size
+    assert done.status == 1  # one of the two images has the wrong size
     assert "map.tif: 200 x 70 pixels, but 199 x 70 in" in done.err
     # AP is below 100: objects with an empty mask are found again, but are not among the annotations.
     whole = json.loads((tmp_path / "t" / "report.json").read_text())

@@ -49,7 +49,7 @@ def test_attention_of_a_map_lies_on_the_same_place(xcit, scene: Path, tmp_path: 
         assert maps.descriptions[:2] == ("mean", "head 0")
         mean, masked = maps.read(1), maps.read_masks(1) == 0
     expected = np.zeros((15, 22), np.bool_)
-    expected[5:, :7] = True  # half of the eighth column counts
+    expected[5:, :7] = True  # the eighth column is half inside the mask
     assert np.array_equal(masked, expected) and np.array_equal(np.isnan(mean), expected)
     heads = np.load(tmp_path / "maps" / "scene.npz")["heads"]
     assert np.array_equal(heads.mean(axis=0), mean, equal_nan=True)
@@ -75,7 +75,7 @@ def test_feature_maps_say_where_they_lie(xcit, scene: Path, tmp_path: Path) -> N
     for name in ("a.png", "b.png"):
         shown = picture(tmp_path / name)
         assert shown.shape == (15, 22, 3) and (shown[5:, :7] == 255).all() and len(np.unique(shown[:5])) > 20
-    assert xcit(*common, "--out", tmp_path / "b.zarr").status == 0  # replaced
+    assert xcit(*common, "--out", tmp_path / "b.zarr").status == 0  # replaces the first file
     (tmp_path / "c.zarr").mkdir()
     done = xcit(*common, "--out", tmp_path / "c.zarr")
     assert done.status == 2 and "c.zarr: is there, and is no Zarr array: choose another name" in done.err

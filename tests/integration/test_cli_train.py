@@ -210,7 +210,7 @@ def test_a_mistake_is_told_before_anything_else(xcit, trained, mistake, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-# without labels
+# training without labels (DINO)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_a_dino_recipe_has_no_top1(xcit, colours, trained):
     assert "trains no classifier" in done.err
 
 
-# one process of several
+# mistakes with several processes
 
 
 @pytest.mark.parametrize("mistake", [["--optimizer.lrr", 1], ["--outt", "a"], ["stray"]])

@@ -61,7 +61,7 @@ def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes, num_step
     assert compare(Path("alone"), Path("killed"))
     assert step_of(Path("killed")) == num_steps
 
-    if processes == 2:  # one process resumes from them
+    if processes == 2:  # one process resumes the run of two
         more = xcit("train", "squares.yaml", "--out", "killed", "--resume", "--schedule.epochs", 3, "--device", "cpu")
         assert (more.status, more.err) == (0, "")
         log = [json.loads(line) for line in Path("killed/log.jsonl").read_text().splitlines()]

@@ -72,7 +72,7 @@ def test_what_a_page_shows(page: Path, request: pytest.FixtureRequest) -> None:
     for fence in fences(page):
         if fence.title is None and fence.language == "python":
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # other packages' own
+                warnings.simplefilter("ignore")  # warnings of other packages
                 exec(compile(fence.code, fence.place, "exec"), names)
         elif fence.title is None and fence.language == "console":
             run_console(fence, command_line)
@@ -87,7 +87,7 @@ def run_console(fence: Fence, command_line: Any) -> None:
             assert done.status == int("could not be read" in done.err), f"{where}\n{done.err}"
             printed = done.out
             if shown and not matches(shown, printed.rstrip().splitlines()):
-                printed += done.err  # as on a terminal, which shows both
+                printed += done.err  # a terminal shows output and errors
         else:
             path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
             ran = subprocess.run(command, shell=True, env=os.environ | {"PATH": path}, capture_output=True, text=True)

@@ -126,7 +126,7 @@ def test_the_whole_model_with_its_normalisation_says_how_to_prepare_images(offic
     for path in (tmp_path / "mine.pth", tmp_path / "mine.safetensors"):
         found: Any = xcit.get_model(path, stem_strides=(1, 1, 2, 2))
         assert (found.info.preprocessing.mean, found.info.preprocessing.std) == (mean, std)
-        assert found.info.assumed  # the size is
+        assert found.info.assumed  # the image size is assumed
         pixels = torch.from_numpy(np.asarray(picture("cifar10")).copy()).permute(2, 0, 1)[None].float() / 255
         spec = found.info.preprocessing
         normalised = (pixels - torch.tensor(spec.mean).view(1, 3, 1, 1)) / torch.tensor(spec.std).view(1, 3, 1, 1)

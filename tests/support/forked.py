@@ -107,11 +107,11 @@ def _free_port() -> int:
 
 
 def _run(arguments: list[str], folder: Path, environment: dict[str, str], outputs: Sequence[Path]) -> None:
-    """Turns the fork into the program."""
+    """Runs the program in the forked process."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    multiprocessing.set_start_method(None, force=True)  # the default, instead of the server's
+    multiprocessing.set_start_method(None, force=True)  # the default start method, not the server's
     torch.set_num_threads(1)
     os.fsync = lambda fd: None  # as in tests/conftest.py; a killed process loses no written data
     for number, path in enumerate(outputs, start=1):

@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             number = len(self.server.commits[repository]) - 1
             url = f"{self.server.url}/{repository}/commit/{number:040x}"
             self.reply({"commitUrl": url, "commitOid": f"{number:040x}", "success": True})
-        else:  # the check of a card
+        else:  # the client checks a model card
             self.reply({"errors": [], "warnings": []})
 
     def do_PUT(self) -> None:
@@ -143,7 +143,7 @@ def hub_stand_in(folder: Path) -> Iterator[Hub]:
         patch.setenv("XCIT_CACHE", str(folder / "cache"))
         for name in ("HF_HUB_OFFLINE", "XCIT_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
             patch.delenv(name, raising=False)
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)  # read when it was imported
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)  # the client read the environment at import
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
         patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))

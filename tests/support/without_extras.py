@@ -42,7 +42,7 @@ def core_distributions() -> set[str]:
             continue
         try:
             required = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:  # for another system, as its marker says
+        except metadata.PackageNotFoundError:  # its marker is for another system
             continue
         found.add(name)
         waiting += [_name(one) for one in required if "extra ==" not in one]
@@ -69,7 +69,7 @@ def hide(core: set[str], modules: set[str]) -> None:
 
     sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
     for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
-        del sys.modules[name]  # imported when the environment starts
+        del sys.modules[name]  # modules that Python imported at start
 
 
 def run(arguments: list[str]) -> tuple[int | str, str, str]:

@@ -159,7 +159,7 @@ def test_a_failed_folder_does_not_block_its_retry(tmp_path: Path, there: bool) -
     with pytest.raises(KeyError):
         fill(folder, fails=True)
     assert folder.exists() == there
-    (folder / ".xcit-0123456789abcdef.tmp").mkdir(parents=True)  # of a process that was killed
+    (folder / ".xcit-0123456789abcdef.tmp").mkdir(parents=True)  # left by a killed process
     fill(folder)
     assert (folder / "sub" / "a.txt").read_text() == "text"
     with pytest.raises(XCiTError, match=r"data: is there already: choose another folder, or remove it"):

@@ -18,7 +18,7 @@ def write(root: Path, *names: str) -> None:
 
 
 def by_folder(images: LabelledImages) -> dict[str, str]:
-    """The class of the image in each folder."""
+    """Returns the class of the image in each folder."""
     found = {}
     for index in range(len(images)):
         found[Path(images.image_name(index)).parent.name] = images.class_ids[images[index][1]]

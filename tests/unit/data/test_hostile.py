@@ -142,7 +142,7 @@ def bomb(entry: str) -> str:
         (
             bomb("{x: 1}"),
             "merge keys make a mapping without end|a0 is not a field",
-        ),  # newer PyYAML merges each only once
+        ),  # newer versions of PyYAML merge each only once
         ("task: [dino]", r"no task is called \['dino'\]"),
         ("x: " + "y" * 300_000, "more than 262,144 bytes"),
         ("[" * 5000, "not a YAML config"),

@@ -90,7 +90,7 @@ def test_the_same_as_a_stream(folder: Path) -> None:
     assert (train.num_images, train.num_shards, train.class_ids) == (5, 2, tuple(CLASSES))
     assert streamed(train) == [[(0, 0), (1, 1), (2, 2)], [(3, 0), (4, 1)]]
     assert (val.num_images, streamed(val)) == (2, [[(10, 2), (11, 2)]])
-    assert streamed(pickle.loads(pickle.dumps(train))) == streamed(train)  # as it reaches a worker
+    assert streamed(pickle.loads(pickle.dumps(train))) == streamed(train)  # pickled, as it is sent to a worker
     assert open_stream(f"hf-stream:{folder}#7", "train").num_images == 7
     assert next(val.shard(0)).name == f"hf-stream:{folder} validation shard 0 row 0"
 
@@ -148,7 +148,7 @@ def test_labels_that_are_texts(tmp_path: Path, png: Png) -> None:
     write(tmp_path / "images" / "test.parquet", [png(3), png(4)], ["dog", "bird"], types)
     data = f"hf:{tmp_path / 'images'}"
     train, val = open_labelled_images(data, "train"), open_labelled_images(data, "val")
-    assert train.class_ids == val.class_ids == ("cat", "dog")  # the training images'
+    assert train.class_ids == val.class_ids == ("cat", "dog")  # classes of the training images
     assert contents(train) == [(0, 1), (1, 0), (2, 1)]
     assert val[0][1] == 1
     with pytest.raises(XCiTError, match="test row 1: its label 'bird' is none of the 2 classes"):

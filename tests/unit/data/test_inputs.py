@@ -46,7 +46,7 @@ def test_lists() -> None:
     Path("list.txt").write_bytes(b"3.png\r\n\n1.png\n[not a pattern.png\n")
     assert names("@list.txt", "0.png") == ["3.png", "1.png", "[not a pattern.png", "0.png"]
     Path("@0.png").write_bytes(Path("0.png").read_bytes())
-    assert names("@0.png") == ["@0.png"]  # a file of that name
+    assert names("@0.png") == ["@0.png"]  # a file has this name
     Path("empty.txt").write_text("\n")
     for word, message in (
         ("@empty.txt", "empty.txt: an empty list; it must have one path or URL per line"),

@@ -71,7 +71,7 @@ def test_an_archive_in_the_data_folder_is_enough(root: Path, name: str) -> None:
     assert (image.mode, image.size, label) == ("RGB", (32, 32), num_files % 3)
     assert val[1][0].getpixel((3, 3)) == (200, num_files, num_files)
     assert val.image_name(1) == f"{name} val image 1"
-    (root / ARCHIVES[name]).unlink()  # unpacked by now
+    (root / ARCHIVES[name]).unlink()  # not needed after unpacking
     assert len(open_labelled_images(name, "train")) == len(train)
 
 

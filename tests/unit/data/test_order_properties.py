@@ -102,7 +102,7 @@ def test_a_stopped_epoch_goes_on_where_it_was(division: Division, step: int, dat
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample whose picture is its name."""
+    """A sample in which the picture is the name."""
 
     name: int
     label: int = 0

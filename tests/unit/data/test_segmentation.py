@@ -176,7 +176,7 @@ def test_a_single_class_is_an_error(tmp_path: Path) -> None:
         open_scenes(data, "train")
 
 
-# What becomes of them
+# Scenes in training and evaluation
 
 
 def scene(height: int, width: int) -> Scene:

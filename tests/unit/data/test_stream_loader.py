@@ -115,7 +115,7 @@ def test_the_buffer_shuffles_across_shards() -> None:
     stream = Numbered((8,) * 4)
     in_order = labels_of(batches_of(loader(stream, shuffle_buffer=1)))
     shards = [label // 8 for label in in_order]
-    assert shards == sorted(shards, key=shards.index) and in_order != sorted(in_order)  # one after another, permuted
+    assert shards == sorted(shards, key=shards.index) and in_order != sorted(in_order)  # shards in random order
     assert all(in_order[start : start + 8] == sorted(in_order[start : start + 8]) for start in range(0, 32, 8))
     mixed = [label // 8 for label in labels_of(batches_of(loader(stream, shuffle_buffer=12)))]
     assert mixed != sorted(mixed, key=mixed.index)
@@ -176,7 +176,7 @@ def test_a_slot_starts_its_shards_over() -> None:
     assert all(sorted(small[start : start + 2]) == [0, 1] for start in (0, 2, 4))
     assert len(set(large)) == 6
     images = torch.cat([images for images, _ in next(b for b in ranks if labels_of(b) == small)])
-    assert len({image.numpy().tobytes() for image in images}) > 2  # augmented with new draws
+    assert len({image.numpy().tobytes() for image in images}) > 2  # each repeat has new random draws
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -247,10 +247,10 @@ def shards(tmp_path: Path, png: Callable[[int], bytes], write_tar: Any, monkeypa
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_shard_that_is_cut_off_is_named(shards: str, num_workers: int) -> None:
     ours = loader(open_stream(shards, "train", num_classes=24), num_workers=num_workers)
-    assert ours.num_inputs == 23  # the rest of the shard counts as one
+    assert ours.num_inputs == 23  # the damaged rest of a shard counts as one
     whole = batches_of(ours)
     assert [line.partition(".tar: ")[2] for line in ours.unreadable] in (
-        [],  # another epoch's
+        [],  # read in another epoch
         ["the archive is damaged or cut off (truncated header)"],
     )
     for epoch in (1, 2):

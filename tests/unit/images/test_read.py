@@ -483,7 +483,7 @@ def test_decompression_bomb(tmp_path):
 
 
 def test_a_large_image_below_the_limit_is_read_without_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # the picture has 24
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # the picture has 24 pixels
     for kind in ("PNG", "GIF", "TIFF"):
         path = write(tmp_path, as_file(Image.fromarray(PICTURE), kind))
         with warnings.catch_warnings(record=True) as caught:
@@ -573,7 +573,7 @@ def test_many_threads_leave_the_warning_filters_as_they_were(tmp_path):
 
 
 def test_pillow_is_strict_about_truncation():
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # we never enable it
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # this package never enables it
 
 
 # Finding files

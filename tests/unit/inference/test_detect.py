@@ -166,7 +166,7 @@ def test_polygons_enclose_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.zeros((40, 60), np.uint8)
     mask[10:30, 20:50] = 1
     mask[15:20, 30:40] = 0  # a hole
-    mask[32:35, 22:25] = 1  # a part
+    mask[32:35, 22:25] = 1  # a second part
     one = DetectedObject(label=1, name="cat", score=0.9, box=(20, 10, 30, 25), mask=encode_mask(mask))
     polygons = sorted(one.polygons(), key=lambda polygon: polygon[0][0][1])
     assert [len(polygon) for polygon in polygons] == [2, 1]

@@ -64,7 +64,7 @@ def fused(models: dict[str, Segmenter]) -> dict[str, Segmenter]:
 
 @pytest.fixture
 def on_scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FullSize:
-    """Tokens and taps lie in scratch files."""
+    """Makes all plans store tokens and taps in scratch files."""
     original = plan.Costs.plan
     monkeypatch.setattr(plan.Costs, "plan", lambda self, _, size, output: original(self, "scratch", size, output))
     return FullSize(memory=Budget(memory=10**9, scratch=tmp_path / "scratch"))
@@ -104,7 +104,7 @@ def test_the_labels_are_the_whole_images(
     pixels = picture(*size)
     (result,) = segment_large_each([pixels], fused[kind], INFO, FullSize(memory="1GB"))
     check(models[kind], pixels, large(result).labels())
-    # In memory the head goes by rows too.
+    # In memory, the head is computed by rows too.
     check(models[kind], pixels, predict_labels(fused[kind], pixels, SPEC, size=size))
 
 

@@ -60,7 +60,7 @@ def test_equal_to_a_count_layer_by_layer(height: int, width: int, tokens_norm: b
                 flops["layer norm"] += 5 * output.numel()
             case nn.BatchNorm2d():
                 flops["batch norm"] += 2 * output.numel()
-            case XCA():  # between its linear layers
+            case XCA():  # products between the linear layers
                 num_tokens, dim = inputs[0].shape[1:]
                 flops["xca"] += 2 * num_tokens * dim * (dim // config.num_heads)
             case ClassAttention():

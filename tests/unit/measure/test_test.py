@@ -320,7 +320,7 @@ def test_the_files_of_a_report(setting: Setting) -> None:
     with Image.open(paths[2]) as picture:
         picture.load()
         assert min(picture.size) > 300
-    # Writing them again replaces them.
+    # Writing again replaces the files.
     assert result.write(folder, config="t", checkpoint="c.pth", data="d") == paths
     assert json.loads(paths[0].read_text())["config"] == "t"
 

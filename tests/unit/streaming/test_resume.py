@@ -25,7 +25,7 @@ Force = Callable[[Place, int], None]
 
 
 class Stop(Exception):
-    """Represents anything that ends a run."""
+    """Stands for any error that ends a run."""
 
 
 def stop_at(pass_number: int, rows: int = 5) -> Callable[[int, int], None]:

@@ -69,7 +69,7 @@ def kill(fused: FusedXCiT, source: ArrayRows, memory: Budget, *, at: float, head
 
 @pytest.fixture
 def memory(force: Force, tmp_path: Path) -> Budget:
-    """Plans have tokens on scratch files."""
+    """Makes plans store tokens in scratch files."""
     force("scratch", 5)
     return Budget(memory=10**9, scratch=tmp_path)
 

@@ -187,7 +187,7 @@ def test_the_authors_recipe_is_what_they_published(architecture: str) -> None:
     assert plain.preprocessing == Preprocessing(image_size=224, resize="short_side", resize_to=224)
     assert replace(plain.model, drop_path_rate=0.0) == ARCHITECTURES[architecture]
     size = architecture.rpartition("-")[0]
-    rates: Any = OFFICIAL_DROP_PATH | {"nano-12": 0.0, "tiny-24": 0.05, "large-24": 0.2}  # these three are ours
+    rates: Any = OFFICIAL_DROP_PATH | {"nano-12": 0.0, "tiny-24": 0.05, "large-24": 0.2}  # these three are our choice
     assert plain.model.drop_path_rate == rates[size]
 
     distilled: Any = get_recipe(f"xcit-{architecture}_official-dist_in1k")

@@ -88,7 +88,7 @@ def test_a_run_begun_with_the_other_scale_of_soft_distillation_is_refused(tmp_pa
         save_yaml(config, tmp_path / "config.yaml")
         assert check_run(config, tmp_path, "auto") == tmp_path / "last.pt"
         text = (tmp_path / "config.yaml").read_text()
-        (tmp_path / "config.yaml").write_text(text.replace("  ema_warmup: false\n", ""))  # as it was written before
+        (tmp_path / "config.yaml").write_text(text.replace("  ema_warmup: false\n", ""))  # as older versions wrote it
         if config is soft:
             with pytest.raises(XCiTError, match="whose teacher counted 1000 times as much as it does now"):
                 check_run(config, tmp_path, "auto")

@@ -40,7 +40,7 @@ class File:
     body: bytes = BODY
     etag: str | None = '"1"'
     ranges: bool = True
-    compares: bool = True  # heeds If-Range
+    compares: bool = True  # obeys If-Range
     status: int = 200
     cuts: list[int] = field(default_factory=list)  # numbers of bytes after which the next answers break off
     pause: threading.Event | None = None  # the answer waits in its middle until this is set
@@ -157,11 +157,11 @@ def sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the client read the environment at import
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # else it asks its own host for more
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # else the client contacts its own host
 
 
 def names(folder: Path) -> set[str]:
-    """The files in a folder, less the locks."""
+    """Returns the names in a folder, without lock files."""
     return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
 
 
@@ -594,7 +594,7 @@ def test_mirror_folder_with_a_wrong_file(site: Site, tmp_path: Path, monkeypatch
     source = url_source(site.add("a.pth", File()), digest(BODY))
     path, _ = obtain("xcit-nano", [source], tmp_path / "cache")
     assert path.parent == tmp_path / "cache" and path.read_bytes() == BODY
-    assert (tmp_path / "a.pth").read_bytes() == OTHER  # not ours to delete
+    assert (tmp_path / "a.pth").read_bytes() == OTHER  # the user's file is not deleted
 
     monkeypatch.setenv("XCIT_OFFLINE", "1")
     with pytest.raises(FetchError, match=r"mirror \S+ \(XCIT_MIRROR\): a\.pth has the wrong SHA-256"):

@@ -65,7 +65,7 @@ def error_of(path: Path) -> str:
     return message.replace(str(path), "FILE")
 
 
-# What is read
+# Files that are read
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -201,11 +201,11 @@ def test_detector_with_an_mmpretrain_backbone(tmp_path: Path) -> None:
     assert stored.set_aside == ("neck.lateral_convs.0.conv.weight",)
 
 
-# What is not run
+# Code in pickles that must not run
 
 
 class Runs:
-    """Is pickled as a call of any function."""
+    """An object that is pickled as a call of a function."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = (function, arguments)
@@ -356,7 +356,7 @@ def test_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
     assert failures == []
 
 
-# What is no checkpoint
+# Files that are no checkpoints
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_safetensors_of_another_model_or_of_nothing(tmp_path: Path) -> None:
     assert error_of(tmp_path / "none.safetensors") == "FILE holds no XCiT weights; it has no tensors"
 
 
-# What is written
+# Writing files
 
 
 def test_written_safetensors_hold_all_bits_and_the_digest(tmp_path: Path) -> None:

@@ -362,7 +362,7 @@ def test_another_number_of_classes_is_explained(nano: Nano, tmp_path: Path) -> N
     assert "reset_classifier(1000)" in message
     ten: Any = get_model("xcit-nano-12-p16", pretrained=path, num_classes=10)
     assert torch.equal(ten.head.weight, torch.zeros(10, 128))
-    assert ten.info is None  # these are not ImageNet's classes
+    assert ten.info is None  # the classes are not ImageNet's
     with pytest.raises(XCiTError, match="The file has 10 classes, the model 1000"):
         load_weights(XCiT(ARCHITECTURES["nano-12-p16"]), path)
 

@@ -111,7 +111,7 @@ def test_a_published_model_for_timm_and_transformers(name: str, tmp_path: Path, 
 
 def test_transformers_pipeline_gives_our_scores(model: XCiT, tmp_path: Path, photo: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # their own
+        warnings.simplefilter("ignore")  # warnings of transformers
         from transformers import AutoModelForImageClassification, pipeline
 
         folder = model.save_pretrained(tmp_path / "folder")
@@ -371,7 +371,7 @@ def test_a_report_that_is_none(model: XCiT, tmp_path: Path) -> None:
 # The Hub
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # a warning of the Hub's client
 def test_push_and_load(model: XCiT, hub: Hub, tmp_path: Path) -> None:
     url = model.push_to_hub("birds", token="hf_none", licence="mit")
     assert url.startswith(f"{hub.url}/me/birds/commit/") and set(hub.files("me/birds")) == {

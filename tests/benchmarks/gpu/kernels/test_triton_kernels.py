@@ -168,7 +168,7 @@ def check_training(batch: int, height: int, width: int, dim: int, dtype: torch.d
     exact_tokens = tokens.detach().double().requires_grad_()
     exact_norm = [value.detach().double().requires_grad_() for value in norm]
     exact: dict[str, Any] = {name: value.detach().double().requires_grad_() for name, value in weights.items()}
-    module: Any = batch_norm  # a function does for a module here
+    module: Any = batch_norm  # a function in place of a module
     expected = reference.lpi(as_image(exact_tokens, height, width), norm=module, **exact).flatten(2).mT
     expected_grads = torch.autograd.grad(expected, [exact_tokens, *exact_norm, *exact.values()], grad.double())
 

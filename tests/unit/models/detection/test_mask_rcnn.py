@@ -27,7 +27,7 @@ CONFIG = MaskRCNNConfig(
 def model() -> MaskRCNN:
     torch.manual_seed(0)
     built = MaskRCNN(CONFIG)
-    with torch.no_grad():  # so that there is something to see
+    with torch.no_grad():  # so that the model finds objects
         built.rpn.head.cls_logits.weight.mul_(20)
         built.roi_heads.box_predictor.cls_score.weight.mul_(20)
         built.roi_heads.box_predictor.bbox_pred.weight.mul_(100)

@@ -1,4 +1,4 @@
-"""Who is trained towards what."""
+"""Tests which object each box is trained to find."""
 
 import torch
 

@@ -131,7 +131,7 @@ def test_the_padding_of_the_batch_is_not_trained(outputs: tuple[list[Tensor], li
 
 @pytest.mark.parametrize("limit", [1, 40, 41, 500, 1000])
 def test_the_best_are_those_of_a_stable_sort(limit: int) -> None:
-    scores = torch.rand(900, generator=torch.Generator().manual_seed(0)).mul(30).round() / 30  # of many equal ones
+    scores = torch.rand(900, generator=torch.Generator().manual_seed(0)).mul(30).round() / 30  # many scores are equal
     values, index = best_scores(scores, limit)
     expected, order = scores.sort(descending=True, stable=True)
     assert torch.equal(values, expected[:limit]) and torch.equal(index, order[:limit])

@@ -573,7 +573,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert train_squares(config, parts, resume="last.pt") == expected
     assert same(read(whole / "last.pt"), read(parts / "last.pt"))
     weights = [read_checkpoint(folder / "model.safetensors") for folder in (whole, parts)]
-    assert weights[0].metadata == weights[1].metadata  # the digest among them
+    assert weights[0].metadata == weights[1].metadata  # includes the digest
     assert untimed(whole) == untimed(parts)
 
 

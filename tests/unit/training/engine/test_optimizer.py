@@ -155,7 +155,7 @@ def test_what_is_frozen_is_left_out(model: XCiT, layer_decay: float) -> None:
     groups = group_of(build_optimizer(model, OptimizerConfig(layer_decay=layer_decay)), model)
     trained = {name for name, _ in model.named_parameters() if not name.startswith(("stem.", "blocks.0."))}
     assert set(groups) == trained
-    if layer_decay < 1:  # the others keep their places
+    if layer_decay < 1:  # other layers keep their numbers
         assert groups["blocks.1.xca.qkv.weight"]["lr_scale"] == DECAY ** (NUM_LAYERS - 3)
 
 

@@ -9,7 +9,7 @@ from xcit.training.engine.task import Layout, divide
 @pytest.mark.parametrize(
     ("batch_size", "world_size", "limit", "accumulation"),
     [
-        (1024, 8, 128, 1),  # the meaning of 8xb128
+        (1024, 8, 128, 1),  # "8xb128" in the names of recipes
         (1024, 1, 128, 8),
         (1024, 2, 128, 4),
         (1024, 64, 128, 1),

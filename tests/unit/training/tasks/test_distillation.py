@@ -204,7 +204,7 @@ def test_a_teacher_that_can_t_be_is_found_at_once(teacher: str, num_classes: int
 
 @pytest.mark.parametrize("teacher", ["", "timm/regnety_160.deit_in1k", "timm/xcit_nano_12_p16_224.fb_in1k"])
 def test_teachers_that_can_be_are_let_through_unloaded(teacher: str) -> None:
-    for num_classes in (0, 1000):  # 0 means not known yet
+    for num_classes in (0, 1000):  # 0: not yet known
         check_teacher(DistillationConfig(teacher=teacher), SPEC, num_classes)
 
 

@@ -114,7 +114,7 @@ def test_each_watched_image_counts_once_over_the_processes(
     stream: str, tmp_path: Path, make: Callable[[Path], str]
 ) -> None:
     watched = open_data(stream, val_data=make(tmp_path / "val"), holdout=0, num_classes=0).watched
-    model = Bright(175 / 255)  # wrong about 170
+    model = Bright(175 / 255)  # wrong for the image of value 170
     alone = evaluate_classification(model, watched, SPEC, EvaluationConfig(batch_size=2), num_classes=2)
     assert (alone.num_images, alone.top1) == (5, 80.0)
     for world_size in (2, 3):  # two shards: a third process gets none

@@ -84,7 +84,7 @@ def test_the_second_time_they_are_taken_from_the_file(extraction: Extraction) ->
     assert torch.equal(second.features, first.features)
     assert torch.equal(second.labels, first.labels)
     assert [path.suffix for path in files(extraction)] == [".safetensors"]
-    # Only the contents of the file count.
+    # The contents of the cached file are used.
     content = load_file(files(extraction)[0])
     save_file(content | {"labels": content["labels"] + 1}, files(extraction)[0], metadata={"unreadable": '["a"]'})
     third = extraction()

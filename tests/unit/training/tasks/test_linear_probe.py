@@ -139,7 +139,7 @@ def test_batches_are_divided_and_each_image_comes_once(tiny: XCiT) -> None:
     parts = [
         make_task(tiny, config, layout=Layout(batch_size=8, rank=rank, world_size=2, accumulation=2)) for rank in (0, 1)
     ]
-    assert [part.unreadable for part in parts] == [["a line"], []]  # counted once over the processes
+    assert [part.unreadable for part in parts] == [["a line"], []]  # only one process counts it
     assert whole.num_inputs == 51
     for epoch in (0, 1):
         batches = list(whole.train_batches(epoch))
@@ -169,7 +169,7 @@ def test_figures_are_counts_over_all_processes(tiny: XCiT) -> None:
         right = logits[:, head].argmax(dim=1) == val.labels
         assert accuracy.num_right1 == int(right.sum())
         assert accuracy.top1 == pytest.approx(100 * accuracy.num_right1 / 30)
-        assert (accuracy.num_right5, accuracy.top5) == (30, 100)  # of three classes
+        assert (accuracy.num_right5, accuracy.top5) == (30, 100)  # all of three classes
         assert accuracy.loss == pytest.approx(F.cross_entropy(logits[:, head], val.labels).item(), rel=1e-5)
     best = max(task.accuracies, key=lambda accuracy: accuracy.num_right1)
     assert task.best == best
