@@ -1,4 +1,4 @@
-"""Downloads every published checkpoint, measures it by its own protocol, and compares the results with those published.
+"""Downloads every published checkpoint, measures it by its own protocol, and compares it with the published figures.
 
     python benchmarks/reproduce.py --imagenet DIR --coco DIR --ade20k DIR [--cifar] [--linear]
     torchrun --nproc-per-node 8 benchmarks/reproduce.py ...  # one process per GPU, each with its own models
@@ -8,7 +8,7 @@ It measures
 - 42 ImageNet classifiers, by two published protocols;
 - 4 DINO backbones, by nearest neighbours among all training images; with --linear also by linear probes of 100 epochs;
 - 16 segmenters and 8 detectors;
-- the accuracy of the robust classifiers on images without attack; those for CIFAR only with --cifar.
+- the accuracy of the robust classifiers on images without attack (robust classifiers for CIFAR only with --cifar).
 
 DIR is the folder of a data set in the structure of its download (see docs/training.md, docs/segmentation.md and
 docs/detection.md). The CIFAR images are read from the folder XCIT_DATA, or downloaded to it.

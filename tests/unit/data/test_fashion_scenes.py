@@ -1,4 +1,4 @@
-"""Tests composed scenes: exact masks, seeded draws, no garment in both splits, folders that work for training."""
+"""Tests composed scenes: exact masks, seeded draws, different garments in the two splits, folders for training."""
 
 from pathlib import Path
 
