@@ -1,4 +1,4 @@
-# Everything from a fresh clone needs Python 3.11 or newer, pip and make. `make` alone lists the targets.
+# The targets work in a fresh clone. They need Python 3.11 or newer, pip and make. `make` without a target lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 .PHONY: help demo test lint docs notebooks clean
 
 help:
-	@echo "make demo   set up, then classify the packaged images (no network needed after the set-up)"
+	@echo "make demo   set up, then run the demo on packaged images (needs a network only for the set-up)"
 	@echo "make test   set up, then run the checks and the tests"
-	@echo "make lint   format, lint, types and import rules"
-	@echo "make docs   set up, then build the site of the documents into site/"
+	@echo "make lint   set up, then check format, lint, types and import rules"
+	@echo "make docs   set up, then build the documentation site in site/"
 	@echo "make notebooks  set up, then run the notebooks of docs/ and store their outputs"
-	@echo "make clean  remove the environment, the site and caches"
+	@echo "make clean  remove the virtual environment, the site and the caches"
 
-# uv is several times faster than pip and used where it is installed.
+# uv is used instead of pip if it is installed, because it is several times faster.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@if command -v uv >/dev/null 2>&1; then \
@@ -26,8 +26,9 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
 
-# Two processes of one thread each: the models are small, and more threads would only wait for one another. Bytecode is
-# kept whatever the shell says: many of the tests start Python, and without it torch alone takes seconds to import.
+# Two processes with one thread each: the models are small, and more threads would only wait for each other.
+# PYTHONDONTWRITEBYTECODE is emptied, because many tests start Python, and without bytecode files the import of torch
+# takes seconds.
 test: $(VENV)/installed lint
 	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=40
 
@@ -37,7 +38,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# The site needs packages that the tests do not.
+# Building the site needs packages that the tests do not need.
 $(VENV)/docs-installed: $(VENV)/installed
 	@if command -v uv >/dev/null 2>&1; then \
 		uv pip install --quiet --python $(BIN)/python -e '.[docs]'; \
@@ -46,11 +47,11 @@ $(VENV)/docs-installed: $(VENV)/installed
 	fi
 	@touch $@
 
-# mkdocs.yml says `strict`: a page or a link that is missing ends the build.
+# mkdocs.yml sets `strict`, so a missing page or link is an error.
 docs: $(VENV)/docs-installed
 	$(BIN)/python -m mkdocs build
 
-# Warnings of other packages name folders of this machine.
+# Warnings of other packages are ignored, because they would put paths of this machine into the notebooks.
 notebooks: $(VENV)/docs-installed
 	PYTHONWARNINGS=ignore PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
 

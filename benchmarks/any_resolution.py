@@ -1,16 +1,17 @@
-"""Runs images of any size through models, and prints the figures of docs/any-resolution.md.
+"""Runs models on images of any size, and prints the figures of docs/any-resolution.md.
 
     python benchmarks/any_resolution.py [CASE ...] [--size 32768] [--memory 4 1] [--before DIR] [--folder DIR]
 
-    gigapixel   class, CLS feature and token map of a tiled BigTIFF of SIZE x SIZE pixels by nano-12-p16, in 4 and 1 GB
-    exact       compares streaming with the whole image: float64 at 512 pixels, float32 at the largest requested size
-    photograph  small-12-p8 on 6000 x 4000 pixels in at most 750 MB
-    growth      time from a quarter to half of SIZE
+    gigapixel   nano-12-p16 on a tiled BigTIFF of SIZE x SIZE pixels, within 4 and 1 GB: class, CLS feature, token map
+    exact       compares streaming with a pass in memory: float64 at 512 pixels, float32 at --exact-size
+    photograph  small-12-p8 on 6000 x 4000 pixels, within 750 and 300 MB
+    growth      compares the time at SIZE / 2 with the time at SIZE / 4
     picture     draws docs/any-resolution.png: the packaged model's attention over 2048 x 2048 pixels
-    before      time in memory, compared with the checkout whose `src` folder is --before
+    before      compares the time of a pass in memory with another checkout of this repository; DIR is its `src` folder
 
-Weights are random, which takes the same time. Each run has its own process, and times that are compared are measured
-alternately. A gigapixel needs about 7 GB of disk and, on two idle cores, about ten minutes for both bounds.
+The weights are random: trained weights would take the same time. Each run has its own process. Runs that are compared
+take turns. The case `gigapixel` needs about 7 GB of disk. On two idle cores it takes about ten minutes for both memory
+bounds together.
 """
 
 import argparse
@@ -34,7 +35,7 @@ NANO, SMALL = "xcit-nano-12-p16", "xcit-small-12-p8"
 
 
 def texture(side: int = 4096) -> np.ndarray:
-    """Returns a square (side, side, 3) that resembles a photograph: noise at all scales, with garments on it."""
+    """Returns an image (side, side, 3) that resembles a photograph: noise at all scales, with garments on it."""
     from PIL import Image
 
     draw = np.random.default_rng(0)
@@ -57,7 +58,7 @@ def texture(side: int = 4096) -> np.ndarray:
 
 
 def make_tiff(path: Path, size: int) -> None:
-    """Writes a tiled BigTIFF, zstd, 8-bit RGB, with the texture and a brightness that changes slowly over the image."""
+    """Writes a tiled 8-bit RGB BigTIFF (zstd): the repeated `texture` with slow changes of brightness."""
     import tifffile
 
     square = texture()
@@ -119,7 +120,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
 def stream(folder: Path, model: str, image: Path, memory: int | None, *, map_: bool = False) -> dict[str, Any]:
     """Does one streamed run in a new process."""
     request = {"model": model, "image": str(image), "memory": memory, "map": map_, "folder": str(folder)}
-    shutil.rmtree(folder / "scratch", ignore_errors=True)  # otherwise a run that was stopped would be resumed
+    shutil.rmtree(folder / "scratch", ignore_errors=True)  # else an interrupted run is resumed
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps(request)], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -128,7 +129,7 @@ def stream(folder: Path, model: str, image: Path, memory: int | None, *, map_: b
 
 
 class InMemory:
-    """A process that runs a square tensor through a model on request, with this code or another checkout's."""
+    """A process that runs a model on a square tensor on request, with this code or the code of another checkout."""
 
     def __init__(self, model: str, size: int, source: Path | None = None) -> None:
         code = (
@@ -158,7 +159,7 @@ class InMemory:
 
 
 def image_of(folder: Path, size: int) -> Path:
-    """Returns the BigTIFF of this size; it is written once."""
+    """Returns the path of the BigTIFF of size x size pixels, and writes the file if it does not exist."""
     path = folder / f"picture-{size}.tif"
     if not path.exists():
         say(f"making {path.name} ...")
@@ -167,7 +168,7 @@ def image_of(folder: Path, size: int) -> Path:
 
 
 def gigapixel(arguments: argparse.Namespace) -> None:
-    """Prints class, CLS and map for two bounds, and the time per pixel beside an in-memory pass at 4096 pixels."""
+    """Prints time and memory for each memory bound, and compares the time per pixel with passes in memory."""
     image = image_of(arguments.folder, arguments.size)
     say(f"{NANO} on {arguments.size} x {arguments.size} pixels, {image.stat().st_size / 1e9:.2f} GB of tiles")
     say(
@@ -192,7 +193,7 @@ def gigapixel(arguments: argparse.Namespace) -> None:
 
 
 def matrix_rate() -> float:
-    """Returns the FLOP/s of a product of two float32 matrices of 2048 x 2048, the median of 15 products."""
+    """Returns the FLOP/s of products of two float32 matrices of 2048 x 2048: the median of 15 products."""
     import torch
 
     from xcit import ops
@@ -207,7 +208,7 @@ def matrix_rate() -> float:
 
 
 def operations_a_pixel(name: str) -> float:
-    """Returns the FLOPs per pixel by torch's count. They hardly depend on the image's size."""
+    """Returns the FLOPs per pixel, as torch counts them. This number hardly depends on the image's size."""
     from xcit import get_model
     from xcit.measure.complexity import complexity
 
@@ -215,7 +216,7 @@ def operations_a_pixel(name: str) -> float:
 
 
 def whole_times(arguments: argparse.Namespace, *, rounds: int) -> list[float]:
-    """Returns seconds of in-memory passes at 4096 pixels, of the other checkout if there is one."""
+    """Returns the seconds of passes in memory at 4096 pixels, with the other checkout's code if --before is given."""
     before = InMemory(NANO, 4096, arguments.before)
     times = [before.seconds() for _ in range(rounds)]
     before.close()
@@ -223,7 +224,7 @@ def whole_times(arguments: argparse.Namespace, *, rounds: int) -> list[float]:
 
 
 def exact(arguments: argparse.Namespace) -> None:
-    """Prints the largest difference divided by the largest value, for class token and map."""
+    """Compares streaming with a pass in memory: prints the largest difference divided by the largest value."""
     import torch
 
     from xcit import XCiT, get_model
@@ -241,7 +242,7 @@ def exact(arguments: argparse.Namespace) -> None:
         target, last = ArrayMap(), 13
         wanted = Wanted(class_tokens=frozenset({last}), maps={last: target})
         with open_rows(pixels) as rows:
-            # At most 300 MB: with scratch files if the tokens do not fit.
+            # 400 MB in addition to the map. Tokens that do not fit in memory are stored in scratch files.
             budget = Budget(memory=400 * 10**6 + target.memory((size // 16, size // 16), 128), scratch=arguments.folder)
             found = encode(model, rows, wanted, preprocessing=spec, memory=budget)
         from PIL import Image
@@ -258,7 +259,7 @@ def exact(arguments: argparse.Namespace) -> None:
             "map": (torch.from_numpy(target.array).flatten(0, 1) - expected[0, 1:]).abs().max() / expected.abs().max(),
         }
         shown = ", ".join(f"{name} {float(value):.1e}" for name, value in differences.items())
-        say(f"{size} x {size}, tokens in {found.report.plan.place}, beside {str(reference)[6:]} whole: {shown}")
+        say(f"{size} x {size}, tokens in {found.report.plan.place}; {str(reference)[6:]} in memory: {shown}")
 
 
 def photograph(arguments: argparse.Namespace) -> None:
@@ -278,7 +279,7 @@ def photograph(arguments: argparse.Namespace) -> None:
 
 
 def growth(arguments: argparse.Namespace) -> None:
-    """Measures the time from a quarter to half of the size, alternately."""
+    """Prints the time at SIZE / 2 divided by the time at SIZE / 4; the two sizes take turns."""
     small, large = (image_of(arguments.folder, arguments.size // share) for share in (4, 2))
     ratios, times = [], []
     for _ in range(3):
@@ -291,14 +292,14 @@ def growth(arguments: argparse.Namespace) -> None:
 
 
 def before(arguments: argparse.Namespace) -> None:
-    """Measures passes in memory beside the other checkout, alternately."""
+    """Compares passes in memory with passes of the other checkout; the two take turns."""
     if arguments.before is None:
-        sys.exit("the case `before` needs --before DIR, the src folder of the other checkout")
+        sys.exit("the case `before` needs --before DIR: the `src` folder of the other checkout")
     for size, rounds in ((224, 25), (2048, 9), (4096, 3)):
         ours, theirs = InMemory(NANO, size), InMemory(NANO, size, arguments.before)
         pairs = [(ours.seconds(), theirs.seconds()) for _ in range(rounds)]
         ratio = statistics.median(a / b for a, b in pairs)
-        say(f"{NANO} in memory at {size} px: {ratio:.2f} times the time of before, median of {rounds} pairs")
+        say(f"{NANO} in memory at {size} px: {ratio:.2f} times the time of the other checkout, median of {rounds}")
         ours.close()
         theirs.close()
 
@@ -326,7 +327,7 @@ CASES = {
 
 
 def run_cases(cases: Mapping[str, Callable[[argparse.Namespace], None]], arguments: argparse.Namespace) -> None:
-    """Prints the machine, and runs the cases of the arguments; without any, all cases that can be run."""
+    """Prints the machine, and runs the requested cases; if none is requested, runs all cases that can run."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
     import torch
 
@@ -345,11 +346,15 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*CASES, []], help=", ".join(CASES))
-    parser.add_argument("--size", type=int, default=32768, help="side in pixels, a multiple of 512")
-    parser.add_argument("--exact-size", type=int, default=8192, help="size of the case `exact`")
-    parser.add_argument("--memory", type=float, nargs="+", default=[4, 1], help="bounds of the gigapixel, in GB")
-    parser.add_argument("--before", type=Path, help="src folder of another checkout")
-    parser.add_argument("--folder", type=Path, default=Path("any-resolution"), help="for the image and scratch files")
+    parser.add_argument("--size", type=int, default=32768, help="side of the image in pixels, a multiple of 512")
+    parser.add_argument("--exact-size", type=int, default=8192, help="side in pixels for the case `exact`")
+    parser.add_argument(
+        "--memory", type=float, nargs="+", default=[4, 1], help="memory bounds of the case `gigapixel`, in GB"
+    )
+    parser.add_argument("--before", type=Path, help="`src` folder of another checkout")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("any-resolution"), help="folder for images and scratch files"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

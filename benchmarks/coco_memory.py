@@ -1,10 +1,11 @@
-"""Measures memory and time of opening COCO annotations, as multiples of the JSON file's size.
+"""Measures the memory and the time that it takes to open COCO annotations.
 
     python benchmarks/coco_memory.py [MEGABYTES]
 
-The file is drawn into a temporary folder. It has COCO's fields, about seven objects per image, and polygons of COCO's
-usual length. "resident" is the memory in use after the file is open, "peak" the most while it is opened, and "worker"
-the memory that a forked process makes private when it reads every object. This benchmark needs Linux.
+A JSON file of MEGABYTES with random objects is written to a temporary folder. It has COCO's fields, about seven objects
+per image, and polygons of COCO's usual length. Memory is printed as a multiple of the file's size. "resident" is the
+memory in use after the file is open, and "peak" is the maximum while the file is opened. "worker" is the memory that a
+forked process copies when it reads every object. This benchmark needs Linux.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import mask  # noqa: F401 - imported first, so that its memory does not count
+from faster_coco_eval import mask  # noqa: F401 - imported first, so that the module's own memory is not measured
 
 import xcit
 from xcit.data.coco import open_coco
@@ -28,7 +29,7 @@ BYTES_AN_IMAGE = 5350
 
 
 def draw_image(draw: np.random.Generator, number: int) -> dict[str, Any]:
-    """Returns the entry of an image."""
+    """Returns the JSON entry of a random image."""
     return {
         "license": int(draw.integers(1, 8)),
         "file_name": f"{number:012}.jpg",
@@ -42,7 +43,7 @@ def draw_image(draw: np.random.Generator, number: int) -> dict[str, Any]:
 
 
 def draw_object(draw: np.random.Generator, image: int, number: int) -> dict[str, Any]:
-    """Returns the entry of an object; one in a hundred is a crowd, with RLE."""
+    """Returns the JSON entry of a random object; 1 % of the objects are crowds with RLE masks."""
     x, y, width, height = draw.uniform((0, 0, 5, 5), (500, 380, 140, 100))
     num_points = int(np.clip(draw.lognormal(3.4, 0.7), 4, 200))
     angles = np.sort(draw.uniform(0, 2 * np.pi, num_points))
@@ -61,7 +62,7 @@ def draw_object(draw: np.random.Generator, image: int, number: int) -> dict[str,
 
 
 def write(folder: Path, num_images: int) -> str:
-    """Writes a data set of empty image files, and its annotations."""
+    """Writes empty image files and their annotations; returns the path of the annotations."""
     draw = np.random.default_rng(0)
     images = [draw_image(draw, number) for number in range(num_images)]
     owners = np.repeat(np.arange(num_images), draw.integers(1, 14, num_images)).tolist()
@@ -76,7 +77,7 @@ def write(folder: Path, num_images: int) -> str:
 
 
 def memory(field: str, file: str = "status") -> int:
-    """Returns the bytes in a line of the kernel's statistics of this process."""
+    """Returns a field of the Linux kernel's statistics of this process, in bytes."""
     lines = Path(f"/proc/self/{file}").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
@@ -95,7 +96,7 @@ def in_child(function: Any, *arguments: Any) -> Any:
 
 
 def look_at_all(images: Any) -> int:
-    """Returns the bytes that a process makes private when it reads all objects."""
+    """Returns the bytes that this process copies from its parent process when it reads all objects."""
     before = memory("Private_Dirty", "smaps_rollup")
     for image in images.images:
         for one in image.objects:
@@ -104,7 +105,7 @@ def look_at_all(images: Any) -> int:
 
 
 def measure(path: str) -> dict[str, float]:
-    """Opens the file, and measures."""
+    """Opens the annotations; returns processor time in seconds, and memory divided by the file's size."""
     size, before, started = Path(path).stat().st_size, memory("VmRSS"), time.process_time()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     images = open_coco(path, "train")
@@ -121,7 +122,7 @@ def main() -> None:
     megabytes = parser.parse_args().megabytes
     print(f"{platform.platform()}, {processor()}, Python {platform.python_version()}, xcit {xcit.__version__}")
     with tempfile.TemporaryDirectory() as temporary:
-        # The file is written in its own process: memory that this frees must not be reused by the measured code.
+        # The file is written in a separate process, because the measured code must not reuse freed memory.
         path = Path(in_child(write, Path(temporary), megabytes * 1_000_000 // BYTES_AN_IMAGE))
         found = in_child(measure, str(path))
         print(f"JSON file      {path.stat().st_size / 1e6:7.1f} MB")

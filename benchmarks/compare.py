@@ -1,4 +1,4 @@
-"""Measures time and peak memory of XCiT beside other implementations with the same weights; see `--help`.
+"""Compares XCiT with other implementations that have the same weights: time and peak memory; see `--help`.
 
 python benchmarks/compare.py --models small-12-p8 --sizes 224,384,1024 --against timm,timm-compile --out runs/bench
 """
@@ -21,21 +21,24 @@ def _names(context: click.Context, parameter: click.Parameter, text: str) -> tup
     return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
 
 
-_HELP = """Measure time and peak memory beside other implementations, all with the same weights.
+_HELP = """Compare the time and peak memory of XCiT with those of other implementations, all with the same weights.
 
 \b
 Contenders:
-    xcit          this package, fused for inference; the others are
-                  compared with it
-    xcit-plain    this package's model for training; the first in --train
-  xcit-compile  xcit by torch.compile; in --train xcit-plain
+  xcit          this package's model, fused for inference; every other
+                contender is compared with it
+  xcit-plain    this package's model, not fused; with --train, every other
+                contender is compared with it
+  xcit-compile  xcit after torch.compile; with --train, xcit-plain after it
   timm          timm's XCiT
-  timm-compile  timm's by torch.compile
-  onnxruntime   timm's, exported for each size, in ONNX Runtime; CPU only
+  timm-compile  timm's XCiT after torch.compile
+  onnxruntime   timm's XCiT in ONNX Runtime, exported for each image size;
+                CPU only
 
-The weights are random. Before timing, all outputs are compared with those of the plain model in float32. Each round
-times every contender in turn; "faster by" is the ratio of the medians, with the quartiles of the rounds' ratios. Peak
-memory is what a run needs in addition to model and input. --out gets bench.json, bench.md and a picture per model.
+The weights are random. Before timing, all outputs are compared with those of xcit-plain in float32. In each round, all
+contenders run in turn. "faster by" is the ratio of the median times; "quartiles" are the quartiles of the ratios of
+single rounds. Peak memory is the memory that a run needs in addition to model and input. --out receives bench.json,
+bench.md and a picture per model.
 
 \b
 Example:
@@ -44,13 +47,13 @@ Example:
 
 
 @click.command(help=_HELP)
-@click.option("--models", callback=_names, default="small-12-p8", show_default=True, help="Architectures, or models.")
+@click.option("--models", callback=_names, default="small-12-p8", show_default=True, help="Architectures or models.")
 @click.option("--sizes", callback=image_sizes, default="224,384", show_default=True, help="Image sides in pixels.")
 @click.option("--against", callback=_names, default="timm", show_default=True, help="The other contenders.")
-@click.option("--train", is_flag=True, help="Measure a training step instead: forward, loss, backward.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads on the CPU; by default torch's own number.")
-@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Number of measurements.")
-@click.option("--no-memory", is_flag=True, help="Do not measure peak memory; on the CPU each figure takes a process.")
+@click.option("--train", is_flag=True, help="Measure a training step: forward, loss, backward.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads; torch's default if not given.")
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Number of rounds.")
+@click.option("--no-memory", is_flag=True, help="Do not measure peak memory.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.")
 @compute_options(batch_size=1)
 def command(
@@ -66,7 +69,7 @@ def command(
     device: str | None,
     dtype: str,
 ) -> int:
-    """Compares; the exit status is 1 if a contender could not be measured."""
+    """Compares the contenders; returns 1 if a contender could not be measured, else 0."""
     from beside_peers.results import DType
 
     place = checked_device(device)
@@ -74,7 +77,7 @@ def command(
     with progress_bar("bench", unit="runs", redraws_alone=False) as bar:
 
         def begin(num_runs: int) -> None:
-            if out is not None:  # before the time is spent
+            if out is not None:  # now, so that an error comes before the measurements
                 out.mkdir(parents=True, exist_ok=True)
             bar.set_total(num_runs)
 

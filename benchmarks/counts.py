@@ -1,4 +1,4 @@
-"""Prints parameters and FLOPs of the 42 published checkpoints beside the published figures."""
+"""Prints the parameters and FLOPs of the 42 published ImageNet classifiers, and the published figures."""
 
 import json
 from pathlib import Path

@@ -2,14 +2,14 @@
 
     python benchmarks/dense.py [CASE ...] [--size 4096] [--before DIR] [--folder DIR]
 
-    before    time and memory of 512 x 683 pixels in memory, compared with the checkout whose `src` folder is --before
-    large     time, memory and place of the tokens in 4 GB: Semantic FPN on SIZE x SIZE pixels, UperNet on half the side
-    exact     compares the labels of a streamed image with those of the whole image: Semantic FPN at --exact-size,
-              UperNet, which takes more memory, at half of it
-    window    time and differing pixels of a sliding window at --window-size; draws docs/segmentation-seams.png
+    before    compares time and memory of 512 x 683 pixels in memory with another checkout; DIR is its `src` folder
+    large     time and memory in stripes within --memory: Semantic FPN at SIZE x SIZE pixels, UperNet at half that side
+    exact     compares the labels in stripes with the labels of the whole image: Semantic FPN at --exact-size, UperNet,
+              which needs more memory, at half that side
+    window    compares a sliding window with stripes at --window-size, and draws docs/segmentation-seams.png
 
-Models are small-12-p16 with random weights, which takes the same time. Each run has its own process, and times that are
-compared are measured alternately. The figures of the page need --size 16384 --exact-size 6144 and 22 GB of memory.
+The models are small-12-p16 with random weights: trained weights would take the same time. Each run has its own process.
+Runs that are compared take turns. The figures of the page need --size 16384 --exact-size 6144 and 22 GB of memory.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WINDOW = 512
 
 
 def random_segmenter(name: str) -> Any:
-    """Returns the model with random weights and norms. Its logits differ enough that few pixels are close to a tie."""
+    """Returns the model with random weights and norm statistics. Few pixels have two almost equal largest logits."""
     import torch
 
     from xcit import get_model
@@ -75,19 +75,19 @@ for line in sys.stdin:
 
 
 class InMemory:
-    """A process that segments an image on request, with this code or another checkout's."""
+    """A process that segments an image on request, with this code or the code of another checkout."""
 
     def __init__(self, name: str, size: tuple[int, int], source: Path | None, *, measures: str) -> None:
         code = IN_MEMORY.format(folder=str(Path(__file__).resolve().parent), name=name, size=size)
         environment = dict(os.environ) | ({} if source is None else {"PYTHONPATH": str(source)})
-        if measures == "memory":  # freed memory is returned at once, so that it is not counted; this takes time
+        if measures == "memory":  # frees memory immediately (slow), so that freed memory is not counted
             environment |= {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def ask(self, what: str) -> tuple[float, float, int]:
-        """Runs one pass, to `labels` or to `logits` at the image's size; returns seconds, CPU seconds and bytes."""
+        """Computes `labels` at the image's size, or `logits`; returns seconds, CPU seconds and bytes of peak memory."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
@@ -102,9 +102,9 @@ class InMemory:
 
 
 def before(arguments: argparse.Namespace) -> None:
-    """Measures passes in memory beside the other checkout, alternately."""
+    """Compares passes in memory with passes of the other checkout; the two take turns."""
     if arguments.before is None:
-        sys.exit("the case `before` needs --before DIR, the src folder of the other checkout")
+        sys.exit("the case `before` needs --before DIR: the `src` folder of the other checkout")
     say("| model | what | seconds | before | times as fast | of processor time | memory | before | share |")
     say("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for title, name in MODELS.items():
@@ -130,7 +130,7 @@ def before(arguments: argparse.Namespace) -> None:
 
 
 def child(request: dict[str, Any]) -> dict[str, Any]:
-    """Does one run in this process and writes the labels to an .npy file; `how` is stripes, whole or window."""
+    """Makes one run in this process and writes the labels to an .npy file; `how` is stripes, whole or window."""
     import torch
 
     from xcit.images.open_rows import open_rows
@@ -165,7 +165,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
         if request["how"] == "window":
             window = SlidingWindow(size=WINDOW, stride=341)
             labels = predict_labels(model, pixels, spec, size=pixels.shape[:2], window=window)
-        else:  # the head is called as modules, on whole maps
+        else:  # calls the modules of the head on whole maps
             image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div_(255)
             mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (spec.mean, spec.std))
             labels = best_labels(model.decode(model.backbone(image.sub_(mean).div_(std)))[0], pixels.shape[:2])
@@ -176,7 +176,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace, name: str, size: int, how: str) -> tuple[dict[str, Any], np.ndarray]:
-    """Does one run in a new process; returns its results and its labels."""
+    """Makes one run in a new process; returns its measurements and its labels."""
     labels = arguments.folder / f"labels-{how}.npy"
     request = {
         "model": name,
@@ -193,14 +193,14 @@ def run(arguments: argparse.Namespace, name: str, size: int, how: str) -> tuple[
 
 
 def large(arguments: argparse.Namespace) -> None:
-    """Prints time and memory in stripes."""
+    """Prints the time and memory of segmentation in stripes."""
     for title, size in (("Semantic FPN", arguments.size), ("UperNet", arguments.size // 2)):
         found, _ = run(arguments, MODELS[title], size, "stripes")
         say(f"{title}: {found['line']}; {found['seconds']:.0f} s within {arguments.memory}")
 
 
 def exact(arguments: argparse.Namespace) -> None:
-    """Prints the share of the pixels whose streamed label equals that of the whole image."""
+    """Prints for how many percent of the pixels the label in stripes equals the label of the whole image."""
     for title, size in (("Semantic FPN", arguments.exact_size), ("UperNet", arguments.exact_size // 2)):
         whole, expected = run(arguments, MODELS[title], size, "whole")
         found, labels = run(arguments, MODELS[title], size, "stripes")
@@ -213,7 +213,7 @@ def exact(arguments: argparse.Namespace) -> None:
 
 
 def window(arguments: argparse.Namespace) -> None:
-    """Compares a sliding window with stripes: prints times and the share of pixels that differ, and draws the seams."""
+    """Compares a sliding window with stripes: prints times and the share of different labels, and draws the seams."""
     title, name, size = "Semantic FPN", MODELS["Semantic FPN"], arguments.window_size
     found, labels = run(arguments, name, size, "stripes")
     slid, windowed = run(arguments, name, size, "window")
@@ -226,7 +226,7 @@ def window(arguments: argparse.Namespace) -> None:
 
 
 def draw_seams(arguments: argparse.Namespace, labels: np.ndarray, windowed: np.ndarray) -> None:
-    """Draws a part of the image, the labels of stripes and of windows, and the pixels where they differ."""
+    """Draws a part of the image, its labels by stripes and by windows, and the pixels where the labels differ."""
     from PIL import Image
 
     from xcit.draw.labels import palette
@@ -250,13 +250,13 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*CASES, []], help=", ".join(CASES))
-    parser.add_argument("--size", type=int, default=4096, help="pixels of a side; a multiple of 1024")
-    parser.add_argument("--exact-size", type=int, default=2048, help="pixels of a side in the case `exact`")
-    parser.add_argument("--window-size", type=int, default=4096, help="pixels of a side in the case `window`")
-    parser.add_argument("--memory", default="4GB", help="of the case `large`")
-    parser.add_argument("--rounds", type=int, default=7, help="of the case `before`")
+    parser.add_argument("--size", type=int, default=4096, help="side in pixels of the case `large`; a multiple of 1024")
+    parser.add_argument("--exact-size", type=int, default=2048, help="side in pixels of the case `exact`")
+    parser.add_argument("--window-size", type=int, default=4096, help="side in pixels of the case `window`")
+    parser.add_argument("--memory", default="4GB", help="memory bound of the case `large`")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the case `before`")
     parser.add_argument("--before", type=Path, help="src folder of another checkout")
-    parser.add_argument("--folder", type=Path, default=Path("dense"), help="for images, results and scratch files")
+    parser.add_argument("--folder", type=Path, default=Path("dense"), help="folder for all files")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

@@ -2,13 +2,14 @@
 
     python benchmarks/detection.py [CASE ...] [--size 1500x1000] [--before DIR] [--folder DIR]
 
-    before    time of 1067 x 800 pixels in memory, compared with the checkout whose `src` folder is --before
-    parts     time of each part of the model in memory
-    large     memory, time, boxes and scores of an image of SIZE in stripes within --memory, and of the whole image
+    before    compares the time of 1067 x 800 pixels in memory with another checkout; DIR is its `src` folder
+    parts     prints the time of each part of the model in memory
+    large     compares stripes within --memory with the whole image, at SIZE: memory, time, boxes and scores
 
-The model is Mask R-CNN on small-12-p16 with random weights. Its heads are scaled so that it finds a hundred objects,
-which takes as long as with a trained model. Each run has its own process, and times that are compared are measured
-alternately. The figures of the page need --size 6000x4000; the whole image of this size takes 13 GB.
+The model is Mask R-CNN on small-12-p16 with random weights. Its heads are scaled so that it finds 100 objects, as many
+as a trained model may find. So the model takes as much time as a trained model. Each run has its own process.
+Runs that are compared take turns. The figures of the page need --size 6000x4000. At this size, the whole image takes
+13 GB of memory.
 """
 
 import argparse
@@ -38,7 +39,7 @@ for line in sys.stdin:
 
 
 def random_detector() -> Any:
-    """Returns the fused model with random weights and norms. It finds 100 objects in noise."""
+    """Returns the fused model with random weights and norm statistics. It finds 100 objects in noise."""
     import torch
 
     from xcit import get_model
@@ -52,7 +53,7 @@ def random_detector() -> Any:
         for name, value in model.named_parameters():
             if value.ndim > 1 and "temperature" not in name:
                 value.normal_(std=value[0].numel() ** -0.5)
-        # The factors keep boxes near their anchors, and scores far from 1.
+        # These factors keep the boxes near their anchors and the scores far from 1.
         model.rpn.head.bbox_pred.weight.mul_(0.2)
         model.roi_heads.box_predictor.cls_score.weight.mul_(0.6)
         model.roi_heads.box_predictor.bbox_pred.weight.mul_(0.3)
@@ -63,19 +64,19 @@ _MODEL: list[Any] = []
 
 
 def model_of_this_process() -> Any:
-    """Returns the model of this process, which is built once."""
+    """Returns the model; the first call in a process builds it."""
     if not _MODEL:
         _MODEL.append(random_detector())
     return _MODEL[0]
 
 
 def found_in(found: Any) -> dict[str, Any]:
-    """Converts detections to a form that JSON can store."""
+    """Converts detections to lists that JSON can store."""
     return {name: getattr(found, name).tolist() for name in ("boxes", "labels", "scores")}
 
 
 def in_memory(request: dict[str, Any]) -> dict[str, Any]:
-    """Measures the time of an image at the model's own size."""
+    """Measures the time of an image that is scaled to the model's own size."""
     import torch
 
     model = model_of_this_process()
@@ -86,7 +87,7 @@ def in_memory(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole(request: dict[str, Any]) -> dict[str, Any]:
-    """Detects objects in memory, in a whole image at full size."""
+    """Detects objects in a whole image at full size, in memory; returns time, peak memory and objects."""
     import torch
     from PIL import Image
 
@@ -103,7 +104,7 @@ def whole(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def striped(request: dict[str, Any]) -> dict[str, Any]:
-    """Detects objects in stripes, in an image at full size."""
+    """Detects objects in an image at full size, in stripes; returns time, peak memory and objects."""
     from xcit.images.open_rows import open_rows
     from xcit.machine import resident_memory
     from xcit.streaming import Budget
@@ -120,7 +121,7 @@ def striped(request: dict[str, Any]) -> dict[str, Any]:
 
 
 class Child:
-    """A process that runs one of the functions above on request, with this code or another checkout's."""
+    """A process that runs one of the functions above on request, with this code or the code of another checkout."""
 
     def __init__(self, work: str, source: Path | None = None) -> None:
         environment = dict(os.environ) | ({} if source is None else {"PYTHONPATH": str(source.resolve())})
@@ -148,7 +149,7 @@ class Child:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """Describes the differences between two results; each object is compared with the nearest one of its class."""
+    """Describes the differences between two results; each object is compared with the nearest object of its class."""
     boxes, others = (np.array(one["boxes"]).reshape(-1, 4) for one in (found, expected))
     if not len(boxes) or not len(others):
         return f"{len(boxes)} and {len(others)} objects"
@@ -164,9 +165,9 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def before(arguments: argparse.Namespace) -> None:
-    """Measures passes in memory beside the other checkout, alternately."""
+    """Compares passes in memory with passes of the other checkout; the two take turns."""
     if arguments.before is None:
-        sys.exit("the case `before` needs --before DIR, the src folder of the other checkout")
+        sys.exit("the case `before` needs --before DIR: the `src` folder of the other checkout")
     ours, theirs = Child("in_memory"), Child("in_memory", arguments.before)
     found, expected = ours.ask(), theirs.ask()
     pairs = [(ours.ask()["seconds"], theirs.ask()["seconds"]) for _ in range(arguments.rounds)]
@@ -215,7 +216,7 @@ def parts(arguments: argparse.Namespace) -> None:
 
 
 def image_of(arguments: argparse.Namespace) -> Path:
-    """Returns the path of the image of this size, which is written once."""
+    """Returns the path of the image of the requested size, and writes the file if it does not exist."""
     from PIL import Image
 
     width, height = arguments.size
@@ -227,7 +228,7 @@ def image_of(arguments: argparse.Namespace) -> Path:
 
 
 def large(arguments: argparse.Namespace) -> None:
-    """Compares the results in stripes, for two memory bounds, with those of the whole image."""
+    """Compares the results in stripes, for each memory bound, with the results of the whole image."""
     image, results = image_of(arguments), []
     for bound in arguments.memory:
         child = Child("striped")
@@ -239,14 +240,14 @@ def large(arguments: argparse.Namespace) -> None:
             f"{found['kept']}: {found['seconds']:.0f} s, {found['peak'] / 1e9:.2f} GB above the loaded model"
         )
     if len(results) > 1:
-        say(f"with one bound and the other: {differences(results[1], results[0])}")
+        say(f"with the first and the second bound: {differences(results[1], results[0])}")
     if not arguments.no_whole:
         child = Child("whole")
         expected = child.ask(image=str(image))
         child.close()
         say(f"the whole image: {expected['seconds']:.0f} s, {expected['peak'] / 1e9:.2f} GB above the loaded model")
         for bound, found in zip(arguments.memory, results, strict=True):
-            say(f"within {bound:g} GB beside the whole image: {differences(found, expected)}")
+            say(f"within {bound:g} GB, compared with the whole image: {differences(found, expected)}")
 
 
 CASES = {"before": before, "parts": parts, "large": large}
@@ -259,11 +260,11 @@ def main() -> None:
     parser.add_argument(
         "--size", type=lambda text: tuple(map(int, text.split("x"))), default=(1500, 1000), metavar="WIDTHxHEIGHT"
     )
-    parser.add_argument("--memory", type=float, nargs="+", default=[4.0, 1.0], metavar="GB", help="bounds of `large`")
-    parser.add_argument("--no-whole", action="store_true", help="of `large`: leave the whole image out")
+    parser.add_argument("--memory", type=float, nargs="+", default=[4.0, 1.0], metavar="GB", help="memory bounds")
+    parser.add_argument("--no-whole", action="store_true", help="do not run the whole image in the case `large`")
     parser.add_argument("--before", type=Path, help="src folder of another checkout")
-    parser.add_argument("--rounds", type=int, default=7, help="of `before` and `parts`")
-    parser.add_argument("--folder", type=Path, default=Path("detection"), help="for the image and scratch files")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the cases `before` and `parts`")
+    parser.add_argument("--folder", type=Path, default=Path("detection"), help="folder for images and scratch files")
     arguments = parser.parse_args()
     run_cases(CASES, arguments)
 

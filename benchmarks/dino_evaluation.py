@@ -1,14 +1,14 @@
-"""Measures a model's features on Fashion-MNIST, beside those of the same model without training, and raw pixels.
+"""Measures a model's features on Fashion-MNIST, and compares them with an untrained model's features and raw pixels.
 
     python benchmarks/dino_evaluation.py runs/dino/model.safetensors [--data fashion-mnist] [--seed 0]
         [--before runs/dino/step-937.pt ...]
 
 One run measures everything and prints a Markdown table: k-NN on the validation images for each k, and a linear probe.
-The weights of the untrained model are drawn with the seed, and its batch norms have seen no data. Raw pixels are
-grey or RGB in 0..1, at the model's size. In each row, k and the probe's learning rate are the best ones on the
-validation images, so the best figures are a little too good. The probe trains without augmentation; --augmented uses
-the published protocol, which computes the training features again in each epoch. --before adds earlier checkpoints of
-the run (`--run.keep_checkpoints`), measured by k-NN.
+The untrained model has random weights from --seed and initial batch-norm statistics. Raw pixels are grey or RGB in
+0..1, at the model's image size. In each row, k and the probe's learning rate are the best on the validation images, so
+the best figures are slightly too high. The probe trains without augmentation. With --augmented it uses the published
+protocol, which computes the training features again in each epoch. --before adds earlier checkpoints of the same run
+(see `--run.keep_checkpoints`), which are measured by k-NN only.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from xcit.models import XCiT
 from xcit.training.tasks.labelled_features import open_train_and_val
 
 LRS = (0.001, 0.01, 0.1, 1.0, 10.0)
-"""Learning rates for a batch of 256. The first is the published one; small models on small data need higher ones."""
+"""Learning rates for a batch of 256. The first is the published rate; small models on small data need higher rates."""
 
 
 def untrained(model: XCiT, seed: int) -> XCiT:
-    """Returns the same model with random first weights."""
+    """Returns the same model with random initial weights."""
     torch.manual_seed(seed)
     fresh = XCiT(replace(model.config, num_classes=0)).eval()
     assert model.info is not None
@@ -42,7 +42,7 @@ def untrained(model: XCiT, seed: int) -> XCiT:
 
 
 def pixels_of(images: LabelledImages, spec: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pixels (N, C*h*w) in 0..1 of images that are cropped and scaled as for the model, and labels (N,)."""
+    """Returns pixels (N, C*h*w) in 0..1 and labels (N,) of images that are scaled and cropped as for the model."""
     plain = replace(spec, mean=(0.0,) * len(spec.mean), std=(1.0,) * len(spec.std))
     rows, labels = [], []
     for index in range(len(images)):

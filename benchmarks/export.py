@@ -1,20 +1,20 @@
-"""Compares exported files with their models and with timm's own export: size, difference and time.
+"""Compares exported files with their models and with files from timm's own exporter: size, difference and time.
 
     python benchmarks/export.py [MODEL...] [--rounds 10] [--threads 2] [--sizes 224 384] [--folder DIR]
     python benchmarks/export.py --int8 [--threads 2]
 
-With --cpu-time, the processor time of this process is measured instead of the wall-clock time, with one thread. This is
-for machines that are busy with other work.
+With --cpu-time, one thread runs, and the processor time of this process is measured instead of the wall-clock time. Use
+--cpu-time on machines that are busy with other work.
 
 MODEL is an architecture (nano-12-p16), or a head and an architecture (sem-fpn_small-12-p16, upernet_...,
-mask-rcnn_...). Weights are random, which takes the same time; only a detector's time depends on the objects that it
-finds. For an architecture, timm's model is exported by timm.utils.onnx_export for each size, and ours once with free
-sizes and once for each size. In each round, all contenders of a row run in turn on the same image, so that a slow
-moment of the machine affects all of them. Figures are medians, and ratios are those of medians. Files that already
-exist in --folder are measured without a new export.
+mask-rcnn_...). The weights are random: trained weights would take the same time. Only a detector's time depends on its
+weights, because it depends on the number of objects. timm.utils.onnx_export exports timm's model for each image size.
+Our model is exported one time for all image sizes, and again for each single size. In each round, all contenders of a
+row run in turn on the same image, so that a slow moment of the machine affects all of them. Times are medians, and
+ratios are ratios of medians. Files that already exist in --folder are measured without a new export.
 
---int8 quantises the packaged model, calibrated on 256 training images of Fashion-MNIST, and measures it on the 10,000
-test images before and after.
+--int8 quantises the packaged model, which is calibrated on 256 training images of Fashion-MNIST. The model is measured
+on the 10,000 test images before and after quantisation.
 """
 
 import argparse
@@ -57,7 +57,7 @@ Clock = Callable[[], float]
 
 
 def build(name: str) -> tuple[Any, nn.Module | None]:
-    """Returns our model with random weights, and timm's with the same weights; None for a dense model."""
+    """Returns our model with random weights, and timm's model with the same weights (None for a dense model)."""
     torch.manual_seed(0)
     head, _, architecture = name.rpartition("_")
     config = ARCHITECTURES[architecture]
@@ -77,7 +77,7 @@ def build(name: str) -> tuple[Any, nn.Module | None]:
 
 
 def exported(model: nn.Module, path: Path, size: int | None) -> str:
-    """Exports our model to ONNX, and returns the difference from the model, which is kept in a text file beside it."""
+    """Exports our model to ONNX if there is no file; returns the difference of outputs, which a text file stores."""
     beside = path.with_suffix(".txt")
     if not path.exists():
         beside.write_text(f"{xcit.export(model, path, size=size).difference.value:.1e}")
@@ -85,7 +85,7 @@ def exported(model: nn.Module, path: Path, size: int | None) -> str:
 
 
 def converted(onnx: Path) -> Path:
-    """Converts an ONNX file to a folder for OpenVINO, as `xcit export --to openvino` does."""
+    """Converts an ONNX file to OpenVINO, as `xcit export --to openvino` does; returns the folder."""
     import openvino
 
     place = onnx.with_name(f"{onnx.stem}_openvino")
@@ -95,7 +95,7 @@ def converted(onnx: Path) -> Path:
 
 
 def timms(model: nn.Module, folder: Path, size: int) -> Path:
-    """Exports timm's model with timm's own export, for one image size, and returns the file."""
+    """Exports timm's model for one image size with timm's own exporter; returns the path of the file."""
     path = folder / f"timm-{size}.onnx"
     if not path.exists():
         with quiet():
@@ -133,7 +133,7 @@ def of_run(run: Run, inputs: list[Tensor]) -> Work:
 
 
 def medians(works: dict[str, Work], rounds: int, clock: Clock) -> dict[str, float]:
-    """Returns the median seconds of each function; each round calls all of them, and a first round is not counted."""
+    """Returns each function's median time in seconds. Each round calls all functions. The first round isn't counted."""
     taken: dict[str, list[float]] = {what: [] for what in works}
     for index in range(rounds + 1):
         for what, work in works.items():
@@ -187,7 +187,7 @@ def measure(name: str, sizes: list[int], folder: Path, rounds: int, threads: int
 
 
 def measure_int8(folder: Path, rounds: int, threads: int, clock: Clock) -> None:
-    """Prints size, speed and top-1 of the packaged model in float32 and in int8."""
+    """Prints the size, time and top-1 accuracy of the packaged model in float32 and in int8."""
     from xcit.data.classification import open_labelled_images
     from xcit.images.preprocess import preprocess
 

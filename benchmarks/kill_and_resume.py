@@ -1,12 +1,12 @@
-"""Kills a run at random moments, resumes it, and tests that the result equals an undisturbed run's bit for bit.
+"""Kills a training run at random moments, resumes it, and compares the result with a run without kills, bit for bit.
 
     python benchmarks/kill_and_resume.py [--task dino] [--kills 10] [--processes 1] [--seed 0] [--keep FOLDER]
 
-A run of some hundred steps has augmentation, stochastic depth and two processes that read data (for classification also
-Mixup, CutMix and averaged weights; for DINO also teacher and centre). It is started by `xcit train`, with --processes 2
-by torchrun: once to its end, and once with repeated kills of all its processes (SIGKILL). The run is divided into
-as many equal parts as there are kills, and each kill comes at a random moment of its part; every second kill waits for
-the next save and interrupts it. The exit status is 1 if anything differs.
+A run has a few hundred steps, with augmentation, stochastic depth and two processes that read data. Classification also
+has Mixup, CutMix and averaged weights; DINO also has a teacher and a centre. `xcit train` makes the run two times:
+first without kills, then with repeated kills of all its processes (SIGKILL). With --processes 2, torchrun starts it.
+The run is divided into as many equal parts as there are kills. Each kill comes at a random moment of its part; every
+second kill waits for the next save and interrupts the save. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -39,12 +39,12 @@ TIMES = ("seconds", "images_per_second", "data_wait")
 """Entries of a log line that depend on the clock."""
 
 LIMIT = 600.0
-"""The longest time in seconds to the next step, or from the last step to the end, on a busy machine."""
+"""Longest time in seconds to wait for the next step or for the end of a run; generous, for busy machines."""
 
 
 @contextmanager
 def started(config: Path, run: Path, num_processes: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts or resumes a run; on exit all its processes are killed."""
+    """Starts or resumes a run; kills all its processes at the end of the `with` block."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes), "-m"]
     command = [sys.executable, "-m", *(launcher if num_processes > 1 else []), "xcit", "train", str(config)]
     command += ["--out", str(run), "--resume", "auto", "--device", "cpu"]
@@ -57,7 +57,7 @@ def started(config: Path, run: Path, num_processes: int) -> Iterator[subprocess.
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Sends SIGKILL to a process and to all that it started, in any session."""
+    """Kills a process and all its descendants by SIGKILL, also those in other sessions."""
     if process.poll() is not None:
         return
     processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -73,36 +73,36 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def finish(config: Path, run: Path, num_processes: int) -> None:
-    """Runs to the end."""
+    """Starts or resumes a run, and waits for its end."""
     with started(config, run, num_processes) as process:
         try:
             status = process.wait(LIMIT)
         except subprocess.TimeoutExpired:
             status = -1
         if status:
-            raise SystemExit(f"the run failed, or stood still:\n{run.with_suffix('.txt').read_text()}")
+            raise SystemExit(f"the run failed, or did not end in time:\n{run.with_suffix('.txt').read_text()}")
 
 
 def step_of(run: Path) -> int:
-    """Returns the last step that a run has logged."""
+    """Returns the number of the last step in a run's log; 0 if there is none."""
     return max((line["step"] for line in read_log(run / LOG)), default=0) if (run / LOG).exists() else 0
 
 
 def wait_until(condition: Any, process: subprocess.Popen[bytes], run: Path) -> None:
-    """Waits for a condition, which is checked every millisecond.
+    """Waits until a condition is true; checks it every millisecond.
 
     Raises:
-        SystemExit: if the run ends before the condition is true, or the wait takes too long.
+        SystemExit: if the run ends before the condition is true, or if the wait is longer than `LIMIT`.
     """
     ends = time.monotonic() + LIMIT
     while not condition():
         if process.poll() is not None or time.monotonic() > ends:
-            raise SystemExit(f"the run ended, or stood still:\n{run.with_suffix('.txt').read_text()}")
+            raise SystemExit(f"the run ended, or made no progress:\n{run.with_suffix('.txt').read_text()}")
         time.sleep(0.001)
 
 
 def interrupt(config: Path, run: Path, num_processes: int, *, step: int, in_save: bool, delay: float) -> dict[str, Any]:
-    """Starts or resumes a run, and kills it some time after a step, or in the first save after it."""
+    """Starts or resumes a run, and kills it `delay` seconds after a step, or in the next save if `in_save` is true."""
     part = run / f"{LAST}.part"
     began = time.monotonic()
     with started(config, run, num_processes) as process:
@@ -125,13 +125,13 @@ def interrupt(config: Path, run: Path, num_processes: int, *, step: int, in_save
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    """Returns a log without entries that depend on the clock."""
+    """Returns a run's log without the entries that depend on the clock."""
     lines = [json.loads(line) for line in (run / LOG).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def equal(first: Any, second: Any) -> bool:
-    """Whether nested values are equal; tensors must be equal bit for bit."""
+    """Returns whether nested values are equal; tensors must be equal bit for bit."""
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
@@ -142,11 +142,11 @@ def equal(first: Any, second: Any) -> bool:
 
 
 def compare(alone: Path, killed: Path) -> bool:
-    """Prints what is equal; returns whether everything is."""
+    """Compares two runs part by part, and prints each verdict; returns whether all parts are equal."""
     states = [load_checkpoint(run / LAST) for run in (alone, killed)]
     verdicts = {f"{LAST}: {part}": equal(states[0][part], states[1].get(part)) for part in states[0]}
     for name in sorted(path.name for path in alone.glob("*.safetensors")):
-        # The bytes of the files are not compared, because safetensors writes the entries of its metadata in any order.
+        # Contents are compared, not bytes, because safetensors may write the metadata entries in any order.
         files = [read_checkpoint(run / name) for run in (alone, killed)]
         verdicts[name] = files[0].metadata == files[1].metadata and equal(files[0].state, files[1].state)
     verdicts[f"{LOG} without times"] = logged(alone) == logged(killed)
@@ -162,10 +162,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
-    parser.add_argument("--keep", type=Path, help="leave the runs in this folder")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument("--keep", type=Path, help="write the runs to this folder and keep them")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that started processes do not outlive this one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends started processes too
     num_steps = num_training_images(arguments.task, NUM_IMAGES_A_CLASS) // BATCH_SIZE
     num_all, processes = arguments.epochs * num_steps, arguments.processes
     print(f"{platform.platform()}, torch {torch.__version__}, xcit {xcit.__version__}")
@@ -184,7 +184,7 @@ def main() -> int:
         print("kill   at step   after   reached   saved   in a save")
         for number in range(arguments.kills):
             share = num_all / arguments.kills
-            # The kill comes after the step of the previous kill, which the run must reach again first.
+            # Later than the last step before the previous kill, so that the run makes progress between two kills.
             step = max(int((number + 0.8 * draw.random()) * share), step_of(killed)) + 1
             delay = draw.uniform(0, 0.2)
             if step > num_all - SAVE_EVERY:

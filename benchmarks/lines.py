@@ -2,8 +2,8 @@
 
     python benchmarks/lines.py [--write]
 
-Prints the number of lines of each room, the number of each kind of line, and the number of lines of each part that is
-written by hand according to docs/architecture.md; --write puts the latter into the table of that page.
+Prints the number of lines of each subpackage ("room"), of each kind of line, and of each part in the table of
+docs/architecture.md. With --write, it puts the numbers of the parts into this table.
 """
 
 import argparse
@@ -29,14 +29,14 @@ _NO_CODE = {
 
 
 def code_lines(path: Path) -> set[int]:
-    """Returns the numbers of the lines of a file that contain code."""
+    """Returns the line numbers of a file's lines that contain code."""
     text = path.read_text(encoding="utf-8")
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in _NO_CODE:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
-        # The docstring of a function, class, module or attribute is a statement that is only a string.
+        # A statement that is only a string is the docstring of a function, class, module or attribute.
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             lines.difference_update(_lines_of(node))
     return lines
@@ -64,7 +64,7 @@ def kinds_of(path: Path) -> Counter[str]:
 
 
 def part_lines(cell: str) -> int:
-    """Returns the number of lines of the files or functions that the first cell of a row names."""
+    """Returns the number of lines of the files or functions in the first cell of a table row."""
     count, folder = 0, Path()
     for name in re.findall(r"`([\w/*.]+\.py(?:: \w+)?)`", cell):
         place, _, function = name.partition(": ")

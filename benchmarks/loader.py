@@ -1,12 +1,12 @@
-"""Compares our training loader with timm's `create_loader`: same files, augmentation, batch size and workers.
+"""Compares our training loader with timm's `create_loader`, with equal files, augmentation, batch size and workers.
 
     python benchmarks/loader.py [ROUNDS] [--num-images 256] [--batch-size 32] [--workers 1 2] [--profile]
 
-The JPEG files, with noise and shapes in ImageNet's usual size, are drawn into a temporary folder. Each round runs an
-epoch of each loader in turn, so that a slow moment of the machine affects all of them; the workers stay for all rounds.
-timm's loader is measured twice: with normalisation in the workers, like ours, and with its prefetcher, which passes
-bytes and normalises batches in the main process. With --profile, each runs an epoch in this process, and the functions
-that take most time are printed.
+JPEG files with noise and shapes, in ImageNet's usual size, are written to a temporary folder. Each round runs one epoch
+of each loader in turn, so that a slow moment of the machine affects all of them. The workers run for all rounds.
+timm's loader is measured in two forms: with normalisation in the workers, like ours, and with its prefetcher, which
+receives bytes from the workers and normalises batches in the main process. With --profile, each loader runs one epoch
+in this process, and the functions with the longest times are printed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ IMAGE_SIZE, JPEG_SIZE = 224, (500, 375)
 RANDOM_ERASING = 0.25
 
 RAND_AUGMENT = "rand-m9-inc1"
-"""The recipes' policy without noise on the magnitude: at 10, timm's own loader fails in Pillow 13 (posterize)."""
+"""The recipes' RandAugment policy without noise on the magnitude: at 10, timm's posterize fails with Pillow 13."""
 
 NUM_CLASSES = 4
 
@@ -46,7 +46,7 @@ Epoch = Callable[[], Iterable[object]]
 
 
 def draw_jpegs(folder: Path, num_images: int) -> None:
-    """Fills a folder with pictures by class, of about 100 KB each."""
+    """Writes pictures of about 100 KB each to one folder per class."""
     draw = np.random.default_rng(0)
     width, height = JPEG_SIZE
     for index in range(num_images):
@@ -64,7 +64,7 @@ def draw_jpegs(folder: Path, num_images: int) -> None:
 
 
 def ours(folder: Path, *, batch_size: int, num_workers: int) -> Epoch:
-    """Yields epochs of our loader."""
+    """Returns a function that starts the next epoch of our loader."""
     augmentation = AugmentationConfig(rand_augment=RAND_AUGMENT, random_erasing=RANDOM_ERASING)
     spec = Preprocessing(
         image_size=IMAGE_SIZE, resize_to=IMAGE_SIZE, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
@@ -77,7 +77,7 @@ def ours(folder: Path, *, batch_size: int, num_workers: int) -> Epoch:
 
 
 def theirs(folder: Path, *, batch_size: int, num_workers: int, use_prefetcher: bool) -> Epoch:
-    """Yields epochs of timm's loader."""
+    """Returns a function that starts the next epoch of timm's loader."""
     loader = create_loader(
         ImageDataset(str(folder)),
         input_size=(3, IMAGE_SIZE, IMAGE_SIZE),
@@ -105,7 +105,7 @@ def loaders(folder: Path, *, batch_size: int, num_workers: int) -> dict[str, Epo
 
 
 def seconds(epoch: Epoch) -> float:
-    """Returns the time to read all batches of an epoch."""
+    """Returns the time in seconds to read all batches of an epoch."""
     started = time.perf_counter()
     for _ in epoch():
         pass
@@ -113,7 +113,7 @@ def seconds(epoch: Epoch) -> float:
 
 
 def show_profile(folder: Path, batch_size: int) -> None:
-    """Prints where each loader spends its time, all in this process."""
+    """Prints the functions in which each loader spends its time, without worker processes."""
     for name, epoch in loaders(folder, batch_size=batch_size, num_workers=0).items():
         seconds(epoch)
         recorded = cProfile.Profile()

@@ -1,13 +1,13 @@
-"""Measures everything that needs a GPU in one command: checks and times of Triton kernels, and models beside timm's.
+"""Makes all measurements that need a GPU: checks and times of the Triton kernels, and our models compared with timm's.
 
     python benchmarks/on_gpu.py --out runs/gpu [--parts check,kernels,models,train] [--minutes 7.5]
     python benchmarks/on_gpu.py --out runs/tune --parts tune            # other launch shapes of the kernels
     python benchmarks/on_gpu.py --out /tmp/gpu --device cpu --tiny   # tests the script itself, in Triton's interpreter
 
-Figures are medians of rounds in which all contenders take turns, timed by the device's events; ratios come with the
-quartiles of the rounds' ratios. A failure is reported, and the rest continues. If a part has used its share of the
-minutes, its last measurements are left out. The folder gets results.json, table.txt and profile.txt, even if they are
-incomplete. Models run the kernels by `gpu.kernels.use.use_kernels`, which nothing else calls. timm must be installed.
+Times are medians of rounds in which all contenders take turns, measured by CUDA events. Ratios come with the quartiles
+of the ratios of single rounds. If a measurement fails, the failure is reported, and the others continue. If a part has
+used its share of the minutes, its last measurements are left out. results.json, table.txt and profile.txt are written
+to the folder --out after each measurement. timm must be installed.
 """
 
 import argparse
@@ -19,20 +19,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 SHARES = {"check": 0.15, "kernels": 0.2, "models": 0.4, "train": 0.25, "tune": 0.25}
-"""Each part's share of the minutes; time that a part does not use goes to the next ones."""
+"""Each part's share of the minutes; the next parts share the time that a part does not use."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--parts", default="check,kernels,models,train", help=f"of {', '.join(SHARES)}")
+    parser.add_argument("--parts", default="check,kernels,models,train", help=f"parts to run: {', '.join(SHARES)}")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=7.5, help="for all parts; a started measurement is finished")
-    parser.add_argument("--tiny", action="store_true", help="smallest shapes")
+    parser.add_argument("--minutes", type=float, default=7.5, help="time for all parts; a measurement is never cut off")
+    parser.add_argument("--tiny", action="store_true", help="use the smallest shapes")
     arguments = parser.parse_args()
     names = arguments.parts.split(",")
     if unknown := set(names) - set(SHARES):
-        parser.error(f"no part is called {unknown.pop()}; there are: {', '.join(SHARES)}")
+        parser.error(f"no part is called {unknown.pop()}; the parts are: {', '.join(SHARES)}")
     if arguments.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this when torch, timm or a kernel first imports it
     if missing := [package for package in ("triton", "timm") if find_spec(package) is None]:
@@ -41,7 +41,7 @@ def main() -> None:
 
     if arguments.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(
-            "benchmarks/on_gpu.py needs a CUDA GPU; here is none (--device cpu --tiny tries the script itself)"
+            "benchmarks/on_gpu.py needs a CUDA GPU, and there is none (--device cpu --tiny tests the script itself)"
         )
     from gpu import models, single_kernels, tune
     from gpu.bench import Bench, Report
@@ -54,7 +54,7 @@ def main() -> None:
         "train": models.train,
         "tune": tune.tune,
     }
-    # Attention from a Gram matrix in float32 needs no more precision, because the tokens are bfloat16.
+    # TF32 is precise enough for attention from a float32 Gram matrix, because the tokens are bfloat16.
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     started = time.monotonic()

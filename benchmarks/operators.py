@@ -1,8 +1,9 @@
-"""Prints the time of a fused forward pass by operator, to show what could still be faster.
+"""Prints each operator's share of the time of a fused forward pass, to show what could still be faster.
 
     python benchmarks/operators.py [MODEL] [--sizes 224 384 1024] [--threads 2]
 
-torch's profiler measures each operator's own time. Operators below one percent are summed as "others".
+torch's profiler measures the time of each operator without its children. Operators with less than 1 % of the time are
+summed as "others".
 """
 
 import argparse
@@ -16,7 +17,7 @@ from xcit.machine import processor
 
 
 def shares(model: torch.nn.Module, images: torch.Tensor, passes: int = 5) -> tuple[float, dict[str, float]]:
-    """Returns milliseconds per pass, and each operator's share of the time."""
+    """Returns the milliseconds per pass, and each operator's share of the time."""
     with torch.inference_mode():
         model(images)
         with profile() as profiled:

@@ -1,9 +1,9 @@
-"""Measures everything in docs/performance.md, and writes the figures into it.
+"""Measures all figures of docs/performance.md, and writes them into this page.
 
     python benchmarks/performance.py [CASE ...]
 
-It takes about forty minutes on two idle cores. Each case is a comparison as in `benchmarks/compare.py`; without names
-all cases are measured. In the page, the text between `<!-- case -->` and `<!-- end of case -->` is replaced.
+Each case is a comparison as in `benchmarks/compare.py`. If no CASE is given, all cases are measured, which takes about
+forty minutes on two idle cores. In the page, the text between `<!-- CASE -->` and `<!-- end of CASE -->` is replaced.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def say(line: str) -> None:
 
 
 def put(page: Path, case: str, figures: str) -> None:
-    """Replaces the figures of a case in the page."""
+    """Replaces a case's figures in the page."""
     opening, closing = f"<!-- {case} -->\n", f"<!-- end of {case} -->\n"
     before, found, rest = page.read_text(encoding="utf-8").partition(opening)
     _, ended, after = rest.partition(closing)

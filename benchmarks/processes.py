@@ -1,15 +1,21 @@
-"""Checks that two processes reach the same weights as one process at the same global batch.
+"""Checks that training in two processes gives the same weights as in one process with the same global batch size.
 
     python benchmarks/processes.py [--task classification dino] [--epochs 4]
 
-A small model makes twenty steps on the CPU, by DDP and by FSDP2 in two processes that torchrun starts, and in one
-process. Without synchronised batch norms, the single process computes the two halves of each batch one after the other.
-Then all random draws are on, and the parameters are compared. (Running statistics are not: two processes average them,
-one process updates them twice, and no training step reads them.) With synchronised batch norms, the single process
-computes each batch at once, without random draws per part of a batch, and everything is compared. The key biases of
-class attention are left out: they add the same number to all scores of a head, which the softmax ignores, so their true
-gradient is 0, and AdamW turns the rounding errors into full steps. Both processes also evaluate an odd number of
-images. The exit status is 1 if a difference exceeds the limit.
+A small model is trained for twenty steps on the CPU: in two processes (started by torchrun) by DDP and by FSDP2, and in
+one process. There are two settings:
+
+- Separate batch norms: the single process computes the two halves of each batch one after the other, with all random
+  draws. Parameters are compared. Running statistics are not compared: two processes average them, one process updates
+  them two times, and no training step reads them.
+- Synchronised batch norms: the single process computes each batch undivided. Random draws that depend on the part of a
+  batch are off. Parameters and running statistics are compared.
+
+The key biases of class attention are never compared. They add the same number to all scores of a head, and the softmax
+ignores that number. So their true gradient is 0, and AdamW turns its rounding errors into full steps.
+
+Two processes and one process also evaluate an odd number of images, and the results are compared. The exit status is 1
+if a difference exceeds its limit.
 """
 
 import argparse
@@ -44,13 +50,13 @@ SHARED_BY = ("ddp", "fsdp2")
 """The ways in which two processes share the model."""
 
 LIMIT = 1e-5
-"""Limit of a tensor's difference relative to the tensor, both in 2-norm."""
+"""Limit of norm(difference) / norm(tensor), with 2-norms."""
 
 WITHOUT_EFFECT = "attn.k.bias"
-"""End of the names of parameters that are never compared."""
+"""Suffix of the names of parameters that are never compared."""
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Ends of the names of running statistics, which are compared only if batch norms are synchronised."""
+"""Suffixes of the names of running statistics, which are compared only if batch norms are synchronised."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +82,15 @@ class Setting:
 
 
 def settings(tasks: Iterable[str], shared_by: Iterable[str]) -> list[Setting]:
-    """Returns each task with separate and synchronised batch norms, for each way to share a model."""
+    """Returns all settings: for each task, separate and synchronised batch norms, and each way to share a model."""
     return [Setting(task, together, way) for task in tasks for together in (False, True) for way in shared_by]
 
 
 def run_all(all_settings: list[Setting], root: Path, epochs: int) -> None:
-    """Trains each setting, and evaluates a fresh model; every process does the same."""
+    """Trains a model in each setting, and evaluates an untrained copy; runs in every process."""
     for setting in all_settings:
         config, folder = setting.config(root, epochs), setting.folder(root)
-        # These are not closed, because the processes join once for all settings.
+        # The process group is not closed here, because it serves all settings.
         processes = Processes(config.run, torch.device("cpu"))
         folder.mkdir(exist_ok=True)
         task, _ = build_task(config, processes.layout)
@@ -100,7 +106,7 @@ def run_all(all_settings: list[Setting], root: Path, epochs: int) -> None:
 
 
 def evaluate(task: ClassificationTask | DINOTask, fresh: nn.Module, processes: Processes) -> dict[str, Any]:
-    """Returns the figures of a process, and its counts, in batches of two images if the task allows it."""
+    """Evaluates a model; returns the figures, and for classification also the counts, from batches of two images."""
     if isinstance(task, DINOTask):
         return {"figures": task.evaluate(fresh, processes.layout, processes.reduce)}
     report = evaluate_classification(
@@ -117,13 +123,13 @@ def evaluate(task: ClassificationTask | DINOTask, fresh: nn.Module, processes: P
 
 
 def relative_difference(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Returns the difference relative to the tensor."""
+    """Returns norm(value - reference) / norm(reference); only norm(value - reference) if the reference is 0."""
     difference, size = (value - reference).norm().item(), reference.norm().item()
     return difference / size if size else difference
 
 
 def compare_weights(setting: Setting, root: Path) -> bool:
-    """Prints a line; returns whether the weights are within the limit."""
+    """Prints the largest difference of weights between two processes and one; returns whether it is small enough."""
     one = replace(setting, parallel="").folder(root)
     reference, state = load_checkpoint(one / LAST), load_checkpoint(setting.folder(root) / LAST)
     names = [name for name in reference["model"] if not name.endswith(WITHOUT_EFFECT)]
@@ -146,7 +152,7 @@ def compare_weights(setting: Setting, root: Path) -> bool:
 
 
 def compare_evaluation(setting: Setting, root: Path) -> bool:
-    """Prints a line; returns whether both processes get the figures of one."""
+    """Prints and returns whether each of two processes has the same evaluation results as one process."""
     expected = json.loads((replace(setting, parallel="").folder(root) / "evaluation-0.json").read_text())
     found = [json.loads((setting.folder(root) / f"evaluation-{rank}.json").read_text()) for rank in range(2)]
     figures = expected.pop("figures")
@@ -170,7 +176,7 @@ def main() -> int:
     epochs, tasks = arguments.epochs, arguments.task
     if arguments.worker:
         run_all(settings(tasks, SHARED_BY), arguments.worker, epochs)
-        torch.distributed.barrier()  # no process leaves while the other still sends
+        torch.distributed.barrier()  # a process must not end while the other still sends
         torch.distributed.destroy_process_group()
         return 0
     print(f"{platform.platform()}, torch {torch.__version__}, xcit {xcit.__version__}")

@@ -1,17 +1,22 @@
-"""Fetches every published checkpoint, measures it by its own protocol, and compares with the published figure.
+"""Downloads every published checkpoint, measures it by its own protocol, and compares it with the published figures.
 
     python benchmarks/reproduce.py --imagenet DIR --coco DIR --ade20k DIR [--cifar] [--linear]
     torchrun --nproc-per-node 8 benchmarks/reproduce.py ...  # one process per GPU, each with its own models
 
-It measures 42 ImageNet classifiers by both published protocols, 4 DINO backbones by nearest neighbours among all
-training images (with --linear also by linear probes of 100 epochs), 16 segmenters, 8 detectors, and the clean accuracy
-of the robust classifiers. With --cifar it includes the classifiers for CIFAR, whose images are in XCIT_DATA or are
-downloaded. DIR is a data set as it is distributed (docs/training.md, docs/segmentation.md, docs/detection.md).
+It measures
 
-Data sets are checked before anything is downloaded. Each result is saved in --out at once, so that the same command
-continues after a stop, and repeats measurements that failed. After each result the page docs/reproduced.md is written
-again; it marks differences of more than 0.1 points. The checkpoints (18 GB) stay in XCIT_CACHE. The exit status is 1 if
-a measurement failed or a figure differs, else 0; with torchrun it is always 0.
+- 42 ImageNet classifiers, by two published protocols;
+- 4 DINO backbones, by nearest neighbours among all training images; with --linear also by linear probes of 100 epochs;
+- 16 segmenters and 8 detectors;
+- the accuracy of the robust classifiers on images without attack (robust classifiers for CIFAR only with --cifar).
+
+DIR is the folder of a data set in the structure of its download (see docs/training.md, docs/segmentation.md and
+docs/detection.md). The CIFAR images are read from the folder XCIT_DATA, or downloaded to it.
+
+All data sets are checked before a checkpoint is downloaded. Each result is saved in --out immediately. After a stop,
+the same command continues, and repeats the measurements that failed. The page docs/reproduced.md is written after each
+result, and marks differences of more than 0.1 percentage points. The checkpoints (18 GB) stay in the folder XCIT_CACHE.
+The exit status is 1 if a measurement failed or a figure differs, else 0. With torchrun it is always 0.
 """
 
 import os
@@ -37,19 +42,17 @@ PAGE = Path(__file__).parents[1] / "docs" / "reproduced.md"
 
 
 @click.command(help=__doc__)
-@click.option("--imagenet", metavar="DIR", help="ImageNet-1k, with val, and train for nearest neighbours.")
-@click.option("--coco", metavar="DIR", help="COCO 2017, with val2017 and annotations.")
-@click.option("--ade20k", metavar="DIR", help="ADEChallengeData2016, or the folder that holds it.")
+@click.option("--imagenet", metavar="DIR", help="ImageNet-1k: folder with val; with train too for nearest neighbours.")
+@click.option("--coco", metavar="DIR", help="COCO 2017: folder with val2017 and annotations.")
+@click.option("--ade20k", metavar="DIR", help="The folder ADEChallengeData2016, or the folder that contains it.")
 @click.option("--cifar", is_flag=True, help="Measure the robust models of CIFAR-10 and CIFAR-100.")
-@click.option("--linear", is_flag=True, help="Train the linear probes of DINO's backbones too.")
-@click.option("--only", "patterns", multiple=True, metavar="PATTERN", help="A model, or a pattern; repeatable.")
+@click.option("--linear", is_flag=True, help="Train linear probes of the DINO backbones too.")
+@click.option("--only", "patterns", multiple=True, metavar="PATTERN", help="A model or a pattern; can be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/reproduced", show_default=True)
-@click.option(
-    "--page", "page_path", type=click.Path(path_type=Path), default=PAGE, help="docs/reproduced.md if left out."
-)
+@click.option("--page", "page_path", type=click.Path(path_type=Path), default=PAGE, help="Default: docs/reproduced.md.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--workers", type=click.IntRange(min=0), default=4, show_default=True, help="Processes that read images.")
-@click.option("--device", help="cpu, cuda, ...; this process's GPU if there is one.")
+@click.option("--device", help="cpu, cuda, ...; by default this process's GPU if there is one.")
 def command(
     imagenet: str | None,
     coco: str | None,
@@ -63,10 +66,10 @@ def command(
     workers: int,
     device: str | None,
 ) -> int:
-    """Makes all measurements that are missing; returns the exit status."""
+    """Makes all measurements that have no result yet; returns the exit status."""
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    # Each process measures its own models, so that none of them must act as a member of a group.
+    # Each process measures its own models, and must not behave as a member of a process group.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"):
         os.environ.pop(name, None)
     folders = {"ImageNet-1k": imagenet, "COCO": coco, "ADE20K": ade20k}
@@ -80,7 +83,7 @@ def command(
     ]
     if not todo:
         raise XCiTError(
-            "nothing of this can be measured on these data sets: `xcit list` shows which model is for which"
+            "none of these models can be measured on these data sets: `xcit list` shows each model's data set"
         )
 
     from reproduction.data_sets import check_data
@@ -90,7 +93,7 @@ def command(
         click.echo(f"{dataset}: {num_images:,} images in {data[dataset]}", err=True)
     make_folder(out)
     place = device or (f"cuda:{local_rank}" if _has_gpu() else "cpu")
-    first = rank * len(todo) // world_size  # different starts, so that two processes rarely want the same measurement
+    first = rank * len(todo) // world_size  # so that processes rarely reach the same measurement
     status, since = 0, time.time()
     for one in [*todo[first:], *todo[:first]]:
         status |= _measure(one, data[one.dataset], out, since, place, batch_size, workers)
@@ -123,7 +126,7 @@ def _has_gpu() -> bool:
 def _measure(one: Measurement, data: str, out: Path, since: float, device: str, batch_size: int, workers: int) -> int:
     """Makes a measurement and writes its result; returns 1 if it fails, else 0.
 
-    It is skipped if it is already done (see `is_done`), or if another process is making it now.
+    The measurement is skipped if it is already done (see `is_done`), or if another process is making it now.
     """
     import torch
     from reproduction.measuring import How, Measured, measure

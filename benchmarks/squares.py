@@ -1,4 +1,4 @@
-"""Training runs of a few seconds for benchmarks of training: noisy pictures of three colours, and configs."""
+"""Data and configs of training runs that take a few seconds: noisy pictures in three colours as classes."""
 
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ COLOURS = {"blue": (30, 60, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
 TASKS = ("classification", "dino")
 
 HOLDOUT = 7
-"""Number of validation images, which no even number of processes divides."""
+"""Number of validation images. It is odd, so that two processes have different numbers of images."""
 
 
 def draw_squares(folder: Path, num_a_class: int) -> None:
-    """Fills a folder with pictures by class."""
+    """Writes pictures to one folder per class."""
     draw = np.random.default_rng(0)
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)
@@ -36,16 +36,16 @@ def draw_squares(folder: Path, num_a_class: int) -> None:
 
 
 def num_training_images(task: str, num_a_class: int) -> int:
-    """Returns the number of images that a run draws from; DINO needs no labels and holds none out."""
+    """Returns the number of training images: for DINO all images, for classification all but the validation images."""
     return len(COLOURS) * num_a_class - (HOLDOUT if task == "classification" else 0)
 
 
 def squares_config(
     task: str, data: Path, *, epochs: int, run: dict[str, Any], draws_by_part: bool = True
 ) -> TrainingConfig:
-    """Returns the config of a small model whose training has every kind of random draw.
+    """Returns the config of a small model. Its training has random draws of all kinds.
 
-    If `draws_by_part` is false, the draws that depend on the part of a batch are disabled.
+    If `draws_by_part` is false, Mixup, CutMix and stochastic depth are off: their draws depend on the part of a batch.
     """
     make = {"classification": _classification, "dino": _dino}[task]
     return make(data, epochs, {"batch_size": 8, "num_workers": 0, "log_every": 1} | run, draws_by_part)
@@ -79,7 +79,7 @@ def _dino(data: Path, epochs: int, run: dict[str, Any], draws_by_part: bool) -> 
     return DINOConfig(
         name="dino-squares",
         model=XCiTConfig(
-            patch_size=4,  # with one token, normalised queries and keys are 1 or -1, with gradients of rounding errors
+            patch_size=4,  # with one token, queries and keys would be 1 or -1, and their gradients rounding errors
             embed_dim=16,
             depth=2,
             num_heads=2,
@@ -98,7 +98,7 @@ def _dino(data: Path, epochs: int, run: dict[str, Any], draws_by_part: bool) -> 
             final_weight_decay=0.4,
             clip_grad=0.3,
             clip_mode="each",
-            eps=1e-5,  # otherwise AdamW turns rounding errors of zero gradients into full steps
+            eps=1e-5,  # without it, AdamW turns rounding errors of zero gradients into full steps
         ),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=1, warmup_lr=0.0),
         run=RunConfig(**run),

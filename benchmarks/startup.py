@@ -1,8 +1,8 @@
-"""Measures the time that a user waits for `xcit --help` and for a first prediction, beside `import torch`.
+"""Measures the time of `xcit --help` and of a first prediction, and compares both with the time of `import torch`.
 
     python benchmarks/startup.py [ROUNDS]
 
-Each round starts the three in turn, each in a new process, so that a slow moment of the machine affects all of them.
+Each round runs the three commands in turn, each in a new process. So a slow moment of the machine affects all three.
 """
 
 import argparse
@@ -25,14 +25,14 @@ COMMANDS = {
     "xcit --help": [sys.executable, "-m", "xcit", "--help"],
     "first prediction": [sys.executable, "-m", "xcit", "predict", str(IMAGE)],
 }
-"""The measured commands; the others are compared with the first."""
+"""The measured commands; the first is the reference for the others."""
 
 TARGETS = {"xcit --help": 0.25, "first prediction": 1.3}
-"""Upper limits of the times, as multiples of the time of `import torch`."""
+"""Upper limits of the times, in multiples of the time of `import torch`."""
 
 
 def seconds(command: list[str]) -> float:
-    """Returns the wall-clock time of a process."""
+    """Returns the wall-clock time of a process in seconds."""
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
@@ -48,7 +48,7 @@ def main() -> None:
     print(f"Python {platform.python_version()}, torch {version('torch')}, xcit {xcit.__version__}, {rounds} rounds")
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for command in COMMANDS.values():
-        seconds(command)  # not counted, because it fills the disk cache
+        seconds(command)  # this run is not measured: it fills the disk cache
     for _ in range(rounds):
         for name, command in COMMANDS.items():
             times[name].append(seconds(command))

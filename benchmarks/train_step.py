@@ -1,11 +1,12 @@
-"""Times a training step of our XCiT beside timm's, in the same loop with the same weights.
+"""Compares the time of a training step of our XCiT and of timm's, in the same loop and with the same weights.
 
     python benchmarks/train_step.py [ROUNDS] [--image-size 224] [--batch-size 8] [--threads 1] [--device cpu]
                                     [--profile]
 
-A step is forward pass, cross-entropy, backward pass and AdamW. Each round takes one step with each model in turn, so
-that a slow moment of the machine affects both. The ratio is that of the medians, and the quartiles are those of the
-rounds' ratios. With --profile, the operators that take most time in the two models are printed side by side.
+A step is a forward pass, the cross-entropy, a backward pass and an AdamW step. In each round, each model makes one
+step, so that a slow moment of the machine affects both. "ratio" is the ratio of the median times; "quartiles" are the
+quartiles of the ratios of single rounds. With --profile, the operators with the longest times are printed for both
+models.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def build(architecture: str, device: torch.device) -> dict[str, nn.Module]:
 
 
 def make_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
-    """Returns a function that makes a step, waits for the device, and returns the loss."""
+    """Returns a function that makes one training step, waits for the device, and returns the loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
 
     def step() -> float:
@@ -66,7 +67,7 @@ def seconds(step: Step) -> float:
 
 
 def show_profile(steps: dict[str, Step], device: torch.device) -> None:
-    """Prints the operators that take longest, per step."""
+    """Prints the operators with the longest times, in milliseconds per step."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     field = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     tables: dict[str, dict[str, tuple[float, int]]] = {}

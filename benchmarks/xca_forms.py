@@ -1,10 +1,11 @@
-"""Times the forms of XCA side by side; the thresholds of `ops/forms.py` were chosen from the results.
+"""Compares the times of the forms of XCA; the results were used to choose the thresholds of `ops/forms.py`.
 
     python benchmarks/xca_forms.py [ROUNDS] [--batch 8] [--threads 2]
 
-For each width D and each N / D, it prints the times of the two ways to compute the attention and of the two ways to
-compute the output, for a batch of images, in interleaved rounds. "of tokens" below 1 means that the Gram form is
-faster, and "of values" below 1 that the matrix form is.
+There are two ways to compute the attention of XCA ("tokens" and "gram"), and two ways to compute its output ("values"
+and "matrix"). For each width D and each ratio N / D (N is the number of tokens), this script prints the time of each
+way for a batch of images. All four run in turn in each round. "of tokens" below 1 means that "gram" is faster than
+"tokens". "of values" below 1 means that "matrix" is faster than "values".
 """
 
 import argparse
@@ -23,7 +24,7 @@ RATIOS = (1.0, 1.5, 2.0, 3.0, 6.0)
 
 
 def medians(functions: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
-    """Returns the median seconds over the rounds, for each function."""
+    """Returns each function's median time in seconds; each round calls all functions."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 2):
         for name, function in functions.items():
@@ -35,7 +36,7 @@ def medians(functions: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str
 
 
 def compare(batch: int, dim: int, num_tokens: int, rounds: int) -> dict[str, float]:
-    """Returns the seconds of the four halves of XCA."""
+    """Returns the median seconds of the two ways to compute the attention and the two ways to compute the output."""
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randn(batch, num_tokens, dim, generator=draw)
     qkv_weight = torch.randn(3 * dim, dim, generator=draw) * dim**-0.5

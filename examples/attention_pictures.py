@@ -1,8 +1,8 @@
-"""Draws the pictures and prints the figures of docs/attention.md, all with the packaged model, in a few minutes.
+"""Draws the pictures and prints the figures of docs/attention.md with the packaged model; takes a few minutes.
 
     python examples/attention_pictures.py [FOLDER]
 
-The photographs are the two in scikit-learn; the garments are Fashion-MNIST's test images.
+The two photographs come with scikit-learn. The garments are test images of Fashion-MNIST.
 """
 
 import sys
@@ -25,7 +25,7 @@ NUM_MEASURED = 1000
 
 
 def draw_garments(path: Path, tile: int = 112, gap: int = 4) -> None:
-    """Draws the first image of each class, none hand-picked, with the mean of both class attention blocks over it."""
+    """Draws the first image of each class (not hand-picked), with the mean attention of both class attention blocks."""
     rows = [class_attention(packaged_images(), block=block) for block in (0, 1)]
     pictures = [[Image.fromarray(maps.image) for maps in rows[0]]]
     pictures += [[maps.overlay() for maps in row] for row in rows]
@@ -38,7 +38,7 @@ def draw_garments(path: Path, tile: int = 112, gap: int = 4) -> None:
 
 
 def draw_photograph(maps: ClassAttentionMaps, path: Path, width: int = 1000, threshold: float | None = None) -> None:
-    """Writes a figure as JPEG, because the grain of a photograph takes a megabyte as PNG."""
+    """Writes a figure as JPEG, because a PNG of a photograph would take a megabyte."""
     whole = path.with_suffix(".png")
     maps.draw(whole, threshold=threshold)
     with Image.open(whole) as image:
@@ -48,9 +48,9 @@ def draw_photograph(maps: ClassAttentionMaps, path: Path, width: int = 1000, thr
 
 
 def share_on(maps: ClassAttentionMaps, mask: np.ndarray) -> list[float]:
-    """Returns the share of each head's attention, of the mean's, and of the cells in a mask (h, w) of the image.
+    """Returns the shares inside a mask (h, w): of each head's attention, of the mean attention, and of the cells.
 
-    A cell that is partly in the mask counts partly.
+    A cell that is partly in the mask counts with that part of its area.
     """
     grid = maps.mean.shape
     cells = maps.to_pixels(np.arange(maps.mean.size).reshape(grid)).ravel()
@@ -74,7 +74,7 @@ def measure() -> None:
         found = class_attention_each(images, model, block=block)
         shares = [share_on(maps, maps.image[..., 0] > 0) for maps in found if isinstance(maps, ClassAttentionMaps)]
         print_row("garments", block, np.mean(shares, axis=0).tolist())
-    # The masks were chosen by hand: a disc is the flower, and a rectangle contains the pavilion.
+    # The masks were chosen by hand: a disc for the flower, and a rectangle for the pavilion.
     y, x = np.mgrid[:427, :640]
     masks = {"flower": (y - 222) ** 2 + (x - 305) ** 2 < 132**2, "china": (x > 65) & (x < 350) & (y > 30) & (y < 380)}
     for name, mask in masks.items():

@@ -1,6 +1,6 @@
-"""The main features in one run, without a network: the packaged model on packaged images, then on photographs.
+"""Shows the main features without network access: the packaged model on packaged images, and on photographs.
 
-It is run by `make demo`. The photographs are the two in scikit-learn.
+`make demo` runs this script. The two photographs come with scikit-learn.
 """
 
 import sys
@@ -14,7 +14,7 @@ from xcit.cli.predict import packaged_images
 
 
 def classify_packaged_images() -> bool:
-    """Prints the class of each packaged image beside the true one, which is in the file's name."""
+    """Prints the predicted class of each packaged image, and whether it is the class in the file's name."""
     paths = packaged_images()
     print("The packaged model, trained on Fashion-MNIST, on images of its test split:\n")
     print(f"  {'file':18s} {'class':14s} {'score':>6s}")
@@ -32,12 +32,12 @@ def encode_photographs() -> None:
     """Shows that images can have any size, and the shapes of the features."""
     folder = Path(sklearn.datasets.__file__).parent / "images"
     photographs = [folder / "china.jpg", folder / "flower.jpg"]
-    print("\nTwo photographs, as the packaged model prepares them, to one feature each:\n")
+    print("\nTwo photographs, scaled for the packaged model; each gives one feature vector:\n")
     for features in xcit.extract_features(photographs):
         (vector,) = features.layers.values()
         print(f"  {Path(features.source).name:12s} {vector.shape[0]} numbers, the first {vector[0]:+.3f}")
-    print("\nAnd at their full size, which is no multiple of the patch, by a nano model with random weights")
-    print("(the published weights come over the network: pretrained=True):\n")
+    print("\nThe same photographs at full size (no multiple of the patch size), in a nano model with random weights")
+    print("(pretrained=True would download the published weights):\n")
     model = xcit.get_model("xcit-nano-12-p16")
     for path in photographs:
         image = torch.tensor(sklearn.datasets.load_sample_image(path.name)).permute(2, 0, 1)[None] / 255

@@ -1,4 +1,4 @@
-"""Draws scenes of garments, their true labels, and the results of trained models as one picture.
+"""Draws one picture with scenes of garments, their true labels, and the results of trained models.
 
     python examples/scene_pictures.py segmentation SCENES OUT.png MODEL.safetensors [MODEL.safetensors ...]
     python examples/scene_pictures.py detection SCENES OUT.png MODEL.safetensors [MODEL.safetensors ...]
@@ -22,10 +22,10 @@ from xcit.inference.detect import DetectedObject, DetectedObjects, detect
 from xcit.inference.segment import segment
 
 ENLARGED = 2
-"""Enlargement of the scenes in segmentation."""
+"""Factor by which scenes are enlarged for segmentation."""
 
 ENLARGED_FOR_TEXT = 4
-"""Enlargement of the scenes in detection, where names must fit."""
+"""Factor by which scenes are enlarged for detection; it is larger, because class names must fit."""
 
 GAP, HEADING = 6, 22
 
@@ -33,7 +33,7 @@ GAP, HEADING = 6, 22
 def sheet(
     columns: Sequence[str], rows: Sequence[Sequence[Image.Image]], legend: Sequence[tuple[str, tuple[int, ...]]]
 ) -> Image.Image:
-    """Returns rows of pictures of the same size under headings, and a legend below."""
+    """Returns one picture: headings, below them rows of pictures of the same size, and below the rows a legend."""
     font, (width, height) = ImageFont.load_default(13), rows[0][0].size
     whole_width = len(columns) * (width + GAP) - GAP
     entry = 24 + int(max((font.getlength(name) for name, _ in legend), default=0))
@@ -55,12 +55,12 @@ def sheet(
 
 
 def enlarged(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """Enlarges each pixel (of the first two axes) to a square of `factor`."""
+    """Enlarges each pixel to a square of `factor` x `factor` pixels; the first two axes are height and width."""
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def segmentation(scenes_folder: str, models: Sequence[str], count: int) -> Image.Image:
-    """Returns a row per scene: the scene, its labels, and the labels of each model."""
+    """Returns one row per scene: the scene, its true labels, and the labels of each model."""
     scenes = open_scenes(scenes_folder, "val")
     shown = [scenes[index][0] for index in range(count)]
     colours = palette(len(scenes.class_names))
@@ -92,7 +92,7 @@ def truth(images: CocoImages, index: int) -> DetectedObjects:
 
 
 def large(found: DetectedObjects, factor: int) -> Image.Image:
-    """Returns the picture of detections, which are enlarged before they are drawn."""
+    """Enlarges an image and its detections, and draws the detections."""
     size = found.image.shape[0], found.image.shape[1]
     objects = tuple(
         DetectedObject(
@@ -110,7 +110,7 @@ def large(found: DetectedObjects, factor: int) -> Image.Image:
 
 
 def detection(scenes_folder: str, models: Sequence[str], count: int) -> Image.Image:
-    """Returns a row per scene: its objects, and the detections of each model."""
+    """Returns one row per scene: its true objects, and the detections of each model."""
     images = open_coco(scenes_folder, "val")
     columns = [[truth(images, index) for index in range(count)]]
     columns += [detect([images.images[index].path for index in range(count)], model) for model in models]
@@ -119,7 +119,7 @@ def detection(scenes_folder: str, models: Sequence[str], count: int) -> Image.Im
 
 
 def title(model: str) -> str:
-    """Returns a run's name, which is that of its folder."""
+    """Returns a run's name, which is the name of its folder."""
     return Path(model).absolute().parent.name
 
 

@@ -1,9 +1,9 @@
-"""Fine-tunes the packaged model on a folder with other classes, and then classifies new images of these classes.
+"""Fine-tunes the packaged model on a folder with other classes, then classifies new images of these classes.
 
     python examples/transfer.py FOLDER
 
-The images are scikit-learn's handwritten digits, 8 x 8 pixels: 1,347 for training and 450 for validation. It takes a
-few minutes on one processor core, and prints the two commands as a user would type them.
+The images are scikit-learn's handwritten digits of 8 x 8 pixels: 1,347 for training and 450 for validation. The script
+takes a few minutes on one processor core. It prints the two commands that it runs, as a user would type them.
 """
 
 import shlex
@@ -19,7 +19,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def draw_folders(root: Path) -> None:
-    """Writes one folder per class, as a user's own images would be; every fourth image is for validation."""
+    """Writes images in one folder per class, as a user would store images; every fourth image is for validation."""
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         folder = root / ("val" if index % 4 == 0 else "train") / NAMES[label]

@@ -1,4 +1,4 @@
-"""What all tests share: no network, a separate cache for the session, and Fashion-MNIST if this machine has it."""
+"""Fixtures for all tests: no network, a separate cache for the session, and Fashion-MNIST if this machine has it."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def _nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_waiting_for_the_disk() -> Iterator[None]:
-    """Files of tests need not outlive a power cut, and to wait until each is on the disk takes about 10 ms."""
+    """Disables `os.fsync`, which takes about 10 ms per file; files of tests need not survive a power failure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
@@ -30,9 +30,10 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Sets XCIT_DATA for the session: the user's folder if it has Fashion-MNIST, else one from Debian's package.
+    """Sets XCIT_DATA to a folder with Fashion-MNIST: the user's folder, or one with the files of Debian's package.
 
-    If neither has it, the test is skipped, or fails if XCIT_REQUIRE_FASHION_MNIST is set. Nothing is downloaded.
+    If Fashion-MNIST is in neither, the test is skipped, or fails if XCIT_REQUIRE_FASHION_MNIST is set. Nothing is
+    downloaded.
     """
     with pytest.MonkeyPatch.context() as patch:
         if not (Path(os.environ.get("XCIT_DATA", "")) / "FashionMNIST" / "raw").is_dir():

@@ -1,4 +1,8 @@
-"""XCiT beside its peers with the same weights: time, peak memory, and how both grow with the number of tokens."""
+"""Compares XCiT with other implementations that have the same weights.
+
+It measures time and peak memory, and how both grow with the number of tokens. A contender is one implementation in one
+form, for example timm's model after `torch.compile`.
+"""
 
 from beside_peers.comparison import compare
 from beside_peers.contenders import INFERENCE_CONTENDERS, TRAINING_CONTENDERS

@@ -1,4 +1,4 @@
-"""Builds contenders, checks them against the reference, times them in turn, and measures their memory."""
+"""Builds the contenders, compares their outputs with the reference, times them in turn, and measures their memory."""
 
 import statistics
 import sys
@@ -31,10 +31,10 @@ from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.names import find_architecture
 
 TOLERANCES: dict[DType, float] = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
-"""Largest difference of outputs, relative to the largest value, that rounding can cause."""
+"""Largest difference of outputs that rounding can cause, relative to the largest output."""
 
 FORWARDS_A_STEP = 3
-"""Cost of a training step in forward passes: each product of the forward pass has two in the backward pass."""
+"""Cost of a training step in forward passes: for each product of the forward pass, the backward pass has two."""
 
 _REASON_LENGTH = 200
 
@@ -58,24 +58,25 @@ def compare(
     """Measures contenders side by side, with the same weights and images.
 
     Args:
-        models: names of architectures, or of checkpoints, which mean their architectures; weights are random.
+        models: names of architectures or of checkpoints. For a checkpoint, its architecture is measured; the weights
+            are always random.
         sizes: sides of square images, in pixels.
-        contenders: names of `INFERENCE_CONTENDERS`, or with `train` of `TRAINING_CONTENDERS`; the others are compared
-            with the first.
-        train: measure a training step (forward pass, cross-entropy, backward pass) instead of a forward pass.
+        contenders: names from `INFERENCE_CONTENDERS`, or from `TRAINING_CONTENDERS` if `train` is true. Each of the
+            others is compared with the first.
+        train: whether to measure a training step (forward pass, cross-entropy, backward pass), not a forward pass.
         batch_size: number of images in a batch.
-        dtype: dtype of weights and images, or of autocast in training. On a GPU, float32 does not use TF32.
-        device: where to compute; None means a GPU if there is one, else the CPU.
-        threads: threads of torch and ONNX Runtime on the CPU; None means torch's own number.
-        rounds: how often each contender is timed at each size.
-        memory: also measure peak memory; `beside_peers.memory` defines it.
-        started: called once with the number of units of work.
-        advance: called with the number of units that were done.
-        announce: called with a line about each contender that could not be measured; the others continue.
+        dtype: dtype of weights and images; in training, dtype of autocast. On a GPU, float32 does not use TF32.
+        device: device of the computation; None means a GPU if there is one, else the CPU.
+        threads: number of CPU threads of torch and of ONNX Runtime; None means torch's default.
+        rounds: number of times that each contender is timed at each size.
+        memory: whether to measure peak memory too; `xcit.measure.memory` defines it.
+        started: called one time, with the number of units of work.
+        advance: called with the number of units that were finished since the last call.
+        announce: called with one line for each contender that could not be measured; the comparison continues.
 
     Raises:
-        XCiTError: if a name, a size or a setting is wrong or a package is missing (before anything is measured), or if
-            the outputs of a contender differ from those of the reference, the plain model in float32.
+        XCiTError: before any measurement, if a name, a size or a setting is wrong or a package is missing. Also if the
+            outputs of a contender differ from the outputs of the reference, the unfused model in float32.
     """
     place = torch.device(device) if device is not None else default_device()
     threads = torch.get_num_threads() if threads is None else threads
@@ -102,7 +103,7 @@ def compare(
     with settings(place, threads), tempfile.TemporaryDirectory() as folder:
         packages = dict.fromkeys(
             name.partition("-")[0] for name in contenders
-        )  # a contender's name begins with a package
+        )  # a contender's name begins with the name of its package
         machine = this_machine(place, dtype, threads, [package for package in packages if package != "xcit"])
         for name in architectures:
             results = []
@@ -152,7 +153,7 @@ def _measure(
     memory: bool,
     advance: Callable[[int], None],
 ) -> SizeResult:
-    """Measures all contenders of one case; failures are collected with their reasons, except wrong outputs."""
+    """Measures all contenders of one case, and collects failures with their reasons; wrong outputs raise an error."""
     device = torch.device(case.device)
     in_processes = memory and device.type == "cpu"
     try:
@@ -160,7 +161,7 @@ def _measure(
     except (RuntimeError, ValueError) as error:
         reason = _in_one_line(error)
         raise XCiTError(f"{case.architecture} can't be measured at {case.image_size} px: {reason}") from None
-    torch.compiler.reset()  # each case is compiled separately, unaffected by earlier sizes
+    torch.compiler.reset()  # so that compilation does not depend on earlier sizes
     ready: dict[str, _Ready] = {}
     failures: list[Failure] = []
     for name in contenders:
@@ -211,7 +212,7 @@ def _measure(
 
 @dataclass(frozen=True, kw_only=True)
 class _Ready:
-    """A contender that has run once, and is warm; with its peak memory if that is known already."""
+    """A contender that has run at least once, and its peak memory if it was measured on the GPU."""
 
     work: Work
     outputs: list[Tensor]
@@ -232,10 +233,10 @@ def _prepare(name: str, case: Case, folder: Path, *, memory: bool) -> _Ready:
 
 
 def _checked_difference(name: str, outputs: Sequence[Tensor], reference: Sequence[Tensor], case: Case) -> float:
-    """Returns the difference of a contender's outputs from the reference's.
+    """Returns the largest difference between a contender's outputs and the reference's, relative to the largest output.
 
     Raises:
-        XCiTError: if the difference is too large for rounding.
+        XCiTError: if the difference is larger than rounding can explain.
     """
     pairs = zip(outputs, reference, strict=True)
     difference = max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
@@ -255,7 +256,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _growth(results: Sequence[SizeResult], contenders: Sequence[str]) -> tuple[Growth, ...]:
-    """Returns the exponents of each contender over the sizes at which it was measured."""
+    """Returns the exponents of each contender's time and memory, fitted over the sizes at which it was measured."""
     growth = []
     for name in contenders:
         points = [(r.num_tokens, m) for r in results for m in r.measurements if m.contender == name]

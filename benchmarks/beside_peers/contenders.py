@@ -1,4 +1,4 @@
-"""The contenders by name, all built with the same seeded random weights, and the work that is measured of each."""
+"""Builds the contenders by name, all with the same seeded random weights, and the work that is measured for each."""
 
 import difflib
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 INFERENCE_CONTENDERS = ("xcit", "xcit-plain", "xcit-compile", "timm", "timm-compile", "onnxruntime")
 """The contenders of inference.
 
-Three are ours: the fused model, the model for training, and the fused model compiled. Three are timm's: its model, the
-same compiled, and the same exported to ONNX Runtime.
+Three are ours: the fused model, the unfused model, and the fused model after `torch.compile`. Three are timm's: its
+model, its model after `torch.compile`, and its model in ONNX Runtime.
 """
 
 TRAINING_CONTENDERS = ("xcit-plain", "xcit-compile", "timm", "timm-compile")
@@ -29,10 +29,11 @@ TRAINING_CONTENDERS = ("xcit-plain", "xcit-compile", "timm", "timm-compile")
 def check_contenders(
     contenders: Sequence[str], architectures: Sequence[str], *, train: bool, dtype: DType, device: torch.device
 ) -> None:
-    """Checks that everything can be measured, before anything is.
+    """Checks, before any measurement, that all contenders can be measured.
 
     Raises:
-        XCiTError: if a name is unknown or occurs twice, can't train, needs a missing package, or has no such model.
+        XCiTError: if a name is unknown or occurs twice, or if a contender can't train, needs a missing package, or
+            lacks one of the architectures.
     """
     for name in contenders:
         if name not in INFERENCE_CONTENDERS:
@@ -40,14 +41,14 @@ def check_contenders(
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(INFERENCE_CONTENDERS)}"
             raise XCiTError(f"no contender is called {name!r}; {hint}")
         if train and name not in TRAINING_CONTENDERS:
-            raise XCiTError(f"{name} does not train; what does: {', '.join(TRAINING_CONTENDERS)}")
+            raise XCiTError(f"{name} can't be trained; contenders for training: {', '.join(TRAINING_CONTENDERS)}")
         if contenders.count(name) > 1:
             raise XCiTError(f"the contender {name} is named twice")
         if name.startswith("timm") or name == "onnxruntime":
             _check_packages(name)
             for architecture in architectures:
                 if architecture not in PUBLISHED_ARCHITECTURES:
-                    raise XCiTError(f"timm has no {architecture}: measure it beside xcit-plain or xcit-compile")
+                    raise XCiTError(f"timm has no {architecture}: compare it with xcit-plain or xcit-compile")
         if name == "onnxruntime" and (dtype != "float32" or device.type != "cpu"):
             raise XCiTError(f"onnxruntime is measured in float32 on the CPU only, not in {dtype} on {device}")
 
@@ -59,13 +60,13 @@ def _check_packages(name: str) -> None:
 
 
 def build(name: str, case: Case, folder: Path, *, keeps_memory: bool = True) -> Work:
-    """Builds a contender, on the case's device and in its dtype.
+    """Builds a contender on the case's device and in the case's dtype.
 
     Args:
-        name: one of `INFERENCE_CONTENDERS`, or of `TRAINING_CONTENDERS` for a training step.
+        name: a name from `INFERENCE_CONTENDERS`; for a training step, from `TRAINING_CONTENDERS`.
         case: the case to measure.
-        folder: folder for an ONNX file, which an earlier call may have written.
-        keeps_memory: whether ONNX Runtime may keep its working memory for the next run, as it does by default.
+        folder: folder for ONNX files; a file that an earlier call wrote is used again.
+        keeps_memory: whether ONNX Runtime keeps its working memory for the next run, as by default.
     """
     images = case.images()
     if name == "onnxruntime":
@@ -76,7 +77,7 @@ def build(name: str, case: Case, folder: Path, *, keeps_memory: bool = True) -> 
     if not case.train:
         if isinstance(model, XCiT) and name != "xcit-plain":
             model = model.fuse()
-        # The conversion comes after folding, so that each weight is rounded once.
+        # The dtype is converted after fusing, so that each weight is rounded only one time.
         model, images = model.to(case.torch_dtype), images.to(case.torch_dtype)
     # A compiled model is fastest if it is compiled for only one size.
     forward = torch.compile(model, dynamic=False) if name.endswith("-compile") else model
@@ -86,7 +87,7 @@ def build(name: str, case: Case, folder: Path, *, keeps_memory: bool = True) -> 
 
 
 def build_reference(case: Case) -> Work:
-    """Builds the plain model in float32, whatever dtype is measured."""
+    """Builds the unfused model in float32, independent of the measured dtype."""
     model, images = plain_model(case).train(case.train).to(case.device), case.images()
     if case.train:
         return TrainingStep(model, model, images, case.labels(), torch.float32)
@@ -95,7 +96,7 @@ def build_reference(case: Case) -> Work:
 
 def plain_model(case: Case) -> XCiT:
     """Builds our model with seeded random weights, in float32 on the CPU."""
-    with torch.device("meta"):  # the first values of the weights take no time there
+    with torch.device("meta"):  # so that no time is spent on initial weights
         model = XCiT(case.config)
     model.load_state_dict(_random_state(model), assign=True)
     return model
@@ -113,10 +114,10 @@ def timm_model(case: Case) -> nn.Module:
 
 
 def _random_state(model: XCiT) -> dict[str, Tensor]:
-    """Returns seeded values for everything that a model's output depends on, with scales that keep activations near 1.
+    """Returns seeded random values for a model's parameters and buffers, with scales that keep activations near 1.
 
-    Norm statistics, residual scales and temperatures are random too: with their first values, a wrong use of them would
-    not change the outputs.
+    Norm statistics, residual scales and temperatures are random too. With their initial values, a model that uses them
+    in a wrong way could have the right outputs.
     """
     generator = torch.Generator().manual_seed(SEED)
 

@@ -1,4 +1,4 @@
-"""Peak memory of a contender's run on the CPU, in a new process; `xcit.measure.memory` defines it."""
+"""Measures the peak memory of a contender on the CPU, in a new process; `xcit.measure.memory` defines peak memory."""
 
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from xcit.measure.memory import growth_in_new_process, resident_growth
 
 
 def peak_memory_in_new_process(contender: str, case: Case, folder: Path) -> float:
-    """Returns the bytes per image of a contender's run on the CPU.
+    """Returns the peak memory of a contender's run on the CPU, in bytes per image.
 
     Args:
-        contender: its name.
-        case: what it runs.
-        folder: see `build`.
+        contender: the contender's name.
+        case: the case to measure.
+        folder: folder for ONNX files, as in `build`.
 
     Raises:
-        MemoryUnknownError: if the process fails, for example because memory is short.
+        MemoryUnknownError: if the process fails, for example because there is not enough memory.
     """
     request = {"contender": contender, "case": to_dict(case), "folder": str(folder)}
     here = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def peak_memory_in_new_process(contender: str, case: Case, folder: Path) -> floa
 
 
 def measure(request: dict[str, Any]) -> int:
-    """Returns the bytes of a request's run."""
+    """Returns the peak memory, in bytes, of the run that a request describes."""
     case = from_dict(Case, request["case"])
     torch.set_num_threads(case.threads)
     return resident_growth(build(request["contender"], case, Path(request["folder"]), keeps_memory=False))

@@ -1,4 +1,4 @@
-"""timm's model in ONNX Runtime: exported at one image size to a file, and run on the CPU."""
+"""Exports timm's model to an ONNX file for one image size, and runs the file in ONNX Runtime on the CPU."""
 
 import warnings
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from beside_peers.work import Case
 def open_session(
     build_model: Callable[[], nn.Module], case: Case, folder: Path, *, keeps_memory: bool
 ) -> Callable[[Tensor], Tensor]:
-    """Returns a function from images to logits by ONNX Runtime; the model is exported if the folder has no file of it.
+    """Returns a function that computes logits of images in ONNX Runtime; exports the model if there is no file.
 
     Args:
-        build_model: returns the model, in evaluation mode.
-        case: gives the images and the number of threads.
-        folder: folder of the file.
-        keeps_memory: whether working memory is kept for the next run.
+        build_model: returns the model in evaluation mode.
+        case: the case to measure, which has the images and the number of threads.
+        folder: folder for the ONNX file.
+        keeps_memory: whether ONNX Runtime keeps its working memory for the next run.
     """
     import onnxruntime
 
@@ -30,8 +30,8 @@ def open_session(
     options.intra_op_num_threads = case.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Its threads wait for work by spinning. This makes a run fast, but after the run it would take the processor from
-    # the next contender.
+    # The threads of ONNX Runtime wait for work in a busy loop. The loop must stop after a run, because it would slow
+    # down the next contender.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     run_options = onnxruntime.RunOptions()

@@ -1,4 +1,4 @@
-"""Draws time and peak memory per image against the number of tokens, on logarithmic axes, with a line per contender."""
+"""Draws time and peak memory per image against the number of tokens: logarithmic axes, and one line per contender."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,8 @@ from beside_peers.tables import MEGABYTE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Ours are blue, timm's orange, and compiled ones dashed. Marks and dashes distinguish them in grey print too.
+# Our contenders are blue, and timm's are orange. The lines of compiled contenders are dashed. Marks and dashes also
+# distinguish the lines in a print without colours.
 _STYLES = {
     "xcit": ("#08519c", "-", "o"),
     "xcit-plain": ("#6baed6", "-", "s"),
@@ -22,12 +23,12 @@ _STYLES = {
 
 
 def draw_growth(result: BenchResult, model: ModelResult, path: Path) -> None:
-    """Draws a model's measurements; without memory measurements there is only one panel.
+    """Draws a model's measurements in two panels, time and memory; in one panel if memory was not measured.
 
     Args:
         result: the comparison.
-        model: one of its models.
-        path: a PNG file.
+        model: the result of one model of the comparison.
+        path: path of the PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -92,7 +93,7 @@ def _draw(
 
 
 def _spaced(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Returns the places on a logarithmic axis whose labels do not overlap; the last one is always included."""
+    """Returns ticks of a logarithmic axis with labels that do not overlap; the largest tick is always included."""
     ordered = sorted(set(places), reverse=True)
     room = (ordered[0][0] / ordered[-1][0]) ** (1 / 7)
     kept = ordered[:1]

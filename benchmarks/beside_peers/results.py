@@ -1,4 +1,4 @@
-"""The results of a comparison, as plain values that can be converted to JSON and back."""
+"""The results of a comparison: dataclasses that can be converted to JSON and back."""
 
 import json
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ class Measurement:
     """One contender at one image size.
 
     Attributes:
-        contender: its name.
+        contender: the contender's name.
         seconds: seconds of each round, for the whole batch.
-        milliseconds: milliseconds per image, from the median round.
-        ratio: its median time divided by the first contender's: above 1, the first is faster. None for the first, and
-            if the first could not run.
-        ratio_quartiles: the lower and upper quartile of the rounds' ratios.
-        peak_memory: bytes per image in addition to model and input; None if it was not measured.
-        peak_share: share of the machine's matrix peak that it reached, by the FLOPs of the plain model, whatever it
-            computes itself; a training step counts as three forward passes.
-        difference: largest difference of its outputs from the reference's, divided by the largest value; in training,
-            of the logits and of all gradients, whichever is larger.
+        milliseconds: milliseconds per image, from the median of the rounds.
+        ratio: the contender's median time divided by the first contender's. Above 1, the first contender is faster.
+            None for the first contender, and for all if the first could not run.
+        ratio_quartiles: the lower and the upper quartile of the ratios of single rounds; None if `ratio` is None.
+        peak_memory: bytes per image in addition to model and input; None if memory was not measured.
+        peak_share: the contender's FLOP/s divided by the machine's FLOP/s in matrix products. For all contenders, the
+            FLOPs of the unfused model are used; a training step counts as three forward passes.
+        difference: largest difference between the contender's outputs and the reference's, divided by the largest
+            output. In training, the maximum of this value for the logits and for all gradients.
     """
 
     contender: str
@@ -37,7 +37,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A measurement that failed, with the reason in one line."""
+    """A measurement that failed, and the reason in one line."""
 
     what: str
     reason: str
@@ -45,9 +45,9 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeResult:
-    """All contenders at one image size (side in pixels).
+    """The results of all contenders at one image size.
 
-    `flops` are torch's for one image, 2 per multiply-accumulate.
+    `image_size` is the side in pixels. `flops` is torch's count for one image, with 2 FLOPs per multiply-accumulate.
     """
 
     image_size: int
@@ -59,7 +59,7 @@ class SizeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """Fitted exponents of a contender's time and memory against the number of tokens; 1 is linear."""
+    """Fitted exponents of a contender's time and memory as powers of the number of tokens; 1 means linear growth."""
 
     contender: str
     time: float | None
@@ -68,7 +68,7 @@ class Growth:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelResult:
-    """One model at all sizes."""
+    """The results of one model at all image sizes."""
 
     model: str
     sizes: tuple[SizeResult, ...]
@@ -77,7 +77,7 @@ class ModelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """A whole comparison; the others are compared with `contenders[0]`."""
+    """A whole comparison; all other contenders are compared with `contenders[0]`."""
 
     machine: Machine
     contenders: tuple[str, ...]
@@ -88,12 +88,12 @@ class BenchResult:
     models: tuple[ModelResult, ...]
 
     def to_json(self) -> str:
-        """Returns all of it as JSON, with exact floats."""
+        """Returns the whole comparison as JSON, with exact floats."""
         return json.dumps(to_dict(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "BenchResult":
-        """Reads what `to_json` wrote.
+        """Returns the comparison from the JSON that `to_json` wrote.
 
         Raises:
             XCiTError: if a field is missing, unknown or has another type.

@@ -1,4 +1,4 @@
-"""A comparison as text: the machine, a table for each model, and the growth of its figures."""
+"""Formats a comparison as text: the machine, a table for each model, and the growth of time and memory."""
 
 from beside_peers.results import BenchResult, Measurement, ModelResult
 from xcit.measure.clock import headings, three_digits
@@ -7,7 +7,7 @@ MEGABYTE = 1e6
 
 
 def heading(result: BenchResult) -> tuple[str, str]:
-    """Returns two lines: machine and versions, then what was measured and the peak of matrix products."""
+    """Returns two lines: first machine and versions, then the settings and the FLOP/s of matrix products."""
     what = "training step (forward, loss, backward)" if result.train else "inference"
     return headings(result.machine, f"{what}, {result.dtype}, batch {result.batch_size}", result.rounds)
 
@@ -22,7 +22,7 @@ def headers(result: BenchResult) -> tuple[str, ...]:
 
 
 def rows(result: BenchResult, model: ModelResult) -> list[tuple[tuple[str, ...], ...]]:
-    """Returns the cells of a model's table: for each image size, a row per contender."""
+    """Returns the cells of a model's table: for each image size, one row per contender."""
     groups = []
     for size in model.sizes:
         group = []
@@ -36,7 +36,7 @@ def rows(result: BenchResult, model: ModelResult) -> list[tuple[tuple[str, ...],
 
 
 def growth_lines(model: ModelResult) -> list[str]:
-    """Returns a line per contender with the fitted exponents, if there are at least two sizes."""
+    """Returns one line per contender with its fitted exponents; no lines if there are fewer than two sizes."""
     lines = []
     for growth in model.growth:
         parts = [

@@ -1,4 +1,4 @@
-"""The measured work of each contender: a forward pass, or a training step, on a batch of seeded noise."""
+"""The work that is measured for each contender: a forward pass or a training step, on a batch of seeded noise."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,9 +18,9 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """The measured work: a forward pass of a batch of square images, or a training step.
+    """The settings of a measurement: a forward pass or a training step, on a batch of square images.
 
-    `device` is as torch names it, and `threads` is the number of CPU threads.
+    `device` is a device string of torch, and `threads` is the number of CPU threads.
     """
 
     architecture: str
@@ -38,12 +38,12 @@ class Case:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch's."""
+        """The dtype as a `torch.dtype`."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
     def images(self) -> Tensor:
-        """The batch: seeded noise, (B, channels, size, size), in float32 with values that `dtype` can represent."""
+        """Returns seeded noise (B, channels, size, size) in float32, with values that `dtype` can represent."""
         size = self.image_size
         generator = torch.Generator().manual_seed(SEED)
         images = torch.randn(self.batch_size, self.config.in_channels, size, size, generator=generator)
@@ -56,7 +56,7 @@ class Case:
 
 
 class Inference:
-    """A forward pass without gradients; it returns the logits."""
+    """A forward pass without gradients; a call returns the logits."""
 
     def __init__(self, forward: Callable[[Tensor], Tensor], images: Tensor) -> None:
         self._forward, self._images = forward, images
@@ -67,20 +67,20 @@ class Inference:
             return self._forward(self._images)
 
     def outputs(self) -> list[Tensor]:
-        """Returns what is compared: the logits."""
+        """Returns the values to compare: the logits."""
         return [self().float()]
 
 
 class TrainingStep:
-    """Forward pass, cross-entropy and backward pass; gradients are set to None, and there is no optimiser.
+    """A forward pass, the cross-entropy and a backward pass, without an optimiser; a call returns the logits.
 
-    It returns the logits.
+    After a call, the gradients are None.
 
     Args:
-        model: the model, whose parameters get gradients.
-        forward: the model, or its compiled form.
-        images: in float32.
-        labels: labels of the images.
+        model: the model; its parameters receive the gradients.
+        forward: the model itself, or the result of `torch.compile`.
+        images: images in float32.
+        labels: class indices of the images.
         dtype: dtype of autocast, as in `xcit train`; float32 means no autocast.
     """
 
@@ -101,7 +101,7 @@ class TrainingStep:
         return logits
 
     def outputs(self) -> list[Tensor]:
-        """Returns what is compared: the logits, and all gradients by our names."""
+        """Returns the values to compare: the logits, and one vector of all gradients, sorted by our parameter names."""
         logits = self._step()
         gradients = {name: _gradient(parameter) for name, parameter in self._model.named_parameters()}
         self._model.zero_grad(set_to_none=True)

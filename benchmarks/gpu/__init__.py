@@ -1,1 +1,1 @@
-"""The parts of on_gpu.py. Parts with kernels are imported after it is known whether the interpreter runs them."""
+"""The parts of on_gpu.py, which imports them after it has decided whether Triton's interpreter runs the kernels."""

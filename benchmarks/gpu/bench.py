@@ -1,4 +1,4 @@
-"""What all parts share: the report, the device's clock, and the speeds that the machine can reach."""
+"""Code for all parts of the benchmark: the report, the device's clock, and the peak speeds of the machine."""
 
 import gc
 import json
@@ -14,13 +14,13 @@ import torch
 from xcit.measure.clock import matrix_peak
 
 SAMPLE_SECONDS = 0.004
-"""Work that is shorter than this is repeated for so long before the clock is read."""
+"""The clock is read after at least about this many seconds: shorter work is repeated."""
 
 Run = Callable[[], object]
 
 
 class Report:
-    """Prints lines, and writes them and the records to files of a folder after each one."""
+    """Prints lines, and writes each line and each record immediately to files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,13 +36,13 @@ class Report:
             file.write(line + "\n")
 
     def record(self, part: str, **values: Any) -> None:
-        """Adds a record to those of a part."""
+        """Adds a record to the records of a part."""
         self.records.setdefault(part, []).append(values)
         (self.folder / "results.json").write_text(json.dumps(self.records, indent=1))
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Reports an error in the block, if there is one, and continues after it."""
+        """Reports an error in the `with` block, if there is one; the program continues after the block."""
         try:
             yield
         except Exception as error:
@@ -61,7 +61,7 @@ class Clock:
         self.cuda, self.rounds = device.type == "cuda", rounds
 
     def seconds(self, run: Run, repeats: int) -> float:
-        """Returns the seconds of one run, as the mean of `repeats`."""
+        """Returns the seconds of one run: the mean over `repeats` runs."""
         if not self.cuda:
             started = time.perf_counter()
             for _ in range(repeats):
@@ -76,7 +76,7 @@ class Clock:
         return start.elapsed_time(end) / 1000 / repeats
 
     def take_turns(self, runs: Mapping[str, Run]) -> dict[str, list[float]]:
-        """Returns the seconds of each round, in which all take turns; all have run before."""
+        """Returns the seconds of each run in each round; the runs take turns. All runs must have been called before."""
         repeats = dict.fromkeys(runs, 1)
         if self.cuda:
             repeats = {name: max(1, min(100, int(SAMPLE_SECONDS / self.seconds(run, 1)))) for name, run in runs.items()}
@@ -109,8 +109,8 @@ class Bench:
         return torch.compile(function, dynamic=False, backend="eager" if self.tiny else "inductor")
 
     def out_of_time(self, deadline: float) -> bool:
-        """Returns whether the time is over, and prints a line if it is."""
+        """Returns whether the deadline has passed, and prints a line if it has."""
         if time.monotonic() <= deadline:
             return False
-        self.report.say("    the rest is left out for time")
+        self.report.say("    the rest is left out, because the time is over")
         return True

@@ -1,4 +1,4 @@
-"""Whole models beside timm's with the same weights: forward passes and training steps."""
+"""Compares whole models with timm's, which have the same weights: forward passes and training steps."""
 
 import statistics
 import time
@@ -13,20 +13,20 @@ from gpu.bench import Bench, Run
 from gpu.kernels.use import use_kernels
 from xcit.measure.clock import ratio_of_medians
 
-# The order of preparation: the last ones may be left out for lack of time. "xcit-plain" is our model for training,
-# "xcit" its fused copy (in training the model itself), "kernels" the one with LPI by a kernel, and "gram" the one that
-# also computes XCA from a kernel's Gram matrix.
+# Contenders in the order of preparation: the last may be left out if the time is over. "xcit-plain" is our model
+# without fusing. "xcit" is the fused model, but in training the unfused model. "kernels" is "xcit" with kernels for
+# LPI. "gram" is "kernels" with XCA from a kernel's Gram matrix.
 WIDE = ("timm", "timm-compile", "kernels-compile", "xcit-compile", "gram-compile", "xcit", "kernels", "gram",
         "xcit-plain")  # fmt: skip
 NARROW = ("vit-compile", "timm-compile", "kernels-compile", "xcit-compile", "timm", "xcit", "kernels")
 TRAINING = ("timm", "timm-compile", "kernels-compile", "xcit-compile", "xcit", "kernels")
 
 LARGEST_DIFFERENCE = 0.3
-"""Limit of |difference| / |timm's|. More can't be rounding of bfloat16, with a dozen blocks of random weights."""
+"""Limit of |difference| / |timm's output|. Rounding to bfloat16 in 12 blocks of random weights can't exceed it."""
 
 
 def models(bench: Bench, deadline: float) -> None:
-    """Times forward passes in bfloat16; the narrow model is compared with a ViT of the same FLOPs."""
+    """Times forward passes in bfloat16; small-12-p16 is also compared with a ViT of similar FLOPs."""
     size, batch = (32, 1) if bench.tiny else (224, 256)
     contenders = {"small-12-p8": WIDE, "small-12-p16": NARROW}
     if bench.tiny:
@@ -49,7 +49,7 @@ def train(bench: Bench, deadline: float) -> None:
         with bench.report.attempt(f"timm's step in batches of {batch}"):
             _build(bench, "timm", case)()
             fits = True
-        if fits:  # otherwise the next, smaller batch is tried for all models
+        if fits:  # else all models use the next smaller batch
             with bench.report.attempt(f"train {case.architecture}"):
                 _time(bench, case, ("timm", "kernels") if bench.tiny else TRAINING, deadline)
             return
@@ -70,10 +70,10 @@ def _case(bench: Bench, architecture: str, size: int, batch: int, *, train: bool
 def _build(bench: Bench, name: str, case: Case) -> Work:
     kind = name.removesuffix("-compile")
     model = _model(kind, case).to(bench.device)
-    if kind in ("kernels", "gram"):  # with all blocks the interpreter would take a minute
+    if kind in ("kernels", "gram"):  # tiny: the interpreter needs a minute for all blocks
         use_kernels(model.blocks[0] if bench.tiny else model, gram=kind == "gram")
     images = case.images()
-    if not case.train:  # after folding, so that each weight is rounded once
+    if not case.train:  # after fusing, so that each weight is rounded only one time
         model, images = model.to(case.torch_dtype), images.to(case.torch_dtype)
     forward = bench.compile(model) if name.endswith("-compile") else model
     if case.train:
@@ -118,8 +118,8 @@ def _time(bench: Bench, case: Case, names: tuple[str, ...], deadline: float) -> 
     taken = bench.clock.take_turns(works)
     reference = next(name for name in ("timm-compile", "timm", *works) if name in works)
     flops = {kind: _flops(kind, case) for kind in ("xcit", "vit")}
-    report.say(f"  {case.architecture}: speed beside {reference}, with quartiles; share of the matrix peak by timm's")
-    report.say("    arithmetic; memory above model and images; difference of logits, in training of gradients too")
+    report.say(f"  {case.architecture}: speed relative to {reference}, with quartiles; share of the matrix peak")
+    report.say("    (FLOPs of timm's model); memory beyond model and images; difference of logits (and gradients)")
     for name, seconds in taken.items():
         median = statistics.median(seconds)
         slower, (low, high) = ratio_of_medians(seconds, taken[reference])
@@ -161,7 +161,7 @@ def _difference(outputs: list[Tensor], others: list[Tensor]) -> float:
 
 
 def _flops(kind: str, case: Case) -> float:
-    """Returns torch's FLOPs of a batch for timm's model (matrix products and convolutions); a step is three passes."""
+    """Returns torch's count of the FLOPs of timm's model for a batch; a training step counts as three passes."""
     import timm
 
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -174,7 +174,7 @@ def _flops(kind: str, case: Case) -> float:
 
 
 def _profile(bench: Bench, title: str, work: Run) -> None:
-    """Adds the device's kernels of one run to profile.txt, the longest first."""
+    """Adds the GPU kernels of one run to profile.txt; the kernel with the longest time is first."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:

@@ -1,4 +1,4 @@
-"""The problems that the Triton kernels are run on, with plain forms beside each kernel."""
+"""The problems for the Triton kernels: inputs, each kernel, and the same computation in plain PyTorch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +21,10 @@ BATCH_NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class Problem:
-    """A kernel's inputs, its forms by name ("eager" is the first, "triton" is the kernel), and the least bytes to move.
+    """The inputs of a computation, its forms by name, and the smallest possible number of bytes to read and write.
 
-    With `grad`, a run is a forward and a backward pass, and also returns the gradients of all inputs.
+    A form is one implementation: "eager" is the first, and "triton" is the kernel. `grad` is the gradient of the
+    output. If it is given, a run is a forward and a backward pass, and also returns the gradients of all inputs.
     """
 
     name: str
@@ -53,7 +54,7 @@ def run(form: Form, inputs: Outputs, grad: Tensor | None) -> Outputs:
 
 
 def lpi_problem(batch: int, height: int, width: int, dim: int, dtype: torch.dtype, device: torch.device) -> Problem:
-    """Returns the problem of a block's LPI branch in inference, with its LayerNorm and residual."""
+    """Returns the problem of a block's LPI branch in inference, including its LayerNorm and residual."""
 
     def eager(tokens: Tensor, *parameters: Tensor) -> Outputs:
         norm, norm_bias, weight1, bias1, scale, shift, weight2, bias2 = parameters
@@ -89,7 +90,7 @@ def lpi_problem(batch: int, height: int, width: int, dim: int, dtype: torch.dtyp
 def training_problem(
     batch: int, height: int, width: int, dim: int, dtype: torch.dtype, device: torch.device
 ) -> Problem:
-    """Returns the problem of LPI in training, forward and backward."""
+    """Returns the problem of LPI in training: forward and backward pass."""
 
     def eager(tokens: Tensor, *parameters: Tensor) -> Outputs:
         weight1, bias1, norm, norm_bias, weight2, bias2 = parameters
@@ -118,7 +119,7 @@ def training_problem(
 
 
 def gram_problem(batch: int, num_tokens: int, dim: int, dtype: torch.dtype, device: torch.device) -> Problem:
-    """Returns the problem of LayerNorm without affine part, with the Gram matrix and column sums of its output."""
+    """Returns the problem of LayerNorm without its affine part, and the Gram matrix and column sums of its output."""
 
     def eager(tokens: Tensor) -> Outputs:
         normed = F.layer_norm(tokens, (dim,), eps=NORM_EPS)
@@ -134,7 +135,7 @@ def gram_problem(batch: int, num_tokens: int, dim: int, dtype: torch.dtype, devi
     tokens = torch.randn(batch, num_tokens, dim, device=device, dtype=dtype)
     forms: dict[str, Form] = {"eager": eager, "triton": kernel}
     if device.type == "cuda" and dtype != torch.float32:
-        forms["float32-out"] = wide  # the product in float32 like the kernel's; the eager form rounds it
+        forms["float32-out"] = wide  # keeps the product in float32, as the kernel does
     return Problem(
         name="gram",
         shape=f"{batch} x {num_tokens} x {dim}",

@@ -1,4 +1,4 @@
-"""The kernels alone: their outputs beside exact ones, and their speed beside plain forms."""
+"""Measures single kernels: compares their outputs with exact outputs, and their speed with plain PyTorch."""
 
 import statistics
 from typing import Any
@@ -10,12 +10,12 @@ from gpu.problems import Problem, gram_problem, lpi_problem, training_problem
 from xcit.measure.clock import ratio_of_medians
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-4, torch.float16: 2e-3}
-"""Limit of |difference| / |exact|, in norms."""
+"""Limit of norm(difference) / norm(exact output)."""
 
-# (B, H, W, D), even and odd; the first is timed. tests/benchmarks/gpu/kernels has more shapes.
+# (B, H, W, D), even and odd numbers. tests/benchmarks/gpu/kernels has more shapes.
 SHAPES_CHECKED = [(4, 28, 28, 384), (3, 13, 17, 130), (64, 7, 7, 768)]
 
-# Width, side of the token grid, and batch sizes, of which the first matters most.
+# Width, side of the token grid, and batch sizes. The first batch size of every shape is timed first.
 SHAPES = {
     "small-12-p8 at 224": (384, 28, (256, 64, 1)),
     "small-12-p16 at 224": (384, 14, (256, 64, 1)),
@@ -28,8 +28,8 @@ SHAPES = {
 
 
 def check(bench: Bench, deadline: float) -> None:
-    """Compares each form of each problem with its eager form in float64."""
-    bench.report.say("\nCHECK: |form - exact| / |exact|, the worst of outputs and gradients; exact is eager in float64")
+    """Compares each form of each problem with the eager form in float64."""
+    bench.report.say("\nCHECK: largest |form - exact| / |exact| of outputs and gradients; exact is eager in float64")
     for shape in [(1, 2, 2, 3)] if bench.tiny else SHAPES_CHECKED:
         batch, height, width, dim = shape
         for dtype in TOLERANCE:
@@ -60,19 +60,17 @@ def _check(bench: Bench, problem: Problem, dtype: torch.dtype) -> None:
 
 
 def _poison(device: torch.device) -> None:
-    """Fills free memory with NaN, so that values that a kernel does not write become visible."""
+    """Fills free memory with NaN, so that an element that a kernel does not write is NaN in its output."""
     torch.cuda.empty_cache()
     blocks = [torch.full((numbers,), torch.nan, device=device) for numbers in (2**26, *[2**17] * 64)]
     del blocks
 
 
 def kernels(bench: Bench, deadline: float) -> None:
-    """Times each kernel beside its plain forms, eager and compiled, in the shapes of the published models."""
+    """Times each kernel and its plain forms, eager and compiled, in the shapes of published models."""
     shapes = {"tiny": (8, 2, (1,))} if bench.tiny else SHAPES
-    bench.report.say(
-        "\nKERNELS: bfloat16; how many times the kernel's time a form takes, with quartiles; floor: the time"
-    )
-    bench.report.say("  that a copy of as many bytes as must be moved takes, as a share of the kernel's")
+    bench.report.say("\nKERNELS: bfloat16; time of each form divided by the kernel's time, with quartiles; floor: time")
+    bench.report.say("  of a copy of the smallest possible number of bytes, as a share of the kernel's time")
     for turn in range(max(len(batches) for _, _, batches in shapes.values())):
         for name, (dim, side, batches) in shapes.items():
             if turn >= len(batches):

@@ -1,4 +1,4 @@
-"""Times launch shapes of the Triton kernels against each other, to choose the constants in kernels/."""
+"""Compares the times of launch shapes of the Triton kernels, to choose the constants in kernels/."""
 
 import itertools
 import statistics
@@ -15,7 +15,7 @@ Choose = Callable[[dict[str, int]], AbstractContextManager[None]]
 
 @contextmanager
 def constants(module: Any, **values: Any) -> Iterator[None]:
-    """Changes a module's constants within the context."""
+    """Changes a module's constants inside the `with` block."""
     kept = {name: getattr(module, name) for name in values}
     try:
         for name, value in values.items():
@@ -27,7 +27,7 @@ def constants(module: Any, **values: Any) -> Iterator[None]:
 
 
 def tune(bench: Bench, deadline: float) -> None:
-    """Times every choice on the largest batches of small-12-p8 and small-12-p16 at 224."""
+    """Times every choice of constants on batches of 256 for small-12-p8 and small-12-p16 at 224 pixels."""
     batch, sides, dim = (1, (2,), 8) if bench.tiny else (256, (28, 14), 384)
     place = (bench.dtype, bench.device)
     strips = [

@@ -1,1 +1,1 @@
-"""Measures the published figures again: the plan, the data sets, the measurements, and the page with the results."""
+"""The parts of reproduce.py: the plan, the checks of the data sets, the measurements, and the page of results."""

@@ -1,4 +1,4 @@
-"""Checks, before anything is downloaded, that the user's folders are the data sets of the published figures."""
+"""Checks, before any download, that the user's folders contain the data sets of the published figures."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,20 +13,20 @@ def check_data(dataset: str, data: str) -> int:
     """Opens the validation split of a data set, and returns its number of images.
 
     Raises:
-        XCiTError: if there is no validation split, its folders have another structure, or it has other classes.
+        XCiTError: if there is no validation split, or if its folders or classes do not match the data set.
     """
     return _CHECKS[dataset](data)
 
 
 def _check_classes(data: str, dataset: str, found: Sequence[str], known: Sequence[str]) -> None:
-    """Checks that every class that was found belongs to the data set; some of its classes may be missing."""
+    """Checks that every class in the folder is a class of the data set; classes may be missing."""
     if other := [name for name in found if name not in set(known)]:
-        raise XCiTError(f"{data} is not {dataset}: it has classes of other names, {other[0]!r} among them")
+        raise XCiTError(f"{data} is not {dataset}: it has other classes, for example {other[0]!r}")
 
 
 def _imagenet(data: str) -> int:
     if is_folder_without_validation(data):
-        raise XCiTError(f"{data} is not ImageNet as it is laid out: there is no val in it, with images to measure on")
+        raise XCiTError(f"{data} is not ImageNet: it has no folder val")
     images = open_labelled_images(data, "val")
     _check_classes(data, "ImageNet", images.class_ids, imagenet_class_ids())
     return len(images)

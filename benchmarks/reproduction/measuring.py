@@ -1,4 +1,4 @@
-"""Makes a measurement: it computes the figures under their published names, and the number of measured images."""
+"""Makes a measurement: computes the figures of a checkpoint on a data set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,16 @@ from xcit.zoo import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """Settings: device, images per forward pass, processes that read images, and the folder for runs of probes."""
+    """The settings of a measurement.
+
+    Attributes:
+        device: device of the model.
+        batch_size: images per forward pass.
+        num_workers: processes that read images.
+        probes: folder for the training runs of linear probes.
+        started: called with the number of images.
+        report: called with the number of images that were processed since the last call.
+    """
 
     device: torch.device
     batch_size: int
@@ -32,7 +41,7 @@ class How:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Figures in percent, the number of measured images, and the number of images that could not be read."""
+    """Figures in percent by metric, the number of measured images, and the number of images that could not be read."""
 
     figures: dict[str, float]
     num_images: int
@@ -41,10 +50,10 @@ class Measured:
 
 
 def measure(measurement: Measurement, data: str, how: How) -> Measured:
-    """Fetches the checkpoint and measures it, in float32.
+    """Downloads the checkpoint, unless the cache has it, and measures it in float32.
 
     Raises:
-        XCiTError: if the checkpoint can't be downloaded or is another model, or the data can't be read.
+        XCiTError: if the checkpoint can't be downloaded or is another model, or if the data can't be read.
     """
     kind = {"classifier": _classifier, "k-NN": _knn, "linear": _linear}.get(measurement.method, _dense)
     return kind(measurement, data, how)
@@ -53,7 +62,7 @@ def measure(measurement: Measurement, data: str, how: How) -> Measured:
 def _classifier(measurement: Measurement, data: str, how: How) -> Measured:
     record, spec = measurement.record, measurement.spec
     assert isinstance(record, Checkpoint) and spec is not None
-    # The recipe is not used: robust models have none, and its size and resizing would be the same.
+    # The config is built here, because robust models have no recipe. The recipes' preprocessing would be the same.
     config = ClassificationConfig(name=record.name, model=record.config, preprocessing=spec)
     result = measure_classifier(
         config,

@@ -1,4 +1,4 @@
-"""Writes the page of results: every published figure next to the measured one."""
+"""Writes the page of results: every published figure and the measured figure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ _HEAD = "| model | published by | figure | published | measured | difference | |
 _RULE = "|---|---|---|---:|---:|---:|---|"
 
 AS_PUBLISHED, DIFFERS, PARTIAL, MISSING = "as published", "**differs**", "of other images", "not measured"
-"""The possible first words of a figure's verdict."""
+"""The verdicts; in the page, an explanation may follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One figure: the cells of its row in the table, and the verdict."""
+    """One figure: the cells of its table row without the last, and the verdict, which is the last cell."""
 
     cells: tuple[str, ...]
     verdict: str
@@ -25,9 +25,9 @@ def page(measurements: Sequence[Measurement], results: Mapping[str, Result], com
     """Returns the whole page, in Markdown.
 
     Args:
-        measurements: all measurements that were requested.
-        results: results of those that were made or have failed, by key.
-        command: the command that writes the page.
+        measurements: all requested measurements.
+        results: results of the measurements that were made or that failed, by the measurement's key.
+        command: the command that writes the page, for the first sentence.
     """
     lines = {measurement.key: [*_lines(measurement, results.get(measurement.key))] for measurement in measurements}
     flat = [line for group in lines.values() for line in group]
@@ -40,11 +40,11 @@ def page(measurements: Sequence[Measurement], results: Mapping[str, Result], com
     text = [
         "# The published numbers, measured",
         "",
-        f"Written by `{command}`, which alone changes this page. Each model was measured in float32, by the protocol",
-        f"under which its figure was published; what differs by more than {TOLERANCE} points is marked.",
+        f"This page is written by `{command}`; do not edit it. Each model was measured in float32, by the protocol of",
+        f"its published figure. Figures that differ by more than {TOLERANCE} percentage points are marked.",
         "",
-        f"Of {len(flat)} published figures {counts[AS_PUBLISHED]} are as published, {counts[DIFFERS]} differ, "
-        f"{counts[PARTIAL]} are of other images than the published ones, so that nothing follows, and "
+        f"Of {len(flat)} figures, {counts[AS_PUBLISHED]} are as published, and {counts[DIFFERS]} differ. "
+        f"{counts[PARTIAL]} were measured on other images than the published figures, so they can't be compared. "
         f"{counts[MISSING]} were not measured.",
         "",
         *(f"- on {machine}" for machine in machines),
@@ -89,7 +89,7 @@ def _verdict(measurement: Measurement, result: Result, difference: float) -> str
         notes.insert(0, f"{of_them}, {measurement.others} there" if measurement.others else of_them)
         verdict = PARTIAL
     else:
-        # The published figures are rounded, so that errors of rounding must not count as a difference.
+        # Rounded, so that floating-point errors do not make a difference larger than the tolerance.
         verdict = DIFFERS if round(abs(difference), 6) > TOLERANCE else AS_PUBLISHED
     if result.num_unreadable:
         notes.append(f"{result.num_unreadable} images could not be read")

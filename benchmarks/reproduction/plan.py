@@ -1,4 +1,4 @@
-"""Lists the measurements that reproduce the published figures: each has one model, one protocol and one data set."""
+"""Lists the measurements that reproduce the published figures: one per model and protocol."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from xcit.zoo import RECORDS, Checkpoint, Record
 from xcit.zoo.records import DenseRecord
 
 TOLERANCE = 0.1
-"""Percentage points by which a figure may differ from the published one."""
+"""Largest difference, in percentage points, between a measured figure and the published figure."""
 
 NUM_IMAGES = {"ImageNet-1k": 50_000, "COCO": 5_000, "ADE20K": 2_000, "CIFAR-10": 10_000, "CIFAR-100": 10_000}
-"""Numbers of images of the validation splits (for CIFAR: test splits), to which the published figures refer."""
+"""Numbers of images of the splits of the published figures: validation splits, and test splits of CIFAR."""
 
 
 _ROBUSTBENCH = "5,000 images that RobustBench chose"
@@ -19,17 +19,17 @@ _ROBUSTBENCH = "5,000 images that RobustBench chose"
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One run over a data set.
+    """The measurement of one checkpoint on one data set.
 
     Attributes:
         record: record of the checkpoint.
-        method: "classifier", "k-NN", "linear", or the task of a dense model.
-        protocol: who published the figures, which determines how images are prepared.
+        method: "classifier", "k-NN" or "linear"; for robust models also the attack; for a dense model its task.
+        protocol: who measured the published figures; this determines the preprocessing.
         published: published figures in percent, by metric.
-        spec: preprocessing of a classifier's images.
-        impossible: why this package can't make the measurement; "" if it can.
-        others: the images of the published figure, if it was not measured on the whole validation split.
-        notes: further notes on the figure.
+        spec: preprocessing of a classifier's images; None for a dense model.
+        impossible: the reason why this package can't make the measurement; "" if it can.
+        others: the images of the published figure, if it was not measured on the whole split; else "".
+        notes: further notes on the figure, for the page.
     """
 
     record: Record
@@ -43,7 +43,7 @@ class Measurement:
 
     @property
     def key(self) -> str:
-        """A name of the measurement, for files."""
+        """The measurement's name, which is used for file names."""
         return f"{self.record.name}--{self.method}--{self.protocol}".replace(" ", "-").replace("/", "-")
 
     @property
@@ -53,7 +53,7 @@ class Measurement:
 
 
 def plan(records: Iterable[Record] | None = None) -> list[Measurement]:
-    """Returns the measurements of some records; None means all published ones. The packaged model has none."""
+    """Returns the measurements of some records; None means all published records. The packaged model has none."""
     found = [record for record in (RECORDS.values() if records is None else records) if record.packaged is None]
     return [measurement for record in found for measurement in _of(record)]
 
@@ -79,7 +79,7 @@ def _of(record: Record) -> list[Measurement]:
                 spec=spec,
                 impossible=f"this package has no {accuracy.attack.partition(',')[0]}" if accuracy.attack else "",
                 others=_ROBUSTBENCH if (accuracy.measured_by, record.dataset) == ("RobustBench", "ImageNet-1k") else "",
-                notes=("which k was taken was not published: the best of 10, 20, 100 and 200",)
+                notes=("the published k is unknown: the best of 10, 20, 100 and 200",)
                 if accuracy.method == "k-NN"
                 else (),
             )

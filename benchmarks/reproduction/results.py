@@ -1,4 +1,4 @@
-"""Stores results, one JSON file per measurement, so that a stopped run can continue and processes can share a run."""
+"""Stores each result in its own JSON file, so that a stopped run can continue and several processes can share a run."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from xcit.writing import whole_file
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result of a measurement: figures in percent and the number of images, or the reason of a failure."""
+    """The result of a measurement: figures in percent and the number of images, or the reason for a failure."""
 
     key: str
     data: str
@@ -25,7 +25,7 @@ class Result:
     failure: str = ""
 
     def write(self, folder: Path) -> None:
-        """Writes the result to a folder, and replaces an earlier one."""
+        """Writes the result to its file in a folder, and replaces an earlier result."""
         with whole_file(_path(folder, self.key)) as part:
             part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
@@ -44,10 +44,10 @@ def read_result(folder: Path, key: str) -> Result | None:
 
 
 def is_done(folder: Path, measurement: Measurement, data: str, since: float) -> bool:
-    """Returns whether a measurement was already made on these data, or has failed after `since`.
+    """Returns whether a measurement was already made on these data, or failed in this run.
 
-    `since` is the start of this run, as `time.time()`. So measurements that failed in an earlier run are made again,
-    but not those that failed in another process of this run.
+    `since` is the start of this run, from `time.time()`. A measurement that failed before `since` is made again. A
+    measurement that failed after it, in another process of this run, is not.
     """
     found = read_result(folder, measurement.key)
     if found is None or found.data != data:
@@ -56,6 +56,6 @@ def is_done(folder: Path, measurement: Measurement, data: str, since: float) -> 
 
 
 def read_results(folder: Path, measurements: Sequence[Measurement]) -> dict[str, Result]:
-    """Returns all results that exist, by the measurement's key."""
+    """Returns the stored results by the measurement's key, without measurements that have no result."""
     found = (read_result(folder, measurement.key) for measurement in measurements)
     return {result.key: result for result in found if result is not None}

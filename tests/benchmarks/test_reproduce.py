@@ -1,4 +1,4 @@
-"""`benchmarks/reproduce.py` from end to end: a server with stand-in weights, miniature data sets, wrong ones too."""
+"""Runs `benchmarks/reproduce.py` with a local server, small models as stand-ins, and tiny right and wrong data sets."""
 
 import hashlib
 import io
@@ -48,7 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     SEGMENTER: {"model": SegmenterConfig(kind="sem-fpn", backbone=BACKBONE, channels=16)},
     DETECTOR: {"model": MaskRCNNConfig(backbone=BACKBONE, num_classes=80, channels=16, box_features=16)},
 }
-"""The stand-ins are small; what else their records say is as published."""
+"""The shapes of the small models that stand in for the published ones; all other fields of their records are real."""
 FORMATS = {NANO: "official", DINO: "dino", SEGMENTER: "mmseg", DETECTOR: "mmdet"}
 
 
@@ -59,14 +59,16 @@ class _Silent(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, dict[str, str]]]:
-    """A server's URL, the folder that it serves: one file a model, each in its published format; and their digests."""
+    """Yields a server's URL, the folder that it serves, and the digests of the files.
+
+    The folder has one file per model, in the model's published format."""
     folder = tmp_path_factory.mktemp("site")
     for name, form in FORMATS.items():
         torch.manual_seed(0)
         (shape,) = SHAPES[name].values()
         model = kind_of_config(shape).build(shape)
         if name == NANO:
-            model.head.bias.data[1] = 100.0  # all are taken for the second class, as a third of the images is
+            model.head.bias.data[1] = 100.0  # every image is predicted as class 1; a third is correct
         save_model(model, folder / "native.safetensors")
         convert(folder / "native.safetensors", folder / f"{name}.pth", form)
     (folder / f"{DIST}.pth").write_bytes((folder / f"{NANO}.pth").read_bytes())
@@ -74,7 +76,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, 
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.pth")}
-        # What the server has under one name is another's file, as its digest tells.
+        # The server has the file of NANO under the name of DIST, so its digest is wrong.
         yield f"http://127.0.0.1:{server.server_address[1]}", folder, digests | {f"{DIST}.pth": "fb247f7b"}
         server.shutdown()
         thread.join()
@@ -82,10 +84,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, 
 
 @pytest.fixture
 def zoo(site: tuple[str, Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """The records are those of the stand-ins alone, with the server as their one source; fields of one may be set."""
+    """Reduces the zoo to the stand-ins, with the server as their source; returns a function that changes a record."""
     url, _, digests = site
     monkeypatch.setenv("XCIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE")  # nothing is asked but the server
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # the only host is the local server
     kept = {name: find_record(name) for name in (*FORMATS, DIST, BY_HAND, "xcit-pico-fashion-mnist")}
     for name in [*RECORDS]:
         monkeypatch.delitem(RECORDS, name)
@@ -107,7 +109,7 @@ def zoo(site: tuple[str, Path, dict[str, str]], tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Miniatures: some images of three classes; scenes and objects in images so flat that they stay small."""
+    """Writes tiny data sets: images of three classes, a scene with labels, and an image with one object."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
 
@@ -155,7 +157,7 @@ def reproduce(folder: Path, *arguments: object) -> Done:
 
 
 def rows(folder: Path) -> dict[tuple[str, str, str], list[str]]:
-    """The page's rows: model, by whom and figure -> the other cells."""
+    """Returns the rows of the page: (model, who published the figure, figure) -> the other cells."""
     lines = (line for line in (folder / "page.md").read_text().splitlines() if line.startswith("| "))
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {(row[0], row[1], row[2]): row[3:] for row in cells if row[0] != "model"}
@@ -189,7 +191,7 @@ def test_every_kind_of_model_is_fetched_and_measured(
     assert [found[NANO, by, "top-1"][1] for by in ("official", "mmpretrain")] == ["33.33"] * 2
     assert {path.name for path in tmp_path.iterdir()} == {"out", "page.md", "cache"}
 
-    # The same again measures what failed alone. Of the whole validation split it says what differs from the published.
+    # A second run repeats only failed measurements. On a complete validation split, the page compares the figures.
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(f"{NANO}*.json")}
     figures = {"official": 100 / 3 + 0.099, "mmpretrain": 100 / 3 + 0.2}
     accuracies = (replace(one, top1=figures[one.measured_by]) for one in find_checkpoint(NANO).accuracies)
@@ -207,7 +209,7 @@ def test_every_kind_of_model_is_fetched_and_measured(
     ("option", "folder", "message"),
     [
         ("--imagenet", "coco", "is not ImageNet"),
-        ("--imagenet", "imagenet/val", "is not ImageNet as it is laid out"),
+        ("--imagenet", "imagenet/val", "is not ImageNet: it has no folder val"),
         ("--imagenet", "nowhere", "nowhere"),
         ("--coco", "ade", "ade"),
         ("--coco", "other", "is not COCO: its 1 classes are not COCO's 80"),
@@ -242,7 +244,7 @@ def test_what_can_t_be_measured_is_said_at_once(
 ) -> None:
     assert "give a data set" in reproduce(tmp_path).err
     assert "no model is called 'resnet'" in reproduce(tmp_path, "--coco", data["coco"], "--only", "resnet").err
-    assert "nothing of this can be measured" in reproduce(tmp_path, "--coco", data["coco"], "--only", NANO).err
+    assert "none of these models can be measured" in reproduce(tmp_path, "--coco", data["coco"], "--only", NANO).err
 
 
 def test_processes_share_the_work(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +261,8 @@ def test_processes_share_the_work(data: dict[str, Path], tmp_path: Path, monkeyp
     arguments = ["--imagenet", data["imagenet"], "--out", tmp_path / "out", "--page", tmp_path / "page.md"]
     arguments += ["--only", NANO, "--only", DIST, "--workers", 0, "--device", "cpu"]
     done = Forked([str(word) for word in (program, *arguments)], 2, tmp_path / "streams").finish()
-    # What fails makes none of them fail, or torchrun would stop the others; and none tries it again after another.
+    # If a measurement fails, the exit status of its process is still 0: else torchrun would stop the others. No process
+    # repeats a measurement that failed in another process.
     assert done.status == 0, done.err
     assert sorted(line.split(":")[0] for line in done.out.splitlines()) == [
         f"{NANO}, classifier by {by}" for by in ("mmpretrain", "official")

@@ -1,4 +1,4 @@
-"""Properties that every backbone must have, whatever its shape: one suite over small configs."""
+"""Tests properties that every backbone must have, with small configs of all shapes."""
 
 import copy
 import shutil
@@ -39,7 +39,7 @@ def _seed() -> Iterator[None]:
 
 
 def new_model(config: XCiTConfig) -> XCiT:
-    """Returns a model in evaluation mode whose biases, statistics and scales are random too, not first values."""
+    """Returns a model in evaluation mode; its biases, statistics and scales are random too, not at initial values."""
     model = XCiT(config).eval()
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
@@ -57,7 +57,7 @@ def odd_size(config: XCiTConfig) -> tuple[int, int]:
 
 
 def loss_of(model: XCiT, images: Tensor) -> Tensor:
-    """Returns a loss of the output and of every token, so that it depends on every parameter."""
+    """Returns a loss that depends on the output and on every token, and so on every parameter."""
     tokens = model.forward_features(images)
     return model.forward_head(tokens).square().mean() + (tokens * torch.linspace(-1, 1, tokens.shape[-1])).mean()
 
@@ -97,7 +97,8 @@ def test_every_parameter_and_the_image_get_a_gradient(config: XCiTConfig) -> Non
     loss_of(model, images).backward()
     for name, gradient in (gradients(model) | {"images": images.grad}).items():
         assert gradient is not None and gradient.isfinite().all(), name
-        # The softmax of class attention ignores a shift that all keys share, so only the key bias has a gradient of 0.
+        # Only the key bias of class attention has a gradient of 0: it shifts all scores by the same number, and the
+        # softmax ignores the shift.
         assert name.endswith("attn.k.bias") or gradient.abs().max() > 1e-9, name
 
 
@@ -246,14 +247,14 @@ def test_stochastic_depth_drops_each_branch_alone() -> None:
     with torch.no_grad():
         for block in model.blocks:
             untouched = (block(tokens, 1, 2) == tokens).all(dim=(1, 2)).double().mean()
-            # All three branches of a sample are dropped, at the same rate in every block.
+            # A sample is unchanged if all its three branches are dropped. The rate is the same in every block.
             sigma = (rate**3 * (1 - rate**3) / num_samples) ** 0.5
             assert untouched == pytest.approx(rate**3, abs=4 * sigma)
         for block in model.cls_blocks:
             assert torch.equal(block(tokens), block(tokens))
 
 
-# --- compilers: few and shallow configs, because each takes seconds
+# --- compilers: only a few shallow configs, because each takes seconds
 
 SHALLOW = {
     "class-attention": replace(SMALL, patch_size=8, depth=1, cls_depth=1),
@@ -304,7 +305,7 @@ def test_inductor_gives_the_same_numbers() -> None:
 
 
 def dynamic_shapes(config: XCiTConfig) -> dict[str, dict[int, torch.export.Dim]]:
-    # torch specialises a size of 1, so a program for every size has at least 2 patches per side.
+    # torch.export makes a size of 1 a constant. So the smallest dynamic size has 2 patches per side.
     height = torch.export.Dim("height", min=config.patch_size + 1)
     width = torch.export.Dim("width", min=config.patch_size + 1)
     return {"images": {0: torch.export.Dim("batch"), 2: height, 3: width}}

@@ -1,4 +1,6 @@
-"""What other libraries do to a model: hooks, LoRA, pruning, parametrisation, quantisation; for every kind and layer."""
+"""Tests what other libraries do to a model: hooks, LoRA, pruning, parametrisation, quantisation.
+
+Every kind of model and every layer is tested."""
 
 import copy
 import io
@@ -36,7 +38,7 @@ def test_a_hook_on_each_module_fires_and_changes_nothing(model: nn.Module) -> No
 
 
 def _moved(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Changes each element by a different amount, so that no norm or softmax cancels the change."""
+    """Adds a different number to each element, so that no norm or softmax cancels the change."""
     return output + torch.arange(output.numel(), dtype=output.dtype).sin().view_as(output)
 
 
@@ -117,7 +119,7 @@ def test_pruned_layers_are_trained_for_several_steps(model: nn.Module) -> None:
 
 def test_dynamic_quantisation(model: nn.Module) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces its successor
+        warnings.simplefilter("ignore")  # a deprecation warning of torch
         quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
         with torch.no_grad():
             out, expected = forward(quantised), forward(model)
@@ -189,7 +191,7 @@ def test_gradients_of_one_image_are_half_of_those_of_two_copies(model: nn.Module
         torch.testing.assert_close(gradient, two[name] / 2, rtol=1e-7, atol=1e-9, msg=name)
 
 
-# What a hook sees
+# The tensors that a hook receives
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Explainers and counters on our models: captum, Grad-CAM, Opacus, FLOP counters."""
+"""Tests explainers and counters of other libraries with our models: captum, Grad-CAM, Opacus, FLOP counters."""
 
 import copy
 import warnings
@@ -31,7 +31,7 @@ def _clients_warnings() -> Iterator[None]:
 
 
 class Scores(nn.Module):
-    """Two numbers per image that depend on all outputs of a model, in the form that explainers need."""
+    """Computes two numbers per image that depend on all outputs of a model: the form of output that explainers need."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ BRANCHES = (".xca", ".xca.qkv", ".xca.proj", ".lpi", ".lpi.conv2", ".mlp", ".mlp
 
 
 def listened(model: nn.Module) -> list[str]:
-    """Returns the names of blocks, branches and norms, wherever the backbone is in the model."""
+    """Returns the names of blocks, branches and norms, with the prefix of the backbone in the model."""
     found = []
     for name, _ in model.named_modules():
         block = name.rpartition("blocks.")[2]
@@ -98,7 +98,7 @@ def test_captums_attributions_of_a_block_add_up_to_the_models_change() -> None:
 def test_captum_leaves_out_parts_of_the_image() -> None:
     attr = pytest.importorskip("captum.attr")
     model = build("classifier")
-    patches = torch.arange(4).repeat_interleave(16 * 96).view(1, 1, 64, 96)  # four stripes
+    patches = torch.arange(4).repeat_interleave(16 * 96).view(1, 1, 64, 96)  # four horizontal stripes
     with torch.no_grad():
         found = attr.FeatureAblation(model).attribute(IMAGES, target=1, feature_mask=patches)
         changed = torch.where(patches == 2, 0, IMAGES)
@@ -143,7 +143,7 @@ def gradients_one_by_one(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 @pytest.fixture
 def private() -> nn.Module:
-    """A classifier whose batch norms were replaced by Opacus, if it is installed."""
+    """Returns a classifier in which Opacus has replaced the batch norms; skips the test if Opacus is not installed."""
     validators = pytest.importorskip("opacus.validators")
     model = validators.ModuleValidator.fix(build("classifier").train())
     assert not validators.ModuleValidator.validate(model, strict=False)
@@ -176,7 +176,7 @@ def test_opacus_trains(private: nn.Module) -> None:
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
     for name, value in private.named_parameters():
-        if not name.endswith("k.bias"):  # its gradient is 0, because the softmax ignores it
+        if not name.endswith("k.bias"):  # its gradient is 0, because the softmax ignores the key bias
             assert not torch.equal(value, before[name]), name
 
 
@@ -201,7 +201,7 @@ def test_gradients_of_each_image_by_torch_func(kind: str) -> None:
 
 
 class Counted(TorchDispatchMode):
-    """Returns the multiply-accumulates of the matrix products only, counted by a dispatch mode, without hooks."""
+    """Returns the number of multiply-accumulates of all matrix products, counted by a dispatch mode, without hooks."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Models built on the meta device: their values after loading, `reset_parameters`, and a walk over their modules."""
+"""Tests the values of models that are built on the meta device: after loading, and after `reset_parameters`."""
 
 import copy
 from collections.abc import Callable
@@ -28,7 +28,7 @@ BUILD: dict[str, Callable[[], Any]] = {
 
 
 def given_memory(kind: str) -> Any:
-    """Returns a model that was built on the meta device, and then given memory full of NaN."""
+    """Returns a model that was built on the meta device and then moved to memory full of NaN (integers: -1)."""
     with torch.device("meta"):
         model = BUILD[kind]()
     assert all(value.is_meta for value in model.state_dict().values())
@@ -39,7 +39,7 @@ def given_memory(kind: str) -> Any:
 
 
 def walk(model: Any) -> None:
-    """Sets first values as FSDP2's guide and torchtitan do."""
+    """Sets initial values by `reset_parameters` of each module, as FSDP2's guide and torchtitan do."""
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()

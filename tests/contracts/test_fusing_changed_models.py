@@ -1,4 +1,4 @@
-"""`fuse()` names the module that it would drop or alter; the head may be anything."""
+"""Tests that `fuse()` refuses a model with a changed module, and names the module; the head may be any module."""
 
 from collections.abc import Callable
 from typing import Any

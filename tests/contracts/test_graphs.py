@@ -1,4 +1,4 @@
-"""Traced and exported graphs of plain and fused models serve every size, or are refused in one line."""
+"""Tests that traced and exported graphs of plain and fused models work for every size or raise a one-line error."""
 
 import warnings
 from collections.abc import Callable, Iterator

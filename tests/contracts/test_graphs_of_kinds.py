@@ -1,4 +1,4 @@
-"""Graphs of the models on a backbone: DINO, segmenters, detector; and how often they are recompiled."""
+"""Tests graphs of models with a backbone (DINO, segmenters, detector), and the number of their recompilations."""
 
 import shutil
 import warnings
@@ -60,7 +60,7 @@ def test_trace(name: str) -> None:
     check(traced, model, SIZES)
     if name == "dino":
         check(traced, model, SMALL)
-    else:  # the coarsest map of such a small image has fewer windows than the example's
+    else:  # the smallest map of this image has fewer pooling windows than the example's
         with pytest.raises(RuntimeError, match="Output size is too small"), torch.no_grad():
             traced(EXAMPLE[:, :, :23, :37])
 

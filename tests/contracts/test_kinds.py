@@ -1,4 +1,4 @@
-"""The table of model kinds: a toy fourth kind in this one file, and what holds for every kind and record."""
+"""Tests the table of model kinds: properties of every kind and record, and a fourth kind that this file defines."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from xcit.zoo.shapes import config_from_state
 BACKBONE = replace(backbone_of(ARCHITECTURES["pico-6-p4"]), in_channels=3)
 
 
-# A fourth kind, which predicts the depth of each pixel
+# A fourth kind of model, which predicts the depth of each pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +243,7 @@ def test_detect_of_a_model_in_training_mode(models: dict[str, nn.Module]) -> Non
     found = [xcit.detect(image, model.train(mode), min_score=0.0)[0].objects for mode in (True, False)]
     assert found[0] == found[1] and found[0]
     model.train()
-    model.backbone.eval()  # like a frozen backbone: each module keeps its own mode
+    model.backbone.eval()  # as with a frozen backbone: modules may differ in their mode
     one, other = model.detect(image), model.eval().detect(image)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 

@@ -1,4 +1,4 @@
-"""The shapes that the public outputs of every kind of model have, plain and fused, for images of any size."""
+"""Tests the shapes of the public outputs of every kind of model, plain and fused, for images of any size."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ sizes = st.tuples(st.integers(8, 70), st.integers(8, 70))
 
 @pytest.fixture(scope="module")
 def models() -> dict[tuple[str, bool], Any]:
-    """Each kind, as it is built and fused."""
+    """Returns each kind of model, unfused and fused."""
     kinds = [kind for kind in small_models.KINDS if kind != "dino"]
     plain: dict[str, Any] = {kind: small_models.build(kind) for kind in kinds}
     plain["backbone"] = XCiT(small_models.BACKBONE).eval()
@@ -119,7 +119,7 @@ def test_a_detector(models: dict[tuple[str, bool], Any], fused: bool, size: tupl
     check(found.masks, count, side, side)
     assert ((found.labels >= 1) & (found.labels <= K)).all()
     assert (found.scores.diff() <= 0).all()
-    # Within the image as it was given, in pixels; they are clipped in those of the scaled image, hence the rounding.
+    # Boxes are inside the original image. They are clipped in the scaled image, so a rounding error is allowed.
     assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([size[1], size[0]] * 2) * (1 + 1e-6)).all()
 
 

@@ -1,4 +1,4 @@
-"""The errors of every kind of model for images that it does not accept."""
+"""Tests the errors of every kind of model for images that it does not accept."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ IMAGES = {
     "int64": (torch.zeros(3, 32, 32, dtype=torch.int64), "uint8, or floating-point in 0..1, not torch.int64"),
     "empty": (torch.zeros(3, 0, 32), "not (3, 0, 32)"),
 }
-"""For a detector, which takes a list of images."""
+"""Wrong images for a detector (its input is a list of images), and the error messages."""
 
 
 @pytest.mark.parametrize("name", BATCHES)

@@ -1,4 +1,4 @@
-"""Every published architecture takes a training step: forward and backward pass, clipping and AdamW."""
+"""Tests a training step of every published architecture: forward and backward pass, gradient clipping and AdamW."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_a_step_moves_every_parameter(architecture: str) -> None:
     config = PUBLISHED_ARCHITECTURES[architecture]
     torch.manual_seed(0)
     model = XCiT(config).train()
-    # With layer scales of 1e-5, some gradients would be too small to change a weight in float32.
+    # With LayerScale values of 1e-5, some gradients would be too small to change a weight in float32.
     for name, parameter in model.named_parameters():
         if ".scale_" in name:
             torch.nn.init.ones_(parameter)
@@ -29,8 +29,8 @@ def test_a_step_moves_every_parameter(architecture: str) -> None:
     before = {name: parameter.detach()[..., :1].clone() for name, parameter in model.named_parameters()}
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    # AdamW's first step moves a weight by the learning rate, whatever its gradient's size, unless that is 0 (the key
-    # biases of class attention have a true gradient of 0).
+    # AdamW's first step changes each weight by the learning rate, independent of the gradient's size. A gradient of 0
+    # is an exception: the key biases of class attention have a true gradient of 0.
     still = [
         name
         for name, parameter in model.named_parameters()

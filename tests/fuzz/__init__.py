@@ -1,1 +1,1 @@
-"""Damaged and hostile input for everything that the package reads: `harness.py`; long runs by `__main__.py`."""
+"""Tests all readers of the package with damaged and hostile input; `__main__.py` makes long runs."""

@@ -1,4 +1,6 @@
-"""Long runs: `python -m tests.fuzz [KIND...] --count 10000 --seed 0 [--keep FOLDER]`, with a line per kind."""
+"""Makes long runs of the fuzz tests, and prints one line per kind of input.
+
+python -m tests.fuzz [KIND...] --count 10000 --seed 0 [--keep FOLDER]"""
 
 import argparse
 import sys

@@ -1,8 +1,8 @@
-"""Runs damaged inputs through a reader, in a separate process, within bounds of time and memory.
+"""Runs a reader on damaged inputs in a separate process, with limits of time and memory.
 
-For each input the reader must return a correct result, which the target checks, or raise an `XCiTError`. Its message
-must have printable lines of at most `LONGEST_LINE` characters, and at most `MOST_LINES` lines if it has a list. The
-reader may take `SECONDS` of processor time, and `MEMORY` bytes in addition to those of the process before.
+For each input the reader must return a correct result or raise an `XCiTError`. The target, which defines the kind of
+input, checks the result. The error's message must have at most `MOST_LINES` printable lines of at most `LONGEST_LINE`
+characters. For one input, the reader may use `SECONDS` of processor time and `MEMORY` bytes of additional memory.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ MEMORY = 2**30
 _DEEPEST = 10_000
 
 _SILENCE = 120
-"""Seconds without a report after which the process counts as hanging; the limit is generous, for busy machines."""
+"""If the process reports nothing for this number of seconds, it counts as hung; generous, for busy machines."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of input.
+    """One kind of input, and its reader.
 
     Attributes:
         name: name of the kind.
-        make: returns an input from a seeded generator: the bytes of a file, or a text if the reader takes text.
-        read: reads the file; raises an `XCiTError` if it refuses it, and an `AssertionError` if a result is wrong.
+        make: returns a damaged input from a seeded random generator, as the bytes of a file.
+        read: reads the file; raises an `XCiTError` if the reader refuses it, an `AssertionError` if a result is wrong.
         suffix: suffix of the file.
     """
 
@@ -56,15 +56,15 @@ class Target:
 
 @dataclass
 class Outcome:
-    """The numbers of inputs that were read and that were refused, and a text for each other input.
+    """The result of a run of fuzz tests.
 
     Attributes:
-        num_read: inputs that gave a right result.
-        num_refused: inputs that were refused.
-        failures: what went wrong, by the number of the input.
-        reasons: how often each refusal was given.
+        num_read: number of inputs with a correct result.
+        num_refused: number of inputs that were refused with an `XCiTError`.
+        failures: descriptions of the failures, by the number of the input.
+        reasons: number of refusals for each reason.
         seconds: processor time of the slowest input.
-        memory: most bytes above what the process had before its first input.
+        memory: largest additional memory, in bytes, compared with the process before its first input.
     """
 
     num_read: int = 0
@@ -82,17 +82,17 @@ class Outcome:
 
 
 class TooSlowError(BaseException):
-    """This is no `Exception`, so that no reader treats it as a damaged file."""
+    """Raised if a reader takes too long. Not an `Exception`, so that no reader treats it as an error of the file."""
 
 
 def fuzz(target: Target, numbers: range, *, seed: int = 0, keep: Path | None = None) -> Outcome:
-    """Runs the inputs with these numbers; an input depends only on the target, the seed and its number.
+    """Runs the inputs with these numbers. An input depends only on the target, the seed and its number.
 
     Args:
-        target: the kind.
+        target: kind of input.
         numbers: numbers of the inputs.
         seed: seed of all inputs.
-        keep: a folder for the inputs that fail.
+        keep: folder to which failed inputs are written; None writes none.
     """
     outcome = Outcome()
     left = list(numbers)
@@ -107,7 +107,7 @@ def fuzz(target: Target, numbers: range, *, seed: int = 0, keep: Path | None = N
 
 def _input(target: Target, seed: int, number: int) -> bytes:
     usual = sys.getrecursionlimit()
-    sys.setrecursionlimit(_DEEPEST)  # what is nested too deep for a reader is to be written first
+    sys.setrecursionlimit(_DEEPEST)  # so that inputs can be nested deeper than a reader accepts
     try:
         return target.make(Random(f"{target.name} {seed} {number}"))
     finally:
@@ -115,7 +115,7 @@ def _input(target: Target, seed: int, number: int) -> bytes:
 
 
 def _in_process(target: Target, numbers: list[int], seed: int, outcome: Outcome) -> int:
-    """Runs inputs in a fork; returns how many it processed: all, unless it crashed or hung."""
+    """Runs inputs in a forked process; returns the number of processed inputs: fewer than all after a crash or hang."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -177,7 +177,7 @@ def _child(target: Target, numbers: list[int], seed: int, out: TextIO, folder: P
 
 
 def _most_memory() -> int:
-    """The most bytes that this process has had."""
+    """Returns the peak memory of this process in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -185,7 +185,7 @@ def _read(target: Target, path: Path) -> tuple[str, str]:
     with warnings.catch_warnings(record=True) as noise, _quiet():
         warnings.simplefilter("always")
         try:
-            with _limit():  # within `try`: the alarm may also ring while the limit ends
+            with _limit():  # inside `try`, because the alarm may come while `_limit` ends
                 target.read(path)
             kind, text = "read", ""
         except XCiTError as error:
@@ -220,7 +220,7 @@ def _limit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Discards what C libraries print about damaged files."""
+    """Discards the messages that C libraries print about damaged files."""
     null, saved = os.open(os.devnull, os.O_WRONLY), os.dup(2)
     os.dup2(null, 2)
     try:

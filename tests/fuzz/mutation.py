@@ -1,4 +1,4 @@
-"""Damages files: their bytes, or the structure of their JSON, YAML or pickle."""
+"""Damages inputs: the bytes of files, or the structure of JSON, YAML and pickle content."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 MAX_BYTES = 2**21
-"""Size of the longest input that a mutation creates."""
+"""Largest size in bytes of an input that a mutation creates."""
 
 _NUMBERS = (b"0", b"-1", b"255", b"65536", b"2147483648", b"4294967295", b"99999999999999999999", b"1e400", b"NaN")
 _WORDS = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\1\0\0", b"\0\0\1\0")
@@ -17,11 +17,11 @@ ODD_VALUES: tuple[Any, ...] = (
     *(1e308, math.inf, -math.inf, math.nan, "", "0", "1e9", "null", "..", "/dev/zero", "\0", "\x1b[31m", "é" * 300),
     *([], {}, [[]], [None], [1, 2], {"a": 1}, {"": None}, "x" * 5000, [0] * 5000),
 )
-"""Values that replace others."""
+"""Values that `damaged_value` puts in place of others."""
 
 
 def damaged(data: bytes, random: Random, others: Sequence[bytes] = ()) -> bytes:
-    """Returns the bytes after one to six changes; one input in twenty is not changed."""
+    """Returns the bytes after one to six changes; 5 % of the inputs are not changed."""
     if random.random() < 0.05:
         return data
     for _ in range(random.choice((1, 1, 1, 2, 3, 6))):
@@ -34,7 +34,7 @@ def _once(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
         return random.randbytes(random.randrange(1, 64))
     at = random.randrange(len(data))
     length = min(random.choice((1, 2, 4, 8, 64, 1024)), len(data) - at)
-    # Many changes are near the start, because the first bytes of a file say how to read the rest.
+    # Many changes are near the start, because the first bytes of a file determine how the rest is read.
     if random.random() < 0.4:
         at = min(at, random.randrange(64))
     match random.randrange(10):
@@ -67,7 +67,7 @@ def _once(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
 
 
 def damaged_value(value: Any, random: Random, odd: Sequence[Any] = ODD_VALUES) -> Any:
-    """Returns a copy of nested lists and dictionaries, with one to four parts replaced, dropped, doubled or renamed."""
+    """Returns a copy of nested lists and dictionaries; one to four parts are replaced, removed, doubled or renamed."""
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         value = _replaced(value, random, odd)
     return value

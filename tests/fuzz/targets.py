@@ -1,4 +1,4 @@
-"""The readers that are fuzzed: for each the inputs, their damage, and the check of a result."""
+"""The readers that are fuzzed. A target makes damaged inputs for a reader, and checks the reader's results."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ from xcit.weights.download import download
 from xcit.zoo import get_model
 
 _TINY = XCiTConfig(embed_dim=16, depth=1, num_heads=2, patch_size=8, num_classes=3, cls_depth=1)
-_PICO: Any = get_recipe("xcit-pico-fashion-mnist").model  # its shape is known, so a file with it needs no metadata
+_PICO: Any = get_recipe("xcit-pico-fashion-mnist").model  # a known shape: its files need no metadata
 _FEW_PIXELS = 24
 
 
@@ -154,7 +154,7 @@ def _checkpoint(random: Random) -> bytes:
                 file = io.BytesIO(save(state, random.choice((None, {"xcit": "{}"}, _metadata(random)))))
             case 1:
                 torch.save(state, file, _use_new_zipfile_serialization=False)
-            case 2 if random.random() < 0.2:  # refused, because a function builds its tensors
+            case 2 if random.random() < 0.2:  # refused: such a pickle calls a function to build tensors
                 pickle.dump(state, file, protocol=2)
             case _:
                 torch.save(state, file)
@@ -172,7 +172,7 @@ def _metadata(random: Random) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _what_can_be_written() -> Iterator[None]:
-    """Not every damaged state can be written in every format."""
+    """Ignores the errors of writing: some damaged states can't be written in some formats."""
     with contextlib.suppress(
         ValueError, TypeError, RuntimeError, AttributeError, KeyError, OverflowError, pickle.PicklingError
     ):
@@ -205,7 +205,7 @@ def _config(random: Random) -> bytes:
         values = damaged_value(values, random)
     try:
         text = yaml.safe_dump(values, sort_keys=False)
-    except (yaml.YAMLError, RecursionError, ValueError):  # a number with more digits than Python prints
+    except (yaml.YAMLError, RecursionError, ValueError):  # an integer with more digits than Python converts to text
         text = "a: 1"
     if random.random() < 0.2:
         lines = text.splitlines()
@@ -315,7 +315,7 @@ def _shard(random: Random) -> bytes:
         files[name] = random.choice((b"", b"-1", b"9" * 5000, b"1e9", b"[]", b'{"label": []}', b'{"label": 1e999}'))
     if random.random() < 0.2:
         files[random.choice(("../x.png", "/dev/zero", "a\nb.cls", "é" * 200 + ".jpg", "..cls", "c.d.png"))] = b"1"
-    data = _tar(files, random.choice(("w:", "w:", "w:gz")))  # its content decides how it is read, not its name
+    data = _tar(files, random.choice(("w:", "w:", "w:gz")))  # the reader uses the file's content, not its name
     return damaged(data, random)
 
 
@@ -328,7 +328,7 @@ def _read_shard(path: Path) -> None:
             problem = problem or error
             continue
         assert 0 <= sample.label < 10 and isinstance(data, bytes)
-    if problem is not None:  # only its own sample is lost; here this counts as a refusal
+    if problem is not None:  # only this sample is lost; counts as a refusal
         raise problem
 
 
@@ -353,7 +353,7 @@ def _answer(random: Random) -> bytes:
 
 
 class _Server:
-    """Sends the same bytes to every connection, and closes it."""
+    """Sends the same bytes to every connection, and closes the connection."""
 
     def __init__(self, data: bytes) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""The short run of `python -m tests.fuzz`: damaged input gives a correct result, or an error in one line."""
+"""A short run of the fuzz tests: damaged input gives a correct result or a short error. See `python -m tests.fuzz`."""
 
 import pytest
 from tests.fuzz.harness import Target, fuzz

@@ -1,4 +1,4 @@
-"""The command line in this process, without access to the user's files, and a run that was trained by it."""
+"""Fixtures that run the command line in this process, without access to the user's files, and a trained run."""
 
 import io
 import signal
@@ -12,7 +12,7 @@ from forked import Done, Forked
 from PIL import Image
 
 COLOURS = {"blau": (30, 60, 200), "grün": (30, 190, 60), "rot": (210, 40, 30)}
-"""Maps classes to their colours, in the order of the labels. One name is not ASCII, as users' names may be."""
+"""Maps class names to colours, in the order of the labels. One name is not ASCII, as users' class names may be."""
 
 SMALL = {
     "model.patch_size": "8",
@@ -35,12 +35,12 @@ SMALL = {
     "run.ema_decay": "0",
     "run.evaluate_every": "1",
 }
-"""Fields with which the packaged model's recipe takes seconds, for the three colours."""
+"""Fields of the packaged model's recipe for a training run of seconds on the three colours."""
 
 
 @pytest.fixture(scope="session")
 def xcit() -> Callable[..., Done]:
-    """Runs `xcit ARGUMENTS...`; an exception that would be a traceback fails the test."""
+    """Runs `xcit ARGUMENTS...` in this process; an uncaught exception fails the test."""
 
     def run(*arguments: object) -> Done:
         from xcit.cli import main
@@ -71,7 +71,7 @@ def _place_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A class folder: ten noisy pictures of each of the three colours, of many sizes."""
+    """Writes a data set with one folder per class: ten noisy pictures in many sizes for each of the three colours."""
     root = tmp_path_factory.mktemp("data") / "colours"
     draw = np.random.default_rng(0)
     for name, colour in COLOURS.items():
@@ -92,7 +92,7 @@ def small() -> list[str]:
 def trained(
     xcit: Callable[..., Done], colours: Path, small: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Done]:
-    """The folder of a run that has learned the three colours, and its output."""
+    """Returns the folder of a training run on the three colours, and the output of its command."""
     run = tmp_path_factory.mktemp("runs") / "run"
     fields = ("--data", colours, "--device", "cpu", *small, "--schedule.epochs", 12)
     return run, xcit("train", "xcit-pico-fashion-mnist", "--out", run, *fields)
@@ -100,7 +100,7 @@ def trained(
 
 @pytest.fixture
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Forked]]:
-    """Starts `python ARGUMENTS...` in one or more separate processes; those that still run at the end are killed."""
+    """Starts `python ARGUMENTS...` in one or more processes; kills processes that still run at the end of the test."""
     started = []
 
     def begin(*arguments: object, processes: int = 1) -> Forked:
@@ -114,7 +114,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Fo
 
 @pytest.fixture
 def make_scenes(xcit, fashion_mnist: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Composes scenes of garments for a task, with these numbers of scenes, and returns their folder."""
+    """Returns a function that composes scenes of garments for a task, and returns their folder."""
 
     def make(task: str, num_train: int, num_val: int) -> Path:
         folder = tmp_path / "scenes"

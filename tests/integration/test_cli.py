@@ -29,7 +29,7 @@ PACKAGED = packaged_path(CHECKPOINTS["xcit-pico-fashion-mnist"])
 
 
 def start(*arguments: object, **options) -> subprocess.Popen:
-    """Starts `xcit ARGUMENTS...` in a process that receives Ctrl-C even if the tests run in the background."""
+    """Starts `xcit ARGUMENTS...` in a process that can receive Ctrl-C even if the tests run in the background."""
     script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import xcit.cli; xcit.cli.main()"
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", **options)
@@ -52,7 +52,7 @@ def test_list(xcit):
     assert row.split() == ["sem-fpn_xcit-tiny-12-p16_80k_ade20k", "512", "38.1", "ADE20K"]
     assert row.index("38.1") == head.index("mIoU")
     row = next(line for line in lines if line.startswith("dino_xcit-small-12-p16_in1k "))
-    # Each figure ends below the end of its heading.
+    # The figures are aligned at the right edge of their column's heading.
     assert row.index("76.0") + 4 == head.index("top-1 k-NN") + len("top-1 k-NN")
     assert row.index("77.8") + 4 == head.index("top-1 linear") + len("top-1 linear")
 
@@ -178,7 +178,7 @@ def test_predict_options_change_the_cost_not_the_answer(xcit):
 
 
 def make_unreadable(folder: Path) -> list[str]:
-    """Writes three files that are no images, each after an image in the order of names; returns the names in order."""
+    """Writes images and unreadable files alternately; returns the sorted names, and the name of a missing file."""
     good = packaged_images()[0]
     shutil.copy(good, folder / "a.png")
     (folder / "b.png").write_bytes(good.read_bytes()[:200])
@@ -324,7 +324,7 @@ def test_verify_by_name(xcit):
 
 
 def test_fetch_for_a_machine_that_will_be_offline(xcit, monkeypatch, tmp_path):
-    """Fetches from a folder with the official file to another one, which then serves as mirror for an empty cache."""
+    """Fetches the official file from a folder to a second folder, which then is the mirror for an empty cache."""
     name = "xcit-nano-12-p16_3rdparty_in1k"
     record = find_checkpoint(name)
     with torch.random.fork_rng():
@@ -397,7 +397,7 @@ def test_measure_what_was_trained(xcit, trained, colours):
 
 
 def test_measure_on_some_of_the_classes_in_another_order_of_labels(xcit, trained, colours, tmp_path):
-    """Folders are matched by name: without "blau", "grün" is the first folder, and still the model's second class."""
+    """Folders are matched by name: without "blau", "grün" is the first folder, but still the model's second class."""
     for name in ("grün", "rot"):
         shutil.copytree(colours / name, tmp_path / "part" / name)
     (tmp_path / "part" / "rot" / "broken.png").write_text("text")
@@ -418,7 +418,7 @@ def test_measure_on_some_of_the_classes_in_another_order_of_labels(xcit, trained
     assert report["unreadable"] == ["part/rot/broken.png: not an image that can be read (it looks like text)"]
 
 
-# interrupts and pipes, in processes of their own
+# interrupts and pipes, in separate processes
 
 
 def test_interrupt_leaves_the_results_so_far(tmp_path):
@@ -444,7 +444,7 @@ def test_interrupt_leaves_the_results_so_far(tmp_path):
 
 @pytest.mark.parametrize("arguments", [("--help",), ("predict", "--json", "-")])
 def test_reader_that_has_gone(arguments):
-    """This is like `xcit list | head -1`, but reliable: nobody reads from the start."""
+    """The reader of the pipe is closed before the command starts, as it may be in `xcit list | head -1`."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     process = start(*arguments, stdout=write_end)

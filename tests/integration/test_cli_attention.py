@@ -1,4 +1,4 @@
-"""`xcit attention`: its files and their contents, and the messages for inputs that can't be drawn."""
+"""Tests `xcit attention`: its files and their contents, and the messages for inputs that can't be drawn."""
 
 import shutil
 from pathlib import Path

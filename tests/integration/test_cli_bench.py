@@ -1,4 +1,4 @@
-"""`xcit bench` and `xcit complexity`: their output, their files, and the messages of mistakes."""
+"""Tests `xcit bench` and `xcit complexity`: their output, their files, and their messages for wrong arguments."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Results of many images as Parquet parts: a kill loses no part, processes share the work, and every kind of input."""
+"""Tests results of many images in Parquet parts: parts survive a kill, processes share the work, all inputs work."""
 
 import io
 import json
@@ -27,7 +27,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Forty files of ten garments, and one file that is no image."""
+    """Writes 39 image files of ten garments, and a text file with the name of an image."""
     folder = tmp_path / "many"
     folder.mkdir()
     garments = packaged_images()
@@ -77,7 +77,7 @@ def test_predictions(xcit, many) -> None:
             assert [c["score"] for c in one["classes"]] == pytest.approx(
                 [c["score"] for c in other["classes"]], abs=1e-5
             )
-    # Any reader of Parquet folders reads all of it, and ignores the manifest.
+    # A reader of Parquet folders reads all parts, and ignores the manifest.
     assert pq.read_table("parts").to_pylist() == found
     manifest = read_manifest(Path("parts"))
     assert (manifest["verb"], manifest["model"], manifest["complete"]) == ("predict", "packaged", True)
@@ -116,7 +116,7 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
 
 def test_a_run_that_failed_at_once_does_not_block_its_retry(xcit, many) -> None:
     command = ("features", "many", "--out", "parts", "--part-size", 8)
-    assert xcit(*command, "--layers", "0").status == 2  # there is no class token in block 0
+    assert xcit(*command, "--layers", "0").status == 2  # block 0 has no class token
     assert xcit(*command).status == 1
     assert len(rows("parts")) == 40
 
@@ -141,7 +141,7 @@ def test_a_kill_costs_no_part_that_is_done(xcit, start, many) -> None:
     names = [[(row["file"], row["error"]) for row in rows(folder)] for folder in ("parts", "whole")]
     assert names[0] == names[1]
     scores = [[c["score"] for row in rows(folder) for c in row["classes"] or ()] for folder in ("parts", "whole")]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-5)  # the batches were different
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)  # rounding: the batches were different
     again = xcit(*PREDICT, "--out", "parts", "--resume")
     assert (again.status, again.out) == (1, done.out)
 
@@ -152,13 +152,13 @@ def test_two_processes_divide_the_images(xcit, start, many) -> None:
     assert done.status == 0  # torchrun would treat another status as the failure of a process
     assert done.out == "two: 39 images in 5 Parquet parts\n"
     assert done.err.endswith("xcit: 1 of 40 images could not be read\n")
-    assert done.err.count("13.png: not an image that can be read") == 1  # printed by one of them
+    assert done.err.count("13.png: not an image that can be read") == 1  # printed by only one process
     assert done.err.count(GARMENTS) == 1
     assert rows("two") == rows("one")
     again = start("-m", "xcit", *PREDICT, "--out", "two", processes=2).finish()
     assert again.status == 2
     assert again.err.count("two: holds results already") <= 1
-    # One process resumes what two have begun.
+    # One process resumes a run that two processes began.
     manifest = read_manifest(Path("two"))
     gone = sorted(manifest["parts"])[1]
     del manifest["parts"][gone]
@@ -275,7 +275,7 @@ def test_every_kind_of_input_gives_the_same(xcit, tmp_path, fashion_mnist) -> No
         assert [line[:60] for line in left_out] == [line[:60] for line in beside], inputs
         found = rows(f"parts{number}")
         assert [row["classes"][0]["name"] for row in found] == [classes[0]["name"] for classes in want], inputs
-        # The forms with one file accept them too.
+        # Output formats with a single file accept these inputs too.
         assert xcit("predict", *inputs, "--json", "small.json").status == 0
         assert [row["classes"][0]["name"] for row in json.loads(Path("small.json").read_text())] == [
             row["classes"][0]["name"] for row in found
@@ -336,7 +336,7 @@ def test_attention(xcit, many, attentive) -> None:
     heads = np.array(row["heads"], np.float32).reshape(row["heads_shape"])
     np.testing.assert_allclose(heads, want.heads, atol=1e-6)
     np.testing.assert_allclose(row["class_token"], want.class_token, atol=1e-6)
-    # What is there is gone on with, and what a part has not is refused.
+    # A finished run can be resumed. Options for results that Parquet parts can't contain are refused.
     assert xcit(*command, "--resume").out == done.out
     for more in (("--xca",), ("--tiff",), ("--arrays",), ("--threshold", 0.5), ("--full-size",)):
         refused = xcit(*command, *more)
@@ -345,7 +345,7 @@ def test_attention(xcit, many, attentive) -> None:
 
 
 def turned(path: Path) -> Path:
-    """A picture whose EXIF turns it upright, from 24 x 40 pixels to 40 x 24."""
+    """Writes a picture of 24 x 40 pixels with an EXIF orientation; upright, it has 40 x 24 pixels."""
     pixels = np.zeros((40, 24, 3), np.uint8)
     pixels[:10], pixels[10:20, :12] = (250, 20, 20), (20, 20, 250)
     exif = Image.Exif()
@@ -400,7 +400,7 @@ def test_label_maps_and_boxes_of_stored_pixels(xcit, tmp_path, verb, kind, endin
     for options, size in (((), (40, 24)), (("--ignore-exif",), (24, 40))):
         command = (verb, "a.png", "--model", "model.safetensors", *options, "--device", "cpu", "--size", 32)
         assert xcit(*command, "--out", "files").status == 0
-        with Image.open(f"files/a-{ending}.png") as image:  # that of small detections is enlarged
+        with Image.open(f"files/a-{ending}.png") as image:  # pictures of small images are enlarged
             assert image.width * size[1] == image.height * size[0]
         parts = f"parts{len(options)}"
         assert xcit(*command, "--out", parts, "--parquet").status == 0

@@ -1,4 +1,4 @@
-"""Composes scenes, trains a small detector on them, measures it and uses it, with the command for each."""
+"""Tests the commands for detection: composes scenes, trains a small detector on them, measures it and uses it."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     assert set(report["box"]) == set(report["mask"]) and report["box"]["APl"] is None
 
-    # Damaged images are named and counted, and the others measured.
+    # Damaged images are reported and counted; the others are measured.
     path = scenes / "annotations" / "val.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["segmentation"]["counts"] = "oh no"
@@ -82,7 +82,7 @@ LEFT, TOP, PIXEL = 500_000, 5_300_000, 10
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector of random weights that finds something everywhere."""
+    """Writes a detector with random weights that finds objects everywhere."""
     backbone = XCiTConfig(
         patch_size=8, embed_dim=16, depth=2, num_heads=2, cls_depth=0, num_classes=0, global_pool="none"
     )
@@ -102,7 +102,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same picture georeferenced, with 0 for no data in its right half, and as a slide."""
+    """Writes a picture as a PNG, as a slide, and as a GeoTIFF with nodata (0) in its right half."""
     folder = tmp_path_factory.mktemp("images")
     pixels = np.random.default_rng(0).integers(1, 256, (*SIZE, 3), dtype=np.uint8)
     tifffile.imwrite(
@@ -121,7 +121,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rings(feature: dict[str, Any]) -> list[np.ndarray]:
-    """All points of the outlines of a feature."""
+    """Returns all points of a feature's outlines."""
     geometry = feature["geometry"]
     polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
     return [np.array(polygon[0]) for polygon in polygons]
@@ -147,7 +147,7 @@ def test_full_size(xcit, model: Path, files: Path, tmp_path: Path) -> None:
     }
     assert all(of_image.values()) and {one["category_id"] for one in found["annotations"]} <= {2, 4, 7}
 
-    # On the map: the masks' outlines, in its coordinates; nothing where there are no data.
+    # The map's GeoJSON has the masks' outlines in map coordinates, and no object in the area of nodata.
     content = json.loads((out / "map-detections.geojson").read_text())
     assert content["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::32632"
     has_mask = [one for one in of_image["map.tif"] if one["area"]]
@@ -162,7 +162,7 @@ def test_full_size(xcit, model: Path, files: Path, tmp_path: Path) -> None:
         )  # fmt: skip
         assert one["bbox"][0] + one["bbox"][2] / 2 < 104
 
-    # Of the slide: what QuPath imports, in pixels of its largest level.
+    # The slide's GeoJSON can be imported by QuPath; coordinates are pixels of the slide's largest level.
     slide = json.loads((out / "slide-detections.geojson").read_text())
     assert "crs" not in slide and slide["features"]
     first = slide["features"][0]
@@ -171,7 +171,7 @@ def test_full_size(xcit, model: Path, files: Path, tmp_path: Path) -> None:
     assert 0.2 < first["properties"]["measurements"]["score"] <= 1
     assert all(point.min() >= 0 and point.max() <= 200 for ring in map(rings, slide["features"]) for point in ring)
 
-    # A region of the map: its masks lie where they did. With fewer objects, the best.
+    # Objects of a region have the coordinates of the whole map. --max-objects keeps the best.
     part = xcit("detect", files / "map.tif", *options, "--region", "24,16,80,48", "--max-objects", 3, "--out", tmp_path)
     assert part.status == 0 and "80 x 48 pixels" in part.err and "3 objects in 1 images" in part.out, part.err
     points = np.concatenate(
@@ -186,7 +186,7 @@ def test_full_size(xcit, model: Path, files: Path, tmp_path: Path) -> None:
 
 
 def test_average_precision_at_full_size(xcit, model: Path, files: Path, tmp_path: Path) -> None:
-    """What the detector finds in an image is measured against itself."""
+    """The objects that a detector finds in an image are the annotations for measuring the same detector."""
     first = xcit(
         "detect", files / "photograph.png", "--model", model, "--score", 0.05, "--full-size", "--out", tmp_path
     )
@@ -203,9 +203,9 @@ def test_average_precision_at_full_size(xcit, model: Path, files: Path, tmp_path
     (tmp_path / "recipe.yaml").write_text(config.out)
     common = ("test", tmp_path / "recipe.yaml", model, "--data", annotations, "--workers", 0, "--out", tmp_path / "t")
     done = xcit(*common, "--full-size", "--memory", "1GB")
-    assert done.status == 1  # one of the two is of another size
+    assert done.status == 1  # one of the two images has the wrong size
     assert "map.tif: 200 x 70 pixels, but 199 x 70 in" in done.err
-    # Not all: an object whose mask is empty is found again, and is none of the annotations.
+    # AP is below 100: objects with an empty mask are found again, but are not among the annotations.
     whole = json.loads((tmp_path / "t" / "report.json").read_text())
     assert whole["num_images"] == 1 and whole["box"]["AP50"] > 75 and whole["box"]["AP75"] == whole["box"]["AP50"]
     xcit(*common)

@@ -1,4 +1,4 @@
-"""A user's mistake ends with exit status 2 and a message that says what is wrong and what to do, never a traceback."""
+"""Tests users' mistakes: exit status 2, a message that says what is wrong and what to do, and never a traceback."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ PICO = "xcit-pico-fashion-mnist"
 
 
 class Hostile:
-    """A pickle that creates a file if it is run."""
+    """A pickle that creates a file when it is loaded without protection."""
 
     def __reduce__(self):
         return Path.touch, (Path("was-run"),)
@@ -31,7 +31,7 @@ class Hostile:
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory) -> Path:
-    """A folder with everything that can be wrong, and a few correct files."""
+    """Writes a folder with all kinds of wrong files, and a few correct files."""
     root = tmp_path_factory.mktemp("things")
     for folder in ("empty", "taken", "flat", "hollow/full", "hollow/void"):
         (root / folder).mkdir(parents=True)
@@ -67,7 +67,7 @@ def things(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _among_the_things(things, colours, trained, monkeypatch, tmp_path):
-    """The mistakes are made in a folder with links to all these files, so that the commands look as users type them."""
+    """Links all files of the fixture `things` into the working folder, so that commands look as users type them."""
     for thing in (*things.iterdir(), colours):
         (tmp_path / thing.name).symlink_to(thing)
     shutil.copytree(trained[0], tmp_path / "run")
@@ -215,7 +215,7 @@ def files_before(tmp_path):
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Returns every file of the working folder and of the run in it."""
+    """Returns the contents of all files in the working folder and in its folder `run`, by path."""
     files = [path for path in (*folder.iterdir(), *(folder / "run").iterdir()) if path.is_file()]
     return {str(path): path.read_bytes() for path in files}
 
@@ -227,7 +227,7 @@ def test_mistake_is_told_in_one_line(xcit, command, message, files_before, tmp_p
         assert (done.status, done.err) == (1, f"{message[0]}\n")
         return
     assert done.status == 2
-    # If results can't be written, `xcit test` has already printed what it measures.
+    # `xcit test` has printed its first lines before it finds that results can't be written.
     notes = done.err.splitlines(keepends=True)[:-1] if done.out else []
     error = done.err.removeprefix("".join(notes))
     assert error.startswith("xcit: error: ")
@@ -256,7 +256,7 @@ def test_usage(xcit, command, message):
     assert "Traceback" not in done.err
 
 
-# From Python 3.12 on, there is a warning when a process with threads forks, as torch's data loader does.
+# Since Python 3.12, there is a warning when a process with threads forks, as torch's data loader does.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 

@@ -1,4 +1,4 @@
-"""A model exported by the verb, and the file in the model's place in other verbs."""
+"""Tests `xcit export`, and the exported file as the model of other verbs."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ IMAGES = Path(package.__file__).parent / "zoo" / "packaged" / "images"
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A run's folder, as far as an export asks."""
+    """Writes a folder with those files of a training run that an export reads."""
     torch.manual_seed(0)
     model = XCiT(XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, cls_depth=1, num_classes=3)).eval()
     spec = Preprocessing(image_size=32, resize_to=32, mean=(0.4,) * 3, std=(0.3,) * 3)

@@ -1,4 +1,4 @@
-"""`xcit knn` and `xcit linear` as users type them, in one process and in two."""
+"""Tests `xcit knn` and `xcit linear` as users type them, in one process and in two processes."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from xcit.weights.files import read_checkpoint
 from xcit.zoo import ARCHITECTURES, get_model, save_model
 from xcit.zoo.conversion import convert
 
-# From Python 3.12 on, there is a warning when a process with threads forks, as torch's data loader does.
+# Since Python 3.12, there is a warning when a process with threads forks, as torch's data loader does.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 TINY = XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0)
@@ -25,12 +25,12 @@ SPEC = Preprocessing(image_size=16, resize_to=16, mean=(0.5,) * 3, std=(0.25,) *
 
 @pytest.fixture(autouse=True)
 def _files(tmp_path, colours):
-    """A folder with `tiny.safetensors`, and `data` with seven training and three validation images of each class."""
+    """Writes `tiny.safetensors`, and `data` with seven training and three validation images of each class."""
     torch.manual_seed(0)
     model = XCiT(TINY).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight.data.normal_(std=0.3)  # large enough that features differ from image to image
+            module.weight.data.normal_(std=0.3)  # so large that features differ from image to image
     model.info = ModelInfo(name="tiny", preprocessing=SPEC)
     save_model(model, tmp_path / "tiny.safetensors")
     for folder in colours.iterdir():
@@ -67,7 +67,7 @@ def test_knn(xcit):
         assert int(match[4]) >= 7
     kept = list(Path(".cache/features").iterdir())
     assert len(kept) == 2
-    # The second run reads the cached features, as is shown by putting a wrong file in their place.
+    # The second run reads the cached features. The third run has --no-cache: it must not read the files, now wrong.
     assert xcit(*KNN, "--k", "1,5") == done
     for path in kept:
         path.write_bytes(b"")
@@ -98,7 +98,7 @@ def test_knn_names_unreadable_images(xcit):
 
 
 def test_knn_of_a_dino_file_needs_no_name(xcit):
-    # A published model would take long; a model of the packaged one's shape, for colours, tests the same.
+    # A small model with the shape of the packaged model, for RGB images: a published model would take long.
     model = XCiT(replace(ARCHITECTURES["pico-6-p4"], in_channels=3, num_classes=0))
     save_model(model, Path("pico.safetensors"))
     convert("pico.safetensors", "pico.pth", "dino")
@@ -144,7 +144,7 @@ def test_linear(xcit, options):
     assert float(match[1]) == round(100 * int(match[2]) / 9, 2)
     assert lines[7] == "use it: xcit predict IMAGE... --model run/model.safetensors"
     assert Path("run/curves.png").exists()
-    # The exported classifier has the same results, image by image.
+    # The exported classifier gives the same result for each image.
     rows = json.loads(xcit("predict", "data/val", "--model", "run/model.safetensors", "--json", "-").out)
     assert sum(Path(row["file"]).parent.name == row["classes"][0]["name"] for row in rows) == int(match[2])
 

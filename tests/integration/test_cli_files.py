@@ -1,4 +1,4 @@
-"""The commands with users' weights: keys, strides, and preprocessing that is known, assumed or given."""
+"""Tests the commands with users' weights: keys, strides, and preprocessing that is known, assumed or given."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def best(model: XCiT, spec) -> int:
 
 @pytest.fixture
 def nano(tmp_path: Path) -> XCiT:
-    """A model without a name, in a file without metadata, and a picture."""
+    """Writes a picture, and a model's weights to a file without metadata; returns the model."""
     picture(48).save("a.png")
     model = seeded("xcit-nano-12-p16")
     torch.save({"model": seeded("xcit-nano-12-p16", 1).state_dict(), "model_ema": model.state_dict()}, "mine.pth")
@@ -177,7 +177,7 @@ def test_a_key_is_taken_by_every_verb_that_takes_weights(xcit, nano) -> None:
 
 
 def test_features_are_measured_as_is_asked(xcit, colours, nano) -> None:
-    """`knn` caches features by all that they depend on: another mean gives other features."""
+    """The cache of `knn` distinguishes features by all settings that change them: here by the mean."""
     Path("data").mkdir()
     for split in ("train", "val"):
         Path("data", split).symlink_to(colours)
@@ -220,7 +220,7 @@ def test_segment_and_detect_take_them_too(xcit) -> None:
 
 
 def test_training_starts_from_a_key_and_from_other_strides(xcit, colours, small) -> None:
-    """A model with stem strides 1, 2, 2 gets first weights of a model for patches of 8, as for CIFAR."""
+    """A model with other stem strides starts from the weights of a model with the usual strides, as for CIFAR."""
     config = ARCHITECTURES["pico-6-p4"]
     assert config.strides == (2, 2)
     fields = ("--data", colours, "--device", "cpu", *small, "--schedule.epochs", 1)

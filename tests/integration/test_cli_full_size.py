@@ -1,4 +1,4 @@
-"""`--full-size`, `--memory` and `xcit max-size` through the command line."""
+"""Tests `--full-size`, `--memory` and `xcit max-size` on the command line."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ BAG = Path(xcit.__file__).parent / "zoo/packaged/images/bag.png"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """Returns the exit status of a command line."""
+    """Runs a command line in this process; returns its exit status."""
     monkeypatch.setattr("sys.argv", ["xcit", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -27,7 +27,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
-    """A grey TIFF of 90 x 300 pixels with garments on it."""
+    """Writes a grey TIFF of 300 x 90 pixels with garments on it."""
     bag = np.asarray(read_image(BAG).convert("L"))
     pixels = np.zeros((90, 300), np.uint8)
     for index in range(9):

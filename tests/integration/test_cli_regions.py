@@ -1,4 +1,4 @@
-"""The command line with parts of files, masks, and maps that other programs can open."""
+"""Tests the command line with parts of files and masks, and maps that other programs can open."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def picture(path: Path) -> np.ndarray:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """A GeoTIFF with four bands of 16 bits, 88 x 60 pixels, and nodata in the lower left."""
+    """Writes a GeoTIFF of 88 x 60 pixels with four bands of 16 bits, and nodata in the lower left."""
     pixels = np.random.default_rng(0).integers(1, 4000, (4, 60, 88)).astype(np.uint16)
     pixels[:, 20:, :30] = 0
     path = tmp_path / "scene.tif"
@@ -49,7 +49,7 @@ def test_attention_of_a_map_lies_on_the_same_place(xcit, scene: Path, tmp_path: 
         assert maps.descriptions[:2] == ("mean", "head 0")
         mean, masked = maps.read(1), maps.read_masks(1) == 0
     expected = np.zeros((15, 22), np.bool_)
-    expected[5:, :7] = True  # half of the eighth column counts
+    expected[5:, :7] = True  # the eighth column is half inside the mask
     assert np.array_equal(masked, expected) and np.array_equal(np.isnan(mean), expected)
     heads = np.load(tmp_path / "maps" / "scene.npz")["heads"]
     assert np.array_equal(heads.mean(axis=0), mean, equal_nan=True)
@@ -58,7 +58,7 @@ def test_attention_of_a_map_lies_on_the_same_place(xcit, scene: Path, tmp_path: 
     region = ("--region", "8,20,70,36")
     assert xcit("attention", scene, "--out", tmp_path / "part", *options, *region).status == 0
     with rasterio.open(tmp_path / "part" / "scene.tif") as part:
-        # 70 pixels are 17.5 cells, so the last cell extends beyond the edge.
+        # 70 pixels are 17.5 cells of 4 pixels, so the last cell extends beyond the edge.
         assert part.bounds == (500_080, 5_299_440, 500_080 + 18 * 40, 5_299_800)
 
 
@@ -75,7 +75,7 @@ def test_feature_maps_say_where_they_lie(xcit, scene: Path, tmp_path: Path) -> N
     for name in ("a.png", "b.png"):
         shown = picture(tmp_path / name)
         assert shown.shape == (15, 22, 3) and (shown[5:, :7] == 255).all() and len(np.unique(shown[:5])) > 20
-    assert xcit(*common, "--out", tmp_path / "b.zarr").status == 0  # replaced
+    assert xcit(*common, "--out", tmp_path / "b.zarr").status == 0  # replaces the first file
     (tmp_path / "c.zarr").mkdir()
     done = xcit(*common, "--out", tmp_path / "c.zarr")
     assert done.status == 2 and "c.zarr: exists and is not a Zarr array: choose another name" in done.err
@@ -97,7 +97,7 @@ def test_a_level_and_a_mask_of_a_pyramid(xcit, tmp_path: Path) -> None:
     found = np.load(tmp_path / "a.npz")[name][0]
     assert found.shape == (64, 15, 20)
     assert np.array_equal(np.isfinite(found).all(axis=0), np.kron(mask, np.ones((10, 10)))[::4, ::4][:15, :20] > 0)
-    # The result is the same for the array and a mask in memory.
+    # An array and a mask in memory give the same result.
     whole = FullSize(memory="1GB", selection=Selection(mask=mask))
     (features,) = extract_features_each([large[::2, ::2]], out_type="featmap", full_size=whole)
     assert isinstance(features, Features)

@@ -1,4 +1,4 @@
-"""A command that fails, or can read no input, does not change earlier results; and the destinations of results."""
+"""Tests where commands write results, and that a command that fails or can read no input keeps earlier results."""
 
 import csv
 import json
@@ -51,7 +51,7 @@ def test_predictions_of_nothing_readable(xcit, tmp_path: Path, form: str) -> Non
     done = xcit("predict", "nosuch.jpg", f"--{form}", path)
     assert (done.status, path.read_bytes()) == (1, before)
     assert f"xcit: {path}: left as it was" in done.err
-    # Without an earlier result, the errors are written as the result.
+    # If there is no earlier result, the errors are the result.
     assert xcit("predict", "nosuch.jpg", f"--{form}", f"new.{form}").status == 1
     assert "no such file" in Path(f"new.{form}").read_text()
 
@@ -144,7 +144,7 @@ def test_results_go_through_links(xcit, tmp_path: Path) -> None:
     "command", [("predict", "a.png", "--csv"), ("predict", "a.png", "--json"), ("features", "a.png", "--out")]
 )
 def test_a_device_stays_a_device(xcit, tmp_path: Path, command) -> None:
-    """Creates a device node with the numbers of /dev/null, in a folder where root could replace it."""
+    """Creates a device node with the device numbers of /dev/null, in a folder where root could replace it by a file."""
     null = tmp_path / ("null.npz" if command[0] == "features" else "null")
     try:
         os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
@@ -157,7 +157,7 @@ def test_a_device_stays_a_device(xcit, tmp_path: Path, command) -> None:
 
 
 def test_standard_output_by_its_name(start) -> None:
-    """A reader of `/dev/stdout` gets the rows, and a file that the shell has opened is not replaced."""
+    """Rows that are written to `/dev/stdout` reach standard output."""
     done = start("-m", "xcit", "predict", "a.png", "--csv", "/dev/stdout").finish()
     assert (done.status, done.err) == (0, MODEL)
     rows = list(csv.reader(done.out.splitlines()))

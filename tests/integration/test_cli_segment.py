@@ -1,4 +1,4 @@
-"""Composes scenes, trains a small segmenter on them, measures it and uses it, with the command for each."""
+"""Tests the commands for segmentation: composes scenes, trains a small segmenter on them, measures it and uses it."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "sized" / "report.json").read_text())["full_size"] is True
     check_full_size(xcit, scenes, run / "model.safetensors", tmp_path)
 
-    # A scene that can't be used is named and counted, and the other one measured.
+    # A scene that can't be used is reported and counted; the other scene is measured.
     Image.fromarray(np.full((96, 128), 99, np.uint8)).save(scenes / "labels" / "val" / "00001.png")
     some = xcit(*arguments, "--device", "cpu", "--out", tmp_path / "some")
     assert some.status == 1
@@ -71,7 +71,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
 
 
 def check_full_size(xcit, scenes: Path, model: Path, tmp_path: Path) -> None:
-    """A map and a picture in stripes: labels as GeoTIFF with the map's place, outlines, an overview."""
+    """Segments a map and a picture in stripes: checks labels (for the map a GeoTIFF), outlines and overviews."""
     images, out = tmp_path / "maps", tmp_path / "labels"
     images.mkdir()
     pixels = np.asarray(Image.open(scenes / "images" / "val" / "00000.png")).repeat(6, axis=0).repeat(6, axis=1).copy()

@@ -1,4 +1,4 @@
-"""The commands on adapters in docs/sharing.md, and what sharing says to people on the command line."""
+"""Tests the commands in docs/sharing.md, and their messages."""
 
 import shutil
 from pathlib import Path
@@ -14,12 +14,12 @@ PACKAGED = packaged_path(find_record("packaged"))
 
 
 def block(heading: str) -> list[str]:
-    """The lines of the first block below a heading."""
+    """Returns the lines of the first code block below a heading of docs/sharing.md."""
     return PAGE.split(f"## {heading}\n")[1].split("\n```", 1)[1].split("\n```")[0].splitlines()[1:]
 
 
 def test_adapters(xcit, colours: Path, small: list[str]) -> None:
-    """As the page has it, but for the recipe, its fields and the data."""
+    """Runs the commands of docs/sharing.md, but with another recipe, other fields and other data."""
     assert (
         xcit(
             "train",
@@ -86,7 +86,7 @@ def test_mistakes_end_in_one_line(xcit, command: tuple[object, ...], message: st
 
 
 def test_the_hub(xcit, colours: Path, tmp_path: Path) -> None:
-    """As the page has it, but for the recipe, its fields and the data."""
+    """Runs the commands of docs/sharing.md, but with another recipe, other fields and other data."""
     with hub_stand_in(tmp_path) as hub:
         assert xcit("convert", PACKAGED, "birds", "--to", "timm-hub").status == 0
         hub.publish("USER/birds", Path("birds"))

@@ -1,4 +1,4 @@
-"""On a terminal of 80 columns, lines are wrapped between words; in a pipe they are not wrapped."""
+"""Tests that lines are wrapped between words on a terminal of 80 columns, and are not wrapped in a pipe."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ for command in json.loads(sys.argv[1]):
 
 
 def on_a_terminal(*commands: tuple[str, ...], columns: int = 80, kind: str = "dumb") -> list[str]:
-    """Returns what a terminal shows of each command, standard output and standard error; all run in one process."""
+    """Returns the text that a terminal shows for each command (standard output and error); all run in one process."""
     leader, follower = pty.openpty()
     environment = os.environ | {"COLUMNS": str(columns), "TERM": kind}
     command = [sys.executable, "-c", CODE, json.dumps(commands)]
@@ -50,7 +50,7 @@ def on_a_terminal(*commands: tuple[str, ...], columns: int = 80, kind: str = "du
     try:
         while part := os.read(leader, 65536):
             shown += part
-    except OSError:  # Linux reports in this way that the other end is closed
+    except OSError:  # the error on Linux after the other end was closed
         pass
     process.wait()
     os.close(leader)
@@ -91,7 +91,7 @@ def test_words_stay_whole_and_in_order(xcit, shown):
 
 
 def test_names_reach_a_terminal_escaped_beside_a_bar_too(tmp_path):
-    """Of files that are read and that are not, of classes, folders, models and results, in verbs that draw a bar."""
+    """Tests hostile names of files, classes, folders, models and results, in verbs with a progress bar."""
     hostile = "x\x1b]0;taken\x07\x1b[2J\u202e"
     for split, folder in itertools.product(("train", "val"), ("a", "b")):
         place = tmp_path / "data" / split / f"{folder}{hostile}"
@@ -115,6 +115,6 @@ def test_names_reach_a_terminal_escaped_beside_a_bar_too(tmp_path):
     shown = on_a_terminal(*commands, kind="xterm")
     for command, text in zip(commands, shown, strict=True):
         assert "\\x1b]0;taken\\x07\\x1b[2J\\u202e" in text, command
-        # A bar draws by other sequences than these.
+        # None of these escape sequences is used by the progress bar.
         assert not any(mark in text for mark in ("\x1b]0;", "\x07", "\x1b[2J", "\u202e")), command
         assert "Traceback" not in text, command

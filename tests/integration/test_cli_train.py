@@ -1,4 +1,4 @@
-"""`xcit train` and `xcit config`: their output and files, and runs that are stopped and resumed."""
+"""Tests `xcit train` and `xcit config`: their output and files, and runs that are stopped and resumed."""
 
 import json
 import os
@@ -161,7 +161,7 @@ def test_resume_with_more_epochs_in_the_folder_of_the_config(xcit, trained):
     done = xcit("train", "run/config.yaml", "--resume", "--schedule.epochs", 14)
     assert (done.status, done.err) == (0, "")
     assert done.out.splitlines()[0].endswith("files in run")
-    # The last epoch's evaluation may be repeated, but its training is not.
+    # Only the evaluation of the last finished epoch may be repeated, not its training.
     assert [begin for begin in beginnings(done.out) if begin.startswith("epoch ")][-2:] == [
         "epoch 13/14",
         "epoch 14/14",
@@ -210,7 +210,7 @@ def test_a_mistake_is_told_before_anything_else(xcit, trained, mistake, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-# without labels
+# training without labels (DINO)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_a_dino_recipe_has_no_top1(xcit, colours, trained):
     assert "trains no classifier" in done.err
 
 
-# one process of several
+# mistakes with several processes
 
 
 @pytest.mark.parametrize("mistake", [["--optimizer.lrr", 1], ["--outt", "a"], ["stray"]])

@@ -1,4 +1,4 @@
-"""Every command in an installation without extras: it works, or ends with one line that names the extra."""
+"""Tests every command in an installation without extras: it works, or ends with one line that names the extra."""
 
 import json
 import os
@@ -85,7 +85,7 @@ NEEDS = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, fashion_mnist) -> dict[str, tuple[object, str, str]]:
-    """The exit status, standard output and standard error of every command; all ran in one process, one by one."""
+    """Runs all commands one by one in one process; returns the exit status, standard output and error of each."""
     folder = tmp_path_factory.mktemp("core")
     for kind, name in (("upernet", "segmenter"), ("detector", "detector")):
         save_model(small_models.build(kind), folder / f"{name}.safetensors")

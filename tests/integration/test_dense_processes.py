@@ -1,4 +1,4 @@
-"""Detectors and segmenters trained and measured by two processes, stopped and resumed."""
+"""Tests detectors and segmenters in two processes: training, measuring, stopping and resuming."""
 
 import json
 import signal
@@ -95,14 +95,14 @@ def test_two_processes_train_and_measure_as_one_and_a_stopped_run_goes_on_bit_fo
     one = train(*recipe, "--out", "one", *fields)
     train(*recipe, "--out", "two", *fields, processes=2)
 
-    # The parts of each batch are the same, computed by one process or by two.
+    # One process and two processes compute the same parts of each batch, so weights differ only by rounding.
     states = {name: read_weights(Path(name) / "model.safetensors").dense for name in ("one", "two")}
     for name, tensor in states["one"].items():
         if "running" not in name and "tracked" not in name:
             difference = (tensor - states["two"][name]).norm() / tensor.norm().clamp(min=1e-3)
             assert difference < 1e-3, name
 
-    # Two processes measure the same weights: each of five images once.
+    # Two processes measure the weights of the first run: each of the five images one time.
     figures = next(line for line in one.splitlines() if line.startswith("figures"))
     measured = train("one/config.yaml", "--out", "one", "--resume", "--device", "cpu", processes=2)
     assert figures in measured

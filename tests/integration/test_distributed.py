@@ -1,6 +1,6 @@
-"""Runs of two processes, and runs that are stopped by a kill or a signal.
+"""Tests runs in two processes, and runs that are stopped by a kill or a signal.
 
-The comparisons are those of the benchmarks whose figures are published, with shorter runs.
+They make shorter runs of `benchmarks/processes.py` and `benchmarks/kill_and_resume.py`.
 """
 
 import json
@@ -22,7 +22,7 @@ from xcit.weights.files import read_checkpoint
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-pytestmark = pytest.mark.timeout(1800)  # each process imports torch first, which on a busy machine takes a while
+pytestmark = pytest.mark.timeout(1800)  # each process imports torch, which takes long on a busy machine
 
 
 def test_two_processes_reach_the_weights_of_one_and_evaluate_each_image_once():
@@ -61,7 +61,7 @@ def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes, num_step
     assert compare(Path("alone"), Path("killed"))
     assert step_of(Path("killed")) == num_steps
 
-    if processes == 2:  # one process resumes from them
+    if processes == 2:  # one process resumes the run of two
         more = xcit("train", "squares.yaml", "--out", "killed", "--resume", "--schedule.epochs", 3, "--device", "cpu")
         assert (more.status, more.err) == (0, "")
         log = [json.loads(line) for line in Path("killed/log.jsonl").read_text().splitlines()]
@@ -74,11 +74,11 @@ def test_a_killed_run_goes_on_bit_for_bit(xcit, start, task, processes, num_step
     [("classification", 1, "ddp"), ("classification", 2, "ddp"), ("dino", 2, "fsdp2")],
 )
 def test_a_stop_inside_a_step_saves_what_a_whole_step_left(start, task, processes, parallel):
-    """The processes that read data die in the middle of a step of several parts, in the last process."""
+    """In the last process, the processes that read data die in the middle of a step with several parts."""
     fields = {"batch_size": 16, "max_device_batch": 2, "num_workers": 1, "evaluate_every": 2, "parallel": parallel}
     draw_squares(Path("data"), 15)
     config = squares_config(task, Path("data"), epochs=2, run=fields)
-    if parallel == "fsdp2":  # clipping shards takes a third of the time; test_sharded.py has it
+    if parallel == "fsdp2":  # saves a third of the time; test_sharded.py tests gradient clipping
         config = replace(config, optimizer=replace(config.optimizer, clip_grad=0.0))
     save_yaml(config, Path("squares.yaml"))
     program = Path(__file__).parents[1] / "support" / "stopped_in_a_step.py"

@@ -1,4 +1,4 @@
-"""What README and the pages of docs/ show runs, their links lead somewhere, and the notebooks run to their end."""
+"""Tests the README and the pages of docs/: code and notebooks run without errors, and links have targets."""
 
 import importlib
 import json
@@ -38,14 +38,14 @@ SMALLER = {
     "what-a-model-looks-at": {"long_side": 64},
     "dino-features": {"num_train": 64, "num_val": 20, "num_epochs": 1},
 }
-"""Notebook -> the parameters with which it is run here."""
+"""Maps a notebook to the parameters that this test runs it with."""
 
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
 @pytest.fixture
 def files_of_a_reader(tmp_path: Path) -> None:
-    """What the pages suppose: a clone to stand in, and images by the names that they use."""
+    """Writes the files that the pages use: parts of a clone, and images with the names in the pages."""
     for name in ("src", "examples", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     photograph = Image.fromarray(load_sample_image("china.jpg"))
@@ -72,14 +72,14 @@ def test_what_a_page_shows(page: Path, request: pytest.FixtureRequest) -> None:
     for fence in fences(page):
         if fence.title is None and fence.language == "python":
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # other packages' own
+                warnings.simplefilter("ignore")  # warnings of other packages
                 exec(compile(fence.code, fence.place, "exec"), names)
         elif fence.title is None and fence.language == "console":
             run_console(fence, command_line)
 
 
 def run_console(fence: Fence, command_line: Any) -> None:
-    """Runs each command in this process, or by the shell what is not `xcit`, and compares what is shown below it."""
+    """Runs each command and compares its output with the page: `xcit` in this process, other commands in the shell."""
     for command, shown in fence.commands():
         where = f"{fence.place}: {command}"
         if command.startswith("xcit "):
@@ -87,7 +87,7 @@ def run_console(fence: Fence, command_line: Any) -> None:
             assert done.status == int("could not be read" in done.err), f"{where}\n{done.err}"
             printed = done.out
             if shown and not matches(shown, printed.rstrip().splitlines()):
-                printed += done.err  # as on a terminal, which shows both
+                printed += done.err  # a terminal shows output and errors
         else:
             path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
             ran = subprocess.run(command, shell=True, env=os.environ | {"PATH": path}, capture_output=True, text=True)
@@ -114,7 +114,7 @@ def test_what_is_not_run_says_what_it_needs_and_could_be_typed(page: Path) -> No
 
 
 def check_command(command: str, where: str) -> None:
-    """Checks that a verb has the options that a page gives it, and a recipe the fields."""
+    """Checks that a verb accepts the options in a page's command, and that the recipe has the command's fields."""
     if re.match(r"(\$ )?python (benchmarks|examples)/", command):
         assert (ROOT / command.split("python ")[1].split()[0]).is_file(), f"{where}: {command}"
     if "xcit " not in command:
@@ -132,7 +132,7 @@ def check_command(command: str, where: str) -> None:
     except click.NoSuchOption as error:
         pytest.fail(f"{where}: {command}: {error.format_message()}")
     except click.BadOptionUsage:
-        pass  # a sentence may name an option without its value
+        pass  # a sentence may mention an option without its value
     if verb == "train" and words and words[0][0].isalnum():
         options = {option.removeprefix("--") for parameter in called.params for option in parameter.opts}
         known = options | dotted_names(get_recipe(words[0])).keys()
@@ -168,7 +168,7 @@ def test_every_page_is_in_the_nav_once() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a page's headings are called in links, as the site and code hosts call them."""
+    """Returns the anchors of a page's headings, as the documentation site and code hosts write them in links."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}

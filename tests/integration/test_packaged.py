@@ -1,4 +1,4 @@
-"""The packaged model has the accuracy that its card and its record state, on all 10,000 test images."""
+"""Tests that the packaged model has the accuracy of its model card and its record, on all 10,000 test images."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The wheel contains everything that the commands and the demo need, and neither benchmarks nor tests."""
+"""Tests that the wheel contains all files that the commands and the demo need, but no benchmarks and no tests."""
 
 import os
 import subprocess

@@ -1,7 +1,7 @@
-"""Compares logits with those of RobustBench's XCiTs, for files with its keys and shapes and random weights.
+"""Compares our logits with RobustBench's XCiTs, for files of random weights with RobustBench's keys and shapes.
 
 RobustBench builds timm's XCiT for patches of 16. For CIFAR it then sets the strides of the first two convolutions to 1,
-and puts a normalisation before the model. The reference here is built in the same way.
+and puts a normalisation layer before the model. The reference in these tests is built in the same way.
 """
 
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_the_published_file_from_a_mirror_is_cached_and_says_what_it_is(
     for _ in range(2):
         found = xcit.get_model("Debenedetti2022Light_XCiT-S12_cifar10_Linf", pretrained=True)
         torch.testing.assert_close(logits_of(found, "cifar10"), expected(model, "cifar10"), atol=1e-5, rtol=1e-5)
-    # The file in the cache contains its strides, so its name does not matter.
+    # The cached file stores the model's strides, so the strides are known under any file name.
     (cached,) = (tmp_path / "cache" / "checkpoints").glob("*.safetensors")
     renamed: Any = xcit.get_model(cached.rename(tmp_path / "anything.safetensors"))
     assert renamed.config.strides == (1, 1, 2, 2)
@@ -126,7 +126,7 @@ def test_the_whole_model_with_its_normalisation_says_how_to_prepare_images(offic
     for path in (tmp_path / "mine.pth", tmp_path / "mine.safetensors"):
         found: Any = xcit.get_model(path, stem_strides=(1, 1, 2, 2))
         assert (found.info.preprocessing.mean, found.info.preprocessing.std) == (mean, std)
-        assert found.info.assumed  # the size is
+        assert found.info.assumed  # the image size is assumed
         pixels = torch.from_numpy(np.asarray(picture("cifar10")).copy()).permute(2, 0, 1)[None].float() / 255
         spec = found.info.preprocessing
         normalised = (pixels - torch.tensor(spec.mean).view(1, 3, 1, 1)) / torch.tensor(spec.std).view(1, 3, 1, 1)

@@ -1,8 +1,8 @@
 """Compares our model with timm's XCiT, an independent implementation, with the same random weights.
 
-All values of a checkpoint are random, also batch-norm statistics, residual scales, temperatures and biases, so that a
-wrong or unused value shows. The names are mapped here, independently of `xcit.weights`, so that the two maps check each
-other.
+All values of a checkpoint are random, also batch-norm statistics, residual scales, temperatures and biases. So a wrong
+or unused value changes the outputs. This file has its own map of names, independent of the map in `xcit.weights`. So
+each map checks the other.
 """
 
 import copy
@@ -19,9 +19,9 @@ from xcit.zoo.architectures import PUBLISHED_ARCHITECTURES
 
 SIZES = ((224, 224), (160, 256), (200, 233))
 SMALL_SIZES = ((112, 112), (80, 128), (104, 117))
-"""For the largest models, whose layers are those of the others, and which at full size take half a minute each."""
+"""Sizes for the largest models: they have the same layers as small models, and take half a minute at full size."""
 
-# timm's name -> ours: of each group, the first rule that matches.
+# timm's name -> our name; the rules are applied one after another.
 RENAMES = (
     (r"^patch_embed\.proj\.(\d+)\.0\.", lambda m: f"stem.{int(m[1]) // 2}.conv."),
     (r"^patch_embed\.proj\.(\d+)\.1\.", lambda m: f"stem.{int(m[1]) // 2}.norm."),
@@ -48,7 +48,7 @@ def our_name(name: str) -> str:
 
 
 def random_state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
-    """Returns random values for everything in timm's `model`, with scales that keep activations near 1."""
+    """Returns random values for all parameters and buffers of timm's model; their scales keep activations near 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(name: str, shape: torch.Size) -> Tensor:
@@ -72,7 +72,7 @@ def random_state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 
 
 def build_pair(architecture: str) -> tuple[XCiT, Any]:
-    """Returns our model and timm's in evaluation mode, with the same storage of random weights."""
+    """Returns our model and timm's model in evaluation mode; they share the storage of their random weights."""
     config = PUBLISHED_ARCHITECTURES[architecture]
     with torch.device("meta"):  # saves the time of setting first values
         theirs = timm.create_model(f"xcit_{architecture.replace('-', '_')}_224", pretrained=False)
@@ -84,9 +84,9 @@ def build_pair(architecture: str) -> tuple[XCiT, Any]:
 
 
 def images_of(batch: int, height: int, width: int) -> Tensor:
-    """Returns images of smooth colours and some noise.
+    """Returns images with smooth colours and some noise.
 
-    The class token would hardly differ between images of pure noise.
+    With pure noise, the class tokens of different images would be almost equal.
     """
     generator = torch.Generator().manual_seed(1)
     colours = torch.randn(batch, 3, 4, 4, generator=generator)
@@ -127,16 +127,16 @@ def test_logits_and_the_tokens_of_every_block(architecture: str) -> None:
         errors = [relative_error(a, b) for a, b in zip(our_tokens, their_tokens, strict=True)]
         errors.append(relative_error(our_logits, their_logits))
         assert max(errors) <= 1e-5, f"{height}x{width}: {errors}"
-        # The comparison is meaningful only if the values neither vanish nor saturate.
+        # The comparison is meaningful only if the logits are neither tiny nor huge.
         assert 0.1 < their_logits.std() < 100
         if batch == 2:
             assert relative_error(their_logits[0], their_logits[1]) > 0.02
 
 
 def gradients(model: Any, images: Tensor) -> dict[str, Tensor]:
-    """Returns the gradients, by our names, of a loss that depends on every token and every logit.
+    """Returns gradients, by our parameter names, of a loss that depends on every token and every logit.
 
-    "images" is the input's.
+    The gradient of the images has the name "images".
     """
     generator = torch.Generator().manual_seed(2)
     images = images.clone().requires_grad_()
@@ -155,7 +155,7 @@ def gradients(model: Any, images: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("architecture", ["nano-12-p16", "tiny-12-p8"])
 def test_gradients_of_all_parameters_and_of_the_images(architecture: str, training: bool) -> None:
     ours, theirs = build_pair(architecture)
-    ours = copy.deepcopy(ours)  # because training updates the statistics of batch norms in place
+    ours = copy.deepcopy(ours)  # the weights are shared, and training changes batch-norm statistics in place
     images = images_of(2, 112, 136)
     our_gradients = gradients(ours.train(training), images)
     their_gradients = gradients(theirs.train(training), images)
@@ -163,8 +163,8 @@ def test_gradients_of_all_parameters_and_of_the_images(architecture: str, traini
     errors = {}
     for name, theirs_gradient in their_gradients.items():
         if name.endswith("attn.k.bias"):
-            # The softmax ignores a shift that all keys share: the true gradient is 0, and both have only rounding
-            # errors.
+            # The key bias shifts all scores by the same number, which the softmax ignores. So the true gradient is 0,
+            # and both gradients are only rounding errors.
             scale = 1e-5 * their_gradients[name.replace("bias", "weight")].norm()
             assert our_gradients[name].norm() < scale
             assert theirs_gradient.norm() < scale

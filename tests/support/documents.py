@@ -1,8 +1,8 @@
-"""The documents as their readers use them: what stands in fences, and what is to be run of it.
+"""Reads the documents: finds the fenced code blocks ("fences") of a page, and their commands.
 
-A fence of the language `python` is run, and so are the commands of a `console` fence, which have a `$ ` before them. A
-title such as `Needs a GPU` marks a fence that is not run; the site shows it above the code. A fence of another
-language, or of none, is text. Names of a page's Python fences last to its end, and so do its files.
+The tests run a fence of the language `python`, and the commands of a `console` fence, which begin with `$ `. A fence
+with a title such as `Needs a GPU` is not run; the site shows the title above the code. A fence of another language, or
+without a language, is text. All fences of a page share their Python names and their files.
 """
 
 import math
@@ -29,14 +29,14 @@ NEEDS = {
     "Needs scikit-learn and a minute",
     "Needs your data",
 }
-"""What a fence may need that the tests have not."""
+"""Titles of fences that the tests can't run."""
 
 _FENCE = re.compile(r'^```([\w-]*)(?: +title="([^"]*)")? *\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fence:
-    """A fenced block: where it is, its language, the title that marks it or none, and its text."""
+    """A fenced block: its position in the page, its language, its title or None, and its text."""
 
     page: Path
     line: int
@@ -50,13 +50,14 @@ class Fence:
 
     @property
     def code(self) -> str:
-        """Its text, on the lines that it has in the page, so that a traceback shows them."""
+        """The text after empty lines, so that a traceback shows the line numbers of the page."""
         return "\n" * self.line + self.text
 
     def commands(self) -> Iterator[tuple[str, list[str]]]:
-        """Each command of a console, and the lines shown below it.
+        """Yields each command of a console fence, and the output lines that the page shows below the command.
 
-        A backslash at its end joins a line to the next. Without a prompt in it, every line is a command.
+        A line that ends with a backslash continues on the next line. In a fence without a prompt (`$ `), every line is
+        a command.
         """
         command, shown = "", list[str]()
         prompt = "$ " if re.search(r"^\$ ", self.text, re.MULTILINE) else ""
@@ -71,10 +72,10 @@ class Fence:
 
 
 def fences(page: Path) -> list[Fence]:
-    """All fences of a page, in order.
+    """Returns all fences of a page, in order.
 
     Raises:
-        AssertionError: if a line that begins a fence, or ends one, belongs to none.
+        AssertionError: if a line with ``` does not begin or end a fence that could be read.
     """
     text = page.read_text(encoding="utf-8")
     found = [
@@ -92,21 +93,21 @@ def fences(page: Path) -> list[Fence]:
 
 
 def inline_code(page: Path) -> list[str]:
-    """What stands between single backticks in a page, outside of fences, each on one line."""
+    """Returns the texts between single backticks in a page, outside of fences, with line breaks as spaces."""
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
 
 
 def words_of(command: str) -> list[str]:
-    """The words after `xcit` in a command, which torchrun or settings of the environment may start; no comments."""
+    """Returns the words after `xcit` in a command, without comments. torchrun or variables may be before `xcit`."""
     words = shlex.split(command, comments=True)
     return words[words.index("xcit") + 1 :]
 
 
 def matches(shown: list[str], printed: list[str]) -> bool:
-    """Whether lines are as a page shows them: `...` stands for any lines, and numbers may differ by 1%.
+    """Returns whether output equals the lines that a page shows: `...` matches any lines, and numbers may differ by 1%.
 
-    Another processor rounds otherwise, and the last digit shown may then be another one.
+    Another processor may round differently, so the last digit in the page may differ.
     """
     if not shown:
         return not printed

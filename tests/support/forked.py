@@ -1,8 +1,8 @@
-"""Runs Python programs in separate processes, single or as the ranks of a group, without importing torch again.
+"""Runs Python programs in separate processes without importing torch again: one process, or a group of ranks.
 
-The processes are forks of a server that has imported what training needs. A new interpreter would take ten seconds of
-processor time for the imports, which is longer than most of these programs run. Arguments and environment are those
-that `python` and `torchrun` would give them.
+The processes are forks of a server that has imported the modules for training. In a new interpreter, the imports would
+take ten seconds of processor time, which is longer than most of these programs run. The programs get the same arguments
+and environment as from `python` or `torchrun`.
 """
 
 import multiprocessing
@@ -38,7 +38,7 @@ _context.set_forkserver_preload(list(PRELOADED))
 
 @dataclass(frozen=True)
 class Done:
-    """How a program ended: the first status that is not 0, and the output of all its processes."""
+    """The result of a program: the first exit status that is not 0 (else 0), and the output of all its processes."""
 
     status: int
     out: str
@@ -47,10 +47,10 @@ class Done:
 
 @dataclass
 class Forked:
-    """A running program: `python ARGUMENTS...`; several processes run as torchrun starts them.
+    """A running program `python ARGUMENTS...`, in one process, or in several processes as from torchrun.
 
-    It runs in the current folder and environment, with one thread per process, because sums are rounded differently
-    with other numbers of threads. Its output goes to two files in the folder `outputs`.
+    The program runs in the current folder and environment. Each process has one thread, because the number of threads
+    changes the rounding of sums. The output is written to two files in the folder `outputs`.
     """
 
     arguments: Sequence[str]
@@ -90,7 +90,7 @@ class Forked:
                 os.kill(process.pid, number)
 
     def finish(self) -> Done:
-        """Waits for the end; once a process has failed, the others are killed, as torchrun does it."""
+        """Waits for the end of all processes; if a process fails, kills the others, as torchrun does."""
         while self.running:
             if any(process.exitcode for process in self.processes):
                 self.send(signal.SIGKILL)
@@ -107,13 +107,13 @@ def _free_port() -> int:
 
 
 def _run(arguments: list[str], folder: Path, environment: dict[str, str], outputs: Sequence[Path]) -> None:
-    """Turns the fork into the program."""
+    """Runs the program in the forked process."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    multiprocessing.set_start_method(None, force=True)  # the default, instead of the server's
+    multiprocessing.set_start_method(None, force=True)  # the default start method, not the server's
     torch.set_num_threads(1)
-    os.fsync = lambda fd: None  # as in the tests themselves: a kill of a process loses nothing of what was written
+    os.fsync = lambda fd: None  # as in tests/conftest.py; a killed process loses no written data
     for number, path in enumerate(outputs, start=1):
         opened = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(opened, number)

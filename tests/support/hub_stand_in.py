@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on the loopback device: repositories in memory, for its client."""
+"""A server on this machine that stands in for the Hugging Face Hub, with repositories in memory."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ def sha256(body: bytes) -> str:
 
 
 class Hub(ThreadingHTTPServer):
-    """`commits[repository]` are its states, the latest last: file's name -> bytes."""
+    """The server. `commits[repository]` lists the commits, oldest first; a commit maps file names to bytes."""
 
     daemon_threads = True
 
@@ -27,8 +27,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.commits: dict[str, list[dict[str, bytes]]] = {}
-        self.large: dict[str, bytes] = {}  # uploaded, by digest
-        self.wrong: set[str] = set()  # files whose bytes arrive damaged
+        self.large: dict[str, bytes] = {}  # uploaded files, by digest
+        self.wrong: set[str] = set()  # files that are sent with damaged bytes
         self.asked: list[str] = []
 
     def publish(self, repository: str, folder: Path) -> None:
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             number = len(self.server.commits[repository]) - 1
             url = f"{self.server.url}/{repository}/commit/{number:040x}"
             self.reply({"commitUrl": url, "commitOid": f"{number:040x}", "success": True})
-        else:  # the check of a card
+        else:  # the client checks a model card
             self.reply({"errors": [], "warnings": []})
 
     def do_PUT(self) -> None:
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub_stand_in(folder: Path) -> Iterator[Hub]:
-    """The stand-in as the only Hub there is, with a cache of its own in `folder`."""
+    """Makes the stand-in the only Hub for this process, with an empty cache in `folder`."""
     from huggingface_hub import constants
 
     with pytest.MonkeyPatch.context() as patch, Hub() as server:
@@ -143,7 +143,7 @@ def hub_stand_in(folder: Path) -> Iterator[Hub]:
         patch.setenv("XCIT_CACHE", str(folder / "cache"))
         for name in ("HF_HUB_OFFLINE", "XCIT_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
             patch.delenv(name, raising=False)
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)  # read when it was imported
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)  # the client read the environment at import
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
         patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))

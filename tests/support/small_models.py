@@ -1,4 +1,4 @@
-"""A small model of each kind, and all its outputs for an image as one row of numbers."""
+"""Builds a small model of each kind, and computes all outputs of a model as one row of numbers."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -19,7 +19,7 @@ KINDS = ("classifier", "dino", "upernet", "sem-fpn", "detector")
 
 
 def build(kind: str) -> nn.Module:
-    """Returns a small model with weights near 1, so that a layer without effect is noticed."""
+    """Returns a small model of a kind, in evaluation mode, with random weights from `lively`."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"backbone": BACKBONE, "num_classes": 4, "channels": 16}
     model: nn.Module
@@ -36,7 +36,7 @@ def build(kind: str) -> nn.Module:
 
 
 def lively(model: Any) -> Any:
-    """Returns the model with weights of order one, in evaluation mode: a layer without effect is then noticed."""
+    """Draws weights so large that every layer changes the outputs; returns the model in evaluation mode."""
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim > 1 and "temperature" not in name:
@@ -50,7 +50,7 @@ IMAGES = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
 
 
 def forward(model: nn.Module, image: Tensor = IMAGES) -> Tensor:
-    """Returns all outputs of a model for images as one row, with gradients if it has a loss or is differentiable."""
+    """Returns all outputs of a model for images as one row of numbers, through which gradients can flow."""
     if isinstance(model, MaskRCNN):
         maps = list(model._maps(image))
         logits, steps = model.rpn(maps)

@@ -1,10 +1,11 @@
-"""A training run whose reading processes die in the middle of a step, together with a signal that asks for a stop.
+"""Makes a training run in which the data-reading processes die in the middle of a step, together with a SIGTERM.
 
     stopped_in_a_step.py CONFIG FOLDER STEP RANK
 
-At the first part of step STEP of the run, counted from 0, the process RANK gets SIGTERM, and the processes that read
-its data are killed, as by a scheduler after a time limit. They have read two parts ahead. So with four or more parts
-per step, their death is noticed in the middle of the step. The exit status is 0 if the run stopped correctly.
+At the first part of step STEP of the run (counted from 0), the process RANK receives SIGTERM, and the processes that
+read its data are killed. A scheduler does the same at its time limit. The killed processes have read two parts ahead.
+So with four or more parts per step, the run notices their death in the middle of the step. The exit status is 0 if the
+run stopped correctly.
 """
 
 import multiprocessing
@@ -34,7 +35,7 @@ def main(config: str, folder: str, step: int, rank: int) -> int:
                 for child in multiprocessing.active_children():
                     child.kill()
                     killed.append(number)
-                time.sleep(0.2)  # the death is reported at once, wherever the program is
+                time.sleep(0.2)  # torch's signal handler reports the death immediately
             yield part
 
     TrainLoader.batches = cut  # type: ignore[method-assign]

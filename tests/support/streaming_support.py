@@ -1,4 +1,4 @@
-"""What tests of streaming share: models with random weights, images, and results for the whole image in float64."""
+"""Helpers for tests of streaming: models with random weights, images, and results for the whole image in float64."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ SPEC = Preprocessing(mean=(0.4, 0.5, 0.3), std=(0.3, 0.2, 0.25))
 
 
 def random_model(config: XCiTConfig) -> XCiT:
-    """Returns a model in evaluation mode whose weights are all random, and large enough to have an effect."""
+    """Returns a model in evaluation mode in which all weights are random and large enough to change the outputs."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = XCiT(config).eval()
@@ -25,7 +25,7 @@ def random_model(config: XCiTConfig) -> XCiT:
 
 
 def in_float64(model: XCiT, pixels: Pixels) -> tuple[XCiT, Tensor]:
-    """Returns the model and the whole image in float64."""
+    """Returns a copy of the model and the whole normalised image, both in float64."""
     exact = XCiT(model.config).eval()
     exact.load_state_dict(model.state_dict())
     image = torch.from_numpy(pixels.astype(np.float64) / 255).permute(2, 0, 1)[None]
@@ -34,7 +34,7 @@ def in_float64(model: XCiT, pixels: Pixels) -> tuple[XCiT, Tensor]:
 
 
 def share_of_largest(actual: Tensor | np.ndarray, expected: Tensor) -> float:
-    """Returns the largest difference, divided by the largest element."""
+    """Returns the largest absolute difference, divided by the largest absolute element of the expected tensor."""
     assert actual.shape == expected.shape
     difference = torch.as_tensor(actual).double() - expected.double()
     return float(difference.abs().max() / expected.abs().max())

@@ -1,8 +1,10 @@
-"""The command line as in an installation without extras: `python without_extras.py COMMANDS.json` prints results.
+"""Runs commands as in an installation without extras, and prints their results as JSON.
 
-All packages except the core's requirements (and their requirements) are hidden from imports and from the metadata of
-installed packages, as if they were not installed. COMMANDS.json is a list of lists of arguments. The output is a list
-of [exit status, standard output, standard error], with "traceback" as the status of a crash.
+    python without_extras.py COMMANDS.json
+
+All packages except the core's requirements (and their requirements) are hidden: imports fail, and the metadata of
+installed packages does not list them. COMMANDS.json is a list of commands, each a list of arguments. The output is a
+list of [exit status, standard output, standard error]; the status of a crash is "traceback".
 """
 
 import io
@@ -30,7 +32,7 @@ def _name(requirement: str) -> str:
 
 
 def core_distributions() -> set[str]:
-    """Returns the core's requirements and all that these require without extras, by normalised name."""
+    """Returns the normalised names of the core's requirements and of their requirements, without extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found: set[str] = {"xcit"}
     waiting = [_name(requirement) for requirement in project["dependencies"]]
@@ -40,7 +42,7 @@ def core_distributions() -> set[str]:
             continue
         try:
             required = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:  # for another system, as its marker says
+        except metadata.PackageNotFoundError:  # its marker is for another system
             continue
         found.add(name)
         waiting += [_name(one) for one in required if "extra ==" not in one]
@@ -48,7 +50,7 @@ def core_distributions() -> set[str]:
 
 
 def hidden_modules(core: set[str]) -> set[str]:
-    """Returns the top-level modules that belong to no distribution of the core."""
+    """Returns the installed top-level modules that belong to none of the core's distributions."""
     owners = metadata.packages_distributions()
     return {module for module, names in owners.items() if not core.intersection(map(_name, names))}
 
@@ -67,11 +69,11 @@ def hide(core: set[str], modules: set[str]) -> None:
 
     sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
     for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
-        del sys.modules[name]  # imported when the environment starts
+        del sys.modules[name]  # modules that Python imported at start
 
 
 def run(arguments: list[str]) -> tuple[int | str, str, str]:
-    """Runs one command; returns its exit status and its output."""
+    """Runs one command; returns its exit status, standard output and standard error."""
     from xcit.cli import main
 
     out, err = io.StringIO(), io.StringIO()

@@ -1,4 +1,4 @@
-"""What tests of several parts share: three colours in two splits, a model with random weights, published names."""
+"""Fixtures for several test files: data in three colours, a model with random weights, published names."""
 
 import json
 import re
@@ -21,7 +21,7 @@ NUM_A_CLASS = {"train": 6, "val": 3}
 
 @pytest.fixture
 def full_disk() -> Callable[[int], AbstractContextManager[None]]:
-    """No file of this process grows beyond so many bytes: the kernel refuses to write, as on a full disk."""
+    """Returns a context in which no file of this process can grow beyond a number of bytes, as on a full disk."""
 
     @contextmanager
     def limited(num_bytes: int) -> Iterator[None]:
@@ -37,7 +37,7 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def splits(tmp_path: Path) -> Path:
-    """A folder with six noisy pictures in each train/<class> and three in each val/<class>, of many sizes."""
+    """Writes six noisy pictures to each folder train/<class> and three to each val/<class>, in many sizes."""
     root, draw = tmp_path / "splits", np.random.default_rng(0)
     for split, count in NUM_A_CLASS.items():
         for name, colour in COLOURS.items():
@@ -51,13 +51,13 @@ def splits(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny() -> XCiT:
-    """A backbone without a classifier, with the preprocessing of images of 16 pixels."""
+    """Returns a small backbone without a classifier, for images of 16 x 16 pixels."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = XCiT(XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0)).eval()
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
-                module.weight.data.normal_(std=0.3)  # large enough that features differ from image to image
+                module.weight.data.normal_(std=0.3)  # so large that features differ from image to image
     spec = Preprocessing(image_size=16, resize_to=16, mean=(0.4,) * 3, std=(0.3,) * 3)
     model.info = ModelInfo(name="tiny", preprocessing=spec)
     return model
@@ -68,7 +68,7 @@ _FILE = Path(__file__).parents[1] / "data" / "dense_keys.json"
 DENSE_ARCHITECTURES = {"tiny-12": (192, 12, 4), "small-12": (384, 12, 8), "small-24": (384, 24, 8)} | {
     "medium-24": (512, 24, 8)
 }
-"""Returns width, depth and number of heads."""
+"""Maps an architecture without its patch size to its width, depth and number of heads."""
 
 
 def _size(text: str, width: int, num_heads: int) -> int:
@@ -83,7 +83,7 @@ def _size(text: str, width: int, num_heads: int) -> int:
 
 @pytest.fixture(scope="session")
 def dense_keys() -> Callable[[str, str, int], dict[str, list[int]]]:
-    """`dense_keys(kind, architecture without patch, patch size)`: name -> shape as published."""
+    """Returns `dense_keys(kind, architecture without patch size, patch size)`, which maps published names to shapes."""
     rows: dict[str, list[str]] = json.loads(_FILE.read_text())
 
     def expand(kind: str, architecture: str, patch_size: int) -> dict[str, list[int]]:

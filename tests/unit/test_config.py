@@ -107,7 +107,7 @@ def test_a_field_that_may_be_empty_is_emptied_by_none(nothing: str | None) -> No
     start = InitializeConfig(weights="packaged", freeze=("stem",))
     assert override(start, {"weights": nothing}) == InitializeConfig(freeze=("stem",))
     assert override(override(WHOLE, {"picture.limit": "3"}), {"picture.limit": nothing or "none"}) == WHOLE
-    assert override(WHOLE, {"name": "none"}).name == "none"  # it is a valid value of a field that can't be empty
+    assert override(WHOLE, {"name": "none"}).name == "none"  # "none" is plain text in a field that can't be empty
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A config of any values comes back from YAML, and dotted overrides make what Python would."""
+"""Tests that YAML restores configs with any values, and that dotted overrides give the same config as Python code."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class Whole:
 
 wholes = st.integers(-(2**63), 2**63 - 1)
 reals = st.floats(allow_nan=False, allow_infinity=False)
-# What a person types is a line; what else a text may be goes through YAML as it is.
+# `lines` are texts that a person could type; `texts` may have any character, and must survive YAML.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 lines = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=12)
 
@@ -58,7 +58,7 @@ def configs(text: st.SearchStrategy[str]) -> st.SearchStrategy[Whole]:
         real=reals,
         flag=st.booleans(),
         text=text,
-        # "none" empties a field that is empty by default.
+        # "none" sets a field to None if its default is None.
         path=text.filter(lambda text: text.lower() not in ("none", "null")),
         kind=st.sampled_from(["one", "two"]),
     )
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("configs")
 
 
-@settings(QUICK, max_examples=40)  # each is a file that is written to the disk
+@settings(QUICK, max_examples=40)  # few, because each example writes a file
 @given(config=configs(texts))
 def test_yaml_gives_a_config_back(folder: Path, config: Whole) -> None:
     save_yaml(config, folder / "a.yaml")
@@ -97,7 +97,7 @@ def leaf(config: Any, name: str) -> Any:
 
 
 def typed(value: Any, is_list: bool) -> str:
-    """A value as a person types it on a command line."""
+    """Returns a value as a person types it on a command line."""
     if value is None:
         return "none"
     if isinstance(value, bool):

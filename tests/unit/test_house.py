@@ -1,4 +1,4 @@
-"""The package as a whole: every module can be imported, no module hides a function, and no old address is left."""
+"""Tests the whole package: all modules can be imported, no module hides a function, and no old import path exists."""
 
 import importlib
 import pkgutil
@@ -36,7 +36,7 @@ def modules() -> list[str]:
 
 
 def calls(folder: Path) -> dict[str, Callable[[], object]]:
-    """A call of each public function; those that take hours get arguments that they refuse."""
+    """Returns a call of each public function; functions that take hours get arguments that they refuse."""
 
     def refused(call: Callable[[], object]) -> None:
         with pytest.raises(XCiTError):

@@ -11,7 +11,7 @@ HEAVY = ("torch", "torchvision", "numpy", "PIL", "timm", "huggingface_hub", "ric
 
 
 def loaded_by(*arguments: str) -> list[str]:
-    """Returns the heavy modules that a new Python process has loaded at its end."""
+    """Returns the heavy modules that a new Python process has imported when it ends."""
     report = f"import atexit, sys; atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules]))"
     script = f"{report}; {arguments[0]}"
     done = subprocess.run([sys.executable, "-c", script, *arguments[1:]], capture_output=True, text=True, check=True)
@@ -44,7 +44,7 @@ def test_version():
 
 @pytest.mark.parametrize("name", xcit.__all__)
 def test_public_names(name):
-    """Each name is read twice: the first access imports a module, which must not replace the function."""
+    """Reads each name two times: the first access imports a module, and the module must not replace the function."""
     first, second = getattr(xcit, name), getattr(xcit, name)
     assert first is second
     assert callable(first)

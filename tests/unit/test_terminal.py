@@ -21,12 +21,12 @@ def test_a_terminal_gets_control_characters_escaped(name, monkeypatch):
     monkeypatch.setattr(sys, name, terminal)
     monkeypatch.setattr(sys, f"__{name}__", terminal)
     guard_terminal()
-    guard_terminal()  # once is enough
+    guard_terminal()  # a second call changes nothing
     assert sys.stdout.isatty() == (name == "stdout")
     getattr(sys, name).write(HOSTILE)
     getattr(sys, name).flush()
     assert os.read(main, 1000).decode() == HARMLESS.replace("\n", "\r\n")
-    assert for_drawing(getattr(sys, name)) is terminal  # those of a progress bar are not
+    assert for_drawing(getattr(sys, name)) is terminal  # a progress bar's sequences are not escaped
     getattr(sys, name).detach()
     os.close(side)
     os.close(main)
@@ -56,7 +56,7 @@ def test_prints_beside_a_bar_are_escaped_too(guarded, monkeypatch):
     assert not any(mark in shown for mark in ("\x1b]0;", "\x1b[2J", "\x07", "\x9b", "\u202e"))
     if guarded:
         for guard in before:
-            getattr(guard, "detach")()  # noqa: B009  (not every text stream has it)
+            getattr(guard, "detach")()  # noqa: B009  (not every text stream has `detach`)
     os.close(side)
     os.close(main)
 

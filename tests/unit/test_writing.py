@@ -1,4 +1,4 @@
-"""Results are written completely or not at all, through links, and into devices without replacing them."""
+"""Tests that results are written completely or not at all, through links, and to devices without replacing them."""
 
 import os
 import stat
@@ -104,7 +104,7 @@ def test_a_pipe_gets_the_bytes(tmp_path: Path) -> None:
 @needs_root
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_device_stays_a_device(tmp_path: Path, linked: bool) -> None:
-    """Creates a device node with the numbers of /dev/null, because root could replace /dev/null by a file."""
+    """Creates a device node with the device numbers of /dev/null, because root could replace /dev/null by a file."""
     null = tmp_path / "null"
     try:
         os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
@@ -123,7 +123,7 @@ def test_a_device_stays_a_device(tmp_path: Path, linked: bool) -> None:
 
 
 def test_what_a_descriptor_is_open_on_is_written_into(tmp_path: Path) -> None:
-    """`--csv /dev/stdout > file`: a file that the shell has opened is not replaced."""
+    """With `--csv /dev/stdout > file`, the file that the shell has opened must not be replaced."""
     path = tmp_path / "a.txt"
     with path.open("w") as file:
         own = Path(f"/proc/self/fd/{file.fileno()}")
@@ -159,7 +159,7 @@ def test_a_failed_folder_does_not_block_its_retry(tmp_path: Path, there: bool) -
     with pytest.raises(KeyError):
         fill(folder, fails=True)
     assert folder.exists() == there
-    (folder / ".xcit-0123456789abcdef.tmp").mkdir(parents=True)  # of a process that was killed
+    (folder / ".xcit-0123456789abcdef.tmp").mkdir(parents=True)  # left by a killed process
     fill(folder)
     assert (folder / "sub" / "a.txt").read_text() == "text"
     with pytest.raises(XCiTError, match=r"data: is there already: choose another folder, or remove it"):

@@ -1,4 +1,4 @@
-"""The Gram matrix X^T X of normalised tokens X, which is what cross-covariance attention needs, and X itself.
+"""Computes normalised tokens X and their Gram matrix X^T X, which cross-covariance attention needs.
 
 Shapes: `B` batch, `N` tokens, `D` width.
 """
@@ -15,11 +15,13 @@ from gpu.kernels import INTERPRETED
 from gpu.kernels.layer_norm import normalise
 
 ENOUGH_PROGRAMS = 264
-"""Programs that fill a large GPU (two on each of an H100's 132 multiprocessors); with fewer, N is split further."""
+"""Number of programs that fill a large GPU: two on each of an H100's 132 multiprocessors.
+
+If the tiles of the Gram matrices give fewer programs, the N tokens are split among more programs."""
 
 
 class Tile(NamedTuple):
-    """Shape of a program's product: side x side, over `depth` tokens at a time; warps, and stages of loads."""
+    """The shape of a program's work, side x side elements and `depth` tokens at a time, and Triton's launch options."""
 
     side: int
     depth: int
@@ -28,10 +30,10 @@ class Tile(NamedTuple):
 
 
 def choose_tile(dim: int, dtype: torch.dtype) -> Tile:
-    """Returns the tile for a width. float32 uses no tensor cores, and then a smaller tile fills the registers."""
+    """Returns the tile for a width; smaller in float32, which uses more registers and does not use tensor cores."""
     if dtype == torch.float32:
         return Tile(side=64, depth=32, num_warps=4, num_stages=3)
-    # With 8 warps, the compiler would run a tile's products of 128 x 128 one after another.
+    # 4 warps, because with 8 the compiler would run the products of a 128 x 128 tile one after another.
     return Tile(side=128 if dim % 128 == 0 else 64, depth=64, num_warps=4, num_stages=3)
 
 
@@ -46,10 +48,10 @@ def _gram(
     depth: tl.constexpr,
     upcast: tl.constexpr,
 ):
-    """Computes a tile of side x side on or above the diagonal, and its mirror image, summed over a split's tokens."""
+    """Computes a tile on or above the diagonal, and its mirror image, summed over the tokens of one split."""
     pair, split = tl.program_id(0), tl.program_id(1)
     image, num_images = tl.program_id(2).to(tl.int64), tl.num_programs(2)
-    right = 0  # pairs are counted by columns: column k begins at pair k (k + 1) / 2
+    right = 0  # tiles are numbered column by column: column k begins at k (k + 1) / 2
     for k in tl.static_range(1, (dim + side - 1) // side):
         right += (pair >= k * (k + 1) // 2).to(tl.int32)
     left = pair - right * (right + 1) // 2
@@ -70,11 +72,11 @@ def _gram(
         if upcast:
             a, b = a.to(tl.float32), b.to(tl.float32)
         gram = tl.dot(tl.trans(a), b, gram, input_precision="ieee")
-        left_pointers += depth * dim  # not an offset from the image's start, which may exceed 32 bits
+        left_pointers += depth * dim  # pointers are 64-bit; an offset could exceed 32 bits
         right_pointers += depth * dim
 
     out += (split * num_images + image) * dim * dim
-    # Each element above the diagonal is written to two places, so that the matrix is exactly symmetric.
+    # Each element above the diagonal is written to two positions, so that the matrix is exactly symmetric.
     rows, columns = left_columns[:, None], right_columns[None, :]
     tl.store(out + rows * dim + columns, gram, mask=(rows <= columns) & (columns < dim))
     rows, columns = right_columns[:, None], left_columns[None, :]
@@ -83,19 +85,21 @@ def _gram(
 
 @triton_op("xcit::normalised_gram", mutates_args={})
 def normalised_gram(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """LayerNorm without affine part, and products of its output, accumulated in float32 in a fixed order.
+    """Applies LayerNorm without its affine part, and computes the Gram matrix and the column sums of the output X.
 
-    There are two kernels: the first writes X, and the second reads it. A single kernel that normalises while it
-    multiplies would move as many bytes (the statistics also read the tokens). It would normalise once for each of the D
-    / 128 tiles in a row, and move its operands to the tensor cores through registers. And X is needed after the
-    attention in any case.
+    The sums are accumulated in float32 in a fixed order.
+
+    There are two kernels: the first writes X, and the second reads X. A single kernel that normalises while it
+    multiplies would move the same number of bytes as the two kernels, because its statistics also read the tokens. It
+    would normalise the tokens again for each of the D / 128 tiles in a row, and move its operands to the tensor cores
+    through registers. X must be written in any case, because it is needed after the attention.
 
     Args:
         tokens: (B, N, D) of float32, bfloat16 or float16.
         eps: epsilon of LayerNorm, added to the variance.
 
     Returns:
-        X (B, N, D) in the dtype of the tokens; X^T X (B, D, D), float32; the sum of X over N (B, D), float32.
+        X (B, N, D) in the dtype of the tokens; X^T X (B, D, D) in float32; the sum of X over N, (B, D) in float32.
     """
     batch, num_tokens, dim = tokens.shape
     normed, sums = normalise(tokens.contiguous(), eps)

@@ -1,4 +1,4 @@
-"""LayerNorm in the kernels: the statistics of each token, and normalised tokens without affine part."""
+"""LayerNorm for the kernels: the statistics of each token, and normalised tokens without the affine part."""
 
 import torch
 import triton
@@ -7,12 +7,15 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 NUMBERS_AT_ONCE = 4096
-"""Number of elements that a program holds."""
+"""Number of elements that a program has in registers."""
 
 
 @triton.jit
 def standardise(tokens, rows, columns, num_tokens, eps, dim: tl.constexpr):
-    """Returns normalised tokens (rows, columns), float32, 0 outside; their means and inverse deviations (rows)."""
+    """Returns normalised tokens (rows, columns), 0 outside of the tensor; their means and inverse deviations (rows).
+
+    All are float32.
+    """
     mask = (rows < num_tokens)[:, None] & (columns < dim)[None, :]
     values = tl.load(tokens + rows[:, None] * dim + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     mean = tl.sum(values, axis=1) / dim
@@ -59,10 +62,10 @@ def _normalise(
 
 
 def statistics(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Returns mean and inverse standard deviation of each token of (B, N, D): both (B, N), float32.
+    """Returns the mean and the inverse standard deviation of each token of (B, N, D): both (B, N) in float32.
 
-    It is a separate kernel, for kernels that read only a few channels of a token at a time. It reads the tokens once
-    more, which is less than writing normalised tokens and reading them.
+    The LPI kernels need these statistics, because each of their programs reads only a few channels of a token. This
+    kernel reads all tokens one more time. To write normalised tokens and read them again would move more bytes.
     """
     batch, num_tokens, dim = tokens.shape
     width = triton.next_power_of_2(dim)
@@ -77,11 +80,11 @@ def statistics(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def normalise(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Returns normalised tokens (B, N, D) in their dtype, and their sums over N: (B, D), float32."""
+    """Returns normalised tokens (B, N, D) in the dtype of the tokens, and their sums over N: (B, D) in float32."""
     batch, num_tokens, dim = tokens.shape
     width = triton.next_power_of_2(dim)
     num_rows = max(1, NUMBERS_AT_ONCE // width)
-    num_steps = 4  # column sums are written once per this many blocks of rows
+    num_steps = 4  # blocks of rows per program, which writes one partial sum per column
     num_parts = triton.cdiv(num_tokens, num_rows * num_steps)
     normed = torch.empty_like(tokens)
     sums = tokens.new_empty((batch, num_parts, dim), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Local patch interaction for inference in one pass over the tokens, which are an image with channels last.
+"""Local patch interaction (LPI) for inference, in one pass over the tokens, which are an image with channels last.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width.
 """
@@ -28,7 +28,7 @@ from gpu.kernels.tiles import COLUMNS, divide
 
 @triton.jit
 def normalise_row(row, mean, inverse_deviation, scale, shift, inside, num: tl.constexpr):
-    """Applies LayerNorm by the statistics of each column's token; the result is 0 outside of the image."""
+    """Applies LayerNorm with the statistics of each column's token; the result is 0 outside of the image."""
     normed = ()
     for i in tl.static_range(num):
         factor = tl.load(inverse_deviation + i, mask=inside[i])
@@ -59,10 +59,10 @@ def _lpi(
     num_columns: tl.constexpr,
     whole: tl.constexpr,
 ):
-    """Computes rows x columns x channels of the output.
+    """Computes a tile of the output: rows x columns x channels.
 
-    Each row of the input is read with a halo of 2 columns on either side. It gives a row of the first convolution with
-    a halo of 1 column, which gives a row of the second.
+    Each row of the input is read with a halo of 2 columns on both sides. From it the first convolution computes a row
+    with a halo of 1 column, and from that row the second convolution computes a row without halo.
     """
     channels, first_row, end_row, first_column = place(height, width, num_rows, num_channels, num_columns)
     mask = channel_mask(channels, dim, num_channels)
@@ -117,21 +117,21 @@ def lpi(
     conv2_weight: Tensor,
     conv2_bias: Tensor,
 ) -> Tensor:
-    """The LPI branch of a block and its residual, in float32 arithmetic: tokens + LPI(LayerNorm(tokens)).
+    """Computes a block's LPI branch and its residual in float32 arithmetic: tokens + LPI(LayerNorm(tokens)).
 
-    LayerScale must be folded into the second convolution, as in a fused model.
+    LayerScale must already be folded into the second convolution, as in a fused model.
 
     Args:
         tokens: (B, N, D) of an H x W grid: float32, bfloat16 or float16.
         height: H.
         width: W.
-        norm_weight: (D,), of LayerNorm.
-        norm_bias: (D,), of LayerNorm.
+        norm_weight: weight of LayerNorm (D,).
+        norm_bias: bias of LayerNorm (D,).
         norm_eps: epsilon of LayerNorm.
         conv1_weight: (D, 1, 3, 3).
         conv1_bias: (D,).
-        hidden_scale: (D,), scale of batch normalisation in evaluation.
-        hidden_shift: (D,), shift of batch normalisation in evaluation.
+        hidden_scale: factor of batch normalisation in evaluation mode (D,).
+        hidden_shift: offset of batch normalisation in evaluation mode (D,).
         conv2_weight: (D, 1, 3, 3).
         conv2_bias: (D,).
 

@@ -1,4 +1,4 @@
-"""The backward pass of local patch interaction in training; `lpi_training` describes its parts."""
+"""The backward pass of local patch interaction (LPI) in training; the module `lpi_training` describes its parts."""
 
 import torch
 import triton
@@ -29,13 +29,13 @@ from gpu.kernels.tiles import BACKWARD_COLUMNS, divide
 
 @triton.jit
 def window(above, here, below, i: tl.constexpr):
-    """Returns the 3 x 3 columns around column i + 1 of three rows."""
+    """Returns the 3 x 3 window around column i + 1 of three rows, as 9 columns."""
     return above[i : i + 3] + here[i : i + 3] + below[i : i + 3]
 
 
 @triton.jit
 def correlate(sums, value, around):
-    """Adds a value times each of the 9 columns of a window to 9 sums."""
+    """Multiplies a value by each of the 9 columns of a window, and adds the products to 9 sums."""
     added = ()
     for k in tl.static_range(9):
         added = added + (tl.fma(value, around[k], sums[k]),)
@@ -195,10 +195,10 @@ def lpi_backward(
     mean: Tensor,
     variance: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the gradients of `lpi_training`, from that of its output (B, N, D), its inputs and its statistics.
+    """Returns the gradients of `lpi_training` from the gradient of its output (B, N, D), its inputs and its statistics.
 
     Returns:
-        Gradients of the tokens, and of both parameters of the first convolution, the norm and the second convolution.
+        Gradients of the tokens, and of weight and bias of the first convolution, the norm and the second convolution.
     """
     tokens, grad_out = tokens.contiguous(), grad_out.contiguous()
     conv1_weight, conv2_weight = conv1_weight.contiguous(), conv2_weight.contiguous()

@@ -1,15 +1,18 @@
-"""Local patch interaction in training: batch normalisation by the batch's own statistics.
+"""Local patch interaction (LPI) in training: batch normalisation uses the batch's own statistics.
 
-With x the input, z = conv1(x), g = GELU(z), n = (g - mean) / deviation, h = weight n + bias, y = conv2(h), the passes
-over the tokens are
+x is the input, and y is the output:
+
+    z = conv1(x), g = GELU(z), n = (g - mean) / deviation, h = weight n + bias, y = conv2(h)
+
+dx is the gradient of x, and so on. The kernels pass over the tokens four times, and compute:
 
     moments            sums of g and g^2
     forward            y
-    backward of norm   sums of dh, dh n, dy, and dy h under each tap, with dh = conv2^T(dy)
-    backward           dx, and sums of dz and dz x under each tap
+    backward of norm   sums of dh, dh n, dy, and dy h for each tap of conv2, with dh = conv2^T(dy)
+    backward           dx, and sums of dz and dz x for each tap of conv1
 
-and each pass computes z, g, h and dh again if it needs them, so that only x is kept between forward and backward. Each
-program writes its partial sum over the batch, and these are added afterwards, so the result is the same in every run.
+Each pass computes z, g, h and dh again if it needs them. So only x is stored between the forward and the backward pass.
+Each program writes its partial sums, and the partial sums are added afterwards. So the result is the same in every run.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width.
 """
@@ -139,9 +142,9 @@ def lpi_training(
     conv2_weight: Tensor,
     conv2_bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference.lpi` with batch normalisation in training, on tokens; it is differentiable and keeps only its inputs.
+    """Computes LPI in training mode on tokens; it is differentiable, and saves only its inputs for the backward pass.
 
-    The caller updates the running statistics.
+    It returns the batch's statistics. The caller must update the running statistics of the batch norm.
 
     Args:
         tokens: (B, N, D) of an H x W grid: float32, bfloat16 or float16; arithmetic is in float32.
@@ -149,14 +152,14 @@ def lpi_training(
         width: W.
         conv1_weight: (D, 1, 3, 3).
         conv1_bias: (D,).
-        norm_weight: (D,), of batch normalisation.
-        norm_bias: (D,), of batch normalisation.
+        norm_weight: weight of batch normalisation (D,).
+        norm_bias: bias of batch normalisation (D,).
         norm_eps: epsilon of batch normalisation.
         conv2_weight: (D, 1, 3, 3).
         conv2_bias: (D,).
 
     Returns:
-        (B, N, D) in the dtype of the tokens, and mean and biased variance (D,), float32, of the norm's input.
+        The output (B, N, D) in the dtype of the tokens. Mean and biased variance of the norm's input, (D,) in float32.
     """
     tokens, conv1_weight, conv2_weight = tokens.contiguous(), conv1_weight.contiguous(), conv2_weight.contiguous()
     conv1_bias, conv2_bias = conv1_bias.contiguous(), conv2_bias.contiguous()

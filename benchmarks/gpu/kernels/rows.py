@@ -1,9 +1,9 @@
 """Device functions of the LPI kernels: depthwise 3x3 convolutions that go down an image row by row, in registers.
 
-A program has a strip of columns and a block of channels. A row is a Python tuple of columns, and each column is a
+A program computes a strip of columns and a block of channels. A row is a Python tuple of columns, and each column is a
 tensor of channels. So the neighbours of a column are other entries of the tuple, in the same thread, and shared memory
-is not needed. A convolution is three tuples of unfinished sums: a new row finishes the row above it, adds to its own
-row, and starts the row below.
+is not needed. A convolution has unfinished sums for three output rows. A new input row finishes the output row above,
+adds to the output row of the same index, and starts the output row below.
 """
 
 import triton
@@ -16,7 +16,7 @@ INVERSE_SQRT_2_PI = tl.constexpr(0.3989422804014327)
 
 @triton.jit
 def place(height, width, num_rows, num_channels: tl.constexpr, num_columns: tl.constexpr):
-    """Returns the program's channels, by axis 0; its first row, end row and first column, by axis 1."""
+    """Returns the program's channels (from grid axis 0), and its first row, end row and first column (from axis 1)."""
     channels = tl.program_id(0) * num_channels + tl.arange(0, num_channels)
     num_strips = tl.cdiv(width, num_columns)
     first_row = tl.program_id(1) // num_strips * num_rows
@@ -26,13 +26,13 @@ def place(height, width, num_rows, num_channels: tl.constexpr, num_columns: tl.c
 
 @triton.jit
 def first_token(image, height, width, row, column):
-    """Returns the number of the token at a row and column of an image of the batch; 64 bits, for large images."""
+    """Returns the index of the token at a row and column of an image of the batch, in 64 bits for large batches."""
     return tl.cast(image, tl.int64) * height * width + row * width + column
 
 
 @triton.jit
 def channel_mask(channels, dim: tl.constexpr, num: tl.constexpr):
-    """Returns which of a block's `num` channels exist; the compiler knows that all do if blocks divide the width."""
+    """Returns which channels of a block are below `dim`; a constant mask if the block's size `num` divides `dim`."""
     mask = tl.full((num,), True, tl.int1)
     if dim % num != 0:
         mask &= channels < dim
@@ -41,13 +41,13 @@ def channel_mask(channels, dim: tl.constexpr, num: tl.constexpr):
 
 @triton.jit
 def load_channels(pointer, channels, mask):
-    """Returns the parameters of the block's channels, float32."""
+    """Returns the parameters of the block's channels in float32."""
     return tl.load(pointer + channels, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def load_taps(weight, channels, mask):
-    """Returns the 9 weights of each channel of a contiguous (D, 1, 3, 3), row by row."""
+    """Returns the 9 weights of each channel, row by row, from a contiguous tensor (D, 1, 3, 3)."""
     taps = ()
     for i in tl.static_range(9):
         taps = taps + (tl.load(weight + channels * 9 + i, mask=mask, other=0.0).to(tl.float32),)
@@ -56,7 +56,7 @@ def load_taps(weight, channels, mask):
 
 @triton.jit
 def flip(taps):
-    """Returns the taps of the transposed convolution."""
+    """Returns the taps of the transposed convolution: the same taps in reverse order."""
     flipped = ()
     for i in tl.static_range(9):
         flipped = flipped + (taps[8 - i],)
@@ -65,7 +65,7 @@ def flip(taps):
 
 @triton.jit
 def store_sums(pointer, sums, channels, mask, dim: tl.constexpr, num: tl.constexpr):
-    """Writes the program's `num` sums for each channel."""
+    """Writes the `num` sums of this program for each channel."""
     program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     for k in tl.static_range(num):
         tl.store(pointer + (program * num + k) * dim + channels, sums[k], mask=mask)
@@ -82,14 +82,14 @@ def repeat(value, num: tl.constexpr):
 
 @triton.jit
 def inside_columns(first, width, whole: tl.constexpr, halo: tl.constexpr, num: tl.constexpr):
-    """Returns whether each of `num` columns from `first` lies in the image.
+    """Returns, for each of `num` columns from `first` on, whether it is inside the image.
 
-    With `whole` strips, only a halo may not.
+    `whole` means that the strips divide the width. Then only columns of a halo can be outside.
     """
     inside = ()
     for i in tl.static_range(num):
-        # A column is compared only if it may be outside: comparing all would be a tenth of the instructions. The value
-        # true is written as a comparison, so that the interpreter accepts it too.
+        # Only columns that can be outside are compared: to compare all would be a tenth of the instructions. True is
+        # written as a comparison that always holds, because the interpreter does not accept a constant.
         if whole and (i >= halo and i < num - halo):
             inside = inside + (first == first,)
         else:
@@ -99,7 +99,7 @@ def inside_columns(first, width, whole: tl.constexpr, halo: tl.constexpr, num: t
 
 @triton.jit
 def load_row(pointers, inside, mask, dim: tl.constexpr, num: tl.constexpr):
-    """Returns `num` columns from `pointers` on, float32; values outside of the image are arbitrary."""
+    """Returns `num` columns from `pointers` on, in float32; values outside of the image are arbitrary."""
     row = ()
     for i in tl.static_range(num):
         row = row + (tl.load(pointers + i * dim, mask=mask & inside[i]).to(tl.float32),)
@@ -108,7 +108,7 @@ def load_row(pointers, inside, mask, dim: tl.constexpr, num: tl.constexpr):
 
 @triton.jit
 def pad(row, inside, num: tl.constexpr):
-    """Returns the row with zeros in the columns that are not inside."""
+    """Returns the row with zeros in the columns that are outside of the image."""
     padded = ()
     for i in tl.static_range(num):
         padded = padded + (tl.where(inside[i], row[i], 0.0),)
@@ -117,7 +117,7 @@ def pad(row, inside, num: tl.constexpr):
 
 @triton.jit
 def in_row(inside_row, inside, num: tl.constexpr):
-    """Returns `inside` if the row lies in the image, else false."""
+    """Returns `inside` if the row is inside the image, else false for every column."""
     both = ()
     for i in tl.static_range(num):
         both = both + (inside_row & inside[i],)
@@ -126,9 +126,9 @@ def in_row(inside_row, inside, num: tl.constexpr):
 
 @triton.jit
 def add_row(sums, row, taps, k: tl.constexpr, num: tl.constexpr):
-    """Adds to each of `num` sums the three columns of a row around it, each times a tap from number k on."""
+    """Adds to the sum of each of `num` columns: the three columns around it, times the taps k, k + 1 and k + 2."""
     added = ()
-    for i in tl.static_range(num):  # fma is explicit, because Triton may not fuse by default
+    for i in tl.static_range(num):  # explicit fma, because Triton may not fuse multiply and add
         total = tl.fma(row[i + 1], taps[k + 1], tl.fma(row[i], taps[k], sums[i]))
         added = added + (tl.fma(row[i + 2], taps[k + 2], total),)
     return added
@@ -136,9 +136,9 @@ def add_row(sums, row, taps, k: tl.constexpr, num: tl.constexpr):
 
 @triton.jit
 def convolve(row, above, here, taps, bias, num: tl.constexpr):
-    """Adds a row of `num` + 2 columns to a convolution, of which `above` and `here` are the unfinished sums.
+    """Adds an input row of `num` + 2 columns to the unfinished sums `above` and `here` of a convolution.
 
-    Returns the finished row above, of `num` columns, then the sums that become `above` and `here` at the next row.
+    Returns three rows of `num` columns: the finished row above, and `above` and `here` for the next input row.
     """
     below = repeat(bias, num)
     return add_row(above, row, taps, 6, num), add_row(here, row, taps, 3, num), add_row(below, row, taps, 0, num)
@@ -148,8 +148,8 @@ def convolve(row, above, here, taps, bias, num: tl.constexpr):
 def normal_tail(x):
     """Returns the probability that a normal variable exceeds |x|, and exp(-x^2 / 2).
 
-    The formula is number 7.1.26 of Abramowitz and Stegun. Its error is at most 8e-8, so GELU from it is as exact as
-    from a float32 erf (tested), with half the instructions.
+    It uses formula 7.1.26 of Abramowitz and Stegun, with an error of at most 8e-8. GELU by this formula is as exact as
+    GELU by a float32 erf (tested), with half of the instructions.
     """
     distance = tl.abs(x)
     t = 1.0 / (1.0 + distance * (0.3275911 * SQRT_HALF))
@@ -162,14 +162,14 @@ def normal_tail(x):
 
 @triton.jit
 def gelu(x):
-    """Returns GELU: x times the normal distribution function."""
+    """Returns GELU: x times the normal cumulative distribution function of x."""
     tail, _ = normal_tail(x)
     return tl.maximum(x, 0.0) - tl.abs(x) * tail
 
 
 @triton.jit
 def activate(row, scale, shift, inside, num: tl.constexpr):
-    """Applies GELU, then the channels' affine map; the result is 0 outside of the image, as padding."""
+    """Applies GELU, then each channel's scale and shift; outside of the image, the result is 0 (padding)."""
     activated = ()
     for i in tl.static_range(num):
         activated = activated + (tl.where(inside[i], gelu(row[i]) * scale + shift, 0.0),)

@@ -1,28 +1,28 @@
-"""How the LPI kernels divide a batch of images among programs."""
+"""Divides a batch of images among the programs of the LPI kernels."""
 
 from typing import NamedTuple
 
 import triton
 
 CHANNELS = 64
-"""Number of channels of a program: it divides the width of every published model."""
+"""Number of channels of a program; the width of every published model is a multiple of it."""
 
 NUM_WARPS = 2
-"""Number of warps of a program: two have a thread for each of the 64 channels."""
+"""Number of warps of a program: two warps have 64 threads, one for each channel."""
 
 ENOUGH_PROGRAMS = 2048
 """Number of programs that fill a large GPU.
 
-If images and channels give fewer programs, the rows of an image are divided too. If they give more, a program may sum
-over several images.
+If images, strips and blocks of channels give fewer programs, the rows of an image are divided too. If they give more, a
+program may sum over several images.
 """
 
 COLUMNS, BACKWARD_COLUMNS = 8, 7
-"""The most columns of a strip that fit in the registers; the backward pass keeps rows of more maps in them."""
+"""Largest numbers of columns of a strip, forward and backward: the rows of all maps must fit in the registers."""
 
 
 class Tiles(NamedTuple):
-    """Programs along channels, tiles and images; rows of a tile; and the constants that a kernel is compiled for."""
+    """The grid of programs (channels, tiles, images), the rows of a tile, and a kernel's compile-time constants."""
 
     grid: tuple[int, int, int]
     num_rows: int
@@ -30,15 +30,15 @@ class Tiles(NamedTuple):
 
 
 def divide(batch: int, height: int, width: int, dim: int, *, most_columns: int, sums: bool = False) -> Tiles:
-    """Returns the tiles of `batch` images of height x width x dim.
+    """Returns the tiles of a batch of images of height x width x dim.
 
     Args:
-        batch: B.
-        height: H.
-        width: W.
-        dim: D.
+        batch: number of images.
+        height: rows of the token grid.
+        width: columns of the token grid.
+        dim: number of channels.
         most_columns: largest number of columns of a tile.
-        sums: whether a program sums over images, so that there are fewer partial sums to write and to add.
+        sums: whether a program may sum over several images, so that fewer partial sums are written and added.
     """
     num_columns = columns_at_once(width, most_columns)
     num_blocks, num_strips = triton.cdiv(dim, CHANNELS), triton.cdiv(width, num_columns)
@@ -52,8 +52,8 @@ def divide(batch: int, height: int, width: int, dim: int, *, most_columns: int, 
 
 
 def columns_at_once(width: int, most: int) -> int:
-    """Returns the number of columns of a strip, at most `most`.
+    """Returns the number of columns of a strip, which is at most `most`.
 
-    All strips have the same width if the image's width is divisible by a number between half of `most` and `most`.
+    It divides the image's width if a number from most // 2 + 1 to most does.
     """
     return next((num for num in range(most, most // 2, -1) if width % num == 0), min(width, most))

@@ -1,7 +1,8 @@
-"""Models that run the Triton kernels of `gpu.kernels`, after an explicit call of `use_kernels`.
+"""Makes models run the Triton kernels of `gpu.kernels`, by an explicit call of `use_kernels`.
 
-No other module imports this one: on a GPU the plain forms are used until measurements show where the kernels are
-faster. It can be imported if Triton is installed.
+The package `xcit` does not use this module: models run plain PyTorch operators, until measurements show on which GPUs
+the kernels are faster. Importing it needs Triton. LPI is XCiT's local patch interaction, and XCA its cross-covariance
+attention.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width.
 """
@@ -20,21 +21,21 @@ from xcit.models.layers import LPI, scaled
 
 
 def use_kernels(module: nn.Module, *, gram: bool = False) -> None:
-    """Makes a model, or some of its blocks, run the kernels; weights and their names do not change.
+    """Makes a model, or one of its submodules, run the kernels; weights and their names do not change.
 
-    A fused model runs LPI with its norm and residual in one kernel. A model for training runs the training kernels of
-    LPI.
+    A fused model runs LPI with its norm and residual in one kernel. A model that is not fused runs the training
+    kernels of LPI.
 
     Args:
-        module: a model, fused or not, on its CUDA device.
-        gram: whether a fused model's XCA is also computed from a kernel's Gram matrix.
+        module: a model, fused or not, on a CUDA device.
+        gram: whether a fused model also computes XCA from a Gram matrix, which a kernel computes.
 
     Raises:
-        XCiTError: if the kernels can't run on the model's device, or no part of it could use them.
+        XCiTError: if the kernels can't run on the model's device, or if no part of the model can use them.
     """
     device = next(module.parameters()).device
     if not is_available(device):
-        raise XCiTError(f"the Triton kernels run on a CUDA GPU, and the model is on {device}: leave use_kernels out")
+        raise XCiTError(f"the Triton kernels need a CUDA GPU, but the model is on {device}: don't call use_kernels")
     others: dict[type, type] = {FusedXCABlock: GramKernelBlock if gram else KernelBlock}
     if not gram:
         others[LPI] = KernelLPI
@@ -43,12 +44,15 @@ def use_kernels(module: nn.Module, *, gram: bool = False) -> None:
         kind = "fused XCA blocks" if gram else "XCA blocks"
         raise XCiTError(f"use_kernels found no {kind} without kernels in {type(module).__name__}")
     for part in parts:
-        # The class is changed, instead of creating new modules, because this keeps the parameters and their names.
+        # Changing the class of a module, unlike creating a new module, keeps its parameters and their names.
         part.__class__ = others[type(part)]
 
 
 class KernelBlock(FusedXCABlock):
-    """`FusedXCABlock` with LPI in one kernel, whose output is a new tensor; tokens in parts use the plain form."""
+    """A `FusedXCABlock` with LPI in one kernel; the output is a new tensor.
+
+    If there are so many tokens that the block computes them in parts, it uses the plain operators.
+    """
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         at_once = tokens_at_once(tokens)
@@ -65,7 +69,7 @@ class KernelBlock(FusedXCABlock):
 
 
 class GramKernelBlock(KernelBlock):
-    """`KernelBlock` with XCA from a kernel's Gram matrix; the norm's affine part is folded into the next weights."""
+    """A `KernelBlock` that computes XCA from a kernel's Gram matrix; the norm's affine part is folded into weights."""
 
     def _xca(self, tokens: Tensor) -> None:
         norm = self.norm_xca
@@ -81,7 +85,7 @@ class GramKernelBlock(KernelBlock):
 
 
 class KernelLPI(LPI):
-    """`LPI` that trains with kernels; in evaluation, and with synchronised statistics, it is the plain one."""
+    """An `LPI` that trains with kernels; in evaluation mode or with a synchronised batch norm, it runs as `LPI`."""
 
     def forward(self, tokens: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
         norm = self.norm
@@ -99,7 +103,7 @@ class KernelLPI(LPI):
 
     @torch.no_grad()
     def _move_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Updates the running statistics from the batch's, of `count` tokens, as `nn.BatchNorm2d` does."""
+        """Updates the running statistics from a batch of `count` tokens, as `nn.BatchNorm2d` does."""
         norm = self.norm
         assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
         if norm.num_batches_tracked is not None:

@@ -1,4 +1,4 @@
-"""`benchmarks/compare.py`: its output, its files, and the messages of mistakes."""
+"""Tests `benchmarks/compare.py`: its output, its files, and its messages for wrong arguments."""
 
 import io
 import sys
@@ -82,9 +82,12 @@ def test_comparison_of_training(compare):
         ("--against tim", "no contender is called 'tim'; did you mean 'timm'?"),
         ("--models nano-12-p61", "no architecture or model is called 'nano-12-p61'; did you mean 'nano-12-p16'"),
         ("--sizes 224,8", "images are 8x8 pixels, smaller than one patch of 16x16"),
-        ("--train --against onnxruntime", "onnxruntime does not train; what does: xcit-plain, xcit-compile, timm"),
+        (
+            "--train --against onnxruntime",
+            "onnxruntime can't be trained; contenders for training: xcit-plain, xcit-compile, timm",
+        ),
         ("--against onnxruntime --dtype bfloat16", "onnxruntime is measured in float32 on the CPU only"),
-        ("--models packaged --sizes 28", "timm has no pico-6-p4: measure it beside xcit-plain or xcit-compile"),
+        ("--models packaged --sizes 28", "timm has no pico-6-p4: compare it with xcit-plain or xcit-compile"),
         ("--device cuda:99", "--device cuda:99: not on this machine"),
         ("--out file/results", "file/results: Not a directory"),
         ("--train --sizes 16", "nano-12-p16 can't be measured at 16 px: ValueError: Expected more than 1 value per"),

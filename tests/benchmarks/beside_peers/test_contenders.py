@@ -78,10 +78,13 @@ def test_all_that_is_there_is_accepted() -> None:
         ({"names": ["xcit", "tim"]}, "no contender is called 'tim'; did you mean 'timm'?"),
         ({"names": ["mmpretrain"]}, "no contender is called 'mmpretrain'; there are: xcit, xcit-plain, "),
         ({"names": ["timm", "timm"]}, "the contender timm is named twice"),
-        ({"names": ["xcit"], "train": True}, "xcit does not train; what does: xcit-plain, xcit-compile, timm, "),
-        ({"names": ["onnxruntime"], "train": True}, "onnxruntime does not train"),
+        (
+            {"names": ["xcit"], "train": True},
+            "xcit can't be trained; contenders for training: xcit-plain, xcit-compile, timm, ",
+        ),
+        ({"names": ["onnxruntime"], "train": True}, "onnxruntime can't be trained"),
         ({"names": ["onnxruntime"], "dtype": "bfloat16"}, "float32 on the CPU only, not in bfloat16 on cpu"),
-        ({"names": ["timm"], "architecture": "pico-6-p4"}, "timm has no pico-6-p4: measure it beside xcit-plain"),
+        ({"names": ["timm"], "architecture": "pico-6-p4"}, "timm has no pico-6-p4: compare it with xcit-plain"),
     ],
 )
 def test_mistakes(arguments: dict, message: str) -> None:

@@ -18,7 +18,7 @@ CASE = Case(
 
 
 def grow(images: Tensor) -> Tensor:
-    """Holds 48 MB at once, and 16 MB at the end."""
+    """Allocates 48 MB at the same time, then 16 MB for the sum."""
     first = torch.ones(4 * MEGABYTE)
     second = torch.ones(8 * MEGABYTE)
     return first + second[: len(first)].mul_(2)

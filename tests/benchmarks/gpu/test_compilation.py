@@ -1,6 +1,6 @@
-"""Tests without a GPU what the interpreter can't show: the kernels compile, and torch.compile knows their operators.
+"""Tests without a GPU that the kernels compile, and that torch.compile accepts their operators.
 
-No values are computed here.
+Triton's interpreter can't test this. No values are computed in these tests.
 """
 
 from collections.abc import Callable

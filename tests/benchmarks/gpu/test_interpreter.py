@@ -1,7 +1,7 @@
 """Runs the tests of the Triton kernels in Triton's interpreter, on the CPU.
 
-The tests have their own process, because Triton decides for each kernel when it is defined whether the interpreter runs
-it. In this process, it would also decide so for kernels that `torch.compile` creates in other tests.
+The tests run in a separate process. When a kernel is defined, Triton decides whether the interpreter runs the kernel.
+In this process, the setting would also affect kernels that `torch.compile` creates in other tests.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""`use_kernels` where the kernels can't run. Their outputs are tested in kernels/, also through test_interpreter.py."""
+"""Tests the errors of `use_kernels`; the tests of the kernels' outputs are in kernels/."""
 
 import pytest
 
@@ -12,5 +12,5 @@ from gpu.kernels.use import use_kernels
 
 def test_a_model_on_the_cpu_is_refused() -> None:
     model = XCiT(XCiTConfig(embed_dim=16, depth=1, num_heads=2, cls_depth=1))
-    with pytest.raises(XCiTError, match="run on a CUDA GPU, and the model is on cpu"):
+    with pytest.raises(XCiTError, match="need a CUDA GPU, but the model is on cpu"):
         use_kernels(model)

@@ -1,4 +1,4 @@
-"""Small shards for the tests of streams, and a server on this machine that serves them."""
+"""Fixtures for the tests of streams: small shards, and a local server that serves them."""
 
 import functools
 import http.server
@@ -16,7 +16,7 @@ Write = Callable[[Path, Mapping[str, bytes]], Path]
 
 @pytest.fixture(scope="session")
 def png() -> Callable[[int], bytes]:
-    """Returns the PNG file of a picture of one grey level."""
+    """Returns a function that encodes a picture of one grey level as PNG."""
 
     def encode(grey: int) -> bytes:
         file = io.BytesIO()
@@ -50,7 +50,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
-    """Serves a folder, or the answers of another handler; yields the URL."""
+    """Yields a function that serves a folder over HTTP, by default with a plain handler, and returns the URL."""
     servers = []
 
     def start(folder: Path, handler: type[http.server.SimpleHTTPRequestHandler] = _Handler) -> str:

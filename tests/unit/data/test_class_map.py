@@ -1,4 +1,4 @@
-"""Which class is meant by the name of a folder or a label: files in every form, and what they do to the labels."""
+"""Tests class maps, which map names in the data to classes: all file formats, and their effect on the labels."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def write(root: Path, *names: str) -> None:
 
 
 def by_folder(images: LabelledImages) -> dict[str, str]:
-    """The class of the image in each folder."""
+    """Returns the class of the image in each folder."""
     found = {}
     for index in range(len(images)):
         found[Path(images.image_name(index)).parent.name] = images.class_ids[images[index][1]]

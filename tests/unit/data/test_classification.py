@@ -1,4 +1,4 @@
-"""Class folders, the usual layouts of ImageNet, and Fashion-MNIST."""
+"""Tests data sets for classification: class folders, the usual layouts of ImageNet, and Fashion-MNIST."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +26,7 @@ def pictures(root: Path, names: Iterable[str]) -> list[Path]:
 
 
 def labels(images: LabelledImages) -> dict[str, int]:
-    """Maps file names to labels; each image occurs once."""
+    """Returns the label of each file name; checks that no file name occurs twice."""
     found = {Path(images.image_name(index)).name: images[index][1] for index in range(len(images))}
     assert len(found) == len(images)
     return found
@@ -130,7 +130,7 @@ def test_a_flat_folder_without_labels_says_what_is_missing(tmp_path: Path) -> No
     message = error_of(tmp_path)
     assert message.startswith(f"{tmp_path}: images without class folders need their labels in a file val.txt")
     assert "index from 0, or wnid" in message
-    assert "no images by class" in error_of(tmp_path, "train")  # such a folder can only be used for validation
+    assert "no images by class" in error_of(tmp_path, "train")  # this layout is accepted only for validation
 
 
 def test_an_image_without_a_label_is_named(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_fashion_mnist() -> None:
     image, label = val[0]
     assert (image.mode, image.size, label) == ("L", (28, 28), 9)
     assert train[0][1] == 9
-    # The published figures of the data set, rounded: a mean of 0.286, and balanced classes.
+    # Published figures of the data set: a mean of 0.286 (rounded), and classes of equal size.
     sample = np.stack([np.asarray(val[index][0]) for index in range(0, 10_000, 20)])
     assert abs(sample.mean() / 255 - 0.286) < 0.01
     assert sorted({val[index][1] for index in range(100)}) == list(range(10))

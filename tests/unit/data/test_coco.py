@@ -1,4 +1,4 @@
-"""Data in COCO's format: what is read, where it is found, and the messages for what is wrong."""
+"""Tests data in COCO's format: the values that are read, the paths that are tried, and the errors."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from xcit.errors import XCiTError
 
 
 def content() -> dict[str, Any]:
-    """Writes three images of 40 x 30 pixels, the last without objects, with unusual category ids."""
+    """Writes three images of 40 x 30 pixels (the last has no objects) and annotations with unusual category ids."""
     return {
         "images": [
             {"id": 10 + index, "file_name": f"{name}.png", "height": 30, "width": 40}
@@ -90,11 +90,11 @@ def test_what_is_read(tmp_path: Path) -> None:
     coat, crowd = found.images[0].objects
     assert (coat.label, coat.box, coat.area, coat.is_crowd, coat.is_trainable) == (1, (5, 5, 10, 8), 80, False, True)
     assert (crowd.label, crowd.is_crowd, crowd.is_trainable) == (0, True, False)
-    # These are Python's own numbers, for conversion to tensors or JSON.
+    # The values have Python's number types, so that they can be converted to tensors and JSON.
     fields = (found.images[0].id, *found.images[0].size, coat.label, *coat.box, coat.area, coat.is_crowd)
     assert [type(value) for value in fields] == [int, int, int, int, float, float, float, float, float, bool]
     (shoe,) = found.images[1].objects
-    # A box may be partly outside. If no area is given, it is the mask's.
+    # A box may be partly outside of the image. If the file gives no area, the mask's area is used.
     assert shoe.is_trainable and 10 < shoe.area < 40
     assert found.images[2].objects == ()
     masks = found.masks(0, found.images[0].objects)
@@ -144,7 +144,7 @@ def test_every_bad_entry_is_named_and_counted_and_costs_no_other(tmp_path: Path)
     assert "annotation 25 of a.png: its packed counts are cut off, or no RLE; annotation 26" in lines[9]
     assert "gone.png" in lines[4]
     assert all("\n" not in line for line in lines)
-    # All good images are read, and those that are not trained on can be found.
+    # All correct images are read. Objects that can't be used for training are read too.
     assert len(found) == 3
     assert sum(one.is_trainable for one in found.images[0].objects) == 2
     assert len(found.images[0].objects) == 6
@@ -232,9 +232,10 @@ def test_names_and_masks_are_as_the_file_has_them(tmp_path: Path) -> None:
 
 
 def test_objects_are_in_arrays_no_larger_than_twice_the_file(tmp_path: Path) -> None:
-    """Arrays are shared by processes.
+    """Forked processes share the memory of arrays.
 
-    Python's own objects are not, because it writes a count into each that is used.
+    They do not share the memory of Python objects: using an object changes its reference count, so its memory is
+    copied.
     """
     values = content()
     first = values["annotations"][0]

@@ -1,4 +1,4 @@
-"""Masks of COCO files: they are read as pycocotools reads them, and refused if they are malformed."""
+"""Tests masks of COCO files: they are read as by pycocotools, and refused if they are malformed."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""COCO files as Roboflow, CVAT and Label Studio write them, and photographs with an EXIF orientation."""
+"""Tests COCO files as Roboflow, CVAT and Label Studio write them, and photographs with an EXIF orientation."""
 
 import json
 from pathlib import Path
@@ -44,13 +44,13 @@ def test_roboflow(tmp_path: Path) -> None:
     for split, folder in (("train", "train"), ("val", "valid")):
         found = open_coco(tmp_path, split)  # type: ignore[arg-type]
         assert found.source == root / folder / "_annotations.coco.json"
-        # The name of the project is no class.
+        # The project's name is no class.
         assert (found.class_names, found.category_ids) == (("coat", "shoe"), (1, 2))
         assert [one.label for one in found.images[0].objects] == [1]
         assert found.read(0).size == (40, 30)
         assert found.describe() == f"2 classes: coat, shoe; 1 images and 1 objects in {found.source}"
     assert has_annotations_of(str(tmp_path), "val")
-    # It is a class if objects have it.
+    # The project's name is a class if objects have it.
     write(root / "valid" / "_annotations.coco.json", [image], [box(0, 0, 0)], categories)
     assert open_coco(root, "val").class_names == ("garments", "coat", "shoe")
 
@@ -113,7 +113,7 @@ def test_ids_may_be_text(tmp_path: Path, image: Any, image_again: Any, category:
         "2 objects have no mask",
         "1 annotations left out, for no image has their image_id",
     ]
-    # The category ids that a detector writes are numbers.
+    # In a detector's file, category ids are integers.
     assert found.category_ids == ((2, 1) if category == 1 else (1, 2))
 
 

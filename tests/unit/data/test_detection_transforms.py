@@ -1,4 +1,4 @@
-"""Augmentation of annotated images: boxes, masks and pixels still fit each other."""
+"""Tests the augmentation of annotated images: boxes and masks must still fit the pixels."""
 
 import json
 import random
@@ -25,7 +25,7 @@ PLAIN = DetectionAugmentation(flip=0.0, crop=0.0, short_sides=(60,), long_side=9
 
 
 def annotated() -> AnnotatedImage:
-    """A white rectangle on black, in 60 x 80 pixels, with its box and mask."""
+    """Returns a black image of 80 x 60 pixels with a white rectangle, and the rectangle's box and mask."""
     mask = np.zeros((60, 80), np.uint8)
     mask[10:30, 20:60] = 1
     boxes = np.array([[20, 10, 60, 30]], np.float32)
@@ -33,7 +33,7 @@ def annotated() -> AnnotatedImage:
 
 
 def check(parts: list[torch.Tensor]) -> None:
-    """Checks that the white pixels are those of the mask, and that the box contains them all."""
+    """Checks that the white pixels are those of the mask, and that the box is the smallest around them."""
     pixels, boxes, labels, masks = parts
     assert pixels.dtype == masks.dtype == torch.uint8 and boxes.dtype == torch.float32
     for box, mask in zip(boxes, masks, strict=True):

@@ -1,4 +1,4 @@
-"""Composed scenes: exact masks, seeded draws, no garment in both splits, and folders that can be trained on."""
+"""Tests composed scenes: exact masks, seeded draws, different garments in the two splits, folders for training."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from xcit.errors import XCiTError
 
 
 def blocks() -> list[tuple[Image.Image, int]]:
-    """Returns garments, each of one grey level, that fill the middle of their pictures."""
+    """Returns ten pictures, one per class, in which a white rectangle in the middle stands for the garment."""
     pictures = []
     for label in range(10):
         grey = np.zeros((28, 28), np.uint8)

@@ -14,7 +14,7 @@ NAMES = ["b.png", "folder/ä, ö — 日本.jpg", 'with "quotes"\n.png']
 
 
 def images(num_images: int, seed: int = 0):
-    """Returns a class token of block 7, and a feature map of block 3."""
+    """Returns random features for each image: a class token of block 7, and a feature map of block 3."""
     draw = np.random.default_rng(seed)
     return [
         {7: draw.normal(size=(6,)).astype(np.float32), 3: draw.normal(size=(6, 2, 3)).astype(np.float32)}
@@ -30,7 +30,7 @@ def write(path: Path, names, layers):
 
 
 def read(path: Path):
-    """Returns the names, and the arrays by column, with the format's own reader."""
+    """Returns the names, and the arrays by column, as the format's own library reads them."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             columns = {name: archive[name] for name in archive.files}
@@ -98,7 +98,7 @@ def test_names_of_no_images_are_still_text(tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_name_that_is_no_text(suffix, tmp_path):
-    """A file name consists of bytes; Python writes those that are not UTF-8 as lone surrogates."""
+    """File names are bytes. Python represents bytes that are not UTF-8 by lone surrogates."""
     path = tmp_path / f"x{suffix}"
     write(path, ["a\udcff.png"], images(1))
     assert read(path)[0] in (["a\udcff.png"], [r"a\udcff.png"])
@@ -143,7 +143,7 @@ def test_success_replaces_the_old_file(suffix, tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_full_disk_is_one_line(suffix, tmp_path):
-    """A limit on the size of files has the same effect as a full disk; it is set in a separate process."""
+    """Limits the size of files in a separate process, which has the same effect as a full disk."""
     path = tmp_path / f"x{suffix}"
     script = (
         "import sys, numpy as np; from pathlib import Path; from xcit.data.features import open_feature_file\n"

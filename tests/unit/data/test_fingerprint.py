@@ -59,7 +59,7 @@ def test_of_a_missing_file_nothing_is_known(folder: Path) -> None:
 
 
 class Arrays(list):
-    """Like torchvision's data sets: single images, and all pixels and labels."""
+    """A data set like torchvision's: items are images with labels; `data` has all pixels, `targets` all labels."""
 
     def __init__(self, data: np.ndarray, targets: list[int]) -> None:
         super().__init__(zip(map(Image.fromarray, data), targets, strict=True))

@@ -1,4 +1,4 @@
-"""Annotations, shards, label files and configs with absurd claims: one entry is lost, or an error has one line."""
+"""Tests annotations, shards, label files and configs with absurd values: an entry is skipped, or the error is short."""
 
 import io
 import json
@@ -120,14 +120,14 @@ def test_a_sparse_member_of_a_terabyte_is_not_read(name: str, tmp_path: Path) ->
     other = "1.cls" if name == "1.png" else "1.png"
     (tmp_path / "a.tar").write_bytes(tar(tmp_path / "b.tar", {other: b"1"}).read_bytes()[:1024] + header)
     with (tmp_path / "a.tar").open("r+b") as file:
-        file.truncate(1024 + 512 + 2**40 + 1024)  # a sparse file, which takes no space on the disk
+        file.truncate(1024 + 512 + 2**40 + 1024)  # a sparse file, which uses almost no disk space
     samples = list(read_tar(str(tmp_path / "a.tar"), 10))
     with pytest.raises(XCiTError, match=r"1,099,511,627,776 bytes, too many"):
         samples[0].load()
 
 
 def bomb(entry: str) -> str:
-    """Ten lines, each of which refers ten times to the line before."""
+    """Returns YAML of a first line and ten more lines; each of the ten refers ten times to the line before it."""
     lines = [f"a0: &a0 {entry}"]
     for level in range(1, 11):
         inner = ", ".join([f"*a{level - 1}"] * 10)
@@ -142,7 +142,7 @@ def bomb(entry: str) -> str:
         (
             bomb("{x: 1}"),
             "merge keys make a mapping too large|a0 is not a field",
-        ),  # newer PyYAML merges each only once
+        ),  # newer versions of PyYAML merge each only once
         ("task: [dino]", r"no task is called \['dino'\]"),
         ("x: " + "y" * 300_000, "more than 262,144 bytes"),
         ("[" * 5000, "not a YAML config"),

@@ -1,4 +1,4 @@
-"""Folders in the formats of the Hugging Face Hub, as a whole and as streams; nothing here accesses the Hub."""
+"""Tests folders in the formats of the Hugging Face Hub, as data sets and as streams; no test accesses the Hub."""
 
 import io
 import pickle
@@ -23,7 +23,7 @@ from xcit.images.preprocess import Preprocessing
 datasets = pytest.importorskip("datasets")
 from pyarrow import Table, parquet  # noqa: E402
 
-# torch warns on a machine with fewer cores than workers.
+# torch warns if a loader has more workers than the machine has cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 Png = Callable[[int], bytes]
@@ -58,13 +58,13 @@ def folder(tmp_path: Path, png: Png) -> Path:
 
 
 def contents(images: LabelledImages) -> list[tuple[int, int]]:
-    """Returns grey level and label of each image."""
+    """Returns the grey level and the label of each image."""
     pairs = [images[index] for index in range(len(images))]
     return [(int(np.asarray(image)[0, 0, 0]), label) for image, label in pairs]
 
 
 def streamed(stream: Any) -> list[list[tuple[int, int]]]:
-    """Returns the same for each shard of a stream."""
+    """Returns the grey level and the label of each image, for each shard of a stream."""
     shards = [stream.shard(index) for index in range(stream.num_shards)]
     return [[(int(np.asarray(sample.read())[0, 0, 0]), sample.label) for sample in shard] for shard in shards]
 
@@ -90,7 +90,7 @@ def test_the_same_as_a_stream(folder: Path) -> None:
     assert (train.num_images, train.num_shards, train.class_ids) == (5, 2, tuple(CLASSES))
     assert streamed(train) == [[(0, 0), (1, 1), (2, 2)], [(3, 0), (4, 1)]]
     assert (val.num_images, streamed(val)) == (2, [[(10, 2), (11, 2)]])
-    assert streamed(pickle.loads(pickle.dumps(train))) == streamed(train)  # as it reaches a worker
+    assert streamed(pickle.loads(pickle.dumps(train))) == streamed(train)  # pickled, as it is sent to a worker
     assert open_stream(f"hf-stream:{folder}#7", "train").num_images == 7
     assert next(val.shard(0)).name == f"hf-stream:{folder} validation shard 0 row 0"
 
@@ -108,7 +108,7 @@ def test_a_folder_of_save_to_disk(tmp_path: Path, png: Png, saved: str) -> None:
 
 
 def test_pictures_are_read_as_any_other(tmp_path: Path) -> None:
-    """Images are upright, with white behind transparent pixels, which differs from the library's own decoding."""
+    """Images are upright, and transparent pixels are white. The datasets library decodes images in another way."""
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
     turned, clear = io.BytesIO(), io.BytesIO()
     exif = Image.Exif()
@@ -148,7 +148,7 @@ def test_labels_that_are_texts(tmp_path: Path, png: Png) -> None:
     write(tmp_path / "images" / "test.parquet", [png(3), png(4)], ["dog", "bird"], types)
     data = f"hf:{tmp_path / 'images'}"
     train, val = open_labelled_images(data, "train"), open_labelled_images(data, "val")
-    assert train.class_ids == val.class_ids == ("cat", "dog")  # the training images'
+    assert train.class_ids == val.class_ids == ("cat", "dog")  # classes of the training images
     assert contents(train) == [(0, 1), (1, 0), (2, 1)]
     assert val[0][1] == 1
     with pytest.raises(XCiTError, match="test row 1: its label 'bird' is none of the 2 classes"):
@@ -249,7 +249,7 @@ def test_unreadable_rows_are_named(tmp_path: Path, png: Png) -> None:
 
 
 def test_images_in_files_beside_the_table(tmp_path: Path, png: Png) -> None:
-    """The form in which the library represents a folder of images by class."""
+    """The datasets library represents class folders as a table with the paths of the images."""
     for number, name in enumerate(("cat/a.png", "dog/b.png")):
         path = tmp_path / "images" / "train" / name
         path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The images that users name: units that are divided among processes, always in the same order."""
+"""Tests the inputs of a command line: units of images that are divided among processes, always in the same order."""
 
 import os
 import tarfile
@@ -46,7 +46,7 @@ def test_lists() -> None:
     Path("list.txt").write_bytes(b"3.png\r\n\n1.png\n[not a pattern.png\n")
     assert names("@list.txt", "0.png") == ["3.png", "1.png", "[not a pattern.png", "0.png"]
     Path("@0.png").write_bytes(Path("0.png").read_bytes())
-    assert names("@0.png") == ["@0.png"]  # a file of that name
+    assert names("@0.png") == ["@0.png"]  # a file has this name
     Path("empty.txt").write_text("\n")
     for word, message in (
         ("@empty.txt", "empty.txt: an empty list; it must have one path or URL per line"),
@@ -132,7 +132,7 @@ def test_urls_that_lead_nowhere() -> None:
 
 
 def test_pipes_and_devices_are_refused_in_a_line(tmp_path: Path) -> None:
-    """By any spelling of the path: to open a pipe could wait for ever, and a device has no end."""
+    """Any form of the path is refused, because opening a pipe may block for ever, and a device has no end."""
     os.mkfifo("pipe.parquet")
     os.mkfifo("pipe.png")
     Path("zero.parquet").symlink_to("/dev/zero")
@@ -173,7 +173,7 @@ def test_chains_of_protocols_are_refused_in_a_line(tmp_path: Path) -> None:
     for word in (f"zip://*.png::{place}", f"zip://folder/::{place}/", f"zip://a::{place}.parquet"):
         with pytest.raises(XCiTError, match="a chain of protocols is not read"):
             open_inputs([word])
-    # Those that begin without a slash are no URLs, and no file is called so.
+    # "PROTOCOL::..." is no URL, because "://" does not follow the protocol; and there is no file of this name.
     for word in (f"simplecache::file://{tmp_path}/0.png", "filecache::http://127.0.0.1:9/0.png"):
         (found,) = open_inputs([word]).images()
         with pytest.raises(XCiTError, match="no such file"):

@@ -1,4 +1,4 @@
-"""The lists of a file are read by element, wherever the window over its text ends; what is not JSON is reported."""
+"""Tests that the lists of a JSON file are read element by element through a small window; wrong JSON is an error."""
 
 import json
 from pathlib import Path

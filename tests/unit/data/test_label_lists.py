@@ -1,4 +1,4 @@
-"""Images with a list of their classes: as CSV or as lines, with and without a header line."""
+"""Tests lists of images and their classes: as CSV or as plain lines, with and without a header line."""
 
 from pathlib import Path
 

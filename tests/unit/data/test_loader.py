@@ -1,4 +1,4 @@
-"""Batches for training depend only on seed and epoch; batches for evaluation contain each readable image once."""
+"""Tests that training batches depend only on seed and epoch, and that evaluation reads each readable image one time."""
 
 import random
 from pathlib import Path
@@ -25,14 +25,14 @@ SPEC = Preprocessing(image_size=16, resize_to=16)
 GREY = Preprocessing(image_size=16, resize_to=16, mean=(0.3,), std=(0.4,))
 STRONG = AugmentationConfig(rand_augment="rand-m9-n2-mstd0.5-inc1", color_jitter=0.4, random_erasing=0.5)
 
-# torch warns on a machine with fewer cores than workers.
+# torch warns if a loader has more workers than the machine has cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 Batches = list[tuple[Tensor, Tensor]]
 
 
 class Noise:
-    """Images that each have their own class, so that the label identifies the image."""
+    """Images of which each has its own class, so that the label identifies the image."""
 
     def __init__(self, num_images: int) -> None:
         self.num_images = num_images
@@ -75,7 +75,7 @@ def first_epochs() -> list[Batches]:
 
 def test_batches_are_whole_and_their_images_differ(first_epochs: list[Batches]) -> None:
     batches = first_epochs[0]
-    assert len(batches) == loader().num_steps == 2  # 10 images in batches of 4: two are left out of the epoch
+    assert len(batches) == loader().num_steps == 2  # 10 images in batches of 4: an epoch skips two images
     for images, labels in batches:
         assert (images.shape, images.dtype) == ((4, 3, 16, 16), torch.float32)
         assert labels.dtype == torch.int64
@@ -99,7 +99,7 @@ def test_the_same_batches_for_any_number_of_workers_and_order_of_epochs(
     first_epochs: list[Batches], num_workers: int
 ) -> None:
     ours = loader(num_workers)
-    # First a later epoch, as after a resume, then the first one again: the batches are the same.
+    # The order of epochs does not change their batches: a resumed run starts with a later epoch.
     for epoch in (2, 0, 1, 1):
         random.seed(epoch + 5)
         np.random.seed(epoch + 6)
@@ -283,7 +283,7 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, num_workers: 
     for path in (paths[0], paths[2]):
         Image.new("RGB", (8, 8), "red").save(path)
     paths[1].write_bytes(b"")
-    Image.new("L", (1, 600_000)).save(paths[3])  # scaled up to 16 pixels it would be gigabytes
+    Image.new("L", (1, 600_000)).save(paths[3])  # scaled up to 16 pixels, it would take gigabytes
     paths[5].write_text("no image")
     images = ImageFiles([(path, label) for label, path in enumerate(paths)], tuple("abcdef"))
     batches = list(evaluation_batches(images, SPEC, batch_size=3, num_workers=num_workers))

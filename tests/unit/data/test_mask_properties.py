@@ -1,4 +1,4 @@
-"""Masks and label maps of any shape: packed, unpacked, measured and counted as their pixels say."""
+"""Tests masks and label maps of any shape: packing, unpacking, measuring and counting agree with the pixels."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -25,7 +25,7 @@ masks = sizes.flatmap(lambda size: arrays(np.uint8, size, elements=st.integers(0
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """Counts down the columns, from a run of 0 on."""
+    """Returns the lengths of runs of 0 and 1 down the columns; the first run is of 0."""
     flat = mask.T.ravel()
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flat]))).tolist()
     return [int(count) for count in np.diff([0, *edges, flat.size])]

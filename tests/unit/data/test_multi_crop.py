@@ -1,4 +1,4 @@
-"""Crops of an image: their number and sizes, seeded draws, and each step of the augmentation as published."""
+"""Tests multi-crop: the number and sizes of crops, seeded draws, and each published step of the augmentation."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,7 @@ PLAIN = MultiCropConfig(
     blur=(0.0, 0.0, 0.0),
     solarize=0.0,
 )
-"""Three crops, each of which is the whole square image, so that the effect of one step can be computed by hand."""
+"""Three crops without any change: each is the whole square image. Tests switch on one step and compute its effect."""
 
 
 class Noise:
@@ -139,7 +139,7 @@ def test_crops_show_the_share_of_the_area_that_they_should() -> None:
         for index, found in widths.items():
             crop = crops[index]
             found.append((crop.max() - crop.min()).item())
-    # The widths of crops with these areas and aspect ratios from 3:4 to 4:3.
+    # Bounds of the widths of crops with the configured areas and aspect ratios from 3:4 to 4:3.
     assert 0.4**0.5 * 0.75**0.5 - 0.1 < min(widths[0]) < max(widths[0]) <= 1
     assert 0.05**0.5 * 0.75**0.5 - 0.1 < min(widths[2]) < max(widths[2]) < 0.4**0.5 / 0.75**0.5 + 0.01
 
@@ -162,7 +162,7 @@ def test_batches_are_lists_of_crops_that_follow_from_seed_epoch_and_image() -> N
     assert not torch.equal(epochs[0][0][0], epochs[1][0][0])
     other = next(loader(seed=1).batches(0))[0]
     assert not torch.equal(other[0], epochs[0][0][0])
-    # An epoch that is resumed in the middle has the same batches.
+    # The rest of an epoch that is resumed in the middle has the same batches.
     rest = [crops for crops, _ in loader().batches(0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(rest[0], epochs[0][1], strict=True))
 

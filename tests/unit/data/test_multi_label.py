@@ -1,4 +1,4 @@
-"""Lists of images with several classes each, in both forms, and the errors in one line for wrong lists."""
+"""Tests lists of images with several classes each, in both file formats, and the one-line errors for wrong lists."""
 
 from pathlib import Path
 

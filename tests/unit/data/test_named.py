@@ -1,4 +1,4 @@
-"""CIFAR is opened only from the published files, because other pickles could run any code."""
+"""Tests that CIFAR is opened only from the published files, because other pickles could run any code."""
 
 import hashlib
 import io
@@ -35,7 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def name(root: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An archive of files with two images, whose MD5 sums replace the published ones in torchvision."""
+    """Writes an archive of files with two images each, and replaces the published MD5 sums in torchvision."""
     from torchvision import datasets
 
     name: str = request.param
@@ -71,7 +71,7 @@ def test_an_archive_in_the_data_folder_is_enough(root: Path, name: str) -> None:
     assert (image.mode, image.size, label) == ("RGB", (32, 32), num_files % 3)
     assert val[1][0].getpixel((3, 3)) == (200, num_files, num_files)
     assert val.image_name(1) == f"{name} val image 1"
-    (root / ARCHIVES[name]).unlink()  # unpacked by now
+    (root / ARCHIVES[name]).unlink()  # not needed after unpacking
     assert len(open_labelled_images(name, "train")) == len(train)
 
 

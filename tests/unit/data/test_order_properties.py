@@ -1,4 +1,4 @@
-"""What a process trains on follows from seed, epoch and step: divided anyhow and stopped anywhere, it is the same."""
+"""Tests that the data of a training step depends only on seed, epoch and step, not on processes, workers or stops."""
 
 import itertools
 import random
@@ -19,13 +19,13 @@ from xcit.errors import XCiTError
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 
-# torch warns on a machine with fewer cores than workers.
+# torch warns if a loader has more workers than the machine has cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 
 @dataclass(frozen=True)
 class Division:
-    """Images an epoch, parts of a batch, how many of them a process takes in turn, and what the draws follow from."""
+    """The division of an epoch: images, parts of a batch, processes, parts per process and step, and the seeds."""
 
     num_images: int
     part_size: int
@@ -81,7 +81,7 @@ def test_any_number_of_processes_takes_the_same_parts(division: Division, num_gr
     assert all(len(part) == division.part_size for part in alone)
     num_steps = division.num_images // (division.part_size * division.num_parts)
     assert len(alone) == num_steps * division.num_parts
-    if division.num_repeats == 1:  # each image once, and never one that is not there
+    if division.num_repeats == 1:  # each image at most once, and only existing images
         images = [key.image for part in alone for key in part]
         assert len(set(images)) == len(images) and set(images) <= set(range(division.num_images))
 
@@ -102,7 +102,7 @@ def test_a_stopped_epoch_goes_on_where_it_was(division: Division, step: int, dat
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample whose picture is its name."""
+    """A sample in which the picture is the name."""
 
     name: int
     label: int = 0
@@ -137,7 +137,7 @@ class Stream:
 def streamed(
     stream: Stream, division: Division, rank: int, num_workers: int, buffer: int, step: int
 ) -> list[list[int]]:
-    """This process's parts from a step on, as a loader with so many workers takes them in turn."""
+    """Returns this process's parts from a step on, in the order in which a loader takes them from its workers."""
     config = division.config(rank=rank, num_workers=num_workers)
     as_it_is: Any = lambda picture: picture  # noqa: E731
     epoch: Any = StreamTrainLoader(stream, as_it_is, config, shuffle_buffer=buffer)._parts  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ ranges = st.tuples(st.integers(0, 30), st.integers(1, 6), st.integers(0, 3)).map
 
 @st.composite
 def braces(draw: st.DrawFn) -> tuple[str, list[str]]:
-    """A pattern, and the names that it stands for."""
+    """Draws a pattern with braces, and the names that it stands for."""
     pattern, names = "s", ["s"]
     for _ in range(draw(st.integers(1, 3))):
         if draw(st.booleans()):

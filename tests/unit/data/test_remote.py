@@ -1,4 +1,4 @@
-"""A broken connection is resumed where it broke; a refusal by the server is final."""
+"""Tests that a broken connection is resumed where it broke, and that a refusal by the server is final."""
 
 import http.server
 import io
@@ -19,7 +19,7 @@ CUT = 3_000_000
 
 
 class Flaky(http.server.BaseHTTPRequestHandler):
-    """Closes the connection after CUT bytes of each answer; each test sets what it supports and reports."""
+    """A server that closes the connection after CUT bytes of each answer; tests set its features and versions."""
 
     protocol_version = "HTTP/1.0"
     knows_ranges = True
@@ -53,8 +53,7 @@ def test_a_broken_connection_is_taken_up_again(tmp_path: Path, serve: Any, knows
         assert file.read() == DATA
     places = [int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0 for asked in handler.asked]
     assert len(places) == (4 if knows_ranges else 2)
-    # It resumes a few bytes before the break, because the HTTP library does not pass on the last bytes of a broken
-    # answer.
+    # The download resumes a few bytes before the break: the HTTP library drops the last bytes of a broken answer.
     assert all(CUT - 1_000_000 < new - old <= CUT for old, new in pairwise(places))
 
 
@@ -98,7 +97,7 @@ def test_files_of_other_protocols(tmp_path: Path) -> None:
 
 
 class Breaking(AbstractFileSystem):
-    """Files that return CUT bytes, and then an error; what `info` reports may change each time they are opened."""
+    """Files that return CUT bytes and then raise an error. If `changes` is set, each opening gives a new version."""
 
     protocol = "breaking"
     cachable = False

@@ -1,4 +1,4 @@
-"""Scenes on disk, the messages for what is wrong with them, and their use in training and evaluation."""
+"""Tests scenes on disk, the errors for wrong scenes, and the use of scenes in training and evaluation."""
 
 import random
 from pathlib import Path
@@ -147,7 +147,7 @@ def test_masks_of_0_and_255_have_two_classes(tmp_path: Path) -> None:
         f"{tmp_path}/labels/val: its label maps are masks of 0 and 255: 255 is taken for 'road'",
     )
     assert open_scenes(data, "train")[1][0].labels.tolist() == [[0, 1, 0]]
-    # 255 may be given as the ignored label, and in a mask the background may be ignored.
+    # The ignored label may be 255 or, in a mask, the background.
     assert scenes.ignoring(255)[0][0].labels.tolist() == [[255, 0, 255]]
     assert scenes.ignoring(0)[0][0].labels.tolist() == [[1, 255, 1]]
     assert scenes.ignoring(None) is scenes
@@ -155,7 +155,7 @@ def test_masks_of_0_and_255_have_two_classes(tmp_path: Path) -> None:
 
 def test_label_maps_of_two_classes_are_no_masks(tmp_path: Path) -> None:
     data = masks(tmp_path, train_1=[0, 255, 0], train_2=[0, 1, 0], val_1=[255, 0, 255])
-    for split in ("train", "val"):  # the training images decide for both splits
+    for split in ("train", "val"):  # the training label maps determine the format of both splits
         scenes = open_scenes(data, split)
         assert not scenes.problems
         assert 255 in scenes[0][0].labels
@@ -176,7 +176,7 @@ def test_a_single_class_is_an_error(tmp_path: Path) -> None:
         open_scenes(data, "train")
 
 
-# What becomes of them
+# Scenes in training and evaluation
 
 
 def scene(height: int, width: int) -> Scene:

@@ -1,4 +1,4 @@
-"""The shards that a pattern means, the names of their classes, and their number of images."""
+"""Tests shards: the files of a pattern, the names of the classes, and the number of images."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from xcit.errors import XCiTError
 
 @pytest.fixture
 def folder(tmp_path: Path, png: Callable[[int], bytes], write_tar: Any) -> Path:
-    """Writes three shards with 1, 2 and 3 images on two disks, with the labels 0, 1 and 2."""
+    """Writes three shards with 1, 2 and 3 images, labelled 0, 1 and 2, to two folders that stand for two disks."""
     for number, disk in enumerate(("one", "one", "two")):
         files: dict[Any, Any] = {}
         for sample in range(number + 1):
@@ -103,7 +103,7 @@ def test_images_are_counted_once(folder: Path, cache: Path) -> None:
     assert (stream.num_images, stream.num_shards) == (6, 3)
     assert [[sample.label for sample in stream.shard(number)] for number in range(3)] == [[0], [1, 1], [2, 2, 2]]
     (record,) = cache.glob("*.json")
-    record.write_text(json.dumps({"num_images": 77}))  # so that the source of the number can be recognised
+    record.write_text(json.dumps({"num_images": 77}))  # a wrong number shows that the cache is read
     assert open_shards(pattern, 3).num_images == 77
     with (folder / "one" / "train-000.tar").open("ab") as shard:  # the file has changed
         shard.write(bytes(512))
@@ -120,7 +120,7 @@ def test_a_cache_that_cannot_be_written(folder: Path, monkeypatch: pytest.Monkey
 def test_recorded_counts(folder: Path, cache: Path) -> None:
     pattern = f"wds:{folder}/{{one,two}}/*.tar"
     (folder / "one" / "sizes.json").write_text(json.dumps({"train-000.tar": 10, "train-001.tar": 20, "val.tar": 5}))
-    assert open_shards(pattern, 3).num_images == 6  # the record of the other disk is missing
+    assert open_shards(pattern, 3).num_images == 6  # the other disk has no record of its counts
     index = {"wids_version": 1, "shardlist": [{"url": "elsewhere/train-002.tar", "nsamples": 30, "filesize": 1}]}
     (folder / "two" / "index.json").write_text(json.dumps(index))
     assert open_shards(pattern, 3).num_images == 60

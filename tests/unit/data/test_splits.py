@@ -1,4 +1,4 @@
-"""Which folders are splits and which are classes, in the usual layouts."""
+"""Tests which folders are splits and which are classes, in the usual layouts."""
 
 from pathlib import Path
 

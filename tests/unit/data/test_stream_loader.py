@@ -1,4 +1,4 @@
-"""The batches of a stream depend only on seed, epoch and slots, also if an epoch begins in the middle."""
+"""Tests that a stream's batches depend only on seed, epoch and slots (processes x workers), also after a resume."""
 
 import io
 import random
@@ -26,7 +26,7 @@ from xcit.images.preprocess import Preprocessing, preprocess
 SPEC = Preprocessing(image_size=8, resize_to=8)
 STRONG = AugmentationConfig(rand_augment="rand-m9-n2-mstd0.5-inc1", random_erasing=0.5)
 
-# torch warns on a machine with fewer cores than workers.
+# torch warns if a loader has more workers than the machine has cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -34,7 +34,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class Numbered:
-    """Shards of these sizes, in which the label identifies the image. Some images can't be read."""
+    """A stream of shards with `sizes` images; an image's label identifies it. Images in `broken` can't be read."""
 
     sizes: tuple[int, ...]
     broken: frozenset[int] = frozenset()
@@ -115,7 +115,7 @@ def test_the_buffer_shuffles_across_shards() -> None:
     stream = Numbered((8,) * 4)
     in_order = labels_of(batches_of(loader(stream, shuffle_buffer=1)))
     shards = [label // 8 for label in in_order]
-    assert shards == sorted(shards, key=shards.index) and in_order != sorted(in_order)  # one after another, permuted
+    assert shards == sorted(shards, key=shards.index) and in_order != sorted(in_order)  # shards in random order
     assert all(in_order[start : start + 8] == sorted(in_order[start : start + 8]) for start in range(0, 32, 8))
     mixed = [label // 8 for label in labels_of(batches_of(loader(stream, shuffle_buffer=12)))]
     assert mixed != sorted(mixed, key=mixed.index)
@@ -161,7 +161,7 @@ def test_processes_divide_the_parts_of_each_batch(stream: Numbered, num_workers:
 
 
 def test_slots_alone_decide_what_a_step_sees(stream: Numbered) -> None:
-    """Two processes with one worker each yield the same as one process with two workers."""
+    """Two processes with one worker each yield the same batches as one process with two workers."""
     one = batches_of(loader(stream, num_parts=2, num_workers=2))
     two = [batches_of(loader(stream, num_parts=2, world_size=2, rank=rank, num_workers=1)) for rank in range(2)]
     assert equal(one, [part for parts in zip(*two, strict=True) for part in parts])
@@ -176,7 +176,7 @@ def test_a_slot_starts_its_shards_over() -> None:
     assert all(sorted(small[start : start + 2]) == [0, 1] for start in (0, 2, 4))
     assert len(set(large)) == 6
     images = torch.cat([images for images, _ in next(b for b in ranks if labels_of(b) == small)])
-    assert len({image.numpy().tobytes() for image in images}) > 2  # augmented with new draws
+    assert len({image.numpy().tobytes() for image in images}) > 2  # each repeat has new random draws
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -231,7 +231,7 @@ def test_the_main_process_keeps_its_random_numbers(stream: Numbered, num_workers
 
 @pytest.fixture
 def shards(tmp_path: Path, png: Callable[[int], bytes], write_tar: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Writes four tar shards of six images, the last one cut off."""
+    """Writes four tar shards of six images; the last shard is cut off."""
     monkeypatch.setenv("XCIT_CACHE", str(tmp_path / "cache"))
     for shard in range(4):
         files: dict[Any, Any] = {}
@@ -247,10 +247,10 @@ def shards(tmp_path: Path, png: Callable[[int], bytes], write_tar: Any, monkeypa
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_shard_that_is_cut_off_is_named(shards: str, num_workers: int) -> None:
     ours = loader(open_stream(shards, "train", num_classes=24), num_workers=num_workers)
-    assert ours.num_inputs == 23  # the rest of the shard counts as one
+    assert ours.num_inputs == 23  # the damaged rest of a shard counts as one
     whole = batches_of(ours)
     assert [line.partition(".tar: ")[2] for line in ours.unreadable] in (
-        [],  # another epoch's
+        [],  # read in another epoch
         ["the archive is damaged or cut off (truncated header)"],
     )
     for epoch in (1, 2):
@@ -292,7 +292,7 @@ def test_what_cannot_be_prepared_is_named() -> None:
 
         def _load(self, number: int) -> bytes:
             file = io.BytesIO()
-            Image.new("L", (1, 600_000)).save(file, "PNG")  # scaled up to 16 pixels it would be gigabytes
+            Image.new("L", (1, 600_000)).save(file, "PNG")  # scaled up to 16 pixels, it would take gigabytes
             return file.getvalue()
 
     spec = Preprocessing(image_size=16, resize_to=16)
@@ -312,7 +312,7 @@ def test_shards_are_measured(shards: str) -> None:
 def test_workers_read_over_http_what_their_parent_has_looked_at(
     tmp_path: Path, serve: Any, png: Any, write_tar: Any
 ) -> None:
-    """Workers do not use the connections of the process that opened the stream."""
+    """Workers must not use the connections of the process that opened the stream."""
     for shard in range(2):
         write_tar(tmp_path / f"{shard}.tar", {f"{shard}.png": png(shard), f"{shard}.cls": b"%d" % shard})
     stream = open_shards(f"wds:{serve(tmp_path)}/{{0..1}}.tar#2", 2)

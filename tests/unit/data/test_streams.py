@@ -1,4 +1,4 @@
-"""`open_stream` opens every kind of stream, and `is_stream` distinguishes streams from lists of images."""
+"""Tests that `open_stream` opens every kind of stream, and that `is_stream` distinguishes streams from image lists."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Consecutive files with one key are a sample; damage is returned as one unreadable sample with the reason."""
+"""Tests samples of a tar: consecutive files with the same key are a sample; damage gives one unreadable sample."""
 
 import io
 import json
@@ -18,7 +18,7 @@ Png = Callable[[int], bytes]
 
 
 def greys(samples: list[StreamSample]) -> list[tuple[int, int]]:
-    """Returns label and grey level of each sample."""
+    """Returns the label and the grey level of each sample."""
     return [(sample.label, int(np.asarray(sample.read())[0, 0, 0])) for sample in samples]
 
 
@@ -82,7 +82,7 @@ def test_hidden_files_and_notes_are_left_out(tmp_path: Path, png: Png, write_tar
 
 @pytest.mark.parametrize("name", ["train.tar", "train.tar.gz"])
 def test_a_key_ends_at_the_first_dot_of_the_files_name(tmp_path: Path, png: Png, write_tar: Any, name: str) -> None:
-    """The key is as in WebDataset, and includes folders."""
+    """The key is the same as in WebDataset, and includes the folders."""
     files = {
         "a.b/c.d.PNG": png(10),
         "a.b/c.cls": b"1",

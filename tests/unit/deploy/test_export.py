@@ -1,4 +1,4 @@
-"""Models as files: each kind and format once, run in the model's place; and what is refused."""
+"""Tests exported files: each kind of model and each format, the use of a file as a model, and refused exports."""
 
 import json
 import shutil
@@ -104,7 +104,7 @@ def test_what_an_exported_file_does_not_do(onnx_file: Path, picture: Path) -> No
 
 @pytest.fixture
 def _captured_already(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph of `onnx_file` for exports that go on from it, for each capture takes seconds."""
+    """Replaces the ONNX exporter by a copy of `onnx_file`, because each export of a graph takes seconds."""
 
     def write(graph: object, path: Path, texts: dict[str, str], opset: int) -> None:
         model = onnx.load(onnx_file)
@@ -224,7 +224,7 @@ def test_a_detector_finds_as_many_objects_as_there_are(detector: MaskRCNN, thing
     for score in (0.05, 0.3):
         ours, theirs = (xcit.detect(picture, given, min_score=score)[0].objects for given in (path, detector))
         assert len(ours) == len(theirs)
-        # In any order, for scores of random weights are nearly equal.
+        # The order may differ, because the scores of random weights are almost equal.
         boxes = {name: np.array([one.box for one in ours if one.name == name]) for name in ("a", "b", "c")}
         nearest = [np.abs(boxes[one.name] - one.box).max(axis=1).min() for one in theirs]
         assert (np.array(nearest) < 0.05).mean() > 0.8
@@ -277,7 +277,7 @@ def test_a_detector_in_int8(
     assert not (folder / "two.onnx").exists()
 
 
-# --- what is refused before anything is captured
+# --- exports that are refused before the model is traced
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pictures show the values of the maps; their look is judged by eye (docs/attention.md)."""
+"""Tests that pictures show the values of the attention maps. Their look was judged by eye (see docs/attention.md)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_draws_any_shape(tmp_path, height, width):
 
 
 def test_the_overlay_is_the_map_on_the_grey_image():
-    """On a black image the brightness follows the mean; if all attention is in one place, the rest is grey."""
+    """On a black image, the brightness of the overlay increases with the mean attention."""
     maps = replace(maps_of(), image=np.zeros((13, 18, 3), dtype=np.uint8))
     brightness = np.asarray(maps.overlay().convert("L")).astype(int)
     mean = maps.to_pixels(maps.mean)
@@ -80,7 +80,7 @@ def test_below_the_threshold_the_overlay_is_grey():
 
 @pytest.mark.parametrize("heads", [np.zeros, np.ones], ids=["none", "even"])
 def test_maps_without_anything_to_see(tmp_path, heads):
-    """All attention on the class token, or an even distribution: no division by zero, and no amplified noise."""
+    """All attention is on the class token, or it is equal everywhere: no division by zero, and no amplified noise."""
     maps = maps_of()
     maps = replace(maps, heads=heads(maps.heads.shape, dtype=np.float32) / (maps.heads[0].size + 1))
     maps.draw(tmp_path / "a.png", threshold=0.6)
@@ -88,7 +88,7 @@ def test_maps_without_anything_to_see(tmp_path, heads):
 
 
 def test_one_cell_that_holds_all_does_not_bring_out_the_noise():
-    """The value of the brightest colour is at least the share in an even distribution."""
+    """The brightest colour stands for at least the attention of a cell in an even distribution, so noise stays dark."""
     heads = np.full((1, 50, 50), 1e-9, dtype=np.float32)
     heads[0, 10, 10] = 1
     maps = replace(maps_of(1, 200, 200), heads=heads, image=np.zeros((200, 200, 3), dtype=np.uint8))

@@ -25,7 +25,7 @@ def test_draws_a_png_for_any_number_of_classes(tmp_path: Path, num_classes: int)
 
 
 def test_rows_are_shares_of_the_true_class(tmp_path: Path) -> None:
-    """Ten times as many images of one class change the printed numbers but no colour; other shares change colours."""
+    """Ten times as many images of a class change the printed numbers but no colour; other shares change the colours."""
     names = ["a"] * 41  # too many classes for names: only colours
     counts = torch.randint(1, 9, (41, 41), generator=torch.Generator().manual_seed(0))
     scaled, moved = counts.clone(), counts.clone()

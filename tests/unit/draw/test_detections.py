@@ -1,4 +1,4 @@
-"""Boxes, masks and texts over an image, which must stay visible however small it is."""
+"""Tests boxes, masks and texts over an image; an image of any size must stay visible below them."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from xcit.draw.labels import palette
 
 
 def drawn(size: tuple[int, int], text: str) -> np.ndarray:
-    """Returns the picture of a white image with one object in its middle half."""
+    """Draws one object in the middle of a white image, and returns the picture."""
     height, width = size
     image = np.full((height, width, 3), 255, np.uint8)
     mask = np.zeros((height, width), np.uint8)
@@ -28,7 +28,7 @@ def test_small_images_are_enlarged(size, times):
 
 @pytest.mark.parametrize("size", [(28, 28), (64, 96), (480, 640)])
 def test_texts_leave_the_picture_visible(size):
-    """Texts cover little of the object and of the image around it."""
+    """Texts cover only a small part of the object and of the image around it."""
     picture = drawn(size, "Ankle boot 0.91").astype(int)
     mixed = np.floor(0.55 * 255 + 0.45 * palette(2)[1] + 0.5)
     height, width = picture.shape[:2]
@@ -38,7 +38,7 @@ def test_texts_leave_the_picture_visible(size):
 
 
 def test_each_pixel_of_a_mask_becomes_a_square():
-    """The mask is at its place in the enlarged image."""
+    """In the enlarged image, the mask covers the same part as before."""
     with_text, times = drawn((28, 28), ""), enlargement(28, 28)
     assert (with_text[: 6 * times] == 255).all()
     middle = with_text[8 * times : 20 * times, 8 * times : 20 * times]

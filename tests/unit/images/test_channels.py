@@ -1,4 +1,4 @@
-"""Images of any number of channels, from an array or a file to the model's input."""
+"""Tests images with any number of channels, from an array or a file to the model's input."""
 
 from pathlib import Path
 

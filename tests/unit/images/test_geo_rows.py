@@ -1,4 +1,4 @@
-"""Files written by rasterio, read by rows: pixels, bands, levels, nodata, and positions."""
+"""Tests files that rasterio wrote and that are read by rows: pixels, bands, levels, nodata, and map coordinates."""
 
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def test_bands_that_are_named_blue_green_red_are_read_as_red_green_blue(tmp_path
 
 
 def test_a_cloud_optimized_file_that_gdal_writes(tmp_path: Path) -> None:
-    """GDAL's own COG driver: its overviews, its blocks, its nodata."""
+    """Reads the overviews, blocks and nodata of a file from GDAL's COG driver."""
     pixels = DRAW.integers(1, 200, (700, 600, 3)).astype(np.uint8)
     pixels[:100] = 0
     write(tmp_path / "a.tif", pixels, driver="COG", blocksize=128, compress="deflate", nodata=0)

@@ -1,4 +1,4 @@
-"""Sizes and crops of images of any size, beside torchvision's and by their own rules."""
+"""Tests sizes and crops for images of any size: compares them with torchvision's and with the rules."""
 
 import warnings
 
@@ -59,7 +59,7 @@ def test_a_fitted_size_is_the_largest_within_both_bounds(height: int, width: int
     short_side, long_side = sorted((one, other))
     found = fitted_size(height, width, long_side=long_side, short_side=short_side)
     assert max(found) <= long_side and min(found) <= short_side and min(found) >= 1
-    # Half a pixel is lost to rounding; one of the bounds is reached.
+    # One of the two bounds is reached; the other side may be rounded by half a pixel.
     assert max(found) == long_side or min(found) == short_side
     scale = min(long_side / max(height, width), short_side / min(height, width))
     for length, new in ((height, found[0]), (width, found[1])):

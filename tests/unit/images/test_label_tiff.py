@@ -1,4 +1,4 @@
-"""What of label maps as TIFF is not seen where whole images are segmented: their size, what is missing."""
+"""Tests details of label maps as TIFF: overviews, tiles, outlines of areas, and errors."""
 
 import warnings
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_rows_are_asked_for_a_tile_at_a_time(tmp_path: Path) -> None:
     write_label_tiff(tmp_path / "a.tif", labels.shape, read, ["x", "y", "z"], palette(3), CELLS)
     assert asked == [(0, 512), (512, 1024), (1024, 1100)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it lies on no map
+        warnings.simplefilter("ignore")  # rasterio warns about missing coordinates
         with rasterio.open(tmp_path / "a.tif") as file:
             assert np.array_equal(file.read(1), labels) and file.overviews(1) == [2, 4]
             assert '"cell_to_pixel": [4, 0, 8, 0, 4, 0]' in file.tags()["TIFFTAG_IMAGEDESCRIPTION"]

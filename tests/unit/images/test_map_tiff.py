@@ -1,4 +1,4 @@
-"""Maps as TIFF, opened by rasterio and tifffile."""
+"""Tests maps as TIFF, which rasterio and tifffile open."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Areas as GeoJSON: in map coordinates, and as QuPath reads them."""
+"""Tests areas as GeoJSON: in map coordinates, and in the form that QuPath reads."""
 
 import json
 from pathlib import Path

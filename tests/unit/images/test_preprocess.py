@@ -37,9 +37,9 @@ def by_torchvision(image, spec):
     ("image_size", "resize_to", "resize"),
     [
         (32, 32, "short_side"),
-        (32, 37, "short_side"),  # as in mmpretrain: an odd margin, which is divided between two sides
+        (32, 37, "short_side"),  # as in mmpretrain: an odd margin, divided between two sides
         (33, 36, "short_side"),
-        (40, 33, "short_side"),  # the crop is larger than the image: padding
+        (40, 33, "short_side"),  # padding, because the crop is larger than the image
         (41, 32, "short_side"),
         (32, 32, "exact"),
         (48, 0, "exact"),

@@ -20,7 +20,7 @@ from xcit.images.formats import IMAGE_SUFFIXES
 from xcit.images.passed_by import PassedBy
 from xcit.images.read import read_encoded_image, read_image
 
-# All pixels are different, so that every rotation of the picture is noticed.
+# All pixels are different, so that the tests notice every rotation of the picture.
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 # Flat blocks of colour, which JPEG reproduces within a few grey levels.
 BLOCKS = np.kron(
@@ -39,7 +39,7 @@ def pixels_of(source):
 
 
 def png(width, height, depth, colour, rows, *chunks):
-    """A PNG made by hand: `rows` are the packed samples of each row."""
+    """Returns the bytes of a PNG; `rows` are the packed samples of each row."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -87,7 +87,7 @@ def test_other_formats_are_read(tmp_path, kind):
         pytest.skip(f"this Pillow does not write {kind}")
     image = Image.fromarray(BLOCKS.repeat(2, axis=0).repeat(2, axis=1))  # 64 x 64, a size that icons can have
     pixels = pixels_of(write(tmp_path, as_file(image, kind)))
-    block = len(pixels) // 2  # ICNS contains larger sizes too, and the largest is read
+    block = len(pixels) // 2  # ICNS contains several sizes, and the largest is read
     assert abs(pixels.astype(int)[block // 2 :: block, block // 2 :: block] - BLOCKS[8::16, 8::16]).max() <= 12
 
 
@@ -158,8 +158,8 @@ def test_orientation_of_a_jpeg_and_of_an_open_image(tmp_path, orientation):
     assert abs(pixels_of(path).astype(int) - PICTURE).max() <= 4
     with Image.open(path) as image:
         upright = read_image(image)
-        assert image.size == STORED[orientation].shape[1::-1]  # left as it was
-    np.testing.assert_array_equal(pixels_of(upright), pixels_of(path))  # rotated once, not twice
+        assert image.size == STORED[orientation].shape[1::-1]  # the open image is not changed
+    np.testing.assert_array_equal(pixels_of(upright), pixels_of(path))  # rotated one time, not two times
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
@@ -278,7 +278,7 @@ def test_lab(tmp_path):
 def test_cmyk_jpeg(tmp_path):
     image = Image.fromarray(BLOCKS).convert("CMYK")
     data = as_file(image, "JPEG", quality=95)
-    assert b"Adobe" in data  # the marker with which CMYK is stored inverted
+    assert b"Adobe" in data  # a JPEG with the Adobe marker stores CMYK inverted
     assert abs(pixels_of(write(tmp_path, data)).astype(int) - BLOCKS).max() <= 8
 
 
@@ -287,7 +287,7 @@ def test_ycck_jpeg(tmp_path):
     ycc = np.asarray(Image.fromarray(np.ascontiguousarray(cmyk[..., :3])).convert("YCbCr"))
     stored = np.concatenate([255 - ycc, cmyk[..., 3:]], axis=2)  # Pillow inverts as it writes
     data = bytearray(as_file(Image.fromarray(stored, "CMYK"), "JPEG", quality=95))
-    data[data.index(b"Adobe") + 11] = 2  # the marker now says that these are YCCK
+    data[data.index(b"Adobe") + 11] = 2  # now the marker says that the colours are YCCK
     assert abs(pixels_of(write(tmp_path, bytes(data))).astype(int) - BLOCKS).max() <= 8
 
 
@@ -350,10 +350,10 @@ def test_the_first_frame_of_several(tmp_path, kind, suffix):
     data = as_file(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     path = write(tmp_path, data, f"frames.{suffix}")
     with Image.open(path) as image:
-        assert getattr(image, "n_frames") == 3  # noqa: B009 - Pillow declares it for some kinds only
+        assert getattr(image, "n_frames") == 3  # noqa: B009 - only some of Pillow's classes declare it
         assert (pixels_of(path) == (255, 0, 0)).all()
         image.seek(1)
-        assert (pixels_of(image) == (0, 255, 0)).all()  # of an open image, the frame that it shows
+        assert (pixels_of(image) == (0, 255, 0)).all()  # an open image is read at its current frame
 
 
 # Arrays and tensors
@@ -483,7 +483,7 @@ def test_decompression_bomb(tmp_path):
 
 
 def test_a_large_image_below_the_limit_is_read_without_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # the picture has 24
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # the picture has 24 pixels
     for kind in ("PNG", "GIF", "TIFF"):
         path = write(tmp_path, as_file(Image.fromarray(PICTURE), kind))
         with warnings.catch_warnings(record=True) as caught:
@@ -573,7 +573,7 @@ def test_many_threads_leave_the_warning_filters_as_they_were(tmp_path):
 
 
 def test_pillow_is_strict_about_truncation():
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # we never enable it
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # this package never enables it
 
 
 # Finding files
@@ -623,7 +623,7 @@ def test_what_a_search_passes_by_is_counted(tmp_path):
         "1 named or linked a second time"
     )
     assert names(found, tmp_path) == ["a.png", "gone.png"]
-    with pytest.raises(XCiTError, match="no such file"):  # a link that leads nowhere is named by its reader
+    with pytest.raises(XCiTError, match="no such file"):  # the reader reports a broken link
         read_image(found[1])
     assert str(PassedBy()) == ""
 
@@ -661,7 +661,7 @@ def test_what_finds_nothing_is_named(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-# `catch_warnings` is not used here, because only one reader at a time may change the filters.
+# A pytest mark and not `catch_warnings`, because only one reader at a time may change the warning filters.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_while_threads_read_does_not_hang(tmp_path):
     path = write(tmp_path, as_file(Image.fromarray(PICTURE), "TIFF"))  # read completely while the lock is held

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from xcit.errors import XCiTError
 from xcit.images.resize_8bit import fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
-# Size and channels of the picture, new size, CRC-32 of cv2.resize with INTER_LINEAR and with INTER_NEAREST.
+# Height, width and channels of the picture, new height and width, and two CRC-32 sums of cv2.resize's pixels: with
+# INTER_LINEAR and with INTER_NEAREST.
 OPENCV = [
     (48, 64, 3, 51, 68, 2508778118, 2788846762),
     (37, 53, 3, 101, 20, 3488544781, 3111261824),

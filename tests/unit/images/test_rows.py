@@ -1,4 +1,4 @@
-"""Readers by rows: arrays, .npy and TIFF return the pixels that were written, whatever rows are requested."""
+"""Tests readers by rows: for any requested rows, arrays, .npy and TIFF files return the pixels that were written."""
 
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def test_levels_of_a_pyramid(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["plain", "strips", "tiles"])
 def test_a_truncated_tiff_names_the_row_where_it_ends(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.tif"
-    with tifffile.TiffWriter(path) as writer:  # the directory comes first; writers of large files put it first or last
+    with tifffile.TiffWriter(path) as writer:  # with the directory at the start of the file
         writer.write(PIXELS, photometric="rgb", **TIFFS[name])
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]

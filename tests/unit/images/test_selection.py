@@ -1,4 +1,4 @@
-"""The part of an image that is read: tested on arrays, through every view of rows."""
+"""Tests selections of an image (region, bands, level, mask) on arrays, through every class of row readers."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def test_pixels_made_of_squares_of_others_count_if_half_of_the_square_does() -> 
 
 
 def test_identity_changes_with_what_is_selected() -> None:
-    """Otherwise a killed run could be resumed with another region of the same file."""
+    """If the identity did not change, a killed run could be resumed with another region of the same file."""
     source = ArrayRows(PIXELS, RowsInfo(identity="file"))
     mask = ArrayRows(PIXELS[:, :, 0])
     choices: list[dict[str, Any]] = [{}, {"bands": (1,)}, {"value_range": (0, 1)}, {"region": (0, 0, 9, 9)}]

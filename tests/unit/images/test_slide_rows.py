@@ -1,4 +1,4 @@
-"""Pyramids and slides, written by tifffile, read by tifffile and OpenSlide: levels and micrometres per pixel."""
+"""Tests pyramids and slides that tifffile writes, read by tifffile and OpenSlide: levels, micrometres per pixel."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ SPANS = [(0, 400), (0, 1), (399, 400), (63, 65), (100, 399)]
 
 
 def write_pyramid(path: Path, **first: Any) -> None:
-    """A tiled TIFF of two levels, for OpenSlide's generic reader and for tifffile, with 0.5 micrometres per pixel."""
+    """Writes a tiled TIFF with two levels and 0.5 micrometres per pixel, which OpenSlide and tifffile can read."""
     options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
     resolution: dict[str, Any] = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as writer:

@@ -1,4 +1,4 @@
-"""Images at URLs, from standard input, as bytes and open files."""
+"""Tests images from URLs, from standard input, from bytes and from open files."""
 
 import io
 import sys

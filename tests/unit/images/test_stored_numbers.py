@@ -1,4 +1,4 @@
-"""Label images are read as the numbers stored in the file, in all depths and formats that Pillow scales or inverts."""
+"""Tests that label images give the stored numbers, for all formats and bit depths that Pillow scales or inverts."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ from xcit.images.read import read_labels
 
 
 def packed(values: np.ndarray, depth: int) -> list[bytes]:
-    """Packs rows of samples with this number of bits, the highest bit first."""
+    """Packs rows of samples with `depth` bits per sample, highest bit first."""
     bits = (values[:, :, None] >> np.arange(depth)[::-1]) & 1
     return [bytes(np.packbits(row.reshape(-1).astype(np.uint8))) for row in bits]
 

@@ -1,4 +1,4 @@
-"""JPEG and PNG files that Pillow treats as decompression bombs, read by rows through libvips."""
+"""Tests JPEG and PNG files that are too large for Pillow (decompression bombs) and that libvips reads by rows."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ def whole(rows: ImageRows, step: int = 17) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def _small_bombs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)  # half of what Pillow refuses
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)  # Pillow refuses twice this number
 
 
 def test_pngs_of_8_and_16_bits_grey_colour_and_transparent(tmp_path: Path) -> None:

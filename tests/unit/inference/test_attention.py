@@ -1,4 +1,4 @@
-"""Maps equal the formulas' softmaxes, add up to 1 and fit the image, and the model does not change."""
+"""Tests attention maps: they equal the softmax of the formulas, add up to 1 and fit the image."""
 
 import itertools
 import math
@@ -27,14 +27,14 @@ from xcit.zoo import get_model, save_model
 PATCH, HEADS, DIM = 4, 2, 16
 CONFIG = XCiTConfig(patch_size=PATCH, embed_dim=DIM, depth=3, num_heads=HEADS, num_classes=5)
 SIZES = [(4, 4), (5, 4), (28, 28), (13, 18), (31, 5), (6, 40)]
-"""Height and width in pixels: one patch, multiples of the patch, and others."""
+"""Heights and widths in pixels: one patch, multiples of the patch, and other sizes."""
 
 
 def new_model(config: XCiTConfig = CONFIG) -> XCiT:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = XCiT(config).eval()
-        for parameter in network.parameters():  # large enough that the attention is not even
+        for parameter in network.parameters():  # so large that the attention is uneven
             parameter.data += 0.4 * torch.randn_like(parameter)
     mean = (0.4,) * config.in_channels
     network.info = ModelInfo(name="small", preprocessing=Preprocessing(image_size=28, mean=mean, std=mean))
@@ -51,7 +51,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def inputs_of(model: XCiT, name: str, image: np.ndarray) -> torch.Tensor:
-    """Returns the input tokens of a layer, without batch dimension."""
+    """Returns the input tokens of a layer for an image, without the batch dimension."""
     seen: list[torch.Tensor] = []
     hook = model.get_submodule(name).register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_half_precision(model, dtype):
 
 @pytest.mark.parametrize("patch_size", [4, 8, 16])
 def test_cells_look_at_the_pixels_around_multiples_of_the_patch(patch_size):
-    """The basis of `to_pixels`: a cell depends on as many pixels above and left of that place as below and right."""
+    """Cell i depends on equally many pixels on both sides of pixel i * patch_size; `to_pixels` relies on this."""
     stem = Stem(1, 32, XCiTConfig(patch_size=patch_size).strides).eval()
     for cell in (1, 2):
         image = torch.rand(1, 1, 4 * patch_size, 4 * patch_size, requires_grad=True)
@@ -254,7 +254,7 @@ def test_largest_cells_hold_the_share_and_none_could_be_spared(share):
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_no_smaller_set_holds_the_share(share):
-    """Compares with a search through all sets of six cells."""
+    """Compares with a search through all subsets of six cells."""
     cells = np.random.default_rng(1).random((2, 3)).astype(np.float32)
     fewest = min(
         len(chosen)

@@ -24,11 +24,13 @@ OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "raw")
 
 @pytest.fixture(scope="module")
 def model() -> XCiT:
-    """A model of six classes for RGB at 32 pixels: 4 x 4 patches, two XCA and two class attention blocks."""
+    """Returns a model with six classes for RGB images of 32 x 32 pixels, which have 4 x 4 patches.
+
+    It has two XCA blocks and two class attention blocks."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = XCiT(XCiTConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=6)).eval()
-        for parameter in network.parameters():  # large enough that images have different results
+        for parameter in network.parameters():  # so large that images have different results
             parameter.data += 0.2 * torch.randn_like(parameter)
     network.info = ModelInfo(
         name="small", preprocessing=Preprocessing(image_size=32, resize_to=36), class_names=tuple("abcdef")
@@ -55,7 +57,7 @@ def classes(predictions):
 
 
 def numbers(result) -> np.ndarray:
-    """Returns a result's scores by class, or its features."""
+    """Returns a result's scores in the order of the classes, or its features in one vector."""
     if isinstance(result, Features):
         return np.concatenate([layer.ravel() for layer in result.layers.values()])
     return np.array([one.score for one in sorted(result.classes, key=lambda one: one.index)])
@@ -119,7 +121,7 @@ def test_batch_size_changes_nothing(model, paths, batch_size):
 
 @pytest.fixture
 def mixed(paths, arrays, tmp_path):
-    """Good images and unreadable ones: the first, the last, one between, and a whole batch of three."""
+    """Returns readable and unreadable images; the first, the last and a whole batch of three are unreadable."""
     text = tmp_path / "text.png"
     text.write_text("no image")
     empty = tmp_path / "empty.jpg"

@@ -1,4 +1,4 @@
-"""Detections of images of any kind, and their pictures."""
+"""Tests detections in images from any kind of source, and the pictures of detections."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -70,7 +70,7 @@ def test_images_of_every_kind(model: MaskRCNN, tmp_path: Path) -> None:
         outside[int(y) : int(y + height) + 1, int(x) : int(x + width) + 1] = False
         assert not mask[outside].any()
     assert len(detect(pixels, model, min_score=0.9)[0].objects) <= len(by_array.objects)
-    # The results are those of the model itself, except for the rounding of its faster backbone.
+    # The results equal the results of `model.detect`, except for the rounding of the fused backbone.
     channels = model.config.backbone.in_channels
     picture = pixels if channels == 3 else np.array(Image.fromarray(pixels).convert("L"))[..., None]
     found = model.detect(torch.from_numpy(picture.transpose(2, 0, 1).copy()), min_score=0.2)
@@ -166,7 +166,7 @@ def test_polygons_enclose_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.zeros((40, 60), np.uint8)
     mask[10:30, 20:50] = 1
     mask[15:20, 30:40] = 0  # a hole
-    mask[32:35, 22:25] = 1  # a part
+    mask[32:35, 22:25] = 1  # a second part
     one = DetectedObject(label=1, name="cat", score=0.9, box=(20, 10, 30, 25), mask=encode_mask(mask))
     polygons = sorted(one.polygons(), key=lambda polygon: polygon[0][0][1])
     assert [len(polygon) for polygon in polygons] == [2, 1]

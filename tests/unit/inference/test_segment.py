@@ -1,4 +1,4 @@
-"""Label maps of whole images, and of large ones by a sliding window, compared with plain sums over all windows."""
+"""Tests label maps of whole images, and of large images by a sliding window (compared with sums over all windows)."""
 
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def test_windows_are_averaged(
     mean = total / count
     found = predict_labels(model, pixels, SPEC, size=size, window=window)
     agree = found == mean[0].argmax(dim=0).numpy()
-    assert agree.mean() > 0.999  # windows in one batch are rounded differently
+    assert agree.mean() > 0.999  # the size of a batch of windows changes the rounding
     other = predict_labels(model, pixels, SPEC, size=(50, 60), window=window)
     expected = F.interpolate(mean, (50, 60), mode="bilinear", align_corners=False)[0].argmax(dim=0)
     assert (other == expected.numpy()).mean() > 0.999

@@ -1,4 +1,4 @@
-"""Label maps of images in stripes: the whole image's, on any size, from any place, after a kill, within the bound."""
+"""Tests label maps of images in stripes: the same labels as for the whole image, resuming, and the memory bound."""
 
 import json
 import warnings
@@ -45,7 +45,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Segmenter]:
-    """Small segmenters whose norms do something."""
+    """Returns small segmenters with random norm statistics."""
     found = {}
     for kind in KINDS:
         model = cast(Segmenter, build(kind))
@@ -64,14 +64,14 @@ def fused(models: dict[str, Segmenter]) -> dict[str, Segmenter]:
 
 @pytest.fixture
 def on_scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FullSize:
-    """Tokens and taps lie in scratch files."""
+    """Makes all plans store tokens and taps in scratch files."""
     original = plan.Costs.plan
     monkeypatch.setattr(plan.Costs, "plan", lambda self, _, size, output: original(self, "scratch", size, output))
     return FullSize(memory=Budget(memory=10**9, scratch=tmp_path / "scratch"))
 
 
 def picture(height: int, width: int) -> Pixels:
-    """Noise at two scales, so that classes have areas."""
+    """Returns noise at two scales, so that classes cover areas."""
     draw = np.random.default_rng(height * width)
     coarse = draw.integers(0, 200, (-(-height // 24), -(-width // 24), 3), dtype=np.uint8)
     large = coarse.repeat(24, axis=0).repeat(24, axis=1)[:height, :width]
@@ -80,7 +80,7 @@ def picture(height: int, width: int) -> Pixels:
 
 @torch.no_grad()
 def check(model: Segmenter, pixels: Pixels, labels: Labels) -> None:
-    """The labels are those of the whole image in float64, but where two classes are as good as equal."""
+    """Checks labels against the whole image in float64; labels may differ where two logits are almost equal."""
     mean, std = (torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1) for numbers in (SPEC.mean, SPEC.std))
     image = (torch.from_numpy(pixels.astype(np.float64) / 255).permute(2, 0, 1) - mean) / std
     logits = model.double()(image[None])[0]
@@ -104,14 +104,14 @@ def test_the_labels_are_the_whole_images(
     pixels = picture(*size)
     (result,) = segment_large_each([pixels], fused[kind], INFO, FullSize(memory="1GB"))
     check(models[kind], pixels, large(result).labels())
-    # In memory the head goes by rows too.
+    # In memory, the head is computed by rows too.
     check(models[kind], pixels, predict_labels(fused[kind], pixels, SPEC, size=size))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_labels_of_an_image_that_was_scaled(kind: str, fused: dict[str, Segmenter]) -> None:
-    """Logits go to the size of the pixels first, then to that of the label map."""
+    """Logits are resized to the size of the pixels first, then to the size of the label map."""
     pixels, model = picture(61, 97), fused[kind]
     logits = model(normalized(pixels, SPEC)[None])[0]
     expected = best_labels(logits, (140, 201))
@@ -135,7 +135,7 @@ def test_small_stripes_and_scratch_files_change_nothing(
 
 
 def file_like(pixels: Pixels) -> ArrayRows:
-    """Rows whose image is known again, as a file's is."""
+    """Returns rows with an identity, as a file has, so that a killed run can be resumed."""
     return ArrayRows(pixels, RowsInfo(name="map.tif", identity="map.tif 1"))
 
 
@@ -158,7 +158,7 @@ def test_a_run_that_was_killed_loses_one_stripe_at_most(
     how = FullSize(memory=on_scratch.memory, progress=lambda *rows: read.append(rows))
     for result in segment_large_each([file_like(pixels)], model, INFO, how):
         assert (large(result).labels() != expected).mean() < 1e-4
-    # It went on: in the backbone's passes, or in the head's, after all stripes but the last.
+    # The second run started near the point of the kill: in a pass of the backbone, or in the pass of the head.
     assert read[0][0] > (at - 0.2) * read[0][1]
 
 
@@ -326,7 +326,7 @@ def test_a_norm_that_is_watched_is_not_folded(models: dict[str, Segmenter]) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bound_is_kept(kind: str, tmp_path: Path) -> None:
-    """Measured in this process, of a model most of whose memory is its maps."""
+    """Measures the peak memory in this process, for a model that needs most of its memory for maps."""
     config = SegmenterConfig(kind=cast(Any, kind), backbone=WIDE, num_classes=40, channels=96)
     model, reports = build_segmenter(config).eval().fuse(), list[Report]()
     bound = 120 * 10**6

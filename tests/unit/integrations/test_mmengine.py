@@ -1,4 +1,4 @@
-"""Our backbones through mmengine's registries and its Runner."""
+"""Tests our backbones in mmengine's registries and in its Runner."""
 
 import runpy
 import sys
@@ -22,7 +22,7 @@ IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module", autouse=True)
 def _mmengine_alone() -> Iterator[None]:
-    """Hides transformers: mmengine would import it for an optimiser, which takes longer than these tests."""
+    """Hides transformers: mmengine would import it for an optimiser, and the import takes longer than these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "transformers", None)
         import mmengine.runner  # noqa: F401
@@ -72,7 +72,7 @@ def test_weights_of_a_file(weights: Path, by: str) -> None:
     out_indices = (2, 4, 6, 10)
     pyramid = build("XCiTPyramidBackbone", out_indices=out_indices, drop_path_rate=0.1, **{by: given}).eval()
     expected = own.forward_intermediates(IMAGES, out_indices, intermediates_only=True)
-    assert torch.equal(pyramid(IMAGES)[2], expected[2])  # the map of the patch's own stride is not resized
+    assert torch.equal(pyramid(IMAGES)[2], expected[2])  # at the patch's own stride, the map is not resized
     classifier = build("XCiTBackbone", drop_path_rate=0.1, **{by: given}).eval()
     assert torch.equal(classifier(IMAGES)[-1], own.forward_head(own.forward_features(IMAGES), pre_logits=True))
 
@@ -130,7 +130,7 @@ def test_the_runner_trains_from_our_weights_and_saves_what_we_read(tmp_path: Pat
     from mmengine.runner import Runner
 
     class Toy(BaseModel):
-        """A backbone, and a linear layer on all of its maps."""
+        """A model with a backbone and a linear layer on all maps."""
 
         def __init__(self, backbone: Config) -> None:
             super().__init__()

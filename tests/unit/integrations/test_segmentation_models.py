@@ -1,4 +1,4 @@
-"""Our pyramid as an encoder of segmentation_models_pytorch."""
+"""Tests our pyramid as an encoder of segmentation_models_pytorch."""
 
 import pytest
 import segmentation_models_pytorch

@@ -23,7 +23,7 @@ def test_no_works_and_no_rounds() -> None:
 def test_ratio_of_medians_with_quartiles_of_the_rounds() -> None:
     ratio, quartiles = ratio_of_medians([2.0, 4.0, 6.0, 8.0, 100.0], [1.0, 2.0, 2.0, 2.0, 10.0])
     assert ratio == 3.0
-    assert quartiles == (2.0, 4.0)  # of 2, 2, 3, 4, 10
+    assert quartiles == (2.0, 4.0)  # quartiles of 2, 2, 3, 4, 10
 
 
 def test_ratio_of_one_round() -> None:

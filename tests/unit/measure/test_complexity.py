@@ -1,4 +1,4 @@
-"""Compares counts with the 42 published rows, and with a naive count by hooks on the layers."""
+"""Compares counts of parameters and FLOPs with 42 published rows, and with a simple count by hooks on the layers."""
 
 import json
 from collections import Counter
@@ -60,7 +60,7 @@ def test_equal_to_a_count_layer_by_layer(height: int, width: int, tokens_norm: b
                 flops["layer norm"] += 5 * output.numel()
             case nn.BatchNorm2d():
                 flops["batch norm"] += 2 * output.numel()
-            case XCA():  # between its linear layers
+            case XCA():  # products between the linear layers
                 num_tokens, dim = inputs[0].shape[1:]
                 flops["xca"] += 2 * num_tokens * dim * (dim // config.num_heads)
             case ClassAttention():
@@ -91,7 +91,7 @@ def test_image_size_and_tokens_are_reported() -> None:
 
 
 def test_torch_flops_are_twice_the_products_of_the_forward_pass() -> None:
-    # A model of depth 1 without class attention and head is small enough to be counted by hand.
+    # This model has depth 1 and no class attention and no head, so its products can be counted by hand.
     config = XCiTConfig(
         patch_size=4, embed_dim=16, depth=1, num_heads=2, mlp_ratio=2, cls_depth=0, num_classes=0, global_pool="avg"
     )

@@ -1,4 +1,4 @@
-"""Nearest neighbours: compared with scikit-learn, computed by hand in special cases, and on a small data set."""
+"""Tests k-NN: compares it with scikit-learn, with hand-computed special cases, and on a small data set."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ TEMPERATURE = 0.07
 
 
 def clusters(count: int, seed: int, num_classes: int = 7, dim: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Returns features around a centre for each class, of any length, so noisy that many are classified wrongly."""
+    """Returns features of many lengths around a centre per class, with so much noise that k-NN makes many mistakes."""
     draw = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(num_classes, dim))
     labels = draw.integers(0, num_classes, count)
@@ -87,14 +87,14 @@ def test_tensors_arrays_and_lengths_make_no_difference() -> None:
 def test_pixels_are_features_too() -> None:
     draw = np.random.default_rng(0)
     dark, bright = (draw.integers(low, low + 20, (30, 5 * 5), dtype=np.uint8) for low in (1, 200))
-    dark[:, :12] += 100  # another pattern, because normalisation removes a difference in brightness
+    dark[:, :12] += 100  # a different pattern: normalisation would remove a difference in brightness
     pixels, labels = np.concatenate([dark, bright]), np.repeat([0, 1], 30)
     report = knn_accuracies(pixels[::2], labels[::2], pixels[1::2], labels[1::2], ks=(3,))
     assert report.best.top1 == 100
 
 
 def test_of_equal_votes_the_lower_class_is_first() -> None:
-    # Two equally similar neighbours, of the classes 2 and 1.
+    # Two neighbours with the same similarity, of the classes 2 and 1.
     train, labels = np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([2, 1])
     val = np.array([[1.0, 0.0]] * 2)
     report = knn_accuracies(train, labels, val, np.array([1, 2]), ks=(2,))
@@ -104,10 +104,10 @@ def test_of_equal_votes_the_lower_class_is_first() -> None:
 def as_dinos_eval_knn(
     similarities: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, k: int, num_classes: int
 ) -> tuple[int, int]:
-    """Returns the counts of DINO's evaluation, which sorts the votes of all classes.
+    """Returns the top-1 and top-5 counts of DINO's evaluation, which sorts the votes of all classes.
 
-    It uses the first min(5, k) of them. In its sort the order of equal votes is arbitrary; here the lower class comes
-    first.
+    "Top-5" means the first min(5, k) classes. DINO's sort has no fixed order for equal votes; in this function, the
+    lower class is first.
     """
     best, neighbours = similarities.topk(k, dim=1)
     votes = torch.zeros(len(targets), k, num_classes).scatter_(2, labels[neighbours][:, :, None], 1)
@@ -130,7 +130,7 @@ def test_counts_as_dinos_evaluation_does_with_few_classes_too(num_classes: int, 
 
 
 def test_classes_without_a_vote_come_last_and_top5_means_the_first_k_of_fewer() -> None:
-    # The only neighbour has class 1, and the classes 0 and 2 follow it in their order.
+    # With k = 1, the only neighbour has class 1. The classes 0 and 2, which have no vote, come after it.
     train, labels = np.eye(3), np.array([0, 1, 2])
     val = np.array([[0.1, 1.0, 0.0]] * 3)
     one, two, three = knn_accuracies(train, labels, val, labels, ks=(1, 2, 3)).accuracies

@@ -1,4 +1,4 @@
-"""`xcit.train_linear` on three colours: its results, its files, and its resume."""
+"""Tests `xcit.train_linear` on three colours: its results, its files, and resuming."""
 
 import os
 import signal
@@ -114,7 +114,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(splits: Path, tiny: XCiT, tmp_path: P
     report = train(tiny, splits, tmp_path / "cut", augmented=augmented, resume=True)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
-    # A run that is resumed after its end measures once more.
+    # Resuming a finished run only repeats the measurement.
     assert train(tiny, splits, tmp_path / "cut", augmented=augmented, resume=True) == report
 
 

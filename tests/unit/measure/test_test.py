@@ -1,4 +1,4 @@
-"""`xcit.test`: a small model with ImageNet's 1000 classes, measured on a few of them by a run's YAML file."""
+"""Tests `xcit.test` with a small model for ImageNet's 1000 classes, measured on a few classes by a run's YAML file."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def make_model(num_classes: int = 1000, info: ModelInfo | None = None) -> XCiT:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: Any = XCiT(replace(TINY, num_classes=num_classes)).eval()
-        # Large enough that the classes differ from image to image.
+        # So large that the predicted classes differ from image to image.
         model.head.weight.data.normal_(std=3.0)
     model.info = info
     return model
@@ -90,7 +90,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def naive(setting: Setting, spec: Preprocessing) -> tuple[float, float, float, dict[tuple[int, int], int]]:
-    """Returns top-1, top-5, loss and the counts by (true, predicted), computed image by image."""
+    """Returns top-1, top-5, the loss, and the counts by (true class, predicted class), computed image by image."""
     right1 = right5 = 0
     losses: list[Any] = []
     counts: dict[Any, Any] = {}
@@ -108,8 +108,8 @@ def naive(setting: Setting, spec: Preprocessing) -> tuple[float, float, float, d
 
 
 def test_a_part_of_imagenet_is_matched_by_wnid(setting: Setting) -> None:
-    # The head's bias is changed so that an image of the first class is classified correctly, and not all images get
-    # this class.
+    # The head's bias is changed so that the model classifies an image of the first class correctly, but does not
+    # predict this class for all images.
     with torch.inference_mode():
         image = preprocess(read_image(Path(setting.data) / "val" / WNIDS[0] / "0.png"), setting.recipe.preprocessing)
         logits: Any = setting.model(image[None])[0]
@@ -208,18 +208,18 @@ def test_classes_of_ones_own_are_matched_by_name(setting: Setting) -> None:
     result: Any = setting.test(data=str(data))
     assert result.class_names == ("dog", "bird", "cat")
     assert result.report.confusion.sum(dim=1).tolist() == [2, 0, 2]
-    # The file does not contain its classes, so they are matched by order.
+    # The file has no class names, so folders are matched to classes by order.
     write_images(data, ("bird",))
     save_model(make_model(3), Path(setting.checkpoint))
     result = setting.test(data=str(data))
     assert result.class_names == ("bird", "cat", "dog")
     assert result.report.confusion.sum(dim=1).tolist() == [2, 2, 2]
-    # Of two classes of one name neither is taken.
+    # If two classes have the same name, neither is used.
     save_model(make_model(3, replace(info, class_names=("cat", "bird", "cat"))), Path(setting.checkpoint))
     with pytest.raises(XCiTError, match="2 of the model's classes are called 'cat': say which by a class map"):
         setting.test(data=str(data))
     save_model(make_model(3), Path(setting.checkpoint))
-    # With another number of classes, nothing can be matched.
+    # If the numbers of classes differ, classes can't be matched by order.
     write_images(data, ("worm",))
     with pytest.raises(XCiTError, match=r"animals has 4 classes, and the model's 3 do not include 'bird', 'cat'"):
         setting.test(data=str(data))
@@ -320,7 +320,7 @@ def test_the_files_of_a_report(setting: Setting) -> None:
     with Image.open(paths[2]) as picture:
         picture.load()
         assert min(picture.size) > 300
-    # Writing them again replaces them.
+    # Writing again replaces the files.
     assert result.write(folder, config="t", checkpoint="c.pth", data="d") == paths
     assert json.loads(paths[0].read_text())["config"] == "t"
 
@@ -363,12 +363,12 @@ def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
     path.write_text("my cat,281\ntissue,tishue\nfish,1000\n")
     with pytest.raises(XCiTError, match=r"the model's 1000 do not include '1000', 'tishue'|'tishue', '1000'"):
         setting.test(class_map=path)
-    # Of folders a number beside names would be a guess.
+    # A folder with a number as its name is not taken for a class index if other folders have names.
     (Path(setting.data) / "val" / "my cat").rename(Path(setting.data) / "val" / "281")
     with pytest.raises(XCiTError, match="do not include '281', 'fish', 'tissue'"):
         setting.test()
     (Path(setting.data) / "val" / "281").rename(Path(setting.data) / "val" / "my cat")
-    # A run's own map is used on its own data.
+    # The class map of the run's config is used for the run's own data, and not for other data.
     recipe = replace(setting.recipe, data=setting.data, class_map=str(path))
     save_yaml(recipe, Path(setting.config))
     path.write_text(f"my cat,281\ntissue,{WNIDS[1]}\nfish,{WNIDS[2]}\n")

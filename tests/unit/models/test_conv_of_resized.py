@@ -1,4 +1,4 @@
-"""A convolution over interpolated maps by its taps is the convolution of the maps interpolated."""
+"""Tests the convolution of resized maps that is computed from the small maps: it equals resizing, then convolution."""
 
 import pytest
 import torch

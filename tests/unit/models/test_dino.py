@@ -1,4 +1,4 @@
-"""Head, student and teacher: their first weights, their names, and their outputs for a list of crops."""
+"""Tests head, student and teacher: their initial weights, their names, and their outputs for a list of crops."""
 
 from dataclasses import replace
 from typing import Any
@@ -41,7 +41,7 @@ def test_the_head_begins_as_published() -> None:
     assert torch.equal(last.weight_g, torch.ones(512, 1))
     assert not last.weight_g.requires_grad
     assert last.weight_v.requires_grad
-    # As in a linear layer: uniform, up to 1 / sqrt(256).
+    # As in a linear layer: uniform in -1/16..1/16, where 16 is sqrt(256).
     assert last.weight_v.abs().max().item() == pytest.approx(1 / 16, rel=0.01)
     assert last.weight_v.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.02)
 
@@ -118,7 +118,7 @@ def test_crops_of_one_size_are_computed_together(model: DINO) -> None:
 
 
 def test_logits_are_in_the_order_of_the_crops(model: DINO) -> None:
-    model.eval()  # batch norms would mix the images of a group
+    model.eval()  # a batch norm would mix the images of a group
     images = crops(12, 12, 8)
     with torch.no_grad():
         output = model(images)

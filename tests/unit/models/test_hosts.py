@@ -1,4 +1,4 @@
-"""The use of `model.config` by a host such as Hugging Face's Trainer."""
+"""Tests the use of `model.config` by a host library such as Hugging Face's Trainer."""
 
 import copy
 import dataclasses
@@ -29,7 +29,7 @@ def build(name: str) -> Any:
 
 
 class Host:
-    """Reads and writes the same attributes as transformers' Trainer and its callbacks on every model with a config."""
+    """A host that reads and writes the attributes of a config that transformers' Trainer and its callbacks use."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -48,7 +48,7 @@ def test_a_host_writes_on_one_models_config_and_reads_its_fields(name: str) -> N
     assert (model.config.use_cache, model.config.pad_token_id, host.ignored) == (False, 0, ["cache"])
     assert from_dict(type(shape), json.loads(host.text)) == shape
     assert {**dataclasses.asdict(shape), "learning_rate": 0.1} == host.reported
-    # What was written is not part of the shape, and belongs only to this config.
+    # The host's attributes are not part of the shape, and only this model's config has them.
     assert model.config == shape
     assert hash(model.config) == hash(shape)
     assert not hasattr(build(name).config, "use_cache")

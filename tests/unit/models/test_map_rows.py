@@ -1,4 +1,4 @@
-"""Layers over maps that are read by rows give the numbers of the whole map, however the rows are read."""
+"""Tests layers over maps that are read by rows: for any order of rows, they give the values of the whole map."""
 
 import copy
 from collections.abc import Callable
@@ -30,7 +30,7 @@ SIZES = [(1, 1), (1, 7), (2, 3), (5, 4), (13, 9), (32, 21)]
 
 
 def as_map(rows: Tensor) -> Tensor:
-    """(H, W, C) as (1, C, H, W), contiguous: for channels last torch rounds positions in another way."""
+    """Returns rows (H, W, C) as a contiguous map (1, C, H, W): torch rounds differently with channels last."""
     return rows.permute(2, 0, 1)[None].contiguous()
 
 
@@ -39,7 +39,7 @@ def numbers(height: int, width: int, channels: int = 3) -> Tensor:
 
 
 def check(rows: MapRows, expected: Tensor) -> None:
-    """Read from the top to the bottom with overlaps, by single rows from the bottom, and whole."""
+    """Compares reads with a map: overlapping reads from the top, single rows from the bottom, and the whole map."""
     assert (rows.channels, rows.height, rows.width) == expected.shape[1:]
     reads = [
         (start, min(start + size, rows.height)) for size in (2, 5) for start in range(0, rows.height, max(1, size - 1))
@@ -138,7 +138,7 @@ def test_a_pyramid_that_somebody_watches_is_called() -> None:
 
 
 class Counted(ComputedRows):
-    """Rows of ones, and how often each was computed."""
+    """Rows of ones that count the computations of each row."""
 
     def __init__(self, height: int) -> None:
         super().__init__(height, 1, 1, [])

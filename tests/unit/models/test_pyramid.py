@@ -1,4 +1,4 @@
-"""The pyramid against plain calls of the published layers, at sizes that no patch divides."""
+"""Tests the pyramid against plain calls of the published layers, at sizes that the patch does not divide."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def new(patch_size: int, depth: int = 6) -> XCiTPyramid:
 
 
 def published_maps(model: XCiTPyramid, maps: list[Tensor]) -> list[Tensor]:
-    """B.3 of the facts, written with functions."""
+    """Returns the maps of the published pyramid, written with functions of torch."""
     state = dict(model.pyramid.state_dict())
 
     def double(image: Tensor, name: str) -> Tensor:
@@ -114,7 +114,7 @@ def test_fusing_folds_the_norm_and_leaves_what_is_not_plain() -> None:
         found = fused.backbone(images)
         assert all(level.is_contiguous(memory_format=torch.channels_last) for level in found)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        # What a hook does is done by the fused model too.
+        # The fused model calls the hook too.
         norm.register_forward_hook(lambda module, inputs, output: 2 * output)
         changed, heard = model.backbone(images), model.fuse().backbone(images)
         assert not torch.allclose(changed[0], expected[0], rtol=1e-3)

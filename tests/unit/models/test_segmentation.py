@@ -1,4 +1,4 @@
-"""UperNet and Semantic FPN against a plain functional transcription of the heads, by their published names."""
+"""Tests UperNet and Semantic FPN against plain functions of the published heads, with published parameter names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +32,7 @@ def new(kind: SegmenterKind, patch_size: int = 16, num_classes: int = 5) -> Segm
     return model
 
 
-# Section C of the facts, in functions on published names.
+# The published heads as plain functions, with published parameter names
 
 
 def conv_module(state: State, name: str, image: Tensor) -> Tensor:

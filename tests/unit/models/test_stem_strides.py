@@ -1,4 +1,4 @@
-"""Stems with other strides: everything that depends on the patch size follows the strides."""
+"""Tests stems with other strides: everything that depends on the patch size must follow the strides."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_features_pyramid_and_smallest_image() -> None:
 
 
 def test_counting_follows() -> None:
-    """The FLOPs for CIFAR images with patches of 4: 64 tokens, and the convolutions of the stem counted one by one."""
+    """Compares FLOPs for CIFAR images and patches of 4 (64 tokens): only the stem's convolutions differ."""
     config = replace(SMALL, stem_strides=(1, 1, 2, 2))
     found, usual = complexity(config, 32), complexity(SMALL, 128)
     assert (found.num_tokens, usual.num_tokens) == (64, 64)

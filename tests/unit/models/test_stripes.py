@@ -1,4 +1,4 @@
-"""The parts of a pass in stripes of any sizes: sliding convolutions, sums, class attention."""
+"""Tests the parts of a pass in stripes of any height: sliding convolutions, sums, class attention."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ QUICK = settings(max_examples=60, deadline=None)
 
 
 def stripes(height: int, sizes: list[int]) -> list[tuple[int, int]]:
-    """Yields stripes of a height, with these sizes repeated."""
+    """Divides a height into stripes of `sizes`, which are repeated; returns (start, end) of each stripe."""
     found: list[tuple[int, int]] = []
     start = 0
     while start < height:

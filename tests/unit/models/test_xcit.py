@@ -1,4 +1,4 @@
-"""The errors of the config, the tokens that each output uses, and that no unneeded block is run."""
+"""Tests the errors of the config, the tokens that each output uses, and that no unneeded block runs."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ def images() -> Tensor:
 
 @pytest.fixture
 def outputs(model: XCiT, images: Tensor) -> dict[int, Tensor]:
-    """Returns the tokens after each block, collected by hooks; the last ones are taken after the final norm."""
+    """Returns the tokens after each block, collected by hooks; the last tokens are those after the final norm."""
     tokens: dict[int, Tensor] = {}
     hooks = [
         block.register_forward_hook(lambda module, inputs, output, index=index: tokens.update({index: output}))
@@ -97,13 +97,13 @@ def test_a_new_model_starts_as_described() -> None:
     assert torch.equal(model.blocks[0].xca.temperature, torch.ones(4, 1, 1))
     assert torch.equal(model.blocks[0].xca.qkv.bias, torch.zeros(3 * DIM))
     assert 0 < model.cls_token.abs().max() <= 2
-    # The rate is the same in every block, and does not grow with depth.
+    # Every block has the same drop-path rate; the rate does not grow with depth.
     assert [block.drop_path_rate for block in model.blocks] == [0.2] * DEPTH
     assert (model.num_classes, model.embed_dim, model.num_features) == (5, DIM, DIM)
     assert model.info is None
 
 
-# These are the names of a checkpoint in this project's own format: a change would break every stored file.
+# The parameter names of this project's own file format: a change would break every stored file.
 BLOCK_NAMES = """
 norm_xca.weight norm_xca.bias xca.temperature xca.qkv.weight xca.qkv.bias xca.proj.weight xca.proj.bias scale_xca
 norm_lpi.weight norm_lpi.bias lpi.conv1.weight lpi.conv1.bias lpi.norm.weight lpi.norm.bias lpi.norm.running_mean

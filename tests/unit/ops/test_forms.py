@@ -1,4 +1,4 @@
-"""Compares every faster form with the reference: forward and backward, in every precision, at odd sizes."""
+"""Compares every fast form of an operator with the reference: forward and backward, in every dtype, at odd sizes."""
 
 from collections.abc import Callable
 
@@ -182,7 +182,7 @@ def test_class_attention_is_as_exact_in_low_precision_as_the_reference(dtype: to
     exact = outputs_and_gradients(reference_class_attention, to(inputs, torch.float64))
     theirs = outputs_and_gradients(reference_class_attention, inputs)
     for name, value in outputs_and_gradients(fast_class_attention, inputs).items():
-        if name != "key_bias":  # its gradient is 0, so only noise would be compared
+        if name != "key_bias":  # its true gradient is 0, so the values are only noise
             assert error(value, exact[name]) <= 2 * error(theirs[name], exact[name]) + torch.finfo(dtype).eps, name
 
 

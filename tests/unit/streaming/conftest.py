@@ -17,13 +17,13 @@ def model() -> XCiT:
 
 @pytest.fixture
 def source() -> ArrayRows:
-    """An image whose identity is known, as a file's is."""
+    """Returns an image with an identity, as a file has, so that a killed run can be resumed."""
     return ArrayRows(picture(123, 61), RowsInfo(name="picture", identity="picture 1"))
 
 
 @pytest.fixture
 def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, int], None]:
-    """Returns `force(place, rows)`, which sets the place and the rows of stripes of all plans, whatever the memory."""
+    """Returns `force(place, rows)`, which sets where all plans store tokens, and the number of rows per stripe."""
 
     original = plan.Costs.plan
 

@@ -1,4 +1,4 @@
-"""A detector on an image in stripes: the objects of the whole image, also where a run was killed."""
+"""Tests a detector on an image in stripes: it finds the objects of the whole image, also after a kill and a resume."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class Killed(BaseException):
 
 
 def detector(patch_size: int) -> MaskRCNN:
-    """With weights that find a hundred objects in noise, and scores far enough apart to be told apart."""
+    """Returns a detector that finds 100 objects in noise; their scores differ enough to keep their order."""
     backbone = XCiTConfig(
         patch_size=patch_size, embed_dim=16, depth=4, num_heads=2, cls_depth=0, num_classes=0, global_pool="none"
     )
@@ -103,7 +103,7 @@ def test_objects_are_those_of_the_whole_image(
     model, pixels = detector(patch_size), picture(*size)
     expected = whole(model, pixels)
     memory = Budget(memory=10**9, scratch=tmp_path)
-    if min(size) < 32:  # whatever is found: the image is narrower than what a pixel of most maps sees
+    if min(size) < 32:  # narrow images: only labels and boxes are compared
         found, _ = streamed(model, rows_of(pixels), memory)
         assert torch.equal(found.labels, expected.labels)
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
@@ -119,7 +119,7 @@ def test_thousands_of_objects(model: MaskRCNN) -> None:
     expected = whole(model, pixels, 1100)
     assert len(expected.scores) == 1100
     found, _ = streamed(model, rows_of(pixels), max_objects=1100)
-    # Among so many a rounding may change the order of two, and which of two is suppressed.
+    # With so many objects, rounding may change the order of two objects, and which of two is suppressed.
     apart = torch.cdist(found.boxes, expected.boxes, p=torch.inf)
     apart[found.labels[:, None] != expected.labels] = torch.inf
     assert (apart.amin(dim=0) < 1e-2).float().mean() > 0.99
@@ -150,7 +150,7 @@ def test_a_run_that_is_killed_goes_on(
     height = 10  # of the tokens of the padded image
 
     def kill(done: int, total: int) -> None:
-        assert total == 15 * height  # five of the backbone, and what the neck costs
+        assert total == 15 * height  # five passes of the backbone, and ten for the neck
         if done >= at * height:
             raise Killed
 
@@ -160,7 +160,7 @@ def test_a_run_that_is_killed_goes_on(
     found, report = streamed(model, source, memory, progress=lambda rows, _: done.append(rows))
     assert_same(found, expected)
     assert report.resumed_from == min(int(at), 5)
-    # Of the pass over the neck no more than a stripe is done again.
+    # In the pass of the neck, at most one stripe is computed again.
     assert done[0] >= at * height - (height if at < 5 else 0)
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Compares streamed passes with the whole image in float64: every output, odd sizes, both places."""
+"""Compares streamed passes with the whole image in float64: every output, odd sizes, tokens in memory and on disk."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ from xcit.streaming import ArrayMap, Budget, Place, Wanted, encode
 CLOSE = 1e-5
 PLACES: tuple[Place, ...] = ("device", "scratch")
 SIZES = [(8, 8), (9, 8), (8, 41), (17, 15), (57, 8), (123, 61)]
-"""Sizes from one patch up: one row, one column, one pixel more, and fewer rows than LPI waits for."""
+"""Heights and widths: one patch, one pixel more, one row, one column, and fewer rows than LPI needs to start."""
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -41,7 +41,7 @@ def test_every_output_is_that_of_the_whole_image_in_float64(
                 assert share_of_largest(maps[block].array.transpose(2, 0, 1), expected) <= CLOSE
             means = exact.extract_feat(image, out_type="avg_featmap", out_indices=blocks)
             for block, (expected,) in zip(blocks, means, strict=True):
-                # A mean may be near 0 although its terms are not.
+                # Relative to the largest feature, because the mean itself may be near 0.
                 difference = (found.taken.means[block].double() - expected).abs().max()
                 assert difference <= CLOSE * feature_maps[block].abs().max()
             tokens = exact.extract_feat(image, out_type="cls_token", out_indices=range(depth, 5))

@@ -1,4 +1,4 @@
-"""Masks: compares with a function in float64 that never gets the tokens that are left out."""
+"""Compares masked passes with a plain function in float64 that receives only the kept tokens."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ CLOSE = 1e-5
 
 
 class Masked(ArrayRows):
-    """An array, with a mask of the pixels that count."""
+    """An array with a mask; pixels where the mask is false are ignored."""
 
     def __init__(self, pixels: Pixels, mask: Mask, identity: str | None = None) -> None:
         super().__init__(pixels, RowsInfo(name="masked", identity=identity))
@@ -36,7 +36,7 @@ class Masked(ArrayRows):
 
 
 def blob(height: int, width: int) -> Mask:
-    """A disc, and one row of pixels at the lower edge: some tokens are partly in it, and some stripes have none."""
+    """Returns a mask of a disc and a row at the lower edge: some tokens are partly in it, some stripes not at all."""
     y, x = np.mgrid[:height, :width]
     mask: Mask = (y - 0.3 * height) ** 2 + (x - 0.6 * width) ** 2 < (0.27 * height) ** 2
     mask[-1] = True
@@ -44,7 +44,7 @@ def blob(height: int, width: int) -> Mask:
 
 
 def kept_alone(exact: XCiT, image: Tensor, keep: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns the kept tokens (n, D) after each block, and the class token (D,) after each class attention block."""
+    """Returns the n kept tokens (n, D) after each block, and the class token (D,) after each class attention block."""
 
     def on_grid(tokens: Tensor) -> Tensor:
         grid = tokens.new_zeros(1, tokens.shape[2], *keep.shape)
@@ -146,9 +146,9 @@ def test_a_model_without_class_attention_pools_what_is_kept() -> None:
 
 def test_a_token_counts_if_half_of_its_pixels_do() -> None:
     mask = np.zeros((20, 17), np.bool_)
-    mask[:4, :8] = True  # half of the first
-    mask[:4, 8:15] = True  # less than half of the second
-    mask[16:18, 16:] = True  # half of the 4 x 1 pixels in the corner
+    mask[:4, :8] = True  # half of the first token's pixels
+    mask[:4, 8:15] = True  # less than half of the second token's pixels
+    mask[16:18, 16:] = True  # half of the 4 x 1 pixels of the last token
     keep = kept_tokens(Masked(picture(20, 17), mask), 8)
     assert keep is not None and keep.tolist() == [[True, False, False], [False] * 3, [False, False, True]]
 

@@ -1,4 +1,4 @@
-"""Maps of tokens on disk: they contain all rows that were written, and those of a killed run are resumed."""
+"""Tests maps of tokens on disk: they contain all rows that were written, and the maps of a killed run are resumed."""
 
 import sys
 from pathlib import Path

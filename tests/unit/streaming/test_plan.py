@@ -1,4 +1,4 @@
-"""Plans keep their bound by the memory model, and the memory model agrees with measurements."""
+"""Tests that plans are within their memory bound, and that the planned memory agrees with measurements."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A run with scratch files that ends early is resumed after the last finished pass, or leaves nothing."""
+"""Tests that a run with scratch files that ends early is resumed after its last finished pass, or leaves no files."""
 
 import json
 import os
@@ -25,11 +25,11 @@ Force = Callable[[Place, int], None]
 
 
 class Stop(Exception):
-    """Represents anything that ends a run."""
+    """Stands for any error that ends a run."""
 
 
 def stop_at(pass_number: int, rows: int = 5) -> Callable[[int, int], None]:
-    """Returns a progress callback that ends the run in a pass, counted from 0."""
+    """Returns a progress callback that ends the run in this pass (counted from 0)."""
 
     def progress(done: int, total: int) -> None:
         if done >= pass_number * ROWS + rows:
@@ -67,7 +67,7 @@ def test_a_run_goes_on_from_the_last_finished_pass(
 def test_what_is_left_is_what_resumes(model: XCiT, source: ArrayRows, force: Force, scratch: Path) -> None:
     force("scratch", 3)
     budget, wanted = Budget(memory=10**9, scratch=scratch), Wanted(class_tokens=frozenset({4}))
-    with pytest.raises(Stop):  # before the first pass is finished, nothing stays
+    with pytest.raises(Stop):  # an end in the first pass leaves no files
         encode(model, source, wanted, memory=budget, progress=stop_at(0))
     assert not list(scratch.iterdir())
     with pytest.raises(Stop):
@@ -93,7 +93,7 @@ def test_an_image_a_model_or_a_wish_that_changed_is_begun_anew(
     bias.data += 1
     assert encode(model, source, wanted, memory=budget).report.resumed_from == 0
     bias.data -= 1
-    # Maps in memory are lost with their process.
+    # Maps in memory are lost when their process ends.
     with pytest.raises(Stop):
         encode(model, source, Wanted(maps={0: ArrayMap()}, means=frozenset({4})), memory=budget, progress=stop_at(3))
     again = encode(model, source, Wanted(maps={0: ArrayMap()}, means=frozenset({4})), memory=budget)

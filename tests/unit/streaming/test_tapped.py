@@ -1,4 +1,4 @@
-"""Tokens of a few blocks in taps: the whole image's, in memory and in files, also when a run was killed."""
+"""Tests taps, which store the tokens of a few blocks in memory or in files: their values, and resuming after a kill."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -46,7 +46,9 @@ def rows_of(pixels: Pixels, name: str | None = "picture") -> ArrayRows:
 
 
 def kill(fused: FusedXCiT, source: ArrayRows, memory: Budget, *, at: float, head: dict[str, int]) -> Report:
-    """A run that is killed in pass `at`, or, from 5 on, once its head has saved something; gives how it went."""
+    """Starts a run and ends it in pass `at`; if `at` is 5 or more, after the passes and after `head` is saved.
+
+    Returns the run's report, which is empty if the passes did not finish."""
     report: list[Report] = []
 
     def progress(done: int, total: int) -> None:
@@ -67,7 +69,7 @@ def kill(fused: FusedXCiT, source: ArrayRows, memory: Budget, *, at: float, head
 
 @pytest.fixture
 def memory(force: Force, tmp_path: Path) -> Budget:
-    """Plans have tokens on scratch files."""
+    """Makes plans store tokens in scratch files."""
     force("scratch", 5)
     return Budget(memory=10**9, scratch=tmp_path)
 

@@ -64,7 +64,7 @@ def test_panel(width: int) -> None:
 
 
 class Seen:
-    """A display whose clock advances by a second per report, and its output."""
+    """A display and its output; the display's clock advances by `seconds` per report."""
 
     def __init__(self, seconds: float = 1.0) -> None:
         self.now, self.seconds = 0.0, seconds

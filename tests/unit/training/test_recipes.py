@@ -30,7 +30,7 @@ ROWS = json.loads((Path(__file__).parents[2] / "data" / "zoo.json").read_text())
 PUBLISHED = sorted({(row["config"], row["architecture"], row["image_size"]) for row in ROWS})
 
 
-# The published settings of both sides for training at 224 pixels, as dotted fields.
+# The settings that both the authors and mmpretrain published for training at 224 pixels, as dotted fields.
 COMMON: dict[str, Any] = {
     "optimizer.weight_decay": 0.05,
     "optimizer.betas": (0.9, 0.999),
@@ -90,9 +90,9 @@ OFFICIAL = COMMON | {
     "distillation": DistillationConfig(),
 }
 UNUSED = {"momentum", "decay", "padding"}
-"""Fields that apply only to another optimiser, schedule or crop than these recipes have."""
+"""Fields for other optimisers, schedules or crops; these recipes do not use them."""
 
-# From the authors' command for small-12, and their detection and segmentation configs for three others.
+# The value of small-12 is from the authors' command; the other three are from their detection and segmentation configs.
 OFFICIAL_DROP_PATH = {"tiny-12": 0.0, "small-12": 0.05, "small-24": 0.1, "medium-24": 0.15}
 
 
@@ -160,8 +160,8 @@ def test_a_published_recipe_is_what_was_published(name: str, architecture: str, 
     found: Any = get_recipe(name)
     assert found.name == name
     assert found.model == ARCHITECTURES[architecture]
-    assert found.model.drop_path_rate == 0  # no stochastic depth
-    # 224: short side to 256, centre crop; 384: straight to the square.
+    assert found.model.drop_path_rate == 0  # mmpretrain trains without stochastic depth
+    # 224 pixels: short side to 256, then a centre crop; 384 pixels: resized to the square without a crop.
     assert found.preprocessing == (
         Preprocessing(image_size=224, resize="short_side", resize_to=256)
         if at_224
@@ -172,7 +172,7 @@ def test_a_published_recipe_is_what_was_published(name: str, architecture: str, 
 
 
 def test_the_tables_name_every_number_of_a_recipe() -> None:
-    """Every field that changes the training is compared; none keeps its default without a comparison."""
+    """The tables above have a value for every field that changes the training."""
     recipe = get_recipe("xcit-nano-12-p16_8xb128_in1k")
     for section in ("optimizer", "schedule", "augmentation"):
         named = {name.partition(".")[2] for name in OFFICIAL if name.startswith(section)}
@@ -187,7 +187,7 @@ def test_the_authors_recipe_is_what_they_published(architecture: str) -> None:
     assert plain.preprocessing == Preprocessing(image_size=224, resize="short_side", resize_to=224)
     assert replace(plain.model, drop_path_rate=0.0) == ARCHITECTURES[architecture]
     size = architecture.rpartition("-")[0]
-    rates: Any = OFFICIAL_DROP_PATH | {"nano-12": 0.0, "tiny-24": 0.05, "large-24": 0.2}  # these three are ours
+    rates: Any = OFFICIAL_DROP_PATH | {"nano-12": 0.0, "tiny-24": 0.05, "large-24": 0.2}  # these three are our choice
     assert plain.model.drop_path_rate == rates[size]
 
     distilled: Any = get_recipe(f"xcit-{architecture}_official-dist_in1k")
@@ -243,7 +243,7 @@ def test_transfer_takes_the_classes_of_the_data(architecture: str) -> None:
     check_initialize(recipe.initialize, recipe.model)
     assert (recipe.run.batch_size, recipe.run.ema_decay) == (32, 0.0)
     assert recipe.schedule.min_lr < recipe.optimizer.lr
-    # The first layers hardly change, whatever the depth.
+    # At every depth, the first layers have 1 to 3 % of the learning rate.
     first_block = recipe.optimizer.layer_decay ** (recipe.model.depth + recipe.model.cls_depth)
     assert 0.01 < first_block < 0.03
 
@@ -259,7 +259,7 @@ def test_several_classes_are_trained_as_one_is(architecture: str) -> None:
 
 def test_every_checkpoint_has_its_recipe() -> None:
     for record in CHECKPOINTS.values():
-        if record in ROBUST:  # because they were trained on attacked images
+        if record in ROBUST:  # they were trained on attacked images, so there is no recipe
             assert record.recipe == ""
             continue
         recipe: Any = get_recipe(record.recipe)
@@ -395,9 +395,9 @@ def test_a_dino_recipe_has_the_published_settings(architecture: str) -> None:
     recipe = get_recipe(f"dino_xcit-{architecture}_in1k")
     assert isinstance(recipe, DINOConfig)
     assert recipe.model == replace(ARCHITECTURES[architecture], num_classes=0, drop_path_rate=0.1)
-    # As in their k-NN evaluation: short side to 256, centre crop of 224.
+    # As in DINO's k-NN evaluation: short side to 256, centre crop of 224.
     assert recipe.preprocessing == Preprocessing(image_size=224, resize="short_side", resize_to=256)
-    # The defaults of these are compared with the published ones in their own tests.
+    # Other tests compare the defaults of these three configs with the published values.
     assert recipe.head == DINOHeadConfig()
     assert recipe.crops == MultiCropConfig()
     assert recipe.dino == TeachingConfig()

@@ -1,4 +1,4 @@
-"""The checks of `xcit train` before it loads anything, and its lines about the batch."""
+"""Tests the checks of `xcit train` before it loads data or weights, and its lines about the batch."""
 
 import gc
 import multiprocessing
@@ -66,7 +66,7 @@ def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_with_another_rule_of_decay_is_refused(tmp_path: Path) -> None:
-    """A run that was stopped before the authors' recipes excluded the class token from weight decay."""
+    """The stopped run is from an old version, in which the recipe applied weight decay to the class token."""
     recipe = replace(get_recipe("xcit-nano-12-p16_official_in1k"), data="somewhere")
     before = override(recipe, {"optimizer.undecayed": "vectors"})
     (tmp_path / "last.pt").touch()
@@ -88,7 +88,7 @@ def test_a_run_begun_with_the_other_scale_of_soft_distillation_is_refused(tmp_pa
         save_yaml(config, tmp_path / "config.yaml")
         assert check_run(config, tmp_path, "auto") == tmp_path / "last.pt"
         text = (tmp_path / "config.yaml").read_text()
-        (tmp_path / "config.yaml").write_text(text.replace("  ema_warmup: false\n", ""))  # as it was written before
+        (tmp_path / "config.yaml").write_text(text.replace("  ema_warmup: false\n", ""))  # as older versions wrote it
         if config is soft:
             with pytest.raises(XCiTError, match="whose teacher counted 1000 times as much as it does now"):
                 check_run(config, tmp_path, "auto")
@@ -152,7 +152,7 @@ def test_the_learning_rate_is_never_changed_in_silence() -> None:
 
 
 def test_no_process_that_reads_outlives_a_run(splits: Path, tmp_path: Path) -> None:
-    """Workers end even if a reference cycle keeps them: Python's exit would wait for them and raise an error."""
+    """Workers must end even if their loader is in a reference cycle: Python's exit would wait for them and fail."""
     changes = {
         "model.in_channels": "3", "preprocessing.mean": "0.5,0.5,0.5", "preprocessing.std": "0.5,0.5,0.5",
         "model.num_classes": "3", "model.depth": "1", "holdout": "0", "schedule.epochs": "1",
@@ -178,7 +178,7 @@ def test_fields_of_python_are_those_of_the_command_line(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told_in_words_of_python(tmp_path: Path) -> None:
-    """For every recipe, without data and with the folder of another run, the error names no command-line option."""
+    """If `train` is called from Python, its errors must not mention options of the command line."""
     (tmp_path / "last.pt").touch()
     for recipe in ("xcit-nano-12-p16_transfer", "dino_xcit-small-12-p16_in1k", "sem-fpn_xcit-tiny-12-p16_80k_ade20k"):
         for fields in ({}, {"data": "nowhere"}):

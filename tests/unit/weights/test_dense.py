@@ -1,4 +1,4 @@
-"""Names of whole segmenters: converted to the published ones and back, for every published config."""
+"""Tests the parameter names of whole segmenters: conversion to published names and back, for every published config."""
 
 from collections.abc import Callable
 
@@ -41,7 +41,7 @@ def test_every_published_name_goes_there_and_back(
     native = dense_to_native(published, HEADS[kind])
     assert detect_head(native, HEADS) == kind
     assert len(native) == len(published)
-    # Each published module has another name, so that no name is overlooked.
+    # Every name outside the XCiT differs from its published name, so an unconverted name would be noticed.
     assert not {name for name in native.keys() & published.keys() if not name.startswith("backbone.xcit.")}
     back = dense_from_native(native, HEADS[kind])
     assert back.keys() == published.keys()

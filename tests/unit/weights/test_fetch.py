@@ -1,4 +1,4 @@
-"""Downloads and sources against a real HTTP server on the loopback device."""
+"""Tests downloads and their sources against a real HTTP server on this machine."""
 
 import contextlib
 import hashlib
@@ -40,10 +40,10 @@ class File:
     body: bytes = BODY
     etag: str | None = '"1"'
     ranges: bool = True
-    compares: bool = True  # heeds If-Range
+    compares: bool = True  # obeys If-Range
     status: int = 200
-    cuts: list[int] = field(default_factory=list)  # for each coming answer: close after so many bytes
-    pause: threading.Event | None = None  # stop in the middle until set
+    cuts: list[int] = field(default_factory=list)  # numbers of bytes after which the next answers break off
+    pause: threading.Event | None = None  # the answer waits in its middle until this is set
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -74,7 +74,7 @@ class Site(ThreadingHTTPServer):
         return f"{self.url}/{path}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a client that goes away is part of these tests
+        pass  # ignored: in these tests, clients close connections early
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -122,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if file.cuts:
             body = body[: file.cuts.pop(0)]
-        request.num_bytes = len(body)  # before they are sent: the client may end first
+        request.num_bytes = len(body)  # set before sending, because the client may end first
         half = len(body) // 2
         self.wfile.write(body[:half])
         self.wfile.flush()
@@ -146,7 +146,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees this machine's settings, home or Hub cache, nor a host outside."""
+    """Hides this machine's settings, home folder, Hub cache and network from every test."""
     from huggingface_hub import constants
 
     for name in list(os.environ):
@@ -154,14 +154,14 @@ def sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_ENDPOINT", CLOSED)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read when it was imported; the hub here is our own
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the client read the environment at import
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # else it asks its own host for more
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # else the client contacts its own host
 
 
 def names(folder: Path) -> set[str]:
-    """The files in a folder, less the locks."""
+    """Returns the names in a folder, without lock files."""
     return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
 
 
@@ -216,7 +216,7 @@ def stop_halfway(what: str, done: int, total: int | None) -> None:
 
 
 def interrupt(url: str, target: Path) -> int:
-    """Leaves a part as Ctrl-C does; returns its size in bytes."""
+    """Interrupts a download as Ctrl-C does; returns the size of the partial file in bytes."""
     with pytest.raises(KeyboardInterrupt):
         download(url, target, progress=stop_halfway)
     assert not target.exists()
@@ -226,7 +226,7 @@ def interrupt(url: str, target: Path) -> int:
 
 
 def test_interrupted_download_resumes(site: Site, tmp_path: Path) -> None:
-    # The first answer is cut so that the server cannot run ahead of the client.
+    # The first answer is cut, so that the server can't send the whole file before the client stops.
     url = site.add("a.pth", File(cuts=[300_000]))
     target = tmp_path / "a.pth"
     size = interrupt(url, target)
@@ -266,7 +266,7 @@ def wait_for(path: Path, num_bytes: int) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
 def test_killed_download_resumes(site: Site, tmp_path: Path) -> None:
-    # Long enough that the half sent before the pause fills more than the file buffer.
+    # The half before the pause is longer than the file buffer, so that a part of it is on the disk.
     file = File(pause=threading.Event())
     url = site.add("a.pth", file)
     target = tmp_path / "a.pth"
@@ -451,7 +451,7 @@ def test_proxy_of_the_environment_is_used(site: Site, tmp_path: Path, monkeypatc
 def test_no_redirect_leaves_encryption(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str, target: str, refused: bool
 ) -> None:
-    """Each hop is a request of its own, so that one is all."""
+    """One redirect is enough for this test, because every redirect is checked in the same way."""
 
     def answer(self: object, request: urllib.request.Request) -> urllib.response.addinfourl:
         moved = request.full_url == asked
@@ -594,7 +594,7 @@ def test_mirror_folder_with_a_wrong_file(site: Site, tmp_path: Path, monkeypatch
     source = url_source(site.add("a.pth", File()), digest(BODY))
     path, _ = obtain("xcit-nano", [source], tmp_path / "cache")
     assert path.parent == tmp_path / "cache" and path.read_bytes() == BODY
-    assert (tmp_path / "a.pth").read_bytes() == OTHER  # not ours to delete
+    assert (tmp_path / "a.pth").read_bytes() == OTHER  # the user's file is not deleted
 
     monkeypatch.setenv("XCIT_OFFLINE", "1")
     with pytest.raises(FetchError, match=r"mirror \S+ \(XCIT_MIRROR\): a\.pth has the wrong SHA-256"):
@@ -651,7 +651,7 @@ def test_mirror_url_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def serve_hub(site: Site, monkeypatch: pytest.MonkeyPatch, body: bytes = BODY, etag: str | None = None) -> None:
-    """The Hub's two answers: what the file is, and where its bytes are, on another host."""
+    """Adds the Hub's two answers: a redirect with the file's metadata, and the file's bytes on another host."""
     monkeypatch.setenv("HF_ENDPOINT", site.url + "/")
     metadata = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{etag or digest(BODY)}"', "X-Linked-Size": str(len(BODY))}
     metadata["X-HF-Warning"] = "login; please log in"
@@ -727,7 +727,7 @@ def test_hub_that_does_not_know_the_repository(site: Site, tmp_path: Path, monke
 
 
 def fill_hub_cache(body: bytes, etag: str) -> Path:
-    """The layout that the Hub's client and all who use it (timm) leave behind."""
+    """Writes a file in the cache layout of the Hub's client, which timm also uses; returns its path."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / "models--timm--xcit_nano.fb_in1k"
@@ -790,7 +790,7 @@ def test_offline_switch_allows_files_of_this_machine(tmp_path: Path, monkeypatch
 
 @contextlib.contextmanager
 def black_hole() -> Iterator[str]:
-    """A host and port that lets no connection through and sends no refusal: a full queue that nobody serves."""
+    """Yields "host:port" of a listener that neither accepts nor refuses connections, because its queue is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         address = listener.getsockname()
@@ -817,7 +817,7 @@ def test_no_network_is_told_before_the_resolver_returns(tmp_path: Path, monkeypa
             returned.append(host)
         return real(host, *rest)
 
-    # A resolver without a network: it returns after half a minute, and nothing can stop it.
+    # Without a network, name resolution may take half a minute and can't be interrupted; `hang` does the same.
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
     with black_hole() as host:

@@ -65,7 +65,7 @@ def error_of(path: Path) -> str:
     return message.replace(str(path), "FILE")
 
 
-# What is read
+# Files that are read
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -201,11 +201,11 @@ def test_detector_with_an_mmpretrain_backbone(tmp_path: Path) -> None:
     assert stored.set_aside == ("neck.lateral_convs.0.conv.weight",)
 
 
-# What is not run
+# Code in pickles that must not run
 
 
 class Runs:
-    """Is pickled as a call of any function."""
+    """An object that is pickled as a call of a function."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = (function, arguments)
@@ -239,15 +239,15 @@ def test_hostile_pickles_are_refused_by_name_and_not_run(tmp_path: Path, number:
     assert "it was not run" in message
     assert not canary.exists()
     if name in ("system", "eval", "exec"):
-        # Without the protection, it would run code.
+        # Without the protection, this pickle runs code.
         torch.load(path, weights_only=False)
         assert canary.exists()
 
 
 def test_a_chain_through_the_allowed_getattr_runs_nothing(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    # getattr is on the allow-list for mmengine's logs, as a stub. Here the pickle asks it for os.system through an
-    # allowed class, and calls the result.
+    # getattr is allowed for mmengine's logs, but replaced by a stub. This pickle asks it for globals of an allowed
+    # class, and calls the result.
     pickled = b"".join(
         [
             b"\x80\x02",
@@ -279,7 +279,7 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def history_buffer() -> Iterator[type]:
-    """mmengine's class under its own module name, which is removed before the file is read."""
+    """Yields a class like mmengine's HistoryBuffer, in mmengine's module; tests remove the module before reading."""
 
     class HistoryBuffer:
         def __init__(self) -> None:
@@ -356,7 +356,7 @@ def test_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
     assert failures == []
 
 
-# What is no checkpoint
+# Files that are no checkpoints
 
 
 @pytest.mark.parametrize(
@@ -477,7 +477,7 @@ def test_safetensors_of_another_model_or_of_nothing(tmp_path: Path) -> None:
     assert error_of(tmp_path / "none.safetensors") == "FILE holds no XCiT weights; it has no tensors"
 
 
-# What is written
+# Writing files
 
 
 def test_written_safetensors_hold_all_bits_and_the_digest(tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_files_only() -> Iterator[None]:
-    """Makes the disk look full to this process after 4 kB."""
+    """Limits files of this process to 4 kB, so that writing fails as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))

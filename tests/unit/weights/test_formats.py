@@ -18,7 +18,7 @@ NANO_12_P16 = XCiTConfig(patch_size=16, embed_dim=128, depth=12, num_heads=4, to
 
 
 def small_state(**changes: Any) -> dict[str, Tensor]:
-    """Returns a native state of random numbers, including odd counters."""
+    """Returns a state dict in our own format with random numbers, including random counters."""
     config = XCiTConfig(**{"embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5} | changes)
     generator = torch.Generator().manual_seed(0)
     return {

@@ -1,4 +1,4 @@
-"""Files with false claims or without weights: an error in one line, before they take time or memory."""
+"""Tests files with false sizes or without weights: a one-line error, before the file takes much time or memory."""
 
 import io
 import json
@@ -81,9 +81,9 @@ def test_one_number_that_claims_to_fill_the_memory(tmp_path: Path) -> None:
     assert unstored_bytes([WEIGHT, huge]) == 2**42
     path = tmp_path / "a.pth"
     assert "claim 4,398,046,511,104 bytes that are not in the file" in refusal(path, STATE | {NAME: huge})
-    # The tensors are beside an XCiT, under names that are looked for.
+    # These tensors are in a file with the weights of an XCiT, under names that the reader looks for.
     assert "claim" in refusal(path, {"mean": huge, "std": huge, **STATE})
-    # A bias of zeros, for example, may have a stride of 0.
+    # A stride of 0 is allowed for small tensors, for example for a bias of zeros.
     torch.save(STATE | {NAME: torch.zeros(1).expand(WEIGHT.shape)}, path)
     assert get_model(str(path)).state_dict()[NAME].abs().max() == 0
 
@@ -128,7 +128,7 @@ def test_metadata_that_are_none(text: str, tmp_path: Path) -> None:
 
 def test_too_many_tensors(tmp_path: Path) -> None:
     more = {f"blocks.{number}.x": STATE["norm.bias"] for number in range(MOST_TENSORS)}
-    torch.save(STATE | more, tmp_path / "a.pth")  # all with one storage, so that the archive has few entries
+    torch.save(STATE | more, tmp_path / "a.pth")  # all tensors share a storage, so the archive is small
     with pytest.raises(XCiTError, match="a state of more than 50,000 tensors"):
         read_checkpoint(tmp_path / "a.pth")
 
@@ -139,7 +139,7 @@ def test_block_numbers_that_claim_a_depth(tmp_path: Path) -> None:
 
 
 def test_deep_pickles(tmp_path: Path) -> None:
-    # {0: {0: ...}}, as `pickle` writes it but deeper than it can.
+    # {0: {0: ...}} in pickle's format, but nested deeper than `pickle` can write.
     for depth in (50, 100_000):
         path = tmp_path / "a.pth"
         path.write_bytes(b"\x80\x02" + b"}K\x00" * depth + b"}" + b"s" * depth + b".")
@@ -148,7 +148,7 @@ def test_deep_pickles(tmp_path: Path) -> None:
 
 
 def test_an_archive_whose_entries_share_their_bytes(tmp_path: Path) -> None:
-    """Each entry contains all later ones, so 200 entries claim 200 times the size of the file."""
+    """Each entry contains all later entries, so the sizes of 200 entries add up to many times the size of the file."""
     body, names, entries = bytes(2**16), [f"archive/data/{number}" for number in range(199)] + ["archive/data.pkl"], []
     for name in reversed(names):
         header = struct.pack(

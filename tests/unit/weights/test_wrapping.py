@@ -1,4 +1,4 @@
-"""Weights as users save them: under keys, with prefixes, beside counters and averages. All give the same state."""
+"""Tests weights as users save them: under keys, with prefixes, with counters and averages in the same file."""
 
 import sys
 import types
@@ -156,7 +156,7 @@ def test_a_normalisation_before_the_model_is_read(mean: str, std: str, channels:
 
 
 def test_lightnings_hyper_parameters_are_passed_over(tmp_path: Path) -> None:
-    """Nearly all of its checkpoints contain its class, and paths; the class is removed before the file is read."""
+    """Most checkpoints of Lightning contain its class AttributeDict, which is missing here when the file is read."""
     name = "lightning.fabric.utilities.data"
     parts = [".".join(name.split(".")[: count + 1]) for count in range(4)]
     module = types.ModuleType(name)

@@ -1,4 +1,4 @@
-"""Requested changes of a named model with weights, compared with timm where timm has them."""
+"""Tests changes of a named model with weights, and compares them with timm's where timm has the same changes."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ IMAGES = torch.rand(2, 5, 48, 64, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def weights(tmp_path: Path) -> tuple[Xcit, Path]:
-    """timm's nano model with random weights, and a file with these weights under a published name."""
+    """Returns timm's nano model with random weights, and a file with these weights that has a published file name."""
     torch.manual_seed(0)
     model: Any = timm.create_model("xcit_nano_12_p16_224", pretrained=False)
     for block in model.blocks:
@@ -128,7 +128,7 @@ def test_the_channels_of_a_segmenter_and_a_detector(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_a_pyramid_on_weights_with_strides(tmp_path: Path) -> None:
-    """Only the XCiT of a segmenter for patches of 16 is loaded: other layers resize the maps of patches of 4."""
+    """Of a segmenter for patches of 16, only the XCiT is loaded: patches of 4 need other layers to resize the maps."""
     changes = xcit.zoo.changes.Changes(stem_strides=(1, 1, 2, 2))
     torch.manual_seed(0)
     save_model(xcit.get_model("sem-fpn_xcit-tiny-12-p16_80k_ade20k"), tmp_path / "dense.safetensors")
@@ -166,7 +166,7 @@ def test_a_published_name_is_known_as_downloads_leave_it(name: str, tmp_path: Pa
     path = tmp_path / name.format("xcit_nano_12_p16_224_dist")
     torch.save(xcit.get_model("xcit-nano-12-p16").state_dict(), path)
     assert xcit.get_model(path).info.name == "xcit-nano-12-p16_3rdparty-dist_in1k"
-    # The name alone is not enough: the shape must be the record's.
+    # The file name is not enough: the weights must have the record's shape.
     torch.save(xcit.get_model("xcit-nano-12-p16", num_classes=5).state_dict(), path)
     assert xcit.get_model(path).info is None
 

@@ -22,7 +22,7 @@ WIDTHS_AND_HEADS = {"nano": (128, 4), "tiny": (192, 4), "small": (384, 8), "medi
 
 
 def dino_name(row: dict[str, object]) -> str:
-    """xcit_small_12_p16 -> dino_xcit-small-12-p16_in1k"""
+    """Returns the name of a record: "dino_xcit-small-12-p16_in1k" for the architecture "xcit_small_12_p16"."""
     return f"dino_{str(row['arch']).replace('_', '-')}_in1k"
 
 
@@ -55,7 +55,7 @@ def test_a_record_is_its_published_row(row: dict[str, Any]) -> None:
     assert (by_mmpretrain.kind, by_mmpretrain.location) == ("url", row["url_mmpretrain"])
     for source in (by_authors, by_mmpretrain):
         assert source.filename == source.location.rsplit("/", 1)[1]
-    # The only published digest is the one in the name of mmpretrain's file.
+    # The only published digest is a part of the name of mmpretrain's file.
     assert (hub.sha256, by_authors.sha256) == (None, None)
     assert by_mmpretrain.sha256 == str(row["url_mmpretrain"])[-12:-4]
 
@@ -80,7 +80,7 @@ def test_a_dino_record_is_its_published_row(row: dict[str, object]) -> None:
         ("url", url, None) for url in urls
     ]
     assert [source.filename for source in record.sources] == [str(url).rsplit("/", 1)[1] for url in urls]
-    # The name in DINO's own hub, and the names of the published files.
+    # Aliases: the name in DINO's torch.hub, and the names of the published files.
     assert {f"dino_{row['arch']}", *(Path(source.filename).stem for source in record.sources)} < set(record.aliases)
 
 

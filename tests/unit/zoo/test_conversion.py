@@ -15,7 +15,7 @@ METADATA = {"config": '{"embed_dim": 16}', "licence": "Apache-2.0"}
 
 
 def random_state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Returns random bits, including NaNs and infinities, so that equality is tested bit for bit."""
+    """Returns a state dict of random bits, including NaN and infinity, so that tests compare bit for bit."""
     config = XCiTConfig(
         patch_size=(4, 8, 16)[seed % 3], embed_dim=16 * (1 + seed % 2), depth=2, num_heads=2, num_classes=3
     )
@@ -77,7 +77,7 @@ def test_a_backbone_goes_to_dino_s_format_and_back(tmp_path: Path, suffixes: tup
     write_safetensors(start, state, {})
     dino = tmp_path / f"dino{suffixes[0]}"
     convert(start, dino, "dino")
-    if dino.suffix == ".pth":  # the published form: names and tensors without a wrapper
+    if dino.suffix == ".pth":  # the published form: a state dict without a wrapper
         assert torch.load(dino, weights_only=True).keys() == from_native(state, "official").keys()
     assert read_checkpoint(dino).format == "dino"
     for to in (*FORMATS, "dino"):
@@ -146,7 +146,7 @@ def test_a_converted_pickle_holds_no_more_than_its_tensors(tmp_path: Path) -> No
     size = sum(tensor.nbytes for tensor in state.values())
     official = tmp_path / "official.pth"
     convert_from = tmp_path / "full.pth"
-    # Views of one large storage, as after splitting q, k and v, must be saved without the rest of it.
+    # A view of a large storage, for example a part of a qkv weight, must be saved without the rest of the storage.
     base = torch.zeros(1_000_000)
     state["norm.weight"] = base[: state["norm.weight"].numel()]
     torch.save(state, convert_from)

@@ -1,4 +1,4 @@
-"""The records of detectors compared with the published table, and their files in the official format and in ours."""
+"""Tests the records of detectors against the published table, and their files in the official format and in ours."""
 
 import json
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def test_a_record_is_its_published_row(row: dict[str, Any], dense_keys: DenseKey
     shape, backbone = row["config_backbone"], record.model.backbone
     for name in ("embed_dim", "depth", "num_heads"):
         assert getattr(backbone, name) == shape[name]
-    # The only published config that is wrong.
+    # The published config of EITHER_PATCH has the wrong patch size; all others are right.
     assert backbone.patch_size == (16 if record.name == EITHER_PATCH else shape["patch_size"])
     assert backbone.layer_scale == shape["eta"]
     with torch.device("meta"):
@@ -80,7 +80,7 @@ def test_classes() -> None:
 
 
 def write_published(path: Path, keys: dict[str, list[int]]) -> Path:
-    """Writes a file as the authors' tools do, with random numbers."""
+    """Writes a file of random numbers in the format of the authors' tools."""
     draw = torch.Generator().manual_seed(0)
     state = {
         name: torch.randint(1, 9, shape, generator=draw)
@@ -103,7 +103,7 @@ def test_a_published_file_loads_strictly_and_comes_back_bit_for_bit(published: P
     name = detector_name(architecture)
     by_file, by_name = get_model(published), get_model(name, pretrained=published)
     assert isinstance(by_file, MaskRCNN) and isinstance(by_name, MaskRCNN)
-    # Architecture and patch size are recognised by the names.
+    # The loader recognises architecture and patch size by the parameter names.
     assert by_file.config == by_name.config == DETECTORS[name].model
     assert not by_file.training and by_file.info is None
     assert by_name.info is not None and by_name.info.class_names[0] == "person"
@@ -111,7 +111,7 @@ def test_a_published_file_loads_strictly_and_comes_back_bit_for_bit(published: P
     assert all(torch.equal(tensor, state[key]) for key, tensor in by_name.state_dict().items())
 
     original: dict[str, Tensor] = torch.load(published, weights_only=True)["state_dict"]
-    # Class k of the file is label k + 1, the background its last.
+    # The classifier's rows have the same order in both formats; the background is last.
     assert torch.equal(by_file.roi_heads.box_predictor.cls_score.weight, original["roi_head.bbox_head.fc_cls.weight"])
     convert(published, tmp_path / "ours.safetensors", "xcit")
     convert(tmp_path / "ours.safetensors", tmp_path / "back.pth", "mmdet")

@@ -1,4 +1,4 @@
-"""DINO's published backbones by name, from files in every published form, and files that contain none."""
+"""Tests DINO's published backbones: by name, from files in every published form, and from files without a backbone."""
 
 import argparse
 from collections.abc import Callable
@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 
 def state_of(config: XCiTConfig, seed: int) -> State:
-    """Returns tensors of one repeated number each, so that the files of whole models stay small."""
+    """Returns a state dict in which each tensor repeats one number, so that files of whole models are small."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         outline = XCiT(config).state_dict()
@@ -34,7 +34,7 @@ def state_of(config: XCiTConfig, seed: int) -> State:
 
 
 def full_checkpoint(student: State, teacher: State, *, wrapped_teacher: bool = True) -> dict[str, Any]:
-    """Returns what DINO's training writes, as in the published full checkpoints."""
+    """Returns a checkpoint with the structure of DINO's published full checkpoints."""
     head = {
         "head.mlp.0.weight": torch.ones(8, 4),
         "head.mlp.0.bias": torch.ones(8),

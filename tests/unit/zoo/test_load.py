@@ -1,4 +1,4 @@
-"""Models by name or file, from files of one random nano model in every format, without a network."""
+"""Tests loading models by name or file: one random nano model in files of every format, without a network."""
 
 import threading
 from collections.abc import Iterator
@@ -47,8 +47,8 @@ State = dict[str, Tensor]
 
 class Nano(NamedTuple):
     state: State
-    logits: Tensor  # of IMAGES
-    folder: Path  # with files of the same weights in all formats
+    logits: Tensor  # logits of IMAGES
+    folder: Path  # folder with a file in each format
 
     def file(self, name: str) -> Path:
         return self.folder / name
@@ -85,7 +85,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Nano:
 
 @pytest.fixture(autouse=True)
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sets an empty cache and an empty mirror, without a network."""
+    """Uses an empty cache and an empty mirror, and no network."""
     from huggingface_hub import constants
 
     folder = tmp_path / "mirror"
@@ -106,7 +106,7 @@ def put(nano: Nano, file: str, mirror: Path, name: str) -> Path:
 
 
 def flip_a_bit(path: Path) -> None:
-    """Changes a bit of a weight in the middle of a safetensors file, which stays finite and well-formed."""
+    """Changes one bit of a weight in the middle of a safetensors file; the file stays readable, the weight finite."""
     content = bytearray(path.read_bytes())
     data = 8 + int.from_bytes(content[:8], "little")
     content[data + (len(content) - data) // 8 * 4] ^= 1
@@ -362,7 +362,7 @@ def test_another_number_of_classes_is_explained(nano: Nano, tmp_path: Path) -> N
     assert "reset_classifier(1000)" in message
     ten: Any = get_model("xcit-nano-12-p16", pretrained=path, num_classes=10)
     assert torch.equal(ten.head.weight, torch.zeros(10, 128))
-    assert ten.info is None  # these are not ImageNet's classes
+    assert ten.info is None  # the classes are not ImageNet's
     with pytest.raises(XCiTError, match="The file has 10 classes, the model 1000"):
         load_weights(XCiT(ARCHITECTURES["nano-12-p16"]), path)
 
@@ -498,7 +498,7 @@ def test_a_random_pyramid_and_its_blocks() -> None:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The URL of a web server, and the folder that it serves."""
+    """Yields the URL of a web server, and the folder that it serves."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
@@ -590,7 +590,7 @@ def test_a_download_that_is_no_checkpoint_is_not_kept(
         load_record(record)
     put(nano, "official.pth", folder, "nano.pth")
     assert_is_nano(load_record(record), nano)
-    # The cache keeps only the converted file.
+    # The downloaded file is deleted after its conversion.
     assert [path.name for path in (tmp_path / "cache" / "downloads").iterdir() if path.suffix != ".lock"] == []
 
 

@@ -26,7 +26,7 @@ from xcit.zoo.names import find_architecture
         ("xcit-nano-12-p16", "xcit-nano-12-p16_3rdparty_in1k"),
         ("xcit_tiny_24_p8", "xcit-tiny-24-p8_3rdparty_in1k"),
         ("packaged", "xcit-pico-fashion-mnist"),
-        # DINO's: in its hub, and as the two published files are called.
+        # Names of DINO's models: in its torch.hub, and of the two published files.
         ("dino_xcit_small_12_p16", "dino_xcit-small-12-p16_in1k"),
         ("dino_xcit-medium-24-p8", "dino_xcit-medium-24-p8_in1k"),
         ("xcit_small_12_cp8_dino", "dino_xcit-small-12-p8_in1k"),

@@ -1,4 +1,4 @@
-"""Whatever a model or its file is called: in any case of letters, under any alias, as downloads mangle it."""
+"""Tests names of models and files: in any case of letters, under any alias, and as browsers change file names."""
 
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ named = st.sampled_from(NAMED)
 
 @st.composite
 def spellings(draw: st.DrawFn, name: str) -> str:
-    """A name with some of its letters in the other case."""
+    """Draws a name with some letters in the other case."""
     swapped = draw(st.lists(st.booleans(), min_size=len(name), max_size=len(name)))
     return "".join(letter.swapcase() if is_other else letter for letter, is_other in zip(name, swapped, strict=True))
 
@@ -68,7 +68,7 @@ PUBLISHED = [
 
 @cache
 def tensors_of(name: str) -> dict[str, torch.Tensor]:
-    """A record's tensors without their numbers."""
+    """Returns a record's tensors on the meta device, without values."""
     return {key: torch.empty(shape, device="meta") for key, shape in outline(RECORDS[name].model).items()}
 
 

@@ -1,4 +1,4 @@
-"""The records of segmenters compared with the published table, and their files in the official format and in ours."""
+"""Tests the records of segmenters against the published table, and their files in the official format and in ours."""
 
 import json
 from collections.abc import Callable
@@ -97,7 +97,7 @@ def test_a_segmenter_is_no_classifier() -> None:
     assert "\n" not in str(error.value)
 
 
-# As files: the smallest of each kind, with random numbers
+# Files of the smallest segmenter of each kind, with random numbers
 
 
 @pytest.fixture(scope="module", params=["upernet", "sem-fpn"])
@@ -121,7 +121,7 @@ def test_a_published_file_loads_strictly_and_comes_back_bit_for_bit(published: P
     by_file, by_name = get_model(published), get_model(name, pretrained=published)
     assert isinstance(by_file, Segmenter)
     assert isinstance(by_name, Segmenter)
-    # Architecture and patch size are recognised by the names.
+    # The loader recognises architecture and patch size by the parameter names.
     assert by_file.config == by_name.config == SEGMENTERS[name].model
     assert not by_file.training
     assert by_file.info is None

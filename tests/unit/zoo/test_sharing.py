@@ -1,4 +1,4 @@
-"""Models as folders and on the Hub: what this package, timm and transformers write and read of one another."""
+"""Tests models as folders and on the Hub: this package, timm and transformers read what the others write."""
 
 import json
 import logging
@@ -111,7 +111,7 @@ def test_a_published_model_for_timm_and_transformers(name: str, tmp_path: Path, 
 
 def test_transformers_pipeline_gives_our_scores(model: XCiT, tmp_path: Path, photo: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # their own
+        warnings.simplefilter("ignore")  # warnings of transformers
         from transformers import AutoModelForImageClassification, pipeline
 
         folder = model.save_pretrained(tmp_path / "folder")
@@ -121,7 +121,7 @@ def test_transformers_pipeline_gives_our_scores(model: XCiT, tmp_path: Path, pho
     ours = xcit.predict(photo, model=folder)[0].classes
     assert [one["label"] for one in found] == [one.name for one in ours]
     assert [one["score"] for one in found] == pytest.approx([one.score for one in ours], abs=1e-5)
-    # What transformers saves has no metadata of ours, and its config has more than timm's.
+    # A folder that transformers saves has none of our metadata, and its config has more fields than timm's.
     theirs.save_pretrained(tmp_path / "theirs")
     back = xcit.get_model(tmp_path / "theirs")
     assert back.config == model.config and replace(back.info, name=INFO.name) == INFO
@@ -177,7 +177,7 @@ def test_timms_own_config_of_a_published_model_is_known_by_its_tag(tmp_path: Pat
     model = with_info(find_record(name).model, find_record(name).info())
     folder = model.save_pretrained(tmp_path / "folder")
     content = json.loads((folder / CONFIG).read_text())
-    del content["label_names"]  # timm's repositories name no classes: they are ImageNet's
+    del content["label_names"]  # timm's repositories have no class names: classes are ImageNet's
     content["pretrained_cfg"]["tag"] = "fb_dist_in1k"
     (folder / CONFIG).write_text(json.dumps(content))
     (folder / MANIFEST).unlink()
@@ -319,7 +319,7 @@ def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 @pytest.mark.parametrize("channels", [3, 5])
 def test_any_value_anywhere_loads_or_is_told(model: XCiT, tmp_path: Path, channels: int) -> None:
-    """A config from the Hub is anybody's: whatever it holds, what comes is a model's shape, or one line."""
+    """Anybody can write a config on the Hub. For any content, reading must give a model's shape or a one-line error."""
     shape = replace(SHAPE, in_channels=channels, global_pool="avg")
     spec = Preprocessing(image_size=48, mean=(0.5,) * channels, std=(0.25,) * channels)
     content = timm_config(shape, replace(INFO, preprocessing=spec))
@@ -371,7 +371,7 @@ def test_a_report_that_is_none(model: XCiT, tmp_path: Path) -> None:
 # The Hub
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # a warning of the Hub's client
 def test_push_and_load(model: XCiT, hub: Hub, tmp_path: Path) -> None:
     url = model.push_to_hub("birds", token="hf_none", licence="mit")
     assert url.startswith(f"{hub.url}/me/birds/commit/") and set(hub.files("me/birds")) == {
@@ -383,7 +383,7 @@ def test_push_and_load(model: XCiT, hub: Hub, tmp_path: Path) -> None:
     for loaded in (XCiT.from_pretrained("me/birds"), xcit.get_model("hf-hub:me/birds")):
         assert (loaded.config, loaded.info) == (model.config, INFO)
         close(model, loaded)
-    # A second commit is seen at once, the first one is still there by its name, and without the Hub the last is used.
+    # A second commit is used immediately. The first commit can still be loaded by its hash.
     other = with_info(replace(SHAPE, num_classes=2), replace(INFO, class_names=("cat", "dog")))
     other.push_to_hub("me/birds", token="hf_none")
     assert xcit.get_model("hf-hub:me/birds").num_classes == 2
@@ -413,7 +413,7 @@ def test_without_the_hub_the_last_copy_is_used(
 
 
 def test_the_hubs_own_cache_is_read(model: XCiT, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import hf_hub_download  # by which timm and transformers download
+    from huggingface_hub import hf_hub_download  # timm and transformers download with this function
 
     hub.publish("me/birds", model.save_pretrained(tmp_path / "folder"))
     for name in (CONFIG, WEIGHTS):

@@ -1,4 +1,4 @@
-"""What the metadata of files say, and what is inferred from shapes without metadata."""
+"""Tests the metadata of files, and what is inferred from tensor shapes if there is no metadata."""
 
 import json
 import subprocess
@@ -172,7 +172,7 @@ def test_an_empty_model_is_one_to_be_filled() -> None:
 
 
 def test_building_a_model_starts_no_compiler() -> None:
-    """First values from a normal on the meta device would import sympy and torch._dynamo: seconds at each start."""
+    """Drawing normal initial values on the meta device would import sympy and torch._dynamo, which takes seconds."""
     code = (
         "import sys, xcit; from xcit.models import XCiTConfig, SegmenterConfig; from xcit.zoo.stored import on_meta;"
         "xcit.get_model('packaged', pretrained=True);"

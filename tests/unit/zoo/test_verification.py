@@ -39,7 +39,7 @@ def test_the_digest_is_one_over_all_formats(tmp_path: Path, state: dict[str, Ten
     convert(tmp_path / "source.safetensors", path, form)
     found = verify(path)
     assert (found.format, found.digest) == (form, digest(state))
-    assert found.recorded == (suffix == ".safetensors")  # a pickle can't contain it
+    assert found.recorded == (suffix == ".safetensors")  # a pickle can't store the digest
 
 
 def test_a_name_of_the_zoo() -> None:

@@ -1,4 +1,4 @@
-"""Compares models that run the Triton kernels with plain ones, on a GPU or (if enabled) in Triton's interpreter."""
+"""Compares models that run the Triton kernels with plain models, on a GPU or, if enabled, in Triton's interpreter."""
 
 import copy
 import os
@@ -31,7 +31,9 @@ def _exact_convolutions() -> Iterator[None]:
 
 @pytest.fixture
 def model() -> XCiT:
-    """Returns a model of two blocks whose parameters are all random: with first values, a wrong use would not show."""
+    """Returns a model of two blocks in which all parameters are random.
+
+    Initial values such as 0 and 1 could hide a wrong use of a parameter."""
     torch.manual_seed(0)
     config = XCiTConfig(patch_size=8, embed_dim=12, depth=2, num_heads=3, cls_depth=1, num_classes=5)
     model = XCiT(config).to(DEVICE)
@@ -48,7 +50,7 @@ def model() -> XCiT:
 
 
 def images(batch: int = 1) -> Tensor:
-    """Images of 2 x 3 patches, which are incomplete at the right and at the bottom."""
+    """Returns images of 2 x 3 patches; the last patch of each row and column is incomplete."""
     return torch.randn(batch, 3, 14, 23, device=DEVICE)
 
 
@@ -108,7 +110,7 @@ def test_training_gives_the_same(model: XCiT, checkpointing: bool) -> None:
     assert list(other.state_dict()) == list(model.state_dict())
     for name, buffer in other.named_buffers():
         torch.testing.assert_close(buffer, dict(model.named_buffers())[name], rtol=1e-4, atol=1e-5)
-    with torch.no_grad():  # in evaluation, with the running statistics of both
+    with torch.no_grad():  # evaluation mode: each model uses its own running statistics
         assert distance(other.eval()(batch), model.eval()(batch)) < 1e-4
 
 

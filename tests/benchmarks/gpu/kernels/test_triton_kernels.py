@@ -1,8 +1,8 @@
-"""Compares the Triton kernels with the reference in float64, on a GPU or (if it is enabled) in Triton's interpreter.
+"""Compares the Triton kernels with the reference in float64, on a GPU or, if enabled, in Triton's interpreter.
 
-The interpreter (TRITON_INTERPRET=1) needs tensors on the CPU, and tens of milliseconds for a row of an image. So it
-gets the smallest shapes that have an edge of each kind. tests/benchmarks/gpu/test_interpreter.py runs these tests in
-it.
+The interpreter (TRITON_INTERPRET=1) needs tensors on the CPU, and takes tens of milliseconds for a row of an image. So
+it tests only the smallest shapes that include every kind of edge. tests/benchmarks/gpu/test_interpreter.py runs these
+tests in the interpreter.
 """
 
 import os
@@ -32,12 +32,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWar
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 LAYER_NORM_EPS, BATCH_NORM_EPS = 1e-6, 1e-5
 
-# The interpreter truncates to bfloat16, while a GPU rounds.
+# The interpreter truncates float32 to bfloat16; a GPU rounds it.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
-# (B, H, W, D): one token; two tiles of rows; two strips, the last of them cut; two blocks of channels, the last cut.
+# (B, H, W, D): one token; two tiles of rows; two strips and two blocks of channels, of which the last is incomplete.
 IMAGES = [(1, 1, 1, 5), (1, 5, 2, 3), (1, 2, 9, 3), (1, 1, 3, 66)]
-# (B, N, D): one token; three pairs of tiles, cut, and N split; a tile that is full.
+# (B, N, D): one token; three incomplete tiles with N split among programs; one complete tile.
 TOKENS = [(1, 1, 5), (2, 70, 66), (1, 65, 128)]
 if not INTERPRETED:
     IMAGES += [(4, 14, 14, 384), (2, 28, 28, 192), (1, 37, 53, 130), (3, 7, 7, 768), (64, 28, 28, 128)]
@@ -168,7 +168,7 @@ def check_training(batch: int, height: int, width: int, dim: int, dtype: torch.d
     exact_tokens = tokens.detach().double().requires_grad_()
     exact_norm = [value.detach().double().requires_grad_() for value in norm]
     exact: dict[str, Any] = {name: value.detach().double().requires_grad_() for name, value in weights.items()}
-    module: Any = batch_norm  # a function does for a module here
+    module: Any = batch_norm  # a function in place of a module
     expected = reference.lpi(as_image(exact_tokens, height, width), norm=module, **exact).flatten(2).mT
     expected_grads = torch.autograd.grad(expected, [exact_tokens, *exact_norm, *exact.values()], grad.double())
 
@@ -202,7 +202,7 @@ def check_gram(batch: int, num_tokens: int, dim: int, dtype: torch.dtype) -> Non
     normed, gram, total = normalised_gram(tokens, LAYER_NORM_EPS)
     assert normed.dtype == dtype and gram.dtype == total.dtype == torch.float32
     assert_near(normed, F.layer_norm(tokens.double(), (dim,), eps=LAYER_NORM_EPS), TOLERANCE[dtype])
-    # The products and sums are those of the rounded tokens.
+    # The kernel computes products and sums from the rounded tokens.
     exact = normed.double()
     assert_near(gram, exact.mT @ exact, 5e-6)
     assert_near(total, exact.sum(dim=1), 5e-6)

@@ -1,4 +1,4 @@
-"""Anchors: unrounded, at fixed strides, in the published order."""
+"""Tests anchors: not rounded, at fixed strides, in the published order."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_they_stand_at_the_upper_left_corner_of_a_place_row_by_row() -> None:
 
 
 def test_the_last_map_keeps_its_stride_of_64() -> None:
-    # 800 pixels give 25 places at stride 32 and 13 at the next; 800 // 13 would be 61.
+    # 800 pixels give 25 positions at stride 32, and 13 on the next map. Its stride is 64, not 800 // 13 = 61.
     anchors = all_anchors([(200, 200), (100, 100), (50, 50), (25, 25), (13, 13)], 8.0, torch.device("cpu"))
     centre = (anchors[-1, :2] + anchors[-1, 2:]) / 2
     assert len(anchors) == 3 * sum(side**2 for side in (200, 100, 50, 25, 13))

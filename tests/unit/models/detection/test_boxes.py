@@ -1,4 +1,4 @@
-"""Steps between boxes, and suppression, against their formulas written out once more."""
+"""Tests the coding of boxes as steps, and non-maximum suppression, against their formulas in plain code."""
 
 import math
 
@@ -12,7 +12,7 @@ STD = (0.1, 0.1, 0.2, 0.2)
 
 
 def decoded(box: list[float], step: list[float]) -> list[float]:
-    """The formula of the facts, with Python's numbers."""
+    """Returns the box by the published formula, in Python's floats."""
     x1, y1, x2, y2 = box
     dx, dy, dw, dh = (value * std for value, std in zip(step, STD, strict=True))
     bound = abs(math.log(16 / 1000))
@@ -74,7 +74,8 @@ def test_classes_do_not_suppress_one_another() -> None:
 
 
 def test_the_offset_is_the_largest_coordinate_and_one() -> None:
-    # From 2**24 on float32 has even numbers alone, so that 0.25 is lost in the second class: the two become one box.
+    # Above 2**24, float32 has only even numbers. The offset of class 1 is that large, so the difference of 0.25 is
+    # lost, and the two boxes become equal.
     boxes = torch.tensor([[0.0, 0, 2, 2], [0.25, 0, 2.25, 2], [0, 0, 2.0**24, 2]])
     scores = torch.tensor([0.9, 0.8, 0.7])
     assert nms_by_class(boxes, scores, torch.tensor([0, 0, 0]), 0.8).tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""The whole pipeline pinned: a seeded random model on one photograph, from its pixels to boxes, scores and masks."""
+"""Compares the detections of a seeded random model on one photograph with stored boxes, scores and masks."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,11 @@ from xcit.models.detection.mask_rcnn import MaskRCNN
 GOLDEN = Path(__file__).parents[3] / "data" / "golden_detections.json"
 
 NUM_COMPARED = 20
-"""The best of a hundred, whose scores lie farther apart than machines' roundings."""
+"""Number of compared detections: the differences of their scores are larger than rounding errors."""
 
 
 def golden_model() -> MaskRCNN:
-    """Weights drawn by NumPy, whose draws do not change from version to version as torch's may."""
+    """Returns a model with weights drawn by NumPy: NumPy's draws do not change between versions, torch's may."""
     config = MaskRCNNConfig(
         backbone=XCiTConfig(
             patch_size=16, embed_dim=64, depth=4, num_heads=4, cls_depth=0, num_classes=0, global_pool="none"
@@ -40,7 +40,7 @@ def golden_model() -> MaskRCNN:
                 tensor.data = torch.from_numpy(draw.uniform(0.5, 1.5, tensor.shape)).float()
             elif name == "bias":
                 tensor.data.zero_()
-    # Gentle enough that the order of the scores does not hang on the last bit.
+    # Smaller weights, so that rounding does not change the order of the scores.
     model.roi_heads.box_predictor.cls_score.weight.data.mul_(0.25)
     model.roi_heads.box_predictor.bbox_pred.weight.data.mul_(0.3)
     model.rpn.head.bbox_pred.weight.data.mul_(0.3)

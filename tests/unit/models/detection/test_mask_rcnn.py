@@ -1,4 +1,4 @@
-"""The whole detector: torchvision's calling convention, first weights, training and inference."""
+"""Tests the whole detector: torchvision's calling convention, initial weights, training and inference."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ CONFIG = MaskRCNNConfig(
 def model() -> MaskRCNN:
     torch.manual_seed(0)
     built = MaskRCNN(CONFIG)
-    with torch.no_grad():  # so that there is something to see
+    with torch.no_grad():  # so that the model finds objects
         built.rpn.head.cls_logits.weight.mul_(20)
         built.roi_heads.box_predictor.cls_score.weight.mul_(20)
         built.roi_heads.box_predictor.bbox_pred.weight.mul_(100)
@@ -46,7 +46,7 @@ def test_detections_are_torchvisions(model: MaskRCNN) -> None:
         assert result["masks"].shape == (count, 1, *image.shape[1:])
         assert 0 <= result["masks"].min() <= result["masks"].max() <= 1
         height, width = image.shape[1:]
-        # Not clipped again after they are scaled back: a rounded size may leave a hundredth of a pixel.
+        # Boxes are clipped before they are scaled back. Sizes are rounded, so boxes may exceed the image slightly.
         assert result["boxes"][:, 2].max() <= width * 1.01 and result["boxes"][:, 3].max() <= height * 1.01
 
 

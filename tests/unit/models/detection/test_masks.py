@@ -8,7 +8,7 @@ from xcit.models.detection.masks import mask_targets, paste_mask, paste_masks
 
 
 def pasted(mask: Tensor, box: list[float], size: tuple[int, int]) -> Tensor:
-    """Of the whole image, from the centre of each pixel."""
+    """Returns a mask pasted into the whole image, sampled at the centre of each pixel."""
     x1, y1, x2, y2 = box
     y = ((torch.arange(size[0]) + 0.5) - y1) / (y2 - y1) * 2 - 1
     x = ((torch.arange(size[1]) + 0.5) - x1) / (x2 - x1) * 2 - 1
@@ -31,7 +31,7 @@ def test_a_part_of_the_image_is_all_that_a_mask_reaches() -> None:
 def test_a_full_mask_covers_its_box() -> None:
     found = paste_masks(torch.ones(1, 28, 28), torch.tensor([[10.0, 5, 38, 33]]), (50, 50))[0, 0]
     expected = torch.zeros(50, 50)
-    expected[5:33, 10:38] = 1  # one pixel of the mask is one of the image
+    expected[5:33, 10:38] = 1  # one mask pixel is one image pixel
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
@@ -52,7 +52,7 @@ def test_targets_are_one_where_half_is_covered() -> None:
     rows, columns = torch.zeros(4, 4), torch.zeros(4, 4)
     rows[1] = 1
     columns[:, 0] = 1
-    columns[:, 1] = 1  # pixels 10 to 20, of which 5 are the object's
+    columns[:, 1] = 1  # pixels 10 to 20; the object has 5 of them
     half = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(4, 4)
     assert torch.equal(found, torch.stack([rows, columns, half]))
 

@@ -1,4 +1,4 @@
-"""Who is trained towards what."""
+"""Tests which object each box is trained to find."""
 
 import torch
 
@@ -24,7 +24,8 @@ def test_the_best_boxes_of_an_object_belong_to_it_if_they_are_not_too_bad() -> N
 
 
 def test_an_object_takes_its_best_box_from_the_one_the_box_overlaps_more() -> None:
-    # The only box is the first object's by 0.8; it is the second one's best too, by 0.4, and the second comes later.
+    # The only box overlaps the first object with an IoU of 0.8 and the second with 0.4, and is the best box of both.
+    # The later object gets the box.
     box = boxes_of_height(8)
     assert match(box, OBJECTS, positive=0.7, negative=0.3, lowest=0.3).tolist() == [1]
     assert match(box, OBJECTS.flip(0), positive=0.7, negative=0.3, lowest=0.3).tolist() == [1]

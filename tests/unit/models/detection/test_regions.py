@@ -1,4 +1,4 @@
-"""The level of a box, and RoIAlign, against loops."""
+"""Tests the level of a box, and RoIAlign, against plain loops."""
 
 import math
 
@@ -76,7 +76,7 @@ def test_no_box_reads_nothing_and_every_map_has_a_gradient() -> None:
 
 
 def boxes_of_every_kind(height: int, width: int, count: int) -> Tensor:
-    """Of all sizes, some at the edges, without an area, or of a side that is a whole number of cells."""
+    """Returns random boxes of all sizes, and special boxes: at the edges, without area, with sides of whole cells."""
     draw = torch.Generator().manual_seed(1)
     corners = torch.rand(count, 2, 2, generator=draw).pow(2) * torch.tensor([width, height])
     boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
@@ -87,7 +87,7 @@ def boxes_of_every_kind(height: int, width: int, count: int) -> Tensor:
 @pytest.mark.parametrize("size", [7, 14])
 def test_products_of_matrices_are_torchvisions_operator(size: int) -> None:
     draw = torch.Generator().manual_seed(0)
-    # A pixel short of the image, as maps are whose patch does not divide it.
+    # Maps with one row less than the image, as if the patch did not divide the image.
     maps = [torch.randn(2, 5, 480 // stride - 1, 640 // stride, generator=draw) for stride in (4, 8, 16, 32)]
     boxes = [boxes_of_every_kind(480, 640, 300), boxes_of_every_kind(300, 200, 9)]
     found = region_features(maps, boxes, size)

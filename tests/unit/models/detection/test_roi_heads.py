@@ -1,4 +1,4 @@
-"""The second stage: what is selected, and what is lost."""
+"""Tests the second stage of the detector: the selection of detections, and the losses."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def heads() -> RoIHeads:
 
 
 def logits_of(*scores: list[float]) -> Tensor:
-    """Logits whose softmax gives these scores of three classes, the background taking the rest."""
+    """Returns logits with a softmax that gives these scores of three classes; the background gets the rest."""
     return torch.tensor([[*row, 1 - sum(row)] for row in scores]).log()
 
 
@@ -135,7 +135,8 @@ def test_losses_by_the_formula(heads: RoIHeads) -> None:
     empty = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 128, 128))
     proposals = [torch.tensor([[12.0, 8, 58, 52], [0, 0, 9, 9]]), torch.tensor([[20.0, 20, 80, 80]])]
     found = heads.losses(maps, proposals, [Objects(boxes, torch.tensor([1, 3]), masks), empty])
-    # Both objects as their own proposals, then the proposal on the first one; the others are background.
+    # Regions of the first image: both objects (objects are proposals too), the proposal on the first object, and a
+    # proposal on the background. The second image has only background.
     regions = [torch.cat([boxes, proposals[0]]), proposals[1]]
     labels = torch.tensor([0, 2, 0, 3, 3])
     logits, steps = heads._boxes(region_features(maps, regions, 7))

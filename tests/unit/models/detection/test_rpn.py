@@ -16,7 +16,7 @@ SIZES = ((32, 48), (16, 24), (8, 12), (4, 6), (2, 3))
 
 @pytest.fixture
 def outputs() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Maps of an image of 128 x 192, logits and steps."""
+    """Returns maps, logits and steps of an image of height 128 and width 192."""
     draw = torch.Generator().manual_seed(0)
     maps = [torch.zeros(1, 8, *size) for size in SIZES]
     logits = [torch.randn(1, 3 * height * width, generator=draw) for height, width in SIZES]
@@ -43,7 +43,7 @@ def test_each_map_gives_its_best_and_small_boxes_stay(
     (found,) = network.proposals(maps, logits, steps, [(120, 180)], 10)
     assert len(found) == 10
     assert found[:, 2].max() <= 180 and found[:, 3].max() <= 120
-    # The best of all is where its own anchor and step lead.
+    # The position of the best proposal follows from its anchor and step.
     level = max(range(5), key=lambda index: float(logits[index].max()))
     index = logits[level][0].argmax()
     before = sum(3 * height * width for height, width in SIZES[:level])
@@ -52,7 +52,7 @@ def test_each_map_gives_its_best_and_small_boxes_stay(
     step = steps[level][0, index]
     x = (anchor[0] + anchor[2]) / 2 + width * step[0] - width * step[2].exp() / 2
     assert found[0, 0].item() == pytest.approx(x.clamp(0, 180).item(), abs=1e-3)
-    # A box that the edge cuts down to nothing is kept: the published limit on sides is 0.
+    # A box without area after clipping is kept: the published minimum side length is 0.
     logits[0][0, 5], steps[0][0, 5] = 99.0, torch.tensor([0.0, -99.0, 0, 0])
     (found,) = network.proposals(maps, logits, steps, [(120, 180)])
     assert found[0, 1] == found[0, 3] == 0
@@ -81,7 +81,7 @@ def test_maps_do_not_suppress_one_another_and_a_thousand_are_left(
     assert len(network.train().proposals(maps, logits, steps, [(128, 192)])[0]) <= 1000
     zero = [torch.full_like(level, -20) for level in logits]
     same = [torch.zeros_like(level) for level in steps]
-    # One and the same box from two maps: the second anchor of the second map, shrunk by half.
+    # Two maps give the same box: on the second map, the step halves the anchor.
     zero[0][0, 1], zero[1][0, 1] = 5.0, 4.0
     same[1][0, 1, 2:] = -torch.tensor(2.0).log()
     (found,) = network.eval().proposals(maps, zero, same, [(128, 192)])
@@ -131,7 +131,7 @@ def test_the_padding_of_the_batch_is_not_trained(outputs: tuple[list[Tensor], li
 
 @pytest.mark.parametrize("limit", [1, 40, 41, 500, 1000])
 def test_the_best_are_those_of_a_stable_sort(limit: int) -> None:
-    scores = torch.rand(900, generator=torch.Generator().manual_seed(0)).mul(30).round() / 30  # of many equal ones
+    scores = torch.rand(900, generator=torch.Generator().manual_seed(0)).mul(30).round() / 30  # many scores are equal
     values, index = best_scores(scores, limit)
     expected, order = scores.sort(descending=True, stable=True)
     assert torch.equal(values, expected[:limit]) and torch.equal(index, order[:limit])

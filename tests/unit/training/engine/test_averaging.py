@@ -1,4 +1,4 @@
-"""Averaged weights: the decay, step by step, and the messages about it."""
+"""Tests averaged weights: the average after each step, and the messages about the decay."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from xcit.training.engine.task import Layout, Reduce
 
 
 def averages(run: RunConfig, weights: list[float]) -> list[float]:
-    """Returns the average after each step, for a model with one weight that is 0 at first and then has these values."""
+    """Returns the average after each step, for a model with one weight: it starts at 0 and then has these values."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     average = build_average(model, run, is_sharded=False)
@@ -31,7 +31,7 @@ def averages(run: RunConfig, weights: list[float]) -> list[float]:
 
 
 def test_the_published_decay_is_the_same_from_the_first_step_on() -> None:
-    # timm's first ModelEma, which the authors used: average = decay * average + (1 - decay) * weight.
+    # The authors used timm's first ModelEma: average = decay * average + (1 - decay) * weight.
     expected, value = [], 0.0
     for weight in (1.0, 2.0, 4.0):
         value = 0.9 * value + 0.1 * weight
@@ -66,7 +66,7 @@ def test_an_average_that_stays_the_start_is_warned_of() -> None:
 
 
 def test_figures_that_lag_behind_are_told() -> None:
-    # The authors' run has 1251 steps per epoch.
+    # A run of the authors' recipe has 1251 steps per epoch.
     assert describe_average(RunConfig(ema_decay=0.99996), num_steps=1251, num_epochs=400) == [
         "until epoch 14 the figures are of averaged weights that are mostly what the run started from "
         "(run.ema_decay 0.99996); run.ema_warmup true would measure them sooner"
@@ -81,7 +81,7 @@ def test_where_all_is_well_nothing_is_said(run: RunConfig) -> None:
 
 
 class Regression:
-    """Learns a sum of two numbers, in 20 steps per epoch."""
+    """A task that learns the sum of two numbers, with 20 steps per epoch."""
 
     watch, num_steps, num_inputs = "", 20, 100
 

@@ -1,4 +1,4 @@
-"""Runs of one process; those of two are in tests/integration/test_distributed.py."""
+"""Tests runs of one process; tests/integration/test_distributed.py tests runs of two processes."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def test_a_lost_process_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "x")
     with pytest.raises(XCiTError, match="WORLD_SIZE is 'x'"):
         Processes(RunConfig(), CPU)
-    # Only the number of processes is set; torchrun also sets the rank.
+    # The environment has only the number of processes; torchrun would also set the rank.
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(XCiTError, match=r"WORLD_SIZE is 2, but .*RANK.*: start them with torchrun$"):

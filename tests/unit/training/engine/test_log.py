@@ -1,4 +1,4 @@
-"""The log of a run, and the trackers beside it."""
+"""Tests the log of a run, and trackers such as TensorBoard."""
 
 import json
 from pathlib import Path

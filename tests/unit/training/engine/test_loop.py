@@ -1,4 +1,4 @@
-"""The loop, with a task of a few numbers, and with classification of coloured squares, which also reads data."""
+"""Tests the training loop with a tiny regression task, and with classification of images of coloured squares."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 class Line:
-    """Fits y = 2x - 1; the loss of a marked batch is NaN."""
+    """A task that fits y = 2x - 1; the loss of one chosen batch can be NaN."""
 
     watch = "fit"
     num_inputs = 100
@@ -52,7 +52,7 @@ class Line:
                 yield x, y * float("nan") if self.bad == (epoch, step) else y
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        # A random draw, so that a resumed run shows whether its draws are the same.
+        # A random draw, so that a resumed run with other draws has other losses.
         error = (model(batch[0]) - batch[1] + 0.01 * torch.randn(8, 1)).square().mean()
         return {"loss": error, "root": error.sqrt()}
 
@@ -100,7 +100,7 @@ def train_line(
 
 
 def stop_at(epoch: int, step: int, how: Callable[[], object]) -> Callable[[Progress], None]:
-    """Calls a function in the middle of the run."""
+    """Calls a function at an epoch and step of the run."""
 
     def report(progress: Progress) -> None:
         if (progress.epoch, progress.step) == (epoch, step) and progress.figures is None:
@@ -118,7 +118,7 @@ def fall() -> None:
 
 
 def read(path: Path) -> Any:
-    with path.open("rb") as file:  # given a path, torch would decide the format by the suffix
+    with path.open("rb") as file:  # a file object: for a path, the suffix would determine the format
         return torch.load(file, weights_only=True)
 
 
@@ -127,7 +127,7 @@ def lines_of(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two checkpoints are equal, tensors bit for bit."""
+    """Returns whether two checkpoints are equal, tensors bit for bit."""
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -163,7 +163,7 @@ def test_writes_lines_checkpoints_and_the_result(tmp_path: Path) -> None:
     reports = train_line(task, tmp_path, evaluate_every=2)
     epochs, steps = lines_of(tmp_path, "epoch"), lines_of(tmp_path, "step")
     assert [(line["epoch"], line["step"]) for line in epochs] == [(1, 4), (2, 8), (3, 12)]
-    # There are figures for the epochs with an evaluation: every second one, and the last.
+    # Only epochs with an evaluation have figures: every second epoch, and the last.
     assert ["fit" in line for line in epochs] == [False, True, True]
     assert [line["fit"] for line in epochs[1:]] == task.evaluated
     for epoch, line in enumerate(epochs):
@@ -230,7 +230,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, finished: int) -
 
 
 class Hooked(Line):
-    """Records the calls, freezes its bias by removing the gradient, and returns warnings."""
+    """A task that records the calls of its hooks, freezes its bias by removing the gradient, and returns warnings."""
 
     watch = ""
 
@@ -354,7 +354,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     assert signal.getsignal(number) == before
     assert (caught.value.signal, caught.value.checkpoint) == (number.name, parts / "last.pt")
     assert not (parts / "model.safetensors").exists()
-    # The run stops one step after the one in which the signal was noted, in this epoch or the next.
+    # The run stops one step after the step in which the signal came, in the same or the next epoch.
     state = read(parts / "last.pt")
     assert state["position"]["epoch"] * 4 + state["position"]["step"] == epoch * 4 + step + 1
     train_line(Line(), parts, ema_decay=0.5, resume="last.pt")
@@ -496,7 +496,7 @@ def test_frozen_modules_stay_in_evaluation_mode(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Writes red, green and blue squares on noise: 24 training images and 6 validation images."""
+    """Writes pictures of red, green and blue squares on noise: 24 training images and 6 validation images."""
     folder = tmp_path_factory.mktemp("squares")
     draw = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2)):
@@ -573,7 +573,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert train_squares(config, parts, resume="last.pt") == expected
     assert same(read(whole / "last.pt"), read(parts / "last.pt"))
     weights = [read_checkpoint(folder / "model.safetensors") for folder in (whole, parts)]
-    assert weights[0].metadata == weights[1].metadata  # the digest among them
+    assert weights[0].metadata == weights[1].metadata  # includes the digest
     assert untimed(whole) == untimed(parts)
 
 

@@ -1,4 +1,4 @@
-"""Parameter groups by weight decay, learning rate and frozen parameters, and the schedules on them."""
+"""Tests parameter groups (weight decay, learning rate, frozen parameters), and their schedules."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from xcit.training.engine.optimizer import WeightDecaySchedule, build_optimizer,
 from xcit.training.engine.schedule import build_schedule
 
 DEPTH = 11
-"""Number of blocks, large enough to show that block 10 comes after block 9, not after block 1."""
+"""Number of blocks: so many that a sort by name would wrongly put block 10 after block 1."""
 
 NUM_LAYERS = 1 + DEPTH + 2 + 1
 DECAY = 0.5
@@ -28,7 +28,7 @@ def model() -> XCiT:
 
 
 def layer_of(name: str) -> int:
-    """Returns the layer of a parameter, 0..NUM_LAYERS-1, by a separate rule."""
+    """Returns the layer of a parameter, 0..NUM_LAYERS-1, by a rule that is independent of the tested code."""
     if name.startswith(("stem.", "position.")) or name == "cls_token":
         return 0
     if name.startswith("blocks."):
@@ -39,7 +39,7 @@ def layer_of(name: str) -> int:
 
 
 def group_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, object]]:
-    """Returns each parameter's group, by the parameter's name, without parameters in no group."""
+    """Returns the group of each parameter by the parameter's name; parameters without a group are left out."""
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     return {name: groups[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in groups}
 
@@ -58,9 +58,9 @@ def test_biases_and_all_of_one_dimension_are_not_decayed(model: XCiT, layer_deca
 def test_the_class_token_is_decayed_by_one_rule_and_not_by_the_other(
     model: XCiT, undecayed: Literal["vectors", "vectors_and_tokens"], layer_decay: float
 ) -> None:
-    """mmpretrain and DINO decay the class token, and the authors' recipe for ImageNet does not.
+    """mmpretrain and DINO apply weight decay to the class token; the authors' recipe for ImageNet does not.
 
-    All decay XCA's temperatures.
+    All three apply weight decay to XCA's temperatures.
     """
     config = OptimizerConfig(weight_decay=0.05, layer_decay=layer_decay, undecayed=undecayed)
     groups = group_of(build_optimizer(model, config), model)
@@ -117,7 +117,7 @@ def test_weights_move_by_their_own_learning_rate(model: XCiT) -> None:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     for name, parameter in model.named_parameters():
-        # AdamW's first step has the size of the learning rate, whatever the gradient.
+        # AdamW's first step has the size of the learning rate, independent of the gradient.
         moved = (before[name] - parameter.double()).abs().mean().item()
         assert moved == pytest.approx(1e-3 * DECAY ** (NUM_LAYERS - 1 - layer_of(name)), rel=0.05), name
 
@@ -155,7 +155,7 @@ def test_what_is_frozen_is_left_out(model: XCiT, layer_decay: float) -> None:
     groups = group_of(build_optimizer(model, OptimizerConfig(layer_decay=layer_decay)), model)
     trained = {name for name, _ in model.named_parameters() if not name.startswith(("stem.", "blocks.0."))}
     assert set(groups) == trained
-    if layer_decay < 1:  # the others keep their places
+    if layer_decay < 1:  # other layers keep their numbers
         assert groups["blocks.1.xca.qkv.weight"]["lr_scale"] == DECAY ** (NUM_LAYERS - 3)
 
 
@@ -236,7 +236,7 @@ def test_an_end_of_the_weight_decay_needs_a_beginning() -> None:
 
 @pytest.mark.parametrize("layer_decay", [1.0, DECAY])
 def test_a_straight_line_under_its_warm_up(model: XCiT, layer_decay: float) -> None:
-    """mmseg's schedule: poly of power 1 by iteration, times 1 - (1 - t / T) * (1 - ratio) in the first T iterations."""
+    """mmseg's schedule by iteration t: poly of power 1; for t < T, multiplied by 1 - (1 - t / T) * (1 - ratio)."""
     optimizer = build_optimizer(model, OptimizerConfig(lr=6e-5, layer_decay=layer_decay))
     ratio, num_warm, num_steps = 1e-6, 15, 160
     config = ScheduleConfig(kind="linear", epochs=8, warmup_steps=num_warm, warmup_lr=6e-5 * ratio, min_lr=0.0)
@@ -252,7 +252,7 @@ def test_a_straight_line_under_its_warm_up(model: XCiT, layer_decay: float) -> N
 
 
 def test_milestones_under_their_warm_up(model: XCiT) -> None:
-    """mmdet's schedule: a tenth at each milestone, times the same factor."""
+    """mmdet's schedule: multiplied by 0.1 at each milestone, and by the warm-up factor of the test above."""
     optimizer = build_optimizer(model, OptimizerConfig(lr=1e-4))
     config = ScheduleConfig(
         kind="milestones", epochs=6, milestones=(3, 5), decay=0.1, warmup_steps=8, warmup_lr=1e-7, min_lr=0.0

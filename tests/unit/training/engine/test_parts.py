@@ -1,4 +1,4 @@
-"""Runs whose reading processes die, with a signal that asks for a stop and without one."""
+"""Tests runs in which data-reading processes die, with and without a signal that asks for a stop."""
 
 import multiprocessing
 import os
@@ -26,11 +26,11 @@ DEATH = "DataLoader worker (pid 7) is killed by signal: Alarm clock. "
 
 
 class Normed:
-    """A task of a few numbers with a batch norm, in four parts per step; its reading processes may die.
+    """A tiny task with a batch norm, in four parts per step; its data-reading processes may die.
 
     Attributes:
-        deaths: parts of the run, counted from 0, before each of which the reading processes die once.
-        signalled: whether SIGTERM comes first.
+        deaths: indices of parts, counted from 0 over the run. Before each of these parts, the processes die one time.
+        signalled: whether SIGTERM comes before the death.
     """
 
     watch = ""
@@ -57,7 +57,7 @@ class Normed:
 
     def die(self) -> None:
         if self.signalled:
-            self.signalled = False  # because a second signal would end the tests
+            self.signalled = False  # only one signal: a second SIGTERM would end the tests
             os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError(DEATH)
 
@@ -104,7 +104,7 @@ def test_a_stop_at_any_part_of_a_step_ends_behind_it_and_loses_nothing(
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_normed(Normed(), whole)
-    # On a GPU the losses are read only every few steps, and the run stops only then.
+    # On a GPU, the run reads losses only after every few steps, and stops only at these steps.
     monkeypatch.setattr(_Loop, "interval", property(lambda _: interval, lambda *_: None), raising=False)
     with pytest.raises(Stopped):
         train_normed(Normed((death,)), cut)
@@ -112,7 +112,7 @@ def test_a_stop_at_any_part_of_a_step_ends_behind_it_and_loses_nothing(
     step = stopped["position"]["step"]
     assert stopped["position"]["epoch"] == 1
     assert step == (death // PARTS + 1 - NUM_STEPS if interval == 1 else NUM_STEPS)
-    # Each norm has processed every part of the finished steps once.
+    # Each norm has processed every part of the finished steps exactly one time.
     assert stopped["model"]["0.num_batches_tracked"] == (NUM_STEPS + step) * PARTS
     assert stopped["position"]["losses"] == pytest.approx(sum(losses(whole)[NUM_STEPS + 1 :][:step]), rel=1e-12)
     train_normed(Normed(), cut, resume=True)
@@ -159,7 +159,7 @@ class Numbers(Dataset[Tensor]):
 
 
 class ReadByAnother(Normed):
-    """Its only reading process is killed within a step, when the part that is being computed has been read."""
+    """A task with one data-reading process, which is killed during a step, after it has read the part of this step."""
 
     def train_batches(self, epoch: int, first_step: int) -> Iterator[Tensor]:
         loader = DataLoader(Numbers(), batch_size=2, num_workers=1, generator=torch.Generator())
@@ -169,7 +169,7 @@ class ReadByAnother(Normed):
         handler = signal.getsignal(signal.SIGCHLD)
         for child in multiprocessing.active_children():
             child.kill()
-            time.sleep(0.5)  # the death is reported here, to any handler
+            time.sleep(0.5)  # a handler of SIGCHLD would report the death now
         assert signal.getsignal(signal.SIGCHLD) is handler
         return super().loss(model, batch)
 
@@ -178,5 +178,5 @@ def test_a_death_interrupts_no_step_but_is_met_when_more_is_asked_for(tmp_path: 
     before = signal.getsignal(signal.SIGCHLD)
     with pytest.raises(XCiTError, match="a process that reads data died"):
         train_normed(ReadByAnother(), tmp_path)
-    after = signal.getsignal(signal.SIGCHLD)  # torch's own handler, which stays after its first worker in this program
+    after = signal.getsignal(signal.SIGCHLD)  # torch's handler, which it sets for its first worker
     assert after == before or "torch" in getattr(after, "__module__", "")

@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged, or from another program: one line of error, and the run is unchanged."""
+"""Tests checkpoints that are damaged or from another program: one line of error, and an unchanged run."""
 
 import copy
 from collections.abc import Callable
@@ -40,7 +40,9 @@ def stepped(kind: str = "adamw") -> TrainState:
 
 
 def changed(state: dict[str, Any], place: str, value: object) -> dict[str, Any]:
-    """Returns a copy in which the value at a dotted place is replaced."""
+    """Returns a copy of a state with a new value at a path such as "optimizer/param_groups/0/lr".
+
+    The value `KeyError` removes the entry."""
     state = copy.deepcopy(state)
     *sections, last = place.split("/")
     target: Any = state
@@ -68,8 +70,7 @@ def test_what_a_run_wrote_comes_back(kind: str) -> None:
     assert flat(state.dump()) != flat(dumped)
     state.load(dumped, "last.pt")
     assert flat(state.dump()) == flat(dumped)
-    # The state is as another version of torch writes it: with unknown settings, and without those that torch sets
-    # itself.
+    # Another version of torch may write a state with unknown settings, and without settings that torch can add.
     for group in dumped["optimizer"]["param_groups"]:
         group["a setting to come"] = 1
         del group["foreach"]

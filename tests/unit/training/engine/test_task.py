@@ -9,13 +9,13 @@ from xcit.training.engine.task import Layout, divide
 @pytest.mark.parametrize(
     ("batch_size", "world_size", "limit", "accumulation"),
     [
-        (1024, 8, 128, 1),  # the meaning of 8xb128
+        (1024, 8, 128, 1),  # "8xb128" in the names of recipes
         (1024, 1, 128, 8),
         (1024, 2, 128, 4),
         (1024, 64, 128, 1),
         (1024, 1, 0, 1),
         (1024, 4, 0, 1),
-        (1024, 1, 100, 16),  # 100 is no divisor: the largest one below it is 64
+        (1024, 1, 100, 16),  # 100 does not divide 1024; the largest divisor below it is 64
         (30, 2, 4, 5),
     ],
 )

@@ -28,7 +28,7 @@ def rectangle(x: float, y: float, width: float, height: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> CocoImages:
-    """Ten images with objects of three categories (the last image has none), as polygons, RLE and crowds."""
+    """Writes ten images with objects of three categories as polygons, RLE and crowds; the last image has no object."""
     root, draw = tmp_path_factory.mktemp("coco"), np.random.default_rng(0)
     entries: list[Any] = []
     annotations: list[Any] = []
@@ -63,7 +63,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> CocoImages:
 
 
 def random_rows(images: CocoImages, seed: int) -> list[DetectionRow]:
-    """Returns detections of objects that are shifted, doubled or of another class, and of objects that do not exist."""
+    """Returns detections: two shifted boxes per object, some with another class, and boxes where there is no object."""
     draw, rows = np.random.default_rng(seed), []
     for index, image in enumerate(images.images):
         boxes = [np.array(one.box) + draw.normal(0, 4, 4) for one in image.objects for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Compares training with each loss to a plain PyTorch loop: equal losses and weights within 1e-6."""
+"""Compares training, for each loss, with a plain PyTorch loop: losses and weights must agree within 1e-6."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ from xcit.zoo import save_model
 NUM_EPOCHS, LR = 3, 1e-2
 RUN = RunConfig(batch_size=4, num_workers=0, log_every=1, evaluate_every=NUM_EPOCHS)
 STEADY: dict[str, Any] = {
-    # AdamW would turn the rounding errors of gradients that are 0 into full steps.
+    # SGD, because AdamW would turn rounding errors of zero gradients into full steps.
     "optimizer": OptimizerConfig(kind="sgd", lr=LR, momentum=0.9, weight_decay=0.0),
     "schedule": ScheduleConfig(epochs=NUM_EPOCHS, warmup_epochs=0, min_lr=LR),
     "run": RUN,
@@ -48,7 +48,7 @@ DENSE = XCiTConfig(patch_size=4, embed_dim=16, depth=1, num_heads=2, cls_depth=0
 
 
 def assert_same_training(task: Any, config: Any, folder: Path, plain_loss: Callable[[nn.Module, Any], Tensor]) -> None:
-    """Trains a task, and a copy of its model with SGD in a few lines, and compares all losses and weights."""
+    """Trains a task, trains a copy of its model by a plain SGD loop, and compares all losses and weights."""
     model, start = copy.deepcopy(task.model).train(), copy.deepcopy(task.model.state_dict())
     folder.mkdir(exist_ok=True)
     train_task(task, Processes(config.run, torch.device("cpu")), config, folder)
@@ -56,7 +56,7 @@ def assert_same_training(task: Any, config: Any, folder: Path, plain_loss: Calla
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
     for epoch in range(NUM_EPOCHS):
         for batch in task.train_batches(epoch, 0):
-            seed_all(config.run.seed, len(expected), 0)  # a detector draws the regions that it is trained on
+            seed_all(config.run.seed, len(expected), 0)  # a detector draws training regions at random
             loss = plain_loss(model, batch)
             optimizer.zero_grad()
             loss.backward()
@@ -76,7 +76,7 @@ def assert_same_training(task: Any, config: Any, folder: Path, plain_loss: Calla
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Writes noise with one of three colours: as class folders, as lists, with label maps, and with boxes."""
+    """Writes noisy pictures in three colours: as class folders, with a list of labels, label maps, and boxes."""
     root, draw = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         images, annotations, lines = [], [], ["image,labels"]
@@ -148,7 +148,7 @@ def test_soft_distillation(squares: Path, tmp_path: Path, temperature: float) ->
         with torch.no_grad():
             said = (teacher(batch[0]) / temperature).log_softmax(dim=1)
         own = (logits / temperature).log_softmax(dim=1)
-        # The authors' formula: the sum over images and classes, divided by their number.
+        # The authors' formula: the sum over images and classes, divided by the number of (image, class) pairs.
         distance = (said.exp() * (said - own)).sum() * temperature**2 / (4 * 3)
         return 0.7 * F.cross_entropy(logits, batch[1]) + 0.3 * distance
 
@@ -182,7 +182,7 @@ def test_the_binary_loss_of_several_classes(squares: Path, tmp_path: Path, weigh
 
 
 def plain_pixels(logits: Tensor, labels: Tensor, *, weights: Tensor, gamma: float, ignored: int | None) -> Tensor:
-    """Returns the sum of weight (1 - p)^gamma (-log p) over labelled pixels, divided by the number of all pixels."""
+    """Returns the sum of weight * (1 - p)^gamma * (-log p) over labelled pixels, divided by the number of pixels."""
     probabilities = logits.softmax(dim=1).movedim(1, 3)[labels != 255]
     true = labels[labels != 255].long()
     assert ignored is None or ignored not in true

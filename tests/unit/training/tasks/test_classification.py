@@ -1,4 +1,4 @@
-"""Compares the figures with a naive count; tests the parts of the task and its errors."""
+"""Tests the classification task: its figures (against a simple count), its parts and its errors."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ NUM_IMAGES = 23
 
 
 class Numbered:
-    """Grey images, each with a different value, so that a model can look up its logits."""
+    """Grey images of which each has a different grey value, so that a model can look up the logits of an image."""
 
     def __init__(self, labels: list[int], num_classes: int) -> None:
         self.labels, self.num_classes = labels, num_classes
@@ -47,7 +47,7 @@ class Numbered:
 
 
 class Lookup(nn.Module):
-    """Returns the logits of the image with that number."""
+    """A model that returns the stored logits of each image, which it recognises by the grey value."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def test_held_out_images_are_not_trained_on(folder: Path) -> None:
     held_out = {np.asarray(task.watched[index][0])[0, 0, 0] for index in range(3)}
     normalised = {round((value / 255 - 0.485) / 0.229, 4) for value in map(float, held_out)}
     assert not values & normalised
-    # The selection is the same for another seed.
+    # Another seed selects the same images.
     again: Any = ClassificationTask(
         config_of(folder / "train", holdout=3, run=RunConfig(batch_size=4, num_workers=0, seed=9))
     )
@@ -226,7 +226,7 @@ def test_mixed_images_get_mixed_labels(folder: Path) -> None:
     mixed = 0
     for _ in range(8):
         loss = task.loss(model, (images.clone(), torch.tensor([0, 1, 0, 1])))["loss"]
-        # The mean of an image is its share of class 1.
+        # The mean of a mixed image is its share of class 1.
         targets = torch.stack([1 - model.share, model.share], dim=1)
         assert loss.item() == pytest.approx(-(targets * model.logits.log_softmax(1)).sum(1).mean().item(), rel=1e-4)
         mixed += bool(((model.share > 0.01) & (model.share < 0.99)).any())

@@ -1,4 +1,4 @@
-"""Class weights, the number of classes from the data, and the requirements of mixing."""
+"""Tests class weights, the number of classes from the data, and the requirements of Mixup and CutMix."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The signs of a collapse, computed by hand, and in runs that are made to collapse."""
+"""Tests the signs of a collapse, with hand-made figures and in runs that are made to collapse."""
 
 import math
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_spread_of_features() -> None:
 
 def test_a_healthy_run_is_not_warned_of() -> None:
     assert warnings_of((500, GOOD)) == []
-    # As in every run, the centre first removes everything that the outputs have in common.
+    # At the start of every run, the centre removes what all outputs have in common, so the divergence is about 0.
     assert warnings_of((30, GOOD | {"teacher_student_kl": 0.0}), (500, GOOD)) == []
 
 
@@ -75,7 +75,7 @@ def test_a_collapse_is_told_once_each_time_it_comes(changes: dict[str, float], t
     assert len(warnings_of((300, GOOD | changes), (300, GOOD), (300, GOOD | changes))) == 2
 
 
-# Without centring, because the centre stays at 0; and without sharpening.
+# A center_momentum of 1 keeps the centre at 0 (no centring); a temperature of 1 means no sharpening.
 @pytest.mark.parametrize("changes", [{"center_momentum": 1.0}, {"teacher_temperature": 1.0}], ids=str)
 def test_a_run_that_collapses_says_so(tmp_path: Path, changes: dict[str, Any]) -> None:
     draw = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The detection task on tiny scenes: losses decrease, figures count each image once, and problems are reported."""
+"""Tests the detection task on tiny scenes: losses decrease, each image is measured one time, problems are reported."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ COLOURS = {3: (220, 40, 40), 8: (40, 60, 220)}
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Writes squares of two colours on grey; some images are higher than wide, and one of each split is empty."""
+    """Writes images with squares of two colours; some are higher than wide, and one per split has no square."""
     root, draw = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
     for split, count in (("train", 10), ("val", 5)):
         (root / split).mkdir()
@@ -104,7 +104,7 @@ def test_parts_are_of_one_shape_and_the_same_for_any_number_of_processes(scenes:
     assert len(parts) == 4
     for images, boxes, labels, masks in parts:
         assert len(images) == len(boxes) == len(labels) == len(masks) == 2
-    # Without the empty one, seven images are wider than high and three are higher. Only the remaining ones are mixed.
+    # The images of a part have the same orientation, except in parts of leftover images.
     wide = [[image.shape[2] >= image.shape[1] for image in images] for images, *_ in parts]
     assert sum(len(set(own)) == 1 for own in wide) >= 2
     for rank in (0, 1):
@@ -140,7 +140,7 @@ def test_a_run_ends_in_a_detector_and_goes_on_where_it_was(scenes: Path, tmp_pat
     model = get_model(tmp_path / "run" / "model.safetensors")
     assert isinstance(model, MaskRCNN) and model.info is not None
     assert (model.info.class_names, model.info.category_ids) == (("red", "blue"), (3, 8))
-    # The second epoch is the same after a stop.
+    # After a stop, the second epoch is the same.
     train(replace(config(scenes), schedule=ScheduleConfig(epochs=1, warmup_epochs=0)), tmp_path / "half", device="cpu")
     saved = torch.load(tmp_path / "half" / "last.pt", weights_only=False)
     assert saved["position"]["epoch"] == 1

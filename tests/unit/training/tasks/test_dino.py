@@ -1,4 +1,4 @@
-"""Compares DINO with its formulas written out plainly, and tests the files of a run."""
+"""Compares DINO's training with its formulas in plain code, and tests the files of a run."""
 
 import math
 from collections.abc import Callable
@@ -257,7 +257,7 @@ def test_the_teacher_s_batch_norms_see_the_batches_too(folder: Path, tmp_path: P
     model: Any = model_of(task)
     run(task, tmp_path / "run")
     num_steps = 2 * (NUM_IMAGES // 4)
-    # Per step, the teacher has a pass over the global crops, and the student a pass for each size.
+    # In each step, the teacher makes one pass over the global crops, and the student one pass per crop size.
     assert model.teacher.backbone.stem[0].norm.num_batches_tracked == num_steps
     assert model.student.backbone.stem[0].norm.num_batches_tracked == 2 * num_steps
 
@@ -303,7 +303,7 @@ def test_the_figures_are_the_teacher_s_on_whole_images(folder: Path) -> None:
     assert figures["feature_spread"] == pytest.approx(spread.item(), rel=1e-4)
     assert figures["teacher_entropy"] == pytest.approx(-(targets * targets.log()).sum(dim=1).mean().item(), rel=1e-4)
 
-    # Two processes: each has its share, and both have the sum.
+    # Two processes: each evaluates a share of the images, and both get the figures of all images.
     shares: list[Tensor] = []
     for rank in range(2):
         task.evaluate(model, Layout(batch_size=4, rank=rank, world_size=2), lambda own: shares.append(own) or own)  # type: ignore[func-returns-value]

@@ -1,4 +1,4 @@
-"""Compares the teacher's loss with the formulas; tests the sources of teachers, and which are refused."""
+"""Compares the distillation loss with the formulas; tests the sources of teachers, and teachers that are refused."""
 
 import math
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Fixed(nn.Module):
-    """Returns the same logits for any input, and stores its input and mode."""
+    """A model that returns the same logits for any images, and stores its input and mode."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_soft_is_the_divergence_at_a_temperature(temperature: float) -> None:
         q, p = ([value / sum(numbers) for value in numbers] for numbers in (mine, theirs))
         expected += temperature**2 * sum(p[c] * math.log(p[c] / q[c]) for c in range(3))
     teacher = teacher_of(Fixed(said), kind="soft", temperature=temperature)
-    # As in the authors' code, it is the mean over images and classes.
+    # As in the authors' code, the loss is the mean over images and classes.
     assert teacher.loss(draw(4, 3, 8, 8), logits).item() == pytest.approx(expected / (4 * 3), rel=1e-5)
     assert teacher.loss(draw(4, 3, 8, 8), said).item() == pytest.approx(0, abs=1e-6)
 
@@ -155,7 +155,7 @@ def test_a_checkpoint_teaches_by_its_name() -> None:
 
 @pytest.fixture
 def timms(tmp_path: Path) -> Iterator[str]:
-    """One of timm's pretrained models, for three classes, with its weights in a file instead of on the Hub."""
+    """Yields the name of a pretrained timm model with three classes; its weights are in a local file."""
     import timm
     from timm.models import _registry
 
@@ -204,12 +204,12 @@ def test_a_teacher_that_can_t_be_is_found_at_once(teacher: str, num_classes: int
 
 @pytest.mark.parametrize("teacher", ["", "timm/regnety_160.deit_in1k", "timm/xcit_nano_12_p16_224.fb_in1k"])
 def test_teachers_that_can_be_are_let_through_unloaded(teacher: str) -> None:
-    for num_classes in (0, 1000):  # 0 means not known yet
+    for num_classes in (0, 1000):  # 0: not yet known
         check_teacher(DistillationConfig(teacher=teacher), SPEC, num_classes)
 
 
 def test_without_a_network_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The Hub's client reads HF_HUB_OFFLINE once, when it is imported.
+    # The Hub's client reads HF_HUB_OFFLINE only when it is imported.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
         XCiTError, match=r"^distillation\.teacher: timm/test_vit\.r160_in1k can't be loaded: "

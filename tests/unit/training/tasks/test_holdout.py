@@ -1,4 +1,4 @@
-"""The validation images of a run: those of the data, or some that are held out, the same for every command."""
+"""Tests the validation images of a run: the validation split or held-out training images, equal in all commands."""
 
 from dataclasses import replace
 from pathlib import Path

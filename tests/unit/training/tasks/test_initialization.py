@@ -1,4 +1,4 @@
-"""First weights, copied stems and frozen stages, and errors that are found before anything is read."""
+"""Tests initial weights, copied stems and frozen stages, and errors that are found before any data is read."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def build(config: XCiTConfig, seed: int) -> XCiT:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> XCiT:
-    """Saves another model of the same shape as trained.safetensors."""
+    """Saves a second model of the same shape to trained.safetensors, and returns the model."""
     model = build(SHAPE, seed=1)
     save_model(model, tmp_path / "trained.safetensors")
     return model

@@ -1,4 +1,4 @@
-"""Lists and streams of images: opened, divided among processes, and used for validation."""
+"""Tests lists and streams of images: opening, division among processes, and use for validation."""
 
 import io
 import tarfile
@@ -30,7 +30,7 @@ def image(value: int) -> Image.Image:
 
 
 def write_shards(folder: Path, values: Sequence[Sequence[int]]) -> str:
-    """Writes a tar file per row, in which images above 127 have class 1, and the names of the classes."""
+    """Writes a tar file per row of grey values, and classes.txt; images with values above 127 have class 1."""
     folder.mkdir()
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     for number, row in enumerate(values):
@@ -98,7 +98,7 @@ def test_two_processes_share_a_stream(stream: str, tmp_path: Path) -> None:
 
 
 class Bright(nn.Module):
-    """Predicts class 1 for pixels above `threshold`."""
+    """A model that predicts class 1 if the first pixel is above `threshold`."""
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
@@ -114,11 +114,11 @@ def test_each_watched_image_counts_once_over_the_processes(
     stream: str, tmp_path: Path, make: Callable[[Path], str]
 ) -> None:
     watched = open_data(stream, val_data=make(tmp_path / "val"), holdout=0, num_classes=0).watched
-    model = Bright(175 / 255)  # wrong about 170
+    model = Bright(175 / 255)  # wrong for the image of value 170
     alone = evaluate_classification(model, watched, SPEC, EvaluationConfig(batch_size=2), num_classes=2)
     assert (alone.num_images, alone.top1) == (5, 80.0)
-    for world_size in (2, 3):  # a third process gets none of two shards
-        # The first process needs the sums of all processes: here they are added up before.
+    for world_size in (2, 3):  # two shards: a third process gets none
+        # The first process needs the sums over all processes. They are computed here, process by process.
         parts: list[list[Tensor]] = []
         for rank in range(world_size):
             gathered: list[Tensor] = []

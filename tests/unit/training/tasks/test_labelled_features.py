@@ -1,4 +1,4 @@
-"""Features of a data set: computed once, cached under a name made of all that they depend on, and read from there."""
+"""Tests the cache for the features of a data set: its key depends on everything that changes the features."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Extraction:
-    """Returns features of the training split, with some defaults changed."""
+    """Extracts the features of the training split at each call, with the given settings, and records messages."""
 
     def __init__(self, model: XCiT, data: Path, cache: Path | None) -> None:
         assert model.info is not None
@@ -50,7 +50,7 @@ class Extraction:
 
     @property
     def was_computed(self) -> bool:
-        """Whether the last call computed the features instead of reading the file."""
+        """Whether the last call computed the features, and did not read them from the cache."""
         return self.reported == [4, 4, 4, 4, 2]
 
 
@@ -84,7 +84,7 @@ def test_the_second_time_they_are_taken_from_the_file(extraction: Extraction) ->
     assert torch.equal(second.features, first.features)
     assert torch.equal(second.labels, first.labels)
     assert [path.suffix for path in files(extraction)] == [".safetensors"]
-    # Only the contents of the file count.
+    # The contents of the cached file are used.
     content = load_file(files(extraction)[0])
     save_file(content | {"labels": content["labels"] + 1}, files(extraction)[0], metadata={"unreadable": '["a"]'})
     third = extraction()

@@ -1,4 +1,4 @@
-"""The linear probe's task: compares its numbers with plain torch, and tests the exported classifier."""
+"""Tests the task of the linear probe: compares its numbers with plain PyTorch, and tests the exported classifier."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def make_task(tiny: XCiT, config: LinearConfig, train: Any = None, layout: Layou
 
 
 def learn(task: LinearTask) -> list[dict[str, Tensor]]:
-    """Makes the engine's steps; returns the losses."""
+    """Makes the training steps as the engine does; returns the losses of each step."""
     optimizer = build_optimizer(task.model, task.config.optimizer)
     schedule = build_schedule(optimizer, task.config.schedule, task.num_steps)
     losses, done = [], 0
@@ -139,7 +139,7 @@ def test_batches_are_divided_and_each_image_comes_once(tiny: XCiT) -> None:
     parts = [
         make_task(tiny, config, layout=Layout(batch_size=8, rank=rank, world_size=2, accumulation=2)) for rank in (0, 1)
     ]
-    assert [part.unreadable for part in parts] == [["a line"], []]  # counted once over the processes
+    assert [part.unreadable for part in parts] == [["a line"], []]  # only one process counts it
     assert whole.num_inputs == 51
     for epoch in (0, 1):
         batches = list(whole.train_batches(epoch))
@@ -169,7 +169,7 @@ def test_figures_are_counts_over_all_processes(tiny: XCiT) -> None:
         right = logits[:, head].argmax(dim=1) == val.labels
         assert accuracy.num_right1 == int(right.sum())
         assert accuracy.top1 == pytest.approx(100 * accuracy.num_right1 / 30)
-        assert (accuracy.num_right5, accuracy.top5) == (30, 100)  # of three classes
+        assert (accuracy.num_right5, accuracy.top5) == (30, 100)  # all of three classes
         assert accuracy.loss == pytest.approx(F.cross_entropy(logits[:, head], val.labels).item(), rel=1e-5)
     best = max(task.accuracies, key=lambda accuracy: accuracy.num_right1)
     assert task.best == best
@@ -211,7 +211,7 @@ def test_augmented_batches_are_images_of_a_model_that_stays_as_it_is(tiny: XCiT,
 
 
 def test_exports_the_whole_classifier_with_the_best_head(tiny: XCiT, tmp_path: Path) -> None:
-    tiny.reset_classifier(7)  # another classifier's head, which is replaced
+    tiny.reset_classifier(7)  # the head of another classifier, which the probe replaces
     task = make_task(tiny, make_config(lrs=(1e-6, 9.0)))
     learn(task)
     task.evaluate(task.model)

@@ -1,4 +1,4 @@
-"""Low-rank adapters: what a run learns, keeps and goes on from, and what others make of its folder."""
+"""Tests low-rank adapters: training, saved files, resuming, and the use of the run's folder by other programs."""
 
 import json
 import warnings
@@ -44,7 +44,7 @@ FIELDS: dict[str, Any] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _imported() -> None:
-    """PEFT looks for torchao, whose modules warn when they are compiled."""
+    """Imports peft and torchao without their warnings: torchao's modules warn when Python compiles them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import peft

@@ -1,4 +1,4 @@
-"""Multi-label classification: average precision compared with scikit-learn's, and runs up to `xcit.predict`."""
+"""Tests multi-label classification: average precision against scikit-learn, and runs up to `xcit.predict`."""
 
 import math
 from dataclasses import replace
@@ -32,7 +32,7 @@ SPEC = Preprocessing(image_size=16, resize_to=16, mean=(0.4,) * 3, std=(0.3,) * 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Writes pictures with some of a red, a green and a blue stripe, or none."""
+    """Writes pictures with any combination of a red, a green and a blue stripe."""
     folder, draw = tmp_path / "stripes", np.random.default_rng(0)
     folder.mkdir()
     for split, count in (("train", 40), ("val", 16)):
@@ -78,7 +78,7 @@ def test_a_class_without_images_has_no_average_precision() -> None:
 
 
 class Constant(nn.Module):
-    """Returns the logits of an image, which it recognises by its colour."""
+    """A model that returns the stored logits of each image, which it recognises by the colour."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def test_several_processes_measure_each_image_once_and_leave_out_what_can_t_be_r
     loss = -np.where(targets[kept] == 1, np.log(shares), np.log(1 - shares)).mean()
     assert report.figures() == pytest.approx({"mAP": np.mean(precision), "val_loss": loss})
 
-    # Two processes: the part that each adds to the sum, and the figures of the sum.
+    # Two processes: first the sums of each process, then the figures from the total.
     given = list[list[Tensor]]()
     for rank in range(2):
         own = list[Tensor]()

@@ -1,4 +1,4 @@
-"""Segmentation: figures compared with scikit-learn, the published loss and recipes, and short runs on squares."""
+"""Tests segmentation: figures against scikit-learn, the published loss and recipes, and short runs on squares."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ COLOURS = np.array([[20, 20, 20], [220, 40, 40], [40, 220, 40], [40, 40, 220]], 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Writes coloured squares on grey, where each colour is a class; a stripe has no label."""
+    """Writes images of coloured squares on grey, in which each colour is a class; a stripe has no label."""
     root, draw = tmp_path / "squares", np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
         for folder in ("images", "labels"):
@@ -201,7 +201,7 @@ def test_it_learns_and_what_it_writes_can_be_used(data: Path, tmp_path: Path, ki
 
 
 def test_batches_go_on_from_any_step_over_passes_of_the_data(data: Path) -> None:
-    task = SegmentationTask(config_of(data, epoch_steps=3))  # two steps per pass
+    task = SegmentationTask(config_of(data, epoch_steps=3))  # two steps per pass over the images
     assert (task.num_steps, task.num_inputs) == (3, 8)
     run = [batch for epoch in range(2) for batch in task.train_batches(epoch, 0)]
     assert len(run) == 6
@@ -349,7 +349,7 @@ def test_ade20k_s_labels_are_ignored_by_their_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize("gamma", [0.3, 2.0])
 def test_the_focal_loss_has_gradients_where_a_pixel_is_certain_or_has_no_label(gamma: float) -> None:
     logits = torch.zeros(1, 2, 1, 3, dtype=torch.float32)
-    logits[0, 0, 0, 0] = 200.0  # its probability is 1
+    logits[0, 0, 0, 0] = 200.0  # a probability of 1
     logits.requires_grad_()
     pixel_loss(logits, torch.tensor([[[0, 1, IGNORED]]]), focal_gamma=gamma).backward()
     assert logits.grad is not None
