@@ -1,4 +1,4 @@
-"""Writes and reads the checkpoints of a run. A file is written completely or not at all, and reading it runs no code."""
+"""Writes and reads a run's checkpoints. A file is written completely or not at all, and reading it runs no code."""
 
 import os
 import shutil

@@ -188,7 +188,7 @@ def test_timm_s_model_teaches(timms: str, tmp_path: Path) -> None:
             1000,
             r"timm has no pretrained model .*; did you mean 'timm/regnety_160\.deit_in1k'",
         ),
-        ("timm/@", 1000, r"timm has no pretrained model '@'; timm\.list_models\(pretrained=True\) tells all"),
+        ("timm/@", 1000, r"timm has no pretrained model '@'; timm\.list_models\(pretrained=True\) lists all"),
         ("timm/regnety_160.deit_in1k", 37, r"regnety_160\.deit_in1k has 1000 classes, this run 37"),
         ("xcit-nano-12-p16_3rdparty_in1k", 37, r"has 1000 classes, this run 37"),
         ("timm/xcit_nano_12_p16_224.fb_in1k", 37, r"has 1000 classes, this run 37"),
@@ -236,7 +236,7 @@ def test_a_file_of_another_number_of_classes_is_refused(file: Path) -> None:
 
 def test_images_that_a_teacher_can_t_take_are_refused_before_training(file: Path) -> None:
     with pytest.raises(
-        XCiTError, match=r"takes no images of 2x2 pixels: images are 2x2 pixels, smaller than one patch"
+        XCiTError, match=r"does not accept images of 2x2 pixels: images are 2x2 pixels, smaller than one patch"
     ):
         load_teacher(DistillationConfig(teacher=str(file)), replace(SPEC, image_size=2), num_classes=3)
 
