@@ -198,7 +198,7 @@ class DINOTask(TaskWithLoader):
         self._collapse = CollapseWatch(num_outputs=config.head.out_dim)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
-        """Yields this process's parts of an epoch's batches: lists of crops (B, C, h, w), first the two global crops."""
+        """Yields this process's parts of an epoch's batches: lists of crops (B, C, h, w), global crops first."""
         return (crops for crops, _ in self._loader.batches(epoch, first_step))
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> None:
@@ -208,7 +208,7 @@ class DINOTask(TaskWithLoader):
         self._epoch = epoch
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Returns the loss and three values of the teacher: entropy, divergence from the student, and feature spread."""
+        """Returns the loss, and of the teacher the entropy, the divergence from the student and the feature spread."""
         output = model(batch)
         settings = self.config.dino
         targets = teacher_probabilities(output.teacher_logits, output.center, settings.temperature(self._epoch))
@@ -252,7 +252,7 @@ class DINOTask(TaskWithLoader):
     def evaluate(
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Returns the spread of the teacher's features and the teacher's entropy (nats) on uncropped training images."""
+        """Returns the spread of the teacher's features and the teacher's entropy (nats) on whole training images."""
         assert isinstance(model, DINO)
         device = model.center.device
         batches = evaluation_batches_of(

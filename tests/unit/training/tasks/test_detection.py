@@ -180,7 +180,7 @@ def test_classes_are_matched_by_name(scenes: Path) -> None:
     model.info = None
     assert match_categories(model, images) == {1: 3, 2: 8}
     model.reset_classifier(5)
-    with pytest.raises(XCiTError, match="has 2 classes, the model 5 without names"):
+    with pytest.raises(XCiTError, match="has 2 classes, and the model 5 classes without names"):
         match_categories(model, images)
 
 

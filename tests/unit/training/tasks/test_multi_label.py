@@ -174,7 +174,7 @@ def test_a_run_learns_is_measured_and_predicts_each_class_on_its_own(root: Path,
 def test_a_holdout_is_neither_trained_on_nor_the_rest_measured(root: Path) -> None:
     (root / "val.csv").unlink()
     config = config_of(root, holdout=8)
-    assert describe_watching(config_of(root))[0].endswith("set holdout to keep so many of them to measure on")
+    assert describe_watching(config_of(root))[0].endswith("set holdout to hold out images for validation")
     assert not describe_watching(config)
     task = MultiLabelTask(config)
     images, targets = task._watched
