@@ -81,8 +81,8 @@ def run_display(heading: str) -> Iterator[RunDisplay]:
     def say_above(line: str) -> None:
         console.print(escaped(line, keep="\n\t"), markup=False, highlight=False, overflow="ignore", crop=False)
 
-    # The panel has no refresh thread. The processes that read data are forked from this process, and may print too: a
-    # lock that the thread holds during a fork would never be released in the forked process.
+    # The panel has no refresh thread, because the processes that read data are forked from this process and may print
+    # too. If a thread held a lock during a fork, the lock would never be released in the forked process.
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
         yield RunDisplay(
             heading,

@@ -53,8 +53,8 @@ def train(
         directory: the run's folder; it is created if it does not exist.
         fields: new values for fields of the config, by dotted name or by section (see `xcit.config.override`).
             `xcit config RECIPE` prints all names.
-        resume: the checkpoint to resume from: its path, or the folder of a run, of which the last checkpoint is used.
-            "auto" means the last checkpoint in `directory`, if there is one. None starts a new run.
+        resume: the checkpoint to resume from: the path of a checkpoint, or the folder of a run, to use its last
+            checkpoint. "auto" means the last checkpoint in `directory`, if there is one. None starts a new run.
         device: the device to compute on; None means a GPU if there is one, otherwise the CPU.
         report: called in the main process, every few steps and after each evaluation.
         announce: called in the main process with each line for the user. If neither `report` nor `announce` is given,
@@ -173,7 +173,7 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
     if (checkpoint.parent / CONFIG).exists():
         own = get_recipe(str(checkpoint.parent / CONFIG))
         _check_distillation(own, checkpoint)
-        # In a recipe, the number of classes may be 0, which means that of the data. A run's own config has the number.
+        # In a recipe, the number of classes may be 0. The config in a run's folder has the number from the data.
         model = replace(config.model, num_classes=config.model.num_classes or own.model.num_classes)
         if (own.task, own.model) != (config.task, model):
             raise XCiTError(f"{checkpoint} belongs to another model: resume with {checkpoint.parent / CONFIG}")
@@ -186,9 +186,9 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
 
 
 def _check_distillation(config: TrainingConfig, checkpoint: Path) -> None:
-    """Checks that a run with soft distillation was not started by an older version with another scale of the loss.
+    """Refuses to resume a run with soft distillation that an older version started, because the loss has changed.
 
-    Since this change, the loss is divided by the number of classes.
+    The older version did not divide the loss by the number of classes.
 
     Raises:
         XCiTError: if an older version started the run.

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import timm.utils
 
 _MUCH = 0.1
-"""There is a warning if the average at the end of the run contains more than this share of the initial weights."""
+"""If the average at the end of the run contains a larger share of the initial weights, there is a warning."""
 
 _LITTLE = 0.01
-"""With the decay that the warning suggests, the average at the end contains this share of the initial weights."""
+"""The share of the initial weights in the average at the end of the run, with the decay that the warning suggests."""
 
 
 def build_average(model: nn.Module, run: RunConfig, *, is_sharded: bool) -> "timm.utils.ModelEmaV3 | None":

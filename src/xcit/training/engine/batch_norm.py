@@ -1,4 +1,4 @@
-"""Batch norms in several processes: synchronised in each forward pass, or separate with averaged statistics."""
+"""Batch norms in several processes: synchronised in each forward pass, or with statistics averaged after each step."""
 
 from collections.abc import Callable
 from typing import Any

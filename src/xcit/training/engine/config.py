@@ -71,9 +71,9 @@ class ScheduleConfig:
         min_lr: learning rate at the end of the run, for "cosine" and "linear".
         by_epoch: whether the learning rate changes only at the start of each epoch. Otherwise it changes at each step.
         kind: how the learning rate decreases. "cosine": along half a period of a cosine, after the warm-up. "linear"
-            (mmseg's poly with power 1): linearly over the whole run. "milestones": by the factor `decay` at each epoch
-            in `milestones`. With "linear" and "milestones", the decreasing learning rate is multiplied during the
-            warm-up by a factor that rises to 1, as in mmcv.
+            (mmseg's poly with power 1): linearly over the whole run. "milestones": the learning rate is multiplied by
+            `decay` at each epoch in `milestones`. With "linear" and "milestones", the decreasing learning rate is also
+            multiplied during the warm-up by a factor that rises to 1, as in mmcv.
         warmup_steps: number of steps of the warm-up. If this is not 0, `warmup_epochs` is ignored.
         milestones: for "milestones": epochs, counted from 0, at the start of which the learning rate decreases.
         decay: for "milestones": factor of each decrease.
@@ -107,14 +107,14 @@ class RunConfig:
 
     Attributes:
         batch_size: global batch size: number of images in an optimiser step, over all processes.
-        max_device_batch: maximum number of images in a forward pass of a process. A process with more images makes
-            several passes, and accumulates their gradients. 0 means no limit.
+        max_device_batch: maximum number of images in a forward pass of a process. If a process has more images in a
+            step, it makes several passes and accumulates the gradients. 0 means no limit.
         seed: seed of the weights, of the order of the data and of all other random draws.
         dtype: float32, or the 16-bit type for autocast; with float16 the loss is scaled.
         parallel: how several processes train one model. "ddp": each process has a copy. "fsdp2": the weights are
             sharded.
         sync_batch_norm: whether batch norms compute their statistics over the images of all processes. Otherwise each
-            process uses its own images. In both cases, these are the images of one forward pass.
+            process uses only its own images. In both cases, only the images of the current forward pass count.
         grad_checkpointing: recompute activations in the backward pass. This saves memory, and a step takes a third
             longer.
         compile: compile the model with torch.compile.

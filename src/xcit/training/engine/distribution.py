@@ -59,7 +59,7 @@ class Processes:
         self._run = run
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == "float16")
-        """Scales the loss if the dtype is float16. With other dtypes, it does nothing and has no state."""
+        """The gradient scaler. It scales the loss if the dtype is float16; otherwise it does nothing."""
         self.layout: Layout = divide(
             run.batch_size,
             max_device_batch=run.max_device_batch,
@@ -78,9 +78,9 @@ class Processes:
         return self._run.parallel == "fsdp2" and self.layout.world_size > 1
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """Returns the model on this process's device, with the run's kind of batch norms and gradient checkpointing.
+        """Moves a model to this process's device, and sets up synchronised batch norms and gradient checkpointing.
 
-        Call this method before `share_model`.
+        These two are only set up if the run uses them. Call this method before `share_model`.
 
         Raises:
             XCiTError: if the run uses gradient checkpointing, and the model does not support it.
@@ -128,7 +128,7 @@ class Processes:
 
     @contextmanager
     def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """A context for the forward and backward pass of one part of a batch.
+        """Returns a context for the forward and backward pass of one part of a batch.
 
         Gradients are synchronised among the processes only if this is the last part.
         """
@@ -198,8 +198,8 @@ def _join(device: torch.device, world_size: int) -> None:
         distributed.init_process_group(distributed.get_default_backend_for_device(device))
     except (ValueError, distributed.DistError) as error:
         raise XCiTError(
-            f"WORLD_SIZE is {world_size}, but the processes do not find one another ({str(error).splitlines()[0]}): "
-            "start them with torchrun"
+            f"WORLD_SIZE is {world_size}, but the processes can't connect to each other "
+            f"({str(error).splitlines()[0]}): start them with torchrun"
         ) from error
 
 

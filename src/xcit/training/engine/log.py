@@ -1,6 +1,6 @@
 """The log of a run: a line of JSON for every `log_every`-th step and for every epoch.
 
-The numbers of each line are also sent to trackers (TensorBoard, Weights & Biases), if the config contains any.
+The numbers of each line are also sent to the trackers in the config (TensorBoard, Weights & Biases).
 """
 
 import json
@@ -54,7 +54,7 @@ class RunLog:
             part.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
 
     def write(self, line: Line) -> None:
-        """Appends a line.
+        """Appends a line to the log file, and sends its numbers to the trackers.
 
         Raises:
             XCiTError: if the line can't be written.

@@ -32,7 +32,7 @@ WEIGHTS, BEST_WEIGHTS, UNREADABLE = "model.safetensors", "best.safetensors", "un
 """Files in a run's folder: the last weights, the weights with the best figure, and the list of unreadable inputs."""
 
 _GPU_INTERVAL = 20
-"""On a GPU, the losses are read only after this number of steps, because each read waits for the GPU."""
+"""On a GPU, the losses are read once in this number of steps, because each read waits for the GPU."""
 
 
 def train_task(

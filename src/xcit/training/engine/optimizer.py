@@ -82,7 +82,8 @@ class WeightDecaySchedule:
 
     Args:
         optimizer: the optimiser, with the initial weight decay in its parameter groups. A weight decay of 0 stays 0.
-        final: weight decay at the end of the run, reached along half a period of a cosine; None changes nothing.
+        final: weight decay at the end of the run, reached along half a period of a cosine. None keeps the initial
+            values.
         num_steps: number of steps of the run.
     """
 

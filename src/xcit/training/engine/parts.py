@@ -14,7 +14,7 @@ from xcit.training.engine.task import Closes, Layout, Task
 
 
 class EpochParts:
-    """Returns this process's parts of an epoch's batches, one after another.
+    """This process's parts of an epoch's batches. The method `next` returns one part after another.
 
     A stop signal may also kill the workers in the middle of a step. The step must still be finished: it has already
     updated statistics (of batch norms, of a DINO teacher), and the other training processes wait for this process. So

@@ -16,7 +16,7 @@ from xcit.errors import XCiTError
 from xcit.weights.plain import tensor_problem, type_problem
 
 _MOST_STEPS = 2**53
-"""A number of steps that is larger than that of any run."""
+"""A limit of the number of steps. Every run has fewer steps."""
 
 _SET_BY_TORCH = frozenset(
     ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay", "nesterov")
@@ -27,7 +27,7 @@ _MOMENTS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SG
 
 
 def check_counts(state: Mapping[str, Any], source: str) -> None:
-    """Checks the position, the number and size of the batches, and the loss scale, and that all other entries exist.
+    """Checks that a state has all entries, and that its position, number and size of batches and loss scale are valid.
 
     Args:
         state: the state from a checkpoint.
@@ -113,19 +113,20 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: st
     assert isinstance(groups, list) and isinstance(moments, dict)
     check(
         all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups),
-        "a parameter group is not one",
+        "an invalid parameter group",
     )
     own = [len(group["params"]) for group in optimizer.param_groups]
     sizes = [len(group["params"]) for group in groups]
     if own != sizes and sum(own) == sum(sizes):
         raise XCiTError(
-            f"{source} was written by an optimiser with {sizes} parameters in its groups, where this run has "
+            f"{source} was written by an optimiser with {sizes} parameters in its groups, but this run has "
             f"{own}: keep optimizer.undecayed, optimizer.layer_decay and optimizer.weight_decay as they were"
         )
     check(own == sizes, f"{sum(sizes)} parameters, not {sum(own)}")
     numbers = list(chain.from_iterable(group["params"] for group in groups))
     check(
-        all(_is_count(number) for number in numbers) and numbers == list(range(sum(own))), "the numbering of its groups"
+        all(_is_count(number) for number in numbers) and numbers == list(range(sum(own))),
+        "the numbering of its parameters",
     )
     for mine, group in zip(optimizer.param_groups, groups, strict=True):
         for name, value in mine.items():
@@ -170,7 +171,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _is_alike(value: object, own: object) -> bool:
-    """Returns whether a value has the same type as this run's value of a setting.
+    """Returns whether a value from a checkpoint has the same type as this run's value of the same setting.
 
     A number must be finite. A sequence must have as many numbers as this run's sequence.
     """

@@ -1,4 +1,4 @@
-"""The state of a training run: everything that a step changes, as it is saved to a checkpoint and loaded again."""
+"""The state of a training run: everything that a step changes. The state can be saved to a checkpoint and loaded."""
 
 import copy
 import dataclasses
@@ -29,9 +29,9 @@ class Position:
 
     Attributes:
         epoch: index of the current epoch, counted from 0.
-        step: number of finished steps of this epoch. After the last step, this number stays the same until the epoch is
-            evaluated.
-        losses: sum of the losses of these steps.
+        step: number of finished steps of this epoch. After the last step, `step` is the number of steps per epoch until
+            the epoch has been evaluated.
+        losses: sum of the losses of the finished steps of this epoch.
         best: the best figure so far; None before the first evaluation.
     """
 
@@ -111,16 +111,16 @@ class TrainState:
         }
 
     def load(self, state: dict[str, Any], source: str) -> None:
-        """Loads a state that `dump` returned, perhaps in a run with another number of processes.
+        """Loads a state that `dump` returned. The number of processes may have changed since then.
 
         Args:
             state: the state.
             source: path of the checkpoint, for error messages.
 
         Raises:
-            XCiTError: if the state is damaged, or belongs to another model, optimiser or setting of `ema_decay`; or if
-                it is from the middle of an epoch, and the number or size of the batches is different now. After an
-                error, the run is unchanged.
+            XCiTError: if the state is damaged, if it belongs to another model or optimiser, or if averaging of weights
+                was turned on or off. It is also an error if the state is from the middle of an epoch, and the number
+                or size of the batches has changed. After an error, the run is unchanged.
         """
         check_counts(state, source)
         position = Position(**state["position"])
@@ -134,7 +134,9 @@ class TrainState:
                 )
             position.step = min(position.step, self.num_steps)
         if (state["ema"] is None) != (self.ema is None):
-            raise XCiTError(f"{source} was written with another run.ema_decay: keep it above 0, or at 0, as before")
+            raise XCiTError(
+                f"{source} was written with another run.ema_decay: keep averaging of weights on or off, as before"
+            )
         # Everything is checked before anything is loaded, so that the run is unchanged after an error.
         check_tensors(self.model.state_dict(), state["model"], source)
         if self.ema is not None:

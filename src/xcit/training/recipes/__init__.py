@@ -73,7 +73,7 @@ def get_recipe(name: str) -> TrainingConfig:
 
 
 def _load(path: Path) -> TrainingConfig:
-    """Reads the config in a YAML file. If the file has no field `task`, it is a config of classification.
+    """Reads the config in a YAML file. If the file has no field `task`, it is a classification config.
 
     Raises:
         XCiTError: if the file can't be read, its task is unknown, or a field is unknown or has another type.

@@ -17,7 +17,7 @@ def dino(architecture: str) -> DINOConfig:
     """DINO on ImageNet-1k without labels: 100 epochs with global batch size 512 (at most 64 images per forward pass).
 
     The command is `torchrun --nproc-per-node 8 -m xcit train dino_xcit-small-12-p16_in1k --data IMAGENET`. The settings
-    are the defaults of the authors' code for a node with eight GPUs. Their learning rate is 5e-4 * batch size / 256.
+    are the defaults of the authors' code for a node with eight GPUs. The learning rate is 5e-4 * batch size / 256.
     For the published backbones, the authors changed some settings. The changes are in files on the authors' server, but
     not in their code. The expected k-NN top-1 is unknown, because nobody has run this recipe yet. The goal is the k-NN
     top-1 of the published backbone, which `xcit info` prints.

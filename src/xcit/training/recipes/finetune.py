@@ -41,7 +41,7 @@ def transfer(architecture: str) -> ClassificationConfig:
     The command is `xcit train xcit-small-12-p16_transfer --data FOLDER`. The images are in
     FOLDER/train/<class>/<image> and FOLDER/val/<class>/<image>. At least a few hundred images are needed. If the folder
     has no validation images, a fifth of the images is held out for validation. `--holdout N` holds out N images
-    instead. The number of classes is that of the folder. The recipe trains for 20 epochs with batch size 32, light
+    instead. The number of classes is taken from the folder. The recipe trains for 20 epochs with batch size 32, light
     augmentation, and lower learning rates for layers far from the head. The accuracy depends on the images. We chose
     the settings without tuning them on a benchmark.
     """
@@ -70,9 +70,9 @@ def multi_label(architecture: str) -> MultiLabelConfig:
 
     The command is `xcit train xcit-small-12-p16_multi-label --data FOLDER`. The folder contains the images and two
     lists, train.csv and val.csv. Each line of a list has the path of an image and its class names, or the path and a 0
-    or 1 for each class. The loss is a binary cross-entropy for each class, and the best checkpoint is that with the
-    highest mean average precision (mAP). There is no label smoothing. All other settings are those of the `transfer`
-    recipe. The mAP depends on the images. We chose the settings without tuning them on a benchmark.
+    or 1 for each class. The loss is a binary cross-entropy for each class. The best checkpoint is selected by its mean
+    average precision (mAP). There is no label smoothing. All other settings are those of the `transfer` recipe. The mAP
+    depends on the images. We chose the settings without tuning them on a benchmark.
     """
     base = transfer(architecture)
     return MultiLabelConfig(

@@ -29,7 +29,7 @@ def official(architecture: str) -> ClassificationConfig:
 
     The command is `xcit train xcit-small-12-p16_official_in1k --data IMAGENET`. The result is a moving average of the
     weights. The expected top-1 is the authors' figure for the 224-pixel checkpoint without distillation, which
-    `xcit info` prints. The authors measured it with the preprocessing of this recipe.
+    `xcit info` prints. The authors measured this figure with the preprocessing of this recipe.
 
     The rates of stochastic depth have three sources. The rate 0.05 for small-12 is from the authors' published command.
     The rates 0 for tiny-12, 0.1 for small-24 and 0.15 for medium-24 are from the authors' detection and segmentation

@@ -54,7 +54,7 @@ class DetectionRow(NamedTuple):
 
 
 class Precision(NamedTuple):
-    """COCO's twelve numbers for boxes and for masks, in percent; NaN if there are no objects of a number's size."""
+    """COCO's twelve numbers for boxes and for masks, in percent. The numbers for a size without objects are NaN."""
 
     boxes: tuple[float, ...]
     masks: tuple[float, ...]

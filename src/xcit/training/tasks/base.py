@@ -32,7 +32,7 @@ class Loader(Protocol):
     unreadable: list[str]
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Any]:
-        """Yields this process's parts of an epoch's batches, starting at step `first_step` (see `Layout`)."""
+        """Yields this process's parts (see `Layout`) of an epoch's batches, starting at step `first_step`."""
 
     def close(self) -> None:
         """Ends the processes that read data, if there are any."""
@@ -103,15 +103,15 @@ def check_class_weights(weights: Sequence[float], num_classes: int, field: str =
 
 
 def class_weights_on(device: torch.device, weights: Sequence[float]) -> Tensor | None:
-    """Returns the weights of K classes as a tensor (K,), or None if there are no weights (all classes are equal)."""
+    """Returns the weights of K classes as a tensor (K,), or None if there are no weights (equal weights)."""
     return torch.tensor(weights, device=device) if weights else None
 
 
 def with_classes_of(config: Any, num_classes: int) -> Any:
-    """Returns a task's config with the number of classes of the data, if `model.num_classes` is 0 in the config.
+    """Returns a task's config in which a `model.num_classes` of 0 is replaced by the number of classes of the data.
 
     Raises:
-        XCiTError: if `model.num_classes` is another number than 0 and the number of classes of the data.
+        XCiTError: if `model.num_classes` is not 0, and is not the number of classes of the data.
     """
     if config.model.num_classes not in (0, num_classes):
         raise XCiTError(

@@ -34,7 +34,7 @@ class ClassificationConfig:
 
     Attributes:
         name: name of the recipe or run. The exported model gets the same name.
-        task: name of the task. In a YAML file, it tells the class of the config.
+        task: name of the task. In a YAML file, it determines the class of the config.
         model: architecture of the model; `num_classes` 0 means the number of classes of the data.
         preprocessing: preprocessing in evaluation. Training uses only its image size and normalisation.
         data: a folder or a known name (see `open_labelled_images`), or a stream (see `open_stream`).
@@ -181,10 +181,11 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> 
 
 
 class ClassificationTask(TaskWithAdapters):
-    """The classification task: the engine trains its model on its data with its loss, all as in a config.
+    """The classification task, built from a config: the model, data, loss and evaluation for the engine.
 
     Attributes:
-        config: the config. A number of classes of 0, and a holdout of None, are replaced by the values for the data.
+        config: the config, in which a `num_classes` of 0 and a `holdout` of None are replaced by the values for the
+            data.
         notes: lines for the user about the data.
         problems: lines for the user about problems in the data.
 
@@ -236,7 +237,7 @@ class ClassificationTask(TaskWithAdapters):
         return self._loader.batches(epoch, first_step)
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Returns the loss; with a teacher, also returns the loss against the labels and the loss of the teacher."""
+        """Returns the loss; with a teacher, also returns the loss against the labels and the teacher's loss."""
         images, targets = batch
         if self._mixing is not None:
             images, targets = self._mixing(images, targets)

@@ -45,7 +45,7 @@ class DetectionConfig:
 
     Attributes:
         name: name of the recipe or run. The exported model gets the same name.
-        task: name of the task. In a YAML file, it tells the class of the config.
+        task: name of the task. In a YAML file, it determines the class of the config.
         model: architecture of the model, and the preprocessing in evaluation; `num_classes` 0 means the number of
             classes of the data.
         data: a folder or JSON file in COCO's format, see `open_coco`.
@@ -103,7 +103,10 @@ class DetectionReport:
 
 
 class _MeasuredImages(Dataset[tuple[int, Tensor | None, str]]):
-    """The images to evaluate: (index, pixels uint8 (C, h, w), ""), or (index, None, reason) for an unreadable image."""
+    """The images to evaluate. An item is (index, pixels uint8 (C, h, w), "").
+
+    For an image that can't be read, the item is (index, None, reason).
+    """
 
     def __init__(self, images: CocoImages, num_channels: int) -> None:
         self.images, self.num_channels = images, num_channels
@@ -203,7 +206,7 @@ def _found_whole(
             if (rows.height, rows.width) != size:
                 raise XCiTError(
                     f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, but {size[1]} x {size[0]} in "
-                    f"{images.source}: its objects can't be where they are said to be"
+                    f"{images.source}: the annotations do not fit the image"
                 )
             return detect_large(rows, model, min_score=MIN_SCORE, max_objects=MAX_OBJECTS, full_size=full_size)
 
@@ -241,10 +244,10 @@ def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
 
 
 class DetectionTask(TaskWithLoader):
-    """The detection task: the engine trains its model on its data with its losses, all as in a config.
+    """The detection task, built from a config: the model, data, losses and evaluation for the engine.
 
     Attributes:
-        config: the config. A number of classes of 0 is replaced by the number of classes of the data.
+        config: the config, in which a `num_classes` of 0 is replaced by the number of classes of the data.
         notes: lines for the user about the data.
         problems: one line for the user for each kind of problem in the data.
 

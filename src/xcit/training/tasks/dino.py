@@ -85,10 +85,10 @@ class DINOConfig:
 
     Attributes:
         name: name of the recipe or run. The exported backbone gets the same name.
-        task: name of the task. In a YAML file, it tells the class of the config.
-        model: architecture of the backbone, without a classifier. Only the student uses its stochastic depth.
-        preprocessing: preprocessing for the exported backbone and the evaluation. All crops have its normalisation, and
-            global crops have its image size.
+        task: name of the task. In a YAML file, it determines the class of the config.
+        model: architecture of the backbone, without a classifier. Only the student uses stochastic depth.
+        preprocessing: preprocessing for the exported backbone and the evaluation. Its normalisation is used for all
+            crops, and its image size for global crops.
         data: images without labels, see `open_unlabelled_images`.
         num_watched: number of training images (a fixed selection) on which the features are evaluated.
         head: the projection head.
@@ -159,7 +159,7 @@ def dino_loss(student_logits: Tensor, targets: Tensor, *, num_crops: int, studen
 
 
 class DINOTask(TaskWithLoader):
-    """The DINO task: the engine trains its student, and the task updates teacher and centre, all as in a config.
+    """The DINO task, built from a config: student, teacher, data, loss and evaluation for the engine.
 
     Attributes:
         config: the config, unchanged.
@@ -208,7 +208,7 @@ class DINOTask(TaskWithLoader):
         self._epoch = epoch
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Returns the loss, and of the teacher the entropy, the divergence from the student and the feature spread."""
+        """Returns the loss, and the teacher's entropy, divergence from the student, and feature spread."""
         output = model(batch)
         settings = self.config.dino
         targets = teacher_probabilities(output.teacher_logits, output.center, settings.temperature(self._epoch))
@@ -227,7 +227,7 @@ class DINOTask(TaskWithLoader):
         }
 
     def before_update(self, model: nn.Module, step: int) -> None:
-        """Freezes the head's last layer in the first epochs. The optimiser changes no parameter without a gradient."""
+        """Freezes the head's last layer in the first epochs: the optimiser skips parameters that have no gradient."""
         assert isinstance(model, DINO)
         if step < self.config.dino.freeze_last_layer * self.num_steps:
             for parameter in model.student.head.last_layer.parameters():
@@ -252,7 +252,7 @@ class DINOTask(TaskWithLoader):
     def evaluate(
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Returns the spread of the teacher's features and the teacher's entropy (nats) on whole training images."""
+        """Returns the teacher's entropy (nats) and feature spread on training images without augmentation."""
         assert isinstance(model, DINO)
         device = model.center.device
         batches = evaluation_batches_of(

@@ -24,15 +24,16 @@ _TIMM = "timm/"
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """A teacher, and its share of the loss: loss = (1 - alpha) * label_loss + alpha * teacher_loss.
+    """A teacher and its weight in the loss: loss = (1 - alpha) * label_loss + alpha * teacher_loss.
 
     Attributes:
         teacher: "timm/<model>" for timm's pretrained weights, or the name or file of an XCiT; "" for no teacher.
-        kind: the teacher's loss. "hard": the cross-entropy against the teacher's top-1 class (DeiT, arXiv 2012.12877,
-            section 4). "soft": the Kullback-Leibler divergence of the student's from the teacher's probabilities, both
-            at `temperature` T, times T^2 (arXiv 1503.02531). As in the authors' code, the divergence is averaged over
-            images and classes. So with K classes, it is 1/K of the usual divergence, which is a sum over the classes.
-        alpha: the share of the teacher's loss in the loss, 0..1.
+        kind: definition of `teacher_loss`. "hard": the cross-entropy against the teacher's top-1 class (DeiT, arXiv
+            2012.12877, section 4). "soft": the Kullback-Leibler divergence between the probabilities of teacher and
+            student, both at `temperature` T, times T^2 (arXiv 1503.02531). As in the authors' code, the divergence is
+            averaged over images and classes. So with K classes, it is 1/K of the usual divergence, which is a sum over
+            the classes.
+        alpha: weight of `teacher_loss` in the loss, 0..1.
         temperature: temperature T of "soft". The default in the authors' code is 1; DeiT's comparison used 3.
     """
 
@@ -185,7 +186,7 @@ def _load_timms(source: str) -> _Loaded:
 
 
 def _is_timms(teacher: str) -> bool:
-    """Returns whether to load the teacher with timm. This package loads timm's XCiTs itself, from more sources."""
+    """Returns whether to load the teacher with timm. This package loads timm's XCiTs itself."""
     return teacher.startswith(_TIMM) and not is_known(teacher)
 
 
@@ -210,5 +211,6 @@ def _timm_config(teacher: str) -> "PretrainedCfg":
 def _check_channels(teacher: str, channels: int, spec: Preprocessing) -> None:
     if channels != len(spec.mean):
         raise XCiTError(
-            f"distillation.teacher: {teacher} takes images of {channels} channels, this run's have {len(spec.mean)}"
+            f"distillation.teacher: {teacher} accepts images with {channels} channels, this run's images have "
+            f"{len(spec.mean)}"
         )

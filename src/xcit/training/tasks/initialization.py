@@ -1,4 +1,4 @@
-"""Initial weights of a model: a checkpoint, or the stem of another model. Also freezes stages of the model."""
+"""Loads the initial weights of a model, or only the stem of another model, and freezes stages of the model."""
 
 import difflib
 import re
@@ -39,7 +39,8 @@ class InitializeConfig:
         weights: the initial weights: the name of a checkpoint, a file or a URL, in any published format; "" for random
             weights. A head with another number of classes is not loaded, so the model's head stays random.
         stem: the name or file of a trained model of the same width and patch size; "" for none. Its stem is copied and
-            frozen (patch-stem surgery). The authors needed this to keep the training of the largest models stable.
+            frozen (patch-stem surgery). The authors needed patch-stem surgery to train their largest models without
+            divergence.
         freeze: stages that are not trained: "stem", "position", "blocks.0", ..., "cls_token", "cls_blocks.0", ...,
             "norm", "head". "blocks.0-5" means the six blocks 0 to 5. The statistics of batch norms in these stages are
             frozen too.
@@ -145,7 +146,7 @@ def _stages(model: XCiTConfig) -> list[str]:
 
 
 def _stages_of(name: str) -> list[str]:
-    """Returns all stages of a range such as "blocks.0-5". Any other name is returned unchanged, as a list of one."""
+    """Returns all stages of a range such as "blocks.0-5". For any other name, returns only this name."""
     match = re.fullmatch(r"(blocks|cls_blocks)\.(\d+)-(\d+)", name)
     if match is None or int(match[2]) > int(match[3]):
         return [name]

@@ -65,7 +65,7 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
     """Opens the training and the validation images of a run.
 
     Args:
-        data: the training images: a stream (see `open_stream`), or see `open_labelled_images`.
+        data: the training images: a stream (see `open_stream`), or a folder or name (see `open_labelled_images`).
         val_data: the validation images, in the same form. "" means the validation split of `data`; a stream has no
             validation split.
         holdout: number of training images to hold out for validation. A number below 1 is a share of the images. With
@@ -164,8 +164,7 @@ def held_out(images: LabelledImages, holdout: float) -> tuple[ImageSubset, Image
         count = round(holdout * len(images)) if 0 < holdout < 1 else holdout
         if count != int(count) or not 0 < count < len(images):
             raise XCiTError(
-                f"holdout is {holdout:g}, must be from 0 to fewer than the {len(images)} images there are, or a share "
-                "below 1"
+                f"holdout is {holdout:g}, must be a share below 1, or a whole number of images below {len(images)}"
             )
         kept = order[: int(count)]
     is_kept = set(kept)

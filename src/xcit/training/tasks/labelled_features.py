@@ -1,4 +1,4 @@
-"""Computes the features of a data set with a frozen model, once per image and in all processes, and caches them."""
+"""Computes the features of a data set with a frozen model, once per image, and caches the features on disk."""
 
 import hashlib
 import json

@@ -114,7 +114,7 @@ class LinearHeads(nn.Module):
 
 
 class LinearTask(TaskWithLoader):
-    """The task of a linear probe. The engine trains `model`, the classifiers, which does not contain the frozen model.
+    """The task of a linear probe. `model` contains only the classifiers to train, and not the frozen model.
 
     Attributes:
         accuracies: results of the last evaluation, one for each learning rate.
@@ -138,7 +138,7 @@ class LinearTask(TaskWithLoader):
             config: the config of the run.
             backbone: the frozen model, for the export.
             network: the same model, fused or in evaluation mode, on the run's device; it computes the features.
-            info: info of the exported classifier, with the data's classes and the backbone's preprocessing.
+            info: classes and preprocessing of the exported classifier.
             train: the training images if `config.augmented` is true, otherwise their features.
             val: the features of the validation images.
             layout: rank and number of the processes.
@@ -235,7 +235,7 @@ class LinearTask(TaskWithLoader):
 
 
 class _FeatureLoader:
-    """A loader of shuffled batches of features and labels, which `TrainLoader`'s rule divides among the processes.
+    """A loader of shuffled batches of features and labels, divided among the processes as in `TrainLoader`.
 
     Every process knows all unreadable images, so only the main process reports them.
     """

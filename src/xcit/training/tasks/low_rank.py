@@ -26,7 +26,7 @@ class LoRAConfig:
         rank: rank of the update B A; 0 means that there are no adapters, and the model itself is trained.
         alpha: factor of the update; the update is also divided by `rank`.
         dropout: dropout rate of the adapters' input.
-        layers: last parts of the names of the linear layers that get an adapter.
+        layers: a linear layer gets an adapter if the last part of its name is one of these names.
     """
 
     rank: int = 0
@@ -73,7 +73,7 @@ def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
     The outputs of the model change only when the adapters are trained. With rank 0, the model is returned unchanged.
 
     Raises:
-        XCiTError: if the name of no linear layer ends in one of `config.layers`.
+        XCiTError: if no linear layer has a name that ends in one of `config.layers`.
     """
     if not config.rank:
         return model
@@ -107,9 +107,9 @@ class TaskWithAdapters(TaskWithLoader):
     """A task with a field `lora` in its config."""
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes the whole model to a file, or the adapters and the head to a folder.
+        """Writes the whole model to a file. If the model has adapters, writes only adapters and head, to a folder.
 
-        If the model has adapters, the folder is that of `adapter_folder`, in PEFT's format.
+        The folder is in PEFT's format (see `adapter_folder`).
         """
         if not self.config.lora.rank:
             super().export(model, path)

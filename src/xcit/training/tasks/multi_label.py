@@ -35,7 +35,7 @@ class MultiLabelConfig:
 
     Attributes:
         name: name of the recipe or run. The exported model gets the same name.
-        task: name of the task. In a YAML file, it tells the class of the config.
+        task: name of the task. In a YAML file, it determines the class of the config.
         model: architecture of the model; `num_classes` 0 means the number of classes of the data.
         preprocessing: preprocessing in evaluation. Training uses only its image size and normalisation.
         data: a list of images, or a folder with lists, see `open_multi_label`.
@@ -79,7 +79,7 @@ class MultiLabelConfig:
         for name in ("mixup", "cutmix", "label_smoothing"):
             if getattr(self.augmentation, name):
                 raise XCiTError(
-                    f"augmentation.{name}: the labels of several classes are not mixed or smoothed: set it to 0"
+                    f"augmentation.{name}: the labels of several classes can't be mixed or smoothed: set it to 0"
                 )
 
 
@@ -175,10 +175,10 @@ def evaluate_multi_label(
 
 
 class MultiLabelTask(TaskWithAdapters):
-    """The multi-label task: the engine trains its model on its data with its loss, all as in a config.
+    """The multi-label task, built from a config: the model, data, loss and evaluation for the engine.
 
     Attributes:
-        config: the config. A number of classes of 0 is replaced by the number of classes of the data.
+        config: the config, in which a `num_classes` of 0 is replaced by the number of classes of the data.
         notes: lines for the user about the data.
 
     Raises:
@@ -230,7 +230,7 @@ class MultiLabelTask(TaskWithAdapters):
         return listed, (val, val.targets)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields this process's parts of an epoch's batches: images (B, C, h, w) and targets (B, K), float32 0 or 1."""
+        """Yields this process's parts of an epoch's batches: images (B, C, h, w) and targets (B, K), 0.0 or 1.0."""
         for images, rows in self._loader.batches(epoch, first_step):
             yield images, self._targets[rows].float()
 

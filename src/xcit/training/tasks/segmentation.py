@@ -52,7 +52,7 @@ class SegmentationConfig:
 
     Attributes:
         name: name of the recipe or run. The exported model gets the same name.
-        task: name of the task. In a YAML file, it tells the class of the config.
+        task: name of the task. In a YAML file, it determines the class of the config.
         model: architecture of the model; `num_classes` 0 means the number of classes of the data.
         preprocessing: normalisation, and the image size in evaluation. In training, this size is multiplied by a random
             factor.
@@ -105,13 +105,14 @@ class SegmentationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationReport:
-    """Results of the evaluation of a segmenter on scenes. All percentages are 0..100.
+    """Results of the evaluation of a segmenter on scenes.
 
     Attributes:
         num_images: number of scenes that could be read and were evaluated.
         miou: intersection over union (percent), averaged over the classes. A class is left out if it occurs neither in
             the labels nor in the predictions.
-        macc: percentage of a class's pixels that are predicted correctly, averaged over the classes in the labels.
+        macc: percentage of a class's pixels that are predicted correctly, averaged over the classes that occur in the
+            labels.
         aacc: percentage of all pixels that are predicted correctly.
         iou: intersection over union (percent) of each class; NaN if the class is left out.
         confusion: (K, K), numbers of pixels; rows are true classes, columns are predicted classes.
@@ -162,9 +163,9 @@ def report_of(
 
 
 class _MeasuredScenes(Dataset[tuple[Pixels | None, Labels | None, str]]):
-    """The scenes to evaluate: (the resized image, labels at the original size, ""), or (None, None, reason).
+    """The scenes to evaluate. An item is (resized image, label map at the original size, "").
 
-    The reason says why a scene can't be read.
+    For a scene that can't be read, the item is (None, None, reason).
     """
 
     def __init__(self, scenes: LabelledScenes, spec: SegmentationPreprocessing) -> None:
@@ -311,10 +312,10 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
 
 
 class SegmentationTask(TaskWithLoader):
-    """The segmentation task: the engine trains its model on its data with its loss, all as in a config.
+    """The segmentation task, built from a config: the model, data, loss and evaluation for the engine.
 
     Attributes:
-        config: the config. A number of classes of 0 is replaced by the number of classes of the data.
+        config: the config, in which a `num_classes` of 0 is replaced by the number of classes of the data.
         notes: lines for the user about the data.
         problems: lines for the user about problems in the data.
 

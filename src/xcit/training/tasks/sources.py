@@ -9,7 +9,7 @@ from xcit.zoo.names import is_file, is_url
 
 
 def find_source(source: str, field: str) -> Checkpoint | None:
-    """Returns the known checkpoint with a name, or None for a URL or a path. Nothing is read or downloaded.
+    """Returns the checkpoint with the name `source`; None for a path, a URL or a repository. Reads no file.
 
     Args:
         source: name or alias of a checkpoint, a URL, a repository of the Hub ("hf-hub:USER/REPO"), or a path. A key may

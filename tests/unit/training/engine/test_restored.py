@@ -114,9 +114,9 @@ DAMAGE: tuple[tuple[str, object, str], ...] = (
         for value in some(None, [], {}, {"state": {}})
     ),
     ("optimizer/param_groups", [], "0 parameters, not 6"),
-    ("optimizer/param_groups/0", None, "a parameter group is not one"),
-    ("optimizer/param_groups/0/params", [7, 7, 7, 7], "the numbering of its groups"),
-    ("optimizer/param_groups/0/params", [[], {}, "", None], "the numbering of its groups"),
+    ("optimizer/param_groups/0", None, "an invalid parameter group"),
+    ("optimizer/param_groups/0/params", [7, 7, 7, 7], "the numbering of its parameters"),
+    ("optimizer/param_groups/0/params", [[], {}, "", None], "the numbering of its parameters"),
     ("optimizer/param_groups/0/params", [0, 1, 2], "5 parameters, not 6"),
     ("optimizer/param_groups/0/lr", KeyError, "lr of a group"),
     *(

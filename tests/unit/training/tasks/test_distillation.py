@@ -192,7 +192,7 @@ def test_timm_s_model_teaches(timms: str, tmp_path: Path) -> None:
         ("timm/regnety_160.deit_in1k", 37, r"regnety_160\.deit_in1k has 1000 classes, this run 37"),
         ("xcit-nano-12-p16_3rdparty_in1k", 37, r"has 1000 classes, this run 37"),
         ("timm/xcit_nano_12_p16_224.fb_in1k", 37, r"has 1000 classes, this run 37"),
-        (PACKAGED, 10, r"takes images of 1 channels, this run's have 3"),
+        (PACKAGED, 10, r"accepts images with 1 channels, this run's images have 3"),
         ("nowhere.pth", 3, r"nowhere\.pth: no such file"),
         ("xcit-nano-12-p16_3rdparty_in2k", 1000, r"no model is called .*; did you mean 'xcit-nano-12"),
     ],

@@ -145,5 +145,5 @@ def test_what_is_no_holdout(holdout: float) -> None:
 @pytest.mark.parametrize("holdout", [1.5, 20, 100])
 def test_more_than_there_are(tmp_path: Path, holdout: float) -> None:
     data = write(tmp_path, ant=10, bee=10)
-    with pytest.raises(XCiTError, match="must be from 0 to fewer than the 20 images there are, or a share below 1"):
+    with pytest.raises(XCiTError, match="must be a share below 1, or a whole number of images below 20"):
         opened(data, holdout)
