@@ -176,11 +176,13 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
         # In a recipe, the number of classes may be 0. The config in a run's folder has the number from the data.
         model = replace(config.model, num_classes=config.model.num_classes or own.model.num_classes)
         if (own.task, own.model) != (config.task, model):
-            raise XCiTError(f"{checkpoint} belongs to another model: resume with {checkpoint.parent / CONFIG}")
+            raise XCiTError(
+                f"{checkpoint} belongs to another model: resume with the config {checkpoint.parent / CONFIG}"
+            )
         if own.optimizer.undecayed != config.optimizer.undecayed:
             raise XCiTError(
                 f"{checkpoint} was trained with optimizer.undecayed {own.optimizer.undecayed}, not "
-                f"{config.optimizer.undecayed}: resume with {checkpoint.parent / CONFIG}"
+                f"{config.optimizer.undecayed}: resume with the config {checkpoint.parent / CONFIG}"
             )
     return checkpoint
 

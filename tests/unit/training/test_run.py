@@ -75,7 +75,7 @@ def test_a_run_with_another_rule_of_decay_is_refused(tmp_path: Path) -> None:
         check_run(recipe, tmp_path, "auto")
     assert str(caught.value) == (
         f"{tmp_path / 'last.pt'} was trained with optimizer.undecayed vectors, not vectors_and_tokens: resume with "
-        f"{tmp_path / 'config.yaml'}"
+        f"the config {tmp_path / 'config.yaml'}"
     )
     assert check_run(before, tmp_path, "auto") == tmp_path / "last.pt"
 

@@ -80,7 +80,7 @@ class Processes:
     def prepare_model(self, model: nn.Module) -> nn.Module:
         """Moves a model to this process's device, and sets up synchronised batch norms and gradient checkpointing.
 
-        These two are only set up if the run uses them. Call this method before `share_model`.
+        Both are only set up if the settings of the run contain them. Call this method before `share_model`.
 
         Raises:
             XCiTError: if the run uses gradient checkpointing, and the model does not support it.

@@ -1,4 +1,4 @@
-"""Builds the optimiser with the published parameter groups, and changes its weight decay during a run."""
+"""Builds the optimiser, with and without weight decay for each parameter as published, and schedules weight decay."""
 
 import math
 from typing import Any

@@ -151,7 +151,7 @@ def _check_tensor(theirs: object, own: Tensor, name: str, source: str) -> None:
         raise XCiTError(f"{source} does not fit this run: {name} is not a tensor, but of type {type(theirs).__name__}")
     if theirs.shape != own.shape:
         raise XCiTError(
-            f"{source} does not fit this run: size mismatch of {name}: {list(theirs.shape)}, the run's is "
+            f"{source} does not fit this run: size mismatch of {name}: {list(theirs.shape)}, this run's shape is "
             f"{list(own.shape)}"
         )
     if problem := tensor_problem(theirs) or type_problem(theirs, own):

@@ -115,7 +115,7 @@ def with_classes_of(config: Any, num_classes: int) -> Any:
     """
     if config.model.num_classes not in (0, num_classes):
         raise XCiTError(
-            f"{config.data} has {num_classes} classes, the model {config.model.num_classes}: "
+            f"{config.data} has {num_classes} classes, the model has {config.model.num_classes}: "
             f"set model.num_classes to {num_classes}"
         )
     return replace(config, model=replace(config.model, num_classes=num_classes))

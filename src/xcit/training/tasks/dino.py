@@ -129,9 +129,12 @@ class DINOConfig:
 
 
 def teacher_probabilities(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """Computes the targets (2*B, K), softmax((logits - center) / temperature), from the teacher's logits (2*B, K).
+    """Returns the targets (2*B, K) of the student: softmax((logits - center) / temperature).
 
-    The centre has shape (1, K).
+    Args:
+        logits: the teacher's logits (2*B, K) for the two global crops of B images.
+        center: the centre (1, K).
+        temperature: temperature of the teacher's softmax.
     """
     return ((logits - center) / temperature).softmax(dim=-1).detach()
 

@@ -116,7 +116,7 @@ def check_teacher(config: DistillationConfig, spec: Preprocessing, num_classes: 
         classes, channels = record.config.num_classes, record.config.in_channels
     _check_channels(config.teacher, channels, spec)
     if num_classes and classes != num_classes:
-        raise XCiTError(f"distillation.teacher: {config.teacher} has {classes} classes, this run {num_classes}")
+        raise XCiTError(f"distillation.teacher: {config.teacher} has {classes} classes, this run has {num_classes}")
 
 
 def load_teacher(
@@ -141,8 +141,8 @@ def load_teacher(
     _check_channels(config.teacher, len(own.mean), spec)
     if names and class_ids and tuple(class_ids) not in (*names, numbered_classes(num_classes)):
         raise XCiTError(
-            f"distillation.teacher: {config.teacher} knows other classes than the data, or in another order: "
-            f"{some_of(map(repr, names[0]))}, the data {some_of(map(repr, class_ids))}"
+            f"distillation.teacher: {config.teacher} has other classes than the data, or another order of the classes: "
+            f"the teacher has {some_of(map(repr, names[0]))}, the data have {some_of(map(repr, class_ids))}"
         )
     teacher = Teacher(model, config, own=own, given=spec)
     size = spec.image_size
@@ -177,7 +177,7 @@ def _load_timms(source: str) -> _Loaded:
 
     try:
         model = timm.create_model(source.removeprefix(_TIMM), pretrained=True)
-    except Exception as error:  # the class of the error depends on the versions of timm and the Hub's client
+    except Exception as error:  # the class of the exception depends on the versions of timm and the Hub's client
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise XCiTError(f"distillation.teacher: {source} can't be loaded: {reason}") from error
     known = _timm_config(source)

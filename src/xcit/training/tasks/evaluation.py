@@ -61,7 +61,8 @@ def logits_of(
         report: called with the number of images of each batch.
 
     Yields:
-        Logits (B, K), float32 on the model's device, and the labels (B,) of the images, on the CPU; B is at least 1.
+        Logits (B, K) of B images for K classes, float32 on the model's device, and labels (B,) on the CPU. B is at
+        least 1.
     """
     device = how.place(model)
     autocast = nullcontext() if how.dtype == torch.float32 else torch.autocast(device.type, dtype=how.dtype)

@@ -188,7 +188,7 @@ def _share_of_classes(images: ImageFiles, order: list[int], share: float) -> lis
 def train_loader(
     data: LabelledData, transform: ImageTransform, config: LoaderConfig, *, shuffle_buffer: int
 ) -> TrainLoader[Tensor] | StreamTrainLoader:
-    """Returns the loader of this process's parts of the batches. `shuffle_buffer` is only used for a stream."""
+    """Returns the loader of this process's training data. `shuffle_buffer` is only used for a stream."""
     if _is_streamed(data):
         return StreamTrainLoader(data, transform, config, shuffle_buffer=shuffle_buffer)
     return TrainLoader(data, transform, config)

@@ -32,7 +32,7 @@ class LabelledFeatures:
     """Features of the N images of a data set that could be read, in the order of the images.
 
     Attributes:
-        features: (N, D) float32.
+        features: (N, D) float32, where D is the width of the model.
         labels: (N,) class indices.
         unreadable: one line for each image that could not be read.
     """

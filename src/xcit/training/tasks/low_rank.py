@@ -99,7 +99,7 @@ def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
 
 
 def adapter_folder(weights: Path) -> Path:
-    """Returns the folder for an adapter, which is written instead of a file: "best-adapter" for "best.safetensors"."""
+    """Returns the folder for an adapter, beside the path of the weights: "best-adapter" for "best.safetensors"."""
     return weights.with_name(f"{weights.stem}-adapter")
 
 

@@ -102,7 +102,7 @@ DAMAGE: tuple[tuple[str, object, str], ...] = (
     ("model", {}, "9 tensors are missing, 0 unexpected: missing '0.weight'"),
     ("model/0.weight", KeyError, "1 tensors are missing"),
     ("model/7.weight", torch.zeros(1), "1 unexpected: unexpected '7.weight'"),
-    ("model/0.weight", torch.zeros(3, 4), r"size mismatch of 0\.weight: \[3, 4\], the run's is \[4, 3\]"),
+    ("model/0.weight", torch.zeros(3, 4), r"size mismatch of 0\.weight: \[3, 4\], this run's shape is \[4, 3\]"),
     ("model/0.weight", EXPANDED, "size mismatch"),
     ("model/0.weight", [1.0], r"0\.weight is not a tensor, but of type list"),
     ("model/0.weight", torch.zeros(4, 3).to_sparse(), r"0\.weight is a sparse tensor"),
