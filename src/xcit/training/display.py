@@ -52,7 +52,7 @@ class RunDisplay:
         self._say(line)
 
     def report(self, progress: "Progress") -> None:
-        """Redraws the panel. At the end of an epoch, and after its evaluation if there is one, also prints a line."""
+        """Redraws the panel, and prints a line for each finished epoch, after the evaluation if the epoch has one."""
         now = self._clock()
         done, total = steps_of_run(progress)
         self._first = self._first or (now, done)
@@ -98,7 +98,7 @@ def steps_of_run(progress: "Progress") -> tuple[int, int]:
 
 
 def seconds_left(num_done: int, num_left: int, seconds: float) -> float | None:
-    """Estimates the seconds for `num_left` steps, if `num_done` steps took `seconds`; None if `num_done` is 0."""
+    """Estimates the seconds for `num_left` steps if `num_done` steps took `seconds`. Returns None if `num_done` is 0."""
     return seconds / num_done * num_left if num_done else None
 
 

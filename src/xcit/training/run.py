@@ -197,7 +197,7 @@ def _check_distillation(config: TrainingConfig, checkpoint: Path) -> None:
     """
     if not isinstance(config, ClassificationConfig) or not config.distillation.teacher:
         return
-    # `ema_warmup` is the first field that was added after that change.
+    # Only versions after the change of the loss write the field `ema_warmup`.
     is_old = "ema_warmup" not in read_yaml(checkpoint.parent / CONFIG).get("run", {})
     if config.distillation.kind == "soft" and is_old:
         raise XCiTError(

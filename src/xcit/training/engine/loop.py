@@ -110,7 +110,7 @@ def train_task(
 
 @dataclass(kw_only=True)
 class _Loop:
-    """The training loop of one run, with its state."""
+    """The training loop of one run, with the state of the run."""
 
     task: Task
     processes: Processes
@@ -333,8 +333,8 @@ class _Loop:
         figure = figures[self.task.watch]
         if position.best is None or figure > position.best:
             position.best = figure
-            # The checkpoint is kept before the next save. If the run is killed between the two, the resumed run repeats
-            # the evaluation, and then keeps the checkpoint.
+            # `best.pt` is written before the next save. If the run is killed before this save, the resumed run repeats
+            # the evaluation and writes `best.pt` again.
             if self.processes.is_main:
                 keep_checkpoint(self.last, BEST)
             self.export(BEST_WEIGHTS)

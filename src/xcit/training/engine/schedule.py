@@ -17,7 +17,7 @@ class _Cosine(timm.scheduler.CosineLRScheduler):
 
 
 class _UnderWarmup(timm.scheduler.scheduler.Scheduler):
-    """A decreasing learning rate. During the warm-up, it is multiplied by a factor that rises to 1."""
+    """A decreasing learning rate, which is multiplied by a factor that rises to 1 during the warm-up."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int, warmup_steps: int

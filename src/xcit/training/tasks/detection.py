@@ -172,7 +172,8 @@ def evaluate_detection(
         seen = [index for _, share in shares for index in share]
     if not seen:
         raise none_readable(len(images), "images", unreadable)
-    # The order of the rows ranks detections with equal scores. It must not depend on the number of processes.
+    # Detections with equal scores are ranked in the order of the rows. After sorting, this order does not depend on the
+    # number of processes.
     rows.sort(key=lambda row: row.image)
     precision = average_precision(images, sorted(seen), rows)
     return DetectionReport(num_images=len(seen), precision=precision, unreadable=tuple(unreadable))

@@ -142,8 +142,8 @@ def teacher_probabilities(logits: Tensor, center: Tensor, temperature: float) ->
 def dino_loss(student_logits: Tensor, targets: Tensor, *, num_crops: int, student_temperature: float) -> Tensor:
     """Computes the cross-entropy between teacher and student, averaged over all pairs of different crops.
 
-    A pair is a global crop g, which the teacher sees, and any other crop v, which the student sees. Its loss is
-    -sum(targets[g] * log softmax(student_logits[v] / student_temperature)), averaged over the batch.
+    A pair is a global crop g, which the teacher sees, and any other crop v, which the student sees. The loss of a pair
+    is -sum(targets[g] * log softmax(student_logits[v] / student_temperature)), averaged over the batch.
 
     Args:
         student_logits: (V*B, K) for V crops of each of B images; the two global crops come first.
@@ -224,7 +224,8 @@ class DINOTask(TaskWithLoader):
         return {
             "loss": loss,
             "teacher_entropy": entropy,
-            # A cross-entropy is the sum of entropy and divergence; every target occurs in the same number of pairs.
+            # A cross-entropy is the entropy plus the divergence. The same is true for the means over the pairs, because
+            # every target occurs in the same number of pairs.
             "teacher_student_kl": loss.detach() - entropy,
             "feature_spread": feature_spread(output.teacher_features.float()),
         }
@@ -267,7 +268,7 @@ class DINOTask(TaskWithLoader):
         )
         temperature = self.config.dino.temperature(self._epoch)
         embed_dim = self.config.model.embed_dim
-        # The sums over the images of the unit features, their squares and the entropies, then the number of images.
+        # Sums over the images: unit features, squares of the unit features, entropies, and the number of images.
         sums = torch.zeros(2 * embed_dim + 2, dtype=torch.float64, device=device)
         with evaluating(model.teacher), torch.inference_mode():
             for images, _, _ in batches:

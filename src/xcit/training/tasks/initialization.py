@@ -25,7 +25,7 @@ _SHAPE = (
 )
 """Config fields that must be the same for a model and its initial weights.
 
-These are all fields that change the shapes of weights, except those of the head.
+Only these fields determine the shapes of the weights outside the head.
 """
 
 _STEM_SHAPE = ("in_channels", "patch_size", "embed_dim")
@@ -39,8 +39,8 @@ class InitializeConfig:
         weights: the initial weights: the name of a checkpoint, a file or a URL, in any published format; "" for random
             weights. A head with another number of classes is not loaded, so the model's head stays random.
         stem: the name or file of a trained model of the same width and patch size; "" for none. Its stem is copied and
-            frozen (patch-stem surgery). The authors needed patch-stem surgery to train their largest models without
-            divergence.
+            frozen (patch-stem surgery). The authors needed patch-stem surgery to keep the training of their largest
+            models stable.
         freeze: stages that are not trained: "stem", "position", "blocks.0", ..., "cls_token", "cls_blocks.0", ...,
             "norm", "head". "blocks.0-5" means the six blocks 0 to 5. The statistics of batch norms in these stages are
             frozen too.

@@ -305,8 +305,8 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     weighted, plain = (
         F.cross_entropy(logits, labels, numbers, ignore_index=IGNORED, reduction="none") for numbers in (weights, None)
     )
-    # The distance is 1 - p. In float32, it is either 0 or larger than this bound. At 0, a power with an exponent below
-    # 1 has no finite derivative.
+    # The distance is 1 - p. In float32, it is either 0 or much larger than 1e-9. At 0, a power with an exponent below 1
+    # has no finite derivative.
     distance = (-torch.expm1(-plain)).clamp(min=1e-9)
     return (distance**focal_gamma * weighted).sum() / labels.numel()
 
