@@ -98,7 +98,7 @@ def steps_of_run(progress: "Progress") -> tuple[int, int]:
 
 
 def seconds_left(num_done: int, num_left: int, seconds: float) -> float | None:
-    """Estimates the seconds for `num_left` steps if `num_done` steps took `seconds`. Returns None if `num_done` is 0."""
+    """Estimates how many seconds `num_left` steps take, if `num_done` steps took `seconds`; None if `num_done` is 0."""
     return seconds / num_done * num_left if num_done else None
 
 

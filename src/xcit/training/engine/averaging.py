@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import timm.utils
 
 _MUCH = 0.1
-"""If the average at the end of the run contains a larger share of the initial weights, there is a warning."""
+"""There is a warning if the share of the initial weights in the final average is larger than this number."""
 
 _LITTLE = 0.01
-"""The share of the initial weights in the average at the end of the run, with the decay that the warning suggests."""
+"""The warning suggests a decay that leaves this share of the initial weights in the final average."""
 
 
 def build_average(model: nn.Module, run: RunConfig, *, is_sharded: bool) -> "timm.utils.ModelEmaV3 | None":

@@ -130,9 +130,9 @@ class Closes(Protocol):
 class StepHooks(Protocol):
     """An optional interface of a task: methods that the engine calls at each epoch and each step.
 
-    A task needs these methods if its model is also changed in other ways than by gradients, such as the teacher of
-    DINO. `model` is the task's own model on the run's device, and not the DDP wrapper. The engine calls the methods in
-    every process.
+    A task needs these methods if its model has parts that are not trained by gradients, such as the teacher of DINO.
+    `model` is the task's own model on the run's device, and not the DDP wrapper. The engine calls the methods in every
+    process.
     """
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> None:

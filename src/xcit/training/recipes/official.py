@@ -33,7 +33,7 @@ def official(architecture: str) -> ClassificationConfig:
 
     The rates of stochastic depth have three sources. The rate 0.05 for small-12 is from the authors' published command.
     The rates 0 for tiny-12, 0.1 for small-24 and 0.15 for medium-24 are from the authors' detection and segmentation
-    configs. The rates 0 for nano-12, 0.05 for tiny-24 and 0.2 for large-24 are our choice, in line with the others.
+    configs. The rates 0 for nano-12, 0.05 for tiny-24 and 0.2 for large-24 are our choice, similar to the others.
 
     The authors set colour jitter to 0.4, but timm ignores colour jitter when RandAugment is on. Therefore this recipe
     has no colour jitter.
@@ -44,8 +44,8 @@ def official(architecture: str) -> ClassificationConfig:
     float16 (`--run.dtype float16`).
 
     Patch-stem surgery copies the stem of a trained model, and freezes it. The authors needed patch-stem surgery to keep
-    the training of their largest models stable. It needs a trained model of the same width and patch size: `xcit train
-    xcit-large-24-p8_official_in1k --initialize.stem xcit-large-24-p8_3rdparty_in1k`.
+    the training of their largest models stable. It needs a trained model of the same width and patch size. The command
+    is `xcit train xcit-large-24-p8_official_in1k --initialize.stem xcit-large-24-p8_3rdparty_in1k`.
     """
     return ClassificationConfig(
         name=f"xcit-{architecture}_official_in1k",

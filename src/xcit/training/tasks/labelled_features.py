@@ -184,7 +184,7 @@ def _compute(
             done += len(labels)
             report(len(labels))
     if processes.layout.world_size > 1:
-        # A row is 0 in all processes except the process that computed the row.
+        # Each row is 0 in all processes except the process that computed it, so the sum has all rows.
         features, marks = processes.reduce(features), processes.reduce(marks)
         unreadable = sorted(processes.gather(unreadable))
     is_readable = marks > 0
