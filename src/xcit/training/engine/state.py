@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Position:
-    """The position of a run.
+    """The position of a run: the number of finished epochs and steps, with the losses and the best figure so far.
 
     A checkpoint does not need the states of random generators, because each random draw depends only on the seed, the
     position and the part of the batch.
