@@ -222,4 +222,4 @@ def test_mistakes(xcit, scenes: Path, tmp_path: Path) -> None:
     done = xcit("test", RECIPE, "packaged", "--data", scenes)
     assert done.status == 2 and "packaged is no detector" in done.err
     done = xcit("train", RECIPE, "--data", scenes, "--model.num_classes", 4, "--out", tmp_path / "run")
-    assert done.status == 2 and "has 10 classes, the model 4: set model.num_classes to 10" in done.err
+    assert done.status == 2 and "has 10 classes, the model has 4: set model.num_classes to 10" in done.err

@@ -145,7 +145,7 @@ ONE_LINE = [
     (f"train {NANO} --data nowhere", "nowhere: no such folder; data is a folder of images by class"),
     (f"train {NANO} --data empty", "empty: no images by class: expected folders named for the classes"),
     (f"train {NANO} --data hollow", "hollow: no images of class 'void'; remove the empty folder or fill it"),
-    (f"train {NANO} --data colours", "colours has 3 classes, the model 1000: set model.num_classes to 3"),
+    (f"train {NANO} --data colours", "colours has 3 classes, the model has 1000: set model.num_classes to 3"),
     (f"train {NANO} --data colours --device cuda:99", "--device cuda:99: not on this machine"),
     (f"train {PICO} --outt a", "no option --outt; did you mean --out?"),
     (f"train {PICO} --epochs 3", "no config field 'epochs'; did you mean 'schedule.epochs'?"),
@@ -157,7 +157,7 @@ ONE_LINE = [
     ("train run/config.yaml --out none --resume empty", "empty/last.pt: no such checkpoint"),
     ("train run/config.yaml --resume file", "run holds another run than file: choose another folder"),
     ("train run/config.yaml --out none --resume file", "file: not a checkpoint of a run, or damaged"),
-    ("train run/config.yaml --resume --model.depth 2", "run/last.pt is of another model: resume by run/config.yaml"),
+    ("train run/config.yaml --resume --model.depth 2", "run/last.pt belongs to another model: resume with the config"),
     ("train run/config.yaml --resume --run.ema_decay 0.9", "run/last.pt was written with another run.ema_decay: keep"),
     ("train run/config.yaml --out file/run", "file/run: Not a directory"),
     ("train run/config.yaml --out a --run.batch_size 99", "fewer training images than one batch of 99"),
@@ -271,7 +271,7 @@ def test_more_unreadable_training_images_than_allowed(xcit, colours, tmp_path):
         assert done.status == 2
         assert done.err == (
             "xcit: error: 1 of 30 training images can't be read, more than run.max_unreadable 0.01 allows; "
-            f"one is {reason}; all are in {out}/unreadable.txt\n"
+            f"one is {reason}; all are listed in {out}/unreadable.txt\n"
         )
         assert Path(out, "unreadable.txt").read_text(encoding="utf-8") == f"{reason}\n"
 

@@ -40,7 +40,7 @@ def _files(tmp_path, colours):
             shutil.copy(path, place)
 
 
-FOUND = "found 3 classes: blau, grün, rot; 21 images in data/train\nwatched by 9 images in data/val\n"
+FOUND = "found 3 classes: blau, grün, rot; 21 images in data/train\nvalidated on 9 images in data/val\n"
 TINY_ANSWERED = "xcit: model tiny.safetensors\n"
 KNN = ("knn", "tiny.safetensors", "--data", "data", "--device", "cpu")
 LINEAR = ("linear", "tiny.safetensors", "--data", "data", "--device", "cpu", "--epochs", 4, "--batch-size", 6)
@@ -201,7 +201,7 @@ def test_two_processes_learn_what_one_learns(xcit, start, options):
         ("dino_xcit-small-12-p16 --weights tiny.safetensors --data data", "patch_size is 8, the model's 16"),
         (
             "patches.safetensors --data data --batch-size 6",
-            "a model without pooling gives tokens, no feature of the image",
+            "a model without pooling gives tokens, not one feature per image",
         ),
     ],
 )

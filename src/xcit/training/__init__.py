@@ -1,1 +1,1 @@
-"""Trains a recipe: `run.py`, with the training loop in `engine/`, the tasks in `tasks/`, and configs in `recipes/`."""
+"""Training: `run.py` starts a run, `engine/` has the training loop, `tasks/` the tasks, and `recipes/` the configs."""

@@ -1,4 +1,4 @@
-"""The output of a training run: a line per epoch, and on a terminal a panel with the progress and current figures."""
+"""The output of a training run: one line per epoch, and on a terminal also a panel with the current progress."""
 
 import sys
 import time
@@ -18,15 +18,16 @@ _REDRAW_SECONDS = 0.2
 
 
 class RunDisplay:
-    """The output of a training run: lines on standard output, and a panel if there is a terminal.
+    """The output of a training run: lines on standard output and, on a terminal, a panel.
 
-    The heading is printed with the first line or step, so that an early error is printed without it.
+    The heading is printed just before the first line. If the run fails before its first line, only the error is
+    printed.
 
     Args:
-        heading: the first line.
-        say: prints a line.
-        draw: shows the panel; None if there is no terminal.
-        clock: returns seconds since any fixed point.
+        heading: text that describes the run.
+        say: function that prints a line.
+        draw: function that draws the panel; None if there is no terminal.
+        clock: function that returns the time in seconds, counted from any fixed time.
     """
 
     def __init__(
@@ -44,14 +45,14 @@ class RunDisplay:
         self._drawn = -_REDRAW_SECONDS
 
     def announce(self, line: str) -> None:
-        """Prints a line."""
+        """Prints a line. The heading is printed before the first line."""
         if self._heading:
             self._say(self._heading)
             self._heading = ""
         self._say(line)
 
     def report(self, progress: "Progress") -> None:
-        """Prints a line per epoch, after the evaluation if the epoch has one, and redraws the panel."""
+        """Redraws the panel, and prints a line for each finished epoch, after the evaluation if the epoch has one."""
         now = self._clock()
         done, total = steps_of_run(progress)
         self._first = self._first or (now, done)
@@ -68,7 +69,7 @@ class RunDisplay:
 
 @contextmanager
 def run_display(heading: str) -> Iterator[RunDisplay]:
-    """Shows a training run. If standard error is a terminal, there is a panel, which is removed at the end."""
+    """Returns a context with the display of a run. On a terminal it has a panel, which is removed at the end."""
     if not sys.stderr.isatty():
         yield RunDisplay(heading)
         return
@@ -80,7 +81,8 @@ def run_display(heading: str) -> Iterator[RunDisplay]:
     def say_above(line: str) -> None:
         console.print(escaped(line, keep="\n\t"), markup=False, highlight=False, overflow="ignore", crop=False)
 
-    # The panel has no thread of its own: processes that read data are forks of this process, and may print too.
+    # The panel has no refresh thread, because the processes that read data are forked from this process and may print
+    # too. If a thread held a lock during a fork, the lock would never be released in the forked process.
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
         yield RunDisplay(
             heading,
@@ -91,17 +93,17 @@ def run_display(heading: str) -> Iterator[RunDisplay]:
 
 
 def steps_of_run(progress: "Progress") -> tuple[int, int]:
-    """Returns the number of steps that a run has done, and its total number of steps."""
+    """Returns the number of finished steps of a run, and its total number of steps."""
     return progress.epoch * progress.num_steps + progress.step, progress.num_epochs * progress.num_steps
 
 
 def seconds_left(num_done: int, num_left: int, seconds: float) -> float | None:
-    """Returns the remaining time at the pace so far; None if no step is done."""
+    """Estimates how many seconds `num_left` steps take, if `num_done` steps took `seconds`; None if `num_done` is 0."""
     return seconds / num_done * num_left if num_done else None
 
 
 def duration(seconds: float | None) -> str:
-    """Formats seconds: 0:00:07, 13:02:59, 3 d 4:05:06."""
+    """Formats a number of seconds, as in "0:00:07", "13:02:59" and "3 d 4:05:06"; None gives "-:--:--"."""
     if seconds is None:
         return "-:--:--"
     minutes, second = divmod(round(seconds), 60)
@@ -111,7 +113,7 @@ def duration(seconds: float | None) -> str:
 
 
 def epoch_line(progress: "Progress", left: float | None) -> str:
-    """Formats an epoch as one line: loss, figures if it was evaluated, speed, and the remaining time of the run."""
+    """Formats the line of an epoch: loss, figures of the evaluation (if any), speed, and remaining time of the run."""
     figures = "".join(f", {name} {value:.3f}" for name, value in (progress.figures or {}).items())
     line = f"epoch {progress.epoch + 1}/{progress.num_epochs}: loss {progress.loss:.3f}{figures}, {_speed(progress)}"
     if progress.epoch + 1 == progress.num_epochs:
@@ -120,7 +122,7 @@ def epoch_line(progress: "Progress", left: float | None) -> str:
 
 
 def run_panel(progress: "Progress", elapsed: float, left: float | None) -> "RenderableType":
-    """Returns two lines about a run: its progress and figures, and a bar over all its epochs."""
+    """Returns the panel: a line with epoch, step, loss, learning rate and speed, and a progress bar of the run."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Trains a recipe on its data, as `xcit train` does."""
+"""Trains a recipe, as the command `xcit train` does."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -25,10 +25,10 @@ from xcit.training.tasks.classification import ClassificationConfig
 from xcit.training.tasks.table import TASKS, AnyTask, TrainingConfig
 
 CONFIG = "config.yaml"
-"""Name of the resolved config in a run's folder."""
+"""Name of the file in a run's folder with the complete config, including the values that come from the data."""
 
 _FAR = 2.0
-"""A global batch that differs from the recipe's by this factor or more is worth a warning."""
+"""There is a warning if the global batch size differs from the recipe's by this factor or more."""
 
 
 def train(
@@ -41,32 +41,32 @@ def train(
     report: Callable[[Progress], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """Trains a recipe, in one process or in each of the processes that torchrun started.
+    """Trains a recipe, in one process or in several processes that torchrun started.
 
     `xcit.train("xcit-nano-12-p16_transfer", "runs/mine", fields={"data": "photos", "schedule.epochs": 20})` does the
     same as `xcit train xcit-nano-12-p16_transfer --out runs/mine --data photos --schedule.epochs 20`.
 
-    `directory` gets config.yaml, log.jsonl, curves.png, the checkpoints and the weights (see `train_task`).
+    The run writes config.yaml, log.jsonl, curves.png, checkpoints and weights to `directory` (see `train_task`).
 
     Args:
-        config: a recipe's name, a run's YAML file, or a config.
+        config: the name of a recipe, the path of a run's YAML file, or a config.
         directory: the run's folder; it is created if it does not exist.
-        fields: values for fields of the config, by dotted name or by section (see `xcit.config.override`); the
-            names are those that `xcit config RECIPE` prints.
-        resume: the checkpoint to resume from: its path, a run's folder (for its last checkpoint), or "auto" for the
-            last checkpoint of `directory` if there is one. None begins a new run.
-        device: where to compute; None means a GPU if there is one, else the CPU.
-        report: called every few steps, and with figures after an evaluation, in the main process.
-        announce: called with lines for the user, in the main process. If neither `report` nor `announce` is given,
-            the run prints a line per epoch on standard output, and shows a panel if standard error is a terminal.
+        fields: new values for fields of the config, by dotted name or by section (see `xcit.config.override`).
+            `xcit config RECIPE` prints all names.
+        resume: the checkpoint to resume from: the path of a checkpoint, or the folder of a run, to use its last
+            checkpoint. "auto" means the last checkpoint in `directory`, if there is one. None starts a new run.
+        device: the device to compute on; None means a GPU if there is one, otherwise the CPU.
+        report: called in the main process, every few steps and after each evaluation.
+        announce: called in the main process with each line for the user. If neither `report` nor `announce` is given,
+            the run prints one line per epoch on standard output, and shows a panel if standard error is a terminal.
 
     Returns:
         The figures of the last evaluation.
 
     Raises:
-        XCiTError: if the recipe, the folder or the checkpoint is wrong (before anything is loaded), if the data are
-            wrong, if the loss is not finite, or if a file can't be written.
-        Stopped: after SIGTERM or SIGINT, once everything is saved.
+        XCiTError: if the recipe, the folder, the checkpoint or the data are wrong, if the loss is not finite, or if a
+            file can't be written. Recipe, folder and checkpoint are checked before anything is loaded.
+        Stopped: after SIGTERM or SIGINT, when the state of the run is saved.
     """
     need_packages("training", "timm")
     if isinstance(config, str):
@@ -124,7 +124,12 @@ def _train(
 
 
 def build_task(config: TrainingConfig, layout: Layout, *, is_new: bool = True) -> tuple[AnyTask, TrainingConfig]:
-    """Returns the task of a config, and the config completed from the data; only a new run loads first weights.
+    """Returns the task of a config, and the config with the values that come from the data.
+
+    Args:
+        config: the config of the run.
+        layout: the division of a global batch among the processes.
+        is_new: whether the run is new. A resumed run loads no initial weights, because its checkpoint has all weights.
 
     Raises:
         XCiTError: if the data are wrong, or if weights can't be loaded or do not fit.
@@ -137,16 +142,17 @@ def build_task(config: TrainingConfig, layout: Layout, *, is_new: bool = True) -
         kind.check(config)
     started_from = getattr(config, field)
     task = kind.task(config if is_new else replace(config, **{field: kind.resumed(started_from)}), layout)
-    # An adapter is written with the name of its base model.
+    # The file of an exported adapter contains the name of the base model, also in a resumed run.
     task.config = replace(task.config, **{field: started_from})
     return task, task.config
 
 
 def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike[str] | None) -> Path | None:
-    """Checks a run before anything is loaded; returns the checkpoint to resume from, or None.
+    """Checks a run before anything is loaded, and returns the checkpoint to resume from, or None for a new run.
 
     Raises:
-        XCiTError: if no data are given, the folder holds another run, or the checkpoint belongs to another model.
+        XCiTError: if no data are given, a tracker is not installed, the folder contains another run, or the checkpoint
+            does not exist or belongs to another model.
     """
     if not config.data:
         images = TASKS[config.task].images
@@ -167,33 +173,45 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
     if (checkpoint.parent / CONFIG).exists():
         own = get_recipe(str(checkpoint.parent / CONFIG))
         _check_distillation(own, checkpoint)
-        # A recipe may leave the number of classes to the data; then the run's own config contains it.
+        # In a recipe, the number of classes may be 0. The config in a run's folder has the number from the data.
         model = replace(config.model, num_classes=config.model.num_classes or own.model.num_classes)
         if (own.task, own.model) != (config.task, model):
-            raise XCiTError(f"{checkpoint} is of another model: resume by {checkpoint.parent / CONFIG}")
+            raise XCiTError(
+                f"{checkpoint} belongs to another model: resume with the config {checkpoint.parent / CONFIG}"
+            )
         if own.optimizer.undecayed != config.optimizer.undecayed:
             raise XCiTError(
                 f"{checkpoint} was trained with optimizer.undecayed {own.optimizer.undecayed}, not "
-                f"{config.optimizer.undecayed}: resume by {checkpoint.parent / CONFIG}"
+                f"{config.optimizer.undecayed}: resume with the config {checkpoint.parent / CONFIG}"
             )
     return checkpoint
 
 
 def _check_distillation(config: TrainingConfig, checkpoint: Path) -> None:
-    """Refuses a run from before the loss of soft distillation was divided by the number of classes."""
+    """Refuses to resume a run with soft distillation that an older version started, because the loss has changed.
+
+    The older version did not divide the loss by the number of classes.
+
+    Raises:
+        XCiTError: if an older version started the run.
+    """
     if not isinstance(config, ClassificationConfig) or not config.distillation.teacher:
         return
-    # `ema_warmup` is the first field that was added after that change.
+    # Only versions after the change of the loss write the field `ema_warmup`.
     is_old = "ema_warmup" not in read_yaml(checkpoint.parent / CONFIG).get("run", {})
     if config.distillation.kind == "soft" and is_old:
         raise XCiTError(
-            f"{checkpoint} is of a run with soft distillation whose teacher counted {config.model.num_classes} times "
-            "as much as it does now, once for each class: begin it anew, with temperature and alpha for the new scale"
+            f"{checkpoint} belongs to a run of an older version, in which the loss of soft distillation was "
+            f"{config.model.num_classes} times as large (it was not divided by the number of classes): start a new "
+            "run, with values of temperature and alpha for the new scale"
         )
 
 
 def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
-    """Says how the global batch is divided, and the learning rate; warns if the batch is far from the recipe's."""
+    """Returns a line about the division of the global batch and the learning rate.
+
+    If the batch size differs much from the recipe's, a warning follows.
+    """
     lines = [
         f"global batch {layout.batch_size} = {layout.world_size} process{'es' * (layout.world_size > 1)} x "
         f"{layout.accumulation} part{'s' * (layout.accumulation > 1)} x {layout.part_size} images, "
@@ -212,6 +230,6 @@ def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
 
 
 def describe_watching(config: TrainingConfig) -> list[str]:
-    """Warns if a run is evaluated on the images that it is trained on, so that its figures are too good."""
+    """Returns a warning if a run is evaluated on its training images, so that its figures are too good."""
     reason = TASKS[config.task].flattered(config)
     return [f"warning: {reason}"] if reason else []

@@ -280,7 +280,7 @@ def test_what_can_t_be_measured_is_told_in_one_line(splits: Path, tiny: XCiT, tm
 
 def test_weights_that_give_no_numbers_are_told(splits: Path, tiny: XCiT) -> None:
     tiny.get_parameter("norm.weight").data[3] = torch.nan
-    with pytest.raises(XCiTError, match="the model's features hold NaN or infinity"):
+    with pytest.raises(XCiTError, match="the model's features contain NaN or infinity"):
         evaluate_knn(tiny, str(splits), num_workers=0)
     assert not feature_cache().exists()
 
@@ -291,7 +291,7 @@ def test_lines_are_shown_unless_somebody_else_hears_of_them(
     report = evaluate_knn(tiny, str(splits), ks=(1,), num_workers=0, cache=False)
     assert report.model == "tiny"
     found, watched = capsys.readouterr().err.splitlines()
-    assert found.startswith("found 3 classes: ") and watched.startswith("watched by 9 images")
+    assert found.startswith("found 3 classes: ") and watched.startswith("validated on 9 images")
     lines: list[str] = []
     evaluate_knn(tiny, str(splits), ks=(1,), num_workers=0, cache=False, announce=lines.append)
     assert lines == [found, watched] and capsys.readouterr() == ("", "")

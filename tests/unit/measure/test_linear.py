@@ -42,7 +42,7 @@ def test_measures_and_leaves_a_classifier(splits: Path, tiny: XCiT, tmp_path: Pa
     report = train(tiny, splits, tmp_path / "run", augmented=augmented, epochs=12, announce=announced.append)
     assert announced[:2] == [
         f"found 3 classes: blue, green, red; 18 images in {splits / 'train'}",
-        f"watched by 9 images in {splits / 'val'}",
+        f"validated on 9 images in {splits / 'val'}",
     ]
     assert announced[2:] == [
         "18 training images of 3 classes, features of 16 numbers; global batch 6, learning rate 0.234375"

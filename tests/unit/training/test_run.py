@@ -61,7 +61,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_run_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "last.pt").touch()
     save_yaml(PICO, tmp_path / "config.yaml")
-    with pytest.raises(XCiTError, match="is of another model: resume by"):
+    with pytest.raises(XCiTError, match="belongs to another model: resume with"):
         check_run(replace(NANO, data="somewhere"), tmp_path, "auto")
 
 
@@ -74,8 +74,8 @@ def test_a_run_with_another_rule_of_decay_is_refused(tmp_path: Path) -> None:
     with pytest.raises(XCiTError) as caught:
         check_run(recipe, tmp_path, "auto")
     assert str(caught.value) == (
-        f"{tmp_path / 'last.pt'} was trained with optimizer.undecayed vectors, not vectors_and_tokens: resume by "
-        f"{tmp_path / 'config.yaml'}"
+        f"{tmp_path / 'last.pt'} was trained with optimizer.undecayed vectors, not vectors_and_tokens: resume with "
+        f"the config {tmp_path / 'config.yaml'}"
     )
     assert check_run(before, tmp_path, "auto") == tmp_path / "last.pt"
 
@@ -90,7 +90,7 @@ def test_a_run_begun_with_the_other_scale_of_soft_distillation_is_refused(tmp_pa
         text = (tmp_path / "config.yaml").read_text()
         (tmp_path / "config.yaml").write_text(text.replace("  ema_warmup: false\n", ""))  # as older versions wrote it
         if config is soft:
-            with pytest.raises(XCiTError, match="whose teacher counted 1000 times as much as it does now"):
+            with pytest.raises(XCiTError, match="the loss of soft distillation was 1000 times as large"):
                 check_run(config, tmp_path, "auto")
         else:
             assert check_run(config, tmp_path, "auto") == tmp_path / "last.pt"
@@ -101,7 +101,7 @@ def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "last.pt").touch()
     save_yaml(dino, tmp_path / "config.yaml")
     assert check_run(dino, tmp_path, "auto") == tmp_path / "last.pt"
-    with pytest.raises(XCiTError, match="is of another model: resume by"):
+    with pytest.raises(XCiTError, match="belongs to another model: resume with"):
         check_run(PICO, tmp_path, "auto")
 
 

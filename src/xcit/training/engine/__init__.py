@@ -1,1 +1,1 @@
-"""Trains and evaluates any task, without code for a particular one."""
+"""The training engine. It trains and evaluates any task, and contains no code for a particular task."""

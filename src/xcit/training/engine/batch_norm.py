@@ -1,4 +1,4 @@
-"""Batch norms in several processes: computed over all images together, or separately with averaged statistics."""
+"""Batch norms in several processes: synchronised in each forward pass, or with statistics averaged after each step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
-    """Makes every batch norm use the images of all processes, by torch's SyncBatchNorm or, on a CPU, by our own."""
+    """Replaces every batch norm of a model by a batch norm over the images of all processes.
+
+    On a GPU, this is torch's SyncBatchNorm. On a CPU, it is `_CPUSyncBatchNorm`.
+    """
     if device.type != "cpu":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return converted
@@ -33,7 +36,7 @@ def average_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor], wor
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Sums a tensor over all processes. Each process's loss depends on every term, so the gradients are summed too."""
+    """Sums a tensor over all processes. The gradients are summed too, because the loss of each process uses the sum."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -49,9 +52,9 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class _CPUSyncBatchNorm(nn.BatchNorm2d):
-    """A batch norm over the images of all processes, for the CPU; torch's SyncBatchNorm needs a GPU.
+    """A batch norm over the images of all processes, for the CPU, because torch's SyncBatchNorm needs a GPU.
 
-    It takes (B, D, H, W), with the same shape in each process.
+    The input has shape (B, D, H, W), which must be the same in all processes.
     """
 
     def forward(self, image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run. A file is written completely or not at all, and reading it runs no code."""
+"""Writes and reads a run's checkpoints. A file is written completely or not at all, and reading it runs no code."""
 
 import os
 import shutil
@@ -13,11 +13,11 @@ from xcit.weights.pickles import read_pickle
 from xcit.writing import whole_file
 
 LAST, BEST = "last.pt", "best.pt"
-"""Names of the latest checkpoint, and of the one with the best figure, in a run's folder."""
+"""File names in a run's folder: the latest checkpoint, and the checkpoint with the best figure."""
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Writes tensors and plain values; after a crash or on a full disk, the previous file is unchanged.
+    """Writes a state of tensors and plain values. After a crash or on a full disk, the previous file is unchanged.
 
     Raises:
         XCiTError: if the file can't be written.
@@ -31,7 +31,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def keep_checkpoint(path: Path, name: str) -> None:
-    """Keeps a checkpoint under a second name, as a hard link where the file system supports it.
+    """Keeps a checkpoint under a second file name in the same folder.
+
+    The second file is a hard link. If the file system does not support hard links, it is a copy.
 
     Raises:
         XCiTError: if the file can't be written.
@@ -45,17 +47,17 @@ def keep_checkpoint(path: Path, name: str) -> None:
 
 
 def keep_latest(path: Path, num_steps_done: int, num_kept: int) -> None:
-    """Keeps a checkpoint as `step-<steps done>.pt`, and deletes all but the `num_kept` latest of these."""
+    """Keeps a checkpoint as `step-<number of finished steps>.pt`. Only the `num_kept` latest of these files remain."""
     keep_checkpoint(path, f"step-{num_steps_done:08d}.pt")
     for old in sorted(path.parent.glob("step-*.pt"))[:-num_kept]:
         old.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a file that `save_checkpoint` wrote; its tensors are on the CPU.
+    """Reads a file that `save_checkpoint` wrote, and returns the state with its tensors on the CPU.
 
     Raises:
-        XCiTError: if the file is missing or damaged, or holds anything other than tensors and plain values.
+        XCiTError: if the file is missing or damaged, or contains anything other than tensors and plain values.
     """
     try:
         with regular(path).open("rb") as file:
@@ -68,7 +70,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise XCiTError(f"{path}: can't be read: {error.strerror or error}") from None
     except XCiTError as error:
         reason = str(error).removeprefix(f"{path} ")
-        raise XCiTError(f"{path}: not a checkpoint of a run, or damaged; nothing in it was run ({reason})") from error
+        raise XCiTError(f"{path}: not a checkpoint of a run, or damaged; no code in it was run ({reason})") from error
     if not isinstance(state, dict) or "optimizer" not in state:
         raise XCiTError(f"{path}: not a checkpoint of a run")
     return state

@@ -1,4 +1,4 @@
-"""The config sections of the optimiser, the schedule and the run, which every recipe has."""
+"""The three config sections that every recipe has: optimiser, schedule and run."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from xcit.errors import check_field
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW or SGD, with one of the published rules for weight decay.
+    """Settings of the optimiser, AdamW or SGD.
 
     Attributes:
         kind: the optimiser.
@@ -19,16 +19,16 @@ class OptimizerConfig:
         momentum: momentum of SGD.
         betas: betas of AdamW.
         eps: epsilon of AdamW.
-        clip_grad: largest norm of the gradients; 0 means no clipping.
-        layer_decay: factor on the learning rate for each block between a parameter and the head (BEiT, arXiv
-            2106.08254); 1 gives all parameters the same rate.
-        final_weight_decay: weight decay at the end of the run. It follows half a period of a cosine and changes with
-            each iteration; None keeps it constant.
-        clip_mode: whether `clip_grad` limits the norm of all gradients together, or of each tensor.
-        undecayed: parameters without weight decay. "vectors": biases, norms and everything one-dimensional, as in the
-            recipes of mmpretrain and of DINO. "vectors_and_tokens": also the parameters in the model's
-            `no_weight_decay` (the class token), as in the authors' recipes for ImageNet. "layer_norms": only layer
-            norms, as in the published detectors and segmenters.
+        clip_grad: maximum norm of the gradients (see `clip_mode`); 0 means no clipping.
+        layer_decay: the learning rate of a parameter is multiplied by this factor once for each block between the
+            parameter and the head (BEiT, arXiv 2106.08254). With 1, all parameters have the same learning rate.
+        final_weight_decay: weight decay at the end of the run. The weight decay changes at each step, along half a
+            period of a cosine. None keeps the weight decay constant.
+        clip_mode: "all" limits the norm of all gradients together; "each" limits the norm of each parameter's gradient.
+        undecayed: which parameters have no weight decay. "vectors": biases and all other one-dimensional parameters, as
+            in the recipes of mmpretrain and of DINO. "vectors_and_tokens": also the parameters in the model's
+            `no_weight_decay` (the class token), as in the authors' recipes for ImageNet. "layer_norms": only the
+            parameters of layer norms, as in the published detectors and segmenters.
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
@@ -49,7 +49,7 @@ class OptimizerConfig:
         check_field(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
         if self.final_weight_decay is not None:
             check_field(self, "final_weight_decay", 0 <= self.final_weight_decay < math.inf, "0 or more, or null")
-            check_field(self, "weight_decay", self.weight_decay > 0, "above 0 where final_weight_decay is set")
+            check_field(self, "weight_decay", self.weight_decay > 0, "above 0 if final_weight_decay is set")
         check_field(self, "betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
         check_field(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
         check_field(
@@ -62,22 +62,21 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """A warm-up from `warmup_lr` over `warmup_epochs`, then a decrease of the learning rate.
-
-    The learning rate changes with each iteration, or with `by_epoch` at the start of each epoch.
+    """Schedule of the learning rate: a warm-up that starts at `warmup_lr`, then a decrease.
 
     Attributes:
-        epochs: epochs of the run.
-        warmup_epochs: epochs of the warm-up, in which the learning rate rises linearly; 0 means no warm-up.
-        warmup_lr: learning rate of the first iteration.
-        min_lr: learning rate at the end, with "cosine" and "linear".
-        by_epoch: whether the learning rate is constant within an epoch.
-        kind: "cosine" falls along half a period of a cosine, after the warm-up. "linear" (mmseg's poly with power 1)
-            falls linearly over the run. "milestones" multiplies by `decay` at some epochs. During the warm-up of the
-            last two, the learning rate is multiplied by a factor that rises to 1, as in mmcv.
-        warmup_steps: iterations of the warm-up, instead of `warmup_epochs`, if not 0.
-        milestones: epochs, counted from 0, at whose start "milestones" decreases the learning rate.
-        decay: the factor by which "milestones" multiplies the learning rate.
+        epochs: number of epochs of the run.
+        warmup_epochs: number of epochs of the warm-up, in which the learning rate rises linearly; 0 means no warm-up.
+        warmup_lr: learning rate at the first step of the warm-up.
+        min_lr: learning rate at the end of the run, for "cosine" and "linear".
+        by_epoch: whether the learning rate changes only at the start of each epoch. Otherwise it changes at each step.
+        kind: how the learning rate decreases. "cosine": along half a period of a cosine, after the warm-up. "linear"
+            (mmseg's poly with power 1): linearly over the whole run. "milestones": the learning rate is multiplied by
+            `decay` at each epoch in `milestones`. With "linear" and "milestones", the decreasing learning rate is also
+            multiplied during the warm-up by a factor that rises to 1, as in mmcv.
+        warmup_steps: number of steps of the warm-up. If this is not 0, `warmup_epochs` is ignored.
+        milestones: for "milestones": epochs, counted from 0, at the start of which the learning rate decreases.
+        decay: for "milestones": factor of each decrease.
     """
 
     epochs: int = 300
@@ -104,30 +103,35 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How a run computes.
+    """Settings of a run: batch size, precision, processes, averaged weights, evaluation, log and checkpoints.
 
     Attributes:
-        batch_size: global batch size, over all processes and accumulated parts.
-        max_device_batch: largest number of images that a process computes at once; gradients of more images are
-            accumulated. 0 means no limit.
+        batch_size: global batch size: number of images in an optimiser step, over all processes.
+        max_device_batch: maximum number of images in a forward pass of a process. If a process has more images in a
+            step, it makes several passes and accumulates the gradients. 0 means no limit.
         seed: seed of the weights, of the order of the data and of all other random draws.
-        dtype: float32, or a 16-bit type for autocast; with float16 the loss is scaled.
-        parallel: how several processes share a model: "ddp" copies it, "fsdp2" shards it.
-        sync_batch_norm: batch norms use the statistics of all processes (of the images that are computed at once)
-            instead of those of one process.
-        grad_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        dtype: float32, or the 16-bit type for autocast; with float16 the loss is scaled.
+        parallel: how several processes train one model. "ddp": each process has a copy. "fsdp2": the weights are
+            sharded.
+        sync_batch_norm: whether batch norms compute their statistics over the images of all processes. Otherwise each
+            process uses only its own images. In both cases, only the images of the current forward pass count.
+        grad_checkpointing: recompute activations in the backward pass. This saves memory, and a step takes a third
+            longer.
         compile: compile the model with torch.compile.
-        ema_decay: decay of the averaged weights, which are then the ones measured and exported; 0 keeps no average.
-        ema_warmup: let the decay rise to `ema_decay`: it is 1 - t^(-2/3) at step t, counted from 1. The average then
-            forgets the first weights at once. Without it, as in the authors' runs, this takes about 3 / (1 - ema_decay)
+        ema_decay: decay of the moving average of the weights; 0 means no average. If there is an average, it is
+            evaluated and exported instead of the trained weights.
+        ema_warmup: let the decay rise to `ema_decay`. At step t, counted from 1, the decay is 1 - t^(-2/3), but at most
+            `ema_decay`. So the average contains nothing of the initial weights from the first step on. Without the
+            warm-up, as in the authors' runs, the initial weights keep a share of 5% after about 3 / (1 - ema_decay)
             steps.
-        num_workers: number of processes that read data, for each training process.
-        max_unreadable: share of the training inputs that may be unreadable before the run fails.
-        evaluate_every: epochs between evaluations.
-        log_every: steps between lines of the log.
-        save_every_steps: steps between checkpoints within an epoch; 0 saves only at the end of epochs.
-        keep_checkpoints: number of latest checkpoints to keep beside `last` and `best`.
-        trackers: where to log beside the log file: "tensorboard", "wandb".
+        num_workers: number of processes that read data, for each training process; with 0 the training process reads.
+        max_unreadable: share (0..1) of the training images that may be unreadable. With more, the run fails.
+        evaluate_every: number of epochs between evaluations.
+        log_every: number of steps between lines of the log.
+        save_every_steps: number of steps between checkpoints within an epoch. With 0, checkpoints are written only at
+            the end of each epoch.
+        keep_checkpoints: number of latest checkpoints to keep, in addition to `last.pt` and `best.pt`.
+        trackers: programs that receive the numbers of the log, in addition to the log file: "tensorboard", "wandb".
     """
 
     batch_size: int = 1024
@@ -163,20 +167,20 @@ class TrainableConfig(Protocol):
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """Settings of AdamW or SGD."""
+        """Settings of the optimiser."""
 
     @property
     def schedule(self) -> ScheduleConfig:
-        """Epochs and learning rate."""
+        """Number of epochs, and the schedule of the learning rate."""
 
     @property
     def run(self) -> RunConfig:
-        """How to compute."""
+        """Batch size, precision and other settings of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """The three sections that the engine reads, for a task without a config of its own."""
+    """A config with only the three sections that the engine reads, for a task that has no config class."""
 
     optimizer: OptimizerConfig
     schedule: ScheduleConfig

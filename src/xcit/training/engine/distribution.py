@@ -1,6 +1,6 @@
-"""The processes of a run, one or as many as torchrun started: device, precision, shared model and communication.
+"""The processes of a run: their devices, precision, shared model and communication.
 
-torch does all of this: it copies (DDP) or shards (FSDP2) the model, and scales losses.
+A run has one process, or the processes that torchrun started. torch copies (DDP) or shards (FSDP2) the model.
 """
 
 import inspect
@@ -19,12 +19,12 @@ from xcit.training.engine.config import RunConfig
 from xcit.training.engine.task import Layout, divide
 
 _CLIP_EPS = 1e-6
-"""The number that torch adds to a norm before it divides by it."""
+"""A number that is added to a norm before a division by the norm, as in torch's own clipping."""
 
 
 @runtime_checkable
 class _Checkpointing(Protocol):
-    """A model that can recompute its activations; the method has timm's name."""
+    """A model that can recompute its activations in the backward pass. The method has the same name as in timm."""
 
     def set_grad_checkpointing(self, enable: bool) -> None: ...
 
@@ -34,19 +34,20 @@ class Processes:
 
     Attributes:
         device: the device on which this process computes.
-        layout: this process's share of a global batch.
+        layout: the division of a global batch among the processes.
     """
 
     def __init__(self, run: RunConfig, device: torch.device) -> None:
-        """Joins the other processes, if torchrun started several.
+        """Connects this process to the other processes, if torchrun started several.
 
         Raises:
-            XCiTError: if the processes do not find one another, or settings contradict each other.
+            XCiTError: if the processes can't connect, the batch can't be divided among them, or settings contradict
+                each other.
         """
         if run.dtype == "float16" and device.type != "cuda":
             raise XCiTError(f"run.dtype float16 needs a GPU, not {device}: use bfloat16")
         if run.dtype == "float16" and run.parallel == "fsdp2":
-            raise XCiTError("run.dtype float16 does not go with run.parallel fsdp2: use bfloat16")
+            raise XCiTError("run.dtype float16 can't be combined with run.parallel fsdp2: use bfloat16")
         world_size = num_started_processes()
         if world_size > 1:
             if device.type != "cpu":
@@ -58,7 +59,7 @@ class Processes:
         self._run = run
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == "float16")
-        """Scales the losses; without float16 it does nothing and has no state."""
+        """The gradient scaler. It scales the loss if the dtype is float16; otherwise it does nothing."""
         self.layout: Layout = divide(
             run.batch_size,
             max_device_batch=run.max_device_batch,
@@ -68,16 +69,22 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes files and prints."""
+        """Whether this is the main process. Only the main process writes files and prints."""
         return self.layout.rank == 0
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each process holds only a part of every weight."""
+        """Whether the model is sharded, so that each process stores only a part of every weight."""
         return self._run.parallel == "fsdp2" and self.layout.world_size > 1
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """Returns the model on this process's device, with the batch norms that the run uses, before it is shared."""
+        """Moves a model to this process's device, and sets up synchronised batch norms and gradient checkpointing.
+
+        Both are only set up if the settings of the run contain them. Call this method before `share_model`.
+
+        Raises:
+            XCiTError: if the run uses gradient checkpointing, and the model does not support it.
+        """
         if self._run.sync_batch_norm and self.layout.world_size > 1:
             model = synchronise(model, self.device)
         if self._run.grad_checkpointing:
@@ -87,9 +94,11 @@ class Processes:
         return model.to(self.device)
 
     def share_model(self, model: nn.Module) -> nn.Module:
-        """Returns the module to call in training: the model, or a wrapper that synchronises its copies or shards.
+        """Shares a model among the processes, and returns the module to call in training.
 
-        The weights must be the same in all processes. A sharded model keeps the order and names of its parameters.
+        With "ddp" and several processes, this module is a wrapper that synchronises the gradients of the copies. In all
+        other cases it is the model itself. With "fsdp2", the model is sharded in place, and its parameters keep their
+        order and names. Before the call, the weights must be the same in all processes.
         """
         if self._run.compile:
             model.compile()
@@ -98,19 +107,19 @@ class Processes:
         if self.layout.world_size == 1:
             return model
         devices = None if self.device.type == "cpu" else [self.device]
-        # Batch-norm statistics are averaged after each step, instead of being copied from the first process before it.
+        # DDP must not copy batch-norm statistics from the first process before each step: `after_step` averages them.
         if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # from torch 2.13 on
             return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
     def shard(self, model: nn.Module) -> nn.Module:
-        """Shards a model in place (FSDP2), with each block of its lists as a separate unit."""
+        """Shards a model in place with FSDP2. Each block in a ModuleList is gathered separately."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.layout.world_size,))
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-        for blocks in reversed(lists):  # inner modules first
+        for blocks in reversed(lists):  # inner modules must be sharded first
             for block in blocks:
                 if not isinstance(block, nn.ModuleList):  # a ModuleList is never called
                     fully_shard(block, mesh=mesh)
@@ -119,7 +128,10 @@ class Processes:
 
     @contextmanager
     def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """A context for a part's forward and backward pass; gradients are synchronised only with the last part."""
+        """Returns a context for the forward and backward pass of one part of a batch.
+
+        Gradients are synchronised among the processes only if this is the last part.
+        """
         if self.is_sharded:
             model.set_requires_gradient_sync(last)  # type: ignore[operator]
         waiting: AbstractContextManager[Any] = nullcontext()
@@ -129,16 +141,19 @@ class Processes:
             yield
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """A context for the forward pass, which then computes in the run's precision."""
+        """Returns a context in which the forward pass computes in the run's precision."""
         dtype = self._run.dtype
         return torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
     def backward(self, loss: Tensor) -> None:
-        """Runs the backward pass; with float16 the loss is scaled."""
+        """Runs the backward pass. If the dtype is float16, the loss is scaled first."""
         self.scaler.scale(loss).backward()
 
     def clip_gradients(self, model: nn.Module, max_norm: float, mode: Literal["all", "each"]) -> None:
-        """Scales gradients so that the norm of all of them together ("all"), or of each one, is at most `max_norm`."""
+        """Scales gradients down to a norm of at most `max_norm`.
+
+        This is the norm of all gradients together ("all"), or of the gradient of each parameter ("each").
+        """
         if mode == "all":
             nn.utils.clip_grad_norm_(model.parameters(), max_norm)
             return
@@ -148,17 +163,17 @@ class Processes:
                 parameter.grad.mul_((max_norm / (norm + _CLIP_EPS)).clamp(max=1))
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Makes an optimiser step. With float16 it is skipped if gradients overflowed."""
+        """Makes an optimiser step. If the dtype is float16 and a gradient overflowed, the step is skipped."""
         self.scaler.step(optimizer)
         self.scaler.update()
 
     def after_step(self, model: nn.Module) -> None:
-        """Averages the statistics of batch norms over the processes, unless they are synchronised already."""
+        """Averages the statistics of batch norms over the processes, if `sync_batch_norm` is off."""
         if self.layout.world_size > 1 and not self._run.sync_batch_norm:
             average_statistics(model, self.reduce, self.layout.world_size)
 
     def reduce(self, tensor: Tensor) -> Tensor:
-        """Returns the sum of a tensor over the processes, which is the same in each."""
+        """Returns the sum of a tensor over all processes. Every process gets the same sum."""
         total = tensor.clone()
         if self.layout.world_size > 1:
             distributed.all_reduce(total)
@@ -173,7 +188,7 @@ class Processes:
         return [line for of_one in gathered for line in of_one]
 
     def close(self) -> None:
-        """Leaves the process group."""
+        """Leaves the process group, if there are several processes."""
         if self.layout.world_size > 1:
             distributed.destroy_process_group()
 
@@ -183,16 +198,16 @@ def _join(device: torch.device, world_size: int) -> None:
         distributed.init_process_group(distributed.get_default_backend_for_device(device))
     except (ValueError, distributed.DistError) as error:
         raise XCiTError(
-            f"WORLD_SIZE is {world_size}, but the processes do not find one another ({str(error).splitlines()[0]}): "
-            "start them with torchrun"
+            f"WORLD_SIZE is {world_size}, but the processes can't connect to each other "
+            f"({str(error).splitlines()[0]}): start them with torchrun"
         ) from error
 
 
 def num_started_processes() -> int:
-    """Returns the number of processes that torchrun started for this run, 1 without torchrun.
+    """Returns the number of processes that torchrun started for this run, or 1 if torchrun was not used.
 
     Raises:
-        XCiTError: if the environment variable is not a number.
+        XCiTError: if the environment variable WORLD_SIZE is not a number.
     """
     count = os.environ.get("WORLD_SIZE", "1")
     if not count.isdecimal():
@@ -201,12 +216,15 @@ def num_started_processes() -> int:
 
 
 def whole(value: Any) -> Any:
-    """Returns a state dict with every sharded tensor gathered; all processes must call it."""
+    """Returns a state dict in which every sharded tensor is gathered. All processes must call this function."""
     return _map_tensors(value, _gathered)
 
 
 def sharded_like(value: Any, parameter: Tensor) -> Any:
-    """Shards a whole tensor as a parameter of the same shape is sharded; returns any other value unchanged."""
+    """Shards a whole tensor in the same way as a sharded parameter of the same shape.
+
+    If the parameter is not sharded, or if `value` is not a tensor of the same shape, `value` is returned unchanged.
+    """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -1,4 +1,7 @@
-"""The log of a run: one line of JSON for some of the steps and for every epoch, also sent to trackers."""
+"""The log of a run: a line of JSON for every `log_every`-th step and for every epoch.
+
+The numbers of each line are also sent to the trackers in the config (TensorBoard, Weights & Biases).
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -13,7 +16,7 @@ from xcit.training.engine.config import RunConfig
 from xcit.writing import whole_file
 
 LOG = "log.jsonl"
-"""Name of the log in a run's folder."""
+"""Name of the log file in a run's folder."""
 
 Line = Mapping[str, Any]
 
@@ -30,14 +33,19 @@ def check_trackers(run: RunConfig) -> None:
 
 
 class RunLog:
-    """The log of a run; only the main process has one."""
+    """The log of a run. Only the main process writes it."""
 
     def __init__(self, directory: Path, run: RunConfig) -> None:
         self.path = directory / LOG
         self._trackers = [_tracker(name, directory) for name in run.trackers]
 
     def rewind(self, *, epochs: int, steps: int) -> None:
-        """Removes the lines after the point where the run resumes, which is given as finished epochs and steps."""
+        """Removes the lines that were written after the checkpoint from which the run resumes.
+
+        Args:
+            epochs: number of finished epochs at the checkpoint.
+            steps: number of finished steps of the run at the checkpoint.
+        """
         if not self.path.exists():
             return
         limits = {"epoch": epochs, "step": steps}
@@ -46,7 +54,7 @@ class RunLog:
             part.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
 
     def write(self, line: Line) -> None:
-        """Appends a line.
+        """Appends a line to the log file, and sends its numbers to the trackers.
 
         Raises:
             XCiTError: if the line can't be written.
@@ -67,7 +75,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a log, without a line that a crash cut off and without lines of other programs."""
+    """Returns the lines of a log. A line that a crash cut off, and lines that another program wrote, are left out."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -80,9 +88,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> None:
-    """Draws the curves of a run's log, if it exists, to `curves.png` in the run's folder.
+    """Draws the curves of a run's log to `curves.png` in the run's folder, if the log exists.
 
-    If they can't be drawn, there is only a warning, because an error would hide how the run ended.
+    If the curves can't be drawn, the user only gets a warning, because an error would hide how the run ended.
     """
     try:
         if (directory / LOG).exists():
@@ -115,5 +123,5 @@ def _tracker(name: str, directory: Path) -> Any:
         return _TensorBoard(directory / "tensorboard")
     import wandb
 
-    # wandb gets a resumed run as a new run of the same group.
+    # In wandb, a resumed run is a new run in the same group as the first run.
     return wandb.init(project="xcit", dir=str(directory), name=directory.name, group=directory.name)

@@ -1,4 +1,7 @@
-"""The training loop, for any task and any number of processes. A stopped run resumes with the same results."""
+"""The training loop, for any task and any number of processes.
+
+A run that was stopped and resumed gives the same results as a run that was never stopped.
+"""
 
 import math
 import time
@@ -26,10 +29,10 @@ from xcit.training.engine.task import Closes, StepHooks, Task
 from xcit.writing import remove_unfinished, whole_file
 
 WEIGHTS, BEST_WEIGHTS, UNREADABLE = "model.safetensors", "best.safetensors", "unreadable.txt"
-"""Files in a run's folder: the last weights, those with the best figure, and the list of unreadable inputs."""
+"""Files in a run's folder: the last weights, the weights with the best figure, and the list of unreadable inputs."""
 
 _GPU_INTERVAL = 20
-"""Number of steps between reads of the losses on a GPU, because each read waits for the GPU."""
+"""On a GPU, the losses are read once in this number of steps, because each read waits for the GPU."""
 
 
 def train_task(
@@ -43,36 +46,41 @@ def train_task(
     report: Callable[[Progress], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
-    """Trains a task, and writes its last weights (the averaged ones, if the run keeps them) to `model.safetensors`.
+    """Trains a task, and writes the last weights to `model.safetensors` in the run's folder.
 
-    The folder also gets `log.jsonl`, and `last.pt` at the end of each epoch and as often as the config says. If the
-    task watches a figure, the folder gets `best.pt` and `best.safetensors` for the best figure. If inputs could not be
-    read, it gets `unreadable.txt`. The result of the run is its last weights. They are not selected by the evaluation,
-    so the figures have no selection bias.
+    If the run has a moving average of the weights, the last average is written. The last weights are the result of the
+    run. They are not selected by their figures, so the figures have no selection bias.
+
+    The function also writes these files to the folder:
+
+    - `log.jsonl`, the log;
+    - `last.pt`, the latest checkpoint, at the end of each epoch and every `save_every_steps` steps;
+    - `best.pt` and `best.safetensors`, the checkpoint and the weights with the best figure, if `task.watch` is set;
+    - `unreadable.txt`, a list of the inputs that could not be read, if there are any.
 
     Args:
         task: the task to train.
-        processes: this process and the others.
-        config: its sections `run`, `optimizer` and `schedule` are used.
-        directory: folder for the run's files; it must exist, and be the same for all processes.
-        resume_from: the checkpoint to resume from, if any.
-        begin: called once when everything is ready and the checkpoint is loaded, in the main process.
-        report: called every few steps and after each evaluation, in the main process.
-        announce: called with lines for the user, in the main process.
+        processes: this process, and its communication with the other processes.
+        config: a config with the sections `run`, `optimizer` and `schedule`.
+        directory: the run's folder; it must exist, and be the same for all processes.
+        resume_from: the checkpoint to resume from; None starts a new run.
+        begin: called once in the main process, before the first step and after the checkpoint is loaded.
+        report: called in the main process, every few steps and after each evaluation.
+        announce: called in the main process with each line for the user.
 
     Returns:
         The figures of the last evaluation.
 
     Raises:
-        XCiTError: if the loss is not finite or too many inputs are unreadable (the last good checkpoint stays), or a
-            file can't be read or written.
-        Stopped: after SIGTERM or SIGINT, once everything is saved.
+        XCiTError: if there are too few images for one batch, the loss is not finite, too many inputs are unreadable,
+            memory is insufficient, or a file can't be read or written. Checkpoints that were already written remain.
+        Stopped: after SIGTERM or SIGINT, when the state of the run is saved.
     """
     if task.num_steps == 0:
-        raise XCiTError(f"fewer training images than one batch of {config.run.batch_size}")
+        raise XCiTError(f"there are fewer training images than one batch of {config.run.batch_size}")
     with StopSignals() as signals, warnings.catch_warnings():
-        # The weight of a depthwise convolution has a dimension of size 1, whose stride has no meaning. DDP warns if the
-        # gradient has another stride there.
+        # The weight of a depthwise convolution has a dimension of size 1. The stride of this dimension has no meaning,
+        # but DDP warns if weight and gradient have different strides in this dimension.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         loop = _Loop(
             task=task,
@@ -102,7 +110,7 @@ def train_task(
 
 @dataclass(kw_only=True)
 class _Loop:
-    """The state of a run in progress."""
+    """The training loop of one run, with the state of the run."""
 
     task: Task
     processes: Processes
@@ -154,12 +162,12 @@ class _Loop:
             epoch = position.epoch + 1
             figures = None
             if epoch == self.config.schedule.epochs or epoch % self.config.run.evaluate_every == 0:
-                self.save()  # a long evaluation may be killed
+                self.save()  # because the run may be killed during a long evaluation
                 figures = self.evaluate()
             self.write_epoch(figures or {})
             position.epoch, position.step, position.losses = epoch, 0, 0.0
             self.save()
-        if figures is None:  # resumed after the end
+        if figures is None:  # the run was resumed after its last epoch
             figures = self.measure()
         self.export(WEIGHTS)
         return figures
@@ -195,13 +203,13 @@ class _Loop:
                     raise Stopped(self.last, self.signals.received or "another process's signal")
 
     def step(self, epoch_parts: EpochParts) -> dict[str, Tensor]:
-        """Makes one optimiser step; returns the losses of this process, averaged over its parts of the batch."""
+        """Makes one optimiser step, and returns the losses of this process, averaged over its parts of the batch."""
         state, processes = self.state, self.processes
         accumulation = processes.layout.accumulation
         losses: dict[str, Tensor] = {}
         for turn in range(accumulation):
             batch = self.next_batch(epoch_parts)
-            # Random draws depend only on the seed, the step and the part, whichever process computes it.
+            # Random draws depend only on the seed, the step and the part, and not on the process.
             seed_all(self.config.run.seed, state.num_steps_done, processes.layout.part(turn))
             with processes.accumulating(state.shared, last=turn + 1 == accumulation):
                 with processes.autocast():
@@ -233,7 +241,7 @@ class _Loop:
         return batch
 
     def look(self, pending: list[dict[str, Tensor]]) -> bool:
-        """Checks the losses of all processes since the last call; returns whether any process was asked to stop.
+        """Checks the losses of all processes since the last call, and returns whether any process got a stop signal.
 
         Raises:
             XCiTError: if a loss is not finite, or too many inputs are unreadable.
@@ -289,12 +297,12 @@ class _Loop:
         own = self.task.unreadable
         raise XCiTError(
             f"{num_unreadable} of {self.task.num_inputs} training images can't be read, more than run.max_unreadable "
-            f"{self.config.run.max_unreadable:g} allows{f'; one is {own[0]}' if own else ''}; all are in "
+            f"{self.config.run.max_unreadable:g} allows{f'; one is {own[0]}' if own else ''}; all are listed in "
             f"{self.directory / UNREADABLE}"
         )
 
     def write_unreadable(self) -> None:
-        """Adds the inputs that any process could not read to the list in the run's folder."""
+        """Adds the inputs that this or another process could not read to `unreadable.txt` in the run's folder."""
         lines = self.processes.gather(list(self.task.unreadable))
         path = self.directory / UNREADABLE
         if not lines or not self.processes.is_main:
@@ -325,21 +333,21 @@ class _Loop:
         figure = figures[self.task.watch]
         if position.best is None or figure > position.best:
             position.best = figure
-            # This comes before the next save, so that a run that is killed in between evaluates again, and then keeps
-            # the checkpoint.
+            # `best.pt` is written before the next save. If the run is killed before this save, the resumed run repeats
+            # the evaluation and writes `best.pt` again.
             if self.processes.is_main:
                 keep_checkpoint(self.last, BEST)
             self.export(BEST_WEIGHTS)
         return figures
 
     def measure(self) -> dict[str, float]:
-        """Returns the figures of the state that was saved last."""
+        """Evaluates the current state, which is already saved as the last checkpoint, and returns the figures."""
         try:
             return self.task.evaluate(self.state.result(), self.processes.layout, self.processes.reduce)
         except RuntimeError as error:
             if not is_dead_worker(error):
                 raise
-            # The stop signal may also have reached the processes that read.
+            # The stop signal may also have killed the processes that read data.
             if self.signals.received:
                 raise Stopped(self.last, self.signals.received) from None
             raise dead_worker(error) from error
@@ -376,7 +384,10 @@ class _Loop:
 
 
 def _set_training(model: nn.Module) -> None:
-    """Sets training mode, except for modules with only frozen parameters, whose norms' statistics stay frozen."""
+    """Sets a model to training mode, but its modules with only frozen parameters to evaluation mode.
+
+    In evaluation mode, batch norms do not update their statistics.
+    """
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())

@@ -1,4 +1,4 @@
-"""The optimiser with the published parameter groups, and the schedule of its weight decay."""
+"""Builds the optimiser, with and without weight decay for each parameter as published, and schedules weight decay."""
 
 import math
 from typing import Any
@@ -11,18 +11,19 @@ from xcit.training.engine.config import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Returns AdamW or SGD over the parameters that are not frozen; `config.undecayed` says which have no weight decay.
+    """Returns AdamW or SGD for all parameters of a model that are not frozen.
 
     Args:
-        model: if `layer_decay` is below 1, its method `group_matcher` gives the order of its layers, as in timm's
-            models.
-        config: the settings. With `layer_decay`, each parameter group has an `lr_scale`, which the schedule applies.
+        model: the model to train. If `layer_decay` is below 1, it must have a method `group_matcher`, which gives the
+            order of the layers, as in timm's models.
+        config: the settings. If `layer_decay` is below 1, each parameter group has a factor `lr_scale`. The schedule
+            multiplies the learning rate by this factor.
 
     Raises:
-        XCiTError: if the model has no `group_matcher` or no `no_weight_decay` and the settings need it, or if every
-            parameter is frozen.
+        XCiTError: if every parameter is frozen, or if the settings need a method `group_matcher` or `no_weight_decay`
+            that the model does not have.
     """
-    import timm.optim  # imported here, so that recipes can be read without the extra `train`
+    import timm.optim  # imported here, so that recipes can be read if the extra `train` is not installed
 
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise XCiTError("every parameter is frozen: there is nothing left to train")
@@ -41,8 +42,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         )
     else:
         raise XCiTError(
-            f"optimizer.layer_decay is {config.layer_decay}, but a {type(model).__name__} does not tell the order of "
-            "its layers (group_matcher): set it to 1"
+            f"optimizer.layer_decay is {config.layer_decay}, but a {type(model).__name__} has no method group_matcher, "
+            "which gives the order of its layers: set optimizer.layer_decay to 1"
         )
     if config.kind == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
@@ -50,14 +51,14 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def _tokens(model: nn.Module, config: OptimizerConfig) -> set[str]:
-    """Returns the names of the parameters with more than one dimension that have no weight decay."""
+    """Returns the names of the parameters that have no weight decay, although they have more than one dimension."""
     if config.undecayed == "vectors":
         return set()
     named = getattr(model, "no_weight_decay", None)
     if named is None:
         raise XCiTError(
-            f"optimizer.undecayed is vectors_and_tokens, but a {type(model).__name__} names no tokens "
-            "(no_weight_decay): set it to vectors"
+            f"optimizer.undecayed is vectors_and_tokens, but a {type(model).__name__} has no method no_weight_decay, "
+            "which names the tokens: set optimizer.undecayed to vectors"
         )
     return set(named())
 
@@ -77,12 +78,13 @@ def _layer_norms_apart(model: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 class WeightDecaySchedule:
-    """Changes the weight decay during a run: call `step_update(number of steps done)` after each step.
+    """Schedule of the weight decay. Call `step_update(number of finished steps)` after each step.
 
     Args:
-        optimizer: its parameter groups have their first weight decay; a value of 0 stays 0.
-        final: the value at the end of the run, reached along half a cosine; None keeps the first values.
-        num_steps: steps of the run.
+        optimizer: the optimiser, with the initial weight decay in its parameter groups. A weight decay of 0 stays 0.
+        final: weight decay at the end of the run, reached along half a period of a cosine. None keeps the initial
+            values.
+        num_steps: number of steps of the run.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, final: float | None, num_steps: int) -> None:
@@ -99,5 +101,5 @@ class WeightDecaySchedule:
 
 
 def cosine(start: float, end: float, share: float) -> float:
-    """Returns the value at `share` (0..1) of half a cosine from `start` to `end`."""
+    """Interpolates from `start` (at `share` 0) to `end` (at `share` 1) along half a period of a cosine."""
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))

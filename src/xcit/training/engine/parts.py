@@ -1,4 +1,7 @@
-"""The parts of an epoch's batches that one process computes; a stop signal does not interrupt a step."""
+"""Reads the parts of an epoch's batches that one process computes. A stop signal does not interrupt a step.
+
+A part contains the images of one forward pass of one process (see `Layout`). A worker is a process that reads data.
+"""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,16 +14,15 @@ from xcit.training.engine.task import Closes, Layout, Task
 
 
 class EpochParts:
-    """This process's parts of an epoch's batches, one after another.
+    """This process's parts of an epoch's batches. The method `next` returns one part after another.
 
-    A signal that asks the run to stop may also reach the processes that read data, and end them before the step is
-    finished. But a step that has begun has already updated statistics (of batch norms, of a DINO teacher), and the
-    other processes wait for this process's part of it. So new processes read the missing parts once more, the step is
-    finished, and the loop stops in all processes between the same two steps.
+    A stop signal may also kill the workers in the middle of a step. The step must still be finished: it has already
+    updated statistics (of batch norms, of a DINO teacher), and the other training processes wait for this process. So
+    new workers read the missing parts, this process finishes the step, and all processes stop after the same step.
     """
 
     def __init__(self, task: Task, layout: Layout, signals: StopSignals, *, epoch: int, first_step: int) -> None:
-        """Begins at a step of an epoch, both counted from 0."""
+        """Starts at step `first_step` of epoch `epoch`. Both are counted from 0."""
         self._task, self._layout, self._signals = task, layout, signals
         self._epoch, self._first_step = epoch, first_step
         self._num_given, self._is_reopened = 0, False
@@ -30,7 +32,7 @@ class EpochParts:
         """Returns the next part.
 
         Raises:
-            XCiTError: if a process that reads data died, and no signal has asked for a stop.
+            XCiTError: if a worker died although no stop signal was received, or if a new worker died too.
         """
         while True:
             try:
@@ -45,24 +47,24 @@ class EpochParts:
                 if isinstance(self._task, Closes):
                     self._task.close()
             else:
-                self._signals.hold_children()  # torch installs its handler when it starts its processes
+                self._signals.hold_children()  # torch installs its handler when it starts the workers
                 self._num_given += 1
                 return part
 
     def _open(self) -> Iterator[Any]:
         step, num_before = divmod(self._num_given, self._layout.accumulation)
         parts = self._task.train_batches(self._epoch, self._first_step + step)
-        deque(islice(parts, num_before), maxlen=0)  # computed already
+        deque(islice(parts, num_before), maxlen=0)  # skips the computed parts
         return parts
 
 
 def is_dead_worker(error: RuntimeError) -> bool:
-    """Whether an error is torch's report that a process that reads data has ended."""
+    """Returns whether an error is torch's report that a worker has died."""
     return "DataLoader worker" in str(error)
 
 
 def dead_worker(error: RuntimeError) -> XCiTError:
-    """Returns the same error in words for users."""
+    """Converts torch's report to an error message for the user."""
     return XCiTError(
         f"a process that reads data died ({str(error).splitlines()[0]}): "
         "if memory was short, set run.num_workers or run.max_device_batch lower"

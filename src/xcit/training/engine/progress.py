@@ -1,4 +1,4 @@
-"""The progress that a run reports, and the exception when it was stopped."""
+"""The progress that a run reports, and the exception for a run that was stopped by a signal."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """The progress of a run, reported every few steps, and with figures after each evaluation.
+    """The progress of a run. It is reported every few steps and after each evaluation.
 
     Attributes:
-        epoch: current epoch, from 0.
+        epoch: index of the current epoch, counted from 0.
         num_epochs: number of epochs of the run.
         step: number of finished steps of this epoch.
-        num_steps: number of steps of an epoch.
-        loss: loss of the last step, over all processes; with figures, the mean of the epoch.
-        lr: learning rate.
-        images_per_second: speed over all processes, since the start of the run or of the epoch, whichever is later.
-        data_wait: fraction of that time in which this process waited for data, 0..1.
-        figures: results of an evaluation.
+        num_steps: number of steps per epoch.
+        loss: loss of the last step, averaged over all processes. After an evaluation: mean loss of the epoch.
+        lr: learning rate of the next step.
+        images_per_second: images per second of all processes together, since this epoch started or was resumed.
+        data_wait: fraction (0..1) of the time since then that this process spent waiting for data.
+        figures: results of the evaluation, by name; None if the report does not follow an evaluation.
     """
 
     epoch: int
@@ -32,11 +32,11 @@ class Progress:
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: a stop was requested
-    """Raised when a signal has stopped the run and its state has been saved.
+    """Raised after a signal has stopped the run and the state of the run has been saved.
 
     Attributes:
         checkpoint: the checkpoint to resume from.
-        signal: name of the signal.
+        signal: name of the signal, or "another process's signal".
     """
 
     def __init__(self, checkpoint: Path, signal: str) -> None:

@@ -1,7 +1,7 @@
-"""Checks that a file holds the state of this run, before any of it is loaded.
+"""Checks that the state in a checkpoint fits this run, before any part of the state is loaded.
 
-A file that is damaged, or that another program wrote, can contain anything. Every problem is reported in one line,
-and the run stays unchanged.
+A file that is damaged, or that another program wrote, can contain anything. The first problem is reported as an error
+of one line, and the run stays unchanged.
 """
 
 import math
@@ -16,18 +16,22 @@ from xcit.errors import XCiTError
 from xcit.weights.plain import tensor_problem, type_problem
 
 _MOST_STEPS = 2**53
-"""A number of steps that no run reaches."""
+"""A limit of the number of steps. Every run has fewer steps."""
 
 _SET_BY_TORCH = frozenset(
     ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay", "nesterov")
 )
-"""Entries of a parameter group that other versions of torch do not write; torch then sets their values itself."""
+"""Entries of a parameter group that some versions of torch do not write. If they are missing, torch sets defaults."""
 
 _MOMENTS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
 
 
 def check_counts(state: Mapping[str, Any], source: str) -> None:
-    """Checks the position of the run, and that all other entries exist.
+    """Checks that a state has all entries, and that its position, number and size of batches and loss scale are valid.
+
+    Args:
+        state: the state from a checkpoint.
+        source: path of the checkpoint, for error messages.
 
     Raises:
         XCiTError: if an entry is wrong or missing.
@@ -43,23 +47,31 @@ def check_counts(state: Mapping[str, Any], source: str) -> None:
         check(_is_count(state[name]) and state[name] > 0, f"{name} is not a number above 0")
     position = state["position"]
     check(isinstance(position, dict), "its position is not a dictionary")
-    check(position.keys() == {"epoch", "step", "losses", "best"}, "its position has other entries")
+    check(position.keys() == {"epoch", "step", "losses", "best"}, "its position has missing or unknown entries")
     check(_is_count(position["epoch"]) and _is_count(position["step"]), "epoch and step are not whole numbers from 0")
-    check(position["step"] <= state["num_steps"], "its step is behind the end of an epoch")
+    check(position["step"] <= state["num_steps"], "its step is after the end of the epoch")
     check((position["epoch"] + 1) * state["num_steps"] < _MOST_STEPS, "it is in an epoch that no run reaches")
     check(_is_number(position["losses"]), "its losses are not a number")
     check(position["best"] is None or _is_number(position["best"]), "its best figure is not a number")
     scaler = state["scaler"]
     check(isinstance(scaler, dict), "its loss scale is not a dictionary")
-    check(all(isinstance(name, str) and _is_finite(value) for name, value in scaler.items()), "its loss scale is none")
+    check(
+        all(isinstance(name, str) and _is_finite(value) for name, value in scaler.items()),
+        "its loss scale is not finite",
+    )
     check(not scaler or (scaler.keys() >= {"scale", "_growth_tracker"} and scaler["scale"] > 0), "its loss scale is 0")
 
 
 def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> None:
-    """Checks the names, shapes and types of a model's tensors.
+    """Checks that the tensors in a checkpoint have the same names, shapes and types as the tensors of a model.
+
+    Args:
+        own: state dict of the model.
+        theirs: the weights from the checkpoint.
+        source: path of the checkpoint, for error messages.
 
     Raises:
-        XCiTError: if a tensor differs in one of these from the model's own.
+        XCiTError: if a name, a shape or a type is different.
     """
     if not isinstance(theirs, dict):
         raise XCiTError(f"{source}: damaged: its weights are not a dictionary")
@@ -77,33 +89,44 @@ def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> Non
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: str) -> None:
-    """Checks the state of an optimiser, for each parameter group and each parameter.
+    """Checks that an optimiser's state in a checkpoint fits an optimiser, for each parameter group and each parameter.
+
+    Args:
+        optimizer: the optimiser of this run.
+        theirs: the state of the optimiser from the checkpoint.
+        source: path of the checkpoint, for error messages.
 
     Raises:
-        XCiTError: if the state does not match this optimiser.
+        XCiTError: if the state does not fit.
     """
 
     def check(condition: bool, what: str) -> None:
         if not condition:
-            raise XCiTError(f"{source} does not fit this run: its optimiser's state is damaged, or another's: {what}")
+            raise XCiTError(
+                f"{source} does not fit this run: its optimiser's state is damaged or of another kind: {what}"
+            )
 
-    check(isinstance(theirs, dict), "no dictionary")
+    check(isinstance(theirs, dict), "it is not a dictionary")
     assert isinstance(theirs, dict)
     groups, moments = theirs.get("param_groups"), theirs.get("state")
-    check(isinstance(groups, list) and isinstance(moments, dict), "no groups of parameters or no moments")
+    check(isinstance(groups, list) and isinstance(moments, dict), "parameter groups or moments are missing")
     assert isinstance(groups, list) and isinstance(moments, dict)
-    check(all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups), "its groups")
+    check(
+        all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups),
+        "an invalid parameter group",
+    )
     own = [len(group["params"]) for group in optimizer.param_groups]
     sizes = [len(group["params"]) for group in groups]
     if own != sizes and sum(own) == sum(sizes):
         raise XCiTError(
-            f"{source} was written by an optimiser with {sizes} parameters in its groups, where this run has "
+            f"{source} was written by an optimiser with {sizes} parameters in its groups, but this run has "
             f"{own}: keep optimizer.undecayed, optimizer.layer_decay and optimizer.weight_decay as they were"
         )
     check(own == sizes, f"{sum(sizes)} parameters, not {sum(own)}")
     numbers = list(chain.from_iterable(group["params"] for group in groups))
     check(
-        all(_is_count(number) for number in numbers) and numbers == list(range(sum(own))), "the numbering of its groups"
+        all(_is_count(number) for number in numbers) and numbers == list(range(sum(own))),
+        "the numbering of its parameters",
     )
     for mine, group in zip(optimizer.param_groups, groups, strict=True):
         for name, value in mine.items():
@@ -112,7 +135,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: st
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = _MOMENTS[type(optimizer)]
     for number, values in moments.items():
-        check(_is_count(number) and number < len(parameters), "a parameter that there is not")
+        check(_is_count(number) and number < len(parameters), "a parameter that does not exist")
         check(isinstance(values, dict) and set(values) == set(names), f"the moments of parameter {number}")
         for name in names:
             what, value = f"{name} of parameter {number}", values[name]
@@ -128,7 +151,7 @@ def _check_tensor(theirs: object, own: Tensor, name: str, source: str) -> None:
         raise XCiTError(f"{source} does not fit this run: {name} is not a tensor, but of type {type(theirs).__name__}")
     if theirs.shape != own.shape:
         raise XCiTError(
-            f"{source} does not fit this run: size mismatch of {name}: {list(theirs.shape)}, the run's is "
+            f"{source} does not fit this run: size mismatch of {name}: {list(theirs.shape)}, this run's shape is "
             f"{list(own.shape)}"
         )
     if problem := tensor_problem(theirs) or type_problem(theirs, own):
@@ -148,7 +171,10 @@ def _is_finite(value: object) -> bool:
 
 
 def _is_alike(value: object, own: object) -> bool:
-    """Whether a value has the type of a run's own setting: a finite number for a number, a sequence for a sequence."""
+    """Returns whether a value from a checkpoint has the same type as this run's value of the same setting.
+
+    A number must be finite. A sequence must have as many numbers as this run's sequence.
+    """
     if isinstance(own, bool) or own is None:
         return value is None or isinstance(value, bool)
     if isinstance(own, int | float):

@@ -1,4 +1,4 @@
-"""The schedules of the learning rate. They need timm, so this module is imported only when a run begins."""
+"""Schedules of the learning rate. They need timm, so this module is imported only when a run begins."""
 
 import timm.scheduler
 import timm.scheduler.scheduler
@@ -8,7 +8,7 @@ from xcit.training.engine.config import ScheduleConfig
 
 
 class _Cosine(timm.scheduler.CosineLRScheduler):
-    """timm's cosine schedule, with an option to keep the learning rate constant for some steps."""
+    """timm's cosine schedule. The learning rate changes only after every `steps_at_once` steps."""
 
     steps_at_once = 1
 
@@ -17,7 +17,7 @@ class _Cosine(timm.scheduler.CosineLRScheduler):
 
 
 class _UnderWarmup(timm.scheduler.scheduler.Scheduler):
-    """A decreasing learning rate that is multiplied by an increasing factor during the warm-up."""
+    """A decreasing learning rate, which is multiplied by a factor that rises to 1 during the warm-up."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int, warmup_steps: int
@@ -49,7 +49,7 @@ class _UnderWarmup(timm.scheduler.scheduler.Scheduler):
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int
 ) -> timm.scheduler.scheduler.Scheduler:
-    """Returns the learning-rate schedule; call `step_update(number of steps done)` after each step."""
+    """Returns the schedule of the learning rate. Call `step_update(number of finished steps)` after each step."""
     warmup_steps = config.warmup_steps or config.warmup_epochs * steps_per_epoch
     if config.kind != "cosine":
         return _UnderWarmup(optimizer, config, steps_per_epoch, warmup_steps)

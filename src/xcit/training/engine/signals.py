@@ -1,4 +1,4 @@
-"""Signals during a run: SIGTERM and SIGINT ask the run to stop, and it stops once everything is saved."""
+"""Stop signals: after SIGTERM or SIGINT, a run saves its state and stops."""
 
 import signal
 import threading
@@ -9,12 +9,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """A context manager that records the first signal; a second signal has its usual effect.
+    """A context manager that records the first SIGTERM or SIGINT. A second signal has its usual effect.
 
-    Python handles signals only in the main thread, so in other threads nothing is recorded.
+    Python allows signal handlers only in the main thread, so the class records nothing in other threads.
 
     Attributes:
-        received: name of the signal; "" if there was none.
+        received: name of the signal, such as "SIGTERM"; "" if no signal was received.
     """
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class StopSignals:
             self._of_children = None
 
     def hold_children(self) -> None:
-        """Prevents the end of a child process from interrupting this process.
+        """Replaces torch's SIGCHLD handler, so that the death of a worker does not interrupt this process.
 
-        Once processes that read data run, torch raises an error as soon as one of them dies, wherever this process is,
-        even in the middle of an optimiser step. Without that handler, a loader still reports the death when it is asked
-        for more data, some seconds later.
+        A worker is a process that reads data. torch's handler raises an error as soon as a worker dies, even if this
+        process is in the middle of an optimiser step. Without this handler, the data loader still reports the dead
+        worker, but only some seconds after it is asked for more data.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -60,4 +60,4 @@ class StopSignals:
 
 
 def _pass(number: int, frame: FrameType | None) -> None:
-    """Does nothing. Unlike with `SIG_IGN`, the parent can still wait for the child."""
+    """Does nothing. `SIG_IGN` is not used, because with it a parent process can't wait for its child."""

@@ -1,4 +1,4 @@
-"""Everything that a training step changes, and how it is saved to a checkpoint and loaded from it."""
+"""The state of a training run: everything that a step changes. The state can be saved to a checkpoint and loaded."""
 
 import copy
 import dataclasses
@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Position:
-    """The position of a run: `step` steps into epoch `epoch`, both counted from 0.
+    """The position of a run: the number of finished epochs and steps, with the losses and the best figure so far.
 
-    Between an epoch's last step and its evaluation, `step` is the number of steps of an epoch. `losses` is the sum of
-    the epoch's losses so far, and `best` the best figure so far. No generator's state is needed: in every process, each
-    random draw follows from the seed, the position and the part of the batch.
+    A checkpoint does not need the states of random generators, because each random draw depends only on the seed, the
+    position and the part of the batch.
+
+    Attributes:
+        epoch: index of the current epoch, counted from 0.
+        step: number of finished steps of this epoch. After the last step, `step` is the number of steps per epoch until
+            the epoch has been evaluated.
+        losses: sum of the losses of the finished steps of this epoch.
+        best: the best figure so far; None before the first evaluation.
     """
 
     epoch: int = 0
@@ -37,14 +43,19 @@ class Position:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Model, averaged model, optimiser, schedules and position.
+    """The state of a run: model, averaged model, optimiser, schedules and position.
 
     Attributes:
-        model: the model itself.
-        shared: the module that is called in training: the model, or the wrapper that synchronises its copies or
-            shards.
-        ema: the averaged weights, if the run keeps them.
-        plain: if the model is sharded, a model with whole weights for evaluation and export.
+        processes: this process, and its communication with the other processes.
+        model: the model, without a DDP wrapper.
+        shared: the module to call in training: the model, or its DDP wrapper.
+        ema: the moving average of the weights; None if the run has no average.
+        plain: if the model is sharded, a model with whole weights for evaluation and export; otherwise None.
+        optimizer: the optimiser.
+        schedule: schedule of the learning rate.
+        weight_decay_schedule: schedule of the weight decay.
+        num_steps: number of steps per epoch.
+        position: the position of the run.
     """
 
     processes: Processes
@@ -65,7 +76,7 @@ class TrainState:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next step, of the parameter group with the highest one."""
+        """Learning rate of the next step: the highest of all parameter groups."""
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     def step_update(self, num_steps_done: int) -> None:
@@ -74,7 +85,10 @@ class TrainState:
         self.weight_decay_schedule.step_update(num_steps_done)
 
     def result(self) -> nn.Module:
-        """Returns the model to measure and export: the averaged one, if there is one. All processes must call it."""
+        """Returns the model to evaluate and export: the averaged model, if there is one.
+
+        All processes must call this method.
+        """
         model = self.model if self.ema is None else self.ema.module
         if self.plain is None:
             return model
@@ -82,7 +96,10 @@ class TrainState:
         return self.plain
 
     def dump(self) -> dict[str, Any]:
-        """Returns tensors and plain values; sharded tensors are gathered. All processes must call it."""
+        """Returns the state as tensors and plain values, with sharded tensors gathered.
+
+        All processes must call this method.
+        """
         return {
             "model": whole(self.model.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),
@@ -94,11 +111,16 @@ class TrainState:
         }
 
     def load(self, state: dict[str, Any], source: str) -> None:
-        """Loads a state that `dump` returned; the number of processes may be different now.
+        """Loads a state that `dump` returned. The number of processes may have changed since then.
+
+        Args:
+            state: the state.
+            source: path of the checkpoint, for error messages.
 
         Raises:
-            XCiTError: if the state is damaged, belongs to another model or optimiser, or is from the middle of an epoch
-                with other batches. Nothing is loaded then.
+            XCiTError: if the state is damaged, if it belongs to another model or optimiser, or if averaging of weights
+                was turned on or off. It is also an error if the state is from the middle of an epoch, and the number
+                or size of the batches has changed. After an error, the run is unchanged.
         """
         check_counts(state, source)
         position = Position(**state["position"])
@@ -106,13 +128,16 @@ class TrainState:
             if 0 < position.step < state["num_steps"]:
                 raise XCiTError(
                     f"{source} is from step {position.step} of an epoch of {state['num_steps']} batches of "
-                    f"{state['batch_size']}; this run's epochs have {self.num_steps} of "
-                    f"{self.processes.layout.batch_size}: keep data and run.batch_size, or resume from an epoch's end"
+                    f"{state['batch_size']} images; this run's epochs have {self.num_steps} batches of "
+                    f"{self.processes.layout.batch_size} images: keep data and run.batch_size as they were, or resume "
+                    "from a checkpoint at the end of an epoch"
                 )
             position.step = min(position.step, self.num_steps)
         if (state["ema"] is None) != (self.ema is None):
-            raise XCiTError(f"{source} was written with another run.ema_decay: keep averaging on or off as it was")
-        # Everything is checked before anything is loaded, so that a run never has only a part of the state.
+            raise XCiTError(
+                f"{source} was written with another run.ema_decay: keep averaging of weights on or off, as before"
+            )
+        # Everything is checked before anything is loaded, so that the run is unchanged after an error.
         check_tensors(self.model.state_dict(), state["model"], source)
         if self.ema is not None:
             check_tensors(self.ema.module.state_dict(), state["ema"], source)
@@ -132,7 +157,8 @@ class TrainState:
             index: {name: sharded_like(value, parameters[index]) for name, value in of_one.items()}
             for index, of_one in state["state"].items()
         }
-        # Entries of a group that another version of torch wrote would otherwise stay in all later checkpoints.
+        # A group may have entries that only another version of torch writes. They are removed, because they would
+        # otherwise stay in all later checkpoints.
         groups = [
             {name: value for name, value in group.items() if name in own}
             for group, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True)
@@ -149,7 +175,16 @@ def build_state(
     schedule_config: ScheduleConfig,
     num_steps: int,
 ) -> TrainState:
-    """Returns the state at the start of a run, on the processes' devices."""
+    """Returns the state at the start of a run, on this process's device.
+
+    Args:
+        model: the model to train, with its initial weights.
+        processes: this process, and its communication with the other processes.
+        run: settings of the run.
+        optimizer_config: settings of the optimiser.
+        schedule_config: settings of the schedule of the learning rate.
+        num_steps: number of steps per epoch.
+    """
     from xcit.training.engine.schedule import build_schedule  # imported here, because it needs timm
 
     model = processes.prepare_model(model)

@@ -1,4 +1,4 @@
-"""The protocol between the engine and the task that it trains, and how a global batch is divided among processes."""
+"""The interfaces between the engine and a task, and the division of a global batch among processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,16 +10,22 @@ from torch import Tensor, nn
 from xcit.errors import XCiTError
 
 Reduce = Callable[[Tensor], Tensor]
-"""Returns the sum of a tensor over all processes."""
+"""A function that returns the sum of a tensor over all processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a global batch is divided: part k of `num_parts` equal parts is computed by process k % world_size.
+    """The division of a global batch into `num_parts` equal parts. Process k % world_size computes part k.
 
-    A process computes its `accumulation` parts one after another, and then makes one optimiser step. The result of a
-    step depends on the division into parts, and not on the number of processes: two processes with one part each
-    compute the same as one process with two parts.
+    In each step, a process computes its parts one after another, and then makes one optimiser step. Without
+    `sync_batch_norm`, the gradients depend on the number of parts, but not on the number of processes: two processes
+    with one part each compute the same gradients as one process with two parts.
+
+    Attributes:
+        batch_size: number of images in a global batch.
+        rank: index of this process.
+        world_size: number of processes.
+        accumulation: number of parts that each process computes in a step.
     """
 
     batch_size: int
@@ -29,29 +35,29 @@ class Layout:
 
     @property
     def num_parts(self) -> int:
-        """Number of parts of a global batch."""
+        """Number of parts in a global batch."""
         return self.world_size * self.accumulation
 
     @property
     def part_size(self) -> int:
-        """Number of images of a forward pass."""
+        """Number of images in a part, that is, in one forward pass."""
         return self.batch_size // self.num_parts
 
     def part(self, turn: int) -> int:
-        """Returns the part that this process computes in a turn, 0..accumulation-1."""
+        """Returns the index of this process's part number `turn` of a step; `turn` is in 0..accumulation-1."""
         return turn * self.world_size + self.rank
 
     def share(self, count: int) -> range:
-        """Returns the indices of this process's share of `count` items: every `world_size`-th one."""
+        """Returns this process's indices among `count` items: every `world_size`-th index, starting at `rank`."""
         return range(self.rank, count, self.world_size)
 
 
 ALONE = Layout(batch_size=1)
-"""The layout of a single process, which measures all images."""
+"""The layout of a single process, for the evaluation of all images in this process."""
 
 
 def divide(batch_size: int, *, max_device_batch: int, rank: int = 0, world_size: int = 1) -> Layout:
-    """Divides a batch into as few parts as possible, none larger than `max_device_batch` images (0 means no limit).
+    """Divides a batch into as few equal parts as possible, with at most `max_device_batch` images each (0: no limit).
 
     Raises:
         XCiTError: if the batch can't be divided equally among the processes.
@@ -68,11 +74,11 @@ def divide(batch_size: int, *, max_device_batch: int, rank: int = 0, world_size:
 
 
 class Task(Protocol):
-    """Defines the model, the data and the loss of a run; the engine has the loop, the optimiser and the files.
+    """A task: the model, data, loss and evaluation of a run. The engine adds the loop, the optimiser and the files.
 
     Attributes:
         model: the model to train.
-        watch: the figure by which the best checkpoint is chosen (higher is better); "" if none is chosen.
+        watch: name of the figure that selects the best checkpoint (higher is better); "" if no checkpoint is selected.
     """
 
     model: nn.Module
@@ -80,53 +86,66 @@ class Task(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps per epoch."""
+        """Number of optimiser steps per epoch."""
 
     @property
     def num_inputs(self) -> int:
-        """Number of training inputs that an epoch draws from."""
+        """Number of inputs (such as images) in the training data."""
 
     @property
     def unreadable(self) -> Sequence[str]:
-        """One line for each input that this process could not read so far, without duplicates."""
+        """One line for each input that this process has failed to read so far, without duplicates."""
 
     def train_batches(self, epoch: int, first_step: int) -> Iterator[Any]:
-        """Yields this process's parts of an epoch's batches, from a step on; seed, epoch and step determine them."""
+        """Yields this process's parts of an epoch's batches, starting at step `first_step`.
+
+        The parts depend only on the seed, the epoch and the step.
+        """
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Returns scalars to log; the one called "loss" is minimised."""
+        """Returns scalars by name. All scalars are logged, and the scalar "loss" is minimised."""
 
     def evaluate(self, model: nn.Module, layout: Layout, reduce: Reduce) -> dict[str, float]:
-        """Returns figures on validation data, equal in all processes, with each input counted once."""
+        """Returns figures on the validation data, by name.
+
+        Each input is counted once, and all processes get the same figures.
+        """
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes the weights, with all information that is needed to use them."""
+        """Writes the weights, and all information that is needed to load and use the model."""
 
 
 @runtime_checkable
 class Closes(Protocol):
-    """An optional part of a task: it has something to close when the run ends, such as processes that read its data."""
+    """An optional interface of a task that must close resources, such as the processes that read its data."""
 
     def close(self) -> None:
-        """Called once at the end of the run, also after an error."""
+        """Closes the resources.
+
+        The engine calls this method at the end of a run, also after an error, and when data-reading processes died.
+        """
 
 
 @runtime_checkable
 class StepHooks(Protocol):
-    """An optional part of a task: methods that the engine calls around each step.
+    """An optional interface of a task: methods that the engine calls at each epoch and each step.
 
-    A task needs them if its model also changes without gradients of the loss. `model` is the task's own model on
-    the run's device, not the wrapper that synchronises its copies. Every process makes each call.
+    A task needs these methods if its model has parts that are not trained by gradients, such as the teacher of DINO.
+    `model` is the task's own model on the run's device, and not the DDP wrapper. The engine calls the methods in every
+    process.
     """
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> None:
-        """Called before the first step of an epoch, also of a resumed one; the model is in training mode."""
+        """Called when an epoch starts, or is resumed. The model is already in training mode."""
 
     def before_update(self, model: nn.Module, step: int) -> None:
-        """Called with the final (clipped) gradients, before the optimiser; `step` counts from the run's start."""
+        """Called after the gradients are clipped, before the optimiser's step.
+
+        `step` is the index of the step in the run, counted from 0.
+        """
 
     def after_update(self, model: nn.Module, step: int, reduce: Reduce) -> None:
-        """Called after the optimiser's step."""
+        """Called after the optimiser's step, with the same `step` as in `before_update`."""
 
     def concerns(self, step: int, losses: dict[str, float]) -> Sequence[str]:
-        """Returns lines to print about a step; `losses` are the means over all processes."""
+        """Returns warnings to print about a step; `losses` are the scalars of `loss`, averaged over all processes."""

@@ -1,4 +1,4 @@
-"""Recipes: functions that return a full config, in one table by name; there is no config file per name."""
+"""Recipes: a table that maps each name to a function that returns a complete config. There are no config files."""
 
 import difflib
 from collections.abc import Callable
@@ -28,7 +28,10 @@ _FAMILIES: dict[str, Callable[[str], TrainingConfig]] = {
     "transfer": transfer,
     "multi-label": multi_label,
 }
-"""Maps the last part of a name to a function of the architecture, whose docstring says what results to expect."""
+"""Maps the last part of a recipe's name to a function that takes an architecture and returns the config.
+
+The docstring of the function says which results to expect.
+"""
 
 RECIPES: dict[str, Callable[[], TrainingConfig]] = {
     **{
@@ -45,14 +48,14 @@ RECIPES: dict[str, Callable[[], TrainingConfig]] = {
     "sem-fpn_xcit-pico_fashion-scenes": partial(segmentation_fashion_scenes, "sem-fpn"),
     **{name: partial(segmentation, record.model.kind, record.architecture) for name, record in SEGMENTERS.items()},
 }
-"""Every recipe, by name."""
+"""Maps the name of every recipe to a function that returns its config."""
 
 
 def get_recipe(name: str) -> TrainingConfig:
-    """Returns the config of a recipe, of a run's YAML file, or of a config path from an mmpretrain script.
+    """Returns the config for the name of a recipe, a run's YAML file, or the path of one of mmpretrain's configs.
 
-    `configs/xcit/xcit-nano-12-p16_8xb128_in1k.py` means the recipe of that name. The file need not exist, and it is not
-    read.
+    The path `configs/xcit/xcit-nano-12-p16_8xb128_in1k.py` means the recipe `xcit-nano-12-p16_8xb128_in1k`. No file is
+    read, so the path need not exist.
 
     Raises:
         XCiTError: if there is no such recipe; the message suggests the nearest name.
@@ -70,7 +73,7 @@ def get_recipe(name: str) -> TrainingConfig:
 
 
 def _load(path: Path) -> TrainingConfig:
-    """Reads the config of a YAML file. Its field `task` names the task; a file without it is a classification config.
+    """Reads the config in a YAML file. If the file has no field `task`, it is a classification config.
 
     Raises:
         XCiTError: if the file can't be read, its task is unknown, or a field is unknown or has another type.

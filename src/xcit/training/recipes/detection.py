@@ -1,4 +1,4 @@
-"""Recipes of detection: the 8 published ones, and a small one for scenes of Fashion-MNIST garments."""
+"""Detection recipes: one for each of the 8 published detectors, and one for scenes of Fashion-MNIST garments."""
 
 from dataclasses import replace
 
@@ -12,14 +12,16 @@ from xcit.zoo.detectors import detector_config, detector_name
 
 
 def detection(architecture: str) -> DetectionConfig:
-    """The authors' schedule for COCO: 36 epochs of Mask R-CNN with a global batch size of 16 and images of many sizes.
+    """The authors' schedule for COCO: 36 epochs of Mask R-CNN with global batch size 16 and multi-scale training.
 
-    `torchrun --nproc-per-node 8 -m xcit train mask-rcnn_xcit-small-12-p16_3x_coco --data COCO`. The backbone starts
-    from the distilled 384-pixel classifier of its architecture, as in the authors' example for small-12-p16. Whether
-    they did the same for the other architectures is not published. The expected AP is unknown, because nobody has run
-    this yet; the goal is the published detector's figures in `xcit info`.
+    The command is `torchrun --nproc-per-node 8 -m xcit train mask-rcnn_xcit-small-12-p16_3x_coco --data COCO`. The
+    initial weights of the backbone are those of the distilled 384-pixel classifier of the same architecture, as in the
+    authors' example for small-12-p16. The authors did not publish the initial weights for the other architectures. The
+    expected AP is unknown, because nobody has run this recipe yet. The goal is the AP of the published detector, which
+    `xcit info` prints.
 
-    One difference remains: the precision is bfloat16. The authors used float16 (`--run.dtype float16`).
+    This recipe differs from the authors' training in one point: it uses bfloat16, and the authors used float16
+    (`--run.dtype float16`).
     """
     model, lr = detector_config(ARCHITECTURES[architecture]), 1e-4
     return DetectionConfig(
@@ -41,11 +43,11 @@ def detection(architecture: str) -> DetectionConfig:
 
 
 def pico_fashion_scenes() -> DetectionConfig:
-    """Our own recipe: Mask R-CNN with 0.7 M parameters for scenes of garments, which two cores train in an hour.
+    """Our own recipe: Mask R-CNN with 0.7 M parameters for scenes of garments, trained in an hour on two CPU cores.
 
-    `xcit make-data fashion-scenes --task detection --out SCENES`, then `xcit train mask-rcnn_xcit-pico_fashion-scenes
-    --data SCENES`. Images keep about their size, the anchors are half as large as the published ones, and images are
-    not cropped.
+    The commands are `xcit make-data fashion-scenes --task detection --out SCENES` and then `xcit train
+    mask-rcnn_xcit-pico_fashion-scenes --data SCENES`. The training images are not cropped, and their size changes only
+    a little. The anchors are half as large as in the published detectors.
     """
     return DetectionConfig(
         name="mask-rcnn_xcit-pico_fashion-scenes",

@@ -1,4 +1,4 @@
-"""Recipes of DINO pre-training: the four published backbones, and a small one for Fashion-MNIST."""
+"""Recipes for DINO pre-training: one for each of the four published backbones, and a small one for Fashion-MNIST."""
 
 from dataclasses import replace
 
@@ -10,21 +10,21 @@ from xcit.training.tasks.dino import DINOConfig, TeachingConfig
 from xcit.zoo.architectures import ARCHITECTURES
 
 DINO_ARCHITECTURES = ("small-12-p16", "small-12-p8", "medium-24-p16", "medium-24-p8")
-"""The architectures whose DINO backbones were published."""
+"""The architectures of the published DINO backbones."""
 
 
 def dino(architecture: str) -> DINOConfig:
-    """DINO on ImageNet-1k without labels: 100 epochs with a global batch size of 512, in parts of at most 64.
+    """DINO on ImageNet-1k without labels: 100 epochs with global batch size 512 (at most 64 images per forward pass).
 
-    `torchrun --nproc-per-node 8 -m xcit train dino_xcit-small-12-p16_in1k --data IMAGENET`. The settings are the
-    defaults of the authors' code on a node of eight GPUs (their learning rate is 5e-4 * batch / 256). For the published
-    backbones they changed some settings; these are in files on their server, which are not part of the code. The
-    expected k-NN top-1 is unknown, because nobody has run this yet; the goal is the published backbone's figure in
-    `xcit info`.
+    The command is `torchrun --nproc-per-node 8 -m xcit train dino_xcit-small-12-p16_in1k --data IMAGENET`. The settings
+    are the defaults of the authors' code for a node with eight GPUs. The learning rate is 5e-4 * batch size / 256.
+    For the published backbones, the authors changed some settings. The changes are in files on the authors' server, but
+    not in their code. The expected k-NN top-1 is unknown, because nobody has run this recipe yet. The goal is the k-NN
+    top-1 of the published backbone, which `xcit info` prints.
 
-    Differences that remain: the warm-up reaches the full learning rate one step later. The precision is bfloat16, with
-    the head's last product in float32; the authors used float16 (`--run.dtype float16`), and advised against it for
-    patches below 16.
+    This recipe differs from the authors' code in two points. The warm-up reaches the full learning rate one step later.
+    The precision is bfloat16, but the last matrix product of the head is in float32. The authors used float16
+    (`--run.dtype float16`), but advised against float16 for patch sizes below 16.
     """
     return DINOConfig(
         name=f"dino_xcit-{architecture}_in1k",
@@ -50,11 +50,12 @@ def dino(architecture: str) -> DINOConfig:
 
 
 def dino_pico_fashion_mnist() -> DINOConfig:
-    """Our own recipe: DINO on Fashion-MNIST without labels, which two processor cores train in an hour.
+    """Our own recipe: DINO on Fashion-MNIST without labels, trained in an hour on two CPU cores.
 
-    In pilot runs of some minutes, the mean of the patch tokens became a much better feature than the class token, and
-    four wide blocks were better than six narrow ones. The crops show more of the image than the published ones, and are
-    never solarized, because garments differ by their outline on black. docs/dino.md has the results.
+    In pilot runs of a few minutes, the mean of the patch tokens became a much better feature than the class token, and
+    four wide blocks gave better results than six narrow blocks. Garments differ mostly by their outline on a black
+    background. Therefore the crops show more of the image than the published crops, and are never solarized. The
+    results are in docs/dino.md.
     """
     return DINOConfig(
         name="dino_xcit-pico_fashion-mnist",

@@ -1,4 +1,4 @@
-"""Our own recipes that start from a published checkpoint: for larger images, or for other classes."""
+"""Our own recipes, which fine-tune a published checkpoint on larger images or on other classes."""
 
 from dataclasses import replace
 
@@ -15,12 +15,13 @@ from xcit.zoo.architectures import ARCHITECTURES
 def finetune_384(architecture: str) -> ClassificationConfig:
     """Our own recipe: the distilled 224-pixel checkpoint, fine-tuned for 30 epochs at 384 pixels with batch size 512.
 
-    `xcit train xcit-small-12-p16_ours-ft384_in1k --data IMAGENET`. The authors never published their settings and refer
-    to DeiT. The 30 epochs, the batch size and the weight decay of 1e-8 are those of DeiT's own fine-tuning at 384
-    pixels (arXiv 2012.12877). The learning rate of 5e-5 is the one that XCiT's authors gave for fine-tuning. All other
-    settings are those of the `official` recipe. The expected top-1 is unknown, because nobody has run this yet; the
-    goal is the 384-pixel checkpoint's figure in `xcit info`. The authors' 384-pixel models kept their teacher:
-    `--distillation.teacher timm/regnety_160.deit_in1k`.
+    The command is `xcit train xcit-small-12-p16_ours-ft384_in1k --data IMAGENET`. XCiT's authors did not publish their
+    settings for 384 pixels, but refer to DeiT. The 30 epochs, the batch size and the weight decay of 1e-8 are those of
+    DeiT's own fine-tuning at 384 pixels (arXiv 2012.12877). The learning rate of 5e-5 is the value that XCiT's authors
+    gave for fine-tuning. All other settings are those of the `official` recipe. The expected top-1 is unknown, because
+    nobody has run this recipe yet. The goal is the top-1 of the published 384-pixel checkpoint, which `xcit info`
+    prints. The authors also used a teacher at 384 pixels. The option
+    `--distillation.teacher timm/regnety_160.deit_in1k` adds this teacher.
     """
     base = official(architecture)
     return replace(
@@ -37,11 +38,12 @@ def finetune_384(architecture: str) -> ClassificationConfig:
 def transfer(architecture: str) -> ClassificationConfig:
     """Our own recipe: the distilled 224-pixel checkpoint, fine-tuned on a folder with your own classes.
 
-    `xcit train xcit-small-12-p16_transfer --data FOLDER`, with FOLDER/train/<class>/<image> and FOLDER/val/...; it
-    needs a few hundred images or more. If the folder has no train and val, a fifth of its images (or `--holdout N` of
-    them) is used for validation instead of training. The number of classes is the folder's. The recipe trains for 20
-    epochs with batch size 32, light augmentation, and lower learning rates for layers far from the head. The accuracy
-    depends on the images; we chose the settings without tuning them on a benchmark.
+    The command is `xcit train xcit-small-12-p16_transfer --data FOLDER`. The images are in
+    FOLDER/train/<class>/<image> and FOLDER/val/<class>/<image>. At least a few hundred images are needed. If the folder
+    has no validation images, a fifth of the images is held out for validation. `--holdout N` holds out N images
+    instead. The number of classes is taken from the folder. The recipe trains for 20 epochs with batch size 32, light
+    augmentation, and lower learning rates for layers far from the head. The accuracy depends on the images. We chose
+    the settings without tuning them on a benchmark.
     """
     config = ARCHITECTURES[architecture]
     return ClassificationConfig(
@@ -55,7 +57,7 @@ def transfer(architecture: str) -> ClassificationConfig:
             lr=3e-4,
             weight_decay=0.05,
             clip_grad=1.0,
-            # With this, the first block learns at about the same rate in models of 12 and of 24 blocks.
+            # With these values, the first block has about the same learning rate in models with 12 and with 24 blocks.
             layer_decay=0.75 if config.depth == 12 else 0.86,
         ),
         schedule=ScheduleConfig(epochs=20, warmup_epochs=2, warmup_lr=1e-6, min_lr=1e-6),
@@ -64,13 +66,13 @@ def transfer(architecture: str) -> ClassificationConfig:
 
 
 def multi_label(architecture: str) -> MultiLabelConfig:
-    """Our own recipe: the distilled 224-pixel checkpoint, fine-tuned on images with any number of classes each.
+    """Our own recipe: the distilled 224-pixel checkpoint, fine-tuned on images that can have several classes.
 
-    `xcit train xcit-small-12-p16_multi-label --data FOLDER`, with FOLDER/train.csv and FOLDER/val.csv beside the
-    images. A line has a path and class names, or a path and a 0 or 1 for each class. The loss is binary for each class,
-    and the best checkpoint is chosen by mean average precision. All other settings are those of the `transfer`
-    recipe, without label smoothing. The mAP depends on the images; we chose the settings without tuning them on a
-    benchmark.
+    The command is `xcit train xcit-small-12-p16_multi-label --data FOLDER`. The folder contains the images and two
+    lists, train.csv and val.csv. Each line of a list has the path of an image and its class names, or the path and a 0
+    or 1 for each class. The loss is a binary cross-entropy for each class. The best checkpoint is selected by its mean
+    average precision (mAP). There is no label smoothing. All other settings are those of the `transfer` recipe. The mAP
+    depends on the images. We chose the settings without tuning them on a benchmark.
     """
     base = transfer(architecture)
     return MultiLabelConfig(

@@ -1,4 +1,4 @@
-"""The authors' own recipe for ImageNet-1k (arXiv 2106.09681; their code of July 2021), plain and distilled."""
+"""The authors' recipes for ImageNet-1k (arXiv 2106.09681, and their code of July 2021), without and with a teacher."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from xcit.training.tasks.distillation import DistillationConfig
 from xcit.zoo.architectures import ARCHITECTURES
 
 DEIT_TEACHER = "timm/regnety_160.deit_in1k"
-"""The RegNetY-16GF that was DeiT's teacher (82.9% top-1 at 224 pixels); XCiT's authors used the same."""
+"""The RegNetY-16GF that was DeiT's teacher (82.9% top-1 at 224 pixels). XCiT's authors used the same teacher."""
 
 DROP_PATH_RATES = {
     "nano-12": 0.0,
@@ -21,27 +21,31 @@ DROP_PATH_RATES = {
     "medium-24": 0.15,
     "large-24": 0.2,
 }
-"""Stochastic depth by size, the same in all XCA blocks; `official` says where each number comes from."""
+"""The rate of stochastic depth for each model size. All XCA blocks have the same rate. `official` gives the sources."""
 
 
 def official(architecture: str) -> ClassificationConfig:
-    """The authors' schedule: 400 epochs with a global batch size of 1024 (in parts of at most 128), averaged weights.
+    """The authors' schedule: 400 epochs with global batch size 1024 (at most 128 images per forward pass).
 
-    `xcit train xcit-small-12-p16_official_in1k --data IMAGENET`. The expected top-1 is the authors' figure for the
-    plain 224-pixel checkpoint in `xcit info`, which they measured with the preprocessing of this recipe.
+    The command is `xcit train xcit-small-12-p16_official_in1k --data IMAGENET`. The result is a moving average of the
+    weights. The expected top-1 is the authors' figure for the 224-pixel checkpoint without distillation, which
+    `xcit info` prints. The authors measured this figure with the preprocessing of this recipe.
 
-    Stochastic depth: 0.05 for small-12 is from the authors' published command. 0 for tiny-12, 0.1 for small-24 and 0.15
-    for medium-24 are from their detection and segmentation configs. 0 for nano-12, 0.05 for tiny-24 and 0.2 for
-    large-24 are our choice, consistent with these.
+    The rates of stochastic depth have three sources. The rate 0.05 for small-12 is from the authors' published command.
+    The rates 0 for tiny-12, 0.1 for small-24 and 0.15 for medium-24 are from the authors' detection and segmentation
+    configs. The rates 0 for nano-12, 0.05 for tiny-24 and 0.2 for large-24 are our choice, similar to the others.
 
-    The authors set colour jitter to 0.4, but timm ignores it when RandAugment is on, so this recipe has none.
-    Differences that remain: the learning rate changes at every step instead of every epoch. The cosine begins after the
-    warm-up instead of during it. The figures are those of the averaged weights, while the authors measured the weights
-    that were not averaged. The authors trained in float16 (`--run.dtype float16`).
+    The authors set colour jitter to 0.4, but timm ignores colour jitter when RandAugment is on. Therefore this recipe
+    has no colour jitter.
 
-    For patch-stem surgery, which the authors needed to keep their largest models stable, give a trained model of the
-    same width and patch size: `xcit train xcit-large-24-p8_official_in1k --initialize.stem
-    xcit-large-24-p8_3rdparty_in1k`.
+    This recipe differs from the authors' training in four points. The learning rate changes at every step instead of
+    every epoch. The cosine begins after the warm-up, and not at the start of the run. The figures are those of the
+    averaged weights, while the authors evaluated the trained weights. The precision is float32, while the authors used
+    float16 (`--run.dtype float16`).
+
+    Patch-stem surgery copies the stem of a trained model, and freezes it. The authors needed patch-stem surgery to keep
+    the training of their largest models stable. It needs a trained model of the same width and patch size. The command
+    is `xcit train xcit-large-24-p8_official_in1k --initialize.stem xcit-large-24-p8_3rdparty_in1k`.
     """
     return ClassificationConfig(
         name=f"xcit-{architecture}_official_in1k",
@@ -65,10 +69,10 @@ def official(architecture: str) -> ClassificationConfig:
 def official_distilled(architecture: str) -> ClassificationConfig:
     """The authors' schedule with a teacher: half of the loss is hard distillation from DeiT's RegNetY-16GF.
 
-    `xcit train xcit-small-12-p16_official-dist_in1k --data IMAGENET`; timm downloads the teacher, about 330 MB. The
-    expected top-1 is the authors' figure for the distilled 224-pixel checkpoint in `xcit info`. The option
-    `--distillation.teacher xcit-large-24-p8_3rdparty_in1k` sets another teacher. With `--distillation.kind soft`, the
-    model learns the teacher's probabilities instead of its first class.
+    The command is `xcit train xcit-small-12-p16_official-dist_in1k --data IMAGENET`. timm downloads the teacher, which
+    is a file of about 330 MB. The expected top-1 is the authors' figure for the distilled 224-pixel checkpoint, which
+    `xcit info` prints. Another teacher is possible, as in `--distillation.teacher xcit-large-24-p8_3rdparty_in1k`. With
+    `--distillation.kind soft`, the model learns the teacher's probabilities instead of the teacher's top-1 class.
     """
     return replace(
         official(architecture),
@@ -78,5 +82,5 @@ def official_distilled(architecture: str) -> ClassificationConfig:
 
 
 def drop_path_rate(architecture: str) -> float:
-    """Returns the rate of stochastic depth of an architecture, named `<size>-<depth>-p<patch>`."""
+    """Returns the rate of stochastic depth for an architecture with a name like `<size>-<depth>-p<patch>`."""
     return DROP_PATH_RATES[architecture.rpartition("-")[0]]

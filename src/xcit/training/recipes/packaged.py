@@ -8,9 +8,9 @@ from xcit.zoo.architectures import ARCHITECTURES
 
 
 def pico_fashion_mnist() -> ClassificationConfig:
-    """The packaged model: 0.4 M parameters on Fashion-MNIST, which two processor cores train in an hour or two.
+    """The packaged model: 0.4 M parameters on Fashion-MNIST, trained in one to two hours on two CPU cores.
 
-    The model card has the command, the time and the accuracy.
+    The model card states the command, the training time and the accuracy.
     """
     return ClassificationConfig(
         name="xcit-pico-fashion-mnist",

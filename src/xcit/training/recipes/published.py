@@ -1,4 +1,4 @@
-"""The recipes of mmpretrain's 28 published configs."""
+"""The recipes for mmpretrain's 28 published configs."""
 
 from xcit.data.loader import AugmentationConfig
 from xcit.images.preprocess import published_preprocessing
@@ -8,13 +8,14 @@ from xcit.zoo.architectures import ARCHITECTURES
 
 
 def published(architecture: str, image_size: int) -> ClassificationConfig:
-    """Mmpretrain's schedule for ImageNet-1k: 300 epochs with a global batch size of 1024, in parts of at most 128.
+    """Mmpretrain's schedule for ImageNet-1k: 300 epochs with global batch size 1024 (at most 128 images per pass).
 
-    `xcit train xcit-small-12-p16_8xb128_in1k --data IMAGENET`. For 384 pixels the name ends in `-384px`, and there is
-    no RandAugment and no random erasing. The expected top-1 is unknown: mmpretrain published no figure of its own
-    training, and the figures in `xcit info` come from the authors' longer schedule (`official`).
+    The command is `xcit train xcit-small-12-p16_8xb128_in1k --data IMAGENET`. The names of the recipes for 384 pixels
+    end in `-384px`, and these recipes have no RandAugment and no random erasing. The expected top-1 is unknown, because
+    mmpretrain published no result of its own training. The figures in `xcit info` come from the authors' longer
+    schedule (`official`).
 
-    RandAugment is timm's policy of the same name, which applies two of timm's fifteen operations. mmpretrain has its
+    RandAugment is timm's implementation, which applies two of its fifteen operations to each image. mmpretrain has its
     own implementation of these operations.
     """
     strong = image_size == 224

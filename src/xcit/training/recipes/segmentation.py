@@ -1,4 +1,4 @@
-"""Recipes of semantic segmentation: the 16 published ones, and small ones for scenes of garments."""
+"""Semantic segmentation recipes: one for each of the 16 published segmenters, and two for scenes of garments."""
 
 from dataclasses import replace
 
@@ -13,15 +13,17 @@ from xcit.zoo.segmenters import segmenter_config, segmenter_name
 
 
 def segmentation(kind: SegmenterKind, architecture: str) -> SegmentationConfig:
-    """The authors' schedule for ADE20K: 160,000 steps of UperNet or 80,000 of Semantic FPN, global batch size 16.
+    """The authors' schedule for ADE20K: 160,000 steps for UperNet or 80,000 for Semantic FPN, global batch size 16.
 
-    `torchrun --nproc-per-node 8 -m xcit train upernet_xcit-small-12-p16_160k_ade20k --data ADEChallengeData2016`. The
-    backbone starts from the distilled 384-pixel classifier of its architecture, as in the authors' example for
-    small-12-p16. Whether they did the same for the other architectures is not published. The expected mIoU is unknown,
-    because nobody has run this yet; the goal is the published segmenter's figure in `xcit info`.
+    The command is `torchrun --nproc-per-node 8 -m xcit train upernet_xcit-small-12-p16_160k_ade20k --data
+    ADEChallengeData2016`. The initial weights of the backbone are those of the distilled 384-pixel classifier of the
+    same architecture, as in the authors' example for small-12-p16. The authors did not publish the initial weights for
+    the other architectures. The expected mIoU is unknown, because nobody has run this recipe yet. The goal is the mIoU
+    of the published segmenter, which `xcit info` prints.
 
-    An epoch is a tenth of the run here, because the authors evaluated their models ten times in a run. One difference
-    remains: Pillow's 8-bit colours are used to change hue and saturation, and the authors used OpenCV's.
+    An epoch of this recipe is a tenth of the run, because the authors evaluated their models ten times in a run. This
+    recipe differs from the authors' training in one point: it changes hue and saturation in Pillow's 8-bit HSV, and the
+    authors used OpenCV's 8-bit HSV.
     """
     model = segmenter_config(kind, ARCHITECTURES[architecture])
     depth_rate = drop_path_rate(architecture)
@@ -43,10 +45,10 @@ def segmentation(kind: SegmenterKind, architecture: str) -> SegmentationConfig:
 
 
 def segmentation_fashion_scenes(kind: SegmenterKind) -> SegmentationConfig:
-    """Our own recipe: a pico XCiT on scenes of garments, which two cores train in 20 minutes.
+    """Our own recipe: a segmenter with a pico XCiT for scenes of garments, trained in 20 minutes on two CPU cores.
 
-    `xcit make-data fashion-scenes --task segmentation --out SCENES`, then `xcit train upernet_xcit-pico_fashion-scenes
-    --data SCENES`. There are 11 classes, one of them the background.
+    The commands are `xcit make-data fashion-scenes --task segmentation --out SCENES` and then `xcit train
+    upernet_xcit-pico_fashion-scenes --data SCENES`. There are 11 classes, including the background.
     """
     architecture = replace(ARCHITECTURES["pico-6-p4"], in_channels=3)
     model = segmenter_config(kind, architecture, num_classes=11)

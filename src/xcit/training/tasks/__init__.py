@@ -1,1 +1,1 @@
-"""The tasks: loss, metrics and data of each, in one file per task."""
+"""The training tasks. Each task has one file with its data, loss and metrics; the other files contain shared code."""

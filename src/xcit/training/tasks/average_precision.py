@@ -9,8 +9,12 @@ from xcit.errors import XCiTError
 from xcit.extras import imported
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""Names of the twelve numbers: AP at IoU .50 to .95, at .50 and at .75; AP of small, medium and large objects; recall
-with 1, 10 and 100 detections per image; recall of small, medium and large objects."""
+"""Names of COCO's twelve numbers.
+
+The first six are the average precision (AP): averaged over the IoU thresholds .50 to .95, at IoU .50, at IoU .75, and
+for small, medium and large objects. The last six are the average recall (AR): with at most 1, 10 and 100 detections per
+image, and for small, medium and large objects.
+"""
 
 DESCRIPTIONS = (
     *(
@@ -36,11 +40,11 @@ DESCRIPTIONS = (
         )
     ),
 )
-"""The lines in which the numbers are usually printed."""
+"""The text that COCO's tools print before each of the twelve numbers."""
 
 
 class DetectionRow(NamedTuple):
-    """One detection: index of the image, category id, score, box (x, y, width, height) and encoded mask."""
+    """One detection: index of the image, category id, score, box (x, y, width, height) and run-length encoded mask."""
 
     image: int
     category_id: int
@@ -50,7 +54,7 @@ class DetectionRow(NamedTuple):
 
 
 class Precision(NamedTuple):
-    """The twelve numbers of boxes and of masks, in percent; NaN if there are no objects of that size."""
+    """COCO's twelve numbers for boxes and for masks, in percent. The numbers for a size without objects are NaN."""
 
     boxes: tuple[float, ...]
     masks: tuple[float, ...]
@@ -61,11 +65,11 @@ def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequenc
 
     Args:
         images: the data set.
-        measured: indices of the images that were measured.
+        measured: indices of the images that were evaluated.
         rows: the detections in these images.
 
     Raises:
-        XCiTError: if there is no object in these images, or the package is not installed.
+        XCiTError: if these images have no objects except crowds, or if faster-coco-eval is not installed.
     """
     coco = imported("faster_coco_eval", "average precision")
     truth = coco.COCO(_truth(images, measured))
@@ -75,7 +79,7 @@ def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequenc
     common = [{"image_id": ids[row.image], "category_id": row.category_id, "score": row.score} for row in rows]
     found = {
         "bbox": [{**own, "bbox": list(row.box)} for own, row in zip(common, rows, strict=True)],
-        # The box is left out, so that the size of a detection is that of its mask.
+        # Without a box, the size of a detection (small, medium, large) is computed from its mask.
         "segm": [{**own, "segmentation": row.mask} for own, row in zip(common, rows, strict=True)],
     }
     stats = []
@@ -87,7 +91,7 @@ def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequenc
 
 
 def _truth(images: CocoImages, measured: Sequence[int]) -> dict[str, Any]:
-    """Returns the data set in the package's format, with annotations numbered from 1 and encoded masks."""
+    """Returns the evaluated images and their objects in COCO's format, with ids from 1 and run-length encoded masks."""
     annotations = list[dict[str, Any]]()
     for index in measured:
         image = images.images[index]

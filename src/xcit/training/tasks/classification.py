@@ -1,4 +1,4 @@
-"""Image classification: the loss, the evaluation, and the connection of data and model to the engine."""
+"""Image classification: the config, the loss, the evaluation, and the task that the engine trains."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -33,26 +33,27 @@ class ClassificationConfig:
     """The config of a classification run.
 
     Attributes:
-        name: name of the recipe or run; the exported model keeps it.
-        task: identifies the kind of config in a file.
-        model: shape of the model; `num_classes` 0 means the data's number of classes.
-        preprocessing: preprocessing in evaluation; training uses only its size and normalisation.
+        name: name of the recipe or run. The exported model gets the same name.
+        task: name of the task. In a YAML file, it determines the class of the config.
+        model: architecture of the model; `num_classes` 0 means the number of classes of the data.
+        preprocessing: preprocessing in evaluation. Training uses only its image size and normalisation.
         data: a folder or a known name (see `open_labelled_images`), or a stream (see `open_stream`).
-        val_data: the validation images, if they are not in `data`; a stream needs them.
-        holdout: number of training images that are held out for validation, or their share if it is below 1. 0 uses the
-            validation split. With null, a fifth of the images is held out of a folder without a validation split.
-        class_map: a file that says which class (a name, or an index of the model's classes) is meant by a folder, or by
-            a label in a list, in `data` and `val_data` (see `read_class_map`).
-        shuffle_buffer: for a stream, number of undecoded images that each worker holds in memory to shuffle them.
+        val_data: the validation images, if they are not in `data`. If `data` is a stream, this field is required.
+        holdout: number of training images to hold out for validation. A number below 1 is a share of the images. With
+            0, the validation split is used. With null, a fifth of the images is held out if `data` is a folder without
+            a validation split.
+        class_map: a file that maps the names of folders, or the labels in a list, to classes of the model (names or
+            indices). It is used for `data` and `val_data` (see `read_class_map`).
+        shuffle_buffer: for a stream: number of encoded images that each worker keeps in memory to shuffle them.
         class_weights: weight of each class in the loss, one number per class (see `weighted_cross_entropy`); if empty,
-            all classes have the same weight. A teacher's loss has no class weights.
+            all classes have the same weight. The loss of distillation has no class weights.
         augmentation: augmentation of training images.
-        initialize: first weights and frozen stages.
-        lora: adapters that are trained in place of the model.
-        distillation: a teacher.
-        optimizer: settings of AdamW.
-        schedule: epochs and learning rate.
-        run: how to compute.
+        initialize: initial weights and frozen stages.
+        lora: low-rank adapters, which are trained instead of the model's own weights.
+        distillation: the teacher of knowledge distillation, if any.
+        optimizer: optimiser and its settings.
+        schedule: number of epochs, and the schedule of the learning rate.
+        run: batch size, precision and other settings of the run.
     """
 
     name: str
@@ -75,7 +76,7 @@ class ClassificationConfig:
 
     def __post_init__(self) -> None:
         if self.holdout and self.val_data:
-            raise XCiTError("give holdout or val_data, not both: a run is watched by one of them")
+            raise XCiTError("give holdout or val_data, not both: a run is validated on one of them")
         if self.holdout is not None and not 0 <= self.holdout < math.inf:
             raise XCiTError(f"holdout is {self.holdout}, must be a number of images, or a share below 1")
         if self.shuffle_buffer < 1:
@@ -85,15 +86,15 @@ class ClassificationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationReport:
-    """Results of a model on labelled images.
+    """Results of the evaluation of a classifier on labelled images.
 
     Attributes:
-        num_images: number of images that were measured.
-        top1: percent of them for which the first class is right.
-        top5: percent of them for which the right class is among the first five.
+        num_images: number of images that could be read and were evaluated.
+        top1: percentage of these images for which the class with the highest logit is right.
+        top5: percentage of these images for which the right class has one of the five highest logits.
         loss: mean cross-entropy (natural logarithm).
-        confusion: (num_classes, num_classes) counts; a row is a true class, and a column a predicted one.
-        unreadable: one line for each image that could not be read, and so was not measured.
+        confusion: (num_classes, num_classes), numbers of images; rows are true classes, columns are predicted classes.
+        unreadable: one line for each image that could not be read.
     """
 
     num_images: int
@@ -119,20 +120,20 @@ def evaluate_classification(
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
 ) -> ClassificationReport:
-    """Measures a classifier on labelled images, each counted once.
+    """Evaluates a classifier on labelled images. Each image is counted once.
 
     Args:
-        model: returns logits (B, num_classes). It is in evaluation mode while it is measured.
-        images: the images to measure on; their labels index the logits.
+        model: a model that returns logits (B, num_classes). It is in evaluation mode during the evaluation.
+        images: the images to evaluate; their labels are indices of the logits.
         spec: the preprocessing of the images.
-        how: batch size, reading processes, device and precision.
+        how: batch size, number of workers, device and precision.
         num_classes: number of classes of the model.
-        layout: rank and number of the processes; each measures its share of the images.
-        reduce: sums over the processes, so that each of them gets the results for all images.
+        layout: rank and number of the processes. Each process evaluates its share of the images.
+        reduce: sums a tensor over the processes, so that every process gets the results for all images.
         report: called with the number of images of each batch.
 
     Returns:
-        The results; the lines about unreadable images are those of this process.
+        The results. The lines about unreadable images are only those of this process.
 
     Raises:
         XCiTError: if no image could be read.
@@ -164,15 +165,15 @@ def evaluate_classification(
 
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy with a weight for each class, also for mixed or smoothed labels.
+    """Computes the cross-entropy with a weight for each class. The targets may be mixed or smoothed labels.
 
-    With share p[i, c] of class c in image i, the model's probability q[i, c] and weight w[c], the loss is
-    -sum(w[c] p[i, c] log q[i, c]) / sum(w[c] p[i, c]), with both sums over all i and c. If each image has one class,
-    this is torch's cross-entropy with weights.
+    The loss is -sum(w[c] p[i, c] log q[i, c]) / sum(w[c] p[i, c]), with both sums over all images i and classes c. Here
+    p[i, c] is the target, q[i, c] is the model's probability, and w[c] is the weight of class c. If each image has a
+    single class, the loss is equal to torch's cross-entropy with class weights.
 
     Args:
         logits: (B, num_classes).
-        targets: (B, num_classes); each row sums to 1.
+        targets: (B, num_classes), the share of each class in each image; each row sums to 1.
         weights: (num_classes,).
     """
     shares = targets * weights
@@ -180,16 +181,17 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> 
 
 
 class ClassificationTask(TaskWithAdapters):
-    """Connects a config's data, augmentation, first weights, teacher and loss to the engine.
+    """The classification task, built from a config: the model, data, loss and evaluation for the engine.
 
     Attributes:
-        config: the config, completed with the data's number of classes and the holdout, if these were left open.
-        notes: lines about the data that were found.
-        problems: lines about problems in the data.
+        config: the config, in which a `num_classes` of 0 and a `holdout` of None are replaced by the values for the
+            data.
+        notes: lines for the user about the data.
+        problems: lines for the user about problems in the data.
 
     Raises:
-        XCiTError: if the config names something that does not exist (before anything is read or downloaded), if the
-            data are missing or have other classes than the model, or if weights can't be loaded or do not fit.
+        XCiTError: if a name in the config is unknown, if the data are missing or have other classes than the model, or
+            if weights can't be loaded or do not fit. The names are checked before anything is read or downloaded.
     """
 
     watch = "top1"
@@ -231,11 +233,11 @@ class ClassificationTask(TaskWithAdapters):
         self._mixing = _mixing(config.augmentation, num_classes, layout.part_size)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields this process's parts (images (B, C, h, w), labels (B,)) of an epoch's batches."""
+        """Yields this process's parts of an epoch's batches, from `first_step` on: images (B, C, h, w), labels (B,)."""
         return self._loader.batches(epoch, first_step)
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Returns the cross-entropy against the labels; with a teacher also its loss, and both parts separately."""
+        """Returns the loss; with a teacher, also returns the loss against the labels and the teacher's loss."""
         images, targets = batch
         if self._mixing is not None:
             images, targets = self._mixing(images, targets)
@@ -252,7 +254,7 @@ class ClassificationTask(TaskWithAdapters):
         }
 
     def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Returns the loss for labels (B,), smoothed here, or for mixed labels (B, num_classes), smoothed before."""
+        """Returns the loss for labels (B,), or for mixed labels (B, num_classes), which are already smoothed."""
         smoothing = self.config.augmentation.label_smoothing if targets.ndim == 1 else 0.0
         weights = class_weights_on(logits.device, self.config.class_weights)
         if weights is None:
@@ -265,7 +267,7 @@ class ClassificationTask(TaskWithAdapters):
     def evaluate(
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Returns top-1, top-5 and loss on the validation images."""
+        """Returns top-1 and top-5 accuracy (percent) and the loss on the validation images."""
         return evaluate_classification(
             model,
             self.watched,

@@ -1,4 +1,4 @@
-"""Detects the collapse of a model that learns without labels: its output becomes the same for all images."""
+"""Detects a collapse in training without labels: the outputs of a model become the same for all images."""
 
 import math
 from collections import deque
@@ -8,30 +8,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _WINDOW = 50
-"""Steps over which the signs are averaged, because a few steps may look like a collapse."""
+"""The number of steps over which the measured values are averaged, because a few steps may look like a collapse."""
 
 _SMALLEST_SPREAD = 0.05
-"""The features of a new network have a spread of about 0.3, and those of a trained network a larger one."""
+"""The smallest normal spread of features.
+
+The features of an untrained network have a spread of about 0.3. In a trained network, the spread is larger.
+"""
 
 _SMALLEST_DIVERGENCE = 0.01
-"""The smallest normal divergence, as a share of the largest entropy.
+"""The smallest normal divergence between teacher and student, as a fraction of the largest possible entropy.
 
-In the paper's runs that collapse, the divergence goes to 0 (figure 7).
+In the DINO paper, the divergence goes to 0 in the runs that collapse (arXiv 2104.14294, figure 7).
 """
 
 
 def feature_spread(features: Tensor) -> Tensor:
-    """Returns how different the directions of features (B, D) are: 0 if all are equal, 1 if they are spread evenly.
+    """Returns the spread of features (B, D): 0 if all features have the same direction, 1 if directions are uniform.
 
-    It is the standard deviation over the images of each entry of the unit features, averaged over the entries, times
-    sqrt(D) (arXiv 2011.10566, section 4.1).
+    The features are scaled to length 1. For each of the D entries, the standard deviation over the images is computed.
+    The spread is the mean of these standard deviations, times sqrt(D) (arXiv 2011.10566, section 4.1).
     """
     unit = F.normalize(features, dim=-1)
     return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
 
 
 class CollapseWatch:
-    """Watches every step, and warns once whenever the signs of a collapse have lasted for a while."""
+    """Watches the values of every step, and warns when their averages over the last steps show a collapse.
+
+    There is one warning at the start of a collapse, and no other warning until the collapse has ended.
+    """
 
     def __init__(self, num_outputs: int) -> None:
         self._largest_entropy = math.log(num_outputs)
@@ -39,9 +45,11 @@ class CollapseWatch:
         self._has_warned = False
 
     def look(self, step: int, losses: Mapping[str, float]) -> list[str]:
-        """Adds a step's "teacher_entropy" and "teacher_student_kl" (nats) and "feature_spread".
+        """Adds the values of a step, and returns a warning if a collapse has begun.
 
-        Returns warnings, if any.
+        Args:
+            step: index of the step in the run, counted from 0.
+            losses: contains "teacher_entropy" and "teacher_student_kl" (nats) and "feature_spread".
         """
         self._steps.append(losses)
         if len(self._steps) < _WINDOW:
@@ -61,8 +69,8 @@ class CollapseWatch:
             if spread > _SMALLEST_SPREAD:
                 return ""
             return (
-                f"the teacher's features of all images were alike (spread {spread:.3f} of 1): try a lower optimizer.lr "
-                "or more schedule.warmup_epochs"
+                f"the teacher's features were nearly the same for all images (spread {spread:.3f} of 1): try a lower "
+                "optimizer.lr or more schedule.warmup_epochs"
             )
         told = f"teacher and student said the same of all images (divergence {divergence:.3f} nats), "
         if entropy > self._largest_entropy / 2:

@@ -1,4 +1,4 @@
-"""The first weights of the backbone of a detector or segmenter."""
+"""Initial weights for the backbone of a detector or segmenter."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ _SHAPE = ("in_channels", "patch_size", "embed_dim", "depth", "num_heads", "mlp_r
 
 
 def take_backbone(model: Any, source: str) -> None:
-    """Loads the first weights of the backbone of a detector or segmenter.
+    """Loads the initial weights of the backbone of a detector or segmenter.
 
     Args:
-        model: has an `XCiTPyramid` as `backbone`, whose shape is `config.backbone`.
+        model: the detector or segmenter, with an `XCiTPyramid` as attribute `backbone`.
         source: the name or file of a classifier, a feature backbone, a detector or a segmenter.
 
     Raises:
-        XCiTError: if the weights can't be loaded, or do not fit.
+        XCiTError: if the weights can't be loaded, or do not fit the backbone.
     """
     ours = model.config.backbone
     changes = Changes(stem_strides=ours.stem_strides or None)

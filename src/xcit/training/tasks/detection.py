@@ -1,4 +1,4 @@
-"""Detection and instance segmentation: losses, average precision, and the connection of the data to the engine."""
+"""Detection and instance segmentation: the config, the evaluation, and the task that the engine trains."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -44,20 +44,22 @@ class DetectionConfig:
     """The config of a detection run.
 
     Attributes:
-        name: name of the recipe or run; the exported model keeps it.
-        task: identifies the kind of config in a file.
-        model: shape of the model, and the preprocessing in evaluation; `num_classes` 0 means the data's number.
+        name: name of the recipe or run. The exported model gets the same name.
+        task: name of the task. In a YAML file, it determines the class of the config.
+        model: architecture of the model, and the preprocessing in evaluation; `num_classes` 0 means the number of
+            classes of the data.
         data: a folder or JSON file in COCO's format, see `open_coco`.
-        backbone_weights: first weights of the backbone: the name or file of a classifier, a feature backbone, a
+        backbone_weights: initial weights of the backbone: the name or file of a classifier, a feature backbone, a
             detector or a segmenter; "" for random weights.
-        train_on_empty: whether to train on images without objects; the published models did not.
-        ignore_exif: whether the boxes refer to the stored pixels, and not to the image as a viewer rotates it.
+        train_on_empty: whether to train also on images without objects. The published models were trained without such
+            images.
+        ignore_exif: whether boxes and masks refer to the image as it is stored, without the rotation in its EXIF data.
         class_weights: weight of each class in the loss of the box classifier, one number per class; the background has
-            weight 1. If empty, all classes have the same weight. Boxes, masks and proposals have no class weights.
+            weight 1. If empty, all classes have the same weight. The other four losses have no class weights.
         augmentation: augmentation of training images.
-        optimizer: settings of AdamW.
-        schedule: epochs and learning rate.
-        run: how to compute.
+        optimizer: optimiser and its settings.
+        schedule: number of epochs, and the schedule of the learning rate.
+        run: batch size, precision and other settings of the run.
     """
 
     name: str
@@ -79,12 +81,12 @@ class DetectionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionReport:
-    """Results of a detector on annotated images.
+    """Results of the evaluation of a detector on annotated images.
 
     Attributes:
-        num_images: number of images that were measured.
-        precision: the twelve numbers of boxes and of masks.
-        unreadable: one line for each image that this process could not read, and so did not measure.
+        num_images: number of images that could be read and were evaluated.
+        precision: COCO's twelve numbers for boxes, and for masks.
+        unreadable: one line for each image that this process could not read.
     """
 
     num_images: int
@@ -92,7 +94,7 @@ class DetectionReport:
     unreadable: tuple[str, ...]
 
     def figures(self) -> dict[str, float]:
-        """Returns AP, AP50 and AP75 of boxes and of masks, by name."""
+        """Returns AP, AP50 and AP75 of boxes and of masks (percent), by name."""
         return {
             f"{kind}_{name}": value
             for kind, values in (("box", self.precision.boxes), ("mask", self.precision.masks))
@@ -101,7 +103,10 @@ class DetectionReport:
 
 
 class _MeasuredImages(Dataset[tuple[int, Tensor | None, str]]):
-    """Items are (index, pixels uint8 (C, h, w), ""), or (index, None, reason) if the image can't be read."""
+    """The images to evaluate. An item is (index, pixels uint8 (C, h, w), "").
+
+    For an image that can't be read, the item is (index, None, reason).
+    """
 
     def __init__(self, images: CocoImages, num_channels: int) -> None:
         self.images, self.num_channels = images, num_channels
@@ -126,19 +131,21 @@ def evaluate_detection(
     full_size: FullSize | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> DetectionReport:
-    """Measures a detector on annotated images, one at a time, each counted once.
+    """Evaluates a detector on annotated images, one image at a time. Each image is counted once.
 
     Args:
-        model: a detector. It is in evaluation mode while it is measured.
-        images: the images to measure on. Their classes are matched with the model's by name, or by order if the model's
-            classes have no names.
+        model: a detector. It is in evaluation mode during the evaluation.
+        images: the images to evaluate. Their classes are matched with the model's classes by name, or by order if the
+            model's classes have no names.
         num_workers: number of processes that read images; with 0 this process reads them.
-        layout: rank and number of the processes; each measures its share of the images, and gets the results for all.
-        full_size: take images at their own size, in stripes; None scales them as the model's config says.
+        layout: rank and number of the processes. Each process evaluates its share of the images, and gets the results
+            for all images.
+        full_size: process images at their original size, in stripes; None resizes them as the model's config says.
         report: called with 1 after each image.
 
     Raises:
-        XCiTError: if the model lacks a class of the images, or no image could be read.
+        XCiTError: if a class of the images is not a class of the model, if no image could be read, or if the images
+            have no objects.
     """
     from xcit.models.detection.mask_rcnn import MaskRCNN
 
@@ -165,7 +172,8 @@ def evaluate_detection(
         seen = [index for _, share in shares for index in share]
     if not seen:
         raise none_readable(len(images), "images", unreadable)
-    # Sorted by image, so that equal scores have the same rank for any number of processes.
+    # Detections with equal scores are ranked in the order of the rows. After sorting, this order does not depend on the
+    # number of processes.
     rows.sort(key=lambda row: row.image)
     precision = average_precision(images, sorted(seen), rows)
     return DetectionReport(num_images=len(seen), precision=precision, unreadable=tuple(unreadable))
@@ -174,7 +182,10 @@ def evaluate_detection(
 def _found(
     model: "MaskRCNN", images: CocoImages, layout: Layout, num_workers: int
 ) -> Iterator[tuple[int, "Detections | str"]]:
-    """Yields the objects of each image of this process's share at the model's size, or why it can't be read."""
+    """Yields the index of each image of this process's share, with its detections or the reason why it can't be read.
+
+    The images are resized as the model's config says.
+    """
     measured = _MeasuredImages(images, model.config.backbone.in_channels)
     for index, pixels, reason in one_by_one(measured, len(images), layout, num_workers):
         yield index, reason or model.detect(pixels)
@@ -183,7 +194,10 @@ def _found(
 def _found_whole(
     model: "MaskRCNN", images: CocoImages, layout: Layout, full_size: FullSize
 ) -> Iterator[tuple[int, "Detections | str"]]:
-    """Yields the objects of each image of this process's share at its own size, or why it can't be read."""
+    """Yields the index of each image of this process's share, with its detections or the reason why it can't be read.
+
+    The images are processed at their original size.
+    """
     from xcit.models.detection.roi_heads import MIN_SCORE
 
     for index in layout.share(len(images)):
@@ -193,12 +207,12 @@ def _found_whole(
             if (rows.height, rows.width) != size:
                 raise XCiTError(
                     f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, but {size[1]} x {size[0]} in "
-                    f"{images.source}: its objects can't be where they are said to be"
+                    f"{images.source}: the annotations do not fit the image"
                 )
             return detect_large(rows, model, min_score=MIN_SCORE, max_objects=MAX_OBJECTS, full_size=full_size)
 
         try:
-            # With `ignore_exif` the image is decoded as a whole, in its stored orientation.
+            # With `ignore_exif`, the whole image is decoded at once, in its stored orientation.
             source = images.read(index) if images.ignore_exif else image.path
         except XCiTError as error:
             yield index, str(error)
@@ -211,13 +225,14 @@ def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
     """Maps a model's labels, counted from 1, to the data set's category ids; labels without a category are left out.
 
     Raises:
-        XCiTError: if the model lacks a class of the data set.
+        XCiTError: if a class of the data set is not a class of the model.
     """
     names = model.info.class_names if model.info is not None else ()
     if not names:
         if model.num_classes != len(images.class_names):
             raise XCiTError(
-                f"{images.source} has {len(images.class_names)} classes, the model {model.num_classes} without names"
+                f"{images.source} has {len(images.class_names)} classes, and the model {model.num_classes} "
+                "classes without names"
             )
         return dict(enumerate(images.category_ids, start=1))
     label_of = {name: label for label, name in enumerate(names, start=1)}
@@ -230,16 +245,16 @@ def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
 
 
 class DetectionTask(TaskWithLoader):
-    """Connects a config's data, augmentation, first weights and losses to the engine.
+    """The detection task, built from a config: the model, data, losses and evaluation for the engine.
 
     Attributes:
-        config: the config, completed with the data's number of classes if that was left open.
-        notes: lines about the data that were found.
-        problems: one line for each kind of problem in the data.
+        config: the config, in which a `num_classes` of 0 is replaced by the number of classes of the data.
+        notes: lines for the user about the data.
+        problems: one line for the user for each kind of problem in the data.
 
     Raises:
-        XCiTError: if the data are missing, if the two splits have different classes, or if weights can't be loaded or
-            do not fit.
+        XCiTError: if the data are missing, if training and validation images have different classes, or if weights
+            can't be loaded or do not fit.
     """
 
     watch = "box_AP"
@@ -257,7 +272,7 @@ class DetectionTask(TaskWithLoader):
         )
         if set(train.class_names) != set(self.watched.class_names):
             raise XCiTError(f"{config.data}: the training and the validation images have different classes")
-        self.notes = (f"found {train.describe()}", f"watched by {self.watched.describe()}")
+        self.notes = (f"found {train.describe()}", f"validated on {self.watched.describe()}")
         self.problems = tuple(dict.fromkeys([*train.problems, *self.watched.problems]))
         num_classes = len(train.class_names)
         self.config = config = with_classes_of(config, num_classes)
@@ -283,11 +298,11 @@ class DetectionTask(TaskWithLoader):
         )
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[list[Tensor]]]:
-        """Yields this process's parts of an epoch's batches: lists of images, boxes, labels and masks."""
+        """Yields this process's parts of an epoch's batches: four lists, with images, boxes, labels and masks."""
         return (parts for parts, _ in self._loader.batches(epoch, first_step))
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Returns the sum of the five losses, and each of them."""
+        """Returns the sum of Mask R-CNN's five losses, and each loss separately."""
         images, *objects = batch
         targets = [
             {"boxes": boxes, "labels": labels, "masks": masks} for boxes, labels, masks in zip(*objects, strict=True)
@@ -299,5 +314,5 @@ class DetectionTask(TaskWithLoader):
     def evaluate(
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Returns AP, AP50 and AP75 of boxes and masks on the validation images."""
+        """Returns AP, AP50 and AP75 (percent) of boxes and masks on the validation images."""
         return evaluate_detection(model, self.watched, num_workers=self.config.run.num_workers, layout=layout).figures()

@@ -1,6 +1,7 @@
 """DINO pre-training (arXiv 2104.14294): a student sees one crop, and predicts a teacher's output for another crop.
 
-The teacher's weights are an average of the student's.
+The teacher's weights are a moving average of the student's weights. A centre, which is a moving average of the
+teacher's logits, is subtracted from these logits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,16 +33,18 @@ from xcit.zoo import save_model
 
 @dataclass(frozen=True, kw_only=True)
 class TeachingConfig:
-    """How the student is taught; the defaults are the published values.
+    """Settings of teacher, student and centre. The defaults are the published values.
 
     Attributes:
         student_temperature: temperature of the student's softmax.
-        teacher_temperature: temperature of the teacher's softmax; a lower one gives sharper targets.
-        first_teacher_temperature: the teacher's temperature at the start of its warm-up.
-        warmup_epochs: epochs in which the teacher's temperature rises in equal steps; 0 means no warm-up.
-        teacher_momentum: momentum of the teacher's moving average at the first step; it rises to 1 along half a cosine.
-        center_momentum: momentum of the centre's moving average.
-        freeze_last_layer: number of epochs in which the student's last layer is frozen.
+        teacher_temperature: temperature of the teacher's softmax; a lower temperature gives sharper targets.
+        first_teacher_temperature: temperature of the teacher's softmax in the first epoch of its warm-up.
+        warmup_epochs: number of epochs of the warm-up, in which the teacher's temperature changes linearly to
+            `teacher_temperature`; 0 means no warm-up.
+        teacher_momentum: momentum of the teacher's moving average at the first step. It rises to 1 along half a period
+            of a cosine.
+        center_momentum: momentum of the moving average of the centre.
+        freeze_last_layer: number of epochs, at the start of the run, in which the last layer of the head is frozen.
     """
 
     student_temperature: float = 0.1
@@ -72,7 +75,7 @@ class TeachingConfig:
         return self.first_teacher_temperature + share * (self.teacher_temperature - self.first_teacher_temperature)
 
     def momentum(self, step: int, num_steps: int) -> float:
-        """Returns the teacher's momentum at a step of the run, counted from 0."""
+        """Returns the teacher's momentum at a step, counted from 0, of a run of `num_steps` steps."""
         return cosine(self.teacher_momentum, 1.0, step / num_steps)
 
 
@@ -81,18 +84,19 @@ class DINOConfig:
     """The config of a DINO run.
 
     Attributes:
-        name: name of the recipe or run; the exported backbone keeps it.
-        task: identifies the kind of config in a file.
-        model: shape of the backbone, without a classifier; its stochastic depth is used in the student only.
-        preprocessing: preprocessing of the exported backbone; global crops use only its size and normalisation.
+        name: name of the recipe or run. The exported backbone gets the same name.
+        task: name of the task. In a YAML file, it determines the class of the config.
+        model: architecture of the backbone, without a classifier. Only the student uses stochastic depth.
+        preprocessing: preprocessing for the exported backbone and the evaluation. Its normalisation is used for all
+            crops, and its image size for global crops.
         data: images without labels, see `open_unlabelled_images`.
-        num_watched: number of training images (a fixed selection) whose features are evaluated after each epoch.
+        num_watched: number of training images (a fixed selection) on which the features are evaluated.
         head: the projection head.
         crops: number, size and augmentation of the crops.
-        dino: temperatures and momenta.
-        optimizer: settings of AdamW.
-        schedule: epochs and learning rate.
-        run: how to compute.
+        dino: temperatures, momenta and other settings of teacher, student and centre.
+        optimizer: optimiser and its settings.
+        schedule: number of epochs, and the schedule of the learning rate.
+        run: batch size, precision and other settings of the run.
     """
 
     name: str
@@ -112,7 +116,9 @@ class DINOConfig:
         if self.num_watched < 2:
             raise XCiTError(f"num_watched is {self.num_watched}, must be at least 2")
         if self.run.ema_decay:
-            raise XCiTError("run.ema_decay: DINO's teacher is an average already, and is what is exported: set it to 0")
+            raise XCiTError(
+                "run.ema_decay must be 0: DINO exports its teacher, which already is a moving average of weights"
+            )
         patch = self.model.patch_size
         sizes = {"preprocessing.image_size": self.preprocessing.image_size}
         if self.crops.num_local:
@@ -123,18 +129,25 @@ class DINOConfig:
 
 
 def teacher_probabilities(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """Returns targets (2*B, K) from the teacher's logits (2*B, K) and the centre (1, K), by centring and sharpening."""
+    """Returns the targets (2*B, K) of the student: softmax((logits - center) / temperature).
+
+    Args:
+        logits: the teacher's logits (2*B, K) for the two global crops of B images.
+        center: the centre (1, K).
+        temperature: temperature of the teacher's softmax.
+    """
     return ((logits - center) / temperature).softmax(dim=-1).detach()
 
 
 def dino_loss(student_logits: Tensor, targets: Tensor, *, num_crops: int, student_temperature: float) -> Tensor:
-    """Cross-entropy of the student's crops against the teacher's, averaged over all pairs of different crops.
+    """Computes the cross-entropy between teacher and student, averaged over all pairs of different crops.
 
-    loss = mean over (g, v), g != v, of the batch's mean of -sum(targets[g] * log softmax(student[v] / temperature)).
+    A pair is a global crop g, which the teacher sees, and any other crop v, which the student sees. The loss of a pair
+    is -sum(targets[g] * log softmax(student_logits[v] / student_temperature)), averaged over the batch.
 
     Args:
-        student_logits: (V*B, K), the global crops first.
-        targets: (2*B, K), of the same global crops.
+        student_logits: (V*B, K) for V crops of each of B images; the two global crops come first.
+        targets: (2*B, K), the teacher's targets for the two global crops.
         num_crops: V.
         student_temperature: temperature of the student's softmax.
     """
@@ -149,12 +162,12 @@ def dino_loss(student_logits: Tensor, targets: Tensor, *, num_crops: int, studen
 
 
 class DINOTask(TaskWithLoader):
-    """Connects a config's data, crops, student, teacher and centre to the engine.
+    """The DINO task, built from a config: student, teacher, data, loss and evaluation for the engine.
 
     Attributes:
-        config: the config as given.
-        notes: lines about the data that were found.
-        problems: lines about problems in the data.
+        config: the config, unchanged.
+        notes: lines for the user about the data.
+        problems: lines for the user about problems in the data.
 
     Raises:
         XCiTError: if the data are missing, or fields contradict each other.
@@ -168,7 +181,7 @@ class DINOTask(TaskWithLoader):
             raise XCiTError(f"{config.name} has no data of its own: set data to a folder of images")
         images = open_unlabelled_images(config.data)
         source = getattr(images, "source", "")
-        self.notes = (f"found {len(images)} images{f' in {source}' if source else ''}; their classes do not count",)
+        self.notes = (f"found {len(images)} images{f' in {source}' if source else ''}; their labels are not used",)
         self.problems = problems_of(images)
         self.config = config
         torch.manual_seed(config.run.seed)
@@ -183,22 +196,22 @@ class DINOTask(TaskWithLoader):
         )
         self._batch_size = layout.batch_size
         self._epoch = 0
-        # Sum of the teacher's logits over this process's parts of a step.
+        # The sum of the teacher's logits over the parts that this process computes in a step.
         self._logits_sum: Tensor | None = None
         self._collapse = CollapseWatch(num_outputs=config.head.out_dim)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
-        """Yields this process's parts of an epoch's batches: lists of crops (B, C, h, w), the two global ones first."""
+        """Yields this process's parts of an epoch's batches: lists of crops (B, C, h, w), global crops first."""
         return (crops for crops, _ in self._loader.batches(epoch, first_step))
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> None:
-        """Sets the teacher to training mode: its batch norms use the batch's statistics, as the student's do."""
+        """Sets the teacher to training mode, so that its batch norms use the batch's statistics, as in the student."""
         assert isinstance(model, DINO)
         model.teacher.train()
         self._epoch = epoch
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Returns the loss, the teacher's entropy, its divergence from the student, and the spread of its features."""
+        """Returns the loss, and the teacher's entropy, divergence from the student, and feature spread."""
         output = model(batch)
         settings = self.config.dino
         targets = teacher_probabilities(output.teacher_logits, output.center, settings.temperature(self._epoch))
@@ -211,13 +224,14 @@ class DINOTask(TaskWithLoader):
         return {
             "loss": loss,
             "teacher_entropy": entropy,
-            # A cross-entropy is the sum of entropy and divergence; every target occurs in the same number of pairs.
+            # A cross-entropy is the entropy plus the divergence. The same is true for the means over the pairs, because
+            # every target occurs in the same number of pairs.
             "teacher_student_kl": loss.detach() - entropy,
             "feature_spread": feature_spread(output.teacher_features.float()),
         }
 
     def before_update(self, model: nn.Module, step: int) -> None:
-        """Freezes the last layer in the first epochs: without a gradient there is no step and no weight decay."""
+        """Freezes the head's last layer in the first epochs: the optimiser skips parameters that have no gradient."""
         assert isinstance(model, DINO)
         if step < self.config.dino.freeze_last_layer * self.num_steps:
             for parameter in model.student.head.last_layer.parameters():
@@ -225,7 +239,7 @@ class DINOTask(TaskWithLoader):
 
     @torch.no_grad()
     def after_update(self, model: nn.Module, step: int, reduce: Reduce) -> None:
-        """Moves the teacher's parameters towards the student's, and the centre towards the mean logits of the batch."""
+        """Updates two moving averages: the teacher's parameters, and the centre of the teacher's logits."""
         assert isinstance(model, DINO) and self._logits_sum is not None
         settings = self.config.dino
         momentum = settings.momentum(step, self.config.schedule.epochs * self.num_steps)
@@ -236,13 +250,13 @@ class DINOTask(TaskWithLoader):
         self._logits_sum = None
 
     def concerns(self, step: int, losses: dict[str, float]) -> Sequence[str]:
-        """Returns a warning when the features collapse."""
+        """Returns a warning if a collapse of the features has begun."""
         return self._collapse.look(step, losses)
 
     def evaluate(
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Returns the spread of the teacher's features, and its entropy (nats), on whole training images."""
+        """Returns the teacher's entropy (nats) and feature spread on training images without augmentation."""
         assert isinstance(model, DINO)
         device = model.center.device
         batches = evaluation_batches_of(
@@ -254,7 +268,7 @@ class DINOTask(TaskWithLoader):
         )
         temperature = self.config.dino.temperature(self._epoch)
         embed_dim = self.config.model.embed_dim
-        # Sums over the images: of the unit features, of their squares, of the entropies, and the number of images.
+        # Sums over the images: unit features, squares of the unit features, entropies, and the number of images.
         sums = torch.zeros(2 * embed_dim + 2, dtype=torch.float64, device=device)
         with evaluating(model.teacher), torch.inference_mode():
             for images, _, _ in batches:
@@ -266,7 +280,7 @@ class DINOTask(TaskWithLoader):
                     sums += torch.cat([unit, unit.square(), scalars], dim=1).sum(dim=0)
         total, squares, (entropy_sum, count) = reduce(sums).split([embed_dim, embed_dim, 2])
         if count == 0:
-            raise XCiTError(f"none of the {len(self._watched)} images that the run is watched by could be read")
+            raise XCiTError(f"none of the {len(self._watched)} images for the evaluation could be read")
         deviation = (squares / count - (total / count).square()).clamp(min=0).sqrt()
         return {
             "feature_spread": deviation.mean().item() * embed_dim**0.5,
@@ -274,7 +288,7 @@ class DINOTask(TaskWithLoader):
         }
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes the teacher's backbone with its shape and preprocessing to one safetensors file."""
+        """Writes the teacher's backbone, with its config and preprocessing, to one safetensors file."""
         assert isinstance(model, DINO)
         backbone = XCiT(replace(self.config.model, drop_path_rate=0.0))
         backbone.load_state_dict(model.teacher.backbone.state_dict())

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the predictions of a trained model are a second target beside the labels."""
+"""Knowledge distillation: the predictions of a trained model (the teacher) are a second target besides the labels."""
 
 import difflib
 from collections.abc import Sequence
@@ -24,16 +24,17 @@ _TIMM = "timm/"
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """A teacher, and its share of the loss: loss = (1 - alpha) * label_loss + alpha * teacher_loss.
+    """A teacher and its weight in the loss: loss = (1 - alpha) * label_loss + alpha * teacher_loss.
 
     Attributes:
         teacher: "timm/<model>" for timm's pretrained weights, or the name or file of an XCiT; "" for no teacher.
-        kind: "hard" is the cross-entropy against the teacher's first class (DeiT, arXiv 2012.12877, section 4). "soft"
-            is the divergence from the teacher's probabilities, both at `temperature` T, times T^2 (arXiv 1503.02531).
-            As in the authors' code it is averaged over images and classes, so with K classes it is 1/K of the usual
-            sum.
-        alpha: the teacher's share of the loss, 0..1.
-        temperature: temperature of "soft". The default in the authors' code is 1; DeiT's comparison used 3.
+        kind: definition of `teacher_loss`. "hard": the cross-entropy against the teacher's top-1 class (DeiT, arXiv
+            2012.12877, section 4). "soft": the Kullback-Leibler divergence between the probabilities of teacher and
+            student, both at `temperature` T, times T^2 (arXiv 1503.02531). As in the authors' code, the divergence is
+            averaged over images and classes. So with K classes, it is 1/K of the usual divergence, which is a sum over
+            the classes.
+        alpha: weight of `teacher_loss` in the loss, 0..1.
+        temperature: temperature T of "soft". The default in the authors' code is 1; DeiT's comparison used 3.
     """
 
     teacher: str = ""
@@ -49,13 +50,21 @@ class DistillationConfig:
 class Teacher:
     """A trained classifier in evaluation mode, without gradients.
 
-    It gets the same images as the student, including mixed ones, in its own normalisation.
+    The teacher gets the same images as the student (also images that are mixed by mixup or CutMix), but with the
+    teacher's own normalisation.
     """
 
     def __init__(
         self, model: nn.Module, config: DistillationConfig, *, own: Preprocessing, given: Preprocessing
     ) -> None:
-        """Takes the preprocessing of the model and that of the images; only their mean and std are used."""
+        """Creates a teacher.
+
+        Args:
+            model: the trained classifier.
+            config: kind of the loss, and temperature.
+            own: preprocessing of the teacher; only its mean and std are used.
+            given: preprocessing of the images that the teacher gets; only its mean and std are used.
+        """
         self.model, self.config = model.eval().requires_grad_(False), config
         own_mean, own_std, mean, std = (
             torch.tensor(numbers)[:, None, None] for numbers in (own.mean, own.std, given.mean, given.std)
@@ -65,7 +74,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Returns logits (B, num_classes), float32, of images (B, C, h, w) in the student's normalisation."""
+        """Returns logits (B, num_classes) in float32 for images (B, C, h, w) with the student's normalisation."""
         if self._scale.device != images.device:
             self.model.to(images.device)
             self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
@@ -75,7 +84,7 @@ class Teacher:
         return logits.float()
 
     def loss(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Returns the teacher's loss, a scalar, for the student's logits (B, num_classes) of images (B, C, h, w)."""
+        """Returns the teacher's loss (a scalar) for images (B, C, h, w) and the student's logits (B, num_classes)."""
         target, logits = self.logits(images), logits.float()
         if self.config.kind == "hard":
             return F.cross_entropy(logits, target.argmax(dim=1))
@@ -88,12 +97,12 @@ def check_teacher(config: DistillationConfig, spec: Preprocessing, num_classes: 
     """Checks a teacher before anything is read or downloaded.
 
     Args:
-        config: its teacher may be empty.
+        config: the settings. If there is no teacher, nothing is checked.
         spec: the run's preprocessing.
         num_classes: the run's number of classes; 0 if it is not known yet.
 
     Raises:
-        XCiTError: if there is no such teacher, or if it is known to have other classes or channels.
+        XCiTError: if there is no such teacher, or if the teacher's known number of classes or channels does not fit.
     """
     if not config.teacher:
         return
@@ -107,19 +116,19 @@ def check_teacher(config: DistillationConfig, spec: Preprocessing, num_classes: 
         classes, channels = record.config.num_classes, record.config.in_channels
     _check_channels(config.teacher, channels, spec)
     if num_classes and classes != num_classes:
-        raise XCiTError(f"distillation.teacher: {config.teacher} has {classes} classes, this run {num_classes}")
+        raise XCiTError(f"distillation.teacher: {config.teacher} has {classes} classes, this run has {num_classes}")
 
 
 def load_teacher(
     config: DistillationConfig, spec: Preprocessing, *, num_classes: int, class_ids: Sequence[str] = ()
 ) -> Teacher:
-    """Loads the teacher; it is downloaded first if necessary.
+    """Loads the teacher. If necessary, the teacher is downloaded first.
 
     Args:
-        config: names the teacher, and says how it teaches.
+        config: name of the teacher, kind of the loss, and temperature.
         spec: the run's preprocessing.
         num_classes: the run's number of classes.
-        class_ids: the data's class names in the order of the labels, if known; names that are just numbers are ignored.
+        class_ids: the data's class names in the order of the labels, if known. The names "0", "1", ... are ignored.
 
     Raises:
         XCiTError: if the teacher can't be loaded, does not accept the images, or has other classes.
@@ -132,8 +141,8 @@ def load_teacher(
     _check_channels(config.teacher, len(own.mean), spec)
     if names and class_ids and tuple(class_ids) not in (*names, numbered_classes(num_classes)):
         raise XCiTError(
-            f"distillation.teacher: {config.teacher} knows other classes than the data, or in another order: "
-            f"{some_of(map(repr, names[0]))}, the data {some_of(map(repr, class_ids))}"
+            f"distillation.teacher: {config.teacher} has other classes than the data, or another order of the classes: "
+            f"the teacher has {some_of(map(repr, names[0]))}, the data have {some_of(map(repr, class_ids))}"
         )
     teacher = Teacher(model, config, own=own, given=spec)
     size = spec.image_size
@@ -142,7 +151,7 @@ def load_teacher(
     except (RuntimeError, AssertionError, XCiTError) as error:
         reason = " ".join(str(error).split())
         raise XCiTError(
-            f"distillation.teacher: {config.teacher} takes no images of {size}x{size} pixels: {reason}"
+            f"distillation.teacher: {config.teacher} does not accept images of {size}x{size} pixels: {reason}"
         ) from None
     if shape != (1, num_classes):
         raise XCiTError(
@@ -153,7 +162,7 @@ def load_teacher(
 
 
 _Loaded = tuple[nn.Module, Preprocessing, list[tuple[str, ...]]]
-"""A teacher, its own preprocessing, and every known list of names for its classes."""
+"""A teacher, its own preprocessing, and all known lists of names for its classes."""
 
 
 def _load_xcit(source: str, spec: Preprocessing) -> _Loaded:
@@ -168,7 +177,7 @@ def _load_timms(source: str) -> _Loaded:
 
     try:
         model = timm.create_model(source.removeprefix(_TIMM), pretrained=True)
-    except Exception as error:  # errors of timm, the Hub or its HTTP library, which depends on the version
+    except Exception as error:  # the class of the exception depends on the versions of timm and the Hub's client
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise XCiTError(f"distillation.teacher: {source} can't be loaded: {reason}") from error
     known = _timm_config(source)
@@ -177,7 +186,7 @@ def _load_timms(source: str) -> _Loaded:
 
 
 def _is_timms(teacher: str) -> bool:
-    """Whether to load the model through timm. timm's XCiTs are also in our zoo, which has more sources for them."""
+    """Returns whether to load the teacher with timm. This package loads timm's XCiTs itself."""
     return teacher.startswith(_TIMM) and not is_known(teacher)
 
 
@@ -192,7 +201,7 @@ def _timm_config(teacher: str) -> "PretrainedCfg":
     name = teacher.removeprefix(_TIMM)
     if not timm.models.is_model_pretrained(name):
         near = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=1)
-        hint = f"did you mean '{_TIMM}{near[0]}'?" if near else "timm.list_models(pretrained=True) tells all"
+        hint = f"did you mean '{_TIMM}{near[0]}'?" if near else "timm.list_models(pretrained=True) lists all"
         raise XCiTError(f"distillation.teacher: timm has no pretrained model {name!r}; {hint}")
     config = timm.models.get_pretrained_cfg(name)
     assert config is not None
@@ -202,5 +211,6 @@ def _timm_config(teacher: str) -> "PretrainedCfg":
 def _check_channels(teacher: str, channels: int, spec: Preprocessing) -> None:
     if channels != len(spec.mean):
         raise XCiTError(
-            f"distillation.teacher: {teacher} takes images of {channels} channels, this run's have {len(spec.mean)}"
+            f"distillation.teacher: {teacher} accepts images with {channels} channels, this run's images have "
+            f"{len(spec.mean)}"
         )

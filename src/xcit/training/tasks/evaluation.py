@@ -1,4 +1,4 @@
-"""The common code of the evaluations of all tasks: settings, and loops over this process's images."""
+"""Code that the evaluations of several tasks share: settings, and loops over this process's images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,14 +19,13 @@ from xcit.training.tasks.labelled_data import LabelledData, evaluation_batches_o
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How a model is measured on images.
+    """Settings of the evaluation of a model on images.
 
     Attributes:
-        batch_size: for a classifier, images per forward pass.
+        batch_size: for a classifier: number of images in a forward pass.
         num_workers: number of processes that read images; with 0 this process reads them.
         device: the model's device; None means the device of its parameters.
-        dtype: for a classifier float32, or bfloat16 or float16 for autocast; for a segmenter the dtype of its
-            weights.
+        dtype: for a classifier: float32, or bfloat16 or float16 for autocast. For a segmenter: dtype of its weights.
     """
 
     batch_size: int = 64
@@ -50,19 +49,20 @@ def logits_of(
     unreadable: list[str],
     report: Callable[[int], None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Computes a classifier's logits for this process's share of images, batch by batch.
+    """Computes a classifier's logits for this process's share of the images, batch by batch.
 
     Args:
-        model: a model that returns logits; it is in evaluation mode meanwhile.
+        model: a model that returns logits; it is in evaluation mode until the last batch.
         images: the images to evaluate.
         spec: preprocessing of the images.
         how: batch size, number of processes that read images, device and precision.
         layout: rank and number of the processes.
-        unreadable: a line is added for each image that can't be read.
+        unreadable: list to which a line is added for each image that can't be read.
         report: called with the number of images of each batch.
 
     Yields:
-        Logits (B, K), float32 on the model's device, and the labels (B,) of the images, on the CPU; B is at least 1.
+        Logits (B, K) of B images for K classes, float32 on the model's device, and labels (B,) on the CPU. B is at
+        least 1.
     """
     device = how.place(model)
     autocast = nullcontext() if how.dtype == torch.float32 else torch.autocast(device.type, dtype=how.dtype)
@@ -78,7 +78,14 @@ def logits_of(
 
 
 def one_by_one(samples: Dataset[Any], num_samples: int, layout: Layout, num_workers: int) -> DataLoader[Any]:
-    """Returns a loader of this process's share of samples, one at a time, unchanged; `num_workers` processes read."""
+    """Returns a loader that yields this process's share of the samples, one at a time and unchanged.
+
+    Args:
+        samples: the samples to evaluate, such as images.
+        num_samples: number of samples.
+        layout: rank and number of the processes.
+        num_workers: number of processes that read samples; with 0 this process reads them.
+    """
     return DataLoader(
         Subset(samples, layout.share(num_samples)),
         batch_size=None,
@@ -89,10 +96,13 @@ def one_by_one(samples: Dataset[Any], num_samples: int, layout: Layout, num_work
 
 
 def _as_it_is(sample: Any) -> Any:
-    """Returns the sample, so that arrays stay arrays; by default a loader would turn them into tensors."""
+    """Returns the sample unchanged. torch's default function would convert its arrays to tensors."""
     return sample
 
 
 def none_readable(count: int, what: str, unreadable: Sequence[str]) -> XCiTError:
-    """Returns the error for the case that none of `count` images could be read; `what` is the word for them."""
+    """Returns the error for the case that none of `count` images could be read.
+
+    `what` is the word for the images in the message, such as "scenes".
+    """
     return XCiTError(f"none of the {count} {what} could be read{f'; the first: {unreadable[0]}' if unreadable else ''}")

@@ -1,4 +1,4 @@
-"""First weights of a model: other weights, the stem of another model, and the stages that are frozen."""
+"""Loads the initial weights of a model, or only the stem of another model, and freezes stages of the model."""
 
 import difflib
 import re
@@ -23,22 +23,27 @@ _SHAPE = (
     "cls_depth",
     "tokens_norm",
 )
-"""Fields that must agree between a model and its first weights. Only these change shapes, apart from the head's."""
+"""Config fields that must be the same for a model and its initial weights.
+
+Only these fields determine the shapes of the weights outside the head.
+"""
 
 _STEM_SHAPE = ("in_channels", "patch_size", "embed_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitializeConfig:
-    """First weights of a model, if they are not random.
+    """Initial weights of a model, and the stages that are frozen.
 
     Attributes:
-        weights: a checkpoint's name, a file or a URL, in any published format. A head with another number of classes is
-            not loaded, and stays random.
-        stem: the name or file of a trained model of the same width and patch size. Its stem is copied and frozen
-            (patch-stem surgery), which the authors needed to keep the largest models stable.
+        weights: the initial weights: the name of a checkpoint, a file or a URL, in any published format; "" for random
+            weights. A head with another number of classes is not loaded, so the model's head stays random.
+        stem: the name or file of a trained model of the same width and patch size; "" for none. Its stem is copied and
+            frozen (patch-stem surgery). The authors needed patch-stem surgery to keep the training of their largest
+            models stable.
         freeze: stages that are not trained: "stem", "position", "blocks.0", ..., "cls_token", "cls_blocks.0", ...,
-            "norm", "head"; "blocks.0-5" means six of them. The statistics of their batch norms are frozen too.
+            "norm", "head". "blocks.0-5" means the six blocks 0 to 5. The statistics of batch norms in these stages are
+            frozen too.
     """
 
     weights: str = ""
@@ -46,7 +51,7 @@ class InitializeConfig:
     freeze: tuple[str, ...] = ()
 
     def frozen_only(self) -> "InitializeConfig":
-        """Returns a config that freezes the same stages and loads no weights, for a run that is resumed."""
+        """Returns a config that freezes the same stages but loads no weights, for a run that is resumed."""
         stem = ("stem",) if self.stem and "stem" not in self.freeze else ()
         return InitializeConfig(freeze=(*self.freeze, *stem))
 
@@ -55,7 +60,8 @@ def check_initialize(config: InitializeConfig, model: XCiTConfig) -> None:
     """Checks a config before anything is read or downloaded.
 
     Raises:
-        XCiTError: if a source does not exist or is known not to fit, or a stage does not exist.
+        XCiTError: if a checkpoint or file does not exist, a checkpoint does not fit the model, or a stage does not
+            exist.
     """
     if config.weights:
         record = find_source(config.weights, "initialize.weights")
@@ -69,10 +75,10 @@ def check_initialize(config: InitializeConfig, model: XCiTConfig) -> None:
 
 
 def initialize(model: XCiT, config: InitializeConfig) -> None:
-    """Loads the first weights of a new model, and sets `requires_grad` to false in the frozen stages.
+    """Loads the initial weights of a new model, and sets `requires_grad` to false in the frozen stages.
 
     Raises:
-        XCiTError: if weights can't be loaded, or do not fit; also as in `check_initialize`.
+        XCiTError: if weights can't be loaded or do not fit the model, and in the cases of `check_initialize`.
     """
     frozen = _stages_to_freeze(config, model.config)
     if config.weights:
@@ -103,7 +109,8 @@ def _take_stem(model: XCiT, source: str) -> None:
 def _check_shape(found: XCiTConfig, model: XCiTConfig, fields: Sequence[str], what: str) -> None:
     for field in fields:
         theirs, ours = getattr(found, field), getattr(model, field)
-        # Strides change no weights, so a model with its own stem strides can load weights for another patch size.
+        # Strides do not change the shapes of weights. So a model with changed stem strides can load the weights of a
+        # model with another patch size, if both stems have the same number of layers.
         if field == "patch_size" and model.stem_strides and len(found.strides) == len(model.strides):
             continue
         if theirs != ours:
@@ -111,7 +118,7 @@ def _check_shape(found: XCiTConfig, model: XCiTConfig, fields: Sequence[str], wh
 
 
 def _stages_to_freeze(config: InitializeConfig, model: XCiTConfig) -> set[str]:
-    """Returns the prefixes of the names of the frozen parameters.
+    """Returns the names of the stages to freeze. The name of a parameter starts with the name of its stage.
 
     Raises:
         XCiTError: if a stage does not exist, or if every stage is frozen.
@@ -139,7 +146,7 @@ def _stages(model: XCiTConfig) -> list[str]:
 
 
 def _stages_of(name: str) -> list[str]:
-    """Returns the stage itself, or all stages of a range such as "blocks.0-5"."""
+    """Returns all stages of a range such as "blocks.0-5". For any other name, returns only this name."""
     match = re.fullmatch(r"(blocks|cls_blocks)\.(\d+)-(\d+)", name)
     if match is None or int(match[2]) > int(match[3]):
         return [name]

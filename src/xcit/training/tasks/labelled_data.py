@@ -1,4 +1,7 @@
-"""Labelled images for training and validation, from a list or a stream."""
+"""Opens labelled images for training and validation: lists of images, or streams.
+
+A list gives access to any of its images by index. A stream can only be read in order.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -33,22 +36,22 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs  # in `typing` from Python 3.13 on
 
 LabelledData = LabelledImages | LabelledStream
-"""A list of images, or a stream of them."""
+"""A list or a stream of labelled images."""
 
 DEFAULT_HOLDOUT = 0.2
-"""Share of a folder's images that is held out, if it has no validation images and the recipe leaves it open."""
+"""The share of images that is held out for validation if `holdout` is None and a folder has no validation images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedData:
-    """The images of a run.
+    """The training and validation images of a run.
 
     Attributes:
-        train: the images to train on.
-        watched: the images to validate with.
-        holdout: how many training images were held out for validation, a number or a share; 0 if none were.
-        notes: lines about the data that were found.
-        problems: lines about problems in the data.
+        train: the training images.
+        watched: the validation images.
+        holdout: number or share of the images that were held out for validation; 0 if no images were held out.
+        notes: lines for the user about the data.
+        problems: lines for the user about problems in the data.
     """
 
     train: LabelledData
@@ -62,27 +65,29 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
     """Opens the training and the validation images of a run.
 
     Args:
-        data: see `open_stream` or `open_labelled_images`.
-        val_data: the same for validation; "" means the validation split of `data`, which a stream does not have.
-        holdout: number of training images that are held out for validation, or their share if it is below 1. With 0, no
-            image is held out. None holds out `DEFAULT_HOLDOUT` of a folder that has no validation images.
-        num_classes: number of classes of a stream without class names, or of a class map to indices; 0 if the data
-            contain this number.
-        class_map: the file of a `ClassMap` for both; "" takes the classes by their names in the data.
+        data: the training images: a stream (see `open_stream`), or a folder or name (see `open_labelled_images`).
+        val_data: the validation images, in the same form. "" means the validation split of `data`; a stream has no
+            validation split.
+        holdout: number of training images to hold out for validation. A number below 1 is a share of the images. With
+            0, no image is held out. None holds out `DEFAULT_HOLDOUT` of a folder that has no validation images.
+        num_classes: number of classes, for a stream without class names or a class map with indices; 0 means the number
+            in the data.
+        class_map: file of a class map (see `read_class_map`) for `data` and `val_data`; "" means that the names in the
+            data are the classes.
 
     Raises:
-        XCiTError: if there are no such data, if the class map is wrong or given for a stream, if validation images have
-            a class that training images lack, if there is only one class, or if images are held out of a folder that
-            has validation images.
+        XCiTError: if there are no such data, if the class map is wrong or is given for a stream, if a class of the
+            validation images has no training images, if there is only one class, or if images are held out of a folder
+            that has validation images.
     """
     mapping = read_class_map(class_map) if class_map else None
     if is_stream(data):
         if mapping is not None:
             raise XCiTError(f"{class_map}: a class map is for folders and lists; {data} is a stream")
         if holdout:
-            raise XCiTError(f"holdout is {holdout:g}, but nothing can be taken off a stream: give val_data")
+            raise XCiTError(f"holdout is {holdout:g}, but images can't be held out of a stream: set val_data")
         if not val_data:
-            raise XCiTError(f"{data} is a stream: say with val_data by what to watch the run")
+            raise XCiTError(f"{data} is a stream: set val_data to the validation images")
         stream = open_stream(data, "train", num_classes=num_classes or None)
         watched, line = _open_watched(val_data, stream.class_ids, mapping)
         return OpenedData(train=stream, watched=watched, holdout=0, notes=(), problems=(line,) if line else ())
@@ -97,21 +102,24 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
         check_holdout(data, holdout)
         train, kept = held_out(images, holdout)
         note = (
-            f"{len(kept)} of them are held out to watch the run by, {len(train)} are trained on (holdout {holdout:g})"
+            f"{len(kept)} of these images are held out for validation, {len(train)} are used for training "
+            f"(holdout {holdout:g})"
         )
         return OpenedData(train=train, watched=kept, holdout=holdout, notes=(found, note), problems=problems_of(images))
     watched, line = _open_watched(val_data or data, images.class_ids, mapping)
     problems = dict.fromkeys([*problems_of(images), *(() if _is_streamed(watched) else problems_of(watched))])
-    note = f"watched by {num_images_of(watched)} images{_in_source(watched)}"
+    note = f"validated on {num_images_of(watched)} images{_in_source(watched)}"
     lines = (*problems, line) if line else tuple(problems)
     return OpenedData(train=images, watched=watched, holdout=0, notes=(found, note), problems=lines)
 
 
 def open_measured(data: str, holdout: float, class_map: str = "") -> LabelledImages:
-    """Opens the images to measure on: the validation split, or the training images held out by a run with `holdout`.
+    """Opens the images for an evaluation: the validation split or, if `holdout` is not 0, the held-out images.
+
+    The held-out images are the same as in a training run with this `holdout`.
 
     Raises:
-        XCiTError: as in `open_labelled_images`, `read_class_map`, `held_out` and `check_holdout`.
+        XCiTError: in the cases of `open_labelled_images`, `read_class_map`, `held_out` and `check_holdout`.
     """
     mapping = read_class_map(class_map) if class_map else None
     if holdout:
@@ -123,10 +131,10 @@ def open_measured(data: str, holdout: float, class_map: str = "") -> LabelledIma
 
 
 def check_holdout(data: str, holdout: float) -> None:
-    """Checks that images are not held out of a folder that has validation images.
+    """Checks that images may be held out of the data. `holdout` is only used in the error message.
 
     Raises:
-        XCiTError: if images are held out although there are validation images.
+        XCiTError: if the data are a folder that has validation images.
     """
     if Path(data).is_dir() and has_validation(data):
         raise XCiTError(
@@ -136,12 +144,15 @@ def check_holdout(data: str, holdout: float) -> None:
 
 
 def held_out(images: LabelledImages, holdout: float) -> tuple[ImageSubset, ImageSubset]:
-    """Splits images into those to train on and those that are held out; the split does not depend on the run's seed.
+    """Splits images into training images and held-out images. The split does not depend on the run's seed.
 
     Args:
         images: all images.
-        holdout: number of images to hold out. A number below 1 is a share. From image files, this share of each class
-            is held out, and at least one image of each class that has two or more.
+        holdout: number of images to hold out. A number below 1 is a share of the images. If the images are files, this
+            share of each class is held out, and at least one image of each class that has two or more images.
+
+    Returns:
+        The training images, and the held-out images.
 
     Raises:
         XCiTError: if there are too few images.
@@ -153,8 +164,7 @@ def held_out(images: LabelledImages, holdout: float) -> tuple[ImageSubset, Image
         count = round(holdout * len(images)) if 0 < holdout < 1 else holdout
         if count != int(count) or not 0 < count < len(images):
             raise XCiTError(
-                f"holdout is {holdout:g}, must be from 0 to fewer than the {len(images)} images there are, or a share "
-                "below 1"
+                f"holdout is {holdout:g}, must be a share below 1, or a whole number of images below {len(images)}"
             )
         kept = order[: int(count)]
     is_kept = set(kept)
@@ -171,14 +181,14 @@ def _share_of_classes(images: ImageFiles, order: list[int], share: float) -> lis
             left[label] -= 1
             kept.append(index)
     if not kept:
-        raise XCiTError("every class has one image: none can be held out; give images to measure on, with val_data")
+        raise XCiTError("every class has one image, so none can be held out: set val_data to the validation images")
     return kept
 
 
 def train_loader(
     data: LabelledData, transform: ImageTransform, config: LoaderConfig, *, shuffle_buffer: int
 ) -> TrainLoader[Tensor] | StreamTrainLoader:
-    """Returns the loader of this process's parts; the buffer is only for `StreamTrainLoader`."""
+    """Returns the loader of this process's training data. `shuffle_buffer` is only used for a stream."""
     if _is_streamed(data):
         return StreamTrainLoader(data, transform, config, shuffle_buffer=shuffle_buffer)
     return TrainLoader(data, transform, config)
@@ -187,7 +197,10 @@ def train_loader(
 def evaluation_batches_of(
     data: LabelledData, spec: Preprocessing, *, batch_size: int, num_workers: int, layout: Layout
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Yields batches of this process's share; all processes together see each image once. See `evaluation_batches`."""
+    """Yields the batches of this process's share of the images, as `evaluation_batches` does.
+
+    All processes together get each image once.
+    """
     if _is_streamed(data):
         return stream_evaluation_batches(
             data,

@@ -1,4 +1,4 @@
-"""Features of a data set from a frozen model: computed once per image, by all processes, and cached on disk."""
+"""Computes the features of a data set with a frozen model, once per image, and caches the features on disk."""
 
 import hashlib
 import json
@@ -29,10 +29,10 @@ from xcit.weights.files import digest, write_safetensors
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledFeatures:
-    """The features of a data set's images, in the order of the images.
+    """Features of the N images of a data set that could be read, in the order of the images.
 
     Attributes:
-        features: (N, D) float32, of the images that could be read.
+        features: (N, D) float32, where D is the width of the model.
         labels: (N,) class indices.
         unreadable: one line for each image that could not be read.
     """
@@ -43,7 +43,7 @@ class LabelledFeatures:
 
 
 def feature_cache() -> Path:
-    """Returns the folder for cached features: `features` in the cache of weights (`XCIT_CACHE`)."""
+    """Returns the folder for cached features: the folder `features` in the cache of weights (`XCIT_CACHE`)."""
     return cache_dir() / "features"
 
 
@@ -54,13 +54,13 @@ def open_train_and_val(
 
     Args:
         data: see `open_labelled_images`.
-        holdout: if not 0, the validation images are taken from the training images, as in a run with this `holdout`.
-        announce: called with lines for the user: what was found, and problems in the data.
+        holdout: if not 0, the validation images are held out of the training images, as in a run with this `holdout`.
+        announce: called with each line for the user about the data and problems in the data.
         class_map: see `open_data`.
 
     Raises:
-        XCiTError: if one split is missing, if validation images have a class that training images lack, or if there is
-            only one class. The errors of `open_labelled_images` are raised too.
+        XCiTError: if one split is missing, if a class of the validation images has no training images, if there is only
+            one class, and in the cases of `open_labelled_images`.
     """
     if not holdout and is_folder_without_validation(data):
         raise XCiTError(
@@ -75,7 +75,7 @@ def open_train_and_val(
 
 
 def pooled_feature(model: XCiT, images: Tensor) -> Tensor:
-    """Returns the feature (B, D) that a classifier's head reads: the class token or the mean of the patches."""
+    """Returns the features (B, D) that are the input of a classifier's head: class tokens, or means of patch tokens."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
@@ -87,12 +87,15 @@ def check_pooled(model: XCiT) -> None:
     """
     if model.config.global_pool == "none":
         raise XCiTError(
-            "a model without pooling gives tokens, no feature of the image: set global_pool to 'cls' or 'avg'"
+            "a model without pooling gives tokens, not one feature per image: set global_pool to 'cls' or 'avg'"
         )
 
 
 def backbone_digest(model: XCiT) -> str:
-    """Returns the SHA-256, in hex, of everything that a model's features depend on: weights and shape, without head."""
+    """Returns the SHA-256 (hexadecimal) of a model's weights and config, without the head.
+
+    Two models with the same digest give the same features.
+    """
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
     config = replace(model.config, num_classes=0, drop_path_rate=0.0)
     return hashlib.sha256(f"{digest(state)} {json.dumps(asdict(config))}".encode()).hexdigest()
@@ -109,18 +112,19 @@ def extract(
     report: Callable[[int], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> LabelledFeatures:
-    """Computes the features of all images. The result is the same in every process, and is on its device.
+    """Computes the features of all images, or reads them from the cache. Every process gets all features on its device.
 
     Args:
-        model: the model, in evaluation mode, on the processes' device.
+        model: the model, in evaluation mode, on the device of this process.
         images: the data set.
         spec: the preprocessing of the images.
         processes: the processes that share the work.
-        run: its `dtype` is the precision, `num_workers` the number of reading processes, and `batch_size` the number of
-            images in a forward pass of all processes together.
-        cache: a folder in which features are cached by weights, data and preprocessing; None caches nothing.
+        run: settings: `dtype` is the precision, `num_workers` the number of processes that read images, and
+            `batch_size` the number of images that all processes together compute at once.
+        cache: folder of the cache; None means no cache. A cached file is used only for the same weights, data,
+            preprocessing and `dtype`.
         report: called with the number of images of each batch of this process.
-        announce: called with a line for the user if features could not be cached, in the main process.
+        announce: called in the main process with a line for the user, if features could not be cached.
 
     Raises:
         XCiTError: if no image could be read, or a feature is not finite.
@@ -128,7 +132,7 @@ def extract(
     check_pooled(model)
     path = _place(cache, model, images, spec, run)
     known = None if path is None else _read(path, processes.device)
-    # If one process lacks the file (on a machine with its own disk, for example), all of them compute their shares.
+    # If one process can't find the file (for example on a machine with its own disk), all processes compute features.
     num_missing = processes.reduce(torch.tensor([float(known is None)], device=processes.device)).item()
     if known is not None and not num_missing:
         report(len(processes.layout.share(len(images))))
@@ -145,7 +149,7 @@ def extract(
                 {"unreadable": json.dumps(found.unreadable)},
             )
         except (XCiTError, OSError) as error:  # the features took minutes to compute, and must not be lost
-            announce(f"warning: the features are not kept for the next time: {error}")
+            announce(f"warning: the features could not be cached: {error}")
     return found
 
 
@@ -180,7 +184,7 @@ def _compute(
             done += len(labels)
             report(len(labels))
     if processes.layout.world_size > 1:
-        # Every row is 0, except in the process that computed it.
+        # Each row is 0 in all processes except the process that computed it, so the sum has all rows.
         features, marks = processes.reduce(features), processes.reduce(marks)
         unreadable = sorted(processes.gather(unreadable))
     is_readable = marks > 0
@@ -189,13 +193,16 @@ def _compute(
     features = features[is_readable]
     if not torch.isfinite(features).all():
         raise XCiTError(
-            "the model's features hold NaN or infinity: its weights are no good, or run.dtype is too narrow"
+            "the model's features contain NaN or infinity: the weights are bad, or the range of run.dtype is too small"
         )
     return LabelledFeatures(features=features, labels=marks[is_readable] - 1, unreadable=tuple(unreadable))
 
 
 def _place(cache: Path | None, model: XCiT, images: LabelledImages, spec: Preprocessing, run: RunConfig) -> Path | None:
-    """Returns the file for the features, named by all that they depend on; None if that is not known."""
+    """Returns the path of the cached features; None if there is no cache, or if the images have no fingerprint.
+
+    The name of the file is a hash of everything that the features depend on.
+    """
     data = None if cache is None else fingerprint(images)
     if cache is None or data is None:
         return None
@@ -210,7 +217,10 @@ def _place(cache: Path | None, model: XCiT, images: LabelledImages, spec: Prepro
 
 
 def _read(path: Path, device: torch.device) -> LabelledFeatures | None:
-    """Returns the cached features, or None if there are none or the file is damaged (it will be replaced)."""
+    """Returns the cached features, or None if the file does not exist or is damaged.
+
+    A damaged file is replaced when the features are computed.
+    """
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""A linear probe: one or more classifiers on the features of a frozen model, each with its own learning rate."""
+"""A linear probe: linear classifiers on the features of a frozen model, each with its own learning rate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -21,10 +21,10 @@ from xcit.training.tasks.labelled_features import LabelledFeatures, pooled_featu
 from xcit.zoo import save_model
 
 AUGMENTATION = AugmentationConfig(interpolation="bilinear")
-"""The published augmentation: torchvision's random resized crop, and a flip."""
+"""The published augmentation: torchvision's random resized crop and horizontal flip."""
 
 LR_BATCH = 256
-"""The global batch size that a learning rate is given for."""
+"""The global batch size to which the learning rates of a config refer."""
 
 _ROWS_AT_ONCE = 1024
 
@@ -35,17 +35,18 @@ class LinearConfig:
 
     Attributes:
         name: name of the model.
-        backbone: digest of the model's weights, so that a resumed run uses the same model.
+        backbone: digest of the model (see `backbone_digest`). A run can be resumed only with the same model.
         data: a folder or a known name (see `open_labelled_images`).
-        class_map: file of a class map (see `read_class_map`); "" takes the classes by their names in the data.
-        augmented: whether to train on random crops, whose features are computed again in each epoch. Otherwise it
-            trains on centre crops as in evaluation, whose features are computed once. This takes a fraction of the
-            time, and is not the published protocol.
-        lrs: learning rates for a global batch size of 256, scaled in proportion for others; each trains a classifier.
-        epochs: epochs of training.
+        class_map: file of a class map (see `read_class_map`); "" means that the names in the data are the classes.
+        augmented: whether to train on random crops, as published. In this case, the features are computed again in each
+            epoch. Otherwise, the training images are preprocessed as in evaluation, and their features are computed
+            only once, which takes a fraction of the time.
+        lrs: learning rates; one classifier is trained with each. They refer to a global batch size of 256, and are
+            scaled in proportion to the run's batch size.
+        epochs: number of epochs.
         class_weights: weight of each class in the loss, one number per class, as in torch's cross-entropy; if empty,
             all classes have the same weight.
-        run: how to compute.
+        run: batch size, precision and other settings of the run.
     """
 
     name: str
@@ -67,19 +68,28 @@ class LinearConfig:
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """SGD with momentum and without weight decay, at the highest learning rate."""
+        """SGD with momentum and without weight decay, with the highest of the learning rates."""
         lr = max(self.lrs) * self.run.batch_size / LR_BATCH
         return OptimizerConfig(kind="sgd", lr=lr, momentum=0.9, weight_decay=0.0)
 
     @property
     def schedule(self) -> ScheduleConfig:
-        """A cosine down to 0 that changes once per epoch."""
+        """A cosine schedule down to 0. The learning rate changes once per epoch."""
         return ScheduleConfig(epochs=self.epochs, warmup_epochs=0, warmup_lr=0.0, min_lr=0.0, by_epoch=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearAccuracy:
-    """Results of the classifier of one learning rate: counts and percentages of right images, and the mean loss."""
+    """Results of the classifier that was trained with one learning rate.
+
+    Attributes:
+        lr: the learning rate in the config.
+        num_right1: number of images for which the class with the highest logit is right.
+        num_right5: number of images for which the right class has one of the five highest logits.
+        top1: `num_right1` as a percentage of the images.
+        top5: `num_right5` as a percentage of the images.
+        loss: mean cross-entropy.
+    """
 
     lr: float
     num_right1: int
@@ -90,7 +100,7 @@ class LinearAccuracy:
 
 
 class LinearHeads(nn.Module):
-    """Several classifiers with the same first weights: features (B, D) to logits (B, heads, classes)."""
+    """Several linear classifiers, which start with the same random weights."""
 
     def __init__(self, num_heads: int, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -99,15 +109,15 @@ class LinearHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_heads, num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns the logits of each classifier."""
+        """Maps features (B, D) to the logits of all classifiers (B, num_heads, num_classes)."""
         return torch.einsum("bd,hcd->bhc", features, self.weight) + self.bias
 
 
 class LinearTask(TaskWithLoader):
-    """Connects features, augmentation and loss of a probe to the engine; the frozen model is not part of `model`.
+    """The task of a linear probe. `model` contains only the classifiers to train, and not the frozen model.
 
     Attributes:
-        accuracies: results of the last evaluation, one per learning rate.
+        accuracies: results of the last evaluation, one for each learning rate.
     """
 
     watch = "top1"
@@ -126,11 +136,11 @@ class LinearTask(TaskWithLoader):
 
         Args:
             config: the config of the run.
-            backbone: the model that is exported with the classifier.
-            network: the same model, fused or in evaluation mode, on the device where it computes.
-            info: the exported classifier's info: the data's classes and the backbone's preprocessing.
-            train: images if the run is augmented, else features.
-            val: the features to measure on.
+            backbone: the frozen model, for the export.
+            network: the same model, fused or in evaluation mode, on the run's device; it computes the features.
+            info: classes and preprocessing of the exported classifier.
+            train: the training images if `config.augmented` is true, otherwise their features.
+            val: the features of the validation images.
             layout: rank and number of the processes.
         """
         self.config, self.backbone, self.network, self.info, self._val = config, backbone, network, info, val
@@ -138,7 +148,7 @@ class LinearTask(TaskWithLoader):
         check_class_weights(config.class_weights, len(info.class_names))
         torch.manual_seed(config.run.seed)
         self.model: nn.Module = LinearHeads(len(config.lrs), network.embed_dim, len(info.class_names))
-        # Without weight decay, scaling a loss has the same effect as scaling the learning rate.
+        # In SGD without weight decay, scaling a loss has the same effect as scaling the learning rate.
         self._shares = [lr / max(config.lrs) for lr in config.lrs]
         self._loader: TrainLoader[Any] | _FeatureLoader
         if isinstance(train, LabelledFeatures):
@@ -152,15 +162,18 @@ class LinearTask(TaskWithLoader):
 
     @property
     def best(self) -> LinearAccuracy:
-        """The result with the highest top-1; if several are equal, the first of them."""
+        """The result with the highest top-1 accuracy, or the first of several such results."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields this process's parts (images (B, C, h, w) or features (B, D), labels (B,)) of an epoch's batches."""
+        """Yields this process's parts of an epoch's batches: images (B, C, h, w) or features (B, D), labels (B,)."""
         return self._loader.batches(epoch, first_step)
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Returns the sum of the cross-entropies, each times its classifier's share of the highest learning rate."""
+        """Returns the weighted sum of the classifiers' cross-entropies.
+
+        The weight of a classifier is its learning rate, divided by the highest learning rate.
+        """
         inputs, labels = batch
         if self.config.augmented:
             with torch.no_grad():
@@ -177,13 +190,13 @@ class LinearTask(TaskWithLoader):
     def evaluate(
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Returns top-1, top-5 and loss of the best classifier on the validation images.
+        """Returns top-1 and top-5 accuracy (percent) and the loss of the best classifier on the validation images.
 
-        If there are several classifiers, it also returns the top-1 of each.
+        If there are several classifiers, the method also returns the top-1 accuracy of each classifier.
         """
         features, labels = self._val.features, self._val.labels
         num_heads, num_images = len(self.config.lrs), len(labels)
-        # Rows: number of images with the right class first, number with it among the first five, and sum of the losses.
+        # The three rows are `num_right1`, `num_right5` and the sum of the losses.
         sums = torch.zeros(3, num_heads, dtype=torch.float64, device=features.device)
         with torch.inference_mode():
             for rows in torch.arange(layout.rank, num_images, layout.world_size).split(_ROWS_AT_ONCE):
@@ -222,9 +235,9 @@ class LinearTask(TaskWithLoader):
 
 
 class _FeatureLoader:
-    """Shuffled batches of features and labels, divided among processes as `TrainLoader` divides images.
+    """A loader of shuffled batches of features and labels, divided among the processes as in `TrainLoader`.
 
-    Every process knows all unreadable images, so only the first process reports them.
+    Every process knows all unreadable images, so only the main process reports them.
     """
 
     def __init__(self, data: LabelledFeatures, layout: Layout, *, seed: int) -> None:
@@ -244,4 +257,4 @@ class _FeatureLoader:
                 yield features[rows], labels[rows]
 
     def close(self) -> None:
-        pass  # there are no processes that read
+        pass  # no processes read data, so there is nothing to close

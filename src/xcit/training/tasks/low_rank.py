@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) with PEFT: a few new weights are trained; the model's own are frozen."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) with PEFT: new weights are trained, the model's weights are frozen."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,10 @@ class LoRAConfig:
     is frozen. All weights of the head are trained. Everything else is frozen, including the statistics of batch norms.
 
     Attributes:
-        rank: rank of each layer's update; 0 trains the model itself.
-        alpha: factor of each update, which is also divided by the rank.
+        rank: rank of the update B A; 0 means that there are no adapters, and the model itself is trained.
+        alpha: factor of the update; the update is also divided by `rank`.
         dropout: dropout rate of the adapters' input.
-        layers: ends of the names of the linear layers that get an adapter.
+        layers: a linear layer gets an adapter if the last part of its name is one of these names.
     """
 
     rank: int = 0
@@ -49,7 +49,8 @@ def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig)
     """Checks the settings of a new run before anything is read or downloaded.
 
     Raises:
-        XCiTError: if PEFT is missing, there is no trained model to adapt, or another setting excludes adapters.
+        XCiTError: if PEFT is not installed, there is no trained model to adapt, or a setting can't be combined with
+            adapters.
     """
     if not config.rank:
         return
@@ -57,18 +58,22 @@ def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig)
     if not initialize.weights:
         raise XCiTError("lora.rank adapts a trained model: set initialize.weights to one")
     if initialize.stem:
-        raise XCiTError("lora.rank leaves the model's own weights as they are: leave initialize.stem out")
+        raise XCiTError(
+            "lora.rank does not change the model's own weights, such as the stem: leave initialize.stem out"
+        )
     if run.parallel == "fsdp2":
-        raise XCiTError("lora.rank goes with run.parallel ddp: the few weights that are learned need no shards")
+        raise XCiTError(
+            "lora.rank can't be combined with run.parallel fsdp2: use ddp, because adapters are too small to be sharded"
+        )
 
 
 def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
-    """Inserts new adapters into the model, and freezes everything except them and the head.
+    """Inserts new adapters into a model, and freezes everything except the adapters and the head.
 
-    The outputs do not change yet. Rank 0 inserts nothing.
+    The outputs of the model change only when the adapters are trained. With rank 0, the model is returned unchanged.
 
     Raises:
-        XCiTError: if no layer has such a name.
+        XCiTError: if no linear layer has a name that ends in one of `config.layers`.
     """
     if not config.rank:
         return model
@@ -94,15 +99,18 @@ def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
 
 
 def adapter_folder(weights: Path) -> Path:
-    """Returns the folder for a run's adapter, by the path of the weights: "best-adapter" for "best.safetensors"."""
+    """Returns the folder for an adapter, beside the path of the weights: "best-adapter" for "best.safetensors"."""
     return weights.with_name(f"{weights.stem}-adapter")
 
 
 class TaskWithAdapters(TaskWithLoader):
-    """A task whose config has `lora`."""
+    """A task with a field `lora` in its config."""
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes the whole model; if it has adapters, only these and the head, in PEFT's form; see `adapter_folder`."""
+        """Writes the whole model to a file. If the model has adapters, writes only adapters and head, to a folder.
+
+        The folder is in PEFT's format (see `adapter_folder`).
+        """
         if not self.config.lora.rank:
             super().export(model, path)
             return

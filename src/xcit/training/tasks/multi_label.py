@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of classes per image, with a binary loss for each, and average precision."""
+"""Multi-label classification, in which an image can have several classes: config, loss, evaluation and task."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -34,24 +34,25 @@ class MultiLabelConfig:
     """The config of a multi-label run.
 
     Attributes:
-        name: name of the recipe or run; the exported model keeps it.
-        task: identifies the kind of config in a file.
-        model: shape of the model; `num_classes` 0 means the data's number of classes.
-        preprocessing: preprocessing in evaluation; training uses only its size and normalisation.
+        name: name of the recipe or run. The exported model gets the same name.
+        task: name of the task. In a YAML file, it determines the class of the config.
+        model: architecture of the model; `num_classes` 0 means the number of classes of the data.
+        preprocessing: preprocessing in evaluation. Training uses only its image size and normalisation.
         data: a list of images, or a folder with lists, see `open_multi_label`.
         val_data: the validation images, if they are not in `data`.
-        holdout: number or share of training images that are held out for validation; 0 uses the validation list.
+        holdout: number of training images to hold out for validation. A number below 1 is a share of the images. With
+            0, the validation list is used.
         class_weights: weight of each class in the loss, one number per class; if empty, all classes have the same
             weight.
-        positive_weights: weight of the images that have a class, relative to those that do not, one number per class.
-            For a rare class, use the ratio of images without the class to images with it. If empty, both count the
-            same.
-        augmentation: augmentation of training images; the labels of several classes can't be mixed or smoothed.
-        initialize: first weights and frozen stages.
-        lora: adapters that are trained in place of the model.
-        optimizer: settings of AdamW.
-        schedule: epochs and learning rate.
-        run: how to compute.
+        positive_weights: for each class, the weight of images that have the class, relative to images that do not have
+            it. For a rare class, use the ratio of images without the class to images with the class. If empty, all
+            these weights are 1.
+        augmentation: augmentation of training images, without mixup, CutMix and label smoothing.
+        initialize: initial weights and frozen stages.
+        lora: low-rank adapters, which are trained instead of the model's own weights.
+        optimizer: optimiser and its settings.
+        schedule: number of epochs, and the schedule of the learning rate.
+        run: batch size, precision and other settings of the run.
     """
 
     name: str
@@ -72,25 +73,25 @@ class MultiLabelConfig:
 
     def __post_init__(self) -> None:
         if self.holdout and self.val_data:
-            raise XCiTError("give holdout or val_data, not both: a run is watched by one of them")
+            raise XCiTError("give holdout or val_data, not both: a run is validated on one of them")
         for name in ("class_weights", "positive_weights"):
             check_class_weights(getattr(self, name), self.model.num_classes, name)
         for name in ("mixup", "cutmix", "label_smoothing"):
             if getattr(self.augmentation, name):
                 raise XCiTError(
-                    f"augmentation.{name}: the labels of several classes are not mixed or smoothed: set it to 0"
+                    f"augmentation.{name}: the labels of several classes can't be mixed or smoothed: set it to 0"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelReport:
-    """Results of a model on images with several classes each.
+    """Results of the evaluation of a classifier on images that can have several classes.
 
     Attributes:
-        num_images: number of images that were measured.
+        num_images: number of images that could be read and were evaluated.
         average_precision: average precision of each class, in percent; NaN if no image has the class.
         loss: mean of the binary cross-entropies of all images and classes (natural logarithm).
-        unreadable: one line for each image that could not be read, and so was not measured.
+        unreadable: one line for each image that this process could not read.
     """
 
     num_images: int
@@ -100,7 +101,7 @@ class MultiLabelReport:
 
     @property
     def mean_average_precision(self) -> float:
-        """Mean over the classes that occur in some image, in percent."""
+        """Average precision in percent, averaged over the classes that occur in at least one image."""
         return torch.tensor(self.average_precision, dtype=torch.float64).nanmean().item()
 
     def figures(self) -> dict[str, float]:
@@ -109,14 +110,14 @@ class MultiLabelReport:
 
 
 def average_precision_of(scores: Tensor, targets: Tensor) -> float:
-    """Returns the average precision of one class, 0..1: the sum over thresholds of precision times gain in recall.
+    """Computes the average precision of one class: the sum, over all thresholds, of precision times gain in recall.
 
     Args:
-        scores: (N,); images with equal scores are counted together.
-        targets: (N,), 1 for an image that has the class.
+        scores: (N,), scores of the class for N images. There is one threshold for each different score.
+        targets: (N,), 1 for an image that has the class, otherwise 0.
 
     Returns:
-        NaN if no image has the class.
+        The average precision, 0..1; NaN if no image has the class.
     """
     order = scores.argsort(descending=True)
     ranked, hits = scores[order], targets[order].double().cumsum(dim=0)
@@ -140,23 +141,23 @@ def evaluate_multi_label(
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
 ) -> MultiLabelReport:
-    """Measures a classifier on images with several classes each; each image is counted once.
+    """Evaluates a classifier on images that can have several classes. Each image is counted once.
 
     Args:
-        model: returns logits (B, K). It is in evaluation mode while it is measured.
-        images: the images to measure on; the label of an image is the number of its row in `targets`.
-        targets: (N, K) of 0 and 1.
+        model: a model that returns logits (B, K). It is in evaluation mode during the evaluation.
+        images: the images to evaluate; the label of an image is the index of its row in `targets`.
+        targets: (N, K), 1 if an image has a class, otherwise 0.
         spec: the preprocessing of the images.
-        how: batch size, reading processes, device and precision.
-        layout: rank and number of the processes; each measures its share of the images.
-        reduce: sums over the processes, so that each of them gets the results for all images.
+        how: batch size, number of workers, device and precision.
+        layout: rank and number of the processes. Each process evaluates its share of the images.
+        reduce: sums a tensor over the processes, so that every process gets the results for all images.
         report: called with the number of images of each batch.
 
     Raises:
         XCiTError: if no image could be read.
     """
     device = how.place(model)
-    # Each process fills in its own rows; the others are 0, so the sum has all rows.
+    # Each process fills in the rows of its own images. Other rows are 0, so the sum over the processes has all rows.
     scores, seen = torch.zeros(targets.shape, device=device), torch.zeros(len(targets), device=device)
     unreadable = list[str]()
     for logits, rows in logits_of(model, images, spec, how, layout=layout, unreadable=unreadable, report=report):
@@ -174,11 +175,11 @@ def evaluate_multi_label(
 
 
 class MultiLabelTask(TaskWithAdapters):
-    """Connects a config's data, augmentation, first weights and loss to the engine.
+    """The multi-label task, built from a config: the model, data, loss and evaluation for the engine.
 
     Attributes:
-        config: the config, completed with the data's number of classes if that was left open.
-        notes: lines about the data that were found.
+        config: the config, in which a `num_classes` of 0 is replaced by the number of classes of the data.
+        notes: lines for the user about the data.
 
     Raises:
         XCiTError: if the data are missing or have other classes than the model, or weights can't be loaded or do not
@@ -194,7 +195,7 @@ class MultiLabelTask(TaskWithAdapters):
         check_initialize(config.initialize, config.model)
         listed = open_multi_label(config.data, "train")
         train, self._watched = self._split(config, listed)
-        self.notes = (f"found {describe_classes(listed)}", f"watched by {len(self._watched[0])} images")
+        self.notes = (f"found {describe_classes(listed)}", f"validated on {len(self._watched[0])} images")
         self.config = config = with_classes_of(config, len(listed.class_ids))
         torch.manual_seed(config.run.seed)
         model = XCiT(config.model)
@@ -229,12 +230,12 @@ class MultiLabelTask(TaskWithAdapters):
         return listed, (val, val.targets)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields this process's parts of an epoch's batches: images (B, C, h, w), float32 targets (B, K) of 0 and 1."""
+        """Yields this process's parts of an epoch's batches: images (B, C, h, w) and targets (B, K), 0.0 or 1.0."""
         for images, rows in self._loader.batches(epoch, first_step):
             yield images, self._targets[rows].float()
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Returns the mean of the binary cross-entropies of all images and classes."""
+        """Returns the mean of the weighted binary cross-entropies of all images and classes."""
         images, targets = batch
         logits = model(images).float()
         weights, positive = (
@@ -246,7 +247,7 @@ class MultiLabelTask(TaskWithAdapters):
     def evaluate(
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Returns mean average precision and loss on the validation images."""
+        """Returns the mean average precision (percent) and the loss on the validation images."""
         return evaluate_multi_label(
             model,
             *self._watched,

@@ -1,4 +1,7 @@
-"""Semantic segmentation: the loss, the evaluation, and the connection of data and model to the engine."""
+"""Semantic segmentation: the config, the loss, the evaluation, and the task that the engine trains.
+
+A scene is an image with its label map.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -48,25 +51,25 @@ class SegmentationConfig:
     """The config of a segmentation run.
 
     Attributes:
-        name: name of the recipe or run; the exported model keeps it.
-        task: identifies the kind of config in a file.
-        model: shape of the model; `num_classes` 0 means the data's number of classes.
-        preprocessing: normalisation, and the image size in evaluation; in training, a random factor is
-            applied to this size.
-        data: a folder, see `open_scenes`.
-        backbone_weights: first weights of the backbone: the name or file of a classifier, a feature backbone or a
-            segmenter; "" for random weights.
-        epoch_steps: number of iterations that count as an epoch, after which the run is evaluated and saved, whatever
-            the number of passes over the data; 0 means one pass.
-        class_weights: weight of each class's pixels in the loss, one number per class; if empty, all are the same.
-        focal_gamma: exponent of the focal loss (arXiv 1708.02002), which multiplies the loss of a pixel by (1 -
-            p)^gamma, with p the probability of its class; 0 is cross-entropy.
-        ignore_index: a label, in addition to 255, whose pixels count neither in the loss nor in the results.
-        ignore_exif: whether label maps refer to the stored pixels, and not to the image as a viewer rotates it.
+        name: name of the recipe or run. The exported model gets the same name.
+        task: name of the task. In a YAML file, it determines the class of the config.
+        model: architecture of the model; `num_classes` 0 means the number of classes of the data.
+        preprocessing: normalisation, and the image size in evaluation. In training, this size is multiplied by a random
+            factor.
+        data: a folder of scenes, see `open_scenes`.
+        backbone_weights: initial weights of the backbone: the name or file of a classifier, a feature backbone, a
+            detector or a segmenter; "" for random weights.
+        epoch_steps: number of steps in an epoch. 0 means that an epoch is one pass over the data.
+        class_weights: weight of each class in the loss, one number per class; if empty, all classes have the same
+            weight.
+        focal_gamma: exponent gamma of the focal loss (arXiv 1708.02002), which multiplies the loss of a pixel by
+            (1 - p)^gamma. Here p is the probability of the pixel's true class. 0 means cross-entropy.
+        ignore_index: a label of pixels that count neither in the loss nor in the results, in addition to label 255.
+        ignore_exif: whether label maps refer to the image as it is stored, without the rotation in its EXIF data.
         augmentation: augmentation of training scenes.
-        optimizer: settings of AdamW.
-        schedule: epochs and learning rate.
-        run: how to compute.
+        optimizer: optimiser and its settings.
+        schedule: number of epochs, and the schedule of the learning rate.
+        run: batch size, precision and other settings of the run.
     """
 
     name: str
@@ -102,17 +105,18 @@ class SegmentationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationReport:
-    """Results of a segmenter on labelled scenes, in percent.
+    """Results of the evaluation of a segmenter on scenes.
 
     Attributes:
-        num_images: number of scenes that were measured.
-        miou: intersection over union, averaged over the classes. A class that occurs neither in the labels nor in the
-            predictions is left out.
-        macc: share of a class's pixels that are right, averaged over the classes that occur in the labels.
-        aacc: share of all pixels that are right.
-        iou: intersection over union of each class; NaN if the class is left out.
-        confusion: (K, K) counts of pixels; a row is a true class, and a column a predicted one.
-        unreadable: one line for each scene that could not be read, and so was not measured.
+        num_images: number of scenes that could be read and were evaluated.
+        miou: intersection over union (percent), averaged over the classes. A class is left out if it occurs neither in
+            the labels nor in the predictions.
+        macc: percentage of a class's pixels that are predicted correctly, averaged over the classes that occur in the
+            labels.
+        aacc: percentage of all pixels that are predicted correctly.
+        iou: intersection over union (percent) of each class; NaN if the class is left out.
+        confusion: (K, K), numbers of pixels; rows are true classes, columns are predicted classes.
+        unreadable: one line for each scene that could not be read.
     """
 
     num_images: int
@@ -129,9 +133,9 @@ class SegmentationReport:
 
 
 def count_pixels(labels: Labels, predicted: Labels, num_classes: int) -> Tensor:
-    """Returns the confusion (K, K) of two label maps of the same size; a row is a true class.
+    """Returns the confusion matrix (K, K) of two label maps of the same size. Rows are true classes.
 
-    Unlabelled pixels are left out.
+    Pixels with the true label 255 are left out.
     """
     counted = labels != IGNORED
     true, guess = (torch.from_numpy(values[counted]).long() for values in (labels, predicted))
@@ -141,7 +145,7 @@ def count_pixels(labels: Labels, predicted: Labels, num_classes: int) -> Tensor:
 def report_of(
     confusion: Tensor, *, num_images: int, unreadable: Sequence[str] = (), ignored: int | None = None
 ) -> SegmentationReport:
-    """Computes the results from a confusion (K, K) of int64 counts; an ignored class has no IoU."""
+    """Computes the results from a confusion matrix (K, K) of int64 counts. The IoU of the class `ignored` is NaN."""
     counts = confusion.double()
     right, true = counts.diagonal(), counts.sum(dim=1)
     iou = 100 * right / (true + counts.sum(dim=0) - right)  # 0 / 0 is NaN: a class that does not occur
@@ -159,7 +163,10 @@ def report_of(
 
 
 class _MeasuredScenes(Dataset[tuple[Pixels | None, Labels | None, str]]):
-    """Items are (the model's input, labels at the scene's own size, ""), or (None, None, reason) if unreadable."""
+    """The scenes to evaluate. An item is (resized image, label map at the original size, "").
+
+    For a scene that can't be read, the item is (None, None, reason).
+    """
 
     def __init__(self, scenes: LabelledScenes, spec: SegmentationPreprocessing) -> None:
         self.scenes, self.spec = scenes, spec
@@ -187,21 +194,23 @@ def evaluate_segmentation(
     reduce: Reduce = lambda tensor: tensor,
     report: Callable[[int], None] = lambda _: None,
 ) -> SegmentationReport:
-    """Measures a segmenter on labelled scenes, one at a time at their own sizes, each counted once.
+    """Evaluates a segmenter on scenes, one scene at a time. Each scene is counted once.
+
+    Predictions and labels are compared at the original size of the scene.
 
     Args:
-        model: a segmenter. It is in evaluation mode while it is measured.
-        scenes: the scenes to measure on; their labels index the logits.
+        model: a segmenter. It is in evaluation mode during the evaluation.
+        scenes: the scenes to evaluate; their labels are indices of the logits.
         spec: the preprocessing of the images.
-        how: reading processes, device and precision.
-        window: slides a window over an image; None takes the whole image at once.
-        full_size: take images at their own size, in stripes; None scales them as `spec` says.
-        layout: rank and number of the processes; each measures its share of the scenes.
-        reduce: sums over the processes, so that each of them gets the results for all scenes.
+        how: number of workers, device and precision.
+        window: sliding window over an image; None processes the whole image at once.
+        full_size: process images at their original size, in stripes; None resizes them as `spec` says.
+        layout: rank and number of the processes. Each process evaluates its share of the scenes.
+        reduce: sums a tensor over the processes, so that every process gets the results for all scenes.
         report: called with 1 after each scene.
 
     Returns:
-        The results; the lines about unreadable scenes are those of this process.
+        The results. The lines about unreadable scenes are only those of this process.
 
     Raises:
         XCiTError: if no scene could be read.
@@ -239,7 +248,7 @@ def _counted(
     window: SlidingWindow | None,
     device: torch.device,
 ) -> Iterator[Tensor | str]:
-    """Yields the confusion matrix (K, K) of each scene of this process's share, or why it can't be read."""
+    """Yields the confusion matrix (K, K) of each scene of this process's share, or the reason why it can't be read."""
     for pixels, labels, reason in one_by_one(_MeasuredScenes(scenes, spec), len(scenes), layout, how.num_workers):
         if reason:
             yield reason
@@ -257,15 +266,15 @@ def _counted_whole(
     spec: SegmentationPreprocessing,
     full_size: FullSize,
 ) -> Iterator[Tensor | str]:
-    """Yields the confusion (K, K) of each scene at its own size, or why it can't be read.
+    """Yields the confusion matrix (K, K) of each scene of this process's share, or the reason why it can't be read.
 
-    Pixels for which the image file has no data do not count.
+    The images are processed at their original size. Pixels for which the image file has no data are left out.
     """
     info = SegmenterInfo(name="", preprocessing=spec)
     for index in layout.share(len(scenes)):
         path = scenes.items[index][0]
         try:
-            # With `ignore_exif` the image is decoded as a whole, in its stored orientation.
+            # With `ignore_exif`, the whole image is decoded at once, in its stored orientation.
             source = read_image(path, ignore_exif=True) if scenes.ignore_exif else path
             labels = scenes.labels(index)
         except XCiTError as error:
@@ -284,11 +293,11 @@ def _counted_whole(
 
 
 def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, focal_gamma: float = 0.0) -> Tensor:
-    """Cross-entropy or focal loss of logits (B, K, H, W) for labels (B, H, W), averaged over all pixels.
+    """Computes the cross-entropy or focal loss of logits (B, K, H, W) for labels (B, H, W), averaged over all pixels.
 
-    loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), with c a pixel's class and p its probability.
-    Unlabelled pixels add nothing to the sum, but they are counted in B H W. The divisor is B H W and not the
-    sum of the pixels' weights. The published models were trained with this loss.
+    loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), where c is the true class of a pixel, and p
+    the probability of class c. Unlabelled pixels add nothing to the sum, but they are counted in B H W. The sum is
+    divided by B H W, and not by the sum of the pixels' weights, as in the training of the published models.
     """
     logits, labels = logits.float(), labels.long()
     if not focal_gamma:
@@ -296,18 +305,19 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     weighted, plain = (
         F.cross_entropy(logits, labels, numbers, ignore_index=IGNORED, reduction="none") for numbers in (weights, None)
     )
-    # The smallest distance above 0 in float32 is larger than this bound. At 0, a power below 1 has no derivative.
+    # The distance is 1 - p. In float32, it is either 0 or much larger than 1e-9. At 0, a power with an exponent below 1
+    # has no finite derivative.
     distance = (-torch.expm1(-plain)).clamp(min=1e-9)
     return (distance**focal_gamma * weighted).sum() / labels.numel()
 
 
 class SegmentationTask(TaskWithLoader):
-    """Connects a config's data, augmentation, first weights and loss to the engine.
+    """The segmentation task, built from a config: the model, data, loss and evaluation for the engine.
 
     Attributes:
-        config: the config, completed with the data's number of classes if that was left open.
-        notes: lines about the data that were found.
-        problems: lines about problems in the data.
+        config: the config, in which a `num_classes` of 0 is replaced by the number of classes of the data.
+        notes: lines for the user about the data.
+        problems: lines for the user about problems in the data.
 
     Raises:
         XCiTError: if the data are missing or have other classes than the model, or weights can't be loaded or do not
@@ -326,7 +336,7 @@ class SegmentationTask(TaskWithLoader):
             open_scenes(config.data, split, ignore_exif=config.ignore_exif).ignoring(config.ignore_index)
             for split in ("train", "val")
         )
-        self.notes = (f"found {train.describe()}", f"watched by {len(self.watched)} images in {self.watched.source}")
+        self.notes = (f"found {train.describe()}", f"validated on {len(self.watched)} images in {self.watched.source}")
         self.problems = tuple(dict.fromkeys([*train.problems, *self.watched.problems]))
         num_classes = len(train.class_names)
         self.config = config = with_classes_of(config, num_classes)
@@ -345,16 +355,19 @@ class SegmentationTask(TaskWithLoader):
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps per epoch; 0 if there are fewer scenes than in a batch."""
+        """Number of optimiser steps per epoch; 0 if there are fewer scenes than in a batch."""
         return (self.config.epoch_steps or self._loader.num_steps) if self._loader.num_steps else 0
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
-        """Yields this process's parts [images (B, C, h, w), labels (B, h, w)] of an epoch's batches, from a step on."""
+        """Yields this process's parts of an epoch's batches, from `first_step` on.
+
+        A part is a list of images (B, C, h, w) and labels (B, h, w).
+        """
         parts = self._endless(epoch * self.num_steps + first_step)
         return islice(parts, (self.num_steps - first_step) * self._accumulation)
 
     def _endless(self, step: int) -> Iterator[list[Tensor]]:
-        """Yields the parts of all batches from a step of the run on, in any number of passes over the data."""
+        """Yields the parts of all batches from step `step` of the run on, in endless passes over the data."""
         number, first_step = divmod(step, self._loader.num_steps)
         while True:
             for scenes, _ in self._loader.batches(number, first_step):
@@ -362,7 +375,7 @@ class SegmentationTask(TaskWithLoader):
             number, first_step = number + 1, 0
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Returns the pixels' loss; an auxiliary head adds its loss, and then both are also returned separately."""
+        """Returns the loss. If there is an auxiliary head, its loss is added, and both losses are also returned."""
         images, labels = batch
         output = model(images, with_auxiliary=True)
         weights = class_weights_on(labels.device, self.config.class_weights)
@@ -380,7 +393,7 @@ class SegmentationTask(TaskWithLoader):
     def evaluate(
         self, model: nn.Module, layout: Layout = ALONE, reduce: Reduce = lambda tensor: tensor
     ) -> dict[str, float]:
-        """Returns mIoU, mAcc and aAcc on the whole validation scenes."""
+        """Returns mIoU, mAcc and aAcc (percent) on the validation scenes."""
         return evaluate_segmentation(
             model,
             self.watched,

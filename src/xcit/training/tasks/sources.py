@@ -1,4 +1,4 @@
-"""Finds the source of weights that a config's field names: a checkpoint of the zoo, or a file."""
+"""Finds the weights that a field of a config refers to: a known checkpoint or a file."""
 
 from xcit.errors import XCiTError
 from xcit.weights.wrapping import split_key
@@ -9,15 +9,16 @@ from xcit.zoo.names import is_file, is_url
 
 
 def find_source(source: str, field: str) -> Checkpoint | None:
-    """Returns the checkpoint that a field names, or None if it names a file; nothing is read or downloaded.
+    """Returns the checkpoint with the name `source`; None for a path, a URL or a repository. Reads no file.
 
     Args:
-        source: a checkpoint's name or alias, a URL, a repository of the Hub ("hf-hub:USER/REPO"), or a path, optionally
-            with a key after it ("last.ckpt#model_ema").
-        field: dotted name of the field, for the error message.
+        source: name or alias of a checkpoint, a URL, a repository of the Hub ("hf-hub:USER/REPO"), or a path. A key may
+            follow the path ("last.ckpt#model_ema").
+        field: dotted name of the config field, for the error message.
 
     Raises:
-        XCiTError: if there is no such checkpoint (the message suggests the nearest names) or no such file.
+        XCiTError: if there is no such checkpoint or no such file. For a checkpoint, the message suggests the nearest
+            names.
     """
     if is_url(source):
         return None

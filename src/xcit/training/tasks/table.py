@@ -22,18 +22,18 @@ AnyTask = ClassificationTask | MultiLabelTask | DINOTask | SegmentationTask | De
 
 @dataclass(frozen=True, kw_only=True)
 class TaskKind:
-    """One task.
+    """The entry of a task in the table.
 
     Attributes:
-        config: the class of its configs.
-        task: the class of the task, called with a config and a layout.
-        first_weights: the config's field that names the first weights; "" if there is none.
-        resumed: returns the value of that field for a run that resumes. The checkpoint contains the weights, and the
-            source of the first weights may no longer exist.
-        images: the word for the data in messages.
-        check: checks the config of a new run before anything is loaded.
-        flattered: returns why the figures of a config would be too good, because they are measured on training images;
-            "" if they are not.
+        config: class of the task's configs.
+        task: class of the task; it is called with a config and a layout.
+        first_weights: name of the config field for the initial weights; "" if there is no such field.
+        resumed: function that returns the value of this field for a resumed run. This value has no path or name of
+            weights: the checkpoint contains all weights, and the file of the initial weights may no longer exist.
+        images: words for the data in messages.
+        check: function that checks the config of a new run before anything is loaded.
+        flattered: function that returns a warning if the figures will be too good, because they are measured on
+            training images; otherwise "".
     """
 
     config: type[TrainingConfig]
@@ -53,8 +53,8 @@ def _flattered_classifier(config: ClassificationConfig) -> str:
     if config.holdout or config.val_data or has_validation(config.data):
         return ""
     return (
-        f"{config.data} has no folder val: the figures are of the images that are trained on; set "
-        "holdout to keep so many of them to measure on"
+        f"{config.data} has no folder val: the figures are measured on the training images; set holdout to hold out "
+        "images for validation"
     )
 
 
@@ -62,15 +62,15 @@ def _flattered_multi_label(config: MultiLabelConfig) -> str:
     if config.holdout or config.val_data or has_validation_list(config.data):
         return ""
     return (
-        f"{config.data} is all there is: the figures are of the images that are trained on; set holdout to keep so "
-        "many of them to measure on"
+        f"{config.data} has no validation images: the figures are measured on the training images; set holdout to hold "
+        "out images for validation"
     )
 
 
 def _flattered_detector(config: DetectionConfig) -> str:
     if has_annotations_of(config.data, "val"):
         return ""
-    return f"{config.data} is all there is: the figures are of the images that are trained on"
+    return f"{config.data} has no validation images: the figures are measured on the training images"
 
 
 TASKS: dict[str, TaskKind] = {
@@ -104,4 +104,4 @@ TASKS: dict[str, TaskKind] = {
         flattered=_flattered_detector,
     ),
 }
-"""The tasks by their names, which are the values of a config's field `task`."""
+"""Maps the name of each task to its entry. The name is also the value of the field `task` in a config."""

@@ -59,8 +59,8 @@ def test_without_a_decay_there_is_no_average() -> None:
 def test_an_average_that_stays_the_start_is_warned_of() -> None:
     lines = describe_average(RunConfig(ema_decay=0.999), num_steps=30, num_epochs=2)
     assert lines == [
-        "warning: the averaged weights, which are what is measured and kept, will still be 94% what the run started "
-        "from after its 60 steps (run.ema_decay 0.999): set run.ema_warmup true, or run.ema_decay 0.926"
+        "warning: the averaged weights are evaluated and exported, but after the 60 steps of this run, 94% of them "
+        "will still be the initial weights (run.ema_decay 0.999): set run.ema_warmup true, or run.ema_decay 0.926"
     ]
     assert 0.926**60 < 0.011
 
@@ -68,8 +68,8 @@ def test_an_average_that_stays_the_start_is_warned_of() -> None:
 def test_figures_that_lag_behind_are_told() -> None:
     # A run of the authors' recipe has 1251 steps per epoch.
     assert describe_average(RunConfig(ema_decay=0.99996), num_steps=1251, num_epochs=400) == [
-        "until epoch 14 the figures are of averaged weights that are mostly what the run started from "
-        "(run.ema_decay 0.99996); run.ema_warmup true would measure them sooner"
+        "until epoch 14, the figures are those of averaged weights that still consist mostly of the initial weights "
+        "(run.ema_decay 0.99996); run.ema_warmup true avoids this"
     ]
 
 

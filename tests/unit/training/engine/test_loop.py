@@ -409,7 +409,10 @@ def test_parts_of_a_batch_are_averaged(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"ema_decay": 0.5}, r"last\.pt was written with another run\.ema_decay"),
-        ({"batch_size": 4}, r"from step 2 of an epoch of 4 batches of 8; this run's epochs have 4 of 4"),
+        (
+            {"batch_size": 4},
+            r"from step 2 of an epoch of 4 batches of 8 images; this run's epochs have 4 batches of 4 images",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -88,33 +88,36 @@ DAMAGE: tuple[tuple[str, object, str], ...] = (
     *((name, KeyError, f"it has no '{name}'") for name in ("model", "ema", "scaler", "position", "batch_size")),
     *(("num_steps", value, "num_steps is not a number above 0") for value in some(0, -1, 2.0, None, "3", True)),
     *(("position", value, "its position is not a dictionary") for value in some(None, 1.5, [])),
-    ("position/epoch", KeyError, "its position has other entries"),
-    ("position/extra", 1, "its position has other entries"),
+    ("position/epoch", KeyError, "its position has missing or unknown entries"),
+    ("position/extra", 1, "its position has missing or unknown entries"),
     *(("position/epoch", value, "not whole numbers from 0") for value in some(-1, 0.5, None, "1", [], True)),
     ("position/epoch", 10**30, "in an epoch that no run reaches"),
-    ("position/step", 4, "its step is behind the end of an epoch"),
+    ("position/step", 4, "its step is after the end of the epoch"),
     ("position/losses", "x", "its losses are not a number"),
     ("position/best", [], "its best figure is not a number"),
     *(("scaler", value, "its loss scale is not a dictionary") for value in some(None, [], 1.0)),
-    ("scaler", {"scale": float("nan")}, "its loss scale is none"),
+    ("scaler", {"scale": float("nan")}, "its loss scale is not finite"),
     ("scaler", {"scale": 0.0, "_growth_tracker": 0}, "its loss scale is 0"),
     ("ema", None, "written with another run.ema_decay"),
     ("ema", [], "its weights are not a dictionary"),
     ("model", {}, "9 tensors are missing, 0 unexpected: missing '0.weight'"),
     ("model/0.weight", KeyError, "1 tensors are missing"),
     ("model/7.weight", torch.zeros(1), "1 unexpected: unexpected '7.weight'"),
-    ("model/0.weight", torch.zeros(3, 4), r"size mismatch of 0\.weight: \[3, 4\], the run's is \[4, 3\]"),
+    ("model/0.weight", torch.zeros(3, 4), r"size mismatch of 0\.weight: \[3, 4\], this run's shape is \[4, 3\]"),
     ("model/0.weight", EXPANDED, "size mismatch"),
     ("model/0.weight", [1.0], r"0\.weight is not a tensor, but of type list"),
     ("model/0.weight", torch.zeros(4, 3).to_sparse(), r"0\.weight is a sparse tensor"),
     ("model/0.weight", torch.zeros(4, 3, dtype=torch.complex64), r"0\.weight is of complex numbers"),
     ("model/0.weight", torch.zeros(4, 3, dtype=torch.int8), r"0\.weight is of type int8"),
     ("ema/2.bias", torch.zeros(2, device="meta"), r"2\.bias is without numbers"),
-    *(("optimizer", value, "no dictionary|no groups of parameters") for value in some(None, [], {}, {"state": {}})),
+    *(
+        ("optimizer", value, "not a dictionary|groups or moments are missing")
+        for value in some(None, [], {}, {"state": {}})
+    ),
     ("optimizer/param_groups", [], "0 parameters, not 6"),
-    ("optimizer/param_groups/0", None, "its groups"),
-    ("optimizer/param_groups/0/params", [7, 7, 7, 7], "the numbering of its groups"),
-    ("optimizer/param_groups/0/params", [[], {}, "", None], "the numbering of its groups"),
+    ("optimizer/param_groups/0", None, "an invalid parameter group"),
+    ("optimizer/param_groups/0/params", [7, 7, 7, 7], "the numbering of its parameters"),
+    ("optimizer/param_groups/0/params", [[], {}, "", None], "the numbering of its parameters"),
     ("optimizer/param_groups/0/params", [0, 1, 2], "5 parameters, not 6"),
     ("optimizer/param_groups/0/lr", KeyError, "lr of a group"),
     *(
@@ -123,7 +126,7 @@ DAMAGE: tuple[tuple[str, object, str], ...] = (
     ),
     *(("optimizer/param_groups/0/betas", value, "betas of a group") for value in some(0.9, (0.9,), (0.9, "x"), None)),
     ("optimizer/param_groups/0/amsgrad", "yes", "amsgrad of a group"),
-    ("optimizer/state/9", {}, "a parameter that there is not"),
+    ("optimizer/state/9", {}, "a parameter that does not exist"),
     ("optimizer/state/0", [], "the moments of parameter 0"),
     ("optimizer/state/0/exp_avg", KeyError, "the moments of parameter 0"),
     ("optimizer/state/0/exp_avg", torch.zeros(9), "size mismatch of exp_avg of parameter 0"),
@@ -147,6 +150,6 @@ def test_damage_is_named_and_nothing_is_taken_over(place: str, value: object, me
 def test_another_optimiser_is_told(tmp_path: Path) -> None:
     make: Callable[[], dict[str, Any]] = stepped("sgd").dump
     with pytest.raises(
-        XCiTError, match=r"last\.pt does not fit this run: its optimiser's state is damaged, or another's"
+        XCiTError, match=r"last\.pt does not fit this run: its optimiser's state is damaged or of another kind"
     ):
         new_state().load(make(), "last.pt")

@@ -259,7 +259,7 @@ def _other_classes(folder: Path) -> ClassificationConfig:
         (lambda folder: config_of(folder / "no"), "no: no such folder"),
         (
             lambda folder: config_of(folder, model=XCiTConfig(num_classes=5)),
-            "has 2 classes, the model 5: set model.num_classes to 2",
+            "has 2 classes, the model has 5: set model.num_classes to 2",
         ),
         (_other_classes, "the training and the validation images have different classes"),
     ],

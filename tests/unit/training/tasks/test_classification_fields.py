@@ -138,7 +138,7 @@ def test_the_data_tell_the_number_of_classes_where_the_model_leaves_it_open(conf
     assert task.evaluate(task.model)["top5"] == 100
     with pytest.raises(XCiTError, match="2 class_weights for 3 classes"):
         ClassificationTask(override(left_open, {"class_weights": "1,2"}))
-    with pytest.raises(XCiTError, match=r"has 3 classes, the model 4: set model\.num_classes to 3"):
+    with pytest.raises(XCiTError, match=r"has 3 classes, the model has 4: set model\.num_classes to 3"):
         ClassificationTask(override(left_open, {"model.num_classes": "4", "class_weights": "[]"}))
 
 

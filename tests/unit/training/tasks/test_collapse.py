@@ -54,8 +54,8 @@ def test_a_healthy_run_is_not_warned_of() -> None:
     [
         (
             {"feature_spread": 0.01},
-            "the teacher's features of all images were alike (spread 0.010 of 1): try a lower optimizer.lr or more "
-            "schedule.warmup_epochs",
+            "the teacher's features were nearly the same for all images (spread 0.010 of 1): try a lower "
+            "optimizer.lr or more schedule.warmup_epochs",
         ),
         (
             {"teacher_student_kl": 0.001, "teacher_entropy": math.log(NUM_OUTPUTS)},

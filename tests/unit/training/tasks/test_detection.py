@@ -92,7 +92,7 @@ def test_the_data_decide_the_classes(scenes: Path) -> None:
     task = DetectionTask(config(scenes))
     assert task.config.model.num_classes == 2
     assert (task.num_inputs, task.num_steps, task.problems) == (9, 2, ())
-    with pytest.raises(XCiTError, match=r"has 2 classes, the model 80: set model\.num_classes to 2"):
+    with pytest.raises(XCiTError, match=r"has 2 classes, the model has 80: set model\.num_classes to 2"):
         DetectionTask(replace(config(scenes), model=replace(config(scenes).model, num_classes=80)))
     with pytest.raises(XCiTError, match="no data of its own"):
         DetectionTask(replace(config(scenes), data=""))
@@ -180,7 +180,7 @@ def test_classes_are_matched_by_name(scenes: Path) -> None:
     model.info = None
     assert match_categories(model, images) == {1: 3, 2: 8}
     model.reset_classifier(5)
-    with pytest.raises(XCiTError, match="has 2 classes, the model 5 without names"):
+    with pytest.raises(XCiTError, match="has 2 classes, and the model 5 classes without names"):
         match_categories(model, images)
 
 

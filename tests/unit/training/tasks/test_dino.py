@@ -335,7 +335,7 @@ def test_the_watched_images_are_the_same_for_every_seed(folder: Path) -> None:
         ({"num_watched": 1}, "num_watched is 1, must be at least 2"),
         (
             {"run": RunConfig(ema_decay=0.9)},
-            "run.ema_decay: DINO's teacher is an average already, and is what is exported: set it to 0",
+            "run.ema_decay must be 0: DINO exports its teacher, which already is a moving average of weights",
         ),
     ],
 )
@@ -377,7 +377,7 @@ def test_a_folder_of_nothing_readable_is_one_line(tmp_path: Path) -> None:
     for index in range(4):
         (tmp_path / f"{index}.png").write_bytes(b"")
     task = DINOTask(config_of(tmp_path))
-    with pytest.raises(XCiTError, match=r"none of the 4 images that the run is watched by could be read"):
+    with pytest.raises(XCiTError, match=r"none of the 4 images for the evaluation could be read"):
         task.evaluate(task.model)
     with pytest.raises(XCiTError, match=r"4 images in a row can't be read; the first: .*\.png: the file is empty"):
         next(task.train_batches(0))

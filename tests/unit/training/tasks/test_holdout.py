@@ -46,7 +46,7 @@ def test_a_class_without_images_to_measure_on_is_named(tmp_path: Path) -> None:
     assert found.problems == (f"{tmp_path}: no images to measure on of 2 of the 4 classes: 'bee', 'dog'",)
     assert found.notes == (
         f"found 4 classes: ant, bee, cat, dog; 8 images in {tmp_path / 'train'}",
-        f"watched by 3 images in {tmp_path / 'val'}",
+        f"validated on 3 images in {tmp_path / 'val'}",
     )
     lines: list[str] = []
     _, val = open_train_and_val(str(tmp_path), announce=lines.append)
@@ -88,7 +88,7 @@ def test_every_verb_holds_out_the_same_images(tmp_path: Path, holdout: float) ->
     train, val = open_train_and_val(data, holdout)
     assert (names(train), names(val)) == (names(found.train), kept)
     assert found.notes[1].startswith(
-        f"3 of them are held out to watch the run by, 10 are trained on (holdout {holdout}"
+        f"3 of these images are held out for validation, 10 are used for training (holdout {holdout}"
     )
 
 
@@ -128,11 +128,11 @@ def test_a_run_keeps_what_was_decided_and_names_it(tmp_path: Path) -> None:
     assert task.config.holdout == 0.2
     assert task.notes == (
         f"found 2 classes: ant, bee; 20 images in {tmp_path}",
-        "4 of them are held out to watch the run by, 16 are trained on (holdout 0.2)",
+        "4 of these images are held out for validation, 16 are used for training (holdout 0.2)",
     )
     assert not describe_watching(task.config)
     (warning,) = describe_watching(ClassificationTask(replace(config, holdout=0)).config)
-    assert "the figures are of the images that are trained on" in warning
+    assert "the figures are measured on the training images" in warning
 
 
 @pytest.mark.parametrize("holdout", [-1, float("inf"), float("nan")])
@@ -145,5 +145,5 @@ def test_what_is_no_holdout(holdout: float) -> None:
 @pytest.mark.parametrize("holdout", [1.5, 20, 100])
 def test_more_than_there_are(tmp_path: Path, holdout: float) -> None:
     data = write(tmp_path, ant=10, bee=10)
-    with pytest.raises(XCiTError, match="must be from 0 to fewer than the 20 images there are, or a share below 1"):
+    with pytest.raises(XCiTError, match="must be a share below 1, or a whole number of images below 20"):
         opened(data, holdout)

@@ -148,8 +148,8 @@ def test_val_data_is_watched_instead_of_the_data_s_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, r"000\.\.001}\.tar is a stream: say with val_data by what to watch the run"),
-        ({"holdout": 2}, "holdout is 2, but nothing can be taken off a stream: give val_data"),
+        ({}, r"000\.\.001}\.tar is a stream: set val_data to the validation images"),
+        ({"holdout": 2}, "holdout is 2, but images can't be held out of a stream: set val_data"),
         ({"val_data": "no-such"}, "no-such: no such folder"),
         ({"val_data": "others"}, "others: the training and the validation images have different classes"),
         (

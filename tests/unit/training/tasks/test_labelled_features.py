@@ -160,7 +160,7 @@ def test_a_folder_that_can_t_be_written_costs_the_cache_only(extraction: Extract
     extraction.cache.write_text("a file")
     assert len(extraction().labels) == 18
     (line,) = extraction.announced
-    assert line.startswith("warning: the features are not kept for the next time: ")
+    assert line.startswith("warning: the features could not be cached: ")
 
 
 def test_the_feature_is_what_the_head_reads(tiny: XCiT) -> None:

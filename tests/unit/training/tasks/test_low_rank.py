@@ -196,7 +196,7 @@ def test_a_bad_adapter_is_told_in_one_line(message: str, run: Path, tmp_path: Pa
     [
         ({"initialize.weights": ""}, "lora.rank adapts a trained model: set initialize.weights"),
         ({"initialize.stem": "packaged"}, "leave initialize.stem out"),
-        ({"run.parallel": "fsdp2"}, "lora.rank goes with run.parallel ddp"),
+        ({"run.parallel": "fsdp2"}, "lora.rank can't be combined with run.parallel fsdp2"),
         ({"lora.layers": ["qvk"]}, "no linear layer has a name that ends in one of qvk"),
         ({"lora.rank": -1}, "lora.rank is -1, must be 0 or more"),
         ({"lora.alpha": 0}, "lora.alpha is 0, must be at least 1"),

@@ -174,7 +174,7 @@ def test_a_run_learns_is_measured_and_predicts_each_class_on_its_own(root: Path,
 def test_a_holdout_is_neither_trained_on_nor_the_rest_measured(root: Path) -> None:
     (root / "val.csv").unlink()
     config = config_of(root, holdout=8)
-    assert describe_watching(config_of(root))[0].endswith("set holdout to keep so many of them to measure on")
+    assert describe_watching(config_of(root))[0].endswith("set holdout to hold out images for validation")
     assert not describe_watching(config)
     task = MultiLabelTask(config)
     images, targets = task._watched
@@ -182,7 +182,7 @@ def test_a_holdout_is_neither_trained_on_nor_the_rest_measured(root: Path) -> No
     trained = {row for batch, rows in task._loader.batches(0) for row in rows.tolist()}
     assert (len(watched), len(trained), watched & trained) == (8, 32, set())
     assert len(targets) == 40
-    with pytest.raises(XCiTError, match="holdout is 40, must be from 0 to fewer than the 40 images"):
+    with pytest.raises(XCiTError, match="holdout is 40, must be a share below 1, or a whole number of images below 40"):
         MultiLabelTask(config_of(root, holdout=40))
 
 

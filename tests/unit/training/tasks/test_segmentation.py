@@ -260,7 +260,7 @@ def test_a_backbone_to_start_from(data: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_named(data: Path) -> None:
     config = config_of(data)
-    with pytest.raises(XCiTError, match="has 4 classes, the model 7"):
+    with pytest.raises(XCiTError, match="has 4 classes, the model has 7"):
         SegmentationTask(replace(config, model=replace(config.model, num_classes=7)))
     with pytest.raises(XCiTError, match="no data of its own"):
         SegmentationTask(replace(config, data=""))
