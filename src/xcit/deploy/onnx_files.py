@@ -13,11 +13,11 @@ from xcit.extras import need_packages
 from xcit.weights.pickles import brief
 
 OPSET = 18
-"""Version of ONNX's operators: the one that torch's exporter is written for and that all runtimes support."""
+"""Version of ONNX's operator set: torch's exporter is written for version 18, and all runtimes support it."""
 
 
 def write_onnx(graph: Graph, path: Path, texts: Mapping[str, str]) -> None:
-    """Captures a graph and writes it with its metadata."""
+    """Captures a graph and writes it to an ONNX file; `texts` is the file's metadata."""
     need_packages("an ONNX file", "onnx", "onnxscript")
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -56,7 +56,7 @@ class OnnxRun:
         self.texts: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Computes the outputs, on the CPU, from inputs in the order of the graph."""
+        """Computes the outputs. The inputs are in the order of the graph's inputs, and all tensors are on the CPU."""
         names = (one.name for one in self._session.get_inputs())
         arrays = {name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
         return [torch.from_numpy(array) for array in self._session.run(None, arrays)]
