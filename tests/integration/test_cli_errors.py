@@ -285,8 +285,8 @@ def test_image_that_can_not_be_scaled_is_left_out_of_the_measurement(xcit, colou
         assert done.status == 1
         assert done.err.splitlines() == [
             "3 classes: blau, grün, rot; 31 images in data",
-            "warning: data has no folder val: all its images are measured, also those that a run on it was trained on; "
-            "the same holdout as that run's measures those it was not",
+            "warning: data has no folder val: all its images are measured, and the model may have been trained on "
+            "them; to measure only images that a run was not trained on, give the same holdout as for that run",
             "xcit: data/rot/hair.png: an image of 1 x 700000 pixels is too elongated to scale its short side to 16",
             "xcit: model run/model.safetensors (3 classes)",
             "xcit: 1 images could not be read and were not measured",
