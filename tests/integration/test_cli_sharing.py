@@ -61,7 +61,7 @@ def test_adapters(xcit, colours: Path, small: list[str]) -> None:
         (("convert", PACKAGED, "folder", "--to", "timm-hub", "--report", "none.json"), "none.json: can't be read"),
         (
             ("convert", PACKAGED, "new.pth", "--to", "timm", "--licence", "mit"),
-            "a licence and a report are for the card",
+            "a licence and a report are only for the model card",
         ),
         (("predict", "a.png", "--model", "hf-hub:a/b/c"), "hf-hub:a/b/c is no repository of the Hub"),
         (("predict", "a.png", "--model", "hf-hub:a/b"), "hf-hub:a/b: not asked, HF_HUB_OFFLINE is set"),

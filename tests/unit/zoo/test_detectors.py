@@ -125,7 +125,7 @@ def test_a_published_file_loads_strictly_and_comes_back_bit_for_bit(published: P
     assert (verified.architecture, verified.num_tensors) == (f"mask-rcnn on {architecture}", len(original))
     pyramid = get_backbone(published, pyramid=True)
     assert all(torch.equal(tensor, state[f"backbone.{key}"]) for key, tensor in pyramid.state_dict().items())
-    with pytest.raises(XCiTError, match="is no segmenter, which mmseg is the format of"):
+    with pytest.raises(XCiTError, match="is no segmenter, but mmseg is a format for segmenters"):
         convert(published, tmp_path / "no.pth", "mmseg")
 
 

@@ -228,10 +228,10 @@ def test_a_damaged_or_wrong_mirror_file_is_refused(nano: Nano, mirror: Path, tmp
     source = put(nano, "xcit.safetensors", mirror, f"{NAME}.safetensors")
     flip_a_bit(source)
     assert error_of(NAME, pretrained=True) == (
-        f"{source}: damaged: its tensors do not match the digest it was written with"
+        f"{source}: damaged: its tensors do not match the digest in its metadata"
     )
     write_safetensors(source, nano.state | {"norm.bias": torch.full((128,), float("nan"))}, {})
-    assert error_of(NAME, pretrained=True) == f"{source}: tensor norm.bias holds NaN or infinity"
+    assert error_of(NAME, pretrained=True) == f"{source}: tensor norm.bias contains NaN or infinity"
     write_safetensors(source, {name: t for name, t in nano.state.items() if name != "norm.bias"}, {})
     assert "  missing: norm.bias 128" in error_of(NAME, pretrained=True)
     assert source.exists()
@@ -408,7 +408,7 @@ def test_a_dino_backbone_has_no_classifier(nano: Nano, file: str) -> None:
 def test_a_dense_checkpoint_is_for_get_backbone(nano: Nano) -> None:
     path = nano.file("dense.pth")
     message = error_of("xcit-nano-12-p16", pretrained=path)
-    assert message.startswith(f"{path}: the backbone of a detection or segmentation model")
+    assert message.startswith(f"{path}: the weights of a detector or segmenter")
     assert "xcit.get_backbone(" in message
     assert "\n" not in message
 

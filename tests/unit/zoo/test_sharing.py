@@ -195,7 +195,7 @@ def test_models_that_timm_has_not(kind: str, tmp_path: Path) -> None:
     model: Any = build(kind)
     model.info = info_of(kind)
     folder = model.save_pretrained(tmp_path / "folder", licence="cc-by-nc-4.0")
-    assert "the package `xcit` alone loads this folder" in (folder / CARD).read_text()
+    assert "Only the package `xcit` can load this folder" in (folder / CARD).read_text()
     back = type(model).from_pretrained(folder)
     assert (back.config, back.info) == (model.config, model.info)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.state_dict().items())
@@ -266,17 +266,19 @@ def bad_folders(folder: Path) -> dict[str, Any]:
         (folder / MANIFEST).unlink()
 
     return {
-        r"model\.safetensors: damaged, or changed since manifest\.json": lambda: (folder / WEIGHTS).write_bytes(
-            b"x" * 99
-        ),
-        r"config\.json: damaged, or changed since manifest\.json": lambda: (folder / CONFIG).write_text("{}"),
-        r"has no weights beside its config\.json": lambda: (folder / WEIGHTS).unlink(),
+        r"model\.safetensors: damaged or changed: its SHA-256 differs from that in manifest\.json": lambda: (
+            folder / WEIGHTS
+        ).write_bytes(b"x" * 99),
+        r"config\.json: damaged or changed: its SHA-256 differs from that in manifest\.json": lambda: (
+            folder / CONFIG
+        ).write_text("{}"),
+        r"has a config\.json but no weights": lambda: (folder / WEIGHTS).unlink(),
         r"its architecture is 'resnet50', which is no XCiT": lambda: edit(architecture="resnet50"),
         r"there are 1 label_names for 3 classes": lambda: edit(label_names=["a"]),
         r"model_args has 'use_pos_embed'": lambda: edit(model_args={"use_pos_embed": False}),
         r"config\.json: can't be read as a model's": lambda: edit(pretrained_cfg=[3]),
         r"is no XCiT's": lambda: edit(architecture=None),
-        r"manifest\.json: it lists no files": lambda: (folder / MANIFEST).write_text('{"files": 3}'),
+        r"manifest\.json: contains no list of files": lambda: (folder / MANIFEST).write_text('{"files": 3}'),
         r"manifest\.json: no JSON": lambda: (folder / MANIFEST).write_text("{"),
         r"does not fit the model": lambda: edit(model_args={"patch_size": 16, "depth": 5, "embed_dim": 32}),
     }
@@ -361,10 +363,10 @@ def test_a_report_that_is_none(model: XCiT, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     for text in ("[]", "{}", '{"data": "a", "num_images": 3}'):
         report.write_text(text)
-        with pytest.raises(XCiTError, match=r"no report\.json of `xcit test`"):
+        with pytest.raises(XCiTError, match=r"is not a report\.json of `xcit test`"):
             model.save_pretrained(tmp_path / "folder", report=report)
     assert not (tmp_path / "folder").exists()
-    with pytest.raises(XCiTError, match="a licence and a report are for the card"):
+    with pytest.raises(XCiTError, match="a licence and a report are only for the model card"):
         convert(xcit.fetch("packaged"), tmp_path / "new.pth", "timm", licence="mit")
 
 
@@ -439,7 +441,7 @@ def test_bad_repositories(model: XCiT, hub: Hub, tmp_path: Path) -> None:
     assert not [*(tmp_path / "cache").rglob(f"{WEIGHTS}*[!k]")]
     hub.wrong.clear()
     close(model, xcit.get_model("hf-hub:me/birds"))
-    with pytest.raises(XCiTError, match="a revision is of a repository"):
+    with pytest.raises(XCiTError, match="only a repository of the Hub has revisions"):
         XCiT.from_pretrained(folder, revision="main")
 
 
