@@ -198,7 +198,7 @@ def test_two_processes_learn_what_one_learns(xcit, start, options):
         ("nowhere.pth --data data", "cannot read nowhere.pth: no such file"),
         ("dino_xcit-small-12-p61 --data data", "no model is called 'dino_xcit-small-12-p61'; did you mean 'dino_xcit-"),
         ("tiny.safetensors --data data --device cuda:99", "--device cuda:99: not on this machine"),
-        ("dino_xcit-small-12-p16 --weights tiny.safetensors --data data", "patch_size is 8, the model's 16"),
+        ("dino_xcit-small-12-p16 --weights tiny.safetensors --data data", "patch_size is 8, the model's is 16"),
         (
             "patches.safetensors --data data --batch-size 6",
             "a model without pooling gives tokens, no feature of the image",

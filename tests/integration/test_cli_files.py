@@ -173,7 +173,7 @@ def test_a_key_is_taken_by_every_verb_that_takes_weights(xcit, nano) -> None:
     for verb in (("predict", "a.png", "--model"), ("verify",), ("info",)):
         done = xcit(*verb, "xcit-nano-12-p16", *key)
         assert done.status == 2
-        assert "chooses among the weights of a file" in done.err
+        assert "selects weights in a file" in done.err
 
 
 def test_features_are_measured_as_is_asked(xcit, colours, nano) -> None:

@@ -221,7 +221,9 @@ def test_classes_of_ones_own_are_matched_by_name(setting: Setting) -> None:
     save_model(make_model(3), Path(setting.checkpoint))
     # With another number of classes, nothing can be matched.
     write_images(data, ("worm",))
-    with pytest.raises(XCiTError, match=r"animals has 4 classes, and the model's 3 do not include 'bird', 'cat'"):
+    with pytest.raises(
+        XCiTError, match=r"animals has 4 classes, but the model's 3 classes do not include 'bird', 'cat'"
+    ):
         setting.test(data=str(data))
 
 
@@ -361,7 +363,7 @@ def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
     assert torch.equal(mapped.report.confusion, by_wnid.report.confusion)
     assert lines[0] == f"3 classes: 281, toilet tissue, n01440764; 6 images in {setting.data}/val, classes by {path}"
     path.write_text("my cat,281\ntissue,tishue\nfish,1000\n")
-    with pytest.raises(XCiTError, match=r"the model's 1000 do not include '1000', 'tishue'|'tishue', '1000'"):
+    with pytest.raises(XCiTError, match=r"the model's 1000 classes do not include '1000', 'tishue'|'tishue', '1000'"):
         setting.test(class_map=path)
     # Of folders a number beside names would be a guess.
     (Path(setting.data) / "val" / "my cat").rename(Path(setting.data) / "val" / "281")

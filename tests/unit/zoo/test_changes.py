@@ -182,5 +182,5 @@ def test_a_file_under_a_models_name_is_prepared_as_assumed(tmp_path: Path) -> No
 
 
 def test_a_key_without_a_file_is_a_mistake() -> None:
-    with pytest.raises(XCiTError, match=re.escape("a key (ema) chooses among the weights of a file")):
+    with pytest.raises(XCiTError, match=re.escape("a key (ema) selects weights in a file")):
         xcit.get_model("xcit-nano-12-p16", pretrained=True, key="ema")

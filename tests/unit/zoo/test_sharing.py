@@ -273,10 +273,10 @@ def bad_folders(folder: Path) -> dict[str, Any]:
             folder / CONFIG
         ).write_text("{}"),
         r"has a config\.json but no weights": lambda: (folder / WEIGHTS).unlink(),
-        r"its architecture is 'resnet50', which is no XCiT": lambda: edit(architecture="resnet50"),
+        r"its architecture is 'resnet50', which is not an XCiT": lambda: edit(architecture="resnet50"),
         r"there are 1 label_names for 3 classes": lambda: edit(label_names=["a"]),
         r"model_args has 'use_pos_embed'": lambda: edit(model_args={"use_pos_embed": False}),
-        r"config\.json: can't be read as a model's": lambda: edit(pretrained_cfg=[3]),
+        r"config\.json: can't be read as the config of a model": lambda: edit(pretrained_cfg=[3]),
         r"is no XCiT's": lambda: edit(architecture=None),
         r"manifest\.json: contains no list of files": lambda: (folder / MANIFEST).write_text('{"files": 3}'),
         r"manifest\.json: no JSON": lambda: (folder / MANIFEST).write_text("{"),
