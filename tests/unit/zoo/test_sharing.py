@@ -277,7 +277,7 @@ def bad_folders(folder: Path) -> dict[str, Any]:
         r"there are 1 label_names for 3 classes": lambda: edit(label_names=["a"]),
         r"model_args has 'use_pos_embed'": lambda: edit(model_args={"use_pos_embed": False}),
         r"config\.json: can't be read as the config of a model": lambda: edit(pretrained_cfg=[3]),
-        r"is no XCiT's": lambda: edit(architecture=None),
+        r"is not the config of an XCiT": lambda: edit(architecture=None),
         r"manifest\.json: contains no list of files": lambda: (folder / MANIFEST).write_text('{"files": 3}'),
         r"manifest\.json: no JSON": lambda: (folder / MANIFEST).write_text("{"),
         r"does not fit the model": lambda: edit(model_args={"patch_size": 16, "depth": 5, "embed_dim": 32}),
@@ -402,7 +402,9 @@ def test_without_the_hub_the_last_copy_is_used(
     asked = len(hub.asked)
     monkeypatch.setenv("XCIT_OFFLINE", "1")
     close(model, xcit.get_model("hf-hub:me/birds"))
-    with pytest.raises(XCiTError, match=r"hf-hub:me/cats: not asked, XCIT_OFFLINE is set; give a folder"):
+    with pytest.raises(
+        XCiTError, match=r"hf-hub:me/cats: not requested, because XCIT_OFFLINE is set; instead, give a folder"
+    ):
         xcit.get_model("hf-hub:me/cats")
     with pytest.raises(XCiTError, match="me/birds: not uploaded, XCIT_OFFLINE is set"):
         model.push_to_hub("me/birds")
@@ -428,7 +430,7 @@ def test_the_hubs_own_cache_is_read(model: XCiT, hub: Hub, tmp_path: Path, monke
 
 def test_bad_repositories(model: XCiT, hub: Hub, tmp_path: Path) -> None:
     for name in ("hf-hub:me/none", "hf-hub:me/none@v2"):
-        with pytest.raises(XCiTError, match=rf"{name}: HTTP 404 .*: no such repository or revision"):
+        with pytest.raises(XCiTError, match=rf"{name}: HTTP 404 .*: the repository or revision does not exist"):
             xcit.get_model(name)
     for name in ("hf-hub:", "hf-hub:a/b/c", "hf-hub:../x"):
         with pytest.raises(XCiTError, match="is no repository of the Hub: write hf-hub:USER/REPO"):

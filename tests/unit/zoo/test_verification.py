@@ -88,7 +88,7 @@ def test_a_missing_an_unknown_and_a_reshaped_tensor_are_found(tmp_path: Path, st
         f"{path} does not fit the model: 1 missing, 1 unexpected, 1 other shape",
         "  missing: norm.bias 64",
         "  unexpected: extra 2",
-        "  other shape: norm.weight is 65, the model's 64",
+        "  other shape: norm.weight is 65, the model's is 64",
     ]
 
 
