@@ -158,7 +158,7 @@ def _with_labels_of(
     *,
     is_mapped: bool,
 ) -> tuple[LabelledImages, str]:
-    """Gives images the model's class indices, even if the data have only some of the model's classes.
+    """Relabels images with the model's class indices, also if the data have only some of the model's classes.
 
     Each class name in the data is matched with the id, name or index of one of the model's classes. If only some class
     names in the data are numbers, they are used as class indices only if they come from a class map: in folder names,
@@ -207,7 +207,7 @@ def _with_labels_of(
 
 
 def _places(name: str, model_classes: tuple[tuple[str, ...], tuple[str, ...]], num_classes: int) -> list[int]:
-    """Returns the indices of the model's classes with this id, name or index; several if they have the same name."""
+    """Returns the indices of the model's classes with this id, name or index; more than one if classes share a name."""
     for own in model_classes:
         if found := [index for index, one in enumerate(own) if one == name]:
             return found

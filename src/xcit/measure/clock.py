@@ -1,4 +1,4 @@
-"""Measures times on this machine: functions in alternation, ratios of times, and the peak speed of matrix products."""
+"""Times functions in turn on this machine, compares their times, and measures the peak speed of matrix products."""
 
 import platform
 import statistics
@@ -51,8 +51,8 @@ def time_rounds(
 ) -> dict[str, tuple[float, ...]]:
     """Times several functions in rounds; each round calls every function once.
 
-    So a slow period of the machine affects all functions. The order rotates from round to round, so each function has
-    each position in turn.
+    A slow period of the machine then affects all functions. The order rotates from round to round, so that each
+    function is called in each position.
 
     Args:
         works: the functions, by name.
@@ -131,7 +131,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] |
 def settings(device: torch.device, threads: int) -> Iterator[None]:
     """Sets the number of threads, and restores it on exit.
 
-    On a CUDA GPU, it also lets cuDNN choose the fastest convolutions, without TF32, until the exit.
+    On a CUDA GPU, cuDNN also selects the fastest convolution algorithms, without TF32, until the exit.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -167,7 +167,7 @@ def this_machine(device: torch.device, dtype: DType, threads: int, packages: Seq
 
 
 def headings(machine: Machine, what: str, rounds: int) -> tuple[str, str]:
-    """Returns two lines of text: the machine with its versions, and what was measured with the matrix peak."""
+    """Returns two lines of text: first the machine and the versions, then `what`, the rounds and the matrix peak."""
     threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
     place = threads if machine.device == "cpu" else f"{machine.device}, {threads} on the CPU"
     return (

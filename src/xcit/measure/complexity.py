@@ -73,8 +73,8 @@ def complexity(model: XCiT | XCiTConfig, image_size: int | tuple[int, int] = 224
 def fitted_exponent(points: Sequence[tuple[float, float]]) -> float | None:
     """Fits a power law y = a * x^b to points (x, y), and returns the exponent b.
 
-    It is a linear regression of log y on log x, so all numbers must be positive. The result is None if there are no two
-    different x.
+    The fit is a linear regression of log y on log x, so all numbers must be positive. The result is None if there are
+    fewer than two different values of x.
     """
     if len({x for x, _ in points}) < 2:
         return None

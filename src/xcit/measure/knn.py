@@ -111,18 +111,19 @@ def evaluate_knn(
 ) -> KNNReport:
     """Measures a model's features on a data set by k-nearest-neighbour classification.
 
-    The feature of an image is the input of the classifier's head (see `pooled_feature`). The preprocessing of images is
-    that in the model's `info`. Under torchrun, all processes share the work.
+    The feature of an image is the input of the classifier's head (see `pooled_feature`). Images are
+    preprocessed as the model's `info` states. Under torchrun, all processes share the work.
 
     Args:
         model: a model from `get_model`, a weights file, or a published name. The weights of a published name are
             downloaded if they are not yet on this machine.
         data: a folder with train/<class>/<image> and val/<class>/<image>, or the name of a data set (see
             `open_labelled_images`); or a tuple of the training and the validation images.
-        ks: numbers of neighbours; None means 10, 20, 100 and 200, without numbers above the number of training images.
+        ks: numbers of neighbours; None means those of 10, 20, 100 and 200 that do not exceed the number of training
+            images.
         temperature: temperature of the votes.
-        holdout: number of training images that are classified instead of validation images; below 1, their fraction.
-            They are the same images that a training run with this `holdout` does not train on. 0 means none.
+        holdout: number of training images that are classified instead of validation images; a value below 1 is a
+            fraction. They are the images that a training run with this `holdout` does not train on. 0 means none.
         class_map: a file that maps class names in the data to other class names (see `read_class_map`).
         cache: whether features are read from and written to the folder `feature_cache()`.
         batch_size: images per forward pass, in each process.
@@ -223,7 +224,7 @@ def knn_accuracies(
     train, labels = _checked(train_features, train_labels, "training")
     val, targets = (tensor.to(train.device) for tensor in _checked(val_features, val_labels, "validation"))
     if train.shape[1] != val.shape[1]:
-        raise XCiTError(f"training features have {train.shape[1]} numbers, validation features {val.shape[1]}")
+        raise XCiTError(f"training features have {train.shape[1]} numbers, but validation features have {val.shape[1]}")
     ks = _check(ks, temperature, len(train))
     num_classes = int(torch.cat([labels, targets]).max()) + 1
     num_right = torch.zeros(2, len(ks), dtype=torch.int64, device=train.device)
@@ -257,7 +258,7 @@ def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes
         targets: (B,), true class indices.
         num_classes: number of classes.
     """
-    # The sums are in float64, so that the order in which a GPU adds does not change which sums are equal.
+    # The sums are in float64, so that two equal sums stay equal even if a GPU adds their terms in different orders.
     votes = torch.zeros(len(targets), num_classes, dtype=torch.float64, device=weights.device)
     votes.scatter_add_(1, labels, weights.double())
     own, target = votes.gather(1, targets[:, None]), targets[:, None]
@@ -266,7 +267,7 @@ def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes
 
 
 def _check(ks: Sequence[int] | None, temperature: float, num_train: int) -> Sequence[int]:
-    """Checks the numbers of neighbours and the temperature, and returns the numbers (the default ones for None)."""
+    """Checks the numbers of neighbours and the temperature, and returns `ks`, or its default if `ks` is None."""
     if not 0 < temperature < float("inf"):
         raise XCiTError(f"temperature is {temperature}, must be above 0")
     if ks is None:

@@ -71,7 +71,7 @@ class LinearReport:
     def best(self) -> LinearAccuracy:
         """The result with the highest top-1; if several have the highest, the first of them.
 
-        It is chosen by the validation images, so its top-1 is slightly too high.
+        The validation images both select and measure this result, so its top-1 is slightly too high.
         """
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
@@ -137,9 +137,9 @@ def train_linear(
     """Trains a linear classifier on a frozen model's features, and measures it on the validation images.
 
     The protocol is that of DINO's authors: SGD with momentum 0.9 and without weight decay, a cosine schedule from the
-    learning rate to 0, and random resized crops and flips in training. The preprocessing in evaluation is that in the
-    model's `info`. The feature of an image is the input of a classifier's head. Under torchrun, all processes share the
-    work.
+    learning rate to 0, and random resized crops and flips in training. In evaluation, images are preprocessed as
+    the model's `info` states. The feature of an image is the input of a classifier's head. Under torchrun, all
+    processes share the work.
 
     The files of the run are written to `directory` (see `train_task`). Its `model.safetensors` contains the model with
     the trained classifier as its head.
@@ -174,7 +174,7 @@ def train_linear(
     Raises:
         XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, the folder contains
             another run, or `train_task` raises it.
-        Stopped: after SIGTERM or SIGINT; everything is saved before.
+        Stopped: after SIGTERM or SIGINT, when everything has been saved.
     """
     need_packages("training a linear classifier", "timm")
     directory = Path(directory)
@@ -329,7 +329,10 @@ def check_run(config: LinearConfig, directory: Path, *, resume: bool) -> Path | 
 
 
 def _classifier_info(backbone: ModelInfo, class_ids: tuple[str, ...]) -> ModelInfo:
-    """Returns the info of the trained classifier, with the classes of the data; ImageNet's get their English names."""
+    """Returns the info of the trained classifier, with the classes of the data.
+
+    If these are the classes of ImageNet, they get their English names.
+    """
     is_imagenet = class_ids == imagenet_class_ids()
     return ModelInfo(
         name=f"{backbone.name}-linear",

@@ -40,9 +40,9 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
         return kind.require(load_as(recipe.model, name, num_classes=None if recipe.model.num_classes else 0), name)
     record = find_record(name)
     if record.kind is not kind:
-        raise XCiTError(f"{name} is no {kind.name}, which {recipe.name} trains")
+        raise XCiTError(f"{name} is no {kind.name}, but {recipe.name} trains a {kind.name}")
     if record.recipe != recipe.name and _shape(record.model, kind) != _shape(recipe.model, kind):
-        raise XCiTError(f"{record.name} is no {recipe.name}: its recipe is {record.recipe}")
+        raise XCiTError(f"{record.name} does not fit {recipe.name}: its recipe is {record.recipe}")
     return kind.require(load_record(record), name)
 
 
@@ -56,6 +56,6 @@ def fused_for(model: XCiT, how: Measuring) -> nn.Module:
 
 
 def _shape(config: Any, kind: Kind[Any, Any, Any]) -> Any:
-    """Returns a copy of a config with fixed values for the number of classes and for what only affects training."""
+    """Returns a copy of a config with 0 in the fields that may differ: classes and rate of stochastic depth."""
     backbone = replace(kind.backbone(config), num_classes=0, drop_path_rate=0.0)
     return backbone if kind.backbone(config) is config else replace(config, num_classes=0, backbone=backbone)

@@ -6,8 +6,8 @@ allocated before the first run.
 On the CPU, the resident memory of a new process is measured. So the figure includes the overhead of allocators and
 libraries, and no memory of earlier work. The function runs twice. The first run is a warm-up: it loads code, starts
 threads and compiles. Then free memory is returned to the system and the system's peak is reset, and the second run is
-measured. Tensors that remain after the first run, for example in a cache, are added to the result. This needs Linux,
-because other systems can't reset the peak.
+measured. Tensors that remain after the first run, for example in a cache, are added to the result. The measurement
+needs Linux, because other systems can't reset the peak.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 
 _M_MMAP_THRESHOLD = -3  # from malloc.h of glibc
 _OWN_PAGES_FROM = 65536
-"""The block size in bytes from which glibc maps each block separately and unmaps it when it is freed.
+"""The block size in bytes from which glibc maps each block separately, and unmaps the block when it is freed.
 
 glibc's default threshold changes while a program runs, so some freed blocks stay resident by chance. Repeated
 measurements of one model then gave 54 and 89 MB, although 42 MB were in use.

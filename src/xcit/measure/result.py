@@ -1,4 +1,4 @@
-"""Classes and functions for the measurements of all tasks: settings, results, and tables in files."""
+"""Contains the settings and results of the measurements of all tasks, and writes tables to files."""
 
 import csv
 import json

@@ -200,7 +200,7 @@ class _Pass:
 def measure_memory(request: dict[str, Any]) -> int:
     """Returns the peak memory of a forward pass on the CPU, in bytes; `request` has the fields of `_Pass`.
 
-    It must run in a new process (see `xcit.measure.memory`).
+    This function must be called in a new process (see `xcit.measure.memory`).
     """
     one = from_dict(_Pass, request)
     torch.set_num_threads(one.threads)

@@ -1,4 +1,4 @@
-"""Converts the tensor names of detectors and segmenters between ours (native) and the published ones.
+"""Converts the tensor names of detectors and segmenters between this package's own (native) and the published names.
 
 A dense model (a detector or segmenter) consists of a `backbone`, which is an XCiT with a pyramid, and one or more
 heads. Each head has a bijective table. A row of the table maps the native name of a module to its published name. The

@@ -1,4 +1,4 @@
-"""Downloads a file from a URL: resumes a broken download, verifies the file, and never leaves an incomplete file."""
+"""Downloads a file from a URL: resumes a broken download, verifies the file, and then moves it to its destination."""
 
 import errno
 import hashlib
@@ -51,8 +51,8 @@ def download(
 ) -> Path:
     """Downloads the file at `url` to `destination`, unless `destination` already exists with the right digest.
 
-    The bytes are written to `<destination>.part` first. If an earlier call left a part file, the server still has the
-    same version of the file, and the server can send a range of bytes, only the missing bytes are requested. If two
+    The bytes are written to a part file first, `<destination>.part`. A download is resumed if an earlier call left a
+    part file, the server still has the same version of the file, and the server can send a range of bytes. If two
     processes download to the same destination, the second process waits for the first and uses its file.
 
     Args:
@@ -115,7 +115,10 @@ class _BrokenOffError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Transfer:
-    """Downloads one file. The caller must hold the lock of the destination. See `download` for the fields."""
+    """Downloads one file, while the caller holds the lock of the destination.
+
+    The fields are arguments of `download`; `report` is `progress` without the name.
+    """
 
     url: str
     destination: Path

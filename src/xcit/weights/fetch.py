@@ -76,9 +76,10 @@ def obtain(
 ) -> tuple[Path, Source | None]:
     """Returns the published file of a checkpoint, and downloads it if it is not on this machine.
 
-    First, the file is searched on this machine: in the folder `XCIT_MIRROR`, then for each source in `directory` and in
-    the Hub's own cache. If it is not found, it is requested from the URL `XCIT_MIRROR`, then from each source in order.
-    `XCIT_OFFLINE=1` or `HF_HUB_OFFLINE=1` forbids these requests. A file with a wrong SHA-256 is never returned.
+    First, the file is looked for on this machine: in the folder `XCIT_MIRROR`, and then, for each source, in `directory`
+    and in the Hub's own cache. If the file is not there, it is requested from the URL `XCIT_MIRROR`, and then from each
+    source in order. `XCIT_OFFLINE=1` or `HF_HUB_OFFLINE=1` forbids these requests. A file with a wrong SHA-256 is never
+    returned.
 
     Args:
         name: The checkpoint's name. A mirror may contain its file as `<name>.safetensors`.
@@ -140,8 +141,8 @@ def obtain(
     lines = "".join(f"  {reason}\n" for reason in reasons)
     raise FetchError(
         f"cannot get the weights of {name}:\n{lines}"
-        f"Set XCIT_MIRROR to a folder or URL with the files, run `xcit fetch {name} --to DIR` on a connected machine, "
-        "or pass pretrained=PATH"
+        f"Set XCIT_MIRROR to a folder or URL with the files, run `xcit fetch {name} --to DIR` on a machine with a "
+        "network, or pass pretrained=PATH"
     )
 
 

@@ -31,7 +31,7 @@ _DINO_NETWORKS = ("teacher", "student")
 """Keys of the two networks in a full DINO checkpoint."""
 
 _CLASSIFIER_HEAD = frozenset(("head.weight", "head.fc.weight"))
-"""The tensors of a classifier. DINO's projection head has neither of these names."""
+"""Tensor names of a classifier: every classifier has one of these two, and DINO's projection head has neither."""
 
 _MOST_UNSTORED = 2**30
 """The largest allowed total size, in bytes, of the tensors that are larger than their storage in the file.
@@ -183,7 +183,7 @@ _NOT_CHECKPOINTS = (
 
 
 def _kind(path: Path) -> Literal["safetensors", "zip", "pickle"]:
-    """Returns the file type, which it recognises by the first bytes of the file."""
+    """Recognises the file type by the first bytes of the file, and returns it."""
     try:
         if path.exists() and not path.is_file():
             raise XCiTError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a checkpoint")

@@ -153,7 +153,7 @@ def _renamed(state: Mapping[str, Tensor], rows: Mapping[str, str]) -> dict[str, 
 
 
 def _rename(name: str, rows: Mapping[str, str]) -> str | None:
-    """Returns the new name of a tensor by a table of old and new names; None if no row matches."""
+    """Returns the new name of a tensor, from a table that maps old names to new names; None if no row matches."""
     for template, index in _templates(name):
         module, _, leaf = template.rpartition(".")
         for row, rest in ((template, ""), (module, f".{leaf}")):
@@ -175,7 +175,7 @@ def _templates(name: str) -> Iterator[tuple[str, int]]:
 
 
 def _apart(name: str) -> str:
-    """Returns the name of q if a name is that of a fused matrix of q, k and v; other names do not change."""
+    """Returns the name of the q part if `name` is that of a fused q, k and v matrix; else returns `name` unchanged."""
     return _FUSED.sub(r"\1q\2", name)
 
 

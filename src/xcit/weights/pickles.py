@@ -56,7 +56,7 @@ _INERT_GLOBALS: list[_Stand] = [
     )
 ]
 _INERT_GLOBALS += [
-    # Lightning's dict of hyper-parameters becomes an OrderedDict, because torch's unpickler can't fill its own class.
+    # Lightning's dict class for hyper-parameters is replaced by OrderedDict, because torch's unpickler can't fill it.
     (OrderedDict, name)
     for name in (
         "lightning.fabric.utilities.data.AttributeDict",
@@ -114,7 +114,7 @@ def _check_zip(path: Path) -> None:
     """Checks that a zip archive is complete, undamaged and in torch's format; torch itself verifies no checksums.
 
     Raises:
-        XCiTError: if it is not.
+        XCiTError: if the archive is incomplete, damaged or in another format.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Loads a state dict into a module strictly: if a name or shape differs, nothing is loaded, and an error lists it."""
+"""Loads a state dict into a module strictly: if names or shapes differ, nothing is loaded, and an error lists them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -89,7 +89,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _head_advice(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> list[str]:
-    """Returns a line of advice if the numbers of classes differ, else no line. Only the classifier may differ."""
+    """Returns advice for an error in which only the classifier differs: one line if the numbers of classes differ."""
     wanted = expected[_HEAD[0]][0] if _HEAD[0] in expected else 0
     found = state[_HEAD[0]].shape[0] if _HEAD[0] in state and state[_HEAD[0]].ndim else 0
     if wanted == found:

@@ -119,7 +119,7 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
 
 
 def _states(loaded: Mapping[Any, Any], where: str = "", depth: int = 3) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yields the state dicts in nested dicts, each after its keys joined by dots; `depth` limits the nesting."""
+    """Yields each state dict in nested dicts as (keys joined by dots, state dict); `depth` limits the nesting."""
     tensors = {name: value.detach() for name, value in loaded.items() if _is_tensor(name, value)}
     if tensors:
         yield where, tensors

@@ -1,4 +1,4 @@
-"""The table of architectures: the 14 published ones, more for the robust models, and a small one of this project."""
+"""The table of architectures: the 14 published ones, those of the robust models, and a small one of this project."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The 42 published classifiers, the 4 published DINO backbones, the robust classifiers, and the packaged model."""
+"""The records of 42 published classifiers, 4 published DINO backbones, the robust models and the packaged model."""
 
 from dataclasses import replace
 

@@ -37,7 +37,7 @@ _WRAP: dict[str, Callable[[dict[str, Tensor]], dict[str, object]]] = {
     "mmpretrain": _openmmlab,
     "dino": dict,
 }
-"""For each format, the function that adds the keys around a state dict that are usual in its pickled files.
+"""Maps each format to a function, which wraps a state dict in the keys that are usual in pickled files of the format.
 
 Whole detectors and segmenters use the keys of OpenMMLab.
 """
@@ -47,8 +47,9 @@ def targets() -> tuple[str, ...]:
     """Returns the formats that can be written.
 
     "dino" is the format of the published DINO backbones: official tensor names, no classifier, no keys around the state
-    dict. "mmseg" contains a whole segmenter, and "mmdet" a whole detector. "xcit" and "timm-hub" contain any model.
-    Every other format contains only the XCiT of a segmenter or detector. "timm-hub" is a folder (see `write_folder`).
+    dict. "mmseg" is for whole segmenters, and "mmdet" for whole detectors. "xcit" and "timm-hub" are for all models. In
+    every other format, only the XCiT of a segmenter or detector is written. "timm-hub" writes a folder (see
+    `write_folder`); all other formats write a file.
     """
     return (*FORMATS, "dino", *(kind.published_format for kind in KINDS.values() if kind.published_format), FOLDER)
 

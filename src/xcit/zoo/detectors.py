@@ -22,7 +22,7 @@ DETECTOR_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED
 """The architectures whose detectors were published."""
 
 EITHER_PATCH = "mask-rcnn_xcit-medium-24-p16_3x_coco"
-"""The model whose name says patches of 16 although its published config has patches of 8; the weights decide."""
+"""The model with patches of 16 in its name but patches of 8 in its published config; the weights determine the size."""
 
 
 def detector_config(architecture: XCiTConfig, num_classes: int = 80) -> MaskRCNNConfig:

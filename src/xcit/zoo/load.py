@@ -135,7 +135,7 @@ def _check_by_hand(record: Record) -> None:
     Raises:
         XCiTError: if the file is not there; the message says where to download it and how to use it.
     """
-    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder, or a URL; the file may always be at a URL
+    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder or a URL; a URL is not checked here
     name = f"{record.name}.safetensors"
     folders = [cache_dir() / "checkpoints", *([Path(mirror.removeprefix("file://"))] if mirror else [])]
     if not mirror.startswith(("http://", "https://")) and not any((folder / name).is_file() for folder in folders):

@@ -48,7 +48,7 @@ def is_file(model: str | os.PathLike[str]) -> bool:
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """Returns the record of a classifier or feature backbone, by its name or alias; upper and lower case are equal.
+    """Returns the record of a classifier or feature backbone, by its name or alias; the case of letters is ignored.
 
     Raises:
         XCiTError: if the name is unknown, or belongs to a segmenter or detector. For an unknown name, the message
@@ -64,7 +64,7 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 
 def find_record(name: str) -> Record:
-    """Returns the record of a published model, by its name or alias; upper and lower case are equal.
+    """Returns the record of a published model, by its name or alias; the case of letters is ignored.
 
     Raises:
         XCiTError: if the name is unknown; the message suggests similar names.

@@ -1,7 +1,7 @@
 """Identifies the published model in a weights file without metadata, by the file's name or its SHA-256.
 
 The tensors alone determine neither the strides of the stem nor the preprocessing. So a published file is recognised by
-its published name, or by its SHA-256 if it was published. For any other file, a warning states the assumed model.
+its name, or by its SHA-256 if the SHA-256 was published. For any other file, a warning states the assumed model.
 """
 
 import hashlib
@@ -89,7 +89,7 @@ def _by_file() -> dict[str, Record]:
 
 
 def _key(filename: str) -> str:
-    """Normalises a file's name: without suffixes and without what browsers and caches add, and with underscores."""
+    """Normalises a file's name: removes its suffixes and what browsers and caches add, and replaces "-" by "_"."""
     stem = _SUFFIXES.sub("", filename.lower())
     return re.sub(r"^[0-9a-f]{8}-|[ _]?\(\d+\)$", "", stem).replace("-", "_")
 

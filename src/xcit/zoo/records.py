@@ -63,7 +63,7 @@ class Record:
         raise NotImplementedError
 
     def row(self) -> dict[str, str]:
-        """Returns the model's row in the table of `xcit list`, by column: image size " px" and published figures."""
+        """Returns the model's row for `xcit list`: maps column names, such as " px" (image size), to their texts."""
         raise NotImplementedError
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:

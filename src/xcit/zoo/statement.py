@@ -47,7 +47,7 @@ def model_metadata(config: Any, info: Any | None) -> dict[str, str]:
 
 
 def read_metadata(stored: StoredWeights) -> Statement | None:
-    """Returns the statement in a file's metadata; None if they contain none.
+    """Returns the statement in a file's metadata; None if the metadata contain no statement.
 
     Raises:
         XCiTError: if the statement is not valid.

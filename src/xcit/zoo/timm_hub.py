@@ -85,8 +85,8 @@ def timm_config(config: XCiTConfig, info: ModelInfo | None) -> dict[str, Any] | 
         "fixed_input_size": False,
         "num_classes": config.num_classes,
         "pool_size": None,
-        # timm adapts the convolution in `first_conv` to the number of channels. For weights with other than 3 channels,
-        # there is no name here, because older versions of timm adapt even weights that already fit.
+        # timm adapts the convolution in `first_conv` to the number of channels. Older versions of timm adapt even
+        # weights that already fit, so `first_conv` is None if the number of channels is not 3.
         "first_conv": "patch_embed.proj.0.0" if config.in_channels == 3 else None,
         "classifier": "head",
     }

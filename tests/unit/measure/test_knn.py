@@ -177,7 +177,7 @@ def test_by_itself_k_is_no_more_than_the_training_images() -> None:
         ({"temperature": 0.0}, "temperature is 0.0, must be above 0"),
         ({"temperature": float("nan")}, "temperature is nan, must be above 0"),
         ({"train_features": np.ones((3, 2, 2))}, "training features must be (images, numbers) and labels (images,)"),
-        ({"train_features": np.ones((3, 5))}, "training features have 5 numbers, validation features 4"),
+        ({"train_features": np.ones((3, 5))}, "training features have 5 numbers, but validation features have 4"),
         ({"val_labels": np.zeros(2)}, "validation features must be (images, numbers) and labels (images,), not (3, 4)"),
         ({"val_features": np.ones((0, 4)), "val_labels": np.ones(0)}, "validation features must be (images, numbers)"),
         ({"val_features": np.full((3, 4), np.nan)}, "the validation features contain NaN or infinity"),

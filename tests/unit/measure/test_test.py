@@ -231,7 +231,9 @@ def test_the_checkpoint_must_fit_the_recipe(setting: Setting) -> None:
     save_model(make_model(3), Path(setting.checkpoint))
     with pytest.raises(XCiTError, match="The file has 3 classes, the model 1000"):
         setting.test()
-    with pytest.raises(XCiTError, match="xcit-pico-fashion-mnist is no tiny: its recipe is xcit-pico-fashion-mnist"):
+    with pytest.raises(
+        XCiTError, match="xcit-pico-fashion-mnist does not fit tiny: its recipe is xcit-pico-fashion-mnist"
+    ):
         setting.test(checkpoint="packaged")
 
 

@@ -638,9 +638,7 @@ def test_mirror_url_without_the_file_gives_way_to_the_sources(
     site.files.clear()
     with pytest.raises(FetchError) as caught:
         obtain("xcit-nano", [source], tmp_path / "other")
-    assert f"mirror {site.url}/mirror (XCIT_MIRROR): has none of the files xcit-nano.safetensors, a.pth" in str(
-        caught.value
-    )
+    assert f"{site.url}/mirror (XCIT_MIRROR): has none of the files xcit-nano.safetensors, a.pth" in str(caught.value)
 
 
 def test_mirror_url_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
