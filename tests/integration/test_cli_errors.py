@@ -170,7 +170,7 @@ ONE_LINE = [
     (f"test {PICO} packaged --data nowhere", "nowhere: no such folder"),
     (f"test {PICO} packaged --data flat", "images without class folders need their labels in a file val.txt"),
     (f"test {PICO} packaged --data colours", "colours has 3 classes, but the model's 10 classes do not include 'blau'"),
-    (f"test {PICO} xcit-nano-12-p16 --data colours", "xcit-nano-12-p16_3rdparty_in1k does not fit xcit-pico-fashion-mnist"),
+    (f"test {PICO} xcit-nano-12-p16 --data colours", "xcit-nano-12-p16_3rdparty_in1k does not fit xcit-pico-"),
     (f"test {PICO} packaged --data colours --protocol official", "is no ImageNet recipe: the published protocols"),
     (f"test {PICO} empty --data colours", "empty is a folder, not a checkpoint"),
     (f"test {PICO} nowhere.pth --data colours", "cannot read nowhere.pth: no such file"),
