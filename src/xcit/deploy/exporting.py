@@ -199,7 +199,7 @@ def weights_of(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def _find(model: str | os.PathLike[str] | nn.Module) -> tuple[Any, Origin]:
-    """Returns the model and its origin; a name or path is loaded."""
+    """Returns the model and its origin; loads the model if `model` is a name or path."""
     network: Any = model
     if isinstance(model, nn.Module):
         if not any(isinstance(model, kind.model()) for kind in (CLASSIFIER, SEGMENTER, DETECTOR)):

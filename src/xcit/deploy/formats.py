@@ -76,7 +76,8 @@ def open_run(path: Path, num_threads: int) -> Run:
     """Opens an exported file or folder, to be run with `num_threads` threads.
 
     Raises:
-        XCiTError: if the path does not exist or is not an export, or its runtime is not installed or can't read it.
+        XCiTError: if the path does not exist or is not an exported file, or if its runtime is not installed or can't
+            read it.
     """
     found = format_of(path)
     if found is None:

@@ -194,7 +194,7 @@ def _with_labels_of(
         return with_classes(images, own_ids or tuple(map(str, range(num_classes))), labels), line
     if not own_ids and len(names) == num_classes:
         shown = ", ".join(f"{index} {name!r}" for index, name in enumerate(names[:3]))
-        return images, f"the weights contain no class names: the classes get the folders' names in order, {shown}, ..."
+        return images, f"the weights contain no class names: classes are matched with folders in order, {shown}, ..."
     if twice := [name for name, found in places.items() if len(found) > 1]:
         raise XCiTError(
             f"{data}: {len(places[twice[0]])} of the model's classes are called {twice[0]!r}: choose one by a class map"

@@ -76,8 +76,8 @@ def obtain(
 ) -> tuple[Path, Source | None]:
     """Returns the published file of a checkpoint, and downloads it if it is not on this machine.
 
-    First, the file is looked for on this machine: in the folder `XCIT_MIRROR`, then, for each source, in `directory` and
-    in the Hub's own cache. If the file is not there, it is requested from the URL `XCIT_MIRROR`, and then from each
+    First, the file is looked for on this machine: in the folder `XCIT_MIRROR`, then, for each source, in `directory`
+    and in the Hub's own cache. If the file is not there, it is requested from the URL `XCIT_MIRROR`, and then from each
     source in order. `XCIT_OFFLINE=1` or `HF_HUB_OFFLINE=1` forbids these requests. A file with a wrong SHA-256 is never
     returned.
 

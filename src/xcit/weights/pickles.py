@@ -100,9 +100,9 @@ def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
-            raise XCiTError(f"{path} is damaged or contains more than weights: not loaded, no code was run") from error
+            raise XCiTError(f"{path} is damaged or contains more than weights: not loaded, nothing was run") from error
         raise XCiTError(
-            f"{path} tries to load {found[1]!r}, which does not belong to weights: not loaded, no code was run"
+            f"{path} tries to load {found[1]!r}, which does not belong to weights: not loaded, nothing was run"
         ) from error
     except OSError as error:
         raise XCiTError(f"cannot read {path}: {error.strerror or brief(error)}") from error

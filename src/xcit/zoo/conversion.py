@@ -124,8 +124,8 @@ def convert(
 def _metadata(stored: StoredWeights, *, is_whole: bool) -> dict[str, str]:
     """Returns the metadata for the new file.
 
-    A published file without our metadata is recognised by its name. The new file has another name, so a description of
-    the model is added to its metadata.
+    A published file without this package's metadata may be recognised by its name. The new file has another name, so a
+    description of the model is added to its metadata.
     """
     record = known_record(stored) if is_whole and METADATA_KEY not in stored.metadata else None
     return stored.metadata if record is None else stored.metadata | model_metadata(record.model, record.info())

@@ -263,5 +263,5 @@ def kind_of_task(task: str) -> Kind[Any, Any, Any] | None:
 
 
 def kind_of_weights(stored: StoredWeights) -> Kind[Any, Any, Any]:
-    """Returns the kind of the model of weights without metadata, by their head; without a known head, a classifier."""
+    """Returns the kind of weights without metadata: the kind with their head; `CLASSIFIER` if the head is unknown."""
     return next((kind for kind in KINDS.values() if stored.head in kind.heads), CLASSIFIER)

@@ -12,7 +12,7 @@ from xcit.zoo.classes import classes_of
 from xcit.zoo.kinds import CLASSIFIER, DETECTOR, SEGMENTER, Kind
 
 Protocol = Literal["mmpretrain", "official"]
-"""The protocol of a published accuracy, by who measured it. It determines the preprocessing."""
+"""The protocol of a published accuracy, named after who measured it. The protocol determines the preprocessing."""
 
 
 @dataclass(frozen=True, kw_only=True)

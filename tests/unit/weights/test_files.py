@@ -236,7 +236,7 @@ def test_hostile_pickles_are_refused_by_name_and_not_run(tmp_path: Path, number:
     path = saved(tmp_path / "hostile.pth", content, _use_new_zipfile_serialization=zipped)
     message = error_of(path)
     assert name in message
-    assert "no code was run" in message
+    assert "nothing was run" in message
     assert not canary.exists()
     if name in ("system", "eval", "exec"):
         # Without the protection, it would run code.
@@ -259,7 +259,7 @@ def test_a_chain_through_the_allowed_getattr_runs_nothing(tmp_path: Path) -> Non
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in (("data.pkl", pickled), ("version", b"3\n"), ("byteorder", b"little")):
             archive.writestr(f"chain/{name}", data)
-    assert "not loaded, no code was run" in error_of(path)
+    assert "nothing was run" in error_of(path)
     assert not canary.exists()
 
 
