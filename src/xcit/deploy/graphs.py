@@ -3,7 +3,7 @@
 A graph contains a fused copy of the model: batch norms are folded into the convolutions before them, and LayerScale is
 folded into the last weights of each branch. XCA has two forms (see `ops.forms`): one is faster for many tokens, and the
 other is faster for few. A graph with a fixed image size contains the faster form for that size. A graph for every size
-contains the form that `XCAForm` selects.
+contains one form or both, see `XCAForm`.
 
 Shapes: `B` is the batch size, `C` the number of channels, `h` and `w` are the height and width of an image.
 """

@@ -133,7 +133,7 @@ def evaluate_knn(
         started: called once with the number of images that this process reads.
         report: called with the number of images of each batch of this process.
         announce: called with lines for the user, in the main process. If `started`, `report` and `announce` are all
-            None, the lines are printed to standard error, with a progress bar if it is a terminal.
+            None, the lines are printed to standard error. If standard error is a terminal, a progress bar is shown.
 
     Raises:
         XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, no image can be read,

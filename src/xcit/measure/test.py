@@ -94,8 +94,8 @@ def test(
         started: called once with the number of images.
         report: called with the number of images of each batch.
         announce: called with lines for the user, about the classes that were found and problems in the data. If
-            `started`, `report` and `announce` are all None, the lines are printed to standard error, with a progress
-            bar if it is a terminal.
+            `started`, `report` and `announce` are all None, the lines are printed to standard error. If standard error
+            is a terminal, a progress bar is shown.
 
     Returns:
         The result. The class of its `report` depends on the task: `ClassificationReport`, `MultiLabelReport`,

@@ -148,7 +148,7 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
 
 
 def _described(stored: StoredWeights, shapes: dict[str, list[int]]) -> Statement:
-    """Describes the model of an adapter that PEFT itself wrote, without this package's metadata.
+    """Describes the model of an adapter that PEFT itself wrote. Such an adapter has no metadata of this package.
 
     The description is that of the base model. If the adapter contains a head with another number of classes, the
     number of classes is that of the adapter, and there are no class names.

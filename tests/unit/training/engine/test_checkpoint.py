@@ -93,7 +93,9 @@ def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     path, marker = tmp_path / "last.pt", tmp_path / "run"
     torch.save({**STATE, "more": Hostile(marker)}, path)
-    with pytest.raises(XCiTError, match=r"last\.pt: not a checkpoint of a run, or damaged; nothing was run") as caught:
+    with pytest.raises(
+        XCiTError, match=r"last\.pt: not a checkpoint of a run, or damaged; nothing in it was run"
+    ) as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
     path.write_bytes(pickle.dumps({**STATE, "more": Hostile(marker)}, protocol=2))
