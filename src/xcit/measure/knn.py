@@ -28,7 +28,7 @@ from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.labelled_features import check_pooled, extract, feature_cache, open_train_and_val
 
 KS = (10, 20, 100, 200)
-"""The numbers of neighbours for which DINO's authors published figures."""
+"""The numbers of neighbours in the evaluation code that DINO's authors published."""
 
 TEMPERATURE = 0.07
 

@@ -159,7 +159,7 @@ def dense_from_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tens
 
 
 def xcit_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the state dict of the XCiT in a native state dict of a dense model, without the prefix `XCIT`."""
+    """Extracts the XCiT from a native state dict of a dense model; its tensor names lose the prefix `XCIT`."""
     return {name.removeprefix(XCIT): tensor for name, tensor in state.items() if name.startswith(XCIT)}
 
 

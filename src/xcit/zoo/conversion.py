@@ -104,7 +104,7 @@ def convert(
         if is_file and destination.samefile(source):
             raise XCiTError(f"{destination} is the source file: choose another destination")
         if not overwrite:
-            raise XCiTError(f"{destination} exists: choose another destination, or ask to overwrite it")
+            raise XCiTError(f"{destination} already exists: choose another destination, or set overwrite")
     kind = next((kind for kind in KINDS.values() if to and kind.published_format == to), None)
     if kind is not None:
         if stored.head is None or stored.head not in kind.heads:

@@ -78,7 +78,7 @@ def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
 def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XCiTConfig:
     """Does what `describe` does, but returns only the config of the XCiT within the model.
 
-    The head of a segmenter or detector need not be known.
+    It also works if the head of a segmenter or detector is unknown.
 
     Raises:
         XCiTError: as in `describe`.
