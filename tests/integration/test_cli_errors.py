@@ -102,7 +102,7 @@ ONE_LINE = [
     ("convert empty a.pth --to timm", "empty is a folder, not a checkpoint"),
     ("convert hostile.pth a.pth --to timm", "nothing was run"),
     ("convert bare.safetensors a.onnx --to timm", "a.onnx must end in .safetensors or one of .pth, .pt, .bin"),
-    ("convert bare.safetensors zero.pth --to timm", "zero.pth exists: choose another destination, or ask to overwrite"),
+    ("convert bare.safetensors zero.pth --to timm", "zero.pth already exists: choose another destination"),
     ("convert bare.safetensors bare.safetensors --to timm --overwrite", "is the source file"),
     ("convert bare.safetensors nowhere/a.pth --to timm", "nowhere/a.pth: can't be written: No such file or directory"),
     ("info xcit-nanno", "no model is called 'xcit-nanno'; did you mean"),

@@ -16,7 +16,7 @@ def quantize_onnx(source: Path, target: Path, batches: Sequence[Tensor]) -> None
 
     The weights have one scale per output channel. Products of two activations (in the attention) stay in float32,
     because they are a small part of the computation and the softmax is sensitive to their errors. The weights use only
-    7 bits: processors without VNNI add two 8-bit products in a 16-bit integer, which can overflow with 8-bit weights.
+    7 bits: processors without VNNI add two products of 8-bit numbers in 16 bits, which can overflow with 8-bit weights.
 
     Args:
         source: an ONNX file in float32.

@@ -194,7 +194,8 @@ def _kind(path: Path) -> Literal["safetensors", "zip", "pickle"]:
         raise XCiTError(f"cannot read {path}: {reason}") from error
     if not start:
         raise XCiTError(f"{path} is empty")
-    # A safetensors file starts with the length of its JSON header in eight bytes, little-endian, at most 100 MB.
+    # A safetensors file starts with the length of its JSON header: eight bytes, little-endian. The last four of these
+    # bytes are 0, because the length is at most 100 MB. The header starts with "{".
     if start[4:9] == b"\0\0\0\0{":
         return "safetensors"
     if start.startswith(b"PK"):
